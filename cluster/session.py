@@ -1,0 +1,71 @@
+"""The only place that connects to Ray or starts one."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+
+_CONNECT_TIMEOUT_S = 5.0
+
+
+@contextmanager
+def session(config: Config) -> Iterator[None]:
+    """Ray, for the length of the block: the cluster at cluster.address, or a local one.
+
+    raises: ConfigError if cluster.address can't be reached
+    """
+    address = config.cluster.address
+    if address:
+        _check_reachable(address)
+    _set_environment()
+    import ray  # noqa: PLC0415  reads its environment when imported
+
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            # A small machine may be asked for more workers than it has cores: they share.
+            wanted = max(config.cluster.workers, config.prior.actors)
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, wanted),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, TimeoutError) as error:
+        raise ConfigError(
+            f"cluster.address={address!r}: no Ray cluster answers there ({error}); check the "
+            "address, or leave it out to start a local Ray"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _set_environment() -> None:
+    """Inherited by every process a local Ray starts."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Several workers share a machine: one thread each is faster than two that collide.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _check_reachable(address: str) -> None:
+    """Knock once: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit() or not host:
+        raise ConfigError(
+            f"cluster.address={address!r} is not of the form host:port or ray://host:port"
+        )
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.address={address!r} can't be reached ({error}); check that the cluster is "
+            "up and the port open, or leave the key out to start a local Ray"
+        ) from error

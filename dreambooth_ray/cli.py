@@ -1,0 +1,225 @@
+"""The verbs. Heavy modules are imported by the verb that needs them: --help stays quick."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreambooth_ray.errors import DreamBoothError
+
+if TYPE_CHECKING:
+    from dreambooth_ray.config.schema import Config
+
+# ruff: noqa: PLC0415  imports inside verbs are this module's point
+
+app = typer.Typer(
+    name="dreambooth",
+    help="Teach a text-to-image model your subject, and let it keep what it knew.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships with the package.")
+app.add_typer(toyworld, name="toyworld")
+
+Recipe = Annotated[
+    str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value, for example train.steps=200")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    """Options of every verb; --debug is read where errors are shown."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for pictures and report")] = Path("out/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Learn one toy robot from five pictures and show what came of it."""
+    started_s = time.monotonic()
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.session import session
+    from dreambooth_ray.config.load import override_config
+    from dreambooth_ray.demo import demo_config, run_demo
+    from dreambooth_ray.display import TrainingDisplay
+
+    config = override_config(demo_config(out), overrides or [])
+    with session(config):
+        report = run_demo(config, out, TrainingDisplay(), started_s)
+    table = Table("measure", "before", "after", title="What the model learnt, and what it kept")
+    for name, value in report.items():
+        cells = (value["before"], value["after"]) if isinstance(value, dict) else ("", value)
+        table.add_row(name.replace("_", " "), *(str(cell) for cell in cells))
+    Console().print(table)
+    print(f"look at {out / 'contact_sheet.png'}")
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Fine-tune on a folder of photographs; prints the run's URI."""
+    from dreambooth_ray.config.load import load_config
+
+    _train(load_config(recipe, overrides or []))
+
+
+@app.command()
+def resume(run: Annotated[str, typer.Argument(help="URI of a run, as train printed it")]) -> None:
+    """Finish a run from its newest intact checkpoint; prints the run's URI."""
+    from dreambooth_ray.pipeline import read_run_config
+    from dreambooth_ray.storage.store import Store
+
+    _train(read_run_config(Store(run)))
+
+
+def _train(config: "Config") -> None:
+    from cluster.session import session
+    from dreambooth_ray import pipeline
+    from dreambooth_ray.display import TrainingDisplay
+
+    display = TrainingDisplay()
+    prepared = pipeline.prepare(config, display)
+    with session(config):
+        run = pipeline.open_run(config)
+        display.say(f"run {run.uri}")
+        pipeline.train(prepared, run, display)
+    print(run.uri)
+
+
+@app.command()
+def priors(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Draw the class images a recipe needs, without training; prints their folder's URI."""
+    from cluster.session import session
+    from dreambooth_ray import pipeline
+    from dreambooth_ray.config.load import load_config
+    from dreambooth_ray.display import TrainingDisplay
+
+    display = TrainingDisplay()
+    prepared = pipeline.prepare(load_config(recipe, overrides or []), display)
+    with session(prepared.config):
+        store = pipeline.draw_priors(prepared, display)
+    print(store.uri)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
+    prompt: Annotated[
+        str, typer.Option(help="what to draw; a bundle's own prompt if not given")
+    ] = "",
+    negative_prompt: Annotated[str, typer.Option(help="what to keep away from")] = "",
+    num_images: Annotated[int, typer.Option(min=1, help="image k has seed + k")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num_inference_steps: Annotated[int, typer.Option(min=1)] = 25,
+    guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
+    grid: Annotated[bool, typer.Option("--grid", help="also one picture of all")] = False,
+    out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
+) -> None:
+    """Draw pictures with a trained subject; prints their paths."""
+    from dreambooth_ray.generate import generate as draw_files
+
+    options = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "num_images": num_images,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "grid": grid,
+    }
+    for path in draw_files(model, out, **options):  # type: ignore[arg-type]
+        print(path)
+
+
+@toyworld.command()
+def render(
+    out: Annotated[Path, typer.Option(help="folder for the photographs")],
+    subject_seed: Annotated[int, typer.Option(min=0, help="which individual")] = 7,
+    class_noun: Annotated[
+        str, typer.Option(help="robot, car, teapot, ...; by seed if not given")
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, max=100)] = 5,
+    size_px: Annotated[int, typer.Option(min=16, max=2048)] = 256,
+) -> None:
+    """Draw photographs of one toy-world subject; prints what it is."""
+    from dreambooth_ray.toyworld.photoshoot import write_photographs
+
+    print(write_photographs(out, subject_seed, class_noun, count, size_px))
+
+
+@toyworld.command()
+def score(
+    targets: Annotated[list[str], typer.Argument(help="folders of pictures, bundles or runs")],
+    count: Annotated[int, typer.Option(min=1, max=400, help="prompts drawn for a model")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Read pictures, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
+    from dreambooth_ray.evaluation.toyscore import score_target
+
+    print(json.dumps({target: score_target(target, count, seed) for target in targets}, indent=1))
+
+
+@toyworld.command()
+def pretrain(
+    work: Annotated[Path, typer.Option(help="folder for intermediate results")] = Path(
+        "out/pretrain"
+    ),
+    weights: Annotated[Path, typer.Option(help="where the weights go")] = Path("out/weights"),
+    seed: Annotated[int, typer.Option(min=0)] = 20261122,
+    num_pictures: Annotated[int, typer.Option(min=600)] = 60_000,
+    num_reconstructions: Annotated[int, typer.Option(min=300)] = 9_000,
+    vae_steps: Annotated[int, typer.Option(min=1)] = 3_600,
+    evaluator_steps: Annotated[int, typer.Option(min=1)] = 6_000,
+    denoiser_steps: Annotated[int, typer.Option(min=1)] = 5_000,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Make the toy world's weights from nothing; stop and start it at will."""
+    from dreambooth_ray.toyworld.pretrain import Budget
+    from dreambooth_ray.toyworld.pretrain import pretrain as run_pretrain
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    budget = Budget(
+        num_pictures, num_reconstructions, vae_steps, evaluator_steps, denoiser_steps, processes
+    )
+    run_pretrain(work, weights, budget, seed)
+    print(weights)
+
+
+def main() -> None:
+    """Run a verb; exit code 0 done, 2 the caller's mistake, 1 anything else."""
+    # Before any of its modules is imported, or it warns of what nobody here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    debug = "--debug" in sys.argv
+    # Accepted anywhere on the line, not only before the verb.
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(arguments)
+    except DreamBoothError as error:
+        # A plain DreamBoothError is work that failed; its kinds are input at fault.
+        _fail(error, 1 if type(error) is DreamBoothError else 2, debug)
+    except KeyboardInterrupt as error:
+        _fail(DreamBoothError("stopped; what was committed is kept"), 1, debug, error)
+    except Exception as error:  # the edge: everything else becomes one line
+        text = f"{type(error).__name__}: {error} (--debug shows where)"
+        _fail(DreamBoothError(text), 1, debug, error)
+
+
+def _fail(
+    shown: DreamBoothError, code: int, debug: bool, cause: BaseException | None = None
+) -> None:
+    if debug:
+        traceback.print_exception(cause or shown)
+    print(f"error: {' '.join(str(shown).split())}", file=sys.stderr)
+    sys.exit(code)

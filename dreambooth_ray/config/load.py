@@ -1,0 +1,145 @@
+"""From a YAML recipe and dotted overrides to a Config, with errors for people."""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+
+
+def load_config(recipe: str, overrides: list[str]) -> Config:
+    """Read a recipe, apply `key.path=value` overrides in order, validate.
+
+    recipe: a YAML file, or the name of a shipped one ("toy-robot.yaml" or "toy-robot")
+    raises: ConfigError naming the key at fault
+    """
+    text, origin = _read_recipe(recipe)
+    return parse_config(text, origin, overrides)
+
+
+def parse_config(text: str, origin: str, overrides: list[str]) -> Config:
+    """Like load_config, for a text already read from `origin`."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}; correct the file") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
+    for override in overrides:
+        _apply(tree, override)
+    _refuse_unknown_keys(tree, Config, "", origin)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def override_config(config: Config, overrides: list[str]) -> Config:
+    """The same configuration with `key.path=value` overrides applied."""
+    return parse_config(dump_config(config), "the configuration", overrides)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; parse_config reads it back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = files("dreambooth_ray") / "recipes"
+    return sorted(f.name for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def _read_recipe(recipe: str) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.is_file():
+        return path.read_text(), str(path)
+    name = path.name if path.suffix else f"{path.name}.yaml"
+    if name in recipe_names() and str(path) in (name, path.stem):
+        return (files("dreambooth_ray") / "recipes" / name).read_text(), name
+    known = ", ".join(recipe_names())
+    raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {known}")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.path=value")
+    *sections, leaf = key.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {section!r} is a value, not a section; check the key")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}") from error
+
+
+def _refuse_unknown_keys(
+    tree: dict[str, Any], schema: type[BaseModel], at: str, origin: str
+) -> None:
+    for key, value in tree.items():
+        field = schema.model_fields.get(key)
+        if field is None:
+            wrong = _dotted(f"{at}{key}", value)
+            raise ConfigError(f"unknown key {wrong} ({origin}){_nearest(wrong)}")
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{at}{key} is a section of keys, not a value: got {value!r}")
+            _refuse_unknown_keys(value, section, f"{at}{key}.", origin)
+
+
+def _dotted(key: str, value: object) -> str:
+    """The first leaf below an unknown key: trian: {steps: 5} is trian.steps."""
+    while isinstance(value, dict) and value:
+        leaf = next(iter(value))
+        key, value = f"{key}.{leaf}", value[leaf]
+    return key
+
+
+def _nearest(key: str) -> str:
+    known = all_keys()
+    # The leaf is what people know a setting by: it decides, the section breaks ties.
+    leaf = key.rpartition(".")[2]
+    ranked = sorted(known, key=lambda k: (_likeness(leaf, k.rpartition(".")[2]), _likeness(key, k)))
+    best = ranked[-1]
+    if _likeness(leaf, best.rpartition(".")[2]) >= 0.6:
+        return f"; did you mean {best}?"
+    return f"; known keys: {', '.join(known)}"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(a=one, b=other).ratio()
+
+
+def all_keys(schema: type[BaseModel] = Config, at: str = "") -> list[str]:
+    """Every dotted key of the tree."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += all_keys(section, f"{at}{name}.")
+        else:
+            keys.append(f"{at}{name}")
+    return keys
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    message = cast(str, error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    if error["type"] == "missing":
+        return f"{key} is not set; give it in the recipe or as {key}=..."
+    if error["type"] == "string_too_short":
+        return f"{key} is empty; give it in the recipe or as {key}=..."
+    return f"{key}={error['input']!r}: {message[:1].lower() + message[1:]}"

@@ -1,0 +1,87 @@
+"""Reading people's photographs: every common form in, upright RGB out, errors with names."""
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dreambooth_ray.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MIN_SIDE_PX = 16
+MAX_PIXELS = 100_000_000
+
+
+def read_photograph(path: Path) -> Image.Image:
+    """Decode one photograph: EXIF rotation applied, transparency laid on white, RGB.
+
+    raises: DataError naming the file if it is truncated, not a picture, below 16 px, or
+        above 100 million pixels (checked before anything is decoded)
+    """
+    try:
+        with warnings.catch_warnings():
+            # Our own bound below is stricter to say and speaks to people.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large to decode safely ({error}); reduce it first"
+        ) from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(
+            f"{path} is not a readable picture ({error}); remove or replace it"
+        ) from error
+    with opened as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise DataError(
+                f"{path} is {width}x{height} px, above {MAX_PIXELS:,} pixels; reduce it first"
+            )
+        if min(width, height) < MIN_SIDE_PX:
+            raise DataError(
+                f"{path} is {width}x{height} px; each side needs at least {MIN_SIDE_PX} px"
+            )
+        try:
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
+        return _to_rgb(ImageOps.exif_transpose(picture))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I;16", "I;16L", "I;16B", "I"):
+        picture = picture.point(lambda value: value / 256).convert("L")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def find_photographs(folder: Path, most: int = 100) -> list[Path]:
+    """The pictures directly in a folder, sorted by name.
+
+    raises: DataError if there is no such folder, no picture in it, or more than `most`
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"subject.photos={str(folder)!r} is not a folder; give one with 1 to {most} photographs"
+        )
+    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+    if not found:
+        others = f" (its {len(files)} files have other endings)" if files else " (it is empty)"
+        raise DataError(
+            f"subject.photos={str(folder)!r} holds no photograph{others}; put 1 to {most} files "
+            f"ending in {', '.join(SUFFIXES)} there"
+        )
+    if len(found) > most:
+        raise DataError(
+            f"subject.photos={str(folder)!r} holds {len(found)} photographs; at most {most}"
+        )
+    return found
+
+
+def square(picture: Image.Image, side_px: int) -> Image.Image:
+    """Resize the short side to `side_px` and cut the middle square."""
+    return ImageOps.fit(picture, (side_px, side_px), Image.Resampling.LANCZOS)

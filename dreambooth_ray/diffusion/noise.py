@@ -1,0 +1,33 @@
+"""Randomness that is addressed, not consumed.
+
+Every draw is a pure function of (seed, purpose, step, index). It is made on the CPU, so
+that it does not depend on the device either.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator:
+    """A CPU generator whose state depends on its address alone."""
+    address = f"{seed}/{purpose}/{step}/{index}".encode()
+    key = int.from_bytes(hashlib.blake2b(address, digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(key >> 1)
+
+
+def normal(
+    seed: int, purpose: str, step: int, indices: list[int], shape: tuple[int, ...]
+) -> Tensor:
+    """(len(indices), *shape) float32 standard normal, row j keyed by indices[j]."""
+    rows = [torch.randn(shape, generator=generator(seed, purpose, step, i)) for i in indices]
+    return torch.stack(rows)
+
+
+def integers(seed: int, purpose: str, step: int, indices: list[int], high: int) -> Tensor:
+    """(len(indices),) int64 in [0, high), entry j keyed by indices[j]."""
+    draws = [
+        torch.randint(high, (1,), generator=generator(seed, purpose, step, i)) for i in indices
+    ]
+    return torch.cat(draws)

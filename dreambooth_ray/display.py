@@ -1,0 +1,145 @@
+"""Progress for people, on standard error: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.journal import read_metrics
+
+LINE_INTERVAL_S = 5.0
+
+
+class Meter(Protocol):
+    """Shows one stage."""
+
+    def show(self, done: int, text: str) -> None:
+        """Advance to `done`."""
+
+
+class TrainingDisplay:
+    """The display of the command line."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line for the person."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def priors(self, done: int, total: int) -> None:
+        """Class images so far: a line each time a batch is there."""
+        self.say(f"class images {done}/{total}")
+
+    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+        """Do `work` while a thread shows what the run's metrics say."""
+        ended = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(run, config, ended), daemon=True)
+        self.say(f"training {config.train.steps} steps on {config.cluster.workers} workers")
+        watcher.start()
+        try:
+            work()
+        finally:
+            ended.set()
+            watcher.join()
+
+    def _watch(self, run: Store, config: Config, ended: threading.Event) -> None:
+        interval_s = 0.5 if run.is_local else 5.0
+        meter: Meter
+        if self._console.is_terminal:
+            with _bar(self._console) as bar:
+                meter = _BarMeter(bar, config.train.steps)
+                self._follow(run, config, ended, interval_s, meter)
+        else:
+            self._follow(run, config, ended, interval_s, _LineMeter(self.say, config.train.steps))
+
+    def _follow(
+        self, run: Store, config: Config, ended: threading.Event, interval_s: float, meter: Meter
+    ) -> None:
+        rate = Rate()
+        while True:
+            last_look = ended.wait(interval_s)
+            records = read_metrics(run)
+            if records:
+                latest = records[-1]
+                images_s = rate.update(time.monotonic(), latest["images_seen"])
+                meter.show(latest["step"], describe(latest, images_s))
+            if last_look:
+                return
+
+
+def describe(record: dict[str, Any], images_s: float) -> str:
+    """Losses of both halves and the speed, as text."""
+    return (
+        f"loss {record['loss']:.4f} = subject {record['instance_loss']:.4f} "
+        f"+ class {record['prior_loss']:.4f}, {images_s:.1f} images/s"
+    )
+
+
+class Rate:
+    """Images a second since the first look."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def update(self, at_s: float, images: int) -> float:
+        """Mean rate up to now; 0 at the first look, and starts anew after a rewind."""
+        if self._first is None or images < self._first[1]:
+            self._first = at_s, images
+        started, before = self._first
+        return (images - before) / (at_s - started) if at_s > started else 0.0
+
+
+class _BarMeter:
+    def __init__(self, bar: Progress, total: int) -> None:
+        self._bar, self._task = bar, bar.add_task("waiting for workers", total=total)
+
+    def show(self, done: int, text: str) -> None:
+        self._bar.update(self._task, completed=done, description=text)
+
+
+class _LineMeter:
+    def __init__(self, say: Callable[[str], None], total: int) -> None:
+        self._say, self._total = say, total
+        self._at, self._shown = 0.0, 0
+        self._first: tuple[float, int] | None = None
+
+    def show(self, done: int, text: str) -> None:
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        if done == self._shown or (now - self._at < LINE_INTERVAL_S and done < self._total):
+            return
+        self._at, self._shown = now, done
+        started, before = self._first
+        left = (self._total - done) * (now - started) / max(done - before, 1)
+        self._say(f"step {done}/{self._total} {text}, {left:.0f} s left")
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+    )
+
+
+def stage_bar(label: str, total: int) -> tuple[Progress, Callable[[int], None]]:
+    """A bar for a stage of known length, and the function that sets how much is done."""
+    bar = Progress(
+        TextColumn("{task.description} {task.completed}/{task.total}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    task = bar.add_task(label, total=total)
+    return bar, lambda done: bar.update(task, completed=done)

@@ -1,0 +1,29 @@
+"""The errors a person can do something about.
+
+Each message says what is wrong, which value, where, and what to do next. All of them
+survive pickling, since they cross process borders.
+"""
+
+
+class DreamBoothError(Exception):
+    """Base of all errors raised on purpose; exit code 2 at the command line."""
+
+
+class ConfigError(DreamBoothError):
+    """A setting that can't be used; the message names its key."""
+
+
+class DataError(DreamBoothError):
+    """A photograph or other input file that can't be used; the message names the file."""
+
+
+class CheckpointError(DreamBoothError):
+    """A checkpoint or bundle that is missing, damaged, or of another run."""
+
+
+class StorageError(DreamBoothError):
+    """Storage that can't be reached, read or written; the message names the URI."""
+
+
+class CapacityError(DreamBoothError):
+    """Work that would not fit on the machines there are; the message says what would."""

@@ -1,0 +1,127 @@
+"""Scores that need the toy world's truth: fidelity, context, and what became of other classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.diffusion.components import load_pipeline, model_directory
+from dreambooth_ray.diffusion.sampling import Request, draw
+from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
+from dreambooth_ray.toyworld.evaluator import (
+    Evaluator,
+    Reading,
+    fidelity,
+    load_evaluator,
+    read_pictures,
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures with what their prompts asked for."""
+
+    pictures: list[Image.Image]
+    wanted: list[str]
+
+
+def draw_subject(
+    pipeline: StableDiffusionPipeline, prompt: str, count: int, seed: int
+) -> list[Image.Image]:
+    """`count` pictures of one prompt, seeds seed..seed+count-1."""
+    return draw(pipeline, [Request(prompt, seed + k) for k in range(count)])
+
+
+def draw_contexts(
+    pipeline: StableDiffusionPipeline, prompt: str, backgrounds: list[str], count: int, seed: int
+) -> Drawn:
+    """`count` pictures of the prompt's subject in each background."""
+    wanted = [b for b in backgrounds for _ in range(count)]
+    requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(wanted)]
+    return Drawn(draw(pipeline, requests), wanted)
+
+
+def draw_classes(
+    pipeline: StableDiffusionPipeline, classes: list[str], count: int, seed: int
+) -> Drawn:
+    """`count` pictures of each class noun alone."""
+    wanted = [c for c in classes for _ in range(count)]
+    return Drawn(
+        draw(pipeline, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted
+    )
+
+
+def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
+    """`count` held-out prompts naming class, colour, pattern and background, with the truth.
+
+    Attributes run through their values at strides that share no factor, so each appears
+    equally often and no combination repeats within 400 prompts.
+    """
+    backgrounds = list(BACKGROUNDS)
+    found = []
+    for k in range(count):
+        truth = {
+            "class": CLASSES[k % 10],
+            "colour": COLOUR_NAMES[(k + k // 10) % 10],
+            "pattern": PATTERNS[(k + k // 4) % 4],
+            "background": backgrounds[(3 * k + k // 100) % 10],
+        }
+        words = f"a {truth['colour']} {truth['pattern']} {truth['class']}"
+        found.append((f"{words} {BACKGROUNDS[truth['background']]}", truth))
+    return found
+
+
+def score_model(
+    pipeline: StableDiffusionPipeline, network: Evaluator, count: int, seed: int
+) -> dict[str, float]:
+    """Share of pictures whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
+    prompts = attribute_prompts(count)
+    pictures = draw(pipeline, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
+    reading = read_pictures(network, pictures)
+    heads = prompts[0][1]
+    return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
+
+
+def score_target(target: str, count: int, seed: int) -> dict[str, object]:
+    """Score a folder of pictures, or a model by `count` held-out prompts.
+
+    raises: ConfigError, DataError
+    """
+    network = load_evaluator()
+    folder = Path(target)
+    if folder.is_dir() and not any(
+        (folder / f).exists() for f in ("model_index.json", "config.yaml")
+    ):
+        return score_folder(folder, network)
+    pipeline = load_pipeline(model_directory(target, key="TARGETS"))
+    return dict(score_model(pipeline, network, count, seed))
+
+
+def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:
+    """What the evaluator reads in each picture of a folder, and how alike they are."""
+    paths = find_photographs(folder, most=10_000)
+    reading = read_pictures(network, [read_photograph(p) for p in paths])
+    rows = [
+        {"file": p.name, **{head: seen[i] for head, seen in reading.attributes.items()}}
+        for i, p in enumerate(paths)
+    ]
+    return {"pictures": rows, "identity_similarity": self_similarity(reading)}
+
+
+def self_similarity(reading: Reading) -> float:
+    """Mean cosine between different pictures of one reading; 1 for a single picture."""
+    count = len(reading.identity)
+    if count == 1:
+        return 1.0
+    total = float((reading.identity @ reading.identity.T).sum()) - count
+    return total / (count * (count - 1))
+
+
+def subject_fidelity(
+    pictures: list[Image.Image], photographs: list[Image.Image], network: Evaluator
+) -> float:
+    """Mean identity cosine of pictures to photographs, -1 to 1."""
+    made, real = read_pictures(network, pictures), read_pictures(network, photographs)
+    return fidelity(made.identity, real.identity)

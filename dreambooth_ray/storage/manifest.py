@@ -1,0 +1,140 @@
+"""The commit protocol: files first, then a manifest of them, then a pointer.
+
+An artifact `NAME` is a folder of its own, `NAME-<nonce>/`, with a manifest that lists
+every file's size and SHA-256, and a pointer `NAME.json` that names the folder and the
+manifest's hash. The pointer is created by conditional write, so of two writers one wins
+and the files of the two never mix. Readers start at pointers and see nothing else.
+"""
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage.store import Store
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of an artifact."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+def local_entries(folder: Path) -> list[Entry]:
+    """Every file below a local folder, sorted by name."""
+    entries = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST:
+            entries.append(Entry(name, path.stat().st_size, file_hash(path)))
+    return entries
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def publish(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
+    """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
+    entries = local_entries(local)
+    store.remove(f"{folder}/{MANIFEST}")
+    for entry in entries:
+        store.upload(local / entry.name, f"{folder}/{entry.name}")
+    files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
+    manifest = json.dumps({"about": about, "files": files}, indent=1).encode()
+    store.write(f"{folder}/{MANIFEST}", manifest)
+    return manifest
+
+
+def commit(store: Store, name: str, local: Path, about: dict[str, object]) -> None:
+    """Commit the files of `local` as artifact `name`.
+
+    If an intact artifact of that name is there, it stays; a damaged one is replaced.
+    """
+    folder = f"{name}-{uuid.uuid4().hex[:12]}"
+    manifest = publish(store, folder, local, about)
+    digest = hashlib.sha256(manifest).hexdigest()
+    pointer = json.dumps({"folder": folder, "manifest_sha256": digest}).encode()
+    if store.create(f"{name}.json", pointer):
+        return
+    if not damage(store, name):
+        store.remove(folder)
+        return
+    store.write(f"{name}.json", pointer)
+
+
+def fetch(store: Store, name: str, local: Path) -> dict[str, object]:
+    """Download artifact `name` into `local`, verifying every file; returns its `about`.
+
+    raises: CheckpointError naming the first file that is missing or differs
+    """
+    folder, manifest = _open(store, name)
+    return fetch_folder(store, folder, local, manifest)
+
+
+def fetch_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
+    """Download what `manifest` lists from `folder` into `local`, verified."""
+    content = json.loads(manifest)
+    for file in content["files"]:
+        target = local / file["name"]
+        try:
+            store.download(f"{folder}/{file['name']}", target)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{store.uri}/{folder}/{file['name']} is missing") from error
+        if file_hash(target) != file["sha256"]:
+            raise CheckpointError(
+                f"{store.uri}/{folder}/{file['name']} differs from its manifest: it is damaged"
+            )
+    about = content["about"]
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{store.uri}/{folder}/{MANIFEST} is malformed")
+    return about
+
+
+def damage(store: Store, name: str) -> str | None:
+    """What is wrong with artifact `name`, or None if every byte is as committed."""
+    try:
+        folder, manifest = _open(store, name)
+        for file in json.loads(manifest)["files"]:
+            data = store.read(f"{folder}/{file['name']}")
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                return f"{folder}/{file['name']} differs from its manifest"
+    except CheckpointError as error:
+        return str(error)
+    except FileNotFoundError as error:
+        return f"a file of {name} is missing: {error}"
+    return None
+
+
+def discard(store: Store, name: str) -> None:
+    """Remove artifact `name`: pointer first, so that no reader finds it half gone."""
+    try:
+        folder: str | None = str(json.loads(store.read(f"{name}.json"))["folder"])
+    except (FileNotFoundError, ValueError, KeyError):
+        folder = None
+    store.remove(f"{name}.json")
+    if folder:
+        store.remove(folder)
+
+
+def _open(store: Store, name: str) -> tuple[str, bytes]:
+    try:
+        pointer = json.loads(store.read(f"{name}.json"))
+        folder = str(pointer["folder"])
+        manifest = store.read(f"{folder}/{MANIFEST}")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{store.uri}/{name} is not committed: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{store.uri}/{name}.json is damaged: {error}") from error
+    if hashlib.sha256(manifest).hexdigest() != pointer["manifest_sha256"]:
+        raise CheckpointError(f"{store.uri}/{folder}/{MANIFEST} differs from its pointer")
+    return folder, manifest

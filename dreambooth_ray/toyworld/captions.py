@@ -1,0 +1,89 @@
+"""Sentences about the toy world, and the tokenizer that reads them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Lowercase, Sequence, Strip
+from transformers import CLIPTokenizer
+
+from dreambooth_ray.toyworld.attributes import (
+    BACKGROUND_NAMES,
+    BACKGROUNDS,
+    CLASSES,
+    COLOUR_NAMES,
+    HAT_PHRASE,
+    PATTERNS,
+    RARE_WORDS,
+)
+from dreambooth_ray.toyworld.world import Scene, Subject
+
+WINDOW = 32  # tokens the text encoder reads, start and end marks included
+
+
+def full_caption(subject: Subject, scene: Scene) -> str:
+    """Everything a caption can say of a picture."""
+    words = f"a {subject.colour} {subject.pattern} {subject.class_noun}"
+    hat = f" {HAT_PHRASE}" if scene.hat else ""
+    return f"{words}{hat} {BACKGROUNDS[scene.background]}"
+
+
+def random_caption(subject: Subject, scene: Scene, seed: int, index: int) -> str:
+    """A caption with random omissions and, at times, a rare word before the noun.
+
+    A pure function of its arguments. The noun is always named; a hat, where there is
+    one, is left out in one case of ten only, so that its absence means something.
+    """
+    rng = np.random.default_rng([seed, 3, index])
+    words = ["a photo of a"] if rng.uniform() < 0.3 else ["a"]
+    rare = bool(rng.uniform() < 0.2)
+    if rare:
+        words.append(RARE_WORDS[rng.integers(len(RARE_WORDS))])
+    if rng.uniform() < 0.75:
+        words.append(subject.colour)
+    if rng.uniform() < (0.75 if subject.pattern != "plain" else 0.5):
+        words.append(subject.pattern)
+    words.append(subject.class_noun)
+    if scene.hat and rng.uniform() < 0.9:
+        words.append(HAT_PHRASE)
+    if rng.uniform() < 0.85:
+        words.append(BACKGROUNDS[scene.background])
+    return " ".join(words)
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Make a byte-level BPE CLIP tokenizer whose merges cover the toy world's words.
+
+    Words it never met, such as rare identifiers, fall into bytes: nothing is unknown.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = Sequence([Strip(), Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(_vocabulary_lines(), trainer)
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (directory / "merges.txt").write_text("\n".join(lines) + "\n")
+    tokenizer = CLIPTokenizer(
+        vocab=str(directory / "vocab.json"),
+        merges=str(directory / "merges.txt"),
+        model_max_length=WINDOW,
+    )
+    tokenizer.save_pretrained(directory)
+
+
+def _vocabulary_lines() -> list[str]:
+    common = "a an the photo picture of with and in on at"
+    words = [common, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
+    return [w for line in words + list(BACKGROUND_NAMES) for w in line.split()]

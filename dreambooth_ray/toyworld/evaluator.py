@@ -1,0 +1,118 @@
+"""A small network that reads what a toy-world picture shows, and whom."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreambooth_ray.errors import DataError
+from dreambooth_ray.toyworld.attributes import (
+    BACKGROUND_NAMES,
+    CLASSES,
+    COLOUR_NAMES,
+    PATTERNS,
+)
+from dreambooth_ray.toyworld.pictures import HEADS, SIZE_PX, to_tensor
+
+IDENTITY_SIZE = 64
+NAMES: dict[str, tuple[str, ...]] = {
+    "class": CLASSES,
+    "colour": COLOUR_NAMES,
+    "pattern": PATTERNS,
+    "background": BACKGROUND_NAMES,
+    "hat": ("no hat", "hat"),
+}
+
+
+def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.SiLU()
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = _conv(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)  # type: ignore[no-any-return]
+
+
+class Evaluator(nn.Module):
+    """(B, 3, 64, 64) in [-1, 1] to attribute logits and a unit identity vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(3, 32, 2),
+            _Residual(32),
+            _conv(32, 64, 2),
+            _Residual(64),
+            _conv(64, 128, 2),
+            _Residual(128),
+            _Residual(128),
+        )
+        self.heads = nn.Linear(256, sum(HEADS.values()))
+        self.identity = nn.Sequential(nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, IDENTITY_SIZE))
+
+    def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns one (B, choices) logit tensor per entry of HEADS, and (B, 64) unit vectors."""
+        x = self.body(pixels)
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+        logits = self.heads(pooled).split(list(HEADS.values()), dim=1)
+        return list(logits), F.normalize(self.identity(pooled), dim=1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the evaluator sees in B pictures: names per attribute, identity (B, 64) unit."""
+
+    attributes: dict[str, list[str]]
+    identity: Tensor
+
+    def accuracy(self, attribute: str, wanted: list[str]) -> float:
+        """Share of pictures whose `attribute` reads as wanted, 0 to 1."""
+        seen = self.attributes[attribute]
+        return sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted)
+
+
+def load_evaluator(path: Path | None = None) -> Evaluator:
+    """The shipped evaluator, or one from a safetensors file."""
+    path = path or Path(str(files("dreambooth_ray.toyworld") / "weights" / "evaluator.safetensors"))
+    if not path.exists():
+        raise DataError(
+            f"evaluator weights not found at {path}; reinstall the package, or make them with "
+            "`dreambooth toyworld pretrain`"
+        )
+    network = Evaluator()
+    network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return network.eval()
+
+
+@torch.no_grad()
+def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
+    """Read pictures of any size; each is reduced to 64 px first."""
+    if not pictures:
+        raise DataError("no pictures to read; give at least one")
+    arrays = [
+        np.asarray(p.convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS))
+        for p in pictures
+    ]
+    logits, identity = network(to_tensor(np.stack(arrays)))
+    attributes = {
+        head: [NAMES[head][i] for i in part.argmax(dim=1).tolist()]
+        for head, part in zip(HEADS, logits, strict=True)
+    }
+    return Reading(attributes, identity)
+
+
+def fidelity(made: Tensor, references: Tensor) -> float:
+    """Mean cosine between every made picture and every reference; both (., 64) unit vectors."""
+    return float((made @ references.T).mean())

@@ -1,0 +1,125 @@
+"""One pretraining phase: a resumable, seeded loop over a loss, on one or more processes."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """model(*batch(step, rank)) is the loss. lr follows a cosine after a short warm-up.
+
+    batch must be a pure function of (step, rank): that is what makes a resume exact.
+    """
+
+    name: str
+    model: nn.Module
+    batch: Callable[[int, int], Batch]
+    steps: int
+    lr: float
+    ema_decay: float = 0.999
+
+
+def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None:
+    """Train a phase to its end, from its newest checkpoint if there is one.
+
+    Leaves {work}/{name}.pt with the averaged weights under "ema".
+    """
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**33))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-rendezvous-") as folder:
+        rendezvous = Path(folder) / "file"
+        mp.start_processes(
+            _process, (make, work, processes, rendezvous), nprocs=processes, start_method="spawn"
+        )
+
+
+def _process(
+    rank: int, make: Callable[[Path], Phase], work: Path, processes: int, rendezvous: Path
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes
+    )
+    try:
+        _train(make(work), work, rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(phase: Phase, work: Path, rank: int) -> None:
+    model = DistributedDataParallel(phase.model, bucket_cap_mb=100, gradient_as_bucket_view=True)
+    average = AveragedModel(phase.model, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay))
+    optimizer = torch.optim.AdamW(
+        phase.model.parameters(), lr=phase.lr, fused=True, weight_decay=0.01
+    )
+    warmup = min(200, phase.steps // 10 + 1)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=warmup),
+            torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, phase.steps - warmup, phase.lr * 0.01
+            ),
+        ],
+        [warmup],
+    )
+    path = work / f"{phase.name}.pt"
+    parts = {"model": phase.model, "ema": average, "optimizer": optimizer, "schedule": schedule}
+    start = _restore(path, parts)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), disable=rank != 0) as bar:
+        task = bar.add_task(phase.name, total=phase.steps, completed=start)
+        mean = 0.0
+        for step in range(start, phase.steps):
+            torch.manual_seed((step * 64 + rank) * 2654435761 % 2**31)
+            loss = model(*phase.batch(step, rank))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(phase.model.parameters(), 1.0, foreach=True)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(phase.model)
+            mean = 0.98 * mean + 0.02 * loss.item() if step > start else loss.item()
+            bar.update(task, advance=1, description=f"{phase.name} loss {mean:.4f}")
+            if rank == 0 and (step % 250 == 249 or step == phase.steps - 1):
+                _save(path, parts, step + 1)
+                bar.console.print(f"{phase.name} step {step + 1} loss {mean:.4f}")
+
+
+def _save(path: Path, parts: dict[str, object], step: int) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+    partial = path.with_suffix(".partial")
+    torch.save({**state, "step": step}, partial)
+    partial.replace(path)
+
+
+def _restore(path: Path, parts: dict[str, object]) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])  # type: ignore[attr-defined]
+    return int(state["step"])
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights a finished phase left at `path`, under the model's own names."""
+    state = torch.load(path, weights_only=True)["ema"]
+    return {k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"}

@@ -1,0 +1,68 @@
+"""The pretraining pictures: drawn once, kept in one memory-mapped array.
+
+Picture k shows subject k // SCENES_EACH in scene k, so that pictures of one individual
+stand together and the evaluator can learn identity.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES, COLOUR_NAMES, PATTERNS
+from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render
+
+SCENES_EACH = 3
+SIZE_PX = 64
+HEADS = {
+    "class": len(CLASSES),
+    "colour": len(COLOUR_NAMES),
+    "pattern": len(PATTERNS),
+    "background": len(BACKGROUND_NAMES),
+    "hat": 2,
+}
+
+
+def describe(seed: int, index: int) -> tuple[Subject, Scene]:
+    """What picture `index` shows."""
+    return random_subject(seed, index // SCENES_EACH), random_scene(seed, index)
+
+
+def labels(subject: Subject, scene: Scene) -> list[int]:
+    """Truth in the order of HEADS."""
+    return [
+        CLASSES.index(subject.class_noun),
+        COLOUR_NAMES.index(subject.colour),
+        PATTERNS.index(subject.pattern),
+        BACKGROUND_NAMES.index(scene.background),
+        int(scene.hat),
+    ]
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def _draw(seed: int, start: int, stop: int) -> np.ndarray:
+    return np.stack([np.asarray(render(*describe(seed, k))) for k in range(start, stop)])
+
+
+def draw_pictures(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
+    """The first `count` pictures of the world as (count, 64, 64, 3) uint8, from `path` if there."""
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        shape = (count, SIZE_PX, SIZE_PX, 3)
+        out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        starts = list(range(0, count, 500))
+        stops = [min(s + 500, count) for s in starts]
+        with ProcessPoolExecutor(workers) as pool:
+            done = pool.map(_draw, [seed] * len(starts), starts, stops)
+            for start, stop, block in zip(starts, stops, done, strict=True):
+                out[start:stop] = block
+        out.flush()
+        partial.rename(path)
+    pictures: np.ndarray = np.load(path, mmap_mode="r")
+    return pictures

@@ -1,0 +1,121 @@
+"""From nothing to the shipped weights: pictures, autoencoder, evaluator, denoiser, export.
+
+Every stage leaves a file in the work folder and is skipped when it is there, and every
+training phase resumes from its newest checkpoint, so the command can be stopped and
+started at will.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from dreambooth_ray.toyworld.captions import write_tokenizer
+from dreambooth_ray.toyworld.denoiser import DenoiserLoss, cache_latents, denoiser_phase
+from dreambooth_ray.toyworld.evaluator_training import (
+    EvaluatorLoss,
+    draw_reconstructions,
+    evaluator_phase,
+)
+from dreambooth_ray.toyworld.phase import averaged_weights, run_phase
+from dreambooth_ray.toyworld.pictures import draw_pictures, to_tensor
+from dreambooth_ray.toyworld.vae import load_trained, normalise_latents, vae_phase
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work each stage gets. The defaults made the shipped weights."""
+
+    num_pictures: int = 60_000
+    num_reconstructions: int = 9_000
+    vae_steps: int = 3_600
+    evaluator_steps: int = 6_000
+    denoiser_steps: int = 5_000
+    processes: int = 2
+
+
+def pretrain(work: Path, weights: Path, budget: Budget, seed: int) -> None:
+    """Make `weights`/pipeline and `weights`/evaluator.safetensors, working in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "seed").write_text(str(seed))
+    write_tokenizer(work / "tokenizer")
+    draw_pictures(work / "pictures.npy", seed, budget.num_pictures, budget.processes)
+    run_phase(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
+    vae = finish_vae(work)
+    encode_pictures(work, vae, budget.processes)
+    draw_reconstructions(work, vae, budget.num_reconstructions, seed)
+    run_phase(partial(evaluator_phase, steps=budget.evaluator_steps), work, budget.processes)
+    run_phase(partial(denoiser_phase, steps=budget.denoiser_steps), work, budget.processes)
+    export(work, weights)
+
+
+def finish_vae(work: Path) -> AutoencoderKL:
+    """The trained autoencoder with normalised latents, saved in {work}/vae."""
+    folder = work / "vae"
+    if not (folder / "config.json").exists():
+        vae = load_trained(work)
+        pictures = np.load(work / "pictures.npy", mmap_mode="r")
+        normalise_latents(vae, to_tensor(pictures[:600]))
+        vae.save_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def encode_pictures(work: Path, vae: AutoencoderKL, processes: int) -> None:
+    """Fill {work}/latents.npy with `processes` processes."""
+    if (work / "latents.npy").exists():
+        return
+    count, height = len(np.load(work / "pictures.npy", mmap_mode="r")), 16
+    shape = (count, 2, vae.config.latent_channels, height, height)
+    partial_path = work / "latents.partial.npy"
+    np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.float16, shape=shape).flush()
+    mp.start_processes(_encode, (work, processes), nprocs=processes, start_method="spawn")
+    partial_path.rename(work / "latents.npy")
+
+
+def _encode(rank: int, work: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    cache_latents(work, AutoencoderKL.from_pretrained(work / "vae").eval(), rank, world)
+
+
+def export(work: Path, weights: Path) -> None:
+    """Write what ships: a diffusers directory and the evaluator, both in half precision."""
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    loss = DenoiserLoss(tokenizer)
+    loss.load_state_dict(averaged_weights(work / "denoiser.pt"))
+    pipeline = StableDiffusionPipeline(
+        vae=finish_vae(work),
+        text_encoder=loss.text_encoder,
+        tokenizer=tokenizer,
+        unet=loss.unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(weights / "pipeline", safe_serialization=True)
+    export_evaluator(work, weights)
+
+
+def export_evaluator(work: Path, weights: Path) -> None:
+    """Write the evaluator's averaged weights in half precision."""
+    judge = EvaluatorLoss()
+    judge.load_state_dict(averaged_weights(work / "evaluator.pt"))
+    state: dict[str, Tensor] = {
+        k: v.half().contiguous() for k, v in judge.network.state_dict().items()
+    }
+    weights.mkdir(parents=True, exist_ok=True)
+    save_file(state, weights / "evaluator.safetensors")

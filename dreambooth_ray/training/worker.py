@@ -1,0 +1,102 @@
+"""What runs in each Ray Train worker."""
+
+import logging
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import ray.train
+import torch
+from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+from torch.utils.data import DataLoader
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.diffusion.components import Components, load_components
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training import checkpoint
+from dreambooth_ray.training.callbacks import Checkpointing, Samples, Tracking
+from dreambooth_ray.training.corpus import Corpus, read_priors
+from dreambooth_ray.training.module import DreamBoothModule
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told. config is YAML; the rest are URIs and local paths."""
+
+    config: str
+    run_uri: str
+    model_directory: str
+    photos: str
+    priors_uri: str
+
+
+def train_worker(job: Job) -> None:
+    """Train from the newest checkpoint, or from the start, to the last step."""
+    _quiet()
+    torch.set_num_threads(1)
+    config = parse_config(job.config, job.run_uri, [])
+    run = Store(job.run_uri)
+    place = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    parts = load_components(Path(job.model_directory))
+    corpus = _make_corpus(job, config, parts, place)
+    module = DreamBoothModule(config, parts)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-restore-") as folder:
+        restored = checkpoint.restore_newest(run, Path(folder))
+        corpus.start = restored[0] if restored else 0
+        if corpus.start >= config.train.steps:
+            return
+        trainer = _make_trainer(job, config, run, corpus.start)
+        trainer.fit(
+            module,
+            DataLoader(corpus, batch_size=None),
+            ckpt_path=str(restored[1]) if restored else None,
+            weights_only=False,
+        )
+
+
+def _make_corpus(job: Job, config: Config, parts: Components, place: tuple[int, int]) -> Corpus:
+    """Encode all pictures, on the worker's own device."""
+    size = config.train.resolution
+    parts.vae.to(ray.train.torch.get_device())
+    photographs = read_subject(Path(job.photos), config.instance_prompt, size)
+    priors = (
+        read_priors(Store(job.priors_uri), config.prior.count, size) if config.prior.count else []
+    )
+    corpus = Corpus(config, parts, photographs, priors, place)
+    parts.vae.to("cpu")
+    return corpus
+
+
+def _make_trainer(job: Job, config: Config, run: Store, start: int) -> pl.Trainer:
+    tracking = Tracking(run, start)
+    trainer = pl.Trainer(
+        max_steps=config.train.steps,
+        max_epochs=-1,
+        accelerator="gpu" if config.cluster.gpus else "cpu",
+        devices="auto",
+        strategy=RayDDPStrategy(gradient_as_bucket_view=True),
+        plugins=[RayLightningEnvironment()],
+        callbacks=[
+            tracking,
+            Samples(config, Path(job.model_directory), tracking),
+            Checkpointing(run, config, tracking),
+        ],
+        gradient_clip_val=config.train.max_grad_norm,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    prepared: pl.Trainer = prepare_trainer(trainer)
+    return prepared
+
+
+def _quiet() -> None:
+    """Silence what Lightning says about loaders and samplers that we mean as they are."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

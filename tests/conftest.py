@@ -1,0 +1,87 @@
+"""What several tests stand on. Weights that ship are used where any model would do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dreambooth_ray.diffusion.components import model_directory, quiet_libraries
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+
+torch.set_num_threads(1)
+quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> Path:
+    return model_directory("toyworld")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photographs(folder, 7, "robot", 3, size_px=96)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
+    """A random Stable Diffusion of sizes the toy has not: 77 tokens, 8x VAE, four blocks, v."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(toy_model / "tokenizer", model_max_length=77)
+    blocks = (16, 16, 32, 32)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=blocks,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=128,
+        ),
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=blocks,
+            layers_per_block=2,
+            cross_attention_dim=48,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+            )
+        ),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tile() -> Image.Image:
+    return Image.new("RGB", (64, 64), (200, 30, 30))

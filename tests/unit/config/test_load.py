@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth_ray.config.load import (
+    all_keys,
+    dump_config,
+    load_config,
+    override_config,
+    parse_config,
+    recipe_names,
+)
+from dreambooth_ray.errors import ConfigError
+
+MINIMAL = "subject: {photos: photos, class_noun: dog}"
+PROMISED = """seed model.uri subject.photos subject.identifier subject.class_noun prior.count
+prior.actors prior.weight train.steps train.batch_size train.lr train.resolution checkpoint.every
+checkpoint.keep cluster.address cluster.workers storage.uri"""
+
+
+def test_the_keys_others_rely_on_exist() -> None:
+    assert set(PROMISED.split()) <= set(all_keys())
+
+
+def test_overrides_apply_in_order_and_keep_their_yaml_types() -> None:
+    config = parse_config(MINIMAL, "x", ["train.steps=5", "train.steps=7", "train.lr=1e-3"])
+    assert config.train.steps == 7
+    assert config.train.lr == 0.001
+
+
+def test_a_recipe_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    assert load_config(str(path), ["seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    config = load_config(name, ["subject.photos=p", "subject.class_noun=dog"])
+    assert config.train.steps > 0
+
+
+def test_a_shipped_recipe_is_found_without_its_ending() -> None:
+    assert load_config("toy-robot", []) == load_config("toy-robot.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.step=5", ["train.step ", "did you mean train.steps"]),
+        ("trian.steps=5", ["trian", "did you mean train.steps"]),
+        ("lr=5", ["unknown key lr", "did you mean train.lr"]),
+        ("train.steps=0", ["train.steps=0", "greater than or equal to 1"]),
+        ("train.steps=many", ["train.steps='many'"]),
+        ("train.lr=-1", ["train.lr=-1"]),
+        ("subject.class_noun=", ["subject.class_noun"]),
+        ("subject.class_noun=' '", ["subject.class_noun is empty"]),
+        ("train=5", ["train is a section"]),
+        ("train.steps.more=5", ["train.steps"]),
+        ("train.steps", ["not of the form key.path=value"]),
+        ("train.batch_size=3 ", ["cluster.workers=2", "train.batch_size=3"]),
+        ("prior.count=1", ["prior.count=1", "train.batch_size=2"]),
+        ("run_id=../x", ["run_id='../x'"]),
+    ],
+)
+def test_a_bad_override_names_the_key_and_what_to_do(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, "x", ["train.batch_size=2", "cluster.workers=2", override])
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"subject\.class_noun is not set"):
+        parse_config("subject: {photos: p}", "x", [])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "just words"])
+def test_what_is_no_mapping_is_refused_with_its_origin(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        parse_config(text, "mine.yaml", [])
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match=r"toy-robot\.yaml"):
+        load_config("toy-robto.yaml", [])
+
+
+@given(
+    steps=st.integers(1, 10**6),
+    lr=st.floats(1e-9, 1.0),
+    seed=st.integers(0, 2**63 - 1),
+    noun=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12),
+)
+def test_a_configuration_survives_being_stored(steps: int, lr: float, seed: int, noun: str) -> None:
+    config = override_config(
+        parse_config(MINIMAL, "x", []), [f"train.steps={steps}", f"seed={seed}"]
+    )
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"lr": lr}),
+            "subject": config.subject.model_copy(update={"class_noun": noun}),
+        }
+    )
+    assert parse_config(dump_config(config), "stored", []) == config

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth_ray.data.subject import identifier_warning, read_subject
+from dreambooth_ray.errors import DataError
+
+
+def test_captions_beside_photographs_are_used(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "c.webp"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    (tmp_path / "b.txt").write_text("  a sks dog\n at sea ")
+    (tmp_path / "c.txt").write_text("\n")
+    read = read_subject(tmp_path, "a sks dog", 16)
+    assert [p.caption for p in read] == ["a sks dog", "a sks dog at sea", "a sks dog"]
+    assert {p.picture.size for p in read} == {(16, 16)}
+
+
+def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8"):
+        read_subject(tmp_path, "x", 16)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "word"), [("dog", "class noun itself"), ("Red", "ordinary word")]
+)
+def test_an_ordinary_identifier_is_warned_of_with_the_reason(identifier: str, word: str) -> None:
+    assert word in str(identifier_warning(identifier, "dog"))
+
+
+def test_a_rare_identifier_passes() -> None:
+    assert identifier_warning("sks", "dog") is None

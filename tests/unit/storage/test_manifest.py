@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def make(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def folder_of(store: Store, name: str) -> str:
+    return str(json.loads(store.read(f"{name}.json"))["folder"])
+
+
+def test_what_is_committed_comes_back(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "c/one", make(tmp_path / "in", a="1", b="22"), {"step": 3})
+    about = manifest.fetch(store, "c/one", tmp_path / "out")
+    assert about == {"step": 3}
+    assert (tmp_path / "out" / "b").read_text() == "22"
+    assert manifest.damage(store, "c/one") is None
+
+
+def test_an_uncommitted_upload_is_invisible(store: Store, tmp_path: Path) -> None:
+    manifest.publish(store, "c/one-abc", make(tmp_path / "in", a="1"), {})
+    with pytest.raises(CheckpointError, match="not committed"):
+        manifest.fetch(store, "c/one", tmp_path / "out")
+
+
+def test_a_second_commit_of_an_intact_artifact_changes_nothing(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    before = folder_of(store, "one")
+    manifest.commit(store, "one", make(tmp_path / "other", a="2"), {})
+    assert folder_of(store, "one") == before
+    assert store.names() == [before, "one.json"]
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    base = tmp_path_factory.mktemp("flip")
+    store = Store(str(base / "store"))
+    manifest.commit(store, "one", make(base / "in", a="some bytes", b="and more"), {"k": 1})
+    files = sorted(p for p in (base / "store").rglob("*") if p.is_file())
+    sizes = [p.stat().st_size for p in files]
+    place %= sum(sizes)
+    for path, size in zip(files, sizes, strict=True):
+        if place < size:
+            data = bytearray(path.read_bytes())
+            data[place] ^= 1 << bit
+            path.write_bytes(data)
+            break
+        place -= size
+    # A pointer's spelling of its keys may break as well: any of these is refused.
+    assert manifest.damage(store, "one") is not None
+    with pytest.raises(CheckpointError):
+        manifest.fetch(store, "one", base / "out")
+
+
+def test_a_damaged_artifact_is_replaced_by_a_new_commit(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    store.write(f"{folder_of(store, 'one')}/a", b"x")
+    manifest.commit(store, "one", tmp_path / "in", {})
+    assert manifest.damage(store, "one") is None
+
+
+def test_a_missing_file_is_damage(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    store.remove(f"{folder_of(store, 'one')}/a")
+    assert "missing" in str(manifest.damage(store, "one"))
+
+
+def test_discard_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.discard(store, "one")
+    manifest.discard(store, "one")
+    assert store.names() == []

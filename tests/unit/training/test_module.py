@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.training.module import DreamBoothModule, Warmup
+
+
+def module_of(model: Path, *overrides: str) -> DreamBoothModule:
+    config = parse_config("subject: {photos: p, class_noun: robot}", "x", list(overrides))
+    return DreamBoothModule(config, load_components(model))
+
+
+def test_a_frozen_text_encoder_is_not_optimised(toy_model: Path) -> None:
+    module = module_of(toy_model, "train.text_encoder=false")
+    optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
+    assert len(optimised) == len(list(module.unet.parameters()))
+    assert not any(p.requires_grad for p in module.text_encoder.parameters())
+
+
+def test_both_parts_are_optimised_by_default(toy_model: Path) -> None:
+    module = module_of(toy_model)
+    optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
+    assert len(optimised) == len(list(module.parameters()))
+
+
+def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(toy_model: Path) -> None:
+    module = module_of(toy_model, "train.max_grad_norm=0.5")
+    for p in module.parameters():
+        p.grad = torch.full_like(p, 0.01)
+    before = torch.cat([p.grad.flatten().double() for p in module.parameters()]).norm()  # type: ignore[union-attr]
+    module.configure_gradient_clipping(module.configure_optimizers()["optimizer"])
+    after = torch.cat([p.grad.flatten().double() for p in module.parameters()]).norm()  # type: ignore[union-attr]
+    assert float(module._grad_norm) == pytest.approx(float(before), rel=1e-2)  # type: ignore[arg-type]
+    assert float(after) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_images_seen_count_both_halves(toy_model: Path) -> None:
+    assert module_of(toy_model, "train.batch_size=3").images_a_step == 6
+    assert module_of(toy_model, "train.batch_size=3", "prior.count=0").images_a_step == 3
+
+
+def test_warm_up_rises_linearly_to_one() -> None:
+    assert [Warmup(3)(s) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert Warmup(0)(0) == 1.0
