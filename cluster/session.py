@@ -18,9 +18,8 @@ def session(config: Config) -> Iterator[None]:
 
     raises: ConfigError if cluster.address can't be reached
     """
+    check_address(config)
     address = config.cluster.address
-    if address:
-        _check_reachable(address)
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
 
@@ -55,8 +54,14 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _check_reachable(address: str) -> None:
-    """Knock once: Ray itself would try for minutes."""
+def check_address(config: Config) -> None:
+    """Knock once at cluster.address, if there is one: Ray itself would try for minutes.
+
+    raises: ConfigError if nothing answers
+    """
+    address = config.cluster.address
+    if not address:
+        return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
         raise ConfigError(

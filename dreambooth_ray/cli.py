@@ -85,11 +85,12 @@ def resume(run: Annotated[str, typer.Argument(help="URI of a run, as train print
 
 
 def _train(config: "Config") -> None:
-    from cluster.session import session
+    from cluster.session import check_address, session
     from dreambooth_ray import pipeline
     from dreambooth_ray.display import TrainingDisplay
 
     display = TrainingDisplay()
+    check_address(config)
     prepared = pipeline.prepare(config, display)
     with session(config):
         run = pipeline.open_run(config)

@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: each makes .venv itself.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test unit fault check format clean
+
+demo: $(VENV)/.run
+	$(BIN)/dreambooth demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -m "not fault"
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit
+
+# Long runs with processes killed at random.
+fault: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -m fault
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable ".[dev]"
+	touch $@

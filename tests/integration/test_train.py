@@ -1,0 +1,138 @@
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth_ray.storage import manifest
+from tests.integration.conftest import SMALL, Background, Run, dreambooth, train
+
+DREAMBENCH = Path(
+    os.environ.get("DREAMBENCH_DIR", Path(__file__).parents[3] / "shared" / "dreambench")
+)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "bundle" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(one: Run, two: Run) -> None:
+    """Equal curves, number for number, and equal weights, bit for bit."""
+    assert one.metrics == two.metrics
+    mine, yours = weights(one), weights(two)
+    assert all(torch.equal(mine[k], yours[k]) for k in mine)
+
+
+def test_a_run_leaves_what_is_promised(undisturbed: Run) -> None:
+    assert [r["step"] for r in undisturbed.metrics] == list(range(1, 17))
+    first, last = undisturbed.metrics[0], undisturbed.metrics[-1]
+    assert first.keys() >= {"images_seen", "loss", "instance_loss", "prior_loss", "lr", "grad_norm"}
+    assert last["images_seen"] == 16 * 4
+    assert last["loss"] == last["instance_loss"] + last["prior_loss"]
+    assert first["grad_norm"] > 0
+    names = {p.name for p in undisturbed.folder.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "bundle", "tensorboard"}
+    checkpoints = sorted(p.name for p in (undisturbed.folder / "checkpoints").glob("*.json"))
+    assert checkpoints == ["step-00000015.json", "step-00000016.json"]
+
+
+def test_the_bundle_is_whole(undisturbed: Run) -> None:
+    bundle = undisturbed.folder / "bundle"
+    listed = json.loads((bundle / "manifest.json").read_text())
+    found = {e.name: (e.size_bytes, e.sha256) for e in manifest.local_entries(bundle)}
+    assert {f["name"]: (f["size_bytes"], f["sha256"]) for f in listed["files"]} == found
+    assert listed["about"]["identifier"] == "sks"
+    assert "sks" in (bundle / "card.md").read_text()
+
+
+def test_tensorboard_shows_losses_and_samples(undisturbed: Run) -> None:
+    events = EventAccumulator(str(undisturbed.folder / "tensorboard")).Reload()
+    losses = [e.value for e in events.Scalars("train/instance_loss")]
+    assert losses == pytest.approx([r["instance_loss"] for r in undisturbed.metrics])
+    assert {"train/prior_loss", "train/lr", "train/grad_norm", "throughput/images_per_s"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [e.step for e in events.Images("samples/a sks robot")] == [6, 12]
+
+
+def test_the_bundle_draws_in_diffusers_what_generate_draws(undisturbed: Run, tmp_path: Path) -> None:
+    done = dreambooth(
+        "generate", str(undisturbed.folder), "--prompt", "a sks robot on the beach",
+        "--seed", "5", "--num-images", "2", "--num-inference-steps", "4", "--grid",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, grid = (Image.open(tmp_path / line) for line in done.stdout.splitlines())
+    pipeline = StableDiffusionPipeline.from_pretrained(undisturbed.folder / "bundle")
+    plain = pipeline(
+        "a sks robot on the beach",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    difference = torch.tensor(list(first.tobytes())) - torch.tensor(list(plain.tobytes()))
+    assert difference.abs().max() <= 1
+    assert (second.text["seed"], second.text["prompt"]) == ("6", "a sks robot on the beach")  # type: ignore[attr-defined]
+    assert grid.width > 2 * first.width
+
+
+def test_a_killed_worker_changes_no_number(
+    undisturbed: Run, in_background: Callable[..., Background]
+) -> None:
+    at = random.Random(os.getpid()).randint(6, 13)
+    run = in_background(*SMALL)
+    run.wait_for_step(at)
+    workers = run.train_workers()
+    assert len(workers) == 2
+    victim = random.Random(os.getpid()).choice(workers)
+    victim.kill()
+    _, errors = run.process.communicate(timeout=300)
+    assert run.process.returncode == 0, f"killed at step {at}: {errors}"
+    assert_same(Run(run.folder), undisturbed)
+
+
+def test_resume_goes_on_after_everything_was_killed(
+    undisturbed: Run, in_background: Callable[..., Background], tmp_path: Path
+) -> None:
+    run = in_background(*SMALL)
+    run.wait_for_step(8)
+    run.kill_tree()
+    done = dreambooth("resume", str(run.folder), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(run.folder)
+    assert_same(Run(run.folder), undisturbed)
+
+
+def test_one_worker_learns_what_two_learn(undisturbed: Run, tmp_path: Path, photos: Path) -> None:
+    alone = train(tmp_path, photos, *SMALL, "cluster.workers=1", "train.flip=false")
+    for one, two in zip(alone.metrics, undisturbed.metrics, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+
+
+def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photos: Path) -> None:
+    run = train(
+        tmp_path, photos, *SMALL, f"model.uri={other_model}", "train.resolution=128",
+        "train.steps=2", "prior.count=2", "cluster.workers=1", "prior.actors=1", "train.flip=true",
+    )  # fmt: skip
+    picture = StableDiffusionPipeline.from_pretrained(run.folder / "bundle")(
+        "a sks robot", num_inference_steps=2
+    ).images[0]
+    assert picture.size == (128, 128)
+
+
+@pytest.mark.skipif(not (DREAMBENCH / "dog").is_dir(), reason="no DreamBench photographs here")
+def test_real_photographs_are_learnt(tmp_path: Path) -> None:
+    run = train(
+        tmp_path, DREAMBENCH / "dog", *SMALL, "subject.class_noun=dog", "train.steps=80",
+        "checkpoint.every=80", "sample.every=0",
+    )  # fmt: skip
+    losses = [r["instance_loss"] for r in run.metrics]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert (run.folder / "bundle" / "model_index.json").is_file()
