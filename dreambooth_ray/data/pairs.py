@@ -24,4 +24,3 @@ def batch_positions(step: int, batch_size: int, rank: int, world: int) -> range:
     share = batch_size // world
     start = step * batch_size + rank * share
     return range(start, start + share)
-

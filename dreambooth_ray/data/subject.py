@@ -9,15 +9,13 @@ from dreambooth_ray.data.photographs import find_photographs, read_photograph, s
 from dreambooth_ray.errors import DataError
 
 # Words so common that every model has a strong meaning for them.
-ORDINARY_WORDS = frozenset(
-    (
-        "a an the my this that one two red blue green black white big small new old good nice "
-        "dog cat toy car man woman boy girl person people house tree flower robot fish bird "
-        "horse bear duck boat ball shoe sneaker backpack teapot cup bottle book chair table "
-        "star photo picture thing object special unique subject animal pet friend baby food "
-        "cake love happy"
-    ).split()  # noqa: SIM905  reads better than a list
-)
+_ORDINARY = """
+a an the my this that one two red blue green black white big small new old good nice dog cat toy
+car man woman boy girl person people house tree flower robot fish bird horse bear duck boat ball
+shoe sneaker backpack teapot cup bottle book chair table star photo picture thing object special
+unique subject animal pet friend baby food cake love happy
+"""
+ORDINARY_WORDS = frozenset(_ORDINARY.split())
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_pipeline
@@ -62,7 +60,8 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
         pipeline = load_pipeline(directory)
         for part, weights in trained_weights(restored[1]).items():
             getattr(pipeline, part).load_state_dict(weights)
-        pipeline.to(dtype=torch.float16).save_pretrained(stage, safe_serialization=True)
+        # In float32: from_pretrained without a dtype mixes precisions over half weights.
+        pipeline.save_pretrained(stage, safe_serialization=True)
         (stage / "card.md").write_text(_card(config, run))
         about: dict[str, object] = {
             "kind": "bundle",

@@ -109,7 +109,14 @@ def in_background(tmp_path: Path, photos: Path) -> Iterator[Callable[..., Backgr
 
     def start(*overrides: str) -> Background:
         process = subprocess.Popen(
-            [DREAMBOOTH, "train", "toy-robot.yaml", f"subject.photos={photos}", "run_id=r", *overrides],
+            [
+                DREAMBOOTH,
+                "train",
+                "toy-robot.yaml",
+                f"subject.photos={photos}",
+                "run_id=r",
+                *overrides,
+            ],
             cwd=tmp_path,
             text=True,
             stdout=subprocess.PIPE,

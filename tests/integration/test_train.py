@@ -62,7 +62,9 @@ def test_tensorboard_shows_losses_and_samples(undisturbed: Run) -> None:
     assert [e.step for e in events.Images("samples/a sks robot")] == [6, 12]
 
 
-def test_the_bundle_draws_in_diffusers_what_generate_draws(undisturbed: Run, tmp_path: Path) -> None:
+def test_the_bundle_draws_in_diffusers_what_generate_draws(
+    undisturbed: Run, tmp_path: Path
+) -> None:
     done = dreambooth(
         "generate", str(undisturbed.folder), "--prompt", "a sks robot on the beach",
         "--seed", "5", "--num-images", "2", "--num-inference-steps", "4", "--grid",

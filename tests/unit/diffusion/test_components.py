@@ -41,7 +41,7 @@ def test_a_run_without_a_bundle_says_how_to_finish(tmp_path: Path) -> None:
 
 def test_resolutions_must_fit_the_model(other_model: Path) -> None:
     check_resolution(other_model, 128)
-    with pytest.raises(ConfigError, match="not a multiple of 64.*try 128"):
+    with pytest.raises(ConfigError, match=r"not a multiple of 64.*try 128"):
         check_resolution(other_model, 100)
 
 

@@ -40,7 +40,9 @@ def test_an_uncommitted_upload_is_invisible(store: Store, tmp_path: Path) -> Non
         manifest.fetch(store, "c/one", tmp_path / "out")
 
 
-def test_a_second_commit_of_an_intact_artifact_changes_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_second_commit_of_an_intact_artifact_changes_nothing(
+    store: Store, tmp_path: Path
+) -> None:
     manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
     before = folder_of(store, "one")
     manifest.commit(store, "one", make(tmp_path / "other", a="2"), {})

@@ -86,7 +86,9 @@ def test_latents_are_resampled_from_the_posterior_of_the_picture(
 def test_a_mirrored_view_is_the_mirrored_picture(parts: Components) -> None:
     picture = Image.new("RGB", (64, 64), (255, 255, 255))
     picture.paste((0, 0, 255), (0, 0, 20, 64))
-    pool = make_pool(parts, [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], ["x", "x"], True)
+    pool = make_pool(
+        parts, [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], ["x", "x"], True
+    )
     assert torch.allclose(pool.latents[0, 1], pool.latents[1, 0], atol=1e-5)
 
 

@@ -1,0 +1,23 @@
+from dreambooth_ray.display import Rate, _LineMeter, describe
+
+
+def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> None:
+    rate = Rate()
+    assert rate.update(10.0, 100) == 0.0
+    assert rate.update(12.0, 140) == 20.0
+    assert rate.update(14.0, 120) == 5.0
+    assert rate.update(15.0, 60) == 0.0
+    assert rate.update(16.0, 70) == 10.0
+
+
+def test_a_line_names_both_halves_and_the_speed() -> None:
+    record = {"loss": 0.3, "instance_loss": 0.1, "prior_loss": 0.2}
+    assert describe(record, 12.34) == "loss 0.3000 = subject 0.1000 + class 0.2000, 12.3 images/s"
+
+
+def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
+    said: list[str] = []
+    meter = _LineMeter(said.append, 100)
+    for step in (1, 2, 3, 100, 100):
+        meter.show(step, "x")
+    assert [line.split()[1] for line in said] == ["1/100", "100/100"]

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, RARE_WORDS
+from dreambooth_ray.toyworld.captions import (
+    WINDOW,
+    full_caption,
+    random_caption,
+    write_tokenizer,
+)
+from dreambooth_ray.toyworld.world import random_scene, random_subject
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_the_shipped_tokenizer_is_the_one_the_code_makes(
+    tokenizer: CLIPTokenizer, toy_model: Path
+) -> None:
+    shipped = CLIPTokenizer.from_pretrained(toy_model / "tokenizer")
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    text = "a sks red dog under water"
+    assert shipped(text).input_ids == tokenizer(text).input_ids
+
+
+@given(st.integers(0, 2**31), st.integers(0, 10**6))
+def test_captions_say_only_what_is_true_and_fit_the_window(
+    tokenizer: CLIPTokenizer, seed: int, index: int
+) -> None:
+    subject, scene = random_subject(seed, index), random_scene(seed, index)
+    caption = random_caption(subject, scene, seed, index)
+    truth = full_caption(subject, scene).split()
+    extra = [w for w in caption.split() if w not in truth]
+    assert set(extra) <= {*RARE_WORDS, "photo", "of"}
+    assert subject.class_noun in caption.split()
+    assert len(tokenizer(caption).input_ids) <= WINDOW
+
+
+def test_words_of_the_world_are_single_tokens(tokenizer: CLIPTokenizer) -> None:
+    for word in [*CLASSES, *" ".join(BACKGROUNDS.values()).split()]:
+        assert len(tokenizer(word).input_ids) == 3, word
+
+
+@settings(max_examples=50)
+@given(
+    st.text(
+        st.characters(min_codepoint=33, max_codepoint=0x2FFF, categories=["L", "N"]),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_word_is_unknown(tokenizer: CLIPTokenizer, word: str) -> None:
+    ids = tokenizer(word).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == word.lower()
