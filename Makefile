@@ -4,20 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit fault check format clean
+.PHONY: demo test unit check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m "not fault"
+	$(BIN)/python -m pytest tests
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit
-
-# Long runs with processes killed at random.
-fault: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m fault
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

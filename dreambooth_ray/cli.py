@@ -53,12 +53,15 @@ def demo(
 
     from cluster.session import session
     from dreambooth_ray.config.load import override_config
-    from dreambooth_ray.demo import demo_config, run_demo
+    from dreambooth_ray.demo import demo_config, learn, show, write_report
     from dreambooth_ray.display import TrainingDisplay
 
-    config = override_config(demo_config(out), overrides or [])
+    config, display = override_config(demo_config(out), overrides or []), TrainingDisplay()
     with session(config):
-        report = run_demo(config, out, TrainingDisplay(), started_s)
+        prepared = learn(config, out, display)
+    report = show(prepared, out, display)
+    report["wall_s"] = round(time.monotonic() - started_s, 1)
+    write_report(report, out)
     table = Table("measure", "before", "after", title="What the model learnt, and what it kept")
     for name, value in report.items():
         cells = (value["before"], value["after"]) if isinstance(value, dict) else ("", value)
@@ -92,10 +95,11 @@ def _train(config: "Config") -> None:
     display = TrainingDisplay()
     check_address(config)
     prepared = pipeline.prepare(config, display)
-    with session(config):
-        run = pipeline.open_run(config)
-        display.say(f"run {run.uri}")
-        pipeline.train(prepared, run, display)
+    run = pipeline.open_run(config)
+    display.say(f"run {run.uri}")
+    if not pipeline.is_finished(run):
+        with session(config):
+            pipeline.train(prepared, run, display)
     print(run.uri)
 
 
@@ -129,18 +133,22 @@ def generate(
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
 ) -> None:
     """Draw pictures with a trained subject; prints their paths."""
+    from dreambooth_ray.display import Stage
     from dreambooth_ray.generate import generate as draw_files
 
-    options = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "num_images": num_images,
-        "seed": seed,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "grid": grid,
-    }
-    for path in draw_files(model, out, **options):  # type: ignore[arg-type]
+    paths = draw_files(
+        model,
+        out,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_images=num_images,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        grid=grid,
+        on_progress=Stage("pictures"),
+    )
+    for path in paths:
         print(path)
 
 
@@ -180,10 +188,10 @@ def pretrain(
     weights: Annotated[Path, typer.Option(help="where the weights go")] = Path("out/weights"),
     seed: Annotated[int, typer.Option(min=0)] = 20261122,
     num_pictures: Annotated[int, typer.Option(min=600)] = 60_000,
-    num_reconstructions: Annotated[int, typer.Option(min=300)] = 9_000,
+    num_reconstructions: Annotated[int, typer.Option(min=300)] = 6_000,
     vae_steps: Annotated[int, typer.Option(min=1)] = 3_600,
-    evaluator_steps: Annotated[int, typer.Option(min=1)] = 6_000,
-    denoiser_steps: Annotated[int, typer.Option(min=1)] = 5_000,
+    evaluator_steps: Annotated[int, typer.Option(min=1)] = 3_000,
+    denoiser_steps: Annotated[int, typer.Option(min=1)] = 3_600,
     processes: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Make the toy world's weights from nothing; stop and start it at will."""

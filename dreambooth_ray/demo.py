@@ -1,10 +1,12 @@
 """A subject the model has never seen, learnt in minutes, and the proof as one picture."""
 
 import json
-import time
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,7 +35,6 @@ class Look:
     """What one model draws for the questions of the demo."""
 
     subject: list[Image.Image]
-    contexts: Drawn
     others: Drawn
 
 
@@ -45,81 +46,90 @@ def demo_config(out: Path) -> Config:
 
 
 def look(model: StableDiffusionPipeline, prompt: str) -> Look:
-    """Draw the subject, the subject in new places, and every other class."""
-    new_places = [b for b in BACKGROUND_NAMES if b not in PHOTO_BACKGROUNDS]
+    """Draw the subject, and every other class."""
     others = [c for c in CLASSES if c != CLASS_NOUN]
     return Look(
         subject=toyscore.draw_subject(model, prompt, NUM_EACH, SEED),
-        contexts=toyscore.draw_contexts(model, prompt, new_places, NUM_EACH, SEED + 100),
         others=toyscore.draw_classes(model, others, NUM_EACH, SEED + 200),
     )
 
 
-def run_demo(
-    config: Config, out: Path, display: flow.Display, started_s: float
-) -> dict[str, object]:
-    """Train on {out}/photos, write contact sheet, report and bundle; Ray must be there.
+def look_around(model: StableDiffusionPipeline, prompt: str) -> Drawn:
+    """Draw the subject in the places where it was never photographed."""
+    new_places = [b for b in BACKGROUND_NAMES if b not in PHOTO_BACKGROUNDS]
+    return toyscore.draw_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
 
-    started_s: time.monotonic() at the start, so that wall_s counts everything
-    """
+
+def learn(config: Config, out: Path, display: flow.Display) -> flow.Prepared:
+    """Draw photographs, train on them, link {out}/bundle; Ray must be there."""
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
-    photos = [read_photograph(path) for path in find_photographs(out / "photos")]
     prepared = flow.prepare(config, display)
     run = flow.open_run(config)
     flow.train(prepared, run, display)
     _link_bundle(out, run.local_path(layout.BUNDLE))
+    return prepared
+
+
+def show(prepared: flow.Prepared, out: Path, display: flow.Display) -> dict[str, object]:
+    """Draw with both models, write the contact sheet, return the report without its time."""
     display.say("drawing with the model before and after")
-    before = look(load_pipeline(prepared.directory), config.instance_prompt)
-    after = look(load_pipeline(out / layout.BUNDLE), config.instance_prompt)
-    contact_sheet(photos, before, after).save(out / "contact_sheet.png")
-    report = make_report(photos, before, after, load_evaluator())
-    report["wall_s"] = round(time.monotonic() - started_s, 1)
+    torch.set_num_threads(os.cpu_count() or 1)
+    prompt = prepared.config.instance_prompt
+    photos = [read_photograph(path) for path in find_photographs(out / "photos")]
+    tuned = load_pipeline(out / layout.BUNDLE)
+    before, after = look(load_pipeline(prepared.directory), prompt), look(tuned, prompt)
+    contexts = look_around(tuned, prompt)
+    contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
+    return make_report(photos, before, after, contexts, load_evaluator())
+
+
+def write_report(report: dict[str, object], out: Path) -> None:
+    """Write {out}/report.json."""
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    return report
 
 
 def make_report(
-    photos: list[Image.Image], before: Look, after: Look, network: Evaluator
+    photos: list[Image.Image], before: Look, after: Look, contexts: Drawn, network: Evaluator
 ) -> dict[str, object]:
-    """Scores by the evaluator, each from 0 (identity: -1) to 1."""
+    """Scores by the evaluator: cosines from -1 to 1, accuracies from 0 to 1."""
 
-    def both(score: object) -> dict[str, float]:
-        return {"before": round(score(before), 4), "after": round(score(after), 4)}  # type: ignore[operator]
+    def both(score: Callable[[Look], float]) -> dict[str, float]:
+        return {"before": round(score(before), 4), "after": round(score(after), 4)}
 
     def others(seen: Look) -> float:
         return read_pictures(network, seen.others.pictures).accuracy("class", seen.others.wanted)
 
     def own_class(seen: Look) -> float:
-        reading = read_pictures(network, seen.subject + seen.contexts.pictures)
-        return reading.accuracy("class", [CLASS_NOUN] * len(reading.identity))
+        return read_pictures(network, seen.subject).accuracy("class", [CLASS_NOUN] * NUM_EACH)
 
-    contexts = read_pictures(network, after.contexts.pictures)
+    def likeness(pictures: list[Image.Image]) -> float:
+        return toyscore.subject_fidelity(pictures, photos, network)
+
+    places = read_pictures(network, contexts.pictures).accuracy("background", contexts.wanted)
     return {
-        "subject_fidelity": both(
-            lambda seen: toyscore.subject_fidelity(seen.subject, photos, network)
-        ),
-        "subject_fidelity_in_contexts": both(
-            lambda seen: toyscore.subject_fidelity(seen.contexts.pictures, photos, network)
-        ),
-        "context_accuracy": round(contexts.accuracy("background", after.contexts.wanted), 4),
+        "subject_fidelity": both(lambda seen: likeness(seen.subject)),
         "subject_class": both(own_class),
+        "context_accuracy": round(places, 4),
+        "context_fidelity": round(likeness(contexts.pictures), 4),
         "other_classes": both(others),
     }
 
 
-def contact_sheet(photos: list[Image.Image], before: Look, after: Look) -> Image.Image:
+def contact_sheet(
+    photos: list[Image.Image], before: Look, after: Look, contexts: Drawn
+) -> Image.Image:
     """All rows of the demo under their titles, 2x enlarged."""
-    tiles = NUM_EACH
-    chosen = [k * NUM_EACH for k in range(tiles)]
+    one_each = [k * NUM_EACH for k in range(NUM_EACH)]
+    places = [contexts.pictures[i] for i in one_each]
     rows = [
-        ("the photographs", photos[:tiles]),
+        ("the photographs", photos),
         (f'"a sks {CLASS_NOUN}" before training', before.subject),
         (f'"a sks {CLASS_NOUN}" after training', after.subject),
-        ("in places it was never photographed", [after.contexts.pictures[i] for i in chosen]),
-        ("other classes before", [before.others.pictures[i] for i in chosen]),
-        ("other classes after", [after.others.pictures[i] for i in chosen]),
+        ('"a sks robot on the beach", and other places it was never photographed in', places),
+        ("other classes before", [before.others.pictures[i] for i in one_each]),
+        ("other classes after", [after.others.pictures[i] for i in one_each]),
     ]
-    return _sheet(rows, tiles, tile_px=128)
+    return _sheet(rows, NUM_EACH, tile_px=128)
 
 
 def _sheet(rows: list[tuple[str, list[Image.Image]]], columns: int, tile_px: int) -> Image.Image:

@@ -1,6 +1,5 @@
 """Progress for people, on standard error: bars on a terminal, plain lines elsewhere."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,14 +27,15 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._priors = Stage("class images", self._console)
 
     def say(self, text: str) -> None:
         """One line for the person."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def priors(self, done: int, total: int) -> None:
-        """Class images so far: a line each time a batch is there."""
-        self.say(f"class images {done}/{total}")
+        """Class images so far."""
+        self._priors(done, total)
 
     def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work` while a thread shows what the run's metrics say."""
@@ -132,14 +132,24 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def stage_bar(label: str, total: int) -> tuple[Progress, Callable[[int], None]]:
-    """A bar for a stage of known length, and the function that sets how much is done."""
-    bar = Progress(
-        TextColumn("{task.description} {task.completed}/{task.total}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-    task = bar.add_task(label, total=total)
-    return bar, lambda done: bar.update(task, completed=done)
+class Stage:
+    """Progress of a stage of known length: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, label: str, console: Console | None = None) -> None:
+        self._label = label
+        self._console = console or Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are there."""
+        if not self._console.is_terminal:
+            self._console.print(f"{self._label} {done}/{total}", markup=False)
+            return
+        if self._bar is None:
+            self._bar = _bar(self._console)
+            self._bar.add_task(self._label, total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done)
+        if done >= total:
+            self._bar.stop()
+            self._bar = None

@@ -1,5 +1,6 @@
 """Pictures from a bundle to PNG files that say how to draw them again."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -22,8 +23,11 @@ def generate(
     num_inference_steps: int,
     guidance_scale: float,
     grid: bool,
+    on_progress: Callable[[int, int], None],
 ) -> list[Path]:
     """Draw `num_images` pictures, picture k with seed + k; returns the files written.
+
+    on_progress(done, total) is called after each batch
 
     raises: ConfigError, StorageError
     """
@@ -39,7 +43,9 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
-    pictures = draw(load_pipeline(directory), requests)
+    pictures = draw(
+        load_pipeline(directory), requests, on_batch=lambda done: on_progress(done, num_images)
+    )
     weights = model_hash(directory)
     paths = []
     for request, picture in zip(requests, pictures, strict=True):

@@ -21,10 +21,11 @@ from dreambooth_ray.export.bundle import export_bundle
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import make_priors
 from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.worker import Job
+from dreambooth_ray.training.job import Job
 
 
 class Display(Protocol):
@@ -134,6 +135,11 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
         )
         display.training(run, config, lambda: driver.train(job, config.cluster, run))
     export_bundle(config, prepared.directory, run)
+
+
+def is_finished(run: Store) -> bool:
+    """Whether a run has its bundle, committed."""
+    return run.exists(f"{layout.BUNDLE}/{MANIFEST}")
 
 
 def _identity(config: Config) -> dict[str, object]:

@@ -105,8 +105,7 @@ def damage(store: Store, name: str) -> str | None:
     try:
         folder, manifest = _open(store, name)
         for file in json.loads(manifest)["files"]:
-            data = store.read(f"{folder}/{file['name']}")
-            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+            if store.sha256(f"{folder}/{file['name']}") != file["sha256"]:
                 return f"{folder}/{file['name']} differs from its manifest"
     except CheckpointError as error:
         return str(error)

@@ -1,12 +1,19 @@
 """Files under one URI. The only module that knows fsspec."""
 
+import hashlib
+import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
+
+_PART_BYTES = 2**22
 
 
 class Store:
@@ -67,16 +74,35 @@ class Store:
         """Content of a file; raises FileNotFoundError."""
         return bytes(self._fs.cat_file(self._at(name)))
 
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file, in hexadecimal, read in parts; raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self._fs.open(self._at(name), "rb") as stream:
+            while part := stream.read(_PART_BYTES):
+                digest.update(part)
+        return digest.hexdigest()
+
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file."""
-        path = self._at(name)
         if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
-            Path(partial).write_bytes(data)
-            Path(partial).replace(path)
+            with self._replacing(name) as partial:
+                partial.write_bytes(data)
         else:
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(self._at(name), data)
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A local file beside `name` that takes its place once it is whole and on disk."""
+        path = Path(self._at(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            yield partial
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless it exists; False if it did. One of several callers wins."""
@@ -106,7 +132,8 @@ class Store:
     def upload(self, local: Path, name: str) -> None:
         """Copy one local file here."""
         if self.is_local:
-            self.write(name, local.read_bytes())
+            with self._replacing(name) as partial:
+                shutil.copyfile(local, partial)
         else:
             self._fs.put_file(str(local), self._at(name))
 

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, ...]
 
@@ -30,6 +30,27 @@ class Phase:
     steps: int
     lr: float
     ema_decay: float = 0.999
+
+
+class Average:
+    """Exponential moving average whose window grows with the number of steps.
+
+    With a fixed decay the untrained weights would keep a share of decay ** steps: after
+    2,000 steps at 0.999 that is 13 %, and pictures dissolve into noise.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    @torch.no_grad()
+    def __call__(
+        self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int
+    ) -> None:
+        """Move `averaged` towards `current`, in place."""
+        step = int(num_averaged)
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, new in zip(averaged, current, strict=True):
+            mean.lerp_(new, 1 - decay)
 
 
 def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None:
@@ -61,7 +82,7 @@ def _process(
 
 def _train(phase: Phase, work: Path, rank: int) -> None:
     model = DistributedDataParallel(phase.model, bucket_cap_mb=100, gradient_as_bucket_view=True)
-    average = AveragedModel(phase.model, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay))
+    average = AveragedModel(phase.model, multi_avg_fn=Average(phase.ema_decay))
     optimizer = torch.optim.AdamW(
         phase.model.parameters(), lr=phase.lr, fused=True, weight_decay=0.01
     )

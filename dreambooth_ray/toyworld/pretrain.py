@@ -34,10 +34,10 @@ class Budget:
     """How much work each stage gets. The defaults made the shipped weights."""
 
     num_pictures: int = 60_000
-    num_reconstructions: int = 9_000
+    num_reconstructions: int = 6_000
     vae_steps: int = 3_600
-    evaluator_steps: int = 6_000
-    denoiser_steps: int = 5_000
+    evaluator_steps: int = 3_000
+    denoiser_steps: int = 3_600
     processes: int = 2
 
 

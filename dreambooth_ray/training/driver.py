@@ -11,7 +11,7 @@ from dreambooth_ray.config.schema import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.worker import Job, train_worker
+from dreambooth_ray.training.job import Job
 
 # Large blocks are kept and used again instead of being mapped anew for every tensor:
 # measured 8 % off a step at toy size.
@@ -22,6 +22,10 @@ ALLOCATOR = {
 
 
 def _worker(settings: dict[str, Any]) -> None:
+    # Here, not above: Ray Train's controller loads this function too, and has no use for
+    # Lightning and diffusers, which take it seconds to import.
+    from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
+
     train_worker(Job(**settings))
 
 

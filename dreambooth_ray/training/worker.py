@@ -3,7 +3,6 @@
 import logging
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,18 +19,8 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.callbacks import Checkpointing, Samples, Tracking
 from dreambooth_ray.training.corpus import Corpus, read_priors
+from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.module import DreamBoothModule
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told. config is YAML; the rest are URIs and local paths."""
-
-    config: str
-    run_uri: str
-    model_directory: str
-    photos: str
-    priors_uri: str
 
 
 def train_worker(job: Job) -> None:

@@ -1,10 +1,11 @@
 """Runs of the command line itself, as processes, on real photographs and a real Ray."""
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,35 @@ class Run:
 
 
 def dreambooth(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [DREAMBOOTH, *arguments], cwd=cwd, text=True, capture_output=True, check=False, timeout=500
+    process = start_dreambooth(*arguments, cwd=cwd)
+    try:
+        out, err = process.communicate(timeout=500)
+    finally:
+        kill_tree(process)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def start_dreambooth(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [DREAMBOOTH, *arguments],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+
+
+def kill_tree(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL a command and everything it started, if it still runs."""
+    if process.poll() is not None:
+        return
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    for child in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(tree, timeout=30)
+    process.wait(timeout=30)
 
 
 def train(cwd: Path, photos: Path, *overrides: str, recipe: str = "toy-robot.yaml") -> Run:
@@ -53,9 +80,15 @@ def train(cwd: Path, photos: Path, *overrides: str, recipe: str = "toy-robot.yam
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Run:
+def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One storage for all runs: equal class images are drawn once, as people would have it."""
+    return f"storage.uri={tmp_path_factory.mktemp('storage')}"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, photos: Path, storage: str) -> Run:
     """Two workers, 16 steps, nothing goes wrong."""
-    return train(tmp_path_factory.mktemp("undisturbed"), photos, *SMALL)
+    return train(tmp_path_factory.mktemp("undisturbed"), photos, storage, *SMALL)
 
 
 @dataclass
@@ -85,16 +118,6 @@ class Background:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [c for c in children if "RayTrainWorker" in " ".join(_cmdline(c))]
 
-    def kill_tree(self) -> None:
-        """SIGKILL the command and everything it started."""
-        tree = [*psutil.Process(self.process.pid).children(recursive=True)]
-        self.process.send_signal(signal.SIGKILL)
-        for child in tree:
-            if child.is_running():
-                child.kill()
-        psutil.wait_procs(tree, timeout=30)
-        self.process.wait(timeout=30)
-
 
 def _cmdline(process: psutil.Process) -> list[str]:
     try:
@@ -104,29 +127,21 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture
-def in_background(tmp_path: Path, photos: Path) -> Iterator[Callable[..., Background]]:
+def in_background(
+    tmp_path: Path, photos: Path, storage: str
+) -> Iterator[Callable[..., Background]]:
     started: list[Background] = []
 
     def start(*overrides: str) -> Background:
-        process = subprocess.Popen(
-            [
-                DREAMBOOTH,
-                "train",
-                "toy-robot.yaml",
-                f"subject.photos={photos}",
-                "run_id=r",
-                *overrides,
-            ],
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ},
-        )
-        started.append(Background(process, tmp_path / "out" / "runs" / "r"))
+        run_id = uuid.uuid4().hex
+        process = start_dreambooth(
+            "train", "toy-robot.yaml", f"subject.photos={photos}", f"run_id={run_id}", storage,
+            *overrides, cwd=tmp_path,
+        )  # fmt: skip
+        runs = Path(storage.removeprefix("storage.uri=")) / "runs"
+        started.append(Background(process, runs / run_id))
         return started[-1]
 
     yield start
     for background in started:
-        if background.process.poll() is None:
-            background.kill_tree()
+        kill_tree(background.process)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.storage import manifest
-from tests.integration.conftest import SMALL, Background, Run, dreambooth, train
+from tests.integration.conftest import SMALL, Background, Run, dreambooth, kill_tree, train
 
 DREAMBENCH = Path(
     os.environ.get("DREAMBENCH_DIR", Path(__file__).parents[3] / "shared" / "dreambench")
@@ -105,15 +105,17 @@ def test_resume_goes_on_after_everything_was_killed(
 ) -> None:
     run = in_background(*SMALL)
     run.wait_for_step(8)
-    run.kill_tree()
+    kill_tree(run.process)
     done = dreambooth("resume", str(run.folder), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(run.folder)
     assert_same(Run(run.folder), undisturbed)
 
 
-def test_one_worker_learns_what_two_learn(undisturbed: Run, tmp_path: Path, photos: Path) -> None:
-    alone = train(tmp_path, photos, *SMALL, "cluster.workers=1", "train.flip=false")
+def test_one_worker_learns_what_two_learn(
+    undisturbed: Run, tmp_path: Path, photos: Path, storage: str
+) -> None:
+    alone = train(tmp_path, photos, storage, *SMALL, "cluster.workers=1")
     for one, two in zip(alone.metrics, undisturbed.metrics, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
@@ -132,9 +134,9 @@ def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photo
 @pytest.mark.skipif(not (DREAMBENCH / "dog").is_dir(), reason="no DreamBench photographs here")
 def test_real_photographs_are_learnt(tmp_path: Path) -> None:
     run = train(
-        tmp_path, DREAMBENCH / "dog", *SMALL, "subject.class_noun=dog", "train.steps=80",
-        "checkpoint.every=80", "sample.every=0",
+        tmp_path, DREAMBENCH / "dog", *SMALL, "subject.class_noun=dog", "train.steps=60",
+        "checkpoint.every=60", "sample.every=0",
     )  # fmt: skip
     losses = [r["instance_loss"] for r in run.metrics]
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     assert (run.folder / "bundle" / "model_index.json").is_file()

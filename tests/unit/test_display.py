@@ -1,4 +1,6 @@
-from dreambooth_ray.display import Rate, _LineMeter, describe
+import pytest
+
+from dreambooth_ray.display import Rate, Stage, _LineMeter, describe
 
 
 def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> None:
@@ -21,3 +23,12 @@ def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
     for step in (1, 2, 3, 100, 100):
         meter.show(step, "x")
     assert [line.split()[1] for line in said] == ["1/100", "100/100"]
+
+
+def test_a_stage_prints_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stage = Stage("pictures")
+    stage(1, 2)
+    stage(2, 2)
+    assert capsys.readouterr().err == "pictures 1/2\npictures 2/2\n"

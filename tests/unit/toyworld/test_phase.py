@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.toyworld.phase import Phase, averaged_weights, run_phase
+from dreambooth_ray.toyworld.phase import Average, Phase, averaged_weights, run_phase
 
 
 class Square(nn.Module):
@@ -46,3 +46,11 @@ def test_a_resumed_phase_ends_with_the_same_weights(
     two = averaged_weights(parts / "square.pt")
     assert one.keys() == {"line.weight", "line.bias"}
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_an_average_forgets_where_it_began() -> None:
+    averaged, current = [torch.zeros(3)], [torch.ones(3)]
+    average = Average(0.999)
+    for step in range(1, 2000):
+        average(averaged, current, step)
+    assert torch.allclose(averaged[0], current[0], atol=1e-3)

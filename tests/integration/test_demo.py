@@ -1,0 +1,20 @@
+"""The demo whole, and the bars it has to clear."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from tests.integration.conftest import dreambooth
+
+
+def test_the_demo_teaches_one_subject_and_keeps_the_rest(tmp_path: Path) -> None:
+    done = dreambooth("demo", "--out", str(tmp_path / "demo"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    fidelity = report["subject_fidelity"]
+    assert fidelity["after"] - fidelity["before"] >= 0.4, report
+    assert report["context_accuracy"] >= 0.9, report
+    assert report["other_classes"]["after"] >= 0.85 * report["other_classes"]["before"], report
+    assert Image.open(tmp_path / "demo" / "contact_sheet.png").width > 600
+    assert (tmp_path / "demo" / "bundle" / "model_index.json").is_file()
