@@ -73,6 +73,8 @@ def cache_latents(work: Path, vae: AutoencoderKL, rank: int = 0, world: int = 1)
 class DenoiserLoss(nn.Module):
     """Noise prediction with min-SNR weights (Hang et al. 2023, arXiv 2303.09556)."""
 
+    cumulative: Tensor
+
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.unet = new_unet()
@@ -93,7 +95,8 @@ class DenoiserLoss(nn.Module):
         made = self.unet(a * latents + s * noise, timesteps, hidden).sample
         snr = alpha / (1 - alpha)
         weight = snr.clamp(max=SNR_GAMMA) / snr
-        return ((made - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        loss: Tensor = ((made - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        return loss
 
 
 def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) -> Phase:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class Average:
         self.decay = decay
 
     @torch.no_grad()
-    def __call__(
-        self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int
-    ) -> None:
+    def __call__(self, averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         """Move `averaged` towards `current`, in place."""
         step = int(num_averaged)
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -62,7 +61,7 @@ def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**33))
     with tempfile.TemporaryDirectory(prefix="dreambooth-rendezvous-") as folder:
         rendezvous = Path(folder) / "file"
-        mp.start_processes(
+        start_processes(  # type: ignore[no-untyped-call]
             _process, (make, work, processes, rendezvous), nprocs=processes, start_method="spawn"
         )
 

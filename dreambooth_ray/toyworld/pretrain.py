@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 from transformers import CLIPTokenizer
 
 from dreambooth_ray.toyworld.captions import write_tokenizer
@@ -75,7 +75,9 @@ def encode_pictures(work: Path, vae: AutoencoderKL, processes: int) -> None:
     shape = (count, 2, vae.config.latent_channels, height, height)
     partial_path = work / "latents.partial.npy"
     np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.float16, shape=shape).flush()
-    mp.start_processes(_encode, (work, processes), nprocs=processes, start_method="spawn")
+    start_processes(  # type: ignore[no-untyped-call]
+        _encode, (work, processes), nprocs=processes, start_method="spawn"
+    )
     partial_path.rename(work / "latents.npy")
 
 
