@@ -128,12 +128,12 @@ def discard(store: Store, name: str) -> None:
 def _open(store: Store, name: str) -> tuple[str, bytes]:
     try:
         pointer = json.loads(store.read(f"{name}.json"))
-        folder = str(pointer["folder"])
+        folder, digest = str(pointer["folder"]), str(pointer["manifest_sha256"])
         manifest = store.read(f"{folder}/{MANIFEST}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{store.uri}/{name} is not committed: {error}") from error
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{store.uri}/{name}.json is damaged: {error}") from error
-    if hashlib.sha256(manifest).hexdigest() != pointer["manifest_sha256"]:
+    if hashlib.sha256(manifest).hexdigest() != digest:
         raise CheckpointError(f"{store.uri}/{folder}/{MANIFEST} differs from its pointer")
     return folder, manifest

@@ -45,7 +45,9 @@ def pretrain(work: Path, weights: Path, budget: Budget, seed: int) -> None:
     """Make `weights`/pipeline and `weights`/evaluator.safetensors, working in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     (work / "seed").write_text(str(seed))
-    write_tokenizer(work / "tokenizer")
+    # Ties between merges are broken differently from run to run: made once, then kept.
+    if not (work / "tokenizer" / "tokenizer_config.json").exists():
+        write_tokenizer(work / "tokenizer")
     draw_pictures(work / "pictures.npy", seed, budget.num_pictures, budget.processes)
     run_phase(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
     vae = finish_vae(work)

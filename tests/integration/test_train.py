@@ -112,14 +112,6 @@ def test_resume_goes_on_after_everything_was_killed(
     assert_same(Run(run.folder), undisturbed)
 
 
-def test_one_worker_learns_what_two_learn(
-    undisturbed: Run, tmp_path: Path, photos: Path, storage: str
-) -> None:
-    alone = train(tmp_path, photos, storage, *SMALL, "cluster.workers=1")
-    for one, two in zip(alone.metrics, undisturbed.metrics, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
-
-
 def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photos: Path) -> None:
     run = train(
         tmp_path, photos, *SMALL, f"model.uri={other_model}", "train.resolution=128",

@@ -94,3 +94,10 @@ def test_discard_leaves_nothing(store: Store, tmp_path: Path) -> None:
     manifest.discard(store, "one")
     manifest.discard(store, "one")
     assert store.names() == []
+
+
+def test_a_pointer_without_its_keys_is_damage(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    pointer = json.loads(store.read("one.json"))
+    store.write("one.json", json.dumps({"folder": pointer["folder"]}).encode())
+    assert "damaged" in str(manifest.damage(store, "one"))
