@@ -93,8 +93,10 @@ def export(work: Path, weights: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     loss = DenoiserLoss(tokenizer)
     loss.load_state_dict(averaged_weights(work / "denoiser.pt"))
+    vae = finish_vae(work)
+    vae.register_to_config(_name_or_path="toyworld")  # or it would name a folder of this machine
     pipeline = StableDiffusionPipeline(
-        vae=finish_vae(work),
+        vae=vae,
         text_encoder=loss.text_encoder,
         tokenizer=tokenizer,
         unet=loss.unet,
