@@ -4,16 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit check format clean
+.PHONY: demo test unit bars check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not demo"
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit
+
+# The whole demo, and the bars that its report has to clear.
+bars: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -m demo
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

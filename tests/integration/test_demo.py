@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.integration.conftest import dreambooth
 
 
+@pytest.mark.demo
 def test_the_demo_teaches_one_subject_and_keeps_the_rest(tmp_path: Path) -> None:
     done = dreambooth("demo", "--out", str(tmp_path / "demo"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
