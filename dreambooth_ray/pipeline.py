@@ -16,6 +16,7 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import identifier_warning, read_subject
 from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
+from dreambooth_ray.diffusion.methods import check_method
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.export.bundle import export_bundle
 from dreambooth_ray.priors.plan import PriorSpec
@@ -56,6 +57,7 @@ def prepare(config: Config, display: Display) -> Prepared:
     """
     directory = model_directory(config.model.uri)
     check_resolution(directory, config.train.resolution)
+    check_method(config, directory)
     read_subject(Path(config.subject.photos), config.instance_prompt, config.train.resolution)
     warning = identifier_warning(config.subject.identifier, config.subject.class_noun)
     if warning:

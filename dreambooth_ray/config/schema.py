@@ -1,6 +1,6 @@
 """The one typed configuration tree. Frozen; unknown keys are errors."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -39,9 +39,33 @@ class PriorConfig(Section):
     batch_size: int = Field(8, ge=1, description="images an actor draws at once")
 
 
+class LoraConfig(Section):
+    """The adapter of train.method=lora."""
+
+    rank: int = Field(8, ge=1, description="inner dimension of an adapter")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null is rank")
+    target_modules: tuple[Text, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="layers of the UNet"
+    )
+    text_target_modules: tuple[Text, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1, description="of the text encoder"
+    )
+    dora: bool = Field(False, description="learn a layer's magnitude apart from its direction")
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha, resolved."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
 class TrainConfig(Section):
     """The fine-tuning."""
 
+    method: Literal["full", "lora", "kv"] = Field(
+        "full", description="all weights, adapters, or cross-attention keys and values alone"
+    )
+    lora: LoraConfig = LoraConfig()
+    unet: bool = Field(True, description="train the UNet")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(
         2, ge=1, description="photographs a step, over all workers; as many class images"
@@ -51,9 +75,28 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     resolution: int = Field(512, ge=8, description="side of the square training pictures, pixels")
-    text_encoder: bool = Field(True, description="train the text encoder as well")
+    text_encoder: bool = Field(
+        True, description="train the text encoder as well; default true for full, else false"
+    )
     prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
     flip: bool = Field(False, description="mirror pictures at random")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_encoder_by_method(cls, given: Any) -> Any:
+        # Adapters and keys and values are used with the text encoder as it is, unless asked.
+        if isinstance(given, dict) and given.get("method", "full") != "full":
+            return {"text_encoder": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "TrainConfig":
+        if self.method == "kv" and self.text_encoder:
+            raise ValueError(
+                "train.method=kv trains the UNet's cross-attention keys and values alone; "
+                "set train.text_encoder=false, or take train.method=full or lora"
+            )
+        return self
 
 
 class SampleConfig(Section):
@@ -100,6 +143,15 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "Config":
+        if not (self.train.unet or self.train.text_encoder):
+            raise ValueError(
+                "train.unet=false and train.text_encoder=false leave nothing to train; "
+                "set one of them true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> "Config":

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import load_pipeline
+from dreambooth_ray.diffusion import adapters
+from dreambooth_ray.diffusion.components import load_components, load_pipeline, model_hash
+from dreambooth_ray.diffusion.methods import apply_method, is_trained, load_trained
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
@@ -19,13 +21,12 @@ _CARD = """\
 A Stable Diffusion model fine-tuned with DreamBooth (arXiv 2208.12242): the word
 **{identifier}** before **{class_noun}** stands for one subject.
 
-    from diffusers import StableDiffusionPipeline
-    pipeline = StableDiffusionPipeline.from_pretrained("path/of/this/directory")
-    pipeline("{prompt}").images[0]
+{usage}
 
 | | |
 | --- | --- |
 | base model | {model} |
+| method | {method} |
 | steps | {steps} |
 | photographs a step | {batch_size} |
 | learning rate | {lr} |
@@ -57,30 +58,57 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
                 "finish it with `dreambooth resume`"
             )
         stage = Path(folder) / "bundle"
-        pipeline = load_pipeline(directory)
-        for part, weights in trained_weights(restored[1]).items():
-            getattr(pipeline, part).load_state_dict(weights)
-        # In float32: from_pretrained without a dtype mixes precisions over half weights.
-        pipeline.save_pretrained(stage, safe_serialization=True)
+        about = _write(config, directory, restored[1], stage)
         (stage / "card.md").write_text(_card(config, run))
-        about: dict[str, object] = {
-            "kind": "bundle",
-            "identifier": config.subject.identifier,
-            "class_noun": config.subject.class_noun,
-            "prompt": config.instance_prompt,
-            "step": restored[0],
-            "resolution": config.train.resolution,
-        }
-        manifest.publish(run, layout.BUNDLE, stage, about)
+        manifest.publish(run, layout.BUNDLE, stage, {**about, "step": restored[0]})
+
+
+def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[str, object]:
+    """Write the weights to `stage`; returns what the manifest says of them."""
+    parts = load_components(directory)
+    apply_method(config, parts)
+    load_trained(parts, trained_weights(state))
+    about: dict[str, object] = {
+        "kind": "bundle",
+        "method": config.train.method,
+        "identifier": config.subject.identifier,
+        "class_noun": config.subject.class_noun,
+        "prompt": config.instance_prompt,
+        "resolution": config.train.resolution,
+    }
+    if config.train.method == "lora":
+        for part in ("unet", "text_encoder"):
+            if is_trained(getattr(parts, part)):
+                adapters.save(getattr(parts, part), stage / layout.ADAPTER / part)
+        uri = config.model.uri
+        base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
+        about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
+        return about
+    pipeline = load_pipeline(directory)
+    pipeline.unet, pipeline.text_encoder = parts.unet, parts.text_encoder
+    # In float32: from_pretrained without a dtype mixes precisions over half weights.
+    pipeline.save_pretrained(stage, safe_serialization=True)
+    return about
+
+
+_USE = """\
+    from diffusers import StableDiffusionPipeline
+    pipeline = StableDiffusionPipeline.from_pretrained("path/of/this/directory")
+    pipeline("{prompt}").images[0]"""
+_USE_ADAPTER = """\
+Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` takes this directory
+as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
 def _card(config: Config, run: Store) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
+    usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
     return _CARD.format(
         identifier=config.subject.identifier,
         class_noun=config.subject.class_noun,
-        prompt=config.instance_prompt,
+        usage=usage.format(prompt=config.instance_prompt, model=config.model.uri),
+        method=config.train.method,
         model=config.model.uri,
         steps=config.train.steps,
         batch_size=config.train.batch_size,

@@ -5,6 +5,7 @@ import re
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BUNDLE = "bundle"
+ADAPTER = "adapter"  # in a bundle
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"

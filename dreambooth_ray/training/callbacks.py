@@ -128,7 +128,9 @@ class Samples(Callback):
             return
         assert isinstance(pl_module, DreamBoothModule)
         pipeline = load_pipeline(self._directory)
-        pipeline.unet, pipeline.text_encoder = pl_module.unet, pl_module.text_encoder
+        pipeline.unet = pl_module.unet
+        if pl_module.text_encoder is not None:
+            pipeline.text_encoder = pl_module.text_encoder
         pipeline.to(pl_module.device)
         pipeline.unet.eval(), pipeline.text_encoder.eval()
         sample = self._config.sample
@@ -146,5 +148,6 @@ class Samples(Callback):
             self._config.sample_prompts, draw(pipeline, requests), strict=True
         ):
             self._tracking.add_picture(f"samples/{prompt}", np.asarray(picture), step)
-        pl_module.unet.train()
-        pl_module.text_encoder.train(self._config.train.text_encoder)
+        pl_module.unet.train(self._config.train.unet)
+        if pl_module.text_encoder is not None:
+            pl_module.text_encoder.train()

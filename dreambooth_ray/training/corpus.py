@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.pairs import batch_positions, shuffled_index
@@ -21,6 +21,7 @@ from dreambooth_ray.data.photographs import square
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.diffusion.methods import is_trained
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 
@@ -32,7 +33,8 @@ class Batch:
     """One worker's share of a step. Not frozen: Lightning moves it to the device in place.
 
     latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64;
-    is_prior: (B,) bool; step counts from 0
+    is_prior: (B,) bool; step counts from 0; hidden: (B, L, D) text embeddings, where the text
+    encoder is frozen, else None
     """
 
     latents: Tensor
@@ -41,14 +43,25 @@ class Batch:
     input_ids: Tensor
     is_prior: Tensor
     step: int
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Cached pictures of one kind. latents: (N, F, 2, C, h, w), scaled mean and std."""
+    """Cached pictures of one kind, each with its caption.
+
+    latents: (N, F, 2, C, h, w), scaled mean and std; input_ids: (N, L) int64;
+    hidden: K different captions' (K, L, D) text embeddings and, for each picture, which of
+    them is its own: (N,) int64; None where the text encoder is trained
+    """
 
     latents: Tensor
     input_ids: Tensor
+    hidden: tuple[Tensor, Tensor] | None = None
+
+    def hidden_of(self, index: int) -> Tensor | None:
+        """(L, D) text embedding of a picture's caption, where cached."""
+        return None if self.hidden is None else self.hidden[0][self.hidden[1][index]]
 
 
 def read_priors(store: Store, count: int, side_px: int) -> list[Image.Image]:
@@ -73,7 +86,20 @@ def make_pool(
             pair = torch.stack([posterior.mean, posterior.std], dim=1)
             rows.append((pair * parts.vae.config.scaling_factor).cpu())
     # Cloned outside inference mode, so that autograd may use it.
-    return Pool(torch.stack(rows).clone(), tokenize(parts.tokenizer, captions))
+    ids = tokenize(parts.tokenizer, captions)
+    hidden = None if is_trained(parts.text_encoder) else embed(parts.text_encoder, ids)
+    return Pool(torch.stack(rows).clone(), ids, hidden)
+
+
+@torch.no_grad()
+def embed(encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each different row of (N, L) ids through a frozen encoder once: Pool.hidden.
+
+    One by one, so that a caption's embedding does not depend on its neighbours.
+    """
+    different, place = torch.unique(ids, dim=0, return_inverse=True)
+    rows = [encoder(row[None].to(encoder.device)).last_hidden_state.cpu() for row in different]
+    return torch.cat(rows), place
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -86,6 +112,11 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
         return_tensors="pt",
     ).input_ids
     return ids
+
+
+def _stacked(rows: list[Tensor | None]) -> Tensor | None:
+    known = [row for row in rows if row is not None]
+    return torch.stack(known) if known else None
 
 
 class Corpus(IterableDataset[Batch]):
@@ -120,7 +151,7 @@ class Corpus(IterableDataset[Batch]):
         kinds = [(self._photographs, _PHOTOGRAPHS, 0)]
         if self._priors is not None:
             kinds.append((self._priors, _PRIORS, size))
-        latents, ids, keys, is_prior = [], [], [], []
+        latents, ids, hidden, keys, is_prior = [], [], [], [], []
         for pool, purpose, offset in kinds:
             for position in positions:
                 chosen = shuffled_index(seed, purpose, position, len(pool.latents))
@@ -128,6 +159,7 @@ class Corpus(IterableDataset[Batch]):
                 key = offset + position - step * size
                 latents.append(self._sample(pool.latents[chosen], step, key))
                 ids.append(pool.input_ids[chosen])
+                hidden.append(pool.hidden_of(chosen))
                 keys.append(key)
                 is_prior.append(offset > 0)
         shape = tuple(latents[0].shape)
@@ -138,6 +170,7 @@ class Corpus(IterableDataset[Batch]):
             input_ids=torch.stack(ids),
             is_prior=torch.tensor(is_prior),
             step=step,
+            hidden=_stacked(hidden),
         )
 
     def _sample(self, cached: Tensor, step: int, key: int) -> Tensor:

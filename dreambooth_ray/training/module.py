@@ -13,12 +13,15 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion import loss as objective
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.diffusion.methods import is_trained
+from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.corpus import Batch
 
 
 class DreamBoothModule(pl.LightningModule):
-    """UNet and, if wanted, text encoder; the VAE stays outside, frozen and cached.
+    """UNet and text encoder, of which the weights that `apply_method` has marked are trained.
 
+    The VAE stays outside, frozen and cached, and so does a text encoder that is frozen.
     After each optimizer step `record` holds what the metrics of that step are, equal on
     every worker.
     """
@@ -26,9 +29,12 @@ class DreamBoothModule(pl.LightningModule):
     def __init__(self, config: Config, parts: Components) -> None:
         super().__init__()
         self.config = config
-        self.unet = parts.unet.train()
-        trained = config.train.text_encoder
-        self.text_encoder = parts.text_encoder.train(trained).requires_grad_(trained)
+        # Only trained weights are in a checkpoint; on_load_checkpoint compares their names.
+        self.strict_loading = False
+        self.unet = parts.unet.train(is_trained(parts.unet))
+        self.text_encoder: nn.Module | None = None
+        if is_trained(parts.text_encoder):
+            self.text_encoder = parts.text_encoder.train()
         self.schedule = parts.schedule
         self.record: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
@@ -38,8 +44,7 @@ class DreamBoothModule(pl.LightningModule):
         address = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
         torch.manual_seed(address.initial_seed())
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        hidden = self.text_encoder(batch.input_ids).last_hidden_state
-        prediction = self.unet(noisy, batch.timesteps, hidden).sample
+        prediction = self.unet(noisy, batch.timesteps, self._hidden(batch)).sample
         wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
         instance, prior = objective.halves(prediction, wanted, batch.is_prior)
         total: Tensor = instance + self.config.prior.weight * prior
@@ -47,6 +52,30 @@ class DreamBoothModule(pl.LightningModule):
         gathered = cast(Tensor, self.all_gather(both))
         self._halves = gathered.reshape(-1, 2).mean(dim=0)
         return total
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """(B, L, D) text embeddings: cached ones if the text encoder is frozen."""
+        if batch.hidden is not None:
+            return batch.hidden
+        assert self.text_encoder is not None
+        hidden: Tensor = self.text_encoder(batch.input_ids).last_hidden_state
+        return hidden
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what does not move: the base model has it."""
+        names = {n for n, p in self.named_parameters() if p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: t for n, t in state.items() if n in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """raises: CheckpointError if the weights are not exactly those that are trained."""
+        names = {n for n, p in self.named_parameters() if p.requires_grad}
+        odd = sorted(names ^ set(checkpoint.get("state_dict", names)))
+        if odd:
+            raise CheckpointError(
+                f"the checkpoint holds other weights than the configuration trains, {odd[0]} for "
+                "one; it is of another train.method or model"
+            )
 
     def configure_gradient_clipping(
         self,

@@ -15,6 +15,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import read_subject
 from dreambooth_ray.diffusion.components import Components, load_components
+from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.callbacks import Checkpointing, Samples, Tracking
@@ -31,6 +32,7 @@ def train_worker(job: Job) -> None:
     run = Store(job.run_uri)
     place = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     parts = load_components(Path(job.model_directory))
+    apply_method(config, parts)
     corpus = _make_corpus(job, config, parts, place)
     module = DreamBoothModule(config, parts)
     with tempfile.TemporaryDirectory(prefix="dreambooth-restore-") as folder:
@@ -48,15 +50,17 @@ def train_worker(job: Job) -> None:
 
 
 def _make_corpus(job: Job, config: Config, parts: Components, place: tuple[int, int]) -> Corpus:
-    """Encode all pictures, on the worker's own device."""
+    """Encode all pictures, and captions if the text encoder is frozen, on the worker's device."""
     size = config.train.resolution
     parts.vae.to(ray.train.torch.get_device())
+    parts.text_encoder.to(ray.train.torch.get_device())
     photographs = read_subject(Path(job.photos), config.instance_prompt, size)
     priors = (
         read_priors(Store(job.priors_uri), config.prior.count, size) if config.prior.count else []
     )
     corpus = Corpus(config, parts, photographs, priors, place)
     parts.vae.to("cpu")
+    parts.text_encoder.to("cpu")
     return corpus
 
 

@@ -5,19 +5,34 @@ import torch
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.module import DreamBoothModule, Warmup
 
 
 def module_of(model: Path, *overrides: str) -> DreamBoothModule:
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", list(overrides))
-    return DreamBoothModule(config, load_components(model))
+    parts = load_components(model)
+    apply_method(config, parts)
+    return DreamBoothModule(config, parts)
 
 
-def test_a_frozen_text_encoder_is_not_optimised(toy_model: Path) -> None:
+def test_a_frozen_text_encoder_is_not_even_held(toy_model: Path) -> None:
     module = module_of(toy_model, "train.text_encoder=false")
     optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
     assert len(optimised) == len(list(module.unet.parameters()))
-    assert not any(p.requires_grad for p in module.text_encoder.parameters())
+    assert module.text_encoder is None
+
+
+def test_a_checkpoint_holds_what_is_trained_and_is_compared_at_load(toy_model: Path) -> None:
+    module = module_of(toy_model, "train.method=lora", "train.text_encoder=true")
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    assert all(".lora_" in name for name in checkpoint["state_dict"])
+    module.on_load_checkpoint(checkpoint)
+    other = module_of(toy_model, "train.method=lora")
+    with pytest.raises(CheckpointError, match=r"text_encoder\..*another train\.method"):
+        other.on_load_checkpoint(checkpoint)
 
 
 def test_both_parts_are_optimised_by_default(toy_model: Path) -> None:

@@ -1,0 +1,90 @@
+"""What each train.method trains: which weights move, under which names, and what comes out.
+
+A model's weights keep their names in training; a checkpoint holds those alone that move.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.diffusion import adapters
+from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.errors import CheckpointError, ConfigError
+
+_KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
+
+
+def check_method(config: Config, directory: Path) -> None:
+    """Refuse what this model can't be trained with, from its configuration files alone.
+
+    raises: ConfigError
+    """
+    train = config.train
+    if train.method != "lora":
+        return
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(directory, subfolder="unet")
+        )
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(directory, subfolder="text_encoder"))
+    checks = []
+    if train.unet:
+        checks.append(("target_modules", unet, train.lora.target_modules))
+    if train.text_encoder:
+        checks.append(("text_target_modules", text, train.lora.text_target_modules))
+    for key, model, targets in checks:
+        missing = adapters.missing_targets(model, targets)
+        if missing:
+            raise ConfigError(
+                f"train.lora.{key}: no linear or convolution layer of the model is named "
+                f"{', '.join(missing)}; take names that its layers end with"
+            )
+
+
+def apply_method(config: Config, parts: Components) -> None:
+    """Freeze what stays and mark what moves, in place; for lora, put the adapters in."""
+    train = config.train
+    parts.unet.requires_grad_(False)
+    parts.text_encoder.requires_grad_(False)
+    if train.method == "lora":
+        if train.unet:
+            adapters.inject(parts.unet, train.lora, train.lora.target_modules, config.seed)
+        if train.text_encoder:
+            targets = train.lora.text_target_modules
+            adapters.inject(parts.text_encoder, train.lora, targets, config.seed)
+        return
+    parts.unet.requires_grad_(train.unet and train.method == "full")
+    parts.text_encoder.requires_grad_(train.text_encoder)
+    if train.method == "kv":
+        for name, weight in parts.unet.named_parameters():
+            weight.requires_grad_(bool(_KEYS_AND_VALUES.search(name)))
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether any weight of a model moves."""
+    return any(p.requires_grad for p in model.parameters())
+
+
+def load_trained(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put trained weights into parts that `apply_method` has been at.
+
+    weights: by part and name, as a checkpoint has them
+    raises: CheckpointError unless they are exactly those that the method trains
+    """
+    for part in ("unet", "text_encoder"):
+        model: nn.Module = getattr(parts, part)
+        given = weights.get(part, {})
+        wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+        odd = sorted(wanted ^ set(given))
+        if odd:
+            raise CheckpointError(
+                f"the checkpoint holds other weights of {part} than the configuration trains, "
+                f"{odd[0]} for one; it is of another train.method or model"
+            )
+        model.load_state_dict(dict(given), strict=False)
