@@ -4,6 +4,9 @@ Written as peft writes them: adapter_config.json and adapter_model.safetensors.
 """
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,12 +45,23 @@ def inject(
             noise.generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
         )
         try:
-            inject_adapter_in_model(settings, model)
+            with _without_advice():
+                inject_adapter_in_model(settings, model)
         except ValueError as error:
             raise ConfigError(
                 f"train.lora: {', '.join(targets)} can't carry adapters in this model's "
                 f"{type(model).__name__}: {error}"
             ) from error
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """peft still asks transformers by an old name, which is nothing a user can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        yield
 
 
 def missing_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
@@ -83,7 +97,8 @@ def fuse(model: nn.Module, folder: Path) -> nn.Module:
             "can run code; write it again with peft's save_pretrained"
         )
     try:
-        wrapped = PeftModel.from_pretrained(model, str(folder))
+        with _without_advice():
+            wrapped = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{folder} does not fit the base model: {error}; it was trained on another one"
