@@ -129,12 +129,18 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     num_inference_steps: Annotated[int, typer.Option(min=1)] = 25,
     guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
+    solver: Annotated[str, typer.Option(help="ddim, plms, euler, euler_a or dpmpp_2m")] = "ddim",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own")] = "",
+    image: Annotated[Path | None, typer.Option(help="picture to start from")] = None,
+    mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
+    strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
     grid: Annotated[bool, typer.Option("--grid", help="also one picture of all")] = False,
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
 ) -> None:
     """Draw pictures with a trained subject; prints their paths."""
     from dreambooth_ray.display import Stage
     from dreambooth_ray.generate import generate as draw_files
+    from dreambooth_ray.generate import parse_size
 
     paths = draw_files(
         model,
@@ -145,6 +151,11 @@ def generate(
         seed=seed,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        solver=solver,
+        size_px=parse_size(size),
+        image=image,
+        mask=mask,
+        strength=strength,
         grid=grid,
         on_progress=Stage("pictures"),
     )

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_ray import pipeline as flow
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import load_pipeline
+from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.evaluation import toyscore
 from dreambooth_ray.evaluation.toyscore import Drawn
 from dreambooth_ray.storage import layout
@@ -45,7 +44,7 @@ def demo_config(out: Path) -> Config:
     )
 
 
-def look(model: StableDiffusionPipeline, prompt: str) -> Look:
+def look(model: Engine, prompt: str) -> Look:
     """Draw the subject, and every other class."""
     others = [c for c in CLASSES if c != CLASS_NOUN]
     return Look(
@@ -54,7 +53,7 @@ def look(model: StableDiffusionPipeline, prompt: str) -> Look:
     )
 
 
-def look_around(model: StableDiffusionPipeline, prompt: str) -> Drawn:
+def look_around(model: Engine, prompt: str) -> Drawn:
     """Draw the subject in the places where it was never photographed."""
     new_places = [b for b in BACKGROUND_NAMES if b not in PHOTO_BACKGROUNDS]
     return toyscore.draw_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
@@ -76,8 +75,8 @@ def show(prepared: flow.Prepared, out: Path, display: flow.Display) -> dict[str,
     torch.set_num_threads(os.cpu_count() or 1)
     prompt = prepared.config.instance_prompt
     photos = [read_photograph(path) for path in find_photographs(out / "photos")]
-    tuned = load_pipeline(out / layout.BUNDLE)
-    before, after = look(load_pipeline(prepared.directory), prompt), look(tuned, prompt)
+    tuned = Engine(out / layout.BUNDLE)
+    before, after = look(Engine(prepared.directory), prompt), look(tuned, prompt)
     contexts = look_around(tuned, prompt)
     contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
     return make_report(photos, before, after, contexts, load_evaluator())

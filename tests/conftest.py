@@ -1,5 +1,6 @@
 """What several tests stand on. Weights that ship are used where any model would do."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,16 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth_ray.diffusion.components import model_directory, quiet_libraries
+from dreambooth_ray.diffusion.components import (
+    Components,
+    load_components,
+    model_directory,
+    quiet_libraries,
+)
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 torch.set_num_threads(1)
@@ -23,6 +30,42 @@ quiet_libraries()
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
     return model_directory("toyworld")
+
+
+@pytest.fixture
+def toy_parts(toy_model: Path) -> Components:
+    return load_components(toy_model)
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> dict[str, Path]:
+    """Random LoRAs of the toy model in peft's format, one of them DoRA, by name."""
+    folders = {}
+    for seed, name in enumerate(["one", "two", "dora"]):
+        folders[name] = tmp_path_factory.mktemp("adapters") / name
+        torch.manual_seed(seed)
+        parts = load_components(toy_model)
+        dora = name == "dora"
+        for part, targets in {
+            "unet": ["to_q", "to_v"] if name == "one" else ["to_k", "to_out.0"],
+            "text_encoder": ["q_proj", "v_proj"],
+        }.items():
+            config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, use_dora=dora)
+            get_peft_model(getattr(parts, part), config).save_pretrained(
+                folders[name] / part, save_embedding_layers=False
+            )
+    return folders
+
+
+@pytest.fixture(scope="session")
+def inpainting_model(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
+    """The other model with a UNet of nine input channels."""
+    folder = tmp_path_factory.mktemp("inpainting") / "model"
+    shutil.copytree(other_model, folder)
+    torch.manual_seed(1)
+    config = UNet2DConditionModel.load_config(other_model, subfolder="unet")
+    UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(folder / "unet")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import load_pipeline, model_directory
-from dreambooth_ray.diffusion.sampling import Request, draw
+from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
 from dreambooth_ray.toyworld.evaluator import (
     Evaluator,
@@ -27,30 +27,29 @@ class Drawn:
     wanted: list[str]
 
 
-def draw_subject(
-    pipeline: StableDiffusionPipeline, prompt: str, count: int, seed: int
-) -> list[Image.Image]:
+def draw(engine: Engine, requests: list[Request]) -> list[Image.Image]:
+    """The pictures of requests, without their latents."""
+    return [drawn.image for drawn in engine.draw(requests)]
+
+
+def draw_subject(engine: Engine, prompt: str, count: int, seed: int) -> list[Image.Image]:
     """`count` pictures of one prompt, seeds seed..seed+count-1."""
-    return draw(pipeline, [Request(prompt, seed + k) for k in range(count)])
+    return draw(engine, [Request(prompt, seed + k) for k in range(count)])
 
 
 def draw_contexts(
-    pipeline: StableDiffusionPipeline, prompt: str, backgrounds: list[str], count: int, seed: int
+    engine: Engine, prompt: str, backgrounds: list[str], count: int, seed: int
 ) -> Drawn:
     """`count` pictures of the prompt's subject in each background."""
     wanted = [b for b in backgrounds for _ in range(count)]
     requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(wanted)]
-    return Drawn(draw(pipeline, requests), wanted)
+    return Drawn(draw(engine, requests), wanted)
 
 
-def draw_classes(
-    pipeline: StableDiffusionPipeline, classes: list[str], count: int, seed: int
-) -> Drawn:
+def draw_classes(engine: Engine, classes: list[str], count: int, seed: int) -> Drawn:
     """`count` pictures of each class noun alone."""
     wanted = [c for c in classes for _ in range(count)]
-    return Drawn(
-        draw(pipeline, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted
-    )
+    return Drawn(draw(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted)
 
 
 def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
@@ -73,12 +72,10 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def score_model(
-    pipeline: StableDiffusionPipeline, network: Evaluator, count: int, seed: int
-) -> dict[str, float]:
+def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> dict[str, float]:
     """Share of pictures whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
     prompts = attribute_prompts(count)
-    pictures = draw(pipeline, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
+    pictures = draw(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
     reading = read_pictures(network, pictures)
     heads = prompts[0][1]
     return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
@@ -95,8 +92,8 @@ def score_target(target: str, count: int, seed: int) -> dict[str, object]:
         (folder / f).exists() for f in ("model_index.json", "config.yaml")
     ):
         return score_folder(folder, network)
-    pipeline = load_pipeline(model_directory(target, key="TARGETS"))
-    return dict(score_model(pipeline, network, count, seed))
+    engine = Engine(model_directory(target, key="TARGETS"))
+    return dict(score_model(engine, network, count, seed))
 
 
 def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:

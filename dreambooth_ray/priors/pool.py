@@ -10,8 +10,8 @@ from typing import Any
 import ray
 import torch
 
-from dreambooth_ray.diffusion.components import load_pipeline
-from dreambooth_ray.diffusion.sampling import Request, draw, receipt
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.priors.plan import Chunk, PriorSpec, missing_chunks
 from dreambooth_ray.storage import layout
@@ -25,9 +25,8 @@ class Painter:
 
     def __init__(self, directory: str, set_uri: str, spec: PriorSpec, gpu: bool) -> None:
         torch.set_num_threads(1)
-        self._pipeline = load_pipeline(Path(directory))
-        if gpu:
-            self._pipeline.to("cuda")
+        device = "cuda" if gpu else "cpu"
+        self._engine = Engine(Path(directory), max_batch=spec.chunk_size, device=device)
         self._store, self._spec = Store(set_uri), spec
 
     def paint(self, chunk: Chunk) -> int:
@@ -39,14 +38,15 @@ class Painter:
                 seed=spec.image_seed(i),
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
-                size_px=spec.size_px,
+                width_px=spec.size_px,
+                height_px=spec.size_px,
             )
             for i in chunk
         ]
-        pictures = draw(self._pipeline, requests, batch_size=len(chunk))
-        for index, request, picture in zip(chunk, requests, pictures, strict=True):
+        drawn = self._engine.draw(requests)
+        for index, request, one in zip(chunk, requests, drawn, strict=True):
             data = io.BytesIO()
-            picture.save(data, "PNG", pnginfo=receipt(request, model_hash=spec.model_hash))
+            one.image.save(data, "PNG", pnginfo=png_receipt(request, model_hash=spec.model_hash))
             self._store.create(layout.prior_image(index), data.getvalue())
         return len(chunk)
 

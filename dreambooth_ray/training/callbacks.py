@@ -11,8 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch.utils.tensorboard import SummaryWriter
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import load_pipeline
-from dreambooth_ray.diffusion.sampling import Request, draw
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
@@ -127,12 +128,11 @@ class Samples(Callback):
         if not every or step % every or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, DreamBoothModule)
-        pipeline = load_pipeline(self._directory)
-        pipeline.unet = pl_module.unet
+        parts = load_components(self._directory)
+        parts.unet = pl_module.unet
         if pl_module.text_encoder is not None:
-            pipeline.text_encoder = pl_module.text_encoder
-        pipeline.to(pl_module.device)
-        pipeline.unet.eval(), pipeline.text_encoder.eval()
+            parts.text_encoder = pl_module.text_encoder
+        engine = Engine(parts, device=str(pl_module.device))
         sample = self._config.sample
         requests = [
             Request(
@@ -140,14 +140,14 @@ class Samples(Callback):
                 seed=self._config.seed,
                 num_inference_steps=sample.num_inference_steps,
                 guidance_scale=sample.guidance_scale,
-                size_px=self._config.train.resolution,
+                width_px=self._config.train.resolution,
+                height_px=self._config.train.resolution,
             )
             for prompt in self._config.sample_prompts
         ]
-        for prompt, picture in zip(
-            self._config.sample_prompts, draw(pipeline, requests), strict=True
-        ):
-            self._tracking.add_picture(f"samples/{prompt}", np.asarray(picture), step)
+        for request, drawn in zip(requests, engine.draw(requests), strict=True):
+            name = f"samples/{request.prompt}"
+            self._tracking.add_picture(name, np.asarray(drawn.image), step)
         pl_module.unet.train(self._config.train.unet)
         if pl_module.text_encoder is not None:
             pl_module.text_encoder.train()

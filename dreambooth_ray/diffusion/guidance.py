@@ -1,0 +1,44 @@
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) and its variants.
+
+Legend: C latent channels, h, w latent sides.
+"""
+
+from torch import Tensor
+
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.diffusion.ticket import State
+
+
+def wants_guidance(request: Request, state: State) -> bool:
+    """Whether this step needs a prediction without the prompt."""
+    if not _is_on(request, state):
+        return False
+    return state.push is None or state.index % request.guidance_every == 0
+
+
+def _is_on(request: Request, state: State) -> bool:
+    start, end = request.guidance_interval
+    done = state.index / len(state.table.steps)
+    return request.guidance_scale != 1 and start <= done < end
+
+
+def guided(
+    request: Request, state: State, conditional: Tensor, unconditional: Tensor | None
+) -> Tensor:
+    """(C, h, w) prediction to go on with.
+
+    conditional, unconditional: (C, h, w); the latter None where `wants_guidance` was false
+    """
+    if unconditional is not None:
+        push = conditional - unconditional
+        state.push = push if request.guidance_every > 1 else None
+    elif _is_on(request, state) and state.push is not None:
+        push = state.push
+    else:
+        return conditional
+    result = conditional + (request.guidance_scale - 1) * push
+    if request.guidance_rescale:
+        # Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16.
+        rescaled = result * (conditional.std() / result.std())
+        result = result.lerp(rescaled, request.guidance_rescale)
+    return result
