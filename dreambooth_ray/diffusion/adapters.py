@@ -36,7 +36,7 @@ def inject(
     settings = LoraConfig(
         r=wanted.rank,
         # peft types it as an integer and only ever divides it by the rank.
-        lora_alpha=wanted.scale_alpha,  # type: ignore[arg-type]
+        lora_alpha=wanted.scale_alpha,
         target_modules=list(targets),
         use_dora=wanted.dora,
     )
@@ -81,7 +81,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def _jsonable(settings: LoraConfig) -> dict[str, Any]:
-    values: dict[str, Any] = settings.to_dict()  # type: ignore[no-untyped-call]
+    values: dict[str, Any] = settings.to_dict()
     values["inference_mode"] = True
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
