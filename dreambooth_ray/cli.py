@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.verbs import export
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships with the package.")
 app.add_typer(toyworld, name="toyworld")
+export.register(app)
 
 Recipe = Annotated[
     str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")

@@ -21,7 +21,7 @@ from dreambooth_ray.errors import ConfigError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # peft's own names are those inside its wrapper.
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 def inject(
@@ -74,7 +74,7 @@ def save(model: nn.Module, folder: Path) -> None:
     """Write the adapters of a model that `inject` has been at, as peft's save_pretrained does."""
     folder.mkdir(parents=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {f"{_PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     settings = cast(dict[str, LoraConfig], model.peft_config)["default"]
     (folder / SETTINGS).write_text(json.dumps(_jsonable(settings), indent=1, sort_keys=True))

@@ -49,10 +49,19 @@ def publish(store: Store, folder: str, local: Path, about: dict[str, object]) ->
     store.remove(f"{folder}/{MANIFEST}")
     for entry in entries:
         store.upload(local / entry.name, f"{folder}/{entry.name}")
-    files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
-    manifest = json.dumps({"about": about, "files": files}, indent=1).encode()
+    manifest = _text(entries, about)
     store.write(f"{folder}/{MANIFEST}", manifest)
     return manifest
+
+
+def write_local(folder: Path, about: dict[str, object]) -> None:
+    """Write the manifest of a local folder's files into it."""
+    (folder / MANIFEST).write_bytes(_text(local_entries(folder), about))
+
+
+def _text(entries: list[Entry], about: dict[str, object]) -> bytes:
+    files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
+    return json.dumps({"about": about, "files": files}, indent=1).encode()
 
 
 def commit(store: Store, name: str, local: Path, about: dict[str, object]) -> None:

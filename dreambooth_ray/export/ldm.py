@@ -1,0 +1,157 @@
+"""Names of Stable Diffusion's weights in its original single-file checkpoint.
+
+diffusers' names go in, those of CompVis' latent-diffusion (1.x) and of open_clip (2.x) come
+out. Sizes and numbers of blocks are read from the names, so models of any size convert.
+Source: the modules' own numbering in openaimodel.UNetModel and model.Encoder/Decoder.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_BLOCK = re.compile(
+    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)"
+)
+_MID = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
+
+
+def unet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """UNet2DConditionModel's weights under "model.diffusion_model."."""
+    return {f"model.diffusion_model.{_unet_name(k, weights)}": v for k, v in weights.items()}
+
+
+def _unet_name(name: str, all_names: Mapping[str, Tensor]) -> str:
+    for ours, theirs in _UNET_ENDS.items():
+        if name.startswith(f"{ours}."):
+            return theirs + name.removeprefix(ours)
+    if middle := _MID.fullmatch(name):
+        kind, index, rest = middle.groups()
+        if kind == "attentions":
+            return f"middle_block.{2 * int(index) + 1}.{rest}"
+        return f"middle_block.{2 * int(index)}.{_resnet(rest)}"
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        raise ValueError(f"{name} is no weight of a Stable Diffusion 1.x or 2.x UNet")
+    side, number, kind, index, rest = block.groups()
+    i, j = int(number), int(index)
+    if side == "down":
+        # Each block's resnets, then its downsampler; the first place is conv_in's.
+        first = 1 + i * (_count(all_names, "down_blocks.0.resnets") + 1)
+        if kind == "downsamplers":
+            at = first + _count(all_names, "down_blocks.0.resnets")
+            return f"input_blocks.{at}.0.op.{rest.removeprefix('conv.')}"
+        where = f"input_blocks.{first + j}"
+    else:
+        per_block = _count(all_names, "up_blocks.0.resnets")
+        if kind == "upsamplers":
+            # Behind the last resnet, and behind its attention where there is one.
+            place = 2 if _count(all_names, f"up_blocks.{i}.attentions") else 1
+            return f"output_blocks.{i * per_block + per_block - 1}.{place}.{rest}"
+        where = f"output_blocks.{i * per_block + j}"
+    return f"{where}.1.{rest}" if kind == "attentions" else f"{where}.0.{_resnet(rest)}"
+
+
+def _count(names: Mapping[str, Tensor], prefix: str) -> int:
+    return len({n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")})
+
+
+def _resnet(rest: str) -> str:
+    layer, _, leaf = rest.partition(".")
+    return f"{_RESNET[layer]}.{leaf}"
+
+
+def vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AutoencoderKL's weights under "first_stage_model."."""
+    num_up = _count(weights, "decoder.up_blocks")
+    converted = {}
+    for name, tensor in weights.items():
+        theirs = _vae_name(name, num_up)
+        # Its attention is made of 1x1 convolutions.
+        conv = ".attn_1." in theirs and tensor.ndim == 2
+        converted[f"first_stage_model.{theirs}"] = tensor[:, :, None, None] if conv else tensor
+    return converted
+
+
+def _vae_name(name: str, num_up: int) -> str:
+    side, _, inner = name.partition(".")
+    if inner.startswith("conv_norm_out."):
+        return f"{side}.norm_out.{inner.rpartition('.')[2]}"
+    if middle := _MID.fullmatch(inner):
+        kind, index, rest = middle.groups()
+        if kind == "resnets":
+            return f"{side}.mid.block_{int(index) + 1}.{rest}"
+        layer, _, leaf = rest.rpartition(".")
+        return f"{side}.mid.attn_{int(index) + 1}.{_VAE_ATTENTION[layer]}.{leaf}"
+    block = _BLOCK.fullmatch(inner)
+    if block is None:
+        return name
+    way, number, kind, index, rest = block.groups()
+    # The decoder counts its blocks from the picture's side.
+    i = int(number) if way == "down" else num_up - 1 - int(number)
+    if kind == "resnets":
+        return f"{side}.{way}.{i}.block.{index}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
+    return f"{side}.{way}.{i}.{way}sample.{rest}"
+
+
+def clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CLIPTextModel's weights as Stable Diffusion 1.x has them."""
+    prefix = "cond_stage_model.transformer.text_model."
+    return {f"{prefix}{k.removeprefix('text_model.')}": v for k, v in weights.items()}
+
+
+def open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CLIPTextModel's weights as Stable Diffusion 2.x has them: open_clip's layers.
+
+    Queries, keys and values of a layer are one matrix there, (3 D, D).
+    """
+    weights = {k.removeprefix("text_model."): v for k, v in weights.items()}
+    converted = {}
+    for name, tensor in weights.items():
+        if name in _OPEN_CLIP_ENDS:
+            converted[_OPEN_CLIP_ENDS[name]] = tensor
+            continue
+        _, _, number, layer = name.split(".", 3)
+        where, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
+        if module == "self_attn.q_proj":
+            rows = [weights[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
+            converted[f"{where}.attn.in_proj_{leaf}"] = torch.cat(rows)
+        elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
+            converted[f"{where}.{_OPEN_CLIP[module]}.{leaf}"] = tensor
+    return {f"cond_stage_model.model.{k}": v for k, v in converted.items()}

@@ -1,0 +1,130 @@
+"""Every format is read back by the library that reads it, and draws the same picture."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreambooth_ray.diffusion.components import load_pipeline
+from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.export.formats import export_run
+from tests.unit.diffusion.test_adapter_bundle import make_bundle
+
+
+def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(4)
+    drawn = pipeline("a sks robot", num_inference_steps=2, generator=noise, height=64, width=64)
+    return np.asarray(drawn.images[0]).astype(int)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def single_file(path: Path, config: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_single_file(
+        str(path), config=str(config), safety_checker=None, local_files_only=True
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("adapted") / "b", other_model)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path) -> np.ndarray:
+    return picture(load_pipeline(bundle))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
+    """Like 2.x: open_clip's activation, linear projections around attention."""
+    folder = tmp_path_factory.mktemp("second") / "model"
+    pipeline = load_pipeline(other_model)
+    torch.manual_seed(1)
+    text = {**pipeline.text_encoder.config.to_dict(), "hidden_act": "gelu"}
+    pipeline.text_encoder = CLIPTextModel(CLIPTextConfig(**text))
+    config = {**pipeline.unet.config, "use_linear_projection": True}
+    pipeline.unet = UNet2DConditionModel.from_config(config)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_adapters_change_the_picture(other_model: Path, bundle: Path, expected: np.ndarray) -> None:
+    assert np.abs(picture(load_pipeline(other_model)) - expected).mean() > 2
+
+
+def test_a_diffusers_directory_has_the_adapters_in_its_weights(
+    bundle: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    out = export_run(str(bundle), "diffusers", tmp_path / "model")
+    plain = StableDiffusionPipeline.from_pretrained(out)
+    assert np.abs(picture(plain) - expected).max() <= 1
+    assert json.loads((out / "manifest.json").read_text())["about"]["kind"] == "bundle"
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "kohya"])
+def test_diffusers_reads_adapters_of_both_namings(
+    other_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path, kind: str
+) -> None:
+    out = export_run(str(bundle), kind, tmp_path / "subject.safetensors")
+    pipeline = load_pipeline(other_model)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
+    assert np.abs(picture(pipeline) - expected).max() <= 1
+    half = export_run(str(bundle), kind, tmp_path / "half.safetensors", half=True)
+    assert half.stat().st_size < 0.8 * out.stat().st_size
+    about = metadata(out)
+    assert about["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    if kind == "kohya":
+        assert (about["ss_network_dim"], about["ss_network_module"]) == ("8", "networks.lora")
+        with safe_open(out, "pt") as file:
+            names = set(file.keys())
+            assert float(file.get_tensor(next(n for n in names if n.endswith(".alpha")))) == 8.0
+        layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+        assert {f"{layer}.{x}" for x in ("lora_down.weight", "lora_up.weight", "alpha")} <= names
+        assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha" in names
+
+
+@pytest.mark.parametrize("model", ["toy_model", "other_model", "second"])
+def test_diffusers_reads_a_single_file(
+    request: pytest.FixtureRequest, tmp_path: Path, model: str
+) -> None:
+    directory: Path = request.getfixturevalue(model)
+    out = export_run(str(directory), "single-file", tmp_path / "model.safetensors")
+    read, own = single_file(out, directory), load_pipeline(directory)
+    for part in ("unet", "vae", "text_encoder"):
+        mine, yours = getattr(own, part).state_dict(), getattr(read, part).state_dict()
+        assert mine.keys() == yours.keys()
+        assert all(torch.equal(mine[k], yours[k]) for k in mine), part
+    assert np.array_equal(picture(read), picture(own))
+    version = "2" if model == "second" else "1"
+    assert metadata(out)["modelspec.architecture"] == f"stable-diffusion-v{version}"
+
+
+def test_a_single_file_of_an_adapter_bundle_has_it_fused(
+    other_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    out = export_run(str(bundle), "single-file", tmp_path / "model.safetensors")
+    assert np.abs(picture(single_file(out, other_model)) - expected).max() <= 1
+
+
+def test_what_can_not_be_written_is_refused(
+    other_model: Path, bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no adapters.*train\.method=lora"):
+        export_run(str(other_model), "lora", tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="must end in"):
+        export_run(str(bundle), "lora", tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="--format='onnx' is none of"):
+        export_run(str(bundle), "onnx", tmp_path / "x")
+    with pytest.raises(StorageError, match="there already"):
+        export_run(str(bundle), "lora", tmp_path)
