@@ -4,16 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bars check format clean
+.PHONY: demo test unit bars faults check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m "not demo"
+	$(BIN)/python -m pytest tests -m "not demo and not fault"
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit
+
+# Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -m fault
 
 # The whole demo, and the bars that its report has to clear.
 bars: $(VENV)/.dev

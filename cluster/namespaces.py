@@ -1,0 +1,208 @@
+"""Hosts on one Linux machine: a network namespace each, joined by a bridge.
+
+A host is one init process in namespaces of its own (network, processes, mounts, host name): it
+has its own address, its own /tmp and /dev/shm, sees no process of another, and when its init is
+killed, everything in it dies with it, as when a machine loses power. Needs root and iproute2.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_ray.errors import CapacityError, ConfigError
+
+INTERFACE = "eth0"
+_SHM_SIZE = "2g"
+_POLL_S = 0.02
+_CHANGE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host that runs.
+
+    pid: its init as the machine sees it; ticks: that process's start time, against reuse of pids
+    """
+
+    name: str
+    namespace: str
+    address: str
+    pid: int
+    ticks: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its init runs."""
+        return _start_ticks(self.pid) == self.ticks
+
+
+def check_rights() -> None:
+    """raises ConfigError if this machine or user can't make hosts, saying what is missing."""
+    if os.geteuid() != 0:
+        raise ConfigError("hosts in network namespaces need root; run the command as root")
+    for tool, package in (("ip", "iproute2"), ("unshare", "util-linux"), ("nsenter", "util-linux")):
+        if not shutil.which(tool):
+            raise ConfigError(f"{tool!r} is not installed; install the package {package}")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A bridge with a /24 of its own; the machine itself is .1 in it."""
+
+    bridge: str
+    prefix: str
+
+    @property
+    def gateway(self) -> str:
+        """The machine's own address in this network."""
+        return f"{self.prefix}.1"
+
+    @staticmethod
+    def create(tag: str) -> "Network":
+        """A bridge named after `tag` (at most 8 letters) on the first free 10.213.n.0/24."""
+        taken = json.dumps(json.loads(_output("ip", "-j", "address")))
+        for number in range(1, 255):
+            prefix = f"10.213.{number}"
+            if f'"{prefix}.1"' not in taken:
+                network = Network(f"db-{tag}", prefix)
+                _run("ip", "link", "add", network.bridge, "type", "bridge")
+                _run("ip", "address", "add", f"{network.gateway}/24", "dev", network.bridge)
+                _run("ip", "link", "set", network.bridge, "up")
+                return network
+        raise CapacityError("all of 10.213.1.0 to 10.213.254.0 are taken; take down old clusters")
+
+    def remove(self) -> None:
+        """Remove the bridge; its hosts have to be gone."""
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
+
+    def start(
+        self,
+        name: str,
+        number: int,
+        folder: Path,
+        command: Sequence[str],
+        environment: dict[str, str],
+    ) -> Host:
+        """Start a host whose init runs `command`; its output goes to folder/NAME/log.
+
+        number: last part of its address, 2 to 254
+        """
+        namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
+        outer = f"{self.bridge[3:]}-{number}"[:15]
+        own = folder / name
+        (own / "tmp").mkdir(parents=True)
+        _run("ip", "netns", "add", namespace)
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", INTERFACE,
+             "netns", namespace)  # fmt: skip
+        _run("ip", "link", "set", outer, "master", self.bridge, "up")
+        for words in (f"address add {address}/24 dev {INTERFACE}", f"link set {INTERFACE} up",
+                      "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
+            _run("ip", "-n", namespace, *words.split())
+        script = (
+            f'mount --bind "{own / "tmp"}" /tmp && '
+            f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
+            f'hostname {name} && touch "{own / "started"}" && exec "$@"'
+        )
+        with (own / "log").open("wb") as log:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--pid",
+                 "--mount-proc", "--fork", "--kill-child", "sh", "-c", script, name, *command],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        host = Host(name, namespace, address, process.pid, _start_ticks(process.pid) or 0)
+        deadline = time.monotonic() + _CHANGE_TIMEOUT_S
+        while not (own / "started").exists():
+            if not host.is_alive or time.monotonic() > deadline:
+                raise ConfigError(f"host {name} did not start: {(own / 'log').read_text().strip()}")
+            time.sleep(_POLL_S)
+        return host
+
+    def _outer(self, host: Host) -> str:
+        return f"{self.bridge[3:]}-{host.address.rpartition('.')[2]}"[:15]
+
+    def cut(self, host: Host) -> None:
+        """Pull the host's cable: nothing arrives, and nobody is told."""
+        _run("ip", "link", "set", self._outer(host), "down")
+
+    def mend(self, host: Host) -> None:
+        """Undo cut, delay and slow."""
+        _run("ip", "link", "set", self._outer(host), "up")
+        subprocess.run(
+            ["tc", "qdisc", "del", "dev", self._outer(host), "root"],
+            capture_output=True,
+            check=False,
+        )
+
+    def delay(self, host: Host, delay_ms: int, loss_percent: float = 0.0) -> None:
+        """Hold back every packet to the host, and lose some.
+
+        raises: ConfigError if the kernel has no netem
+        """
+        words = f"delay {delay_ms}ms loss {loss_percent}%"
+        _run("tc", "qdisc", "replace", "dev", self._outer(host), "root", "netem", *words.split())
+
+    def slow(self, host: Host, kilobits_s: int) -> None:
+        """Let no more than so many kilobits a second through to the host."""
+        words = f"rate {kilobits_s}kbit burst 32kbit latency 400ms"
+        _run("tc", "qdisc", "replace", "dev", self._outer(host), "root", "tbf", *words.split())
+
+    def kill(self, host: Host) -> None:
+        """Power off: the cable first, so that no process of it can say good-bye."""
+        self.cut(host)
+        if host.is_alive:
+            os.kill(host.pid, signal.SIGKILL)
+        deadline = time.monotonic() + _CHANGE_TIMEOUT_S
+        while host.is_alive and time.monotonic() < deadline:
+            _reap(host.pid)
+            time.sleep(_POLL_S)
+        subprocess.run(["ip", "link", "del", self._outer(host)], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
+
+
+def enter(host: Host, command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` inside a host.
+
+    raises: ConfigError if the host is gone
+    """
+    children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
+    inside = children.read_text().split() if host.is_alive else []
+    if not inside:
+        raise ConfigError(f"host {host.name} does not run; see `dreambooth cluster status`")
+    return ["nsenter", "--target", inside[0], "--net", "--mount", "--uts", "--pid", "--", *command]
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Start time of a process in clock ticks after boot; None if it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _reap(pid: int) -> None:
+    """Collect a child that this process started; hosts of an earlier command are init's."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise ConfigError(f"`{' '.join(command)}` failed: {said}; this kernel may lack the feature")
+    return done.stdout
+
+
+def _run(*command: str) -> None:
+    _output(*command)
