@@ -27,8 +27,8 @@ def session(config: Config) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            # A small machine may be asked for more workers than it has cores: they share.
-            wanted = max(config.cluster.workers, config.prior.actors)
+            # A small machine may be asked for more processes than it has cores: they share.
+            wanted = config.cluster.workers + config.prior.span.max
             ray.init(
                 num_cpus=max(os.cpu_count() or 1, wanted),
                 include_dashboard=False,

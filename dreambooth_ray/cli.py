@@ -12,7 +12,7 @@ import typer
 
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.verbs import export
+from dreambooth_ray.verbs import export, priors
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -30,6 +30,7 @@ toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships
 app.add_typer(toyworld, name="toyworld")
 export.register(app)
 app.add_typer(local_cluster, name="cluster")
+priors.register(app)
 
 Recipe = Annotated[
     str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")
@@ -105,21 +106,6 @@ def _train(config: "Config") -> None:
         with session(config):
             pipeline.train(prepared, run, display)
     print(run.uri)
-
-
-@app.command()
-def priors(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Draw the class images a recipe needs, without training; prints their folder's URI."""
-    from cluster.session import session
-    from dreambooth_ray import pipeline
-    from dreambooth_ray.config.load import load_config
-    from dreambooth_ray.display import TrainingDisplay
-
-    display = TrainingDisplay()
-    prepared = pipeline.prepare(load_config(recipe, overrides or []), display)
-    with session(prepared.config):
-        store = pipeline.draw_priors(prepared, display)
-    print(store.uri)
 
 
 @app.command()

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
@@ -27,7 +34,8 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._priors = Stage("class images", self._console)
+        self._board = Board(self._console)
+        self._priors = self._board.stage("class images")
 
     def say(self, text: str) -> None:
         """One line for the person."""
@@ -51,11 +59,9 @@ class TrainingDisplay:
 
     def _watch(self, run: Store, config: Config, ended: threading.Event) -> None:
         interval_s = 0.5 if run.is_local else 5.0
-        meter: Meter
         if self._console.is_terminal:
-            with _bar(self._console) as bar:
-                meter = _BarMeter(bar, config.train.steps)
-                self._follow(run, config, ended, interval_s, meter)
+            with self._board as bar:
+                self._follow(run, config, ended, interval_s, _BarMeter(bar, config.train.steps))
         else:
             self._follow(run, config, ended, interval_s, _LineMeter(self.say, config.train.steps))
 
@@ -132,24 +138,51 @@ def _bar(console: Console) -> Progress:
     )
 
 
+class Board:
+    """One set of bars on a terminal, shown while any of its stages runs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = _bar(console)
+        self._users, self._lock = 0, threading.Lock()
+
+    def __enter__(self) -> Progress:
+        """Show the bars."""
+        with self._lock:
+            self._users += 1
+            self._bars.start()
+        return self._bars
+
+    def __exit__(self, *error: object) -> None:
+        """Leave them as they stand once nobody uses them."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._bars.stop()
+
+    def stage(self, label: str) -> "Stage":
+        """A stage that is shown among the others."""
+        return Stage(label, self)
+
+
 class Stage:
     """Progress of a stage of known length: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, label: str, console: Console | None = None) -> None:
+    def __init__(self, label: str, board: Board | None = None) -> None:
         self._label = label
-        self._console = console or Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
+        self._board = board or Board(Console(stderr=True, highlight=False))
+        self._task: tuple[Progress, TaskID] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are there."""
-        if not self._console.is_terminal:
-            self._console.print(f"{self._label} {done}/{total}", markup=False)
+        if not self._board.console.is_terminal:
+            self._board.console.print(f"{self._label} {done}/{total}", markup=False)
             return
-        if self._bar is None:
-            self._bar = _bar(self._console)
-            self._bar.add_task(self._label, total=total)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        if self._task is None:
+            bars = self._board.__enter__()
+            self._task = bars, bars.add_task(self._label, total=total)
+        bars, task = self._task
+        bars.update(task, completed=done)
         if done >= total:
-            self._bar.stop()
-            self._bar = None
+            self._board.__exit__()
+            self._task = None

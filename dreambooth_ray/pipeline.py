@@ -6,9 +6,10 @@ Each stage is skipped when its committed result is there, so to resume is to run
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,10 @@ from dreambooth_ray.diffusion.components import check_resolution, model_director
 from dreambooth_ray.diffusion.methods import check_method
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.export.bundle import export_bundle
+from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
-from dreambooth_ray.priors.pool import make_priors
+from dreambooth_ray.priors.pool import Order, make_priors, open_set
+from dreambooth_ray.priors.stream import PriorStream
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
@@ -100,43 +103,75 @@ def read_run_config(run: Store) -> Config:
     return parse_config(text, f"{run.uri}/{layout.CONFIG}", [])
 
 
-def draw_priors(prepared: Prepared, display: Display) -> Store:
-    """Draw the class images that are missing; returns their store."""
-    config = prepared.config
+def order_priors(prepared: Prepared, count: int) -> Order:
+    """Which class images a configuration asks for, `count` of them."""
+    config, prior = prepared.config, prepared.config.prior
+    folder = Folder(Path(prior.folder), config.train.resolution) if prior.folder else None
     spec = PriorSpec(
         model_hash=model_hash(prepared.directory),
-        prompt=config.class_prompt,
-        num_inference_steps=config.prior.num_inference_steps,
-        guidance_scale=config.prior.guidance_scale,
+        prompts=config.class_prompts,
+        solver="" if folder else prior.solver,
+        num_inference_steps=0 if folder else prior.num_inference_steps,
+        guidance_scale=0.0 if folder else prior.guidance_scale,
         size_px=config.train.resolution,
-        seed=config.seed,
-        chunk_size=config.prior.batch_size,
+        seed=0 if folder else config.seed,
+        chunk_size=prior.batch_size,
+        folder_digest=folder.digest if folder else "",
     )
-    return make_priors(
+    if folder is None:
+        return Order(spec, count, prepared.directory)
+    return Order(
         spec,
-        config.prior.count,
+        min(count, len(folder)),
         prepared.directory,
-        Store(config.storage.uri),
-        config.prior.actors,
-        config.cluster.gpus,
-        display.priors,
+        lambda number: folder.chunk(spec.indices(number)),
     )
+
+
+def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
+    """Draw the class images that are missing; returns their store."""
+    config = prepared.config
+    store = Store(config.storage.uri)
+    return make_priors(order, store, config.prior, config.cluster.gpus, display.priors)
 
 
 def train(prepared: Prepared, run: Store, display: Display) -> None:
     """Class images, training, bundle: from wherever the run stands to its end."""
     config = prepared.config
     if committed_steps(run)[-1:] != [config.train.steps]:
-        priors = draw_priors(prepared, display)
         job = Job(
             config=dump_config(config),
             run_uri=run.uri,
             model_directory=str(prepared.directory),
             photos=str(Path(config.subject.photos).resolve()),
-            priors_uri=priors.uri,
         )
-        display.training(run, config, lambda: driver.train(job, config.cluster, run))
+        if config.prior.count:
+            _train_beside_priors(prepared, job, run, display)
+        else:
+            _fit(prepared, job, run, display)
     export_bundle(config, prepared.directory, run)
+
+
+def _fit(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
+    config = prepared.config
+    display.training(run, config, lambda: driver.train(job, config.cluster, run))
+
+
+def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
+    """Train from the first class images on, while the rest are drawn."""
+    config = prepared.config
+    # No more than the steps will look at.
+    wanted = min(config.prior.count, config.train.steps * config.train.batch_size)
+    order = order_priors(prepared, wanted)
+    priors = open_set(Store(config.storage.uri), order.spec)
+    run.write(layout.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())
+    job = replace(job, priors_uri=priors.uri, num_priors=order.count)
+    with PriorStream(lambda: draw_priors(prepared, order, display), order, priors, run) as stream:
+        if config.prior.stream:
+            stream.wait_first()
+        else:
+            stream.wait_all()
+        _fit(prepared, job, run, display)
 
 
 def is_finished(run: Store) -> bool:

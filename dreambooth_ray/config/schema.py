@@ -27,16 +27,54 @@ class SubjectConfig(Section):
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
 
 
+class Span(Section):
+    """A number that may lie between two bounds."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Span":
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}")
+        return self
+
+
 class PriorConfig(Section):
     """Class images, made by the base model, that keep its knowledge of the class."""
 
     count: int = Field(100, ge=0, description="class images; 0 trains without prior preservation")
-    actors: int = Field(1, ge=1, description="Ray actors that draw them")
+    folder: Text | None = Field(None, description="your own class photographs, instead of drawn")
+    stream: bool = Field(True, description="train while they are still being drawn")
+    actors: int | Span = Field(1, description="Ray actors that draw them; or {min, max}")
+    num_cpus: float = Field(1.0, ge=0, description="CPU cores of an actor, by Ray's counting")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs of an actor, fractions allowed; by cluster.gpus if not given"
+    )
+    resources: dict[str, float] = Field({}, description="Ray custom resources of an actor")
     weight: float = Field(1.0, ge=0, description="lambda of the prior-preservation loss")
-    prompt: Text = Field("a {class_noun}", description="{class_noun} is filled in")
+    prompt: Text | tuple[Text, ...] = Field(
+        "a {class_noun}", description="{class_noun} is filled in; several take turns"
+    )
+    solver: Literal["ddim", "plms", "euler", "euler_a", "dpmpp_2m"] = "ddim"
     num_inference_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(3.0, ge=1)
     batch_size: int = Field(8, ge=1, description="images an actor draws at once")
+
+    @property
+    def span(self) -> Span:
+        """actors as bounds."""
+        if isinstance(self.actors, Span):
+            return self.actors
+        return Span(min=1, max=self.actors)
+
+    @model_validator(mode="after")
+    def _some_actor_and_prompt(self) -> "PriorConfig":
+        if isinstance(self.actors, int) and self.actors < 1:
+            raise ValueError(f"prior.actors={self.actors} must be at least 1")
+        if not self.prompt:
+            raise ValueError("prior.prompt is an empty list; give at least one")
+        return self
 
 
 class LoraConfig(Section):
@@ -173,9 +211,10 @@ class Config(Section):
         return self._fill(self.train.prompt)
 
     @property
-    def class_prompt(self) -> str:
-        """Prompt the class images are drawn from."""
-        return self._fill(self.prior.prompt)
+    def class_prompts(self) -> tuple[str, ...]:
+        """Prompts the class images are drawn from, in turns."""
+        given = self.prior.prompt
+        return tuple(self._fill(p) for p in ((given,) if isinstance(given, str) else given))
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:

@@ -16,6 +16,14 @@ def shuffled_index(seed: int, purpose: int, position: int, size: int) -> int:
     return int(np.random.default_rng([seed, purpose, epoch]).permutation(size)[place])
 
 
+def in_order_first(seed: int, purpose: int, position: int, size: int) -> int:
+    """As shuffled_index, but the first time round items come in order.
+
+    So that a sequence can be begun while its later items are still being made.
+    """
+    return position if position < size else shuffled_index(seed, purpose, position, size)
+
+
 def batch_positions(step: int, batch_size: int, rank: int, world: int) -> range:
     """Global positions in the sequence that worker `rank` of `world` takes at `step`.
 

@@ -58,27 +58,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def find_photographs(folder: Path, most: int = 100) -> list[Path]:
+def find_photographs(folder: Path, most: int = 100, key: str = "subject.photos") -> list[Path]:
     """The pictures directly in a folder, sorted by name.
 
+    key: the setting to name in an error
     raises: DataError if there is no such folder, no picture in it, or more than `most`
     """
     if not folder.is_dir():
         raise DataError(
-            f"subject.photos={str(folder)!r} is not a folder; give one with 1 to {most} photographs"
+            f"{key}={str(folder)!r} is not a folder; give one with 1 to {most} photographs"
         )
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
     if not found:
         others = f" (its {len(files)} files have other endings)" if files else " (it is empty)"
         raise DataError(
-            f"subject.photos={str(folder)!r} holds no photograph{others}; put 1 to {most} files "
+            f"{key}={str(folder)!r} holds no photograph{others}; put 1 to {most} files "
             f"ending in {', '.join(SUFFIXES)} there"
         )
     if len(found) > most:
-        raise DataError(
-            f"subject.photos={str(folder)!r} holds {len(found)} photographs; at most {most}"
-        )
+        raise DataError(f"{key}={str(folder)!r} holds {len(found)} photographs; at most {most}")
     return found
 
 

@@ -1,106 +1,104 @@
-"""Ray actors that draw the missing class images into storage."""
+"""A pool of Ray actors that draws what a set of class images still lacks."""
 
-import io
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.request import Request, png_receipt
-from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.priors.plan import Chunk, PriorSpec, missing_chunks
-from dreambooth_ray.storage import layout
+from dreambooth_ray.config.schema import PriorConfig
+from dreambooth_ray.data.priorset import Record, read_records
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.priors.crew import Crew
+from dreambooth_ray.priors.painter import Painter
+from dreambooth_ray.priors.plan import PriorSpec, missing, select
+from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 
-ACTOR_RESTARTS = 3
+OnProgress = Callable[[int, int], None]
 
 
-class Painter:
-    """Draws chunks of one set; lives in a Ray actor."""
+@dataclass(frozen=True)
+class Order:
+    """Which set is wanted, and how much of it.
 
-    def __init__(self, directory: str, set_uri: str, spec: PriorSpec, gpu: bool) -> None:
-        torch.set_num_threads(1)
-        device = "cuda" if gpu else "cpu"
-        self._engine = Engine(Path(directory), max_batch=spec.chunk_size, device=device)
-        self._store, self._spec = Store(set_uri), spec
-
-    def paint(self, chunk: Chunk) -> int:
-        """Draw one chunk, store each image that is not there; returns how many it holds."""
-        spec = self._spec
-        requests = [
-            Request(
-                prompt=spec.prompt,
-                seed=spec.image_seed(i),
-                num_inference_steps=spec.num_inference_steps,
-                guidance_scale=spec.guidance_scale,
-                width_px=spec.size_px,
-                height_px=spec.size_px,
-            )
-            for i in chunk
-        ]
-        drawn = self._engine.draw(requests)
-        for index, request, one in zip(chunk, requests, drawn, strict=True):
-            data = io.BytesIO()
-            one.image.save(data, "PNG", pnginfo=png_receipt(request, model_hash=spec.model_hash))
-            self._store.create(layout.prior_image(index), data.getvalue())
-        return len(chunk)
-
-
-def make_priors(
-    spec: PriorSpec,
-    count: int,
-    directory: Path,
-    store: Store,
-    actors: int,
-    gpu: bool,
-    on_progress: Callable[[int, int], None],
-) -> Store:
-    """Draw what is missing of the first `count` images of a set; returns the set's store.
-
-    on_progress(done, total) is called in images. An actor that dies is started again and
-    its chunk drawn again: the picture is the same, and an image that is there is kept.
-    raises: DreamBoothError if an actor keeps failing
+    pictures(number): PNG files of a chunk, for sets of a person's own pictures
+    stop:             set from another thread to end early
     """
+
+    spec: PriorSpec
+    count: int
+    directory: Path
+    pictures: Callable[[int], list[bytes]] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def committed_chunks(store: Store) -> dict[int, list[Record]]:
+    """Records of every intact chunk of a set; damaged ones are removed, to be drawn again."""
+    found = {}
+    for name in store.names():
+        number = layout.prior_chunk_number(name)
+        if number is None:
+            continue
+        if manifest.damage(store, layout.prior_chunk(number)):
+            manifest.discard(store, layout.prior_chunk(number))
+            continue
+        try:
+            found[number] = read_records(store, number)
+        except CheckpointError:
+            continue
+    return found
+
+
+def open_set(store: Store, spec: PriorSpec) -> Store:
+    """The set's own store, with its specification written down."""
     set_store = store.sub(layout.prior_set(spec.digest))
-    todo = missing_chunks(count, spec.chunk_size, set(set_store.names()))
-    if not todo:
-        return set_store
-    set_store.write("set.json", json.dumps(asdict(spec), indent=1).encode())
-    done = count - sum(len(c) for c in todo)
-    on_progress(max(done, 0), count)
-    remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(Painter)
-    options = remote.options(max_restarts=ACTOR_RESTARTS, max_task_retries=ACTOR_RESTARTS)
-    crew = [
-        options.remote(str(directory), set_store.uri, spec, gpu)
-        for _ in range(min(actors, len(todo)))
-    ]
-    try:
-        _feed(crew, todo, lambda n: on_progress(min(done + n, count), count))
-    finally:
-        for actor in crew:
-            ray.kill(actor)
+    set_store.create(layout.PRIOR_SPEC, json.dumps(asdict(spec), indent=1).encode())
     return set_store
 
 
-def _feed(crew: list[Any], todo: list[Chunk], on_drawn: Callable[[int], None]) -> None:
-    """Give each actor one chunk at a time until none is left."""
-    queue, drawn = list(todo), 0
-    busy = {actor.paint.remote(queue.pop(0)): actor for actor in crew}
-    while busy:
-        ready, _ = ray.wait(list(busy), num_returns=1)
-        actor = busy.pop(ready[0])
-        try:
-            drawn += ray.get(ready[0])
-        except ray.exceptions.RayError as error:
-            raise DreamBoothError(
-                f"a class-image actor failed {ACTOR_RESTARTS + 1} times: {error}; "
-                "lower prior.actors or prior.batch_size if memory ran out"
-            ) from error
-        on_drawn(drawn)
-        if queue:
-            busy[actor.paint.remote(queue.pop(0))] = actor
+def make_priors(
+    order: Order, store: Store, wanted: PriorConfig, gpu: bool, on_progress: OnProgress
+) -> Store:
+    """Draw what is missing until `order.count` pictures of a set count; returns its store.
+
+    on_progress(done, total) is called in images. Actors that die are replaced and their
+    chunk drawn again: the pictures are the same.
+    raises: DreamBoothError if chunks keep failing, CapacityError if no actor can start,
+        DataError if the model repeats itself
+    """
+    spec, set_store = order.spec, open_set(store, order.spec)
+    records = committed_chunks(set_store)
+    todo = missing(spec, order.count, records)
+    if not todo:
+        return set_store
+
+    def tell() -> None:
+        on_progress(min(len(select(spec, records).taken), order.count), order.count)
+
+    tell()
+    crew = Crew(_maker(order, set_store, wanted, gpu), wanted.span, len(todo))
+    try:
+        while todo and not order.stop.is_set():
+            for number, drawn in crew.work(todo, order.pictures):
+                records[number] = drawn
+                tell()
+            todo = missing(spec, order.count, records)
+    finally:
+        crew.dismiss()
+    return set_store
+
+
+def _maker(order: Order, set_store: Store, wanted: PriorConfig, gpu: bool) -> Callable[[], Any]:
+    num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(gpu)
+    remote = ray.remote(
+        num_cpus=wanted.num_cpus, num_gpus=num_gpus, resources=wanted.resources or None
+    )(Painter)
+
+    def make() -> Any:
+        return remote.remote(str(order.directory), set_store.uri, order.spec, num_gpus > 0)
+
+    return make

@@ -9,6 +9,11 @@ ADAPTER = "adapter"  # in a bundle
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"
+PRIORS = "priors"
+PRIOR_SPEC = "set.json"
+PRIOR_FAILURE = "priors_failed.json"  # in a run
+PRIOR_USE = "priors.json"  # in a run: the set it draws on
+_CHUNK = re.compile(r"chunk-(\d{6})\.json")
 _STEP = re.compile(r"step-(\d{8})\.json")
 
 
@@ -19,11 +24,22 @@ def run(run_id: str) -> str:
 
 def prior_set(digest: str) -> str:
     """Folder of a set of class images."""
-    return f"priors/{digest}"
+    return f"{PRIORS}/{digest}"
+
+
+def prior_chunk(number: int) -> str:
+    """Artifact name of chunk `number` in the folder of a set."""
+    return f"chunk-{number:06d}"
+
+
+def prior_chunk_number(name: str) -> int | None:
+    """Which chunk a name in a set's folder points to; None for other files."""
+    found = _CHUNK.fullmatch(name)
+    return int(found.group(1)) if found else None
 
 
 def prior_image(index: int) -> str:
-    """File of class image `index` in its set."""
+    """File of class image `index` in its chunk."""
     return f"{index:06d}.png"
 
 

@@ -109,6 +109,44 @@ def fetch_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dic
     return about
 
 
+def about(store: Store, name: str) -> dict[str, object]:
+    """What artifact `name` says of itself; raises CheckpointError if it is not committed."""
+    _, manifest = _open(store, name)
+    content: dict[str, object] = json.loads(manifest)["about"]
+    return content
+
+
+def read(store: Store, name: str, file: str) -> bytes:
+    """One file of artifact `name`, verified.
+
+    raises: CheckpointError if it is not committed, has no such file, or differs
+    """
+    folder, manifest = _open(store, name)
+    wanted = [f["sha256"] for f in json.loads(manifest)["files"] if f["name"] == file]
+    try:
+        data = store.read(f"{folder}/{file}")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{store.uri}/{folder}/{file} is missing") from error
+    if wanted != [hashlib.sha256(data).hexdigest()]:
+        raise CheckpointError(
+            f"{store.uri}/{folder}/{file} differs from its manifest: it is damaged"
+        )
+    return data
+
+
+def folder_of(store: Store, name: str) -> str | None:
+    """Folder that the pointer of artifact `name` names; None if it can't be read."""
+    try:
+        return _open(store, name)[0]
+    except CheckpointError:
+        return None
+
+
+def size_bytes(store: Store, name: str) -> int:
+    """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
+    return sum(int(f["size_bytes"]) for f in json.loads(_open(store, name)[1])["files"])
+
+
 def damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
     try:

@@ -4,11 +4,10 @@ Legend: N pictures, F orientations (as is, mirrored), C latent channels, h, w la
 sides, B batch of one worker (photographs first, then class images), L tokens.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,14 +15,13 @@ from torch.utils.data import IterableDataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.pairs import batch_positions, shuffled_index
-from dreambooth_ray.data.photographs import square
+from dreambooth_ray.data.pairs import batch_positions, in_order_first, shuffled_index
+from dreambooth_ray.data.priorset import PriorSet
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.methods import is_trained
-from dreambooth_ray.storage import layout
-from dreambooth_ray.storage.store import Store
+from dreambooth_ray.diffusion.posterior import posterior
 
 _PHOTOGRAPHS, _PRIORS = 21, 22
 
@@ -46,6 +44,14 @@ class Batch:
     hidden: Tensor | None = None
 
 
+class Item(NamedTuple):
+    """One picture: latents (F, 2, C, h, w), input_ids (L,), hidden (L, D) where cached."""
+
+    latents: Tensor
+    input_ids: Tensor
+    hidden: Tensor | None
+
+
 @dataclass(frozen=True)
 class Pool:
     """Cached pictures of one kind, each with its caption.
@@ -59,36 +65,44 @@ class Pool:
     input_ids: Tensor
     hidden: tuple[Tensor, Tensor] | None = None
 
-    def hidden_of(self, index: int) -> Tensor | None:
-        """(L, D) text embedding of a picture's caption, where cached."""
-        return None if self.hidden is None else self.hidden[0][self.hidden[1][index]]
+    def choose(self, seed: int, position: int) -> int:
+        """Which picture comes at a position of the endless sequence: shuffled each time round."""
+        return shuffled_index(seed, _PHOTOGRAPHS, position, len(self.latents))
+
+    def item(self, index: int) -> Item:
+        """Picture `index`."""
+        hidden = None if self.hidden is None else self.hidden[0][self.hidden[1][index]]
+        return Item(self.latents[index], self.input_ids[index], hidden)
 
 
-def read_priors(store: Store, count: int, side_px: int) -> list[Image.Image]:
-    """The first `count` class images of a set."""
-    pictures = []
-    for index in range(count):
-        with Image.open(io.BytesIO(store.read(layout.prior_image(index)))) as picture:
-            pictures.append(square(picture.convert("RGB"), side_px))
-    return pictures
+class PriorPool:
+    """Class images, each read, and if need be waited for, when a step wants it."""
+
+    def __init__(self, parts: Components, priors: PriorSet, flip: bool) -> None:
+        self._priors, self._views = priors, 2 if flip else 1
+        self._ids = tokenize(parts.tokenizer, priors.captions)
+        trained = is_trained(parts.text_encoder)
+        self._hidden = None if trained else embed(parts.text_encoder, self._ids)
+
+    def choose(self, seed: int, position: int) -> int:
+        """As for photographs, but the first time round in the order in which they are made."""
+        return in_order_first(seed, _PRIORS, position, self._priors.count)
+
+    def item(self, index: int) -> Item:
+        """Class image `index`, waited for if it is not there yet."""
+        caption = self._priors.caption(index)
+        hidden = None if self._hidden is None else self._hidden[0][self._hidden[1][caption]]
+        return Item(self._priors.posterior(index)[: self._views], self._ids[caption], hidden)
 
 
 def make_pool(
     parts: Components, pictures: list[Image.Image], captions: list[str], flip: bool
 ) -> Pool:
     """Encode pictures through the frozen VAE, each once for each orientation."""
-    rows = []
-    with torch.inference_mode():
-        for picture in pictures:
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-            views = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
-            posterior = parts.vae.encode(views.to(parts.vae.device)).latent_dist
-            pair = torch.stack([posterior.mean, posterior.std], dim=1)
-            rows.append((pair * parts.vae.config.scaling_factor).cpu())
-    # Cloned outside inference mode, so that autograd may use it.
+    rows = [posterior(parts.vae, picture, flip) for picture in pictures]
     ids = tokenize(parts.tokenizer, captions)
     hidden = None if is_trained(parts.text_encoder) else embed(parts.text_encoder, ids)
-    return Pool(torch.stack(rows).clone(), ids, hidden)
+    return Pool(torch.stack(rows), ids, hidden)
 
 
 @torch.no_grad()
@@ -127,7 +141,7 @@ class Corpus(IterableDataset[Batch]):
         config: Config,
         parts: Components,
         photographs: list[Photograph],
-        priors: list[Image.Image],
+        priors: PriorSet | None,
         place: tuple[int, int],
     ) -> None:
         """place: (rank, world size)."""
@@ -135,9 +149,7 @@ class Corpus(IterableDataset[Batch]):
         flip = config.train.flip
         captions = [p.caption for p in photographs]
         self._photographs = make_pool(parts, [p.picture for p in photographs], captions, flip)
-        self._priors = (
-            make_pool(parts, priors, [config.class_prompt] * len(priors), flip) if priors else None
-        )
+        self._priors = PriorPool(parts, priors, flip) if priors else None
         self._num_timesteps = int(parts.schedule.config.num_train_timesteps)
         self.start = 0
 
@@ -148,18 +160,18 @@ class Corpus(IterableDataset[Batch]):
         """The batch of a step: a pure function of it."""
         seed, size = self._config.seed, self._config.train.batch_size
         positions = batch_positions(step, size, *self._place)
-        kinds = [(self._photographs, _PHOTOGRAPHS, 0)]
+        kinds: list[tuple[Pool | PriorPool, int]] = [(self._photographs, 0)]
         if self._priors is not None:
-            kinds.append((self._priors, _PRIORS, size))
+            kinds.append((self._priors, size))
         latents, ids, hidden, keys, is_prior = [], [], [], [], []
-        for pool, purpose, offset in kinds:
+        for pool, offset in kinds:
             for position in positions:
-                chosen = shuffled_index(seed, purpose, position, len(pool.latents))
+                item = pool.item(pool.choose(seed, position))
                 # A sample's key is its place in the global batch, never a worker's rank.
                 key = offset + position - step * size
-                latents.append(self._sample(pool.latents[chosen], step, key))
-                ids.append(pool.input_ids[chosen])
-                hidden.append(pool.hidden_of(chosen))
+                latents.append(self._sample(item.latents, step, key))
+                ids.append(item.input_ids)
+                hidden.append(item.hidden)
                 keys.append(key)
                 is_prior.append(offset > 0)
         shape = tuple(latents[0].shape)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """config is YAML; the rest are URIs and local paths."""
+    """config is YAML; num_priors of the set at priors_uri are used; the rest are paths."""
 
     config: str
     run_uri: str
     model_directory: str
     photos: str
-    priors_uri: str
+    priors_uri: str = ""
+    num_priors: int = 0

@@ -1,5 +1,6 @@
 """What runs in each Ray Train worker."""
 
+import json
 import logging
 import tempfile
 import warnings
@@ -13,13 +14,15 @@ from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.priorset import PriorSet
 from dreambooth_ray.data.subject import read_subject
 from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.callbacks import Checkpointing, Samples, Tracking
-from dreambooth_ray.training.corpus import Corpus, read_priors
+from dreambooth_ray.training.corpus import Corpus
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.module import DreamBoothModule
 
@@ -55,13 +58,22 @@ def _make_corpus(job: Job, config: Config, parts: Components, place: tuple[int, 
     parts.vae.to(ray.train.torch.get_device())
     parts.text_encoder.to(ray.train.torch.get_device())
     photographs = read_subject(Path(job.photos), config.instance_prompt, size)
-    priors = (
-        read_priors(Store(job.priors_uri), config.prior.count, size) if config.prior.count else []
-    )
+    priors = _open_priors(job) if job.num_priors else None
     corpus = Corpus(config, parts, photographs, priors, place)
     parts.vae.to("cpu")
     parts.text_encoder.to("cpu")
     return corpus
+
+
+def _open_priors(job: Job) -> PriorSet:
+    run = Store(job.run_uri)
+
+    def failure() -> str | None:
+        if not run.exists(layout.PRIOR_FAILURE):
+            return None
+        return str(json.loads(run.read(layout.PRIOR_FAILURE))["error"])
+
+    return PriorSet(Store(job.priors_uri), job.num_priors, failure)
 
 
 def _make_trainer(job: Job, config: Config, run: Store, start: int) -> pl.Trainer:

@@ -1,6 +1,9 @@
-import pytest
+import io
 
-from dreambooth_ray.display import Rate, Stage, _LineMeter, describe
+import pytest
+from rich.console import Console
+
+from dreambooth_ray.display import Board, Rate, Stage, _LineMeter, describe
 
 
 def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> None:
@@ -23,6 +26,21 @@ def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
     for step in (1, 2, 3, 100, 100):
         meter.show(step, "x")
     assert [line.split()[1] for line in said] == ["1/100", "100/100"]
+
+
+def test_bars_of_several_stages_share_a_terminal() -> None:
+    out = io.StringIO()
+    board = Board(Console(file=out, force_terminal=True, width=100))
+    images, others = board.stage("class images"), board.stage("others")
+    images(1, 2)
+    others(1, 3)
+    images(2, 2)
+    with board as bars:
+        assert [task.description for task in bars.tasks] == ["class images", "others"]
+        others(3, 3)
+    assert bars.finished
+    assert not bars.live.is_started
+    assert "class images" in out.getvalue()
 
 
 def test_a_stage_prints_lines_where_there_is_no_terminal(

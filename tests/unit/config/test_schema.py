@@ -14,7 +14,7 @@ def test_prompts_are_filled_in() -> None:
         [],
     )
     assert config.instance_prompt == "a photo of ohwx cat"
-    assert config.class_prompt == "any cat"
+    assert config.class_prompts == ("any cat",)
     assert config.sample_prompts == ("ohwx at sea",)
 
 
