@@ -1,0 +1,118 @@
+"""What the endpoint depends on: addresses, models, replicas, limits, keys. Frozen, typed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from dreambooth_ray.config.schema import ClusterConfig, Section, StorageConfig, Text
+
+# Ids of models and subjects: what may stand before an "@", in a URL and in a file name.
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+ModelId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+
+
+class ReplicasConfig(Section):
+    """Processes that draw; each runs one engine a loaded model."""
+
+    minimum: int = Field(1, ge=0, description="0 lets the endpoint scale to zero")
+    maximum: int = Field(1, ge=1)
+    target_steps: int = Field(400, ge=1, description="waiting denoising steps a replica is for")
+    upscale_delay_s: float = Field(2.0, ge=0)
+    downscale_delay_s: float = Field(60.0, ge=0)
+    batch: int = Field(8, ge=1, le=256, description="pictures that share a denoising step")
+    memory_bytes: int = Field(8 * 2**30, ge=2**20, description="weights of loaded models a replica")
+    adapters: int = Field(64, ge=1, description="adapters a replica keeps loaded")
+    gpus: bool = Field(False, description="one GPU for each replica, float16")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.maximum < self.minimum:
+            raise ValueError(
+                f"replicas.maximum={self.maximum} is below replicas.minimum={self.minimum}"
+            )
+        return self
+
+
+class SubjectScale(Section):
+    """Replicas that one subject has for itself."""
+
+    minimum: int = Field(0, ge=0)
+    maximum: int = Field(1, ge=1)
+
+
+class LimitsConfig(Section):
+    """Bounds on what one request may ask."""
+
+    images: int = Field(10, ge=1, description="n of one request")
+    steps: int = Field(150, ge=1, description="num_inference_steps")
+    side_px: int = Field(1024, ge=8, description="longest side of a picture drawn")
+    prompt_characters: int = Field(4000, ge=1)
+    body_bytes: int = Field(16 * 2**20, ge=1024, description="a whole request")
+    upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded picture")
+    deadline_s: float = Field(120.0, gt=0, description="a request that can't be done by then is refused")
+    requests: int = Field(512, ge=1, description="requests open at once; the rest is refused")
+
+
+class AuthConfig(Section):
+    """Who may ask. Without keys the endpoint is open to everybody who reaches its port."""
+
+    keys_file: str | None = Field(None, description="YAML list of keys; see `dreambooth key`")
+    # Counts of requests and images; redis keeps them for several gateways.
+    counts_uri: Text = Field("async+memory://", description="storage of the package `limits`")
+
+
+class JobsConfig(Section):
+    """Work that outlives its connection."""
+
+    keep_s: float = Field(3600.0, gt=0, description="how long a finished job stays")
+    lease_s: float = Field(15.0, gt=0, description="silence after which a job's runner is dead")
+    concurrent: int = Field(32, ge=1, description="jobs one gateway has in hand")
+    waiting: int = Field(1000, ge=1, description="unfinished jobs at once; the rest is refused")
+
+
+class SafetyConfig(Section):
+    """Prompts and pictures that are not drawn."""
+
+    prompts: bool = Field(True, description="check prompts against the policy")
+    policy: str | None = Field(None, description="policy file; none is the one that ships")
+    images: Literal["off", "yahoo-open-nsfw", "diffusers"] = Field("off")
+
+
+class ProvenanceConfig(Section):
+    """C2PA manifests in the pictures; both files in PEM form, or neither."""
+
+    certificate: str | None = Field(None, description="certificate chain")
+    private_key: str | None = Field(None, description="its key")
+
+    @model_validator(mode="after")
+    def _both(self) -> "ProvenanceConfig":
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("provenance.certificate and provenance.private_key go together")
+        return self
+
+
+class ServeConfig(Section):
+    """Everything the endpoint depends on."""
+
+    host: Text = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    models: dict[ModelId, Text] = Field(
+        {"toyworld": "toyworld"}, description="base models by id: 'toyworld' or a directory"
+    )
+    subjects: dict[ModelId, SubjectScale] = Field({}, description="subjects with own replicas")
+    gateways: int = Field(1, ge=1, description="processes that speak HTTP")
+    replicas: ReplicasConfig = ReplicasConfig()
+    limits: LimitsConfig = LimitsConfig()
+    auth: AuthConfig = AuthConfig()
+    jobs: JobsConfig = JobsConfig()
+    safety: SafetyConfig = SafetyConfig()
+    provenance: ProvenanceConfig = ProvenanceConfig()
+    refresh_s: float = Field(2.0, gt=0, description="how often storage is looked at for subjects")
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> "ServeConfig":
+        if not self.models:
+            raise ValueError("models is empty; name at least one, for example toyworld: toyworld")
+        return self

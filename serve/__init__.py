@@ -1,0 +1,1 @@
+"""The endpoint: any subject, any scene, over HTTP."""

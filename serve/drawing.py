@@ -1,0 +1,122 @@
+"""What gateway and replica say to each other. Plain data; neither HTTP nor torch."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture between processes: mode RGB or L, and its bytes, rows from the top."""
+
+    mode: str
+    width_px: int
+    height_px: int
+    data: bytes
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> "Pixels":
+        """From a PIL picture of mode RGB or L."""
+        return cls(picture.mode, picture.width, picture.height, picture.tobytes())
+
+    def picture(self) -> Image.Image:
+        """As a PIL picture."""
+        return Image.frombytes(self.mode, (self.width_px, self.height_px), self.data)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Weights to draw with.
+
+    id:              as clients name it, version included
+    uri:             of a base model; None for a subject
+    folder:          of a subject's bundle, below storage.uri
+    manifest_sha256: of a subject's manifest, which names every file's hash
+    """
+
+    id: str
+    uri: str | None = None
+    folder: str | None = None
+    manifest_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture to draw, in the engine's terms."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    solver: str
+    width_px: int | None = None
+    height_px: int | None = None
+    image: Pixels | None = None
+    mask: Pixels | None = None
+    strength: float = 0.8
+    num_previews: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps it takes."""
+        if self.image is None:
+            return self.num_inference_steps
+        return max(1, round(self.num_inference_steps * self.strength))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the prompt, for logs that must not show it."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps done."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """How the picture looks after `step`."""
+
+    step: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The picture, and the weights it was drawn with."""
+
+    pixels: Pixels
+    weights_sha256: str
+    base_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The picture can't be drawn. kind: 'config', 'capacity', 'damaged' or 'internal'."""
+
+    kind: str
+    message: str
+
+
+Event = Progress | Preview | Finished | Failed
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a replica is. steps_per_s is what a full batch reaches."""
+
+    replica: str
+    steps_per_s: float
+    active: int
+    waiting: int
+    remaining_steps: int
+    steps_done: int
+    ticks_done: int
+    loaded_bytes: int
+    loaded: tuple[str, ...] = field(default=())

@@ -1,0 +1,171 @@
+"""Requests and answers, in the shape of OpenAI's Images API. Unknown fields are refused by name."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Solver = Literal["ddim", "plms", "euler", "euler_a", "dpmpp_2m"]
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{12})?$"
+SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+JOB_PATTERN = r"^job_[0-9a-f]{32}$"
+# Control characters have no meaning in a prompt and break the formats it is written into.
+_NO_CONTROLS = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$"
+
+Model = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
+Prompt = Annotated[str, StringConstraints(pattern=_NO_CONTROLS, max_length=10_000)]
+
+
+class Message(BaseModel):
+    """Base of requests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Drawable(Message):
+    """What generations and edits share."""
+
+    model: Model | None = Field(None, description="subject@version, subject, or a base model")
+    prompt: Annotated[Prompt, StringConstraints(min_length=1)]
+    negative_prompt: Prompt = ""
+    n: int = Field(1, ge=1, le=100)
+    size: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
+    seed: int | None = Field(None, ge=0, lt=2**53, description="image k has seed + k")
+    num_inference_steps: int = Field(25, ge=1, le=1000)
+    guidance_scale: float = Field(3.0, ge=1, le=100, allow_inf_nan=False)
+    solver: Solver = "ddim"
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int = Field(100, ge=0, le=100, description="quality of jpeg and webp")
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=3)
+    deadline_s: float | None = Field(
+        None, gt=0, le=86400, allow_inf_nan=False, description="refused if it can't be done by then"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Drawable":
+        if self.output_format == "png" and self.output_compression != 100:
+            raise ValueError("output_compression is for output_format jpeg and webp, not png")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images needs stream=true")
+        return self
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        """Width and height, or None for the model's own."""
+        if self.size == "auto":
+            return None
+        width, height = re.split("x", self.size)
+        return int(width), int(height)
+
+
+class GenerationRequest(Drawable):
+    """Body of POST /v1/images/generations."""
+
+
+class EditRequest(Drawable):
+    """Fields of POST /v1/images/edits, beside the files `image` and `mask`."""
+
+    strength: float = Field(0.8, gt=0, le=1, allow_inf_nan=False)
+
+
+class JobRequest(GenerationRequest):
+    """Body of POST /v1/jobs as JSON; with an image, the same fields as a form."""
+
+    webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+
+class EditJobRequest(EditRequest):
+    """Fields of POST /v1/jobs as a form."""
+
+    webhook_url: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+
+class Answer(BaseModel):
+    """Base of answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Receipt(Answer):
+    """Everything needed to draw the picture again, on the weights of these hashes."""
+
+    model: str
+    weights_sha256: str
+    base_sha256: str | None = None
+    prompt: str
+    negative_prompt: str
+    seed: int
+    solver: str
+    num_inference_steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    strength: float | None = None
+    image_sha256: str | None = Field(None, description="of the start picture's RGB bytes")
+    mask_sha256: str | None = None
+
+
+class ImageAnswer(Answer):
+    """One picture."""
+
+    b64_json: str
+    receipt: Receipt
+
+
+class ImagesAnswer(Answer):
+    """Answer of generations and edits."""
+
+    created: int
+    data: list[ImageAnswer]
+    output_format: str
+    size: str
+
+
+class ModelAnswer(Answer):
+    """One thing that can be drawn with."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    kind: Literal["base", "bundle", "adapter"]
+    prompt: str | None = None
+    versions: list[str] = []
+
+
+class ModelsAnswer(Answer):
+    """Answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class JobAnswer(Answer):
+    """Where a job stands."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: JobStatus
+    created_at: float
+    finished_at: float | None = None
+    model: str
+    n: int
+    images_done: int = 0
+    position: int | None = Field(None, description="pictures that go before it")
+    step: int = 0
+    total_steps: int = 0
+    previews: list[str] = Field([], description="paths of pictures on the way")
+    images: list[str] = Field([], description="paths of finished pictures")
+    receipts: list[Receipt] = []
+    error: dict[str, Any] | None = None
+
+
+class ErrorAnswer(Answer):
+    """The OpenAI error object."""
+
+    error: dict[str, Any]
