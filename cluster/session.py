@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.schema import ClusterConfig, Config
 from dreambooth_ray.errors import ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -18,8 +18,19 @@ def session(config: Config) -> Iterator[None]:
 
     raises: ConfigError if cluster.address can't be reached
     """
-    check_address(config)
-    address = config.cluster.address
+    # A small machine may be asked for more processes than it has cores: they share.
+    with connection(config.cluster, config.cluster.workers + config.prior.span.max):
+        yield
+
+
+@contextmanager
+def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
+    """Ray, as `session` has it, for any configuration with a cluster in it.
+
+    processes: that are to run at once where a local Ray is started
+    """
+    check_cluster(cluster)
+    address = cluster.address
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
 
@@ -27,10 +38,8 @@ def session(config: Config) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            # A small machine may be asked for more processes than it has cores: they share.
-            wanted = config.cluster.workers + config.prior.span.max
             ray.init(
-                num_cpus=max(os.cpu_count() or 1, wanted),
+                num_cpus=max(os.cpu_count() or 1, processes),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
@@ -55,11 +64,16 @@ def _set_environment() -> None:
 
 
 def check_address(config: Config) -> None:
+    """As `check_cluster`, for a run's configuration."""
+    check_cluster(config.cluster)
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
     """Knock once at cluster.address, if there is one: Ray itself would try for minutes.
 
     raises: ConfigError if nothing answers
     """
-    address = config.cluster.address
+    address = cluster.address
     if not address:
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")

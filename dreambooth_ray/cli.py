@@ -12,7 +12,7 @@ import typer
 
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.verbs import export, priors
+from dreambooth_ray.verbs import export, priors, serve
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -31,6 +31,7 @@ app.add_typer(toyworld, name="toyworld")
 export.register(app)
 app.add_typer(local_cluster, name="cluster")
 priors.register(app)
+serve.register(app)
 
 Recipe = Annotated[
     str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")

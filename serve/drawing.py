@@ -117,6 +117,5 @@ class Report:
     waiting: int
     remaining_steps: int
     steps_done: int
-    ticks_done: int
     loaded_bytes: int
     loaded: tuple[str, ...] = field(default=())

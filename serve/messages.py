@@ -49,6 +49,8 @@ class Drawable(Message):
             raise ValueError("output_compression is for output_format jpeg and webp, not png")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images needs stream=true")
+        if self.stream and self.n != 1:
+            raise ValueError("n must be 1 with stream=true; send one request an image")
         return self
 
     @property

@@ -31,7 +31,13 @@ def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
         picture.load()
     except Refusal:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
         raise Refusal(
             400, "invalid_image", f"{param} is no picture that can be read; send PNG, JPEG or WebP",
             param=param,

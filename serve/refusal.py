@@ -8,7 +8,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 @dataclass
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818  an answer, not a fault
     """A request that is refused; the message says what to do.
 
     status: HTTP; code: for programs; param: the field at fault

@@ -3,13 +3,16 @@
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import ConfigError
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 def load_config(recipe: str, overrides: list[str]) -> Config:
@@ -24,6 +27,24 @@ def load_config(recipe: str, overrides: list[str]) -> Config:
 
 def parse_config(text: str, origin: str, overrides: list[str]) -> Config:
     """Like load_config, for a text already read from `origin`."""
+    return _parse(text, origin, overrides, Config)
+
+
+def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
+    """The endpoint's configuration: a YAML file, or all defaults, with overrides.
+
+    raises: ConfigError naming the key at fault
+    """
+    if path is None:
+        return _parse("", "the defaults", overrides, ServeConfig)
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"CONFIG={path!r} can't be read: {error}; give a YAML file") from error
+    return _parse(text, path, overrides, ServeConfig)
+
+
+def _parse(text: str, origin: str, overrides: list[str], schema: type[_Schema]) -> _Schema:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -32,9 +53,9 @@ def parse_config(text: str, origin: str, overrides: list[str]) -> Config:
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
     for override in overrides:
         _apply(tree, override)
-    _refuse_unknown_keys(tree, Config, "", origin)
+    _refuse_unknown_keys(tree, schema, "", origin, all_keys(schema))
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
 
@@ -84,18 +105,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _refuse_unknown_keys(
-    tree: dict[str, Any], schema: type[BaseModel], at: str, origin: str
+    tree: dict[str, Any], schema: type[BaseModel], at: str, origin: str, known: list[str]
 ) -> None:
     for key, value in tree.items():
         field = schema.model_fields.get(key)
         if field is None:
             wrong = _dotted(f"{at}{key}", value)
-            raise ConfigError(f"unknown key {wrong} ({origin}){_nearest(wrong)}")
+            raise ConfigError(f"unknown key {wrong} ({origin}){_nearest(wrong, known)}")
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             if not isinstance(value, dict):
                 raise ConfigError(f"{at}{key} is a section of keys, not a value: got {value!r}")
-            _refuse_unknown_keys(value, section, f"{at}{key}.", origin)
+            _refuse_unknown_keys(value, section, f"{at}{key}.", origin, known)
 
 
 def _dotted(key: str, value: object) -> str:
@@ -106,8 +127,7 @@ def _dotted(key: str, value: object) -> str:
     return key
 
 
-def _nearest(key: str) -> str:
-    known = all_keys()
+def _nearest(key: str, known: list[str]) -> str:
     # The leaf is what people know a setting by: it decides, the section breaks ties.
     leaf = key.rpartition(".")[2]
     ranked = sorted(known, key=lambda k: (_likeness(leaf, k.rpartition(".")[2]), _likeness(key, k)))

@@ -49,8 +49,18 @@ class LimitsConfig(Section):
     prompt_characters: int = Field(4000, ge=1)
     body_bytes: int = Field(16 * 2**20, ge=1024, description="a whole request")
     upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded picture")
-    deadline_s: float = Field(120.0, gt=0, description="a request that can't be done by then is refused")
-    requests: int = Field(512, ge=1, description="requests open at once; the rest is refused")
+    deadline_s: float = Field(
+        120.0, gt=0, description="a request that can't be done by then is refused"
+    )
+    open_images: int = Field(512, ge=1, description="pictures under way; the rest is refused")
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> "LimitsConfig":
+        if self.open_images < self.images:
+            raise ValueError(
+                f"limits.open_images={self.open_images} is below limits.images={self.images}"
+            )
+        return self
 
 
 class AuthConfig(Section):
@@ -105,6 +115,8 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     auth: AuthConfig = AuthConfig()
     jobs: JobsConfig = JobsConfig()
+    # Signs webhooks; written as the library standardwebhooks has it, whsec_...
+    webhook_secret_env: Text = "DREAMBOOTH_WEBHOOK_SECRET"
     safety: SafetyConfig = SafetyConfig()
     provenance: ProvenanceConfig = ProvenanceConfig()
     refresh_s: float = Field(2.0, gt=0, description="how often storage is looked at for subjects")

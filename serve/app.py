@@ -1,0 +1,77 @@
+"""The Ray Serve application: gateways in front of pools of replicas.
+
+`build` is what a Ray Serve configuration file and a RayService name as `serve.app:build`, with a
+ServeConfig's keys as `args`.
+"""
+
+import warnings
+from typing import Any
+
+import ray.serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from dreambooth_ray.config.serving import ServeConfig, SubjectScale
+from serve.auth import Guard
+from serve.front import Gateway
+from serve.replica import Replica
+from serve.studio import DEFAULT_POOL
+
+_SPARE = 2
+
+
+def build(args: ServeConfig) -> ray.serve.Application:
+    """The application for a configuration; raises ConfigError for keys that can't be read."""
+    Guard(args.auth)
+    replicas = args.replicas
+    shared = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
+    pools = {DEFAULT_POOL: _pool(args, DEFAULT_POOL, shared)}
+    for k, name in enumerate(sorted(args.subjects)):
+        pools[f"subject_{k}"] = _pool(args, f"Replica-{name}", args.subjects[name])
+    gateway = ray.serve.deployment(
+        Gateway,
+        name="Gateway",
+        num_replicas=args.gateways,
+        max_ongoing_requests=4 * args.limits.open_images,
+        ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,
+    )
+    return gateway.bind(args, **pools)
+
+
+def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
+    replicas = config.replicas
+    with warnings.catch_warnings():
+        # metrics_interval_s is deprecated, and look_back_period_s has to be above its default.
+        warnings.simplefilter("ignore")
+        autoscaling = AutoscalingConfig(
+            min_replicas=scale.minimum,
+            # A replica that draws once shows that the models can be read, even where it may rest.
+            initial_replicas=max(1, scale.minimum),
+            max_replicas=max(1, scale.maximum),
+            upscale_delay_s=replicas.upscale_delay_s,
+            downscale_delay_s=replicas.downscale_delay_s,
+            metrics_interval_s=1.0,
+            look_back_period_s=3.0,
+            policy=AutoscalingPolicy(
+                policy_function="serve.scaling:StepsPolicy",
+                policy_kwargs={"target_steps": replicas.target_steps},
+            ),
+        )
+        deployment = ray.serve.deployment(
+            Replica,
+            name=name,
+            autoscaling_config=autoscaling,
+            # The desk keeps the batch full; the rest waits there, where callers take turns.
+            max_ongoing_requests=replicas.batch + _SPARE,
+            max_queued_requests=config.limits.open_images,
+            health_check_period_s=2,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=30,
+            max_surge_percent=100,
+            ray_actor_options={
+                "num_cpus": 0 if replicas.gpus else 1,
+                "num_gpus": 1 if replicas.gpus else 0,
+                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
+            },
+        )
+    return deployment.bind(config)

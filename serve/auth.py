@@ -1,0 +1,147 @@
+"""Who asks, what they may see, and how much they may ask.
+
+A key is a long random word; only its SHA-256 is kept. With no keys at all everybody may ask,
+and callers are told apart by address.
+"""
+
+import fnmatch
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from limits import RateLimitItem, parse
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.storage import storage_from_string
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from dreambooth_ray.config.serving import AuthConfig
+from dreambooth_ray.errors import ConfigError
+from serve.refusal import Refusal
+
+ENVIRONMENT = "DREAMBOOTH_API_KEYS"
+_PREFIX = "db-"
+
+
+class Key(BaseModel):
+    """One caller, as the keys file has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    subjects: tuple[str, ...] = Field(("*",), description="patterns of subjects and base models")
+    rate: str | None = Field(None, description="requests, for example 60/minute")
+    images_per_day: int | None = Field(None, ge=0)
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh key and its SHA-256."""
+    key = _PREFIX + secrets.token_urlsafe(32)
+    return key, key_hash(key)
+
+
+def key_hash(key: str) -> str:
+    """What is kept of a key. Keys are random and long: a plain hash can't be guessed back."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Caller:
+    """Who asks: a key's owner, or an address where there are no keys."""
+
+    def __init__(self, id_: str, key: Key | None) -> None:
+        self.id, self.key = id_, key
+
+    def may_see(self, subject: str) -> bool:
+        """Whether a subject or base model is the caller's to draw with."""
+        return self.key is None or any(fnmatch.fnmatchcase(subject, p) for p in self.key.subjects)
+
+
+def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[Key]:
+    """Keys of the file and of the environment (the same YAML list); raises ConfigError."""
+    texts = []
+    if config.keys_file is not None:
+        try:
+            texts.append((config.keys_file, Path(config.keys_file).read_text()))
+        except OSError as error:
+            raise ConfigError(
+                f"auth.keys_file={config.keys_file!r} can't be read: {error}"
+            ) from error
+    in_environment = (os.environ if environment is None else environment).get(ENVIRONMENT)
+    if in_environment:
+        texts.append((ENVIRONMENT, in_environment))
+    return [key for origin, text in texts for key in _parse(text, origin)]
+
+
+def _parse(text: str, origin: str) -> list[Key]:
+    try:
+        keys = TypeAdapter(list[Key]).validate_python(yaml.safe_load(text) or [])
+        for key in keys:
+            if key.rate is not None:
+                parse(key.rate)
+    except (ValidationError, ValueError, yaml.YAMLError) as error:
+        # Not the error's own text: it would show what stands in the file.
+        raise ConfigError(
+            f"{origin} is no list of keys ({type(error).__name__}); each needs name and sha256, "
+            "as `dreambooth key NAME` prints them, and may have subjects, rate, images_per_day"
+        ) from error
+    return keys
+
+
+class Guard:
+    """Knows callers by their keys and counts what they ask."""
+
+    def __init__(self, config: AuthConfig) -> None:
+        """raises ConfigError if the keys can't be read."""
+        self._keys = read_keys(config)
+        self._limiter = MovingWindowRateLimiter(storage_from_string(config.counts_uri))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may ask."""
+        return not self._keys
+
+    def identify(self, authorization: str | None, address: str) -> Caller:
+        """The caller of a request; raises Refusal 401."""
+        if self.is_open:
+            return Caller(f"address:{address}", None)
+        scheme, _, word = (authorization or "").partition(" ")
+        digest, found = key_hash(word.strip()), None
+        # All are compared, so that time tells nothing.
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        if scheme.lower() != "bearer" or found is None:
+            text = "no valid API key; send Authorization: Bearer KEY"
+            raise Refusal(401, "invalid_api_key", text)
+        return Caller(f"key:{found.name}", found)
+
+    async def count_request(self, caller: Caller) -> None:
+        """raises Refusal 429 above the key's rate."""
+        if caller.key is not None and caller.key.rate is not None:
+            await self._hit(parse(caller.key.rate), caller, "rate", 1, "rate_limit_exceeded")
+
+    async def count_images(self, caller: Caller, images: int) -> None:
+        """raises Refusal 429 above the key's images of a day."""
+        if caller.key is None or caller.key.images_per_day is None:
+            return
+        if images > caller.key.images_per_day:
+            raise _over(f"{caller.key.images_per_day} images a day", "quota_exceeded", 86400)
+        item = parse(f"{caller.key.images_per_day}/day")
+        await self._hit(item, caller, "images", images, "quota_exceeded")
+
+    async def _hit(
+        self, item: RateLimitItem, caller: Caller, what: str, cost: int, code: str
+    ) -> None:
+        if not await self._limiter.hit(item, what, caller.id, cost=cost):
+            window = await self._limiter.get_window_stats(item, what, caller.id)
+            raise _over(str(item), code, max(1.0, window.reset_time - time.time()))
+
+
+def _over(limit: str, code: str, retry_after_s: float) -> Refusal:
+    text = f"more than this key's {limit}; come again later"
+    return Refusal(429, code, text, retry_after_s=retry_after_s)

@@ -1,0 +1,204 @@
+"""A process that draws: engines and their models, told what to do in plain data. No HTTP."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.diffusion.ticket import Drawn, Ticket
+from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, StorageError
+from serve.drawing import (
+    Artifact,
+    Drawing,
+    Event,
+    Failed,
+    Finished,
+    Pixels,
+    Preview,
+    Progress,
+    Report,
+)
+from serve.shelf import Seat, Shelf
+
+# Progress is told this often at most: the picture matters, not its odometer.
+_PROGRESS_EVERY_S = 0.2
+_WARM_UP_STEPS = 3
+
+
+class Replica:
+    """One drawing process of a pool. Every public coroutine runs on its event loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Load the first model and draw with it once: after that it can draw."""
+        self.id = uuid.uuid4().hex[:12]
+        self._config = config
+        gpus = config.replicas.gpus
+        self._device = "cuda" if gpus else "cpu"
+        self._dtype = torch.float16 if gpus else torch.float32
+        if not gpus:
+            torch.set_num_threads(1)
+        self._cache = Path(tempfile.mkdtemp(prefix="dreambooth-serve-"))
+        self._shelf = Shelf(
+            dict(config.models), config.storage.uri, self._cache, self._open_engine,
+            memory_bytes=config.replicas.memory_bytes,
+            max_adapters=config.replicas.adapters,
+            bytes_per_weight=2 if gpus else 4,
+        )  # fmt: skip
+        self._steps_done = 0
+        self._backlog_steps, self._told_at = 0, 0.0
+        self._steps_per_s = self._warm_up()
+
+    def _open_engine(self, directory: Path) -> Engine:
+        engine = Engine(
+            directory,
+            max_batch=self._config.replicas.batch,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        engine.start()
+        return engine
+
+    def _warm_up(self) -> float:
+        """Steps a second of a full batch, from one that is drawn now."""
+        name, uri = next(iter(self._config.models.items()))
+        batch = self._config.replicas.batch
+        with self._shelf.seat(Artifact(name, uri=uri)) as seat:
+            seat.engine.draw([Request("", 0, num_inference_steps=1)])
+            requests = [Request("", k, num_inference_steps=_WARM_UP_STEPS) for k in range(batch)]
+            started_s = time.monotonic()
+            seat.engine.draw(requests)
+        return batch * _WARM_UP_STEPS / (time.monotonic() - started_s)
+
+    async def draw(self, artifact: Artifact, drawing: Drawing) -> AsyncIterator[Event]:
+        """Events of one picture, the last of them Finished or Failed.
+
+        When the caller goes away the picture's place is free within one step.
+        """
+        seats = self._shelf.seat(artifact)
+        try:
+            seat = await asyncio.to_thread(seats.__enter__)
+        except Exception as error:  # told to the gateway, which knows what to answer
+            yield _failure(error)
+            return
+        try:
+            async for event in self._events(seat, drawing):
+                yield event
+        finally:
+            seats.__exit__(None, None, None)
+
+    async def _events(self, seat: Seat, drawing: Drawing) -> AsyncIterator[Event]:
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        loop, told_s = asyncio.get_running_loop(), 0.0
+
+        def put(event: Event | None) -> None:
+            with suppress(RuntimeError):  # the loop of a replica that is going away
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def on_progress(step: int, total: int) -> None:
+            nonlocal told_s
+            self._steps_done += 1
+            now = time.monotonic()
+            if now - told_s >= _PROGRESS_EVERY_S:
+                told_s = now
+                put(Progress(step, total))
+
+        def on_preview(step: int, picture: Image.Image) -> None:
+            put(Preview(step, Pixels.of(picture)))
+
+        try:
+            ticket = seat.engine.submit(
+                _request(drawing, seat.adapter),
+                on_progress=on_progress,
+                on_preview=on_preview if drawing.num_previews else None,
+                num_previews=drawing.num_previews,
+            )
+        except Exception as error:  # as above
+            yield _failure(error)
+            return
+        try:
+            ticket.future.add_done_callback(lambda _: put(None))
+            while (event := await events.get()) is not None:
+                yield event
+            yield _result(ticket, seat)
+        finally:
+            ticket.cancel()
+
+    async def report(self, backlog_steps: int = 0) -> Report:
+        """How it goes. backlog_steps: this replica's share of what waits at the gateway."""
+        self._backlog_steps, self._told_at = backlog_steps, time.monotonic()
+        engines = self._shelf.engines
+        return Report(
+            replica=self.id,
+            steps_per_s=self._steps_per_s,
+            active=sum(e.num_active for e in engines),
+            waiting=sum(e.num_waiting for e in engines),
+            remaining_steps=sum(e.remaining_steps for e in engines),
+            steps_done=self._steps_done,
+            loaded_bytes=self._shelf.size_bytes,
+            loaded=self._shelf.loaded,
+        )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the scaling policy reads: steps to do, waiting ones included."""
+        # A gateway that has gone quiet has no backlog.
+        backlog = self._backlog_steps if time.monotonic() - self._told_at < 10 else 0
+        remaining = sum(e.remaining_steps for e in self._shelf.engines)
+        return {"remaining_steps": float(remaining + backlog)}
+
+    def process_id(self) -> int:
+        """Of the process, for tests that end it."""
+        return os.getpid()
+
+    def __del__(self) -> None:
+        shelf = getattr(self, "_shelf", None)
+        if shelf is not None:
+            shelf.close()
+            shutil.rmtree(self._cache, ignore_errors=True)
+
+
+def _request(drawing: Drawing, adapter: str | None) -> Request:
+    return Request(
+        drawing.prompt,
+        drawing.seed,
+        negative_prompt=drawing.negative_prompt,
+        num_inference_steps=drawing.num_inference_steps,
+        guidance_scale=drawing.guidance_scale,
+        width_px=drawing.width_px,
+        height_px=drawing.height_px,
+        solver=drawing.solver,
+        image=drawing.image.picture() if drawing.image else None,
+        mask=drawing.mask.picture() if drawing.mask else None,
+        strength=drawing.strength,
+        adapter=adapter,
+    )
+
+
+def _result(ticket: Ticket, seat: Seat) -> Event:
+    if ticket.future.cancelled():
+        return Failed("internal", "the replica is closing; ask again")
+    error = ticket.future.exception()
+    if error is not None:
+        return _failure(error)
+    drawn: Drawn = ticket.future.result()
+    return Finished(Pixels.of(drawn.image), seat.weights_sha256, seat.base_sha256)
+
+
+def _failure(error: BaseException) -> Failed:
+    kinds = {ConfigError: "config", CapacityError: "capacity", CheckpointError: "damaged"}
+    for kind, name in kinds.items():
+        if isinstance(error, kind):
+            return Failed(name, str(error))
+    if isinstance(error, StorageError | OSError):
+        return Failed("capacity", f"storage can't be read: {type(error).__name__}; ask again")
+    return Failed("internal", type(error).__name__)
