@@ -1,10 +1,11 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: each makes .venv itself.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bars faults check format clean
+.PHONY: demo test unit bars faults manifests check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -18,6 +19,14 @@ unit: $(VENV)/.dev
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m fault
+
+# checkov over the rendered manifests and the Dockerfiles; its pins clash with ours: a venv of its own.
+manifests: $(VENV)/.dev $(CHECKOV)/.made
+	rm -rf out/manifests && mkdir -p out/manifests
+	for overlay in k8s/overlays/*; do \
+	  $(BIN)/kubectl kustomize $$overlay > out/manifests/$$(basename $$overlay).yaml || exit 1; done
+	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory out/manifests
+	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
 
 # The whole demo, and the bars that its report has to clear.
 bars: $(VENV)/.dev
@@ -34,11 +43,16 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKOV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch --editable .
+	touch $@
+
+$(CHECKOV)/.made:
+	$(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -168,7 +168,8 @@ class LocalCluster:
             **self.s3_environment,
             "PATH": _search_path(),
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            # Not as a path: a host does not see this machine's /tmp.
+            "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray tells a dead host by silence; at its defaults that takes half a minute.
             "RAY_health_check_initial_delay_ms": "5000",
@@ -261,16 +262,16 @@ class LocalCluster:
     def _start_store(self) -> None:
         """SeaweedFS in a host of its own, with the bucket made."""
         own = self.folder / STORE
-        data = self.folder / "store-data"
-        data.mkdir()
+        data = own / "tmp" / "data"
+        data.mkdir(parents=True)
         keys = [{"accessKey": "dreambooth", "secretKey": self._secret}]
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "dreambooth", "credentials": keys, "actions": rights}
         (data / "keys.json").write_text(json.dumps({"identities": [identity]}))
         address = f"{self.network.prefix}.{self._next}"
         self._start(STORE, [
-            "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", f"-dir={data}", "-s3",
-            f"-s3.port={S3_PORT}", f"-s3.config={data / 'keys.json'}",
+            "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", "-dir=/tmp/data", "-s3",
+            f"-s3.port={S3_PORT}", "-s3.config=/tmp/data/keys.json",
             "-master.volumeSizeLimitMB=64", "-volume.max=40",
         ])  # fmt: skip
         deadline = time.monotonic() + READY_TIMEOUT_S

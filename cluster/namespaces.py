@@ -19,6 +19,7 @@ from dreambooth_ray.errors import CapacityError, ConfigError
 
 INTERFACE = "eth0"
 _SHM_SIZE = "2g"
+_STARTED = ".started"
 _POLL_S = 0.02
 _CHANGE_TIMEOUT_S = 10.0
 
@@ -96,7 +97,7 @@ class Network:
         namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
         outer = f"{self.bridge[3:]}-{number}"[:15]
         own = folder / name
-        (own / "tmp").mkdir(parents=True)
+        (own / "tmp").mkdir(parents=True, exist_ok=True)
         _run("ip", "netns", "add", namespace)
         _run("ip", "link", "add", outer, "type", "veth", "peer", "name", INTERFACE,
              "netns", namespace)  # fmt: skip
@@ -107,7 +108,7 @@ class Network:
         script = (
             f'mount --bind "{own / "tmp"}" /tmp && '
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
-            f'hostname {name} && touch "{own / "started"}" && exec "$@"'
+            f'hostname {name} && touch /tmp/{_STARTED} && exec "$@"'
         )
         with (own / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -118,10 +119,11 @@ class Network:
             )  # fmt: skip
         host = Host(name, namespace, address, process.pid, _start_ticks(process.pid) or 0)
         deadline = time.monotonic() + _CHANGE_TIMEOUT_S
-        while not (own / "started").exists():
+        while not (own / "tmp" / _STARTED).exists():
             if not host.is_alive or time.monotonic() > deadline:
                 raise ConfigError(f"host {name} did not start: {(own / 'log').read_text().strip()}")
             time.sleep(_POLL_S)
+        (own / "tmp" / _STARTED).unlink()
         return host
 
     def _outer(self, host: Host) -> str:

@@ -43,7 +43,7 @@ def test_environment_carries_the_token_and_nothing_foreign(
     assert "RAY_ADDRESS" not in environment
     assert "AWS_ENDPOINT_URL" not in environment
     assert environment["RAY_AUTH_MODE"] == "token"
-    assert Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text() == "t0ken"
+    assert environment["RAY_AUTH_TOKEN"] == "t0ken"
 
 
 def test_unknown_host_names_those_there_are(folder: Path) -> None:

@@ -1,0 +1,194 @@
+"""The manifests, checked without a cluster: rendered, against schemas, against our own types."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+
+from dreambooth_ray.config.load import parse_config
+from tests.integration import crd
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+OVERLAYS = sorted(p.name for p in (ROOT / "k8s" / "overlays").iterdir())
+KUBERNETES = "1.34"
+CRDS = os.environ.get("KUBERAY_CRDS_DIR")
+# Kinds of operators whose schemas are not in any package: looked at by eye and by kustomize alone.
+FOREIGN = {"PodMonitor", "PrometheusRule", "ClusterQueue", "LocalQueue", "ResourceFlavor"}
+RAY_KINDS = {"RayJob", "RayService", "RayCluster"}
+
+Resource = dict[str, Any]
+
+
+@cache
+def render(overlay: str) -> str:
+    done = subprocess.run(
+        [BIN / "kubectl", "kustomize", ROOT / "k8s" / "overlays" / overlay],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resources(overlay: str) -> list[Resource]:
+    return list(yaml.safe_load_all(render(overlay)))
+
+
+def pod_specs(tree: Any) -> list[Resource]:
+    """Every pod specification anywhere in a resource."""
+    if isinstance(tree, list):
+        return [spec for item in tree for spec in pod_specs(item)]
+    if not isinstance(tree, dict):
+        return []
+    own = [tree] if "containers" in tree else []
+    return own + [spec for item in tree.values() for spec in pod_specs(item)]
+
+
+def place(resource: Resource) -> str:
+    return f"{resource['kind']}/{resource['metadata']['name']}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_core_kinds_are_valid(overlay: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] not in FOREIGN | RAY_KINDS:
+            kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+
+
+@pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_kinds_are_valid(overlay: str) -> None:
+    schemas = crd.read_schemas(Path(str(CRDS)))
+    for resource in resources(overlay):
+        if resource["kind"] in RAY_KINDS:
+            schema = schemas[resource["apiVersion"], resource["kind"]]
+            assert crd.faults(schema, resource) == [], place(resource)
+
+
+@pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
+def test_a_planted_typo_is_found() -> None:
+    schemas = crd.read_schemas(Path(str(CRDS)))
+    job = next(r for r in resources("kind") if r["kind"] == "RayJob")
+    for plant in ("rayVersionn", "idleTimeoutSecond"):
+        broken = copy.deepcopy(job)
+        cluster = broken["spec"]["rayClusterSpec"]
+        (cluster if plant == "rayVersionn" else cluster["autoscalerOptions"])[plant] = 60
+        assert any(plant in fault for fault in crd.faults(schemas["ray.io/v1", "RayJob"], broken))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_locked_down(overlay: str) -> None:
+    for resource in resources(overlay):
+        for spec in pod_specs(resource):
+            assert spec["securityContext"]["runAsNonRoot"], place(resource)
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in spec["containers"]:
+                rules = container["securityContext"]
+                assert not rules["allowPrivilegeEscalation"]
+                assert rules["readOnlyRootFilesystem"]
+                assert rules["capabilities"] == {"drop": ["ALL"]}
+                assert set(container["resources"]) == {"requests", "limits"}
+                assert re.search(r":[\w.-]*\d[\w.-]*$", container["image"]), container["image"]
+                mounted = {m["name"] for m in container.get("volumeMounts", [])}
+                assert mounted <= {v["name"] for v in spec.get("volumes", [])} | {"data"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_that_are_used_exist(overlay: str) -> None:
+    found = resources(overlay)
+    there = {(r["kind"], r["metadata"]["name"]) for r in found}
+    for resource in found:
+        for spec in pod_specs(resource):
+            assert ("ServiceAccount", spec["serviceAccountName"]) in there, place(resource)
+            for volume in spec.get("volumes", []):
+                if "configMap" in volume:
+                    assert ("ConfigMap", volume["configMap"]["name"]) in there
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_in_the_manifests_is_ray_as_installed(overlay: str) -> None:
+    said = re.findall(r"rayVersion: (\S+)", render(overlay))
+    assert set(said) == {ray.__version__}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_embedded_recipes_are_configurations(overlay: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] == "ConfigMap" and "recipe.yaml" in resource.get("data", {}):
+            config = parse_config(resource["data"]["recipe.yaml"], overlay, [])
+            # Without a name of its own, a retried job would begin a new run.
+            assert config.run_id
+
+
+def test_a_gang_has_room_for_its_recipe() -> None:
+    found = resources("train-gpu")
+    recipe = next(r for r in found if r["metadata"]["name"] == "dreambooth-recipe")
+    config = parse_config(recipe["data"]["recipe.yaml"], "train-gpu", [])
+    job = next(r for r in found if r["kind"] == "RayJob")
+    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    gpus = sum(g["replicas"] for g in groups if g["groupName"] == "gpu")
+    assert gpus >= config.cluster.workers
+    assert job["spec"]["suspend"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dreambooth"
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian: prometheus) is missing")
+def test_alert_rules_pass_promtool(tmp_path: Path) -> None:
+    rules = next(r for r in resources("serve-gpu") if r["kind"] == "PrometheusRule")["spec"]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(rules))
+    done = subprocess.run(
+        ["promtool", "check", "rules", path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_metrics_in_rules_and_dashboard_are_metrics_of_ray() -> None:
+    """Ray's own dashboards name what Ray exports; a name that is not there never fires."""
+    folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    known = set(
+        re.findall(r"\bray_[a-z_0-9]+", "".join(p.read_text() for p in folder.glob("*.py")))
+    )
+    found = resources("serve-gpu")
+    rules = next(r for r in found if r["kind"] == "PrometheusRule")
+    dashboard = next(r for r in found if r["metadata"]["name"] == "dreambooth-dashboard")
+    panels = json.loads(dashboard["data"]["dreambooth.json"])["panels"]
+    assert len(panels) >= 8
+    expressions = [t["expr"] for p in panels for t in p["targets"]]
+    expressions += [rule["expr"] for g in rules["spec"]["groups"] for rule in g["rules"]]
+    labels = {"ray_io_cluster", "ray_train_run_name"}
+    used = {m for e in expressions for m in re.findall(r"\bray_[a-z_0-9]+", e)} - labels
+    assert used
+    assert used <= known, used - known
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
+def test_dockerfiles_pass_hadolint(name: str) -> None:
+    done = subprocess.run(
+        [BIN / "hadolint", ROOT / "k8s" / "docker" / name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_images_have_the_versions_this_was_tested_with() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    torch = next(p for p in pins if p.startswith("torch=="))
+    for path in (ROOT / "k8s" / "docker").glob("Dockerfile.c*"):
+        if path.suffix != ".dockerignore":
+            assert torch in path.read_text()
