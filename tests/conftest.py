@@ -12,6 +12,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from peft import LoraConfig, get_peft_model
+from hypothesis import settings
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -24,6 +25,9 @@ from dreambooth_ray.diffusion.components import (
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 torch.set_num_threads(1)
+# No timing is asserted, hypothesis's deadline among them.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 quiet_libraries()
 
 
