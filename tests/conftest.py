@@ -11,8 +11,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from peft import LoraConfig, get_peft_model
 from hypothesis import settings
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
