@@ -1,9 +1,11 @@
 """One UNet forward for many requests, each with its own time, prompt and adapter.
 
-Legend: R rows of a forward, C latent channels, h, w latent sides, T tokens, D width.
+Legend: R rows of a forward, C latent channels, h, w latent sides, T tokens, D width, F
+features before the last block.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
+from dreambooth_ray.diffusion.shortcut import Shortcut
 from dreambooth_ray.errors import ConfigError
 
 _BASE = "__base__"
@@ -79,16 +82,41 @@ class Adapted:
         """Whether rows of an adapter can't share a forward with others."""
         return adapter in self._apart
 
-    def __call__(self, *inputs: Any, adapters: list[str | None], **options: Any) -> Any:
-        """The network's output for rows of one group."""
+    def __call__(
+        self, *inputs: Any, adapters: list[str | None], instead: Any = None, **options: Any
+    ) -> Any:
+        """The network's output for rows of one group.
+
+        instead: a network that shares its layers, to run in its place
+        """
+        network = instead or self.network
         if self._wrapped is None:
-            return self.network(*inputs, **options)
+            return network(*inputs, **options)
         known = [a if a in self.names else None for a in adapters]
         if known[0] in self._apart:
             self._wrapped.set_adapter(known[0])
-            return self._wrapped(*inputs, **options)
+            return network(*inputs, **options)
+        # What PeftModel.forward does, for a network that may be another than its own.
         names = [a or _BASE for a in known]
-        return self._wrapped(*inputs, adapter_names=names, **options)
+        with self._wrapped._enable_peft_forward_hooks(adapter_names=names):
+            return network(*inputs, **options)
+
+
+@dataclass
+class Row:
+    """One row of a forward.
+
+    x:      (in_channels, h, w); hidden: (T, D)
+    keeps:  whether its deep features are wanted afterwards, in `deep`
+    deep:   (F, h, w) features to use instead of the UNet's middle, or None
+    """
+
+    x: Tensor
+    timestep: float
+    hidden: Tensor
+    adapter: str | None = None
+    keeps: bool = False
+    deep: Tensor | None = None
 
 
 class Denoiser:
@@ -96,38 +124,52 @@ class Denoiser:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.adapted = Adapted(unet)
+        self._shortcut = Shortcut(unet)
         self._first = unet.conv_in.weight
         self.in_channels = int(unet.config.in_channels)
 
     @torch.no_grad()
-    def __call__(
-        self, x: Tensor, timesteps: Tensor, hidden: list[Tensor], adapters: list[str | None]
-    ) -> Tensor:
-        """(R, C, h, w) float32 prediction for rows x (R, in_channels, h, w).
+    def __call__(self, rows: list[Row]) -> Tensor:
+        """(R, C, h, w) float32 predictions on the CPU, and row.deep where row.keeps."""
+        groups = self._groups(rows)
+        if len(groups) == 1:
+            return self._forward(rows).float().cpu()
+        found: dict[int, Tensor] = {}
+        for places in groups:
+            prediction = self._forward([rows[i] for i in places]).float().cpu()
+            found.update(zip(places, prediction, strict=True))
+        return torch.stack([found[i] for i in range(len(rows))])
 
-        timesteps: (R,) float32; hidden: R times (T, D), rows of one T share a forward
-        """
-        dtype, device = self._first.dtype, self._first.device
-        x, timesteps = x.to(device, dtype), timesteps.to(device)
-        parts: dict[int, Tensor] = {}
-        for rows in self._groups(hidden, adapters):
-            chosen = slice(None) if len(rows) == len(x) else rows
-            (prediction,) = self.adapted(
-                x[chosen],
-                timesteps[chosen],
-                torch.stack([hidden[i] for i in rows]).to(device, dtype),
-                return_dict=False,
-                adapters=[adapters[i] for i in rows],
-            )
-            if len(rows) == len(x):
-                return torch.as_tensor(prediction).float()
-            parts.update(zip(rows, prediction.float(), strict=True))
-        return torch.stack([parts[i] for i in range(len(x))])
-
-    def _groups(self, hidden: list[Tensor], adapters: list[str | None]) -> list[list[int]]:
-        """Rows that can share a forward: prompts of one length, adapters that mix."""
-        groups: dict[tuple[int, str | None], list[int]] = {}
-        for row, (embedded, adapter) in enumerate(zip(hidden, adapters, strict=True)):
-            apart = adapter if self.adapted.stands_apart(adapter) else None
-            groups.setdefault((len(embedded), apart), []).append(row)
+    def _groups(self, rows: list[Row]) -> list[list[int]]:
+        """Rows that can share a forward: prompts of one length, adapters that mix, one depth."""
+        groups: dict[tuple[int, str | None, bool], list[int]] = {}
+        for place, row in enumerate(rows):
+            apart = row.adapter if self.adapted.stands_apart(row.adapter) else None
+            groups.setdefault((len(row.hidden), apart, row.deep is None), []).append(place)
         return list(groups.values())
+
+    def _forward(self, rows: list[Row]) -> Tensor:
+        dtype, device = self._first.dtype, self._first.device
+        inputs = (
+            torch.stack([row.x for row in rows]).to(device, dtype),
+            torch.tensor([row.timestep for row in rows], dtype=torch.float32, device=device),
+            torch.stack([row.hidden for row in rows]).to(device, dtype),
+        )
+        adapters = [row.adapter for row in rows]
+        deep = [row.deep for row in rows if row.deep is not None]
+        if deep:
+            with self._shortcut.giving(torch.stack(deep)):
+                return self._run(inputs, adapters, self._shortcut.network)
+        if not any(row.keeps for row in rows):
+            return self._run(inputs, adapters)
+        with self._shortcut.keeping() as kept:
+            prediction = self._run(inputs, adapters)
+        for row, features in zip(rows, kept[0], strict=True):
+            row.deep = features if row.keeps else None
+        return prediction
+
+    def _run(
+        self, inputs: tuple[Tensor, ...], adapters: list[str | None], instead: Any = None
+    ) -> Tensor:
+        found = self.adapted(*inputs, return_dict=False, adapters=adapters, instead=instead)
+        return torch.as_tensor(found[0])

@@ -1,10 +1,12 @@
 """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) and its variants.
 
-Legend: C latent channels, h, w latent sides.
+Legend: C latent channels, h, w latent sides, F features before the UNet's last block.
 """
 
+import torch
 from torch import Tensor
 
+from dreambooth_ray.diffusion.denoiser import Row
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.diffusion.ticket import State
 
@@ -22,8 +24,31 @@ def _is_on(request: Request, state: State) -> bool:
     return request.guidance_scale != 1 and start <= done < end
 
 
+def step_rows(request: Request, state: State) -> list[Row]:
+    """What the UNet is to predict for a request's next step: with the prompt, then without."""
+    hidden = [state.hidden]
+    if wants_guidance(request, state):
+        hidden.append(state.negative)
+    state.num_rows = len(hidden)
+    x = state.x if state.extra is None else torch.cat([state.x, state.extra])
+    keeps = request.cache_every > 1 and state.index % request.cache_every == 0
+    deep: list[Tensor | None] = [None, None]
+    if request.cache_every > 1 and not keeps and len(state.deep) >= len(hidden):
+        deep = list(state.deep)
+    return [
+        Row(x, state.step.timestep, embedded, request.adapter, keeps, features)
+        for embedded, features in zip(hidden, deep, strict=False)
+    ]
+
+
+def keep_features(request: Request, state: State, deep: list[Tensor | None]) -> None:
+    """Keep what rows of (F, h, w) features a step with request.cache_every brought."""
+    if request.cache_every > 1 and state.index % request.cache_every == 0:
+        state.deep = [features for features in deep if features is not None]
+
+
 def guided(
-    request: Request, state: State, conditional: Tensor, unconditional: Tensor | None
+    request: Request, state: State, conditional: Tensor, unconditional: Tensor | None = None
 ) -> Tensor:
     """(C, h, w) prediction to go on with.
 

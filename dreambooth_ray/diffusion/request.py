@@ -27,6 +27,8 @@ class Request:
                           (Kynkäänniemi et al. 2024, arXiv 2404.07724)
     guidance_every:       a new unconditional prediction every so many steps, the last
                           difference in between; 1 is exact
+    cache_every:          the UNet's middle anew every so many steps (DeepCache, arXiv
+                          2312.00858); 1 is exact
     clip_skip:            text encoder layers left out at the end
     image, strength:      start image, and how much of the denoising is done on it (0 to 1]
     mask:                 white is drawn anew, black is kept; needs an image of its size
@@ -46,6 +48,7 @@ class Request:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_every: int = 1
+    cache_every: int = 1
     clip_skip: int = 0
     image: Image.Image | None = None
     strength: float = 0.8
@@ -65,6 +68,7 @@ class Request:
         _between("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE)
         _between("guidance_rescale", self.guidance_rescale, 0, 1)
         _between("guidance_every", self.guidance_every, 1, MAX_STEPS)
+        _between("cache_every", self.cache_every, 1, MAX_STEPS)
         _between("eta", self.eta, 0, 1)
         _between("clip_skip", self.clip_skip, 0, 100)
         _between("strength", self.strength, 0, 1)

@@ -35,6 +35,8 @@ class State:
     seen:     (C, h, w) the picture as the last prediction has it
     history:  what the solver remembers, newest first
     push:     last difference between both predictions, where guidance_every keeps it
+    deep:     (F, h, w) of each row, where cache_every keeps them
+    num_rows: of the running step: 2 with guidance
     clean, noise, mask: of the picture whose unmasked part stays
     extra:    (C', h, w) channels beside x for UNets trained to inpaint
     """
@@ -47,6 +49,8 @@ class State:
     index: int = 0
     history: list[Tensor] = field(default_factory=list)
     push: Tensor | None = None
+    deep: list[Tensor] = field(default_factory=list)
+    num_rows: int = 1
     clean: Tensor | None = None
     noise: Tensor | None = None
     mask: Tensor | None = None

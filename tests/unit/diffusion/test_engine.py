@@ -3,7 +3,6 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreambooth_ray.diffusion.components import load_components, load_pipeline
-from dreambooth_ray.diffusion.denoiser import Denoiser
+from dreambooth_ray.diffusion.denoiser import Denoiser, Row
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.diffusion.solvers import SOLVERS
@@ -58,6 +57,7 @@ requests = st.builds(
     solver=st.sampled_from(SOLVERS),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
     guidance_every=st.sampled_from([1, 2]),
+    cache_every=st.sampled_from([1, 2]),
     width_px=st.just(64),
     height_px=st.sampled_from([64, 80]),
     image=st.sampled_from([None, Image.new("RGB", (64, 64), (90, 30, 200))]),
@@ -155,15 +155,31 @@ def test_guidance_one_needs_half_the_rows(engine: Engine, monkeypatch: pytest.Mo
     rows: list[int] = []
     forward = Denoiser.__call__
 
-    def counting(self: Denoiser, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        rows.append(len(x))
-        return forward(self, x, *rest)
+    def counting(self: Denoiser, given: list[Row]) -> torch.Tensor:
+        rows.append(len(given))
+        return forward(self, given)
 
     monkeypatch.setattr(Denoiser, "__call__", counting)
     engine.draw([replace(FAST, guidance_scale=1.0)])
     engine.draw([replace(FAST, num_inference_steps=4, guidance_interval=(0.25, 0.75))])
     engine.draw([replace(FAST, num_inference_steps=4, guidance_every=2)])
     assert rows == [1, 1, 1, 1, 2, 2, 1, 2, 1, 2, 1]
+
+
+def test_kept_features_skip_the_middle_and_resemble_the_exact_picture(
+    engine: Engine,
+) -> None:
+    exact, kept = (
+        engine.draw([replace(FAST, num_inference_steps=12, cache_every=every)])[0]
+        for every in (1, 2)
+    )
+    assert 1e-3 < (exact.latents - kept.latents).abs().mean() < 0.2
+    calls: list[int] = []
+    middle = engine._denoiser.adapted.network.mid_block
+    handle = middle.register_forward_hook(lambda *_: calls.append(1))
+    engine.draw([replace(FAST, num_inference_steps=12, cache_every=3)])
+    handle.remove()
+    assert len(calls) == 4
 
 
 def test_progress_previews_and_remaining_steps(engine: Engine) -> None:

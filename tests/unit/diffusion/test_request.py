@@ -27,6 +27,7 @@ PICTURE = Image.new("RGB", (64, 64))
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0"),
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval"),
         ({"guidance_every": 0}, "guidance_every=0"),
+        ({"cache_every": 0}, "cache_every=0"),
         ({"mask": PICTURE}, "mask is given without an image"),
         ({"image": PICTURE, "mask": Image.new("L", (32, 64))}, "mask is 32x64"),
         ({"image": PICTURE, "strength": 0.0}, "strength=0"),

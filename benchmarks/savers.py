@@ -1,0 +1,86 @@
+"""What each cost saver gains in time and costs in quality, on the toy world.
+
+    python -m benchmarks.savers --count 100 --json benchmarks/results/savers.json
+
+Quality is the share of attributes that the evaluator reads as prompted, and the mean
+distance in latents to the exact picture. Times are of one thread, savers in turn.
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.evaluation.toyscore import attribute_prompts
+from dreambooth_ray.toyworld.evaluator import load_evaluator, read_pictures
+
+SAVERS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "guidance_every=2": {"guidance_every": 2},
+    "guidance_every=3": {"guidance_every": 3},
+    "guidance_interval=0-0.6": {"guidance_interval": (0.0, 0.6)},
+    "guidance_interval=0.2-0.8": {"guidance_interval": (0.2, 0.8)},
+    "cache_every=2": {"cache_every": 2},
+    "cache_every=3": {"cache_every": 3},
+    "cache_every=2, guidance_every=2": {"cache_every": 2, "guidance_every": 2},
+    "dpmpp_2m, 12 steps": {"solver": "dpmpp_2m", "num_inference_steps": 12},
+}
+
+
+def measure(count: int) -> dict[str, Any]:
+    """Every saver over the same held-out prompts, in chunks, so that drift of the clock evens."""
+    torch.set_num_threads(1)
+    engine, network = Engine(model_directory("toyworld")), load_evaluator()
+    prompts = attribute_prompts(count)
+    requests = [Request(prompt, k) for k, (prompt, _) in enumerate(prompts)]
+    engine.draw(requests[:8])
+    drawn: dict[str, list[Any]] = {name: [] for name in SAVERS}
+    times: dict[str, list[float]] = {name: [] for name in SAVERS}
+    for start in range(0, count, 8):
+        for name, options in SAVERS.items():
+            group = [replace(r, **options) for r in requests[start : start + 8]]
+            began = time.perf_counter()
+            drawn[name] += engine.draw(group)
+            times[name].append(time.perf_counter() - began)
+    rows = {}
+    for name, found in drawn.items():
+        reading = read_pictures(network, [d.image for d in found])
+        ratios = sorted(e / t for e, t in zip(times["exact"], times[name], strict=True))
+        apart = [
+            float((d.latents - e.latents).square().mean().sqrt())
+            for d, e in zip(found, drawn["exact"], strict=True)
+        ]
+        rows[name] = {
+            "times_faster_median": round(ratios[len(ratios) // 2], 3),
+            "latent_rmse": round(sum(apart) / len(apart), 4),
+            **{
+                head: round(reading.accuracy(head, [truth[head] for _, truth in prompts]), 3)
+                for head in prompts[0][1]
+            },
+        }
+    return {"count": count, "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    result = json.dumps(measure(given.count), indent=1)
+    print(result)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(result + "\n")
+
+
+if __name__ == "__main__":
+    main()
