@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import identifier_warning, read_subject
+from dreambooth_ray.data.subject import identifier_warning, read_configured
 from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
 from dreambooth_ray.diffusion.methods import check_method
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -30,6 +30,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.optimisation import check_optimizer
 
 
 class Display(Protocol):
@@ -61,10 +62,12 @@ def prepare(config: Config, display: Display) -> Prepared:
     directory = model_directory(config.model.uri)
     check_resolution(directory, config.train.resolution)
     check_method(config, directory)
-    read_subject(Path(config.subject.photos), config.instance_prompt, config.train.resolution)
-    warning = identifier_warning(config.subject.identifier, config.subject.class_noun)
-    if warning:
-        display.say(f"warning: {warning}")
+    check_optimizer(config)
+    for subject in config.all_subjects:
+        read_configured(config, subject)
+        warning = identifier_warning(config.word(subject), subject.class_noun)
+        if warning:
+            display.say(f"warning: {warning}")
     Store(config.storage.uri).check_writable()
     return Prepared(config, directory)
 
@@ -75,10 +78,7 @@ def open_run(config: Config) -> Store:
     raises: ConfigError if run_id names a run of another configuration
     """
     run_id = config.run_id or _new_run_id(config)
-    photos = str(Path(config.subject.photos).resolve())
-    resolved = config.model_copy(
-        update={"run_id": run_id, "subject": config.subject.model_copy(update={"photos": photos})}
-    )
+    resolved = _located(config).model_copy(update={"run_id": run_id})
     run = Store(config.storage.uri).sub(layout.run(run_id))
     if run.create(layout.CONFIG, dump_config(resolved).encode()):
         return run
@@ -140,10 +140,9 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
     config = prepared.config
     if committed_steps(run)[-1:] != [config.train.steps]:
         job = Job(
-            config=dump_config(config),
+            config=dump_config(_located(config)),
             run_uri=run.uri,
             model_directory=str(prepared.directory),
-            photos=str(Path(config.subject.photos).resolve()),
         )
         if config.prior.count:
             _train_beside_priors(prepared, job, run, display)
@@ -177,6 +176,15 @@ def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Disp
 def is_finished(run: Store) -> bool:
     """Whether a run has its bundle, committed."""
     return run.exists(f"{layout.BUNDLE}/{MANIFEST}")
+
+
+def _located(config: Config) -> Config:
+    """The same, with photographs found from any working directory."""
+    subjects = [
+        s.model_copy(update={"photos": str(Path(s.photos).resolve())}) for s in config.all_subjects
+    ]
+    several = tuple(subjects) if config.subjects else ()
+    return config.model_copy(update={"subject": subjects[0], "subjects": several})
 
 
 def _identity(config: Config) -> dict[str, object]:

@@ -91,6 +91,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
+    if other := _INSTEAD.get(key):
+        _drop(tree, other)
     *sections, leaf = key.split(".")
     node = tree
     for section in sections:
@@ -102,6 +104,16 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}") from error
+
+
+# Two ways to say one thing: the later one counts.
+_INSTEAD = {"train.images": "train.steps", "train.steps": "train.images"}
+
+
+def _drop(tree: dict[str, Any], key: str) -> None:
+    section, _, leaf = key.partition(".")
+    if isinstance(tree.get(section), dict):
+        tree[section].pop(leaf, None)
 
 
 def _refuse_unknown_keys(

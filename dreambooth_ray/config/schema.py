@@ -1,16 +1,11 @@
 """The one typed configuration tree. Frozen; unknown keys are errors."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.training import IdentifierConfig, LossConfig, TrainConfig
 
 
 class ModelConfig(Section):
@@ -25,6 +20,9 @@ class SubjectConfig(Section):
     photos: Text = Field(description="folder of 1 to 100 photographs (JPEG, PNG, WebP)")
     identifier: Text = Field("sks", description="rare word that will stand for the subject")
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
+    prompts: tuple[Text, ...] = Field(
+        (), description="captions where none is given, one at random; none is train.prompt alone"
+    )
 
 
 class Span(Section):
@@ -77,66 +75,6 @@ class PriorConfig(Section):
         return self
 
 
-class LoraConfig(Section):
-    """The adapter of train.method=lora."""
-
-    rank: int = Field(8, ge=1, description="inner dimension of an adapter")
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null is rank")
-    target_modules: tuple[Text, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="layers of the UNet"
-    )
-    text_target_modules: tuple[Text, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1, description="of the text encoder"
-    )
-    dora: bool = Field(False, description="learn a layer's magnitude apart from its direction")
-
-    @property
-    def scale_alpha(self) -> float:
-        """alpha, resolved."""
-        return float(self.rank) if self.alpha is None else self.alpha
-
-
-class TrainConfig(Section):
-    """The fine-tuning."""
-
-    method: Literal["full", "lora", "kv"] = Field(
-        "full", description="all weights, adapters, or cross-attention keys and values alone"
-    )
-    lora: LoraConfig = LoraConfig()
-    unet: bool = Field(True, description="train the UNet")
-    steps: int = Field(400, ge=1, description="optimizer steps")
-    batch_size: int = Field(
-        2, ge=1, description="photographs a step, over all workers; as many class images"
-    )
-    lr: float = Field(5e-6, gt=0)
-    lr_warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    resolution: int = Field(512, ge=8, description="side of the square training pictures, pixels")
-    text_encoder: bool = Field(
-        True, description="train the text encoder as well; default true for full, else false"
-    )
-    prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
-    flip: bool = Field(False, description="mirror pictures at random")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_encoder_by_method(cls, given: Any) -> Any:
-        # Adapters and keys and values are used with the text encoder as it is, unless asked.
-        if isinstance(given, dict) and given.get("method", "full") != "full":
-            return {"text_encoder": False, **given}
-        return given
-
-    @model_validator(mode="after")
-    def _something_to_train(self) -> "TrainConfig":
-        if self.method == "kv" and self.text_encoder:
-            raise ValueError(
-                "train.method=kv trains the UNet's cross-attention keys and values alone; "
-                "set train.text_encoder=false, or take train.method=full or lora"
-            )
-        return self
-
-
 class SampleConfig(Section):
     """Sample pictures for TensorBoard while training."""
 
@@ -175,19 +113,76 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     model: ModelConfig = ModelConfig()
     subject: SubjectConfig
+    subjects: tuple[SubjectConfig, ...] = Field(
+        (), description="several in one run; `subject` is then the first"
+    )
+    identifier: IdentifierConfig = IdentifierConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig = StorageConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("subjects") and not given.get("subject"):
+            return {**given, "subject": given["subjects"][0]}
+        return given
+
+    @model_validator(mode="after")
+    def _subjects_differ(self) -> "Config":
+        if self.subjects and self.subjects[0] != self.subject:
+            raise ValueError("subject and subjects[0] differ; give subjects alone")
+        words = [s.identifier for s in self.all_subjects]
+        if len(set(words)) < len(words):
+            raise ValueError(
+                f"subjects: identifiers {', '.join(words)} are not all different; "
+                "each subject needs its own"
+            )
+        return self
+
     @model_validator(mode="after")
     def _something_is_trained(self) -> "Config":
-        if not (self.train.unet or self.train.text_encoder):
+        if not (self.train.unet or self.train.text_encoder or self.identifier.kind == "learned"):
             raise ValueError(
                 "train.unet=false and train.text_encoder=false leave nothing to train; "
-                "set one of them true"
+                "set one of them true, or identifier.kind=learned"
+            )
+        if self.identifier.lr and self.train.optimizer == "prodigy":
+            raise ValueError(
+                "identifier.lr: train.optimizer=prodigy takes one rate for all; unset it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_decide_steps(self) -> "Config":
+        train = self.train
+        if train.images is None:
+            return self
+        steps = -(-train.images // self.images_a_step)
+        if "steps" in train.model_fields_set and train.steps != steps:
+            raise ValueError(
+                f"train.images={train.images} is {steps} steps of {self.images_a_step} pictures, "
+                f"and train.steps={train.steps} says otherwise; give one of the two"
+            )
+        return self.model_copy(update={"train": train.model_copy(update={"steps": steps})})
+
+    @model_validator(mode="after")
+    def _devices_can_compute_it(self) -> "Config":
+        if self.cluster.gpus:
+            return self
+        if self.train.precision == "16-mixed":
+            raise ValueError(
+                "train.precision=16-mixed needs a GPU, CPUs don't train in half precision; set "
+                "train.precision=bf16-mixed or 32, or cluster.gpus=true"
+            )
+        if self.train.optimizer == "adamw8bit":
+            raise ValueError(
+                "train.optimizer=adamw8bit (bitsandbytes) needs CUDA; set train.optimizer=adamw, "
+                "or cluster.gpus=true"
             )
         return self
 
@@ -198,6 +193,13 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size} can't be shared evenly by "
                 f"cluster.workers={self.cluster.workers}; make the one a multiple of the other"
             )
+        share = self.train.batch_size // self.cluster.workers
+        if share % self.train.accumulate:
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate} can't part a worker's {share} "
+                "photographs a step (train.batch_size / cluster.workers) evenly; "
+                "take a number that divides it"
+            )
         if 0 < self.prior.count < self.train.batch_size:
             raise ValueError(
                 f"prior.count={self.prior.count} is below train.batch_size="
@@ -206,21 +208,44 @@ class Config(Section):
         return self
 
     @property
+    def images_a_step(self) -> int:
+        """Photographs and class images that one optimizer step sees, over all workers."""
+        return self.train.batch_size * (2 if self.prior.count else 1)
+
+    @property
+    def all_subjects(self) -> tuple[SubjectConfig, ...]:
+        """The subjects of this run, one or several."""
+        return self.subjects or (self.subject,)
+
+    @property
     def instance_prompt(self) -> str:
-        """Caption of a photograph that has none of its own."""
-        return self._fill(self.train.prompt)
+        """Caption of a photograph of the first subject that has none of its own."""
+        return self.instance_prompts(self.subject)[0]
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
-        """Prompts the class images are drawn from, in turns."""
-        given = self.prior.prompt
-        return tuple(self._fill(p) for p in ((given,) if isinstance(given, str) else given))
+        """Prompts the class images are drawn from, in turns: those of every subject's class."""
+        given = (self.prior.prompt,) if isinstance(self.prior.prompt, str) else self.prior.prompt
+        filled = [self.fill(p, s) for s in self.all_subjects for p in given]
+        return tuple(dict.fromkeys(filled))
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:
-        """Prompts of the sample pictures."""
-        return tuple(self._fill(p) for p in self.sample.prompts)
+        """Prompts of the sample pictures, for every subject."""
+        filled = [self.fill(p, s) for s in self.all_subjects for p in self.sample.prompts]
+        return tuple(dict.fromkeys(filled))
 
-    def _fill(self, template: str) -> str:
-        words = template.replace("{identifier}", self.subject.identifier)
-        return words.replace("{class_noun}", self.subject.class_noun)
+    def instance_prompts(self, subject: SubjectConfig) -> tuple[str, ...]:
+        """Captions of a subject's photographs that have none of their own."""
+        return tuple(self.fill(p, subject) for p in subject.prompts or (self.train.prompt,))
+
+    def word(self, subject: SubjectConfig) -> str:
+        """What stands for a subject in a prompt: its identifier, in brackets if learned."""
+        given = subject.identifier
+        learned = self.identifier.kind == "learned" and not given.startswith("<")
+        return f"<{given}>" if learned else given
+
+    def fill(self, template: str, subject: SubjectConfig) -> str:
+        """A template with {identifier} and {class_noun} of a subject."""
+        words = template.replace("{identifier}", self.word(subject))
+        return words.replace("{class_noun}", subject.class_noun)

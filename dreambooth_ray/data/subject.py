@@ -1,10 +1,11 @@
 """Who is to be learnt: photographs with captions, an identifier and a class noun."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from dreambooth_ray.config.schema import Config, SubjectConfig
 from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
 from dreambooth_ray.errors import DataError
 
@@ -20,34 +21,52 @@ ORDINARY_WORDS = frozenset(_ORDINARY.split())
 
 @dataclass(frozen=True)
 class Photograph:
-    """One training photograph, cut square."""
+    """One training photograph, cut square, with the captions it may get."""
 
     path: Path
     picture: Image.Image
-    caption: str
+    captions: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        """The first of its captions."""
+        return self.captions[0]
 
 
-def read_subject(folder: Path, prompt: str, side_px: int) -> list[Photograph]:
-    """All photographs of a folder, `side_px` square, each with its caption.
+def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> list[Photograph]:
+    """All photographs of a folder, `side_px` square, each with its captions.
 
-    A file `photo.txt` beside `photo.jpg` is its caption; `prompt` serves where there is none.
+    A file `photo.txt` beside `photo.jpg` is its caption; `prompts` serve where there is none.
     raises: DataError naming the first file that can't be used
     """
-    return [
-        Photograph(path, square(read_photograph(path), side_px), _caption(path, prompt))
-        for path in find_photographs(folder)
-    ]
+    without = (prompts,) if isinstance(prompts, str) else prompts
+    found = []
+    for path in find_photographs(folder):
+        own = _caption(path)
+        picture = square(read_photograph(path), side_px)
+        found.append(Photograph(path, picture, (own,) if own else without))
+    return found
 
 
-def _caption(path: Path, prompt: str) -> str:
+def read_configured(config: Config, subject: SubjectConfig) -> list[Photograph]:
+    """A subject's photographs as a configuration has them.
+
+    {identifier} and {class_noun} are filled in in captions too.
+    """
+    found = read_subject(
+        Path(subject.photos), config.instance_prompts(subject), config.train.resolution
+    )
+    return [replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in found]
+
+
+def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
-        return prompt
+        return ""
     try:
-        caption = " ".join(beside.read_text(encoding="utf-8").split())
+        return " ".join(beside.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
         raise DataError(f"{beside} is not UTF-8 text; save it as UTF-8 or remove it") from error
-    return caption or prompt
 
 
 def identifier_warning(identifier: str, class_noun: str) -> str | None:

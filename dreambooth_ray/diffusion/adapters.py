@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from dreambooth_ray.config import schema
+from dreambooth_ray.config import training
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.errors import ConfigError
 
@@ -25,7 +25,7 @@ PREFIX = "base_model.model."
 
 
 def inject(
-    model: nn.Module, wanted: schema.LoraConfig, targets: tuple[str, ...], seed: int
+    model: nn.Module, wanted: training.LoraConfig, targets: tuple[str, ...], seed: int
 ) -> None:
     """Put fresh adapters beside the target layers, in place; all else is frozen.
 
@@ -70,6 +70,11 @@ def missing_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `inject` has been at a model."""
+    return bool(getattr(model, "peft_config", None))
+
+
 def save(model: nn.Module, folder: Path) -> None:
     """Write the adapters of a model that `inject` has been at, as peft's save_pretrained does."""
     folder.mkdir(parents=True)
@@ -105,9 +110,3 @@ def fuse(model: nn.Module, folder: Path) -> nn.Module:
         ) from error
     fused: nn.Module = wrapped.merge_and_unload()
     return fused
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """Adapter weights by peft's names inside the model: layer.lora_A.weight and so on."""
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return found

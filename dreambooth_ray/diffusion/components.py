@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from dreambooth_ray.diffusion import adapters
+from dreambooth_ray.diffusion import adapters, tokens
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.manifest import MANIFEST
@@ -170,7 +170,9 @@ def load_components(directory: Path) -> Components:
     quiet_libraries()
     if base := adapted_base(directory):
         parts = load_components(model_directory(base[0]))
-        parts.unet, parts.text_encoder = _adapt(parts.unet, parts.text_encoder, directory)
+        parts.unet, parts.text_encoder = _adapt(
+            parts.unet, parts.text_encoder, parts.tokenizer, directory
+        )
         return parts
     weights = {"dtype": torch.float32, "use_safetensors": True}
     vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", **weights)
@@ -194,7 +196,7 @@ def load_pipeline(directory: Path) -> StableDiffusionPipeline:
     if base := adapted_base(directory):
         pipeline = load_pipeline(model_directory(base[0]))
         pipeline.unet, pipeline.text_encoder = _adapt(
-            pipeline.unet, pipeline.text_encoder, directory
+            pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, directory
         )
         return pipeline
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -209,11 +211,16 @@ def load_pipeline(directory: Path) -> StableDiffusionPipeline:
 
 
 def _adapt(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, bundle: Path
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    bundle: Path,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     folder = bundle / layout.ADAPTER
     if (folder / "unet").is_dir():
         unet = adapters.fuse(unet, folder / "unet")
     if (folder / "text_encoder").is_dir():
         text_encoder = adapters.fuse(text_encoder, folder / "text_encoder")
+    if words := tokens.read(folder):
+        tokens.add(tokenizer, text_encoder, words)
     return unet, text_encoder

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.config.training import TrainConfig
+from dreambooth_ray.diffusion import adapters, tokens
+from dreambooth_ray.diffusion.components import Components, base_directory
 from dreambooth_ray.errors import CheckpointError, ConfigError
 
 _KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
@@ -25,9 +26,22 @@ def check_method(config: Config, directory: Path) -> None:
 
     raises: ConfigError
     """
-    train = config.train
-    if train.method != "lora":
-        return
+    train, directory = config.train, base_directory(directory)
+    if config.loss.zero_terminal_snr:
+        settings = DDPMScheduler.load_config(directory, subfolder="scheduler")
+        if settings.get("prediction_type") != "v_prediction":
+            raise ConfigError(
+                "loss.zero_terminal_snr=true needs a model that predicts velocity: at zero SNR "
+                "the noise is all there is to see; set it false for this model"
+            )
+    if train.method == "lora":
+        _check_targets(train, directory)
+    if config.identifier.kind == "learned":
+        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
+        tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
+
+
+def _check_targets(train: TrainConfig, directory: Path) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
             UNet2DConditionModel.load_config(directory, subfolder="unet")
@@ -49,9 +63,20 @@ def check_method(config: Config, directory: Path) -> None:
 
 def apply_method(config: Config, parts: Components) -> None:
     """Freeze what stays and mark what moves, in place; for lora, put the adapters in."""
-    train = config.train
+    if config.loss.zero_terminal_snr:
+        parts.schedule = DDPMScheduler.from_config(
+            parts.schedule.config, rescale_betas_zero_snr=True
+        )
     parts.unet.requires_grad_(False)
     parts.text_encoder.requires_grad_(False)
+    _apply_to_weights(config, parts)
+    if config.identifier.kind == "learned":
+        words = {config.word(s): s.class_noun for s in config.all_subjects}
+        tokens.learn(parts.tokenizer, parts.text_encoder, words)
+
+
+def _apply_to_weights(config: Config, parts: Components) -> None:
+    train = config.train
     if train.method == "lora":
         if train.unet:
             adapters.inject(parts.unet, train.lora, train.lora.target_modules, config.seed)

@@ -31,3 +31,9 @@ def integers(seed: int, purpose: str, step: int, indices: list[int], high: int) 
         torch.randint(high, (1,), generator=generator(seed, purpose, step, i)) for i in indices
     ]
     return torch.cat(draws)
+
+
+def uniform(seed: int, purpose: str, step: int, indices: list[int]) -> Tensor:
+    """(len(indices),) float32 in [0, 1), entry j keyed by indices[j]."""
+    draws = [torch.rand((1,), generator=generator(seed, purpose, step, i)) for i in indices]
+    return torch.cat(draws)

@@ -4,11 +4,13 @@ import json
 import tempfile
 from pathlib import Path
 
+from diffusers import DDIMScheduler
+
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion import adapters
+from dreambooth_ray.diffusion import adapters, tokens
 from dreambooth_ray.diffusion.components import load_components, load_pipeline, model_hash
-from dreambooth_ray.diffusion.methods import apply_method, is_trained, load_trained
+from dreambooth_ray.diffusion.methods import apply_method, load_trained
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
@@ -16,10 +18,10 @@ from dreambooth_ray.training.checkpoint import restore_newest, trained_weights
 from dreambooth_ray.training.journal import read_metrics
 
 _CARD = """\
-# {identifier} {class_noun}
+# {title}
 
-A Stable Diffusion model fine-tuned with DreamBooth (arXiv 2208.12242): the word
-**{identifier}** before **{class_noun}** stands for one subject.
+A Stable Diffusion model fine-tuned with DreamBooth (arXiv 2208.12242). What stands for one
+subject: {meaning}.
 
 {usage}
 
@@ -71,21 +73,37 @@ def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[st
     about: dict[str, object] = {
         "kind": "bundle",
         "method": config.train.method,
-        "identifier": config.subject.identifier,
+        "identifier": config.word(config.subject),
         "class_noun": config.subject.class_noun,
         "prompt": config.instance_prompt,
+        "subjects": [
+            {
+                "identifier": config.word(s),
+                "class_noun": s.class_noun,
+                "prompt": config.instance_prompts(s)[0],
+            }
+            for s in config.all_subjects
+        ],
         "resolution": config.train.resolution,
     }
     if config.train.method == "lora":
         for part in ("unet", "text_encoder"):
-            if is_trained(getattr(parts, part)):
+            if adapters.has_adapters(getattr(parts, part)):
                 adapters.save(getattr(parts, part), stage / layout.ADAPTER / part)
+        if words := tokens.vectors(parts.tokenizer, parts.text_encoder):
+            tokens.save(words, stage / layout.ADAPTER)
         uri = config.model.uri
         base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
         about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
         return about
+    tokens.fold(parts.text_encoder)
     pipeline = load_pipeline(directory)
     pipeline.unet, pipeline.text_encoder = parts.unet, parts.text_encoder
+    pipeline.tokenizer = parts.tokenizer
+    if config.loss.zero_terminal_snr:
+        pipeline.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
     # In float32: from_pretrained without a dtype mixes precisions over half weights.
     pipeline.save_pretrained(stage, safe_serialization=True)
     return about
@@ -105,8 +123,10 @@ def _card(config: Config, run: Store) -> str:
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
     return _CARD.format(
-        identifier=config.subject.identifier,
-        class_noun=config.subject.class_noun,
+        title=", ".join(f"{config.word(s)} {s.class_noun}" for s in config.all_subjects),
+        meaning="; ".join(
+            f"**{config.word(s)}** before **{s.class_noun}**" for s in config.all_subjects
+        ),
         usage=usage.format(prompt=config.instance_prompt, model=config.model.uri),
         method=config.train.method,
         model=config.model.uri,

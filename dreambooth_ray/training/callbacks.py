@@ -54,6 +54,8 @@ class Tracking(Callback):
         """Record the step that has just been taken."""
         assert isinstance(pl_module, DreamBoothModule)
         step = trainer.global_step
+        if not batch.ends_step:
+            return
         pl_module.note_step(step)
         if self._journal is None or self._writer is None:
             return
@@ -104,7 +106,7 @@ class Checkpointing(Callback):
     ) -> None:
         """Save if it is time. Metrics go first: a checkpoint never knows more than they do."""
         step, wanted = trainer.global_step, self._config.checkpoint
-        if step % wanted.every == 0 or step == self._config.train.steps:
+        if batch.ends_step and (step % wanted.every == 0 or step == self._config.train.steps):
             self._tracking.flush()
             checkpoint.save(trainer, self._run, step, wanted.keep)
 
@@ -125,7 +127,7 @@ class Samples(Callback):
     ) -> None:
         """Draw with the weights of this moment; training draws nothing from this randomness."""
         every, step = self._config.sample.every, trainer.global_step
-        if not every or step % every or not trainer.is_global_zero:
+        if not batch.ends_step or not every or step % every or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, DreamBoothModule)
         parts = load_components(self._directory)

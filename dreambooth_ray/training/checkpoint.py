@@ -11,6 +11,7 @@ from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 
 STATE = "state.ckpt"
+AVERAGE = "average"  # in a state: averaged weights, by the names of the state_dict
 
 
 def committed_steps(run: Store) -> list[int]:
@@ -61,8 +62,12 @@ def restore_newest(run: Store, local: Path) -> tuple[int, Path] | None:
 
 
 def trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights of each trained part in a saved state: {"unet": ..., "text_encoder": ...}."""
-    weights = torch.load(state, map_location="cpu", weights_only=True)["state_dict"]
+    """Weights of each trained part in a saved state: {"unet": ..., "text_encoder": ...}.
+
+    The averaged ones where there are any.
+    """
+    saved = torch.load(state, map_location="cpu", weights_only=True)
+    weights = saved.get(AVERAGE) or saved["state_dict"]
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in weights.items():
         part, _, rest = name.partition(".")

@@ -1,7 +1,8 @@
 """What training sees, prepared once: cached latents and token ids, addressed by step.
 
 Legend: N pictures, F orientations (as is, mirrored), C latent channels, h, w latent
-sides, B batch of one worker (photographs first, then class images), L tokens.
+sides, B batch of one worker (photographs first, then class images), K different captions,
+L tokens, D their width.
 """
 
 from collections.abc import Iterator
@@ -9,10 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.pairs import batch_positions, in_order_first, shuffled_index
@@ -23,16 +23,17 @@ from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.methods import is_trained
 from dreambooth_ray.diffusion.posterior import posterior
 
-_PHOTOGRAPHS, _PRIORS = 21, 22
+# Purposes of the shuffles; a further subject's photographs have _NEXT_SUBJECT added.
+_PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
 
 
 @dataclass
 class Batch:
-    """One worker's share of a step. Not frozen: Lightning moves it to the device in place.
+    """One worker's share of a step, or a part of it. Lightning moves it to the device in place.
 
     latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64;
     is_prior: (B,) bool; step counts from 0; hidden: (B, L, D) text embeddings, where the text
-    encoder is frozen, else None
+    encoder is frozen, else None; ends_step: whether the optimizer steps after this part
     """
 
     latents: Tensor
@@ -42,47 +43,42 @@ class Batch:
     is_prior: Tensor
     step: int
     hidden: Tensor | None = None
+    ends_step: bool = True
 
 
 class Item(NamedTuple):
-    """One picture: latents (F, 2, C, h, w), input_ids (L,), hidden (L, D) where cached."""
+    """One picture: latents (F, 2, C, h, w), and the captions it may get."""
 
     latents: Tensor
-    input_ids: Tensor
-    hidden: Tensor | None
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Cached pictures of one kind, each with its caption.
+    """One subject's cached photographs, each with the captions it may get.
 
-    latents: (N, F, 2, C, h, w), scaled mean and std; input_ids: (N, L) int64;
-    hidden: K different captions' (K, L, D) text embeddings and, for each picture, which of
-    them is its own: (N,) int64; None where the text encoder is trained
+    latents: (N, F, 2, C, h, w), scaled mean and std; number: which subject, from 0
     """
 
     latents: Tensor
-    input_ids: Tensor
-    hidden: tuple[Tensor, Tensor] | None = None
+    captions: list[tuple[str, ...]]
+    number: int = 0
 
     def choose(self, seed: int, position: int) -> int:
         """Which picture comes at a position of the endless sequence: shuffled each time round."""
-        return shuffled_index(seed, _PHOTOGRAPHS, position, len(self.latents))
+        purpose = _PHOTOGRAPHS + _NEXT_SUBJECT * self.number
+        return shuffled_index(seed, purpose, position, len(self.latents))
 
     def item(self, index: int) -> Item:
         """Picture `index`."""
-        hidden = None if self.hidden is None else self.hidden[0][self.hidden[1][index]]
-        return Item(self.latents[index], self.input_ids[index], hidden)
+        return Item(self.latents[index], self.captions[index])
 
 
 class PriorPool:
     """Class images, each read, and if need be waited for, when a step wants it."""
 
-    def __init__(self, parts: Components, priors: PriorSet, flip: bool) -> None:
+    def __init__(self, priors: PriorSet, flip: bool) -> None:
         self._priors, self._views = priors, 2 if flip else 1
-        self._ids = tokenize(parts.tokenizer, priors.captions)
-        trained = is_trained(parts.text_encoder)
-        self._hidden = None if trained else embed(parts.text_encoder, self._ids)
 
     def choose(self, seed: int, position: int) -> int:
         """As for photographs, but the first time round in the order in which they are made."""
@@ -90,30 +86,42 @@ class PriorPool:
 
     def item(self, index: int) -> Item:
         """Class image `index`, waited for if it is not there yet."""
-        caption = self._priors.caption(index)
-        hidden = None if self._hidden is None else self._hidden[0][self._hidden[1][caption]]
-        return Item(self._priors.posterior(index)[: self._views], self._ids[caption], hidden)
+        caption = self._priors.captions[self._priors.caption(index)]
+        return Item(self._priors.posterior(index)[: self._views], (caption,))
 
 
-def make_pool(
-    parts: Components, pictures: list[Image.Image], captions: list[str], flip: bool
-) -> Pool:
-    """Encode pictures through the frozen VAE, each once for each orientation."""
-    rows = [posterior(parts.vae, picture, flip) for picture in pictures]
-    ids = tokenize(parts.tokenizer, captions)
-    hidden = None if is_trained(parts.text_encoder) else embed(parts.text_encoder, ids)
-    return Pool(torch.stack(rows), ids, hidden)
+class Captions:
+    """Token ids of all captions, and their embeddings where the text encoder is frozen.
+
+    ids: (K, L) int64; hidden: (K, L, D) float32 or None
+    """
+
+    def __init__(self, parts: Components, texts: list[str]) -> None:
+        different = sorted(set(texts))
+        self._row = {text: row for row, text in enumerate(different)}
+        self.ids = tokenize(parts.tokenizer, different)
+        self.hidden = None if is_trained(parts.text_encoder) else _embed(parts, self.ids)
+
+    def rows(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """(len(texts), L) ids and, where cached, (len(texts), L, D) embeddings."""
+        rows = [self._row[text] for text in texts]
+        return self.ids[rows], None if self.hidden is None else self.hidden[rows]
 
 
 @torch.no_grad()
-def embed(encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each different row of (N, L) ids through a frozen encoder once: Pool.hidden.
+def _embed(parts: Components, ids: Tensor) -> Tensor:
+    """One by one, so that a caption's embedding does not depend on its neighbours."""
+    encoder = parts.text_encoder
+    rows = [encoder(row[None].to(encoder.device)).last_hidden_state.cpu() for row in ids]
+    return torch.cat(rows)
 
-    One by one, so that a caption's embedding does not depend on its neighbours.
-    """
-    different, place = torch.unique(ids, dim=0, return_inverse=True)
-    rows = [encoder(row[None].to(encoder.device)).last_hidden_state.cpu() for row in different]
-    return torch.cat(rows), place
+
+def make_pool(
+    parts: Components, photographs: list[Photograph], flip: bool, number: int = 0
+) -> Pool:
+    """Encode photographs through the frozen VAE, each once for each orientation."""
+    rows = [posterior(parts.vae, p.picture, flip) for p in photographs]
+    return Pool(torch.stack(rows), [p.captions for p in photographs], number)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -128,62 +136,68 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return ids
 
 
-def _stacked(rows: list[Tensor | None]) -> Tensor | None:
-    known = [row for row in rows if row is not None]
-    return torch.stack(known) if known else None
-
-
 class Corpus(IterableDataset[Batch]):
-    """Yields the batches of steps start..total-1 for one worker."""
+    """Yields the batches of steps start..total-1 for one worker, each in `accumulate` parts."""
 
     def __init__(
         self,
         config: Config,
         parts: Components,
-        photographs: list[Photograph],
+        photographs: list[list[Photograph]],
         priors: PriorSet | None,
         place: tuple[int, int],
     ) -> None:
-        """place: (rank, world size)."""
+        """photographs: by subject; place: (rank, world size)."""
         self._config, self._place = config, place
-        flip = config.train.flip
-        captions = [p.caption for p in photographs]
-        self._photographs = make_pool(parts, [p.picture for p in photographs], captions, flip)
-        self._priors = PriorPool(parts, priors, flip) if priors else None
         self._num_timesteps = int(parts.schedule.config.num_train_timesteps)
-        self.start = 0
+        self.start, self.accumulate = 0, config.train.accumulate
+        flip = config.train.flip
+        self._photographs = [make_pool(parts, p, flip, n) for n, p in enumerate(photographs)]
+        self._priors = PriorPool(priors, flip) if priors else None
+        texts = [c for subject in photographs for p in subject for c in p.captions]
+        self._captions = Captions(parts, ["", *texts, *(priors.captions if priors else [])])
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.batch(step) for step in range(self.start, self._config.train.steps))
+        steps = range(self.start, self._config.train.steps)
+        return (self.batch(step, part) for step in steps for part in range(self.accumulate))
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step: a pure function of it."""
-        seed, size = self._config.seed, self._config.train.batch_size
-        positions = batch_positions(step, size, *self._place)
-        kinds: list[tuple[Pool | PriorPool, int]] = [(self._photographs, 0)]
-        if self._priors is not None:
-            kinds.append((self._priors, size))
-        latents, ids, hidden, keys, is_prior = [], [], [], [], []
-        for pool, offset in kinds:
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """A part of the batch of a step: a pure function of both."""
+        size = self._config.train.batch_size
+        share = batch_positions(step, size, *self._place)
+        length = len(share) // self.accumulate
+        positions = share[part * length : (part + 1) * length]
+        latents, texts, keys, is_prior = [], [], [], []
+        for offset in (0, size) if self._priors else (0,):
             for position in positions:
-                item = pool.item(pool.choose(seed, position))
                 # A sample's key is its place in the global batch, never a worker's rank.
                 key = offset + position - step * size
+                item = self._prior(position) if offset else self._photograph(position)
                 latents.append(self._sample(item.latents, step, key))
-                ids.append(item.input_ids)
-                hidden.append(item.hidden)
+                texts.append(self._caption(item.captions, step, key))
                 keys.append(key)
                 is_prior.append(offset > 0)
-        shape = tuple(latents[0].shape)
+        ids, hidden = self._captions.rows(texts)
         return Batch(
             latents=torch.stack(latents),
-            noise=noise.normal(seed, "noise", step, keys, shape),
-            timesteps=noise.integers(seed, "timestep", step, keys, self._num_timesteps),
-            input_ids=torch.stack(ids),
+            noise=self._noise(step, keys, tuple(latents[0].shape)),
+            timesteps=self._timesteps(step, keys),
+            input_ids=ids,
             is_prior=torch.tensor(is_prior),
             step=step,
-            hidden=_stacked(hidden),
+            hidden=hidden,
+            ends_step=part == self.accumulate - 1,
         )
+
+    def _photograph(self, position: int) -> Item:
+        """Subjects take turns; each has its own shuffles."""
+        turn, subject = divmod(position, len(self._photographs))
+        pool = self._photographs[subject]
+        return pool.item(pool.choose(self._config.seed, turn))
+
+    def _prior(self, position: int) -> Item:
+        assert self._priors is not None
+        return self._priors.item(self._priors.choose(self._config.seed, position))
 
     def _sample(self, cached: Tensor, step: int, key: int) -> Tensor:
         """Draw from a cached posterior, (F, 2, C, h, w) to (C, h, w)."""
@@ -191,3 +205,31 @@ class Corpus(IterableDataset[Batch]):
         view = int(noise.integers(seed, "flip", step, [key], len(cached)))
         mean, std = cached[view].unbind()
         return mean + std * noise.normal(seed, "posterior", step, [key], tuple(mean.shape))[0]
+
+    def _caption(self, captions: tuple[str, ...], step: int, key: int) -> str:
+        seed, dropout = self._config.seed, self._config.loss.caption_dropout
+        if dropout and float(noise.uniform(seed, "caption dropout", step, [key])) < dropout:
+            return ""
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(noise.integers(seed, "caption", step, [key], len(captions)))]
+
+    def _noise(self, step: int, keys: list[int], shape: tuple[int, ...]) -> Tensor:
+        """(B, C, h, w): normal, with a shift for each channel where loss.noise_offset says so.
+
+        Source: N. Guttenberg 2023, "Diffusion with offset noise".
+        """
+        seed, offset = self._config.seed, self._config.loss.noise_offset
+        drawn = noise.normal(seed, "noise", step, keys, shape)
+        if offset:
+            drawn += offset * noise.normal(seed, "noise offset", step, keys, (shape[0], 1, 1))
+        return drawn
+
+    def _timesteps(self, step: int, keys: list[int]) -> Tensor:
+        """(B,) int64, uniform or logit-normal (Esser et al. 2024, arXiv 2403.03206, 3.1)."""
+        seed, loss = self._config.seed, self._config.loss
+        if loss.timesteps == "uniform":
+            return noise.integers(seed, "timestep", step, keys, self._num_timesteps)
+        normal = noise.normal(seed, "timestep", step, keys, (1,))[:, 0]
+        share = torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
+        return (share * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)

@@ -10,6 +10,5 @@ class Job:
     config: str
     run_uri: str
     model_directory: str
-    photos: str
     priors_uri: str = ""
     num_priors: int = 0

@@ -4,10 +4,11 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from diffusers import UNet2DConditionModel
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import CLIPTextModel
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion import loss as objective
@@ -15,7 +16,9 @@ from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.methods import is_trained
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.training.checkpoint import AVERAGE
 from dreambooth_ray.training.corpus import Batch
+from dreambooth_ray.training.optimisation import Average, RateSchedule, make_optimizer
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -36,8 +39,12 @@ class DreamBoothModule(pl.LightningModule):
         if is_trained(parts.text_encoder):
             self.text_encoder = parts.text_encoder.train()
         self.schedule = parts.schedule
+        if config.train.gradient_checkpointing:
+            _checkpoint_activations(self.unet, self.text_encoder)
+        self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
         self.record: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
+        self._parts: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Prediction error of one batch, halves weighted by prior.weight."""
@@ -46,12 +53,23 @@ class DreamBoothModule(pl.LightningModule):
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         prediction = self.unet(noisy, batch.timesteps, self._hidden(batch)).sample
         wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        instance, prior = objective.halves(prediction, wanted, batch.is_prior)
-        total: Tensor = instance + self.config.prior.weight * prior
-        both = torch.stack([instance, prior]).detach()
-        gathered = cast(Tensor, self.all_gather(both))
-        self._halves = gathered.reshape(-1, 2).mean(dim=0)
-        return total
+        errors = objective.sample_errors(prediction, wanted, self.config.loss.huber_delta)
+        if gamma := self.config.loss.min_snr_gamma:
+            errors = errors * objective.min_snr_weights(self.schedule, batch.timesteps, gamma)
+        instance, prior = objective.halves(errors, batch.is_prior)
+        self._parts.append(torch.stack([instance, prior]).detach())
+        if batch.ends_step:
+            gathered = cast(Tensor, self.all_gather(torch.stack(self._parts).mean(dim=0)))
+            self._halves = gathered.reshape(-1, 2).mean(dim=0)
+            self._parts = []
+        return objective.prior_preserving(instance, prior, self.config.prior.weight)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step itself, then the average of what came of it."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+            self.average.update(trained, self.trainer.global_step)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """(B, L, D) text embeddings: cached ones if the text encoder is frozen."""
@@ -62,10 +80,12 @@ class DreamBoothModule(pl.LightningModule):
         return hidden
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what does not move: the base model has it."""
+        """Leave out what does not move: the base model has it. Add the averaged weights."""
         names = {n for n, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: t for n, t in state.items() if n in names}
+        if self.average is not None:
+            checkpoint[AVERAGE] = self.average.weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """raises: CheckpointError if the weights are not exactly those that are trained."""
@@ -76,6 +96,8 @@ class DreamBoothModule(pl.LightningModule):
                 f"the checkpoint holds other weights than the configuration trains, {odd[0]} for "
                 "one; it is of another train.method or model"
             )
+        if self.average is not None:
+            self.average.weights = checkpoint[AVERAGE]
 
     def configure_gradient_clipping(
         self,
@@ -91,7 +113,7 @@ class DreamBoothModule(pl.LightningModule):
     @property
     def images_a_step(self) -> int:
         """Photographs and class images that one optimizer step sees, over all workers."""
-        return self.config.train.batch_size * (2 if self.config.prior.count else 1)
+        return self.config.images_a_step
 
     def note_step(self, step: int) -> None:
         """Fill `record` after optimizer step `step`, which counts from 1."""
@@ -100,7 +122,7 @@ class DreamBoothModule(pl.LightningModule):
         self.record = {
             "step": step,
             "images_seen": step * self.images_a_step,
-            "loss": instance + self.config.prior.weight * prior,
+            "loss": objective.prior_preserving(instance, prior, self.config.prior.weight),
             "instance_loss": instance,
             "prior_loss": prior,
             "lr": float(self._lr_before(schedulers, step)),
@@ -115,22 +137,17 @@ class DreamBoothModule(pl.LightningModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Fused AdamW under a linear warm-up to a constant rate."""
+        """The configured optimizer under the configured schedule."""
         train = self.config.train
-        optimizer = AdamW(self._trained(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
-        schedule = LambdaLR(optimizer, Warmup(train.lr_warmup_steps))
+        optimizer = make_optimizer(self.config, self)
+        rate = RateSchedule(train.lr_schedule, train.lr_warmup_steps, train.steps)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
         }
 
 
-class Warmup:
-    """Factor of the learning rate: linear over the first steps, then 1."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
-    def __call__(self, step: int) -> float:
-        """Factor at optimizer step `step`, counted from 0."""
-        return min(1.0, (step + 1) / (self.num_steps + 1))
+def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:
+    unet.enable_gradient_checkpointing()
+    if text_encoder is not None:
+        cast(CLIPTextModel, text_encoder).gradient_checkpointing_enable({"use_reentrant": False})

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.subject import read_configured
 from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage import layout
@@ -54,10 +54,9 @@ def train_worker(job: Job) -> None:
 
 def _make_corpus(job: Job, config: Config, parts: Components, place: tuple[int, int]) -> Corpus:
     """Encode all pictures, and captions if the text encoder is frozen, on the worker's device."""
-    size = config.train.resolution
     parts.vae.to(ray.train.torch.get_device())
     parts.text_encoder.to(ray.train.torch.get_device())
-    photographs = read_subject(Path(job.photos), config.instance_prompt, size)
+    photographs = [read_configured(config, subject) for subject in config.all_subjects]
     priors = _open_priors(job) if job.num_priors else None
     corpus = Corpus(config, parts, photographs, priors, place)
     parts.vae.to("cpu")
@@ -90,6 +89,8 @@ def _make_trainer(job: Job, config: Config, run: Store, start: int) -> pl.Traine
             Samples(config, Path(job.model_directory), tracking),
             Checkpointing(run, config, tracking),
         ],
+        accumulate_grad_batches=config.train.accumulate,
+        precision=config.train.precision,
         gradient_clip_val=config.train.max_grad_norm,
         logger=False,
         enable_checkpointing=False,

@@ -9,7 +9,7 @@ from PIL import Image
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.subject import Photograph, read_configured, read_subject
 from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import PriorSpec
@@ -46,8 +46,8 @@ def prior_set(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Stor
 
 @pytest.fixture
 def corpus_of(prior_set: Store, parts: Components) -> Callable[..., Corpus]:
-    def make(config: Config, rank: int = 0, world: int = 1) -> Corpus:
-        photographs = read_subject(Path(config.subject.photos), config.instance_prompt, 64)
+    def make(config: Config, rank: int = 0, world: int = 1, parts: Components = parts) -> Corpus:
+        photographs = [read_configured(config, subject) for subject in config.all_subjects]
         priors = PriorSet(prior_set, config.prior.count) if config.prior.count else None
         return Corpus(config, parts, photographs, priors, (rank, world))
 
@@ -105,9 +105,7 @@ def test_latents_are_resampled_from_the_posterior_of_the_picture(
     photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
 ) -> None:
     corpus = corpus_of(config_of(photos))
-    pool = make_pool(
-        parts, [p.picture for p in read_subject(photos, "x", 64)], ["x"] * 3, flip=False
-    )
+    pool = make_pool(parts, read_subject(photos, "x", 64), flip=False)
     mean, std = pool.latents[:, 0].unbind(dim=1)
     for step in range(6):
         batch = corpus.batch(step)
@@ -119,9 +117,8 @@ def test_latents_are_resampled_from_the_posterior_of_the_picture(
 def test_a_mirrored_view_is_the_mirrored_picture(parts: Components) -> None:
     picture = Image.new("RGB", (64, 64), (255, 255, 255))
     picture.paste((0, 0, 255), (0, 0, 20, 64))
-    pool = make_pool(
-        parts, [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], ["x", "x"], True
-    )
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pool = make_pool(parts, [Photograph(Path("x"), p, ("x",)) for p in (picture, mirrored)], True)
     assert torch.allclose(pool.latents[0, 1], pool.latents[1, 0], atol=1e-5)
 
 
@@ -131,3 +128,94 @@ def test_the_stream_ends_with_the_last_step(
     corpus = corpus_of(config_of(photos, "train.steps=5"))
     corpus.start = 3
     assert [b.step for b in corpus] == [3, 4]
+
+
+def test_parts_of_a_step_are_together_the_step(
+    photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
+) -> None:
+    whole = corpus_of(config_of(photos)).batch(3)
+    corpus = corpus_of(config_of(photos, "train.accumulate=2", "train.steps=4"))
+    corpus.start = 3
+    one, two = corpus
+    assert (one.ends_step, two.ends_step) == (False, True)
+    for field in ("latents", "noise", "timesteps", "input_ids"):
+        a, b, both = (getattr(x, field) for x in (one, two, whole))
+        assert torch.equal(torch.cat([a[:2], b[:2], a[2:], b[2:]]), both)
+
+
+def test_embeddings_are_cached_where_the_text_encoder_is_frozen(
+    photos: Path, toy_model: Path, corpus_of: Callable[..., Corpus]
+) -> None:
+    frozen = load_components(toy_model)
+    frozen.text_encoder.requires_grad_(False)
+    batch = corpus_of(config_of(photos), parts=frozen).batch(2)
+    with torch.no_grad():
+        expected = frozen.text_encoder(batch.input_ids).last_hidden_state
+    assert batch.hidden is not None
+    assert torch.allclose(batch.hidden, expected, atol=1e-5)
+
+
+def test_captions_are_dropped_at_the_rate_asked_for(
+    photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
+) -> None:
+    corpus = corpus_of(config_of(photos, "loss.caption_dropout=0.25"))
+    empty = tokenize(parts.tokenizer, [""])
+    dropped = [
+        bool((ids == empty).all()) for step in range(40) for ids in corpus.batch(step).input_ids
+    ]
+    assert 0.18 < sum(dropped) / len(dropped) < 0.32
+    assert not (corpus_of(config_of(photos)).batch(0).input_ids == empty).all(dim=1).any()
+
+
+def test_offset_noise_shifts_whole_channels(
+    photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
+) -> None:
+    plain, shifted = (
+        corpus_of(config_of(photos, f"loss.noise_offset={x}")).batch(1).noise for x in (0, 0.5)
+    )
+    shift = (shifted - plain).flatten(2)
+    assert torch.allclose(shift, shift.mean(dim=2, keepdim=True).expand_as(shift), atol=1e-6)
+    assert 0.3 < float(shift.mean(dim=2).std()) < 0.7
+
+
+def test_logit_normal_timesteps_lie_where_they_are_put(
+    photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
+) -> None:
+    def drawn(*overrides: str) -> torch.Tensor:
+        corpus = corpus_of(config_of(photos, *overrides))
+        return torch.cat([corpus.batch(s).timesteps for s in range(60)]).float()
+
+    middle = drawn("loss.timesteps=logit_normal", "loss.logit_std=0.5")
+    early = drawn("loss.timesteps=logit_normal", "loss.logit_mean=-2", "loss.logit_std=0.5")
+    assert 470 < float(middle.mean()) < 530
+    assert float(middle.std()) < 0.6 * float(drawn().std())
+    assert 80 < float(early.median()) < 160
+    assert 0 <= float(early.min()) <= float(early.max()) < 1000
+
+
+def test_subjects_take_turns_with_their_own_words(
+    photos: Path, parts: Components, corpus_of: Callable[..., Corpus]
+) -> None:
+    text = f"""
+subjects:
+- {{photos: {photos}, identifier: sks, class_noun: robot}}
+- photos: {photos}
+  identifier: ohwx
+  class_noun: dog
+  prompts: ['a {{identifier}}', 'one {{identifier}}']
+train: {{batch_size: 2, resolution: 64}}
+prior: {{count: 0}}
+"""
+    config = parse_config(text, "x", [])
+    assert config.class_prompts == ("a robot", "a dog")
+    corpus = corpus_of(config)
+    texts = ["a sks robot", "a ohwx", "one ohwx"]
+    known = dict(
+        zip([tuple(ids.tolist()) for ids in tokenize(parts.tokenizer, texts)], texts, strict=True)
+    )
+    seen = set()
+    for step in range(12):
+        found = [known[tuple(ids.tolist())] for ids in corpus.batch(step).input_ids]
+        assert found[0] == "a sks robot"
+        seen.add(found[1])
+    assert seen == {"a ohwx", "one ohwx"}

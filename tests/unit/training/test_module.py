@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.module import DreamBoothModule, Warmup
+from dreambooth_ray.training.module import DreamBoothModule
 
 
 def module_of(model: Path, *overrides: str) -> DreamBoothModule:
@@ -55,8 +55,3 @@ def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(toy_model: 
 def test_images_seen_count_both_halves(toy_model: Path) -> None:
     assert module_of(toy_model, "train.batch_size=3").images_a_step == 6
     assert module_of(toy_model, "train.batch_size=3", "prior.count=0").images_a_step == 3
-
-
-def test_warm_up_rises_linearly_to_one() -> None:
-    assert [Warmup(3)(s) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert Warmup(0)(0) == 1.0

@@ -1,0 +1,117 @@
+"""The sections that say how a subject is learnt."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dreambooth_ray.config.section import Section, Text
+
+
+class IdentifierConfig(Section):
+    """The word that stands for a subject."""
+
+    kind: Literal["rare_word", "learned"] = Field(
+        "rare_word",
+        description="a word of the vocabulary, or a new one, <sks>, with its own weight",
+    )
+    lr: float | None = Field(None, gt=0, description="of a learned word; null is train.lr")
+
+
+class LoraConfig(Section):
+    """The adapter of train.method=lora."""
+
+    rank: int = Field(8, ge=1, description="inner dimension of an adapter")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null is rank")
+    target_modules: tuple[Text, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="layers of the UNet"
+    )
+    text_target_modules: tuple[Text, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1, description="of the text encoder"
+    )
+    dora: bool = Field(False, description="learn a layer's magnitude apart from its direction")
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha, resolved."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class TrainConfig(Section):
+    """The fine-tuning."""
+
+    method: Literal["full", "lora", "kv"] = Field(
+        "full", description="all weights, adapters, or cross-attention keys and values alone"
+    )
+    lora: LoraConfig = LoraConfig()
+    unet: bool = Field(True, description="train the UNet")
+    steps: int = Field(400, ge=1, description="optimizer steps")
+    batch_size: int = Field(
+        2, ge=1, description="photographs a step, over all workers; as many class images"
+    )
+    images: int | None = Field(
+        None, ge=1, description="the budget as pictures seen, both halves counted; decides steps"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts that a worker's share of a step is computed in, for memory"
+    )
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    lr: float = Field(5e-6, gt=0, description="for prodigy a factor on the rate it finds: 1")
+    text_encoder_lr: float | None = Field(None, gt=0, description="null is train.lr")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up; linear and cosine fall to zero"
+    )
+    lr_warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    resolution: int = Field(512, ge=8, description="side of the square training pictures, pixels")
+    text_encoder: bool = Field(
+        True, description="train the text encoder as well; default true for full, else false"
+    )
+    prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
+    flip: bool = Field(False, description="mirror pictures at random")
+    precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = Field(
+        "32", description="of the computation; weights stay in float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="compute twice to hold less")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="the bundle gets averaged weights; 0.999 suits most"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_encoder_by_method(cls, given: Any) -> Any:
+        # Adapters and keys and values are used with the text encoder as it is, unless asked.
+        if isinstance(given, dict) and given.get("method", "full") != "full":
+            return {"text_encoder": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "TrainConfig":
+        if self.method == "kv" and self.text_encoder:
+            raise ValueError(
+                "train.method=kv trains the UNet's cross-attention keys and values alone; "
+                "set train.text_encoder=false, or take train.method=full or lora"
+            )
+        if self.optimizer == "prodigy" and (self.lr < 0.01 or self.text_encoder_lr):
+            raise ValueError(
+                f"train.optimizer=prodigy finds the rate itself and takes train.lr={self.lr} as a "
+                "factor on it, one for all weights; set train.lr=1 and no train.text_encoder_lr"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """What training minimises."""
+
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weights; 5 is usual")
+    huber_delta: float | None = Field(
+        None, gt=0, description="errors beyond this count linearly, not squared"
+    )
+    noise_offset: float = Field(0.0, ge=0, description="deviation of a shift per channel; 0.1")
+    zero_terminal_snr: bool = Field(
+        False, description="rescale the schedule to end in pure noise; for velocity models"
+    )
+    caption_dropout: float = Field(0.0, ge=0, le=1, description="share of empty captions")
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    logit_mean: float = Field(0.0, description="of logit_normal; below 0 favours little noise")
+    logit_std: float = Field(1.0, gt=0)
