@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dreambooth_ray.config.schema import ClusterConfig, Section, StorageConfig, Text
+from dreambooth_ray.config.schema import ClusterConfig, StorageConfig
+from dreambooth_ray.config.section import Section, Text
 
 # Ids of models and subjects: what may stand before an "@", in a URL and in a file name.
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
