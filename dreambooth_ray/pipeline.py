@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import identifier_warning, read_configured
+from dreambooth_ray.data.subject import identifier_warning, read_configured, split
 from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
 from dreambooth_ray.diffusion.methods import check_method
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -30,7 +30,9 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.optimisation import check_optimizer
+from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.packages import check_packages
+from dreambooth_ray.training.stopping import last_step
 
 
 class Display(Protocol):
@@ -62,9 +64,9 @@ def prepare(config: Config, display: Display) -> Prepared:
     directory = model_directory(config.model.uri)
     check_resolution(directory, config.train.resolution)
     check_method(config, directory)
-    check_optimizer(config)
+    check_packages(config)
     for subject in config.all_subjects:
-        read_configured(config, subject)
+        split(config, read_configured(config, subject))
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             display.say(f"warning: {warning}")
@@ -138,7 +140,7 @@ def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
 def train(prepared: Prepared, run: Store, display: Display) -> None:
     """Class images, training, bundle: from wherever the run stands to its end."""
     config = prepared.config
-    if committed_steps(run)[-1:] != [config.train.steps]:
+    if committed_steps(run)[-1:] != [last_step(config, read_metrics(run))]:
         job = Job(
             config=dump_config(_located(config)),
             run_uri=run.uri,
@@ -160,7 +162,8 @@ def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Disp
     """Train from the first class images on, while the rest are drawn."""
     config = prepared.config
     # No more than the steps will look at.
-    wanted = min(config.prior.count, config.train.steps * config.train.batch_size)
+    trained_on = min(config.num_class_images, config.train.steps * config.train.batch_size)
+    wanted = trained_on + config.prior.count - config.num_class_images
     order = order_priors(prepared, wanted)
     priors = open_set(Store(config.storage.uri), order.spec)
     run.write(layout.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())

@@ -5,7 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dreambooth_ray.config.section import Section, Text
-from dreambooth_ray.config.training import IdentifierConfig, LossConfig, TrainConfig
+from dreambooth_ray.config.training import (
+    IdentifierConfig,
+    LossConfig,
+    TrackingConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 
 
 class ModelConfig(Section):
@@ -120,6 +126,8 @@ class Config(Section):
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -200,9 +208,13 @@ class Config(Section):
                 "photographs a step (train.batch_size / cluster.workers) evenly; "
                 "take a number that divides it"
             )
-        if 0 < self.prior.count < self.train.batch_size:
+        if 0 < self.num_class_images < self.train.batch_size or (
+            self.prior.count and self.num_class_images <= 0
+        ):
+            kept = self.prior.count - self.num_class_images
+            less = f" less validation.class_images={kept}" if kept else ""
             raise ValueError(
-                f"prior.count={self.prior.count} is below train.batch_size="
+                f"prior.count={self.prior.count}{less} is below train.batch_size="
                 f"{self.train.batch_size}; a step needs that many different class images"
             )
         return self
@@ -211,6 +223,12 @@ class Config(Section):
     def images_a_step(self) -> int:
         """Photographs and class images that one optimizer step sees, over all workers."""
         return self.train.batch_size * (2 if self.prior.count else 1)
+
+    @property
+    def num_class_images(self) -> int:
+        """Class images that are trained on: all but those kept for validation."""
+        kept = self.validation.class_images if self.validation.every and self.prior.count else 0
+        return self.prior.count - kept
 
     @property
     def all_subjects(self) -> tuple[SubjectConfig, ...]:

@@ -115,3 +115,43 @@ class LossConfig(Section):
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
     logit_mean: float = Field(0.0, description="of logit_normal; below 0 favours little noise")
     logit_std: float = Field(1.0, gt=0)
+
+
+class ValidationConfig(Section):
+    """Losses on fixed pictures, noise and timesteps, so that their curve is smooth."""
+
+    every: int = Field(0, ge=0, description="steps between validations; 0 makes none")
+    held_out: int = Field(
+        0, ge=0, description="photographs of each subject kept from training, its last by name; "
+        "0 looks at those that are trained on"
+    )  # fmt: skip
+    class_images: int = Field(4, ge=0, description="class images kept from training, the last")
+    timesteps: int = Field(8, ge=1, description="noise levels that each picture is looked at with")
+    bins: int = Field(4, ge=1, description="ranges of noise level with losses of their own")
+    patience: int = Field(
+        0, ge=0, description="validations without a new best that end the run; 0 never does"
+    )
+    min_delta: float = Field(0.0, ge=0, description="what a new best has to be better by")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ValidationConfig":
+        if self.timesteps % self.bins:
+            raise ValueError(
+                f"validation.timesteps={self.timesteps} can't be parted into "
+                f"validation.bins={self.bins} evenly; make the one a multiple of the other"
+            )
+        if self.patience and not self.every:
+            raise ValueError(
+                f"validation.patience={self.patience} needs validations; set validation.every"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside metrics.jsonl."""
+
+    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
+    project: Text = Field("dreambooth", description="wandb's project, mlflow's experiment")
+    mlflow_uri: Text | None = Field(
+        None, description="of an mlflow server or a local folder; null is mlflow/ in the run"
+    )

@@ -59,6 +59,27 @@ def read_configured(config: Config, subject: SubjectConfig) -> list[Photograph]:
     return [replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in found]
 
 
+def split(
+    config: Config, photographs: list[Photograph]
+) -> tuple[list[Photograph], list[Photograph]]:
+    """A subject's photographs to train on, and those for validation.
+
+    raises: DataError if none would be left to train on
+    """
+    held_out = config.validation.held_out
+    if not config.validation.every:
+        return photographs, []
+    if held_out >= len(photographs):
+        folder = photographs[0].path.parent
+        raise DataError(
+            f"validation.held_out={held_out} leaves none of the {len(photographs)} photographs in "
+            f"{folder} to train on; hold out fewer"
+        )
+    if not held_out:
+        return photographs, photographs
+    return photographs[:-held_out], photographs[-held_out:]
+
+
 def _caption(path: Path) -> str:
     beside = path.with_suffix(".txt")
     if not beside.is_file():

@@ -16,6 +16,7 @@ from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import restore_newest, trained_weights
 from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.stopping import last_step
 
 _CARD = """\
 # {title}
@@ -53,15 +54,15 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
         restored = restore_newest(run, Path(folder) / "checkpoint")
-        if restored is None or restored[0] != config.train.steps:
+        last = last_step(config, read_metrics(run))
+        if restored is None or restored[0] != last:
             at = restored[0] if restored else 0
             raise CheckpointError(
-                f"{run.uri} is at step {at} of {config.train.steps}; "
-                "finish it with `dreambooth resume`"
+                f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
             )
         stage = Path(folder) / "bundle"
         about = _write(config, directory, restored[1], stage)
-        (stage / "card.md").write_text(_card(config, run))
+        (stage / "card.md").write_text(_card(config, run, last))
         manifest.publish(run, layout.BUNDLE, stage, {**about, "step": restored[0]})
 
 
@@ -118,7 +119,7 @@ Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` t
 as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
-def _card(config: Config, run: Store) -> str:
+def _card(config: Config, run: Store, last: int) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
@@ -130,7 +131,7 @@ def _card(config: Config, run: Store) -> str:
         usage=usage.format(prompt=config.instance_prompt, model=config.model.uri),
         method=config.train.method,
         model=config.model.uri,
-        steps=config.train.steps,
+        steps=last,
         batch_size=config.train.batch_size,
         lr=config.train.lr,
         prior_count=config.prior.count,

@@ -77,12 +77,13 @@ class Pool:
 class PriorPool:
     """Class images, each read, and if need be waited for, when a step wants it."""
 
-    def __init__(self, priors: PriorSet, flip: bool) -> None:
-        self._priors, self._views = priors, 2 if flip else 1
+    def __init__(self, priors: PriorSet, count: int, flip: bool) -> None:
+        """count: how many of them, the first, are trained on."""
+        self._priors, self._count, self._views = priors, count, 2 if flip else 1
 
     def choose(self, seed: int, position: int) -> int:
         """As for photographs, but the first time round in the order in which they are made."""
-        return in_order_first(seed, _PRIORS, position, self._priors.count)
+        return in_order_first(seed, _PRIORS, position, self._count)
 
     def item(self, index: int) -> Item:
         """Class image `index`, waited for if it is not there yet."""
@@ -153,7 +154,8 @@ class Corpus(IterableDataset[Batch]):
         self.start, self.accumulate = 0, config.train.accumulate
         flip = config.train.flip
         self._photographs = [make_pool(parts, p, flip, n) for n, p in enumerate(photographs)]
-        self._priors = PriorPool(priors, flip) if priors else None
+        kept = config.prior.count - config.num_class_images
+        self._priors = PriorPool(priors, priors.count - kept, flip) if priors else None
         texts = [c for subject in photographs for p in subject for c in p.captions]
         self._captions = Captions(parts, ["", *texts, *(priors.captions if priors else [])])
 

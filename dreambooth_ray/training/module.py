@@ -1,5 +1,7 @@
 """The fine-tuning step as a LightningModule."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -43,6 +45,7 @@ class DreamBoothModule(pl.LightningModule):
             _checkpoint_activations(self.unet, self.text_encoder)
         self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
         self.record: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._parts: list[Tensor] = []
 
@@ -50,19 +53,39 @@ class DreamBoothModule(pl.LightningModule):
         """Prediction error of one batch, halves weighted by prior.weight."""
         address = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
         torch.manual_seed(address.initial_seed())
-        noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self.unet(noisy, batch.timesteps, self._hidden(batch)).sample
-        wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        errors = objective.sample_errors(prediction, wanted, self.config.loss.huber_delta)
-        if gamma := self.config.loss.min_snr_gamma:
-            errors = errors * objective.min_snr_weights(self.schedule, batch.timesteps, gamma)
-        instance, prior = objective.halves(errors, batch.is_prior)
+        instance, prior = objective.halves(self.errors(batch), batch.is_prior)
         self._parts.append(torch.stack([instance, prior]).detach())
         if batch.ends_step:
             gathered = cast(Tensor, self.all_gather(torch.stack(self._parts).mean(dim=0)))
             self._halves = gathered.reshape(-1, 2).mean(dim=0)
             self._parts = []
         return objective.prior_preserving(instance, prior, self.config.prior.weight)
+
+    def errors(self, batch: Batch) -> Tensor:
+        """(B,) error of each sample's prediction, weighted as configured."""
+        noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        prediction = self.unet(noisy, batch.timesteps, self._hidden(batch)).sample
+        wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
+        errors = objective.sample_errors(prediction, wanted, self.config.loss.huber_delta)
+        if gamma := self.config.loss.min_snr_gamma:
+            errors = errors * objective.min_snr_weights(self.schedule, batch.timesteps, gamma)
+        return errors
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the averaged weights in place of the current ones, where there are any."""
+        if self.average is None or not self.average.weights:
+            yield
+            return
+        trained = {n: p.data for n, p in self.named_parameters() if n in self.average.weights}
+        kept = {n: w.clone() for n, w in trained.items()}
+        for name, weight in trained.items():
+            weight.copy_(self.average.weights[name])
+        try:
+            yield
+        finally:
+            for name, weight in trained.items():
+                weight.copy_(kept[name])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself, then the average of what came of it."""
@@ -127,7 +150,9 @@ class DreamBoothModule(pl.LightningModule):
             "prior_loss": prior,
             "lr": float(self._lr_before(schedulers, step)),
             "grad_norm": float(self._grad_norm) if self._grad_norm is not None else float("nan"),
+            **self.validation,
         }
+        self.validation = {}
 
     def _lr_before(self, schedulers: Any, step: int) -> float:
         # The scheduler may or may not have moved on already; its table has not.

@@ -1,7 +1,6 @@
 """Which optimizer moves which weights at which rate."""
 
 import contextlib
-import importlib.util
 import io
 import math
 from collections.abc import Mapping
@@ -13,16 +12,6 @@ from torch.optim import AdamW, Optimizer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
-from dreambooth_ray.errors import ConfigError
-
-
-def check_optimizer(config: Config) -> None:
-    """raises ConfigError if the optimizer's package is not installed."""
-    if config.train.optimizer == "adamw8bit" and not importlib.util.find_spec("bitsandbytes"):
-        raise ConfigError(
-            "train.optimizer=adamw8bit needs bitsandbytes: pip install 'dreambooth-ray[gpu]', or "
-            "set train.optimizer=adamw"
-        )
 
 
 def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:

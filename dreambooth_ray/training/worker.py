@@ -15,16 +15,20 @@ from torch.utils.data import DataLoader
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet
-from dreambooth_ray.data.subject import read_configured
+from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
-from dreambooth_ray.training.callbacks import Checkpointing, Samples, Tracking
+from dreambooth_ray.training.callbacks import Checkpointing, Samples
 from dreambooth_ray.training.corpus import Corpus
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.stopping import last_step, validation_losses
+from dreambooth_ray.training.tracking import Tracking
+from dreambooth_ray.training.validation import Probe, Validation
 
 
 def train_worker(job: Job) -> None:
@@ -36,14 +40,16 @@ def train_worker(job: Job) -> None:
     place = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     parts = load_components(Path(job.model_directory))
     apply_method(config, parts)
-    corpus = _make_corpus(job, config, parts, place)
+    corpus, probe = _make_corpus(job, config, parts, place)
     module = DreamBoothModule(config, parts)
     with tempfile.TemporaryDirectory(prefix="dreambooth-restore-") as folder:
         restored = checkpoint.restore_newest(run, Path(folder))
         corpus.start = restored[0] if restored else 0
-        if corpus.start >= config.train.steps:
+        past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
+        if corpus.start >= last_step(config, past):
             return
-        trainer = _make_trainer(job, config, run, corpus.start)
+        first = [Validation(config, probe, validation_losses(past))] if probe else []
+        trainer = _make_trainer(job, config, run, corpus.start, first)
         trainer.fit(
             module,
             DataLoader(corpus, batch_size=None),
@@ -52,16 +58,20 @@ def train_worker(job: Job) -> None:
         )
 
 
-def _make_corpus(job: Job, config: Config, parts: Components, place: tuple[int, int]) -> Corpus:
+def _make_corpus(
+    job: Job, config: Config, parts: Components, place: tuple[int, int]
+) -> tuple[Corpus, Probe | None]:
     """Encode all pictures, and captions if the text encoder is frozen, on the worker's device."""
     parts.vae.to(ray.train.torch.get_device())
     parts.text_encoder.to(ray.train.torch.get_device())
-    photographs = [read_configured(config, subject) for subject in config.all_subjects]
+    halves = [split(config, read_configured(config, s)) for s in config.all_subjects]
     priors = _open_priors(job) if job.num_priors else None
-    corpus = Corpus(config, parts, photographs, priors, place)
+    corpus = Corpus(config, parts, [trained for trained, _ in halves], priors, place)
+    kept = [photograph for _, held_out in halves for photograph in held_out]
+    probe = Probe(config, parts, kept, priors) if config.validation.every else None
     parts.vae.to("cpu")
     parts.text_encoder.to("cpu")
-    return corpus
+    return corpus, probe
 
 
 def _open_priors(job: Job) -> PriorSet:
@@ -75,8 +85,11 @@ def _open_priors(job: Job) -> PriorSet:
     return PriorSet(Store(job.priors_uri), job.num_priors, failure)
 
 
-def _make_trainer(job: Job, config: Config, run: Store, start: int) -> pl.Trainer:
-    tracking = Tracking(run, start)
+def _make_trainer(
+    job: Job, config: Config, run: Store, start: int, first: list[Validation]
+) -> pl.Trainer:
+    """first: callbacks whose results the step's record takes up."""
+    tracking = Tracking(run, config, start)
     trainer = pl.Trainer(
         max_steps=config.train.steps,
         max_epochs=-1,
@@ -85,6 +98,7 @@ def _make_trainer(job: Job, config: Config, run: Store, start: int) -> pl.Traine
         strategy=RayDDPStrategy(gradient_as_bucket_view=True),
         plugins=[RayLightningEnvironment()],
         callbacks=[
+            *first,
             tracking,
             Samples(config, Path(job.model_directory), tracking),
             Checkpointing(run, config, tracking),

@@ -1,95 +1,12 @@
-"""The training step under Lightning's own loop, one process, without Ray."""
+"""The training step under Lightning's own loop."""
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
 
-from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.data.priorset import PriorSet
-from dreambooth_ray.data.subject import read_configured
-from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.priors.painter import Painter
-from dreambooth_ray.priors.plan import PriorSpec
-from dreambooth_ray.priors.pool import open_set
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.corpus import Corpus
-from dreambooth_ray.training.module import DreamBoothModule
-
-SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
-
-
-class Watch(pl.Callback):
-    """Keeps each step's record and the norm of the gradients it used; saves after step 2."""
-
-    def __init__(self, save: Path | None) -> None:
-        self.save = save
-        self.records: list[dict[str, float]] = []
-        self.norms: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch.ends_step:
-            pl_module.note_step(trainer.global_step)
-            self.records.append(pl_module.record)
-            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            if self.save and trainer.global_step == 2:
-                trainer.save_checkpoint(self.save)
-            self.norms.append(float(torch.cat([g.flatten() for g in grads]).double().norm()))
-
-
-class Fitted:
-    def __init__(
-        self,
-        model: Path,
-        photos: Path,
-        priors: Store,
-        *overrides: str,
-        save: Path | None = None,
-        resume: Path | None = None,
-    ) -> None:
-        base = f"subject: {{photos: {photos}, class_noun: robot}}"
-        config = parse_config(base, "x", [*SMALL, *overrides])
-        parts = load_components(model)
-        apply_method(config, parts)
-        photographs = [read_configured(config, config.subject)]
-        corpus = Corpus(config, parts, photographs, PriorSet(priors, 3), (0, 1))
-        self.module = DreamBoothModule(config, parts)
-        self.watch = Watch(save)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.trainer = pl.Trainer(
-                max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", logger=False,
-                accumulate_grad_batches=config.train.accumulate, precision=config.train.precision,
-                gradient_clip_val=config.train.max_grad_norm, callbacks=[self.watch],
-                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            )  # fmt: skip
-            if resume:
-                corpus.start = torch.load(resume, weights_only=True)["global_step"]
-            loader = DataLoader(corpus, batch_size=None)
-            self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
-
-    def losses(self) -> list[float]:
-        return [r["loss"] for r in self.watch.records]
-
-
-@pytest.fixture(scope="module")
-def priors(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Store:
-    """Three class images."""
-    spec = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 3)
-    found = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
-    Painter(str(other_model), found.uri, spec, gpu=False).paint(0)
-    return found
+from tests.unit.training.fitted import Fitted
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,10 +12,10 @@ from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.optimisation import (
     Average,
     RateSchedule,
-    check_optimizer,
     make_optimizer,
     parameter_groups,
 )
+from dreambooth_ray.training.packages import check_packages
 
 
 def config_of(*overrides: str) -> Config:
@@ -72,9 +72,12 @@ def test_half_precision_steps_leave_unscaling_to_clipping() -> None:
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs bitsandbytes: pip install"):
-        check_optimizer(config_of("train.optimizer=adamw8bit", "cluster.gpus=true"))
-    check_optimizer(config_of())
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes, .*pip install"):
+        check_packages(config_of("train.optimizer=adamw8bit", "cluster.gpus=true"))
+    for name in ("wandb", "mlflow"):
+        with pytest.raises(ConfigError, match=rf"{name}, which is not installed: .*\[{name}\]"):
+            check_packages(config_of(f"tracking.loggers=[{name}]"))
+    check_packages(config_of())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""Packages that only some configurations need, asked for before work starts."""
+
+import importlib.util
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+
+
+def check_packages(config: Config) -> None:
+    """raises ConfigError if the optimizer or a logger needs a package that is not installed."""
+    if config.train.optimizer == "adamw8bit":
+        _check("bitsandbytes", "train.optimizer=adamw8bit", "gpu")
+    for name in ("wandb", "mlflow"):
+        if name in config.tracking.loggers:
+            _check(name, f"tracking.loggers: {name}", name)
+
+
+def _check(package: str, wanted: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{wanted} needs {package}, which is not installed: "
+            f"pip install 'dreambooth-ray[{extra}]', or choose another"
+        )
