@@ -97,8 +97,8 @@ def load_evaluator(path: Path | None = None) -> Evaluator:
 
 
 @torch.no_grad()
-def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
-    """Read pictures of any size; each is reduced to 64 px first."""
+def read_logits(network: Evaluator, pictures: list[Image.Image]) -> tuple[list[Tensor], Tensor]:
+    """The network's outputs for pictures of any size; each is reduced to 64 px first."""
     if not pictures:
         raise DataError("no pictures to read; give at least one")
     arrays = [
@@ -106,6 +106,12 @@ def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
         for p in pictures
     ]
     logits, identity = network(to_tensor(np.stack(arrays)))
+    return logits, identity
+
+
+def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
+    """Read pictures of any size."""
+    logits, identity = read_logits(network, pictures)
     attributes = {
         head: [NAMES[head][i] for i in part.argmax(dim=1).tolist()]
         for head, part in zip(HEADS, logits, strict=True)

@@ -1,0 +1,212 @@
+"""Networks that turn pictures, and some also sentences, into unit vectors."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dreambooth_ray.diffusion.components import quiet_libraries
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
+from dreambooth_ray.toyworld.evaluator import NAMES, load_evaluator, read_logits
+
+TOY_IDENTITY, TOY_ATTRIBUTES, PIXELS = "toyworld:identity", "toyworld:attributes", "pixels"
+_BATCH = 16
+
+
+class Encoder(Protocol):
+    """Pictures to unit vectors. uri names the weights, so that a result can be repeated."""
+
+    uri: str
+
+    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+        """(B, D) float32 on the CPU, unit."""
+
+
+class TextEncoder(Encoder, Protocol):
+    """Pictures and sentences in one space."""
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """(B, D) float32 on the CPU, unit."""
+
+
+def load_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> Encoder:
+    """An encoder by URI.
+
+    uri: "toyworld:identity", "toyworld:attributes", "pixels", or a directory or hub name
+        that transformers reads: a CLIP, or a vision network whose first output token is
+        the picture's (ViT, DINO, DINOv2)
+    raises: ConfigError naming `key`
+    """
+    if uri == PIXELS:
+        return PixelEncoder()
+    if uri == TOY_IDENTITY:
+        return ToyIdentity()
+    if uri == TOY_ATTRIBUTES:
+        return ToyAttributes()
+    quiet_libraries()
+    from transformers import AutoConfig  # noqa: PLC0415  seconds to import
+
+    try:
+        kind = AutoConfig.from_pretrained(uri).model_type
+        return ClipEncoder(uri, device) if kind == "clip" else TokenEncoder(uri, device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{key}={uri!r} can't be loaded ({reason}); give a directory that transformers' "
+            "save_pretrained wrote, or a name that this machine can download"
+        ) from error
+
+
+def load_text_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> TextEncoder:
+    """Like load_encoder; raises ConfigError too for a network that reads no sentences."""
+    encoder = reader(load_encoder(uri, device, key))
+    if encoder is None:
+        raise ConfigError(f"{key}={uri!r} reads no sentences; give a CLIP, or {TOY_ATTRIBUTES!r}")
+    return encoder
+
+
+def reader(encoder: Any) -> TextEncoder | None:
+    """The encoder itself if it reads sentences too."""
+    return encoder if hasattr(encoder, "embed_texts") else None
+
+
+class _Pretrained:
+    """What the two kinds of transformers' networks share."""
+
+    def __init__(self, uri: str, device: str) -> None:
+        from transformers import AutoImageProcessor, AutoModel  # noqa: PLC0415
+
+        self.uri, self._device = uri, device
+        self._model = AutoModel.from_pretrained(uri, dtype=torch.float32).to(device).eval()
+        self._processor = AutoImageProcessor.from_pretrained(uri)
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+        """(B, D) float32 on the CPU, unit."""
+        parts = []
+        for k in range(0, len(pictures), _BATCH):
+            batch = [p.convert("RGB") for p in pictures[k : k + _BATCH]]
+            pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
+            parts.append(self._features(pixels.to(self._device)).float().cpu())
+        return F.normalize(torch.cat(parts), dim=1)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TokenEncoder(_Pretrained):
+    """A vision transformer's first output token after its last norm: DINO's [CLS]."""
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self._model(pixels).last_hidden_state[:, 0]
+        return features
+
+
+class ClipEncoder(_Pretrained):
+    """CLIP's projected picture and sentence vectors."""
+
+    def __init__(self, uri: str, device: str) -> None:
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        super().__init__(uri, device)
+        self._tokenizer = AutoTokenizer.from_pretrained(uri)
+        self._length = int(self._model.config.text_config.max_position_embeddings)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self._model.get_image_features(pixel_values=pixels).pooler_output
+        return features
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """(B, D) float32 on the CPU, unit; longer texts are cut at the model's length."""
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._length, return_tensors="pt"
+        ).to(self._device)
+        output = self._model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        )
+        return F.normalize(output.pooler_output.float().cpu(), dim=1)
+
+
+class PixelEncoder:
+    """A thumbnail as a vector, its mean removed: the cosine is the pictures' correlation.
+
+    Sees what is where and nothing of what it means, so it is for copies.
+    """
+
+    uri = PIXELS
+    SIDE_PX = 24
+
+    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+        """(B, 3 * 24 * 24), unit; an even picture has a constant vector."""
+        size = (self.SIDE_PX, self.SIDE_PX)
+        rows = []
+        for picture in pictures:
+            small = picture.convert("RGB").resize(size, Image.Resampling.BOX)
+            pixels = np.asarray(small, dtype=np.float32)
+            centred = pixels - pixels.mean(axis=(0, 1))
+            rows.append(centred.ravel() if np.abs(centred).max() > 0.5 else np.ones(pixels.size))
+        return F.normalize(torch.from_numpy(np.stack(rows)).float(), dim=1)
+
+
+class ToyIdentity:
+    """The toy world's evaluator: which individual a picture shows."""
+
+    uri = TOY_IDENTITY
+
+    def __init__(self) -> None:
+        self._network = load_evaluator()
+
+    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+        """(B, 64), unit."""
+        return read_logits(self._network, pictures)[1]
+
+
+class ToyAttributes:
+    """The toy world's evaluator: what a picture shows, against what a sentence names.
+
+    A picture's vector holds the probabilities of all attributes, a sentence's a one for each
+    attribute it names, among those of the same attribute.
+    """
+
+    uri = TOY_ATTRIBUTES
+
+    def __init__(self) -> None:
+        self._network = load_evaluator()
+
+    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+        """(B, 36), unit."""
+        logits, _ = read_logits(self._network, pictures)
+        return F.normalize(torch.cat([part.softmax(dim=1) for part in logits], dim=1), dim=1)
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """(B, 36), unit; raises ConfigError for a sentence that names nothing of the world."""
+        rows = []
+        for text in texts:
+            named = named_attributes(text)
+            if not named:
+                raise ConfigError(f"prompt {text!r} names nothing that the toy world knows")
+            rows.append([float(named.get(h) == n) for h, names in NAMES.items() for n in names])
+        return F.normalize(torch.tensor(rows), dim=1)
+
+
+def named_attributes(text: str) -> dict[str, str]:
+    """What a toy-world sentence says of a picture: {"class": "robot", "background": "snow"}."""
+    words = f" {' '.join(text.lower().split())} "
+    named: dict[str, str] = {}
+    for place, phrase in BACKGROUNDS.items():
+        if f" {phrase} " in words:
+            named["background"] = place
+            # "on a plain background" is not a plain pattern.
+            words = words.replace(f" {phrase} ", " ")
+    for head, names in (("class", CLASSES), ("colour", COLOUR_NAMES), ("pattern", PATTERNS)):
+        for name in names:
+            if f" {name} " in words:
+                named[head] = name
+    if " hat " in words:
+        named["hat"] = "hat"
+    return named

@@ -1,0 +1,115 @@
+"""The paper's measures, on unit vectors of any encoder. Higher is not always better: see each.
+
+Sources: Ruiz et al. 2023, arXiv 2208.12242, sections 4.2 and 4.3. Which network made the
+vectors is the caller's to say: only those of ViT-S/16 DINO may be called DINO.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreambooth_ray.errors import DataError
+
+COPY_BOUND = 0.9
+
+
+def _checked(vectors: Tensor, name: str) -> Tensor:
+    if vectors.ndim != 2 or not len(vectors):
+        raise DataError(f"{name} must be (B, D) with B > 0, not {tuple(vectors.shape)}")
+    norms = vectors.norm(dim=1)
+    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+        raise DataError(f"{name} holds a vector of length {float(norms[0]):.4f}; each must be 1")
+    return vectors
+
+
+def subject_fidelity(made: Tensor, photographs: Tensor) -> float:
+    """Mean cosine over all pairs of a made picture and a photograph, -1 to 1; higher is better.
+
+    The paper's DINO and CLIP-I, by the vectors' network.
+    made: (A, D), photographs: (B, D), unit; raises DataError for others
+    """
+    return float(similarity(made, photographs).mean())
+
+
+def similarity(made: Tensor, photographs: Tensor) -> Tensor:
+    """(A,) mean cosine of each made picture to all photographs."""
+    return (_checked(made, "made") @ _checked(photographs, "photographs").T).mean(dim=1)
+
+
+def prompt_fidelity(pictures: Tensor, prompts: Tensor) -> float:
+    """Mean cosine of each picture and its own prompt, -1 to 1; higher is better. CLIP-T.
+
+    pictures, prompts: (B, D), unit, row by row
+    """
+    return float(agreement(pictures, prompts).mean())
+
+
+def agreement(pictures: Tensor, prompts: Tensor) -> Tensor:
+    """(B,) cosine of each picture and its own prompt."""
+    if pictures.shape != prompts.shape:
+        raise DataError(f"{tuple(pictures.shape)} pictures against {tuple(prompts.shape)} prompts")
+    return (_checked(pictures, "pictures") * _checked(prompts, "prompts")).sum(dim=1)
+
+
+def prior_preservation(class_pictures: Tensor, photographs: Tensor) -> float:
+    """PRES: mean cosine of pictures of the bare class to the subject's photographs.
+
+    Lower is better: a class that has become the subject reads high.
+    class_pictures: (A, D), photographs: (B, D), unit
+    """
+    return subject_fidelity(class_pictures, photographs)
+
+
+def diversity(groups: Sequence[Tensor]) -> float:
+    """DIV: mean over prompts of 1 - the mean cosine between different pictures of one prompt.
+
+    0 to 2; higher is better. The paper measures it with LPIPS; here with the same vectors
+    as PRES, so its numbers are its own.
+    groups: one (K, D) a prompt, unit, K > 1 in at least one; those of one are left out
+    """
+    spreads = [1 - _mutual(g) for g in groups if len(g) > 1]
+    if not spreads:
+        raise DataError("diversity needs two pictures of one prompt at least")
+    return sum(spreads) / len(spreads)
+
+
+def _mutual(vectors: Tensor) -> float:
+    count = len(_checked(vectors, "group"))
+    total = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
+    return total / (count * (count - 1))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of one made picture, the photograph most like it."""
+
+    photograph: int
+    cosine: float
+    copied: bool
+
+
+def memorised(made: Tensor, photographs: Tensor, bound: float = COPY_BOUND) -> list[Nearest]:
+    """For each made picture the nearest training photograph; copied above `bound`.
+
+    A network of subjects would call every good likeness a copy: give vectors that see the
+    whole picture (`PixelEncoder`).
+    made: (A, D), photographs: (B, D), unit
+    """
+    cosines = _checked(made, "made") @ _checked(photographs, "photographs").T
+    best, index = cosines.max(dim=1)
+    return [
+        Nearest(int(i), float(c), float(c) > bound)
+        for i, c in zip(index.tolist(), best.tolist(), strict=True)
+    ]
+
+
+def entropy(names: Sequence[str], choices: int) -> float:
+    """Spread of names over `choices` values: 0 if all are one, 1 if all are equally frequent."""
+    if not names or choices < 2:
+        raise DataError("entropy needs names, of at least two choices")
+    shares = [n / len(names) for n in Counter(names).values()]
+    return -sum(p * math.log(p) for p in shares) / math.log(choices)

@@ -1,0 +1,29 @@
+"""Pages for people: one HTML file each, its pictures inside it."""
+
+import base64
+import io
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from PIL import Image
+
+
+def render(template: str, **values: object) -> str:
+    """A page from `pages/{template}`; everything put in is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _source(name: str) -> str:
+    return (files("dreambooth_ray.evaluation") / "pages" / name).read_text(encoding="utf-8")
+
+
+def picture_uri(picture: Image.Image, side_px: int) -> str:
+    """A JPEG data URI of the picture, reduced to `side_px` if it is larger."""
+    small = picture.convert("RGB")
+    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
