@@ -12,7 +12,7 @@ import typer
 
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.verbs import doctor, export, priors, serve
+from dreambooth_ray.verbs import doctor, evaluate, export, priors, serve
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -30,6 +30,7 @@ toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships
 app.add_typer(toyworld, name="toyworld")
 export.register(app)
 doctor.register(app)
+evaluate.register(app)
 app.add_typer(local_cluster, name="cluster")
 priors.register(app)
 serve.register(app)

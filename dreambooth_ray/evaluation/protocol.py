@@ -1,0 +1,148 @@
+"""Which pictures an evaluation asks for, and what they are compared by. Pure."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.errors import ConfigError
+
+Template = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"\{class_noun\}")]
+Kind = Literal["subject", "class", "other"]
+Manner = Literal["object", "live"]
+CHUNK_SIZE = 8
+
+
+class Encoders(Section):
+    """URIs of the networks, by what they are used for; `encoders.load_encoder` reads them."""
+
+    dino: Text = Field(description="subject fidelity, PRES and DIV")
+    clip_i: Text = Field(description="subject fidelity, the second")
+    clip_t: Text = Field(description="prompt fidelity; must read sentences")
+    copies: Text = Field("pixels", description="memorisation")
+
+
+class Protocol(Section):
+    """One way to evaluate, read from YAML."""
+
+    name: Text
+    prompts: dict[Manner, tuple[Template, ...]] = Field(min_length=1)
+    live_nouns: tuple[Text, ...] = ()
+    images_per_prompt: int = Field(4, ge=1)
+    class_prompt: Template = "a {class_noun}"
+    class_images: int = Field(40, ge=2)
+    other_prompts: tuple[Text, ...] = Field((), description="what must not change")
+    images_per_other: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(7.5, ge=1)
+    solver: Text = "ddim"
+    encoders: Encoders
+    copy_bound: float = Field(0.9, gt=0, le=1)
+    truths: bool = Field(False, description="also what the toy world knows of its pictures")
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> "Protocol":
+        if not all(self.prompts.values()):
+            raise ValueError("a list of prompts is empty; leave it out, or fill it")
+        return self
+
+    def manner(self, class_noun: str) -> Manner:
+        """Which prompts a class noun takes."""
+        live = class_noun.lower() in self.live_nouns and "live" in self.prompts
+        return "live" if live or "object" not in self.prompts else "object"
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols that ship."""
+    folder = files("dreambooth_ray.evaluation") / "protocols"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol by name, or a YAML file; raises ConfigError naming what is wrong."""
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif name in protocol_names():
+        shipped = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        known = ", ".join(protocol_names())
+        raise ConfigError(f"--protocol={name!r} is neither a file nor one of {known}")
+    try:
+        return Protocol.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--protocol={name!r} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"--protocol={name!r}: {at}: {first['msg']}") from error
+
+
+@dataclass(frozen=True)
+class Question:
+    """One picture to be drawn. asked: the prompt without the identifier, to compare it with."""
+
+    kind: Kind
+    prompt: str
+    asked: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that an evaluation's numbers depend on."""
+
+    protocol: Protocol
+    model_hash: str
+    identifier: str
+    class_noun: str
+    photographs: tuple[str, ...]
+    size_px: int | None
+
+    def as_json(self) -> dict[str, object]:
+        """For people and for repeating it."""
+        return {**asdict(self), "protocol": self.protocol.model_dump(mode="json")}
+
+    @property
+    def digest(self) -> str:
+        """Name of the evaluation: equal ones share their pictures."""
+        text = json.dumps(self.as_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def questions(spec: Spec) -> list[Question]:
+    """Every picture of an evaluation, in its order; a pure function of the specification."""
+    protocol, found = spec.protocol, []
+
+    def ask(kind: Kind, template: str, count: int) -> None:
+        words = template.replace("{class_noun}", spec.class_noun)
+        asked = " ".join(words.replace("{identifier}", "").split())
+        prompt = " ".join(words.replace("{identifier}", spec.identifier).split())
+        for k in range(count):
+            found.append(Question(kind, prompt, asked, _seed(protocol.seed, kind, prompt, k)))
+
+    for template in protocol.prompts[protocol.manner(spec.class_noun)]:
+        ask("subject", template, protocol.images_per_prompt)
+    ask("class", protocol.class_prompt, protocol.class_images)
+    for template in protocol.other_prompts:
+        if template != protocol.class_prompt.replace("{class_noun}", spec.class_noun):
+            ask("other", template, protocol.images_per_other)
+    return found
+
+
+def _seed(seed: int, kind: str, prompt: str, index: int) -> int:
+    text = f"{seed}/evaluation/{kind}/{prompt}/{index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def chunks(count: int) -> list[range]:
+    """Indices of the questions that are drawn and committed together."""
+    return [range(k, min(k + CHUNK_SIZE, count)) for k in range(0, count, CHUNK_SIZE)]

@@ -1,0 +1,181 @@
+"""From pictures, vectors and questions to an evaluation's numbers. Pure."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth_ray.evaluation import metrics
+from dreambooth_ray.evaluation.encoders import named_attributes
+from dreambooth_ray.evaluation.protocol import Protocol, Question
+from dreambooth_ray.toyworld.attributes import COLOUR_NAMES
+from dreambooth_ray.toyworld.evaluator import Evaluator, fidelity, read_pictures
+
+NUM_WORST = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with its deviation over pictures; higher_is_better is None where neither is."""
+
+    value: float
+    deviation: float | None
+    higher_is_better: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All numbers of one evaluation.
+
+    rows: one a subject picture; prompts: one a prompt; worst: indices of questions
+    """
+
+    totals: dict[str, Score]
+    prompts: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    worst: list[int]
+
+    def as_json(self) -> dict[str, object]:
+        """For a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What numbers are made of; vectors by use of the encoder, row by row with the questions."""
+
+    asked: list[Question]
+    made: dict[str, Tensor]
+    photographs: dict[str, Tensor]
+    texts: Tensor
+
+    def of(self, kind: str) -> list[int]:
+        """Indices of the questions of one kind."""
+        return [i for i, q in enumerate(self.asked) if q.kind == kind]
+
+
+def score(protocol: Protocol, evidence: Evidence) -> Scores:
+    """The paper's measures over one evaluation. texts: (B, D), one for each question."""
+    rows = _rows(protocol, evidence)
+    groups = _by_prompt(evidence, "subject")
+    class_vectors = evidence.made["dino"][evidence.of("class")]
+    totals = {
+        "dino": _mean(rows, "dino", True, "likeness to the photographs, by the subject encoder"),
+        "clip_i": _mean(rows, "clip_i", True, "likeness to the photographs, by the second encoder"),
+        "clip_t": _mean(rows, "clip_t", True, "agreement with the prompt"),
+        "pres": Score(
+            metrics.prior_preservation(class_vectors, evidence.photographs["dino"]),
+            None, False, "likeness of the bare class to the subject: what the class has lost",
+        ),
+        "memorised": Score(
+            statistics.fmean(r["copied"] for r in rows),
+            None, False, "share of pictures that copy a photograph",
+        ),
+    }  # fmt: skip
+    if any(len(g) > 1 for g in groups.values()):
+        spread = metrics.diversity([evidence.made["dino"][g] for g in groups.values()])
+        totals["div"] = Score(spread, None, True, "spread of pictures of one prompt")
+    prompts = [
+        {"prompt": prompt, **{
+            key: statistics.fmean(rows[i][key] for i in range(len(rows)) if rows[i]["index"] in g)
+            for key in ("dino", "clip_i", "clip_t")
+        }, "pictures": g}
+        for prompt, g in groups.items()
+    ]  # fmt: skip
+    return Scores(totals, prompts, rows, worst(rows))
+
+
+def _rows(protocol: Protocol, evidence: Evidence) -> list[dict[str, Any]]:
+    subject = evidence.of("subject")
+    dino = metrics.similarity(evidence.made["dino"][subject], evidence.photographs["dino"])
+    clip_i = metrics.similarity(evidence.made["clip_i"][subject], evidence.photographs["clip_i"])
+    clip_t = metrics.agreement(evidence.made["clip_t"][subject], evidence.texts[subject])
+    near = metrics.memorised(
+        evidence.made["copies"][subject], evidence.photographs["copies"], protocol.copy_bound
+    )
+    return [
+        {
+            "index": i,
+            "prompt": evidence.asked[i].prompt,
+            "seed": evidence.asked[i].seed,
+            "dino": float(d),
+            "clip_i": float(c),
+            "clip_t": float(t),
+            "nearest_photograph": n.photograph,
+            "nearest_cosine": n.cosine,
+            "copied": n.copied,
+        }
+        for i, d, c, t, n in zip(subject, dino, clip_i, clip_t, near, strict=True)
+    ]
+
+
+def _by_prompt(evidence: Evidence, kind: str) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for i in evidence.of(kind):
+        groups.setdefault(evidence.asked[i].prompt, []).append(i)
+    return groups
+
+
+def _mean(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> Score:
+    values = [r[key] for r in rows]
+    return Score(statistics.fmean(values), statistics.pstdev(values), better, meaning)
+
+
+def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
+    """Indices of the pictures that are worst in likeness and agreement together.
+
+    By the sum of both, each in its own deviations, so that neither scale decides.
+    """
+    sums = [0.0] * len(rows)
+    for key in ("dino", "clip_t"):
+        values = [r[key] for r in rows]
+        mean, deviation = statistics.fmean(values), statistics.pstdev(values) or 1.0
+        sums = [s + (v - mean) / deviation for s, v in zip(sums, values, strict=True)]
+    ranked = sorted(range(len(rows)), key=lambda k: (sums[k], k))
+    return [rows[k]["index"] for k in ranked[:count]]
+
+
+def truths(
+    asked: list[Question],
+    pictures: list[Image.Image],
+    photographs: list[Image.Image],
+    network: Evaluator,
+) -> dict[str, Score]:
+    """What only the toy world can know: its evaluator's readings against what was asked."""
+    reading = read_pictures(network, pictures)
+    known = read_pictures(network, photographs)
+
+    def right(kind: str, heads: Callable[[str], bool]) -> float:
+        marks = [
+            reading.attributes[head][i] == name
+            for i, question in enumerate(asked)
+            if question.kind == kind
+            for head, name in named_attributes(question.asked).items()
+            if heads(head)
+        ]
+        return statistics.fmean(marks) if marks else 0.0
+
+    subject = torch.tensor([q.kind == "subject" for q in asked])
+    colours = [c for c, q in zip(reading.attributes["colour"], asked, strict=True)
+               if q.kind == "class"]  # fmt: skip
+    likeness = fidelity(reading.identity[subject], known.identity)
+    found = {
+        "subject_fidelity": Score(likeness, None, True, "identity cosine to the photographs"),
+        "prompt_fidelity": Score(
+            right("subject", lambda head: head != "class"),
+            None, True, "share of places, hats, colours and patterns drawn as asked",
+        ),
+        "diversity": Score(
+            metrics.entropy(colours, len(COLOUR_NAMES)),
+            None, True, "entropy of the colours of the bare class, 1 if all are equally frequent",
+        ),
+    }  # fmt: skip
+    if any(q.kind == "other" for q in asked):
+        drift = 1 - right("other", lambda head: head == "class")
+        found["drift"] = Score(drift, None, False, "share of other classes no longer drawn")
+    return found

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.evaluation.encoders import named_attributes
+from dreambooth_ray.evaluation.protocol import (
+    CHUNK_SIZE,
+    Protocol,
+    Spec,
+    chunks,
+    load_protocol,
+    protocol_names,
+    questions,
+)
+
+
+def spec(protocol: Protocol, class_noun: str = "robot") -> Spec:
+    return Spec(protocol, "model", "sks", class_noun, ("photo",), None)
+
+
+def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
+    assert protocol_names() == ["dreambench", "toyworld"]
+    for name in protocol_names():
+        protocol = load_protocol(name)
+        for prompts in protocol.prompts.values():
+            assert len(set(prompts)) == 25
+            assert all("{identifier}" in p and "{class_noun}" in p for p in prompts)
+        asked = questions(spec(protocol))
+        assert sum(q.kind == "subject" for q in asked) == 100
+        assert sum(q.kind == "class" for q in asked) == protocol.class_images
+        assert len({q.seed for q in asked}) == len(asked)
+
+
+def test_living_subjects_get_their_own_prompts() -> None:
+    protocol = load_protocol("dreambench")
+    dog = {q.asked for q in questions(spec(protocol, "dog")) if q.kind == "subject"}
+    teapot = {q.asked for q in questions(spec(protocol, "teapot")) if q.kind == "subject"}
+    assert "a dog wearing a santa hat" in dog
+    assert "a teapot floating in an ocean of milk" in teapot
+    assert load_protocol("toyworld").manner("dog") == "object"
+
+
+def test_what_is_asked_leaves_the_identifier_out() -> None:
+    first = questions(spec(load_protocol("toyworld")))[0]
+    assert (first.prompt, first.asked) == ("a sks robot on the grass", "a robot on the grass")
+
+
+def test_the_toy_protocol_speaks_the_toy_worlds_words_and_leaves_the_class_to_its_own() -> None:
+    asked = questions(spec(load_protocol("toyworld")))
+    assert all(named_attributes(q.asked) for q in asked)
+    others = [q.asked for q in asked if q.kind == "other"]
+    assert len(others) == 36
+    assert "a robot" not in others
+
+
+def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
+    protocol = load_protocol("toyworld")
+    changed = [
+        spec(protocol),
+        spec(protocol, "car"),
+        spec(protocol.model_copy(update={"seed": 1})),
+        Spec(protocol, "other", "sks", "robot", ("photo",), None),
+        Spec(protocol, "model", "sks", "robot", ("other",), None),
+        Spec(protocol, "model", "sks", "robot", ("photo",), 64),
+    ]
+    assert len({s.digest for s in changed}) == 6
+    assert spec(protocol).digest == spec(load_protocol("toyworld")).digest
+
+
+def test_chunks_cover_every_question_once() -> None:
+    parts = chunks(2 * CHUNK_SIZE + 3)
+    assert [i for part in parts for i in part] == list(range(2 * CHUNK_SIZE + 3))
+
+
+def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    tree = {
+        "name": "mine",
+        "prompts": {"object": ["a {identifier} {class_noun}"]},
+        "encoders": {"dino": "pixels", "clip_i": "pixels", "clip_t": "toyworld:attributes"},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    assert load_protocol(str(path)).name == "mine"
+    for change, said in (
+        ({"promts": {}}, "promts: Extra inputs"),
+        ({"prompts": {"object": []}}, "empty"),
+        ({"prompts": {"object": ["a dog"]}}, "prompts.object.0"),
+    ):
+        path.write_text(yaml.safe_dump(tree | change))
+        with pytest.raises(ConfigError, match=said):
+            load_protocol(str(path))
+    with pytest.raises(ConfigError, match="neither a file nor one of dreambench, toyworld"):
+        load_protocol("paper")
