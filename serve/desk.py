@@ -136,5 +136,8 @@ class Desk:
             if waiting is None:
                 return
             turn = self._turns.pop(waiting)
+            if turn.granted.done():
+                # Its owner was cancelled a moment ago, and has yet to say so.
+                continue
             self.in_hand.add(turn)
             turn.granted.set_result(None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import warnings
 from typing import Literal
 
@@ -89,7 +90,8 @@ def encode(
 ) -> bytes:
     """A picture file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
     picture, out = pixels.picture(), io.BytesIO()
-    text = receipt.model_dump_json(exclude_none=True) if receipt is not None else None
+    # ASCII: EXIF has no other letters.
+    text = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
     if output_format == "png":
         info = PngInfo()
         if text is not None:

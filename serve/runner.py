@@ -34,7 +34,7 @@ class Running:
         self.turns: list[Turn] = []
         self.steps: dict[int, tuple[int, int]] = {}
         self.previews: dict[int, bytes] = {}
-        self.dirty = False
+        self.dirty = self.stopping = False
 
     def note(self, index: int, event: Event) -> None:
         """Remember progress until it is next written down."""
@@ -115,10 +115,26 @@ class Runner:
         """Stop a job, wherever it runs; its finished pictures stay."""
         await asyncio.to_thread(self._jobs.cancel, record.id)
         running = self._running.get(record.id)
-        if running is not None and running.task is not None:
-            running.task.cancel()
-            await asyncio.gather(running.task, return_exceptions=True)
+        if running is not None:
+            await self._stop(running)
         return await self.answer(record)
+
+    async def _stop(self, running: Running) -> None:
+        """End a job in hand that nobody wants any more; once, whoever asks."""
+        if running.task is None or running.stopping:
+            return
+        running.stopping = True
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        await self._mark_cancelled(running.record.id)
+
+    async def _mark_cancelled(self, job: str) -> State:
+        state = await asyncio.to_thread(self._jobs.state, job)
+        if state.finished_at is None:
+            update = {"status": "cancelled", "finished_at": time.time()}
+            state = state.model_copy(update=update)
+            await asyncio.to_thread(self._jobs.set_state, job, state)
+        return state
 
     async def watch(self) -> None:
         """Renew leases, write progress, take over what is orphaned, forget what is old."""
@@ -174,8 +190,8 @@ class Runner:
             step = sum(s for s, _ in running.steps.values())
             total = sum(running.record.request.num_inference_steps for _ in running.steps)
             await asyncio.to_thread(self._jobs.set_progress, job, step, total, previews)
-        if running.task is not None and await asyncio.to_thread(self._jobs.is_cancelled, job):
-            running.task.cancel()
+        if await asyncio.to_thread(self._jobs.is_cancelled, job):
+            await self._stop(running)
 
     async def _run(self, running: Running) -> None:
         job, jobs = running.record.id, self._jobs
@@ -184,10 +200,6 @@ class Runner:
             if state.finished_at is None:
                 state = await self._draw(running, state)
             await self._tell(running, state)
-        except asyncio.CancelledError:
-            if await asyncio.to_thread(jobs.is_cancelled, job) and job in self._running:
-                state = State(status="cancelled", finished_at=time.time())
-                await asyncio.to_thread(jobs.set_state, job, state)
         except Exception as error:  # the job stays as it is, for the next runner
             _LOG.exception("jobs.run_failed", extra={"job": job, "error": type(error).__name__})
         finally:
@@ -196,7 +208,7 @@ class Runner:
     async def _draw(self, running: Running, state: State) -> State:
         record, jobs = running.record, self._jobs
         if await asyncio.to_thread(jobs.is_cancelled, record.id):
-            raise asyncio.CancelledError
+            return await self._mark_cancelled(record.id)
         try:
             await self._draw_missing(running)
             ended = state.model_copy(update={"status": "completed", "finished_at": time.time()})

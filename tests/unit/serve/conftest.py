@@ -1,0 +1,93 @@
+"""A gateway in this process, in front of a real replica in this process: no Ray, no sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from dreambooth_ray.config.serving import ServeConfig
+from serve.drawing import Artifact, Drawing, Event
+from serve.front import open_house
+from serve.gateway import House, create_app
+from serve.replica import Replica
+
+
+class Stream:
+    """What ray.serve's handle returns for a generator, for a replica that is right here."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Event:
+        return await self._events.__anext__()
+
+    def cancel(self) -> None:
+        asyncio.get_running_loop().create_task(self._events.aclose())  # type: ignore[attr-defined]
+
+
+class Answers:
+    """What ray.serve's broadcast returns."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self._answers = answers
+
+    async def results_async(self) -> list[Any]:
+        return [await a for a in self._answers]
+
+
+class Handle:
+    """The part of ray.serve's DeploymentHandle that a pool uses."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica, self.draw = replica, self
+
+    def options(self, stream: bool) -> "Handle":
+        return self
+
+    def remote(self, artifact: Artifact, drawing: Drawing) -> Stream:
+        return Stream(self._replica.draw(artifact, drawing))
+
+    def broadcast(self, method: str, *arguments: Any) -> Answers:
+        return Answers([getattr(self._replica, method)(*arguments)])
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serve-storage")
+
+
+@pytest.fixture(scope="session")
+def config(storage: Path) -> ServeConfig:
+    return ServeConfig.model_validate(
+        {
+            "storage": {"uri": str(storage)},
+            "replicas": {"batch": 2},
+            "limits": {"images": 4, "steps": 60, "side_px": 128, "body_bytes": 2**21},
+            "jobs": {"lease_s": 2},
+            "safety": {"prompts": False},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def replica(config: ServeConfig) -> Iterator[Replica]:
+    replica = Replica(config)
+    yield replica
+    replica.__del__()
+
+
+@pytest.fixture
+def house(config: ServeConfig, replica: Replica) -> House:
+    return open_house(config, {"Replica": Handle(replica)})
+
+
+@pytest.fixture
+def client(house: House) -> Iterator[TestClient]:
+    with TestClient(create_app(house), raise_server_exceptions=False) as client:
+        yield client

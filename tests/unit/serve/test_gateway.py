@@ -1,0 +1,210 @@
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.diffusion import solvers
+from dreambooth_ray.diffusion.request import Request
+from serve.auth import Key, new_key
+from serve.gateway import House
+from serve.messages import Receipt, Solver
+from serve.pictures import read_receipt
+from serve.replica import Replica
+
+GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
+QUICK = {"prompt": "a red robot", "num_inference_steps": 2, "seed": 5}
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _picture(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_pictures_are_those_their_receipts_describe(client: TestClient, replica: Replica) -> None:
+    answer = client.post(GENERATE, json={**QUICK, "n": 3, "solver": "euler"})
+    assert answer.status_code == 200, answer.text
+    images = answer.json()["data"]
+    assert [i["receipt"]["seed"] for i in images] == [5, 6, 7]
+    for image in images:
+        receipt = Receipt.model_validate(image["receipt"])
+        assert read_receipt(base64.b64decode(image["b64_json"])) == receipt
+        again = Request(
+            receipt.prompt, receipt.seed, receipt.negative_prompt, receipt.num_inference_steps,
+            receipt.guidance_scale, receipt.width, receipt.height, receipt.solver,
+        )  # fmt: skip
+        engine = replica._shelf.engines[0]
+        assert receipt.weights_sha256 == engine.model_hash
+        difference = [
+            abs(a - b)
+            for a, b in zip(
+                engine.draw([again])[0].image.tobytes(),
+                _picture(image["b64_json"]).tobytes(),
+                strict=True,
+            )
+        ]
+        assert max(difference) <= 1
+
+
+def test_a_stream_has_its_previews_and_its_picture(client: TestClient) -> None:
+    body = {**QUICK, "num_inference_steps": 8, "stream": True, "partial_images": 3}
+    with client.stream("POST", GENERATE, json=body) as answer:
+        lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    events: list[dict[str, Any]] = [json.loads(line[6:]) for line in lines]
+    assert [e["type"].rpartition(".")[2] for e in events] == ["partial_image"] * 3 + ["completed"]
+    assert [e.get("partial_image_index") for e in events] == [0, 1, 2, None]
+    assert events[3]["receipt"]["seed"] == 5
+    assert len({_picture(e["b64_json"]).tobytes() for e in events}) == 4
+
+
+def test_an_edit_keeps_what_the_mask_keeps(client: TestClient, tile: Image.Image) -> None:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    answer = client.post(
+        EDIT,
+        data={"prompt": "a blue robot", "num_inference_steps": "4", "strength": "1", "seed": "1"},
+        files={"image": ("a.png", _png(tile)), "mask": ("m.png", _png(mask))},
+    )
+    assert answer.status_code == 200, answer.text
+    image = answer.json()["data"][0]
+    assert image["receipt"]["strength"] == 1
+    assert len(image["receipt"]["mask_sha256"]) == 64
+    red, green, _ = _picture(image["b64_json"]).convert("RGB").getpixel((56, 32))
+    assert red > green + 60
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "x", "quality": "hd"}, "quality"),
+        ({"prompt": ""}, "prompt"),
+        ({}, "prompt"),
+        ({"prompt": "a\x00b"}, "prompt"),
+        ({"prompt": "x" * 2000 * 500}, "prompt"),
+        ({"prompt": "x", "n": 5}, "n"),
+        ({"prompt": "x", "n": 0}, "n"),
+        ({"prompt": "x", "num_inference_steps": 61}, "num_inference_steps"),
+        ({"prompt": "x", "size": "256x256"}, "size"),
+        ({"prompt": "x", "size": "63x64"}, "size"),
+        ({"prompt": "x", "size": "64"}, "size"),
+        ({"prompt": "x", "solver": "magic"}, "solver"),
+        ({"prompt": "x", "guidance_scale": 0.5}, "guidance_scale"),
+        ({"prompt": "x", "seed": -1}, "seed"),
+        ({"prompt": "x", "model": "../etc"}, "model"),
+        ({"prompt": "x", "model": "m" * 300}, "model"),
+        ({"prompt": "x", "response_format": "url"}, "response_format"),
+        ([], None),
+        ("x", None),
+    ],
+)
+def test_wrong_values_are_refused_by_name(
+    client: TestClient, body: object, param: str | None
+) -> None:
+    answer = client.post(GENERATE, json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert len(answer.text) < 1500
+
+
+def test_bodies_that_are_no_request_are_refused(client: TestClient, tile: Image.Image) -> None:
+    json_type = {"content-type": "application/json"}
+    sent = [
+        (GENERATE, b"{", json_type, 400),
+        (GENERATE, b"[" * 10**6, json_type, 400),
+        (GENERATE, b'{"prompt": "\xff"}', json_type, 400),
+        (GENERATE, b'{"prompt": "\\ud800"}', json_type, 400),
+        (GENERATE, b"x" * (2**21 + 1), json_type, 413),
+        (GENERATE, b"\x1f\x8b", json_type | {"content-encoding": "gzip"}, 415),
+        (EDIT, b"{}", json_type, 415),
+        (EDIT, b"--x", {"content-type": "multipart/form-data"}, 400),
+        (EDIT, b"--x--", {"content-type": "multipart/form-data; boundary=x"}, 400),
+    ]
+    for path, content, headers, status in sent:
+        answer = client.post(path, content=content, headers=headers)
+        assert (answer.status_code, "error" in answer.json()) == (status, True), (path, content[:9])
+    picture = {"image": ("a.png", _png(tile))}
+    answer = client.post(EDIT, data={"prompt": "x"}, files=picture | {"logo": ("b", b"")})
+    assert answer.json()["error"]["param"] == "logo"
+    assert client.post(EDIT, data={"prompt": "x"}).status_code in (400, 415)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models/..%2f..%2fetc", "/v1/models/%00", "/v1/models/" + "a" * 300, "/v1/nothing",
+     "/v1/jobs/..%2fx", "/v1/jobs/job_0", "/v1/jobs/job_" + "0" * 32,
+     "/v1/jobs/job_" + "0" * 32 + "/files/request.json", "/v1/models/none"],
+)  # fmt: skip
+def test_what_is_not_there_answers_404(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_models_health_and_metrics(client: TestClient) -> None:
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["toyworld"]
+    assert client.get("/v1/models/toyworld").json()["kind"] == "base"
+    assert client.get("/healthz").status_code == 200
+    while client.get("/readyz").status_code != 200:
+        pass
+    client.post(GENERATE, json=QUICK)
+    text = client.get("/metrics").text
+    assert 'dreambooth_images_total{model="toyworld"} 1.0' in text
+    assert 'dreambooth_in_hand{pool="Replica"} 0.0' in text
+    headers = client.get("/healthz", headers={"x-request-id": "abc"}).headers
+    assert headers["x-request-id"] == "abc"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_keys_are_asked_for_and_never_told(
+    house: House, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    word, digest = new_key()
+    house.guard._keys = [Key(name="ann", sha256=digest, subjects=("other",))]
+    assert client.post(GENERATE, json=QUICK).status_code == 401
+    with caplog.at_level("INFO", "dreambooth.serve"):
+        answer = client.get("/v1/models", headers={"authorization": f"Bearer {word}"})
+    assert answer.json()["data"] == []
+    assert word not in caplog.text
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_job_is_done_and_told_and_forgotten_by_others(client: TestClient) -> None:
+    job = client.post("/v1/jobs", json={**QUICK, "n": 2, "num_inference_steps": 4}).json()
+    while (state := client.get(f"/v1/jobs/{job['id']}").json())["status"] != "completed":
+        assert state["status"] in ("queued", "running"), state
+    assert (state["images_done"], len(state["receipts"])) == (2, 2)
+    pictures = [client.get(path).content for path in state["images"]]
+    assert [read_receipt(p) for p in pictures] == [
+        Receipt.model_validate(r) for r in state["receipts"]
+    ]
+    direct = client.post(GENERATE, json={**QUICK, "n": 2, "num_inference_steps": 4}).json()
+    assert [r["seed"] for r in state["receipts"]] == [d["receipt"]["seed"] for d in direct["data"]]
+    assert client.get(f"/v1/jobs/{job['id']}/files/request.json").status_code == 404
+
+
+def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: House) -> None:
+    body = {"prompt": "x", "n": 4, "num_inference_steps": 60}
+    job = client.post("/v1/jobs", json=body).json()
+    assert client.delete(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
+    desk = house.pools["Replica"].desk
+    assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
+    answer = client.get(f"/v1/jobs/{job['id']}").json()
+    assert (answer["status"], answer["position"]) == ("cancelled", None)
+
+
+def test_the_documented_solvers_are_the_engines() -> None:
+    assert Solver.__args__ == solvers.SOLVERS  # type: ignore[attr-defined]
+
+
+def test_a_configuration_for_people(config: ServeConfig) -> None:
+    assert ServeConfig.model_validate(config.model_dump()) == config
