@@ -34,7 +34,8 @@ class Running:
         self.turns: list[Turn] = []
         self.steps: dict[int, tuple[int, int]] = {}
         self.previews: dict[int, bytes] = {}
-        self.dirty = self.stopping = False
+        self.stopping: asyncio.Task[None] | None = None
+        self.dirty = False
 
     def note(self, index: int, event: Event) -> None:
         """Remember progress until it is next written down."""
@@ -61,6 +62,7 @@ class Runner:
         self._metrics, self._notify = metrics, notify
         self.owner = uuid.uuid4().hex
         self._running: dict[str, Running] = {}
+        self._taking = asyncio.Lock()
         self._over: set[str] = set()
         self._open = 0
 
@@ -120,12 +122,15 @@ class Runner:
         return await self.answer(record)
 
     async def _stop(self, running: Running) -> None:
-        """End a job in hand that nobody wants any more; once, whoever asks."""
-        if running.task is None or running.stopping:
-            return
-        running.stopping = True
-        running.task.cancel()
-        await asyncio.gather(running.task, return_exceptions=True)
+        """End a job in hand that nobody wants any more; once, whoever asks and goes away."""
+        if running.stopping is None:
+            running.stopping = asyncio.create_task(self._end(running))
+        await asyncio.shield(running.stopping)
+
+    async def _end(self, running: Running) -> None:
+        if running.task is not None:
+            running.task.cancel()
+            await asyncio.gather(running.task, return_exceptions=True)
         await self._mark_cancelled(running.record.id)
 
     async def _mark_cancelled(self, job: str) -> State:
@@ -168,14 +173,15 @@ class Runner:
                 await self._take(await asyncio.to_thread(self._jobs.record, job))
 
     async def _take(self, record: Record) -> None:
-        if len(self._running) >= self._config.concurrent or record.id in self._running:
-            return
-        claimed = await asyncio.to_thread(
-            self._jobs.claim, record.id, self.owner, self._config.lease_s
-        )
-        if claimed is not None:
-            running = self._running[record.id] = Running(record, claimed)
-            running.task = asyncio.create_task(self._run(running))
+        async with self._taking:
+            if len(self._running) >= self._config.concurrent or record.id in self._running:
+                return
+            claimed = await asyncio.to_thread(
+                self._jobs.claim, record.id, self.owner, self._config.lease_s
+            )
+            if claimed is not None:
+                running = self._running[record.id] = Running(record, claimed)
+                running.task = asyncio.create_task(self._run(running))
 
     async def _renew(self, running: Running) -> None:
         job = running.record.id

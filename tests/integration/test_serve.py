@@ -1,0 +1,136 @@
+"""`dreambooth serve` as a process, and OpenAI's own client against it."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+from PIL import Image
+
+from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.store import Store
+from tests.integration.conftest import kill_tree, start_dreambooth
+
+QUICK = {"num_inference_steps": 4, "seed": 3}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A served toy model."""
+
+    address: str
+    storage: Path
+    client: openai.OpenAI
+
+
+def wait_for_address(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.fullmatch(r"\s*(http://\S+)\s*", line):
+            return found.group(1)
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    folder = tmp_path_factory.mktemp("serve")
+    process = start_dreambooth("serve", "--port", "0", cwd=folder)
+    try:
+        address = wait_for_address(process)
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        yield Endpoint(address, folder / "out", client)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+    finally:
+        kill_tree(process)
+
+
+def picture(data: str | None) -> Image.Image:
+    assert data is not None
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_the_openai_client_lists_generates_and_edits(endpoint: Endpoint, tile: Image.Image) -> None:
+    client = endpoint.client
+    assert [m.id for m in client.models.list()] == ["toyworld"]
+    made = client.images.generate(model="toyworld", prompt="a red robot", n=2, extra_body=QUICK)
+    assert made.data is not None
+    assert [i.receipt["seed"] for i in made.data] == [3, 4]  # type: ignore[attr-defined]
+    assert picture(made.data[0].b64_json).size == (64, 64)
+    out = io.BytesIO()
+    tile.save(out, "PNG")
+    edited = client.images.edit(
+        model="toyworld", prompt="a blue robot", image=("a.png", out.getvalue()), extra_body=QUICK
+    )
+    assert edited.data is not None
+    assert picture(edited.data[0].b64_json).size == (64, 64)
+
+
+def test_the_openai_client_streams_three_partial_images(endpoint: Endpoint) -> None:
+    stream = endpoint.client.images.generate(
+        model="toyworld", prompt="a red robot", stream=True, partial_images=3,
+        extra_body=QUICK | {"num_inference_steps": 8},
+    )  # fmt: skip
+    kinds = [event.type for event in stream]
+    assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+
+
+def test_the_openai_client_sees_errors_of_each_class(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="x", quality="hd")
+    assert (refused.value.param, refused.value.code) == ("quality", "unknown_parameter")
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="nobody", prompt="x")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+    with pytest.raises(openai.InternalServerError) as late:
+        client.images.generate(prompt="x", extra_body={"deadline_s": 0.001})
+    assert late.value.status_code == 503
+    assert int(late.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: Endpoint) -> None:
+    client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-dog")
+    manifest.publish(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
+    committed = time.monotonic()
+    while "my-dog" not in [m.id for m in client.models.list()]:
+        assert time.monotonic() - committed < 60
+    made = client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
+    assert made.data is not None
+    plain = client.images.generate(model="toyworld", prompt="a red robot", extra_body=QUICK)
+    assert plain.data is not None
+    # The same weights under another name.
+    assert picture(made.data[0].b64_json).tobytes() == picture(plain.data[0].b64_json).tobytes()
+    shutil.rmtree(endpoint.storage / "runs/my-dog")
+    while "my-dog" in [m.id for m in client.models.list()]:
+        assert time.monotonic() - committed < 120
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
+
+
+def test_a_reader_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
+    stream = endpoint.client.images.generate(
+        prompt="a red robot", stream=True, partial_images=3,
+        extra_body={"num_inference_steps": 150},
+    )  # fmt: skip
+    next(iter(stream))
+    stream.response.close()
+    deadline = time.monotonic() + 60
+    while 'dreambooth_in_hand{pool="Replica"} 0.0' not in _metrics(endpoint):
+        assert time.monotonic() < deadline
+    assert 'dreambooth_images_total{model="toyworld"}' in _metrics(endpoint)
+
+
+def _metrics(endpoint: Endpoint) -> str:
+    with urllib.request.urlopen(f"{endpoint.address}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
