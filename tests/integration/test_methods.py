@@ -1,0 +1,58 @@
+"""Two subjects with words and adapters of their own, from photographs to pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from tests.integration.conftest import Run, dreambooth
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, photos: Path) -> Path:
+    write_photographs(tmp_path / "dog", 9, "dog", 2, size_px=96)
+    path = tmp_path / "two.yaml"
+    path.write_text(f"""
+subjects:
+- {{photos: {photos}, identifier: sks, class_noun: robot}}
+- {{photos: dog, identifier: ohwx, class_noun: dog}}
+identifier: {{kind: learned}}
+prior: {{count: 6, num_inference_steps: 2}}
+train:
+  method: lora
+  text_encoder: true
+  images: 24
+  batch_size: 4
+  accumulate: 2
+  lr: 1.0e-3
+  resolution: 64
+  ema_decay: 0.9
+  precision: bf16-mixed
+loss: {{min_snr_gamma: 5, caption_dropout: 0.1}}
+validation: {{every: 2, held_out: 1, class_images: 2, timesteps: 4}}
+tracking: {{loggers: [csv]}}
+""")
+    return path
+
+
+def test_adapters_and_words_of_two_subjects(tmp_path: Path, recipe: Path) -> None:
+    trained = dreambooth("train", str(recipe), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    run = Run(Path(trained.stdout.strip()))
+    assert [r["step"] for r in run.metrics] == [1, 2, 3]
+    assert "val_prior_loss_bin3" in run.metrics[1]
+    adapter = run.folder / "bundle" / "adapter"
+    assert set(load_file(adapter / "tokens.safetensors")) == {"<sks>", "<ohwx>"}
+    assert {p.name for p in adapter.iterdir()} == {"unet", "text_encoder", "tokens.safetensors"}
+    about = json.loads((run.folder / "bundle" / "manifest.json").read_text())["about"]
+    assert (about["kind"], about["base_model"]) == ("adapter", "toyworld")
+    assert [s["prompt"] for s in about["subjects"]] == ["a <sks> robot", "a <ohwx> dog"]
+    done = dreambooth(
+        "generate", str(run.folder), "--prompt", "a <ohwx> dog", "--num-inference-steps", "2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / done.stdout.strip()).size == (64, 64)
