@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreambooth_ray.diffusion import noise, solvers
+from dreambooth_ray.diffusion import noise, solvers, tokens
 from dreambooth_ray.diffusion.components import Components, load_components, model_hash
 from dreambooth_ray.diffusion.decoder import Decoder
 from dreambooth_ray.diffusion.denoiser import Adapted, Denoiser, Row
@@ -144,8 +144,13 @@ class Engine:
     def add_adapter(self, name: str, folder: Path) -> None:
         """Load a LoRA: {folder}/unet and, if there, {folder}/text_encoder, in peft's format.
 
-        raises: ConfigError if it is not one, or of another model
+        raises: ConfigError if it is not one, of another model, or has words of its own
         """
+        if (folder / tokens.FILE).is_file():
+            raise ConfigError(
+                f"{folder} brings learned words, which one tokenizer can't have for some requests "
+                "only; `dreambooth export --format diffusers` makes a model of its own of it"
+            )
         with self._step:
             self._denoiser.adapted.add(name, folder / "unet")
             if (folder / "text_encoder").is_dir():

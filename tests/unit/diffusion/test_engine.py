@@ -115,6 +115,9 @@ def test_an_adapter_of_another_model_is_refused(
         engine.add_adapter("one", adapters["one"])
     with pytest.raises(ConfigError, match=r"no adapter_model\.safetensors"):
         engine.add_adapter("empty", tmp_path)
+    (tmp_path / "tokens.safetensors").touch()
+    with pytest.raises(ConfigError, match="brings learned words"):
+        engine.add_adapter("worded", tmp_path)
     assert engine.adapters == set()
     engine.draw([replace(FAST, num_inference_steps=1)])
 
