@@ -1,5 +1,6 @@
 """The HTTP side as a deployment: all its parts put together, in a process without torch."""
 
+import os
 from typing import Any
 
 import ray.serve
@@ -12,9 +13,12 @@ from serve.gateway import House, create_app
 from serve.jobs import Jobs
 from serve.metrics import Metrics
 from serve.pool import Pool
-from serve.runner import Runner
+from serve.provenance import Signer
+from serve.runner import Notify, Runner
+from serve.safety import Safety
 from serve.studio import Studio
 from serve.subjects import Catalog
+from serve.webhooks import deliver
 
 
 def open_house(config: ServeConfig, handles: dict[str, Any]) -> House:
@@ -24,9 +28,19 @@ def open_house(config: ServeConfig, handles: dict[str, Any]) -> House:
     """
     guard, catalog, metrics = Guard(config.auth), Catalog(config), Metrics()
     pools = {name: Pool(name, handle, config) for name, handle in handles.items()}
-    studio = Studio(config, catalog, pools, metrics)
-    runner = Runner(config.jobs, Jobs(config.storage.uri), studio, metrics)
+    sealing = Signer(config.provenance) if config.provenance.certificate else None
+    studio = Studio(config, catalog, pools, metrics, Safety(config.safety), sealing)
+    secret = os.environ.get(config.webhook_secret_env)
+    notify = _notifier(secret) if secret else None
+    runner = Runner(config.jobs, Jobs(config.storage.uri), studio, metrics, notify)
     return House(config, guard, catalog, pools, studio, runner, metrics)
+
+
+def _notifier(secret: str) -> Notify:
+    async def notify(url: str, event: dict[str, object]) -> bool:
+        return await deliver(url, secret, event)
+
+    return notify
 
 
 @ray.serve.ingress()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,7 +18,8 @@ from starlette.staticfiles import StaticFiles
 
 import dreambooth_ray
 from dreambooth_ray.config.serving import ServeConfig
-from serve import forms
+from dreambooth_ray.errors import ConfigError
+from serve import forms, provenance
 from serve.auth import Caller, Guard
 from serve.envelope import Envelope
 from serve.messages import (
@@ -168,6 +169,16 @@ async def get_job_file(job: str, name: str, house: InHouse, caller: Known) -> Re
     """A picture of a job."""
     data = await house.runner.file(await house.runner.find(caller, job), name)
     return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
+
+
+@_router.post("/v1/provenance")
+async def check_provenance(image: UploadFile, house: InHouse, caller: Known) -> dict[str, Any]:
+    """What a picture says of its origin, and whether it is as it was signed."""
+    data = await image.read()
+    try:
+        return await asyncio.to_thread(provenance.read, data)
+    except ConfigError as error:
+        raise Refusal(400, "invalid_value", str(error), param="image") from error
 
 
 @_router.get("/healthz")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from dreambooth_ray.config.serving import JobsConfig
+from dreambooth_ray.errors import ConfigError
 from serve import pictures
 from serve.auth import Caller
 from serve.desk import Turn
@@ -18,6 +19,7 @@ from serve.messages import EditJobRequest, EditRequest, GenerationRequest, JobAn
 from serve.metrics import Metrics
 from serve.refusal import Refusal, busy
 from serve.studio import Order, Studio, Upload
+from serve.webhooks import check_target
 
 _LOG = logging.getLogger("dreambooth.serve")
 _TICK_S = 1.0
@@ -72,9 +74,8 @@ class Runner:
         """Write a job down and begin with it; raises Refusal for what can't be drawn."""
         if request.stream:
             raise Refusal(400, "invalid_value", "a job has no stream; ask for it", param="stream")
-        if request.webhook_url and self._notify is None:
-            text = "webhooks are off here: the endpoint has no signing secret"
-            raise Refusal(400, "invalid_value", text, param="webhook_url")
+        if request.webhook_url:
+            await self._check_webhook(request.webhook_url)
         if self._open + 1 > self._config.waiting:
             raise busy(f"{self._open} jobs wait and {self._config.waiting} is the most", 30.0)
         order = await self._studio.order(caller, request, upload)
@@ -93,6 +94,15 @@ class Runner:
         self._open += 1
         await self._take(record)
         return await self.answer(record)
+
+    async def _check_webhook(self, url: str) -> None:
+        if self._notify is None:
+            text = "webhooks are off here: the endpoint has no signing secret"
+            raise Refusal(400, "invalid_value", text, param="webhook_url")
+        try:
+            await asyncio.to_thread(check_target, url)
+        except ConfigError as error:
+            raise Refusal(400, "invalid_value", str(error), param="webhook_url") from error
 
     async def find(self, caller: Caller, job: str) -> Record:
         """A job of the caller's; raises Refusal 404."""

@@ -19,23 +19,12 @@ from serve.messages import Drawable, EditRequest, Receipt
 from serve.metrics import Metrics
 from serve.pool import Pool
 from serve.refusal import Refusal, busy
+from serve.safety import Verdict
 from serve.subjects import Catalog, Subject
 
 _LOG = logging.getLogger("dreambooth.serve")
 DEFAULT_POOL = "Replica"
 _FAILURES = {"config": (400, "invalid_value"), "damaged": (422, "model_damaged")}
-
-
-class Verdict(Protocol):
-    """What a check found. spans: (start, end, phrase) or the like, for people to see."""
-
-    category: str
-    score: float
-    refused: bool
-
-    @property
-    def spans(self) -> object:
-        """The phrases that raised it, with their offsets."""
 
 
 class Checks(Protocol):

@@ -86,7 +86,9 @@ class SafetyConfig(Section):
 
     prompts: bool = Field(True, description="check prompts against the policy")
     policy: str | None = Field(None, description="policy file; none is the one that ships")
-    images: Literal["off", "yahoo-open-nsfw", "diffusers"] = Field("off")
+    images: Literal["off", "yahoo-open-nsfw"] = Field(
+        "off", description="classifier of finished pictures; needs the extra safety"
+    )
 
 
 class ProvenanceConfig(Section):

@@ -1,0 +1,149 @@
+// The page: a form, the pictures being drawn, the pictures that are kept.
+
+import { ApiError, draw, models, useKey } from "./api.js";
+import { all, card, empty, forget, keep, make } from "./gallery.js";
+
+const $ = (id) => document.getElementById(id);
+let running = null;
+
+async function showModels() {
+  try {
+    const found = await models();
+    for (const select of [$("model"), $("model2")]) {
+      const before = select.value;
+      select.replaceChildren(...found.map((m) => make("option", { value: m.id, textContent: m.id })));
+      if (found.some((m) => m.id === before)) select.value = before;
+    }
+    $("locked").hidden = true;
+    suggest(found);
+  } catch (error) {
+    tell(error);
+  }
+}
+
+// A subject's own prompt, so that its rare word need not be known by heart.
+function suggest(found) {
+  const known = Object.fromEntries(found.map((m) => [m.id, m.prompt]));
+  const show = () => {
+    $("prompt").placeholder = known[$("model").value] ?? "a red robot on the beach";
+  };
+  $("model").onchange = show;
+  show();
+}
+
+function tell(error) {
+  if (error instanceof ApiError && error.status === 401) {
+    $("locked").hidden = false;
+    $("key").focus();
+  }
+  $("message").textContent = error.name === "AbortError" ? "" : error.message;
+}
+
+function asked(model, seed) {
+  const request = {
+    model, prompt: $("prompt").value.trim(), num_inference_steps: $("steps").valueAsNumber,
+    guidance_scale: $("guidance").valueAsNumber, solver: $("solver").value,
+    size: $("size").value || "auto",
+  };
+  if ($("negative").value.trim()) request.negative_prompt = $("negative").value.trim();
+  if (seed !== "") request.seed = Number(seed);
+  return request;
+}
+
+function panel(label) {
+  const figure = make("figure");
+  const picture = make("img", { alt: "" });
+  const progress = make("progress", { max: 1, value: 0, ariaLabel: `Progress of ${label}` });
+  figure.append(picture, progress, make("figcaption", { textContent: label }));
+  $("stage").append(figure);
+  return { picture, progress };
+}
+
+async function drawOne(request, image, signal) {
+  const { picture, progress } = panel(request.model);
+  for await (const news of draw(request, image, signal)) {
+    if (news.position !== undefined) say(`${news.position} pictures go before this one`);
+    if (news.step) {
+      progress.max = news.total;
+      progress.value = news.step;
+      say(`step ${news.step} of ${news.total}`);
+    }
+    if (news.preview) picture.src = news.preview;
+    if (news.image) {
+      picture.src = news.image;
+      picture.alt = news.receipt.prompt;
+      progress.value = progress.max;
+      await keep({ image: news.image, receipt: news.receipt });
+    }
+  }
+}
+
+async function submit(event) {
+  event.preventDefault();
+  if (running) return;
+  running = new AbortController();
+  lock(true);
+  $("message").textContent = "";
+  $("stage").replaceChildren();
+  const seed = $("seed").value || ($("compare").checked ? String(anySeed()) : "");
+  const requests = [asked($("model").value, seed)];
+  if ($("compare").checked) requests.push(asked($("model2").value, $("seed2").value || seed));
+  const image = $("image").files[0];
+  if (image) for (const request of requests) request.strength = $("strength").valueAsNumber;
+  const work = requests.map((request) => drawOne(request, image, running.signal));
+  const failed = (await Promise.allSettled(work)).find((one) => one.status === "rejected");
+  if (failed) tell(failed.reason);
+  say(failed ? "" : "done");
+  running = null;
+  lock(false);
+  await showGallery();
+}
+
+const anySeed = () => Math.floor(Math.random() * 2 ** 32);
+
+function lock(busy) {
+  $("draw").disabled = busy;
+  $("stop").disabled = !busy;
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+async function showGallery() {
+  const entries = (await all()).reverse();
+  $("none").hidden = entries.length > 0;
+  $("clear").hidden = entries.length === 0;
+  $("gallery").replaceChildren(...entries.map((entry) => card(entry, {
+    again: fill,
+    remove: async (id) => { await forget(id); await showGallery(); },
+  })));
+}
+
+// Puts a receipt back into the form.
+function fill(receipt) {
+  $("model").value = [...$("model").options].some((o) => o.value === receipt.model)
+    ? receipt.model : receipt.model.split("@")[0];
+  $("prompt").value = receipt.prompt;
+  $("negative").value = receipt.negative_prompt;
+  $("seed").value = receipt.seed;
+  $("steps").value = receipt.num_inference_steps;
+  $("guidance").value = receipt.guidance_scale;
+  $("solver").value = receipt.solver;
+  $("size").value = `${receipt.width}x${receipt.height}`;
+  $("prompt").focus();
+  window.scrollTo({ top: 0 });
+}
+
+$("form").addEventListener("submit", submit);
+$("stop").addEventListener("click", () => running?.abort());
+$("compare").addEventListener("change", () => { $("other").hidden = !$("compare").checked; });
+$("unlock").addEventListener("click", () => { useKey($("key").value); showModels(); });
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+});
+$("clear").addEventListener("click", async () => {
+  if (window.confirm("Remove all pictures from this browser?")) { await empty(); await showGallery(); }
+});
+await Promise.allSettled([showModels(), showGallery()]);
+document.documentElement.dataset.ready = "yes";

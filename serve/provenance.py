@@ -1,0 +1,101 @@
+"""Content credentials (C2PA): a picture says, signed, that it was generated, and by what."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import c2pa
+
+import dreambooth_ray
+from dreambooth_ray.config.serving import ProvenanceConfig
+from dreambooth_ray.errors import ConfigError
+
+_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+_RECEIPT = "org.dreambooth.receipt"
+
+
+class Signer:
+    """Signs with one certificate."""
+
+    def __init__(self, config: ProvenanceConfig) -> None:
+        """raises ConfigError if certificate or key can't be used."""
+        if config.certificate is None or config.private_key is None:
+            raise ConfigError("provenance.certificate and provenance.private_key are not set")
+        try:
+            certificate = Path(config.certificate).read_text()
+            key = Path(config.private_key).read_text()
+            info = c2pa.C2paSignerInfo(
+                alg=b"es256", sign_cert=certificate.encode(), private_key=key.encode(), ta_url=None
+            )
+            self._signer = c2pa.Signer.from_info(info)
+        except (OSError, c2pa.C2paError) as error:
+            raise ConfigError(
+                f"provenance.certificate={config.certificate!r} and its private key can't be used "
+                f"({error}); give an ES256 certificate chain and key in PEM form"
+            ) from error
+
+    def sign(self, data: bytes, receipt: dict[str, object]) -> bytes:
+        """The same picture file with a signed manifest that holds the receipt.
+
+        Prompts stay out of it, since pictures are passed on.
+        """
+        public = {k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")}
+        manifest = {
+            "claim_generator_info": [{"name": "dreambooth", "version": dreambooth_ray.__version__}],
+            "assertions": [
+                {
+                    "label": "c2pa.actions",
+                    "data": {
+                        "actions": [{"action": "c2pa.created", "digitalSourceType": _GENERATED}]
+                    },
+                },
+                {"label": _RECEIPT, "data": public},
+            ],
+        }
+        out = io.BytesIO()
+        with c2pa.Builder(manifest) as builder:
+            builder.sign(self._signer, _media_type(data), io.BytesIO(data), out)
+        return out.getvalue()
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """What a picture says of its origin.
+
+    returns: {"found": False} without a manifest; else found, valid, generator, receipt and
+        problems. valid says that picture and manifest are as they were signed; who the signer
+        is to be trusted as is for the reader to decide: issuer names the certificate's
+    raises: ConfigError if it is no PNG, JPEG or WebP file
+    """
+    try:
+        with c2pa.Reader(_media_type(data), io.BytesIO(data)) as reader:
+            content = json.loads(reader.json())
+    except c2pa.C2paError as error:
+        if "ManifestNotFound" in type(error).__name__ or "no JUMBF" in str(error):
+            return {"found": False}
+        return {"found": True, "valid": False, "problems": [str(error)]}
+    active = content["manifests"][content["active_manifest"]]
+    problems = [
+        problem["code"]
+        for problem in content.get("validation_status", [])
+        # An issuer that is on no public list is no damage to the picture.
+        if problem["code"] != "signingCredential.untrusted"
+    ]
+    generators = active.get("claim_generator_info", [])
+    receipts = [a["data"] for a in active.get("assertions", []) if a["label"] == _RECEIPT]
+    return {
+        "found": True,
+        "valid": not problems,
+        "generator": generators[0] if generators else None,
+        "issuer": active.get("signature_info", {}).get("issuer"),
+        "receipt": receipts[0] if receipts else None,
+        "problems": problems,
+    }
+
+
+def _media_type(data: bytes) -> str:
+    for start, kind in _TYPES.items():
+        if data.startswith(start):
+            return kind
+    raise ConfigError("image is no PNG, JPEG or WebP file")
