@@ -54,7 +54,7 @@ class Samples(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw with the weights of this moment; training draws nothing from this randomness."""
+        """Draw with the weights a bundle would have now; training shares no randomness with it."""
         every, step = self._config.sample.every, trainer.global_step
         if not batch.ends_step or not every or step % every or not trainer.is_global_zero:
             return
@@ -76,7 +76,9 @@ class Samples(Callback):
             )
             for prompt in self._config.sample_prompts
         ]
-        for request, drawn in zip(requests, engine.draw(requests), strict=True):
+        with pl_module.averaged():
+            pictures = engine.draw(requests)
+        for request, drawn in zip(requests, pictures, strict=True):
             name = f"samples/{request.prompt}"
             self._tracking.add_picture(name, np.asarray(drawn.image), step)
         pl_module.unet.train(self._config.train.unet)

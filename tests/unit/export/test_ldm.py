@@ -1,0 +1,66 @@
+"""Names as they stand in the published v1-5-pruned.safetensors and v2-1_512-ema-pruned."""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreambooth_ray.export import ldm
+
+BLOCKS = (320, 640, 1280, 1280)
+
+
+def test_names_of_stable_diffusion_1_5() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, block_out_channels=BLOCKS)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+    names = ldm.unet(unet.state_dict())
+    assert len(names) == len(unet.state_dict()) == 686
+    model = "model.diffusion_model."
+    for name, shape in {
+        "time_embed.2.weight": (1280, 1280),
+        "input_blocks.0.0.weight": (320, 4, 3, 3),
+        "input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+        "input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight": (1280, 768),
+        "input_blocks.11.0.out_layers.3.weight": (1280, 1280, 3, 3),
+        "middle_block.1.proj_in.weight": (1280, 1280, 1, 1),
+        "output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        "output_blocks.8.2.conv.weight": (640, 640, 3, 3),
+        "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj.weight": (2560, 320),
+        "out.2.weight": (4, 320, 3, 3),
+    }.items():
+        assert tuple(names[model + name].shape) == shape, name
+    first = "first_stage_model."
+    stage = ldm.vae(vae.state_dict())
+    assert len(stage) == 248
+    assert tuple(stage[first + "decoder.up.1.block.0.nin_shortcut.weight"].shape) == (
+        256,
+        512,
+        1,
+        1,
+    )
+    assert tuple(stage[first + "encoder.mid.attn_1.q.weight"].shape) == (512, 512, 1, 1)
+    assert first + "decoder.up.3.upsample.conv.weight" in stage
+    assert first + "decoder.up.0.upsample.conv.weight" not in stage
+    assert first + "quant_conv.weight" in stage
+
+
+def test_names_of_open_clip() -> None:
+    with torch.device("meta"):
+        text = CLIPTextModel(
+            CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                           num_attention_heads=2, vocab_size=100)
+        )  # fmt: skip
+    names = ldm.open_clip(text.state_dict())
+    block = "cond_stage_model.model.transformer.resblocks.1."
+    assert tuple(names[block + "attn.in_proj_weight"].shape) == (192, 64)
+    assert tuple(names[block + "attn.in_proj_bias"].shape) == (192,)
+    assert tuple(names[block + "mlp.c_fc.weight"].shape) == (128, 64)
+    assert tuple(names["cond_stage_model.model.positional_embedding"].shape) == (77, 64)
+    assert "cond_stage_model.model.ln_final.bias" in names
+    assert len(names) == 2 * 12 + 4
