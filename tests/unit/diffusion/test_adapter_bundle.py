@@ -30,24 +30,24 @@ def make_bundle(folder: Path, model: Path) -> Path:
 
 
 def test_components_and_pipeline_have_the_adapters_in_them(
-    other_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
-    bundle = model_directory(str(make_bundle(tmp_path / "b", other_model)))
+    bundle = model_directory(str(make_bundle(tmp_path / "b", tiny_model)))
     parts, pipeline = load_components(bundle), load_pipeline(bundle)
-    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    plain = load_components(other_model).unet.get_parameter(name)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    plain = load_components(tiny_model).unet.get_parameter(name)
     assert not torch.equal(parts.unet.get_parameter(name), plain)
     for part in ("unet", "text_encoder"):
         mine, yours = (getattr(x, part).state_dict() for x in (parts, pipeline))
         assert mine.keys() == yours.keys()
         assert all(torch.equal(mine[k], yours[k]) for k in mine)
-    assert base_directory(bundle) == other_model
-    check_resolution(bundle, 128)
-    assert model_hash(bundle) != model_hash(other_model)
+    assert base_directory(bundle) == tiny_model
+    check_resolution(bundle, 64)
+    assert model_hash(bundle) != model_hash(tiny_model)
 
 
-def test_a_base_that_changed_or_went_is_refused(other_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(other_model, tmp_path / "base")
+def test_a_base_that_changed_or_went_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
     bundle = make_bundle(tmp_path / "b", tmp_path / "base")
     config = tmp_path / "base" / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
@@ -58,15 +58,15 @@ def test_a_base_that_changed_or_went_is_refused(other_model: Path, tmp_path: Pat
         model_directory(str(bundle))
 
 
-def test_a_bundle_that_names_no_base_is_refused(other_model: Path, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "b", other_model)
+def test_a_bundle_that_names_no_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", tiny_model)
     (bundle / "manifest.json").unlink()
     with pytest.raises(ConfigError, match=r"no manifest\.json that names its base"):
         model_directory(str(bundle))
 
 
-def test_pickled_weights_are_refused(other_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(other_model, tmp_path / "m")
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
     weights = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     with pytest.raises(ConfigError, match="no weights"):

@@ -21,8 +21,8 @@ def trained(parts: Components) -> dict[str, list[str]]:
     }
 
 
-def test_keys_and_values_alone(other_model: Path) -> None:
-    parts = load_components(other_model)
+def test_keys_and_values_alone(tiny_model: Path) -> None:
+    parts = load_components(tiny_model)
     apply_method(config_of("train.method=kv"), parts)
     names = trained(parts)
     layers = [n for n, _ in parts.unet.named_modules() if n.endswith((".to_k", ".to_v"))]
@@ -42,9 +42,9 @@ def test_keys_and_values_alone(other_model: Path) -> None:
     ],
 )
 def test_parts_move_as_configured(
-    other_model: Path, overrides: list[str], unet: bool, text: bool
+    tiny_model: Path, overrides: list[str], unet: bool, text: bool
 ) -> None:
-    parts = load_components(other_model)
+    parts = load_components(tiny_model)
     apply_method(config_of(*overrides), parts)
     names = trained(parts)
     assert (bool(names["unet"]), bool(names["text_encoder"])) == (unet, text)
@@ -52,16 +52,16 @@ def test_parts_move_as_configured(
         assert all(".lora_" in n for part in names.values() for n in part)
 
 
-def test_adapters_start_without_effect_and_depend_on_the_seed_alone(other_model: Path) -> None:
+def test_adapters_start_without_effect_and_depend_on_the_seed_alone(tiny_model: Path) -> None:
     def made(seed: int) -> Components:
         torch.manual_seed(torch.seed() % 2**31)
-        parts = load_components(other_model)
+        parts = load_components(tiny_model)
         apply_method(config_of("train.method=lora", f"seed={seed}"), parts)
         return parts
 
     one, two, other = made(1), made(1), made(2)
-    plain = load_components(other_model).unet
-    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 48)
+    plain = load_components(tiny_model).unet
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 16, 32)
     with torch.no_grad():
         assert torch.equal(one.unet(*inputs).sample, plain(*inputs).sample)
     first = {n: p for n, p in one.unet.named_parameters() if "lora_A" in n}
@@ -69,8 +69,8 @@ def test_adapters_start_without_effect_and_depend_on_the_seed_alone(other_model:
     assert not any(torch.equal(p, other.unet.get_parameter(n)) for n, p in first.items())
 
 
-def test_weights_of_another_method_are_refused(other_model: Path) -> None:
-    parts = load_components(other_model)
+def test_weights_of_another_method_are_refused(tiny_model: Path) -> None:
+    parts = load_components(tiny_model)
     apply_method(config_of("train.method=kv"), parts)
     with pytest.raises(CheckpointError, match=r"other weights of unet.*another train\.method"):
         load_trained(parts, {"unet": dict(parts.unet.state_dict())})
@@ -79,11 +79,11 @@ def test_weights_of_another_method_are_refused(other_model: Path) -> None:
 @pytest.mark.parametrize(
     "override", ["train.lora.target_modules=[to_x]", "train.lora.text_target_modules=[to_q]"]
 )
-def test_layers_that_are_not_there_are_refused_by_name(other_model: Path, override: str) -> None:
+def test_layers_that_are_not_there_are_refused_by_name(tiny_model: Path, override: str) -> None:
     config = config_of("train.method=lora", "train.text_encoder=true", override)
     with pytest.raises(ConfigError, match=r"train\.lora\..*target_modules.*to_[xq]"):
-        check_method(config, other_model)
-    check_method(config_of("train.method=lora", "train.text_encoder=true"), other_model)
+        check_method(config, tiny_model)
+    check_method(config_of("train.method=lora", "train.text_encoder=true"), tiny_model)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def single_file(path: Path, config: Path) -> StableDiffusionPipeline:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("adapted") / "b", other_model)
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("adapted") / "b", tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def expected(bundle: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Like 2.x: open_clip's activation, linear projections around attention."""
     folder = tmp_path_factory.mktemp("second") / "model"
-    pipeline = load_pipeline(other_model)
+    pipeline = load_pipeline(tiny_model)
     torch.manual_seed(1)
     text = {**pipeline.text_encoder.config.to_dict(), "hidden_act": "gelu"}
     pipeline.text_encoder = CLIPTextModel(CLIPTextConfig(**text))
@@ -58,8 +58,8 @@ def second(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Path:
     return folder
 
 
-def test_adapters_change_the_picture(other_model: Path, bundle: Path, expected: np.ndarray) -> None:
-    assert np.abs(picture(load_pipeline(other_model)) - expected).mean() > 2
+def test_adapters_change_the_picture(tiny_model: Path, bundle: Path, expected: np.ndarray) -> None:
+    assert np.abs(picture(load_pipeline(tiny_model)) - expected).mean() > 2
 
 
 def test_a_diffusers_directory_has_the_adapters_in_its_weights(
@@ -74,10 +74,10 @@ def test_a_diffusers_directory_has_the_adapters_in_its_weights(
 
 @pytest.mark.parametrize("kind", ["lora", "kohya"])
 def test_diffusers_reads_adapters_of_both_namings(
-    other_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path, kind: str
+    tiny_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path, kind: str
 ) -> None:
     out = export_run(str(bundle), kind, tmp_path / "subject.safetensors")
-    pipeline = load_pipeline(other_model)
+    pipeline = load_pipeline(tiny_model)
     pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
     assert np.abs(picture(pipeline) - expected).max() <= 1
     half = export_run(str(bundle), kind, tmp_path / "half.safetensors", half=True)
@@ -89,12 +89,12 @@ def test_diffusers_reads_adapters_of_both_namings(
         with safe_open(out, "pt") as file:
             names = set(file.keys())
             assert float(file.get_tensor(next(n for n in names if n.endswith(".alpha")))) == 8.0
-        layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+        layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
         assert {f"{layer}.{x}" for x in ("lora_down.weight", "lora_up.weight", "alpha")} <= names
         assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha" in names
 
 
-@pytest.mark.parametrize("model", ["toy_model", "other_model", "second"])
+@pytest.mark.parametrize("model", ["tiny_model", "other_model", "second"])
 def test_diffusers_reads_a_single_file(
     request: pytest.FixtureRequest, tmp_path: Path, model: str
 ) -> None:
@@ -111,17 +111,15 @@ def test_diffusers_reads_a_single_file(
 
 
 def test_a_single_file_of_an_adapter_bundle_has_it_fused(
-    other_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path
+    tiny_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
     out = export_run(str(bundle), "single-file", tmp_path / "model.safetensors")
-    assert np.abs(picture(single_file(out, other_model)) - expected).max() <= 1
+    assert np.abs(picture(single_file(out, tiny_model)) - expected).max() <= 1
 
 
-def test_what_can_not_be_written_is_refused(
-    other_model: Path, bundle: Path, tmp_path: Path
-) -> None:
+def test_what_can_not_be_written_is_refused(tiny_model: Path, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no adapters.*train\.method=lora"):
-        export_run(str(other_model), "lora", tmp_path / "x.safetensors")
+        export_run(str(tiny_model), "lora", tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="must end in"):
         export_run(str(bundle), "lora", tmp_path / "x.ckpt")
     with pytest.raises(ConfigError, match="--format='onnx' is none of"):

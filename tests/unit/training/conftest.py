@@ -9,9 +9,9 @@ from dreambooth_ray.storage.store import Store
 
 
 @pytest.fixture(scope="session")
-def priors(tmp_path_factory: pytest.TempPathFactory, other_model: Path) -> Store:
+def priors(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Store:
     """Five class images."""
     spec = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 5)
     found = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
-    Painter(str(other_model), found.uri, spec, gpu=False).paint(0)
+    Painter(str(tiny_model), found.uri, spec, gpu=False).paint(0)
     return found

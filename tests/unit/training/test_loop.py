@@ -11,10 +11,10 @@ from tests.unit.training.fitted import Fitted
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_no_step_is_taken_with_a_gradient_beyond_the_bound(
-    other_model: Path, photos: Path, priors: Store, accumulate: int
+    tiny_model: Path, photos: Path, priors: Store, accumulate: int
 ) -> None:
     run = Fitted(
-        other_model, photos, priors, "train.max_grad_norm=0.01", "train.steps=3",
+        tiny_model, photos, priors, "train.max_grad_norm=0.01", "train.steps=3",
         f"train.accumulate={accumulate}",
     )  # fmt: skip
     assert min(r["grad_norm"] for r in run.watch.records) > 0.02
@@ -22,9 +22,9 @@ def test_no_step_is_taken_with_a_gradient_beyond_the_bound(
     assert max(run.watch.norms) <= 0.01 * (1 + 1e-4)
 
 
-def test_parts_of_a_step_add_up_to_it(other_model: Path, photos: Path, priors: Store) -> None:
-    whole = Fitted(other_model, photos, priors, "train.steps=2")
-    parted = Fitted(other_model, photos, priors, "train.steps=2", "train.accumulate=2")
+def test_parts_of_a_step_add_up_to_it(tiny_model: Path, photos: Path, priors: Store) -> None:
+    whole = Fitted(tiny_model, photos, priors, "train.steps=2")
+    parted = Fitted(tiny_model, photos, priors, "train.steps=2", "train.accumulate=2")
     assert parted.losses() == pytest.approx(whole.losses(), rel=1e-3)
     assert [r["images_seen"] for r in parted.watch.records] == [4, 8]
     norms = [[r["grad_norm"] for r in x.watch.records] for x in (whole, parted)]
@@ -32,16 +32,16 @@ def test_parts_of_a_step_add_up_to_it(other_model: Path, photos: Path, priors: S
 
 
 def test_a_resumed_adapter_with_its_average_goes_on_bit_for_bit(
-    other_model: Path, photos: Path, priors: Store, tmp_path: Path
+    tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
 ) -> None:
     state = tmp_path / "state.ckpt"
     same = (
         "train.method=lora", "train.ema_decay=0.9", "identifier.kind=learned", "train.steps=4",
         "train.lr_schedule=cosine", "train.lr_warmup_steps=1",
     )  # fmt: skip
-    whole = Fitted(other_model, photos, priors, *same, save=state)
+    whole = Fitted(tiny_model, photos, priors, *same, save=state)
     assert state.stat().st_size < 2_000_000
-    rest = Fitted(other_model, photos, priors, *same, resume=state)
+    rest = Fitted(tiny_model, photos, priors, *same, resume=state)
     assert rest.watch.records == whole.watch.records[2:]
     assert all(torch.equal(w, rest.weights[n]) for n, w in whole.weights.items())
     averages = [x.module.average.weights for x in (whole, rest)]  # type: ignore[union-attr]
@@ -51,10 +51,10 @@ def test_a_resumed_adapter_with_its_average_goes_on_bit_for_bit(
 
 
 def test_less_memory_and_less_precision_come_to_about_the_same(
-    other_model: Path, photos: Path, priors: Store
+    tiny_model: Path, photos: Path, priors: Store
 ) -> None:
     plain, spared, coarse = (
-        Fitted(other_model, photos, priors, "train.steps=1", override).losses()
+        Fitted(tiny_model, photos, priors, "train.steps=1", override).losses()
         for override in (
             "seed=0",
             "train.gradient_checkpointing=true",

@@ -17,32 +17,32 @@ def module_of(model: Path, *overrides: str) -> DreamBoothModule:
     return DreamBoothModule(config, parts)
 
 
-def test_a_frozen_text_encoder_is_not_even_held(toy_model: Path) -> None:
-    module = module_of(toy_model, "train.text_encoder=false")
+def test_a_frozen_text_encoder_is_not_even_held(tiny_model: Path) -> None:
+    module = module_of(tiny_model, "train.text_encoder=false")
     optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
     assert len(optimised) == len(list(module.unet.parameters()))
     assert module.text_encoder is None
 
 
-def test_a_checkpoint_holds_what_is_trained_and_is_compared_at_load(toy_model: Path) -> None:
-    module = module_of(toy_model, "train.method=lora", "train.text_encoder=true")
+def test_a_checkpoint_holds_what_is_trained_and_is_compared_at_load(tiny_model: Path) -> None:
+    module = module_of(tiny_model, "train.method=lora", "train.text_encoder=true")
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     assert all(".lora_" in name for name in checkpoint["state_dict"])
     module.on_load_checkpoint(checkpoint)
-    other = module_of(toy_model, "train.method=lora")
+    other = module_of(tiny_model, "train.method=lora")
     with pytest.raises(CheckpointError, match=r"text_encoder\..*another train\.method"):
         other.on_load_checkpoint(checkpoint)
 
 
-def test_both_parts_are_optimised_by_default(toy_model: Path) -> None:
-    module = module_of(toy_model)
+def test_both_parts_are_optimised_by_default(tiny_model: Path) -> None:
+    module = module_of(tiny_model)
     optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
     assert len(optimised) == len(list(module.parameters()))
 
 
-def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(toy_model: Path) -> None:
-    module = module_of(toy_model, "train.max_grad_norm=0.5")
+def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(tiny_model: Path) -> None:
+    module = module_of(tiny_model, "train.max_grad_norm=0.5")
     for p in module.parameters():
         p.grad = torch.full_like(p, 0.01)
     before = torch.cat([p.grad.flatten().double() for p in module.parameters()]).norm()  # type: ignore[union-attr]
@@ -52,6 +52,6 @@ def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(toy_model: 
     assert float(after) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_images_seen_count_both_halves(toy_model: Path) -> None:
-    assert module_of(toy_model, "train.batch_size=3").images_a_step == 6
-    assert module_of(toy_model, "train.batch_size=3", "prior.count=0").images_a_step == 3
+def test_images_seen_count_both_halves(tiny_model: Path) -> None:
+    assert module_of(tiny_model, "train.batch_size=3").images_a_step == 6
+    assert module_of(tiny_model, "train.batch_size=3", "prior.count=0").images_a_step == 3

@@ -34,17 +34,17 @@ def test_rates_fall_to_zero_after_the_last_step() -> None:
     assert cosine == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
 
 
-def test_weights_are_grouped_by_rate(other_model: Path) -> None:
+def test_weights_are_grouped_by_rate(tiny_model: Path) -> None:
     config = config_of(
         "train.text_encoder_lr=1e-6", "identifier.kind=learned", "identifier.lr=1e-3"
     )
-    parts = load_components(other_model)
+    parts = load_components(tiny_model)
     apply_method(config, parts)
     module = DreamBoothModule(config, parts)
     groups = {g["lr"]: g for g in parameter_groups(config, module)}
     assert set(groups) == {5e-6, 1e-6, 1e-3}
     assert len(groups[5e-6]["params"]) == len(list(module.unet.parameters()))
-    assert [tuple(p.shape) for p in groups[1e-3]["params"]] == [(1, 48)]
+    assert [tuple(p.shape) for p in groups[1e-3]["params"]] == [(1, 32)]
     assert groups[1e-3]["weight_decay"] == 0
 
 

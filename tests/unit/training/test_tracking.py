@@ -16,13 +16,13 @@ ASKED = ("train.steps=3", "validation.every=3", "validation.class_images=2", "pr
 
 
 def test_a_resumed_run_stands_in_each_logger_once(
-    other_model: Path, photos: Path, priors: Store, tmp_path: Path
+    tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
 ) -> None:
     run, state = Store(str(tmp_path / "run")), tmp_path / "state.ckpt"
     asked = (*ASKED, "tracking.loggers=[tensorboard,csv]")
-    Fitted(other_model, photos, priors, *asked, track=run, save=state)
+    Fitted(tiny_model, photos, priors, *asked, track=run, save=state)
     first = read_metrics(run)
-    Fitted(other_model, photos, priors, *asked, track=run, resume=state)
+    Fitted(tiny_model, photos, priors, *asked, track=run, resume=state)
     assert read_metrics(run) == first
     assert [("val_loss" in r) for r in first] == [False, False, True]
     with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:

@@ -19,8 +19,8 @@ ASKED = (
 
 
 @pytest.fixture(scope="module")
-def run(other_model: Path, photos: Path, priors: Store) -> Fitted:
-    return Fitted(other_model, photos, priors, *ASKED, "train.steps=3", "train.ema_decay=0.9")
+def run(tiny_model: Path, photos: Path, priors: Store) -> Fitted:
+    return Fitted(tiny_model, photos, priors, *ASKED, "train.steps=3", "train.ema_decay=0.9")
 
 
 def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) -> None:
@@ -56,10 +56,10 @@ def test_what_is_asked_is_not_trained_on(run: Fitted) -> None:
 
 
 def test_a_run_that_gets_no_better_ends_there(
-    other_model: Path, photos: Path, priors: Store
+    tiny_model: Path, photos: Path, priors: Store
 ) -> None:
     run = Fitted(
-        other_model, photos, priors, *ASKED, "train.steps=9", "validation.every=1",
+        tiny_model, photos, priors, *ASKED, "train.steps=9", "validation.every=1",
         "validation.patience=2", "validation.min_delta=1000", "train.lr=1e-9",
     )  # fmt: skip
     assert [r["step"] for r in run.watch.records] == [1, 2, 3]
