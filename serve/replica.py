@@ -34,6 +34,8 @@ from serve.shelf import Seat, Shelf
 # Progress is told this often at most: the picture matters, not its odometer.
 _PROGRESS_EVERY_S = 0.2
 _WARM_UP_STEPS = 3
+# A batch so full tells how fast full batches are; each report moves the estimate so far.
+_FULL, _LEARNING = 0.75, 0.5
 
 
 class Replica:
@@ -58,6 +60,7 @@ class Replica:
         self._steps_done = 0
         self._backlog_steps, self._told_at = 0, 0.0
         self._steps_per_s = self._warm_up()
+        self._seen = (time.monotonic(), 0, False)
 
     def _open_engine(self, directory: Path) -> Engine:
         engine = Engine(
@@ -136,8 +139,9 @@ class Replica:
 
     async def report(self, backlog_steps: int = 0) -> Report:
         """How it goes. backlog_steps: this replica's share of what waits at the gateway."""
-        self._backlog_steps, self._told_at = backlog_steps, time.monotonic()
-        engines = self._shelf.engines
+        engines, now = self._shelf.engines, time.monotonic()
+        self._learn_speed(now, sum(e.num_active for e in engines))
+        self._backlog_steps, self._told_at = backlog_steps, now
         return Report(
             replica=self.id,
             steps_per_s=self._steps_per_s,
@@ -148,6 +152,15 @@ class Replica:
             loaded_bytes=self._shelf.size_bytes,
             loaded=self._shelf.loaded,
         )
+
+    def _learn_speed(self, now: float, active: int) -> None:
+        """Steps a second as they are since the last report, if the batch was full then and now."""
+        full = active >= _FULL * self._config.replicas.batch
+        then, steps, was_full = self._seen
+        self._seen = (now, self._steps_done, full)
+        if full and was_full and now > then:
+            rate = (self._steps_done - steps) / (now - then)
+            self._steps_per_s += _LEARNING * (rate - self._steps_per_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy reads: steps to do, waiting ones included."""

@@ -1,0 +1,213 @@
+"""The endpoint under kills, under more than it can do, and at rest."""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.integration.conftest import kill_tree, start_dreambooth
+from tests.integration.test_serve import metric, wait_for_address
+
+pytestmark = pytest.mark.fault
+KILL_EVERY_S, KILLING_S, DETECTION_S = 20.0, 180.0, 5.0
+OVERLOAD_S, DEADLINE_S = 120.0, 8.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request as its caller saw it; status 0 for a connection that broke."""
+
+    begun_s: float
+    ended_s: float
+    status: int
+    retry_after: str | None
+    code: str | None
+
+
+Start = Callable[..., tuple["subprocess.Popen[str]", str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*overrides: str) -> tuple["subprocess.Popen[str]", str]:
+        started.append(start_dreambooth("serve", "--port", "0", *overrides, cwd=tmp_path))
+        return started[-1], wait_for_address(started[-1])
+
+    yield begin
+    for process in started:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        kill_tree(process)
+
+
+async def ask(session: aiohttp.ClientSession, address: str, **body: Any) -> Answered:
+    begun_s, code = time.monotonic(), None
+    sent = {"prompt": "a red robot", "seed": 1} | body
+    try:
+        async with session.post(f"{address}/v1/images/generations", json=sent) as answer:
+            content = await answer.json()
+            if answer.status != 200:
+                code = content["error"]["code"]
+            again = answer.headers.get("Retry-After")
+            return Answered(begun_s, time.monotonic(), answer.status, again, code)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Answered(begun_s, time.monotonic(), 0, None, type(error).__name__)
+
+
+@contextlib.asynccontextmanager
+async def caller() -> AsyncIterator[aiohttp.ClientSession]:
+    limits = aiohttp.ClientTimeout(total=150)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
+        yield session
+
+
+def replicas(process: "subprocess.Popen[str]", name: str = "Replica") -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if f"ServeReplica:dreambooth:{name}" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def wait_until(met: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # the interval of a poll, not a wait for time to pass
+
+
+def test_replicas_killed_under_load(start: Start) -> None:
+    process, address = start("replicas.minimum=2", "replicas.maximum=2", "replicas.batch=4")
+    wait_until(lambda: metric(address, "dreambooth_replicas") == 2)
+    kills: list[float] = []
+    answers: list[Answered] = []
+
+    async def story() -> None:
+        end_s = time.monotonic() + KILLING_S
+
+        async def load(session: aiohttp.ClientSession) -> None:
+            while time.monotonic() < end_s:
+                answers.append(await ask(session, address, num_inference_steps=25))
+                if answers[-1].status != 200:
+                    await asyncio.sleep(1)
+
+        async def kill() -> None:
+            while time.monotonic() < end_s - KILL_EVERY_S:
+                await asyncio.sleep(KILL_EVERY_S)
+                victims = await asyncio.to_thread(replicas, process)
+                if len(victims) > 1:
+                    victims[0].kill()
+                    kills.append(time.monotonic())
+
+        async with caller() as session:
+            await asyncio.gather(kill(), *(load(session) for _ in range(4)))
+
+    asyncio.run(story())
+    failed = [a for a in answers if a.status != 200]
+    print(
+        f"{len(kills)} kills, {len(answers)} answers, failed {[(a.status, a.code) for a in failed]}"
+    )
+    print(f"retries {metric(address, 'dreambooth_retries')}, slowest "
+          f"{max(a.ended_s - a.begun_s for a in answers):.1f} s")  # fmt: skip
+    assert len(kills) >= 4
+    assert {a.status for a in failed} <= {503}
+    for answer in failed:
+        assert any(answer.begun_s < kill + DETECTION_S < answer.ended_s + 30 for kill in kills)
+    assert max(a.ended_s - a.begun_s for a in answers) < 120
+    assert len(answers) - len(failed) > len(kills)
+
+
+def test_ten_times_more_than_it_can_do(start: Start) -> None:
+    process, address = start("replicas.batch=8")
+    answers: list[Answered] = []
+    memory: list[int] = []
+
+    async def story() -> None:
+        async with caller() as session:
+            begun_s = time.monotonic()
+            batch = [ask(session, address, num_inference_steps=25) for _ in range(16)]
+            assert {a.status for a in await asyncio.gather(*batch)} == {200}
+            interval_s = (time.monotonic() - begun_s) / 16 / 10
+            end_s, tasks = time.monotonic() + OVERLOAD_S, []
+            while time.monotonic() < end_s:
+                body = {"num_inference_steps": 25, "deadline_s": DEADLINE_S}
+                tasks.append(asyncio.create_task(ask(session, address, **body)))
+                await asyncio.sleep(interval_s)
+                if len(tasks) % 100 == 0:
+                    memory.append(await asyncio.to_thread(_memory, process))
+            answers.extend(await asyncio.gather(*tasks))
+
+    asyncio.run(story())
+    done = [a for a in answers if a.status == 200]
+    refused = [a for a in answers if a.status != 200]
+    late = [a for a in refused if a.code == "deadline_exceeded"]
+    slowest = max(a.ended_s - a.begun_s for a in done)
+    print(f"{len(answers)} asked, {len(done)} done, {len(late)} late, slowest {slowest:.1f} s")
+    print(f"codes { {a.code for a in refused} }, memory MB {[m // 2**20 for m in memory]}")
+    assert {a.status for a in refused} == {503}
+    assert all(int(a.retry_after or 0) >= 1 for a in refused)
+    assert not late
+    assert slowest < DEADLINE_S + 2
+    wait_until(lambda: metric(address, "dreambooth_remaining_steps") == 0, 30)
+    for name in ("queue", "in_hand", "batch"):
+        assert metric(address, f"dreambooth_{name}") == 0
+    half = memory[len(memory) // 3 :]
+    assert max(half) - half[0] < 100 * 2**20
+
+
+def _memory(process: "subprocess.Popen[str]") -> int:
+    """Bytes of gateway and replica."""
+    both = [*replicas(process), *replicas(process, "Gateway")]
+    return sum(p.memory_info().rss for p in both)
+
+
+def test_to_zero_and_back(start: Start) -> None:
+    process, address = start("replicas.minimum=0", "replicas.downscale_delay_s=2")
+    wait_until(lambda: metric(address, "dreambooth_replicas") == 0 and not replicas(process))
+
+    async def story() -> list[Answered]:
+        async with caller() as session:
+            return await asyncio.gather(*(ask(session, address) for _ in range(3)))
+
+    answers = asyncio.run(story())
+    print(f"woken in {max(a.ended_s - a.begun_s for a in answers):.1f} s")
+    assert [a.status for a in answers] == [200] * 3
+    wait_until(lambda: metric(address, "dreambooth_replicas") == 0 and not replicas(process))
+
+
+def test_a_job_outlives_gateway_and_replica(start: Start) -> None:
+    process, address = start("jobs.lease_s=3", "limits.steps=1000")
+
+    async def story() -> dict[str, Any]:
+        async with caller() as session:
+            body = {"prompt": "a red robot", "n": 4, "num_inference_steps": 300, "seed": 1}
+            async with session.post(f"{address}/v1/jobs", json=body) as answer:
+                job = await answer.json()
+            for victim in (*replicas(process, "Gateway"), *replicas(process)):
+                victim.kill()
+            deadline_s = time.monotonic() + 180
+            while time.monotonic() < deadline_s:
+                with contextlib.suppress(aiohttp.ClientError, ValueError):
+                    async with session.get(f"{address}/v1/jobs/{job['id']}") as answer:
+                        state: dict[str, Any] = await answer.json(content_type=None)
+                    if state.get("status") in ("completed", "failed"):
+                        return state
+                await asyncio.sleep(0.5)
+            raise AssertionError("the job was lost")
+
+    state = asyncio.run(story())
+    assert state["status"] == "completed", state
+    assert [r["seed"] for r in state["receipts"]] == [1, 2, 3, 4]
