@@ -187,7 +187,7 @@ class Catalog:
         """What a caller may draw with: base models, then each subject's newest version."""
         names = sorted({s.name for s in self._subjects.values()} - set(self._bases))
         found = [*self._bases.values(), *(self.versions(name)[0] for name in names)]
-        return [self.answer(s) for s in found if allowed(s.name)]
+        return [self.answer(s) for s in found if allowed(s.name) and s.fault is None]
 
     def answer(self, subject: Subject) -> ModelAnswer:
         """As GET /v1/models has it."""
