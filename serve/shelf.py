@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreambooth_ray.diffusion.components import PARTS, model_directory, model_hash
+from dreambooth_ray.diffusion import tokens
+from dreambooth_ray.diffusion.components import (
+    PARTS,
+    base_directory,
+    model_directory,
+    model_hash,
+)
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.storage import layout
@@ -161,14 +167,21 @@ class Shelf:
 
     def _load(self, artifact: Artifact) -> None:
         if artifact.uri is not None:
-            self._add_engine(artifact.id, model_directory(artifact.uri, "models"), base=True)
+            directory = model_directory(artifact.uri, "models")
+            size = loaded_bytes(directory, self._bytes_per_weight)
+            self._add_engine(artifact.id, directory, size, base=True)
             return
         directory = self._fetch(artifact)
         try:
-            if (directory / layout.ADAPTER).is_dir():
+            if (directory / layout.ADAPTER / tokens.FILE).is_file():
+                # Learned words need a tokenizer, so an engine, of their own.
+                size = loaded_bytes(base_directory(directory), self._bytes_per_weight)
+                self._add_engine(artifact.id, directory, size, base=False)
+            elif (directory / layout.ADAPTER).is_dir():
                 self._add_adapter(artifact.id, directory)
             else:
-                self._add_engine(artifact.id, directory, base=False)
+                size = loaded_bytes(directory, self._bytes_per_weight)
+                self._add_engine(artifact.id, directory, size, base=False)
         finally:
             # Everything is in memory now; the next load verifies the bytes anew.
             shutil.rmtree(directory, ignore_errors=True)
@@ -193,8 +206,7 @@ class Shelf:
         (local / MANIFEST).write_bytes(manifest)
         return local
 
-    def _add_engine(self, id_: str, directory: Path, *, base: bool) -> None:
-        size_bytes = loaded_bytes(directory, self._bytes_per_weight)
+    def _add_engine(self, id_: str, directory: Path, size_bytes: int, *, base: bool) -> None:
         self._make_room(size_bytes, id_)
         engine = self._open(directory)
         digest = engine.model_hash
@@ -241,7 +253,8 @@ class Shelf:
                 directory = model_directory(uri, f"models.{base}")
                 if model_hash(directory) != digest:
                     continue
-                self._add_engine(base, directory, base=True)
+                size = loaded_bytes(directory, self._bytes_per_weight)
+                self._add_engine(base, directory, size, base=True)
                 loaded = self._engines[base]
             if loaded.base == digest:
                 return loaded

@@ -26,6 +26,11 @@ class SubjectConfig(Section):
     photos: Text = Field(description="folder of 1 to 100 photographs (JPEG, PNG, WebP)")
     identifier: Text = Field("sks", description="rare word that will stand for the subject")
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="what the endpoint serves it as, newest run first; none is the run_id",
+    )
     prompts: tuple[Text, ...] = Field(
         (), description="captions where none is given, one at random; none is train.prompt alone"
     )

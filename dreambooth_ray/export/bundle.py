@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 from diffusers import DDIMScheduler
@@ -63,7 +64,8 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
         stage = Path(folder) / "bundle"
         about = _write(config, directory, restored[1], stage)
         (stage / "card.md").write_text(_card(config, run, last))
-        manifest.publish(run, layout.BUNDLE, stage, {**about, "step": restored[0]})
+        about |= {"step": restored[0], "created_at": time.time()}
+        manifest.publish(run, layout.BUNDLE, stage, about)
 
 
 def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[str, object]:
@@ -87,6 +89,8 @@ def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[st
         ],
         "resolution": config.train.resolution,
     }
+    if config.subject.name is not None:
+        about["subject"] = config.subject.name
     if config.train.method == "lora":
         for part in ("unet", "text_encoder"):
             if adapters.has_adapters(getattr(parts, part)):
