@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from safetensors.torch import load_file
 
+from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.conftest import Run, dreambooth
 
@@ -50,9 +52,9 @@ def test_adapters_and_words_of_two_subjects(tmp_path: Path, recipe: Path) -> Non
     about = json.loads((run.folder / "bundle" / "manifest.json").read_text())["about"]
     assert (about["kind"], about["base_model"]) == ("adapter", "toyworld")
     assert [s["prompt"] for s in about["subjects"]] == ["a <sks> robot", "a <ohwx> dog"]
-    done = dreambooth(
-        "generate", str(run.folder), "--prompt", "a <ohwx> dog", "--num-inference-steps", "2",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / done.stdout.strip()).size == (64, 64)
+    engine = Engine(model_directory(str(run.folder)))
+    (drawn,) = engine.draw([Request("a <ohwx> dog", 1, num_inference_steps=2)])
+    plain_request = Request("a dog", 1, num_inference_steps=2)
+    (plain,) = Engine(model_directory("toyworld")).draw([plain_request])
+    assert drawn.image.size == (64, 64)
+    assert (drawn.latents - plain.latents).abs().max() > 0.01
