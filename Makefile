@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bars faults manifests check format clean
+.PHONY: demo test unit bars faults manifests check format clean load
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -57,4 +57,14 @@ $(CHECKOV)/.made:
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable ".[dev]"
+	touch $@
+
+# The endpoint under locust's callers, against @serve.batch around diffusers; some minutes.
+load: $(VENV)/.dev $(VENV)/.locust
+	$(BIN)/python -m benchmarks.serve_load --locust $(VENV)/locust/bin/locust
+
+# Apart from the rest: gevent and Flask are no business of ours.
+$(VENV)/.locust:
+	$(PYTHON) -m venv $(VENV)/locust
+	$(VENV)/locust/bin/python -m pip install --quiet locust==2.47.0
 	touch $@
