@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.diffusion import adapters
 from dreambooth_ray.diffusion.components import load_components, model_hash
 from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.errors import CapacityError, CheckpointError
+from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from serve.drawing import Artifact
@@ -76,3 +78,42 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, toy_model: Pa
         pass
     assert shelf.loaded == ()
     assert not list((tmp_path / "cache").glob("*"))
+
+
+@pytest.mark.filterwarnings("ignore:Adapter .* was active:UserWarning")
+def test_adapters_share_their_base_and_the_longest_unused_goes(
+    tmp_path: Path, toy_model: Path
+) -> None:
+    artifacts = [_publish_adapter(tmp_path, f"dog{k}", toy_model, k) for k in range(3)]
+    shelf = _shelf(tmp_path, 2**40)
+    with shelf.seat(artifacts[0]) as first:
+        with shelf.seat(artifacts[1]) as second:
+            assert second.engine is first.engine
+            assert first.base_sha256 == second.base_sha256 == model_hash(toy_model)
+            assert first.weights_sha256 != second.weights_sha256
+            with pytest.raises(CapacityError, match="are in use"), shelf.seat(artifacts[2]):
+                pass
+        with shelf.seat(artifacts[2]) as third:
+            assert third.engine is first.engine
+        assert shelf.loaded == ("toyworld", artifacts[0].id, artifacts[2].id)
+    other = _publish_adapter(tmp_path, "cat", toy_model, 9, base_hash="0" * 64)
+    with pytest.raises(ConfigError, match="not served here"), shelf.seat(other):
+        pass
+
+
+def _publish_adapter(
+    tmp_path: Path, run_id: str, model: Path, seed: int, base_hash: str | None = None
+) -> Artifact:
+    unet, settings = load_components(model).unet, LoraConfig(rank=2, target_modules=("to_q",))
+    adapters.inject(unet, settings, settings.target_modules, seed)
+    folder = tmp_path / "made" / run_id
+    adapters.save(unet, folder / "adapter" / "unet")
+    about: dict[str, object] = {
+        "kind": "adapter",
+        "base_model": "toyworld",
+        "base_hash": base_hash or model_hash(model),
+    }
+    text = manifest.publish(Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about)
+    subject = read_subject(run_id, text, 0.0)
+    assert subject is not None
+    return subject.artifact
