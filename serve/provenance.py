@@ -13,6 +13,8 @@ from dreambooth_ray.errors import ConfigError
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+# A picture may name an address where its manifest lies: it is not ours to call.
+_OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 _RECEIPT = "org.dreambooth.receipt"
 
 
@@ -69,7 +71,10 @@ def read(data: bytes) -> dict[str, Any]:
     raises: ConfigError if it is no PNG, JPEG or WebP file
     """
     try:
-        with c2pa.Reader(_media_type(data), io.BytesIO(data)) as reader:
+        with (
+            c2pa.Context.from_dict(_OFFLINE) as context,
+            c2pa.Reader(_media_type(data), io.BytesIO(data), context=context) as reader,
+        ):
             content = json.loads(reader.json())
     except c2pa.C2paError as error:
         if "ManifestNotFound" in type(error).__name__ or "no JUMBF" in str(error):

@@ -9,10 +9,8 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
-from safehttpx import AsyncSecureTransport
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
@@ -20,8 +18,22 @@ from dreambooth_ray.errors import ConfigError
 _LOG = logging.getLogger("dreambooth.serve")
 _TIMEOUT_S = 10.0
 _PAUSES_S = (1.0, 5.0, 30.0, 120.0)
-_SCHEMES = ("https", "http")
+_SCHEMES = {"https": 443, "http": 80}
 Transport = Callable[[str], httpx2.AsyncBaseTransport]
+
+
+class Pinned(httpx2.AsyncHTTPTransport):
+    """Connects to one address, whatever the URL's name means by now; TLS checks the name."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """The answer of the address. The Host header was set when the request was made."""
+        request.extensions |= {"sni_hostname": request.url.raw_host.decode("ascii")}
+        request.url = request.url.copy_with(host=self._address)
+        return await super().handle_async_request(request)
 
 
 def check_target(url: str) -> str:
@@ -32,19 +44,21 @@ def check_target(url: str) -> str:
     raises: ConfigError if the host has an address that is not public, or the URL is odd
     """
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
+        # Read by what will connect, so that no two parsers can differ over the host.
+        parts = httpx2.URL(url)
+        host = parts.raw_host.decode("ascii").strip("[]")
+    except (httpx2.InvalidURL, ValueError, TypeError) as error:
         raise _refused(f"is no URL ({error})") from error
     if parts.scheme not in _SCHEMES or not host:
         raise _refused("is no http or https URL with a host")
-    if parts.username is not None or parts.password is not None:
+    if parts.userinfo:
         raise _refused("holds a user name; give it without one")
+    port = parts.port or _SCHEMES[parts.scheme]
+    if not 0 < port < 2**16:
+        raise _refused(f"has the port {port}; ports go from 1 to 65535")
     try:
-        found = socket.getaddrinfo(
-            host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
-        )
-    except (OSError, UnicodeError) as error:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError) as error:
         raise _refused("names a host that is not found") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(_is_public(address) for address in addresses):
@@ -71,7 +85,7 @@ async def deliver(
     event: dict[str, Any],
     *,
     pauses_s: tuple[float, ...] = _PAUSES_S,
-    transport: Transport = AsyncSecureTransport,
+    transport: Transport = Pinned,
 ) -> bool:
     """POST an event, signed after standardwebhooks.com; True once it is answered with 2xx.
 
@@ -87,7 +101,7 @@ async def deliver(
         except ConfigError as error:
             _LOG.warning("webhook.refused", extra={"error": str(error)})
             return False
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, TimeoutError) as error:
             _LOG.info("webhook.failed", extra={"error": type(error).__name__})
         if pause_s is not None:
             await asyncio.sleep(pause_s)
@@ -103,8 +117,15 @@ async def _send(url: str, secret: str, identity: str, body: str, transport: Tran
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(secret).sign(identity, now, body),
     }
-    async with httpx2.AsyncClient(
-        transport=transport(address), timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False
-    ) as client:
-        answer = await client.post(url, content=body, headers=headers)
-    return bool(answer.is_success)
+    async with (
+        asyncio.timeout(_TIMEOUT_S),
+        httpx2.AsyncClient(
+            transport=transport(address),
+            timeout=_TIMEOUT_S,
+            follow_redirects=False,
+            trust_env=False,
+        ) as client,
+        # What it says beside its status is not read: it may have no end.
+        client.stream("POST", url, content=body, headers=headers) as answer,
+    ):
+        return bool(answer.is_success)

@@ -1,7 +1,10 @@
 import io
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import c2pa
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -13,6 +16,7 @@ from dreambooth_ray.config.serving import ProvenanceConfig
 from dreambooth_ray.errors import ConfigError
 from serve.provenance import Signer, read
 
+IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype"
 RECEIPT: dict[str, object] = {"seed": 7, "model": "toyworld", "prompt": "a secret wish"}
 
 
@@ -97,6 +101,33 @@ def test_pictures_without_a_manifest_and_other_files(config: ProvenanceConfig) -
     assert read(picture("PNG")) == {"found": False}
     with pytest.raises(ConfigError, match="no PNG"):
         read(b"GIF89a")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_that_names_an_address_makes_nobody_call_it(
+    config: ProvenanceConfig, kind: str
+) -> None:
+    calls, out = list[str](), io.BytesIO()
+
+    class Inside(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            calls.append(self.path)
+            self.send_error(404)
+
+    actions = [{"action": "c2pa.created", "digitalSourceType": f"{IPTC}/digitalCreation"}]
+    builder = c2pa.Builder(
+        {"assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}]}
+    )
+    builder.set_no_embed()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Inside) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/manifest")
+        data, media = io.BytesIO(picture(kind)), f"image/{kind.lower()}"
+        builder.sign(Signer(config)._signer, media, data, out)
+        found = read(out.getvalue())
+        server.shutdown()
+    assert calls == []
+    assert not found["valid"]
 
 
 def test_keys_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

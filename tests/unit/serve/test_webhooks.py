@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
-from serve.webhooks import check_target, deliver
+from serve.webhooks import Pinned, check_target, deliver
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the test's own").decode()
 PUBLIC = "93.184.215.14"
@@ -110,3 +111,61 @@ def test_redirects_are_not_followed_and_failure_is_told() -> None:
     answers = Answers([302, 307])
     assert not send(answers, 2)
     assert len(answers.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"http://{PUBLIC}/\x01", f"http://{PUBLIC}\\@127.0.0.1/", "http://[::1", "http://\u2488"],
+)
+def test_addresses_that_parsers_differ_over_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="webhook_url"):
+        check_target(url)
+
+
+async def _heard(url_host: str, answer: bytes, *, endless: bool = False) -> tuple[bool, bytes]:
+    """Deliver to a server of this test in the place of a public address: told, and what it read."""
+    heard = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readuntil(b"\r\n\r\n"))
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer)
+            while endless:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        told = await deliver(
+            f"http://{url_host}:{port}/hook", SECRET, {"type": "job.completed"},
+            pauses_s=(), transport=lambda address: Pinned("127.0.0.1"),
+        )  # fmt: skip
+    return told, bytes(heard)
+
+
+@pytest.mark.parametrize("host", ["hooks.example", "bücher.example"])
+def test_the_connection_goes_to_the_checked_address_and_names_the_host(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, resolve, asked = [(2, 1, 6, "", (PUBLIC, 80))], socket.getaddrinfo, list[str]()
+
+    def look(name: Any, *rest: Any, **more: Any) -> Any:
+        if str(name).endswith(".example"):
+            asked.append(name)
+            return found
+        return resolve(name, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    told, heard = asyncio.run(_heard(host, b"HTTP/1.1 204 No Content\r\n\r\n"))
+    assert told
+    name = host.encode("idna").decode()
+    assert f"host: {name}:" in heard.decode().lower()
+    # Looked up once, by the check: a name that means another address a moment later is no way in.
+    assert asked == [name]
+
+
+def test_an_answer_without_end_is_not_read() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n"
+    told, _ = asyncio.run(_heard(PUBLIC, head, endless=True))
+    assert told
