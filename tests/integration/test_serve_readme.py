@@ -1,0 +1,98 @@
+"""The code of serve/README.md, run in the order in which it stands there."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from standardwebhooks import Webhook
+
+from dreambooth_ray.config.serving import AuthConfig, ProvenanceConfig, ServeConfig
+from serve.auth import Key, new_key
+from serve.replica import Replica
+from serve.safety import Policy
+from tests.integration.site import Site
+from tests.unit.serve.test_provenance import config as provenance
+
+__all__ = ["provenance"]
+README = Path(__file__).parents[2] / "serve" / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def told(
+    tmp_path_factory: pytest.TempPathFactory, provenance: ProvenanceConfig
+) -> Iterator[dict[str, Any]]:
+    """What the names stand for after all Python blocks have run."""
+    folder = tmp_path_factory.mktemp("readme")
+    word, digest = new_key()
+    (folder / "keys.yaml").write_text(f"- {{name: shop, sha256: {digest}}}")
+    config = ServeConfig.model_validate(
+        {"storage": {"uri": str(folder / "out")}, "provenance": provenance.model_dump()}
+    ).model_copy(update={"auth": AuthConfig(keys_file=str(folder / "keys.yaml"))})
+    replica, names = Replica(config), dict[str, Any]()
+    with Site(config, replica) as site, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in blocks("python"):
+            code = block.replace("http://localhost:8000", site.address).replace("db-...", word)
+            exec(compile(code, str(README), "exec"), names)
+        with Image.open("robot.png") as picture:
+            names["in_the_picture"] = json.loads(picture.info["receipt"])
+    names["client"].close()
+    names["api"].close()
+    replica.__del__()
+    yield names
+
+
+def test_pictures_receipts_and_edits(told: dict[str, Any]) -> None:
+    assert told["in_the_picture"] == {k: v for k, v in told["receipt"].items() if v is not None}
+    assert told["event"].type == "image_generation.completed"
+    assert told["event"].b64_json
+    assert told["edited"].data[0].receipt["strength"] == 0.6
+
+
+def test_jobs(told: dict[str, Any]) -> None:
+    assert told["job"]["status"] == "completed"
+    assert [data[:4] for data in told["pictures"]] == [b"\x89PNG"] * 2
+
+
+def test_webhooks_are_verified(told: dict[str, Any]) -> None:
+    secret, body = "whsec_c2VjcmV0", '{"type": "job.completed"}'
+    now = datetime.now(tz=UTC)
+    headers = {
+        "webhook-id": "msg_1", "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(secret).sign("msg_1", now, body),
+    }  # fmt: skip
+    assert told["on_webhook"](body.encode(), headers, secret)["type"] == "job.completed"
+
+
+def test_refusals_name_the_phrase(told: dict[str, Any]) -> None:
+    details = told["refusal"]["details"]
+    assert details["category"] == "sexual"
+    assert details["spans"] == [[2, 7, "naked"]]
+
+
+def test_provenance(told: dict[str, Any]) -> None:
+    assert told["origin"]["found"]
+    assert told["origin"]["valid"]
+    assert told["origin"]["receipt"]["seed"] == 3
+
+
+def test_the_yaml_is_what_the_endpoint_takes() -> None:
+    keys, policy, endpoint = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert Key.model_validate(keys[0]).images_per_day == 500
+    assert set(Policy.model_validate(policy).categories) == {"brands", "minors"}
+    assert ServeConfig.model_validate(endpoint).safety.images == "yahoo-open-nsfw"
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert link.startswith("http") or (README.parent / link).exists(), link
