@@ -12,7 +12,7 @@ import typer
 
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.verbs import doctor, evaluate, export, priors, serve
+from dreambooth_ray.verbs import bench, doctor, evaluate, export, priors, serve
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -34,6 +34,7 @@ evaluate.register(app)
 app.add_typer(local_cluster, name="cluster")
 priors.register(app)
 serve.register(app)
+bench.register(app)
 
 Recipe = Annotated[
     str, typer.Argument(help="a YAML file, or a shipped recipe such as toy-robot.yaml")

@@ -1,0 +1,1 @@
+"""Throughput against peers, in one run, as ratios; a theme a module."""

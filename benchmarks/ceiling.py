@@ -1,0 +1,51 @@
+"""What the machine can do at most, and what a model asks of it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDE = 1024
+COPIED_BYTES = 2**26
+
+
+def ceilings(repeats: int = 7) -> dict[str, float]:
+    """Best rates of float32 matrix products (GFLOP/s) and of copying (GB/s, read and write)."""
+    a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
+    source = torch.rand(COPIED_BYTES // 4)
+    there = torch.empty_like(source)
+    product_s = _best(lambda: torch.mm(a, b), repeats)
+    copy_s = _best(lambda: there.copy_(source), repeats)
+    return {
+        "matmul_gflops": round(2 * SIDE**3 / product_s / 1e9, 1),
+        "copy_gb_s": round(2 * COPIED_BYTES / copy_s / 1e9, 2),
+    }
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of `work`, by torch's own count of products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:
+    """Operations of one forward of `rows` pictures of side_px."""
+    settings: Any = unet.config
+    side = side_px // factor
+    x = torch.zeros(rows, settings.in_channels, side, side)
+    hidden = torch.zeros(rows, 77, settings.cross_attention_dim)
+    with torch.no_grad():
+        return flops(lambda: unet(x, torch.zeros(rows), hidden))

@@ -1,0 +1,74 @@
+"""Under which circumstances a number came about."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dreambooth_ray
+
+PACKAGES = (
+    "torch", "diffusers", "transformers", "peft", "accelerate", "ray", "pytorch-lightning", "numpy",
+)  # fmt: skip
+VARIABLES = (
+    "OMP_NUM_THREADS", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_",
+    "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, machine, threads, load and commit of this moment."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        **commit(),
+    }
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> dict[str, Any]:
+    """The source's commit and whether it was changed since; the version alone outside git."""
+    found: dict[str, Any] = {"version": dreambooth_ray.__version__}
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        found |= {"commit": head, "changed": bool(_git(here, "status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return found
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,78 @@
+"""What a theme is asked for, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from benchmarks.ceiling import ceilings
+from benchmarks.conditions import conditions
+from dreambooth_ray.errors import ConfigError
+
+Profile = Literal["smoke", "full"]
+
+# Name of a theme: its module, and one line about it.
+THEMES: dict[str, tuple[str, str]] = {
+    "sample": ("sampling", "the engine against diffusers' pipeline, one thread"),
+    "train": ("training", "the training step against a plain diffusers loop, one worker"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """workers: numbers of workers or actors to compare; model: as in model.uri."""
+
+    model: str = "toyworld"
+    workers: tuple[int, ...] = (1, 2)
+    profile: Profile = "full"
+
+    def pick(self, smoke: int, full: int) -> int:
+        """A number by profile."""
+        return smoke if self.profile == "smoke" else full
+
+
+Measure = Callable[[Setting], dict[str, Any]]
+
+
+def parse_workers(text: str) -> tuple[int, ...]:
+    """ "1,2" as (1, 2); raises ConfigError."""
+    try:
+        counts = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError as error:
+        raise ConfigError(f"--workers={text!r} is not a list of counts such as 1,2") from error
+    if counts[0] < 1:
+        raise ConfigError(f"--workers={text!r}: a count below 1; give counts such as 1,2")
+    return counts
+
+
+def run(theme: str, setting: Setting) -> dict[str, Any]:
+    """Measure a theme.
+
+    returns: its record. `ratios` has one case for each peer, named in `headline`; all cases
+        are in `cases`.
+    raises: ConfigError for a theme or model that is not there
+    """
+    if theme not in THEMES:
+        raise ConfigError(f"no theme {theme!r}; there are {', '.join(THEMES)}")
+    before = conditions()
+    measure: Measure = import_module(f"benchmarks.{THEMES[theme][0]}").measure
+    found = measure(setting)
+    return {
+        "theme": theme,
+        "ratios": ratios(found["cases"], found.get("headline", {})),
+        **found,
+        "setting": asdict(setting),
+        "ceilings": ceilings(),
+        "conditions": before,
+        "load_average_after": conditions()["load_average"],
+    }
+
+
+def ratios(cases: list[dict[str, Any]], headline: dict[str, str]) -> dict[str, dict[str, float]]:
+    """The ratio of each peer's headline case; its first if none is named."""
+    found: dict[str, dict[str, float]] = {}
+    for case in cases:
+        peer = case["peer"]
+        if "ratio" in case and headline.get(peer, case["case"]) == case["case"]:
+            found.setdefault(peer, case["ratio"])
+    return found

@@ -1,0 +1,39 @@
+import pytest
+
+from benchmarks.conditions import conditions
+from benchmarks.theme import Setting, parse_workers, ratios, run
+from dreambooth_ray.errors import ConfigError
+
+
+def test_workers_are_counts() -> None:
+    assert parse_workers("2,1,2") == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,1", "1;2"])
+def test_other_workers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--workers"):
+        parse_workers(text)
+
+
+def test_unknown_theme_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="sample"):
+        run("samples", Setting())
+
+
+def test_each_peer_shows_its_headline_case() -> None:
+    cases = [
+        {"case": "a", "peer": "diffusers", "ratio": {"median": 1.0}},
+        {"case": "b", "peer": "diffusers", "ratio": {"median": 2.0}},
+        {"case": "c", "peer": "one_worker", "ratio": {"median": 3.0}},
+        {"case": "d", "peer": "fastapi", "out_of_memory": "theirs"},
+    ]
+    found = ratios(cases, {"diffusers": "b"})
+    assert found == {"diffusers": {"median": 2.0}, "one_worker": {"median": 3.0}}
+
+
+def test_conditions_name_versions_threads_and_load() -> None:
+    found = conditions()
+    assert found["versions"]["torch"]
+    assert found["threads"] >= 1
+    assert len(found["load_average"]) == 3
+    assert found["device"]
