@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bars faults manifests check format clean load
+.PHONY: demo test unit bench bars faults manifests check format clean load
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -27,6 +27,14 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 	  $(BIN)/kubectl kustomize $$overlay > out/manifests/$$(basename $$overlay).yaml || exit 1; done
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory out/manifests
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
+
+# All themes of `dreambooth bench`, their plot, and the README's table. Wants a quiet machine.
+THEMES ?= sample
+PROFILE ?= full
+bench: $(VENV)/.dev
+	for theme in $(THEMES); do $(BIN)/dreambooth bench $$theme --profile $(PROFILE) \
+	  --json benchmarks/results/$$theme.json > /dev/null || exit 1; done
+	$(BIN)/dreambooth bench report --readme README.md
 
 # The whole demo, and the bars that its report has to clear.
 bars: $(VENV)/.dev

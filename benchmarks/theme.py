@@ -7,15 +7,10 @@ from typing import Any, Literal
 
 from benchmarks.ceiling import ceilings
 from benchmarks.conditions import conditions
+from benchmarks.names import THEMES
 from dreambooth_ray.errors import ConfigError
 
 Profile = Literal["smoke", "full"]
-
-# Name of a theme: its module, and one line about it.
-THEMES: dict[str, tuple[str, str]] = {
-    "sample": ("sampling", "the engine against diffusers' pipeline, one thread"),
-    "train": ("training", "the training step against a plain diffusers loop, one worker"),
-}
 
 
 @dataclass(frozen=True)

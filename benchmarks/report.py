@@ -1,0 +1,85 @@
+"""Plot and table of what was measured, made from the records alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Every theme's record of a folder, by name; raises ConfigError if there is none."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = [record for record in found if "theme" in record]
+    if not records:
+        raise ConfigError(
+            f"{folder} holds no record; measure with `dreambooth bench THEME --json {folder}/...`"
+        )
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row a case: the ratio with its spread, the bar, and under which conditions."""
+    lines = [
+        "| theme | case | against | ratio (p5 to p95) | bar | conditions |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for record in records:
+        for case in record["cases"]:
+            lines.append(_row(record, case))
+    return "\n".join(lines)
+
+
+def _row(record: dict[str, Any], case: dict[str, Any]) -> str:
+    where = record["conditions"]
+    loads = where["load_average"][0], record["load_average_after"][0]
+    conditions = f"{record['setting']['profile']}, {where['cores']} cores, load {max(loads)}"
+    if "ratio" in case:
+        ratio = case["ratio"]
+        text = f"{ratio['median']:.2f} ({ratio['p5']:.2f} to {ratio['p95']:.2f})"
+        text += ", unsteady" if "unsteady" in case else ""
+    else:
+        text = f"out of memory: {case['out_of_memory']}"
+    if "memory_ratio" in case:
+        text += f"; memory {case['memory_ratio']:.2f}"
+    bar = "" if case.get("bar") is None else f"{case['bar']:.2f}"
+    if bar and not case.get("reached", False):
+        bar += ", not reached"
+    return (
+        f"| {record['theme']} | {case['case']} | {case['peer']} | {text} | {bar} | {conditions} |"
+    )
+
+
+def put_table(readme: Path, text: str) -> None:
+    """Put the table between the marks of a file; raises ConfigError if they are not there."""
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{readme} has no {BEGIN} and {END} to put the table between")
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """A bar a case from 1, our rate over theirs, with p5 and p95; raises ConfigError."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  comes with the extra alone
+    except ImportError as error:
+        raise ConfigError(
+            "matplotlib is not installed; pip install 'dreambooth-ray[bench]'"
+        ) from error
+    rows = [(f"{r['theme']}: {c['case']}", c) for r in records for c in r["cases"] if "ratio" in c]
+    figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, case) in enumerate(rows):
+        ratio = case["ratio"]
+        axes.barh(place, ratio["median"] - 1, left=1, color="#4477aa")
+        axes.plot([ratio["p5"], ratio["p95"]], [place, place], color="black", linewidth=1.5)
+        if case.get("bar") is not None and "bar_is_of" not in case:
+            axes.plot([case["bar"]] * 2, [place - 0.4, place + 0.4], color="#cc3311")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{name} ({case['peer']})" for name, case in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("our rate over theirs; line: p5 to p95; red: the bar")
+    figure.savefig(path, format="svg", metadata={"Date": None})
