@@ -6,7 +6,7 @@ discrete-event simulation of failures.
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Work:
 
     def compute_s(self, gpus: int) -> float:
         """Seconds of steps of one subject on some GPUs, without failures."""
-        return self.steps * self.step_s / (gpus * self.efficiency ** math.log2(gpus))
+        return float(self.steps * self.step_s / (gpus * self.efficiency ** math.log2(gpus)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def simulate_s(
 
     chance = random.Random(seed)
 
-    def job(env: Any) -> Iterator[Any]:
+    def job(env: Any) -> Generator[Any, Any, None]:
         done_s, fails_s = 0.0, chance.expovariate(1 / mtbf_s)
         phase_s = start_s
         while True:
