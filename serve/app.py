@@ -4,6 +4,7 @@
 ServeConfig's keys as `args`.
 """
 
+import os
 import warnings
 from typing import Any
 
@@ -13,15 +14,18 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
 from serve.auth import Guard
 from serve.front import Gateway
+from serve.provenance import Signer
 from serve.replica import Replica
+from serve.safety import read_policy
 from serve.studio import DEFAULT_POOL
+from serve.webhooks import check_secret
 
 _SPARE = 2
 
 
 def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
-    Guard(args.auth)
+    _check(args)
     replicas = args.replicas
     shared = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
     pools = {DEFAULT_POOL: _pool(args, DEFAULT_POOL, shared)}
@@ -36,6 +40,16 @@ def build(args: ServeConfig) -> ray.serve.Application:
         max_surge_percent=100,
     )
     return gateway.bind(args, **pools)
+
+
+def _check(config: ServeConfig) -> None:
+    """What gateways will read, read once here, where a mistake is seen at once."""
+    Guard(config.auth)
+    read_policy(config.safety.policy)
+    if config.provenance.certificate:
+        Signer(config.provenance)
+    if secret := os.environ.get(config.webhook_secret_env):
+        check_secret(secret, config.webhook_secret_env)
 
 
 def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:

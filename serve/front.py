@@ -18,7 +18,7 @@ from serve.runner import Notify, Runner
 from serve.safety import Safety
 from serve.studio import Studio
 from serve.subjects import Catalog
-from serve.webhooks import deliver
+from serve.webhooks import check_secret, deliver
 
 
 def open_house(config: ServeConfig, handles: dict[str, Any]) -> House:
@@ -31,7 +31,7 @@ def open_house(config: ServeConfig, handles: dict[str, Any]) -> House:
     sealing = Signer(config.provenance) if config.provenance.certificate else None
     studio = Studio(config, catalog, pools, metrics, Safety(config.safety), sealing)
     secret = os.environ.get(config.webhook_secret_env)
-    notify = _notifier(secret) if secret else None
+    notify = _notifier(check_secret(secret, config.webhook_secret_env)) if secret else None
     runner = Runner(config.jobs, Jobs(config.storage.uri), studio, metrics, notify)
     return House(config, guard, catalog, pools, studio, runner, metrics)
 

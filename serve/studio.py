@@ -99,7 +99,7 @@ class Studio:
         """Look at a request; raises Refusal for all that is wrong with it."""
         self._check_bounds(request)
         subject = await self._catalog.resolve(request.model, caller.may_see)
-        await self._check_prompts(request)
+        await self._check_prompt(request)
         seed = request.seed if request.seed is not None else secrets.randbelow(2**32)
         width_px, height_px = request.size_px or (None, None)
         first = Drawing(
@@ -130,17 +130,14 @@ class Studio:
             text = f"size={request.size} must be multiples of 8"
             raise Refusal(400, "invalid_value", text, param="size")
 
-    async def _check_prompts(self, request: Drawable) -> None:
+    async def _check_prompt(self, request: Drawable) -> None:
         if self._checks is None:
             return
-        for param in ("prompt", "negative_prompt"):
-            text = getattr(request, param)
-            if not text:
-                continue
-            verdict = await asyncio.to_thread(self._checks.check_prompt, text)
-            if verdict.refused:
-                self._metrics.refusals.labels("content_policy").inc()
-                raise _against_policy(verdict, param)
+        # What a picture is kept away from may be named: "nude" in there is a wish to see none.
+        verdict = await asyncio.to_thread(self._checks.check_prompt, request.prompt)
+        if verdict.refused:
+            self._metrics.refusals.labels("content_policy").inc()
+            raise _against_policy(verdict, "prompt")
 
     def _with_upload(self, drawing: Drawing, upload: Upload, request: EditRequest) -> Drawing:
         most = self._config.limits.upload_px
@@ -215,6 +212,8 @@ class Studio:
                 async for event in events:
                     if isinstance(event, Failed):
                         raise _failed(event)
+                    if isinstance(event, Preview) and not await self._may_be_seen(event):
+                        continue
                     if isinstance(event, Preview) and not shown:
                         shown = True
                         self._metrics.first_preview.observe(time.monotonic() - started_s)
@@ -231,6 +230,13 @@ class Studio:
         self._metrics.latency.labels(order.subject.name).observe(time.monotonic() - started_s)
         on_event(index, finished)
         return rendered
+
+    async def _may_be_seen(self, preview: Preview) -> bool:
+        """Whether a look on the way passes the check that the picture will have to pass."""
+        if self._checks is None:
+            return True
+        picture = preview.pixels.picture()
+        return not (await asyncio.to_thread(self._checks.check_image, picture)).refused
 
     def _render(self, order: Order, drawing: Drawing, finished: Finished) -> Rendered:
         if self._checks is not None:

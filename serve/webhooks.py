@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from dreambooth_ray.errors import ConfigError
 
@@ -34,6 +35,18 @@ class Pinned(httpx2.AsyncHTTPTransport):
         request.extensions |= {"sni_hostname": request.url.raw_host.decode("ascii")}
         request.url = request.url.copy_with(host=self._address)
         return await super().handle_async_request(request)
+
+
+def check_secret(secret: str, name: str) -> str:
+    """The signing secret, if it is one; raises ConfigError naming the variable it is in."""
+    try:
+        Webhook(secret)
+    except (ValueError, EmptyWebhookSecretError) as error:
+        raise ConfigError(
+            f"{name} is no webhook secret; write whsec_ and at least one byte in base64, for "
+            "example what `openssl rand -base64 32` prints"
+        ) from error
+    return secret
 
 
 def check_target(url: str) -> str:

@@ -33,6 +33,18 @@ def test_keys_that_cannot_be_read_are_told_before_anything_starts(tmp_path: Path
         build(ServeConfig.model_validate({"auth": {"keys_file": str(tmp_path / "none")}}))
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"safety": {"policy": "none.yaml"}}, r"safety\.policy"),
+        ({"provenance": {"certificate": "a.pem", "private_key": "b.pem"}}, "provenance"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(values: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build(ServeConfig.model_validate(values))
+
+
 def test_a_configuration_from_a_file_and_overrides(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("replicas: {maximum: 2}\nport: 9000\n")

@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
-from serve.webhooks import Pinned, check_target, deliver
+from serve.webhooks import Pinned, check_secret, check_target, deliver
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the test's own").decode()
 PUBLIC = "93.184.215.14"
@@ -169,3 +169,10 @@ def test_an_answer_without_end_is_not_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n"
     told, _ = asyncio.run(_heard(PUBLIC, head, endless=True))
     assert told
+
+
+@pytest.mark.parametrize("secret", ["whsec_", "whsec_x", "whsec_!"])
+def test_a_secret_that_is_none_is_refused_by_its_variable(secret: str) -> None:
+    with pytest.raises(ConfigError, match="DREAMBOOTH_WEBHOOK_SECRET"):
+        check_secret(secret, "DREAMBOOTH_WEBHOOK_SECRET")
+    assert check_secret(SECRET, "X") == SECRET
