@@ -125,7 +125,8 @@ def test_replicas_killed_under_load(start: Start) -> None:
     assert len(kills) >= 4
     assert {a.status for a in failed} <= {503}
     for answer in failed:
-        assert any(answer.begun_s < kill + DETECTION_S < answer.ended_s + 30 for kill in kills)
+        # In flight when a replica died, or begun before that was known.
+        assert any(answer.begun_s < k + DETECTION_S and k < answer.ended_s for k in kills)
     assert max(a.ended_s - a.begun_s for a in answers) < 120
     assert len(answers) - len(failed) > len(kills)
 
