@@ -21,6 +21,8 @@ from serve.refusal import busy
 _LOG = logging.getLogger("dreambooth.serve")
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 5.0
+# The router hears of a death a moment after its callers: at once, it would ask the dead again.
+_AGAIN_S = 1.0
 _DEAD = (RayActorError, ReplicaUnavailableError, RequestCancelledError)
 
 
@@ -87,6 +89,7 @@ class Pool:
                     raise busy(text, 5.0, "replica_died") from error
                 self.retries += 1
                 turn.remaining = drawing.steps
+                await asyncio.sleep(_AGAIN_S)
                 _LOG.warning("pool.retry", extra={"pool": self.name, "error": type(error).__name__})
             finally:
                 if not ended:
