@@ -14,7 +14,7 @@ from serve.refusal import busy
 
 _COLD_START_S = 30.0
 # Who is let in is to be done in time, though the machine may be busier than it was.
-_MARGIN = 1.3
+_MARGIN = 1.5
 
 
 class Turn:
