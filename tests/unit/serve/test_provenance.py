@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dreambooth_ray.config.serving import ProvenanceConfig
@@ -101,6 +103,31 @@ def test_pictures_without_a_manifest_and_other_files(config: ProvenanceConfig) -
     assert read(picture("PNG")) == {"found": False}
     with pytest.raises(ConfigError, match="no PNG"):
         read(b"GIF89a")
+
+
+@pytest.fixture(scope="module")
+def signed(config: ProvenanceConfig) -> list[bytes]:
+    return [Signer(config).sign(picture(kind), RECEIPT) for kind in ("PNG", "JPEG")]
+
+
+def pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    which=st.integers(0, 1), at=st.floats(0, 1, exclude_max=True), gone=st.integers(0, 200),
+    new=st.binary(max_size=200),
+)  # fmt: skip
+def test_no_change_to_a_picture_is_called_valid(
+    signed: list[bytes], which: int, at: float, gone: int, new: bytes
+) -> None:
+    file = signed[which]
+    start = 4 + int(at * (len(file) - 4))
+    changed = file[:start] + new + file[start + gone :]
+    found = read(changed)
+    assert not found.get("valid") or pixels(changed) == pixels(file)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
