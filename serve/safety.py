@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,12 +34,17 @@ _LOOKALIKES = str.maketrans(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found. spans: (start, end, phrase) of what raised it; score 0 to 1."""
+    """What a check found.
+
+    score: 0 to 1; spans: (start, end, phrase) of what raised it
+    fingerprint: SHA-256 of what was refused, by which an appeal finds the log's line
+    """
 
     category: str
     score: float
     spans: tuple[tuple[int, int, str], ...] = ()
     refused: bool = False
+    fingerprint: str = ""
 
 
 CLEAN = Verdict("none", 0.0)
@@ -93,9 +98,7 @@ class Safety:
         if self._prompts is not None:
             found += _by_classifier(text, self._prompts)
         worst = max(found, key=lambda v: (v.refused, v.score))
-        if worst.refused:
-            _note("prompt", worst, text.encode())
-        return worst
+        return _note("prompt", worst, text.encode()) if worst.refused else worst
 
     def check_image(self, image: Image.Image) -> Verdict:
         """What the classifier says of a picture."""
@@ -104,9 +107,7 @@ class Safety:
         score = self._pictures.score(image)
         refused = score >= self._pictures.threshold
         verdict = Verdict(self._pictures.category, round(score, 4), refused=refused)
-        if refused:
-            _note("picture", verdict, image.tobytes())
-        return verdict
+        return _note("picture", verdict, image.tobytes()) if refused else verdict
 
 
 def read_policy(path: str | None) -> Policy:
@@ -177,11 +178,9 @@ def _judge(
     return Verdict(name, category.score, tuple(sorted(spans)), category.score >= threshold)
 
 
-def _note(kind: str, verdict: Verdict, content: bytes) -> None:
-    fingerprint = hashlib.sha256(content).hexdigest()
-    _LOG.warning(
-        f"safety.{kind}",
-        extra={
-            "category": verdict.category, "score": verdict.score, "fingerprint": fingerprint,
-        },
-    )  # fmt: skip
+def _note(kind: str, verdict: Verdict, content: bytes) -> Verdict:
+    """The verdict with its fingerprint, in the log."""
+    known = replace(verdict, fingerprint=hashlib.sha256(content).hexdigest())
+    fields = {f: getattr(known, f) for f in ("category", "score", "fingerprint")}
+    _LOG.warning(f"safety.{kind}", extra=fields)
+    return known

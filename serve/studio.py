@@ -285,7 +285,8 @@ def _failed(event: Failed) -> Refusal:
 
 
 def _against_policy(verdict: Verdict, param: str) -> Refusal:
-    details = {"category": verdict.category, "score": verdict.score, "spans": verdict.spans}
+    shown = ("category", "score", "spans", "fingerprint")
+    details = {field: getattr(verdict, field) for field in shown}
     what = "the picture drawn" if param == "image" else param
     text = f"{what} is against the policy of this endpoint: {verdict.category}"
     return Refusal(400, "content_policy_violation", text, param=param, details=details)

@@ -1,5 +1,6 @@
 """What the checks keep from callers, through a gateway."""
 
+import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -57,4 +58,6 @@ def test_only_what_is_asked_for_is_held_against_the_policy(
         kept_away = {**QUICK, "negative_prompt": "nude, gore"}
         assert client.post(GENERATE, json=kept_away).status_code == 200
         refused = client.post(GENERATE, json={**QUICK, "prompt": "a nude robot"})
-        assert refused.json()["error"]["details"]["spans"] == [[2, 6, "nude"]]
+        details = refused.json()["error"]["details"]
+        assert details["spans"] == [[2, 6, "nude"]]
+        assert details["fingerprint"] == hashlib.sha256(b"a nude robot").hexdigest()

@@ -55,8 +55,9 @@ def test_offsets_hold_whatever_the_letters(text: str) -> None:
 
 def test_verdicts_are_logged_by_hash_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="dreambooth.serve"):
-        Safety(SafetyConfig()).check_prompt("a naked secret")
+        verdict = Safety(SafetyConfig()).check_prompt("a naked secret")
     (record,) = caplog.records
+    assert record.fingerprint == verdict.fingerprint  # type: ignore[attr-defined]
     assert len(record.fingerprint) == 64  # type: ignore[attr-defined]
     assert "secret" not in str(record.__dict__)
 
