@@ -21,7 +21,7 @@ class StepsPolicy:
     def __call__(self, ctx: Any) -> tuple[float, dict[str, Any]]:
         """ctx: ray.serve.config.AutoscalingContext; returns (replicas, state)."""
         steps = (ctx.aggregated_metrics or {}).get("remaining_steps", {})
-        if not steps and ctx.current_num_replicas:
-            # Nothing reported yet: a fresh replica that is loading.
+        if not steps:
+            # Nothing is known: a replica that still loads is not to be sent home for it.
             return ctx.target_num_replicas, {}
         return wanted_replicas(sum(steps.values()), self.target_steps), {}

@@ -15,5 +15,14 @@ def test_the_policy_sums_over_replicas_and_waits_for_word() -> None:
         target_num_replicas=2,
     )
     assert policy(told) == (3, {})
-    silent = SimpleNamespace(aggregated_metrics={}, current_num_replicas=1, target_num_replicas=1)
-    assert policy(silent) == (1, {})
+    for running, target in ((1, 1), (0, 1), (0, 0)):
+        silent = SimpleNamespace(
+            aggregated_metrics={}, current_num_replicas=running, target_num_replicas=target
+        )
+        assert policy(silent) == (target, {})
+    idle = SimpleNamespace(
+        aggregated_metrics={"remaining_steps": {"a": 0.0}},
+        current_num_replicas=1,
+        target_num_replicas=1,
+    )
+    assert policy(idle) == (0, {})
