@@ -182,7 +182,7 @@ def _given(operation: Any) -> Any:
 
 
 def test_no_request_of_the_document_breaks_it(address: str) -> None:
-    statuses = _fuzz(address, 44)
+    statuses = _fuzz(address, 22)
     assert max(statuses) < 500
     assert _alive(address)
 
