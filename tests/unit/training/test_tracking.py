@@ -2,14 +2,18 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.journal import read_metrics
-from dreambooth_ray.training.tracking import make_logger
+from dreambooth_ray.training.tracking import Tracking, make_logger
 from tests.unit.training.fitted import Fitted
 
 ASKED = ("train.steps=3", "validation.every=3", "validation.class_images=2", "prior.count=5")
@@ -36,6 +40,28 @@ def test_a_resumed_run_stands_in_each_logger_once(
     assert {"val/loss", "val/prior_loss_bin0", "throughput/images_per_s"} <= set(
         events.Tags()["scalars"]
     )
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "csv", "wandb", "mlflow"])
+def test_pictures_go_wherever_pictures_can_be_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if name in ("wandb", "mlflow"):
+        pytest.importorskip(name, reason=f"the extra [{name}] is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    text = (
+        f"run_id: one\nsubject: {{photos: p, class_noun: robot}}\ntracking: {{loggers: [{name}]}}"
+    )
+    tracking = Tracking(Store(str(tmp_path)), parse_config(text, "x", []), 0)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    tracking.on_train_start(trainer, pl.LightningModule())
+    tracking.add_picture("samples/a sks robot", np.zeros((8, 8, 3), np.uint8), 6)
+    tracking.on_train_end(trainer, pl.LightningModule())
+    if name == "tensorboard":
+        images = EventAccumulator(str(tmp_path / name)).Reload().Images("samples/a sks robot")
+        assert [image.step for image in images] == [6]
+    assert bool(list(tmp_path.rglob("*.png"))) == (name in ("wandb", "mlflow"))
 
 
 def test_wandb_offline_keeps_what_it_is_given(
