@@ -12,22 +12,23 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cluster import object_store
 from cluster.namespaces import INTERFACE, Host, Network, check_rights, enter
 from dreambooth_ray.errors import CapacityError, ConfigError
 
 HEAD = "head"
 STORE = "store"
-BUCKET = "dreambooth"
+CLUSTERS = "clusters.yaml"
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
-S3_PORT = 8333
 READY_TIMEOUT_S = 180.0
 _POLL_S = 0.3
 _OBJECT_STORE_BYTES = 150 * 2**20
@@ -85,6 +86,12 @@ class LocalCluster:
         except BaseException:
             cluster.down()
             raise
+        entry = {
+            "address": cluster.dashboard,
+            "token_file": str(cluster.folder / "token"),
+            "code": "installed",
+        }
+        (cluster.folder / CLUSTERS).write_text(yaml.safe_dump({"local": entry}))
         return cluster
 
     @property
@@ -107,12 +114,7 @@ class LocalCluster:
         """What lets fsspec and botocore find the object store; empty if there is none."""
         if not any(h.name == STORE for h in self.hosts):
             return {}
-        return {
-            "AWS_ACCESS_KEY_ID": "dreambooth",
-            "AWS_SECRET_ACCESS_KEY": self._secret,
-            "AWS_ENDPOINT_URL": f"http://{self.host(STORE).address}:{S3_PORT}",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        return object_store.environment(self.host(STORE).address, self._secret)
 
     @property
     def workers(self) -> list[Host]:
@@ -260,41 +262,14 @@ class LocalCluster:
         ]  # fmt: skip
 
     def _start_store(self) -> None:
-        """SeaweedFS in a host of its own, with the bucket made."""
-        own = self.folder / STORE
-        data = own / "tmp" / "data"
-        data.mkdir(parents=True)
-        keys = [{"accessKey": "dreambooth", "secretKey": self._secret}]
-        rights = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "dreambooth", "credentials": keys, "actions": rights}
-        (data / "keys.json").write_text(json.dumps({"identities": [identity]}))
         address = f"{self.network.prefix}.{self._next}"
-        self._start(STORE, [
-            "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", "-dir=/tmp/data", "-s3",
-            f"-s3.port={S3_PORT}", "-s3.config=/tmp/data/keys.json",
-            "-master.volumeSizeLimitMB=64", "-volume.max=40",
-        ])  # fmt: skip
+        command = object_store.prepare(self.folder / STORE / "tmp", address, self._secret)
+        host = self._start(STORE, command)
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not self._make_bucket(address):
-            if time.monotonic() > deadline or not self.host(STORE).is_alive:
-                raise CapacityError(f"SeaweedFS does not answer; see {own / 'log'}")
+        while not object_store.make_bucket(enter(host, []), address, self.environment):
+            if time.monotonic() > deadline or not host.is_alive:
+                raise CapacityError(f"SeaweedFS does not answer: {self._last_words(host)}")
             time.sleep(_POLL_S)
-
-    def _make_bucket(self, address: str) -> bool:
-        try:
-            urllib.request.urlopen(f"http://{address}:{S3_PORT}/status", timeout=2).close()
-        except urllib.error.HTTPError:
-            pass  # it answers, if only to refuse
-        except OSError:
-            return False
-        done = subprocess.run(
-            self.command(STORE, ["weed", "shell", f"-master={address}:9333"]),
-            input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n",
-            capture_output=True, text=True, check=False, env=self.environment, timeout=60,
-        )  # fmt: skip
-        return BUCKET in "".join(done.stdout.split("create bucket")[1:]) or (
-            f"{BUCKET}\t" in done.stdout
-        )
 
 
 def _search_path() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster import job_verbs
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.verbs import bench, doctor, evaluate, export, priors, serve
@@ -32,6 +33,7 @@ export.register(app)
 doctor.register(app)
 evaluate.register(app)
 app.add_typer(local_cluster, name="cluster")
+job_verbs.register(app)
 priors.register(app)
 serve.register(app)
 bench.register(app)
@@ -88,8 +90,15 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(run: Annotated[str, typer.Argument(help="URI of a run, as train printed it")]) -> None:
+def resume(
+    run: Annotated[str, typer.Argument(help="URI of a run, or with --cluster its run id")],
+    cluster: Annotated[str, typer.Option(help="take it up again there: name of a cluster")] = "",
+    clusters: job_verbs.Clusters = Path("clusters.yaml"),
+) -> None:
     """Finish a run from its newest intact checkpoint; prints the run's URI."""
+    if cluster:
+        print(job_verbs.resume_on(run, cluster, clusters))
+        return
     from dreambooth_ray.pipeline import read_run_config
     from dreambooth_ray.storage.store import Store
 

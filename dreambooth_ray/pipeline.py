@@ -15,6 +15,7 @@ from typing import Protocol
 
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.album import is_remote
 from dreambooth_ray.data.subject import identifier_warning, read_configured, split
 from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
 from dreambooth_ray.diffusion.methods import check_method
@@ -29,6 +30,7 @@ from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.halting import forget_stop, is_asked_to_stop
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.packages import check_packages
@@ -140,6 +142,7 @@ def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
 def train(prepared: Prepared, run: Store, display: Display) -> None:
     """Class images, training, bundle: from wherever the run stands to its end."""
     config = prepared.config
+    forget_stop(run)
     if committed_steps(run)[-1:] != [last_step(config, read_metrics(run))]:
         job = Job(
             config=dump_config(_located(config)),
@@ -150,6 +153,10 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
             _train_beside_priors(prepared, job, run, display)
         else:
             _fit(prepared, job, run, display)
+        if is_asked_to_stop(run):
+            at = committed_steps(run)[-1:] or [0]
+            display.say(f"stopped at step {at[0]}; `dreambooth resume` goes on from there")
+            return
     export_bundle(config, prepared.directory, run)
 
 
@@ -184,7 +191,8 @@ def is_finished(run: Store) -> bool:
 def _located(config: Config) -> Config:
     """The same, with photographs found from any working directory."""
     subjects = [
-        s.model_copy(update={"photos": str(Path(s.photos).resolve())}) for s in config.all_subjects
+        s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
+        for s in config.all_subjects
     ]
     several = tuple(subjects) if config.subjects else ()
     return config.model_copy(update={"subject": subjects[0], "subjects": several})

@@ -23,7 +23,9 @@ class ModelConfig(Section):
 class SubjectConfig(Section):
     """Who is to be learnt."""
 
-    photos: Text = Field(description="folder of 1 to 100 photographs (JPEG, PNG, WebP)")
+    photos: Text = Field(
+        description="folder, or its URI, of 1 to 100 photographs (JPEG, PNG, WebP)"
+    )
     identifier: Text = Field("sks", description="rare word that will stand for the subject")
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
     name: str | None = Field(

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.config.schema import Config, SubjectConfig
+from dreambooth_ray.data.album import photographs_folder
 from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
 from dreambooth_ray.errors import DataError
 
@@ -54,7 +55,9 @@ def read_configured(config: Config, subject: SubjectConfig) -> list[Photograph]:
     {identifier} and {class_noun} are filled in in captions too.
     """
     found = read_subject(
-        Path(subject.photos), config.instance_prompts(subject), config.train.resolution
+        photographs_folder(subject.photos),
+        config.instance_prompts(subject),
+        config.train.resolution,
     )
     return [replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in found]
 

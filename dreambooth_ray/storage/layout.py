@@ -12,6 +12,7 @@ RAY_TRAIN = "ray_train"
 PRIORS = "priors"
 PRIOR_SPEC = "set.json"
 PRIOR_FAILURE = "priors_failed.json"  # in a run
+STOP = "stop"  # in a run: somebody asked it to checkpoint and end
 PRIOR_USE = "priors.json"  # in a run: the set it draws on
 _CHUNK = re.compile(r"chunk-(\d{6})\.json")
 _STEP = re.compile(r"step-(\d{8})\.json")
@@ -20,6 +21,11 @@ _STEP = re.compile(r"step-(\d{8})\.json")
 def run(run_id: str) -> str:
     """Folder of a run."""
     return f"runs/{run_id}"
+
+
+def photographs(digest: str) -> str:
+    """Artifact name of uploaded photographs."""
+    return f"photographs/{digest}"
 
 
 def prior_set(digest: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from dreambooth_ray.errors import StorageError
 
@@ -44,6 +45,12 @@ class Store:
         if not self.is_local:
             raise StorageError(f"{self.uri} is not on this machine; a local path was asked for")
         return Path(self._at(name))
+
+    def arrow(self) -> tuple[str, PyFileSystem | None]:
+        """The same folder in pyarrow's terms: path and, unless local, filesystem."""
+        if self.is_local:
+            return self._root, None
+        return self._root, PyFileSystem(FSSpecHandler(self._fs))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -35,6 +35,7 @@ def train(job: Job, cluster: ClusterConfig, run: Store) -> None:
     raises: DreamBoothError with the first worker's own words
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    path, filesystem = run.arrow()
     trainer = TorchTrainer(
         _worker,
         train_loop_config=asdict(job),
@@ -42,7 +43,8 @@ def train(job: Job, cluster: ClusterConfig, run: Store) -> None:
         torch_config=TorchConfig(backend="nccl" if cluster.gpus else "gloo"),
         run_config=RunConfig(
             name=layout.RAY_TRAIN,
-            storage_path=run.uri,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}},
         ),

@@ -23,6 +23,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.callbacks import Checkpointing, Samples
 from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.training.halting import Stopping
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
@@ -102,6 +103,7 @@ def _make_trainer(
             tracking,
             Samples(config, Path(job.model_directory), tracking),
             Checkpointing(run, config, tracking),
+            Stopping(run, config.checkpoint.keep, tracking),
         ],
         accumulate_grad_batches=config.train.accumulate,
         precision=config.train.precision,

@@ -16,7 +16,9 @@ import pytest
 import ray
 import yaml
 
-from dreambooth_ray.config.load import parse_config
+from cluster.rayjob import render as render_run
+from dreambooth_ray.config.load import load_config, parse_config
+from dreambooth_ray.config.serving import ServeConfig
 from tests.integration import crd
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,25 @@ def test_embedded_recipes_are_configurations(overlay: str) -> None:
             config = parse_config(resource["data"]["recipe.yaml"], overlay, [])
             # Without a name of its own, a retried job would begin a new run.
             assert config.run_id
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_arguments_of_the_endpoint_are_a_configuration(overlay: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] == "RayService":
+            for application in yaml.safe_load(resource["spec"]["serveConfigV2"])["applications"]:
+                assert application["import_path"] == "serve.app:build"
+                ServeConfig.model_validate(application["args"])
+
+
+@pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
+@pytest.mark.parametrize("gpus", ["true", "false"])
+def test_a_rendered_run_is_valid(gpus: str, photos: Path, tmp_path: Path) -> None:
+    given = [f"subject.photos={photos}", f"storage.uri={tmp_path}", f"cluster.gpus={gpus}"]
+    recipe, job = render_run(load_config("toy-robot", given), "registry.example.com/d:1", "team")
+    kubernetes_validate.validate(recipe, KUBERNETES, strict=True)
+    schemas = crd.read_schemas(Path(str(CRDS)))
+    assert crd.faults(schemas["ray.io/v1", "RayJob"], job) == []
 
 
 def test_a_gang_has_room_for_its_recipe() -> None:

@@ -1,0 +1,79 @@
+"""Named clusters: a YAML file of where they are and what they cost.
+
+local: {address: "http://10.213.1.10:8265", token_file: out/cluster/token}
+team:  {address: "https://ray.example.com", token_env: TEAM_TOKEN, ca: ca.pem,
+        price_an_hour: 12.5, code: image, image: "registry.example.com/dreambooth-ray:0.1.0"}
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.errors import ConfigError
+
+FILE = Path("clusters.yaml")
+
+
+class ClusterEntry(Section):
+    """One cluster."""
+
+    address: Text = Field(description="URL of the Jobs API: http://HOST:8265, or https://...")
+    token: str | None = Field(None, description="bearer token; rather token_file or token_env")
+    token_file: str | None = Field(None, description="file that holds it")
+    token_env: str | None = Field(None, description="environment variable that holds it")
+    ca: str | None = Field(None, description="certificates to trust, PEM; none is the system's")
+    price_an_hour: float | None = Field(None, ge=0, description="of the whole cluster")
+    code: Literal["tree", "installed", "image"] = Field(
+        "tree", description="send this installation's code, or take what hosts or image have"
+    )
+    image: str | None = Field(None, description="what the hosts run, or are to run with code=image")
+    env: dict[str, str] = Field({}, description="environment of jobs, such as AWS_ENDPOINT_URL")
+
+    @field_validator("address")
+    @classmethod
+    def _is_url(cls, given: str) -> str:
+        if not given.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://, and end in the Jobs API's port")
+        return given.rstrip("/")
+
+    def secret(self) -> str | None:
+        """The token, from wherever it is; raises ConfigError if that is missing."""
+        if self.token_file:
+            path = Path(self.token_file).expanduser()
+            if not path.is_file():
+                raise ConfigError(f"token_file={self.token_file!r} is not a file")
+            return path.read_text().strip()
+        if self.token_env:
+            if self.token_env not in os.environ:
+                raise ConfigError(f"token_env={self.token_env!r} is not set in the environment")
+            return os.environ[self.token_env]
+        return self.token
+
+
+def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
+    """The cluster of a name.
+
+    raises: ConfigError naming file, key, or the names there are
+    """
+    try:
+        entries = yaml.safe_load(file.read_text()) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--clusters={str(file)!r} is not there; write one with a line such as "
+            '`team: {address: "http://HOST:8265", token_env: TEAM_TOKEN}`'
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}; correct the file") from error
+    if not isinstance(entries, dict) or name not in entries:
+        known = ", ".join(entries) if isinstance(entries, dict) else ""
+        raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {known or 'none'}")
+    try:
+        return ClusterEntry.model_validate(entries[name])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {name}.{key}: {first['msg']}") from error
