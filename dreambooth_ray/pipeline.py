@@ -153,8 +153,8 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
             _train_beside_priors(prepared, job, run, display)
         else:
             _fit(prepared, job, run, display)
-        if is_asked_to_stop(run):
-            at = committed_steps(run)[-1:] or [0]
+        at = committed_steps(run)[-1:] or [0]
+        if is_asked_to_stop(run) and at != [last_step(config, read_metrics(run))]:
             display.say(f"stopped at step {at[0]}; `dreambooth resume` goes on from there")
             return
     export_bundle(config, prepared.directory, run)
