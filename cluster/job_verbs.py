@@ -1,4 +1,4 @@
-"""Verbs for runs on clusters: preflight, submit, watch, logs, stop, ls."""
+"""Verbs for runs on clusters: preflight, submit, watch, logs, stop, ls, fleet."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ _STOP_TIMEOUT_S = 180.0
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (preflight, submit, watch, logs, stop, ls):
+    for verb in (preflight, submit, watch, logs, stop, ls, fleet):
         app.command()(verb)
 
 
@@ -130,6 +130,26 @@ def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
         except (DreamBoothError, OSError):
             done, state = 0, f"{run.state} (storage does not answer)"
         print(f"{run.run_id}\t{state}\tcheckpoint {done}\t{run.run_uri}")
+
+
+def fleet(
+    subjects: Annotated[Path, typer.Argument(help="YAML: recipe, subjects, parallel, retries")],
+) -> None:
+    """Train many subjects, owners in turns; start it again and it goes on where it stood."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.fleet import load_fleet
+    from cluster.fleet_run import run_fleet
+
+    entries = run_fleet(load_fleet(subjects), lambda line: print(line, file=sys.stderr, flush=True))
+    table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
+    for entry in entries:
+        words = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
+        table.add_row(entry.subject.id, entry.subject.owner, *words)
+    Console().print(table)
+    if any(entry.state == "failed" for entry in entries):
+        sys.exit(1)
 
 
 def resume_on(run: str, cluster: str, clusters: Path) -> str:

@@ -1,0 +1,91 @@
+"""A fleet carried out: class images once for all, then a Ray task a subject."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ray
+
+from cluster.fleet import Entry, FleetConfig, Queue, configurations, drive
+from cluster.session import session
+from dreambooth_ray import pipeline
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.display import TrainingDisplay
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+
+
+class Quiet(TrainingDisplay):
+    """A display of tasks: several at once would talk over each other."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def priors(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+        """Do `work`."""
+        work()
+
+
+def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
+    """Train every subject that has no bundle yet; returns all entries in the file's order.
+
+    raises: ConfigError or DataError for the first subject that can't be trained, before any is
+    """
+    texts = configurations(fleet)
+    configs = {name: parse_config(text, name, []) for name, text in texts.items()}
+    prepared = {name: pipeline.prepare(config, Quiet()) for name, config in configs.items()}
+    entries = [Entry(subject) for subject in fleet.subjects]
+    for entry in entries:
+        config = configs[entry.subject.id]
+        run = Store(config.storage.uri).sub(layout.run(entry.subject.id))
+        if pipeline.is_finished(run):
+            entry.state, entry.note = "done", "was done before"
+    queue = Queue(entries, fleet.parallel, fleet.retries)
+    todo = [e for e in entries if e.state == "waiting"]
+    if todo:
+        with session(configs[todo[0].subject.id]):
+            _draw_priors([prepared[e.subject.id] for e in todo], say)
+            drive(queue, lambda e: _train.remote(texts[e.subject.id]), _first, _outcome, say)
+    return entries
+
+
+def _draw_priors(prepared: list[pipeline.Prepared], say: Callable[[str], None]) -> None:
+    """Each set of class images once, however many subjects share it, before anybody needs it."""
+    seen: set[str] = set()
+    for each in prepared:
+        if each.config.prior.count:
+            order = pipeline.order_priors(each, each.config.prior.count)
+            if order.spec.digest not in seen:
+                seen.add(order.spec.digest)
+                say(f"class images: {', '.join(each.config.class_prompts)}")
+                pipeline.draw_priors(each, order, Quiet())
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _train(text: str) -> None:
+    """One subject from wherever its run stands to its bundle."""
+    config = parse_config(text, "the fleet", [])
+    display = Quiet()
+    pipeline.train(pipeline.prepare(config, display), pipeline.open_run(config), display)
+
+
+def _first(handles: Iterable[Any]) -> Any:
+    done, _ = ray.wait(list(handles), num_returns=1)
+    return done[0]
+
+
+def _outcome(handle: Any) -> str | None:
+    try:
+        ray.get(handle)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        return (
+            str(cause) if isinstance(cause, DreamBoothError) else f"{type(cause).__name__}: {cause}"
+        )
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: the task's host or process is gone"
+    return None
