@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks import serve_peer
 from cluster.session import connection
-from dreambooth_ray.config.schema import ClusterConfig
+from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.diffusion import adapters

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dreambooth_ray.config.schema import ClusterConfig, Config
+from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -19,7 +20,7 @@ def session(config: Config) -> Iterator[None]:
     raises: ConfigError if cluster.address can't be reached
     """
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(config.cluster, config.cluster.workers + config.prior.span.max):
+    with connection(config.cluster, config.cluster.span.max + config.prior.span.max):
         yield
 
 

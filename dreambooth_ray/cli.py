@@ -1,6 +1,7 @@
 """The verbs. Heavy modules are imported by the verb that needs them: --help stays quick."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -44,6 +45,9 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, for example train.steps=200")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="go on though the run's configuration was another")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
@@ -82,16 +86,18 @@ def demo(
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, force: Force = False) -> None:
     """Fine-tune on a folder of photographs; prints the run's URI."""
     from dreambooth_ray.config.load import load_config
 
-    _train(load_config(recipe, overrides or []))
+    _train(load_config(recipe, overrides or []), force)
 
 
 @app.command()
 def resume(
     run: Annotated[str, typer.Argument(help="URI of a run, or with --cluster its run id")],
+    overrides: Overrides = None,
+    force: Force = False,
     cluster: Annotated[str, typer.Option(help="take it up again there: name of a cluster")] = "",
     clusters: job_verbs.Clusters = Path("clusters.yaml"),
 ) -> None:
@@ -99,13 +105,12 @@ def resume(
     if cluster:
         print(job_verbs.resume_on(run, cluster, clusters))
         return
-    from dreambooth_ray.pipeline import read_run_config
-    from dreambooth_ray.storage.store import Store
+    from dreambooth_ray.pipeline import find_run
 
-    _train(read_run_config(Store(run)))
+    _train(find_run(run, overrides or []), force)
 
 
-def _train(config: "Config") -> None:
+def _train(config: "Config", force: bool) -> None:
     from cluster.session import check_address, session
     from dreambooth_ray import pipeline
     from dreambooth_ray.display import TrainingDisplay
@@ -113,7 +118,7 @@ def _train(config: "Config") -> None:
     display = TrainingDisplay()
     check_address(config)
     prepared = pipeline.prepare(config, display)
-    run = pipeline.open_run(config)
+    run = pipeline.open_run(config, force)
     display.say(f"run {run.uri}")
     if not pipeline.is_finished(run):
         with session(config):
@@ -224,6 +229,8 @@ def main() -> None:
     """Run a verb; exit code 0 done, 2 the caller's mistake, 1 anything else."""
     # Before any of its modules is imported, or it warns of what nobody here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # DeepSpeed, where it is installed, says on stdout which device it has found.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     debug = "--debug" in sys.argv
     # Accepted anywhere on the line, not only before the verb.
     arguments = [a for a in sys.argv[1:] if a != "--debug"]

@@ -49,7 +49,7 @@ class TrainingDisplay:
         """Do `work` while a thread shows what the run's metrics say."""
         ended = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(run, config, ended), daemon=True)
-        self.say(f"training {config.train.steps} steps on {config.cluster.workers} workers")
+        self.say(f"training {config.train.steps} steps on {_workers(config)} workers")
         watcher.start()
         try:
             work()
@@ -78,6 +78,11 @@ class TrainingDisplay:
                 meter.show(latest["step"], describe(latest, images_s))
             if last_look:
                 return
+
+
+def _workers(config: Config) -> str:
+    span = config.cluster.span
+    return str(span.max) if span.min == span.max else f"{span.min} to {span.max}"
 
 
 def describe(record: dict[str, Any], images_s: float) -> str:

@@ -12,6 +12,7 @@ from dreambooth_ray.diffusion.grid import grid as arrange
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export.bundle import bundle_about
+from dreambooth_ray.export.remote import local_model
 
 
 def generate(
@@ -38,7 +39,7 @@ def generate(
     and what of it is drawn anew; on_progress(done, total) is called in pictures
     raises: ConfigError, DataError, StorageError
     """
-    directory = model_directory(model, key="MODEL")
+    directory = model_directory(local_model(model), key="MODEL")
     prompt = prompt.strip() or bundle_about(directory).get("prompt", "")
     if not prompt:
         raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")

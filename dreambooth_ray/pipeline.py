@@ -11,9 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from dreambooth_ray.config.load import dump_config, parse_config
+from dreambooth_ray.config.load import (
+    dump_config,
+    override_config,
+    parse_config,
+    parse_options,
+)
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.album import is_remote
 from dreambooth_ray.data.subject import identifier_warning, read_configured, split
@@ -26,8 +31,9 @@ from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import Order, make_priors, open_set
 from dreambooth_ray.priors.stream import PriorStream
 from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.manifest import MANIFEST
-from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.halting import forget_stop, is_asked_to_stop
@@ -63,6 +69,7 @@ def prepare(config: Config, display: Display) -> Prepared:
 
     raises: ConfigError, DataError, StorageError
     """
+    use_options(config.storage.uri, config.storage.options)
     directory = model_directory(config.model.uri)
     check_resolution(directory, config.train.resolution)
     check_method(config, directory)
@@ -76,23 +83,59 @@ def prepare(config: Config, display: Display) -> Prepared:
     return Prepared(config, directory)
 
 
-def open_run(config: Config) -> Store:
+def find_run(uri: str, overrides: list[str]) -> Config:
+    """The configuration of a run that is to go on, from where it lies now.
+
+    overrides: `key.path=value`; those of storage.options may be needed to read it at all
+    raises: CheckpointError if it is no run, StorageError if it can't be read
+    """
+    options = parse_options([o for o in overrides if o.startswith("storage.options")])
+    use_options(uri, options)
+    run = Store(uri)
+    config = override_config(read_run_config(run), overrides)
+    # A run that was copied or is mounted elsewhere goes on where it is.
+    base, _, run_id = run.uri.rpartition("/runs/")
+    if not base or "/" in run_id:
+        return config
+    storage = config.storage.model_copy(update={"uri": base})
+    return config.model_copy(update={"run_id": run_id, "storage": storage})
+
+
+def open_run(config: Config, force: bool = False) -> Store:
     """The run's folder, with its configuration stored; an existing run must have the same.
 
-    raises: ConfigError if run_id names a run of another configuration
+    force: go on with another configuration, which takes the place of the stored one
+    raises: ConfigError naming the keys that differ if run_id names a run of another configuration
     """
     run_id = config.run_id or _new_run_id(config)
     resolved = _located(config).model_copy(update={"run_id": run_id})
     run = Store(config.storage.uri).sub(layout.run(run_id))
     if run.create(layout.CONFIG, dump_config(resolved).encode()):
         return run
-    stored = read_run_config(run)
-    if _identity(stored) != _identity(resolved):
+    differing = _differing(_identity(read_run_config(run)), _identity(resolved))
+    if differing and not force:
         raise ConfigError(
-            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{layout.CONFIG}); "
-            "choose another run_id, or resume that run as it is"
+            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{layout.CONFIG}): "
+            f"{'; '.join(differing)}; choose another run_id, resume that run as it is, or go on "
+            "with --force"
         )
+    if differing:
+        run.write(layout.CONFIG, dump_config(resolved).encode())
+        run.remove(f"{layout.BUNDLE}/{MANIFEST}")
     return run
+
+
+def _differing(stored: Any, wanted: Any, key: str = "") -> list[str]:
+    """Each leaf that two dumped configurations differ in, as text."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return [
+            text
+            for name in sorted(stored.keys() | wanted.keys())
+            for text in _differing(
+                stored.get(name), wanted.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if stored == wanted else [f"{key} was {stored!r} and is {wanted!r}"]
 
 
 def read_run_config(run: Store) -> Config:
@@ -140,7 +183,15 @@ def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
 
 
 def train(prepared: Prepared, run: Store, display: Display) -> None:
-    """Class images, training, bundle: from wherever the run stands to its end."""
+    """Class images, training, bundle: from wherever the run stands to its end.
+
+    raises: StorageError if another process works on the same run
+    """
+    with Lease(run):
+        _train(prepared, run, display)
+
+
+def _train(prepared: Prepared, run: Store, display: Display) -> None:
     config = prepared.config
     forget_stop(run)
     if committed_steps(run)[-1:] != [last_step(config, read_metrics(run))]:
@@ -148,6 +199,8 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
             config=dump_config(_located(config)),
             run_uri=run.uri,
             model_directory=str(prepared.directory),
+            storage_options=dict(config.storage.options),
+            model_hash=model_hash(prepared.directory),
         )
         if config.prior.count:
             _train_beside_priors(prepared, job, run, display)
@@ -162,7 +215,11 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
 
 def _fit(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
     config = prepared.config
-    display.training(run, config, lambda: driver.train(job, config.cluster, run))
+
+    def work() -> None:
+        driver.train(job, config.cluster, run, display.say)
+
+    display.training(run, config, work)
 
 
 def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
@@ -199,8 +256,8 @@ def _located(config: Config) -> Config:
 
 
 def _identity(config: Config) -> dict[str, object]:
-    """What makes two configurations the same run: all but where it runs."""
-    return config.model_dump(exclude={"cluster", "storage"})
+    """What makes two configurations the same run: all but where it runs and what it keeps."""
+    return config.model_dump(mode="json", exclude={"cluster", "storage", "checkpoint"})
 
 
 def _new_run_id(config: Config) -> str:

@@ -62,7 +62,23 @@ def _parse(text: str, origin: str, overrides: list[str], schema: type[_Schema]) 
 
 def override_config(config: Config, overrides: list[str]) -> Config:
     """The same configuration with `key.path=value` overrides applied."""
-    return parse_config(dump_config(config), "the configuration", overrides)
+    changed = parse_config(dump_config(config), "the configuration", overrides)
+    if changed.storage.options or not config.storage.options:
+        return changed
+    # Options are in no dump.
+    storage = changed.storage.model_copy(update={"options": config.storage.options})
+    return changed.model_copy(update={"storage": storage})
+
+
+def parse_options(overrides: list[str]) -> dict[str, Any]:
+    """storage.options alone, from `storage.options.name=value` overrides."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _apply(tree, override)
+    options = tree.get("storage", {}).get("options", {})
+    if not isinstance(options, dict):
+        raise ConfigError("storage.options is a mapping: storage.options.endpoint_url=...")
+    return options
 
 
 def dump_config(config: Config) -> str:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
@@ -36,19 +37,6 @@ class SubjectConfig(Section):
     prompts: tuple[Text, ...] = Field(
         (), description="captions where none is given, one at random; none is train.prompt alone"
     )
-
-
-class Span(Section):
-    """A number that may lie between two bounds."""
-
-    min: int = Field(1, ge=1)
-    max: int = Field(1, ge=1)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Span":
-        if self.min > self.max:
-            raise ValueError(f"min={self.min} is above max={self.max}")
-        return self
 
 
 class PriorConfig(Section):
@@ -95,28 +83,6 @@ class SampleConfig(Section):
     prompts: tuple[Text, ...] = ("a {identifier} {class_noun}",)
     num_inference_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(3.0, ge=1)
-
-
-class CheckpointConfig(Section):
-    """Complete training state, committed to storage."""
-
-    every: int = Field(100, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
-
-
-class ClusterConfig(Section):
-    """Where the work runs."""
-
-    address: str | None = Field(None, description="Ray address; none starts a local Ray")
-    workers: int = Field(1, ge=1, description="training workers")
-    gpus: bool = Field(False, description="one GPU for each worker and each prior actor")
-    max_failures: int = Field(3, ge=0, description="restarts of the worker group before giving up")
-
-
-class StorageConfig(Section):
-    """Where runs, checkpoints and class images are kept."""
-
-    uri: Text = "out"
 
 
 class Config(Section):
@@ -203,12 +169,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> "Config":
-        if self.train.batch_size % self.cluster.workers:
-            raise ValueError(
-                f"train.batch_size={self.train.batch_size} can't be shared evenly by "
-                f"cluster.workers={self.cluster.workers}; make the one a multiple of the other"
-            )
-        share = self.train.batch_size // self.cluster.workers
+        span, size = self.cluster.span, self.train.batch_size
+        for workers in range(span.min, span.max + 1):
+            if size % workers:
+                raise ValueError(
+                    f"train.batch_size={size} can't be shared evenly by {workers} workers, which "
+                    f"cluster.workers={_brief(self.cluster.workers)} allows; make the one a "
+                    "multiple of the other"
+                )
+        share = size // span.max
         if share % self.train.accumulate:
             raise ValueError(
                 f"train.accumulate={self.train.accumulate} can't part a worker's {share} "
@@ -225,6 +194,32 @@ class Config(Section):
                 f"{self.train.batch_size}; a step needs that many different class images"
             )
         return self
+
+    @model_validator(mode="after")
+    def _strategy_can_do_it(self) -> "Config":
+        train = self.train
+        if train.strategy == "ddp":
+            return self
+        if train.ema_decay:
+            raise ValueError(
+                f"train.ema_decay needs train.strategy=ddp: {train.strategy} has no worker with "
+                "whole weights; unset it, or take ddp"
+            )
+        if train.strategy == "deepspeed" and train.optimizer != "adamw":
+            raise ValueError(
+                f"train.optimizer={train.optimizer} can't be sharded by train.strategy=deepspeed; "
+                "set train.optimizer=adamw, or train.strategy=ddp"
+            )
+        return self
+
+    def parts(self, workers: int) -> int:
+        """In how many parts each of `workers` computes its share of a step.
+
+        No part is larger than with cluster.workers at its most.
+        """
+        share = self.train.batch_size // workers
+        most = self.train.batch_size // self.cluster.span.max // self.train.accumulate
+        return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
     @property
     def images_a_step(self) -> int:
@@ -274,3 +269,7 @@ class Config(Section):
         """A template with {identifier} and {class_noun} of a subject."""
         words = template.replace("{identifier}", self.word(subject))
         return words.replace("{class_noun}", subject.class_noun)
+
+
+def _brief(workers: int | Span) -> str:
+    return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"

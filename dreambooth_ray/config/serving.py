@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dreambooth_ray.config.schema import ClusterConfig, StorageConfig
+from dreambooth_ray.config.machines import ClusterConfig, StorageConfig
 from dreambooth_ray.config.section import Section, Text
 
 # Ids of models and subjects: what may stand before an "@", in a URL and in a file name.

@@ -36,6 +36,13 @@ class LoraConfig(Section):
         return float(self.rank) if self.alpha is None else self.alpha
 
 
+class DeepSpeedConfig(Section):
+    """ZeRO, of train.strategy=deepspeed."""
+
+    stage: Literal[1, 2, 3] = Field(2, description="shard optimizer; gradients too; weights too")
+    offload: bool = Field(False, description="keep the optimizer's state in the host's memory")
+
+
 class TrainConfig(Section):
     """The fine-tuning."""
 
@@ -43,6 +50,10 @@ class TrainConfig(Section):
         "full", description="all weights, adapters, or cross-attention keys and values alone"
     )
     lora: LoraConfig = LoraConfig()
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
+        "ddp", description="each worker a whole model, or sharded by PyTorch or by DeepSpeed"
+    )
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     unet: bool = Field(True, description="train the UNet")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(

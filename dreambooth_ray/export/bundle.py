@@ -15,7 +15,8 @@ from dreambooth_ray.diffusion.methods import apply_method, load_trained
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import restore_newest, trained_weights
+from dreambooth_ray.training.checkpoint import restore_newest
+from dreambooth_ray.training.consolidate import trained_weights
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.stopping import last_step
 
@@ -56,15 +57,15 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
         restored = restore_newest(run, Path(folder) / "checkpoint")
         last = last_step(config, read_metrics(run))
-        if restored is None or restored[0] != last:
-            at = restored[0] if restored else 0
+        if restored is None or restored.step != last:
+            at = restored.step if restored else 0
             raise CheckpointError(
                 f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
             )
         stage = Path(folder) / "bundle"
-        about = _write(config, directory, restored[1], stage)
+        about = _write(config, directory, restored.state, stage)
         (stage / "card.md").write_text(_card(config, run, last))
-        about |= {"step": restored[0], "created_at": time.time()}
+        about |= {"step": restored.step, "created_at": time.time()}
         manifest.publish(run, layout.BUNDLE, stage, about)
 
 

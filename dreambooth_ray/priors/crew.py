@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dreambooth_ray.config.schema import Span
+from dreambooth_ray.config.machines import Span
 from dreambooth_ray.data.priorset import Record
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 

@@ -3,6 +3,7 @@
 import io
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,13 +18,21 @@ from dreambooth_ray.diffusion.posterior import posterior
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.storage import layout, manifest
-from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.store import Store, use_options
 
 
 class Painter:
     """One engine, and the set it draws for."""
 
-    def __init__(self, directory: str, set_uri: str, spec: PriorSpec, gpu: bool) -> None:
+    def __init__(
+        self,
+        directory: str,
+        set_uri: str,
+        spec: PriorSpec,
+        gpu: bool,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        use_options(set_uri, storage_options or {})
         torch.set_num_threads(1)
         self._parts = load_components(Path(directory))
         device = "cuda" if gpu else "cpu"

@@ -16,7 +16,7 @@ from dreambooth_ray.priors.crew import Crew
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import PriorSpec, missing, select
 from dreambooth_ray.storage import layout, manifest
-from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.store import Store, given_options
 
 OnProgress = Callable[[int, int], None]
 
@@ -99,6 +99,7 @@ def _maker(order: Order, set_store: Store, wanted: PriorConfig, gpu: bool) -> Ca
     )(Painter)
 
     def make() -> Any:
-        return remote.remote(str(order.directory), set_store.uri, order.spec, num_gpus > 0)
+        directory, options = str(order.directory), given_options()
+        return remote.remote(directory, set_store.uri, order.spec, num_gpus > 0, options)
 
     return make

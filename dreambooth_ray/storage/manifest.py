@@ -16,6 +16,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.store import Store
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,23 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def publish(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
-    """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
+def bytes_hash(data: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def upload(store: Store, folder: str, local: Path) -> list[Entry]:
+    """Upload the files of `local` to `folder`; returns what a manifest has to say of them."""
     entries = local_entries(local)
-    store.remove(f"{folder}/{MANIFEST}")
     for entry in entries:
         store.upload(local / entry.name, f"{folder}/{entry.name}")
-    manifest = _text(entries, about)
+    return entries
+
+
+def publish(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
+    """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
+    store.remove(f"{folder}/{MANIFEST}")
+    manifest = _text(upload(store, folder, local), about)
     store.write(f"{folder}/{MANIFEST}", manifest)
     return manifest
 
@@ -61,7 +72,7 @@ def write_local(folder: Path, about: dict[str, object]) -> None:
 
 def _text(entries: list[Entry], about: dict[str, object]) -> bytes:
     files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
-    return json.dumps({"about": about, "files": files}, indent=1).encode()
+    return json.dumps({"format": FORMAT, "about": about, "files": files}, indent=1).encode()
 
 
 def commit(store: Store, name: str, local: Path, about: dict[str, object]) -> None:
@@ -70,8 +81,20 @@ def commit(store: Store, name: str, local: Path, about: dict[str, object]) -> No
     If an intact artifact of that name is there, it stays; a damaged one is replaced.
     """
     folder = f"{name}-{uuid.uuid4().hex[:12]}"
-    manifest = publish(store, folder, local, about)
-    digest = hashlib.sha256(manifest).hexdigest()
+    _point(store, name, folder, publish(store, folder, local, about))
+
+
+def commit_uploaded(
+    store: Store, name: str, folder: str, entries: list[Entry], about: dict[str, object]
+) -> None:
+    """As `commit`, for files that one or several hosts have uploaded to `folder`."""
+    manifest = _text(sorted(entries, key=lambda e: e.name), about)
+    store.write(f"{folder}/{MANIFEST}", manifest)
+    _point(store, name, folder, manifest)
+
+
+def _point(store: Store, name: str, folder: str, manifest: bytes) -> None:
+    digest = bytes_hash(manifest)
     pointer = json.dumps({"folder": folder, "manifest_sha256": digest}).encode()
     if store.create(f"{name}.json", pointer):
         return
@@ -92,28 +115,38 @@ def fetch(store: Store, name: str, local: Path) -> dict[str, object]:
 
 def fetch_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
-    content = json.loads(manifest)
-    for file in content["files"]:
-        target = local / file["name"]
+    about, files = _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    for file in files:
+        target, name = local / file.name, f"{folder}/{file.name}" if folder else file.name
         try:
-            store.download(f"{folder}/{file['name']}", target)
+            store.download(name, target)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{store.uri}/{folder}/{file['name']} is missing") from error
-        if file_hash(target) != file["sha256"]:
-            raise CheckpointError(
-                f"{store.uri}/{folder}/{file['name']} differs from its manifest: it is damaged"
-            )
-    about = content["about"]
-    if not isinstance(about, dict):
-        raise CheckpointError(f"{store.uri}/{folder}/{MANIFEST} is malformed")
+            raise CheckpointError(f"{store.uri}/{name} is missing") from error
+        if file_hash(target) != file.sha256:
+            raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
     return about
+
+
+def _parse(manifest: bytes, where: str) -> tuple[dict[str, object], list[Entry]]:
+    """raises: CheckpointError if it is cut off, malformed, or of a newer version"""
+    try:
+        content = json.loads(manifest)
+        written = int(content.get("format", FORMAT))
+        if written > FORMAT:
+            raise CheckpointError(
+                f"{where} was written by a newer version (format {written}, this one reads "
+                f"{FORMAT}); update dreambooth-ray"
+            )
+        about = dict(content["about"])
+        return about, [Entry(f["name"], f["size_bytes"], f["sha256"]) for f in content["files"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where} is cut off or malformed: {error!r}") from error
 
 
 def about(store: Store, name: str) -> dict[str, object]:
     """What artifact `name` says of itself; raises CheckpointError if it is not committed."""
-    _, manifest = _open(store, name)
-    content: dict[str, object] = json.loads(manifest)["about"]
-    return content
+    folder, manifest = _open(store, name)
+    return _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[0]
 
 
 def read(store: Store, name: str, file: str) -> bytes:
@@ -122,7 +155,8 @@ def read(store: Store, name: str, file: str) -> bytes:
     raises: CheckpointError if it is not committed, has no such file, or differs
     """
     folder, manifest = _open(store, name)
-    wanted = [f["sha256"] for f in json.loads(manifest)["files"] if f["name"] == file]
+    _, files = _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    wanted = [f.sha256 for f in files if f.name == file]
     try:
         data = store.read(f"{folder}/{file}")
     except FileNotFoundError as error:
@@ -144,16 +178,17 @@ def folder_of(store: Store, name: str) -> str | None:
 
 def size_bytes(store: Store, name: str) -> int:
     """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
-    return sum(int(f["size_bytes"]) for f in json.loads(_open(store, name)[1])["files"])
+    folder, manifest = _open(store, name)
+    return sum(f.size_bytes for f in _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1])
 
 
 def damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
     try:
         folder, manifest = _open(store, name)
-        for file in json.loads(manifest)["files"]:
-            if store.sha256(f"{folder}/{file['name']}") != file["sha256"]:
-                return f"{folder}/{file['name']} differs from its manifest"
+        for file in _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
+            if store.sha256(f"{folder}/{file.name}") != file.sha256:
+                return f"{folder}/{file.name} differs from its manifest"
     except CheckpointError as error:
         return str(error)
     except FileNotFoundError as error:

@@ -1,20 +1,44 @@
 """Files under one URI. The only module that knows fsspec."""
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.patience import PATIENCE_S, explain_local, patiently
 
 _PART_BYTES = 2**22
+_Result = TypeVar("_Result")
+_given: dict[str, Any] = {}
+
+
+def use_options(uri: str, options: Mapping[str, Any]) -> None:
+    """Open every store of this URI's protocol with these fsspec options, here and in children.
+
+    They may hold keys: they go through fsspec's defaults and the environment of processes
+    started from here, and are never written to a file.
+    """
+    if not options:
+        return
+    protocol = fsspec.utils.get_protocol(uri)
+    _given.update(options)
+    fsspec.config.conf.setdefault(protocol, {}).update(options)
+    os.environ[f"FSSPEC_{protocol.upper()}"] = json.dumps(fsspec.config.conf[protocol])
+
+
+def given_options() -> dict[str, Any]:
+    """What `use_options` was given in this process, for a process on another machine."""
+    return dict(_given)
 
 
 class Store:
@@ -27,7 +51,9 @@ class Store:
     def __init__(self, uri: str) -> None:
         """raises StorageError if the URI's protocol is unknown."""
         try:
-            self._fs, root = fsspec.core.url_to_fs(uri)
+            # No cache of listings: other processes write here too.
+            remote = {"use_listings_cache": False} if "://" in uri else {}
+            self._fs, root = fsspec.core.url_to_fs(uri, **remote)
         except (ValueError, ImportError) as error:
             raise StorageError(
                 f"storage {uri!r} can't be opened: {error}; check storage.uri"
@@ -59,11 +85,33 @@ class Store:
         """The store of a folder inside this one."""
         return Store(f"{self.uri}/{name}")
 
+    @property
+    def filesystem(self) -> tuple[Any, str]:
+        """The fsspec filesystem, with its options, and the path in it."""
+        return self._fs, self._root
+
+    def _do(self, work: Callable[[], _Result], patience_s: float = PATIENCE_S) -> _Result:
+        """One call of the filesystem: waited for if it is remote, its errors in words."""
+        return self._try(work, patience_s)[0]
+
+    def _try(
+        self, work: Callable[[], _Result], patience_s: float = PATIENCE_S
+    ) -> tuple[_Result, int]:
+        if not self.is_local:
+            return patiently(work, self.uri, patience_s)
+        try:
+            return work(), 0
+        except OSError as error:
+            if reason := explain_local(error, self.uri):
+                raise StorageError(reason) from error
+            raise
+
     def check_writable(self) -> None:
         """Write, read back and remove a small file; raises StorageError if that fails."""
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"probe")
+            # Now, not once the network is back: a person is waiting for the first word.
+            self._do(lambda: self._write(probe, b"probe"), patience_s=0)
             if self.read(probe) != b"probe":
                 raise StorageError(f"{self.uri} gives back other bytes than were written to it")
             self.remove(probe)
@@ -75,14 +123,17 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name is there."""
-        return bool(self._fs.exists(self._at(name)))
+        return bool(self._do(lambda: self._fs.exists(self._at(name))))
 
     def read(self, name: str) -> bytes:
         """Content of a file; raises FileNotFoundError."""
-        return bytes(self._fs.cat_file(self._at(name)))
+        return bytes(self._do(lambda: self._fs.cat_file(self._at(name))))
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, in hexadecimal, read in parts; raises FileNotFoundError."""
+        return self._do(lambda: self._sha256(name))
+
+    def _sha256(self, name: str) -> str:
         digest = hashlib.sha256()
         with self._fs.open(self._at(name), "rb") as stream:
             while part := stream.read(_PART_BYTES):
@@ -91,6 +142,9 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file."""
+        self._do(lambda: self._write(name, data))
+
+    def _write(self, name: str, data: bytes) -> None:
         if self.is_local:
             with self._replacing(name) as partial:
                 partial.write_bytes(data)
@@ -113,24 +167,20 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless it exists; False if it did. One of several callers wins."""
+        created, failures = self._try(lambda: self._create(name, data))
+        # A try whose answer was lost on the way may have created it.
+        return created or (failures > 0 and self.read(name) == data)
+
+    def _create(self, name: str, data: bytes) -> bool:
         path = self._at(name)
         if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-            partial.write_bytes(data)
-            try:
-                # A hard link appears whole, and fails where the name is taken.
-                Path(path).hardlink_to(partial)
-            except FileExistsError:
-                return False
-            finally:
-                partial.unlink()
-            return True
+            return _link(Path(path), data)
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
         except OSError as error:
+            # Moto raises FileExistsError, SeaweedFS this.
             if "pre-condition" in str(error).lower():
                 return False
             raise
@@ -138,6 +188,9 @@ class Store:
 
     def upload(self, local: Path, name: str) -> None:
         """Copy one local file here."""
+        self._do(lambda: self._upload(local, name))
+
+    def _upload(self, local: Path, name: str) -> None:
         if self.is_local:
             with self._replacing(name) as partial:
                 shutil.copyfile(local, partial)
@@ -149,21 +202,46 @@ class Store:
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
         try:
-            self._fs.get_file(self._at(name), str(partial))
+            self._do(lambda: self._fs.get_file(self._at(name), str(partial)))
             partial.replace(local)
         finally:
             partial.unlink(missing_ok=True)
 
     def names(self, folder: str = "") -> list[str]:
         """Names directly in a folder, sorted; empty if there is no such folder."""
-        path = self._at(folder)
-        if not self._fs.exists(path):
+        found = [PurePosixPath(p).name for p in self._do(lambda: self._list(folder))]
+        return sorted(n for n in found if n and not n.endswith(".partial"))
+
+    def _list(self, folder: str) -> list[str]:
+        try:
+            # A flat listing asks the store once, and fails if it can't answer.
+            return list(self._fs.ls(self._at(folder), detail=False))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if "bucket" in str(error).lower():
+                raise
             return []
-        self._fs.invalidate_cache()
-        found = [PurePosixPath(p).name for p in self._fs.ls(path, detail=False)]
-        return sorted(n for n in found if not n.endswith(".partial"))
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there."""
-        if self.exists(name):
-            self._fs.rm(self._at(name), recursive=True)
+        self._do(lambda: self._remove(name))
+
+    def _remove(self, name: str) -> None:
+        try:
+            if self._fs.exists(self._at(name)):
+                self._fs.rm(self._at(name), recursive=True)
+        except FileNotFoundError:
+            return  # somebody else was quicker
+
+
+def _link(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(data)
+    try:
+        # A hard link appears whole, and fails where the name is taken.
+        path.hardlink_to(partial)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink()
+    return True

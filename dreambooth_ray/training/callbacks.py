@@ -1,4 +1,4 @@
-"""What happens beside the training step: samples, checkpoints."""
+"""What happens beside the training step: samples."""
 
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.request import Request
-from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.tracking import Tracking
-
-
-class Checkpointing(Callback):
-    """Commits the complete state every `every` steps and after the last one."""
-
-    def __init__(self, run: Store, config: Config, tracking: Tracking) -> None:
-        self._run, self._config, self._tracking = run, config, tracking
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save if it is time. Metrics go first: a checkpoint never knows more than they do."""
-        step, wanted = trainer.global_step, self._config.checkpoint
-        if batch.ends_step and (
-            step % wanted.every == 0 or step == self._config.train.steps or trainer.should_stop
-        ):
-            self._tracking.flush()
-            checkpoint.save(trainer, self._run, step, wanted.keep)
 
 
 class Samples(Callback):

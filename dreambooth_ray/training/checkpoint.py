@@ -1,17 +1,24 @@
-"""Complete training state in storage: when it is saved, and which one a start takes."""
+"""Complete training state in storage: what is kept, and which one a start takes."""
 
-import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from pytorch_lightning import Trainer
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 
-STATE = "state.ckpt"
+STATE = "state.ckpt"  # a file, or a folder with files of every worker
 AVERAGE = "average"  # in a state: averaged weights, by the names of the state_dict
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint on this machine, verified; about is what its manifest says of it."""
+
+    step: int
+    state: Path
+    about: dict[str, object]
 
 
 def committed_steps(run: Store) -> list[int]:
@@ -19,57 +26,66 @@ def committed_steps(run: Store) -> list[int]:
     return layout.checkpoint_steps(run.names(layout.CHECKPOINTS))
 
 
-def save(trainer: Trainer, run: Store, step: int, keep: int) -> None:
-    """Save on all workers, commit by the first, then drop what `keep` no longer covers."""
-    with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
-        trainer.save_checkpoint(Path(folder) / STATE)
-        if trainer.is_global_zero:
-            about: dict[str, object] = {"step": step, "world_size": trainer.world_size}
-            manifest.commit(run, layout.checkpoint(step), Path(folder), about)
-            rotate(run, keep)
-    trainer.strategy.barrier("checkpoint")
+def rotate(run: Store, keep: int, best: str | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best, once the newest is verified.
 
-
-def rotate(run: Store, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, once the newest has been verified."""
+    best: metric of which the lowest is best
+    """
     steps = committed_steps(run)
     if len(steps) <= keep or manifest.damage(run, layout.checkpoint(steps[-1])):
         return
-    for step in steps[:-keep]:
-        manifest.discard(run, layout.checkpoint(step))
+    kept = {*steps[-keep:], *([best_step(run, steps, best)] if best else [])}
+    for step in steps:
+        if step not in kept:
+            manifest.discard(run, layout.checkpoint(step))
 
 
-def restore_newest(run: Store, local: Path) -> tuple[int, Path] | None:
+def best_step(run: Store, steps: list[int], metric: str) -> int | None:
+    """The earliest of these checkpoints with the lowest `metric`; None if none has it."""
+    scores = {}
+    for step in steps:
+        try:
+            value = manifest.about(run, layout.checkpoint(step)).get("metrics")
+        except CheckpointError:
+            continue
+        if isinstance(value, dict) and metric in value:
+            scores[step] = float(value[metric])
+    return min(scores, key=lambda s: (scores[s], s)) if scores else None
+
+
+def restore_newest(
+    run: Store, local: Path, on_damage: Callable[[str], None] = lambda _: None
+) -> Restored | None:
     """Download the newest intact checkpoint; None if there is none at all.
 
-    A damaged one is passed over for the one before.
-    returns: (its step, path of the state)
+    A damaged one is passed over for the one before, after a word to on_damage.
     raises: CheckpointError if there are checkpoints and none is intact
     """
-    steps = committed_steps(run)
-    problems = []
-    for step in reversed(steps):
+    problems: list[str] = []
+    for step in reversed(committed_steps(run)):
         folder = local / str(step)
         try:
-            manifest.fetch(run, layout.checkpoint(step), folder)
+            about = manifest.fetch(run, layout.checkpoint(step), folder)
         except CheckpointError as error:
             problems.append(str(error))
+            on_damage(f"checkpoint of step {step} is passed over: {error}")
             continue
-        return step, folder / STATE
+        return Restored(step, folder / STATE, about)
     if problems:
         raise CheckpointError(f"no intact checkpoint in {run.uri}: {'; '.join(problems)}")
     return None
 
 
-def trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights of each trained part in a saved state: {"unet": ..., "text_encoder": ...}.
-
-    The averaged ones where there are any.
-    """
-    saved = torch.load(state, map_location="cpu", weights_only=True)
-    weights = saved.get(AVERAGE) or saved["state_dict"]
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in weights.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
-    return parts
+def check_fits(restored: Restored, strategy: str, model_hash: str, run_uri: str) -> None:
+    """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""
+    about = restored.about
+    if model_hash and about.get("model_hash", model_hash) != model_hash:
+        raise CheckpointError(
+            f"the checkpoint of step {restored.step} in {run_uri} is of another model than "
+            "model.uri; give the model that the run was started with"
+        )
+    if about.get("strategy", strategy) != strategy:
+        raise CheckpointError(
+            f"the checkpoint of step {restored.step} in {run_uri} was saved with train.strategy="
+            f"{about['strategy']}, and this is {strategy}; resume with that"
+        )

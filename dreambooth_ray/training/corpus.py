@@ -191,6 +191,19 @@ class Corpus(IterableDataset[Batch]):
             ends_step=part == self.accumulate - 1,
         )
 
+    def inputs(self, step: int) -> list[str]:
+        """What the global batch of a step (from 0) is made of, in words."""
+        size, seed = self._config.train.batch_size, self._config.seed
+        positions = range(step * size, (step + 1) * size)
+        words = []
+        for position in positions:
+            turn, subject = divmod(position, len(self._photographs))
+            index = self._photographs[subject].choose(seed, turn)
+            words.append(f"photograph {index} of subject {subject}")
+        if self._priors is not None:
+            words += [f"class image {self._priors.choose(seed, p)}" for p in positions]
+        return words
+
     def _photograph(self, position: int) -> Item:
         """Subjects take turns; each has its own shuffles."""
         turn, subject = divmod(position, len(self._photographs))

@@ -1,6 +1,7 @@
 """What a training worker is told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,3 +13,5 @@ class Job:
     model_directory: str
     priors_uri: str = ""
     num_priors: int = 0
+    model_hash: str = ""
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)

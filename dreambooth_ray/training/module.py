@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel
 
@@ -21,6 +22,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint import AVERAGE
 from dreambooth_ray.training.corpus import Batch
 from dreambooth_ray.training.optimisation import Average, RateSchedule, make_optimizer
+from dreambooth_ray.training.sharding import shard
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -47,6 +49,7 @@ class DreamBoothModule(pl.LightningModule):
         self.record: dict[str, float] = {}
         self.validation: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
+        self._is_sharded = False
         self._parts: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -102,8 +105,17 @@ class DreamBoothModule(pl.LightningModule):
         hidden: Tensor = self.text_encoder(batch.input_ids).last_hidden_state
         return hidden
 
+    def configure_model(self) -> None:
+        """Shard the networks, where the strategy leaves that to the module."""
+        if self.config.train.strategy == "fsdp2" and not self._is_sharded:
+            assert self.device_mesh is not None
+            shard(self, self.device_mesh["data_parallel"])
+            self._is_sharded = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not move: the base model has it. Add the averaged weights."""
+        if self.config.train.strategy != "ddp":
+            return  # these decide themselves which shards they save
         names = {n for n, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: t for n, t in state.items() if n in names}
@@ -129,9 +141,18 @@ class DreamBoothModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by global norm and keep the norm from before: one pass for both."""
-        self._grad_norm = nn.utils.clip_grad_norm_(
+        if self.config.train.strategy == "deepspeed":
+            return  # it clips in its own step
+        norm = nn.utils.clip_grad_norm_(
             self._trained(), self.config.train.max_grad_norm, foreach=True
         )
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @property
+    def step_losses(self) -> tuple[float, float]:
+        """Both halves of the last step's loss, equal on all workers."""
+        instance, prior = (float(x) for x in self._halves)
+        return instance, prior
 
     @property
     def images_a_step(self) -> int:
@@ -142,6 +163,9 @@ class DreamBoothModule(pl.LightningModule):
         """Fill `record` after optimizer step `step`, which counts from 1."""
         instance, prior = (float(x) for x in self._halves.double())
         schedulers: Any = self.lr_schedulers()
+        if self.config.train.strategy == "deepspeed":
+            engine = cast(Any, self.trainer.strategy).deepspeed_engine
+            self._grad_norm = torch.as_tensor(float(engine.get_global_grad_norm()))
         self.record = {
             "step": step,
             "images_seen": step * self.images_a_step,

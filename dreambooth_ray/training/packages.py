@@ -7,9 +7,11 @@ from dreambooth_ray.errors import ConfigError
 
 
 def check_packages(config: Config) -> None:
-    """raises ConfigError if the optimizer or a logger needs a package that is not installed."""
+    """raises ConfigError if something configured needs a package that is not installed."""
     if config.train.optimizer == "adamw8bit":
         _check("bitsandbytes", "train.optimizer=adamw8bit", "gpu")
+    if config.train.strategy == "deepspeed":
+        _check("deepspeed", "train.strategy=deepspeed", "deepspeed")
     for name in ("wandb", "mlflow"):
         if name in config.tracking.loggers:
             _check(name, f"tracking.loggers: {name}", name)

@@ -2,14 +2,15 @@
 
 import json
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
 import ray.train
 import torch
-from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import Strategy
+from ray.train.lightning import RayLightningEnvironment
 from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
@@ -19,15 +20,17 @@ from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage import layout
-from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training import checkpoint
-from dreambooth_ray.training.callbacks import Checkpointing, Samples
+from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training import restoring
+from dreambooth_ray.training.callbacks import Samples
+from dreambooth_ray.training.checkpointing import Checkpointing, find_place
 from dreambooth_ray.training.corpus import Corpus
-from dreambooth_ray.training.halting import Stopping
+from dreambooth_ray.training.guard import Guard
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.stopping import last_step, validation_losses
+from dreambooth_ray.training.strategy import make_strategy
 from dreambooth_ray.training.tracking import Tracking
 from dreambooth_ray.training.validation import Probe, Validation
 
@@ -36,25 +39,30 @@ def train_worker(job: Job) -> None:
     """Train from the newest checkpoint, or from the start, to the last step."""
     _quiet()
     torch.set_num_threads(1)
+    use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
     run = Store(job.run_uri)
-    place = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     parts = load_components(Path(job.model_directory))
     apply_method(config, parts)
-    corpus, probe = _make_corpus(job, config, parts, place)
+    corpus, probe = _make_corpus(job, config, parts, (rank, world))
     module = DreamBoothModule(config, parts)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-restore-") as folder:
-        restored = checkpoint.restore_newest(run, Path(folder))
-        corpus.start = restored[0] if restored else 0
+    place = find_place(context)
+    with restoring.restored(run, config, job.model_hash, place) as found:
+        corpus.start = found.step if found else 0
+        corpus.accumulate = config.parts(world)
         past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
         if corpus.start >= last_step(config, past):
             return
-        first = [Validation(config, probe, validation_losses(past))] if probe else []
-        trainer = _make_trainer(job, config, run, corpus.start, first)
+        first: list[Callback] = [Guard(corpus)]
+        first += [Validation(config, probe, validation_losses(past))] if probe else []
+        strategy = make_strategy(config, world, universal=bool(found and found.is_universal))
+        trainer = _make_trainer(job, config, run, corpus, strategy, first)
         trainer.fit(
             module,
             DataLoader(corpus, batch_size=None),
-            ckpt_path=str(restored[1]) if restored else None,
+            ckpt_path=str(found.state) if found else None,
             weights_only=False,
         )
 
@@ -87,25 +95,35 @@ def _open_priors(job: Job) -> PriorSet:
 
 
 def _make_trainer(
-    job: Job, config: Config, run: Store, start: int, first: list[Validation]
+    job: Job,
+    config: Config,
+    run: Store,
+    corpus: Corpus,
+    strategy: Strategy,
+    first: list[Callback],
 ) -> pl.Trainer:
     """first: callbacks whose results the step's record takes up."""
-    tracking = Tracking(run, config, start)
-    trainer = pl.Trainer(
+    tracking = Tracking(run, config, corpus.start)
+    place = find_place(ray.train.get_context())
+    about: dict[str, object] = {
+        "strategy": config.train.strategy,
+        "world_size": ray.train.get_context().get_world_size(),
+        "model_hash": job.model_hash,
+    }
+    return pl.Trainer(
         max_steps=config.train.steps,
         max_epochs=-1,
         accelerator="gpu" if config.cluster.gpus else "cpu",
         devices="auto",
-        strategy=RayDDPStrategy(gradient_as_bucket_view=True),
+        strategy=strategy,
         plugins=[RayLightningEnvironment()],
         callbacks=[
             *first,
             tracking,
             Samples(config, Path(job.model_directory), tracking),
-            Checkpointing(run, config, tracking),
-            Stopping(run, config.checkpoint.keep, tracking),
+            Checkpointing(run, config, tracking, place, about),
         ],
-        accumulate_grad_batches=config.train.accumulate,
+        accumulate_grad_batches=corpus.accumulate,
         precision=config.train.precision,
         gradient_clip_val=config.train.max_grad_norm,
         logger=False,
@@ -114,8 +132,6 @@ def _make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    prepared: pl.Trainer = prepare_trainer(trainer)
-    return prepared
 
 
 def _quiet() -> None:

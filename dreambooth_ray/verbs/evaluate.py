@@ -90,7 +90,8 @@ def _run_config(model: str) -> "Config | None":
 
 def _session_config(given: dict[str, str], actors: int, gpus: bool, address: str) -> "Config":
     """What a session needs to know: where, and for how many."""
-    from dreambooth_ray.config.schema import ClusterConfig, Config, PriorConfig, SubjectConfig
+    from dreambooth_ray.config.machines import ClusterConfig
+    from dreambooth_ray.config.schema import Config, PriorConfig, SubjectConfig
 
     subject = SubjectConfig(
         photos=given["--photos"],

@@ -101,3 +101,26 @@ def test_a_pointer_without_its_keys_is_damage(store: Store, tmp_path: Path) -> N
     pointer = json.loads(store.read("one.json"))
     store.write("one.json", json.dumps({"folder": pointer["folder"]}).encode())
     assert "damaged" in str(manifest.damage(store, "one"))
+
+
+def test_a_newer_versions_manifest_is_named(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "a", make(tmp_path / "in", a="1"), {})
+    folder = str(manifest.folder_of(store, "a"))
+    text = json.loads(store.read(f"{folder}/manifest.json"))
+    repoint(store, folder, json.dumps({**text, "format": 99}).encode())
+    with pytest.raises(CheckpointError, match=r"newer version \(format 99"):
+        manifest.fetch(store, "a", tmp_path / "out")
+
+
+def test_a_manifest_cut_off_is_named(store: Store, tmp_path: Path) -> None:
+    manifest.commit(store, "a", make(tmp_path / "in", a="1"), {})
+    folder = str(manifest.folder_of(store, "a"))
+    repoint(store, folder, store.read(f"{folder}/manifest.json")[:40])
+    with pytest.raises(CheckpointError, match="cut off"):
+        manifest.fetch(store, "a", tmp_path / "out")
+
+
+def repoint(store: Store, folder: str, text: bytes) -> None:
+    store.write(f"{folder}/manifest.json", text)
+    pointer = {"folder": folder, "manifest_sha256": manifest.bytes_hash(text)}
+    store.write("a.json", json.dumps(pointer).encode())

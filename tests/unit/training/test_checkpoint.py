@@ -8,6 +8,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
+from dreambooth_ray.training.consolidate import trained_weights
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_the_newest_intact_one_is_taken(run: Store, tmp_path: Path) -> None:
     damage(run, 30)
     restored = checkpoint.restore_newest(run, tmp_path / "out")
     assert restored is not None
-    assert (restored[0], restored[1].read_text()) == (20, "20")
+    assert (restored.step, restored.state.read_text()) == (20, "20")
 
 
 def test_with_none_intact_it_says_so(run: Store, tmp_path: Path) -> None:
@@ -66,6 +67,98 @@ def test_rotation_deletes_nothing_while_the_newest_is_damaged(run: Store, tmp_pa
 def test_weights_are_sorted_by_part(tmp_path: Path) -> None:
     one, two = torch.ones(1), torch.zeros(2)
     torch.save({"state_dict": {"unet.a.b": one, "text_encoder.c": two}}, tmp_path / "s")
-    parts = checkpoint.trained_weights(tmp_path / "s")
+    parts = trained_weights(tmp_path / "s")
     assert parts["unet"].keys() == {"a.b"}
     assert parts["text_encoder"].keys() == {"c"}
+
+
+def test_rotation_keeps_the_best_as_well(run: Store, tmp_path: Path) -> None:
+    for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3), (40, 0.2)):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        (folder / checkpoint.STATE).write_text("x")
+        about: dict[str, object] = {"step": step, "metrics": {"val_loss": loss}}
+        manifest.commit(run, layout.checkpoint(step), folder, about)
+        checkpoint.rotate(run, keep=1, best="val_loss")
+    assert checkpoint.committed_steps(run) == [20, 40]
+
+
+def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
+    for step in (10, 20):
+        commit(run, step, tmp_path)
+    damage(run, 20)
+    words: list[str] = []
+    checkpoint.restore_newest(run, tmp_path / "out", words.append)
+    assert len(words) == 1
+    assert "step 20 is passed over" in words[0]
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [({"model_hash": "b"}, "another model"), ({"strategy": "fsdp2"}, "strategy=fsdp2")],
+)
+def test_what_does_not_fit_is_refused(about: dict[str, object], words: str) -> None:
+    restored = checkpoint.Restored(5, Path("x"), about)
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.check_fits(restored, "ddp", "a", "run")
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a process: nothing after it runs."""
+
+
+class Mortal(Store):
+    """Dies before its n-th change."""
+
+    lives = 0
+
+    def _die(self) -> None:
+        self.lives -= 1
+        if self.lives < 0:
+            raise Killed
+
+    def write(self, name: str, data: bytes) -> None:
+        self._die()
+        super().write(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._die()
+        return super().create(name, data)
+
+    def upload(self, local: Path, name: str) -> None:
+        self._die()
+        super().upload(local, name)
+
+    def remove(self, name: str) -> None:
+        self._die()
+        super().remove(name)
+
+
+def test_a_kill_in_any_phase_leaves_the_newest_committed_one(tmp_path: Path) -> None:
+    """Before, between files, before the manifest, before the pointer, in rotation."""
+    ends = set()
+    for lives in range(12):
+        uri = str(tmp_path / f"run-{lives}")
+        for step in (10, 20):
+            commit_shards(Store(uri), step, tmp_path)
+        mortal = Mortal(uri)
+        mortal.lives = lives
+        try:
+            commit_shards(mortal, 30, tmp_path)
+            checkpoint.rotate(mortal, keep=2)
+            ends.add("done")
+        except Killed:
+            pass
+        restored = checkpoint.restore_newest(Store(uri), tmp_path / f"out-{lives}")
+        assert restored is not None
+        assert {p.read_text() for p in restored.state.iterdir()} == {str(restored.step)}
+        ends.add(str(restored.step))
+    assert ends == {"20", "30", "done"}
+
+
+def commit_shards(run: Store, step: int, tmp_path: Path) -> None:
+    folder = tmp_path / f"{Path(run.uri).name}-{step}"
+    (folder / checkpoint.STATE).mkdir(parents=True)
+    for rank in range(2):
+        (folder / checkpoint.STATE / str(rank)).write_text(str(step))
+    manifest.commit(run, layout.checkpoint(step), folder, {"step": step})

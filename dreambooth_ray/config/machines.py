@@ -1,0 +1,71 @@
+"""The sections that say where a run works and what it keeps there."""
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from dreambooth_ray.config.section import Section, Text
+
+
+class Span(Section):
+    """A number that may lie between two bounds."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Span":
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Complete training state, committed to storage."""
+
+    every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    best: Text | None = Field(
+        None, description="metric whose lowest checkpoint is kept as well: val_loss, loss"
+    )
+
+
+class ClusterConfig(Section):
+    """Where the work runs."""
+
+    address: str | None = Field(None, description="Ray address; none starts a local Ray")
+    workers: int | Span = Field(
+        1, description="training workers; {min, max}: as many as there is room for"
+    )
+    gpus: bool = Field(False, description="one GPU for each worker and each prior actor")
+    max_failures: int = Field(3, ge=0, description="restarts of the worker group before giving up")
+    wait_s: float = Field(
+        900, gt=0, description="to wait for machines that the workers need and that are not there"
+    )
+
+    @property
+    def span(self) -> Span:
+        """workers as bounds."""
+        if isinstance(self.workers, Span):
+            return self.workers
+        return Span(min=self.workers, max=self.workers)
+
+    @field_validator("workers")
+    @classmethod
+    def _some_worker(cls, workers: int | Span) -> int | Span:
+        if isinstance(workers, int) and workers < 1:
+            raise ValueError(f"cluster.workers={workers} must be at least 1")
+        return workers
+
+
+class StorageConfig(Section):
+    """Where runs, checkpoints and class images are kept."""
+
+    uri: Text = Field("out", description="a folder, or s3://bucket/folder, or any fsspec URL")
+    # May hold keys, so it is in no dump and in no text.
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        repr=False,
+        description="fsspec options: endpoint_url, key, secret; or by the environment, AWS_*",
+    )

@@ -1,0 +1,55 @@
+"""Bundles in object storage, brought to this machine once and verified."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage.store import Store
+
+
+def cache_folder() -> Path:
+    """Where downloaded bundles are kept: DREAMBOOTH_CACHE, or below the user's cache folder."""
+    if given := os.environ.get("DREAMBOOTH_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dreambooth"
+
+
+def local_model(uri: str) -> str:
+    """A path for a model's URI: itself if it is local, else a verified copy of the bundle.
+
+    uri: a run or a bundle; copies are kept by the hash of their manifest
+    raises: ConfigError if there is no bundle, CheckpointError if a file of it is damaged
+    """
+    if "://" not in uri:
+        return uri
+    store = Store(uri)
+    if store.exists(layout.CONFIG):
+        store = store.sub(layout.BUNDLE)
+    try:
+        text = store.read(manifest.MANIFEST)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"MODEL={uri!r} has no committed bundle; give a finished run, or finish it with "
+            "`dreambooth resume`"
+        ) from error
+    folder = cache_folder() / manifest.bytes_hash(text)[:32]
+    if not folder.is_dir():
+        _bring(store, text, folder)
+    return str(folder)
+
+
+def _bring(store: Store, text: bytes, folder: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        manifest.fetch_folder(store, "", partial, text)
+        (partial / manifest.MANIFEST).write_bytes(text)
+        if not folder.is_dir():
+            partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"{store.uri} can't be copied to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,212 @@
+"""When checkpoints are made, and how they reach storage while training goes on."""
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import distributed
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training import checkpoint
+from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.tracking import Tracking
+
+_PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker is: in the group, on its host, and which host that is."""
+
+    rank: int
+    local_rank: int
+    host: int
+    num_hosts: int
+
+
+class Uploader:
+    """Brings one checkpoint at a time to storage, in a thread; its errors come with the next."""
+
+    def __init__(self, run: Store, config: Config, tracking: Tracking, place: Place) -> None:
+        self._run, self._config, self._tracking, self._place = run, config, tracking, place
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+        """Upload this host's files of `local`, and remove them; the first host commits."""
+        assert self._pending is None
+        self._pending = self._pool.submit(self._bring, step, nonce, local, about)
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _bring(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+        name = layout.checkpoint(step)
+        folder = f"{name}-{nonce}"
+        try:
+            entries = manifest.upload(self._run, folder, local)
+            if self._place.host:
+                part = json.dumps([asdict(e) for e in entries]).encode()
+                self._run.write(f"{folder}/{_part(self._place.host)}", part)
+                return
+            for host in range(1, self._place.num_hosts):
+                entries += self._part_of(folder, host)
+            # Metrics go first: a checkpoint never knows more than they do.
+            self._tracking.flush()
+            manifest.commit_uploaded(self._run, name, folder, entries, about)
+            wanted = self._config.checkpoint
+            checkpoint.rotate(self._run, wanted.keep, wanted.best)
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+
+    def _part_of(self, folder: str, host: int) -> list[manifest.Entry]:
+        """What another host has uploaded, once it says so."""
+        deadline = time.monotonic() + _PART_TIMEOUT_S
+        while not self._run.exists(f"{folder}/{_part(host)}"):
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self._run.uri}/{folder}: host {host} has not uploaded its part of the "
+                    f"checkpoint within {_PART_TIMEOUT_S:.0f} s; look at that host"
+                )
+            time.sleep(_POLL_S)
+        content = json.loads(self._run.read(f"{folder}/{_part(host)}"))
+        return [manifest.Entry(**entry) for entry in content]
+
+
+def _part(host: int) -> str:
+    return f"part-{host:05d}.json"
+
+
+class StopRequest:
+    """Whether somebody has asked the run to stop, looked up beside the training thread."""
+
+    def __init__(self, run: Store) -> None:
+        self._run, self._asked = run, threading.Event()
+        self._ended = threading.Event()
+        self._interval_s = 0.5 if run.is_local else 2.0
+
+    def start(self) -> None:
+        """Look from now on."""
+        threading.Thread(target=self._look, name="stop request", daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            if self._run.exists(layout.STOP):
+                self._asked.set()
+                return
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it has been seen."""
+        return self._asked.is_set()
+
+
+class Checkpointing(Callback):
+    """Commits the complete state every `every` steps, after the last one, and when asked to stop.
+
+    Workers write their own shards to their own disk; the first worker of each host uploads
+    what lies there, in a thread; the first of all commits. One checkpoint is under way at most.
+    """
+
+    def __init__(
+        self, run: Store, config: Config, tracking: Tracking, place: Place, about: dict[str, object]
+    ) -> None:
+        """about: what a checkpoint's manifest says beside its step and metrics."""
+        self._config, self._place, self._about = config, place, about
+        self._uploader = Uploader(run, config, tracking, place)
+        self._request = StopRequest(run)
+        self.waited_s = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to requests to stop, on the first worker."""
+        if self._place.rank == 0:
+            self._request.start()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count parts of steps as this number of workers does."""
+        done = int(checkpoint["global_step"]) * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time, or stop if that was asked for."""
+        if not batch.ends_step:
+            return
+        if self._is_stopped(trainer):
+            trainer.should_stop = True
+        step, every = trainer.global_step, self._config.checkpoint.every
+        if step % every == 0 or step == self._config.train.steps or trainer.should_stop:
+            self._save(trainer, pl_module, step)
+
+    def _is_stopped(self, trainer: pl.Trainer) -> bool:
+        """The first worker's word, so that all stop after the same step."""
+        if trainer.world_size == 1:
+            return self._request.asked
+        return bool(trainer.strategy.broadcast(self._request.asked))
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        began = time.monotonic()
+        self._uploader.wait()
+        nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
+        local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
+        local.mkdir(mode=0o700, exist_ok=True)
+        trainer.save_checkpoint(local / checkpoint.STATE)
+        trainer.strategy.barrier("checkpoint")
+        if self._place.local_rank == 0:
+            assert isinstance(pl_module, DreamBoothModule)
+            metrics = {k: v for k, v in pl_module.record.items() if k != "step"}
+            about = {**self._about, "step": step, "metrics": metrics}
+            self._uploader.submit(step, nonce, local, about)
+        self.waited_s += time.monotonic() - began
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run has not ended before its last checkpoint is committed."""
+        self._request.end()
+        self._uploader.wait()
+        trainer.strategy.barrier("committed")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """What was good before the error is kept."""
+        self._request.end()
+        self._uploader.wait()
+
+
+def find_place(context: Any) -> Place:
+    """This worker's place, by Ray Train's context; a collective call."""
+    host = int(context.get_node_rank())
+    hosts = [host]
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        hosts = [0] * distributed.get_world_size()
+        distributed.all_gather_object(hosts, host)
+    return Place(context.get_world_rank(), context.get_local_rank(), host, max(hosts) + 1)

@@ -1,0 +1,167 @@
+"""Runs in object storage (SeaweedFS) that are disturbed, for every strategy."""
+
+import hashlib
+import json
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.journal import read_metrics
+from tests.integration.conftest import SMALL, Background, dreambooth, kill_tree, start_dreambooth
+from tests.integration.seaweed import Seaweed
+
+STRATEGIES = {
+    "ddp": ["train.strategy=ddp"],
+    "fsdp2": ["train.strategy=fsdp2"],
+    **{
+        f"zero{stage}": ["train.strategy=deepspeed", f"train.deepspeed.stage={stage}"]
+        for stage in (1, 2, 3)
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    server = Seaweed(tmp_path_factory.mktemp("seaweed") / "data")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    return seaweed.make_bucket("runs")
+
+
+def train(bucket: str, photos: Path, cwd: Path, *overrides: str) -> tuple[Background, Store]:
+    """Started in the background, on two workers."""
+    run_id = uuid.uuid4().hex
+    process = start_dreambooth(
+        "train", "toy-robot.yaml", f"subject.photos={photos}", f"storage.uri={bucket}",
+        f"run_id={run_id}", *SMALL, "sample.every=0", *overrides, cwd=cwd,
+    )  # fmt: skip
+    return Background(process, cwd / "none"), Store(f"{bucket}/runs/{run_id}")
+
+
+def finished(run: Background) -> None:
+    _, errors = run.process.communicate(timeout=500)
+    assert run.process.returncode == 0, errors
+
+
+def outcome(run: Store) -> tuple[list[dict[str, Any]], str]:
+    """The loss curve, and the hash of the final weights."""
+    files = json.loads(run.read(f"{layout.BUNDLE}/{manifest.MANIFEST}"))["files"]
+    hashes = [f["sha256"] for f in files if f["name"].startswith("unet/")]
+    return read_metrics(run), hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("kills", [1, 3])
+def test_killed_workers_change_no_number(
+    name: str, kills: int, bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    calm, calm_run = train(bucket, photos, tmp_path, *STRATEGIES[name])
+    finished(calm)
+    run, store = train(bucket, photos, tmp_path, *STRATEGIES[name])
+    at = sorted(random.sample(range(6, 15), kills))
+    try:
+        for step in at:
+            # Progress as storage sees it: metrics come every few seconds.
+            run.wait_until(lambda s=step: len(read_metrics(store)) >= s, f"step {step}")
+            victims = run.train_workers()
+            if victims:
+                random.choice(victims).kill()
+        finished(run)
+    finally:
+        kill_tree(run.process)
+    assert outcome(store) == outcome(calm_run), f"killed at {at}"
+    steps = committed_steps(store)
+    assert steps == [15, 16]
+    assert not any(manifest.damage(store, layout.checkpoint(s)) for s in steps)
+
+
+@pytest.mark.fault
+def test_a_server_away_for_a_minute_loses_nothing(
+    seaweed: Seaweed, bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    calm, calm_run = train(bucket, photos, tmp_path)
+    finished(calm)
+    run, store = train(bucket, photos, tmp_path)
+    run.wait_until(lambda: len(read_metrics(store)) >= 4, "step 4")
+    seaweed.kill()
+    back = threading.Timer(60, seaweed.start)
+    back.start()
+    try:
+        finished(run)
+    finally:
+        back.join()
+        kill_tree(run.process)
+    assert outcome(store) == outcome(calm_run)
+
+
+@pytest.mark.fault
+def test_a_run_in_a_bucket_is_resumed_and_drawn_from(
+    bucket: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    run, store = train(bucket, photos, tmp_path)
+    run.wait_until(lambda: committed_steps(store) != [], "a checkpoint")
+    kill_tree(run.process)
+    done = dreambooth("resume", store.uri, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drawn = dreambooth(
+        "generate", store.uri, "--prompt", "a sks robot", "--num-inference-steps", "2", cwd=tmp_path
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / drawn.stdout.splitlines()[0]).is_file()
+
+
+@pytest.mark.fault
+def test_sigterm_saves_before_it_ends(bucket: str, photos: Path, tmp_path: Path) -> None:
+    run, store = train(bucket, photos, tmp_path, "checkpoint.every=1000", "train.steps=2000")
+    try:
+        run.wait_until(lambda: len(read_metrics(store)) >= 4, "step 4")
+        run.process.terminate()
+        _, errors = run.process.communicate(timeout=120)
+    finally:
+        kill_tree(run.process)
+    assert run.process.returncode == 1
+    assert "stopped by SIGTERM" in errors
+    step = committed_steps(store)[-1]
+    assert len(read_metrics(store)) == step < 2000
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("case", ["keys", "bucket", "read-only", "endpoint"])
+def test_storage_that_can_not_work_is_refused_in_a_line(
+    case: str, seaweed: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "keys": seaweed.options("wrong", "wrong"),
+        "bucket": seaweed.options(seaweed.writer_key, seaweed.writer_secret),
+        "read-only": seaweed.options(seaweed.reader_key, seaweed.reader_secret),
+        "endpoint": {**seaweed.options(), "endpoint_url": "http://127.0.0.1:9"},
+    }[case]
+    monkeypatch.setenv("FSSPEC_S3", "{}")  # put back afterwards
+    use_options("s3://x", options)
+    try:
+        with pytest.raises(StorageError) as error:
+            Store("s3://nosuch/x" if case == "bucket" else bucket).check_writable()
+    finally:
+        use_options("s3://x", seaweed.options())
+    text = str(error.value)
+    assert text.startswith("storage s3://")
+    assert "\n" not in text
+    assert not any(str(options[k]) in text for k in ("secret",))

@@ -1,0 +1,64 @@
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.lease import LEASES, Lease
+from dreambooth_ray.storage.store import Store
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    remote = f"memory://lease-{tmp_path.parent.name}-{tmp_path.name.replace('[', '').strip(']')}"
+    return Store(str(tmp_path) if request.param == "local" else remote)
+
+
+def test_the_second_is_refused_and_told_by_whom(run: Store) -> None:
+    with Lease(run), pytest.raises(StorageError, match=r"process \d+ on .*run_id"):
+        Lease(run).__enter__()
+    with Lease(run):
+        pass
+
+
+def test_of_many_one_wins(run: Store) -> None:
+    def attempt(_: int) -> Lease | None:
+        try:
+            return Lease(run).__enter__()
+        except StorageError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [lease for lease in pool.map(attempt, range(8)) if lease]
+    assert len(won) == 1
+    won[0].__exit__(None, None, None)
+
+
+def test_a_dead_holder_is_followed_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from dreambooth_ray.storage.lease import Lease;"
+        "from dreambooth_ray.storage.store import Store;"
+        "Lease(Store(sys.argv[1])).__enter__(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert Store(str(tmp_path)).names(LEASES)
+    with Lease(Store(str(tmp_path))):
+        pass
+
+
+@pytest.mark.parametrize(("silence_s", "taken"), [(10, False), (200, True)])
+def test_a_holder_elsewhere_is_followed_when_silent(
+    run: Store, silence_s: float, taken: bool
+) -> None:
+    holder = {"host": "far", "boot": "", "pid": 1, "started": 1.0, "seen": time.time() - silence_s}
+    run.write(f"{LEASES}/000004.json", json.dumps(holder).encode())
+    if not taken:
+        with pytest.raises(StorageError, match="far"):
+            Lease(run).__enter__()
+        return
+    with Lease(run):
+        assert run.names(LEASES) == ["000005.json"]

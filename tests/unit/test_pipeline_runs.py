@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.config.load import dump_config, override_config, parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.pipeline import find_run, open_run, read_run_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    text = f"run_id: one\nsubject: {{photos: {tmp_path}, class_noun: robot}}"
+    return parse_config(text, "x", [f"storage.uri={tmp_path / 'out'}"])
+
+
+def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
+    run = open_run(config)
+    changed = override_config(config, ["train.lr=1e-3", "train.steps=7"])
+    with pytest.raises(
+        ConfigError, match=r"train\.lr was 5e-06 and is 0\.001.*train\.steps.*force"
+    ):
+        open_run(changed)
+    assert read_run_config(run).train.lr == 5e-6
+    assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
+
+
+def test_where_a_run_works_may_change(config: Config) -> None:
+    open_run(config)
+    open_run(override_config(config, ["cluster.workers=2", "checkpoint.keep=9"]))
+
+
+def test_a_run_is_found_by_its_folder_with_changes(config: Config) -> None:
+    run = open_run(config)
+    found = find_run(run.uri, ["train.steps=9"])
+    assert (found.train.steps, found.run_id) == (9, "one")
+    with pytest.raises(CheckpointError, match="is not a run"):
+        find_run(str(Path(run.uri).parent), [])
+
+
+def test_keys_are_in_no_dump_and_no_text(config: Config) -> None:
+    secret = override_config(config, ["storage.options.secret=hidden", "storage.uri=s3://b"])
+    assert secret.storage.options == {"secret": "hidden"}
+    assert override_config(secret, ["train.steps=9"]).storage.options == {"secret": "hidden"}
+    assert "hidden" not in dump_config(secret) + repr(secret) + str(secret)
+
+
+def test_any_number_of_elastic_workers_shares_a_batch(config: Config) -> None:
+    elastic = override_config(
+        config, ["cluster.workers={min: 1, max: 4}", "train.batch_size=24", "train.accumulate=2"]
+    )
+    assert [elastic.parts(n) for n in (1, 2, 3, 4)] == [8, 4, 4, 2]
+    with pytest.raises(ConfigError, match="3 workers"):
+        override_config(config, ["cluster.workers={min: 2, max: 4}", "train.batch_size=8"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("train.ema_decay=0.9", "ema_decay needs"), ("train.optimizer=prodigy", "can't be sharded")],
+)
+def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        override_config(config, ["train.strategy=deepspeed", "train.lr=1", override])
+
+
+def test_config_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, dreambooth_ray.config.load; assert not {'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
