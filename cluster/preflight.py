@@ -140,7 +140,7 @@ def _cluster(config: Config, entry: ClusterEntry, needed: list[Footprint]) -> It
 
 
 def _room(config: Config, capacity: Capacity, needed: list[Footprint]) -> Iterator[Finding]:
-    workers = config.cluster.workers
+    workers = config.cluster.span.min
     if config.cluster.gpus and capacity.gpus < workers:
         text = f"cluster.workers={workers} want a GPU each, and the cluster has {capacity.gpus:g}; "
         yield Finding(
@@ -159,7 +159,7 @@ def _room(config: Config, capacity: Capacity, needed: list[Footprint]) -> Iterat
 def _heaviest(config: Config, needed: Footprint) -> str:
     """The key that saves most."""
     if needed.activations_bytes > needed.states_bytes:
-        alone = config.images_a_step // config.cluster.workers // config.train.accumulate <= 2
+        alone = config.images_a_step // config.cluster.span.max // config.train.accumulate <= 2
         return "train.resolution" if alone else "train.batch_size"
     return "train.method"
 

@@ -75,7 +75,7 @@ def footprint(config: Config, directory: Path, strategy: Strategy = "ddp") -> Fo
 
 def images_of_a_worker(config: Config) -> int:
     """Pictures of both kinds that one worker computes at once."""
-    return config.images_a_step // config.cluster.workers // config.train.accumulate
+    return config.images_a_step // config.cluster.span.max // config.train.accumulate
 
 
 def _meta_parts(directory: Path) -> Components:
