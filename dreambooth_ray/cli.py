@@ -14,7 +14,7 @@ import typer
 from cluster import job_verbs
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.verbs import bench, doctor, evaluate, export, priors, serve
+from dreambooth_ray.verbs import bench, doctor, evaluate, export, identifier, priors, serve
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -33,6 +33,7 @@ app.add_typer(toyworld, name="toyworld")
 export.register(app)
 doctor.register(app)
 evaluate.register(app)
+identifier.register(app)
 app.add_typer(local_cluster, name="cluster")
 job_verbs.register(app)
 priors.register(app)
