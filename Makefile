@@ -36,7 +36,7 @@ bench: $(VENV)/.dev
 	  --json benchmarks/results/$$theme.json > /dev/null || exit 1; done
 	$(BIN)/dreambooth bench report --readme README.md
 
-# The whole demo, and the bars that its report has to clear.
+# Whole trainings and their bars: the demo, real photographs, another model's sizes, two subjects.
 bars: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m demo
 

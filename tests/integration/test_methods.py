@@ -40,6 +40,7 @@ tracking: {{loggers: [csv]}}
     return path
 
 
+@pytest.mark.demo
 def test_adapters_and_words_of_two_subjects(tmp_path: Path, recipe: Path) -> None:
     trained = dreambooth("train", str(recipe), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr

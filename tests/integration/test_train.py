@@ -112,6 +112,7 @@ def test_resume_goes_on_after_everything_was_killed(
     assert_same(Run(run.folder), undisturbed)
 
 
+@pytest.mark.demo
 def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photos: Path) -> None:
     run = train(
         tmp_path, photos, *SMALL, f"model.uri={other_model}", "train.resolution=128",
@@ -123,6 +124,7 @@ def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photo
     assert picture.size == (128, 128)
 
 
+@pytest.mark.demo
 @pytest.mark.skipif(not (DREAMBENCH / "dog").is_dir(), reason="no DreamBench photographs here")
 def test_real_photographs_are_learnt(tmp_path: Path) -> None:
     run = train(
