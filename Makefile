@@ -69,7 +69,8 @@ $(VENV)/.dev: $(VENV)/.run
 
 # The endpoint under locust's callers, against @serve.batch around diffusers; some minutes.
 load: $(VENV)/.dev $(VENV)/.locust
-	$(BIN)/python -m benchmarks.serve_load --locust $(VENV)/locust/bin/locust
+	$(BIN)/python -m benchmarks.serve_load --locust $(VENV)/locust/bin/locust \
+	  --json benchmarks/results/load.json
 
 # Apart from the rest: gevent and Flask are no business of ours.
 $(VENV)/.locust:

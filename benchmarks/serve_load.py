@@ -27,6 +27,8 @@ import torch
 from PIL import Image
 
 from benchmarks import serve_peer
+from benchmarks.conditions import conditions
+from benchmarks.measure import summary
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
@@ -161,43 +163,63 @@ def check(answers: Path, bundles: dict[str, str]) -> dict[str, Any]:
     return {"pictures": total, "worst_pixel_difference": worst, "receipts_of_others": wrong}
 
 
+def turns(
+    locust: str, seconds: int, rounds: int, storage: Path, answers: Path, bundles: dict[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Both sides `rounds` times, each beginning every other round; what each turn found."""
+    peer = serve_peer.build(bundles, REPLICAS)
+
+    def serve_theirs() -> None:
+        ray.serve.run(peer, name="peer", route_prefix="/v1/images/generations")
+
+    sides: dict[str, tuple[Callable[[], object], str, Path | None]] = {
+        "ours": (lambda: serve_ours(storage), "dreambooth", answers),
+        "theirs": (serve_theirs, "peer", None),
+    }
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    with connection(ClusterConfig(), REPLICAS):
+        ray.serve.start(http_options={"port": PORT})
+        for k in range(rounds):
+            for side in list(sides)[:: 1 if k % 2 == 0 else -1]:
+                start, name, out = sides[side]
+                found[side].append(one_side(start, name, locust, seconds, out))
+                print(side, found[side][-1], file=sys.stderr)
+        ray.serve.shutdown()
+    return found
+
+
 def measure(locust: str, seconds: int, rounds: int) -> dict[str, Any]:
-    """Both sides in turns; the ratios are of medians."""
+    """The record, as `dreambooth bench` writes them: a case for throughput, one for latency."""
+    before = conditions()
     with tempfile.TemporaryDirectory() as folder:
         storage, answers = Path(folder) / "storage", Path(folder) / "answers"
         answers.mkdir()
         bundles = make_subjects(storage)
-        ours: list[dict[str, Any]] = []
-        theirs: list[dict[str, Any]] = []
-        with connection(ClusterConfig(), REPLICAS):
-            ray.serve.start(http_options={"port": PORT})
-            peer = serve_peer.build(bundles, REPLICAS)
-            for _ in range(rounds):
-                ours.append(
-                    one_side(lambda: serve_ours(storage), "dreambooth", locust, seconds, answers)
-                )
-                theirs.append(
-                    one_side(
-                        lambda: ray.serve.run(
-                            peer, name="peer", route_prefix="/v1/images/generations"
-                        ),
-                        "peer", locust, seconds, None,
-                    )
-                )  # fmt: skip
-            ray.serve.shutdown()
-        rates = [float(np.median([r["images_per_s"] for r in side])) for side in (ours, theirs)]
-        tails = [float(np.median([r["p95_s"] for r in side])) for side in (ours, theirs)]
-        return {
-            "throughput_ratio": round(rates[0] / rates[1], 3),
-            "p95_ratio": round(tails[0] / tails[1], 3),
-            "ours": ours,
-            "theirs": theirs,
-            "receipts": check(answers, bundles),
-            "callers": CALLERS,
-            "replicas": REPLICAS,
-            "seconds": seconds,
-            "load_average": os.getloadavg(),
-        }
+        found = turns(locust, seconds, rounds, storage, answers, bundles)
+        after = conditions()["load_average"]
+        receipts = check(answers, bundles)
+    about = {"peer": "@serve.batch around diffusers", "pairs": rounds}
+    rates, tails = (
+        [[measured[key] for measured in found[side]] for side in ("ours", "theirs")]
+        for key in ("images_per_s", "p95_s")
+    )
+    return {
+        "theme": "load",
+        "cases": [
+            {"case": f"{CALLERS} callers, 4 subjects: throughput", "unit": "images/s", "bar": 1.5}
+            | about | summary(*rates, 1.5),
+            {"case": f"{CALLERS} callers, 4 subjects: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
+            | about | summary(*([1 / tail for tail in side] for side in tails), 1.0),
+        ],
+        "turns": found,
+        "receipts": receipts,
+        "setting": {
+            "profile": f"{REPLICAS} replicas, {seconds} s a turn",
+            "callers": CALLERS, "replicas": REPLICAS, "seconds": seconds, "batch": 8,
+        },
+        "conditions": before,
+        "load_average_after": after,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -205,8 +227,12 @@ def main() -> None:
     options.add_argument("--locust", default="locust", help="the command")
     options.add_argument("--seconds", type=int, default=60, help="a side and round")
     options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--json", type=Path, help="file to write the record to")
     given = options.parse_args()
-    json.dump(measure(given.locust, given.seconds, given.rounds), sys.stdout, indent=1)
+    record = json.dumps(measure(given.locust, given.seconds, given.rounds), indent=1)
+    print(record)
+    if given.json is not None:
+        given.json.write_text(record + "\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def build(args: ServeConfig) -> ray.serve.Application:
         num_replicas=args.gateways,
         max_ongoing_requests=4 * args.limits.open_images,
         ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=args.limits.deadline_s,
         max_surge_percent=100,
     )
     return gateway.bind(args, **pools)
@@ -80,7 +81,8 @@ def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             max_queued_requests=config.limits.open_images,
             health_check_period_s=2,
             health_check_timeout_s=30,
-            graceful_shutdown_timeout_s=30,
+            # A redeploy and a step down let what is begun come to its end.
+            graceful_shutdown_timeout_s=config.limits.deadline_s,
             max_surge_percent=100,
             ray_actor_options={
                 "num_cpus": 0 if replicas.gpus else 1,

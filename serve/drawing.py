@@ -43,7 +43,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to draw, in the engine's terms."""
+    """One picture to draw, in the engine's terms.
+
+    tell_every_s: seconds between two words on its progress, at least
+    """
 
     prompt: str
     seed: int
@@ -57,6 +60,7 @@ class Drawing:
     mask: Pixels | None = None
     strength: float = 0.8
     num_previews: int = 0
+    tell_every_s: float = 0.2
 
     @property
     def steps(self) -> int:

@@ -72,6 +72,7 @@ class Envelope:
         try:
             refusal = self._refusal(headers)
             if refusal is not None:
+                self._metrics.refusals.labels(refusal.code).inc()
                 answer = JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
                 await answer(scope, receive, send_more)
             else:

@@ -31,8 +31,6 @@ from serve.drawing import (
 )
 from serve.shelf import Seat, Shelf
 
-# Progress is told this often at most: the picture matters, not its odometer.
-_PROGRESS_EVERY_S = 0.2
 _WARM_UP_STEPS = 3
 # A batch so full tells how fast full batches are; each report moves the estimate so far.
 _FULL, _LEARNING = 0.75, 0.5
@@ -112,7 +110,7 @@ class Replica:
             nonlocal told_s
             self._steps_done += 1
             now = time.monotonic()
-            if now - told_s >= _PROGRESS_EVERY_S:
+            if now - told_s >= drawing.tell_every_s:
                 told_s = now
                 put(Progress(step, total))
 

@@ -10,14 +10,13 @@ from dataclasses import replace
 
 from dreambooth_ray.config.serving import JobsConfig
 from dreambooth_ray.errors import ConfigError
-from serve import pictures
 from serve.auth import Caller
 from serve.desk import Turn
-from serve.drawing import Event, Preview, Progress
-from serve.jobs import Jobs, Lease, Record, State, new_job_id, no_such_job
+from serve.jobs import Jobs, Record, State, new_job_id, no_such_job
 from serve.messages import EditJobRequest, EditRequest, GenerationRequest, JobAnswer, JobRequest
 from serve.metrics import Metrics
 from serve.refusal import Refusal, busy
+from serve.running import Running
 from serve.studio import Order, Studio, Upload
 from serve.webhooks import check_target
 
@@ -25,27 +24,6 @@ _LOG = logging.getLogger("dreambooth.serve")
 _TICK_S = 1.0
 _AGAIN_S = 1.0
 Notify = Callable[[str, dict[str, object]], Awaitable[bool]]
-
-
-class Running:
-    """A job in hand: what of it is not in storage yet."""
-
-    def __init__(self, record: Record, lease: Lease) -> None:
-        self.record, self.lease = record, lease
-        self.task: asyncio.Task[None] | None = None
-        self.turns: list[Turn] = []
-        self.steps: dict[int, tuple[int, int]] = {}
-        self.previews: dict[int, bytes] = {}
-        self.stopping: asyncio.Task[None] | None = None
-        self.dirty = False
-
-    def note(self, index: int, event: Event) -> None:
-        """Remember progress until it is next written down."""
-        if isinstance(event, Progress):
-            self.steps[index], self.dirty = (event.step, event.total), True
-        if isinstance(event, Preview):
-            self.previews[index] = pictures.encode(event.pixels, None, "png")
-            self.dirty = True
 
 
 class Runner:
@@ -143,12 +121,22 @@ class Runner:
             await asyncio.gather(running.task, return_exceptions=True)
         await self._mark_cancelled(running.record.id)
 
+    async def _write_state(self, job: str, state: State) -> None:
+        """Write it to the end, though the task be cancelled: a thread can't be stopped half-way,
+        and must not write after the one that comes next."""
+        write = asyncio.create_task(asyncio.to_thread(self._jobs.set_state, job, state))
+        try:
+            await asyncio.shield(write)
+        except asyncio.CancelledError:
+            await asyncio.wait([write])
+            raise
+
     async def _mark_cancelled(self, job: str) -> State:
         state = await asyncio.to_thread(self._jobs.state, job)
         if state.finished_at is None:
             update = {"status": "cancelled", "finished_at": time.time()}
             state = state.model_copy(update=update)
-            await asyncio.to_thread(self._jobs.set_state, job, state)
+            await self._write_state(job, state)
         return state
 
     async def watch(self) -> None:
@@ -229,9 +217,10 @@ class Runner:
             await self._draw_missing(running)
             ended = state.model_copy(update={"status": "completed", "finished_at": time.time()})
         except Refusal as refusal:
+            self._studio.count_refusal(refusal)
             update = {"status": "failed", "finished_at": time.time(), **refusal.body}
             ended = state.model_copy(update=update)
-        await asyncio.to_thread(jobs.set_state, record.id, ended)
+        await self._write_state(record.id, ended)
         return ended
 
     async def _draw_missing(self, running: Running) -> None:
@@ -248,7 +237,7 @@ class Runner:
         running.turns = turns
         waiting = await asyncio.to_thread(jobs.state, record.id)
         running_state = waiting.model_copy(update={"status": "running"})
-        await asyncio.to_thread(jobs.set_state, record.id, running_state)
+        await self._write_state(record.id, running_state)
         work = [
             asyncio.create_task(self._draw_one(running, k, orders[k], turn))
             for k, turn in zip(missing, turns, strict=True)
@@ -296,4 +285,4 @@ class Runner:
         event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": data}
         told = await self._notify(record.webhook_url, event)
         state = state.model_copy(update={"webhook": "delivered" if told else "failed"})
-        await asyncio.to_thread(self._jobs.set_state, record.id, state)
+        await self._write_state(record.id, state)

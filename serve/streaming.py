@@ -43,15 +43,16 @@ async def stream(studio: Studio, order: Order, turns: list[Turn], kind: Kind) ->
             if isinstance(event, Preview) and shown < order.request.partial_images:
                 yield _sse(f"{kind}.partial_image", await _partial(order, event, shown))
                 shown += 1
-        yield _last(order, kind, work)
+        yield _last(studio, order, kind, work)
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
 
 
-def _last(order: Order, kind: Kind, work: "asyncio.Task[list[Rendered]]") -> str:
+def _last(studio: Studio, order: Order, kind: Kind, work: "asyncio.Task[list[Rendered]]") -> str:
     error = work.exception()
     if isinstance(error, Refusal):
+        studio.count_refusal(error)
         return _sse("error", error.body)
     if error is not None:
         raise error

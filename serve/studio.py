@@ -24,6 +24,7 @@ from serve.subjects import Catalog, Subject
 
 _LOG = logging.getLogger("dreambooth.serve")
 DEFAULT_POOL = "Replica"
+_WATCHED_S, _UNWATCHED_S = 0.2, 1.0
 _FAILURES = {"config": (400, "invalid_value"), "damaged": (422, "model_damaged")}
 
 
@@ -106,6 +107,8 @@ class Studio:
             request.prompt, seed, request.negative_prompt, request.num_inference_steps,
             request.guidance_scale, request.solver, width_px, height_px,
             num_previews=request.partial_images,
+            # Each word costs both sides a message: often only where somebody watches.
+            tell_every_s=_WATCHED_S if request.stream else _UNWATCHED_S,
         )  # fmt: skip
         if upload is not None and isinstance(request, EditRequest):
             first = await asyncio.to_thread(self._with_upload, first, upload, request)
@@ -136,7 +139,6 @@ class Studio:
         # What a picture is kept away from may be named: "nude" in there is a wish to see none.
         verdict = await asyncio.to_thread(self._checks.check_prompt, request.prompt)
         if verdict.refused:
-            self._metrics.refusals.labels("content_policy").inc()
             raise _against_policy(verdict, "prompt")
 
     def _with_upload(self, drawing: Drawing, upload: Upload, request: EditRequest) -> Drawing:
@@ -157,6 +159,10 @@ class Studio:
             drawing, image=image, mask=mask, strength=request.strength,
             width_px=image.width_px, height_px=image.height_px,
         )  # fmt: skip
+
+    def count_refusal(self, refusal: Refusal) -> None:
+        """Note one that the HTTP side does not see: in a stream that has begun, or of a job."""
+        self._metrics.refusals.labels(refusal.code).inc()
 
     def pool(self, subject: Subject) -> Pool:
         """Where a subject is drawn."""

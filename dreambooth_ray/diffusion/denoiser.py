@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
+from dreambooth_ray.diffusion.mixing import Mixing
 from dreambooth_ray.diffusion.shortcut import Shortcut
 from dreambooth_ray.errors import ConfigError
 
@@ -29,6 +30,7 @@ class Adapted:
     def __init__(self, network: Any) -> None:
         self.network = network
         self._wrapped: PeftModel | None = None
+        self._mixing: Mixing | None = None
         self._apart: set[str] = set()
         self.names: set[str] = set()
 
@@ -54,6 +56,7 @@ class Adapted:
             self._drop(name)
             raise ConfigError(f"adapter {name!r} does not fit this model: {error}") from error
         self._wrapped.eval().requires_grad_(False)
+        self._mixing = Mixing(self._wrapped)
         self.names.add(name)
         if getattr(config, "use_dora", False):
             self._apart.add(name)
@@ -71,12 +74,13 @@ class Adapted:
         if self.names:
             with suppress(ValueError):
                 self._wrapped.delete_adapter(name)
+            self._mixing = Mixing(self._wrapped)
             return
         self.network = self._wrapped.unload()
         # peft leaves its mark on the network, which would be taken for an adapter.
         with suppress(AttributeError):
             del self.network.peft_config
-        self._wrapped = None
+        self._wrapped = self._mixing = None
 
     def stands_apart(self, adapter: str | None) -> bool:
         """Whether rows of an adapter can't share a forward with others."""
@@ -90,12 +94,15 @@ class Adapted:
         instead: a network that shares its layers, to run in its place
         """
         network = instead or self.network
-        if self._wrapped is None:
+        if self._wrapped is None or self._mixing is None:
             return network(*inputs, **options)
-        known = [a if a in self.names else None for a in adapters]
+        known = tuple(a if a in self.names else None for a in adapters)
         if known[0] in self._apart:
             self._wrapped.set_adapter(known[0])
             return network(*inputs, **options)
+        if self._mixing.can(known):
+            with self._mixing.rows(known):
+                return network(*inputs, **options)
         # What PeftModel.forward does, for a network that may be another than its own.
         names = [a or _BASE for a in known]
         with self._wrapped._enable_peft_forward_hooks(adapter_names=names):

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dreambooth_ray.diffusion import solvers
 from dreambooth_ray.diffusion.request import Request
 from serve.auth import Key, new_key
 from serve.gateway import House
+from serve.jobs import Jobs, State
 from serve.messages import Receipt, Solver
 from serve.pictures import read_receipt
 from serve.replica import Replica
@@ -165,6 +167,28 @@ def test_models_health_and_metrics(client: TestClient) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({**QUICK, "quality": "hd"}, "unknown_parameter"),
+        ({**QUICK, "prompt": "x" * 2**21}, "body_too_large"),
+        # Found out by the replica, when the stream has begun.
+        ({**QUICK, "size": "40x40", "stream": True}, "invalid_value"),
+    ],
+)
+def test_refusals_are_counted_by_reason(
+    client: TestClient, body: dict[str, Any], reason: str
+) -> None:
+    def count() -> float:
+        counter = f'dreambooth_refusals_total{{reason="{reason}"}} '
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(counter)) for line in lines if line.startswith(counter))
+
+    before = count()
+    assert reason in client.post(GENERATE, json=body).text
+    assert count() == before + 1
+
+
 def test_keys_are_asked_for_and_never_told(
     house: House, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +224,30 @@ def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: House)
     assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
     answer = client.get(f"/v1/jobs/{job['id']}").json()
     assert (answer["status"], answer["position"]) == ("cancelled", None)
+
+
+def test_a_late_write_does_not_undo_a_cancellation(
+    client: TestClient, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancelled, written = threading.Event(), threading.Event(), threading.Event()
+    write = Jobs.set_state
+
+    def slow(jobs: Jobs, job: str, state: State) -> None:
+        if state.status == "running":
+            begun.set()
+            cancelled.wait(0.5)
+        write(jobs, job, state)
+        if state.status == "running":
+            written.set()
+        if state.status == "cancelled":
+            cancelled.set()
+
+    monkeypatch.setattr(Jobs, "set_state", slow)
+    job = client.post("/v1/jobs", json={"prompt": "x", "num_inference_steps": 60}).json()
+    assert begun.wait(30)
+    client.delete(f"/v1/jobs/{job['id']}")
+    assert written.wait(30)
+    assert client.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
 
 
 def test_the_documented_solvers_are_the_engines() -> None:

@@ -1,0 +1,97 @@
+"""Many LoRA adapters in one forward: each row of a layer's input goes through its own.
+
+peft mixes adapters too: layer by layer, adapter by adapter, it takes the rows of each out and
+puts them back. Here a layer does all its rows in two batched products.
+
+Legend: R rows, T tokens, I, O features in and out, r the largest rank among the adapters.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+# Of each row: the adapter's name, or None for the network without one.
+Names = tuple[str | None, ...]
+
+
+class Mixing:
+    """The LoRA layers of a network as peft has made them; made anew when adapters come or go."""
+
+    def __init__(self, network: nn.Module) -> None:
+        found = [m for m in network.modules() if isinstance(m, LoraLayer)]
+        self._layers = [_Layer(layer) for layer in found]
+        self._names: Names = ()
+
+    def can(self, names: Names) -> bool:
+        """Whether these adapters are plain LoRA of linear layers alone."""
+        wanted = set(names) - {None}
+        return all(layer.can(wanted) for layer in self._layers)
+
+    @contextmanager
+    def rows(self, names: Names) -> Iterator[None]:
+        """Inside, row i of every layer's input goes through the adapter names[i]."""
+        if names != self._names:
+            # A batch stays as it is for some steps: what is put together is kept.
+            for layer in self._layers:
+                layer.gather(names)
+            self._names = names
+        for layer in self._layers:
+            layer.is_on = True
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.is_on = False
+
+
+class _Layer:
+    """Stands before the forward of one of peft's layers."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self.is_on = layer, False
+        self._alone = functools.partial(type(layer).forward, layer)
+        self._weights: tuple[Tensor, Tensor] | None = None
+        layer.forward = self
+
+    def can(self, names: set[str | None]) -> bool:
+        here = names & set(self._layer.lora_A)
+        if not here:
+            return not names & set(self._layer.lora_embedding_A)
+        linear = isinstance(self._layer, Linear) and isinstance(self._layer.base_layer, nn.Linear)
+        biased = any(self._layer.lora_bias[name] for name in here)
+        return linear and not biased and not here & set(self._layer.lora_variant)
+
+    @torch.no_grad()
+    def gather(self, names: Names) -> None:
+        """Puts (R, I, r) and (R, r, O) weights together; None where no row has any here."""
+        here = {name for name in names if name in self._layer.lora_A}
+        if not here:
+            self._weights = None
+            return
+        like, layer = self._layer.base_layer.weight, self._layer
+        rank = max(layer.r[name] for name in here)
+        down = like.new_zeros(len(names), layer.in_features, rank)
+        up = like.new_zeros(len(names), rank, layer.out_features)
+        for row, name in enumerate(names):
+            if name in here:
+                r = layer.r[name]
+                down[row, :, :r] = layer.lora_A[name].weight.T
+                up[row, :r] = layer.lora_B[name].weight.T * layer.scaling[name]
+        self._weights = down, up
+
+    def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+        """x: (R, ..., I); returns (R, ..., O)."""
+        if not self.is_on:
+            return torch.as_tensor(self._alone(x, *inputs, **options))
+        base = torch.as_tensor(self._layer.base_layer(x, *inputs, **options))
+        if self._weights is None:
+            return base
+        down, up = self._weights
+        low = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), down)
+        return torch.baddbmm(base.reshape(len(x), -1, base.shape[-1]), low, up).reshape(base.shape)
