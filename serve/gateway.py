@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -39,7 +39,7 @@ from serve.metrics import Metrics
 from serve.pool import Pool
 from serve.refusal import Refusal
 from serve.runner import Runner
-from serve.streaming import Kind, stream
+from serve.streaming import Kind, StreamedAnswer, stream
 from serve.studio import DEFAULT_POOL, Studio, Upload
 from serve.subjects import Catalog
 
@@ -122,9 +122,7 @@ async def _answer(
     await house.guard.count_images(caller, body.n)
     turns = house.studio.enter(order)
     if body.stream:
-        return StreamingResponse(
-            stream(house.studio, order, turns, kind), media_type="text/event-stream"
-        )
+        return StreamedAnswer(stream(house.studio, order, turns, kind), turns)
     rendered = await house.studio.draw_in_time(order, turns)
     images = [
         ImageAnswer(b64_json=base64.b64encode(r.data).decode(), receipt=r.receipt) for r in rendered

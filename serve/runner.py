@@ -234,15 +234,15 @@ class Runner:
         missing = [k for k in range(record.request.n) if k not in done]
         orders = {k: replace(order, drawings=[drawings[k]]) for k in missing}
         turns = await self._enter(replace(order, drawings=[drawings[k] for k in missing]))
-        running.turns = turns
-        waiting = await asyncio.to_thread(jobs.state, record.id)
-        running_state = waiting.model_copy(update={"status": "running"})
-        await self._write_state(record.id, running_state)
-        work = [
-            asyncio.create_task(self._draw_one(running, k, orders[k], turn))
-            for k, turn in zip(missing, turns, strict=True)
-        ]
+        running.turns, work = turns, list[asyncio.Task[None]]()
         try:
+            waiting = await asyncio.to_thread(jobs.state, record.id)
+            running_state = waiting.model_copy(update={"status": "running"})
+            await self._write_state(record.id, running_state)
+            work += [
+                asyncio.create_task(self._draw_one(running, k, orders[k], turn))
+                for k, turn in zip(missing, turns, strict=True)
+            ]
             await asyncio.gather(*work)
         finally:
             for task in work:

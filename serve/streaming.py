@@ -7,6 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from serve import pictures
 from serve.desk import Turn
 from serve.drawing import Event, Preview, Progress
@@ -15,6 +18,24 @@ from serve.studio import Order, Rendered, Studio
 
 _QUIET_S = 5.0
 Kind = Literal["image_generation", "image_edit"]
+
+
+class StreamedAnswer(StreamingResponse):
+    """Gives the places back even if its reader is gone before the first word."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], turns: list[Turn]) -> None:
+        super().__init__(events)
+        self._turns = turns
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As Starlette's."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for turn in self._turns:
+                turn.close()
 
 
 async def stream(studio: Studio, order: Order, turns: list[Turn], kind: Kind) -> AsyncIterator[str]:

@@ -248,6 +248,9 @@ def test_a_late_write_does_not_undo_a_cancellation(
     client.delete(f"/v1/jobs/{job['id']}")
     assert written.wait(30)
     assert client.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
+    # It was cancelled with places at the desk and nothing begun.
+    desk = house.pools["Replica"].desk
+    assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
 
 
 def test_the_documented_solvers_are_the_engines() -> None:
