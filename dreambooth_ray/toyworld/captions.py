@@ -22,13 +22,6 @@ from dreambooth_ray.toyworld.world import Scene, Subject
 WINDOW = 32  # tokens the text encoder reads, start and end marks included
 
 
-def full_caption(subject: Subject, scene: Scene) -> str:
-    """Everything a caption can say of a picture."""
-    words = f"a {subject.colour} {subject.pattern} {subject.class_noun}"
-    hat = f" {HAT_PHRASE}" if scene.hat else ""
-    return f"{words}{hat} {BACKGROUNDS[scene.background]}"
-
-
 def random_caption(subject: Subject, scene: Scene, seed: int, index: int) -> str:
     """A caption with random omissions and, at times, a rare word before the noun.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -100,11 +99,3 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     quant.bias[CHANNELS:] -= 2 * scale.log()
     post.bias += torch.einsum("oihw,i->o", post.weight, mean)
     post.weight *= scale[None, :, None, None]
-
-
-@torch.no_grad()
-def psnr_db(vae: AutoencoderKL, pixels: Tensor) -> float:
-    """Peak signal-to-noise ratio of reconstructions of `pixels` (B, 3, H, W), in dB."""
-    made = [vae.decode(vae.encode(p).latent_dist.mean).sample for p in torch.split(pixels, 32)]
-    error = F.mse_loss(torch.cat(made).clamp(-1, 1), pixels).item()
-    return float(10 * np.log10(4.0 / error))

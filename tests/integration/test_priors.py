@@ -117,7 +117,7 @@ def test_actors_killed_at_random_over_200_images(
     dice, ended, kills = random.Random(actors), threading.Event(), list[int]()
 
     def kill_now_and_then() -> None:
-        while not ended.wait(dice.uniform(2.0, 5.0)):
+        while not ended.wait(dice.uniform(3.0, 8.0)):
             busy = painters()
             if busy:
                 kills.append(dice.choice(busy).pid)

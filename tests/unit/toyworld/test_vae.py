@@ -1,6 +1,6 @@
 import torch
 
-from dreambooth_ray.toyworld.vae import VaeLoss, new_vae, normalise_latents, psnr_db
+from dreambooth_ray.toyworld.vae import VaeLoss, new_vae, normalise_latents
 
 
 def test_normalising_changes_latents_and_not_pictures() -> None:
@@ -20,10 +20,9 @@ def test_normalising_changes_latents_and_not_pictures() -> None:
     assert torch.isclose(ratio, (before.std / before.mean.std(dim=(0, 2, 3), keepdim=True)).mean())
 
 
-def test_loss_and_psnr_are_finite_for_crops_and_whole_pictures() -> None:
+def test_the_loss_is_finite_for_crops_and_whole_pictures() -> None:
     torch.manual_seed(0)
     loss = VaeLoss()
     for side in (32, 64):
         pixels = torch.rand(2, 3, side, side) * 2 - 1
         assert torch.isfinite(loss(pixels))
-        assert 0 < psnr_db(loss.vae.eval(), pixels) < 60
