@@ -28,7 +28,7 @@ from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.export.bundle import export_bundle
 from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
-from dreambooth_ray.priors.pool import Order, make_priors, open_set
+from dreambooth_ray.priors.pool import Order, has_room, make_priors, open_set
 from dreambooth_ray.priors.stream import PriorStream
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.lease import Lease
@@ -232,11 +232,13 @@ def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Disp
     priors = open_set(Store(config.storage.uri), order.spec)
     run.write(layout.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())
     job = replace(job, priors_uri=priors.uri, num_priors=order.count)
+    # With a place for everybody, actors and workers start together; else actors come first.
+    together = config.prior.stream and has_room(config.prior, config.cluster)
     with PriorStream(lambda: draw_priors(prepared, order, display), order, priors, run) as stream:
-        if config.prior.stream:
-            stream.wait_first()
-        else:
+        if not config.prior.stream:
             stream.wait_all()
+        elif not together:
+            stream.wait_first()
         _fit(prepared, job, run, display)
 
 

@@ -6,6 +6,9 @@ number of workers share out the same global batch.
 
 import numpy as np
 
+# Different class images a training begins with, before the first is seen again.
+_HEAD = 16
+
 
 def shuffled_index(seed: int, purpose: int, position: int, size: int) -> int:
     """Item at `position` of an endless sequence of shuffles of range(size).
@@ -16,12 +19,28 @@ def shuffled_index(seed: int, purpose: int, position: int, size: int) -> int:
     return int(np.random.default_rng([seed, purpose, epoch]).permutation(size)[place])
 
 
-def in_order_first(seed: int, purpose: int, position: int, size: int) -> int:
-    """As shuffled_index, but the first time round items come in order.
+def as_late_as_possible(seed: int, purpose: int, position: int, size: int, total: int) -> int:
+    """Item at `position` of a sequence of `total`, in which every item comes, in order.
 
-    So that a sequence can be begun while its later items are still being made.
+    Items of a set that is still being made are asked for one by one over the whole length,
+    from a little variety on, with repeats of earlier ones between them: so a maker and a
+    user of any two speeds take no longer together than the slower of them alone.
     """
-    return position if position < size else shuffled_index(seed, purpose, position, size)
+    head = min(size, _HEAD)
+    if position >= total:
+        return shuffled_index(seed, purpose, position, size)
+    if position < head or total <= size:
+        return position
+    seen, is_new = _introduced(position - head, size - head, total - head)
+    if is_new:
+        return head + seen
+    return int(np.random.default_rng([seed, purpose, position]).integers(head + seen))
+
+
+def _introduced(position: int, size: int, total: int) -> tuple[int, bool]:
+    """How many of `size` items, spread evenly over `total`, came before, and if one comes now."""
+    before, after = position * size // total, (position + 1) * size // total
+    return before, after > before
 
 
 def batch_positions(step: int, batch_size: int, rank: int, world: int) -> range:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import PriorConfig
 from dreambooth_ray.data.priorset import Record, read_records
 from dreambooth_ray.errors import CheckpointError
@@ -92,8 +93,20 @@ def make_priors(
     return set_store
 
 
+def has_room(wanted: PriorConfig, cluster: ClusterConfig) -> bool:
+    """Whether the least number of actors and all training workers find a place now, at once."""
+    free, least, workers = ray.available_resources(), wanted.span.min, cluster.span.max
+    cpus = least * wanted.num_cpus + workers
+    gpus = least * _num_gpus(wanted, cluster.gpus) + (workers if cluster.gpus else 0)
+    return bool(free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus)
+
+
+def _num_gpus(wanted: PriorConfig, gpu: bool) -> float:
+    return wanted.num_gpus if wanted.num_gpus is not None else float(gpu)
+
+
 def _maker(order: Order, set_store: Store, wanted: PriorConfig, gpu: bool) -> Callable[[], Any]:
-    num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(gpu)
+    num_gpus = _num_gpus(wanted, gpu)
     remote = ray.remote(
         num_cpus=wanted.num_cpus, num_gpus=num_gpus, resources=wanted.resources or None
     )(Painter)

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.pairs import batch_positions, in_order_first, shuffled_index
+from dreambooth_ray.data.pairs import as_late_as_possible, batch_positions, shuffled_index
 from dreambooth_ray.data.priorset import PriorSet
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.diffusion import noise
@@ -77,13 +77,14 @@ class Pool:
 class PriorPool:
     """Class images, each read, and if need be waited for, when a step wants it."""
 
-    def __init__(self, priors: PriorSet, count: int, flip: bool) -> None:
-        """count: how many of them, the first, are trained on."""
-        self._priors, self._count, self._views = priors, count, 2 if flip else 1
+    def __init__(self, priors: PriorSet, count: int, total: int, flip: bool) -> None:
+        """count: how many of them, the first, are trained on; total: positions of the run."""
+        self._priors, self._views = priors, 2 if flip else 1
+        self._count, self._total = count, total
 
     def choose(self, seed: int, position: int) -> int:
-        """As for photographs, but the first time round in the order in which they are made."""
-        return in_order_first(seed, _PRIORS, position, self._count)
+        """Which class image comes at a position: each as late as it can, in order of making."""
+        return as_late_as_possible(seed, _PRIORS, position, self._count, self._total)
 
     def item(self, index: int) -> Item:
         """Class image `index`, waited for if it is not there yet."""
@@ -155,7 +156,8 @@ class Corpus(IterableDataset[Batch]):
         flip = config.train.flip
         self._photographs = [make_pool(parts, p, flip, n) for n, p in enumerate(photographs)]
         kept = config.prior.count - config.num_class_images
-        self._priors = PriorPool(priors, priors.count - kept, flip) if priors else None
+        total = config.train.steps * config.train.batch_size
+        self._priors = PriorPool(priors, priors.count - kept, total, flip) if priors else None
         texts = [c for subject in photographs for p in subject for c in p.captions]
         self._captions = Captions(parts, ["", *texts, *(priors.captions if priors else [])])
 

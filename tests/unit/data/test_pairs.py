@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth_ray.data.pairs import batch_positions, in_order_first, shuffled_index
+from dreambooth_ray.data.pairs import as_late_as_possible, batch_positions, shuffled_index
 
 
 @given(seed=st.integers(0, 2**62), size=st.integers(1, 50), epoch=st.integers(0, 1000))
@@ -19,11 +19,21 @@ def test_workers_share_out_what_one_would_take(step: int, share: int, world: int
     assert batch_positions(step + 1, size, 0, 1).start == alone[-1] + 1
 
 
-@given(seed=st.integers(0, 2**62), size=st.integers(1, 20), epoch=st.integers(1, 5))
-def test_the_first_time_round_is_in_order(seed: int, size: int, epoch: int) -> None:
-    assert [in_order_first(seed, 1, k, size) for k in range(size)] == list(range(size))
-    later = epoch * size
-    assert in_order_first(seed, 1, later, size) == shuffled_index(seed, 1, later, size)
+@given(
+    seed=st.integers(0, 2**62), size=st.integers(1, 60), total=st.integers(1, 300), data=st.data()
+)
+def test_new_items_come_in_order_and_no_sooner_than_they_must(
+    seed: int, size: int, total: int, data: st.DataObject
+) -> None:
+    taken = [as_late_as_possible(seed, 1, k, size, total) for k in range(total)]
+    firsts = list(dict.fromkeys(taken))
+    assert firsts == list(range(min(size, total)))
+    place = data.draw(st.integers(0, total - 1))
+    # Made at an even pace over the whole length, an item is there when it is asked for.
+    head = min(16, size)
+    assert max(taken[: place + 1]) < head + (place + 1) * size / total
+    beyond = as_late_as_possible(seed, 1, total + place, size, total)
+    assert 0 <= beyond < size
 
 
 def test_purposes_and_seeds_differ() -> None:
