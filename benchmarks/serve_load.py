@@ -203,13 +203,14 @@ def measure(locust: str, seconds: int, rounds: int) -> dict[str, Any]:
         [[measured[key] for measured in found[side]] for side in ("ours", "theirs")]
         for key in ("images_per_s", "p95_s")
     )
+    speeds = [[1 / tail for tail in side] for side in tails]
     return {
         "theme": "load",
         "cases": [
             {"case": f"{CALLERS} callers, 4 subjects: throughput", "unit": "images/s", "bar": 1.5}
-            | about | summary(*rates, 1.5),
+            | about | summary(rates[0], rates[1], 1.5),
             {"case": f"{CALLERS} callers, 4 subjects: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
-            | about | summary(*([1 / tail for tail in side] for side in tails), 1.0),
+            | about | summary(speeds[0], speeds[1], 1.0),
         ],
         "turns": found,
         "receipts": receipts,
