@@ -1,6 +1,7 @@
 """A gateway and a replica behind a real socket in this process, and callers who mean no good."""
 
 import contextlib
+import gzip
 import io
 import json
 import socket
@@ -48,7 +49,9 @@ def address(storage: Path) -> Iterator[str]:
         }
     )
     replica = Replica(config)
-    app = create_app(open_house(config, {"Replica": Handle(replica)}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DREAMBOOTH_WEBHOOK_SECRET", "whsec_c2VjcmV0")
+        app = create_app(open_house(config, {"Replica": Handle(replica)}))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -99,6 +102,7 @@ def test_pictures_that_are_traps(address: str, image: bytes) -> None:
     for field in ("image", "mask"):
         files = {"image": ("a.png", _png_of(64, 64)), field: ("b.png", image)}
         answer = requests.post(address + EDIT, data={"prompt": "x"}, files=files, timeout=30)
+        print(f"{answer.elapsed.total_seconds():.3f} s  {answer.status_code}  {field}")
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == field
     assert _alive(address)
@@ -121,7 +125,42 @@ def test_bundles_that_are_traps(address: str, storage: Path) -> None:
         answer = requests.post(address + GENERATE, json=body, timeout=30)
         while answer.status_code == 404:  # until the gateway next looks into storage
             answer = requests.post(address + GENERATE, json=body, timeout=30)
+        print(f"{answer.elapsed.total_seconds():.3f} s  {answer.status_code}  {model_id}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+    assert _alive(address)
+
+
+_JSON = "application/json"
+_WORDS: list[tuple[str, str, dict[str, Any]]] = [
+    ("1 MB prompt", GENERATE, {"json": {"prompt": "x" * 2**20}}),
+    ("NUL in a prompt", GENERATE, {"json": {"prompt": "a\0b"}}),
+    ("id of 300 characters", GENERATE, {"json": {"prompt": "x", "model": "m" * 300}}),
+    ("id that climbs", GENERATE, {"json": {"prompt": "x", "model": "../../etc/passwd"}}),
+    ("gzip bomb", GENERATE, {"data": gzip.compress(bytes(2**26)),
+                             "headers": {"Content-Encoding": "gzip"}}),
+    ("deep JSON", GENERATE, {"data": b"[" * 10**6, "headers": {"Content-Type": _JSON}}),
+    *(
+        (f"webhook to {target}", "/v1/jobs", {"json": {"prompt": "x", "webhook_url": target}})
+        for target in (
+            "http://127.0.0.1:8265/", "http://169.254.169.254/latest/meta-data/", "http://[::1]/",
+            "http://10.0.0.1/", "http://0x7f000001/", "http://[::ffff:127.0.0.1]/", "file:///etc/passwd",
+        )
+    ),
+    *(
+        (f"path {path[:20]}", path, {})
+        for path in ("/v1/models/..%2f..%2fetc", "/v1/models/%00", "/v1/models/" + "a" * 300,
+                     "/page/..%2f..%2fpyproject.toml", "/v1/jobs/..%2f..%2fruns")
+    ),
+]  # fmt: skip
+
+
+def test_words_that_are_traps(address: str) -> None:
+    for name, path, sent in _WORDS:
+        begun_s = time.monotonic()
+        answer = requests.request("POST" if sent else "GET", address + path, timeout=30, **sent)
+        print(f"{time.monotonic() - begun_s:.3f} s  {answer.status_code}  {name}")
+        assert 400 <= answer.status_code < 500, name
+        assert set(answer.json()) == {"error"}
     assert _alive(address)
 
 
