@@ -36,6 +36,17 @@ def test_new_items_come_in_order_and_no_sooner_than_they_must(
     assert 0 <= beyond < size
 
 
+def test_no_item_of_a_growing_set_crowds_out_the_rest() -> None:
+    size, total = 100, 8000
+    taken = [as_late_as_possible(7, 1, k, size, total) for k in range(total)]
+    share = [taken.count(item) / total * size for item in range(size)]
+    assert max(share) < 2.5
+    for item in (50, 75):
+        nearby = share[item - 8 : item + 8]
+        assert abs(sum(nearby) / len(nearby) - 1.5 * (1 - (item / size) ** 2)) < 0.25
+    assert min(share[:80]) > 0.25
+
+
 def test_purposes_and_seeds_differ() -> None:
     orders = {
         tuple(shuffled_index(seed, purpose, k, 20) for k in range(20))
