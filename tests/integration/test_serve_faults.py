@@ -163,9 +163,9 @@ def test_ten_times_more_than_it_can_do(start: Start) -> None:
     # Admission is an estimate: where others take the machine's time away it can be short.
     assert len(late) <= 0.02 * (len(done) + len(late))
     assert slowest < DEADLINE_S + 2
-    wait_until(lambda: metric(address, "dreambooth_remaining_steps") == 0, 30)
-    for name in ("queue", "in_hand", "batch"):
-        assert metric(address, f"dreambooth_{name}") == 0
+    counters = ("remaining_steps", "queue", "in_hand", "batch")
+    # Replicas report once a second.
+    wait_until(lambda: not any(metric(address, f"dreambooth_{name}") for name in counters), 30)
     half = memory[len(memory) // 3 :]
     assert max(half) - half[0] < 100 * 2**20
 
