@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from serve.fairness import FairQueue, Waiting
-from serve.refusal import busy
+from serve.refusal import Refusal, busy
 
 _COLD_START_S = 30.0
 # Who is let in is to be done in time, though the machine may be busier than it was.
@@ -91,18 +91,33 @@ class Desk:
         wait_s = 0.0 if self.replicas else self.cold_start_s
         if not self.steps_per_s:
             return wait_s
-        total = sum(costs)
-        backlog = sum(t.remaining for t in self.in_hand) + self.queue.ahead(caller, total)
-        rate = self.steps_per_s * max(1, self.replicas)
+        backlog = sum(t.remaining for t in self.in_hand) + self.queue.ahead(caller, sum(costs))
+        return wait_s + _MARGIN * backlog / self._rate + self.idle_s(costs)
+
+    def idle_s(self, costs: list[int]) -> float:
+        """The same with nobody before them and replicas up: what no waiting makes shorter."""
+        if not self.steps_per_s:
+            return 0.0
         # A picture in a full batch moves a step in the time all of the batch does.
         alone_s = max(costs) * self._batch / self.steps_per_s
-        return wait_s + _MARGIN * (backlog / rate + max(total / rate, alone_s))
+        return _MARGIN * max(sum(costs) / self._rate, alone_s)
+
+    @property
+    def _rate(self) -> float:
+        return self.steps_per_s * max(1, self.replicas)
 
     def enter(self, caller: str, costs: list[int], deadline_s: float) -> list[Turn]:
         """Take pictures of these costs, or refuse all of them.
 
-        raises: Refusal 503 with Retry-After
+        raises: Refusal 503 with Retry-After, or 400 where coming again would not help
         """
+        idle_s = self.idle_s(costs)
+        if idle_s > deadline_s:
+            text = (
+                f"deadline_s={deadline_s:g} is too short: this takes about {idle_s:.2g} s with "
+                "nobody before it; give it longer, or ask for fewer steps or pictures"
+            )
+            raise Refusal(400, "deadline_too_short", text, param="deadline_s")
         estimate_s = self.estimate_s(caller, costs)
         opened = len(self.queue) + len(self.in_hand)
         if opened + len(costs) > self._max_open:

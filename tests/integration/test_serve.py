@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import openai
 import pytest
@@ -93,10 +94,25 @@ def test_the_openai_client_sees_errors_of_each_class(endpoint: Endpoint) -> None
         client.images.generate(model="nobody", prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nobody")
-    with pytest.raises(openai.InternalServerError) as late:
+    with pytest.raises(openai.BadRequestError) as short:
         client.images.generate(prompt="x", extra_body={"deadline_s": 0.001})
-    assert late.value.status_code == 503
+    assert (short.value.param, short.value.code) == ("deadline_s", "deadline_too_short")
+
+
+def test_the_openai_client_sees_that_others_are_before_it(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    long = {"prompt": "a red robot", "n": 4, "num_inference_steps": 150}
+    job = cast("dict[str, str]", client.post("/jobs", cast_to=object, body=long))
+    patience = time.monotonic() + 60
+    while not metric(endpoint.address, "dreambooth_in_hand"):
+        assert time.monotonic() < patience
+    with pytest.raises(openai.InternalServerError) as late:
+        client.images.generate(prompt="x", extra_body={"num_inference_steps": 1, "deadline_s": 1})
+    assert (late.value.status_code, late.value.code) == (503, "deadline_unreachable")
     assert int(late.value.response.headers["retry-after"]) >= 1
+    client.delete(f"/jobs/{job['id']}", cast_to=object)
+    while metric(endpoint.address, "dreambooth_in_hand"):
+        assert time.monotonic() < patience
 
 
 def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: Endpoint) -> None:

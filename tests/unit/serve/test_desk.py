@@ -53,12 +53,25 @@ def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_again() -> N
         # b waits for its share of a's, not for all of it.
         assert desk.estimate_s("b", [25]) < desk.estimate_s("a", [25])
         with pytest.raises(Refusal) as refused:
-            desk.enter("a", [25], deadline_s=2)
+            desk.enter("a", [25], deadline_s=4)
         assert refused.value.status == 503
-        expected = desk.estimate_s("a", [25]) - 2
+        expected = desk.estimate_s("a", [25]) - 4
         assert refused.value.retry_after_s == pytest.approx(expected)
         assert int(refused.value.headers["Retry-After"]) >= expected
         assert len(desk.queue) + len(desk.in_hand) == 40
+
+    asyncio.run(story())
+
+
+def test_a_deadline_too_short_for_an_endpoint_at_rest_is_the_callers_error() -> None:
+    async def story() -> None:
+        desk = Desk(batch=8, max_open=100)
+        desk.set_replicas(1, 100.0)
+        needed = desk.idle_s([25])
+        with pytest.raises(Refusal, match=r"deadline_s=0\.1 is too short") as refused:
+            desk.enter("a", [25], deadline_s=0.1)
+        assert (refused.value.status, refused.value.param) == (400, "deadline_s")
+        assert len(desk.enter("a", [25], needed)) == 1
 
     asyncio.run(story())
 
