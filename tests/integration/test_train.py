@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -35,7 +36,10 @@ def test_a_run_leaves_what_is_promised(undisturbed: Run) -> None:
     first, last = undisturbed.metrics[0], undisturbed.metrics[-1]
     assert first.keys() >= {"images_seen", "loss", "instance_loss", "prior_loss", "lr", "grad_norm"}
     assert last["images_seen"] == 16 * 4
-    assert last["loss"] == last["instance_loss"] + last["prior_loss"]
+    weight = yaml.safe_load((undisturbed.folder / "config.yaml").read_text())["prior"]["weight"]
+    assert last["loss"] == pytest.approx(
+        last["instance_loss"] + weight * last["prior_loss"], rel=1e-6
+    )
     assert first["grad_norm"] > 0
     names = {p.name for p in undisturbed.folder.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "bundle", "tensorboard"}
