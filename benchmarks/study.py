@@ -1,0 +1,254 @@
+"""What prior preservation does to a subject and to everything else, over random toy subjects.
+
+    python -m benchmarks.study --work out/study --json benchmarks/results/study.json
+
+Ten subjects, each learnt by all weights and by adapters, with and without class images: the
+toy recipes with the paper's weight of the class images, one process, one thread, no Ray. Every
+model is scored several times on its way, twice each with pictures of different seeds: `chosen`
+are the pictures that a choice of a checkpoint may see, `judged` those that say how good it was.
+A cell that is done is a line of WORK/cells.jsonl and is never done again; cells come subject by
+subject, so that what is there at any time is balanced.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from dreambooth_ray.config.load import load_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.data.priorset import PriorSet, Record, read_records
+from dreambooth_ray.data.subject import read_configured
+from dreambooth_ray.diffusion.components import (
+    Components,
+    load_components,
+    model_directory,
+    model_hash,
+)
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.evaluation import scores
+from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
+from dreambooth_ray.evaluation.metrics import diversity
+from dreambooth_ray.evaluation.protocol import Protocol, Spec, load_protocol, questions
+from dreambooth_ray.priors.painter import Painter
+from dreambooth_ray.priors.plan import PriorSpec, missing
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.toyworld.evaluator import load_evaluator
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.toyworld.world import random_subject
+from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.training.module import DreamBoothModule
+
+NUM_PHOTOGRAPHS, NUM_CLASS_IMAGES = 5, 64
+STEPS, POINTS, BATCH = 240, (60, 120, 180, 240), 2
+RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
+# Half the UNet's evaluations; benchmarks/results/savers.json has what that costs: nothing seen.
+CACHE_EVERY = 2
+_BRIEF = {"num_inference_steps": 10, "solver": "dpmpp_2m", "images_per_other": 1}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "chosen": {**_BRIEF, "seed": 0, "images_per_prompt": 1, "class_images": 8},
+    "judged": {**_BRIEF, "seed": 1, "images_per_prompt": 2, "class_images": 16},
+}
+# Each takes every other of the toy world's 25 prompts; both hold all kinds of them.
+_FIRST = {"chosen": 1, "judged": 0}
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, or with method "none" the model before it."""
+
+    subject: int
+    method: str
+    prior: bool
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the cell, within its subject."""
+        kind = f"{self.method}, {'with' if self.prior else 'without'} class images"
+        return "before training" if self.method == "none" else ", ".join([kind, *self.overrides])
+
+
+def cells(subjects: int) -> list[Cell]:
+    """All of them, subject by subject."""
+    found = []
+    for subject in range(subjects):
+        found.append(Cell(subject, "none", False))
+        found += [Cell(subject, m, p) for m, p in product(RECIPES, (True, False))]
+    return found
+
+
+def configuration(cell: Cell, work: Path) -> Config:
+    """The toy recipe of a method, for this subject and within one process."""
+    noun = random_subject(cell.subject).class_noun
+    photos = work / "photos" / str(cell.subject)
+    if not photos.exists():
+        write_photographs(photos, cell.subject, noun, NUM_PHOTOGRAPHS, size_px=256)
+    return load_config(
+        RECIPES.get(cell.method, RECIPES["full"]),
+        [
+            f"subject.photos={photos}", f"subject.class_noun={noun}", f"seed={cell.subject}",
+            f"storage.uri={work}", "cluster.workers=1", f"train.batch_size={BATCH}",
+            f"train.steps={STEPS}", "prior.weight=1.0",
+            f"prior.count={NUM_CLASS_IMAGES if cell.prior else 0}", *cell.overrides,
+        ],
+    )  # fmt: skip
+
+
+def class_images(config: Config, directory: Path) -> PriorSet:
+    """The class's set, drawn once for all its subjects."""
+    prior = config.prior
+    spec = PriorSpec(
+        model_hash(directory), config.class_prompts, prior.solver, prior.num_inference_steps,
+        prior.guidance_scale, config.train.resolution, 0, prior.batch_size,
+    )  # fmt: skip
+    store = Store(config.storage.uri).sub(layout.prior_set(spec.digest))
+    about = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
+    store.create(layout.PRIOR_SPEC, json.dumps(about).encode())
+    painter: Painter | None = None
+    records: dict[int, list[Record]] = {}
+    while store.exists(f"{layout.prior_chunk(len(records))}.json"):
+        records[len(records)] = read_records(store, len(records))
+    while todo := missing(spec, prior.count, records):
+        painter = painter or Painter(str(directory), store.uri, spec, gpu=False)
+        for number in todo:
+            records[number] = painter.paint(number)
+    return PriorSet(store, prior.count)
+
+
+def brief(name: str) -> Protocol:
+    """The toy world's protocol, made short."""
+    base = load_protocol("toyworld")
+    prompts = {kind: asked[_FIRST[name] :: 2] for kind, asked in base.prompts.items()}
+    return Protocol.model_validate({**base.model_dump(), **PROTOCOLS[name], "prompts": prompts})
+
+
+class Judge:
+    """Scores models of one subject by both protocols."""
+
+    def __init__(self, config: Config) -> None:
+        paths = find_photographs(Path(config.subject.photos))
+        self._photographs = [read_photograph(p) for p in paths]
+        self._network = load_evaluator()
+        self._words = config.subject.identifier, config.subject.class_noun
+
+    def __call__(self, parts: Components) -> Scores:
+        """Every total, by protocol."""
+        engine = Engine(parts)
+        return {name: self._score(engine, brief(name)) for name in PROTOCOLS}
+
+    def _score(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
+        asked = questions(Spec(protocol, "", *self._words, (), None))
+        requests = [
+            Request(
+                q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,
+                guidance_scale=protocol.guidance_scale, solver=protocol.solver,
+                cache_every=CACHE_EVERY,
+            )
+            for q in asked
+        ]  # fmt: skip
+        pictures = [drawn.image for drawn in engine.draw(requests)]
+        encoders = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
+        made = {use: e.embed_pictures(pictures) for use, e in encoders.items()}
+        known = {use: e.embed_pictures(self._photographs) for use, e in encoders.items()}
+        texts = load_text_encoder(protocol.encoders.clip_t).embed_texts([q.asked for q in asked])
+        totals = scores.score(protocol, scores.Evidence(asked, made, known, texts)).totals
+        totals |= scores.truths(asked, pictures, self._photographs, self._network)
+        bare = made["dino"][[i for i, q in enumerate(asked) if q.kind == "class"]]
+        found = {key: one.value for key, one in totals.items()}
+        found["class_div"] = diversity([bare])
+        return {key: round(value, 4) for key, value in found.items()}
+
+
+class _Scoring(Callback):
+    """Scores the weights at the points, as they are then."""
+
+    def __init__(self, judge: Callable[[Components], Scores], parts: Components) -> None:
+        self._judge, self._parts = judge, parts
+        self.found: dict[str, Scores] = {}
+        self.seconds = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        if trainer.global_step not in POINTS:
+            return
+        began = time.perf_counter()
+        self.found[str(trainer.global_step)] = self._judge(self._parts)
+        self._parts.unet.train()
+        self._parts.text_encoder.train()
+        self.seconds += time.perf_counter() - began
+
+
+def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
+    """Train and score; the line of a cell."""
+    began = time.perf_counter()
+    config, directory = configuration(cell, work), model_directory("toyworld")
+    parts, judge = load_components(directory), Judge(config)
+    about = {"subject": cell.subject, "cell": cell.name, "class_noun": config.subject.class_noun}
+    if cell.method == "none":
+        return {**about, "points": {"0": judge(parts)}}
+    apply_method(config, parts)
+    priors = class_images(config, directory) if cell.prior else None
+    corpus = Corpus(config, parts, [read_configured(config, config.subject)], priors, (0, 1))
+    module, scoring = DreamBoothModule(config, parts), _Scoring(judge, parts)
+    trainer = pl.Trainer(
+        max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        gradient_clip_val=config.train.max_grad_norm, use_distributed_sampler=False,
+        callbacks=[scoring],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(corpus, batch_size=None))
+    total = time.perf_counter() - began
+    return {
+        **about,
+        "points": scoring.found,
+        "seconds": {"scoring": round(scoring.seconds, 1), "all": round(total, 1)},
+    }
+
+
+def study(todo: list[Cell], work: Path) -> list[dict[str, Any]]:
+    """Every cell's line, those that were there and those that were not."""
+    work.mkdir(parents=True, exist_ok=True)
+    record = work / "cells.jsonl"
+    text = record.read_text() if record.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    done = {(line["subject"], line["cell"]) for line in lines}
+    for cell in todo:
+        if (cell.subject, cell.name) in done:
+            continue
+        line = run_cell(cell, work)
+        with record.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(cell.subject, cell.name, line.get("seconds"), flush=True)
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Run what is missing, then write record and table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--subjects", type=int, default=10)
+    parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
+    parser.add_argument("--json", type=Path, help="the record; a table goes beside it as .md")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    study(cells(given.subjects), given.work)
+
+
+if __name__ == "__main__":
+    main()
