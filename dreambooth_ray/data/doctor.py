@@ -16,40 +16,19 @@ from torch import Tensor
 
 from dreambooth_ray.data import measures
 from dreambooth_ray.data.captions import caption_findings
+from dreambooth_ray.data.checkup import Photo, measure, photo_findings
 from dreambooth_ray.data.finding import Finding, Severity
-from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.data.photographs import find_photographs
 
 Embed = Callable[[list[Image.Image]], Tensor]
 NounShare = Callable[[list[Image.Image]], list[tuple[float, str]]]
 
-SHARP, BLURRED = 0.45, 0.25
-DARK, BRIGHT = 60.0, 200.0
-MIN_EXTENT_BY_COLOUR, MIN_EXTENT_BY_DETAIL = 0.06, 0.25
 DUPLICATE_BITS = 12
-MIN_BAR = 0.03
 MIN_BACKGROUND_SPREAD = 8.0
 MIN_POSE_SPREAD = 0.1
 MIN_BELONGING = 0.72
 MIN_NOUN_SHARE = 0.2
 FEW, MANY = 3, 30
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photograph and what was measured on it.
-
-    extent: its spread over the frame by colour and by detail, see `measures.extents`
-    """
-
-    name: str
-    picture: Image.Image
-    width_px: int
-    height_px: int
-    sharpness: float
-    brightness: tuple[float, float]
-    extent: tuple[float, float]
-    bars_px: tuple[int, int, int, int]
-    hash: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ def examine(
     raises: DataError if the folder or a file of it can't be read at all
     """
     paths = find_photographs(folder)
-    photos = [_measure(path) for path in paths]
+    photos = [measure(path) for path in paths]
     findings = [f for photo in photos for f in photo_findings(photo, side_px)]
     findings += number_findings(photos) + duplicate_findings(photos) + backdrop_findings(photos)
     skipped = []
@@ -115,96 +94,6 @@ def examine(
         findings += noun_findings(photos, class_noun, noun_share(pictures))
     findings += caption_findings(paths, identifier, class_noun)
     return Examination(str(folder), photos, findings, skipped)
-
-
-def _measure(path: Path) -> Photo:
-    picture = read_photograph(path)
-    return Photo(
-        name=path.name,
-        picture=picture,
-        width_px=picture.width,
-        height_px=picture.height,
-        sharpness=measures.sharpness(picture),
-        brightness=measures.brightness(picture),
-        extent=measures.extents(picture),
-        bars_px=measures.bars(picture),
-        hash=measures.perceptual_hash(picture),
-    )
-
-
-def photo_findings(photo: Photo, side_px: int) -> list[Finding]:
-    """Faults of a photograph by itself."""
-    return [
-        found
-        for found in (
-            _resolution(photo, side_px),
-            _blur(photo),
-            _exposure(photo),
-            _extent(photo),
-            _bars(photo),
-        )
-        if found
-    ]
-
-
-def _resolution(photo: Photo, side_px: int) -> Finding | None:
-    side = min(photo.width_px, photo.height_px)
-    if side >= side_px:
-        return None
-    return Finding(
-        "resolution", "fault" if side < side_px / 2 else "warning", (photo.name,), side, side_px,
-        f"{photo.name} is {photo.width_px}x{photo.height_px} px and would be enlarged to "
-        f"{side_px} px; what it lacks in detail the model learns as softness. Use a larger one.",
-    )  # fmt: skip
-
-
-def _blur(photo: Photo) -> Finding | None:
-    if photo.sharpness >= SHARP:
-        return None
-    severity: Severity = "fault" if photo.sharpness < BLURRED else "warning"
-    return Finding(
-        "blur", severity, (photo.name,), round(photo.sharpness, 3), SHARP,
-        f"{photo.name} is blurred, also where it is sharpest; the model would learn the blur. "
-        "Take it out, or a sharper one in its place.",
-    )  # fmt: skip
-
-
-def _exposure(photo: Photo) -> Finding | None:
-    low, high = photo.brightness
-    if high >= DARK and low <= BRIGHT:
-        return None
-    dark = high < DARK
-    value, bound = (high, DARK) if dark else (low, BRIGHT)
-    how = "so dark that nine tenths of it are nearly black" if dark else "almost all white"
-    return Finding(
-        "exposure", "warning", (photo.name,), round(value, 1), bound,
-        f"{photo.name} is {how}; the subject's own colours are lost in it. Brighten or replace it.",
-    )  # fmt: skip
-
-
-def _extent(photo: Photo) -> Finding | None:
-    colour, detail = photo.extent
-    if colour >= MIN_EXTENT_BY_COLOUR and detail >= MIN_EXTENT_BY_DETAIL:
-        return None
-    by_colour = colour < MIN_EXTENT_BY_COLOUR
-    value, bound = (colour, MIN_EXTENT_BY_COLOUR) if by_colour else (detail, MIN_EXTENT_BY_DETAIL)
-    return Finding(
-        "subject size", "warning", (photo.name,), round(value, 3), bound,
-        f"{photo.name}: what stands out covers a small part of the frame; the model would learn "
-        "the surroundings instead. Crop it closer.",
-    )  # fmt: skip
-
-
-def _bars(photo: Photo) -> Finding | None:
-    left, top, right, bottom = photo.bars_px
-    across, down = min(left, right) / photo.width_px, min(top, bottom) / photo.height_px
-    share = max(across, down)
-    if share < MIN_BAR:
-        return None
-    return Finding(
-        "bars", "warning", (photo.name,), round(share, 3), MIN_BAR,
-        f"{photo.name} has black bars at its sides; the model would draw them. Crop them off.",
-    )  # fmt: skip
 
 
 def number_findings(photos: Sequence[Photo]) -> list[Finding]:

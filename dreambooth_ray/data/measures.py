@@ -1,6 +1,6 @@
 """Numbers about one photograph, by pixels alone: no network, no opinion.
 
-The bounds that make opinions of them are in `doctor.py`.
+The bounds that make opinions of them are in `checkup.py` and `doctor.py`.
 """
 
 import math
