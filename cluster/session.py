@@ -20,7 +20,7 @@ def session(config: Config) -> Iterator[None]:
     raises: ConfigError if cluster.address can't be reached
     """
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(config.cluster, config.cluster.span.max + config.prior.span.max):
+    with connection(config.cluster, config.processes):
         yield
 
 

@@ -25,6 +25,7 @@ from dreambooth_ray.data.subject import identifier_warning, read_configured, spl
 from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
 from dreambooth_ray.diffusion.methods import check_method
 from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.evaluation.judge import check_choice, judged
 from dreambooth_ray.export.bundle import export_bundle
 from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
@@ -41,6 +42,7 @@ from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.packages import check_packages
 from dreambooth_ray.training.stopping import last_step
+from dreambooth_ray.training.verdict import read_end
 
 
 class Display(Protocol):
@@ -79,6 +81,7 @@ def prepare(config: Config, display: Display) -> Prepared:
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             display.say(f"warning: {warning}")
+    check_choice(config, directory)
     Store(config.storage.uri).check_writable()
     return Prepared(config, directory)
 
@@ -194,23 +197,35 @@ def train(prepared: Prepared, run: Store, display: Display) -> None:
 def _train(prepared: Prepared, run: Store, display: Display) -> None:
     config = prepared.config
     forget_stop(run)
-    if committed_steps(run)[-1:] != [last_step(config, read_metrics(run))]:
-        job = Job(
-            config=dump_config(_located(config)),
-            run_uri=run.uri,
-            model_directory=str(prepared.directory),
-            storage_options=dict(config.storage.options),
-            model_hash=model_hash(prepared.directory),
-        )
-        if config.prior.count:
-            _train_beside_priors(prepared, job, run, display)
-        else:
-            _fit(prepared, job, run, display)
-        at = committed_steps(run)[-1:] or [0]
-        if is_asked_to_stop(run) and at != [last_step(config, read_metrics(run))]:
-            display.say(f"stopped at step {at[0]}; `dreambooth resume` goes on from there")
-            return
+    with judged(_located(config), run, prepared.directory):
+        if not _is_trained(config, run):
+            _train_on(prepared, run, display)
+            if is_asked_to_stop(run) and not _is_trained(config, run):
+                at = (committed_steps(run)[-1:] or [0])[0]
+                display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
+                return
     export_bundle(config, prepared.directory, run)
+
+
+def _is_trained(config: Config, run: Store) -> bool:
+    """Whether the checkpoint of the last step is there."""
+    return committed_steps(run)[-1:] == [last_step(config, read_metrics(run), read_end(run))]
+
+
+def _train_on(prepared: Prepared, run: Store, display: Display) -> None:
+    """From the newest checkpoint to the last step, or until somebody asks it to stop."""
+    config = prepared.config
+    job = Job(
+        config=dump_config(_located(config)),
+        run_uri=run.uri,
+        model_directory=str(prepared.directory),
+        storage_options=dict(config.storage.options),
+        model_hash=model_hash(prepared.directory),
+    )
+    if config.prior.count:
+        _train_beside_priors(prepared, job, run, display)
+    else:
+        _fit(prepared, job, run, display)
 
 
 def _fit(prepared: Prepared, job: Job, run: Store, display: Display) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dreambooth_ray.config.choice import ChoiceConfig
 from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.config.training import (
@@ -101,6 +102,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    choice: ChoiceConfig = ChoiceConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -220,6 +222,12 @@ class Config(Section):
         share = self.train.batch_size // workers
         most = self.train.batch_size // self.cluster.span.max // self.train.accumulate
         return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+
+    @property
+    def processes(self) -> int:
+        """Training workers, prior actors and, where checkpoints are evaluated, one for that."""
+        judges = 1 if self.choice.rule == "best" else 0
+        return self.cluster.span.max + self.prior.span.max + judges
 
     @property
     def images_a_step(self) -> int:

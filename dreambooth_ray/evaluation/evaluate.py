@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -76,7 +77,8 @@ def look_ahead(case: Case, protocol: Protocol, asked: list[Question]) -> Known:
         for use, uri in encoder_uris(protocol.encoders).items()
     }
     reader = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
-    return Known(photographs, vectors, reader.embed_texts([q.asked for q in asked]))
+    texts = reader.embed_texts([q.asked for q in asked]) if asked else torch.zeros(0, 0)
+    return Known(photographs, vectors, texts)
 
 
 def evaluate(
@@ -87,10 +89,12 @@ def evaluate(
     actors: int,
     gpu: bool,
     on_progress: Callable[[int, int], None],
+    front: Image.Image | None = None,
 ) -> Store:
     """Draw what is missing, score it, write results.json and report.html; Ray must be there.
 
     store: the evaluations' folder; returns this one's, named after its specification
+    front: for the page, the plot of the checkpoints that the run chose from
     raises: ConfigError, DataError, DreamBoothError
     """
     spec = make_spec(case, protocol)
@@ -115,6 +119,8 @@ def evaluate(
         **found.as_json(),
     }
     place.write(RESULTS, json.dumps(results, indent=1).encode())
-    page = report_page(spec, asked, pictures, known.photographs, found, results["conditions"])
+    page = report_page(
+        spec, asked, pictures, known.photographs, found, results["conditions"], front
+    )
     place.write(REPORT, page.encode())
     return place

@@ -112,4 +112,4 @@ def entropy(names: Sequence[str], choices: int) -> float:
     if not names or choices < 2:
         raise DataError("entropy needs names, of at least two choices")
     shares = [n / len(names) for n in Counter(names).values()]
-    return -sum(p * math.log(p) for p in shares) / math.log(choices)
+    return sum(p * math.log(1 / p) for p in shares) / math.log(choices)

@@ -65,7 +65,7 @@ def protocol_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
 
 
-def load_protocol(name: str) -> Protocol:
+def load_protocol(name: str, key: str = "--protocol") -> Protocol:
     """A shipped protocol by name, or a YAML file; raises ConfigError naming what is wrong."""
     path = Path(name)
     if path.is_file():
@@ -75,15 +75,15 @@ def load_protocol(name: str) -> Protocol:
         text = shipped.read_text(encoding="utf-8")
     else:
         known = ", ".join(protocol_names())
-        raise ConfigError(f"--protocol={name!r} is neither a file nor one of {known}")
+        raise ConfigError(f"{key}={name!r} is neither a file nor one of {known}")
     try:
         return Protocol.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ConfigError(f"--protocol={name!r} is not YAML: {error}") from error
+        raise ConfigError(f"{key}={name!r} is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"--protocol={name!r}: {at}: {first['msg']}") from error
+        raise ConfigError(f"{key}={name!r}: {at}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,12 @@ def report_page(
     photographs: list[Image.Image],
     scores: Scores,
     conditions: object,
+    front: Image.Image | None = None,
 ) -> str:
-    """One HTML file: numbers, the worst five, a grid a prompt, and all that repeats it."""
+    """One HTML file: numbers, the worst five, a grid a prompt, and all that repeats it.
+
+    front: plot of the checkpoints that the run chose from
+    """
     uris = [picture_uri(p, TILE_PX) for p in pictures]
     rows = {r["index"]: r for r in scores.rows}
 
@@ -58,6 +62,7 @@ def report_page(
         ],
         classes=tiles("class"),
         others=tiles("other"),
+        front=picture_uri(front, front.width) if front else "",
         conditions=json.dumps(conditions, indent=1),
     )
 

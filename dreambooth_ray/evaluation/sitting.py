@@ -17,7 +17,7 @@ from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.protocol import Encoders, Question, Spec, chunks
+from dreambooth_ray.evaluation.protocol import Encoders, Protocol, Question, Spec, chunks
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 
@@ -53,7 +53,8 @@ class Sitter:
     def sit(self, chunk: int) -> int:
         """Draw, read and commit one chunk; returns how many pictures it holds."""
         members = chunks(len(self._asked))[chunk]
-        requests = [self._request(self._asked[i]) for i in members]
+        spec = self._spec
+        requests = [as_request(self._asked[i], spec.protocol, spec.size_px) for i in members]
         pictures = [drawn.image for drawn in self._engine.draw(requests)]
         vectors = {e.uri: e.embed_pictures(pictures).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
@@ -65,17 +66,18 @@ class Sitter:
             manifest.commit(self._store, chunk_name(chunk), Path(folder), about)
         return len(members)
 
-    def _request(self, question: Question) -> Request:
-        protocol, size_px = self._spec.protocol, self._spec.size_px
-        return Request(
-            question.prompt,
-            question.seed,
-            num_inference_steps=protocol.num_inference_steps,
-            guidance_scale=protocol.guidance_scale,
-            solver=protocol.solver,
-            width_px=size_px,
-            height_px=size_px,
-        )
+
+def as_request(question: Question, protocol: Protocol, size_px: int | None) -> Request:
+    """How the engine is asked for one question's picture."""
+    return Request(
+        question.prompt,
+        question.seed,
+        num_inference_steps=protocol.num_inference_steps,
+        guidance_scale=protocol.guidance_scale,
+        solver=protocol.solver,
+        width_px=size_px,
+        height_px=size_px,
+    )
 
 
 def picture_name(index: int) -> str:

@@ -15,10 +15,11 @@ from dreambooth_ray.diffusion.methods import apply_method, load_trained
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import restore_newest
+from dreambooth_ray.training.checkpoint import restore_newest, restore_step
 from dreambooth_ray.training.consolidate import trained_weights
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.stopping import last_step
+from dreambooth_ray.training.verdict import read_end, read_verdict
 
 _CARD = """\
 # {title}
@@ -47,7 +48,9 @@ subject: {meaning}.
 
 
 def export_bundle(config: Config, directory: Path, run: Store) -> None:
-    """Write `bundle/` of a run from its newest checkpoint; nothing if it is there, whole.
+    """Write `bundle/` of a run from its last checkpoint; nothing if it is there, whole.
+
+    With choice.rule=best from the one that its evaluations found best.
 
     directory: the base model's
     raises: CheckpointError if no intact checkpoint of the last step is there
@@ -56,16 +59,20 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
         restored = restore_newest(run, Path(folder) / "checkpoint")
-        last = last_step(config, read_metrics(run))
+        last = last_step(config, read_metrics(run), read_end(run))
         if restored is None or restored.step != last:
             at = restored.step if restored else 0
             raise CheckpointError(
                 f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
             )
+        step, state = last, restored.state
+        best = read_verdict(run).best if config.choice.rule == "best" else None
+        if best not in (None, last):
+            step, state = best, restore_step(run, best, Path(folder) / "best")
         stage = Path(folder) / "bundle"
-        about = _write(config, directory, restored.state, stage)
-        (stage / "card.md").write_text(_card(config, run, last))
-        about |= {"step": restored.step, "created_at": time.time()}
+        about = _write(config, directory, state, stage)
+        (stage / "card.md").write_text(_card(config, run, step, last))
+        about |= {"step": step, "created_at": time.time()}
         manifest.publish(run, layout.BUNDLE, stage, about)
 
 
@@ -124,7 +131,7 @@ Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` t
 as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
-def _card(config: Config, run: Store, last: int) -> str:
+def _card(config: Config, run: Store, step: int, last: int) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
@@ -136,7 +143,7 @@ def _card(config: Config, run: Store, last: int) -> str:
         usage=usage.format(prompt=config.instance_prompt, model=config.model.uri),
         method=config.train.method,
         model=config.model.uri,
-        steps=last,
+        steps=last if step == last else f"{step} of {last}, the best by evaluation",
         batch_size=config.train.batch_size,
         lr=config.train.lr,
         prior_count=config.prior.count,

@@ -9,6 +9,9 @@ ADAPTER = "adapter"  # in a bundle
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"
+VERDICT = "verdict.json"  # in a run: what its evaluations have decided
+END = "end.json"  # in a run that they ended early
+EVALUATIONS = "evaluations"
 PRIORS = "priors"
 PRIOR_SPEC = "set.json"
 PRIOR_FAILURE = "priors_failed.json"  # in a run
@@ -58,3 +61,13 @@ def checkpoint_steps(names: list[str]) -> list[int]:
     """Steps of the committed checkpoints among the names in a checkpoints folder, ascending."""
     found = (_STEP.fullmatch(name) for name in names)
     return sorted(int(m.group(1)) for m in found if m)
+
+
+def evaluation(step: int) -> str:
+    """File of the evaluation of the checkpoint after `step` optimizer steps, in a run."""
+    return f"{EVALUATIONS}/step-{step:08d}.json"
+
+
+def evaluation_steps(names: list[str]) -> list[int]:
+    """Steps among the names in an evaluations folder, ascending."""
+    return checkpoint_steps(names)

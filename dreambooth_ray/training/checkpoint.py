@@ -26,15 +26,17 @@ def committed_steps(run: Store) -> list[int]:
     return layout.checkpoint_steps(run.names(layout.CHECKPOINTS))
 
 
-def rotate(run: Store, keep: int, best: str | None = None) -> None:
+def rotate(
+    run: Store, keep: int, best: str | None = None, spare: frozenset[int] = frozenset()
+) -> None:
     """Remove all but the newest `keep` checkpoints and the best, once the newest is verified.
 
-    best: metric of which the lowest is best
+    best: metric of which the lowest is best; spare: steps that stay whatever their age
     """
     steps = committed_steps(run)
     if len(steps) <= keep or manifest.damage(run, layout.checkpoint(steps[-1])):
         return
-    kept = {*steps[-keep:], *([best_step(run, steps, best)] if best else [])}
+    kept = {*steps[-keep:], *spare, *([best_step(run, steps, best)] if best else [])}
     for step in steps:
         if step not in kept:
             manifest.discard(run, layout.checkpoint(step))
@@ -51,6 +53,12 @@ def best_step(run: Store, steps: list[int], metric: str) -> int | None:
         if isinstance(value, dict) and metric in value:
             scores[step] = float(value[metric])
     return min(scores, key=lambda s: (scores[s], s)) if scores else None
+
+
+def restore_step(run: Store, step: int, local: Path) -> Path:
+    """Download one checkpoint; returns the path of its state. raises: CheckpointError"""
+    manifest.fetch(run, layout.checkpoint(step), local)
+    return local / STATE
 
 
 def restore_newest(

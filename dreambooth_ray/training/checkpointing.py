@@ -22,6 +22,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.tracking import Tracking
+from dreambooth_ray.training.verdict import read_verdict, spared, write_end
 
 _PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
 
@@ -69,10 +70,15 @@ class Uploader:
             # Metrics go first: a checkpoint never knows more than they do.
             self._tracking.flush()
             manifest.commit_uploaded(self._run, name, folder, entries, about)
-            wanted = self._config.checkpoint
-            checkpoint.rotate(self._run, wanted.keep, wanted.best)
+            self._rotate()
         finally:
             shutil.rmtree(local, ignore_errors=True)
+
+    def _rotate(self) -> None:
+        wanted, spare = self._config.checkpoint, frozenset[int]()
+        if self._config.choice.rule == "best":
+            spare = spared(checkpoint.committed_steps(self._run), read_verdict(self._run))
+        checkpoint.rotate(self._run, wanted.keep, wanted.best, spare)
 
     def _part_of(self, folder: str, host: int) -> list[manifest.Entry]:
         """What another host has uploaded, once it says so."""
@@ -164,6 +170,10 @@ class Checkpointing(Callback):
         if self._is_stopped(trainer):
             trainer.should_stop = True
         step, every = trainer.global_step, self._config.checkpoint.every
+        if step % every == 0 and self._has_stalled(trainer):
+            if self._place.rank == 0 and step < self._config.train.steps:
+                write_end(self._run, step)
+            trainer.should_stop = True
         if step % every == 0 or step == self._config.train.steps or trainer.should_stop:
             self._save(trainer, pl_module, step)
 
@@ -172,6 +182,13 @@ class Checkpointing(Callback):
         if trainer.world_size == 1:
             return self._request.asked
         return bool(trainer.strategy.broadcast(self._request.asked))
+
+    def _has_stalled(self, trainer: pl.Trainer) -> bool:
+        """What the evaluations beside the training say, as the first worker reads it."""
+        if not self._config.choice.patience:
+            return False
+        stop = self._place.rank == 0 and read_verdict(self._run).stop
+        return bool(trainer.strategy.broadcast(stop)) if trainer.world_size > 1 else stop
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         began = time.monotonic()

@@ -29,7 +29,12 @@ def validation_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(r["step"], r[VALIDATION_LOSS]) for r in records if VALIDATION_LOSS in r]
 
 
-def last_step(config: Config, records: list[dict[str, Any]]) -> int:
-    """The step a run ends with, as far as its metrics tell."""
+def last_step(config: Config, records: list[dict[str, Any]], end: int | None = None) -> int:
+    """The step a run ends with, as far as its metrics tell.
+
+    end: where its evaluations ended it, `verdict.read_end`
+    """
+    if end is not None:
+        return end
     early = stops_at(validation_losses(records), config.validation)
     return config.train.steps if early is None else early

@@ -33,6 +33,7 @@ from dreambooth_ray.training.stopping import last_step, validation_losses
 from dreambooth_ray.training.strategy import make_strategy
 from dreambooth_ray.training.tracking import Tracking
 from dreambooth_ray.training.validation import Probe, Validation
+from dreambooth_ray.training.verdict import read_end
 
 
 def train_worker(job: Job) -> None:
@@ -53,7 +54,7 @@ def train_worker(job: Job) -> None:
         corpus.start = found.step if found else 0
         corpus.accumulate = config.parts(world)
         past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
-        if corpus.start >= last_step(config, past):
+        if corpus.start >= last_step(config, past, read_end(run)):
             return
         first: list[Callback] = [Guard(corpus)]
         first += [Validation(config, probe, validation_losses(past))] if probe else []

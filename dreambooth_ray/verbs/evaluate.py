@@ -41,6 +41,7 @@ def evaluate(
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation.evaluate import REPORT, RESULTS, evaluate, find_case
     from dreambooth_ray.evaluation.protocol import load_protocol
+    from dreambooth_ray.evaluation.watch import run_plot
     from dreambooth_ray.export.bundle import bundle_about
     from dreambooth_ray.storage.store import Store
 
@@ -63,7 +64,13 @@ def evaluate(
     place.check_writable()
     with session(_session_config(given, actors, gpus, address)):
         found = evaluate(
-            case, wanted, place, actors=actors, gpu=gpus, on_progress=Stage("evaluation")
+            case,
+            wanted,
+            place,
+            actors=actors,
+            gpu=gpus,
+            on_progress=Stage("evaluation"),
+            front=run_plot(Store(model), stored.choice) if stored else None,
         )
     totals = json.loads(found.read(RESULTS))["totals"]
     print(json.dumps({name: round(s["value"], 4) for name, s in totals.items()}, indent=1))

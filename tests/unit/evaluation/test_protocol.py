@@ -21,8 +21,8 @@ def spec(protocol: Protocol, class_noun: str = "robot") -> Spec:
 
 
 def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
-    assert protocol_names() == ["dreambench", "toyworld"]
-    for name in protocol_names():
+    assert protocol_names() == ["dreambench", "toyworld", "toyworld-brief"]
+    for name in ("dreambench", "toyworld"):
         protocol = load_protocol(name)
         for prompts in protocol.prompts.values():
             assert len(set(prompts)) == 25
@@ -91,5 +91,5 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(tree | change))
         with pytest.raises(ConfigError, match=said):
             load_protocol(str(path))
-    with pytest.raises(ConfigError, match="neither a file nor one of dreambench, toyworld"):
+    with pytest.raises(ConfigError, match="neither a file nor one of dreambench, toyworld, toy"):
         load_protocol("paper")

@@ -1,0 +1,79 @@
+"""The choice of a checkpoint while a run trains, by the command line and a real Ray."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth_ray.config.choice import ChoiceConfig
+from dreambooth_ray.evaluation.choice import best
+from dreambooth_ray.evaluation.watch import read_scored
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint import committed_steps
+from tests.integration.conftest import dreambooth, train
+
+PROTOCOL = {
+    "name": "two prompts",
+    "prompts": {"object": ["a {identifier} {class_noun}", "a {identifier} {class_noun} at night"]},
+    "images_per_prompt": 1,
+    "class_images": 2,
+    "other_prompts": ["a car"],
+    "num_inference_steps": 4,
+    "guidance_scale": 3.0,
+    "encoders": {
+        "dino": "toyworld:identity", "clip_i": "toyworld:identity", "clip_t": "toyworld:attributes",
+    },
+    "truths": True,
+}  # fmt: skip
+COMMON = [
+    "prior.count=6", "prior.num_inference_steps=3", "sample.every=0", "checkpoint.every=5",
+    "checkpoint.keep=1", "choice.rule=best",
+]  # fmt: skip
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> str:
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(PROTOCOL))
+    return f"choice.protocol={tmp_path / 'protocol.yaml'}"
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
+    tmp_path: Path, photos: Path, storage: str, protocol: str
+) -> None:
+    run = train(tmp_path, photos, storage, *COMMON, protocol, "train.steps=20")
+    store, wanted = Store(str(run.folder)), ChoiceConfig(rule="best")
+    points = read_scored(store, wanted)
+    assert [p.step for p in points] == [5, 10, 15, 20]
+    chosen = best(points, wanted.max_drift)
+    assert chosen is not None
+    about = json.loads(store.read(f"{layout.BUNDLE}/manifest.json"))["about"]
+    assert about["step"] == chosen.step
+    assert committed_steps(store) == sorted({chosen.step, 20})
+    events = EventAccumulator(str(run.folder / layout.TENSORBOARD)).Reload()
+    assert [e.step for e in events.Images("evaluation/front")] == [5, 10, 15, 20]
+    name = protocol.removeprefix("choice.protocol=")
+    done = dreambooth("evaluate", str(run.folder), "--protocol", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Which checkpoint this is" in Path(done.stdout.splitlines()[-1]).read_text()
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_a_run_whose_front_stalls_ends_early_and_stays_ended(
+    tmp_path: Path, photos: Path, storage: str, protocol: str
+) -> None:
+    stall = ["choice.patience=1", "choice.min_gain=5", "train.steps=1500"]
+    run = train(tmp_path, photos, storage, *COMMON, protocol, *stall)
+    store = Store(str(run.folder))
+    last = run.metrics[-1]["step"]
+    assert 10 < last < 1500
+    assert committed_steps(store)[-1] == last
+    assert last in [p.step for p in read_scored(store, ChoiceConfig(rule="best"))]
+    again = dreambooth("resume", str(run.folder), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert run.metrics[-1]["step"] == last
