@@ -15,13 +15,15 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
@@ -60,7 +62,7 @@ RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
 CACHE_EVERY = 2
 _BRIEF = {"num_inference_steps": 10, "solver": "dpmpp_2m", "images_per_other": 1}
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "chosen": {**_BRIEF, "seed": 0, "images_per_prompt": 1, "class_images": 8},
+    "chosen": {**_BRIEF, "seed": 0, "images_per_prompt": 1, "class_images": 8, "other_prompts": ()},
     "judged": {**_BRIEF, "seed": 1, "images_per_prompt": 2, "class_images": 16},
 }
 # Each takes every other of the toy world's 25 prompts; both hold all kinds of them.
@@ -149,7 +151,7 @@ class Judge:
 
     def __call__(self, parts: Components) -> Scores:
         """Every total, by protocol."""
-        engine = Engine(parts)
+        engine = Engine(_fast_copy(parts))
         return {name: self._score(engine, brief(name)) for name in PROTOCOLS}
 
     def _score(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
@@ -175,6 +177,18 @@ class Judge:
         return {key: round(value, 4) for key, value in found.items()}
 
 
+def _fast_copy(parts: Components) -> Components:
+    """For drawing alone: adapters added into the weights, layout as the engine likes it."""
+    unet, text_encoder = deepcopy(parts.unet), deepcopy(parts.text_encoder)
+    for part in (unet, text_encoder):
+        for layer in part.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+    return replace(
+        parts, unet=unet.to(memory_format=torch.channels_last), text_encoder=text_encoder
+    )
+
+
 class _Scoring(Callback):
     """Scores the weights at the points, as they are then."""
 
@@ -188,8 +202,6 @@ class _Scoring(Callback):
             return
         began = time.perf_counter()
         self.found[str(trainer.global_step)] = self._judge(self._parts)
-        self._parts.unet.train()
-        self._parts.text_encoder.train()
         self.seconds += time.perf_counter() - began
 
 
