@@ -27,6 +27,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from benchmarks.conditions import conditions
+from benchmarks.study_table import page, summary
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
@@ -250,16 +252,32 @@ def study(todo: list[Cell], work: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def write(lines: list[dict[str, Any]], path: Path) -> None:
+    """The record, and beside it the page."""
+    found = summary(lines)
+    setting = {
+        "steps": STEPS, "points": POINTS, "photographs_a_step": BATCH, "prior_weight": 1.0,
+        "class_images": NUM_CLASS_IMAGES, "photographs": NUM_PHOTOGRAPHS,
+        "protocols": {name: brief(name).model_dump(mode="json") for name in PROTOCOLS},
+    }  # fmt: skip
+    record = {**found, "setting": setting, "conditions": conditions(), "cells": lines}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(found))
+
+
 def main() -> None:
     """Run what is missing, then write record and table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--subjects", type=int, default=10)
+    parser.add_argument("--subjects", type=int, default=10, help="0 writes what is there")
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
     parser.add_argument("--json", type=Path, help="the record; a table goes beside it as .md")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    study(cells(given.subjects), given.work)
+    lines = study(cells(given.subjects), given.work)
+    if given.json:
+        write(lines, given.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""What the cells of the study say together: means, pairs, and how well checkpoints are chosen."""
+
+import statistics
+from typing import Any
+
+from dreambooth_ray.config.choice import ChoiceConfig
+from dreambooth_ray.evaluation.choice import Scored, best
+
+# Column of the table: key of a score, and which way is better.
+MEASURES = {
+    "dino": "subject fidelity, higher",
+    "prompt_fidelity": "prompt fidelity, higher",
+    "pres": "PRES, lower",
+    "drift": "other classes lost, lower",
+    "div": "DIV, higher",
+    "class_div": "DIV of the bare class, higher",
+    "diversity": "colour entropy of the class, higher",
+    "memorised": "copies of photographs, lower",
+}
+METHODS = ("full", "lora")
+WITHIN = 0.02
+
+
+def summary(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict[str, Any]:
+    """Every number of the study.
+
+    lines: cells, of which those of subjects that are not complete are left out
+    """
+    bound = ChoiceConfig().max_drift if max_drift is None else max_drift
+    kinds = list(dict.fromkeys(line["cell"] for line in lines))
+    by_subject: dict[int, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        by_subject.setdefault(line["subject"], {})[line["cell"]] = line
+    whole = {s: found for s, found in by_subject.items() if len(found) == len(kinds)}
+    return {
+        "subjects": sorted(whole),
+        "table": {k: _row([_last(whole[s][k]) for s in sorted(whole)]) for k in kinds},
+        "with_less_without": {m: _pairs(list(whole.values()), m) for m in METHODS},
+        "choice": _choices([c for found in whole.values() for c in found.values()], bound),
+    }
+
+
+def _last(line: dict[str, Any]) -> dict[str, float]:
+    """Scores after the last step, by the pictures that no choice has seen."""
+    scores: dict[str, float] = line["points"][max(line["points"], key=int)]["judged"]
+    return scores
+
+
+def _row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {key: _spread([row[key] for row in rows]) for key in MEASURES}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
+
+
+def _pairs(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, Any]:
+    """What class images change, subject by subject."""
+    found = {}
+    for key in MEASURES:
+        changes = [
+            _last(cells[f"{method}, with class images"])[key]
+            - _last(cells[f"{method}, without class images"])[key]
+            for cells in subjects
+        ]
+        found[key] = {**_spread(changes), "lower_in": sum(c < 0 for c in changes)}
+    return found
+
+
+def _choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
+    """The checkpoint chosen by one set of pictures against the best one, by another set."""
+    rows = [_choice(line, bound) for line in lines if len(line["points"]) > 1]
+    shortfalls = [row["shortfall"] for row in rows]
+    return {
+        "max_drift": bound,
+        "runs": len(rows),
+        "same_checkpoint": sum(row["chosen"] == row["best"] for row in rows),
+        "within_2_percent": sum(s <= WITHIN for s in shortfalls),
+        "shortfall": _spread(shortfalls) if rows else None,
+        "worst": max(shortfalls, default=None),
+        "each": rows,
+    }
+
+
+def _choice(line: dict[str, Any], bound: float) -> dict[str, Any]:
+    chosen, judged = (_best(line, name, bound) for name in ("chosen", "judged"))
+    truth = {s.step: s for s in _points(line, "judged")}
+    taken = truth[chosen.step]
+    return {
+        "subject": line["subject"],
+        "cell": line["cell"],
+        "chosen": chosen.step,
+        "best": judged.step,
+        "fidelity": taken.fidelity,
+        "drift": taken.drift,
+        "best_fidelity": judged.fidelity,
+        "best_drift": judged.drift,
+        "shortfall": round(1 - taken.fidelity / judged.fidelity, 4),
+    }
+
+
+def _points(line: dict[str, Any], name: str) -> list[Scored]:
+    return [Scored(int(s), p[name]["dino"], p[name]["pres"]) for s, p in line["points"].items()]
+
+
+def _best(line: dict[str, Any], name: str, bound: float) -> Scored:
+    found = best(_points(line, name), bound)
+    assert found is not None
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """The summary as markdown."""
+    head = "| | " + " | ".join(MEASURES.values()) + " |"
+    lines = [
+        "# Prior preservation, measured",
+        "",
+        f"{len(found['subjects'])} random toy subjects; after the last step; mean ± deviation over "
+        "subjects. Made by `python -m benchmarks.study`; every cell is in `study.json`.",
+        "",
+        head,
+        "| --- |" + " ---: |" * len(MEASURES),
+        *(_line(kind, [_pm(row[key]) for key in MEASURES]) for kind, row in found["table"].items()),
+        "",
+        "What class images change, subject by subject (mean ± deviation, lower in how many):",
+        "",
+        head,
+        "| --- |" + " ---: |" * len(MEASURES),
+        *(
+            _line(method, [f"{_pm(row[key])}, {row[key]['lower_in']}" for key in MEASURES])
+            for method, row in found["with_less_without"].items()
+        ),
+        "",
+        *_choice_lines(found["choice"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _choice_lines(choice: dict[str, Any]) -> list[str]:
+    if not choice["runs"]:
+        return []
+    return [
+        f"A checkpoint chosen by the rule (most faithful with PRES up to {choice['max_drift']}, "
+        "else least PRES) from one set of pictures, against the best by the same rule from "
+        f"another: of {choice['runs']} runs {choice['within_2_percent']} fall short by 2 % of its "
+        f"fidelity or less, {choice['same_checkpoint']} take the very same; mean "
+        f"{choice['shortfall']['mean']:.1%}, worst {choice['worst']:.1%}.",
+    ]
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _pm(spread: dict[str, float]) -> str:
+    return f"{spread['mean']:.3f} ± {spread['deviation']:.3f}"
