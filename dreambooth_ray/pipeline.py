@@ -124,7 +124,8 @@ def open_run(config: Config, force: bool = False) -> Store:
         )
     if differing:
         run.write(layout.CONFIG, dump_config(resolved).encode())
-        run.remove(f"{layout.BUNDLE}/{MANIFEST}")
+        for stale in (f"{layout.BUNDLE}/{MANIFEST}", layout.END):
+            run.remove(stale)
     return run
 
 

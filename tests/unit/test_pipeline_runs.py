@@ -8,6 +8,7 @@ from dreambooth_ray.config.load import dump_config, override_config, parse_confi
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.pipeline import find_run, open_run, read_run_config
+from dreambooth_ray.training.verdict import read_end, write_end
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     ):
         open_run(changed)
     assert read_run_config(run).train.lr == 5e-6
+    write_end(run, 5)
     assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
+    assert read_end(run) is None
 
 
 def test_where_a_run_works_may_change(config: Config) -> None:
