@@ -194,20 +194,22 @@ def _fast_copy(parts: Components) -> Components:
 class _Scoring(Callback):
     """Scores the weights at the points, as they are then."""
 
-    def __init__(self, judge: Callable[[Components], Scores], parts: Components) -> None:
-        self._judge, self._parts = judge, parts
+    def __init__(
+        self, judge: Callable[[Components], Scores], parts: Components, points: tuple[int, ...]
+    ) -> None:
+        self._judge, self._parts, self._points = judge, parts, points
         self.found: dict[str, Scores] = {}
         self.seconds = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        if trainer.global_step not in POINTS:
+        if trainer.global_step not in self._points:
             return
         began = time.perf_counter()
         self.found[str(trainer.global_step)] = self._judge(self._parts)
         self.seconds += time.perf_counter() - began
 
 
-def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, work: Path, points: tuple[int, ...] = POINTS) -> dict[str, Any]:
     """Train and score; the line of a cell."""
     began = time.perf_counter()
     config, directory = configuration(cell, work), model_directory("toyworld")
@@ -218,7 +220,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     apply_method(config, parts)
     priors = class_images(config, directory) if cell.prior else None
     corpus = Corpus(config, parts, [read_configured(config, config.subject)], priors, (0, 1))
-    module, scoring = DreamBoothModule(config, parts), _Scoring(judge, parts)
+    module, scoring = DreamBoothModule(config, parts), _Scoring(judge, parts, points)
     trainer = pl.Trainer(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -234,19 +236,21 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     }
 
 
-def study(todo: list[Cell], work: Path) -> list[dict[str, Any]]:
-    """Every cell's line, those that were there and those that were not."""
+def study(
+    todo: list[Cell], work: Path, file: str = "cells.jsonl", points: tuple[int, ...] = POINTS
+) -> list[dict[str, Any]]:
+    """Every cell's line, those that were there and those that were not; kept in WORK/FILE."""
     work.mkdir(parents=True, exist_ok=True)
-    record = work / "cells.jsonl"
+    record = work / file
     text = record.read_text() if record.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     done = {(line["subject"], line["cell"]) for line in lines}
     for cell in todo:
         if (cell.subject, cell.name) in done:
             continue
-        line = run_cell(cell, work)
-        with record.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = run_cell(cell, work, points)
+        with record.open("a") as kept:
+            kept.write(json.dumps(line) + "\n")
         print(cell.subject, cell.name, line.get("seconds"), flush=True)
         lines.append(line)
     return lines
