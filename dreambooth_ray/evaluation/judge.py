@@ -27,7 +27,7 @@ from dreambooth_ray.evaluation.watch import Watch, scored
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.training.checkpoint import restore_step
+from dreambooth_ray.training.checkpoint import restore_step, tidy
 from dreambooth_ray.training.consolidate import trained_weights
 
 ACTOR_RESTARTS = 3
@@ -59,6 +59,7 @@ def judged(config: Config, run: Store, directory: Path) -> Iterator[None]:
     try:
         with Watch(run, config.choice, judge):
             yield
+        tidy(run, config)
     finally:
         judge.close()
 

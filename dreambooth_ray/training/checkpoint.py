@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
@@ -24,6 +25,17 @@ class Restored:
 def committed_steps(run: Store) -> list[int]:
     """Steps of a run's committed checkpoints, ascending."""
     return layout.checkpoint_steps(run.names(layout.CHECKPOINTS))
+
+
+def tidy(run: Store, config: Config) -> None:
+    """Remove what the configuration does not keep.
+
+    Where evaluations choose, the best so far and those not evaluated yet stay.
+    """
+    wanted, spare = config.checkpoint, frozenset[int]()
+    if config.choice.rule == "best":
+        spare = spared(committed_steps(run), read_verdict(run))
+    rotate(run, wanted.keep, wanted.best, spare)
 
 
 def rotate(

@@ -22,7 +22,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.tracking import Tracking
-from dreambooth_ray.training.verdict import read_verdict, spared, write_end
+from dreambooth_ray.training.verdict import read_verdict, write_end
 
 _PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
 
@@ -70,15 +70,9 @@ class Uploader:
             # Metrics go first: a checkpoint never knows more than they do.
             self._tracking.flush()
             manifest.commit_uploaded(self._run, name, folder, entries, about)
-            self._rotate()
+            checkpoint.tidy(self._run, self._config)
         finally:
             shutil.rmtree(local, ignore_errors=True)
-
-    def _rotate(self) -> None:
-        wanted, spare = self._config.checkpoint, frozenset[int]()
-        if self._config.choice.rule == "best":
-            spare = spared(checkpoint.committed_steps(self._run), read_verdict(self._run))
-        checkpoint.rotate(self._run, wanted.keep, wanted.best, spare)
 
     def _part_of(self, folder: str, host: int) -> list[manifest.Entry]:
         """What another host has uploaded, once it says so."""
@@ -137,7 +131,7 @@ class Checkpointing(Callback):
         self, run: Store, config: Config, tracking: Tracking, place: Place, about: dict[str, object]
     ) -> None:
         """about: what a checkpoint's manifest says beside its step and metrics."""
-        self._config, self._place, self._about = config, place, about
+        self._run, self._config, self._place, self._about = run, config, place, about
         self._uploader = Uploader(run, config, tracking, place)
         self._request = StopRequest(run)
         self.waited_s = 0.0
