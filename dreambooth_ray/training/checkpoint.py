@@ -8,6 +8,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.verdict import read_verdict, spared
 
 STATE = "state.ckpt"  # a file, or a folder with files of every worker
 AVERAGE = "average"  # in a state: averaged weights, by the names of the state_dict
