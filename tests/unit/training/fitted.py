@@ -14,6 +14,7 @@ from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpointing import Checkpointing, Place
 from dreambooth_ray.training.corpus import Corpus
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.tracking import Tracking
@@ -53,7 +54,9 @@ class Fitted:
         save: Path | None = None,
         resume: Path | None = None,
         track: Store | None = None,
+        keep: bool = False,
     ) -> None:
+        """track: where metrics go; keep: checkpoints too."""
         base = f"run_id: one\nsubject: {{photos: {photos}, class_noun: robot}}"
         config = parse_config(base, "x", [*SMALL, *overrides])
         parts = load_components(model)
@@ -67,7 +70,11 @@ class Fitted:
         self.watch = Watch(save, notes=track is None)
         if resume:
             corpus.start = torch.load(resume, weights_only=True)["global_step"]
-        tracking = [Tracking(track, config, corpus.start)] if track else []
+        tracking: list[pl.Callback] = []
+        if track:
+            tracking.append(notes := Tracking(track, config, corpus.start))
+            if keep:
+                tracking.append(Checkpointing(track, config, notes, Place(0, 0, 0, 1), {}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.trainer = pl.Trainer(

@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import pytest
+
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.verdict import (
     Verdict,
     read_end,
@@ -9,6 +12,7 @@ from dreambooth_ray.training.verdict import (
     write_end,
     write_verdict,
 )
+from tests.unit.training.fitted import Fitted
 
 
 def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -25,3 +29,17 @@ def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_best_and_what_was_not_judged_are_spared() -> None:
     assert spared([10, 20, 30, 40], Verdict(20, (10, 20, 30))) == {20, 40}
     assert spared([10], Verdict()) == {10}
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 2), (0, 5)])
+def test_training_ends_with_a_checkpoint_once_the_verdict_says_so(
+    tmp_path: Path, tiny_model: Path, photos: Path, priors: Store, patience: int, last: int
+) -> None:
+    run = Store(str(tmp_path / "run"))
+    write_verdict(run, Verdict(stop=True))
+    fitted = Fitted(
+        tiny_model, photos, priors, "choice.rule=best", f"choice.patience={patience}",
+        "checkpoint.every=2", "train.steps=5", track=run, keep=True,
+    )  # fmt: skip
+    assert fitted.trainer.global_step == committed_steps(run)[-1] == last
+    assert read_end(run) == (2 if patience else None)
