@@ -3,4 +3,7 @@
 # Name of a theme: its module, and one line about it.
 THEMES: dict[str, tuple[str, str]] = {
     "sample": ("sampling", "The engine against diffusers' pipeline, one thread."),
+    "train": ("training", "Training against a plain diffusers loop, one worker, one thread."),
+    "priors": ("priors", "Class images by several actors, against one and against Ray Data."),
+    "fullsize": ("fullsize", "SD 1.5's architecture at 512x512: a step's time and peak memory."),
 }

@@ -23,7 +23,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 def table(records: list[dict[str, Any]]) -> str:
     """One row a case: the ratio with its spread, the bar, and under which conditions."""
     lines = [
-        "| theme | case | against | ratio (p5 to p95) | bar | conditions |",
+        "| theme | case | against | ratio, or seconds (p5 to p95) | bar | conditions |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for record in records:
@@ -36,20 +36,25 @@ def _row(record: dict[str, Any], case: dict[str, Any]) -> str:
     where = record["conditions"]
     loads = where["load_average"][0], record["load_average_after"][0]
     conditions = f"{record['setting']['profile']}, {where['cores']} cores, load {max(loads)}"
-    if "ratio" in case:
-        ratio = case["ratio"]
-        text = f"{ratio['median']:.2f} ({ratio['p5']:.2f} to {ratio['p95']:.2f})"
-        text += ", unsteady" if "unsteady" in case else ""
-    else:
-        text = f"out of memory: {case['out_of_memory']}"
-    if "memory_ratio" in case:
-        text += f"; memory {case['memory_ratio']:.2f}"
-    bar = "" if case.get("bar") is None else f"{case['bar']:.2f}"
+    text, bar = _found(case), ""
+    if case.get("bar") is not None:
+        bar = f"{case['bar']:.2f}" + (" of memory" if "bar_is_of" in case else "")
+    elif "bar_s" in case:
+        bar = f"{case['bar_s']:.0f} s"
     if bar and not case.get("reached", False):
         bar += ", not reached"
     return (
         f"| {record['theme']} | {case['case']} | {case['peer']} | {text} | {bar} | {conditions} |"
     )
+
+
+def _found(case: dict[str, Any]) -> str:
+    if "out_of_memory" in case:
+        return f"out of memory: {case['out_of_memory']}"
+    value, unit = (case["seconds"], " s") if "seconds" in case else (case["ratio"], "")
+    text = f"{value['median']:.2f}{unit} ({value['p5']:.2f} to {value['p95']:.2f})"
+    text += ", unsteady" if "unsteady" in case else ""
+    return text + (f"; memory {case['memory_ratio']:.2f}" if "memory_ratio" in case else "")
 
 
 def put_table(readme: Path, text: str) -> None:

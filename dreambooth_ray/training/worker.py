@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -36,8 +37,11 @@ from dreambooth_ray.training.validation import Probe, Validation
 from dreambooth_ray.training.verdict import read_end
 
 
-def train_worker(job: Job) -> None:
-    """Train from the newest checkpoint, or from the start, to the last step."""
+def train_worker(job: Job, watchers: Sequence[Callback] = ()) -> None:
+    """Train from the newest checkpoint, or from the start, to the last step.
+
+    watchers: callbacks beside the product's own
+    """
     _quiet()
     torch.set_num_threads(1)
     use_options(job.run_uri, job.storage_options)
@@ -56,7 +60,7 @@ def train_worker(job: Job) -> None:
         past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
         if corpus.start >= last_step(config, past, read_end(run)):
             return
-        first: list[Callback] = [Guard(corpus)]
+        first: list[Callback] = [*watchers, Guard(corpus)]
         first += [Validation(config, probe, validation_losses(past))] if probe else []
         strategy = make_strategy(config, world, universal=bool(found and found.is_universal))
         trainer = _make_trainer(job, config, run, corpus, strategy, first)

@@ -18,16 +18,21 @@ RECORD: dict[str, Any] = {
             "ratio": {"median": 1.5, "p5": 1.4, "p95": 1.7}, "unsteady": "wide",
         },
         {"case": "large", "peer": "diffusers", "out_of_memory": "theirs"},
+        {
+            "case": "start", "peer": "", "bar_s": 25.0, "reached": True,
+            "seconds": {"median": 14.0, "p5": 13.0, "p95": 15.0},
+        },
     ],
 }  # fmt: skip
 
 
 def test_table_shows_ratio_spread_bar_and_conditions() -> None:
-    _, _, mixed, large = table([RECORD]).splitlines()
+    _, _, mixed, large, start = table([RECORD]).splitlines()
     assert "1.50 (1.40 to 1.70), unsteady" in mixed
     assert "1.60, not reached" in mixed
     assert "load 1.5" in mixed
     assert "out of memory: theirs" in large
+    assert "14.00 s (13.00 to 15.00) | 25 s |" in start
 
 
 def test_table_takes_its_place_again(tmp_path: Path) -> None:

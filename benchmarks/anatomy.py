@@ -1,0 +1,61 @@
+"""What a step of the plain loop is made of, so that one sees how much of it can be spared."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.plain_loop import PlainLoop
+from dreambooth_ray.config.schema import Config
+
+
+def anatomy(config: Config, directory: str, steps: int) -> dict[str, Any]:
+    """Shares of processor time of the plain loop's parts, this process being it.
+
+    returns: `shares` by part, and `bound`: how many times as fast a loop would be that did
+        nothing but the denoiser's forward and backward, as diffusers and peft have them
+    """
+    loop, spent = PlainLoop(config, directory), defaultdict[str, float](float)
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                spent[name] += time.process_time() - began
+
+        return run
+
+    for name, (owner, method) in {
+        "denoiser, forward": (loop._unet, "forward"),
+        "text encoder, forward": (loop._text, "forward"),
+        "autoencoder": (loop._vae, "encode"),
+        "backward": (loop._accelerator, "backward"),
+        "clipping": (loop._accelerator, "clip_grad_norm_"),
+        "optimizer": (loop._optimizer, "step"),
+    }.items():
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    torch.set_num_threads(1)
+    loop.steps(3)
+    spent.clear()
+    whole = loop.steps(steps).cpu_s
+    assert whole is not None
+    shares = {name: round(s / whole, 3) for name, s in spent.items()}
+    needed = shares["denoiser, forward"] + shares["backward"]
+    rest = round(1 - sum(shares.values()), 3)
+    return {"shares": {**shares, "pictures and the rest": rest}, "bound": round(1 / needed, 3)}
+
+
+def why(case: dict[str, Any], parts: dict[str, Any]) -> str:
+    """What a case that is below its bar owes to what the denoiser itself takes."""
+    bound, bar, ratio = parts["bound"], case["bar"], case["ratio"]["median"]
+    text = (
+        f"{case['case']}: {ratio:.2f} of {bar}. A loop of nothing but the denoiser's forward and "
+        f"backward would be {bound:.2f} times as fast as the plain loop with the same allocator"
+    )
+    if bound < bar:
+        return f"{text}: what can be spared around them is less than the bar asks."
+    return f"{text}; what lies between is the optimizer, clipping, records and Lightning's loop."

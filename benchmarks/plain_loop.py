@@ -1,0 +1,151 @@
+"""The peer of theme `train`: a plain loop as diffusers' DreamBooth documentation describes it.
+
+Written after examples/dreambooth/train_dreambooth.py and train_dreambooth_lora.py with their
+defaults and --with_prior_preservation --train_text_encoder: accelerate, one process, AdamW,
+pictures read, resized and encoded by the VAE, and captions by the text encoder, every step.
+The scripts' torchvision transforms are written with PIL and torch.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.measure import Spent
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.diffusion.components import load_components
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Photographs and class images with their token ids, read anew each time."""
+
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self._photographs = sorted(Path(config.subject.photos).glob("*.png"))
+        self._class_images = sorted(Path(str(config.prior.folder)).glob("*.png"))
+        self._side, self._tokenizer = config.train.resolution, tokenizer
+        subject = config.subject
+        self._prompts = (
+            f"a {subject.identifier} {subject.class_noun}",
+            f"a {subject.class_noun}",
+        )
+
+    def __len__(self) -> int:
+        return max(len(self._photographs), len(self._class_images))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            "instance_images": self._picture(self._photographs[index % len(self._photographs)]),
+            "class_images": self._picture(self._class_images[index % len(self._class_images)]),
+            "instance_ids": self._ids(self._prompts[0]),
+            "class_ids": self._ids(self._prompts[1]),
+        }
+
+    def _picture(self, path: Path) -> Tensor:
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def _ids(self, prompt: str) -> Tensor:
+        ids: Tensor = self._tokenizer(
+            prompt, truncation=True, padding="max_length",
+            max_length=self._tokenizer.model_max_length, return_tensors="pt",
+        ).input_ids  # fmt: skip
+        return ids
+
+
+def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Photographs first, then class images, in one forward."""
+    pixels = [e["instance_images"] for e in examples] + [e["class_images"] for e in examples]
+    ids = [e["instance_ids"] for e in examples] + [e["class_ids"] for e in examples]
+    return {"pixel_values": torch.stack(pixels).contiguous(), "input_ids": torch.cat(ids)}
+
+
+class PlainLoop:
+    """Lives in a process of its own; `steps` goes on where it stopped."""
+
+    def __init__(self, config: Config, directory: str) -> None:
+        torch.set_num_threads(1)
+        self._config, train = config, config.train
+        self._accelerator = Accelerator(cpu=not config.cluster.gpus)
+        parts = load_components(Path(directory))
+        self._vae, self._schedule = parts.vae, parts.schedule
+        self._unet, self._text = parts.unet.train(), parts.text_encoder
+        self._weights = self._mark()
+        optimizer = torch.optim.AdamW(
+            self._weights, lr=train.lr, weight_decay=train.weight_decay, eps=1e-8
+        )
+        scheduler = get_scheduler("constant", optimizer=optimizer)
+        size = train.batch_size
+        loader = DataLoader(
+            Pairs(config, parts.tokenizer), batch_size=size, shuffle=True, collate_fn=collate
+        )
+        prepare = self._accelerator.prepare
+        self._unet, self._optimizer, self._loader, self._scheduler = prepare(
+            self._unet, optimizer, loader, scheduler
+        )
+        if train.text_encoder:
+            self._text = prepare(self._text.train())
+        self._batches = self._endless()
+
+    def _mark(self) -> list[torch.nn.Parameter]:
+        train = self._config.train
+        if train.method == "lora":
+            self._unet.requires_grad_(False)
+            self._text.requires_grad_(False)
+            rank = train.lora.rank
+            self._unet.add_adapter(
+                LoraConfig(
+                    r=rank, lora_alpha=rank, init_lora_weights="gaussian",
+                    target_modules=list(train.lora.target_modules),
+                )
+            )  # fmt: skip
+            return [p for p in self._unet.parameters() if p.requires_grad]
+        self._text.requires_grad_(train.text_encoder)
+        models = (self._unet, self._text) if train.text_encoder else (self._unet,)
+        return list(itertools.chain(*(m.parameters() for m in models)))
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            yield from self._loader
+
+    def steps(self, count: int) -> Spent:
+        """So many optimizer steps."""
+        began, cpu = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            self._step(next(self._batches))
+        return Spent(time.perf_counter() - began, time.process_time() - cpu)
+
+    def _step(self, batch: dict[str, Tensor]) -> None:
+        pixels = batch["pixel_values"]
+        latents = self._vae.encode(pixels).latent_dist.sample() * self._vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        last = self._schedule.config.num_train_timesteps
+        timesteps = torch.randint(0, last, (len(latents),), device=latents.device).long()
+        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        hidden = self._text(batch["input_ids"], return_dict=False)[0]
+        prediction = self._unet(noisy, timesteps, hidden, return_dict=False)[0]
+        if self._schedule.config.prediction_type == "v_prediction":
+            noise = self._schedule.get_velocity(latents, noise, timesteps)
+        prediction, class_prediction = torch.chunk(prediction, 2, dim=0)
+        wanted, class_wanted = torch.chunk(noise, 2, dim=0)
+        loss = F.mse_loss(prediction.float(), wanted.float(), reduction="mean")
+        prior = F.mse_loss(class_prediction.float(), class_wanted.float(), reduction="mean")
+        self._accelerator.backward(loss + self._config.prior.weight * prior)
+        if self._accelerator.sync_gradients:
+            self._accelerator.clip_grad_norm_(self._weights, self._config.train.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        # The scripts show the loss on their progress bar and give it to the tracker.
+        self._accelerator.log({"loss": loss.detach().item()})
