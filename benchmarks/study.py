@@ -3,8 +3,8 @@
     python -m benchmarks.study --work out/study --json benchmarks/results/study.json
 
 Ten subjects, each learnt by all weights and by adapters, with and without class images: the
-toy recipes with the paper's weight of the class images, one process, one thread, no Ray. Every
-model is scored several times on its way, twice each with pictures of different seeds: `chosen`
+toy recipes with the paper's weight of the class images, one process, one thread, no Ray. Models are
+scored several times on their way, twice each with pictures of different seeds: `chosen`
 are the pictures that a choice of a checkpoint may see, `judged` those that say how good it was.
 A cell that is done is a line of WORK/cells.jsonl and is never done again; cells come subject by
 subject, so that what is there at any time is balanced.
@@ -59,6 +59,8 @@ from dreambooth_ray.training.module import DreamBoothModule
 
 NUM_PHOTOGRAPHS, NUM_CLASS_IMAGES = 5, 64
 STEPS, POINTS, BATCH = 240, (60, 120, 180, 240), 2
+# Subjects scored on their way as well, for the choice of a checkpoint; the rest at the end alone.
+FOLLOWED = 4
 RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
 # Half the UNet's evaluations; benchmarks/results/savers.json has what that costs: nothing seen.
 CACHE_EVERY = 2
@@ -237,7 +239,7 @@ def run_cell(cell: Cell, work: Path, points: tuple[int, ...] = POINTS) -> dict[s
 
 
 def study(
-    todo: list[Cell], work: Path, file: str = "cells.jsonl", points: tuple[int, ...] = POINTS
+    todo: list[Cell], work: Path, file: str = "cells.jsonl", followed: int = FOLLOWED
 ) -> list[dict[str, Any]]:
     """Every cell's line, those that were there and those that were not; kept in WORK/FILE."""
     work.mkdir(parents=True, exist_ok=True)
@@ -248,7 +250,7 @@ def study(
     for cell in todo:
         if (cell.subject, cell.name) in done:
             continue
-        line = run_cell(cell, work, points)
+        line = run_cell(cell, work, POINTS if cell.subject < followed else POINTS[-1:])
         with record.open("a") as kept:
             kept.write(json.dumps(line) + "\n")
         print(cell.subject, cell.name, line.get("seconds"), flush=True)
@@ -260,7 +262,8 @@ def write(lines: list[dict[str, Any]], path: Path) -> None:
     """The record, and beside it the page."""
     found = summary(lines)
     setting = {
-        "steps": STEPS, "points": POINTS, "photographs_a_step": BATCH, "prior_weight": 1.0,
+        "steps": STEPS, "points": POINTS, "subjects_scored_at_all_points": FOLLOWED,
+        "photographs_a_step": BATCH, "prior_weight": 1.0,
         "class_images": NUM_CLASS_IMAGES, "photographs": NUM_PHOTOGRAPHS,
         "protocols": {name: brief(name).model_dump(mode="json") for name in PROTOCOLS},
     }  # fmt: skip

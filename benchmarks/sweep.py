@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    lines = study(cells(SUBJECTS), given.work, "sweep.jsonl", (STEPS,))
+    lines = study(cells(SUBJECTS), given.work, "sweep.jsonl", followed=0)
     rows, bound = table(lines), ChoiceConfig().max_drift
     recipe = load_config(RECIPE, [])
     result = {
