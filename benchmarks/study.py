@@ -270,7 +270,9 @@ def write(lines: list[dict[str, Any]], path: Path) -> None:
     record = {**found, "setting": setting, "conditions": conditions(), "cells": lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page(found))
+    path.with_suffix(".md").write_text(
+        page(found, f"{STEPS} steps of {BATCH} photographs, class images at the paper's weight 1")
+    )
 
 
 def main() -> None:

@@ -118,13 +118,13 @@ def _best(line: dict[str, Any], name: str, bound: float) -> Scored:
     return found
 
 
-def page(found: dict[str, Any]) -> str:
-    """The summary as markdown."""
+def page(found: dict[str, Any], trained: str) -> str:
+    """The summary as markdown. trained: how long, in words"""
     head = "| | " + " | ".join(MEASURES.values()) + " |"
     lines = [
         "# Prior preservation, measured",
         "",
-        f"{len(found['subjects'])} random toy subjects; after the last step; mean ± deviation over "
+        f"{len(found['subjects'])} random toy subjects; after {trained}; mean ± deviation over "
         "subjects. Made by `python -m benchmarks.study`; every cell is in `study.json`.",
         "",
         head,

@@ -55,6 +55,7 @@ def test_a_choice_is_held_against_the_best_by_other_pictures() -> None:
 
 
 def test_the_page_has_a_line_for_every_kind_of_cell() -> None:
-    text = page(summary([*lines(0), *lines(1)]))
+    text = page(summary([*lines(0), *lines(1)]), "30 steps")
+    assert "2 random toy subjects; after 30 steps;" in text
     assert "| before training | 0.100 ± 0.000 |" in text
     assert "of 4 runs with a checkpoint within the bound" in text
