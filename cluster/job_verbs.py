@@ -178,4 +178,4 @@ def _preflight(config: "Config", entry: "ClusterEntry | None") -> None:
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:
         keys = ", ".join(dict.fromkeys(finding.key for finding in fatal))
-        raise ConfigError(f"preflight: {len(fatal)} things to mend first, at {keys}")
+        raise ConfigError(f"preflight: to mend first: {keys}")

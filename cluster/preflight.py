@@ -12,6 +12,7 @@ from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
 from cluster.directory import ClusterEntry
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.album import photographs_folder
+from dreambooth_ray.data.doctor import examine
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.subject import identifier_warning
 from dreambooth_ray.diffusion.components import check_resolution, model_directory
@@ -21,7 +22,6 @@ from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.storage.store import Store
 
 _GIB = 2**30
-_SMALL_PX = 0.75  # of train.resolution: below that a photograph is blown up
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,23 @@ def preflight(config: Config, entry: ClusterEntry | None = None) -> list[Finding
 def _photographs(config: Config) -> Iterator[Finding]:
     for subject in config.all_subjects:
         try:
-            paths = find_photographs(photographs_folder(subject.photos))
+            folder = photographs_folder(subject.photos)
+            paths = find_photographs(folder)
         except DreamBoothError as error:
             yield Finding("subject.photos", str(error))
             continue
+        unreadable = False
         for path in paths:
             try:
-                picture = read_photograph(path)
+                read_photograph(path)
             except DreamBoothError as error:
+                unreadable = True
                 yield Finding("subject.photos", str(error))
-                continue
-            if min(picture.size) < _SMALL_PX * config.train.resolution:
-                text = f"{path} is {picture.width}x{picture.height} px, small beside "
-                text += f"train.resolution={config.train.resolution}; take a larger one"
-                yield Finding("subject.photos", text, fatal=False)
+        if not unreadable:
+            side_px, word = config.train.resolution, config.word(subject)
+            for said in examine(folder, side_px, word, subject.class_noun).findings:
+                if said.severity != "note":
+                    yield Finding("subject.photos", said.sentence, fatal=False)
 
 
 def _words(config: Config) -> Iterator[Finding]:

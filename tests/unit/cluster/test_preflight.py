@@ -1,11 +1,7 @@
 """Faults planted one by one, each found by its key, against a dashboard that really speaks HTTP."""
 
-import json
-import platform
-import threading
+import shutil
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +13,7 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.footprint import Footprint, footprint
 from dreambooth_ray.storage.store import Store
-
-TOKEN = "right"
-GIB = 2**30
-
-
-class Head(BaseHTTPRequestHandler):
-    """A Ray head, as far as preflight asks; and a registry that has one image."""
-
-    server: "Server"
-
-    def do_GET(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._answer(401, {})
-        elif self.path.startswith("/nodes"):
-            raylet = {"state": "ALIVE", "resourcesTotal": {"CPU": 4.0, **self.server.gpus}}
-            host = {"raylet": raylet, "mem": [self.server.memory, 0, 0, 0], "gpus": []}
-            self._answer(200, {"data": {"summary": [host]}})
-        elif self.path == "/api/version":
-            self._answer(200, {"ray_version": self.server.ray})
-        else:
-            self._answer(200, {"data": {"pythonVersion": self.server.python}})
-
-    def do_HEAD(self) -> None:
-        self._answer(200 if self.path == "/v2/dreambooth/manifests/1" else 404, None)
-
-    def _answer(self, status: int, content: Any) -> None:
-        self.send_response(status)
-        self.end_headers()
-        if content is not None:
-            self.wfile.write(json.dumps(content).encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    ray = version("ray")
-    python = platform.python_version()
-    memory = 64 * GIB
-    gpus: dict[str, float] = {}  # noqa: RUF012
+from tests.ray_head import TOKEN, Server, ray_head
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,11 +34,8 @@ def counted_once() -> Iterator[None]:
 
 @pytest.fixture
 def head() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Head)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with ray_head() as server:
+        yield server
 
 
 def entry(head: Server, **changes: Any) -> ClusterEntry:
@@ -104,8 +58,8 @@ def keys(findings: list[Finding]) -> list[str]:
 
 
 def test_nothing_wrong_is_nothing_found(config: Config, head: Server) -> None:
-    assert preflight(config) == []
-    assert preflight(config, entry(head)) == []
+    assert keys(preflight(config)) == []
+    assert keys(preflight(config, entry(head))) == []
 
 
 @pytest.mark.parametrize(
@@ -139,6 +93,15 @@ def test_a_damaged_photograph_is_found(photos: Path, tmp_path: Path) -> None:
     found = preflight(make(folder, tmp_path))
     assert keys(found) == ["subject.photos"]
     assert "half.png" in found[0].text
+
+
+def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("one.png", "two.png"):
+        shutil.copy(sorted(photos.glob("*.png"))[0], folder / name)
+    said = [f for f in preflight(make(folder, tmp_path)) if "one.png and two.png" in f.text]
+    assert [(f.key, f.fatal) for f in said] == [("subject.photos", False)]
 
 
 def test_an_ordinary_word_and_a_small_picture_are_doubted(photos: Path, tmp_path: Path) -> None:
