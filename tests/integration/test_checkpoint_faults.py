@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from tests.integration.seaweed import Seaweed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
 
@@ -137,14 +138,6 @@ def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
 
 def list_files(run: Store) -> list[str]:
     return [f for n in run.names(layout.CHECKPOINTS) for f in run.names(f"checkpoints/{n}")]
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if met():
-            return
-        threading.Event().wait(0.02)  # the interval of a poll
-    raise AssertionError("not met within a minute")
 
 
 def test_one_of_eight_conditional_writes_wins(bucket: str) -> None:

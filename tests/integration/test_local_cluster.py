@@ -2,14 +2,14 @@
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.local import LocalCluster
 from dreambooth_ray.errors import ConfigError
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.fault,
@@ -33,13 +33,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     cluster = LocalCluster.up(tmp_path_factory.mktemp("local") / "cluster", 3)
     yield cluster
     cluster.down()
-
-
-def wait_until(met: Callable[[], bool], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)  # the interval of a poll
 
 
 def test_every_host_is_its_own(cluster: LocalCluster) -> None:

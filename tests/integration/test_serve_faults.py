@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.conftest import kill_tree, start_dreambooth
 from tests.integration.test_serve import metric, wait_for_address
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
 KILL_EVERY_S, KILLING_S, DETECTION_S = 20.0, 180.0, 5.0
@@ -80,13 +81,6 @@ def replicas(process: "subprocess.Popen[str]", name: str = "Replica") -> list[ps
             if f"ServeReplica:dreambooth:{name}" in " ".join(child.cmdline()):
                 found.append(child)
     return found
-
-
-def wait_until(met: Callable[[], bool], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)  # the interval of a poll, not a wait for time to pass
 
 
 def test_replicas_killed_under_load(start: Start) -> None:

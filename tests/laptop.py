@@ -1,0 +1,57 @@
+"""A host without Ray that sends commands to a cluster of hosts on this machine."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.local import CLUSTERS, LocalCluster
+from cluster.object_store import BUCKET
+from tests.integration.conftest import DREAMBOOTH
+
+RUNS = f"s3://{BUCKET}/runs"
+
+
+class Laptop:
+    """A host without Ray that sends commands."""
+
+    def __init__(self, cluster: LocalCluster, photos: Path) -> None:
+        self.cluster, self.photos = cluster, photos
+        cluster.add_client()
+
+    def __call__(self, *words: str, check: bool = True) -> str:
+        name = ["--cluster", "local", "--clusters", str(self.cluster.folder / CLUSTERS)]
+        done = self.cluster.execute(
+            "client", [DREAMBOOTH, *words, *name], capture_output=True, text=True
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return str(done.stdout).strip()
+
+    def submit(self, run_id: str, *settings: str) -> str:
+        given = (f"subject.photos={self.photos}", f"run_id={run_id}", f"storage.uri={RUNS}")
+        return self("submit", "toy-robot", *given, *settings)
+
+
+@contextmanager
+def laptop_and_cluster(photos: Path, hosts: int = 3, cpus: int = 2) -> Iterator[Laptop]:
+    """Hosts and an object store for the length of the block, its keys in os.environ."""
+    # Not below /tmp: a host has a /tmp of its own, and the laptop must find its photographs.
+    home = Path(__file__).parents[1] / "out"
+    home.mkdir(exist_ok=True)
+    folder = home / f"cluster-{os.getpid()}"
+    own = home / f"photos-{os.getpid()}"
+    shutil.copytree(photos, own)
+    cluster = LocalCluster.up(folder, hosts, cpus, s3=True)
+    before = {key: os.environ.get(key) for key in cluster.s3_environment}
+    os.environ.update(cluster.s3_environment)
+    try:
+        yield Laptop(cluster, own)
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+        cluster.down()
+        shutil.rmtree(own)
