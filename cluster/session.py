@@ -62,6 +62,8 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Several workers share a machine: one thread each is faster than two that collide.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What Ray will do by itself one day: leave the GPUs of a process that asks for none as they
+    # are. Until then each start prints a warning about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 

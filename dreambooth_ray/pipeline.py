@@ -186,12 +186,13 @@ def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
     return make_priors(order, store, config.prior, config.cluster.gpus, display.priors)
 
 
-def train(prepared: Prepared, run: Store, display: Display) -> None:
+def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 0.0) -> None:
     """Class images, training, bundle: from wherever the run stands to its end.
 
-    raises: StorageError if another process works on the same run
+    patience_s: how long to wait for another process that works on the same run, or did
+    raises: StorageError if it still does
     """
-    with Lease(run):
+    with Lease(run, patience_s):
         _train(prepared, run, display)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -22,6 +23,9 @@ from dreambooth_ray.storage.store import Store
 LEASES = "leases"
 _NAME = re.compile(r"(\d{6})\.json")
 _BEAT_S, _SILENCE_S = 10.0, 90.0
+_POLL_S = 1.0
+# Beyond this a holder that is silent has been silent for too long.
+PATIENCE_S = _SILENCE_S + 2 * _BEAT_S
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,26 @@ class Holder:
 
 
 class Lease:
-    """Held inside its `with` block.
+    """Held inside its `with` block, which a SIGINT ends if the lease is lost.
 
-    raises: StorageError on entry, if somebody else holds it
+    raises: StorageError on entry, if somebody else holds it; on exit, if it was lost
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._stop = store, threading.Event()
+    def __init__(self, store: Store, patience_s: float = 0.0) -> None:
+        """patience_s: how long a holder that may be dead, on another host, is waited for"""
+        self._store, self._stop, self._patience_s = store, threading.Event(), patience_s
         self._me, self._number = _here(), 0
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self.lost = threading.Event()
+        self._lost = False
 
     def __enter__(self) -> "Lease":
         number, holder = self._newest()
-        if holder is not None and not holder.is_gone(self._me, time.time()):
+        deadline = time.monotonic() + self._patience_s
+        while holder is not None and not holder.is_gone(self._me, time.time()):
+            if time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                number, holder = self._newest()
+                continue
             raise StorageError(
                 f"{self._store.uri} is being worked on by process {holder.pid} on {holder.host}; "
                 "wait for it, end it, or choose another run_id"
@@ -83,14 +93,21 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost.is_set():
+        if not self._lost:
             self._store.write(self._name(self._number), self._text(released=True))
+        elif kind in (None, KeyboardInterrupt):
+            raise StorageError(
+                f"{self._store.uri} has been taken by another process while this one was silent, "
+                "and two would spoil it; that one goes on"
+            ) from error
 
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT_S):
             try:
                 if self._newest()[0] > self._number:
-                    self.lost.set()
+                    self._lost = True
+                    # Whatever it is that the holder does, here and now: nothing else ends it.
+                    os.kill(os.getpid(), signal.SIGINT)
                     return
                 self._store.write(self._name(self._number), self._text())
             except DreamBoothError:

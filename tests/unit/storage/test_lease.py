@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_a_dead_holder_is_followed_at_once(tmp_path: Path) -> None:
         pass
 
 
+def test_patience_outlasts_a_holder_elsewhere(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreambooth_ray.storage.lease._POLL_S", 0.01)
+    holder = {"host": "far", "boot": "", "pid": 1, "started": 1.0, "seen": time.time() - 89.7}
+    run.write(f"{LEASES}/000004.json", json.dumps(holder).encode())
+    with Lease(run, patience_s=5.0):
+        assert run.names(LEASES) == ["000005.json"]
+
+
 @pytest.mark.parametrize(("silence_s", "taken"), [(10, False), (200, True)])
 def test_a_holder_elsewhere_is_followed_when_silent(
     run: Store, silence_s: float, taken: bool
@@ -62,3 +71,11 @@ def test_a_holder_elsewhere_is_followed_when_silent(
         return
     with Lease(run):
         assert run.names(LEASES) == ["000005.json"]
+
+
+def test_a_holder_that_was_followed_stops(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreambooth_ray.storage.lease._BEAT_S", 0.01)
+    with pytest.raises(StorageError, match="taken by another process"), Lease(run):
+        run.write(f"{LEASES}/000002.json", b"{}")
+        threading.Event().wait(60)
+    assert "000002.json" in run.names(LEASES)
