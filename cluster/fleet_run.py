@@ -6,13 +6,15 @@ from typing import Any
 import ray
 
 from cluster.fleet import Entry, FleetConfig, Queue, configurations, drive
+from cluster.jobs import place
 from cluster.session import session
 from dreambooth_ray import pipeline
-from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import TrainingDisplay
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
 
 
@@ -35,9 +37,10 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
 
     raises: ConfigError or DataError for the first subject that can't be trained, before any is
     """
-    texts = configurations(fleet)
-    configs = {name: parse_config(text, name, []) for name, text in texts.items()}
+    configs = {name: parse_config(text, name, []) for name, text in configurations(fleet).items()}
     prepared = {name: pipeline.prepare(config, Quiet()) for name, config in configs.items()}
+    # Nothing is wrong with any of them: now photographs go where every host can read them.
+    texts = {name: dump_config(place(config)) for name, config in configs.items()}
     entries = [Entry(subject) for subject in fleet.subjects]
     for entry in entries:
         config = configs[entry.subject.id]
@@ -70,7 +73,9 @@ def _train(text: str) -> None:
     """One subject from wherever its run stands to its bundle."""
     config = parse_config(text, "the fleet", [])
     display = Quiet()
-    pipeline.train(pipeline.prepare(config, display), pipeline.open_run(config), display)
+    prepared, run = pipeline.prepare(config, display), pipeline.open_run(config)
+    # A try that died with its host has left a lease behind, which nobody there gives back.
+    pipeline.train(prepared, run, display, PATIENCE_S)
 
 
 def _first(handles: Iterable[Any]) -> Any:

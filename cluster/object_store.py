@@ -23,7 +23,7 @@ def prepare(tmp: Path, address: str, secret: str) -> list[str]:
     return [
         "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", "-dir=/tmp/data", "-s3",
         f"-s3.port={S3_PORT}", "-s3.config=/tmp/data/keys.json",
-        "-master.volumeSizeLimitMB=64", "-volume.max=40",
+        "-master.volumeSizeLimitMB=64", "-volume.max=200",
     ]  # fmt: skip
 
 
