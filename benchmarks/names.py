@@ -4,6 +4,8 @@
 THEMES: dict[str, tuple[str, str]] = {
     "sample": ("sampling", "The engine against diffusers' pipeline, one thread."),
     "train": ("training", "Training against a plain diffusers loop, one worker, one thread."),
+    "settings": ("settings", "Training by method, strategy, precision, size, batch, accumulation."),
     "priors": ("priors", "Class images by several actors, against one and against Ray Data."),
+    "scaling": ("scaling", "Training on several workers against one, weak and strong."),
     "fullsize": ("fullsize", "SD 1.5's architecture at 512x512: a step's time and peak memory."),
 }

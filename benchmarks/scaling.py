@@ -1,0 +1,126 @@
+"""Theme `scaling`: training on several workers against one, one thread a worker.
+
+Weak: each worker has the one worker's batch. Strong: they share it. The ceiling is what as many
+runs reach side by side that exchange nothing: what is lost to it the machine takes, the rest is
+the exchange of gradients.
+"""
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Case, Spent, Timed, compare
+from benchmarks.runs import Run, about, make_config, running
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.machines import ClusterConfig
+
+# Pairs of a photograph and a class image that a worker's step sees.
+MANY_PAIRS = 4
+
+
+class Runs:
+    """Runs by workers and global batch, started together, which wait for their turns."""
+
+    def __init__(self, stack: ExitStack, folder: Path, setting: Setting) -> None:
+        self._stack, self._folder, self._setting = stack, folder, setting
+        self.steps = setting.pick(6, 15)
+
+    def start(self, *wanted: tuple[int, int]) -> list[Run]:
+        """For each (workers, global batch in pairs) a run at its first step."""
+        runs = []
+        for k, (workers, batch) in enumerate(wanted):
+            more = f"train.batch_size={batch}", f"cluster.workers={workers}"
+            name = f"run-{workers}-{batch}-{k}"
+            config = make_config(self._folder, self._setting, name, workers, *more)
+            runs.append(self._stack.enter_context(running(config)))
+        for run in runs:
+            run.ready()
+        return runs
+
+    def compare(
+        self, name: str, ours: Timed, theirs: Run, images: tuple[int, int], bar: float | None
+    ) -> dict[str, Any]:
+        """images: that a step of ours sees, and one of theirs."""
+        about = Case(
+            name, "one_worker", images[1] * self.steps, "images", bar, images[0] * self.steps
+        )
+        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(3, 7))
+
+
+def together(runs: list[Run], steps: int) -> Spent:
+    """Runs of their own, at once."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(lambda run: run.steps(steps), runs))
+    return Spent(time.perf_counter() - began)
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """The largest number of workers against one."""
+    torch.set_num_threads(1)
+    many = max(setting.workers)
+    with (
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
+        connection(ClusterConfig(), 3 * many + 4),
+    ):
+        cases = _large(Path(name), setting, many)
+        if setting.profile == "full":
+            cases.append(_small(Path(name), setting, many))
+        config = make_config(Path(name), setting, "many", many)
+    ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
+    return {
+        "headline": {"one_worker": cases[0]["case"]},
+        "cases": cases,
+        "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
+        "lost": {
+            "to the machine": round(1 - ratio["ceiling"] / many, 3),
+            "to the exchange, of what is left": round(1 - ratio["weak"] / ratio["ceiling"], 3),
+        },
+        "configuration": {
+            "workers": many, "steps_a_turn": setting.pick(6, 15), "run": about(config),
+        },
+    }  # fmt: skip
+
+
+def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
+    """Weak, the ceiling and, in full, strong, with several pairs a worker."""
+    pairs, images = MANY_PAIRS, 2 * MANY_PAIRS
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting)
+        wanted = [(many, pairs * many), (1, pairs)] + [(1, pairs)] * (many - 1)
+        if setting.profile == "full":
+            wanted.append((many, pairs))
+        weak, one, *others = runs.start(*wanted)
+        steps, bar = runs.steps, 0.925 * many if many > 1 else None
+        apart = [one, *others[: many - 1]]
+        cases = [
+            runs.compare(
+                f"weak: {many} workers, {pairs} pairs each",
+                partial(weak.steps, steps), one, (images * many, images), bar,
+            ),
+            runs.compare(
+                f"ceiling: {many} runs apart, {pairs} pairs each",
+                partial(together, apart, steps), one, (images * many, images), None,
+            ),
+        ]  # fmt: skip
+        if setting.profile == "full":
+            name = f"strong: {many} workers share {pairs} pairs"
+            strong = partial(others[-1].steps, steps)
+            cases.append(runs.compare(name, strong, one, (images, images), None))
+    return cases
+
+
+def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+    """One pair a worker: the least work that an exchange of all gradients can hide behind."""
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting)
+        both, one = runs.start((many, many), (1, 1))
+        name, bar = f"weak, one pair each: {many} workers", 0.925 * many if many > 1 else None
+        return runs.compare(name, partial(both.steps, runs.steps), one, (2 * many, 2), bar)
