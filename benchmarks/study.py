@@ -15,23 +15,21 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from benchmarks.conditions import conditions
+from benchmarks.study_judge import PROTOCOLS, Judge, brief
 from benchmarks.study_table import page, summary
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.priorset import PriorSet, Record, read_records
 from dreambooth_ray.data.subject import read_configured
 from dreambooth_ray.diffusion.components import (
@@ -40,18 +38,11 @@ from dreambooth_ray.diffusion.components import (
     model_directory,
     model_hash,
 )
-from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.diffusion.request import Request
-from dreambooth_ray.evaluation import scores
-from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
-from dreambooth_ray.evaluation.metrics import diversity
-from dreambooth_ray.evaluation.protocol import Protocol, Spec, load_protocol, questions
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import PriorSpec, missing
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import random_subject
 from dreambooth_ray.training.corpus import Corpus
@@ -62,16 +53,6 @@ STEPS, POINTS, BATCH = 240, (60, 120, 180, 240), 2
 # Subjects scored on their way as well, for the choice of a checkpoint; the rest at the end alone.
 FOLLOWED = 4
 RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
-# Half the UNet's evaluations; benchmarks/results/savers.json has what that costs: nothing seen.
-CACHE_EVERY = 2
-_BRIEF = {"num_inference_steps": 10, "solver": "dpmpp_2m", "images_per_other": 1}
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "chosen": {**_BRIEF, "seed": 0, "images_per_prompt": 1, "class_images": 8, "other_prompts": ()},
-    "judged": {**_BRIEF, "seed": 1, "images_per_prompt": 2, "class_images": 16},
-}
-# Each takes every other of the toy world's 25 prompts; both hold all kinds of them.
-_FIRST = {"chosen": 1, "judged": 0}
-Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -137,70 +118,14 @@ def class_images(config: Config, directory: Path) -> PriorSet:
     return PriorSet(store, prior.count)
 
 
-def brief(name: str) -> Protocol:
-    """The toy world's protocol, made short."""
-    base = load_protocol("toyworld")
-    prompts = {kind: asked[_FIRST[name] :: 2] for kind, asked in base.prompts.items()}
-    return Protocol.model_validate({**base.model_dump(), **PROTOCOLS[name], "prompts": prompts})
-
-
-class Judge:
-    """Scores models of one subject by both protocols."""
-
-    def __init__(self, config: Config) -> None:
-        paths = find_photographs(Path(config.subject.photos))
-        self._photographs = [read_photograph(p) for p in paths]
-        self._network = load_evaluator()
-        self._words = config.subject.identifier, config.subject.class_noun
-
-    def __call__(self, parts: Components) -> Scores:
-        """Every total, by protocol."""
-        engine = Engine(_fast_copy(parts))
-        return {name: self._score(engine, brief(name)) for name in PROTOCOLS}
-
-    def _score(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
-        asked = questions(Spec(protocol, "", *self._words, (), None))
-        requests = [
-            Request(
-                q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,
-                guidance_scale=protocol.guidance_scale, solver=protocol.solver,
-                cache_every=CACHE_EVERY,
-            )
-            for q in asked
-        ]  # fmt: skip
-        pictures = [drawn.image for drawn in engine.draw(requests)]
-        encoders = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
-        made = {use: e.embed_pictures(pictures) for use, e in encoders.items()}
-        known = {use: e.embed_pictures(self._photographs) for use, e in encoders.items()}
-        texts = load_text_encoder(protocol.encoders.clip_t).embed_texts([q.asked for q in asked])
-        totals = scores.score(protocol, scores.Evidence(asked, made, known, texts)).totals
-        totals |= scores.truths(asked, pictures, self._photographs, self._network)
-        bare = made["dino"][[i for i, q in enumerate(asked) if q.kind == "class"]]
-        found = {key: one.value for key, one in totals.items()}
-        found["class_div"] = diversity([bare])
-        return {key: round(value, 4) for key, value in found.items()}
-
-
-def _fast_copy(parts: Components) -> Components:
-    """For drawing alone: adapters added into the weights, layout as the engine likes it."""
-    unet, text_encoder = deepcopy(parts.unet), deepcopy(parts.text_encoder)
-    for part in (unet, text_encoder):
-        for layer in part.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge()
-    return replace(
-        parts, unet=unet.to(memory_format=torch.channels_last), text_encoder=text_encoder
-    )
-
-
 class _Scoring(Callback):
     """Scores the weights at the points, as they are then."""
 
     def __init__(
-        self, judge: Callable[[Components], Scores], parts: Components, points: tuple[int, ...]
+        self, judge: Callable[[Components], Any], parts: Components, points: tuple[int, ...]
     ) -> None:
         self._judge, self._parts, self._points = judge, parts, points
-        self.found: dict[str, Scores] = {}
+        self.found: dict[str, Any] = {}
         self.seconds = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
@@ -211,11 +136,16 @@ class _Scoring(Callback):
         self.seconds += time.perf_counter() - began
 
 
-def run_cell(cell: Cell, work: Path, points: tuple[int, ...] = POINTS) -> dict[str, Any]:
+def run_cell(
+    cell: Cell,
+    work: Path,
+    points: tuple[int, ...] = POINTS,
+    judge_of: Callable[[Config], Callable[[Components], Any]] = Judge,
+) -> dict[str, Any]:
     """Train and score; the line of a cell."""
     began = time.perf_counter()
     config, directory = configuration(cell, work), model_directory("toyworld")
-    parts, judge = load_components(directory), Judge(config)
+    parts, judge = load_components(directory), judge_of(config)
     about = {"subject": cell.subject, "cell": cell.name, "class_noun": config.subject.class_noun}
     if cell.method == "none":
         return {**about, "points": {"0": judge(parts)}}
@@ -238,8 +168,17 @@ def run_cell(cell: Cell, work: Path, points: tuple[int, ...] = POINTS) -> dict[s
     }
 
 
+def points_of(cell: Cell) -> tuple[int, ...]:
+    """When a cell of the study is scored."""
+    return POINTS if cell.subject < FOLLOWED else POINTS[-1:]
+
+
 def study(
-    todo: list[Cell], work: Path, file: str = "cells.jsonl", followed: int = FOLLOWED
+    todo: list[Cell],
+    work: Path,
+    file: str = "cells.jsonl",
+    points: Callable[[Cell], tuple[int, ...]] = points_of,
+    judge_of: Callable[[Config], Callable[[Components], Any]] = Judge,
 ) -> list[dict[str, Any]]:
     """Every cell's line, those that were there and those that were not; kept in WORK/FILE."""
     work.mkdir(parents=True, exist_ok=True)
@@ -250,7 +189,7 @@ def study(
     for cell in todo:
         if (cell.subject, cell.name) in done:
             continue
-        line = run_cell(cell, work, POINTS if cell.subject < followed else POINTS[-1:])
+        line = run_cell(cell, work, points(cell), judge_of)
         with record.open("a") as kept:
             kept.write(json.dumps(line) + "\n")
         print(cell.subject, cell.name, line.get("seconds"), flush=True)

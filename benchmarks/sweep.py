@@ -1,9 +1,11 @@
-"""Learning rate against the weight of the class images, of the toy recipe for all weights.
+"""Learning rate and weight of the class images, of both toy recipes, around what they say.
 
     python -m benchmarks.sweep --work out/study --json benchmarks/results/sweep.json
 
-Trainings as in `benchmarks.study`, over a few of its subjects; resumable, cell by cell. The best
-is the most faithful whose PRES is within the bound that `choice.max_drift` has.
+Trainings as in `benchmarks.study`, over a few of its subjects, but as long and with as many class
+images as the recipes; resumable, cell by cell. The best is the row with the greatest likeness x
+agreement among those whose PRES is within the bound that `choice.max_drift` has: who takes a recipe
+wants the subject, and in the scene that was asked for.
 """
 
 import argparse
@@ -17,78 +19,132 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import conditions
-from benchmarks.study import BATCH, NUM_CLASS_IMAGES, STEPS, Cell, study
+from benchmarks.study import BATCH, RECIPES, Cell, study
 from dreambooth_ray.config.choice import ChoiceConfig
 from dreambooth_ray.config.load import load_config
-from dreambooth_ray.evaluation.choice import Scored, best
 
-RECIPE = "toy-robot.yaml"
-RATES, WEIGHTS = ("5e-5", "1e-4", "2e-4"), ("1.0", "2.0")
+STEPS, CLASS_IMAGES = 400, 100
+# By method: learning rates, weights of the class images.
+GRIDS = {
+    "full": (("5e-5", "1e-4", "2e-4"), ("1.0", "2.0")),
+    "lora": (("5e-4", "1e-3", "2e-3"), ("1.0",)),
+}
 SUBJECTS = (6, 0)
 KEYS = ("dino", "prompt_fidelity", "pres", "div", "diversity", "drift", "memorised")
+TITLES = ("likeness", "agreement", "PRES", "DIV", "colour entropy", "others lost", "copies")
 
 
 def cells(subjects: tuple[int, ...]) -> list[Cell]:
-    """Every pair of values, subject by subject."""
+    """Every pair of values of every method, subject by subject."""
+    length = (f"train.steps={STEPS}", f"prior.count={CLASS_IMAGES}")
     return [
-        Cell(s, "full", True, (f"train.lr={rate}", f"prior.weight={weight}"))
-        for s, rate, weight in product(subjects, RATES, WEIGHTS)
+        Cell(s, method, True, (*length, f"train.lr={rate}", f"prior.weight={weight}"))
+        for method, s in product(GRIDS, subjects)
+        for rate, weight in product(*GRIDS[method])
     ]
 
 
 def table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a pair of values: means over the subjects that have all pairs."""
-    by_pair: dict[tuple[float, float], dict[int, dict[str, float]]] = {}
+    """A row a method and pair of values: means over the subjects that the method has whole."""
+    found: dict[str, dict[tuple[float, float], dict[int, dict[str, float]]]] = {}
     for line in lines:
-        rate, weight = (float(part.partition("=")[2]) for part in line["cell"].split(", ")[-2:])
+        method, *_, rate, weight = line["cell"].split(", ")
+        pair = float(rate.partition("=")[2]), float(weight.partition("=")[2])
         scores = line["points"][max(line["points"], key=int)]["judged"]
-        by_pair.setdefault((rate, weight), {})[line["subject"]] = scores
-    whole = set.intersection(*(set(found) for found in by_pair.values()))
-    return [
-        {
-            "lr": rate,
-            "prior_weight": weight,
-            "subjects": sorted(whole),
-            **{key: round(statistics.fmean(found[s][key] for s in whole), 4) for key in KEYS},
-        }
-        for (rate, weight), found in by_pair.items()
-        if whole
-    ]
+        found.setdefault(method, {}).setdefault(pair, {})[line["subject"]] = scores
+    rows = []
+    for method, by_pair in found.items():
+        whole = sorted(set.intersection(*(set(scores) for scores in by_pair.values())))
+        rows += [_row(method, pair, scores, whole) for pair, scores in by_pair.items() if whole]
+    return rows
+
+
+def _row(
+    method: str, pair: tuple[float, float], scores: dict[int, dict[str, float]], whole: list[int]
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "lr": pair[0],
+        "prior_weight": pair[1],
+        "subjects": whole,
+        "score": [round(scores[s]["dino"] * scores[s]["prompt_fidelity"], 4) for s in whole],
+        **{key: round(statistics.fmean(scores[s][key] for s in whole), 4) for key in KEYS},
+    }
 
 
 def best_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
-    """By the rule that checkpoints are chosen by."""
-    found = best([Scored(k, row["dino"], row["pres"]) for k, row in enumerate(rows)], max_drift)
-    assert found is not None
-    return rows[found.step]
+    """The best within the bound; where none is, the one that drifted least."""
+    within = [row for row in rows if row["pres"] <= max_drift]
+    if within:
+        return max(within, key=lambda row: statistics.fmean(row["score"]))
+    return min(rows, key=lambda row: float(row["pres"]))
+
+
+def verdict(method: str, rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
+    """The best of a method beside its recipe, subject by subject."""
+    recipe, best = load_config(RECIPES[method], []), best_row(rows, max_drift)
+    values = recipe.train.lr, recipe.prior.weight
+    own = next((row for row in rows if (row["lr"], row["prior_weight"]) == values), None)
+    found = {
+        "recipe": {"name": RECIPES[method], "lr": values[0], "prior_weight": values[1]},
+        "best": {key: best[key] for key in ("lr", "prior_weight")},
+        "recipe_is_best": own is best,
+    }
+    if own is None:
+        return found
+    gains = [round(b - o, 4) for b, o in zip(best["score"], own["score"], strict=True)]
+    return {**found, "best_less_recipe": gains}
+
+
+def page(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> str:
+    """The rows as markdown."""
+    head = ("method", "lr", "weight", "likeness x agreement", *TITLES)
+    lines = [
+        "# Recipes, swept",
+        "",
+        f"{STEPS} steps of {BATCH} photographs, {CLASS_IMAGES} class images, as the recipes have "
+        "it; means over toy subjects. Made by `python -m benchmarks.sweep`; the rule is in its "
+        "first lines. ◀ is the best of a method by that rule, (r) what the recipe has.",
+        "",
+        f"| {' | '.join(head)} |",
+        "| --- |" + " ---: |" * (len(head) - 1),
+    ]
+    for row in rows:
+        verdict = verdicts[row["method"]]
+        marks = " (r)" * _is(row, verdict["recipe"]) + " ◀" * _is(row, verdict["best"])
+        values = [f"{statistics.fmean(row['score']):.3f}", *(f"{row[key]:.3f}" for key in KEYS)]
+        settings = [f"{row['method']}{marks}", f"{row['lr']:g}", f"{row['prior_weight']:g}"]
+        lines.append(f"| {' | '.join([*settings, *values])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _is(row: dict[str, Any], values: dict[str, Any]) -> bool:
+    return all(row[key] == values[key] for key in ("lr", "prior_weight"))
 
 
 def main() -> None:
     """Run what is missing, then print and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="the record; a table goes beside it as .md")
+    parser.add_argument("--subjects", type=int, nargs="*", default=SUBJECTS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    lines = study(cells(SUBJECTS), given.work, "sweep.jsonl", followed=0)
+    todo = cells(tuple(given.subjects))
+    lines = study(todo, given.work, "sweep.jsonl", lambda cell: (STEPS,))
     rows, bound = table(lines), ChoiceConfig().max_drift
-    recipe = load_config(RECIPE, [])
+    verdicts = {m: verdict(m, [r for r in rows if r["method"] == m], bound) for m in GRIDS}
     result = {
-        "rows": rows,
-        "max_drift": bound,
-        "best": best_row(rows, bound),
-        "recipe": {"lr": recipe.train.lr, "prior_weight": recipe.prior.weight},
-        "setting": {
-            "recipe": RECIPE, "steps": STEPS, "photographs_a_step": BATCH,
-            "class_images": NUM_CLASS_IMAGES,
-        },
+        "rows": rows, "max_drift": bound, "verdicts": verdicts,
+        "setting": {"steps": STEPS, "photographs_a_step": BATCH, "class_images": CLASS_IMAGES},
         "conditions": conditions(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(result, indent=1) + "\n")
+        given.json.with_suffix(".md").write_text(page(rows, verdicts))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,50 @@
 from typing import Any
 
-from benchmarks.sweep import KEYS, SUBJECTS, best_row, cells, table
+import pytest
+
+from benchmarks.sweep import GRIDS, KEYS, SUBJECTS, best_row, cells, page, table, verdict
 
 
 def line(subject: int, cell: str, fidelity: float, pres: float) -> dict[str, Any]:
     scores = dict.fromkeys(KEYS, 0.5) | {"dino": fidelity, "pres": pres}
-    return {"subject": subject, "cell": cell, "points": {"240": {"judged": scores}}}
+    return {"subject": subject, "cell": cell, "points": {"400": {"judged": scores}}}
 
 
-def test_the_best_row_is_the_most_faithful_within_the_bound() -> None:
-    asked = cells(SUBJECTS)
-    low, high = asked[0].name, asked[-1].name
+def names(method: str) -> dict[tuple[str, str], str]:
+    found = [c.name for c in cells((0,)) if c.method == method]
+    pairs = [(rate, weight) for rate in GRIDS[method][0] for weight in GRIDS[method][1]]
+    return dict(zip(pairs, found, strict=True))
+
+
+def test_every_cell_is_asked_for_once() -> None:
+    asked = [(c.subject, c.name) for c in cells(SUBJECTS)]
+    assert len(set(asked)) == len(asked) == 9 * len(SUBJECTS)
+
+
+def test_the_best_row_is_the_most_like_and_agreeing_within_the_bound() -> None:
+    full = names("full")
+    low, high = full["5e-5", "1.0"], full["2e-4", "2.0"]
     lines = [line(0, low, 0.5, 0.2), line(1, low, 0.7, 0.3), line(2, low, 0.9, 0.3)]
     lines += [line(0, high, 0.9, 0.5), line(1, high, 0.9, 0.5)]
     rows = table(lines)
-    assert [(r["lr"], r["prior_weight"], r["subjects"]) for r in rows] == [
-        (5e-5, 1.0, [0, 1]),
-        (2e-4, 2.0, [0, 1]),
+    assert [(r["method"], r["lr"], r["prior_weight"], r["subjects"]) for r in rows] == [
+        ("full", 5e-5, 1.0, [0, 1]),
+        ("full", 2e-4, 2.0, [0, 1]),
     ]
     assert [r["dino"] for r in rows] == [0.6, 0.9]
+    assert rows[0]["score"] == [0.25, 0.35]
     assert best_row(rows, 0.4) == rows[0]
     assert best_row(rows, 0.6) == rows[1]
+    assert best_row(rows, 0.1) == rows[0]
+
+
+@pytest.mark.parametrize("method", GRIDS)
+def test_the_recipes_own_values_are_on_their_grid(method: str) -> None:
+    lines = [line(0, name, 0.5 + k / 10, 0.2) for k, name in enumerate(names(method).values())]
+    rows = table(lines)
+    found = verdict(method, rows, 0.4)
+    assert len(found["best_less_recipe"]) == 1
+    assert found["recipe_is_best"] == (found["best_less_recipe"] == [0.0])
+    text = page(rows, {method: found})
+    assert text.count("(r)") == 2  # the legend, and the one row
+    assert text.count("◀") == 2
