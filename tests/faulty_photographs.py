@@ -37,12 +37,49 @@ def tiny_on_soft(picture: Image.Image, share: float = 0.2) -> Image.Image:
     return _place(picture.filter(ImageFilter.GaussianBlur(60)), picture, share)
 
 
-def _place(ground: Image.Image, picture: Image.Image, share: float) -> Image.Image:
+def _place(
+    ground: Image.Image,
+    picture: Image.Image,
+    share: float,
+    at: tuple[float, float] = (0.4, 0.4),
+) -> Image.Image:
     width, height = picture.size
     size = (round(width * share), round(height * share))
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).ellipse((0, 0, size[0] - 1, size[1] - 1), fill=255)
     small = picture.resize(size, Image.Resampling.LANCZOS)
-    place = (int(width * 0.4), int(height * 0.4))
+    place = (int(width * at[0]), int(height * at[1]))
     ground.paste(small, place, mask.filter(ImageFilter.GaussianBlur(6)))
     return ground
+
+
+def shaken(picture: Image.Image, share: float = 0.012) -> Image.Image:
+    """Moved sideways while it was taken, by a share of its width."""
+    pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
+    reach = max(1, round(pixels.shape[1] * share))
+    moved = np.mean([np.roll(pixels, k, axis=1) for k in range(reach)], axis=0)
+    return Image.fromarray(moved.astype(np.uint8))
+
+
+def saved_again(picture: Image.Image) -> Image.Image:
+    """Cut at two sides, darkened and enlarged."""
+    width, height = picture.size
+    cut = picture.crop((int(width * 0.04), 0, width, int(height * 0.96)))
+    larger = cut.resize((int(width * 1.3), int(height * 1.3)), Image.Resampling.BICUBIC)
+    return ImageEnhance.Brightness(larger).enhance(0.85)
+
+
+def tiny_in_a_corner(picture: Image.Image, share: float = 0.18) -> Image.Image:
+    """A sixth as wide, in the corner of a wall that the light falls on from one side."""
+    width, height = picture.size
+    light = np.linspace(235, 150, width, dtype=np.float32)[None, :, None]
+    wall = np.broadcast_to(light * np.array([1.0, 0.97, 0.9], np.float32), (height, width, 3))
+    grain = np.random.default_rng(1).normal(0, 4, wall.shape)
+    ground = Image.fromarray(np.clip(wall + grain, 0, 255).astype(np.uint8))
+    return _place(ground, picture, share, at=(0.08, 0.7))
+
+
+def tiny_elsewhere(picture: Image.Image, place: Image.Image, share: float = 0.22) -> Image.Image:
+    """Less than a quarter as wide, before another photograph out of focus."""
+    ground = place.convert("RGB").resize(picture.size).filter(ImageFilter.GaussianBlur(35))
+    return _place(ground, picture, share, at=(0.6, 0.5))

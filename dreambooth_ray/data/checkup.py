@@ -12,7 +12,7 @@ from dreambooth_ray.data.photographs import read_photograph
 # Set on the DreamBench photographs, whole and with planted faults.
 SHARP, BLURRED = 0.45, 0.25
 DARK, BRIGHT = 60.0, 200.0
-MIN_EXTENT_BY_COLOUR, MIN_EXTENT_BY_DETAIL = 0.045, 0.25
+MIN_EXTENT_BY_COLOUR, MIN_EXTENT_BY_DETAIL = 0.045, 0.15
 MIN_BAR = 0.03
 
 

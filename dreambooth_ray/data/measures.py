@@ -95,8 +95,10 @@ def extents(picture: Image.Image) -> tuple[float, float]:
     """Share of the frame that the subject spreads over, by colour and by detail.
 
     By colour: pixels unlike all but 2 % of the frame's edge. By detail: the tenth of the
-    pixels with the steepest change. Each is the area of the ellipse of two standard
-    deviations around where they lie; an estimate of size, not a segmentation.
+    pixels with the steepest change, weighted by how much steeper it is than all the others', so
+    that a soft ground's slow changes weigh nothing beside an edge. Each is the area of the
+    ellipse of two standard deviations around where they lie; an estimate of size, not a
+    segmentation.
     """
     inner = without_bars(picture)
     colours = lab(_scaled(inner, 64))
@@ -121,7 +123,8 @@ def _steep(picture: Image.Image) -> np.ndarray:
         np.abs(np.diff(planes, axis=1)).sum(axis=-1)[:-1]
         + np.abs(np.diff(planes, axis=0)).sum(axis=-1)[:, :-1]
     )
-    return np.where(change > np.percentile(change, 90), change, 0)
+    excess: np.ndarray = np.maximum(change - np.percentile(change, 90), 0)
+    return excess
 
 
 def _otsu(values: np.ndarray) -> float:

@@ -58,6 +58,16 @@ def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
     assert [f.photographs for f in sizes] == [("0.png",)]
 
 
+def test_a_speck_before_a_soft_ground_of_its_own_colours_is_too_small(tmp_path: Path) -> None:
+    ground = Image.radial_gradient("L").point(lambda v: min(2 * v, 510 - 2 * v)).convert("RGB")
+    for k, side in enumerate((36, 120)):
+        picture = ground.copy()
+        picture.paste(Image.effect_noise((side, side), 90).convert("RGB"), (60, 60))
+        picture.save(tmp_path / f"{k}.png")
+    sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
+    assert [f.photographs for f in sizes] == [("0.png",)]
+
+
 def test_one_background_for_all_and_too_few(tmp_path: Path) -> None:
     for k in range(2):
         picture = Image.new("RGB", (128, 128), (60, 120, 60))
