@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bench bars faults manifests check format clean load
+.PHONY: demo test unit bench bars faults manifests check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -29,7 +29,7 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
 
 # All themes of `dreambooth bench`, their plot, and the README's table. Wants a quiet machine.
-THEMES ?= sample train settings priors scaling fullsize
+THEMES ?= sample train settings priors scaling serve checkpoint startup fullsize
 PROFILE ?= full
 bench: $(VENV)/.dev
 	for theme in $(THEMES); do $(BIN)/dreambooth bench $$theme --profile $(PROFILE) \
@@ -65,15 +65,4 @@ $(CHECKOV)/.made:
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable ".[dev]"
-	touch $@
-
-# The endpoint under locust's callers, against @serve.batch around diffusers; some minutes.
-load: $(VENV)/.dev $(VENV)/.locust
-	$(BIN)/python -m benchmarks.serve_load --locust $(VENV)/locust/bin/locust \
-	  --json benchmarks/results/load.json
-
-# Apart from the rest: gevent and Flask are no business of ours.
-$(VENV)/.locust:
-	$(PYTHON) -m venv $(VENV)/locust
-	$(VENV)/locust/bin/python -m pip install --quiet locust==2.47.0
 	touch $@

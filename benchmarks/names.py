@@ -7,5 +7,8 @@ THEMES: dict[str, tuple[str, str]] = {
     "settings": ("settings", "Training by method, strategy, precision, size, batch, accumulation."),
     "priors": ("priors", "Class images by several actors, against one and against Ray Data."),
     "scaling": ("scaling", "Training on several workers against one, weak and strong."),
+    "serve": ("serving", "The endpoint against @serve.batch and FastAPI around diffusers."),
+    "checkpoint": ("checkpoint", "What checkpoints cost training, their upload, and a recovery."),
+    "startup": ("startup", "Submit to first step; a replica's and a subject's first picture."),
     "fullsize": ("fullsize", "SD 1.5's architecture at 512x512: a step's time and peak memory."),
 }

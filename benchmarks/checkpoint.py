@@ -1,18 +1,19 @@
-"""How long training waits for its checkpoints.
+"""Theme `checkpoint`: what training waits for its checkpoints, their upload, and after a kill.
 
-    python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
-    python -m benchmarks.checkpoints --storage s3://bucket/bench
+The wait: one worker's training in this process, with the product's own callbacks, a checkpoint of
+the complete state every 50 steps, uploaded beside it. What counts is the time in which the training
+thread does nothing else; the last checkpoint, which a run waits for, is apart. The upload: the
+commit of those files with hashes, against fsspec's plain copy of them. After a kill: a worker of
+`dreambooth train` is killed between two checkpoints; until the run is past where it was.
 
-One worker's training in this process, with the product's own callbacks: a checkpoint of the
-complete state every 50 steps, uploaded beside the training. What counts is the time in which
-the training thread does nothing else; the last checkpoint, which a run waits for, is apart.
+BENCH_STORAGE in the environment names other storage than a folder: s3://bucket/bench.
 """
 
-import argparse
-import json
+import os
 import tempfile
 import time
 import warnings
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.conditions import conditions
+from benchmarks.measure import Case, clocked, compare, quantiles
+from benchmarks.recovery import recovery
+from benchmarks.theme import Setting
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
@@ -40,6 +43,8 @@ from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.tracking import Tracking
 
 CLASS_IMAGES, EVERY = 16, 50
+# Share of its time that training may wait for checkpoints.
+MOST_WAITED = 0.05
 
 
 class Ended(pl.Callback):
@@ -62,7 +67,32 @@ def draw_class_images(prepared: pipeline.Prepared) -> PriorSet:
     return PriorSet(store, CLASS_IMAGES)
 
 
-def measure(method: str, steps: int, storage: str, folder: Path) -> dict[str, Any]:
+def measure(setting: Setting) -> dict[str, Any]:
+    """Wait and upload of both methods, and a recovery."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    elsewhere = os.environ.get("BENCH_STORAGE", "")
+    cases: list[dict[str, Any]] = []
+    for method in ("full", "lora"):
+        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+            folder = Path(name)
+            storage = elsewhere or str(folder / "storage")
+            cases.append(_training(method, EVERY * setting.pick(2, 8), storage, folder))
+            cases.append(_upload(method, storage, folder, setting.pick(3, 9)))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        storage = elsewhere or str(Path(name) / "storage")
+        cases.append(recovery(Path(name), storage, setting.pick(1, 3)))
+    return {
+        "headline": {"without_waiting": cases[0]["case"]},
+        "cases": cases,
+        "configuration": {
+            "every": EVERY, "storage": "object storage" if elsewhere else "a folder",
+            "class_images": CLASS_IMAGES, "workers": 1,
+        },
+    }  # fmt: skip
+
+
+def _training(method: str, steps: int, storage: str, folder: Path) -> dict[str, Any]:
     """One training; seconds, shares and bytes."""
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     given = [
@@ -89,47 +119,41 @@ def measure(method: str, steps: int, storage: str, folder: Path) -> dict[str, An
     began = time.perf_counter()
     trainer.fit(DreamBoothModule(config, parts), DataLoader(corpus, batch_size=None))
     training_s, last_s = ended.at_s - began, time.perf_counter() - ended.at_s
-    count = steps // EVERY
     newest = layout.checkpoint(committed_steps(run)[-1])
+    kept = 1 - saving.waited_s / training_s
     return {
-        "case": method,
+        "case": f"{method}: a checkpoint every {EVERY} steps",
+        "peer": "without_waiting",
         "steps": steps,
-        "checkpoints": count,
         "bytes_each": manifest.size_bytes(run, newest),
         "training_s": round(training_s, 2),
         "waited_s": round(saving.waited_s, 3),
-        "waited_share": round(saving.waited_s / training_s, 4),
         "last_checkpoint_s": round(last_s, 2),
+        "ratio": quantiles([kept]),
+        "bar": 1 - MOST_WAITED,
+        "reached": kept >= 1 - MOST_WAITED,
     }
+
+
+def _upload(method: str, storage: str, folder: Path, pairs: int) -> dict[str, Any]:
+    """Bytes a second of a commit, and of the same files copied without hashes or manifest."""
+    run = Store(storage).sub(layout.run(method))
+    source = folder / "files"
+    manifest.fetch(run, layout.checkpoint(committed_steps(run)[-1]), source)
+    copies, numbers = Store(storage).sub("copies"), count()
+    files, root = copies.filesystem
+
+    def commit() -> None:
+        manifest.commit(copies, str(next(numbers)), source, {})
+
+    def copy() -> None:
+        files.put(f"{source}/", f"{root}/{next(numbers)}/", recursive=True)
+
+    megabytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) / 1e6
+    case = Case(f"{method}: upload with hashes", "plain_copy", megabytes, "MB")
+    return compare(case, clocked(commit), clocked(copy), pairs)
 
 
 def _about(config: Config, directory: Path) -> dict[str, object]:
     strategy = config.train.strategy
     return {"strategy": strategy, "world_size": 1, "model_hash": model_hash(directory)}
-
-
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--storage", default="", help="where to; none: a folder of this machine")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    cases = []
-    for method in ("full", "lora"):
-        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-            folder = Path(name)
-            storage = given.storage or str(folder / "storage")
-            cases.append(measure(method, given.steps, storage, folder))
-    kind = "object storage" if given.storage else "a folder"
-    found = {"every": EVERY, "storage": kind, "cases": cases, "conditions": conditions()}
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The peer of `benchmarks.serve_load`: diffusers' pipeline behind Ray Serve's own batching.
+"""The peer `serve_batch` of theme `serve`: diffusers' pipeline behind Ray Serve's own batching.
 
 As Ray's documentation has it, with what one would add: requests of a batch that can share a call
 of the pipeline do, the event loop is not held up by drawing, adapters are fused into a pipeline a

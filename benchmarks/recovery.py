@@ -1,0 +1,101 @@
+"""A worker of `dreambooth train` is killed; how long until the run is past where it was."""
+
+import contextlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.measure import MOST_SPREAD, quantiles
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.journal import read_metrics
+
+EVERY, LIMIT_S = 20, 240.0
+
+
+def recovery(folder: Path, storage: str, kills: int) -> dict[str, Any]:
+    """Seconds from SIGKILL to the first step that the run had not made before, by kill."""
+    write_photographs(folder / "photos", 7, "robot", 5, 256)
+    run, seconds, again = Store(storage).sub(layout.run("killed")), [], []
+    with _training(folder, storage) as process:
+        for _ in range(kills):
+            before = (committed_steps(run) or [0])[-1]
+            _wait(process, partial(_has_more, run, before))
+            _wait(process, lambda: _step(run) % EVERY >= EVERY // 2)
+            at, newest = _step(run), committed_steps(run)[-1]
+            random.choice(_workers(process)).kill()
+            began = time.monotonic()
+            _wait(process, partial(_is_past, run, at))
+            seconds.append(time.monotonic() - began)
+            again.append(at - newest)
+    found = quantiles(seconds)
+    case = {
+        "case": "a worker killed, until past where it was", "peer": "undisturbed", "unit": "s",
+        "seconds": found, "each": [round(s, 2) for s in seconds], "steps_made_again": again,
+    }  # fmt: skip
+    if found["p95"] > MOST_SPREAD * found["p5"]:
+        case["unsteady"] = f"p95 is {found['p95'] / found['p5']:.2f} times p5"
+    return case
+
+
+@contextmanager
+def _training(folder: Path, storage: str) -> Iterator[psutil.Process]:
+    command = [
+        str(Path(sys.executable).with_name("dreambooth")), "train", "toy-robot.yaml",
+        f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", "run_id=killed",
+        "train.steps=100000", f"checkpoint.every={EVERY}", "sample.every=0", "prior.count=8",
+        "prior.num_inference_steps=4", "cluster.workers=2",
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        started = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    process = psutil.Process(started.pid)
+    try:
+        yield process
+    finally:
+        tree = [process, *process.children(recursive=True)] if started.poll() is None else []
+        for one in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(tree, timeout=30)
+        started.wait()
+
+
+def _has_more(run: Store, checkpoint: int) -> bool:
+    return (committed_steps(run) or [0])[-1] > checkpoint
+
+
+def _is_past(run: Store, step: int) -> bool:
+    return _step(run) > step
+
+
+def _step(run: Store) -> int:
+    metrics = read_metrics(run)
+    return int(metrics[-1]["step"]) if metrics else 0
+
+
+def _workers(process: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def _wait(process: psutil.Process, met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not met():
+        if not process.is_running() or time.monotonic() > deadline:
+            raise DreamBoothError(f"the run to be killed came to nothing within {LIMIT_S:.0f} s")
+        time.sleep(0.05)

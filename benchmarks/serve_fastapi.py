@@ -1,0 +1,85 @@
+"""The peer `fastapi` of theme `serve`: a FastAPI server around the diffusers pipeline.
+
+As diffusers' documentation of servers has it: pipelines are loaded once, a request draws in a
+thread so that the event loop goes on, with a scheduler of its own. uvicorn keeps as many
+processes as we have replicas, one thread each; a process draws one picture at a time, since two
+would share its core. Adapters are fused into a pipeline a subject, with weights in memory as
+convolutions like them, as in the other peer.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from fastapi import FastAPI
+
+from dreambooth_ray.diffusion.components import load_pipeline, model_directory
+
+BUNDLES = "BENCH_BUNDLES"
+_pipelines: dict[str, Any] = {}
+_one_at_a_time = asyncio.Lock()
+
+
+@asynccontextmanager
+async def _load(_: FastAPI) -> Any:
+    torch.set_num_threads(1)
+    for name, folder in json.loads(os.environ[BUNDLES]).items():
+        _pipelines[name] = load_pipeline(model_directory(folder))
+        _pipelines[name].unet.to(memory_format=torch.channels_last)
+        _pipelines[name].set_progress_bar_config(disable=True)
+    yield
+
+
+app = FastAPI(lifespan=_load)
+
+
+@app.post("/v1/images/generations")
+async def generate(body: dict[str, Any]) -> dict[str, Any]:
+    """One picture."""
+    async with _one_at_a_time:
+        data = await asyncio.to_thread(_draw, body)
+    return {"data": [{"b64_json": data}]}
+
+
+def _draw(body: dict[str, Any]) -> str:
+    pipeline = _pipelines[body["model"]]
+    pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config)
+    image = pipeline(
+        body["prompt"],
+        num_inference_steps=body["num_inference_steps"],
+        guidance_scale=body["guidance_scale"],
+        generator=torch.Generator().manual_seed(body["seed"]),
+    ).images[0]
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+@contextmanager
+def serving(bundles: dict[str, str], port: int, processes: int) -> Iterator[None]:
+    """uvicorn, for the length of the block. bundles: folder by the name it is asked for with"""
+    command = [
+        sys.executable, "-m", "uvicorn", f"{__name__}:app", "--host", "127.0.0.1",
+        "--port", str(port), "--workers", str(processes), "--log-level", "error",
+    ]  # fmt: skip
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    more = {BUNDLES: json.dumps(bundles), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    started = subprocess.Popen(command, env=os.environ | more)
+    try:
+        yield
+    finally:
+        children = psutil.Process(started.pid).children(recursive=True)
+        started.terminate()
+        started.wait(timeout=60)
+        for child in psutil.wait_procs(children, timeout=10)[1]:
+            child.kill()

@@ -1,0 +1,291 @@
+"""Theme `serve`: our endpoint against `@serve.batch` and FastAPI around the diffusers pipeline.
+
+Every side has the same processes, one thread each, the same subjects, callers, requests and
+seconds, in turns; callers are a process of their own. Saturation is the closed loop of 16 callers;
+the open loop asks at shares of what saturation gave. Every picture of ours is then drawn
+alone from its receipt and compared.
+"""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.serve
+import torch
+from PIL import Image
+
+from benchmarks import serve_batch, serve_fastapi
+from benchmarks.callers import SUBJECTS, ask, question
+from benchmarks.measure import quantiles, summary
+from benchmarks.subjects import make_subjects
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.storage import layout
+from serve.app import build
+
+CALLERS, PORT, FASTAPI_PORT = 16, 8765, 8766
+# Times the peer's throughput at saturation.
+BARS = {"serve_batch": 1.5, "fastapi": 3.0}
+# The open loop asks at these shares of our throughput at saturation; its p95 is to be below.
+SHARES, BOUND_S = (0.4, 0.6, 0.8), 4.0
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Saturation of three sides and, in full, what the open loop and a preview take."""
+    torch.set_num_threads(1)
+    replicas, full = max(setting.workers), setting.profile == "full"
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        storage, answers = Path(name) / "storage", Path(name) / "answers"
+        answers.mkdir()
+        bundles = make_subjects(storage, setting.model)
+        bench = Bench(bundles, storage, answers, replicas, setting.model)
+        with connection(ClusterConfig(), replicas):
+            ray.serve.start(http_options={"port": PORT})
+            for k in range(setting.pick(1, 3)):
+                bench.round(k, setting.pick(8, 35))
+            if full:
+                bench.open_loop(20)
+                bench.previews(5)
+            ray.serve.shutdown()
+        receipts = check(answers, bundles, setting.model)
+    return {
+        "cases": bench.cases(),
+        "turns": bench.turns,
+        "open_loop": bench.opened,
+        "receipts": receipts,
+        "configuration": {
+            "callers": CALLERS, "replicas": replicas, "subjects": len(SUBJECTS), "batch": 8,
+            "seconds_a_turn": setting.pick(8, 35), "latency_bound_s": BOUND_S,
+        },
+    }  # fmt: skip
+
+
+class Bench:
+    """Three sides, of which one serves at a time."""
+
+    def __init__(
+        self, bundles: dict[str, str], storage: Path, answers: Path, replicas: int, model: str
+    ):
+        self._bundles, self._storage, self._answers = bundles, storage, answers
+        self._replicas, self._model = replicas, model
+        self.turns: dict[str, list[dict[str, Any]]] = {"ours": [], "serve_batch": [], "fastapi": []}
+        self.opened: dict[str, list[dict[str, Any]]] = {}
+        self._first_s: list[float] = []
+        self._whole_s: list[float] = []
+
+    def round(self, number: int, seconds: float) -> None:
+        """Every side once, each beginning in its turn."""
+        names = list(self.turns)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            with self._serving(name) as port:
+                words = ["--callers", str(CALLERS)]
+                if name == "ours":
+                    words += ["--out", str(self._answers)]
+                self.turns[name].append(call(port, seconds, *words))
+                print(name, self.turns[name][-1], file=sys.stderr)
+
+    def open_loop(self, seconds: float) -> None:
+        """Each side at rising rates until its p95 is above the bound."""
+        best = float(np.median([turn["images_per_s"] for turn in self.turns["ours"]]))
+        for name in self.turns:
+            self.opened[name] = []
+            with self._serving(name) as port:
+                for share in SHARES:
+                    found = call(port, seconds, "--rate", str(share * best))
+                    self.opened[name].append(found)
+                    print(name, found, file=sys.stderr)
+                    if found["p95_s"] > BOUND_S or found["failures"]:
+                        break
+
+    def previews(self, times: int) -> None:
+        """Seconds to a first preview of three and to the picture, of ours, alone."""
+        with self._serving("ours") as port:
+            for k in range(times):
+                first_s, whole_s = stream(port, question(k, 3))
+                self._first_s.append(first_s)
+                self._whole_s.append(whole_s)
+
+    def cases(self) -> list[dict[str, Any]]:
+        """Throughput and tail against either peer at saturation, and the rest of what there is."""
+        found, ours = [], self.turns["ours"]
+        for peer, bar in BARS.items():
+            theirs = self.turns[peer]
+            rates, tails = (
+                summary(_each(ours, key), _each(theirs, key), least)
+                for key, least in (("images_per_s", bar), ("per_p95_s", 1.0))
+            )
+            what = f"{CALLERS} callers, {len(SUBJECTS)} subjects"
+            about = {"peer": peer, "pairs": len(ours)}
+            found += [
+                {"case": f"{what}: throughput", "unit": "images/s", "bar": bar}
+                | about | rates,
+                {"case": f"{what}: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
+                | about | tails,
+            ]  # fmt: skip
+        for peer in BARS if self.opened else ():
+            found.append(within_bound(peer, self.opened["ours"], self.opened[peer]))
+        for name, seconds in (("first preview", self._first_s), ("whole picture", self._whole_s)):
+            if seconds:
+                found.append(
+                    {
+                        "case": f"one caller: {name}", "peer": "the clock", "unit": "s",
+                        "seconds": quantiles(seconds),
+                    }
+                )  # fmt: skip
+        return found
+
+    @contextmanager
+    def _serving(self, name: str) -> Iterator[int]:
+        """A side, warm; yields its port."""
+        if name == "fastapi":
+            with serve_fastapi.serving(self._bundles, FASTAPI_PORT, self._replicas):
+                warm_up(FASTAPI_PORT, 4 * self._replicas)
+                yield FASTAPI_PORT
+            return
+        with _deployed(self._ours() if name == "ours" else self._theirs(), name):
+            warm_up(PORT, self._replicas)
+            yield PORT
+
+    def _ours(self) -> ray.serve.Application:
+        given = {
+            "storage": {"uri": str(self._storage)},
+            "models": {"base": self._model},
+            "replicas": {"minimum": self._replicas, "maximum": self._replicas},
+        }
+        return build(ServeConfig.model_validate(given))
+
+    def _theirs(self) -> ray.serve.Application:
+        return serve_batch.build(self._bundles, self._replicas)
+
+
+def _each(turns: list[dict[str, Any]], key: str) -> list[float]:
+    return [1 / turn["p95_s"] if key == "per_p95_s" else turn[key] for turn in turns]
+
+
+def within_bound(
+    peer: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The highest throughput of either side whose p95 was below the bound, and their ratio.
+
+    A side that was above it at the lowest rate has none, which is below any.
+    """
+    rates = [
+        max(
+            (t["images_per_s"] for t in side if t["p95_s"] <= BOUND_S and not t["failures"]),
+            default=0.0,
+        )
+        for side in (ours, theirs)
+    ]
+    record = {
+        "case": f"throughput at p95 below {BOUND_S:.0f} s", "peer": peer, "unit": "images/s",
+        "highest": {"ours": rates[0], "theirs": rates[1]}, "pairs": 1,
+    }  # fmt: skip
+    lowest = min(turn["asked_per_s"] for turn in theirs)
+    return {
+        **record,
+        "ratio": quantiles([rates[0] / (rates[1] or lowest)]),
+        "at_least": not rates[1],
+    }
+
+
+@contextmanager
+def _deployed(application: ray.serve.Application, name: str) -> Iterator[None]:
+    prefix = "/" if name == "ours" else "/v1/images/generations"
+    ray.serve.run(application, name=name, route_prefix=prefix)
+    try:
+        yield
+    finally:
+        ray.serve.delete(name)
+
+
+def call(port: int, seconds: float, *words: str) -> dict[str, Any]:
+    """What callers found."""
+    command = [
+        sys.executable, "-m", "benchmarks.callers", "--port", str(port),
+        "--seconds", str(seconds), *words,
+    ]  # fmt: skip
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def warm_up(port: int, times: int, limit_s: float = 120.0) -> None:
+    """Wait until every subject has been drawn once by each replica, or nearly so."""
+    for name in SUBJECTS * times:
+        body = {**question(0, 0), "model": name, "num_inference_steps": 2}
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                ask(port, body)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+
+
+def stream(port: int, body: dict[str, Any]) -> tuple[float, float]:
+    """Seconds to the first of three previews, and to the picture."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/images/generations",
+        json.dumps({**body, "stream": True, "partial_images": 3}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    began, first_s = time.monotonic(), 0.0
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        for line in answer:
+            if b"partial_image" in line and not first_s:
+                first_s = time.monotonic() - began
+    return first_s, time.monotonic() - began
+
+
+def check(answers: Path, bundles: dict[str, str], model: str) -> dict[str, Any]:
+    """Draw every picture alone from its receipt; how far the served ones are from those."""
+    torch.set_num_threads(1)
+    engine, worst, wrong, total = Engine(model_directory(model)), 0, 0, 0
+    for name, folder in bundles.items():
+        engine.add_adapter(name, Path(folder) / layout.ADAPTER)
+    for path in sorted(answers.glob("*.json")):
+        kept = json.loads(path.read_text())
+        receipt, asked = kept["image"]["receipt"], kept["asked"]
+        if any(receipt[k] != asked[k] for k in ("prompt", "seed", "guidance_scale")):
+            wrong += 1
+        alone = engine.draw(
+            [
+                Request(
+                    receipt["prompt"],
+                    receipt["seed"],
+                    num_inference_steps=receipt["num_inference_steps"],
+                    guidance_scale=receipt["guidance_scale"],
+                    solver=receipt["solver"],
+                    adapter=receipt["model"].partition("@")[0],
+                )
+            ]
+        )[0].image
+        served = Image.open(io.BytesIO(base64.b64decode(kept["image"]["b64_json"])))
+        apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(served, dtype=int)).max()
+        worst, total = max(worst, int(apart)), total + 1
+    return {"pictures": total, "worst_pixel_difference": worst, "receipts_of_others": wrong}

@@ -1,0 +1,194 @@
+"""Theme `startup`: from `dreambooth submit` to the first step, and to a replica's first picture.
+
+The cluster is a Ray head of this machine with its Jobs API, which runs already; submitted is
+as a user does it, with a preflight and the code of this installation. A replica is cold when the
+endpoint is deployed anew; a subject when nobody has asked for it.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray.serve
+import torch
+
+from benchmarks.callers import ask
+from benchmarks.measure import MOST_SPREAD, quantiles
+from benchmarks.serving import PORT
+from benchmarks.subjects import make_subjects
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.pipeline import is_finished
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.training.journal import read_metrics
+from serve.app import build
+
+FIRST_STEP_BAR_S, LIMIT_S = 25.0, 120.0
+DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Submitting, a replica, subjects."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        submitted = _submit(Path(name), setting.pick(1, 3))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        replicas, cold, warm = _serve(Path(name) / "storage", setting.model, setting.pick(1, 3))
+    return {
+        "cases": [
+            case("submit to first step, class images made before", submitted, FIRST_STEP_BAR_S),
+            case("a new replica's first picture", replicas),
+            case("a new subject's first picture", cold),
+            case("a known subject's picture", warm),
+        ],
+        "configuration": {
+            "workers": 1, "preflight": True, "code": "tree", "picture": "2 steps of the toy world",
+        },
+    }  # fmt: skip
+
+
+def case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[str, Any]:
+    """A case of seconds, with whether its median is within its bar."""
+    found = quantiles(seconds)
+    record: dict[str, Any] = {
+        "case": name, "peer": "the clock", "unit": "s", "seconds": found,
+        "each": [round(s, 2) for s in seconds],
+    }  # fmt: skip
+    if bar_s is not None:
+        record |= {"bar_s": bar_s, "reached": bool(found["median"] < bar_s)}
+    if found["p95"] > MOST_SPREAD * found["p5"]:
+        record["unsteady"] = f"p95 is {found['p95'] / found['p5']:.2f} times p5"
+    return record
+
+
+def _submit(folder: Path, times: int) -> list[float]:
+    """Seconds from the command's start to the first step in the run's journal.
+
+    The first run draws the class images and starts what a cluster starts once; it does not count.
+    """
+    write_photographs(folder / "photos", 7, "robot", 5, 256)
+    seconds = []
+    with _head(folder) as clusters:
+        for k in range(times + 1):
+            storage = Store(str(folder / "storage"))
+            run = storage.sub(layout.run(f"run-{k}"))
+            began = time.monotonic()
+            subprocess.run(
+                [
+                    DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
+                    "--clusters", str(clusters), f"subject.photos={folder / 'photos'}",
+                    f"storage.uri={storage.uri}", f"run_id=run-{k}", "prior.count=8",
+                    "prior.num_inference_steps=4", "train.steps=30", "sample.every=0",
+                    "cluster.workers=1",
+                ],
+                check=True, capture_output=True, cwd=folder,
+            )  # fmt: skip
+            _wait(partial(read_metrics, run))
+            seconds.append(time.monotonic() - began)
+            _wait(partial(is_finished, run))
+    return seconds[1:]
+
+
+@contextmanager
+def _head(folder: Path) -> Iterator[Path]:
+    """A Ray head with its Jobs API; yields the file that names it."""
+    gcs, dashboard, client = (_free_port() for _ in range(3))
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+        f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--num-cpus=4",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    address, file = f"http://127.0.0.1:{dashboard}", folder / "clusters.yaml"
+    file.write_text(f'bench: {{address: "{address}"}}\n')
+    with (folder / "head.log").open("w") as log:
+        started = subprocess.Popen(command, stdout=log, stderr=log)
+    process = psutil.Process(started.pid)
+    try:
+        _wait(lambda: _answers(f"{address}/api/version"))
+        yield file
+    finally:
+        tree = [process, *process.children(recursive=True)]
+        for one in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(tree, timeout=30)
+        started.wait()
+
+
+def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[float], list[float]]:
+    """Seconds to a new replica's first picture, and to subjects' first and second ones."""
+    names = list(make_subjects(storage, model))
+    given = {
+        "storage": {"uri": str(storage)},
+        "models": {"base": model},
+        "replicas": {"minimum": 1, "maximum": 1},
+    }
+    config = ServeConfig.model_validate(given)
+    replicas, cold, warm = list[float](), list[float](), list[float]()
+    with connection(ClusterConfig(), 4):
+        ray.serve.start(http_options={"port": PORT})
+        for _ in range(times):
+            began = time.monotonic()
+            ray.serve.run(build(config), name="dreambooth")
+            _picture("base")
+            replicas.append(time.monotonic() - began)
+            for name in names:
+                cold.append(_picture(name))
+                warm.append(_picture(name))
+            ray.serve.delete("dreambooth")
+        ray.serve.shutdown()
+    return replicas, cold, warm
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _wait(met: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not met():
+        if time.monotonic() > deadline:
+            raise DreamBoothError(f"what was started came to nothing within {LIMIT_S:.0f} s")
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _picture(model: str) -> float:
+    """Seconds to a picture of two steps; asked again while the endpoint finds its feet."""
+    body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
+    began = time.monotonic()
+    while True:
+        try:
+            ask(PORT, body)
+            return time.monotonic() - began
+        except urllib.error.HTTPError as error:
+            known = error.code >= 500 or error.code == 404
+            if not known or time.monotonic() - began > LIMIT_S:
+                raise
+        time.sleep(0.05)
