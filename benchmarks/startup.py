@@ -6,6 +6,8 @@ endpoint is deployed anew; a subject when nobody has asked for it.
 """
 
 import contextlib
+import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -113,15 +115,17 @@ def _head(folder: Path) -> Iterator[Path]:
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
         "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--num-cpus=4",
-        "--disable-usage-stats",
+        "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
     address, file = f"http://127.0.0.1:{dashboard}", folder / "clusters.yaml"
-    file.write_text(f'bench: {{address: "{address}"}}\n')
+    token = secrets.token_hex(32)
+    file.write_text(f'bench: {{address: "{address}", token: {token}}}\n')
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log)
+        started = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     process = psutil.Process(started.pid)
     try:
-        _wait(lambda: _answers(f"{address}/api/version"))
+        _wait(lambda: _answers(f"{address}/api/version", token))
         yield file
     finally:
         tree = [process, *process.children(recursive=True)]
@@ -171,9 +175,10 @@ def _wait(met: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, token: str) -> bool:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -41,6 +41,8 @@ def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
+                # Else it would join whatever `ray start` has left running on this machine.
+                address="local",
                 num_cpus=max(os.cpu_count() or 1, processes),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
