@@ -40,6 +40,7 @@ from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.checkpointing import Checkpointing, Place
 from dreambooth_ray.training.corpus import Corpus
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.strategy import DirectIO
 from dreambooth_ray.training.tracking import Tracking
 
 CLASS_IMAGES, EVERY = 16, 50
@@ -114,7 +115,7 @@ def _training(method: str, steps: int, storage: str, folder: Path) -> dict[str, 
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         callbacks=[ended, tracking, saving], enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=config.train.max_grad_norm,
-        use_distributed_sampler=False, default_root_dir=folder,
+        use_distributed_sampler=False, default_root_dir=folder, plugins=[DirectIO()],
     )  # fmt: skip
     began = time.perf_counter()
     trainer.fit(DreamBoothModule(config, parts), DataLoader(corpus, batch_size=None))

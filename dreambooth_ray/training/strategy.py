@@ -2,10 +2,12 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray.train.torch
 import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from ray.train.lightning import RayDDPStrategy
 
@@ -21,8 +23,22 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
         return _RayFullyShardedStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
     if config.train.strategy == "deepspeed":
         return _make_deepspeed(config, universal)
-    plain: Strategy = RayDDPStrategy(gradient_as_bucket_view=True)
+    plain: Strategy = RayDDPStrategy(gradient_as_bucket_view=True, checkpoint_io=DirectIO())
     return plain
+
+
+class DirectIO(TorchCheckpointIO):
+    """Writes a state once, straight to its file.
+
+    Lightning's own builds it in memory, copies it and writes that, so that no half file
+    is ever seen. Ours goes to a folder of its own, and is only seen once it is committed.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """path: a local file."""
+        torch.save(checkpoint, path)
 
 
 class _RayFullyShardedStrategy(ModelParallelStrategy):
