@@ -114,7 +114,7 @@ def _head(folder: Path) -> Iterator[Path]:
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--num-cpus=4",
+        "--dashboard-host=127.0.0.1", "--num-cpus=4",
         "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
     address, file = f"http://127.0.0.1:{dashboard}", folder / "clusters.yaml"
