@@ -58,7 +58,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         with connection(ClusterConfig(), replicas):
             ray.serve.start(http_options={"port": PORT})
             for k in range(setting.pick(1, 3)):
-                bench.round(k, setting.pick(8, 35))
+                bench.round(k, setting.pick(8, 30))
             if full:
                 bench.open_loop(20)
                 bench.previews(5)
@@ -71,7 +71,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "receipts": receipts,
         "configuration": {
             "callers": CALLERS, "replicas": replicas, "subjects": len(SUBJECTS), "batch": 8,
-            "seconds_a_turn": setting.pick(8, 35), "latency_bound_s": BOUND_S,
+            "seconds_a_turn": setting.pick(8, 30), "latency_bound_s": BOUND_S,
         },
     }  # fmt: skip
 
