@@ -120,9 +120,11 @@ def _head(folder: Path) -> Iterator[Path]:
     address, file = f"http://127.0.0.1:{dashboard}", folder / "clusters.yaml"
     token = secrets.token_hex(32)
     file.write_text(f'bench: {{address: "{address}", token: {token}}}\n')
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    # Jobs of the cluster are to find this installation's Python, wherever it is.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
     process = psutil.Process(started.pid)
     try:
         _wait(lambda: _answers(f"{address}/api/version", token))
