@@ -18,7 +18,7 @@ def names(method: str) -> dict[tuple[str, str], str]:
 
 def test_every_cell_is_asked_for_once() -> None:
     asked = [(c.subject, c.name) for c in cells(SUBJECTS)]
-    assert len(set(asked)) == len(asked) == 9 * len(SUBJECTS)
+    assert len(set(asked)) == len(asked) == 11 * len(SUBJECTS)
 
 
 def test_the_best_row_is_the_most_like_and_agreeing_within_the_bound() -> None:
