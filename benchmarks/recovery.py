@@ -28,15 +28,16 @@ def recovery(folder: Path, storage: str, kills: int) -> dict[str, Any]:
     """Seconds from SIGKILL to the first step that the run had not made before, by kill."""
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     run, seconds, again = Store(storage).sub(layout.run("killed")), [], []
-    with _training(folder, storage) as process:
+    keys = ["train.steps=100000", f"checkpoint.every={EVERY}", "cluster.workers=2"]
+    with training(folder, storage, "killed", *keys) as process:
         for _ in range(kills):
             before = (committed_steps(run) or [0])[-1]
-            _wait(process, partial(_has_more, run, before))
-            _wait(process, lambda: _step(run) % EVERY >= EVERY // 2)
-            at, newest = _step(run), committed_steps(run)[-1]
-            random.choice(_workers(process)).kill()
+            wait(process, partial(_has_more, run, before))
+            wait(process, lambda: last_step(run) % EVERY >= EVERY // 2)
+            at, newest = last_step(run), committed_steps(run)[-1]
+            random.choice(workers(process)).kill()
             began = time.monotonic()
-            _wait(process, partial(_is_past, run, at))
+            wait(process, partial(_is_past, run, at))
             seconds.append(time.monotonic() - began)
             again.append(at - newest)
     found = quantiles(seconds)
@@ -50,12 +51,12 @@ def recovery(folder: Path, storage: str, kills: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _training(folder: Path, storage: str) -> Iterator[psutil.Process]:
+def training(folder: Path, storage: str, name: str, *more: str) -> Iterator[psutil.Process]:
+    """A process of `dreambooth train`, ended with everything below it."""
     command = [
         str(Path(sys.executable).with_name("dreambooth")), "train", "toy-robot.yaml",
-        f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", "run_id=killed",
-        "train.steps=100000", f"checkpoint.every={EVERY}", "sample.every=0", "prior.count=8",
-        "prior.num_inference_steps=4", "cluster.workers=2",
+        f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", f"run_id={name}",
+        "sample.every=0", "prior.count=8", "prior.num_inference_steps=4", *more,
     ]  # fmt: skip
     with (folder / "log").open("w") as log:
         started = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
@@ -76,15 +77,17 @@ def _has_more(run: Store, checkpoint: int) -> bool:
 
 
 def _is_past(run: Store, step: int) -> bool:
-    return _step(run) > step
+    return last_step(run) > step
 
 
-def _step(run: Store) -> int:
+def last_step(run: Store) -> int:
+    """The newest step in its metrics, 0 where there is none."""
     metrics = read_metrics(run)
     return int(metrics[-1]["step"]) if metrics else 0
 
 
-def _workers(process: psutil.Process) -> list[psutil.Process]:
+def workers(process: psutil.Process) -> list[psutil.Process]:
+    """The training workers below it."""
     found = []
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -93,9 +96,10 @@ def _workers(process: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def _wait(process: psutil.Process, met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
+def wait(process: psutil.Process, met: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    """raises DreamBoothError if it ends before, or takes too long."""
+    deadline = time.monotonic() + limit_s
     while not met():
         if not process.is_running() or time.monotonic() > deadline:
-            raise DreamBoothError(f"the run to be killed came to nothing within {LIMIT_S:.0f} s")
+            raise DreamBoothError(f"the run that is killed came to nothing within {limit_s:.0f} s")
         time.sleep(0.05)

@@ -55,14 +55,21 @@ class DreamBoothModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Prediction error of one batch, halves weighted by prior.weight."""
         address = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
-        torch.manual_seed(address.initial_seed())
+        self._seed(address.initial_seed())
         instance, prior = objective.halves(self.errors(batch), batch.is_prior)
         self._parts.append(torch.stack([instance, prior]).detach())
         if batch.ends_step:
-            gathered = cast(Tensor, self.all_gather(torch.stack(self._parts).mean(dim=0)))
-            self._halves = gathered.reshape(-1, 2).mean(dim=0)
+            mine = torch.stack(self._parts).mean(dim=0)
+            every = mine if self.trainer.world_size == 1 else cast(Tensor, self.all_gather(mine))
+            self._halves = every.reshape(-1, 2).mean(dim=0)
             self._parts = []
         return objective.prior_preserving(instance, prior, self.config.prior.weight)
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed formats a stack for each kind of device that this process does not use.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""

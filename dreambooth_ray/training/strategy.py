@@ -23,7 +23,10 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
         return _RayFullyShardedStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
     if config.train.strategy == "deepspeed":
         return _make_deepspeed(config, universal)
-    plain: Strategy = RayDDPStrategy(gradient_as_bucket_view=True, checkpoint_io=DirectIO())
+    # Buffers are constants here: nobody has to be told of them at every step.
+    plain: Strategy = RayDDPStrategy(
+        gradient_as_bucket_view=True, broadcast_buffers=False, checkpoint_io=DirectIO()
+    )
     return plain
 
 

@@ -2,7 +2,15 @@ import math
 
 import pytest
 
-from benchmarks.plan import Cluster, Work, best_interval_s, expected_s, make_plan, simulate_s
+from benchmarks.plan import (
+    Cluster,
+    Work,
+    best_interval_s,
+    expected_s,
+    make_plan,
+    replay_s,
+    simulate_s,
+)
 from dreambooth_ray.errors import ConfigError
 
 HOUR = 3600.0
@@ -23,6 +31,14 @@ def test_no_other_interval_is_expected_to_end_sooner() -> None:
 def test_simulation_agrees_with_the_closed_form(mtbf_s: float) -> None:
     given = (2 * HOUR, best_interval_s(20.0, mtbf_s), 20.0, 30.0, mtbf_s)
     assert simulate_s(*given, seed=1) == pytest.approx(expected_s(*given), rel=0.06)
+
+
+def test_a_failure_costs_a_start_and_what_was_done_since_the_checkpoint() -> None:
+    job = (100.0, 20.0, 1.0, 30.0)
+    assert replay_s(*job, iter(()), 0.0) == pytest.approx(105)
+    # Ten seconds into the third piece, then while it starts anew.
+    assert replay_s(*job, iter((52.0,)), 0.0) == pytest.approx(105 + 10 + 30)
+    assert replay_s(*job, iter((52.0, 7.0)), 0.0) == pytest.approx(105 + 10 + 7 + 30)
 
 
 def test_many_subjects_get_a_gpu_each_and_few_get_several() -> None:
