@@ -22,6 +22,7 @@ from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components, model_directory
+from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -120,7 +121,7 @@ def running(config: Config, allocator: Mapping[str, str] = driver.ALLOCATOR) -> 
     allocator: environment of the workers that chooses it
     """
     prepared = pipeline.prepare(config, Silent())
-    run = pipeline.open_run(config)
+    run = open_run(config)
     order = pipeline.order_priors(prepared, config.prior.count)
     priors = pipeline.draw_priors(prepared, order, Silent())
     job = Job(

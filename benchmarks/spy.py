@@ -1,6 +1,6 @@
 """What a training worker of ours spends its time on, by py-spy: what could still be spared.
 
-    python -m benchmarks.spy --json benchmarks/results/profile.json
+python -m benchmarks.spy --json benchmarks/results/profile.json
 """
 
 import argparse

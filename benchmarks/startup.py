@@ -34,7 +34,7 @@ from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.pipeline import is_finished
+from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs

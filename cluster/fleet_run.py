@@ -13,6 +13,7 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import TrainingDisplay
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
@@ -45,7 +46,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
     for entry in entries:
         config = configs[entry.subject.id]
         run = Store(config.storage.uri).sub(layout.run(entry.subject.id))
-        if pipeline.is_finished(run):
+        if is_finished(run):
             entry.state, entry.note = "done", "was done before"
     queue = Queue(entries, fleet.parallel, fleet.retries)
     todo = [e for e in entries if e.state == "waiting"]
@@ -73,7 +74,7 @@ def _train(text: str) -> None:
     """One subject from wherever its run stands to its bundle."""
     config = parse_config(text, "the fleet", [])
     display = Quiet()
-    prepared, run = pipeline.prepare(config, display), pipeline.open_run(config)
+    prepared, run = pipeline.prepare(config, display), open_run(config)
     # A try that died with its host has left a lease behind, which nobody there gives back.
     pipeline.train(prepared, run, display, PATIENCE_S)
 

@@ -115,7 +115,7 @@ def stop(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
 def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
     """List the runs of a cluster: run id, state of its job, step, URI."""
     from dreambooth_ray.errors import DreamBoothError
-    from dreambooth_ray.pipeline import is_finished
+    from dreambooth_ray.runs import is_finished
     from dreambooth_ray.storage.store import Store
     from dreambooth_ray.training.checkpoint import committed_steps
     from dreambooth_ray.training.halting import is_asked_to_stop

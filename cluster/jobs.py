@@ -14,10 +14,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.dashboard import Dashboard, own_address
 from cluster.directory import ClusterEntry
-from dreambooth_ray import pipeline
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.album import is_remote, upload_photographs
 from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage.store import Store
 
 PACKAGES = ("dreambooth_ray", "cluster", "serve")
@@ -87,9 +87,9 @@ class Jobs:
         raises: ConfigError if the name is that of another run
         """
         placed = place(config)
-        run = pipeline.open_run(placed)
+        run = open_run(placed)
         before = self.find(str(placed.run_id))
-        if before and (before.state in ("pending", "running") or pipeline.is_finished(run)):
+        if before and (before.state in ("pending", "running") or is_finished(run)):
             return before
         return self._start(str(placed.run_id), run, before)
 
@@ -97,7 +97,7 @@ class Jobs:
         """Start a job that takes the run up where it stands, unless one does already."""
         before = self.get(run_id)
         run = Store(before.run_uri)
-        if before.state in ("pending", "running") or pipeline.is_finished(run):
+        if before.state in ("pending", "running") or is_finished(run):
             return before
         return self._start(run_id, run, before)
 

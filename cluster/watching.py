@@ -10,7 +10,7 @@ from cluster.jobs import Jobs, RunJob
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import Rate, describe
 from dreambooth_ray.errors import CapacityError, StorageError
-from dreambooth_ray.pipeline import is_finished, read_run_config
+from dreambooth_ray.runs import is_finished, read_run_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.journal import read_metrics

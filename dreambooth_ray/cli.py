@@ -106,22 +106,22 @@ def resume(
     if cluster:
         print(job_verbs.resume_on(run, cluster, clusters))
         return
-    from dreambooth_ray.pipeline import find_run
+    from dreambooth_ray.runs import find_run
 
     _train(find_run(run, overrides or []), force)
 
 
 def _train(config: "Config", force: bool) -> None:
     from cluster.session import check_address, session
-    from dreambooth_ray import pipeline
+    from dreambooth_ray import pipeline, runs
     from dreambooth_ray.display import TrainingDisplay
 
     display = TrainingDisplay()
     check_address(config)
     prepared = pipeline.prepare(config, display)
-    run = pipeline.open_run(config, force)
+    run = runs.open_run(config, force)
     display.say(f"run {run.uri}")
-    if not pipeline.is_finished(run):
+    if not runs.is_finished(run):
         with session(config):
             pipeline.train(prepared, run, display)
     print(run.uri)

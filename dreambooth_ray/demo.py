@@ -16,6 +16,7 @@ from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.evaluation import toyscore
 from dreambooth_ray.evaluation.toyscore import Drawn
+from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES
 from dreambooth_ray.toyworld.evaluator import Evaluator, load_evaluator, read_pictures
@@ -63,7 +64,7 @@ def learn(config: Config, out: Path, display: flow.Display) -> flow.Prepared:
     """Draw photographs, train on them, link {out}/bundle; Ray must be there."""
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
     prepared = flow.prepare(config, display)
-    run = flow.open_run(config)
+    run = open_run(config)
     flow.train(prepared, run, display)
     _link_bundle(out, run.local_path(layout.BUNDLE))
     return prepared

@@ -85,7 +85,7 @@ def _with_encoders(protocol: "Protocol", dino: str, clip: str) -> "Protocol":
 
 
 def _run_config(model: str) -> "Config | None":
-    from dreambooth_ray.pipeline import read_run_config
+    from dreambooth_ray.runs import read_run_config
     from dreambooth_ray.storage import layout
     from dreambooth_ray.storage.store import Store
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth_ray.pipeline import is_finished
+from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.journal import read_metrics

@@ -7,7 +7,7 @@ import pytest
 from dreambooth_ray.config.load import dump_config, override_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.pipeline import find_run, open_run, read_run_config
+from dreambooth_ray.runs import find_run, open_run, read_run_config
 from dreambooth_ray.training.verdict import read_end, write_end
 
 

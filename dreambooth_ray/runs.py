@@ -1,0 +1,117 @@
+"""A run's folder and the configuration it was started with.
+
+Nothing heavy is imported here: who lists, watches or stops runs need not wait for torch.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.config.load import (
+    dump_config,
+    override_config,
+    parse_config,
+    parse_options,
+)
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.album import is_remote
+from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.manifest import MANIFEST
+from dreambooth_ray.storage.store import Store, use_options
+
+
+def find_run(uri: str, overrides: list[str]) -> Config:
+    """The configuration of a run that is to go on, from where it lies now.
+
+    overrides: `key.path=value`; those of storage.options may be needed to read it at all
+    raises: CheckpointError if it is no run, StorageError if it can't be read
+    """
+    options = parse_options([o for o in overrides if o.startswith("storage.options")])
+    use_options(uri, options)
+    run = Store(uri)
+    config = override_config(read_run_config(run), overrides)
+    # A run that was copied or is mounted elsewhere goes on where it is.
+    base, _, run_id = run.uri.rpartition("/runs/")
+    if not base or "/" in run_id:
+        return config
+    storage = config.storage.model_copy(update={"uri": base})
+    return config.model_copy(update={"run_id": run_id, "storage": storage})
+
+
+def open_run(config: Config, force: bool = False) -> Store:
+    """The run's folder, with its configuration stored; an existing run must have the same.
+
+    force: go on with another configuration, which takes the place of the stored one
+    raises: ConfigError naming the keys that differ if run_id names a run of another configuration
+    """
+    run_id = config.run_id or _new_run_id(config)
+    resolved = located(config).model_copy(update={"run_id": run_id})
+    run = Store(config.storage.uri).sub(layout.run(run_id))
+    if run.create(layout.CONFIG, dump_config(resolved).encode()):
+        return run
+    differing = _differing(_identity(read_run_config(run)), _identity(resolved))
+    if differing and not force:
+        raise ConfigError(
+            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{layout.CONFIG}): "
+            f"{'; '.join(differing)}; choose another run_id, resume that run as it is, or go on "
+            "with --force"
+        )
+    if differing:
+        run.write(layout.CONFIG, dump_config(resolved).encode())
+        for stale in (f"{layout.BUNDLE}/{MANIFEST}", layout.END):
+            run.remove(stale)
+    return run
+
+
+def read_run_config(run: Store) -> Config:
+    """The configuration a run was started with; raises CheckpointError if there is none."""
+    try:
+        text = run.read(layout.CONFIG).decode()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(
+            f"{run.uri} is not a run: it has no {layout.CONFIG}; give the URI that "
+            "`dreambooth train` printed"
+        ) from error
+    return parse_config(text, f"{run.uri}/{layout.CONFIG}", [])
+
+
+def is_finished(run: Store) -> bool:
+    """Whether a run has its bundle, committed."""
+    return run.exists(f"{layout.BUNDLE}/{MANIFEST}")
+
+
+def _differing(stored: Any, wanted: Any, key: str = "") -> list[str]:
+    """Each leaf that two dumped configurations differ in, as text."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return [
+            text
+            for name in sorted(stored.keys() | wanted.keys())
+            for text in _differing(
+                stored.get(name), wanted.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if stored == wanted else [f"{key} was {stored!r} and is {wanted!r}"]
+
+
+def located(config: Config) -> Config:
+    """The same configuration, with photographs found from any working directory."""
+    subjects = [
+        s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
+        for s in config.all_subjects
+    ]
+    several = tuple(subjects) if config.subjects else ()
+    return config.model_copy(update={"subject": subjects[0], "subjects": several})
+
+
+def _identity(config: Config) -> dict[str, object]:
+    """What makes two configurations the same run: all but where it runs and what it keeps."""
+    return config.model_dump(mode="json", exclude={"cluster", "storage", "checkpoint"})
+
+
+def _new_run_id(config: Config) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    digest = hashlib.sha256(f"{dump_config(config)}{time.time_ns()}".encode()).hexdigest()[:6]
+    noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
+    return f"{noun}-{stamp}-{digest}"
