@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,12 +50,13 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Submitting, a replica, subjects."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        submitted = _submit(Path(name), setting.pick(1, 3))
+        submitted, stages = _submit(Path(name), setting.pick(1, 3))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         replicas, cold, warm = _serve(Path(name) / "storage", setting.model, setting.pick(1, 3))
     return {
         "cases": [
-            case("submit to first step, class images made before", submitted, FIRST_STEP_BAR_S),
+            case("submit to first step, class images made before", submitted, FIRST_STEP_BAR_S)
+            | {"until_s": stages},
             case("a new replica's first picture", replicas),
             case("a new subject's first picture", cold),
             case("a known subject's picture", warm),
@@ -79,18 +81,19 @@ def case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[st
     return record
 
 
-def _submit(folder: Path, times: int) -> list[float]:
-    """Seconds from the command's start to the first step in the run's journal.
+def _submit(folder: Path, times: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds from the command's start to the first step in the run's journal, and to what is
+    before it, by medians.
 
     The first run draws the class images and starts what a cluster starts once; it does not count.
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    seconds = []
+    seconds, stages = [], []
     with _head(folder) as clusters:
         for k in range(times + 1):
             storage = Store(str(folder / "storage"))
             run = storage.sub(layout.run(f"run-{k}"))
-            began = time.monotonic()
+            began, today = time.monotonic(), time.time()
             subprocess.run(
                 [
                     DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
@@ -103,8 +106,24 @@ def _submit(folder: Path, times: int) -> list[float]:
             )  # fmt: skip
             _wait(partial(read_metrics, run))
             seconds.append(time.monotonic() - began)
+            stages.append({name: at - today for name, at in _traces(run)})
             _wait(partial(is_finished, run))
-    return seconds[1:]
+    counted = stages[1:]
+    return seconds[1:], {
+        name: round(statistics.median(s[name] for s in counted), 1) for name in counted[0]
+    }
+
+
+def _traces(run: Store) -> Iterator[tuple[str, float]]:
+    """What a start leaves in its run one after the other, and when, in seconds of the epoch."""
+    for name, file in (
+        ("preflight done, the run written down", layout.CONFIG),
+        ("the job's process up, inputs looked at", layout.PRIOR_USE),
+        ("Ray Train's controller up", f"{layout.RAY_TRAIN}/.validate_storage_marker"),
+    ):
+        yield name, run.local_path(file).stat().st_mtime
+    for events in run.local_path(layout.TENSORBOARD).glob("events.out.tfevents.*"):
+        yield "the worker up, model and photographs read", float(events.name.split(".")[3])
 
 
 @contextmanager
