@@ -29,8 +29,9 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet
 from dreambooth_ray.data.subject import read_configured, split
-from dreambooth_ray.diffusion.components import load_components, model_directory, model_hash
+from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.pool import open_set
 from dreambooth_ray.storage import layout, manifest

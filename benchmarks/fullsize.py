@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.measure import is_out_of_memory, quantiles
 from benchmarks.sampling import make_pipeline
 from benchmarks.theme import Setting
-from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.model_files import model_directory
 
 TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
 LIMIT_S = 900

@@ -23,7 +23,8 @@ from benchmarks.sampling import make_pipeline
 from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig, Span
-from dreambooth_ray.diffusion.components import load_components, model_directory, model_hash
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.priors.crew import Crew
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import PriorSpec

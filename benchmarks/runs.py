@@ -21,7 +21,8 @@ from benchmarks.turnstile import Turnstile
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import load_components, model_directory
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store

@@ -15,8 +15,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from benchmarks.ceiling import ceilings, unet_flops
 from benchmarks.measure import Case, clocked, compare
 from benchmarks.theme import Setting
-from dreambooth_ray.diffusion.components import load_components, load_pipeline, model_directory
+from dreambooth_ray.diffusion.components import load_components, load_pipeline
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.diffusion.request import Request
 
 NOUNS = ("robot", "car", "teapot", "flower", "star", "dog", "house", "fish")

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from dreambooth_ray.diffusion.components import model_directory
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.evaluation.toyscore import attribute_prompts
 from dreambooth_ray.toyworld.evaluator import load_evaluator, read_pictures

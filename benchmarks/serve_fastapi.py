@@ -23,7 +23,8 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from fastapi import FastAPI
 
-from dreambooth_ray.diffusion.components import load_pipeline, model_directory
+from dreambooth_ray.diffusion.components import load_pipeline
+from dreambooth_ray.diffusion.model_files import model_directory
 
 BUNDLES = "BENCH_BUNDLES"
 _pipelines: dict[str, Any] = {}

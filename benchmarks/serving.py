@@ -33,8 +33,8 @@ from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.diffusion.components import model_directory
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.storage import layout
 from serve.app import build

@@ -32,13 +32,9 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet, Record, read_records
 from dreambooth_ray.data.subject import read_configured
-from dreambooth_ray.diffusion.components import (
-    Components,
-    load_components,
-    model_directory,
-    model_hash,
-)
+from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import PriorSpec, missing
 from dreambooth_ray.storage import layout

@@ -8,7 +8,8 @@ import torch
 from benchmarks.callers import SUBJECTS
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import load_components, model_directory, model_hash
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 

@@ -27,7 +27,8 @@ from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import load_components, model_directory
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.journal import read_metrics
 

@@ -15,9 +15,9 @@ from dreambooth_ray.data.album import photographs_folder
 from dreambooth_ray.data.doctor import examine
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.subject import identifier_warning
-from dreambooth_ray.diffusion.components import check_resolution, model_directory
 from dreambooth_ray.diffusion.footprint import Footprint, footprint
-from dreambooth_ray.diffusion.methods import check_method
+from dreambooth_ray.diffusion.model_files import check_resolution, model_directory
+from dreambooth_ray.diffusion.suitability import check_method
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.storage.store import Store
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.data.photographs import read_photograph
-from dreambooth_ray.diffusion.components import model_directory, model_hash
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.grid import grid as arrange
+from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export.bundle import bundle_about

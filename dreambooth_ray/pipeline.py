@@ -3,10 +3,15 @@
     photos -> Subject -> PriorSet -> Checkpoint -> Bundle
 
 Each stage is skipped when its committed result is there, so to resume is to run again.
+What needs diffusers is imported by the stage that needs it: workers start meanwhile, and
+whoever resumes a run does not wait for what it has no use for.
 """
+
+# ruff: noqa: PLC0415
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +21,8 @@ from dreambooth_ray.config.load import (
 )
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import identifier_warning, read_configured, split
-from dreambooth_ray.diffusion.components import check_resolution, model_directory, model_hash
-from dreambooth_ray.diffusion.methods import check_method
-from dreambooth_ray.evaluation.judge import check_choice, judged
-from dreambooth_ray.export.bundle import export_bundle
+from dreambooth_ray.diffusion.model_files import check_resolution, model_directory, model_hash
+from dreambooth_ray.diffusion.suitability import check_method
 from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import Order, has_room, make_priors, open_set
@@ -74,7 +77,10 @@ def prepare(config: Config, display: Display) -> Prepared:
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             display.say(f"warning: {warning}")
-    check_choice(config, directory)
+    if config.choice.rule == "best":
+        from dreambooth_ray.evaluation.judge import check_choice
+
+        check_choice(config, directory)
     Store(config.storage.uri).check_writable()
     return Prepared(config, directory)
 
@@ -124,14 +130,24 @@ def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 
 def _train(prepared: Prepared, run: Store, display: Display) -> None:
     config = prepared.config
     forget_stop(run)
-    with judged(located(config), run, prepared.directory):
+    with _judged(prepared, run):
         if not _is_trained(config, run):
             _train_on(prepared, run, display)
             if is_asked_to_stop(run) and not _is_trained(config, run):
                 at = (committed_steps(run)[-1:] or [0])[0]
                 display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
                 return
+    from dreambooth_ray.export.bundle import export_bundle
+
     export_bundle(config, prepared.directory, run)
+
+
+def _judged(prepared: Prepared, run: Store) -> AbstractContextManager[None]:
+    if prepared.config.choice.rule == "last":
+        return nullcontext()
+    from dreambooth_ray.evaluation.judge import judged
+
+    return judged(located(prepared.config), run, prepared.directory)
 
 
 def _is_trained(config: Config, run: Store) -> bool:

@@ -15,13 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreambooth_ray.diffusion import tokens
-from dreambooth_ray.diffusion.components import (
-    PARTS,
-    base_directory,
-    model_directory,
-    model_hash,
-)
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import PARTS, base_directory, model_directory, model_hash
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.manifest import MANIFEST, fetch_folder

@@ -64,12 +64,6 @@ def _without_advice() -> Iterator[None]:
         yield
 
 
-def missing_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Names among `targets` that no linear or convolution layer ends with."""
-    layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
-
-
 def has_adapters(model: nn.Module) -> bool:
     """Whether `inject` has been at a model."""
     return bool(getattr(model, "peft_config", None))

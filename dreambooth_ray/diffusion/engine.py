@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.diffusion import noise, solvers, tokens
-from dreambooth_ray.diffusion.components import Components, load_components, model_hash
+from dreambooth_ray.diffusion.components import Components, load_components
 from dreambooth_ray.diffusion.decoder import Decoder
 from dreambooth_ray.diffusion.denoiser import Adapted, Denoiser, Row
 from dreambooth_ray.diffusion.fit import Fit
 from dreambooth_ray.diffusion.guidance import guided, keep_features, step_rows
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.diffusion.prompts import PromptEncoder
 from dreambooth_ray.diffusion.queue import Queue
 from dreambooth_ray.diffusion.request import Request

@@ -5,60 +5,16 @@ A model's weights keep their names in training; a checkpoint holds those alone t
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.diffusion import adapters, tokens
-from dreambooth_ray.diffusion.components import Components, base_directory
-from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.errors import CheckpointError
 
 _KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
-
-
-def check_method(config: Config, directory: Path) -> None:
-    """Refuse what this model can't be trained with, from its configuration files alone.
-
-    raises: ConfigError
-    """
-    train, directory = config.train, base_directory(directory)
-    if config.loss.zero_terminal_snr:
-        settings = DDPMScheduler.load_config(directory, subfolder="scheduler")
-        if settings.get("prediction_type") != "v_prediction":
-            raise ConfigError(
-                "loss.zero_terminal_snr=true needs a model that predicts velocity: at zero SNR "
-                "the noise is all there is to see; set it false for this model"
-            )
-    if train.method == "lora":
-        _check_targets(train, directory)
-    if config.identifier.kind == "learned":
-        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
-        tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
-
-
-def _check_targets(train: TrainConfig, directory: Path) -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(directory, subfolder="unet")
-        )
-        text = CLIPTextModel(CLIPTextConfig.from_pretrained(directory, subfolder="text_encoder"))
-    checks = []
-    if train.unet:
-        checks.append(("target_modules", unet, train.lora.target_modules))
-    if train.text_encoder:
-        checks.append(("text_target_modules", text, train.lora.text_target_modules))
-    for key, model, targets in checks:
-        missing = adapters.missing_targets(model, targets)
-        if missing:
-            raise ConfigError(
-                f"train.lora.{key}: no linear or convolution layer of the model is named "
-                f"{', '.join(missing)}; take names that its layers end with"
-            )
 
 
 def apply_method(config: Config, parts: Components) -> None:

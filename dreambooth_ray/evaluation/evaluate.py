@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import model_hash
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
 from dreambooth_ray.evaluation.protocol import Protocol, Question, Spec, questions

@@ -35,26 +35,22 @@ ACTOR_RESTARTS = 3
 
 def check_choice(config: Config, directory: Path) -> None:
     """Refuse before any work what checkpoints can't be evaluated with; raises ConfigError."""
-    if config.choice.rule == "best":
-        protocol = load_protocol(config.choice.protocol, "choice.protocol")
-        if config.choice.drift == "drift" and not (protocol.truths and protocol.other_prompts):
-            raise ConfigError(
-                f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
-                "which has no truths and other_prompts; set choice.drift=pres"
-            )
-        look_ahead(run_case(config, directory), protocol, [])
+    protocol = load_protocol(config.choice.protocol, "choice.protocol")
+    if config.choice.drift == "drift" and not (protocol.truths and protocol.other_prompts):
+        raise ConfigError(
+            f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
+            "which has no truths and other_prompts; set choice.drift=pres"
+        )
+    look_ahead(run_case(config, directory), protocol, [])
 
 
 @contextmanager
 def judged(config: Config, run: Store, directory: Path) -> Iterator[None]:
-    """With choice.rule=best, every checkpoint is evaluated beside what happens inside.
+    """Every checkpoint is evaluated beside what happens inside.
 
     config: with photographs that are found from anywhere
     raises: what an evaluation failed with, once the training is done
     """
-    if config.choice.rule == "last":
-        yield
-        return
     judge = RemoteJudge(config, run, directory)
     try:
         with Watch(run, config.choice, judge):

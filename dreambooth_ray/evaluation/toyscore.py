@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import model_directory
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
 from dreambooth_ray.toyworld.evaluator import (

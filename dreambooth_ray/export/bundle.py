@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion import adapters, tokens
-from dreambooth_ray.diffusion.components import load_components, load_pipeline, model_hash
+from dreambooth_ray.diffusion.components import load_components, load_pipeline
 from dreambooth_ray.diffusion.methods import apply_method, load_trained
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store

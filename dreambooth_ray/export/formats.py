@@ -14,12 +14,8 @@ from torch import Tensor
 
 from dreambooth_ray import __version__
 from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import (
-    adapted_base,
-    base_directory,
-    load_pipeline,
-    model_directory,
-)
+from dreambooth_ray.diffusion.components import load_pipeline
+from dreambooth_ray.diffusion.model_files import adapted_base, base_directory, model_directory
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export import kohya, ldm
 from dreambooth_ray.export.bundle import bundle_about

@@ -37,7 +37,7 @@ def evaluate(
 ) -> None:
     """Draw a protocol's pictures, score them, write JSON and a page; run again to go on."""
     from cluster.session import session
-    from dreambooth_ray.diffusion.components import model_directory
+    from dreambooth_ray.diffusion.model_files import model_directory
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation.evaluate import REPORT, RESULTS, evaluate, find_case
     from dreambooth_ray.evaluation.protocol import load_protocol

@@ -31,8 +31,9 @@ def identifier(
     out: Annotated[Path | None, typer.Option(help="also write the ranking as JSON here")] = None,
 ) -> None:
     """Rank rare words by how little the model draws for them; the best comes first."""
-    from dreambooth_ray.diffusion.components import load_components, model_directory
+    from dreambooth_ray.diffusion.components import load_components
     from dreambooth_ray.diffusion.engine import Engine
+    from dreambooth_ray.diffusion.model_files import model_directory
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier as finder
     from dreambooth_ray.evaluation.encoders import load_encoder

@@ -16,7 +16,7 @@ import ray
 from cluster.session import session
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config, PriorConfig
-from dreambooth_ray.diffusion.components import model_hash
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.priors.inventory import verify
 from dreambooth_ray.priors.plan import PriorSpec, select

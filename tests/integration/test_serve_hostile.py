@@ -21,7 +21,7 @@ from PIL import Image
 from schemathesis.checks import not_a_server_error
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from serve.front import open_house

@@ -68,6 +68,15 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
         override_config(config, ["train.strategy=deepspeed", "train.lr=1", override])
 
 
-def test_config_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, dreambooth_ray.config.load; assert not {'torch', 'ray'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("dreambooth_ray.config.load", {"torch", "ray"}),
+        ("dreambooth_ray.runs", {"torch", "ray"}),
+        ("cluster.watching", {"torch"}),
+        ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
+    ],
+)
+def test_nobody_waits_for_what_they_do_not_need(module: str, without: set[str]) -> None:
+    code = f"import sys, {module}; assert not {without} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.anatomy import anatomy, why
 from benchmarks.runs import make_config
 from benchmarks.theme import Setting
-from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.model_files import model_directory
 
 
 def test_parts_make_the_whole(tmp_path: Path) -> None:

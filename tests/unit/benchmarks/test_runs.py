@@ -4,7 +4,7 @@ from pathlib import Path
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.runs import about, make_config
 from benchmarks.theme import Setting
-from dreambooth_ray.diffusion.components import model_directory
+from dreambooth_ray.diffusion.model_files import model_directory
 
 
 def test_record_of_a_configuration_names_no_place_of_this_machine(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import (
+from dreambooth_ray.diffusion.components import load_components, load_pipeline
+from dreambooth_ray.diffusion.model_files import (
     base_directory,
     check_resolution,
-    load_components,
-    load_pipeline,
     model_directory,
     model_hash,
 )

@@ -3,12 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.diffusion.components import (
-    check_resolution,
-    load_components,
-    model_directory,
-    model_hash,
-)
+from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.diffusion.model_files import check_resolution, model_directory, model_hash
 from dreambooth_ray.errors import ConfigError
 
 

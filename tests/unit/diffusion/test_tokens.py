@@ -8,7 +8,8 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion import tokens
 from dreambooth_ray.diffusion.components import Components, load_components
-from dreambooth_ray.diffusion.methods import apply_method, check_method
+from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.diffusion.suitability import check_method
 from dreambooth_ray.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.evaluation.judge import Judge, check_choice, judged
+from dreambooth_ray.evaluation.judge import Judge, check_choice
 from dreambooth_ray.evaluation.protocol import load_protocol
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
@@ -69,9 +69,7 @@ def test_a_checkpoint_is_judged_by_the_protocol_and_its_numbers_are_kept(
     assert judge.judge(5) == found
 
 
-def test_what_can_not_be_evaluated_is_refused_before_work(
-    config: Config, toy_model: Path, tmp_path: Path
-) -> None:
+def test_what_can_not_be_evaluated_is_refused_before_work(config: Config, toy_model: Path) -> None:
     check_choice(config, toy_model)
     choice = config.choice.model_copy(update={"drift": "drift"})
     with pytest.raises(ConfigError, match=r"choice\.drift=drift is not told"):
@@ -79,8 +77,3 @@ def test_what_can_not_be_evaluated_is_refused_before_work(
     choice = config.choice.model_copy(update={"protocol": "paper"})
     with pytest.raises(ConfigError, match=r"choice\.protocol='paper' is neither"):
         check_choice(config.model_copy(update={"choice": choice}), toy_model)
-    last = config.model_copy(update={"choice": config.choice.model_copy(update={"rule": "last"})})
-    check_choice(last, toy_model)
-    with judged(last, Store(str(tmp_path / "run")), toy_model):
-        pass
-    assert not (tmp_path / "run").exists()

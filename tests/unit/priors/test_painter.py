@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from dreambooth_ray.data.priorset import POSTERIOR, PriorSet, read_records
-from dreambooth_ray.diffusion.components import Components, model_hash
+from dreambooth_ray.diffusion.components import Components
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.diffusion.posterior import posterior
 from dreambooth_ray.errors import CheckpointError, DreamBoothError
 from dreambooth_ray.priors.inventory import list_sets, verify, waste

@@ -6,8 +6,9 @@ import pytest
 
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import load_components, model_hash
+from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
