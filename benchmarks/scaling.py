@@ -28,8 +28,10 @@ MANY_PAIRS = 4
 class Runs:
     """Runs by workers and global batch, started together, which wait for their turns."""
 
-    def __init__(self, stack: ExitStack, folder: Path, setting: Setting) -> None:
-        self._stack, self._folder, self._setting = stack, folder, setting
+    def __init__(
+        self, stack: ExitStack, folder: Path, setting: Setting, method: str = "full"
+    ) -> None:
+        self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
         self.steps = setting.pick(6, 15)
 
     def start(self, *wanted: tuple[int, int]) -> list[Run]:
@@ -37,7 +39,7 @@ class Runs:
         runs = []
         for k, (workers, batch) in enumerate(wanted):
             more = f"train.batch_size={batch}", f"cluster.workers={workers}"
-            name = f"run-{workers}-{batch}-{k}"
+            name = f"{self._method}-{workers}-{batch}-{k}"
             config = make_config(self._folder, self._setting, name, workers, *more)
             runs.append(self._stack.enter_context(running(config)))
         for run in runs:
@@ -72,7 +74,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     ):
         cases = _large(Path(name), setting, many)
         if setting.profile == "full":
-            cases.append(_small(Path(name), setting, many))
+            cases += [_small(Path(name), setting, many), _lora(Path(name), setting, many)]
         config = make_config(Path(name), setting, "many", many)
     ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
     return {
@@ -98,7 +100,7 @@ def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
         if setting.profile == "full":
             wanted.append((many, pairs))
         weak, one, *others = runs.start(*wanted)
-        steps, bar = runs.steps, 0.925 * many if many > 1 else None
+        steps, bar = runs.steps, _bar(many)
         apart = [one, *others[: many - 1]]
         cases = [
             runs.compare(
@@ -122,5 +124,20 @@ def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
     with ExitStack() as stack:
         runs = Runs(stack, folder, setting)
         both, one = runs.start((many, many), (1, 1))
-        name, bar = f"weak, one pair each: {many} workers", 0.925 * many if many > 1 else None
+        name, bar = f"weak, one pair each: {many} workers", _bar(many)
         return runs.compare(name, partial(both.steps, runs.steps), one, (2 * many, 2), bar)
+
+
+def _lora(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+    """Adapters alone, whose gradients are a hundredth of the weights': hardly an exchange."""
+    pairs, images = MANY_PAIRS, 2 * MANY_PAIRS
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting, "lora")
+        both, one = runs.start((many, pairs * many), (1, pairs))
+        name, bar = f"weak, lora: {many} workers, {pairs} pairs each", _bar(many)
+        step = partial(both.steps, runs.steps)
+        return runs.compare(name, step, one, (images * many, images), bar)
+
+
+def _bar(many: int) -> float | None:
+    return 0.925 * many if many > 1 else None
