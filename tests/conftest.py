@@ -1,6 +1,8 @@
 """What several tests stand on. Weights that ship are used where any model would do."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,9 @@ from dreambooth_ray.diffusion.model_files import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 torch.set_num_threads(1)
+# What the user's cache remembers is of other versions of the code.
+_CACHE = tempfile.TemporaryDirectory(prefix="dreambooth-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # No timing is asserted, hypothesis's deadline among them.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -8,11 +8,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from dreambooth_ray.data import measures
 from dreambooth_ray.data.captions import caption_findings
@@ -20,7 +19,10 @@ from dreambooth_ray.data.checkup import Photo, measure, photo_findings
 from dreambooth_ray.data.finding import Finding, Severity
 from dreambooth_ray.data.photographs import find_photographs
 
-Embed = Callable[[list[Image.Image]], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Embed = Callable[[list[Image.Image]], "Tensor"]
 NounShare = Callable[[list[Image.Image]], list[tuple[float, str]]]
 
 DUPLICATE_BITS = 12
@@ -145,7 +147,7 @@ def backdrop_findings(photos: Sequence[Photo]) -> list[Finding]:
     return [Finding("backgrounds", "warning", names, round(spread, 1), MIN_BACKGROUND_SPREAD, text)]
 
 
-def belonging_findings(photos: Sequence[Photo], vectors: Tensor) -> list[Finding]:
+def belonging_findings(photos: Sequence[Photo], vectors: "Tensor") -> list[Finding]:
     """Photographs unlike the others, and sets that are all alike. vectors: (B, D) unit."""
     cosines = (vectors @ vectors.T).double().numpy()
     count = len(photos)

@@ -1,23 +1,21 @@
 """How much memory a training step takes, told from a model's configuration files alone.
 
-Parameters are counted, and a forward pass is run, on torch's meta device, where tensors have shapes
-and no bytes: what autograd would keep for the backward pass is added up as it is kept.
+Parameters and what autograd keeps are counted by `meta_step`, once for each model and setting.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import hashlib
+import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from platformdirs import user_cache_path
 
+from dreambooth_ray import __version__
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import Components
-from dreambooth_ray.diffusion.methods import apply_method, is_trained
+from dreambooth_ray.diffusion.model_files import base_directory
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -31,6 +29,7 @@ BYTES_A_PARAMETER: dict[Strategy, tuple[int, int]] = {
     "fsdp2": (0, 16),
 }
 FROZEN_BYTES = 4
+COUNTED = ("trained", "frozen", "kept")
 # Gradients of activations and the kernels' work space, on top of what autograd keeps: 1.3 to
 # 1.5 were measured at the toy model's size, see tests/integration/test_footprint.py.
 WORK_SPACE = 1.4
@@ -59,69 +58,47 @@ def footprint(config: Config, directory: Path, strategy: Strategy = "ddp") -> Fo
 
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
-    parts = _meta_parts(directory)
-    apply_method(config, parts)
-    models = (parts.unet, parts.text_encoder, parts.vae)
-    weights = [p for model in models for p in model.parameters()]
-    trained = sum(p.numel() for p in weights if p.requires_grad)
-    frozen = sum(p.numel() for p in weights if not p.requires_grad)
+    found = _counted(config, base_directory(directory))
     own, shared = BYTES_A_PARAMETER[strategy]
+    # Of elastic workers the fewest, who share least.
+    workers = config.cluster.span.min
     return Footprint(
-        states_bytes=own * trained + shared * trained // config.cluster.workers,
-        frozen_bytes=FROZEN_BYTES * frozen,
-        activations_bytes=_activations(config, parts),
+        states_bytes=own * found["trained"] + shared * found["trained"] // workers,
+        frozen_bytes=FROZEN_BYTES * found["frozen"],
+        activations_bytes=int(WORK_SPACE * found["kept"]),
     )
+
+
+def _counted(config: Config, directory: Path) -> dict[str, int]:
+    """A step's count, from the user's cache where it was made before."""
+    file = _cache_file(config, directory)
+    try:
+        found = json.loads(file.read_text())
+        return {key: int(found[key]) for key in COUNTED}
+    except (OSError, ValueError, TypeError, KeyError):
+        # Seconds to import, which nobody need wait for twice.
+        from dreambooth_ray.diffusion.meta_step import count  # noqa: PLC0415
+    counted = count(config, directory, images_of_a_worker(config))
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        half = file.with_suffix(f".{uuid.uuid4().hex}")
+        half.write_text(json.dumps(counted))
+        half.replace(file)
+    return counted
+
+
+def _cache_file(config: Config, directory: Path) -> Path:
+    """Named after all that a count depends on."""
+    digest = hashlib.sha256(f"{__version__} {images_of_a_worker(config)}".encode())
+    # A word that is learnt is a row of the text encoder's table.
+    words = sorted({config.word(s) for s in config.all_subjects})
+    digest.update(json.dumps([config.train.model_dump(mode="json"), words]).encode())
+    digest.update(config.identifier.model_dump_json().encode())
+    for path in sorted(directory.rglob("*config.json")):
+        digest.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())
+    return user_cache_path("dreambooth-ray") / "footprints" / f"{digest.hexdigest()}.json"
 
 
 def images_of_a_worker(config: Config) -> int:
     """Pictures of both kinds that one worker computes at once."""
     return config.images_a_step // config.cluster.span.max // config.train.accumulate
-
-
-def _meta_parts(directory: Path) -> Components:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(directory, subfolder="unet")
-        )
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(directory, subfolder="vae"))
-        text = CLIPTextModel(CLIPTextConfig.from_pretrained(directory, subfolder="text_encoder"))
-    vae.requires_grad_(False)
-    # Neither tokenizer nor schedule has a part in memory.
-    return Components(unet, vae, text, cast(CLIPTokenizer, None), cast(DDPMScheduler, None))
-
-
-def _activations(config: Config, parts: Components) -> int:
-    """Bytes that autograd keeps of one forward pass through what is trained."""
-    batch = images_of_a_worker(config)
-    text: nn.Module = parts.text_encoder
-    settings = parts.text_encoder.config
-    side = config.train.resolution // parts.latent_factor
-    with torch.device("meta"):
-        latents = torch.empty(batch, parts.unet.config.in_channels, side, side)
-        steps = torch.zeros(batch, dtype=torch.int64)
-        ids = torch.zeros(batch, settings.max_position_embeddings, dtype=torch.int64)
-        hidden = torch.empty(batch, settings.max_position_embeddings, settings.hidden_size)
-    weights = {id(p) for model in (parts.unet, text) for p in model.parameters()}
-    with _kept_bytes(weights) as kept:
-        if is_trained(text):
-            hidden = text(ids).last_hidden_state
-        parts.unet(latents, steps, hidden).sample.square().mean()
-    return int(WORK_SPACE * sum(kept.values()))
-
-
-@contextmanager
-def _kept_bytes(weights: set[int]) -> Iterator[dict[int, int]]:
-    """Bytes of every storage that autograd saves inside the block, parameters left out."""
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def save(tensor: Tensor) -> Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in weights:
-            # Kept alive, so that no other tensor takes over its identity.
-            alive.append(base)
-            kept[id(base)] = base.numel() * base.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        yield kept

@@ -18,19 +18,20 @@ import psutil, torch
 from torch.optim import AdamW
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.footprint import footprint, images_of_a_worker
+from dreambooth_ray.diffusion.footprint import images_of_a_worker
+from dreambooth_ray.diffusion.meta_step import count
 from dreambooth_ray.diffusion.methods import apply_method, is_trained
 
 torch.set_num_threads(1)
 overrides, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
 config = load_config("toy-robot", overrides)
-footprint(config, directory)  # loads every library that the step needs, and no weight
+batch = images_of_a_worker(config)
+count(config, directory, batch)  # loads every library that the step needs, and no weight
 before = psutil.Process().memory_info().rss
 parts = load_components(directory)
 apply_method(config, parts)
 weights = [p for m in (parts.unet, parts.text_encoder) for p in m.parameters() if p.requires_grad]
 optimizer = AdamW(weights, lr=1e-6)
-batch = images_of_a_worker(config)
 side = config.train.resolution // parts.latent_factor
 ids = torch.zeros(batch, parts.text_encoder.config.max_position_embeddings, dtype=torch.int64)
 for _ in range(2):

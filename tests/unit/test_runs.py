@@ -74,6 +74,7 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
         ("dreambooth_ray.config.load", {"torch", "ray"}),
         ("dreambooth_ray.runs", {"torch", "ray"}),
         ("cluster.watching", {"torch"}),
+        ("cluster.preflight", {"torch"}),
         ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
     ],
 )
