@@ -107,6 +107,7 @@ def _submit(folder: Path, times: int) -> tuple[list[float], dict[str, float]]:
             _wait(partial(read_metrics, run))
             seconds.append(time.monotonic() - began)
             stages.append({name: at - today for name, at in _traces(run)})
+            print(f"first step after {seconds[-1]:.2f} s", stages[-1], file=sys.stderr)
             _wait(partial(is_finished, run))
     counted = stages[1:]
     return seconds[1:], {
@@ -122,8 +123,6 @@ def _traces(run: Store) -> Iterator[tuple[str, float]]:
         ("Ray Train's controller up", f"{layout.RAY_TRAIN}/.validate_storage_marker"),
     ):
         yield name, run.local_path(file).stat().st_mtime
-    for events in run.local_path(layout.TENSORBOARD).glob("events.out.tfevents.*"):
-        yield "the worker up, model and photographs read", float(events.name.split(".")[3])
 
 
 @contextmanager
@@ -168,8 +167,8 @@ def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[flo
     config = ServeConfig.model_validate(given)
     replicas, cold, warm = list[float](), list[float](), list[float]()
     with connection(ClusterConfig(), 4):
-        ray.serve.start(http_options={"port": PORT})
         for _ in range(times):
+            ray.serve.start(http_options={"port": PORT})
             began = time.monotonic()
             ray.serve.run(build(config), name="dreambooth")
             _picture("base")
@@ -177,8 +176,7 @@ def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[flo
             for name in names:
                 cold.append(_picture(name))
                 warm.append(_picture(name))
-            ray.serve.delete("dreambooth")
-        ray.serve.shutdown()
+            ray.serve.shutdown()
     return replicas, cold, warm
 
 
