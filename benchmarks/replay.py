@@ -24,8 +24,10 @@ from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
-SIZES, EVERY, BATCH, STEPS, FIRST_STEPS = (1, 2, 4), 30, 4, 200, 90
-FIRST_KILL_S = 8.0
+SIZES, EVERY, BATCH, STEPS, FIRST_STEPS = (1, 2, 4), 30, 4, 240, 160
+FIRST_KILL_S = 15.0
+# The first steps are slower: class images are still being drawn, and memory is new.
+WARM_UP = 20
 # A worker that lives may still write down a step just after another was killed.
 SETTLED_S, WHOLE_RUN_S = 2.0, 900.0
 
@@ -39,9 +41,9 @@ class Course:
 
     @property
     def step_s(self) -> float:
-        """Of a step before the first kill, waits for checkpoints included."""
-        before = [(at, step) for at, step in self.grown if at <= self.kills_s[0]]
-        return before[-1][0] / (before[-1][1] - before[0][1])
+        """Of a warm step before the first kill, waits for checkpoints included."""
+        before = [(at, n) for at, n in self.grown if at <= self.kills_s[0] and n >= WARM_UP]
+        return (before[-1][0] - before[0][0]) / (before[-1][1] - before[0][1])
 
     @property
     def start_s(self) -> float:

@@ -4,8 +4,10 @@ from benchmarks.replay import Course
 
 
 def test_a_course_tells_seconds_of_a_step_and_of_a_start() -> None:
-    grown = [(0.0, 1), (0.5, 2), (1.0, 3), (1.5, 4), (2.1, 5), (9.0, 2), (11.0, 3), (11.5, 4)]
-    course = Course(grown, [1.75])
-    assert course.step_s == pytest.approx(0.5)
+    cold = [(float(n), n) for n in range(1, 21)]
+    warm = [(20 + n / 2, 20 + n) for n in range(1, 11)]
     # The step that a living worker still wrote down is none after the start.
-    assert course.start_s == pytest.approx(11.0 - 1.75 - 0.5)
+    after = [(25.6, 31), (33.0, 20), (36.0, 21), (36.5, 22)]
+    course = Course(cold + warm + after, [25.3])
+    assert course.step_s == pytest.approx(0.5)
+    assert course.start_s == pytest.approx(36.0 - 25.3 - 0.5)
