@@ -24,10 +24,10 @@ from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
-SIZES, EVERY, BATCH, STEPS, FIRST_STEPS = (1, 2, 4), 30, 4, 240, 160
-FIRST_KILL_S = 15.0
-# The first steps are slower: class images are still being drawn, and memory is new.
-WARM_UP = 20
+SIZES, EVERY, BATCH, STEPS, FIRST_STEPS = (1, 2, 4), 30, 4, 240, 200
+FIRST_KILL_S = 35.0
+# The first steps are slower: other processes still start, and class images are being drawn.
+WARM_UP = 45
 # A worker that lives may still write down a step just after another was killed.
 SETTLED_S, WHOLE_RUN_S = 2.0, 900.0
 

@@ -23,8 +23,8 @@ from dreambooth_ray.training.watch import Watch
 def choose_allocator(library: Path) -> dict[str, str]:
     """Environment of workers that keeps freed blocks for the next tensor of their size.
 
-    With jemalloc, which Ray brings, steps of the toy model come 1.12 times as fast as with glibc
-    that is told to keep large blocks, for train.method=full, and as fast for lora
+    With jemalloc, which Ray brings, steps of the toy model come 1.15 times as fast as with glibc
+    that is told to keep large blocks, for train.method=full, and 1.06 times for lora
     (benchmarks/results/train.json); losses are the same bit for bit. A machine that lacks the
     library goes on with glibc, as does one where LD_PRELOAD is chosen.
     """
