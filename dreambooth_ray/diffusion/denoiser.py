@@ -14,7 +14,8 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
-from dreambooth_ray.diffusion.mixing import Mixing
+from dreambooth_ray.diffusion.mixing import Mixing, Names
+from dreambooth_ray.diffusion.recording import Plain, Recorder
 from dreambooth_ray.diffusion.shortcut import Shortcut
 from dreambooth_ray.errors import ConfigError
 
@@ -33,6 +34,8 @@ class Adapted:
         self._mixing: Mixing | None = None
         self._apart: set[str] = set()
         self.names: set[str] = set()
+        # Goes up when layers come or go.
+        self.version = 0
 
     def add(self, name: str, folder: Path) -> None:
         """Load a folder in peft's format under a name.
@@ -45,6 +48,7 @@ class Adapted:
                 "pickled weights are not read)"
             )
         config = PeftConfig.from_pretrained(folder)
+        self.version += 1
         try:
             if self._wrapped is None:
                 self._wrapped = PeftModel.from_pretrained(
@@ -69,6 +73,7 @@ class Adapted:
     def _drop(self, name: str) -> None:
         self.names.discard(name)
         self._apart.discard(name)
+        self.version += 1
         if self._wrapped is None:
             return
         if self.names:
@@ -86,6 +91,21 @@ class Adapted:
         """Whether rows of an adapter can't share a forward with others."""
         return adapter in self._apart
 
+    def known(self, adapters: list[str | None]) -> Names:
+        """The adapters of a group's rows, None for those that are gone."""
+        return tuple(a if a in self.names else None for a in adapters)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there is any adapter in the network."""
+        return self._wrapped is not None
+
+    def mixing(self, known: Names) -> Mixing | None:
+        """What mixes these adapters; None where that is left to peft."""
+        if self._mixing is None or known[0] in self._apart or not self._mixing.can(known):
+            return None
+        return self._mixing
+
     def __call__(
         self, *inputs: Any, adapters: list[str | None], instead: Any = None, **options: Any
     ) -> Any:
@@ -94,15 +114,15 @@ class Adapted:
         instead: a network that shares its layers, to run in its place
         """
         network = instead or self.network
-        if self._wrapped is None or self._mixing is None:
+        if self._wrapped is None:
             return network(*inputs, **options)
-        known = tuple(a if a in self.names else None for a in adapters)
+        known = self.known(adapters)
+        if mixing := self.mixing(known):
+            with mixing.rows(known):
+                return network(*inputs, **options)
         if known[0] in self._apart:
             self._wrapped.set_adapter(known[0])
             return network(*inputs, **options)
-        if self._mixing.can(known):
-            with self._mixing.rows(known):
-                return network(*inputs, **options)
         # What PeftModel.forward does, for a network that may be another than its own.
         names = [a or _BASE for a in known]
         with self._wrapped._enable_peft_forward_hooks(adapter_names=names):
@@ -126,12 +146,57 @@ class Row:
     deep: Tensor | None = None
 
 
+class _Mixed(Plain):
+    """With the adapters' weights, as `Mixing.weights` lists them, among its inputs."""
+
+    def __init__(self, unet: UNet2DConditionModel, mixing: Mixing) -> None:
+        super().__init__(unet)
+        self._mixing = mixing
+
+    def forward(self, x: Tensor, time: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+        self._mixing.give(weights)
+        return super().forward(x, time, hidden)
+
+
+class _Recorded:
+    """The whole UNet by recordings, one for each set of layers in which adapters mix."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        self._adapted, self._version = adapted, adapted.version
+        self._recorders: dict[tuple[bool, ...], Recorder] = {}
+
+    def can(self, adapters: list[str | None]) -> bool:
+        """Whether rows of these adapters can be predicted so."""
+        adapted = self._adapted
+        is_mixed = adapted.mixing(adapted.known(adapters)) is not None
+        return is_mixed or not adapted.has_adapters
+
+    def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor:
+        """The UNet's output for rows of one group."""
+        adapted = self._adapted
+        if adapted.version != self._version:
+            self._version, self._recorders = adapted.version, {}
+        known = adapted.known(adapters)
+        mixing = adapted.mixing(known)
+        if mixing is None:
+            return self._recorder((), None)(*inputs)
+        with mixing.rows(known):
+            return self._recorder(mixing.pattern(), mixing)(*inputs, *mixing.weights())
+
+    def _recorder(self, pattern: tuple[bool, ...], mixing: Mixing | None) -> Recorder:
+        if pattern not in self._recorders:
+            unet = self._adapted.network
+            network = _Mixed(unet, mixing) if mixing else Plain(unet)
+            self._recorders[pattern] = Recorder(network)
+        return self._recorders[pattern]
+
+
 class Denoiser:
     """The UNet as the engine calls it."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.adapted = Adapted(unet)
-        self._shortcut = Shortcut(unet)
+        self._shortcut, self._recorded = Shortcut(unet), _Recorded(self.adapted)
         self._first = unet.conv_in.weight
         self.in_channels = int(unet.config.in_channels)
 
@@ -168,6 +233,9 @@ class Denoiser:
             with self._shortcut.giving(torch.stack(deep)):
                 return self._run(inputs, adapters, self._shortcut.network)
         if not any(row.keeps for row in rows):
+            # On a GPU Python runs ahead of the device, so that there is less to gain.
+            if device.type == "cpu" and self._recorded.can(adapters):
+                return self._recorded(*inputs, adapters=adapters)
             return self._run(inputs, adapters)
         with self._shortcut.keeping() as kept:
             prediction = self._run(inputs, adapters)

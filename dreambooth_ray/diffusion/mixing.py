@@ -7,7 +7,7 @@ Legend: R rows, T tokens, I, O features in and out, r the largest rank among the
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,21 @@ class Mixing:
         wanted = set(names) - {None}
         return all(layer.can(wanted) for layer in self._layers)
 
+    def weights(self) -> list[Tensor]:
+        """Of all layers that have any for the rows of now, in the order of `given`."""
+        return [weight for layer in self._layers for weight in layer.weights or ()]
+
+    def pattern(self) -> tuple[bool, ...]:
+        """Which layers those are."""
+        return tuple(layer.weights is not None for layer in self._layers)
+
+    def give(self, weights: Sequence[Tensor]) -> None:
+        """Take these instead, as `weights` lists them."""
+        rest = iter(weights)
+        for layer in self._layers:
+            if layer.weights is not None:
+                layer.weights = next(rest), next(rest)
+
     @contextmanager
     def rows(self, names: Names) -> Iterator[None]:
         """Inside, row i of every layer's input goes through the adapter names[i]."""
@@ -56,7 +71,7 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         self._layer, self.is_on = layer, False
         self._alone = functools.partial(type(layer).forward, layer)
-        self._weights: tuple[Tensor, Tensor] | None = None
+        self.weights: tuple[Tensor, Tensor] | None = None
         layer.forward = self
 
     def can(self, names: set[str | None]) -> bool:
@@ -72,7 +87,7 @@ class _Layer:
         """Puts (R, I, r) and (R, r, O) weights together; None where no row has any here."""
         here = {name for name in names if name in self._layer.lora_A}
         if not here:
-            self._weights = None
+            self.weights = None
             return
         like, layer = self._layer.base_layer.weight, self._layer
         rank = max(layer.r[name] for name in here)
@@ -83,15 +98,15 @@ class _Layer:
                 r = layer.r[name]
                 down[row, :, :r] = layer.lora_A[name].weight.T
                 up[row, :r] = layer.lora_B[name].weight.T * layer.scaling[name]
-        self._weights = down, up
+        self.weights = down, up
 
     def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         """x: (R, ..., I); returns (R, ..., O)."""
         if not self.is_on:
             return torch.as_tensor(self._alone(x, *inputs, **options))
         base = torch.as_tensor(self._layer.base_layer(x, *inputs, **options))
-        if self._weights is None:
+        if self.weights is None:
             return base
-        down, up = self._weights
+        down, up = self.weights
         low = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), down)
         return torch.baddbmm(base.reshape(len(x), -1, base.shape[-1]), low, up).reshape(base.shape)

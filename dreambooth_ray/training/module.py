@@ -18,6 +18,7 @@ from dreambooth_ray.diffusion import loss as objective
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.methods import is_trained
+from dreambooth_ray.diffusion.recording import Plain, Recorder
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint import AVERAGE
 from dreambooth_ray.training.corpus import Batch
@@ -48,6 +49,7 @@ class DreamBoothModule(pl.LightningModule):
         self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
         self.record: dict[str, float] = {}
         self.validation: dict[str, float] = {}
+        self._recorder = Recorder(Plain(parts.unet)) if _can_be_recorded(config) else None
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._parts: list[Tensor] = []
@@ -74,12 +76,17 @@ class DreamBoothModule(pl.LightningModule):
     def errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self.unet(noisy, batch.timesteps, self._hidden(batch)).sample
+        prediction = self._unet(noisy, batch.timesteps, self._hidden(batch))
         wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
         errors = objective.sample_errors(prediction, wanted, self.config.loss.huber_delta)
         if gamma := self.config.loss.min_snr_gamma:
             errors = errors * objective.min_snr_weights(self.schedule, batch.timesteps, gamma)
         return errors
+
+    def _unet(self, *inputs: Tensor) -> Tensor:
+        if self._recorder is not None and self.device.type == "cpu":
+            return self._recorder(*inputs)
+        return torch.as_tensor(self.unet(*inputs, return_dict=False)[0])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -204,6 +211,12 @@ class DreamBoothModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
         }
+
+
+def _can_be_recorded(config: Config) -> bool:
+    """Whether all that a forward does is done by its layers: no hooks, no casts on the way."""
+    train = config.train
+    return train.strategy == "ddp" and train.precision == "32" and not train.gradient_checkpointing
 
 
 def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:
