@@ -22,6 +22,7 @@ from benchmarks.measure import Case, Spent, compare
 from benchmarks.sampling import make_pipeline
 from benchmarks.theme import Setting
 from cluster.session import connection
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.model_files import model_directory, model_hash
@@ -97,7 +98,7 @@ class Pool:
             int(settings.sample_size) * parts.latent_factor, 0, CHUNK,
         )  # fmt: skip
         store = open_set(Store(str(folder)), spec)
-        remote = ray.remote(num_cpus=1)(Painter)
+        remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(Painter)
         painters: Iterator[Any] = iter(
             [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
         )

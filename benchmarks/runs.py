@@ -19,6 +19,7 @@ from benchmarks.measure import Spent
 from benchmarks.theme import Setting
 from benchmarks.turnstile import Turnstile
 from dreambooth_ray import pipeline
+from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components
@@ -27,7 +28,6 @@ from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
-from dreambooth_ray.training import driver
 from dreambooth_ray.training.job import Job
 
 ENDLESS = 1_000_000
@@ -116,7 +116,7 @@ class Run:
 
 
 @contextmanager
-def running(config: Config, allocator: Mapping[str, str] = driver.ALLOCATOR) -> Iterator[Run]:
+def running(config: Config, allocator: Mapping[str, str] = ALLOCATOR) -> Iterator[Run]:
     """Train in the background, as `dreambooth train` does, from turn to turn.
 
     allocator: environment of the workers that chooses it

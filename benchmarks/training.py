@@ -25,18 +25,18 @@ from benchmarks.plain_loop import PlainLoop
 from benchmarks.runs import Run, about, make_config, running
 from benchmarks.theme import Setting
 from cluster.session import connection
+from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.training import driver
 from dreambooth_ray.training.journal import read_metrics
 
 METHODS = {"full with text encoder": 1.4, "lora": 1.8}
 # A worker and its class-image actor, with the peer, twice.
 PROCESSES = 6
 # What our workers would have without jemalloc: glibc told to keep large blocks.
-GLIBC = {name: value for name, value in driver.ALLOCATOR.items() if name != "LD_PRELOAD"}
+GLIBC = {name: value for name, value in ALLOCATOR.items() if name != "LD_PRELOAD"}
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "equal_losses_by_either_allocator": equal,
         "configuration": {
             "steps_a_turn": _steps(setting), "run": about(config),
-            "allocator": sorted(driver.ALLOCATOR), "peer_allocator": "as Python has it",
+            "allocator": sorted(ALLOCATOR), "peer_allocator": "as Python has it",
         },
         "utilisation": _utilisation(setting, config.train.resolution, cases),
     }  # fmt: skip
@@ -96,9 +96,9 @@ def _allocators(
     stack: ExitStack, method: str, config: Config, setting: Setting
 ) -> tuple[list[dict[str, Any]], bool]:
     """Both sides with jemalloc, and ours with it against ours without; whether losses differ."""
-    theirs = _plain(stack, config, setting, driver.ALLOCATOR)
+    theirs = _plain(stack, config, setting, ALLOCATOR)
     runs: dict[str, Run] = {}
-    for name, allocator in (("jemalloc", driver.ALLOCATOR), ("glibc", GLIBC)):
+    for name, allocator in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
         own = config.model_copy(update={"run_id": f"{config.run_id}-{name}"})
         runs[name] = stack.enter_context(running(own, allocator))
     for run in runs.values():

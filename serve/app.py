@@ -11,6 +11,7 @@ from typing import Any
 import ray.serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
 from serve.auth import Guard
 from serve.front import Gateway
@@ -87,7 +88,7 @@ def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             ray_actor_options={
                 "num_cpus": 0 if replicas.gpus else 1,
                 "num_gpus": 1 if replicas.gpus else 0,
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
+                "runtime_env": worker_environment(),
             },
         )
     return deployment.bind(config)

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.album import photographs_folder
@@ -144,7 +145,11 @@ class RemoteJudge:
         """Judge the checkpoint of a step. raises: what the Judge raised, DreamBoothError"""
         if self._actor is None:
             remote = ray.remote(num_cpus=1, num_gpus=1 if self._gpu else 0)(Judge)
-            options = remote.options(max_restarts=ACTOR_RESTARTS, max_task_retries=ACTOR_RESTARTS)
+            options = remote.options(
+                max_restarts=ACTOR_RESTARTS,
+                max_task_retries=ACTOR_RESTARTS,
+                runtime_env=worker_environment(),
+            )
             self._actor = options.remote(*self._arguments)
         try:
             found: Scored = ray.get(self._actor.judge.remote(step))

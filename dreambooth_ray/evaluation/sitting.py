@@ -13,6 +13,7 @@ from ray.util import ActorPool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import DreamBoothError
@@ -112,7 +113,11 @@ def sit(
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
     remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(Sitter)
-    options = remote.options(max_restarts=ACTOR_RESTARTS, max_task_retries=ACTOR_RESTARTS)
+    options = remote.options(
+        max_restarts=ACTOR_RESTARTS,
+        max_task_retries=ACTOR_RESTARTS,
+        runtime_env=worker_environment(),
+    )
     crew: list[Any] = [
         options.remote(str(directory), store.uri, spec, asked, gpu)
         for _ in range(min(actors, len(todo)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import PriorConfig
 from dreambooth_ray.data.priorset import Record, read_records
@@ -110,7 +111,10 @@ def _maker(order: Order, set_store: Store, wanted: PriorConfig, gpu: bool) -> Ca
 
     num_gpus = _num_gpus(wanted, gpu)
     remote = ray.remote(
-        num_cpus=wanted.num_cpus, num_gpus=num_gpus, resources=wanted.resources or None
+        num_cpus=wanted.num_cpus,
+        num_gpus=num_gpus,
+        resources=wanted.resources or None,
+        runtime_env=worker_environment(),
     )(Painter)
 
     def make() -> Any:

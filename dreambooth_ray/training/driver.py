@@ -4,13 +4,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import layout
@@ -18,23 +17,6 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.failures import LastWords
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.watch import Watch
-
-
-def choose_allocator(library: Path) -> dict[str, str]:
-    """Environment of workers that keeps freed blocks for the next tensor of their size.
-
-    With jemalloc, which Ray brings, steps of the toy model come 1.15 times as fast as with glibc
-    that is told to keep large blocks, for train.method=full, and 1.06 times for lora
-    (benchmarks/results/train.json); losses are the same bit for bit. A machine that lacks the
-    library goes on with glibc, as does one where LD_PRELOAD is chosen.
-    """
-    chosen = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
-    if library.is_file() and "LD_PRELOAD" not in os.environ:
-        chosen["LD_PRELOAD"] = str(library)
-    return chosen
-
-
-ALLOCATOR = choose_allocator(Path(ray.__file__).parent / "core" / "libjemalloc.so")
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -101,7 +83,7 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> TorchT
             name=layout.RAY_TRAIN,
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}},
+            worker_runtime_env=worker_environment(),
         ),
     )
 

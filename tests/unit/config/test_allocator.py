@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.training.driver import ALLOCATOR, choose_allocator
+from dreambooth_ray.config.allocator import ALLOCATOR, choose_allocator
 
 
 def test_library_that_is_not_there_is_not_asked_for(

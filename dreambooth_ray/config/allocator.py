@@ -1,0 +1,35 @@
+"""Which memory allocator the processes get that compute."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def choose_allocator(library: Path) -> dict[str, str]:
+    """Environment that keeps freed blocks for the next tensor of their size.
+
+    With jemalloc, which Ray brings, steps of the toy model come 1.15 times as fast as with glibc
+    that is told to keep large blocks, for train.method=full, and 1.06 times for lora
+    (benchmarks/results/train.json); against glibc as it comes, sampling takes 0.85 of the time.
+    Numbers are the same bit for bit. A machine that lacks the library goes on with glibc, as does
+    one where LD_PRELOAD is chosen.
+    """
+    chosen = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+    if library.is_file() and "LD_PRELOAD" not in os.environ:
+        chosen["LD_PRELOAD"] = str(library)
+    return chosen
+
+
+def _rays_library() -> Path:
+    # Found, not imported: this layer has no Ray.
+    spec = find_spec("ray")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    return folder / "core" / "libjemalloc.so"
+
+
+ALLOCATOR = choose_allocator(_rays_library())
+
+
+def worker_environment() -> dict[str, dict[str, str]]:
+    """Runtime environment of a Ray actor that computes: one thread, and its allocator."""
+    return {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
