@@ -4,6 +4,7 @@ Legend: R rows of a forward, C latent channels, h, w latent sides, T tokens, D w
 features before the last block.
 """
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ class Adapted:
         if self._wrapped is None:
             return
         if self.names:
-            with suppress(ValueError):
+            # peft says which adapter is active now; here every row says that itself.
+            with suppress(ValueError), warnings.catch_warnings(action="ignore"):
                 self._wrapped.delete_adapter(name)
             self._mixing = Mixing(self._wrapped)
             return
