@@ -108,5 +108,7 @@ class _Layer:
         if self.weights is None:
             return base
         down, up = self.weights
-        low = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), down)
-        return torch.baddbmm(base.reshape(len(x), -1, base.shape[-1]), low, up).reshape(base.shape)
+        # By shape, not by len, which a recording would take for the same number for ever.
+        low = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down)
+        tokens = base.reshape(base.shape[0], -1, base.shape[-1])
+        return torch.baddbmm(tokens, low, up).reshape(base.shape)
