@@ -72,6 +72,7 @@ class _Layer:
         self._layer, self.is_on = layer, False
         self._alone = functools.partial(type(layer).forward, layer)
         self.weights: tuple[Tensor, Tensor] | None = None
+        self._parts: dict[tuple[str | None, int], tuple[Tensor, Tensor]] = {}
         layer.forward = self
 
     def can(self, names: set[str | None]) -> bool:
@@ -89,16 +90,22 @@ class _Layer:
         if not here:
             self.weights = None
             return
-        like, layer = self._layer.base_layer.weight, self._layer
-        rank = max(layer.r[name] for name in here)
-        down = like.new_zeros(len(names), layer.in_features, rank)
-        up = like.new_zeros(len(names), rank, layer.out_features)
-        for row, name in enumerate(names):
-            if name in here:
+        rank = max(self._layer.r[name] for name in here)
+        parts = [self._padded(name if name in here else None, rank) for name in names]
+        self.weights = torch.stack([d for d, _ in parts]), torch.stack([u for _, u in parts])
+
+    def _padded(self, name: str | None, rank: int) -> tuple[Tensor, Tensor]:
+        """(I, rank) and (rank, O) of one adapter, kept: batches come anew at every few steps."""
+        if (name, rank) not in self._parts:
+            like, layer = self._layer.base_layer.weight, self._layer
+            down = like.new_zeros(layer.in_features, rank)
+            up = like.new_zeros(rank, layer.out_features)
+            if name is not None:
                 r = layer.r[name]
-                down[row, :, :r] = layer.lora_A[name].weight.T
-                up[row, :r] = layer.lora_B[name].weight.T * layer.scaling[name]
-        self.weights = down, up
+                down[:, :r] = layer.lora_A[name].weight.T
+                up[:r] = layer.lora_B[name].weight.T * layer.scaling[name]
+            self._parts[name, rank] = down, up
+        return self._parts[name, rank]
 
     def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         """x: (R, ..., I); returns (R, ..., O)."""

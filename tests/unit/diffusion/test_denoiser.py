@@ -36,7 +36,12 @@ def test_recordings_know_rows_adapters_and_what_became_of_them(
     assert [r.num_recordings for r in denoiser._recorded._recorders.values()] == [1]
     denoiser.adapted.add("one", adapters["one"] / "unet")
     denoiser.adapted.add("two", adapters["two"] / "unet")
-    mixes += [("one", "one", "two", None), (None, "two", "one", "one"), ("two",) * 4, ("one", "two")]
+    mixes += [
+        ("one", "one", "two", None),
+        (None, "two", "one", "one"),
+        ("two",) * 4,
+        ("one", "two"),
+    ]
     check()
     assert all(r.num_recordings == 1 for r in denoiser._recorded._recorders.values())
     denoiser.adapted.remove("one")
