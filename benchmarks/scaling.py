@@ -92,37 +92,41 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
-    """Weak, the ceiling and, in full, strong, with several pairs a worker."""
+    """Weak, the ceiling and, in full, strong, with several pairs a worker.
+
+    Each with its own runs alone: one that waits costs a machine of two cores a hundredth or two.
+    """
     pairs, images = MANY_PAIRS, 2 * MANY_PAIRS
+    one, weak, strong = (1, pairs), (many, pairs * many), (many, pairs)
     with ExitStack() as stack:
         runs = Runs(stack, folder, setting)
-        wanted = [(many, pairs * many), (1, pairs)] + [(1, pairs)] * (many - 1)
-        if setting.profile == "full":
-            wanted.append((many, pairs))
-        weak, one, *others = runs.start(*wanted)
-        steps, bar = runs.steps, _bar(many)
-        apart = [one, *others[: many - 1]]
-        cases = [
-            runs.compare(
-                f"weak: {many} workers, {pairs} pairs each",
-                partial(weak.steps, steps), one, (images * many, images), bar,
-            ),
-            runs.compare(
-                f"ceiling: {many} runs apart, {pairs} pairs each",
-                partial(together, apart, steps), one, (images * many, images), None,
-            ),
-        ]  # fmt: skip
-        if setting.profile == "full":
-            name = f"strong: {many} workers share {pairs} pairs"
-            strong = partial(others[-1].steps, steps)
-            cases.append(runs.compare(name, strong, one, (images, images), None))
+        alone, both = runs.start(one, weak)
+        name, step = f"weak: {many} workers, {pairs} pairs each", partial(both.steps, runs.steps)
+        cases = [runs.compare(name, step, alone, (images * many, images), _bar(many))]
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting, "full-apart")
+        apart = runs.start(*[one] * many)
+        name, step = (
+            f"ceiling: {many} runs apart, {pairs} pairs each",
+            partial(together, apart, runs.steps),
+        )
+        cases.append(runs.compare(name, step, apart[0], (images * many, images), None))
+    if setting.profile == "full":
+        with ExitStack() as stack:
+            runs = Runs(stack, folder, setting, "full-strong")
+            alone, both = runs.start(one, strong)
+            name, step = (
+                f"strong: {many} workers share {pairs} pairs",
+                partial(both.steps, runs.steps),
+            )
+            cases.append(runs.compare(name, step, alone, (images, images), None))
     return cases
 
 
 def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
     """One pair a worker: the least work that an exchange of all gradients can hide behind."""
     with ExitStack() as stack:
-        runs = Runs(stack, folder, setting)
+        runs = Runs(stack, folder, setting, "full-small")
         both, one = runs.start((many, many), (1, 1))
         name, bar = f"weak, one pair each: {many} workers", _bar(many)
         return runs.compare(name, partial(both.steps, runs.steps), one, (2 * many, 2), bar)
