@@ -16,13 +16,18 @@ from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.storage import layout
 
 
-def check(answers: Path, bundles: dict[str, str], model: str) -> dict[str, Any]:
-    """Draw every picture alone from its receipt; how far the served ones are from those."""
+def check(
+    answers: Path, bundles: dict[str, str], model: str, most: int | None = None
+) -> dict[str, Any]:
+    """Draw pictures alone from their receipts; how far the served ones are from those.
+
+    most: how many of them; every one if None
+    """
     torch.set_num_threads(1)
     engine, worst, wrong, total = Engine(model_directory(model)), 0, 0, 0
     for name, folder in bundles.items():
         engine.add_adapter(name, Path(folder) / layout.ADAPTER)
-    for path in sorted(answers.glob("*.json")):
+    for path in sorted(answers.glob("*.json"))[:most]:
         kept = json.loads(path.read_text())
         receipt, asked = kept["image"]["receipt"], kept["asked"]
         if any(receipt[k] != asked[k] for k in ("prompt", "seed", "guidance_scale")):

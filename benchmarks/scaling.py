@@ -81,10 +81,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "headline": {"one_worker": cases[0]["case"]},
         "cases": cases,
         "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
-        "lost": {
-            "to the machine": round(1 - ratio["ceiling"] / many, 3),
-            "to the exchange, of what is left": round(1 - ratio["weak"] / ratio["ceiling"], 3),
-        },
+        "lost": lost(ratio, many),
         "configuration": {
             "workers": many, "steps_a_turn": setting.pick(6, 15), "run": about(config),
         },
@@ -92,7 +89,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
-    """Weak, the ceiling and, in full, strong, with several pairs a worker.
+    """Weak and, in full, the ceiling and strong, with several pairs a worker.
 
     Each with its own runs alone: one that waits costs a machine of two cores a hundredth or two.
     """
@@ -103,6 +100,8 @@ def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
         alone, both = runs.start(one, weak)
         name, step = f"weak: {many} workers, {pairs} pairs each", partial(both.steps, runs.steps)
         cases = [runs.compare(name, step, alone, (images * many, images), _bar(many))]
+    if setting.profile == "smoke":
+        return cases
     with ExitStack() as stack:
         runs = Runs(stack, folder, setting, "full-apart")
         apart = runs.start(*[one] * many)
@@ -111,16 +110,22 @@ def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
             partial(together, apart, runs.steps),
         )
         cases.append(runs.compare(name, step, apart[0], (images * many, images), None))
-    if setting.profile == "full":
-        with ExitStack() as stack:
-            runs = Runs(stack, folder, setting, "full-strong")
-            alone, both = runs.start(one, strong)
-            name, step = (
-                f"strong: {many} workers share {pairs} pairs",
-                partial(both.steps, runs.steps),
-            )
-            cases.append(runs.compare(name, step, alone, (images, images), None))
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting, "full-strong")
+        alone, both = runs.start(one, strong)
+        name, step = f"strong: {many} workers share {pairs} pairs", partial(both.steps, runs.steps)
+        cases.append(runs.compare(name, step, alone, (images, images), None))
     return cases
+
+
+def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
+    """Shares of what many workers could do at most, by what takes them; ratio: by case."""
+    if "ceiling" not in ratio:
+        return {}
+    return {
+        "to the machine": round(1 - ratio["ceiling"] / many, 3),
+        "to the exchange, of what is left": round(1 - ratio["weak"] / ratio["ceiling"], 3),
+    }
 
 
 def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
