@@ -29,7 +29,7 @@ THREAD = "TrainingThread"
 # The first whose function stands in a stack is what the sample counts for.
 PHASES = {
     "backward": ("_engine_run_backward",),
-    "denoiser, forward": ("UNet2DConditionModel.forward",),
+    "denoiser, forward": ("UNet2DConditionModel.forward", "Recorder."),
     "text encoder, forward": ("CLIPTextModel.forward", "TextEncoder"),
     "rest of the training step": ("DreamBoothModule.training_step",),
     "clipping": ("DreamBoothModule.configure_gradient_clipping",),
