@@ -20,3 +20,4 @@ def test_reason_says_whether_the_bar_can_be_reached() -> None:
     case = {"case": "lora", "bar": 1.8, "ratio": {"median": 1.2}}
     assert "less than the bar asks" in why(case, {"bound": 1.4})
     assert "what lies between" in why(case, {"bound": 1.9})
+    assert "Ours is beyond that" in why(case, {"bound": 1.1})
