@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from dreambooth_ray.diffusion.mixing import Mixing, Names
-from dreambooth_ray.diffusion.recording import Plain, Recorder
+from dreambooth_ray.diffusion.recording import WORTH, Plain, Recorder
 from dreambooth_ray.diffusion.shortcut import Shortcut
 from dreambooth_ray.errors import ConfigError
 
@@ -163,8 +163,8 @@ class _Mixed(Plain):
 class _Recorded:
     """The whole UNet by recordings, one for each set of layers in which adapters mix."""
 
-    def __init__(self, adapted: Adapted) -> None:
-        self._adapted, self._version = adapted, adapted.version
+    def __init__(self, adapted: Adapted, worth: int) -> None:
+        self._adapted, self._version, self._worth = adapted, adapted.version, worth
         self._recorders: dict[tuple[bool, ...], Recorder] = {}
 
     def can(self, adapters: list[str | None]) -> bool:
@@ -189,16 +189,17 @@ class _Recorded:
         if pattern not in self._recorders:
             unet = self._adapted.network
             network = _Mixed(unet, mixing) if mixing else Plain(unet)
-            self._recorders[pattern] = Recorder(network)
+            self._recorders[pattern] = Recorder(network, self._worth)
         return self._recorders[pattern]
 
 
 class Denoiser:
     """The UNet as the engine calls it."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, worth: int = WORTH) -> None:
+        """worth: forwards before one is recorded."""
         self.adapted = Adapted(unet)
-        self._shortcut, self._recorded = Shortcut(unet), _Recorded(self.adapted)
+        self._shortcut, self._recorded = Shortcut(unet), _Recorded(self.adapted, worth)
         self._first = unet.conv_in.weight
         self.in_channels = int(unet.config.in_channels)
 

@@ -22,6 +22,7 @@ from dreambooth_ray.diffusion.guidance import guided, keep_features, step_rows
 from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.diffusion.prompts import PromptEncoder
 from dreambooth_ray.diffusion.queue import Queue
+from dreambooth_ray.diffusion.recording import WORTH
 from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.diffusion.start import starting_state
 from dreambooth_ray.diffusion.ticket import Drawn, OnPreview, OnProgress, State, Ticket
@@ -42,11 +43,13 @@ class Engine:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         memory_limit_bytes: int | None = None,
+        lives_long: bool = False,
     ) -> None:
         """model: a directory in diffusers format, or its loaded parts.
 
         max_batch:          requests that share a step at most
         memory_limit_bytes: for weights and activations; 80 % of what there is if None
+        lives_long:         forwards are recorded at once, not when that has become worth it
         """
         self._directory = model if isinstance(model, Path) else None
         parts = load_components(model) if isinstance(model, Path) else model
@@ -55,7 +58,8 @@ class Engine:
         if self._directory is not None:
             # A tenth off a batch of eight on a CPU; weights that somebody trains stay as they are.
             parts.unet.to(memory_format=torch.channels_last)
-        self._denoiser, self._decoder = Denoiser(parts.unet), Decoder(parts.vae)
+        self._denoiser = Denoiser(parts.unet, 0 if lives_long else WORTH)
+        self._decoder = Decoder(parts.vae)
         self._text = Adapted(parts.text_encoder)
         self._encoder = PromptEncoder(parts.tokenizer, self._text)
         self._fit = Fit(parts, self._decoder, memory_limit_bytes)

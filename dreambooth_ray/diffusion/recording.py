@@ -15,7 +15,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-# So many times a shape is seen before it is worth a recording.
+# A recording of a small UNet takes as long as about so many of its forwards gain by it.
+WORTH = 100
+# So many times a shape comes before a recording that there is is tried on it.
 SEEN_BEFORE = 2
 # Recordings of one network at most: one serves all shapes that it is right for.
 MOST = 4
@@ -41,13 +43,14 @@ class Recorder:
     """Calls a network, or a recording of it.
 
     network: takes tensors alone and returns one; its weights may change, its layers may not
+    worth:   calls before there is a recording, which takes as long as so many gain by it
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
+    def __init__(self, network: nn.Module, worth: int = WORTH) -> None:
+        self._network, self._worth = network, worth
         # What wraps a network is not told of `train` and `eval`; what is wrapped is.
         self._core = next(network.children(), network)
-        self._seen = Counter[Key]()
+        self._calls, self._seen = 0, Counter[Key]()
         self._found: dict[Key, Any] = {}
         self._recordings: list[Any] = []
 
@@ -60,8 +63,10 @@ class Recorder:
         """What the network returns, with gradients where it has them."""
         key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
         if key not in self._found:
+            self._calls += 1
             self._seen[key] += 1
-            if self._seen[key] <= SEEN_BEFORE:
+            is_early = self._calls <= self._worth and not self._recordings
+            if is_early or self._seen[key] <= SEEN_BEFORE:
                 return torch.as_tensor(self._network(*inputs))
             self._found[key] = self._search(inputs)
         recording = self._found[key]

@@ -23,7 +23,7 @@ def as_it_is(denoiser: Denoiser, asked: list[Row]) -> torch.Tensor:
 def test_recordings_know_rows_adapters_and_what_became_of_them(
     toy_model: Path, adapters: dict[str, Path]
 ) -> None:
-    denoiser = Denoiser(load_components(toy_model).unet.eval())
+    denoiser = Denoiser(load_components(toy_model).unet.eval(), 0)
     mixes: list[tuple[str | None, ...]] = [(None,) * 4]
 
     def check() -> None:

@@ -48,7 +48,7 @@ class Unrecordable(Network):
 
 def test_a_shape_that_comes_again_is_played() -> None:
     network = Network()
-    recorder = Recorder(network)
+    recorder = Recorder(network, 0)
     for _ in range(SEEN_BEFORE + 1):
         recorder(torch.randn(3, 4))
     assert recorder.num_recordings == 1
@@ -58,11 +58,20 @@ def test_a_shape_that_comes_again_is_played() -> None:
     assert torch.equal(played, network(x))
 
 
+def test_few_calls_are_not_worth_a_recording() -> None:
+    recorder = Recorder(Network(), 10)
+    for _ in range(10):
+        recorder(torch.randn(3, 4))
+    assert recorder.num_recordings == 0
+    recorder(torch.randn(3, 4))
+    assert recorder.num_recordings == 1
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
 def test_whatever_comes_it_is_as_the_network_has_it(rows: list[int]) -> None:
     for network in (Network(), Fickle()):
-        recorder = Recorder(network)
+        recorder = Recorder(network, 0)
         for count in rows:
             x = torch.randn(count, 4)
             assert torch.equal(recorder(x), network(x))
@@ -71,7 +80,7 @@ def test_whatever_comes_it_is_as_the_network_has_it(rows: list[int]) -> None:
 
 def test_weights_that_move_are_played_as_they_are() -> None:
     network = Network()
-    recorder, x = Recorder(network), torch.randn(2, 4)
+    recorder, x = Recorder(network, 0), torch.randn(2, 4)
     for _ in range(SEEN_BEFORE + 2):
         with torch.no_grad():
             network.first.weight.add_(1.0)
@@ -81,7 +90,7 @@ def test_weights_that_move_are_played_as_they_are() -> None:
 
 def test_draws_are_the_networks_own() -> None:
     network, x = Dropping(), torch.randn(50, 4)
-    recorder = Recorder(network)
+    recorder = Recorder(network, 0)
     torch.manual_seed(1)
     played = [recorder(x) for _ in range(SEEN_BEFORE + 3)]
     torch.manual_seed(1)
@@ -90,7 +99,7 @@ def test_draws_are_the_networks_own() -> None:
 
 
 def test_what_can_not_be_recorded_runs_as_it_is() -> None:
-    recorder, x = Recorder(Unrecordable()), torch.randn(2, 4)
+    recorder, x = Recorder(Unrecordable(), 0), torch.randn(2, 4)
     for _ in range(SEEN_BEFORE + 2):
         recorder(x)
     assert recorder.num_recordings == 0
@@ -100,7 +109,7 @@ def test_what_can_not_be_recorded_runs_as_it_is() -> None:
 def test_a_unets_outputs_and_gradients_are_the_same_bit_for_bit(rows: int) -> None:
     unet = load_components(model_directory("toyworld")).unet.train()
     network = Plain(unet)
-    recorder, width = Recorder(network), unet.config.cross_attention_dim
+    recorder, width = Recorder(network, 0), unet.config.cross_attention_dim
     for _ in range(SEEN_BEFORE + 1):
         recorder(torch.randn(2, 8, 16, 16), torch.tensor([500.0] * 2), torch.randn(2, 32, width))
     for _ in range(SEEN_BEFORE + 1):
