@@ -78,7 +78,8 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def arithmetic(setting: Setting) -> dict[str, Any]:
     """Mixed requests drawn without any server: what batching them gains at most."""
-    engine, pipeline = Engine(model_directory(setting.model)), make_pipeline(setting.model)
+    engine = Engine(model_directory(setting.model), lives_long=True)
+    pipeline = make_pipeline(setting.model)
     requests = mixed_requests(2)
     return compare(
         Case("eight mixed requests, no server", "diffusers", len(requests), "images"),
