@@ -18,7 +18,7 @@ from dreambooth_ray.diffusion import loss as objective
 from dreambooth_ray.diffusion import noise
 from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.methods import is_trained
-from dreambooth_ray.diffusion.recording import Plain, Recorder
+from dreambooth_ray.diffusion.recording import WORTH, Plain, Recorder
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint import AVERAGE
 from dreambooth_ray.training.corpus import Batch
@@ -49,7 +49,7 @@ class DreamBoothModule(pl.LightningModule):
         self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
         self.record: dict[str, float] = {}
         self.validation: dict[str, float] = {}
-        self._recorder = Recorder(Plain(parts.unet)) if _can_be_recorded(config) else None
+        self._recorder = Recorder(Plain(parts.unet), 0) if _can_be_recorded(config) else None
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._parts: list[Tensor] = []
@@ -214,9 +214,12 @@ class DreamBoothModule(pl.LightningModule):
 
 
 def _can_be_recorded(config: Config) -> bool:
-    """Whether all that a forward does is done by its layers: no hooks, no casts on the way."""
+    """Whether a forward is done by its layers alone, no hooks or casts, and often enough."""
     train = config.train
-    return train.strategy == "ddp" and train.precision == "32" and not train.gradient_checkpointing
+    is_plain = (
+        train.strategy == "ddp" and train.precision == "32" and not train.gradient_checkpointing
+    )
+    return is_plain and train.steps * train.accumulate > WORTH
 
 
 def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:
