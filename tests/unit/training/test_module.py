@@ -6,7 +6,9 @@ import torch
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.diffusion.recording import WORTH
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.training.corpus import Batch
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -55,3 +57,25 @@ def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(tiny_model:
 def test_images_seen_count_both_halves(tiny_model: Path) -> None:
     assert module_of(tiny_model, "train.batch_size=3").images_a_step == 6
     assert module_of(tiny_model, "train.batch_size=3", "prior.count=0").images_a_step == 3
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "kv"])
+def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method: str) -> None:
+    weights = []
+    for steps in (WORTH + 1, WORTH):
+        module = module_of(tiny_model, f"train.method={method}", f"train.steps={steps}")
+        assert (module._recorder is not None) == (steps > WORTH)
+        optimizer = module.configure_optimizers()["optimizer"]
+        for step in range(5):
+            address = torch.Generator().manual_seed(step)
+            draws = [torch.randn(2, 4, 16, 16, generator=address) for _ in range(2)]
+            times = torch.randint(0, 999, (2,), generator=address)
+            ids = torch.full((2, 16), 5)
+            batch = Batch(*draws, times, ids, torch.tensor([False, True]), step)
+            if module.text_encoder is None:
+                batch.hidden = torch.ones(2, 16, 32)
+            module.errors(batch).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append([p.detach().clone() for p in module.parameters()])
+    assert all(map(torch.equal, *weights))
