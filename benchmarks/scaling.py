@@ -82,6 +82,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "cases": cases,
         "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
         "lost": lost(ratio, many),
+        "below_the_bar": below(cases, ratio),
         "configuration": {
             "workers": many, "steps_a_turn": setting.pick(6, 15), "run": about(config),
         },
@@ -126,6 +127,19 @@ def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
         "to the machine": round(1 - ratio["ceiling"] / many, 3),
         "to the exchange, of what is left": round(1 - ratio["weak"] / ratio["ceiling"], 3),
     }
+
+
+def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
+    """Why bars were not reached, a sentence each; ratio: by case."""
+    if "ceiling" not in ratio:
+        return []
+    return [
+        f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. As many runs that exchange "
+        f"nothing come to {ratio['ceiling']:.2f}: of what is lacking the machine takes that, whose "
+        "cores also keep Ray's processes and share their memory's rate."
+        for case in cases
+        if not case.get("reached", True)
+    ]
 
 
 def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
