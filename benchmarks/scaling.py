@@ -134,9 +134,9 @@ def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
     if "ceiling" not in ratio:
         return []
     return [
-        f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. As many runs that exchange "
-        f"nothing come to {ratio['ceiling']:.2f}: of what is lacking the machine takes that, whose "
-        "cores also keep Ray's processes and share their memory's rate."
+        f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. As many runs that "
+        f"exchange nothing come to {ratio['ceiling']:.2f}: so much the machine allows, whose cores "
+        "also keep Ray's processes and share their memory's rate."
         for case in cases
         if not case.get("reached", True)
     ]
