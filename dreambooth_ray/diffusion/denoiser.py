@@ -32,11 +32,10 @@ class Adapted:
     def __init__(self, network: Any) -> None:
         self.network = network
         self._wrapped: PeftModel | None = None
-        self._mixing: Mixing | None = None
+        # Mixes what adapters there are.
+        self.mixer: Mixing | None = None
         self._apart: set[str] = set()
         self.names: set[str] = set()
-        # Goes up when layers come or go.
-        self.version = 0
 
     def add(self, name: str, folder: Path) -> None:
         """Load a folder in peft's format under a name.
@@ -49,7 +48,6 @@ class Adapted:
                 "pickled weights are not read)"
             )
         config = PeftConfig.from_pretrained(folder)
-        self.version += 1
         try:
             if self._wrapped is None:
                 self._wrapped = PeftModel.from_pretrained(
@@ -61,7 +59,7 @@ class Adapted:
             self._drop(name)
             raise ConfigError(f"adapter {name!r} does not fit this model: {error}") from error
         self._wrapped.eval().requires_grad_(False)
-        self._mixing = Mixing(self._wrapped)
+        self.mixer = Mixing(self._wrapped)
         self.names.add(name)
         if getattr(config, "use_dora", False):
             self._apart.add(name)
@@ -74,20 +72,19 @@ class Adapted:
     def _drop(self, name: str) -> None:
         self.names.discard(name)
         self._apart.discard(name)
-        self.version += 1
         if self._wrapped is None:
             return
         if self.names:
             # peft says which adapter is active now; here every row says that itself.
             with suppress(ValueError), warnings.catch_warnings(action="ignore"):
                 self._wrapped.delete_adapter(name)
-            self._mixing = Mixing(self._wrapped)
+            self.mixer = Mixing(self._wrapped)
             return
         self.network = self._wrapped.unload()
         # peft leaves its mark on the network, which would be taken for an adapter.
         with suppress(AttributeError):
             del self.network.peft_config
-        self._wrapped = self._mixing = None
+        self._wrapped = self.mixer = None
 
     def stands_apart(self, adapter: str | None) -> bool:
         """Whether rows of an adapter can't share a forward with others."""
@@ -104,9 +101,9 @@ class Adapted:
 
     def mixing(self, known: Names) -> Mixing | None:
         """What mixes these adapters; None where that is left to peft."""
-        if self._mixing is None or known[0] in self._apart or not self._mixing.can(known):
+        if self.mixer is None or known[0] in self._apart or not self.mixer.can(known):
             return None
-        return self._mixing
+        return self.mixer
 
     def __call__(
         self, *inputs: Any, adapters: list[str | None], instead: Any = None, **options: Any
@@ -151,21 +148,25 @@ class Row:
 class _Mixed(Plain):
     """With the adapters' weights, as `Mixing.weights` lists them, among its inputs."""
 
-    def __init__(self, unet: UNet2DConditionModel, mixing: Mixing) -> None:
-        super().__init__(unet)
-        self._mixing = mixing
+    def __init__(self, adapted: Adapted) -> None:
+        super().__init__(adapted.network)
+        self._adapted = adapted
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        self._mixing.give(weights)
+        if self._adapted.mixer is not None:
+            self._adapted.mixer.give(weights)
         return super().forward(x, time, hidden)
 
 
 class _Recorded:
-    """The whole UNet by recordings, one for each set of layers in which adapters mix."""
+    """The whole UNet by recordings, one for each set of layers in which adapters mix.
+
+    A recording outlives adapters that come and go: their weights are among its inputs.
+    """
 
     def __init__(self, adapted: Adapted, worth: int) -> None:
-        self._adapted, self._version, self._worth = adapted, adapted.version, worth
-        self._recorders: dict[tuple[bool, ...], Recorder] = {}
+        self._adapted, self._worth = adapted, worth
+        self._recorders: dict[tuple[str, ...], Recorder] = {}
 
     def can(self, adapters: list[str | None]) -> bool:
         """Whether rows of these adapters can be predicted so."""
@@ -176,20 +177,16 @@ class _Recorded:
     def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor:
         """The UNet's output for rows of one group."""
         adapted = self._adapted
-        if adapted.version != self._version:
-            self._version, self._recorders = adapted.version, {}
         known = adapted.known(adapters)
         mixing = adapted.mixing(known)
         if mixing is None:
-            return self._recorder((), None)(*inputs)
+            return self._recorder(())(*inputs)
         with mixing.rows(known):
-            return self._recorder(mixing.pattern(), mixing)(*inputs, *mixing.weights())
+            return self._recorder(mixing.pattern())(*inputs, *mixing.weights())
 
-    def _recorder(self, pattern: tuple[bool, ...], mixing: Mixing | None) -> Recorder:
+    def _recorder(self, pattern: tuple[str, ...]) -> Recorder:
         if pattern not in self._recorders:
-            unet = self._adapted.network
-            network = _Mixed(unet, mixing) if mixing else Plain(unet)
-            self._recorders[pattern] = Recorder(network, self._worth)
+            self._recorders[pattern] = Recorder(_Mixed(self._adapted), self._worth)
         return self._recorders[pattern]
 
 

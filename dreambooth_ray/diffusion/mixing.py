@@ -24,8 +24,8 @@ class Mixing:
     """The LoRA layers of a network as peft has made them; made anew when adapters come or go."""
 
     def __init__(self, network: nn.Module) -> None:
-        found = [m for m in network.modules() if isinstance(m, LoraLayer)]
-        self._layers = [_Layer(layer) for layer in found]
+        found = [(n, m) for n, m in network.named_modules() if isinstance(m, LoraLayer)]
+        self._layers = [_Layer(name, layer) for name, layer in found]
         self._names: Names = ()
 
     def can(self, names: Names) -> bool:
@@ -37,9 +37,9 @@ class Mixing:
         """Of all layers that have any for the rows of now, in the order of `given`."""
         return [weight for layer in self._layers for weight in layer.weights or ()]
 
-    def pattern(self) -> tuple[bool, ...]:
-        """Which layers those are."""
-        return tuple(layer.weights is not None for layer in self._layers)
+    def pattern(self) -> tuple[str, ...]:
+        """Which layers those are, by name."""
+        return tuple(layer.name for layer in self._layers if layer.weights is not None)
 
     def give(self, weights: Sequence[Tensor]) -> None:
         """Take these instead, as `weights` lists them."""
@@ -68,8 +68,8 @@ class Mixing:
 class _Layer:
     """Stands before the forward of one of peft's layers."""
 
-    def __init__(self, layer: Any) -> None:
-        self._layer, self.is_on = layer, False
+    def __init__(self, name: str, layer: Any) -> None:
+        self.name, self._layer, self.is_on = name, layer, False
         self._alone = functools.partial(type(layer).forward, layer)
         self.weights: tuple[Tensor, Tensor] | None = None
         self._parts: dict[tuple[str | None, int], tuple[Tensor, Tensor]] = {}

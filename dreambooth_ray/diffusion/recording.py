@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 # A recording of a small UNet takes as long as about so many of its forwards gain by it.
 WORTH = 100
-# So many times a shape comes before a recording that there is is tried on it.
+# So many times a shape comes before it is the first to be recorded.
 SEEN_BEFORE = 2
 # Recordings of one network at most: one serves all shapes that it is right for.
 MOST = 4
@@ -63,31 +63,40 @@ class Recorder:
         """What the network returns, with gradients where it has them."""
         key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
         if key not in self._found:
-            self._calls += 1
-            self._seen[key] += 1
-            is_early = self._calls <= self._worth and not self._recordings
-            if is_early or self._seen[key] <= SEEN_BEFORE:
+            if self._is_early(key):
                 return torch.as_tensor(self._network(*inputs))
-            self._found[key] = self._search(inputs)
+            self._found[key], expected = self._search(inputs)
+            if not (torch.is_grad_enabled() or self._core.training):
+                return expected
         recording = self._found[key]
         return torch.as_tensor(
             self._network(*inputs) if recording is None else _play(recording, inputs)
         )
 
+    def _is_early(self, key: Key) -> bool:
+        """Whether it is not worth a recording yet; to try one that is there always is."""
+        if self._recordings:
+            return False
+        self._calls += 1
+        self._seen[key] += 1
+        return self._calls <= self._worth or self._seen[key] <= SEEN_BEFORE
+
     @torch.no_grad()
-    def _search(self, inputs: tuple[Tensor, ...]) -> Any:
-        """A recording that is right for these inputs; None if there is none to be had."""
+    def _search(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
+        """A recording that is right for these inputs, None if there is none to be had; and the
+        network's output.
+        """
         expected = _same_draws(self._network, inputs)
         for recording in self._recordings:
             if _agrees(recording, inputs, expected):
-                return recording
+                return recording, expected
         if len(self._recordings) == MOST:
-            return None
+            return None, expected
         made = _record(self._network, inputs)
         if made is None or not _agrees(made, inputs, expected):
-            return None
+            return None, expected
         self._recordings.append(made)
-        return made
+        return made, expected
 
 
 def _record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
