@@ -57,7 +57,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         with connection(ClusterConfig(), replicas):
             ray.serve.start(http_options={"port": PORT})
             for k in range(setting.pick(1, 3)):
-                bench.round(k, setting.pick(6, 15))
+                bench.round(k, setting.pick(3, 15))
             if full:
                 bench.open_loop(15)
                 bench.previews(5)
@@ -75,7 +75,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "receipts": receipts,
         "configuration": {
             "callers": bench.callers, "replicas": replicas, "subjects": len(SUBJECTS), "batch": 8,
-            "seconds_a_turn": setting.pick(6, 15), "latency_bound_s": BOUND_S,
+            "seconds_a_turn": setting.pick(3, 15), "latency_bound_s": BOUND_S,
         },
     }  # fmt: skip
 
