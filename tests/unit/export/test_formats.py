@@ -105,7 +105,8 @@ def test_diffusers_reads_a_single_file(
         mine, yours = getattr(own, part).state_dict(), getattr(read, part).state_dict()
         assert mine.keys() == yours.keys()
         assert all(torch.equal(mine[k], yours[k]) for k in mine), part
-    assert np.array_equal(picture(read), picture(own))
+    # The weights are the same; where they lie otherwise in memory, some processors round otherwise.
+    assert np.abs(picture(read) - picture(own)).max() <= 1
     version = "2" if model == "second" else "1"
     assert metadata(out)["modelspec.architecture"] == f"stable-diffusion-v{version}"
 
