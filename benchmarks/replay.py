@@ -25,7 +25,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 SIZES, EVERY, BATCH, STEPS, FIRST_STEPS = (1, 2, 4), 30, 4, 240, 200
-FIRST_KILL_S = 35.0
+FIRST_KILL_AT = 120
 # The first steps are slower: other processes still start, and class images are being drawn.
 WARM_UP = 45
 # A worker that lives may still write down a step just after another was killed.
@@ -53,8 +53,13 @@ class Course:
         return next(risen) - self.kills_s[0] - self.step_s
 
 
-def follow(folder: Path, size: int, steps: int, failures_s: list[float]) -> Course:
-    """Make a run, killing one of its workers at each of the given times after the one before."""
+def follow(
+    folder: Path, size: int, steps: int, failures_s: list[float], at_step: int = 0
+) -> Course:
+    """Make a run, killing one of its workers at each of the given times after the one before.
+
+    at_step: the first kill waits for this step as well
+    """
     run = Store(str(folder / "storage")).sub(layout.run(f"{size}-{steps}"))
     due, course = list(failures_s), Course([], [])
     keys = [
@@ -70,7 +75,8 @@ def follow(folder: Path, size: int, steps: int, failures_s: list[float]) -> Cour
             if not course.grown or course.grown[-1][1] != step:
                 course.grown.append((now, step))
             since = course.kills_s[-1] if course.kills_s else 0.0
-            if due and now - since >= due[0] and (living := workers(process)):
+            is_due = due and now - since >= due[0] and step >= at_step
+            if is_due and (living := workers(process)):
                 random.choice(living).kill()
                 course.kills_s.append(now)
                 due.pop(0)
@@ -82,7 +88,7 @@ def follow(folder: Path, size: int, steps: int, failures_s: list[float]) -> Cour
 
 def compare(folder: Path, size: int) -> dict[str, Any]:
     """One size: what the simulation says, and what came."""
-    first = follow(folder, size, FIRST_STEPS, [FIRST_KILL_S])
+    first = follow(folder, size, FIRST_STEPS, [0.0], FIRST_KILL_AT)
     step_s, start_s = first.step_s, first.start_s
     work_s, chance = (STEPS - 1) * step_s, random.Random(size)
     failures_s = [
