@@ -8,19 +8,16 @@ from pathlib import Path
 def choose_allocator(library: Path) -> dict[str, str]:
     """Environment that keeps freed blocks for the next tensor of their size.
 
-    With jemalloc, which Ray brings, steps of the toy model come 1.15 times as fast as with glibc
-    that is told to keep large blocks, for train.method=full, and 1.06 times for lora
-    (benchmarks/results/train.json); against glibc as it comes, sampling takes 0.85 of the time.
-    Numbers are the same bit for bit. A machine that lacks the library goes on with glibc, as does
-    one where LD_PRELOAD is chosen.
+    With jemalloc, which Ray brings, steps of the toy model come about as fast as with glibc that
+    is told to keep large blocks, or up to 1.15 times, by processor (benchmarks/results/train.json);
+    against glibc as it comes, sampling takes 0.85 of the time. Numbers are the same bit for bit.
+    jemalloc's decay stays as it is: told to keep all that is freed, it never joins it either, and
+    steps of lora became slower by and by. A machine that lacks the library goes on with glibc, as
+    does one where LD_PRELOAD is chosen.
     """
     chosen = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
     if library.is_file() and "LD_PRELOAD" not in os.environ:
         chosen["LD_PRELOAD"] = str(library)
-        if "MALLOC_CONF" not in os.environ:
-            # Freed pages go back to the system within seconds otherwise, and every step takes
-            # them anew: a twelfth of its time.
-            chosen["MALLOC_CONF"] = "dirty_decay_ms:-1,muzzy_decay_ms:-1"
     return chosen
 
 
