@@ -28,9 +28,17 @@ def conditions() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
-        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "environment": environment(),
         **commit(),
     }
+
+
+def environment() -> dict[str, str]:
+    """What is set of VARIABLES; of a library its name, not where this machine has it."""
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    if "LD_PRELOAD" in found:
+        found["LD_PRELOAD"] = Path(found["LD_PRELOAD"]).name
+    return found
 
 
 def device_name() -> str:

@@ -28,9 +28,7 @@ MANY_PAIRS = 4
 class Runs:
     """Runs by workers and global batch, started together, which wait for their turns."""
 
-    def __init__(
-        self, stack: ExitStack, folder: Path, setting: Setting, method: str = "full"
-    ) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, setting: Setting, method: str) -> None:
         self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
         self.steps = setting.pick(6, 15)
 
@@ -72,9 +70,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
         connection(ClusterConfig(), 3 * many + 4),
     ):
-        cases = _large(Path(name), setting, many)
-        if setting.profile == "full":
-            cases += [_small(Path(name), setting, many), _lora(Path(name), setting, many)]
+        cases = _cases(Path(name), setting, many)
         config = make_config(Path(name), setting, "many", many)
     ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
     return {
@@ -89,34 +85,54 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _large(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
-    """Weak and, in full, the ceiling and strong, with several pairs a worker.
+def _against_one(
+    folder: Path, setting: Setting, name: str, many: tuple[int, int], pairs: int, label: str
+) -> dict[str, Any]:
+    """Several workers against one that has `pairs` a step, with no other run beside them.
 
-    Each with its own runs alone: one that waits costs a machine of two cores a hundredth or two.
+    One that waits costs a machine of two cores a hundredth or two.
+    many: workers and their global batch in pairs; label: of the runs, begins with their method
     """
-    pairs, images = MANY_PAIRS, 2 * MANY_PAIRS
-    one, weak, strong = (1, pairs), (many, pairs * many), (many, pairs)
     with ExitStack() as stack:
-        runs = Runs(stack, folder, setting)
-        alone, both = runs.start(one, weak)
-        name, step = f"weak: {many} workers, {pairs} pairs each", partial(both.steps, runs.steps)
-        cases = [runs.compare(name, step, alone, (images * many, images), _bar(many))]
-    if setting.profile == "smoke":
-        return cases
+        runs = Runs(stack, folder, setting, label)
+        one, both = runs.start((1, pairs), many)
+        bar = _bar(many[0]) if name.startswith("weak") else None
+        step = partial(both.steps, runs.steps)
+        return runs.compare(name, step, one, (2 * many[1], 2 * pairs), bar)
+
+
+def _ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+    """As many runs, which exchange nothing, at once."""
     with ExitStack() as stack:
         runs = Runs(stack, folder, setting, "full-apart")
-        apart = runs.start(*[one] * many)
-        name, step = (
-            f"ceiling: {many} runs apart, {pairs} pairs each",
-            partial(together, apart, runs.steps),
-        )
-        cases.append(runs.compare(name, step, apart[0], (images * many, images), None))
-    with ExitStack() as stack:
-        runs = Runs(stack, folder, setting, "full-strong")
-        alone, both = runs.start(one, strong)
-        name, step = f"strong: {many} workers share {pairs} pairs", partial(both.steps, runs.steps)
-        cases.append(runs.compare(name, step, alone, (images, images), None))
-    return cases
+        apart = runs.start(*[(1, MANY_PAIRS)] * many)
+        name = f"ceiling: {many} runs apart, {MANY_PAIRS} pairs each"
+        images, step = 2 * MANY_PAIRS, partial(together, apart, runs.steps)
+        return runs.compare(name, step, apart[0], (images * many, images), None)
+
+
+def _cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
+    """Weak and, in full, the ceiling, strong, weak with the least work, and adapters alone."""
+    pairs = MANY_PAIRS
+    against = partial(_against_one, folder, setting)
+    weak = f"weak: {many} workers, {pairs} pairs each"
+    cases = [against(weak, (many, pairs * many), pairs, "full")]
+    if setting.profile == "smoke":
+        return cases
+    # One pair a worker is the least that an exchange of all gradients can hide behind; the
+    # gradients of adapters are a hundredth of the weights': hardly an exchange.
+    strong = f"strong: {many} workers share {pairs} pairs"
+    small, lora = (
+        f"weak, one pair each: {many} workers",
+        f"weak, lora: {many} workers, {pairs} pairs each",
+    )
+    return [
+        *cases,
+        _ceiling(folder, setting, many),
+        against(strong, (many, pairs), pairs, "full-strong"),
+        against(small, (many, many), 1, "full-small"),
+        against(lora, (many, pairs * many), pairs, "lora"),
+    ]
 
 
 def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
@@ -140,26 +156,6 @@ def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
         for case in cases
         if not case.get("reached", True)
     ]
-
-
-def _small(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
-    """One pair a worker: the least work that an exchange of all gradients can hide behind."""
-    with ExitStack() as stack:
-        runs = Runs(stack, folder, setting, "full-small")
-        both, one = runs.start((many, many), (1, 1))
-        name, bar = f"weak, one pair each: {many} workers", _bar(many)
-        return runs.compare(name, partial(both.steps, runs.steps), one, (2 * many, 2), bar)
-
-
-def _lora(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
-    """Adapters alone, whose gradients are a hundredth of the weights': hardly an exchange."""
-    pairs, images = MANY_PAIRS, 2 * MANY_PAIRS
-    with ExitStack() as stack:
-        runs = Runs(stack, folder, setting, "lora")
-        both, one = runs.start((many, pairs * many), (1, pairs))
-        name, bar = f"weak, lora: {many} workers, {pairs} pairs each", _bar(many)
-        step = partial(both.steps, runs.steps)
-        return runs.compare(name, step, one, (images * many, images), bar)
 
 
 def _bar(many: int) -> float | None:

@@ -64,14 +64,21 @@ def generate(
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
     pictures = [one.image for one in Engine(directory).draw(requests, on_progress)]
-    weights = model_hash(directory)
-    paths = []
-    for request, picture in zip(requests, pictures, strict=True):
-        path = out / f"{request.seed:06d}.png"
-        picture.save(path, pnginfo=png_receipt(request, model=directory.name, model_hash=weights))
-        paths.append(path)
+    paths = _save(pictures, requests, directory, out)
     if grid:
         paths.append(_save_grid(pictures, out))
+    return paths
+
+
+def _save(
+    pictures: list[Image.Image], requests: list[Request], directory: Path, out: Path
+) -> list[Path]:
+    """One file a picture, with its receipt."""
+    weights, paths = model_hash(directory), []
+    for request, picture in zip(requests, pictures, strict=True):
+        paths.append(out / f"{request.seed:06d}.png")
+        receipt = png_receipt(request, model=directory.name, model_hash=weights)
+        picture.save(paths[-1], pnginfo=receipt)
     return paths
 
 

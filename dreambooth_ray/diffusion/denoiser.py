@@ -94,11 +94,6 @@ class Adapted:
         """The adapters of a group's rows, None for those that are gone."""
         return tuple(a if a in self.names else None for a in adapters)
 
-    @property
-    def has_adapters(self) -> bool:
-        """Whether there is any adapter in the network."""
-        return self._wrapped is not None
-
     def mixing(self, known: Names) -> Mixing | None:
         """What mixes these adapters; None where that is left to peft."""
         if self.mixer is None or known[0] in self._apart or not self.mixer.can(known):
@@ -168,19 +163,14 @@ class _Recorded:
         self._adapted, self._worth = adapted, worth
         self._recorders: dict[tuple[str, ...], Recorder] = {}
 
-    def can(self, adapters: list[str | None]) -> bool:
-        """Whether rows of these adapters can be predicted so."""
+    def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor | None:
+        """The UNet's output for rows of one group; None where peft mixes their adapters."""
         adapted = self._adapted
-        is_mixed = adapted.mixing(adapted.known(adapters)) is not None
-        return is_mixed or not adapted.has_adapters
-
-    def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor:
-        """The UNet's output for rows of one group."""
-        adapted = self._adapted
-        known = adapted.known(adapters)
-        mixing = adapted.mixing(known)
-        if mixing is None:
+        if adapted.mixer is None:
             return self._recorder(())(*inputs)
+        known = adapted.known(adapters)
+        if (mixing := adapted.mixing(known)) is None:
+            return None
         with mixing.rows(known):
             return self._recorder(mixing.pattern())(*inputs, *mixing.weights())
 
@@ -234,9 +224,8 @@ class Denoiser:
                 return self._run(inputs, adapters, self._shortcut.network)
         if not any(row.keeps for row in rows):
             # On a GPU Python runs ahead of the device, so that there is less to gain.
-            if device.type == "cpu" and self._recorded.can(adapters):
-                return self._recorded(*inputs, adapters=adapters)
-            return self._run(inputs, adapters)
+            found = self._recorded(*inputs, adapters=adapters) if device.type == "cpu" else None
+            return self._run(inputs, adapters) if found is None else found
         with self._shortcut.keeping() as kept:
             prediction = self._run(inputs, adapters)
         for row, features in zip(rows, kept[0], strict=True):

@@ -34,7 +34,7 @@ class Mixing:
         return all(layer.can(wanted) for layer in self._layers)
 
     def weights(self) -> list[Tensor]:
-        """Of all layers that have any for the rows of now, in the order of `given`."""
+        """Of all layers that have any for the rows of now, in the order that `give` takes."""
         return [weight for layer in self._layers for weight in layer.weights or ()]
 
     def pattern(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ a recording is first held against the network itself, and is not used where they
 
 import threading
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 
 # A recording of a small UNet takes as long as about so many of its forwards gain by it.
 WORTH = 100
-# So many times a shape comes before it is the first to be recorded.
-SEEN_BEFORE = 2
 # Recordings of one network at most: one serves all shapes that it is right for.
 MOST = 4
 # torch keeps a table for the trace in the making, one for the process.
@@ -46,11 +43,10 @@ class Recorder:
     worth:   calls before there is a recording, which takes as long as so many gain by it
     """
 
-    def __init__(self, network: nn.Module, worth: int = WORTH) -> None:
-        self._network, self._worth = network, worth
+    def __init__(self, network: nn.Module, worth: int) -> None:
+        self._network, self._calls_to_go = network, worth
         # What wraps a network is not told of `train` and `eval`; what is wrapped is.
         self._core = next(network.children(), network)
-        self._calls, self._seen = 0, Counter[Key]()
         self._found: dict[Key, Any] = {}
         self._recordings: list[Any] = []
 
@@ -63,7 +59,8 @@ class Recorder:
         """What the network returns, with gradients where it has them."""
         key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
         if key not in self._found:
-            if self._is_early(key):
+            if self._calls_to_go > 0:
+                self._calls_to_go -= 1
                 return torch.as_tensor(self._network(*inputs))
             self._found[key], expected = self._search(inputs)
             if not (torch.is_grad_enabled() or self._core.training):
@@ -73,19 +70,9 @@ class Recorder:
             self._network(*inputs) if recording is None else _play(recording, inputs)
         )
 
-    def _is_early(self, key: Key) -> bool:
-        """Whether it is not worth a recording yet; to try one that is there always is."""
-        if self._recordings:
-            return False
-        self._calls += 1
-        self._seen[key] += 1
-        return self._calls <= self._worth or self._seen[key] <= SEEN_BEFORE
-
     @torch.no_grad()
     def _search(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
-        """A recording that is right for these inputs, None if there is none to be had; and the
-        network's output.
-        """
+        """A recording that is right for these inputs, or None; and the network's output."""
         expected = _same_draws(self._network, inputs)
         for recording in self._recordings:
             if _agrees(recording, inputs, expected):

@@ -1,5 +1,6 @@
 """Networks that turn pictures, and some also sentences, into unit vectors."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,7 +75,7 @@ def reader(encoder: Any) -> TextEncoder | None:
     return encoder if hasattr(encoder, "embed_texts") else None
 
 
-class _Pretrained:
+class _Pretrained(ABC):
     """What the two kinds of transformers' networks share."""
 
     def __init__(self, uri: str, device: str) -> None:
@@ -94,8 +95,9 @@ class _Pretrained:
             parts.append(self._features(pixels.to(self._device)).float().cpu())
         return F.normalize(torch.cat(parts), dim=1)
 
+    @abstractmethod
     def _features(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(B, D) features of (B, 3, H, W) pixels."""
 
 
 class TokenEncoder(_Pretrained):

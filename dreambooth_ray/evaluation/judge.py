@@ -10,7 +10,6 @@ from typing import Any
 import ray
 import torch
 
-from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.album import photographs_folder
@@ -19,6 +18,7 @@ from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.methods import apply_method, load_trained
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.evaluation import scores
+from dreambooth_ray.evaluation.actor import actor_of
 from dreambooth_ray.evaluation.choice import Scored
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.evaluate import Case, find_case, look_ahead
@@ -30,8 +30,6 @@ from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.training.checkpoint import restore_step, tidy
 from dreambooth_ray.training.consolidate import trained_weights
-
-ACTOR_RESTARTS = 3
 
 
 def check_choice(config: Config, directory: Path) -> None:
@@ -144,13 +142,7 @@ class RemoteJudge:
     def __call__(self, step: int) -> Scored:
         """Judge the checkpoint of a step. raises: what the Judge raised, DreamBoothError"""
         if self._actor is None:
-            remote = ray.remote(num_cpus=1, num_gpus=1 if self._gpu else 0)(Judge)
-            options = remote.options(
-                max_restarts=ACTOR_RESTARTS,
-                max_task_retries=ACTOR_RESTARTS,
-                runtime_env=worker_environment(),
-            )
-            self._actor = options.remote(*self._arguments)
+            self._actor = actor_of(Judge, self._gpu).remote(*self._arguments)
         try:
             found: Scored = ray.get(self._actor.judge.remote(step))
         except ray.exceptions.RayTaskError as error:

@@ -13,16 +13,15 @@ from ray.util import ActorPool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.diffusion.request import Request, png_receipt
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.evaluation.actor import ACTOR_RESTARTS, actor_of
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.protocol import Encoders, Protocol, Question, Spec, chunks
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 
-ACTOR_RESTARTS = 3
 _VECTORS = "vectors.safetensors"
 
 
@@ -112,14 +111,9 @@ def sit(
     if not todo:
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
-    remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(Sitter)
-    options = remote.options(
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
-        runtime_env=worker_environment(),
-    )
+    sitter = actor_of(Sitter, gpu)
     crew: list[Any] = [
-        options.remote(str(directory), store.uri, spec, asked, gpu)
+        sitter.remote(str(directory), store.uri, spec, asked, gpu)
         for _ in range(min(actors, len(todo)))
     ]
     try:

@@ -31,6 +31,11 @@ def test_each_peer_shows_its_headline_case() -> None:
     assert found == {"diffusers": {"median": 2.0}, "one_worker": {"median": 3.0}}
 
 
+def test_conditions_keep_no_path_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/home/somebody/libjemalloc.so")
+    assert conditions()["environment"]["LD_PRELOAD"] == "libjemalloc.so"
+
+
 def test_conditions_name_versions_threads_and_load() -> None:
     found = conditions()
     assert found["versions"]["torch"]

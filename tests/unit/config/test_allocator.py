@@ -18,10 +18,10 @@ def test_library_that_is_not_there_is_not_asked_for(
     assert choose_allocator(library)["LD_PRELOAD"] == str(library)
 
 
-def test_what_a_person_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_person_preloads_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/chosen.so")
     library = tmp_path / "libjemalloc.so"
     library.touch()
-    monkeypatch.setenv("LD_PRELOAD", "/chosen.so")
     assert "LD_PRELOAD" not in choose_allocator(library)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.diffusion.recording import MOST, SEEN_BEFORE, Plain, Recorder
+from dreambooth_ray.diffusion.recording import MOST, Plain, Recorder
 
 
 class Network(nn.Module):
@@ -49,7 +49,7 @@ class Unrecordable(Network):
 def test_a_shape_that_comes_again_is_played() -> None:
     network = Network()
     recorder = Recorder(network, 0)
-    for _ in range(SEEN_BEFORE + 1):
+    for _ in range(2):
         recorder(torch.randn(3, 4))
     assert recorder.num_recordings == 1
     calls, x = network.calls, torch.randn(3, 4)
@@ -81,7 +81,7 @@ def test_whatever_comes_it_is_as_the_network_has_it(rows: list[int]) -> None:
 def test_weights_that_move_are_played_as_they_are() -> None:
     network = Network()
     recorder, x = Recorder(network, 0), torch.randn(2, 4)
-    for _ in range(SEEN_BEFORE + 2):
+    for _ in range(3):
         with torch.no_grad():
             network.first.weight.add_(1.0)
         assert torch.equal(recorder(x), network(x))
@@ -92,7 +92,7 @@ def test_draws_are_the_networks_own() -> None:
     network, x = Dropping(), torch.randn(50, 4)
     recorder = Recorder(network, 0)
     torch.manual_seed(1)
-    played = [recorder(x) for _ in range(SEEN_BEFORE + 3)]
+    played = [recorder(x) for _ in range(4)]
     torch.manual_seed(1)
     assert all(torch.equal(found, network(x)) for found in played)
     assert recorder.num_recordings == 1
@@ -100,7 +100,7 @@ def test_draws_are_the_networks_own() -> None:
 
 def test_what_can_not_be_recorded_runs_as_it_is() -> None:
     recorder, x = Recorder(Unrecordable(), 0), torch.randn(2, 4)
-    for _ in range(SEEN_BEFORE + 2):
+    for _ in range(3):
         recorder(x)
     assert recorder.num_recordings == 0
 
@@ -110,9 +110,9 @@ def test_a_unets_outputs_and_gradients_are_the_same_bit_for_bit(rows: int) -> No
     unet = load_components(model_directory("toyworld")).unet.train()
     network = Plain(unet)
     recorder, width = Recorder(network, 0), unet.config.cross_attention_dim
-    for _ in range(SEEN_BEFORE + 1):
+    for _ in range(2):
         recorder(torch.randn(2, 8, 16, 16), torch.tensor([500.0] * 2), torch.randn(2, 32, width))
-    for _ in range(SEEN_BEFORE + 1):
+    for _ in range(2):
         inputs = torch.randn(rows, 8, 16, 16), torch.rand(rows) * 999, torch.randn(rows, 32, width)
         gradients = []
         for work in (recorder, network):
