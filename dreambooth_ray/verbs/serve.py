@@ -93,7 +93,8 @@ def _serve(config: "ServeConfig") -> None:
 def _until_interrupted() -> None:
     try:
         while True:
-            time.sleep(3600)
+            # Not for long: a signal that the system hands to another thread wakes nobody here.
+            time.sleep(1)
     except KeyboardInterrupt:
         print("stopping", file=sys.stderr)
 
