@@ -1,7 +1,7 @@
 """Callers of an endpoint, in a process of their own; prints what they found as JSON.
 
-    python -m benchmarks.callers --port 8765 --seconds 30 --callers 16
-    python -m benchmarks.callers --port 8765 --seconds 30 --rate 4
+    python -m benchmarks.callers --url URL --seconds 30 --callers 16
+    python -m benchmarks.callers --url URL --seconds 30 --rate 4
 
 Closed loop: each caller asks for one picture after the other. Open loop: pictures are asked for by
 a Poisson process whether or not earlier ones have come, and a latency counts from when it was
@@ -20,6 +20,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+GENERATE = "/v1/images/generations"
 SUBJECTS = tuple(f"subject-{k}" for k in range(4))
 STEPS, GUIDANCE = (15, 20, 25, 30), (2.0, 3.0, 5.0, 7.5)
 NOUNS = ("robot", "car", "teapot", "dog")
@@ -38,13 +39,10 @@ def question(caller: int, turn: int) -> dict[str, Any]:
     }
 
 
-def ask(port: int, body: dict[str, Any]) -> dict[str, Any]:
+def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The endpoint's answer; raises OSError, of which HTTPError is one."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/images/generations",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
@@ -53,8 +51,8 @@ def ask(port: int, body: dict[str, Any]) -> dict[str, Any]:
 class Callers:
     """They share one list of latencies."""
 
-    def __init__(self, port: int, out: Path | None) -> None:
-        self._port, self._out = port, out
+    def __init__(self, url: str, out: Path | None) -> None:
+        self._url, self._out = url, out
         self._lock = threading.Lock()
         self._latencies_s: list[float] = []
         self._failures = 0
@@ -93,7 +91,7 @@ class Callers:
 
     def _one(self, body: dict[str, Any], due: float) -> None:
         try:
-            answer = ask(self._port, body)
+            answer = ask(self._url, body)
         except OSError:
             with self._lock:
                 self._failures += 1
@@ -135,13 +133,13 @@ def at_share(ascending: list[float], share: float) -> float:
 def main() -> None:
     """Ask, print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--rate", type=float, help="pictures a second; none: the closed loop")
     parser.add_argument("--out", type=Path, help="folder to keep answers in")
     given = parser.parse_args()
-    callers = Callers(given.port, given.out)
+    callers = Callers(given.url, given.out)
     if given.rate:
         print(json.dumps(callers.open(given.rate, given.seconds)))
     else:

@@ -1,10 +1,11 @@
 """Theme `checkpoint`: what training waits for its checkpoints, their upload, and after a kill.
 
 The wait: one worker's training in this process, with the product's own callbacks, a checkpoint of
-the complete state every 50 steps, uploaded beside it. What counts is the time in which the training
-thread does nothing else; the last checkpoint, which a run waits for, is apart. The upload: the
-commit of those files with hashes, against fsspec's plain copy of them. After a kill: a worker of
-`dreambooth train` is killed between two checkpoints; until the run is past where it was.
+the complete state every 50 steps (25 in smoke profile), uploaded beside it. What counts is the time
+in which the training thread does nothing else; the last checkpoint, which a run waits for, is
+apart. The upload: the commit of those files with hashes, against fsspec's plain copy of them. After
+a kill: a worker of `dreambooth train` is killed between two checkpoints; until the run is past
+where it was.
 
 BENCH_STORAGE in the environment names other storage than a folder: s3://bucket/bench.
 """
@@ -44,7 +45,7 @@ from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.strategy import DirectIO
 from dreambooth_ray.training.tracking import Tracking
 
-CLASS_IMAGES, EVERY = 16, 50
+CLASS_IMAGES = 8
 # Share of its time that training may wait for checkpoints.
 MOST_WAITED = 0.05
 
@@ -64,42 +65,42 @@ def draw_class_images(prepared: pipeline.Prepared) -> PriorSet:
     order = pipeline.order_priors(prepared, CLASS_IMAGES)
     store = open_set(Store(prepared.config.storage.uri), order.spec)
     painter = Painter(str(order.directory), store.uri, order.spec, gpu=False)
-    for number in range(2 * CLASS_IMAGES // order.spec.chunk_size):
+    for number in range(CLASS_IMAGES // order.spec.chunk_size + 1):
         painter.paint(number)
     return PriorSet(store, CLASS_IMAGES)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Wait and upload of both methods, and a recovery."""
+    """Wait and upload of both methods, in smoke profile of one, and a recovery."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     elsewhere = os.environ.get("BENCH_STORAGE", "")
-    cases: list[dict[str, Any]] = []
-    for method in ("full", "lora"):
+    cases, every = list[dict[str, Any]](), setting.pick(25, 50)
+    for method in ("full", "lora")[: setting.pick(1, 2)]:
         with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
             folder = Path(name)
             storage = elsewhere or str(folder / "storage")
-            cases.append(_training(method, EVERY * setting.pick(2, 8), storage, folder))
+            cases.append(_training(method, every, every * setting.pick(2, 8), storage, folder))
             cases.append(_upload(method, storage, folder, setting.pick(3, 9)))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         storage = elsewhere or str(Path(name) / "storage")
-        cases.append(recovery(Path(name), storage, setting.pick(1, 3)))
+        cases.append(recovery(Path(name), storage, setting.pick(1, 3), setting.pick(1, 2)))
     return {
         "headline": {"without_waiting": cases[0]["case"]},
         "cases": cases,
         "configuration": {
-            "every": EVERY, "storage": "object storage" if elsewhere else "a folder",
+            "every": every, "storage": "object storage" if elsewhere else "a folder",
             "class_images": CLASS_IMAGES, "workers": 1,
         },
     }  # fmt: skip
 
 
-def _training(method: str, steps: int, storage: str, folder: Path) -> dict[str, Any]:
+def _training(method: str, every: int, steps: int, storage: str, folder: Path) -> dict[str, Any]:
     """One training; seconds, shares and bytes."""
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     given = [
         f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", f"train.method={method}",
-        f"train.steps={steps}", f"checkpoint.every={EVERY}", f"prior.count={CLASS_IMAGES}",
+        f"train.steps={steps}", f"checkpoint.every={every}", f"prior.count={CLASS_IMAGES}",
         "prior.num_inference_steps=8", "sample.every=0", "cluster.workers=1", f"run_id={method}",
     ]  # fmt: skip
     config = load_config("toy-robot.yaml", given)
@@ -124,7 +125,7 @@ def _training(method: str, steps: int, storage: str, folder: Path) -> dict[str, 
     newest = layout.checkpoint(committed_steps(run)[-1])
     kept = 1 - saving.waited_s / training_s
     return {
-        "case": f"{method}: a checkpoint every {EVERY} steps",
+        "case": f"{method}: a checkpoint every {every} steps",
         "peer": "without_waiting",
         "steps": steps,
         "bytes_each": manifest.size_bytes(run, newest),

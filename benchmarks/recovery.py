@@ -24,11 +24,14 @@ from dreambooth_ray.training.journal import read_metrics
 EVERY, LIMIT_S = 20, 240.0
 
 
-def recovery(folder: Path, storage: str, kills: int) -> dict[str, Any]:
-    """Seconds from SIGKILL to the first step that the run had not made before, by kill."""
+def recovery(folder: Path, storage: str, kills: int, count: int) -> dict[str, Any]:
+    """Seconds from SIGKILL to the first step that the run had not made before, by kill.
+
+    count: of workers, of which one is killed
+    """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     run, seconds, again = Store(storage).sub(layout.run("killed")), [], []
-    keys = ["train.steps=100000", f"checkpoint.every={EVERY}", "cluster.workers=2"]
+    keys = ["train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}"]
     with training(folder, storage, "killed", *keys) as process:
         for _ in range(kills):
             before = (committed_steps(run) or [0])[-1]
@@ -42,8 +45,9 @@ def recovery(folder: Path, storage: str, kills: int) -> dict[str, Any]:
             again.append(at - newest)
     found = quantiles(seconds)
     case = {
-        "case": "a worker killed, until past where it was", "peer": "undisturbed", "unit": "s",
-        "seconds": found, "each": [round(s, 2) for s in seconds], "steps_made_again": again,
+        "case": f"one of {count} workers killed, until past where it was", "peer": "undisturbed",
+        "unit": "s", "seconds": found, "each": [round(s, 2) for s in seconds],
+        "steps_made_again": again,
     }  # fmt: skip
     if found["p95"] > MOST_SPREAD * found["p5"]:
         case["unsteady"] = f"p95 is {found['p95'] / found['p5']:.2f} times p5"

@@ -3,6 +3,7 @@
 They are what `dreambooth train` makes: Ray Train's worker, Lightning, tracking.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.training.driver import POLLING
 from dreambooth_ray.training.job import Job
 
 ENDLESS = 1_000_000
@@ -84,6 +86,7 @@ def _trainer(
     settings: dict[str, Any], config: Config, run: Store, allocator: Mapping[str, str]
 ) -> TorchTrainer:
     """As the product's driver makes it, on CPUs."""
+    os.environ.setdefault(*POLLING)
     return TorchTrainer(
         entry.train,
         train_loop_config=settings,

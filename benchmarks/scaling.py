@@ -30,7 +30,7 @@ class Runs:
 
     def __init__(self, stack: ExitStack, folder: Path, setting: Setting, method: str) -> None:
         self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
-        self.steps = setting.pick(6, 15)
+        self.steps = steps_a_turn(setting)
 
     def start(self, *wanted: tuple[int, int]) -> list[Run]:
         """For each (workers, global batch in pairs) a run at its first step."""
@@ -51,7 +51,12 @@ class Runs:
         about = Case(
             name, "one_worker", images[1] * self.steps, "images", bar, images[0] * self.steps
         )
-        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(3, 7))
+        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(2, 7))
+
+
+def steps_a_turn(setting: Setting) -> int:
+    """Of every run."""
+    return setting.pick(4, 15)
 
 
 def together(runs: list[Run], steps: int) -> Spent:
@@ -80,7 +85,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "lost": lost(ratio, many),
         "below_the_bar": below(cases, ratio),
         "configuration": {
-            "workers": many, "steps_a_turn": setting.pick(6, 15), "run": about(config),
+            "workers": many, "steps_a_turn": steps_a_turn(setting), "run": about(config),
         },
     }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """Theme `serve`: our endpoint against `@serve.batch` and FastAPI around the diffusers pipeline.
 
 Every side has the same processes, one thread each, the same subjects, callers, requests and
-seconds, in turns; callers are a process of their own. Saturation is the closed loop of eight
-callers a replica, of which a smoke profile has one; the open loop asks at shares of what saturation
-gave. Every picture of ours, or six in smoke profile, is then drawn alone from its receipt and
-compared.
+seconds, in turns; callers are a process of their own. All sides are up from the start, and who has
+no turn has no requests. Saturation is the closed loop of eight callers a replica, of which a smoke
+profile has one; the open loop asks at shares of what saturation gave. Every picture of ours, or
+three in smoke profile, is then drawn alone from its receipt and compared.
 """
 
 import json
@@ -14,17 +14,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.serve
 import torch
+from ray.serve.api import RunTarget
 
 from benchmarks import serve_batch, serve_fastapi
-from benchmarks.callers import SUBJECTS, ask, question
+from benchmarks.callers import GENERATE, SUBJECTS, ask, question
 from benchmarks.measure import Case, clocked, compare, quantiles, summary
 from benchmarks.receipts import check
 from benchmarks.sampling import draw_singly, make_pipeline, mixed_requests
@@ -38,6 +38,11 @@ from dreambooth_ray.diffusion.model_files import model_directory
 from serve.app import build
 
 CALLERS_A_REPLICA, PORT, FASTAPI_PORT = 8, 8765, 8766
+URLS = {
+    "ours": f"http://127.0.0.1:{PORT}{GENERATE}",
+    "serve_batch": f"http://127.0.0.1:{PORT}/peer",
+    "fastapi": f"http://127.0.0.1:{FASTAPI_PORT}{GENERATE}",
+}
 # Times the peer's throughput at saturation.
 BARS = {"serve_batch": 1.5, "fastapi": 3.0}
 # The open loop asks at these shares of our throughput at saturation; its p95 is to be below.
@@ -54,15 +59,17 @@ def measure(setting: Setting) -> dict[str, Any]:
         answers.mkdir()
         bundles = make_subjects(storage, setting.model)
         bench = Bench(bundles, storage, answers, replicas, setting.model)
-        with connection(ClusterConfig(), replicas):
-            ray.serve.start(http_options={"port": PORT})
+        with ExitStack() as stack:
+            stack.enter_context(serve_fastapi.serving(bundles, FASTAPI_PORT, replicas))
+            stack.enter_context(connection(ClusterConfig(), 2 * replicas))
+            bench.deploy()
             for k in range(setting.pick(1, 3)):
-                bench.round(k, setting.pick(3, 15))
+                bench.round(k, setting.pick(2, 15))
             if full:
                 bench.open_loop(15)
                 bench.previews(5)
             ray.serve.shutdown()
-        receipts = check(answers, bundles, setting.model, None if full else 6)
+        receipts = check(answers, bundles, setting.model, None if full else 3)
     cases = bench.cases()
     found: dict[str, Any] = {"cases": cases}
     if full:
@@ -75,7 +82,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "receipts": receipts,
         "configuration": {
             "callers": bench.callers, "replicas": replicas, "subjects": len(SUBJECTS), "batch": 8,
-            "seconds_a_turn": setting.pick(3, 15), "latency_bound_s": BOUND_S,
+            "seconds_a_turn": setting.pick(2, 15), "latency_bound_s": BOUND_S,
         },
     }  # fmt: skip
 
@@ -105,7 +112,7 @@ def below(cases: list[dict[str, Any]], gain: float) -> list[str]:
 
 
 class Bench:
-    """Three sides, of which one serves at a time."""
+    """Three sides, of which one is asked at a time."""
 
     def __init__(
         self, bundles: dict[str, str], storage: Path, answers: Path, replicas: int, model: str
@@ -117,37 +124,47 @@ class Bench:
         self._first_s: list[float] = []
         self._whole_s: list[float] = []
 
+    def deploy(self) -> None:
+        """Ours and Ray Serve's peer at once; wait until they and FastAPI's processes are warm."""
+        ray.serve.start(http_options={"port": PORT})
+        targets = [
+            RunTarget(self._ours(), "ours"),
+            RunTarget(serve_batch.build(self._bundles, self._replicas), "serve_batch", "/peer"),
+        ]
+        ray.serve.run_many(targets)
+        for name, url in URLS.items():
+            # Which of FastAPI's processes answers is the system's choice, not a router's.
+            more = 4 if name == "fastapi" and self._replicas > 1 else 1
+            warm_up(url, more * self._replicas)
+
     def round(self, number: int, seconds: float) -> None:
         """Every side once, each beginning in its turn."""
         names = list(self.turns)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            with self._serving(name) as port:
-                words = ["--callers", str(self.callers)]
-                if name == "ours":
-                    words += ["--out", str(self._answers)]
-                self.turns[name].append(call(port, seconds, *words))
-                print(name, self.turns[name][-1], file=sys.stderr)
+            words = ["--callers", str(self.callers)]
+            if name == "ours":
+                words += ["--out", str(self._answers)]
+            self.turns[name].append(call(URLS[name], seconds, *words))
+            print(name, self.turns[name][-1], file=sys.stderr)
 
     def open_loop(self, seconds: float) -> None:
         """Each side at rising rates until its p95 is above the bound."""
         best = float(np.median([turn["images_per_s"] for turn in self.turns["ours"]]))
         for name in self.turns:
             self.opened[name] = []
-            with self._serving(name) as port:
-                for share in SHARES:
-                    found = call(port, seconds, "--rate", str(share * best))
-                    self.opened[name].append(found)
-                    print(name, found, file=sys.stderr)
-                    if found["p95_s"] > BOUND_S or found["failures"]:
-                        break
+            for share in SHARES:
+                found = call(URLS[name], seconds, "--rate", str(share * best))
+                self.opened[name].append(found)
+                print(name, found, file=sys.stderr)
+                if found["p95_s"] > BOUND_S or found["failures"]:
+                    break
 
     def previews(self, times: int) -> None:
         """Seconds to a first preview of three and to the picture, of ours, alone."""
-        with self._serving("ours") as port:
-            for k in range(times):
-                first_s, whole_s = stream(port, question(k, 3))
-                self._first_s.append(first_s)
-                self._whole_s.append(whole_s)
+        for k in range(times):
+            first_s, whole_s = stream(URLS["ours"], question(k, 3))
+            self._first_s.append(first_s)
+            self._whole_s.append(whole_s)
 
     def cases(self) -> list[dict[str, Any]]:
         """Throughput and tail against either peer at saturation, and the rest of what there is."""
@@ -178,18 +195,6 @@ class Bench:
                 )  # fmt: skip
         return found
 
-    @contextmanager
-    def _serving(self, name: str) -> Iterator[int]:
-        """A side, warm; yields its port."""
-        if name == "fastapi":
-            with serve_fastapi.serving(self._bundles, FASTAPI_PORT, self._replicas):
-                warm_up(FASTAPI_PORT, 4 * self._replicas)
-                yield FASTAPI_PORT
-            return
-        with _deployed(self._ours() if name == "ours" else self._theirs(), name):
-            warm_up(PORT, self._replicas)
-            yield PORT
-
     def _ours(self) -> ray.serve.Application:
         given = {
             "storage": {"uri": str(self._storage)},
@@ -197,9 +202,6 @@ class Bench:
             "replicas": {"minimum": self._replicas, "maximum": self._replicas},
         }
         return build(ServeConfig.model_validate(given))
-
-    def _theirs(self) -> ray.serve.Application:
-        return serve_batch.build(self._bundles, self._replicas)
 
 
 def _each(turns: list[dict[str, Any]], key: str) -> list[float]:
@@ -232,20 +234,10 @@ def within_bound(
     }
 
 
-@contextmanager
-def _deployed(application: ray.serve.Application, name: str) -> Iterator[None]:
-    prefix = "/" if name == "ours" else "/v1/images/generations"
-    ray.serve.run(application, name=name, route_prefix=prefix)
-    try:
-        yield
-    finally:
-        ray.serve.delete(name)
-
-
-def call(port: int, seconds: float, *words: str) -> dict[str, Any]:
+def call(url: str, seconds: float, *words: str) -> dict[str, Any]:
     """What callers found."""
     command = [
-        sys.executable, "-m", "benchmarks.callers", "--port", str(port),
+        sys.executable, "-m", "benchmarks.callers", "--url", url,
         "--seconds", str(seconds), *words,
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -260,14 +252,14 @@ def call(port: int, seconds: float, *words: str) -> dict[str, Any]:
     return found
 
 
-def warm_up(port: int, times: int, limit_s: float = 120.0) -> None:
+def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
     """Wait until every subject has been drawn once by each replica, or nearly so."""
     for name in SUBJECTS * times:
         body = {**question(0, 0), "model": name, "num_inference_steps": 2}
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                ask(port, body)
+                ask(url, body)
                 break
             except OSError:
                 if time.monotonic() > deadline:
@@ -275,10 +267,10 @@ def warm_up(port: int, times: int, limit_s: float = 120.0) -> None:
                 time.sleep(0.3)
 
 
-def stream(port: int, body: dict[str, Any]) -> tuple[float, float]:
+def stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
     """Seconds to the first of three previews, and to the picture."""
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/images/generations",
+        url,
         json.dumps({**body, "stream": True, "partial_images": 3}).encode(),
         {"Content-Type": "application/json"},
     )

@@ -32,7 +32,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "batch of 4 in 4 parts": ("train.batch_size=4", "train.accumulate=4"),
     "gradient checkpointing": ("train.gradient_checkpointing=true",),
 }
-SMOKE = ("lora", "batch of 4")
+SMOKE = ("lora",)
 # A run and the defaults', each a worker and its class-image actor.
 PROCESSES = 6
 

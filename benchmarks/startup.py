@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,17 +23,20 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import ray.serve
+import requests
 import torch
 
 from benchmarks.callers import ask
 from benchmarks.measure import MOST_SPREAD, quantiles
-from benchmarks.serving import PORT
+from benchmarks.serving import PORT, URLS
 from benchmarks.subjects import make_subjects
 from benchmarks.theme import Setting
+from cluster.dashboard import Dashboard
+from cluster.directory import find_cluster
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import CapacityError, DreamBoothError
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
@@ -43,20 +45,24 @@ from dreambooth_ray.training.journal import read_metrics
 from serve.app import build
 
 FIRST_STEP_BAR_S, LIMIT_S = 25.0, 120.0
+# Seconds to the first step, and to what is before it.
+Start = tuple[float, dict[str, float]]
 DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Submitting, a replica, subjects."""
+    """Submitting, a replica, subjects; a smoke profile submits once and has no bar."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        submitted, stages = _submit(Path(name), setting.pick(1, 3))
+        first, *later = _submit(Path(name), setting.pick(1, 4))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         replicas, cold, warm = _serve(Path(name) / "storage", setting.model, setting.pick(1, 3))
+    cases = [_submitted("a cluster's first run, with its class images", [first])]
+    if later:
+        cases.append(_submitted("class images made before", later, FIRST_STEP_BAR_S))
     return {
         "cases": [
-            case("submit to first step, class images made before", submitted, FIRST_STEP_BAR_S)
-            | {"until_s": stages},
+            *cases,
             case("a new replica's first picture", replicas),
             case("a new subject's first picture", cold),
             case("a known subject's picture", warm),
@@ -81,17 +87,25 @@ def case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[st
     return record
 
 
-def _submit(folder: Path, times: int) -> tuple[list[float], dict[str, float]]:
-    """Seconds from the command's start to the first step in the run's journal, and to what is
-    before it, by medians.
+def _submitted(name: str, starts: list[Start], bar_s: float | None = None) -> dict[str, Any]:
+    found = case(f"submit to first step, {name}", [seconds for seconds, _ in starts], bar_s)
+    stages = [stages for _, stages in starts]
+    medians = {key: round(statistics.median(s[key] for s in stages), 1) for key in stages[0]}
+    return found | {"until_s": medians}
 
-    The first run draws the class images and starts what a cluster starts once; it does not count.
+
+def _submit(folder: Path, times: int) -> list[Start]:
+    """Seconds from the command's start to the first step in the run's journal, and to what is
+    before it, by run.
+
+    The first run draws the class images and starts what a cluster starts once.
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    seconds, stages = [], []
+    storage, starts = Store(str(folder / "storage")), list[Start]()
     with _head(folder) as clusters:
-        for k in range(times + 1):
-            storage = Store(str(folder / "storage"))
+        for k in range(times):
+            if k:
+                _wait(partial(is_finished, storage.sub(layout.run(f"run-{k - 1}"))))
             run = storage.sub(layout.run(f"run-{k}"))
             began, today = time.monotonic(), time.time()
             subprocess.run(
@@ -105,14 +119,10 @@ def _submit(folder: Path, times: int) -> tuple[list[float], dict[str, float]]:
                 check=True, capture_output=True, cwd=folder,
             )  # fmt: skip
             _wait(partial(read_metrics, run))
-            seconds.append(time.monotonic() - began)
-            stages.append({name: at - today for name, at in _traces(run)})
-            print(f"first step after {seconds[-1]:.2f} s", stages[-1], file=sys.stderr)
-            _wait(partial(is_finished, run))
-    counted = stages[1:]
-    return seconds[1:], {
-        name: round(statistics.median(s[name] for s in counted), 1) for name in counted[0]
-    }
+            seconds = time.monotonic() - began
+            starts.append((seconds, {name: at - today for name, at in _traces(run)}))
+            print(f"first step after {seconds:.2f} s", starts[-1][1], file=sys.stderr)
+    return starts
 
 
 def _traces(run: Store) -> Iterator[tuple[str, float]]:
@@ -128,14 +138,14 @@ def _traces(run: Store) -> Iterator[tuple[str, float]]:
 @contextmanager
 def _head(folder: Path) -> Iterator[Path]:
     """A Ray head with its Jobs API; yields the file that names it."""
-    gcs, dashboard, client = (_free_port() for _ in range(3))
+    gcs, jobs, client = (_free_port() for _ in range(3))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-        f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--port={gcs}", f"--dashboard-port={jobs}", f"--ray-client-server-port={client}",
         "--dashboard-host=127.0.0.1", "--num-cpus=4",
         "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
-    address, file = f"http://127.0.0.1:{dashboard}", folder / "clusters.yaml"
+    address, file = f"http://127.0.0.1:{jobs}", folder / "clusters.yaml"
     token = secrets.token_hex(32)
     file.write_text(f'bench: {{address: "{address}", token: {token}}}\n')
     # Jobs of the cluster are to find this installation's Python, wherever it is.
@@ -145,7 +155,8 @@ def _head(folder: Path) -> Iterator[Path]:
         started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
     process = psutil.Process(started.pid)
     try:
-        _wait(lambda: _answers(f"{address}/api/version", token))
+        dashboard = Dashboard(find_cluster("bench", file))
+        _wait(partial(_has_room, dashboard))
         yield file
     finally:
         tree = [process, *process.children(recursive=True)]
@@ -167,7 +178,9 @@ def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[flo
     config = ServeConfig.model_validate(given)
     replicas, cold, warm = list[float](), list[float](), list[float]()
     with connection(ClusterConfig(), 4):
-        for _ in range(times):
+        for k in range(times):
+            if k:
+                ray.serve.shutdown()
             ray.serve.start(http_options={"port": PORT})
             began = time.monotonic()
             ray.serve.run(build(config), name="dreambooth")
@@ -176,7 +189,6 @@ def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[flo
             for name in names:
                 cold.append(_picture(name))
                 warm.append(_picture(name))
-            ray.serve.shutdown()
     return replicas, cold, warm
 
 
@@ -194,12 +206,11 @@ def _wait(met: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def _answers(url: str, token: str) -> bool:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+def _has_room(dashboard: Dashboard) -> bool:
+    """Whether the head answers and its host has been counted, which comes a little later."""
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        return dashboard.capacity().cpus > 0
+    except (CapacityError, requests.RequestException, KeyError):
         return False
 
 
@@ -209,7 +220,7 @@ def _picture(model: str) -> float:
     began = time.monotonic()
     while True:
         try:
-            ask(PORT, body)
+            ask(URLS["ours"], body)
             return time.monotonic() - began
         except urllib.error.HTTPError as error:
             known = error.code >= 500 or error.code == 404

@@ -18,6 +18,9 @@ from dreambooth_ray.training.failures import LastWords
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.watch import Watch
 
+# How often Ray Train's controller looks at its workers, in seconds; its own is 2.
+POLLING = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
+
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's, which does not try again what can't go better."""
@@ -33,7 +36,7 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
     say: gets a line for the person now and then
     raises: DreamBoothError with the first worker's own words, or with what is missing
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault(*POLLING)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         trainer = _make_trainer(job, cluster, run.uri if run.is_local else scratch)
