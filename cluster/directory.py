@@ -2,7 +2,8 @@
 
 local: {address: "http://10.213.1.10:8265", token_file: out/cluster/token}
 team:  {address: "https://ray.example.com", token_env: TEAM_TOKEN, ca: ca.pem,
-        price_an_hour: 12.5, code: image, image: "registry.example.com/dreambooth-ray:0.1.0"}
+        autoscaled: true, price_an_hour: 12.5, code: image,
+        image: "registry.example.com/dreambooth-ray:0.1.0"}
 """
 
 import os
@@ -31,6 +32,9 @@ class ClusterEntry(Section):
         "tree", description="send this installation's code, or take what hosts or image have"
     )
     image: str | None = Field(None, description="what the hosts run, or are to run with code=image")
+    autoscaled: bool = Field(
+        False, description="hosts come when runs ask for them: those there now are not counted"
+    )
     env: dict[str, str] = Field({}, description="environment of jobs, such as AWS_ENDPOINT_URL")
 
     @field_validator("address")

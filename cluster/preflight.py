@@ -22,6 +22,7 @@ from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.storage.store import Store
 
 _GIB = 2**30
+_BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into clusters.yaml"
 
 
 @dataclass(frozen=True)
@@ -139,19 +140,19 @@ def _cluster(config: Config, entry: ClusterEntry, needed: list[Footprint]) -> It
         if theirs and (theirs if exact else _minor(theirs)) != (ours if exact else _minor(ours)):
             text = f"the cluster at {entry.address} has {what} {theirs}, this machine {ours}; "
             yield Finding("image", text + f"give the cluster an image with {what} {ours}")
-    yield from _room(config, capacity, needed)
+    if not entry.autoscaled:
+        yield from _room(config, capacity, needed)
 
 
 def _room(config: Config, capacity: Capacity, needed: list[Footprint]) -> Iterator[Finding]:
     workers = config.cluster.span.min
     if config.cluster.gpus and capacity.gpus < workers:
         text = f"cluster.workers={workers} want a GPU each, and the cluster has {capacity.gpus:g}; "
-        yield Finding(
-            "cluster.workers", text + "lower it, set cluster.gpus=false, or add GPU hosts"
-        )
+        text += f"lower it, set cluster.gpus=false, or add GPU hosts; {_BY_ITSELF}"
+        yield Finding("cluster.workers", text)
     elif not config.cluster.gpus and capacity.cpus < workers:
         text = f"cluster.workers={workers} want a CPU each, and the cluster has {capacity.cpus:g}; "
-        yield Finding("cluster.workers", text + "lower it, or add hosts")
+        yield Finding("cluster.workers", text + f"lower it, or add hosts; {_BY_ITSELF}")
     limit = capacity.gpu_memory_bytes if config.cluster.gpus else capacity.memory_bytes
     device = "GPU" if config.cluster.gpus else "host"
     for worker in needed:

@@ -114,7 +114,7 @@ def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
     """Draw the class images that are missing; returns their store."""
     config = prepared.config
     store = Store(config.storage.uri)
-    return make_priors(order, store, config.prior, config.cluster.gpus, display.priors)
+    return make_priors(order, store, config.prior, config.cluster, display.priors)
 
 
 def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 0.0) -> None:

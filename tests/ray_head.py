@@ -22,7 +22,10 @@ class Head(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer(401, {})
         elif self.path.startswith("/nodes"):
-            raylet = {"state": "ALIVE", "resourcesTotal": {"CPU": 4.0, **self.server.gpus}}
+            raylet = {
+                "state": "ALIVE",
+                "resourcesTotal": {"CPU": self.server.cpus, **self.server.gpus},
+            }
             host = {"raylet": raylet, "mem": [self.server.memory, 0, 0, 0], "gpus": []}
             self._answer(200, {"data": {"summary": [host]}})
         elif self.path == "/api/version":
@@ -49,6 +52,7 @@ class Server(ThreadingHTTPServer):
     ray = version("ray")
     python = platform.python_version()
     memory = 64 * GIB
+    cpus = 4.0
     gpus: dict[str, float] = {}  # noqa: RUF012
 
 

@@ -40,7 +40,9 @@ class ClusterConfig(Section):
     gpus: bool = Field(False, description="one GPU for each worker and each prior actor")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before giving up")
     wait_s: float = Field(
-        900, gt=0, description="to wait for machines that the workers need and that are not there"
+        900,
+        gt=0,
+        description="to wait for machines that workers or prior actors need and that are not there",
     )
 
     @property

@@ -14,7 +14,6 @@ from dreambooth_ray.config.machines import Span
 from dreambooth_ray.data.priorset import Record
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 
-START_TIMEOUT_S = 300.0
 MOST_ERRORS = 3
 MOST_DEATHS = 10
 # A chunk that takes so many times the usual is begun by a free actor as well.
@@ -33,9 +32,11 @@ class _Task:
 class Crew:
     """Between span.min and span.max actors, as the cluster has room for them."""
 
-    def __init__(self, make: Callable[[], Any], span: Span, most: int) -> None:
-        """make(): a new actor; most: chunks there are to draw."""
-        self._make, self._least = make, min(span.min, most)
+    def __init__(
+        self, make: Callable[[], Any], span: Span, most: int, wait_s: float = 900.0
+    ) -> None:
+        """make(): a new actor; most: chunks there are to draw; wait_s: for room for the least."""
+        self._make, self._least, self._wait_s = make, min(span.min, most), wait_s
         self._tasks: dict[Any, _Task] = {}
         self._free: list[Any] = []
         self._errors: Counter[int] = Counter()
@@ -138,10 +139,11 @@ class Crew:
         drawing = any(task.number is not None for task in self._tasks.values())
         if self._joined >= self._least and (self._free or drawing):
             self._alive_s = time.monotonic()
-        if time.monotonic() - self._alive_s < START_TIMEOUT_S:
+        if time.monotonic() - self._alive_s < self._wait_s:
             return
         raise CapacityError(
             f"{self._joined} of at least {self._least} class-image actors started within "
-            f"{START_TIMEOUT_S:.0f} s; lower prior.actors, or ask for less by prior.num_cpus, "
-            f"prior.num_gpus or prior.resources. The cluster has {ray.cluster_resources()}"
+            f"cluster.wait_s={self._wait_s:g} s; lower prior.actors, or ask for less by "
+            f"prior.num_cpus, prior.num_gpus or prior.resources. The cluster has "
+            f"{ray.cluster_resources()}"
         )

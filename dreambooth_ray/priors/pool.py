@@ -62,13 +62,17 @@ def open_set(store: Store, spec: PriorSpec) -> Store:
 
 
 def make_priors(
-    order: Order, store: Store, wanted: PriorConfig, gpu: bool, on_progress: OnProgress
+    order: Order,
+    store: Store,
+    wanted: PriorConfig,
+    cluster: ClusterConfig,
+    on_progress: OnProgress,
 ) -> Store:
     """Draw what is missing until `order.count` pictures of a set count; returns its store.
 
     on_progress(done, total) is called in images. Actors that die are replaced and their
     chunk drawn again: the pictures are the same.
-    raises: DreamBoothError if chunks keep failing, CapacityError if no actor can start,
+    raises: DreamBoothError if chunks keep failing, CapacityError if too few actors start in time,
         DataError if the model repeats itself
     """
     spec, set_store = order.spec, open_set(store, order.spec)
@@ -81,7 +85,8 @@ def make_priors(
         on_progress(min(len(select(spec, records).taken), order.count), order.count)
 
     tell()
-    crew = Crew(_maker(order, set_store, wanted, gpu), wanted.span, len(todo))
+    make = _maker(order, set_store, wanted, cluster.gpus)
+    crew = Crew(make, wanted.span, len(todo), cluster.wait_s)
     try:
         while todo and not order.stop.is_set():
             for number, drawn in crew.work(todo, order.pictures):

@@ -15,9 +15,10 @@ import ray
 
 from cluster.session import session
 from dreambooth_ray.config.load import load_config
+from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config, PriorConfig
 from dreambooth_ray.diffusion.model_files import model_hash
-from dreambooth_ray.errors import DataError
+from dreambooth_ray.errors import CapacityError, DataError
 from dreambooth_ray.priors.inventory import verify
 from dreambooth_ray.priors.plan import PriorSpec, select
 from dreambooth_ray.priors.pool import Order, committed_chunks, make_priors
@@ -43,7 +44,11 @@ def draw(
 ) -> Store:
     wanted = PriorConfig(actors=actors)
     return make_priors(
-        order, Store(str(storage)), wanted, False, on_progress or (lambda done, total: None)
+        order,
+        Store(str(storage)),
+        wanted,
+        ClusterConfig(),
+        on_progress or (lambda done, total: None),
     )
 
 
@@ -105,6 +110,15 @@ def test_a_model_that_repeats_itself_is_named(
     order = Order(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
     with pytest.raises(DataError, match=r"only 1 of 8 .*prior\.prompt"):
         draw(tmp_path, order, 1)
+
+
+def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
+    config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
+) -> None:
+    wanted = PriorConfig(actors=1, resources={"nowhere": 1.0})
+    order, store = Order(spec, 4, toy_model), Store(str(tmp_path))
+    with pytest.raises(CapacityError, match=r"0 of at least 1 .* within cluster\.wait_s=1 s"):
+        make_priors(order, store, wanted, ClusterConfig(wait_s=1.0), lambda done, total: None)
 
 
 @pytest.mark.fault

@@ -141,6 +141,18 @@ def test_too_few_gpus_are_found(photos: Path, tmp_path: Path, head: Server) -> N
     ]
 
 
+def test_hosts_of_a_cluster_that_adds_them_by_itself_are_not_counted(
+    photos: Path, tmp_path: Path, head: Server
+) -> None:
+    head.cpus, head.memory = 0.0, 64 * 2**20
+    given = make(photos, tmp_path)
+    fatal = [f for f in preflight(given, entry(head)) if f.fatal]
+    assert "autoscaled: true" in next(f.text for f in fatal if f.key == "cluster.workers")
+    assert keys(preflight(given, entry(head, autoscaled=True))) == []
+    with_gpus = make(photos, tmp_path, "cluster.gpus=true")
+    assert keys(preflight(with_gpus, entry(head, autoscaled=True))) == []
+
+
 def test_a_refused_token_is_found(config: Config, head: Server) -> None:
     assert keys(preflight(config, entry(head, token="wrong"))) == ["token"]
 
