@@ -16,5 +16,5 @@ def test_only_cases_below_their_bar_are_explained() -> None:
         {"case": "ceiling", "bar": None, "ratio": {"median": 1.7}},
     ]
     (why,) = below(cases, {"weak": 1.5, "ceiling": 1.7})
-    assert why.startswith("weak: 1.50 of 1.85") and "1.70" in why
+    assert why.startswith("weak: 1.50 of 1.85") and "1.70" in why and "12% of it" in why
     assert below(cases, {"weak": 1.5}) == []
