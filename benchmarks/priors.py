@@ -104,7 +104,8 @@ class Pool:
         pids = ray.get([painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters])
         self._processes = [psutil.Process(pid) for pid in pids]
         made: Iterator[Any] = iter(painters)
-        self._crew = Crew(lambda: next(made), Span(min=actors, max=actors), actors)
+        span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
+        self._crew = Crew(lambda: next(made), span, actors, wait_s)
         self._next = 0
 
     def draw(self, chunks: int) -> Spent:

@@ -23,6 +23,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from fastapi import FastAPI
 
+from benchmarks.callers import GENERATE
 from dreambooth_ray.diffusion.components import load_pipeline
 from dreambooth_ray.diffusion.model_files import model_directory
 
@@ -44,7 +45,7 @@ async def _load(_: FastAPI) -> Any:
 app = FastAPI(lifespan=_load)
 
 
-@app.post("/v1/images/generations")
+@app.post(GENERATE)
 async def generate(body: dict[str, Any]) -> dict[str, Any]:
     """One picture."""
     async with _one_at_a_time:

@@ -32,9 +32,7 @@ class _Task:
 class Crew:
     """Between span.min and span.max actors, as the cluster has room for them."""
 
-    def __init__(
-        self, make: Callable[[], Any], span: Span, most: int, wait_s: float = 900.0
-    ) -> None:
+    def __init__(self, make: Callable[[], Any], span: Span, most: int, wait_s: float) -> None:
         """make(): a new actor; most: chunks there are to draw; wait_s: for room for the least."""
         self._make, self._least, self._wait_s = make, min(span.min, most), wait_s
         self._tasks: dict[Any, _Task] = {}

@@ -3,7 +3,6 @@
 Its provider is the one that Ray tests the autoscaler with: hosts are raylets of this machine.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
 
@@ -25,7 +23,7 @@ from cluster.directory import find_cluster
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
-from tests.integration.conftest import SMALL, dreambooth
+from tests.integration.conftest import SMALL, dreambooth, kill_tree
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
@@ -80,17 +78,13 @@ def head(folder: Path, ray_folder: str) -> Iterator[tuple[str, str]]:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_TMPDIR": ray_folder,
     }  # fmt: skip
     with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-    process = psutil.Process(started.pid)
+        started = subprocess.Popen(
+            command, stdout=log, stderr=log, text=True, env=os.environ | environment
+        )
     try:
         yield f"http://127.0.0.1:{port}", token
     finally:
-        tree = [process, *process.children(recursive=True)]
-        for one in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(tree, timeout=30)
-        started.wait()
+        kill_tree(started)
 
 
 def hosts(dashboard: Dashboard) -> int:
