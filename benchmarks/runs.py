@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from benchmarks import entry
 from benchmarks.measure import Spent
@@ -29,8 +29,8 @@ from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
-from dreambooth_ray.training.driver import POLLING
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.trainer import POLLING, Trainer
 
 ENDLESS = 1_000_000
 
@@ -84,11 +84,12 @@ def _side_px(model: str) -> int:
 
 def _trainer(
     settings: dict[str, Any], config: Config, run: Store, allocator: Mapping[str, str]
-) -> TorchTrainer:
+) -> Trainer:
     """As the product's driver makes it, on CPUs."""
     os.environ.setdefault(*POLLING)
-    return TorchTrainer(
+    return Trainer(
         entry.train,
+        alone=config.cluster.ray_address is None,
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=config.cluster.workers),
         torch_config=TorchConfig(backend="gloo"),

@@ -31,8 +31,7 @@ def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
     processes: that are to run at once where a local Ray is started
     """
     check_cluster(cluster)
-    # Inside of a job of a cluster, that cluster is meant.
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.ray_address
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
 

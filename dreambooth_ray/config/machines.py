@@ -1,5 +1,6 @@
 """The sections that say where a run works and what it keeps there."""
 
+import os
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -44,6 +45,11 @@ class ClusterConfig(Section):
         gt=0,
         description="to wait for machines that workers or prior actors need and that are not there",
     )
+
+    @property
+    def ray_address(self) -> str | None:
+        """address, or that of the cluster whose job this process is; None: a local Ray."""
+        return self.address or os.environ.get("RAY_ADDRESS")
 
     @property
     def span(self) -> Span:

@@ -7,27 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.failures import LastWords
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.trainer import POLLING, Trainer
 from dreambooth_ray.training.watch import Watch
-
-# How often Ray Train's controller looks at its workers, in seconds; its own is 2.
-POLLING = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, which does not try again what can't go better."""
-
-    def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        settings["failure_policy"] = LastWords(settings["failure_policy"])
-        return super()._initialize_and_run_controller(**settings)
 
 
 def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], None] = print) -> None:
@@ -60,7 +49,7 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
                 )
 
 
-def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> TorchTrainer:
+def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
     options = settings.pop("storage_options")
@@ -73,8 +62,9 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> TorchT
         train_worker(Job(**settings, storage_options=options))
 
     span = cluster.span
-    return _Trainer(
+    return Trainer(
         work,
+        alone=cluster.ray_address is None,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=span.max if span.min == span.max else (span.min, span.max),

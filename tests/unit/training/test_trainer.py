@@ -1,0 +1,68 @@
+"""What of Ray Train's helpers a run goes without; the names are held against Ray's own."""
+
+from typing import Any
+
+import pytest
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    create_scaling_policy,
+)
+
+from dreambooth_ray.training.failures import LastWords
+from dreambooth_ray.training.trainer import Trainer
+
+DATASETS, CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
+
+
+def helpers(trainer: Any) -> set[str]:
+    return {type(one).__name__ for one in trainer._create_default_callbacks()}
+
+
+def work() -> None:
+    """Never called here."""
+
+
+@pytest.mark.parametrize(("alone", "dropped"), [(True, {DATASETS, CLEANER}), (False, {DATASETS})])
+def test_drops_the_helpers_it_has_no_use_for(alone: bool, dropped: set[str]) -> None:
+    theirs = helpers(TorchTrainer(work))
+    assert {DATASETS, CLEANER} <= theirs
+    assert helpers(Trainer(work, alone=alone)) == theirs - dropped
+
+
+def policies(
+    monkeypatch: pytest.MonkeyPatch, alone: bool, workers: int | tuple[int, int]
+) -> dict[str, Any]:
+    """What the controller would be given."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        TorchTrainer, "_initialize_and_run_controller", lambda _, **settings: given.update(settings)
+    )
+    scaling = ScalingConfig(num_workers=workers)
+    Trainer(work, alone=alone, scaling_config=scaling)._initialize_and_run_controller(
+        scaling_policy=create_scaling_policy(scaling),
+        failure_policy=create_failure_policy(FailureConfig()),
+    )
+    return given
+
+
+def test_alone_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = policies(monkeypatch, True, 2)
+    policy = given["scaling_policy"]
+    # Without a client it can't ask, and no actor is started that would be asked.
+    policy.after_controller_start(None)
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
+    assert policy._coordinator_client is None
+    assert isinstance(given["failure_policy"], LastWords)
+
+
+@pytest.mark.parametrize(("alone", "workers"), [(False, 2), (True, (1, 2)), (False, (1, 2))])
+def test_leaves_other_policies_alone(
+    monkeypatch: pytest.MonkeyPatch, alone: bool, workers: int | tuple[int, int]
+) -> None:
+    given = policies(monkeypatch, alone, workers)
+    policy = type(given["scaling_policy"])
+    assert policy.__module__.startswith("ray.")
+    assert (policy is FixedScalingPolicy) == (workers == 2)
