@@ -26,6 +26,8 @@ from dreambooth_ray.errors import ConfigError
 
 WARM_UP, STEPS, SECONDS, RATE = 10, 160, 15, 100
 THREAD = "TrainingThread"
+# Until it is told to go on, which no training does.
+WAITS = "Gate.on_train_batch_start"
 # The first whose function stands in a stack is what the sample counts for.
 PHASES = {
     "backward": ("_engine_run_backward",),
@@ -43,7 +45,7 @@ def shares(raw: str) -> dict[str, float]:
     found: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, count = line.rsplit(" ", 1)
-        if THREAD in stack:
+        if THREAD in stack and WAITS not in stack:
             found[_phase(stack)] += int(count)
     whole = found.total()
     return {name: round(count / whole, 4) for name, count in found.most_common()}
