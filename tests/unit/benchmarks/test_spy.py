@@ -8,7 +8,8 @@ thread (1): TrainingThread;Trainer.fit (a.py:1);DreamBoothModule.training_step (
 UNet2DConditionModel.forward (c.py:1) 30
 thread (1): TrainingThread;Trainer.fit (a.py:1);_engine_run_backward (d.py:1) 40
 thread (1): TrainingThread;Trainer.fit (a.py:1) 20
-thread (1): TrainingThread;Trainer.fit (a.py:1);Gate.on_train_batch_start (gate.py:38);get (e.py:1) 90
+thread (1): TrainingThread;Trainer.fit (a.py:1);\
+Gate.on_train_batch_start (gate.py:38);get (e.py:1) 90
 thread (2): Other;DreamBoothModule.training_step (b.py:1) 50
 """
 
