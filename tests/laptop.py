@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster.local import CLUSTERS, LocalCluster
 from cluster.object_store import BUCKET
 from tests.integration.conftest import DREAMBOOTH
+from tests.object_store import pointed_at
 
 RUNS = f"s3://{BUCKET}/runs"
 
@@ -43,15 +44,9 @@ def laptop_and_cluster(photos: Path, hosts: int = 3, cpus: int = 2) -> Iterator[
     own = home / f"photos-{os.getpid()}"
     shutil.copytree(photos, own)
     cluster = LocalCluster.up(folder, hosts, cpus, s3=True)
-    before = {key: os.environ.get(key) for key in cluster.s3_environment}
-    os.environ.update(cluster.s3_environment)
     try:
-        yield Laptop(cluster, own)
+        with pointed_at(cluster.s3_environment):
+            yield Laptop(cluster, own)
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
         cluster.down()
         shutil.rmtree(own)

@@ -14,6 +14,7 @@ from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
 from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
@@ -77,9 +78,7 @@ PHASES = 7
 @pytest.fixture(scope="module")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     server = Seaweed(tmp_path_factory.mktemp("seaweed") / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with pointed_at(server.environment):
         server.start()
         yield server
         server.kill()

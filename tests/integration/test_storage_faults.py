@@ -19,6 +19,7 @@ from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.journal import read_metrics
 from tests.integration.conftest import SMALL, Background, dreambooth, kill_tree, start_dreambooth
 from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
 
 STRATEGIES = {
     "ddp": ["train.strategy=ddp"],
@@ -39,10 +40,9 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 @pytest.fixture
-def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
-    return seaweed.make_bucket("runs")
+def bucket(seaweed: Seaweed) -> Iterator[str]:
+    with pointed_at(seaweed.environment):
+        yield seaweed.make_bucket("runs")
 
 
 def train(bucket: str, photos: Path, cwd: Path, *overrides: str) -> tuple[Background, Store]:
