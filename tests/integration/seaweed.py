@@ -71,7 +71,7 @@ class Seaweed:
                     f"-dir={self.folder}", f"-master.port={ports['master']}",
                     f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", "-s3",
                     f"-s3.port={ports['s3']}", f"-s3.config={self.folder / 'keys.json'}",
-                    "-master.volumeSizeLimitMB=64", "-volume.max=60",
+                    "-master.volumeSizeLimitMB=64", "-volume.max=400",
                 ],
                 stdout=log, stderr=log,
             )  # fmt: skip
