@@ -3,7 +3,6 @@
 They are what `dreambooth train` makes: Ray Train's worker, Lightning, tracking.
 """
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.trainer import POLLING, Trainer
+from dreambooth_ray.training.trainer import Trainer
 
 ENDLESS = 1_000_000
 
@@ -86,10 +85,9 @@ def _trainer(
     settings: dict[str, Any], config: Config, run: Store, allocator: Mapping[str, str]
 ) -> Trainer:
     """As the product's driver makes it, on CPUs."""
-    os.environ.setdefault(*POLLING)
     return Trainer(
         entry.train,
-        alone=config.cluster.ray_address is None,
+        cluster=config.cluster,
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=config.cluster.workers),
         torch_config=TorchConfig(backend="gloo"),

@@ -1,6 +1,5 @@
 """Launching the training workers through Ray Train."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.trainer import POLLING, Trainer
+from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.watch import Watch
 
 
@@ -25,7 +24,6 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
     say: gets a line for the person now and then
     raises: DreamBoothError with the first worker's own words, or with what is missing
     """
-    os.environ.setdefault(*POLLING)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         trainer = _make_trainer(job, cluster, run.uri if run.is_local else scratch)
@@ -64,7 +62,7 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Traine
     span = cluster.span
     return Trainer(
         work,
-        alone=cluster.ray_address is None,
+        cluster=cluster,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=span.max if span.min == span.max else (span.min, span.max),

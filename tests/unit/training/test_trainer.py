@@ -11,6 +11,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     create_scaling_policy,
 )
 
+from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.training.failures import LastWords
 from dreambooth_ray.training.trainer import Trainer
 
@@ -21,6 +22,15 @@ def helpers(trainer: Any) -> set[str]:
     return {type(one).__name__ for one in trainer._create_default_callbacks()}
 
 
+@pytest.fixture(autouse=True)
+def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def cluster(alone: bool) -> ClusterConfig:
+    return ClusterConfig(address=None if alone else "10.0.0.1:6379")
+
+
 def work() -> None:
     """Never called here."""
 
@@ -29,7 +39,7 @@ def work() -> None:
 def test_drops_the_helpers_it_has_no_use_for(alone: bool, dropped: set[str]) -> None:
     theirs = helpers(TorchTrainer(work))
     assert {DATASETS, CLEANER} <= theirs
-    assert helpers(Trainer(work, alone=alone)) == theirs - dropped
+    assert helpers(Trainer(work, cluster=cluster(alone))) == theirs - dropped
 
 
 def policies(
@@ -41,7 +51,7 @@ def policies(
         TorchTrainer, "_initialize_and_run_controller", lambda _, **settings: given.update(settings)
     )
     scaling = ScalingConfig(num_workers=workers)
-    Trainer(work, alone=alone, scaling_config=scaling)._initialize_and_run_controller(
+    Trainer(work, cluster=cluster(alone), scaling_config=scaling)._initialize_and_run_controller(
         scaling_policy=create_scaling_policy(scaling),
         failure_policy=create_failure_policy(FailureConfig()),
     )
