@@ -27,10 +27,15 @@ def conditions() -> dict[str, Any]:
         "device": device_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_average": load_average(),
         "environment": environment(),
         **commit(),
     }
+
+
+def load_average() -> list[float]:
+    """Of the last 1, 5 and 15 minutes."""
+    return [round(x, 2) for x in os.getloadavg()]
 
 
 def environment() -> dict[str, str]:

@@ -61,18 +61,20 @@ class Drawer:
 
 
 def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
-    """One pass of a data set; from the first picture begun to the last one done."""
+    """One pass of a data set; from the first picture begun to the last one done.
+
+    Actors come and go with every pass; what is left of them is waited for before the next turn.
+    """
     seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
     rows = seeds.map_batches(
         Drawer, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
     ).take_all()  # fmt: skip
-    settle()
     return Spent(max(row["done"] for row in rows) - min(row["began"] for row in rows))
 
 
 def settle(limit_s: float = 10.0) -> None:
-    """Wait until the machine has little to do: Ray Data's actors come and go with every pass."""
+    """Wait until the machine has little to do."""
     began = time.monotonic()
     while time.monotonic() - began < limit_s:
         before, since = _idle_s(), time.monotonic()
@@ -88,7 +90,7 @@ def _idle_s() -> float:
 
 
 class Pool:
-    """Our pool, its actors started and kept from turn to turn; every turn draws new chunks."""
+    """Our pool, its actors kept from turn to turn; every turn draws new chunks."""
 
     def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
         directory = model_directory(setting.model)
@@ -101,12 +103,16 @@ class Pool:
         store = open_set(Store(str(folder)), spec)
         remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(Painter)
         painters = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
-        pids = ray.get([painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters])
-        self._processes = [psutil.Process(pid) for pid in pids]
+        self._pids = [painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters]
+        self._processes = list[psutil.Process]()
         made: Iterator[Any] = iter(painters)
         span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
         self._crew = Crew(lambda: next(made), span, actors, wait_s)
         self._next = 0
+
+    def ready(self) -> None:
+        """Wait until the actors have loaded their model."""
+        self._processes = [psutil.Process(pid) for pid in ray.get(self._pids)]
 
     def draw(self, chunks: int) -> Spent:
         """So many chunks, committed."""
@@ -127,7 +133,7 @@ class Pool:
 
 def measure(setting: Setting) -> dict[str, Any]:
     """The largest number of actors against one, and against as many of Ray Data's."""
-    steps, actors = setting.pick(8, 25), max(setting.workers)
+    steps, actors = setting.pick(6, 25), max(setting.workers)
     pairs, chunks = setting.pick(1, 6), setting.pick(2, 4) * actors
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
@@ -136,6 +142,13 @@ def measure(setting: Setting) -> dict[str, Any]:
         ray.data.DataContext.get_current().enable_progress_bars = False
         many = Pool(setting, steps, Path(name) / "many", actors)
         one = Pool(setting, steps, Path(name) / "one", 1)
+        many.ready()
+        one.ready()
+
+        def settled() -> Spent:
+            settle()
+            return many.draw(chunks)
+
         alone = Case("actors against one", "one_worker", CHUNK * chunks // actors, "images")
         cases = [
             compare(
@@ -145,11 +158,11 @@ def measure(setting: Setting) -> dict[str, Any]:
                 ),
                 lambda: many.draw(chunks),
                 lambda: one.draw(chunks // actors),
-                setting.pick(3, 12),
+                setting.pick(2, 12),
             ),
             compare(
                 Case("as many actors of Ray Data", "ray_data", CHUNK * chunks, "images"),
-                lambda: many.draw(chunks),
+                settled,
                 lambda: with_ray_data(setting.model, steps, chunks, actors),
                 pairs,
                 warmups=0,

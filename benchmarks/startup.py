@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,23 @@ DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Submitting, a replica, subjects; a smoke profile submits once and has no bar."""
+    """Submitting, a replica, subjects.
+
+    A smoke profile submits once, without class images, and has no bar.
+    """
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        first, *later = _submit(Path(name), setting.pick(1, 4))
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        replicas, cold, warm = _serve(Path(name) / "storage", setting.model, setting.pick(1, 3))
-    cases = [_submitted("a cluster's first run, with its class images", [first])]
+    class_images = setting.pick(0, 8)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name, ExitStack() as head:
+        folder, storage = Path(name), Path(name) / "served"
+        clusters = head.enter_context(_head(folder))
+        # What replicas need comes up beside the head, and waits while runs are submitted.
+        with connection(ClusterConfig(), 4):
+            served = list(make_subjects(storage, setting.model))[: setting.pick(2, 4)]
+            first, *later = _submit(folder, clusters, class_images, setting.pick(1, 4))
+            head.close()
+            replicas, cold, warm = _serve(storage, setting.model, served, setting.pick(1, 3))
+    found = "with its class images" if class_images else "without class images"
+    cases = [_submitted(f"a cluster's first run, {found}", [first])]
     if later:
         cases.append(_submitted("class images made before", later, FIRST_STEP_BAR_S))
     return {
@@ -68,7 +78,8 @@ def measure(setting: Setting) -> dict[str, Any]:
             case("a known subject's picture", warm),
         ],
         "configuration": {
-            "workers": 1, "preflight": True, "code": "tree", "picture": "2 steps of the toy world",
+            "workers": 1, "preflight": True, "code": "tree", "class_images": class_images,
+            "picture": "2 steps of the toy world",
         },
     }  # fmt: skip
 
@@ -94,7 +105,7 @@ def _submitted(name: str, starts: list[Start], bar_s: float | None = None) -> di
     return found | {"until_s": medians}
 
 
-def _submit(folder: Path, times: int) -> list[Start]:
+def _submit(folder: Path, clusters: Path, class_images: int, times: int) -> list[Start]:
     """Seconds from the command's start to the first step in the run's journal, and to what is
     before it, by run.
 
@@ -102,47 +113,54 @@ def _submit(folder: Path, times: int) -> list[Start]:
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     storage, starts = Store(str(folder / "storage")), list[Start]()
-    with _head(folder) as clusters:
-        for k in range(times):
-            if k:
-                _wait(partial(is_finished, storage.sub(layout.run(f"run-{k - 1}"))))
-            run = storage.sub(layout.run(f"run-{k}"))
-            began, today = time.monotonic(), time.time()
-            subprocess.run(
-                [
-                    DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
-                    "--clusters", str(clusters), f"subject.photos={folder / 'photos'}",
-                    f"storage.uri={storage.uri}", f"run_id=run-{k}", "prior.count=8",
-                    "prior.num_inference_steps=4", "train.steps=30", "sample.every=0",
-                    "cluster.workers=1",
-                ],
-                check=True, capture_output=True, cwd=folder,
-            )  # fmt: skip
-            _wait(partial(read_metrics, run))
-            seconds = time.monotonic() - began
-            starts.append((seconds, {name: at - today for name, at in _traces(run)}))
-            print(f"first step after {seconds:.2f} s", starts[-1][1], file=sys.stderr)
+    _wait(partial(_has_room, Dashboard(find_cluster("bench", clusters))))
+    for k in range(times):
+        if k:
+            _wait(partial(is_finished, storage.sub(layout.run(f"run-{k - 1}"))))
+        run = storage.sub(layout.run(f"run-{k}"))
+        began, today = time.monotonic(), time.time()
+        done = subprocess.run(
+            [
+                DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
+                "--clusters", str(clusters), f"subject.photos={folder / 'photos'}",
+                f"storage.uri={storage.uri}", f"run_id=run-{k}", f"prior.count={class_images}",
+                "prior.num_inference_steps=4", "train.steps=30", "sample.every=0",
+                "cluster.workers=1",
+            ],
+            check=False, capture_output=True, text=True, cwd=folder,
+        )  # fmt: skip
+        if done.returncode:
+            raise DreamBoothError(f"dreambooth submit ended with {done.returncode}: {done.stderr}")
+        _wait(partial(read_metrics, run))
+        seconds = time.monotonic() - began
+        starts.append((seconds, {name: at - today for name, at in _traces(run)}))
+        print(f"first step after {seconds:.2f} s", starts[-1][1], file=sys.stderr)
     return starts
 
 
 def _traces(run: Store) -> Iterator[tuple[str, float]]:
-    """What a start leaves in its run one after the other, and when, in seconds of the epoch."""
+    """What a start leaves in its run one after the other, and when, in seconds of the epoch.
+
+    A run without class images writes down no use of any.
+    """
     for name, file in (
         ("preflight done, the run written down", layout.CONFIG),
         ("the job's process up, inputs looked at", layout.PRIOR_USE),
         ("Ray Train's controller up", f"{layout.RAY_TRAIN}/.validate_storage_marker"),
     ):
-        yield name, run.local_path(file).stat().st_mtime
+        with contextlib.suppress(FileNotFoundError):
+            yield name, run.local_path(file).stat().st_mtime
 
 
 @contextmanager
 def _head(folder: Path) -> Iterator[Path]:
-    """A Ray head with its Jobs API; yields the file that names it."""
-    gcs, jobs, client = (_free_port() for _ in range(3))
+    """A Ray head with its Jobs API, coming up; yields the file that names it."""
+    gcs, jobs, client, agent = (_free_port() for _ in range(4))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
         f"--port={gcs}", f"--dashboard-port={jobs}", f"--ray-client-server-port={client}",
-        "--dashboard-host=127.0.0.1", "--num-cpus=4",
+        # Its usual port may be another Ray's of this machine: the head would take no jobs.
+        f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", "--num-cpus=4",
         "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
     address, file = f"http://127.0.0.1:{jobs}", folder / "clusters.yaml"
@@ -155,8 +173,6 @@ def _head(folder: Path) -> Iterator[Path]:
         started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
     process = psutil.Process(started.pid)
     try:
-        dashboard = Dashboard(find_cluster("bench", file))
-        _wait(partial(_has_room, dashboard))
         yield file
     finally:
         tree = [process, *process.children(recursive=True)]
@@ -167,9 +183,10 @@ def _head(folder: Path) -> Iterator[Path]:
         started.wait()
 
 
-def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[float], list[float]]:
+def _serve(
+    storage: Path, model: str, names: list[str], times: int
+) -> tuple[list[float], list[float], list[float]]:
     """Seconds to a new replica's first picture, and to subjects' first and second ones."""
-    names = list(make_subjects(storage, model))
     given = {
         "storage": {"uri": str(storage)},
         "models": {"base": model},
@@ -177,18 +194,17 @@ def _serve(storage: Path, model: str, times: int) -> tuple[list[float], list[flo
     }
     config = ServeConfig.model_validate(given)
     replicas, cold, warm = list[float](), list[float](), list[float]()
-    with connection(ClusterConfig(), 4):
-        for k in range(times):
-            if k:
-                ray.serve.shutdown()
-            ray.serve.start(http_options={"port": PORT})
-            began = time.monotonic()
-            ray.serve.run(build(config), name="dreambooth")
-            _picture("base")
-            replicas.append(time.monotonic() - began)
-            for name in names:
-                cold.append(_picture(name))
-                warm.append(_picture(name))
+    for k in range(times):
+        if k:
+            ray.serve.shutdown()
+        ray.serve.start(http_options={"port": PORT})
+        began = time.monotonic()
+        ray.serve.run(build(config), name="dreambooth")
+        _picture("base")
+        replicas.append(time.monotonic() - began)
+        for name in names:
+            cold.append(_picture(name))
+            warm.append(_picture(name))
     return replicas, cold, warm
 
 

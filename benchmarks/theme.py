@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from benchmarks.ceiling import ceilings
-from benchmarks.conditions import conditions
+from benchmarks.conditions import conditions, load_average
 from benchmarks.names import THEMES
 from dreambooth_ray.errors import ConfigError
 
@@ -59,7 +59,7 @@ def run(theme: str, setting: Setting) -> dict[str, Any]:
         "setting": asdict(setting),
         "ceilings": ceilings(),
         "conditions": before,
-        "load_average_after": conditions()["load_average"],
+        "load_average_after": load_average(),
     }
 
 
