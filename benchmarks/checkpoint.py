@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.class_images import draw_class_images
 from benchmarks.measure import Case, clocked, compare, quantiles
 from benchmarks.recovery import recovery
 from benchmarks.theme import Setting
@@ -33,8 +34,6 @@ from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.diffusion.model_files import model_directory, model_hash
-from dreambooth_ray.priors.painter import Painter
-from dreambooth_ray.priors.pool import open_set
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -60,16 +59,6 @@ class Ended(pl.Callback):
         self.at_s = time.perf_counter()
 
 
-def draw_class_images(prepared: pipeline.Prepared) -> PriorSet:
-    """A set of class images, drawn here."""
-    order = pipeline.order_priors(prepared, CLASS_IMAGES)
-    store = open_set(Store(prepared.config.storage.uri), order.spec)
-    painter = Painter(str(order.directory), store.uri, order.spec, gpu=False)
-    for number in range(CLASS_IMAGES // order.spec.chunk_size + 1):
-        painter.paint(number)
-    return PriorSet(store, CLASS_IMAGES)
-
-
 def measure(setting: Setting) -> dict[str, Any]:
     """Wait and upload of both methods, in smoke profile of one, and a recovery."""
     warnings.filterwarnings("ignore")
@@ -84,7 +73,11 @@ def measure(setting: Setting) -> dict[str, Any]:
             cases.append(_upload(method, storage, folder, setting.pick(3, 9)))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         storage = elsewhere or str(Path(name) / "storage")
-        cases.append(recovery(Path(name), storage, setting.pick(1, 3), setting.pick(1, 2)))
+        cases.append(
+            recovery(
+                Path(name), storage, setting.pick(1, 3), setting.pick(1, 2), setting.pick(0, 8)
+            )
+        )
     return {
         "headline": {"without_waiting": cases[0]["case"]},
         "cases": cases,
@@ -105,11 +98,11 @@ def _training(method: str, every: int, steps: int, storage: str, folder: Path) -
     ]  # fmt: skip
     config = load_config("toy-robot.yaml", given)
     directory = model_directory(config.model.uri)
-    priors = draw_class_images(pipeline.Prepared(config, directory))
+    order, drawn = draw_class_images(pipeline.Prepared(config, directory))
     parts = load_components(directory)
     apply_method(config, parts)
     trained = [split(config, read_configured(config, s))[0] for s in config.all_subjects]
-    corpus = Corpus(config, parts, trained, priors, (0, 1))
+    corpus = Corpus(config, parts, trained, PriorSet(drawn, order.count), (0, 1))
     run = Store(storage).sub(layout.run(method))
     tracking, ended = Tracking(run, config, 0), Ended()
     saving = Checkpointing(run, config, tracking, Place(0, 0, 0, 1), _about(config, directory))

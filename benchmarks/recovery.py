@@ -24,14 +24,19 @@ from dreambooth_ray.training.journal import read_metrics
 EVERY, LIMIT_S = 20, 240.0
 
 
-def recovery(folder: Path, storage: str, kills: int, count: int) -> dict[str, Any]:
+def recovery(
+    folder: Path, storage: str, kills: int, count: int, class_images: int
+) -> dict[str, Any]:
     """Seconds from SIGKILL to the first step that the run had not made before, by kill.
 
     count: of workers, of which one is killed
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     run, seconds, again = Store(storage).sub(layout.run("killed")), [], []
-    keys = ["train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}"]
+    keys = [
+        "train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}",
+        f"prior.count={class_images}",
+    ]  # fmt: skip
     with training(folder, storage, "killed", *keys) as process:
         for _ in range(kills):
             before = (committed_steps(run) or [0])[-1]

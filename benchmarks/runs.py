@@ -15,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from benchmarks import entry
+from benchmarks.class_images import draw_class_images
 from benchmarks.measure import Spent
 from benchmarks.theme import Setting
 from benchmarks.turnstile import Turnstile
@@ -125,8 +126,7 @@ def running(config: Config, allocator: Mapping[str, str] = ALLOCATOR) -> Iterato
     """
     prepared = pipeline.prepare(config, Silent())
     run = open_run(config)
-    order = pipeline.order_priors(prepared, config.prior.count)
-    priors = pipeline.draw_priors(prepared, order, Silent())
+    order, priors = draw_class_images(prepared)
     job = Job(
         dump_config(config),
         run.uri,

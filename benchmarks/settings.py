@@ -58,7 +58,6 @@ def measure(setting: Setting) -> dict[str, Any]:
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
         with running(config) as defaults:
-            defaults.ready()
             side_px = config.train.resolution
             cases = [
                 _against(name, Path(folder), setting, defaults, passes, pairs, side_px)
@@ -90,4 +89,5 @@ def _against(
     )  # fmt: skip
     with running(config) as run:
         run.ready()
+        defaults.ready()
         return compare(case, partial(run.steps, passes), partial(defaults.steps, passes), pairs)

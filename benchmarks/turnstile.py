@@ -11,6 +11,7 @@ class Turnstile:
     def __init__(self) -> None:
         self._grants: asyncio.Queue[int] = asyncio.Queue()
         self._spent: asyncio.Queue[Spent | None] = asyncio.Queue()
+        self._is_ready = False
 
     async def arrive(self, spent: Spent | None) -> int:
         """By the run: hand over what the last turn took; returns steps of the next, 0 to end."""
@@ -18,8 +19,10 @@ class Turnstile:
         return await self._grants.get()
 
     async def ready(self) -> None:
-        """Wait until the run is before its first step."""
-        await self._spent.get()
+        """Wait until the run is before its first step; a run that was there is ready."""
+        if not self._is_ready:
+            await self._spent.get()
+        self._is_ready = True
 
     async def turn(self, steps: int) -> Spent:
         """Let it take `steps` and tell what they took."""
