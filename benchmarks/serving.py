@@ -68,7 +68,6 @@ def measure(setting: Setting) -> dict[str, Any]:
             if full:
                 bench.open_loop(15)
                 bench.previews(5)
-            ray.serve.shutdown()
         receipts = check(answers, bundles, setting.model, None if full else 3)
     cases = bench.cases()
     found: dict[str, Any] = {"cases": cases}
