@@ -51,7 +51,7 @@ class Runs:
         about = Case(
             name, "one_worker", images[1] * self.steps, "images", bar, images[0] * self.steps
         )
-        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(2, 7))
+        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(3, 7))
 
 
 def steps_a_turn(setting: Setting) -> int:
