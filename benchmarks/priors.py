@@ -28,7 +28,7 @@ from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.model_files import model_directory, model_hash
 from dreambooth_ray.priors.crew import Crew
-from dreambooth_ray.priors.painter import Painter
+from dreambooth_ray.priors.easel import Easel
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import open_set
 from dreambooth_ray.storage.store import Store
@@ -101,7 +101,7 @@ class Pool:
             int(settings.sample_size) * parts.latent_factor, 0, CHUNK,
         )  # fmt: skip
         store = open_set(Store(str(folder)), spec)
-        remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(Painter)
+        remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(Easel)
         painters = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
         self._pids = [painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters]
         self._processes = list[psutil.Process]()

@@ -14,6 +14,7 @@ import typer
 from cluster import job_verbs
 from cluster.local_verbs import app as local_cluster
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.imports import large_imports
 from dreambooth_ray.verbs import bench, doctor, evaluate, export, identifier, priors, serve
 
 if TYPE_CHECKING:
@@ -112,9 +113,10 @@ def resume(
 
 
 def _train(config: "Config", force: bool) -> None:
-    from cluster.session import check_address, session
-    from dreambooth_ray import pipeline, runs
-    from dreambooth_ray.display import TrainingDisplay
+    with large_imports():
+        from cluster.session import check_address, session
+        from dreambooth_ray import pipeline, runs
+        from dreambooth_ray.display import TrainingDisplay
 
     display = TrainingDisplay()
     check_address(config)
@@ -147,9 +149,10 @@ def generate(
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
 ) -> None:
     """Draw pictures with a trained subject; prints their paths."""
-    from dreambooth_ray.display import Stage
-    from dreambooth_ray.generate import generate as draw_files
-    from dreambooth_ray.generate import parse_size
+    with large_imports():
+        from dreambooth_ray.display import Stage
+        from dreambooth_ray.generate import generate as draw_files
+        from dreambooth_ray.generate import parse_size
 
     paths = draw_files(
         model,

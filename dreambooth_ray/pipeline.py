@@ -23,6 +23,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import identifier_warning, read_configured, split
 from dreambooth_ray.diffusion.model_files import check_resolution, model_directory, model_hash
 from dreambooth_ray.diffusion.suitability import check_method
+from dreambooth_ray.imports import large_imports
 from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import Order, has_room, make_priors, open_set
@@ -137,7 +138,8 @@ def _train(prepared: Prepared, run: Store, display: Display) -> None:
                 at = (committed_steps(run)[-1:] or [0])[0]
                 display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
                 return
-    from dreambooth_ray.export.bundle import export_bundle
+    with large_imports():
+        from dreambooth_ray.export.bundle import export_bundle
 
     export_bundle(config, prepared.directory, run)
 

@@ -1,4 +1,10 @@
-"""A process that draws: engines and their models, told what to do in plain data. No HTTP."""
+"""A process that draws: engines and their models, told what to do in plain data. No HTTP.
+
+What draws takes seconds to import, and is by the replica itself: who deploys the endpoint has no
+use for it.
+"""
+
+# ruff: noqa: PLC0415
 
 import asyncio
 import os
@@ -9,15 +15,13 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.request import Request
-from dreambooth_ray.diffusion.ticket import Drawn, Ticket
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, StorageError
+from dreambooth_ray.imports import large_imports
 from serve.drawing import (
     Artifact,
     Drawing,
@@ -29,7 +33,12 @@ from serve.drawing import (
     Progress,
     Report,
 )
-from serve.shelf import Seat, Shelf
+
+if TYPE_CHECKING:
+    from dreambooth_ray.diffusion.engine import Engine
+    from dreambooth_ray.diffusion.request import Request
+    from dreambooth_ray.diffusion.ticket import Drawn, Ticket
+    from serve.shelf import Seat
 
 _WARM_UP_STEPS = 3
 # A batch so full tells how fast full batches are; each report moves the estimate so far.
@@ -41,6 +50,11 @@ class Replica:
 
     def __init__(self, config: ServeConfig) -> None:
         """Load the first model and draw with it once: after that it can draw."""
+        with large_imports():
+            import torch
+
+            from serve.shelf import Shelf
+
         self.id = uuid.uuid4().hex[:12]
         self._config = config
         gpus = config.replicas.gpus
@@ -60,7 +74,9 @@ class Replica:
         self._steps_per_s = self._warm_up()
         self._seen = (time.monotonic(), 0, False)
 
-    def _open_engine(self, directory: Path) -> Engine:
+    def _open_engine(self, directory: Path) -> "Engine":
+        from dreambooth_ray.diffusion.engine import Engine
+
         engine = Engine(
             directory,
             max_batch=self._config.replicas.batch,
@@ -73,6 +89,8 @@ class Replica:
 
     def _warm_up(self) -> float:
         """Steps a second of a full batch, from one that is drawn now."""
+        from dreambooth_ray.diffusion.request import Request
+
         name, uri = next(iter(self._config.models.items()))
         batch = self._config.replicas.batch
         with self._shelf.seat(Artifact(name, uri=uri)) as seat:
@@ -100,7 +118,7 @@ class Replica:
         finally:
             seats.__exit__(None, None, None)
 
-    async def _events(self, seat: Seat, drawing: Drawing) -> AsyncIterator[Event]:
+    async def _events(self, seat: "Seat", drawing: Drawing) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, told_s = asyncio.get_running_loop(), 0.0
 
@@ -180,7 +198,9 @@ class Replica:
             shutil.rmtree(self._cache, ignore_errors=True)
 
 
-def _request(drawing: Drawing, adapter: str | None) -> Request:
+def _request(drawing: Drawing, adapter: str | None) -> "Request":
+    from dreambooth_ray.diffusion.request import Request
+
     return Request(
         drawing.prompt,
         drawing.seed,
@@ -197,7 +217,7 @@ def _request(drawing: Drawing, adapter: str | None) -> Request:
     )
 
 
-def _result(ticket: Ticket, seat: Seat) -> Event:
+def _result(ticket: "Ticket", seat: "Seat") -> Event:
     if ticket.future.cancelled():
         return Failed("internal", "the replica is closing; ask again")
     error = ticket.future.exception()

@@ -1,4 +1,4 @@
-"""Draws chunks of class images and commits them; lives in a Ray actor."""
+"""Draws chunks of class images and commits them."""
 
 import io
 import tempfile
@@ -38,10 +38,6 @@ class Painter:
         device = "cuda" if gpu else "cpu"
         self._engine = Engine(self._parts, max_batch=spec.chunk_size, device=device)
         self._store, self._spec = Store(set_uri), spec
-
-    def ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
 
     def paint(self, number: int, pictures: list[bytes] | None = None) -> list[Record]:
         """Draw chunk `number`, or take the given PNG files of the set's size, and commit it.

@@ -15,6 +15,7 @@ from dreambooth_ray.config.schema import PriorConfig
 from dreambooth_ray.data.priorset import Record, read_records
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.priors.crew import Crew
+from dreambooth_ray.priors.easel import Easel
 from dreambooth_ray.priors.plan import PriorSpec, missing, select
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store, given_options
@@ -111,16 +112,13 @@ def _num_gpus(wanted: PriorConfig, gpu: bool) -> float:
 
 
 def _maker(order: Order, set_store: Store, wanted: PriorConfig, gpu: bool) -> Callable[[], Any]:
-    # Not above: it takes seconds to import, and a set that is whole needs no painter.
-    from dreambooth_ray.priors.painter import Painter  # noqa: PLC0415
-
     num_gpus = _num_gpus(wanted, gpu)
     remote = ray.remote(
         num_cpus=wanted.num_cpus,
         num_gpus=num_gpus,
         resources=wanted.resources or None,
         runtime_env=worker_environment(),
-    )(Painter)
+    )(Easel)
 
     def make() -> Any:
         directory, options = str(order.directory), given_options()

@@ -11,6 +11,7 @@ from ray.train.torch import TorchConfig
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.imports import large_imports
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.job import Job
@@ -55,7 +56,8 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Traine
     def work(settings: dict[str, Any]) -> None:
         # Here, not above: Ray Train's controller loads this function too, and has no use for
         # Lightning and diffusers, which take it seconds to import.
-        from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
+        with large_imports():
+            from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
         train_worker(Job(**settings, storage_options=options))
 

@@ -73,7 +73,7 @@ def painters() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.cmdline()[:1] == ["ray::Painter.paint"]:
+            if child.cmdline()[:1] == ["ray::Easel.paint"]:
                 found.append(child)
         except psutil.Error:
             continue

@@ -76,6 +76,8 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
         ("cluster.watching", {"torch"}),
         ("cluster.preflight", {"torch"}),
         ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
+        ("dreambooth_ray.priors.easel", {"torch", "diffusers"}),
+        ("serve.app", {"torch", "diffusers", "transformers"}),
     ],
 )
 def test_nobody_waits_for_what_they_do_not_need(module: str, without: set[str]) -> None:
