@@ -73,11 +73,8 @@ def measure(setting: Setting) -> dict[str, Any]:
             cases.append(_upload(method, storage, folder, setting.pick(3, 9)))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         storage = elsewhere or str(Path(name) / "storage")
-        cases.append(
-            recovery(
-                Path(name), storage, setting.pick(1, 3), setting.pick(1, 2), setting.pick(0, 8)
-            )
-        )
+        kills, workers, class_images = (setting.pick(*pair) for pair in ((1, 3), (1, 2), (0, 8)))
+        cases.append(recovery(Path(name), storage, kills, workers, class_images))
     return {
         "headline": {"without_waiting": cases[0]["case"]},
         "cases": cases,

@@ -4,10 +4,12 @@ The interval is Young's and Daly's; what it comes to is computed in closed form 
 discrete-event simulation of failures.
 """
 
+import json
 import math
 import random
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
@@ -58,6 +60,25 @@ class Cluster:
         for name in ("link_bytes_s", "mtbf_s", "price_h"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
+
+
+def measured_step_s(results: Path) -> tuple[float, str]:
+    """Seconds of a training step as theme `train` has them on record, and of what.
+
+    raises: ConfigError if there is no record
+    """
+    file = results / "train.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"no --step-s, and {file} holds no measured one; give seconds of a step, or measure "
+            f"with `dreambooth bench train --json {file}`"
+        )
+    record = json.loads(file.read_text())
+    case, run = record["cases"][0], record["configuration"]["run"]
+    # A photograph and a class image each.
+    images = 2 * run["train"]["batch_size"]
+    source = f"{case['case']}, {record['setting']['model']}, {record['conditions']['device']}"
+    return images / case["ours"]["median"], source
 
 
 def best_interval_s(save_s: float, mtbf_s: float) -> float:

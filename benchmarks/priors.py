@@ -61,10 +61,7 @@ class Drawer:
 
 
 def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
-    """One pass of a data set; from the first picture begun to the last one done.
-
-    Actors come and go with every pass; what is left of them is waited for before the next turn.
-    """
+    """One pass of a data set; from the first picture begun to the last one done."""
     seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
     rows = seeds.map_batches(
         Drawer, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
@@ -74,7 +71,7 @@ def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
 
 
 def settle(limit_s: float = 10.0) -> None:
-    """Wait until the machine has little to do."""
+    """Wait until the machine has little to do: Ray Data's actors come and go with every pass."""
     began = time.monotonic()
     while time.monotonic() - began < limit_s:
         before, since = _idle_s(), time.monotonic()

@@ -51,7 +51,8 @@ def recovery(
     found = quantiles(seconds)
     case = {
         "case": f"one of {count} workers killed, until past where it was", "peer": "undisturbed",
-        "unit": "s", "seconds": found, "each": [round(s, 2) for s in seconds],
+        "class_images": class_images, "unit": "s", "seconds": found,
+        "each": [round(s, 2) for s in seconds],
         "steps_made_again": again,
     }  # fmt: skip
     if found["p95"] > MOST_SPREAD * found["p5"]:

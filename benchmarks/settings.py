@@ -89,5 +89,6 @@ def _against(
     )  # fmt: skip
     with running(config) as run:
         run.ready()
+        # Not before: the first setting starts beside the defaults.
         defaults.ready()
         return compare(case, partial(run.steps, passes), partial(defaults.steps, passes), pairs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +71,10 @@ def report(
 def plan(
     gpus: Annotated[int, typer.Option(min=1)],
     subjects: Annotated[int, typer.Option(min=1)],
-    step_s: Annotated[float, typer.Option(help="seconds of a training step on one GPU")],
+    step_s: Annotated[
+        float | None,
+        typer.Option(help="seconds of a training step on one GPU; as measured by `bench train`"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="of one subject")] = 800,
     start_s: Annotated[float, typer.Option(help="from submission to the first step")] = 25.0,
     checkpoint_mb: Annotated[float, typer.Option(help="MB of one checkpoint")] = 4000.0,
@@ -81,8 +85,11 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="of the simulated failures")] = 0,
 ) -> None:
     """Plan a cluster: time, cost, checkpoint interval and GPUs a subject; prints JSON."""
-    from benchmarks.plan import Cluster, Work, make_plan
+    from benchmarks.plan import Cluster, Work, make_plan, measured_step_s
 
+    if step_s is None:
+        step_s, source = measured_step_s(RESULTS)
+        print(f"step_s={step_s:.4f}, measured: {source}; --step-s names another", file=sys.stderr)
     work = Work(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
     _write(make_plan(work, cluster, seed), None)

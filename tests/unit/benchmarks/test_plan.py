@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from benchmarks.plan import (
     best_interval_s,
     expected_s,
     make_plan,
+    measured_step_s,
     replay_s,
     simulate_s,
 )
@@ -56,3 +59,16 @@ def test_impossible_numbers_are_refused() -> None:
         Work(1, 1, 1.0, 1.0, 1.0, 0.0)
     with pytest.raises(ConfigError, match="mtbf_s"):
         Cluster(1, 1.0, 0.0, 1.0)
+
+
+def test_a_step_is_as_long_as_it_was_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no --step-s.*bench train"):
+        measured_step_s(tmp_path)
+    record = {
+        "cases": [{"case": "full", "ours": {"median": 20.0}}],
+        "configuration": {"run": {"train": {"batch_size": 4}}},
+        "setting": {"model": "toyworld"},
+        "conditions": {"device": "a processor"},
+    }
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    assert measured_step_s(tmp_path) == (0.4, "full, toyworld, a processor")
