@@ -185,7 +185,9 @@ class Jobs:
                 return None
             number += 1
         lease = Lease(number, owner)
-        return lease if self._store.create(self._lease(job, number), self._stamp(owner)) else None
+        # Of two attempts of one owner only one may win as well.
+        claim = self._stamp(owner, nonce=uuid.uuid4().hex)
+        return lease if self._store.create(self._lease(job, number), claim) else None
 
     def renew(self, job: str, lease: Lease) -> bool:
         """Say that the runner is alive; False if another has taken over."""
@@ -234,8 +236,8 @@ class Jobs:
             content = {}
         return max(found), content
 
-    def _stamp(self, owner: str) -> bytes:
-        return json.dumps({"owner": owner, "renewed_at": self._clock()}).encode()
+    def _stamp(self, owner: str, **more: str) -> bytes:
+        return json.dumps({"owner": owner, "renewed_at": self._clock(), **more}).encode()
 
     @staticmethod
     def _lease(job: str, number: int) -> str:

@@ -13,7 +13,8 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +39,7 @@ class Holder:
     started: float
     seen: float
     released: bool = False
+    nonce: str = ""  # of this attempt: tells our own lease from another's of the same process
 
     def is_gone(self, here: "Holder", now: float) -> bool:
         """Released, dead on this machine, or silent for too long."""
@@ -58,7 +60,7 @@ class Lease:
     def __init__(self, store: Store, patience_s: float = 0.0) -> None:
         """patience_s: how long a holder that may be dead, on another host, is waited for"""
         self._store, self._stop, self._patience_s = store, threading.Event(), patience_s
-        self._me, self._number = _here(), 0
+        self._me, self._number = replace(_here(), nonce=uuid.uuid4().hex), 0
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._lost = False
 

@@ -94,14 +94,23 @@ def commit_uploaded(
 
 
 def _point(store: Store, name: str, folder: str, manifest: bytes) -> None:
+    """Point to `folder`, unless another intact artifact is there; remove what nothing names.
+
+    Nothing is removed on a refusal alone, only once the pointer was read and names another folder:
+    the answer that said no may have been lost on its way and asked for again.
+    """
     digest = bytes_hash(manifest)
     pointer = json.dumps({"folder": folder, "manifest_sha256": digest}).encode()
+    # Which other folder is there is known only if the name is taken: most commits find it free.
     if store.create(f"{name}.json", pointer):
         return
-    if not damage(store, name):
-        store.remove(folder)
-        return
-    store.write(f"{name}.json", pointer)
+    previous = folder_of(store, name)
+    if damage(store, name):
+        store.write(f"{name}.json", pointer)
+    named = folder_of(store, name)
+    for stale in {previous, folder} - {named, None}:
+        if named is not None:
+            store.remove(str(stale))
 
 
 def fetch(store: Store, name: str, local: Path) -> dict[str, object]:

@@ -42,16 +42,15 @@ def patiently(
     patience_s: float = PATIENCE_S,
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> tuple[_Result, int]:
+) -> _Result:
     """Do `work`, again and again with growing pauses while remote storage is away.
 
-    returns: its result, and how many tries failed before
     raises: FileNotFoundError and FileExistsError as they are; StorageError, in words, for others
     """
     started, tries = clock(), 0
     while True:
         try:
-            return work(), tries
+            return work()
         except DreamBoothError:
             raise
         except Exception as error:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.patience import PATIENCE_S, explain_local, patiently
 
 _PART_BYTES = 2**22
+_CREATE_TRIES = 5
 _Result = TypeVar("_Result")
 _given: dict[str, Any] = {}
 
@@ -72,12 +72,6 @@ class Store:
             raise StorageError(f"{self.uri} is not on this machine; a local path was asked for")
         return Path(self._at(name))
 
-    def arrow(self) -> tuple[str, PyFileSystem | None]:
-        """The same folder in pyarrow's terms: path and, unless local, filesystem."""
-        if self.is_local:
-            return self._root, None
-        return self._root, PyFileSystem(FSSpecHandler(self._fs))
-
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -92,15 +86,10 @@ class Store:
 
     def _do(self, work: Callable[[], _Result], patience_s: float = PATIENCE_S) -> _Result:
         """One call of the filesystem: waited for if it is remote, its errors in words."""
-        return self._try(work, patience_s)[0]
-
-    def _try(
-        self, work: Callable[[], _Result], patience_s: float = PATIENCE_S
-    ) -> tuple[_Result, int]:
         if not self.is_local:
             return patiently(work, self.uri, patience_s)
         try:
-            return work(), 0
+            return work()
         except OSError as error:
             if reason := explain_local(error, self.uri):
                 raise StorageError(reason) from error
@@ -166,10 +155,26 @@ class Store:
             partial.unlink(missing_ok=True)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create a file unless it exists; False if it did. One of several callers wins."""
-        created, failures = self._try(lambda: self._create(name, data))
-        # A try whose answer was lost on the way may have created it.
-        return created or (failures > 0 and self.read(name) == data)
+        """Create a file unless another is there; whether the stored content is now `data`.
+
+        One of several callers wins, so callers that must tell themselves apart put a nonce into
+        their data. A refusal alone says nothing: a layer below (patiently, s3fs, botocore, an NFS
+        client) may have tried again after the answer to a first try was lost on its way, and then
+        the file that stands in the way is our own. What is stored says whose it is.
+
+        raises: StorageError if storage stays away; then nobody knows whether the file was created
+        """
+        for _ in range(_CREATE_TRIES):
+            if self._do(lambda: self._create(name, data)):
+                return True
+            try:
+                return self.read(name) == data
+            except FileNotFoundError:
+                continue  # it was removed between refusal and reading: the name is free again
+        raise StorageError(
+            f"{self.uri}/{name} is refused and then not there, {_CREATE_TRIES} times in a row; "
+            "somebody else creates and removes it all the time: look for a second process"
+        )
 
     def _create(self, name: str, data: bytes) -> bool:
         path = self._at(name)

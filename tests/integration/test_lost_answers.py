@@ -1,0 +1,127 @@
+"""An object store behind a proxy that carries conditional writes out and loses their answers.
+
+botocore asks again by itself, and is told that the name is taken: by our own first try.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from dreambooth_ray.data.album import photographs_folder, upload_photographs
+from dreambooth_ray.data.photographs import find_photographs
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage.lease import LEASES, Lease
+from dreambooth_ray.storage.store import Store
+from serve.jobs import Jobs
+from tests.fault_proxy import FaultProxy, once_each
+from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    server = Seaweed(tmp_path_factory.mktemp("lost") / "data")
+    with pointed_at(server.environment):
+        server.start()
+        server.make_bucket("lost")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(weed: Seaweed) -> Iterator[FaultProxy]:
+    """Loses the first answer to every conditional write."""
+    target = urlsplit(weed.endpoint).netloc
+    proxy = FaultProxy(target, once_each(lambda request: request.is_conditional))
+    with pointed_at({**weed.environment, "AWS_ENDPOINT_URL": proxy.endpoint}):
+        yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> Store:
+    return Store(f"s3://lost/{request.node.name.replace('[', '-').strip(']')}")
+
+
+def files_of(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def folders_with_files(store: Store) -> list[str]:
+    """SeaweedFS goes on to list a folder that has been emptied."""
+    return [name for name in store.names() if store.names(name)]
+
+
+@pytest.mark.parametrize("name", [layout.checkpoint(4), layout.prior_chunk(0), "chunk-00000"])
+def test_an_artifact_whose_pointers_answer_is_lost_is_there_whole(
+    store: Store, proxy: FaultProxy, tmp_path: Path, name: str
+) -> None:
+    manifest.commit(store, name, files_of(tmp_path / "in", a="1", b="2"), {"step": 4})
+    assert [r.method for r in proxy.dropped] == ["PUT"]
+    assert manifest.damage(store, name) is None
+    assert manifest.fetch(store, name, tmp_path / "out") == {"step": 4}
+
+
+def test_of_two_writers_the_second_removes_its_own_folder_alone(
+    store: Store, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    manifest.commit(store, "one", files_of(tmp_path / "first", a="1"), {})
+    manifest.commit(store, "one", files_of(tmp_path / "second", a="2"), {})
+    assert manifest.read(store, "one", "a") == b"1"
+    assert folders_with_files(store) == [manifest.folder_of(store, "one")]
+
+
+def test_a_damaged_artifact_is_replaced_and_nothing_of_it_is_left(
+    store: Store, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    folder = files_of(tmp_path / "in", a="1")
+    manifest.commit(store, "one", folder, {})
+    store.write(f"{manifest.folder_of(store, 'one')}/a", b"x")
+    manifest.commit(store, "one", folder, {})
+    assert manifest.damage(store, "one") is None
+    assert folders_with_files(store) == [manifest.folder_of(store, "one")]
+
+
+def test_photographs_are_uploaded_whole(
+    store: Store, proxy: FaultProxy, photos: Path, tmp_path: Path
+) -> None:
+    uri = upload_photographs(photos, store)
+    assert proxy.dropped
+    found = find_photographs(photographs_folder(uri))
+    assert [p.read_bytes() for p in found] == [p.read_bytes() for p in find_photographs(photos)]
+
+
+def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultProxy) -> None:
+    with Lease(store):
+        assert proxy.dropped
+        assert store.names(LEASES) == ["000001.json"]
+        with pytest.raises(StorageError, match="is being worked on"):
+            Lease(store).__enter__()
+    with Lease(store):
+        assert store.names(LEASES) == ["000002.json"]
+
+
+def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.drops_answer = once_each(lambda request: request.method == "PUT")
+    text = manifest.publish(store, layout.BUNDLE, files_of(tmp_path / "in", a="1"), {"step": 4})
+    assert len(proxy.dropped) == 2
+    about = manifest.fetch_folder(store, layout.BUNDLE, tmp_path / "out", text)
+    assert about == {"step": 4}
+    assert json.loads(store.read(f"{layout.BUNDLE}/manifest.json"))["about"] == about
+
+
+def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
+    jobs, job = Jobs(store.uri), "job_" + "0" * 32
+    lease = jobs.claim(job, "runner", lease_s=60)
+    assert lease is not None
+    assert proxy.dropped
+    # The same owner asks a second time: it has it already.
+    assert jobs.claim(job, "runner", lease_s=60) is None
+    assert jobs.renew(job, lease)
