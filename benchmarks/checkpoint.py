@@ -26,7 +26,6 @@ from benchmarks.class_images import draw_class_images
 from benchmarks.measure import Case, clocked, compare, quantiles
 from benchmarks.recovery import recovery
 from benchmarks.theme import Setting
-from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.priorset import PriorSet
@@ -34,15 +33,18 @@ from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.diffusion.model_files import model_directory, model_hash
+from dreambooth_ray.preparation import Prepared
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.checkpointing import Checkpointing, Place
 from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.training.loggers import Loggers
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.side_work import SideWork
+from dreambooth_ray.training.step_sequence import StepSequence
 from dreambooth_ray.training.strategy import DirectIO
-from dreambooth_ray.training.tracking import Tracking
 
 CLASS_IMAGES = 8
 # Share of its time that training may wait for checkpoints.
@@ -95,22 +97,25 @@ def _training(method: str, every: int, steps: int, storage: str, folder: Path) -
     ]  # fmt: skip
     config = load_config("toy-robot.yaml", given)
     directory = model_directory(config.model.uri)
-    order, drawn = draw_class_images(pipeline.Prepared(config, directory))
+    order, drawn = draw_class_images(Prepared(config, directory))
     parts = load_components(directory)
     apply_method(config, parts)
     trained = [split(config, read_configured(config, s))[0] for s in config.all_subjects]
     corpus = Corpus(config, parts, trained, PriorSet(drawn, order.count), (0, 1))
     run = Store(storage).sub(layout.run(method))
-    tracking, ended = Tracking(run, config, 0), Ended()
-    saving = Checkpointing(run, config, tracking, Place(0, 0, 0, 1), _about(config, directory))
+    side_work, ended = SideWork(run), Ended()
+    loggers, place = Loggers(run, config, 0, side_work), Place(0, 0, 0, 1)
+    saving = Checkpointing(run, config, side_work, place, _about(config, directory))
+    sequence = StepSequence(run, corpus, side_work=side_work, loggers=loggers, checkpointing=saving)
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
-        callbacks=[ended, tracking, saving], enable_progress_bar=False,
+        callbacks=[ended, sequence], enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=config.train.max_grad_norm,
         use_distributed_sampler=False, default_root_dir=folder, plugins=[DirectIO()],
     )  # fmt: skip
     began = time.perf_counter()
     trainer.fit(DreamBoothModule(config, parts), DataLoader(corpus, batch_size=None))
+    sequence.finish(trainer)
     training_s, last_s = ended.at_s - began, time.perf_counter() - ended.at_s
     newest = layout.checkpoint(committed_steps(run)[-1])
     kept = 1 - saving.waited_s / training_s

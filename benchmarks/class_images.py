@@ -1,13 +1,14 @@
 """Class images for runs that are timed: drawn by this process, before anything counts."""
 
 from dreambooth_ray import pipeline
+from dreambooth_ray.preparation import Prepared
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.priors.plan import missing
 from dreambooth_ray.priors.pool import Order, committed_chunks, open_set
 from dreambooth_ray.storage.store import Store
 
 
-def draw_class_images(prepared: pipeline.Prepared) -> tuple[Order, Store]:
+def draw_class_images(prepared: Prepared) -> tuple[Order, Store]:
     """All that a configuration asks for, as far as they are not there; their order and set."""
     order = pipeline.order_priors(prepared, prepared.config.prior.count)
     store = open_set(Store(prepared.config.storage.uri), order.spec)

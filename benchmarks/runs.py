@@ -19,17 +19,18 @@ from benchmarks.class_images import draw_class_images
 from benchmarks.measure import Spent
 from benchmarks.theme import Setting
 from benchmarks.turnstile import Turnstile
-from dreambooth_ray import pipeline
 from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.preparation import prepare
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.restarts import RestartRecorder
 from dreambooth_ray.training.trainer import Trainer
 
 ENDLESS = 1_000_000
@@ -89,6 +90,7 @@ def _trainer(
     return Trainer(
         entry.train,
         cluster=config.cluster,
+        restarts=RestartRecorder(run, 0),
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=config.cluster.workers),
         torch_config=TorchConfig(backend="gloo"),
@@ -124,7 +126,7 @@ def running(config: Config, allocator: Mapping[str, str] = ALLOCATOR) -> Iterato
 
     allocator: environment of the workers that chooses it
     """
-    prepared = pipeline.prepare(config, Silent())
+    prepared = prepare(config, Silent())
     run = open_run(config)
     order, priors = draw_class_images(prepared)
     job = Job(

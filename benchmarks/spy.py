@@ -36,7 +36,7 @@ PHASES = {
     "rest of the training step": ("DreamBoothModule.training_step",),
     "clipping": ("DreamBoothModule.configure_gradient_clipping",),
     "optimizer": ("adam (", "_init_group", "Optimizer.zero_grad"),
-    "records": ("Tracking.", "Checkpointing."),
+    "records": ("StepSequence._record", "Checkpointing."),
 }
 
 

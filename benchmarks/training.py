@@ -36,7 +36,8 @@ METHODS = {"full with text encoder": 1.4, "lora": 1.8}
 # A worker and its class-image actor, with the peer, twice.
 PROCESSES = 6
 # What our workers would have without jemalloc: glibc told to keep large blocks.
-GLIBC = {name: value for name, value in ALLOCATOR.items() if name != "LD_PRELOAD"}
+# Empty, not left out: processes of a local Ray start with jemalloc.
+GLIBC = ALLOCATOR | {"LD_PRELOAD": ""}
 
 
 def measure(setting: Setting) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import TrainingDisplay
 from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.preparation import Prepared, prepare
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.lease import PATIENCE_S
@@ -39,7 +40,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
     raises: ConfigError or DataError for the first subject that can't be trained, before any is
     """
     configs = {name: parse_config(text, name, []) for name, text in configurations(fleet).items()}
-    prepared = {name: pipeline.prepare(config, Quiet()) for name, config in configs.items()}
+    prepared = {name: prepare(config, Quiet()) for name, config in configs.items()}
     # Nothing is wrong with any of them: now photographs go where every host can read them.
     texts = {name: dump_config(place(config)) for name, config in configs.items()}
     entries = [Entry(subject) for subject in fleet.subjects]
@@ -57,7 +58,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
     return entries
 
 
-def _draw_priors(prepared: list[pipeline.Prepared], say: Callable[[str], None]) -> None:
+def _draw_priors(prepared: list[Prepared], say: Callable[[str], None]) -> None:
     """Each set of class images once, however many subjects share it, before anybody needs it."""
     seen: set[str] = set()
     for each in prepared:
@@ -74,7 +75,7 @@ def _train(text: str) -> None:
     """One subject from wherever its run stands to its bundle."""
     config = parse_config(text, "the fleet", [])
     display = Quiet()
-    prepared, run = pipeline.prepare(config, display), open_run(config)
+    prepared, run = prepare(config, display), open_run(config)
     # A try that died with its host has left a lease behind, which nobody there gives back.
     pipeline.train(prepared, run, display, PATIENCE_S)
 

@@ -2,10 +2,16 @@
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+from dreambooth_ray.compat.ray_start import only_needed_processes
+from dreambooth_ray.config.allocator import environment_of_workers
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -14,18 +20,21 @@ _CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
-def session(config: Config) -> Iterator[None]:
+def session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Ray, for the length of the block: the cluster at cluster.address, or a local one.
 
+    meanwhile: what needs no Ray, such as large imports; done while a local one comes up
     raises: ConfigError if cluster.address can't be reached
     """
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(config.cluster, config.processes):
+    with connection(config.cluster, config.processes, meanwhile):
         yield
 
 
 @contextmanager
-def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
+def connection(
+    cluster: ClusterConfig, processes: int, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Ray, as `session` has it, for any configuration with a cluster in it.
 
     processes: that are to run at once where a local Ray is started
@@ -35,10 +44,42 @@ def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
 
-    try:
-        if address:
+    if address:
+        try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
+        except (ConnectionError, TimeoutError) as error:
+            raise ConfigError(
+                f"cluster.address={address!r}: no Ray cluster answers there ({error}); check the "
+                "address, or leave it out to start a local Ray"
+            ) from error
+        try:
+            meanwhile()
+            yield
+        finally:
+            ray.shutdown()
+    else:
+        with environment_of_workers(), _local_ray(processes, meanwhile):
+            yield
+
+
+def _set_environment() -> None:
+    """Inherited by every process a local Ray starts."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What Ray will do by itself one day: leave the GPUs of a process that asks for none as they
+    # are. Until then each start prints a warning about it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@contextmanager
+def _local_ray(processes: int, meanwhile: Callable[[], object]) -> Iterator[None]:
+    """A Ray of this process's own, started in a thread: most of its start is waiting."""
+    import ray  # noqa: PLC0415
+
+    # The threads would take turns at Python's lock, 5 ms each, while there is Python to run.
+    is_waiting = threading.Event()
+
+    def start() -> None:
+        with only_needed_processes(is_waiting.set):
             ray.init(
                 # Else it would join whatever `ray start` has left running on this machine.
                 address="local",
@@ -47,25 +88,23 @@ def connection(cluster: ClusterConfig, processes: int) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, TimeoutError) as error:
-        raise ConfigError(
-            f"cluster.address={address!r}: no Ray cluster answers there ({error}); check the "
-            "address, or leave it out to start a local Ray"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
-
-def _set_environment() -> None:
-    """Inherited by every process a local Ray starts."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Several workers share a machine: one thread each is faster than two that collide.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # What Ray will do by itself one day: leave the GPUs of a process that asks for none as they
-    # are. Until then each start prints a warning about it.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray sets this handler itself where it is started by the main thread: a process that is asked
+    # to end ends Ray's processes first.
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with ThreadPoolExecutor(1, thread_name_prefix="ray start") as pool:
+        starting = pool.submit(start)
+        starting.add_done_callback(lambda _: is_waiting.set())
+        try:
+            is_waiting.wait()
+            meanwhile()
+            starting.result()
+            yield
+        finally:
+            wait([starting])
+            ray.shutdown()
 
 
 def check_address(config: Config) -> None:

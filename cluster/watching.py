@@ -13,7 +13,8 @@ from dreambooth_ray.errors import CapacityError, StorageError
 from dreambooth_ray.runs import is_finished, read_run_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.journal import RESTARTS, read_metrics
+from dreambooth_ray.training.notices import unread
 
 INTERVAL_S = 3.0
 
@@ -54,6 +55,8 @@ def look(run: Store, config: Config, rate: Rate, price_an_hour: float | None) ->
     if price_an_hour is not None and remaining_s is not None:
         cost = price_an_hour * remaining_s / 3600
     text = describe(latest, images_s) + f", {config.cluster.workers} workers"
+    if restarts := latest.get(RESTARTS):
+        text += f", restarted {restarts} times"
     return Look(latest["step"], config.train.steps, text, done[0], remaining_s, cost)
 
 
@@ -62,10 +65,13 @@ def watch(jobs: Jobs, job: RunJob, price: float | None, say: Callable[[str], Non
 
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
-    run = Store(job.run_uri)
+    run, seen = Store(job.run_uri), set[str]()
     config, rate, said = read_run_config(run), Rate(), ""
     for _ in _ticks():
         try:
+            # Restarts and warnings, from the run's beginning on.
+            for notice in unread(run, seen):
+                say(notice)
             line = look(run, config, rate, price).line()
             active = jobs.is_active(job)
             ended = "" if active else jobs.state(job)

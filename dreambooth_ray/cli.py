@@ -69,12 +69,15 @@ def demo(
     from rich.table import Table
 
     from cluster.session import session
-    from dreambooth_ray.config.load import override_config
-    from dreambooth_ray.demo import demo_config, learn, show, write_report
+    from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
 
-    config, display = override_config(demo_config(out), overrides or []), TrainingDisplay()
-    with session(config):
+    places = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
+    config = load_config("toy-robot.yaml", [*places, *(overrides or [])])
+    display = TrainingDisplay()
+    with session(config, meanwhile=_import_demo):
+        from dreambooth_ray.demo import learn, show, write_report
+
         prepared = learn(config, out, display)
     report = show(prepared, out, display)
     report["wall_s"] = round(time.monotonic() - started_s, 1)
@@ -113,20 +116,32 @@ def resume(
 
 
 def _train(config: "Config", force: bool) -> None:
-    with large_imports():
-        from cluster.session import check_address, session
-        from dreambooth_ray import pipeline, runs
-        from dreambooth_ray.display import TrainingDisplay
+    from cluster.session import check_address, session
+    from dreambooth_ray.display import TrainingDisplay
+    from dreambooth_ray.preparation import prepare
+    from dreambooth_ray.runs import is_finished, open_run
 
     display = TrainingDisplay()
     check_address(config)
-    prepared = pipeline.prepare(config, display)
-    run = runs.open_run(config, force)
+    prepared = prepare(config, display)
+    run = open_run(config, force)
     display.say(f"run {run.uri}")
-    if not runs.is_finished(run):
-        with session(config):
+    if not is_finished(run):
+        with session(config, meanwhile=_import_pipeline):
+            from dreambooth_ray import pipeline
+
             pipeline.train(prepared, run, display)
     print(run.uri)
+
+
+def _import_demo() -> None:
+    with large_imports():
+        import dreambooth_ray.demo  # noqa: F401
+
+
+def _import_pipeline() -> None:
+    with large_imports():
+        import dreambooth_ray.pipeline  # noqa: F401
 
 
 @app.command()

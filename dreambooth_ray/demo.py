@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth_ray import pipeline as flow
-from dreambooth_ray.config.load import load_config
+from dreambooth_ray import pipeline
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.diffusion.engine import Engine
 from dreambooth_ray.evaluation import toyscore
 from dreambooth_ray.evaluation.toyscore import Drawn
+from dreambooth_ray.preparation import Display, Prepared, prepare
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import layout
 from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES
@@ -38,13 +38,6 @@ class Look:
     others: Drawn
 
 
-def demo_config(out: Path) -> Config:
-    """The toy robot recipe, kept in `out`."""
-    return load_config(
-        "toy-robot.yaml", [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    )
-
-
 def look(model: Engine, prompt: str) -> Look:
     """Draw the subject, and every other class."""
     others = [c for c in CLASSES if c != CLASS_NOUN]
@@ -60,17 +53,17 @@ def look_around(model: Engine, prompt: str) -> Drawn:
     return toyscore.draw_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
 
 
-def learn(config: Config, out: Path, display: flow.Display) -> flow.Prepared:
+def learn(config: Config, out: Path, display: Display) -> Prepared:
     """Draw photographs, train on them, link {out}/bundle; Ray must be there."""
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
-    prepared = flow.prepare(config, display)
+    prepared = prepare(config, display)
     run = open_run(config)
-    flow.train(prepared, run, display)
+    pipeline.train(prepared, run, display)
     _link_bundle(out, run.local_path(layout.BUNDLE))
     return prepared
 
 
-def show(prepared: flow.Prepared, out: Path, display: flow.Display) -> dict[str, object]:
+def show(prepared: Prepared, out: Path, display: Display) -> dict[str, object]:
     """Draw with both models, write the contact sheet, return the report without its time."""
     display.say("drawing with the model before and after")
     torch.set_num_threads(os.cpu_count() or 1)

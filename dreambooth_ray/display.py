@@ -110,8 +110,13 @@ class Rate:
 class _BarMeter:
     def __init__(self, bar: Progress, total: int) -> None:
         self._bar, self._task = bar, bar.add_task("waiting for workers", total=total)
+        self._shown = 0
 
     def show(self, done: int, text: str) -> None:
+        if done < self._shown:
+            # Workers were restarted: the time left is told from their steps alone.
+            self._bar.reset(self._task)
+        self._shown = done
         self._bar.update(self._task, completed=done, description=text)
 
 
@@ -123,13 +128,20 @@ class _LineMeter:
 
     def show(self, done: int, text: str) -> None:
         now = time.monotonic()
-        self._first = self._first or (now, done)
+        if self._first is None or done < self._shown:
+            # The beginning, or of a restart: the time left is told from the steps since.
+            self._first, self._shown = (now, done), done - 1
         if done == self._shown or (now - self._at < LINE_INTERVAL_S and done < self._total):
             return
         self._at, self._shown = now, done
         started, before = self._first
-        left = (self._total - done) * (now - started) / max(done - before, 1)
-        self._say(f"step {done}/{self._total} {text}, {left:.0f} s left")
+        self._say(
+            f"step {done}/{self._total} {text}{self._left(done, done - before, now - started)}"
+        )
+
+    def _left(self, done: int, steps: int, seconds: float) -> str:
+        """Nothing until a step has been timed."""
+        return f", {(self._total - done) * seconds / steps:.0f} s left" if steps else ""
 
 
 def _bar(console: Console) -> Progress:

@@ -1,8 +1,12 @@
 """Importing large libraries where a process is waited for."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+
+_POLL_S = 1.0
 
 
 @contextmanager
@@ -21,3 +25,26 @@ def large_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def imported_meanwhile(module: str, is_time: Callable[[], object]) -> Iterator[None]:
+    """A thread imports `module` once `is_time()`, while the block waits for other processes.
+
+    Who imports it afterwards finds it there, or waits for the rest. An error is theirs to meet.
+    """
+    is_over = threading.Event()
+
+    def work() -> None:
+        with suppress(Exception):
+            while not is_over.wait(_POLL_S):
+                if is_time():
+                    with large_imports():
+                        import_module(module)
+                    return
+
+    threading.Thread(target=work, name=f"import of {module}", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()

@@ -10,80 +10,33 @@ whoever resumes a run does not wait for what it has no use for.
 # ruff: noqa: PLC0415
 
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from dreambooth_ray.config.load import (
-    dump_config,
-)
+from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import identifier_warning, read_configured, split
-from dreambooth_ray.diffusion.model_files import check_resolution, model_directory, model_hash
-from dreambooth_ray.diffusion.suitability import check_method
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.diffusion.model_files import model_hash
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.imports import imported_meanwhile, large_imports
+from dreambooth_ray.preparation import Display, Prepared
 from dreambooth_ray.priors.folder import Folder
 from dreambooth_ray.priors.plan import PriorSpec
 from dreambooth_ray.priors.pool import Order, has_room, make_priors, open_set
 from dreambooth_ray.priors.stream import PriorStream
 from dreambooth_ray.runs import located
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.lease import Lease
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.halting import forget_stop, is_asked_to_stop
 from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.journal import read_metrics
-from dreambooth_ray.training.packages import check_packages
 from dreambooth_ray.training.stopping import last_step
-from dreambooth_ray.training.verdict import read_end
+from dreambooth_ray.training.verdict import read_end, read_verdict
 
-
-class Display(Protocol):
-    """Where progress is shown."""
-
-    def say(self, text: str) -> None:
-        """One line for the person."""
-
-    def priors(self, done: int, total: int) -> None:
-        """Class images so far."""
-
-    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
-        """Do `work`, showing the run's metrics meanwhile."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A configuration whose inputs have all been looked at and found usable."""
-
-    config: Config
-    directory: Path
-
-
-def prepare(config: Config, display: Display) -> Prepared:
-    """Refuse bad input before any work: photographs, model, resolution, storage.
-
-    raises: ConfigError, DataError, StorageError
-    """
-    use_options(config.storage.uri, config.storage.options)
-    directory = model_directory(config.model.uri)
-    check_resolution(directory, config.train.resolution)
-    check_method(config, directory)
-    check_packages(config)
-    for subject in config.all_subjects:
-        split(config, read_configured(config, subject))
-        warning = identifier_warning(config.word(subject), subject.class_noun)
-        if warning:
-            display.say(f"warning: {warning}")
-    if config.choice.rule == "best":
-        from dreambooth_ray.evaluation.judge import check_choice
-
-        check_choice(config, directory)
-    Store(config.storage.uri).check_writable()
-    return Prepared(config, directory)
+_EXPORT = "dreambooth_ray.export.bundle"
 
 
 def order_priors(prepared: Prepared, count: int) -> Order:
@@ -129,19 +82,62 @@ def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 
 
 
 def _train(prepared: Prepared, run: Store, display: Display) -> None:
-    config = prepared.config
     forget_stop(run)
-    with _judged(prepared, run):
-        if not _is_trained(config, run):
-            _train_on(prepared, run, display)
-            if is_asked_to_stop(run) and not _is_trained(config, run):
-                at = (committed_steps(run)[-1:] or [0])[0]
-                display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
-                return
-    with large_imports():
-        from dreambooth_ray.export.bundle import export_bundle
+    # Each turn but the last discards a damaged checkpoint, and no run keeps many.
+    while True:
+        if not _train_to_the_end(prepared, run, display):
+            return
+        with large_imports():
+            from dreambooth_ray.export.bundle import export_bundle
+        try:
+            export_bundle(prepared.config, prepared.directory, run)
+            return
+        except CheckpointError as error:
+            if not _discard_damaged(prepared.config, run, display):
+                raise error from None
 
-    export_bundle(config, prepared.directory, run)
+
+def _train_to_the_end(prepared: Prepared, run: Store, display: Display) -> bool:
+    """Whether the checkpoint of the last step is there; not, if somebody asked the run to stop."""
+    config = prepared.config
+    with _judged(prepared, run):
+        if _is_trained(config, run):
+            return True
+        # While workers train: what this process needs at the end.
+        with imported_meanwhile(_EXPORT, lambda: run.exists(layout.METRICS)):
+            _train_on(prepared, run, display)
+        if is_asked_to_stop(run) and not _is_trained(config, run):
+            at = (committed_steps(run)[-1:] or [0])[0]
+            display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
+            return False
+        if not _is_trained(config, run):
+            raise CheckpointError(
+                f"{run.uri}: the workers ended well and the last checkpoint is not there; "
+                "`dreambooth resume` trains on from the newest one"
+            )
+    return True
+
+
+def _discard_damaged(config: Config, run: Store, display: Display) -> bool:
+    """Discard the checkpoints a bundle would be made of, if they are damaged; whether one was.
+
+    Judged anew by reading them once more: a download that was cut off is no damage.
+    """
+    last = committed_steps(run)[-1]
+    best = read_verdict(run).best if config.choice.rule == "best" else None
+    found = False
+    for step in {last, best} - {None}:
+        problem = manifest.damage(run, layout.checkpoint(int(step or 0)))
+        if problem is None:
+            continue
+        display.say(
+            f"WARNING: the checkpoint of step {step} is damaged ({problem}). It is discarded, and "
+            "these steps are trained again"
+        )
+        manifest.discard(run, layout.checkpoint(int(step or 0)))
+        run.remove(layout.evaluation(int(step or 0)))
+        found = True
+    return found
 
 
 def _judged(prepared: Prepared, run: Store) -> AbstractContextManager[None]:

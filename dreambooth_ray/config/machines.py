@@ -39,7 +39,9 @@ class ClusterConfig(Section):
         1, description="training workers; {min, max}: as many as there is room for"
     )
     gpus: bool = Field(False, description="one GPU for each worker and each prior actor")
-    max_failures: int = Field(3, ge=0, description="restarts of the worker group before giving up")
+    max_failures: int = Field(
+        3, ge=0, description="restarts of the workers in a row without a new checkpoint between"
+    )
     wait_s: float = Field(
         900,
         gt=0,

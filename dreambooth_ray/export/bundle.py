@@ -16,7 +16,7 @@ from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import restore_newest, restore_step
+from dreambooth_ray.training.checkpoint import committed_steps, restore_step
 from dreambooth_ray.training.consolidate import trained_weights
 from dreambooth_ray.training.journal import read_metrics
 from dreambooth_ray.training.stopping import last_step
@@ -59,17 +59,15 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
     if run.exists(f"{layout.BUNDLE}/{manifest.MANIFEST}"):
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
-        restored = restore_newest(run, Path(folder) / "checkpoint")
         last = last_step(config, read_metrics(run), read_end(run))
-        if restored is None or restored.step != last:
-            at = restored.step if restored else 0
+        at = (committed_steps(run)[-1:] or [0])[0]
+        if at != last:
             raise CheckpointError(
                 f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
             )
-        step, state = last, restored.state
         best = read_verdict(run).best if config.choice.rule == "best" else None
-        if best not in (None, last):
-            step, state = best, restore_step(run, best, Path(folder) / "best")
+        step = last if best is None else best
+        state = restore_step(run, step, Path(folder) / "checkpoint")
         stage = Path(folder) / "bundle"
         about = _write(config, directory, state, stage)
         (stage / "card.md").write_text(_card(config, run, step, last))

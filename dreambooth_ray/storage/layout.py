@@ -15,6 +15,7 @@ EVALUATIONS = "evaluations"
 PRIORS = "priors"
 PRIOR_SPEC = "set.json"
 PRIOR_FAILURE = "priors_failed.json"  # in a run
+RESTARTS = "restarts.json"  # in a run: why its workers were started again
 STOP = "stop"  # in a run: somebody asked it to checkpoint and end
 PRIOR_USE = "priors.json"  # in a run: the set it draws on
 _CHUNK = re.compile(r"chunk-(\d{6})\.json")

@@ -1,18 +1,19 @@
 """When checkpoints are made, and how they reach storage while training goes on."""
 
+import contextlib
 import json
 import shutil
 import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
 from dreambooth_ray.config.schema import Config
@@ -20,8 +21,8 @@ from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
-from dreambooth_ray.training.module import DreamBoothModule
-from dreambooth_ray.training.tracking import Tracking
+from dreambooth_ray.training.journal import Journal
+from dreambooth_ray.training.side_work import SideWork
 from dreambooth_ray.training.verdict import read_verdict, write_end
 
 _PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
@@ -40,8 +41,18 @@ class Place:
 class Uploader:
     """Brings one checkpoint at a time to storage, in a thread; its errors come with the next."""
 
-    def __init__(self, run: Store, config: Config, tracking: Tracking, place: Place) -> None:
-        self._run, self._config, self._tracking, self._place = run, config, tracking, place
+    def __init__(
+        self,
+        run: Store,
+        config: Config,
+        side_work: SideWork,
+        place: Place,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_commit: called after each commit, on the first host"""
+        self._run, self._config, self._side_work, self._place = run, config, side_work, place
+        self._on_commit = on_commit
+        self.log: Journal | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -68,9 +79,13 @@ class Uploader:
             for host in range(1, self._place.num_hosts):
                 entries += self._part_of(folder, host)
             # Metrics go first: a checkpoint never knows more than they do.
-            self._tracking.flush()
+            if self.log is not None:
+                self.log.flush()
             manifest.commit_uploaded(self._run, name, folder, entries, about)
-            checkpoint.tidy(self._run, self._config)
+            self._side_work.run(
+                "removing old checkpoints", lambda: checkpoint.tidy(self._run, self._config), None
+            )
+            self._on_commit()
         finally:
             shutil.rmtree(local, ignore_errors=True)
 
@@ -106,9 +121,11 @@ class StopRequest:
 
     def _look(self) -> None:
         while not self._ended.wait(self._interval_s):
-            if self._run.exists(layout.STOP):
-                self._asked.set()
-                return
+            # Whatever storage answers now, the next look may see more.
+            with contextlib.suppress(Exception):
+                if self._run.exists(layout.STOP):
+                    self._asked.set()
+                    return
 
     def end(self) -> None:
         """Look no more."""
@@ -120,7 +137,7 @@ class StopRequest:
         return self._asked.is_set()
 
 
-class Checkpointing(Callback):
+class Checkpointing:
     """Commits the complete state every `every` steps, after the last one, and when asked to stop.
 
     Workers write their own shards to their own disk; the first worker of each host uploads
@@ -128,48 +145,36 @@ class Checkpointing(Callback):
     """
 
     def __init__(
-        self, run: Store, config: Config, tracking: Tracking, place: Place, about: dict[str, object]
+        self,
+        run: Store,
+        config: Config,
+        side_work: SideWork,
+        place: Place,
+        about: dict[str, object],
+        on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """about: what a checkpoint's manifest says beside its step and metrics."""
         self._run, self._config, self._place, self._about = run, config, place, about
-        self._uploader = Uploader(run, config, tracking, place)
+        self._side_work = side_work
+        self._uploader = Uploader(run, config, side_work, place, on_commit)
         self._request = StopRequest(run)
         self.waited_s = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to requests to stop, on the first worker."""
+    def start(self, log: Journal | None) -> None:
+        """Listen to requests to stop, on the first worker. log: flushed before each commit"""
+        self._uploader.log = log
         if self._place.rank == 0:
             self._request.start()
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Count parts of steps as this number of workers does."""
-        done = int(checkpoint["global_step"]) * trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save if it is time, or stop if that was asked for."""
-        if not batch.ends_step:
-            return
+    def after_step(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Save if it is time, or stop if that was asked for. metrics: of the step"""
         if self._is_stopped(trainer):
             trainer.should_stop = True
         step, every = trainer.global_step, self._config.checkpoint.every
-        if step % every == 0 and self._has_stalled(trainer):
-            if self._place.rank == 0 and step < self._config.train.steps:
-                write_end(self._run, step)
+        if step % every == 0 and self._has_stalled(trainer, step):
             trainer.should_stop = True
         if step % every == 0 or step == self._config.train.steps or trainer.should_stop:
-            self._save(trainer, pl_module, step)
+            self._save(trainer, step, metrics)
 
     def _is_stopped(self, trainer: pl.Trainer) -> bool:
         """The first worker's word, so that all stop after the same step."""
@@ -177,14 +182,24 @@ class Checkpointing(Callback):
             return self._request.asked
         return bool(trainer.strategy.broadcast(self._request.asked))
 
-    def _has_stalled(self, trainer: pl.Trainer) -> bool:
+    def _has_stalled(self, trainer: pl.Trainer, step: int) -> bool:
         """What the evaluations beside the training say, as the first worker reads it."""
         if not self._config.choice.patience:
             return False
-        stop = self._place.rank == 0 and read_verdict(self._run).stop
+        stop = False
+        if self._place.rank == 0:
+            stop = self._side_work.run("early stopping", lambda: self._end_early(step), False)
         return bool(trainer.strategy.broadcast(stop)) if trainer.world_size > 1 else stop
 
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def _end_early(self, step: int) -> bool:
+        """Write down that the run ends here, if its evaluations say so."""
+        if not read_verdict(self._run).stop:
+            return False
+        if step < self._config.train.steps:
+            write_end(self._run, step)
+        return True
+
+    def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
         began = time.monotonic()
         self._uploader.wait()
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
@@ -193,24 +208,21 @@ class Checkpointing(Callback):
         trainer.save_checkpoint(local / checkpoint.STATE)
         trainer.strategy.barrier("checkpoint")
         if self._place.local_rank == 0:
-            assert isinstance(pl_module, DreamBoothModule)
-            metrics = {k: v for k, v in pl_module.record.items() if k != "step"}
-            about = {**self._about, "step": step, "metrics": metrics}
+            values = {name: value for name, value in metrics.items() if name != "step"}
+            about = {**self._about, "step": step, "metrics": values}
             self._uploader.submit(step, nonce, local, about)
         self.waited_s += time.monotonic() - began
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def finish(self, trainer: pl.Trainer) -> None:
         """The run has not ended before its last checkpoint is committed."""
         self._request.end()
         self._uploader.wait()
         trainer.strategy.barrier("committed")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """What was good before the error is kept."""
+    def abandon(self) -> None:
+        """What was good before an error is kept; raises nothing in place of that error."""
         self._request.end()
-        self._uploader.wait()
+        self._side_work.run("the last checkpoint's commit", self._uploader.wait, None)
 
 
 def find_place(context: Any) -> Place:

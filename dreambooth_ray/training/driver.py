@@ -10,11 +10,12 @@ from ray.train.torch import TorchConfig
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.job import Job
+from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_of
 from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.watch import Watch
 
@@ -25,37 +26,35 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
     say: gets a line for the person now and then
     raises: DreamBoothError with the first worker's own words, or with what is missing
     """
+    restarts = RestartRecorder(run, cluster.max_failures)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
-        trainer = _make_trainer(job, cluster, run.uri if run.is_local else scratch)
-        with Watch(run, cluster, say) as watch:
+        storage_path = run.uri if run.is_local else scratch
+        trainer = _make_trainer(job, cluster, restarts, storage_path)
+        with Watch(run, cluster, say, trainer.end) as watch:
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                raise _in_words(error, cluster, run) from error
-            except SystemExit as error:
-                # How Ray Train ends after SIGINT, by a person or by the watch.
-                if watch.reason is None:
-                    raise KeyboardInterrupt from error
-                raise DreamBoothError(
-                    f"{watch.reason}; `dreambooth resume {run.uri}` goes on from the last "
-                    "checkpoint"
-                ) from error
-            if watch.is_stopping:
-                raise DreamBoothError(
-                    f"stopped by SIGTERM with a checkpoint saved; `dreambooth resume {run.uri}` "
-                    "goes on"
-                )
+                raise _in_words(error, restarts.count, run) from error
+        if watch.reason is not None:
+            raise DreamBoothError(
+                f"{watch.reason}; `dreambooth resume {run.uri}` goes on from the last checkpoint"
+            )
+        if watch.is_stopping:
+            raise DreamBoothError(
+                f"stopped by SIGTERM with a checkpoint saved; `dreambooth resume {run.uri}` goes on"
+            )
 
 
-def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Trainer:
+def _make_trainer(
+    job: Job, cluster: ClusterConfig, restarts: RestartRecorder, storage_path: str
+) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
     options = settings.pop("storage_options")
 
     def work(settings: dict[str, Any]) -> None:
-        # Here, not above: Ray Train's controller loads this function too, and has no use for
-        # Lightning and diffusers, which take it seconds to import.
+        # Here, not above: this process has no use for Lightning, which takes seconds to import.
         with large_imports():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
@@ -65,6 +64,7 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Traine
     return Trainer(
         work,
         cluster=cluster,
+        restarts=restarts,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=span.max if span.min == span.max else (span.min, span.max),
@@ -75,19 +75,22 @@ def _make_trainer(job: Job, cluster: ClusterConfig, storage_path: str) -> Traine
         run_config=RunConfig(
             name=layout.RAY_TRAIN,
             storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            # Of workers: `restarts` decides. Of what Ray Train does itself: without a bound.
+            failure_config=FailureConfig(max_failures=-1),
             worker_runtime_env=worker_environment(),
         ),
     )
 
 
-def _in_words(error: TrainingFailedError, cluster: ClusterConfig, run: Store) -> DreamBoothError:
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        if isinstance(failure, DreamBoothError):
+def _in_words(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, PERMANENT):
             return failure
-    first = next(iter(failures.values()), error)
-    return DreamBoothError(
-        f"training failed in {run.uri} after {cluster.max_failures} restarts: {first}; "
-        "`dreambooth resume` goes on from the last checkpoint once the cause is mended"
+    # Some errors of Ray tell their whole story over many lines; the last says what it comes to.
+    cause = cause_of(failures) if failures else str(error)
+    kind = StorageError if any(isinstance(f, StorageError) for f in failures) else DreamBoothError
+    return kind(
+        f"training failed in {run.uri} after {num_restarts} restarts: {cause}; "
+        f"`dreambooth resume {run.uri}` goes on from the last checkpoint once the cause is mended"
     )

@@ -9,6 +9,8 @@ from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 
 REMOTE_INTERVAL_S = 5.0
+# In a step's metrics once there are any: of the workers, and of work beside the steps.
+RESTARTS, FAILURES = "restarts", "side_failures"
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
@@ -28,7 +30,7 @@ class Journal:
     """
 
     def __init__(self, store: Store, start: int) -> None:
-        """raises CheckpointError if lines up to `start` are missing."""
+        """raises CheckpointError if lines up to `start` are missing. `records`: those kept."""
         kept = [r for r in read_metrics(store) if r["step"] <= start]
         if [r["step"] for r in kept] != list(range(1, start + 1)):
             raise CheckpointError(
@@ -36,6 +38,7 @@ class Journal:
                 "the checkpoint does; restore that file, or start a new run"
             )
         self._store = store
+        self.records = kept
         self._lines = [json.dumps(r) + "\n" for r in kept]
         self._written_at = 0.0
         self.flush()

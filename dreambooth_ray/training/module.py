@@ -30,8 +30,7 @@ class DreamBoothModule(pl.LightningModule):
     """UNet and text encoder, of which the weights that `apply_method` has marked are trained.
 
     The VAE stays outside, frozen and cached, and so does a text encoder that is frozen.
-    After each optimizer step `record` holds what the metrics of that step are, equal on
-    every worker.
+    After each optimizer step `build_metrics` tells the metrics of that step, equal on every worker.
     """
 
     def __init__(self, config: Config, parts: Components) -> None:
@@ -47,8 +46,6 @@ class DreamBoothModule(pl.LightningModule):
         if config.train.gradient_checkpointing:
             _checkpoint_activations(self.unet, self.text_encoder)
         self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
-        self.record: dict[str, float] = {}
-        self.validation: dict[str, float] = {}
         self._recorder = Recorder(Plain(parts.unet), 0) if _can_be_recorded(config) else None
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
@@ -179,14 +176,14 @@ class DreamBoothModule(pl.LightningModule):
         """Photographs and class images that one optimizer step sees, over all workers."""
         return self.config.images_a_step
 
-    def note_step(self, step: int) -> None:
-        """Fill `record` after optimizer step `step`, which counts from 1."""
+    def build_metrics(self, step: int) -> dict[str, float]:
+        """The metrics of optimizer step `step`, which has just been taken and counts from 1."""
         instance, prior = (float(x) for x in self._halves.double())
         schedulers: Any = self.lr_schedulers()
         if self.config.train.strategy == "deepspeed":
             engine = cast(Any, self.trainer.strategy).deepspeed_engine
             self._grad_norm = torch.as_tensor(float(engine.get_global_grad_norm()))
-        self.record = {
+        return {
             "step": step,
             "images_seen": step * self.images_a_step,
             "loss": objective.prior_preserving(instance, prior, self.config.prior.weight),
@@ -194,9 +191,7 @@ class DreamBoothModule(pl.LightningModule):
             "prior_loss": prior,
             "lr": float(self._lr_before(schedulers, step)),
             "grad_norm": float(self._grad_norm) if self._grad_norm is not None else float("nan"),
-            **self.validation,
         }
-        self.validation = {}
 
     def _lr_before(self, schedulers: Any, step: int) -> float:
         # The scheduler may or may not have moved on already; its table has not.

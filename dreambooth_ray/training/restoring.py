@@ -54,7 +54,9 @@ def restored(run: Store, config: Config, model_hash: str, place: Place) -> Itera
 
 
 def _bring(run: Store, config: Config, model_hash: str, folder: Path, tell: bool) -> Start | None:
-    found = checkpoint.restore_newest(run, folder, lambda t: post(run, t) if tell else None)
+    found = checkpoint.restore_newest(
+        run, folder, lambda t: post(run, f"warning: {t}") if tell else None
+    )
     if found is None:
         return None
     strategy, world = config.train.strategy, _world_size()

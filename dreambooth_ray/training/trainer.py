@@ -4,47 +4,55 @@ Each helper of Ray Train is a process that starts: a second of processor time wh
 start too.
 """
 
-import os
 from typing import Any
 
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.training.failures import LastWords
+from dreambooth_ray.training.controller import ControllerThread
+from dreambooth_ray.training.failure_policy import FailFastPolicy
+from dreambooth_ray.training.restarts import RestartRecorder
 
-# How often Ray Train's controller looks at its workers, in seconds; its own is 2.
-_POLLING = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
-# Hands out shards of Ray Datasets: runs read their photographs themselves.
-_DATASETS = "DatasetsCallback"
-# Gives back the machines of a controller that died. A Ray of this process's own ends with it; and
-# as it has no dashboard, where the helper asks for the controller, each run would end with the
-# 12 seconds for which Ray Train waits for the answer.
-_CLEANER = "PlacementGroupCleanerCallback"
+_NEEDLESS_CALLBACKS = {
+    # Hands out shards of Ray Datasets: runs read their photographs themselves.
+    "DatasetsCallback",
+    # Gives back the machines of a controller actor that died. Ours is no actor, and what a driver
+    # has reserved is given back when it ends.
+    "PlacementGroupCleanerCallback",
+}
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Does not try again what can't go better, and starts no helper in vain."""
+    """Does not try again what can't go better, starts no helper in vain, and can be ended."""
 
-    def __init__(self, *given: Any, cluster: ClusterConfig, **settings: Any) -> None:
-        os.environ.setdefault(*_POLLING)
-        super().__init__(*given, **settings)
-        # On a Ray of this process's own.
-        self._alone = cluster.ray_address is None
+    def __init__(
+        self, *arguments: Any, cluster: ClusterConfig, restarts: RestartRecorder, **settings: Any
+    ) -> None:
+        """restarts: decides whether workers that failed are started again"""
+        super().__init__(*arguments, **settings)
+        self._is_local = cluster.ray_address is None
+        self._restarts = restarts
+        self._controller: ControllerThread | None = None
+
+    def end(self) -> None:
+        """Kill the workers and let `fit` return; from any thread."""
+        if self._controller is not None:
+            self._controller.end()
 
     def _create_default_callbacks(self) -> list[Any]:
-        needless = {_DATASETS, _CLEANER} if self._alone else {_DATASETS}
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ not in needless]
+        return [one for one in callbacks if type(one).__name__ not in _NEEDLESS_CALLBACKS]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        settings["failure_policy"] = LastWords(settings["failure_policy"])
-        if self._alone and type(settings["scaling_policy"]) is FixedScalingPolicy:
-            settings["scaling_policy"] = _Settled(self.scaling_config)
-        return super()._initialize_and_run_controller(**settings)
+        settings["failure_policy"] = FailFastPolicy(settings["failure_policy"], self._restarts)
+        if self._is_local and type(settings["scaling_policy"]) is FixedScalingPolicy:
+            settings["scaling_policy"] = NoAutoscalerPolicy(self.scaling_config)
+        self._controller = ControllerThread(settings, self._is_local)
+        return self._controller.run()
 
 
-class _Settled(FixedScalingPolicy):  # type: ignore[misc]
+class NoAutoscalerPolicy(FixedScalingPolicy):  # type: ignore[misc]
     """Asks no autoscaler for machines, as there is none."""
 
     def after_controller_start(self, train_run_context: Any) -> None:

@@ -5,11 +5,11 @@ Legend: M questions (each a picture at a noise level), B of them in one forward.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
@@ -21,6 +21,7 @@ from dreambooth_ray.diffusion.components import Components
 from dreambooth_ray.diffusion.posterior import posterior
 from dreambooth_ray.training.corpus import Batch, Captions
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.side_work import SideWork
 from dreambooth_ray.training.stopping import VALIDATION_LOSS, stops_at
 
 _BATCH = 8
@@ -106,21 +107,48 @@ class Probe:
         return found
 
 
-def evaluate(trainer: pl.Trainer, module: DreamBoothModule, probe: Probe) -> dict[str, float]:
+def evaluate(
+    trainer: pl.Trainer, module: DreamBoothModule, probe: Probe, side_work: SideWork
+) -> dict[str, float] | None:
     """Answer every question with the weights that the bundle would get; same on all workers.
 
-    Workers share the batches, and take equally many, since sharded ones must move in step.
+    Workers share the batches, and take equally many, since sharded ones must move in step. None on
+    all of them if one worker can't read its questions, or can't answer one.
     """
-    batches = probe.batches()
+    batches = side_work.run("validation", probe.batches, None)
     world, rank = trainer.world_size, trainer.global_rank
-    answers: list[Tensor] = []
+    if not _all_can(trainer, module, batches is not None, side_work) or batches is None:
+        return None
+    answers, can_answer = list[Tensor](), True
     with _answering(trainer, module):
         for first in range(0, len(batches), world):
             own = batches[min(first + rank, len(batches) - 1)]
-            moved = trainer.strategy.batch_to_device(own, module.device)
-            gathered = cast(Tensor, module.all_gather(module.errors(moved)))
+            errors = side_work.run("validation", partial(_answer, trainer, module, own), None)
+            if errors is None:
+                # The others wait for this worker's answers, whatever they are.
+                errors, can_answer = torch.zeros(_BATCH, device=module.device), False
+            gathered = cast(Tensor, module.all_gather(errors))
             answers.extend(gathered.reshape(world, -1).cpu())
+    if not _all_can(trainer, module, can_answer, side_work):
+        return None
     return probe.summary(torch.cat(answers)[: probe.num_questions])
+
+
+def _answer(trainer: pl.Trainer, module: DreamBoothModule, batch: Batch) -> Tensor:
+    """(B,) errors."""
+    return module.errors(trainer.strategy.batch_to_device(batch, module.device))
+
+
+def _all_can(
+    trainer: pl.Trainer, module: DreamBoothModule, this_can: bool, side_work: SideWork
+) -> bool:
+    """Whether every worker can go on with a validation; a collective call."""
+    if trainer.world_size == 1:
+        return this_can
+    each = cast(Tensor, module.all_gather(torch.tensor(this_can, device=module.device)))
+    if this_can and not bool(each.all()):
+        side_work.note("validation", RuntimeError("it failed on another worker"))
+    return bool(each.all())
 
 
 @contextmanager
@@ -134,27 +162,28 @@ def _answering(trainer: pl.Trainer, module: DreamBoothModule) -> Iterator[None]:
         part.training = True
 
 
-class Validation(Callback):
-    """Asks the probe every few steps and after the last; ends the run when it gets no better."""
+class Validation:
+    """Asks the probe every few steps and after the last."""
 
     def __init__(self, config: Config, probe: Probe, losses: list[tuple[int, float]]) -> None:
         """losses: of the validations up to the step that training goes on from."""
         self._config, self._probe, self._losses = config, probe, list(losses)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Ask if it is time; the answers go into the step's record."""
-        step, every = trainer.global_step, self._config.validation.every
-        if not batch.ends_step or (step % every and step != self._config.train.steps):
-            return
-        assert isinstance(pl_module, DreamBoothModule)
-        pl_module.validation = evaluate(trainer, pl_module, self._probe)
-        self._losses.append((step, pl_module.validation[VALIDATION_LOSS]))
-        if stops_at(self._losses, self._config.validation) is not None:
-            trainer.should_stop = True
+    def is_due(self, step: int) -> bool:
+        """Whether to ask after this step."""
+        return step % self._config.validation.every == 0 or step == self._config.train.steps
+
+    def validate(
+        self, trainer: pl.Trainer, module: DreamBoothModule, step: int, side_work: SideWork
+    ) -> dict[str, float]:
+        """Ask; returns the step's validation metrics, none if it failed."""
+        values = evaluate(trainer, module, self._probe, side_work)
+        if values is None:
+            return {}
+        self._losses.append((step, values[VALIDATION_LOSS]))
+        return values
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the run has got no better for as long as the configuration bears."""
+        return stops_at(self._losses, self._config.validation) is not None

@@ -1,6 +1,5 @@
 """The driver's eye on a run: notices, requests to stop, and waits that can't succeed."""
 
-import os
 import signal
 import threading
 import time
@@ -54,21 +53,26 @@ class Wait:
 class Watch:
     """Runs in a thread while the workers do; `reason` says why it ended a run, if it did."""
 
-    def __init__(self, run: Store, cluster: ClusterConfig, say: Callable[[str], None]) -> None:
-        self._run, self._cluster, self._say = run, cluster, say
+    def __init__(
+        self,
+        run: Store,
+        cluster: ClusterConfig,
+        say: Callable[[str], None],
+        end: Callable[[], None],
+    ) -> None:
+        """end: ends the run"""
+        self._run, self._cluster, self._say, self._end = run, cluster, say, end
         self._ended, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._wait = Wait(cluster.wait_s)
-        self._handlers: dict[int, Any] = {}
+        self._handler: Any = None
         self.reason: str | None = None
 
     def __enter__(self) -> "Watch":
         self._seen: set[str] = set()
         unread(self._run, self._seen)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.getsignal(number)
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         self._thread.start()
         return self
 
@@ -80,8 +84,8 @@ class Watch:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
         self._tell()
 
     @property
@@ -108,7 +112,7 @@ class Watch:
 
     def _tell(self) -> None:
         for text in unread(self._run, self._seen):
-            self._say(f"warning: {text}")
+            self._say(text)
 
     def _lacks_machines(self) -> bool:
         hosts = [node for node in ray.nodes() if node["Alive"]]
@@ -120,6 +124,5 @@ class Watch:
         if not self._wait.is_over(lack is not None, time.monotonic()):
             return False
         self.reason = f"waited {self._cluster.wait_s:g} s in vain: {lack}"
-        # Ray Train ends a run on SIGINT, and has no other way from outside.
-        os.kill(os.getpid(), signal.SIGINT)
+        self._end()
         return True

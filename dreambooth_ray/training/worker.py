@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import ray.train
@@ -23,16 +24,18 @@ from dreambooth_ray.diffusion.methods import apply_method
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training import restoring
-from dreambooth_ray.training.callbacks import Samples
 from dreambooth_ray.training.checkpointing import Checkpointing, find_place
 from dreambooth_ray.training.corpus import Corpus
-from dreambooth_ray.training.guard import Guard
 from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.journal import FAILURES, read_metrics
+from dreambooth_ray.training.loggers import Loggers
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.restarts import read_restarts
+from dreambooth_ray.training.samples import Samples
+from dreambooth_ray.training.side_work import SideWork
+from dreambooth_ray.training.step_sequence import StepSequence
 from dreambooth_ray.training.stopping import last_step, validation_losses
 from dreambooth_ray.training.strategy import make_strategy
-from dreambooth_ray.training.tracking import Tracking
 from dreambooth_ray.training.validation import Probe, Validation
 from dreambooth_ray.training.verdict import read_end
 
@@ -60,16 +63,18 @@ def train_worker(job: Job, watchers: Sequence[Callback] = ()) -> None:
         past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
         if corpus.start >= last_step(config, past, read_end(run)):
             return
-        first: list[Callback] = [*watchers, Guard(corpus)]
-        first += [Validation(config, probe, validation_losses(past))] if probe else []
+        validation = Validation(config, probe, validation_losses(past)) if probe else None
+        sequence = _make_sequence(job, config, run, corpus, past, validation)
         strategy = make_strategy(config, world, universal=bool(found and found.is_universal))
-        trainer = _make_trainer(job, config, run, corpus, strategy, first)
-        trainer.fit(
-            module,
-            DataLoader(corpus, batch_size=None),
-            ckpt_path=str(found.state) if found else None,
-            weights_only=False,
-        )
+        trainer = _make_trainer(config, corpus, strategy, [*watchers, sequence])
+        loader = DataLoader(corpus, batch_size=None)
+        try:
+            state = str(found.state) if found else None
+            trainer.fit(module, loader, ckpt_path=state, weights_only=False)
+        except BaseException:
+            sequence.abandon()
+            raise
+        sequence.finish(trainer)
 
 
 def _make_corpus(
@@ -99,22 +104,40 @@ def _open_priors(job: Job) -> PriorSet:
     return PriorSet(Store(job.priors_uri), job.num_priors, failure)
 
 
-def _make_trainer(
+def _make_sequence(
     job: Job,
     config: Config,
     run: Store,
     corpus: Corpus,
-    strategy: Strategy,
-    first: list[Callback],
-) -> pl.Trainer:
-    """first: callbacks whose results the step's record takes up."""
-    tracking = Tracking(run, config, corpus.start)
-    place = find_place(ray.train.get_context())
+    past: list[dict[str, Any]],
+    validation: Validation | None,
+) -> StepSequence:
+    """past: the metrics up to the step that training goes on from"""
+    context = ray.train.get_context()
+    place = find_place(context)
+    failures = int(past[-1].get(FAILURES, 0)) if past else 0
+    side_work = SideWork(run, failures, is_first=place.rank == 0)
+    loggers = Loggers(run, config, corpus.start, side_work)
     about: dict[str, object] = {
         "strategy": config.train.strategy,
-        "world_size": ray.train.get_context().get_world_size(),
+        "world_size": context.get_world_size(),
         "model_hash": job.model_hash,
     }
+    return StepSequence(
+        run,
+        corpus,
+        side_work=side_work,
+        loggers=loggers,
+        checkpointing=Checkpointing(run, config, side_work, place, about, loggers.mirror),
+        validation=validation,
+        samples=Samples(config, Path(job.model_directory)),
+        num_restarts=len(read_restarts(run)),
+    )
+
+
+def _make_trainer(
+    config: Config, corpus: Corpus, strategy: Strategy, callbacks: list[Callback]
+) -> pl.Trainer:
     return pl.Trainer(
         max_steps=config.train.steps,
         max_epochs=-1,
@@ -122,12 +145,7 @@ def _make_trainer(
         devices="auto",
         strategy=strategy,
         plugins=[RayLightningEnvironment()],
-        callbacks=[
-            *first,
-            tracking,
-            Samples(config, Path(job.model_directory), tracking),
-            Checkpointing(run, config, tracking, place, about),
-        ],
+        callbacks=callbacks,
         accumulate_grad_batches=corpus.accumulate,
         precision=config.train.precision,
         gradient_clip_val=config.train.max_grad_norm,

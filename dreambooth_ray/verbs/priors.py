@@ -46,9 +46,10 @@ def make(
     from dreambooth_ray import pipeline
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
+    from dreambooth_ray.preparation import prepare
 
     display = TrainingDisplay()
-    prepared = pipeline.prepare(load_config(recipe, overrides or []), display)
+    prepared = prepare(load_config(recipe, overrides or []), display)
     order = pipeline.order_priors(prepared, prepared.config.prior.count)
     with session(prepared.config):
         store = pipeline.draw_priors(prepared, order, display)

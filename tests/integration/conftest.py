@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.journal import FAILURES, RESTARTS, read_metrics
 
 DREAMBOOTH = str(Path(sys.executable).parent / "dreambooth")
 SMALL = [
@@ -37,6 +37,14 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(Store(str(self.folder)))
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """Metrics of the training itself, whatever happened beside it."""
+        return [
+            {name: value for name, value in step.items() if name not in (RESTARTS, FAILURES)}
+            for step in self.metrics
+        ]
 
 
 def dreambooth(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpointing import Place, Uploader
-from dreambooth_ray.training.tracking import Tracking
+from dreambooth_ray.training.side_work import SideWork
 
 config = Config.model_validate(
     {"subject": {"photos": "none", "class_noun": "robot"}, "checkpoint": {"keep": 2}}
@@ -54,7 +54,7 @@ for name in ("upload", "write", "create", "remove"):
 def bring(phase):
     global changes
     run = Store(f"{base}/{phase}")
-    uploader = Uploader(run, config, Tracking(run, config, 0), Place(0, 0, 0, 1))
+    uploader = Uploader(run, config, SideWork(run), Place(0, 0, 0, 1))
     for step in (1, 2, 3):
         local = scratch / f"{phase}-{step}"
         local.mkdir()

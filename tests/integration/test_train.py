@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.restarts import read_restarts
 from tests.integration.conftest import SMALL, Background, Run, dreambooth, kill_tree, train
 
 DREAMBENCH = Path(
@@ -26,7 +28,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 def assert_same(one: Run, two: Run) -> None:
     """Equal curves, number for number, and equal weights, bit for bit."""
-    assert one.metrics == two.metrics
+    assert one.curve == two.curve
     mine, yours = weights(one), weights(two)
     assert all(torch.equal(mine[k], yours[k]) for k in mine)
 
@@ -100,6 +102,10 @@ def test_a_killed_worker_and_then_a_killed_run_change_no_number(
     random.Random(os.getpid()).choice(workers).kill()
     run.wait_until(lambda: set(run.train_workers()).isdisjoint(workers), "the workers' end")
     run.wait_for_step(12)
+    restart = read_restarts(Store(str(run.folder)))[0]
+    assert (restart.attempt, restart.step) == (2, at // 5 * 5)
+    assert "worker died" in restart.cause
+    assert Run(run.folder).metrics[-1]["restarts"] == 1
     kill_tree(run.process)
     done = dreambooth("resume", str(run.folder), cwd=tmp_path)
     assert done.returncode == 0, f"killed at step {at}: {done.stderr}"

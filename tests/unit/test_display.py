@@ -28,6 +28,16 @@ def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
     assert [line.split()[1] for line in said] == ["1/100", "100/100"]
 
 
+def test_time_left_is_told_from_the_steps_since_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = iter([0.0, 10.0, 70.0, 80.0])
+    monkeypatch.setattr("dreambooth_ray.display.time.monotonic", lambda: next(clock))
+    meter = _LineMeter(said.append, 100)
+    for step in (1, 51, 11, 21):
+        meter.show(step, "x")
+    assert said == ["step 51/100 x, 10 s left", "step 11/100 x", "step 21/100 x, 79 s left"]
+
+
 def test_bars_of_several_stages_share_a_terminal() -> None:
     out = io.StringIO()
     board = Board(Console(file=out, force_terminal=True, width=100))

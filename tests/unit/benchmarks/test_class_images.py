@@ -5,8 +5,8 @@ import pytest
 from benchmarks.class_images import draw_class_images
 from benchmarks.runs import Silent, make_config
 from benchmarks.theme import Setting
-from dreambooth_ray import pipeline
 from dreambooth_ray.data.priorset import PriorSet
+from dreambooth_ray.preparation import prepare
 from dreambooth_ray.priors.painter import Painter
 from dreambooth_ray.storage import layout
 
@@ -14,7 +14,7 @@ from dreambooth_ray.storage import layout
 def test_class_images_of_a_run_are_all_there_and_drawn_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = pipeline.prepare(make_config(tmp_path, Setting(), "full", 1), Silent())
+    prepared = prepare(make_config(tmp_path, Setting(), "full", 1), Silent())
     order, store = draw_class_images(prepared)
     assert order.count == 8
     last = PriorSet(store, order.count, lambda: "one is missing").posterior(7)

@@ -1,6 +1,9 @@
 """A run under Lightning's own loop, in one process, without Ray."""
 
+import json
+import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,14 @@ from dreambooth_ray.data.priorset import PriorSet
 from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.diffusion.methods import apply_method
+from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpointing import Checkpointing, Place
 from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.training.loggers import Loggers
 from dreambooth_ray.training.module import DreamBoothModule
-from dreambooth_ray.training.tracking import Tracking
+from dreambooth_ray.training.side_work import SideWork
+from dreambooth_ray.training.step_sequence import StepSequence
 from dreambooth_ray.training.validation import Probe, Validation
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
@@ -26,8 +32,10 @@ SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr
 class Watch(pl.Callback):
     """Keeps each step's record and the norm of the gradients it used; saves after step 2."""
 
-    def __init__(self, save: Path | None, notes: bool) -> None:
-        self.save, self.notes = save, notes
+    def __init__(
+        self, save: Path | None, sequence: StepSequence, ended: Callable[[], object]
+    ) -> None:
+        self.save, self.sequence, self.ended = save, sequence, ended
         self.records: list[dict[str, float]] = []
         self.norms: list[float] = []
 
@@ -35,13 +43,14 @@ class Watch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch.ends_step:
-            if self.notes:
-                pl_module.note_step(trainer.global_step)
-            self.records.append(pl_module.record)
+            self.records.append(self.sequence.metrics)
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
             if self.save and trainer.global_step == 2:
                 trainer.save_checkpoint(self.save)
             self.norms.append(float(torch.cat([g.flatten() for g in grads]).double().norm()))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.ended()
 
 
 class Fitted:
@@ -55,6 +64,7 @@ class Fitted:
         resume: Path | None = None,
         track: Store | None = None,
         keep: bool = False,
+        on_train_end: Callable[[], object] = lambda: None,
     ) -> None:
         """track: where metrics go; keep: checkpoints too."""
         base = f"run_id: one\nsubject: {{photos: {photos}, class_noun: robot}}"
@@ -65,27 +75,38 @@ class Fitted:
         class_images = PriorSet(priors, config.prior.count)
         corpus = Corpus(config, parts, [trained], class_images, (0, 1))
         self.probe = Probe(config, parts, kept, class_images)
-        validation = [Validation(config, self.probe, [])] if config.validation.every else []
+        validation = Validation(config, self.probe, []) if config.validation.every else None
         self.module = DreamBoothModule(config, parts)
-        self.watch = Watch(save, notes=track is None)
         if resume:
             corpus.start = torch.load(resume, weights_only=True)["global_step"]
-        tracking: list[pl.Callback] = []
-        if track:
-            tracking.append(notes := Tracking(track, config, corpus.start))
-            if keep:
-                tracking.append(Checkpointing(track, config, notes, Place(0, 0, 0, 1), {}))
+        run = track or Store(f"memory://fitted-{uuid.uuid4().hex}")
+        if resume and track is None:
+            lines = (json.dumps({"step": step}) + "\n" for step in range(1, corpus.start + 1))
+            run.write(layout.METRICS, "".join(lines).encode())
+        side_work = SideWork(run)
+        self.sequence = StepSequence(
+            run,
+            corpus,
+            side_work=side_work,
+            loggers=Loggers(run, config, corpus.start, side_work),
+            checkpointing=Checkpointing(run, config, side_work, Place(0, 0, 0, 1), {})
+            if keep
+            else None,
+            validation=validation,
+        )
+        self.watch = Watch(save, self.sequence, on_train_end)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.trainer = pl.Trainer(
                 max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", logger=False,
                 accumulate_grad_batches=config.train.accumulate, precision=config.train.precision,
                 gradient_clip_val=config.train.max_grad_norm,
-                callbacks=[*validation, *tracking, self.watch],
+                callbacks=[self.sequence, self.watch],
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             loader = DataLoader(corpus, batch_size=None)
             self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
+        self.sequence.finish(self.trainer)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

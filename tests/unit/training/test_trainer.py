@@ -1,5 +1,6 @@
 """What of Ray Train's helpers a run goes without; the names are held against Ray's own."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.training.failures import LastWords
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.failure_policy import FailFastPolicy
+from dreambooth_ray.training.restarts import RestartRecorder
 from dreambooth_ray.training.trainer import Trainer
 
 DATASETS, CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
@@ -35,11 +38,16 @@ def work() -> None:
     """Never called here."""
 
 
-@pytest.mark.parametrize(("alone", "dropped"), [(True, {DATASETS, CLEANER}), (False, {DATASETS})])
-def test_drops_the_helpers_it_has_no_use_for(alone: bool, dropped: set[str]) -> None:
+def make_trainer(alone: bool, **settings: Any) -> Trainer:
+    restarts = RestartRecorder(Store("memory://trainer"), 0)
+    return Trainer(work, cluster=cluster(alone), restarts=restarts, **settings)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_drops_the_helpers_it_has_no_use_for(alone: bool) -> None:
     theirs = helpers(TorchTrainer(work))
     assert {DATASETS, CLEANER} <= theirs
-    assert helpers(Trainer(work, cluster=cluster(alone))) == theirs - dropped
+    assert helpers(make_trainer(alone)) == theirs - {DATASETS, CLEANER}
 
 
 def policies(
@@ -47,11 +55,14 @@ def policies(
 ) -> dict[str, Any]:
     """What the controller would be given."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        TorchTrainer, "_initialize_and_run_controller", lambda _, **settings: given.update(settings)
-    )
+
+    def thread(settings: dict[str, Any], is_local: bool) -> Any:
+        given.update(settings, is_local=is_local)
+        return SimpleNamespace(run=lambda: None)
+
+    monkeypatch.setattr("dreambooth_ray.training.trainer.ControllerThread", thread)
     scaling = ScalingConfig(num_workers=workers)
-    Trainer(work, cluster=cluster(alone), scaling_config=scaling)._initialize_and_run_controller(
+    make_trainer(alone, scaling_config=scaling)._initialize_and_run_controller(
         scaling_policy=create_scaling_policy(scaling),
         failure_policy=create_failure_policy(FailureConfig()),
     )
@@ -65,7 +76,7 @@ def test_alone_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
     policy.after_controller_start(None)
     assert policy.make_decision_for_non_running_worker_group().num_workers == 2
     assert policy._coordinator_client is None
-    assert isinstance(given["failure_policy"], LastWords)
+    assert isinstance(given["failure_policy"], FailFastPolicy)
 
 
 @pytest.mark.parametrize(("alone", "workers"), [(False, 2), (True, (1, 2)), (False, (1, 2))])

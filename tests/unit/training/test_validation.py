@@ -8,6 +8,7 @@ from dreambooth_ray.config.training import ValidationConfig
 from dreambooth_ray.data.subject import read_configured, split
 from dreambooth_ray.errors import ConfigError, DataError
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.side_work import SideWork
 from dreambooth_ray.training.stopping import last_step, stops_at
 from dreambooth_ray.training.validation import evaluate
 from tests.unit.training.fitted import Fitted
@@ -37,12 +38,15 @@ def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) ->
 
 def test_the_questions_are_fixed_and_asked_of_the_averaged_weights(run: Fitted) -> None:
     before = {n: w.clone() for n, w in run.weights.items()}
-    again = evaluate(run.trainer, run.module, run.probe)
+    again = evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
     last = run.watch.records[-1]
     assert again == {k: v for k, v in last.items() if k.startswith("val_")}
     assert all(torch.equal(w, before[n]) for n, w in run.weights.items())
     average, run.module.average = run.module.average, None
-    assert evaluate(run.trainer, run.module, run.probe) != again
+    assert (
+        evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
+        != again
+    )
     run.module.average = average
 
 

@@ -2,18 +2,16 @@
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.journal import read_metrics
-from dreambooth_ray.training.tracking import Tracking, make_logger
+from dreambooth_ray.training.loggers import Loggers, make_logger
+from dreambooth_ray.training.side_work import SideWork
 from tests.unit.training.fitted import Fitted
 
 ASKED = ("train.steps=3", "validation.every=3", "validation.class_images=2", "prior.count=5")
@@ -53,11 +51,11 @@ def test_pictures_go_wherever_pictures_can_be_shown(
     text = (
         f"run_id: one\nsubject: {{photos: p, class_noun: robot}}\ntracking: {{loggers: [{name}]}}"
     )
-    tracking = Tracking(Store(str(tmp_path)), parse_config(text, "x", []), 0)
-    trainer: Any = SimpleNamespace(is_global_zero=True)
-    tracking.on_train_start(trainer, pl.LightningModule())
-    tracking.add_picture("samples/a sks robot", np.zeros((8, 8, 3), np.uint8), 6)
-    tracking.on_train_end(trainer, pl.LightningModule())
+    run = Store(str(tmp_path))
+    loggers = Loggers(run, parse_config(text, "x", []), 0, SideWork(run))
+    loggers.open([])
+    loggers.add_image("samples/a sks robot", np.zeros((8, 8, 3), np.uint8), 6)
+    loggers.close()
     if name == "tensorboard":
         images = EventAccumulator(str(tmp_path / name)).Reload().Images("samples/a sks robot")
         assert [image.step for image in images] == [6]

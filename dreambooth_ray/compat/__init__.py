@@ -1,0 +1,1 @@
+"""The places that touch private API of other libraries: one module a library, one test a use."""

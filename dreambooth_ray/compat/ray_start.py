@@ -1,0 +1,61 @@
+"""A local Ray without the processes that one machine does not need.
+
+`ray.init` starts an autoscaler's monitor, a log monitor and a dashboard, whatever it is told:
+1.3 seconds of a start and 1.1 of an end. Without a log monitor workers' output stays in Ray's log
+folder, which is where `log_to_driver=False` wants it.
+
+Private: Node.start_monitor, start_log_monitor and start_api_server of ray._private.node, get_node
+of ray._private.services, get_dashboard_dependency_error of ray._private.utils.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+_REGISTERED_TIMEOUT_S, _POLL_S = 30.0, 0.01
+
+
+@contextmanager
+def only_needed_processes(on_started: Callable[[], object]) -> Iterator[None]:
+    """A `ray.init` inside starts the GCS, a raylet, its agents and workers, and waits no longer.
+
+    on_started: called when the raylet has been started and is only waited for
+    For threads: nobody else may start a Ray in this process meanwhile.
+    """
+    from ray._private import node, services, utils  # noqa: PLC0415  takes 0.2 s
+
+    wait_then_get = _waiting(services.get_node, on_started)
+    with ExitStack() as stack:
+        for target, name, replacement in (
+            (node.Node, "start_monitor", _start_nothing),
+            (node.Node, "start_log_monitor", _start_nothing),
+            (node.Node, "start_api_server", _start_nothing),
+            # The host's agent then goes without what serves the dashboard.
+            (utils, "get_dashboard_dependency_error", lambda: ImportError("no dashboard here")),
+            (services, "get_node", wait_then_get),
+        ):
+            stack.enter_context(mock.patch.object(target, name, replacement))
+        yield
+
+
+def _start_nothing(*_: Any, **__: Any) -> None:
+    """In place of the start of a process."""
+
+
+def _waiting(get_node: Any, on_started: Callable[[], object]) -> Any:
+    """Ask for the node once it is there: `get_node` itself sleeps a whole second in between."""
+    import ray  # noqa: PLC0415
+
+    def wait_then_get(gcs_address: str, node_id: str) -> Any:
+        on_started()
+        client = ray._raylet.GcsClient(address=gcs_address)
+        deadline = time.monotonic() + _REGISTERED_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if any(known.hex() == node_id for known in client.get_all_node_info()):
+                break
+            time.sleep(_POLL_S)
+        return get_node(gcs_address, node_id)
+
+    return wait_then_get

@@ -1,0 +1,60 @@
+"""A look at everything that a run needs, before anything is started.
+
+Nothing heavy is imported here: a person who mistyped something waits for no torch and no Ray.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.subject import identifier_warning, read_configured, split
+from dreambooth_ray.diffusion.model_files import check_resolution, model_directory
+from dreambooth_ray.diffusion.suitability import check_method
+from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training.packages import check_packages
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def say(self, text: str) -> None:
+        """One line for the person."""
+
+    def priors(self, done: int, total: int) -> None:
+        """Class images so far."""
+
+    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+        """Do `work`, showing the run's metrics meanwhile."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration whose inputs have all been looked at and found usable."""
+
+    config: Config
+    directory: Path
+
+
+def prepare(config: Config, display: Display) -> Prepared:
+    """Refuse bad input before any work: photographs, model, resolution, storage.
+
+    raises: ConfigError, DataError, StorageError
+    """
+    use_options(config.storage.uri, config.storage.options)
+    directory = model_directory(config.model.uri)
+    check_resolution(directory, config.train.resolution)
+    check_method(config, directory)
+    check_packages(config)
+    for subject in config.all_subjects:
+        split(config, read_configured(config, subject))
+        warning = identifier_warning(config.word(subject), subject.class_noun)
+        if warning:
+            display.say(f"warning: {warning}")
+    if config.choice.rule == "best":
+        from dreambooth_ray.evaluation.judge import check_choice  # noqa: PLC0415  loads torch
+
+        check_choice(config, directory)
+    Store(config.storage.uri).check_writable()
+    return Prepared(config, directory)

@@ -1,0 +1,167 @@
+"""Ray Train's controller in a thread of the process that starts a run.
+
+Ray Train runs it as an actor: a process more that starts and imports before any worker does, 2.5
+seconds of a start. It dies with its driver either way. Here it is at hand: a run is ended by a
+call, and failures are judged where the person reads.
+
+Of Ray Train's private parts this uses TrainController and its worker_group_cls, and three methods
+of WorkerGroup; tests/unit/training/test_controller.py holds them.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.train import Result
+from ray.train.v2._internal.constants import (
+    ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+)
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+# How long an ended run's thread is waited for: it may be inside a call of Ray.
+_END_TIMEOUT_S = 5.0
+_SETTINGS = {
+    # How often workers are looked at, in seconds; Ray's own is 2. A look takes milliseconds.
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR: "0.2",
+    # It would set up the logging of this whole process.
+    ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR: "0",
+}
+# An actor that asks whether hosts are about to be taken away. Nobody takes a local Ray's.
+_LOCAL_SETTINGS = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+
+
+class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
+    """Workers that are told of no controller actor, as there is none."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """As Ray Train's, less the controller's handle: only `get_all_reported_checkpoints`,
+        which our workers do not call, would use it.
+        """
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[rank] for name, values in train_context_args.items()},
+                )
+                for rank, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: dict[str, Any]) -> dict[str, Any]:
+        """None where none is asked for: a local Ray's waiting processes can be taken as they are.
+
+        What Ray Train would add are the settings above, which are the controller's business.
+        """
+        return custom_runtime_env
+
+
+class _Controller(TrainController):  # type: ignore[misc]
+    worker_group_cls = _WorkerGroup
+
+    def kill_workers(self) -> None:
+        """End the worker group where it stands."""
+        if self._worker_group is not None:
+            self._worker_group.abort()
+
+
+class ControllerThread:
+    """Runs one training, once."""
+
+    def __init__(self, settings: dict[str, Any], is_local: bool) -> None:
+        """settings: TrainController's arguments; is_local: on a Ray of this process's own"""
+        self._settings, self._is_local = settings, is_local
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[Result] | None = None
+        self._is_over = threading.Event()
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="train controller", daemon=True)
+
+    def run(self) -> Result | None:
+        """Returns when the training is over, with its result; None if it was ended by `end`.
+
+        raises: what the controller raised
+        """
+        with _environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})), _quiet_logs():
+            self._thread.start()
+            try:
+                # Not join(): a signal's handler must be able to interrupt the wait.
+                self._is_over.wait()
+            except BaseException:
+                self.end()
+                self._is_over.wait(_END_TIMEOUT_S)
+                raise
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def end(self) -> None:
+        """Kill the workers and let `run` return; from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: it is over already
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _work(self) -> None:
+        try:
+            self._task = self._loop.create_task(self._train())
+            self._result = self._loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:  # handed to the thread that waits
+            self._error = error
+        finally:
+            self._loop.close()
+            self._is_over.set()
+
+    async def _train(self) -> Result:
+        controller = _Controller(**self._settings)
+        try:
+            await controller.run()
+        except asyncio.CancelledError:
+            controller.kill_workers()
+            raise
+        return controller.get_result()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Settings of Ray Train, which reads them from the environment; the user's own go first."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """What the controller logs, whole tracebacks among it, comes to the person in our words."""
+    logger = logging.getLogger("ray.train")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

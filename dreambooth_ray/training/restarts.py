@@ -1,0 +1,149 @@
+"""Restarts of a run's worker group: which failures deserve one, and the record of those made.
+
+The record, restarts.json, has one writer, the process that started the run.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from dreambooth_ray.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DreamBoothError,
+    StorageError,
+)
+from dreambooth_ray.storage import layout
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.notices import post
+
+# A person has to mend these: the next attempt would end the same way.
+PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
+# What torch's gloo backend says when the worker at the other end is gone. It raises plain
+# RuntimeErrors, so there is no type to go by.
+_LOST_PEER = re.compile(r"gloo|connection (closed|reset)|broken pipe|socket closed", re.IGNORECASE)
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One more attempt. attempt: counts from 2; cause: one line; step: it goes on from this one."""
+
+    attempt: int
+    cause: str
+    step: int
+    at_s: float
+
+
+def read_restarts(run: Store) -> list[Restart]:
+    """All restarts of a run, in order."""
+    if not run.exists(layout.RESTARTS):
+        return []
+    return [Restart(**record) for record in json.loads(run.read(layout.RESTARTS))]
+
+
+class RestartPolicy:
+    """Whether workers that failed are started again. Pure.
+
+    Dead workers, lost hosts and storage that stays away count by attempts without progress: a long
+    run may lose many hosts. An exception that the training itself raises ends the run when it
+    comes a second time.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        """max_failures: attempts in a row without a new checkpoint that are tried again"""
+        self._max_failures = max_failures
+        self._seen: set[str] = set()
+        self._step, self._fruitless = -1, 0
+
+    def should_restart(self, failures: Sequence[BaseException], step: int) -> bool:
+        """failures: of all workers that failed; step: of the newest checkpoint"""
+        if any(isinstance(failure, PERMANENT) for failure in failures):
+            return False
+        self._fruitless = 1 if step > self._step else self._fruitless + 1
+        self._step = max(step, self._step)
+        if self._fruitless > self._max_failures:
+            return False
+        if any(is_outage(failure) for failure in failures):
+            return True
+        marks = {_mark(failure) for failure in failures}
+        came_before = bool(marks & self._seen)
+        self._seen |= marks
+        return not came_before
+
+
+def is_outage(failure: BaseException) -> bool:
+    """Whether something outside the training went away: a process, a host, a peer, storage."""
+    kinds = {kind.__name__ for kind in type(failure).__mro__}
+    if isinstance(failure, StorageError) or kinds & {
+        "RayError", "WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError",
+        "WorkerGroupStartupFailedError", "DistError",
+    }:  # fmt: skip
+        return True
+    return type(failure) is RuntimeError and _LOST_PEER.search(str(failure)) is not None
+
+
+def cause_of(failures: Sequence[BaseException]) -> str:
+    """The cause in one line: a death before the errors that others had of it."""
+    if not failures:
+        return "unknown"
+    first = min(failures, key=lambda failure: not is_outage(failure) or _is_lost_peer(failure))
+    text = " ".join(str(first).split())
+    if isinstance(first, DreamBoothError):
+        return text
+    if is_outage(first) and not _is_lost_peer(first):
+        return f"a worker died ({type(first).__name__})" + (f": {text[:200]}" if text else "")
+    return f"{type(first).__name__}: {text[:300]}"
+
+
+def _is_lost_peer(failure: BaseException) -> bool:
+    return type(failure) is RuntimeError
+
+
+def _mark(failure: BaseException) -> str:
+    """Equal for two failures of the same kind, whatever addresses and numbers they name."""
+    return f"{type(failure).__name__}: {_NUMBER.sub('#', str(failure))}"
+
+
+class RestartRecorder:
+    """Decides about a run's failures and writes down the restarts that follow."""
+
+    def __init__(self, run: Store, max_failures: int, clock: Callable[[], float] = time.time):
+        self._run, self._policy, self._clock = run, RestartPolicy(max_failures), clock
+        self._restarts = read_restarts(run)
+        self._step = 0
+
+    @property
+    def count(self) -> int:
+        """Restarts of the run so far, earlier sittings of it included."""
+        return len(self._restarts)
+
+    def should_restart(self, failures: Sequence[BaseException]) -> bool:
+        """Decide; what is restarted is written down and said to whoever watches the run."""
+        with suppress(StorageError):  # judged by what was there when storage last answered
+            self._step = (committed_steps(self._run)[-1:] or [0])[0]
+        if not self._policy.should_restart(failures, self._step):
+            return False
+        self.record(cause_of(failures))
+        return True
+
+    def record(self, cause: str) -> None:
+        """Write down a restart, and say it."""
+        restart = Restart(self.count + 2, cause, self._step, self._clock())
+        self._restarts.append(restart)
+        try:
+            content = json.dumps([asdict(one) for one in self._restarts], indent=1)
+            self._run.write(layout.RESTARTS, content.encode())
+            post(
+                self._run,
+                f"restart: attempt {restart.attempt} goes on from step {restart.step}, "
+                f"because {restart.cause}",
+            )
+        except StorageError:
+            return  # the restart itself does not depend on its record

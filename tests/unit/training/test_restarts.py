@@ -1,0 +1,91 @@
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.failure_handling import (
+    FailureDecision,
+    create_failure_policy,
+)
+from ray.train.v2.api.exceptions import ControllerError
+
+from dreambooth_ray.errors import ConfigError, DataError, DreamBoothError, StorageError
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.failure_policy import FailFastPolicy
+from dreambooth_ray.training.notices import unread
+from dreambooth_ray.training.restarts import (
+    RestartPolicy,
+    RestartRecorder,
+    cause_of,
+    is_outage,
+    read_restarts,
+)
+
+DEAD = ActorDiedError()
+LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:31337")
+BUG = ValueError("operands of shape (2, 3)")
+
+
+@pytest.mark.parametrize("failure", [ConfigError("a"), DataError("b")])
+def test_what_a_person_has_to_mend_is_never_tried_again(failure: Exception) -> None:
+    assert not RestartPolicy(3).should_restart([DEAD, failure], 5)
+
+
+def test_an_exception_of_the_step_ends_the_run_when_it_comes_a_second_time() -> None:
+    policy = RestartPolicy(9)
+    assert policy.should_restart([BUG], 5)
+    assert policy.should_restart([KeyError("other")], 5)
+    # Whatever numbers it names, and however far the run came meanwhile.
+    assert not policy.should_restart([ValueError("operands of shape (4, 7)")], 500)
+
+
+def test_an_own_error_without_a_kind_is_tried_once_more() -> None:
+    policy = RestartPolicy(9)
+    assert policy.should_restart([DreamBoothError("odd")], 0)
+    assert not policy.should_restart([DreamBoothError("odd")], 0)
+
+
+@pytest.mark.parametrize("failure", [DEAD, LOST_PEER, StorageError("away")])
+def test_outages_count_by_attempts_without_progress(failure: Exception) -> None:
+    policy = RestartPolicy(2)
+    assert is_outage(failure)
+    assert [policy.should_restart([failure], step) for step in (0, 0)] == [True, True]
+    assert [policy.should_restart([failure], step) for step in (10, 10)] == [True, True]
+    assert not policy.should_restart([failure], 10)
+
+
+def test_no_restarts_are_made_where_none_are_wanted() -> None:
+    assert not RestartPolicy(0).should_restart([DEAD], 5)
+
+
+def test_the_cause_is_the_death_and_not_what_others_had_of_it() -> None:
+    assert cause_of([LOST_PEER, DEAD]).startswith("a worker died (ActorDiedError)")
+    assert cause_of([BUG]) == "ValueError: operands of shape (2, 3)"
+    assert cause_of([LOST_PEER]).startswith("RuntimeError: [gloo")
+    assert cause_of([StorageError("s3://b does not\nanswer")]) == "s3://b does not answer"
+
+
+def test_restarts_are_written_down_and_said() -> None:
+    run = Store("memory://restarts")
+    RestartRecorder(run, 3, lambda: 7.0).should_restart([DEAD])
+    again = RestartRecorder(run, 3, lambda: 8.0)
+    assert again.should_restart([BUG])
+    assert not again.should_restart([BUG])
+    restarts = read_restarts(run)
+    assert [(r.attempt, r.step, r.at_s) for r in restarts] == [(2, 0, 7.0), (3, 0, 8.0)]
+    said = unread(run, set())
+    assert len(said) == 2
+    assert said[1] == (
+        "restart: attempt 3 goes on from step 0, because ValueError: operands of shape (2, 3)"
+    )
+
+
+def test_the_controller_is_told_what_was_decided() -> None:
+    run = Store("memory://decisions")
+    policy = FailFastPolicy(create_failure_policy(FailureConfig()), RestartRecorder(run, 1))
+    startup = ControllerError(WorkerGroupStartupFailedError("gone"))
+    decisions = [
+        policy.make_decision(error)
+        for error in (WorkerGroupError("x", {0: DEAD}), startup, ControllerError(TypeError("x")))
+    ]
+    assert decisions == [FailureDecision.RETRY, FailureDecision.RAISE, FailureDecision.RAISE]
+    assert len(read_restarts(run)) == 1
