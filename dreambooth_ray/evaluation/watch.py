@@ -4,6 +4,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -18,9 +19,11 @@ from dreambooth_ray.evaluation.plot import front_plot
 from dreambooth_ray.storage import layout
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.side_work import SideWork
 from dreambooth_ray.training.verdict import Verdict, write_verdict
 
 _POLL_LOCAL_S, _POLL_REMOTE_S = 0.5, 5.0
+_CLOSE_TIMEOUT_S = 10.0
 
 
 def scored(step: int, totals: dict[str, float], wanted: ChoiceConfig) -> Scored:
@@ -56,7 +59,8 @@ class Watch:
         """judge: evaluates the checkpoint of a step and stores its numbers in the run."""
         self._run, self._wanted, self._judge = run, wanted, judge
         self._ends = threading.Event()
-        self._failure: Exception | None = None
+        self._failures: dict[int, Exception] = {}
+        self._side_work = SideWork(run)
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -70,36 +74,50 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """raises: what an evaluation failed with, if the training itself did not fail."""
+        """Judges what is left, and once more what could not be judged before.
+
+        raises: what an evaluation failed with, if the training itself did not fail
+        """
         self._ends.set()
-        if error is None:
-            self._thread.join()
-            if self._failure is not None:
-                raise self._failure
+        try:
+            if error is None:
+                self._thread.join()
+                for step in sorted(self._failures):
+                    self._judge_one(step)
+        finally:
+            self._side_work.close(_CLOSE_TIMEOUT_S)
 
     def _follow(self) -> None:
-        try:
-            while True:
-                # Read before the list: what is committed afterwards is seen next time.
-                ends = self._ends.is_set()
-                if not self._judge_new() and ends:
+        """Until the training has ended and nothing is left; a failure is said and passed over."""
+        while True:
+            # Read before the list: what is committed afterwards is seen next time.
+            ends = self._ends.is_set()
+            if not self._side_work.run("looking for new checkpoints", self._judge_new, False):
+                if ends:
                     return
                 self._ends.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
-        except Exception as error:
-            self._failure = error
 
     def _judge_new(self) -> bool:
         """Judge the oldest checkpoint that was not; False if there was none."""
-        points = read_scored(self._run, self._wanted)
-        todo = sorted(set(committed_steps(self._run)) - {s.step for s in points})
+        judged = {point.step for point in read_scored(self._run, self._wanted)}
+        todo = sorted(set(committed_steps(self._run)) - judged - self._failures.keys())
         if not todo:
             return False
-        found = self._judge(todo[0])
-        points = sorted([*points, found], key=lambda s: s.step)
+        try:
+            self._judge_one(todo[0])
+        except Exception as error:
+            self._failures[todo[0]] = error
+            self._side_work.note(f"evaluation of the checkpoint of step {todo[0]}", error)
+        return True
+
+    def _judge_one(self, step: int) -> None:
+        found = self._judge(step)
+        others = (s for s in read_scored(self._run, self._wanted) if s.step != step)
+        points = sorted([*others, found], key=lambda s: s.step)
         verdict = decide(points, self._wanted)
         write_verdict(self._run, verdict)
-        self._show(found, points, verdict)
-        return True
+        show = partial(self._show, found, points, verdict)
+        self._side_work.run("showing evaluations in TensorBoard", show, None)
 
     def _show(self, found: Scored, points: list[Scored], verdict: Verdict) -> None:
         """Into TensorBoard: both curves, and the front as a picture."""

@@ -13,6 +13,7 @@ from dreambooth_ray.evaluation.watch import Watch, decide, read_scored, run_plot
 from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import checkpoint
+from dreambooth_ray.training.notices import unread
 from dreambooth_ray.training.verdict import Verdict, read_verdict, spared
 
 WANTED = ChoiceConfig(rule="best", drift="drift", max_drift=0.2, patience=1)
@@ -77,6 +78,24 @@ def test_what_the_judge_fails_with_is_raised_when_training_is_done(tmp_path: Pat
 
     with pytest.raises(CheckpointError, match="step 5"), Watch(run, WANTED, broken):
         pass
+    assert "evaluation of the checkpoint of step 5 failed" in unread(run, set())[0]
+
+
+def test_an_evaluation_that_fails_once_is_made_up_for_and_holds_up_no_other(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "run"))
+    bench, asked = Bench(run), list[int]()
+
+    def failing_once(step: int) -> Scored:
+        asked.append(step)
+        if asked == [5]:
+            raise OSError("out of memory")
+        return bench(step)
+
+    with Watch(run, WANTED, failing_once):
+        for step in TRUTH:
+            commit(run, step, tmp_path)
+    assert asked == [5, 10, 15, 5]
+    assert read_verdict(run) == Verdict(10, (5, 10, 15), True)
 
 
 def test_a_verdict_follows_from_the_evaluations() -> None:
