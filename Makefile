@@ -29,7 +29,7 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
 
 # All themes of `dreambooth bench`, their plot, and the README's table. Wants a quiet machine.
-THEMES ?= sample train settings priors scaling serve checkpoint startup fullsize
+THEMES ?= sample train wholejob settings priors scaling serve checkpoint startup fullsize
 PROFILE ?= full
 bench: $(VENV)/.dev
 	for theme in $(THEMES); do $(BIN)/dreambooth bench $$theme --profile $(PROFILE) \

@@ -4,6 +4,7 @@
 THEMES: dict[str, tuple[str, str]] = {
     "sample": ("sampling", "The engine against diffusers' pipeline, one thread."),
     "train": ("training", "Training against a plain diffusers loop, one worker, one thread."),
+    "wholejob": ("wholejob", "Whole jobs, from the command to the saved model, beside diffusers'."),
     "settings": ("settings", "Training by method, strategy, precision, size, batch, accumulation."),
     "priors": ("priors", "Class images by several actors, against one and against Ray Data."),
     "scaling": ("scaling", "Training on several workers against one, weak and strong."),

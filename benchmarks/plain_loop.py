@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,7 +79,7 @@ class PlainLoop:
 
     def __init__(self, config: Config, directory: str) -> None:
         torch.set_num_threads(1)
-        self._config, train = config, config.train
+        self._config, self._directory, train = config, directory, config.train
         self._accelerator = Accelerator(cpu=not config.cluster.gpus)
         parts = load_components(Path(directory))
         self._vae, self._schedule = parts.vae, parts.schedule
@@ -125,6 +128,19 @@ class PlainLoop:
         for _ in range(count):
             self._step(next(self._batches))
         return Spent(time.perf_counter() - began, time.process_time() - cpu)
+
+    def save(self, folder: Path) -> None:
+        """What the scripts leave: a pipeline's directory, or an adapter's file."""
+        unet = self._accelerator.unwrap_model(self._unet)
+        if self._config.train.method == "lora":
+            layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+            return
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self._directory, unet=unet, text_encoder=self._accelerator.unwrap_model(self._text),
+            safety_checker=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.save_pretrained(folder)
 
     def _step(self, batch: dict[str, Tensor]) -> None:
         pixels = batch["pixel_values"]

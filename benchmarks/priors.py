@@ -134,7 +134,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     pairs, chunks = setting.pick(1, 6), setting.pick(2, 4) * actors
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
-        connection(ClusterConfig(), 3 * actors + 2),
+        connection(ClusterConfig(), 3 * actors + 2, is_bare=True),
     ):
         ray.data.DataContext.get_current().enable_progress_bars = False
         many = Pool(setting, steps, Path(name) / "many", actors)

@@ -73,7 +73,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     many = max(setting.workers)
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
-        connection(ClusterConfig(), 3 * many + 4),
+        connection(ClusterConfig(), 3 * many + 4, is_bare=True),
     ):
         cases = _cases(Path(name), setting, many)
         config = make_config(Path(name), setting, "many", many)

@@ -61,7 +61,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         bench = Bench(bundles, storage, answers, replicas, setting.model)
         with ExitStack() as stack:
             stack.enter_context(serve_fastapi.serving(bundles, FASTAPI_PORT, replicas))
-            stack.enter_context(connection(ClusterConfig(), 2 * replicas))
+            stack.enter_context(connection(ClusterConfig(), 2 * replicas, is_bare=True))
             bench.deploy()
             for k in range(setting.pick(1, 3)):
                 bench.round(k, setting.pick(2, 15))

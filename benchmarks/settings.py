@@ -54,7 +54,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     names = SMOKE if setting.profile == "smoke" else tuple(KEYS)
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as folder,
-        connection(ClusterConfig(), PROCESSES),
+        connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
         with running(config) as defaults:

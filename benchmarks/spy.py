@@ -64,7 +64,7 @@ def profile(method: str) -> dict[str, float]:
         raise ConfigError("py-spy is not installed; it comes with ray[default]")
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         config, out = make_config(Path(name), Setting(), method, 1), Path(name) / "raw"
-        with connection(ClusterConfig(), 6), running(config) as run:
+        with connection(ClusterConfig(), 6, is_bare=True), running(config) as run:
             run.ready()
             run.steps(WARM_UP)
             steps = threading.Thread(target=run.steps, args=(STEPS,))

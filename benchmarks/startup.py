@@ -61,7 +61,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         folder, storage = Path(name), Path(name) / "served"
         clusters = head.enter_context(_head(folder))
         # What replicas need comes up beside the head, and waits while runs are submitted.
-        with connection(ClusterConfig(), 4):
+        with connection(ClusterConfig(), 4, is_bare=True):
             served = list(make_subjects(storage, setting.model))[: setting.pick(2, 4)]
             first, *later = _submit(folder, clusters, class_images, setting.pick(1, 4))
             head.close()

@@ -36,8 +36,7 @@ METHODS = {"full with text encoder": 1.4, "lora": 1.8}
 # A worker and its class-image actor, with the peer, twice.
 PROCESSES = 6
 # What our workers would have without jemalloc: glibc told to keep large blocks.
-# Empty, not left out: processes of a local Ray start with jemalloc.
-GLIBC = ALLOCATOR | {"LD_PRELOAD": ""}
+GLIBC = {name: value for name, value in ALLOCATOR.items() if name != "LD_PRELOAD"}
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
-        connection(ClusterConfig(), PROCESSES),
+        connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         for method in list(METHODS)[: setting.pick(1, 2)]:
             config = make_config(Path(name), setting, method.partition(" ")[0], 1)

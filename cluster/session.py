@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from dreambooth_ray.compat.ray_start import only_needed_processes
 from dreambooth_ray.config.allocator import environment_of_workers
@@ -33,11 +33,17 @@ def session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> I
 
 @contextmanager
 def connection(
-    cluster: ClusterConfig, processes: int, meanwhile: Callable[[], object] = lambda: None
+    cluster: ClusterConfig,
+    processes: int,
+    meanwhile: Callable[[], object] = lambda: None,
+    *,
+    is_bare: bool = False,
 ) -> Iterator[None]:
     """Ray, as `session` has it, for any configuration with a cluster in it.
 
     processes: that are to run at once where a local Ray is started
+    is_bare: its processes are as Python has them, and each actor of ours gets its environment by
+        itself; for measurements beside others
     """
     check_cluster(cluster)
     address = cluster.ray_address
@@ -58,7 +64,8 @@ def connection(
         finally:
             ray.shutdown()
     else:
-        with environment_of_workers(), _local_ray(processes, meanwhile):
+        environment = nullcontext() if is_bare else environment_of_workers()
+        with environment, _local_ray(processes, meanwhile):
             yield
 
 

@@ -1,0 +1,75 @@
+"""Theme `wholejob`: from the command to the saved model, beside the plain loop as a program.
+
+What a person waits for: imports, processes, data, training, saving. Both are given the same
+photographs and class images. `python -m benchmarks.wholejob` writes the full record.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Case, clocked, compare
+from benchmarks.runs import about, make_config
+from benchmarks.theme import Setting
+from dreambooth_ray.config.load import dump_config
+from dreambooth_ray.errors import DreamBoothError
+
+METHODS = ("lora", "full")
+# How many times as fast as the plain program, by steps.
+BARS = {50: 0.75, 350: 1.2}
+DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Jobs of each method and length, in turns; in smoke profile the shortest once."""
+    cases, config = list[dict[str, Any]](), None
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        for method in METHODS[: setting.pick(1, 2)]:
+            for steps in list(BARS)[: setting.pick(1, 2)]:
+                config = make_config(
+                    Path(name), setting, method, 1, f"train.steps={steps}", "sample.every=0"
+                )
+                file = Path(name) / f"{method}-{steps}.yaml"
+                file.write_text(dump_config(config))
+                cases.append(_case(method, steps, file, setting))
+    return {
+        "headline": {"diffusers": cases[-1]["case"]},
+        "cases": cases,
+        "configuration": {"run": about(config) if config else {}, "class_images": "given"},
+    }
+
+
+def _case(method: str, steps: int, recipe: Path, setting: Setting) -> dict[str, Any]:
+    numbers, plain = count(), [sys.executable, "-m", "benchmarks.plain_job"]
+
+    def ours() -> None:
+        _run([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
+
+    def theirs() -> None:
+        _run([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
+
+    case = Case(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
+    return compare(case, clocked(ours), clocked(theirs), setting.pick(1, 5))
+
+
+def _run(command: list[str]) -> None:
+    """One thread each, as in theme `train`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise DreamBoothError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
+def main() -> None:
+    """Measure and write the record."""
+    subprocess.run(
+        [DREAMBOOTH, "bench", "wholejob", "--json", "benchmarks/results/wholejob.json"], check=True
+    )
+
+
+if __name__ == "__main__":
+    main()
