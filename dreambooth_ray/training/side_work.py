@@ -57,6 +57,9 @@ class SideWork:
 
     def note(self, what: str, error: BaseException) -> None:
         """Count a failure; say it if none of its kind was said before."""
+        while error.__cause__ is not None:
+            # Libraries wrap a full disk into words about values that can't be logged.
+            error = error.__cause__
         with self._lock:
             self._failures += 1
             kind = f"{what}: {type(error).__name__}"

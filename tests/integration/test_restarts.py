@@ -51,10 +51,6 @@ def test_a_step_that_raises_ends_the_run_at_the_second_time(
     assert "restart: attempt 2 goes on from step 5, because KeyError" in done.stderr
     run = Store(storage.removeprefix("storage.uri=")).sub("runs/raising")
     assert [(r.attempt, r.step) for r in read_restarts(run)] == [(2, 5)]
-    # Mended, it goes on from there to the end.
-    monkeypatch.delenv("PYTHONPATH")
-    done = dreambooth("resume", run.uri, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_damaged_last_checkpoint_is_trained_again(
@@ -137,5 +133,5 @@ def test_a_full_disk_under_tensorboard_costs_its_own_values_alone(
     assert run.curve == long_run.curve
     assert committed_steps(Store(str(run.folder)))[-1] == 350
     said = [line for line in stderr.splitlines() if "logger tensorboard failed" in line]
+    assert len(said) == 1
     assert "No space left" in said[0]
-    assert len(said) == len(set(said)) <= 2
