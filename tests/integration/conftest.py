@@ -28,6 +28,14 @@ SMALL = [
 ]
 
 
+def read_curve(run: Store) -> list[dict[str, Any]]:
+    """Metrics of the training itself: without counts of what happened beside it."""
+    return [
+        {name: value for name, value in step.items() if name not in (RESTARTS, FAILURES)}
+        for step in read_metrics(run)
+    ]
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run."""
@@ -41,10 +49,7 @@ class Run:
     @property
     def curve(self) -> list[dict[str, Any]]:
         """Metrics of the training itself, whatever happened beside it."""
-        return [
-            {name: value for name, value in step.items() if name not in (RESTARTS, FAILURES)}
-            for step in self.metrics
-        ]
+        return read_curve(Store(str(self.folder)))
 
 
 def dreambooth(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

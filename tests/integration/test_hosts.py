@@ -13,8 +13,7 @@ import pytest
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
-from tests.integration.conftest import DREAMBOOTH
+from tests.integration.conftest import DREAMBOOTH, read_curve
 from tests.laptop import RUNS, Laptop, laptop_and_cluster
 
 pytestmark = [
@@ -51,7 +50,7 @@ def undisturbed(laptop: Laptop) -> list[dict[str, Any]]:
 
 
 def curve(run_id: str) -> list[dict[str, Any]]:
-    return read_metrics(Store(f"{RUNS}/runs/{run_id}"))
+    return read_curve(Store(f"{RUNS}/runs/{run_id}"))
 
 
 def running(laptop: Laptop, run_id: str, *words: str) -> "subprocess.Popen[bytes]":

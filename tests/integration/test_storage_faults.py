@@ -17,7 +17,14 @@ from dreambooth_ray.storage import layout, manifest
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.checkpoint import committed_steps
 from dreambooth_ray.training.journal import read_metrics
-from tests.integration.conftest import SMALL, Background, dreambooth, kill_tree, start_dreambooth
+from tests.integration.conftest import (
+    SMALL,
+    Background,
+    dreambooth,
+    kill_tree,
+    read_curve,
+    start_dreambooth,
+)
 from tests.integration.seaweed import Seaweed
 from tests.object_store import pointed_at
 
@@ -64,7 +71,7 @@ def outcome(run: Store) -> tuple[list[dict[str, Any]], str]:
     """The loss curve, and the hash of the final weights."""
     files = json.loads(run.read(f"{layout.BUNDLE}/{manifest.MANIFEST}"))["files"]
     hashes = [f["sha256"] for f in files if f["name"].startswith("unet/")]
-    return read_metrics(run), hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return read_curve(run), hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""What earlier versions have stored: every later one resumes, loads and serves it.
+
+tests/stored/runs.tar.xz was made by the first version, on a tiny random model, below
+/tmp/dreambooth-stored: runs of each strategy and method half way, a finished LoRA, a fleet of which
+one subject is done and one half way, and what came of them when nothing stopped.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.data.priorset import PriorSet
+from dreambooth_ray.diffusion.engine import Engine
+from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.runs import is_finished
+from dreambooth_ray.storage.store import Store
+from serve.front import open_house
+from serve.gateway import create_app
+from serve.replica import Replica
+from tests.integration.conftest import Run, dreambooth
+from tests.unit.serve.conftest import Handle
+
+ARCHIVE = Path(__file__).parents[1] / "stored" / "runs.tar.xz"
+MADE_IN = "/tmp/dreambooth-stored"
+WORDS = {".yaml", ".json"}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """Unpacked, with the paths it was made with led here."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    for path in (p for p in tmp_path.rglob("*") if p.suffix in WORDS and p.name != "card.md"):
+        text = path.read_text()
+        if MADE_IN in text:
+            path.write_text(text.replace(MADE_IN, str(tmp_path)))
+    return tmp_path
+
+
+def expected(stored: Path, name: str) -> list[dict[str, float]]:
+    lines = (stored / "expected" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddp",
+        *(pytest.param(name, marks=pytest.mark.fault) for name in ("fsdp2", "zero2", "kv")),
+    ],
+)
+def test_a_run_half_way_is_resumed_to_the_same_numbers(stored: Path, name: str) -> None:
+    run = Run(stored / "storage" / "runs" / name)
+    assert not is_finished(Store(str(run.folder)))
+    done = dreambooth("resume", str(run.folder), cwd=stored)
+    assert done.returncode == 0, done.stderr
+    assert run.curve == expected(stored, name)
+    assert is_finished(Store(str(run.folder)))
+
+
+@pytest.mark.fault
+def test_a_fleet_on_its_way_is_finished(stored: Path) -> None:
+    done = dreambooth("fleet", str(stored / "fleet.yaml"), cwd=stored)
+    assert done.returncode == 0, done.stderr
+    for name in ("first", "second"):
+        run = Run(stored / "storage" / "runs" / name)
+        assert run.curve == expected(stored, name)
+        assert is_finished(Store(str(run.folder)))
+
+
+def test_an_adapter_samples_what_it_did(stored: Path) -> None:
+    engine = Engine(stored / "storage" / "runs" / "lora" / "bundle")
+    requests = [Request("a sks robot", seed=seed, num_inference_steps=2) for seed in (0, 1)]
+    for index, output in enumerate(engine.draw(requests)):
+        image = Image.open(stored / "expected" / f"{index:06d}.png")
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(output.image)).max() <= 1
+
+
+def test_a_subject_is_served(stored: Path) -> None:
+    config = ServeConfig.model_validate(
+        {
+            "storage": {"uri": str(stored / "storage")},
+            "models": {"base": str(stored / "model")},
+            "safety": {"prompts": False},
+        }
+    )
+    replica = Replica(config)
+    body = {"model": "lora", "prompt": "a sks robot", "seed": 0, "num_inference_steps": 2}
+    with TestClient(create_app(open_house(config, {"Replica": Handle(replica)}))) as client:
+        answer = client.post("/v1/images/generations", json=body)
+        models = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    replica.__del__()
+    assert answer.status_code == 200, answer.text
+    assert models == ["base", "first", "lora"]
+
+
+def test_class_images_are_read(stored: Path) -> None:
+    folder = next((stored / "storage" / "priors").iterdir())
+    assert PriorSet(Store(str(folder)), 2).posterior(1).shape[-1] == 16
