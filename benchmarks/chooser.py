@@ -20,16 +20,16 @@ import torch
 from benchmarks.conditions import conditions
 from benchmarks.study import Cell, study
 from benchmarks.study_judge import CACHE_EVERY, fast_copy
-from dreambooth_ray.config.choice import ChoiceConfig
+from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import Components
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.request import Request
-from dreambooth_ray.evaluation.choice import Scored, best
 from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.metrics import similarity
-from dreambooth_ray.evaluation.protocol import Protocol, Spec, load_protocol, questions
+from dreambooth_ray.evaluation.image_metrics import similarity
+from dreambooth_ray.evaluation.pareto_front import Scored, best
+from dreambooth_ray.evaluation.protocol import Protocol, Spec, evaluation_prompts, load_protocol
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 
 STEPS, EVERY = 480, 60
 SUBJECTS = (10, 11, 14, 15, 17, 19)
@@ -69,7 +69,7 @@ class Judge:
         return {name: self._score(engine, side(name)) for name in SIDES}
 
     def _score(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
-        asked = questions(Spec(protocol, "", *self._words, (), None))
+        asked = evaluation_prompts(Spec(protocol, "", *self._words, (), None))
         requests = [
             Request(
                 q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,

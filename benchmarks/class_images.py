@@ -2,19 +2,19 @@
 
 from dreambooth_ray import pipeline
 from dreambooth_ray.preparation import Prepared
-from dreambooth_ray.priors.painter import Painter
-from dreambooth_ray.priors.plan import missing
-from dreambooth_ray.priors.pool import Order, committed_chunks, open_set
+from dreambooth_ray.priors.generation import PriorRequest, committed_chunks, open_set
+from dreambooth_ray.priors.prior_spec import missing
+from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
 
 
-def draw_class_images(prepared: Prepared) -> tuple[Order, Store]:
+def draw_class_images(prepared: Prepared) -> tuple[PriorRequest, Store]:
     """All that a configuration asks for, as far as they are not there; their order and set."""
     order = pipeline.order_priors(prepared, prepared.config.prior.count)
     store = open_set(Store(prepared.config.storage.uri), order.spec)
     records = committed_chunks(store)
     if missing(order.spec, order.count, records):
-        painter = Painter(str(order.directory), store.uri, order.spec, gpu=False)
+        painter = PriorWorker(str(order.directory), store.uri, order.spec, gpu=False)
         while todo := missing(order.spec, order.count, records):
             for number in todo:
                 pictures = order.pictures(number) if order.pictures else None

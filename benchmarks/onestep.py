@@ -7,14 +7,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from benchmarks.gated_runs import make_config
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.runs import make_config
 from benchmarks.theme import Setting
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import read_configured
-from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -36,7 +36,7 @@ def our_step(model: Path) -> Callable[[], object]:
     parts = load_components(model)
     apply_method(config, parts)
     photographs = read_configured(config, config.subject)
-    corpus = Corpus(config, parts, [photographs], None, (0, 1))
+    corpus = TrainingDataset(config, parts, [photographs], None, (0, 1))
     module = DreamBoothModule(config, parts)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Spent
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.components import load_components
+from dreambooth_ray.models.components import load_components
 
 
 class Pairs(Dataset[dict[str, Tensor]]):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.diffusion.request import Request
-from dreambooth_ray.storage import layout
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.storage import paths
 
 
 def check(
@@ -26,7 +26,7 @@ def check(
     torch.set_num_threads(1)
     engine, worst, wrong, total = Engine(model_directory(model)), 0, 0, 0
     for name, folder in bundles.items():
-        engine.add_adapter(name, Path(folder) / layout.ADAPTER)
+        engine.add_adapter(name, Path(folder) / paths.ADAPTER)
     for path in sorted(answers.glob("*.json"))[:most]:
         kept = json.loads(path.read_text())
         receipt, asked = kept["image"]["receipt"], kept["asked"]

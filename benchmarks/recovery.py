@@ -15,11 +15,11 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.measure import MOST_SPREAD, quantiles
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.metrics_log import read_metrics
 
 EVERY, LIMIT_S = 20, 240.0
 
@@ -32,7 +32,7 @@ def recovery(
     count: of workers, of which one is killed
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    run, seconds, again = Store(storage).sub(layout.run("killed")), [], []
+    run, seconds, again = Store(storage).sub(paths.run("killed")), [], []
     keys = [
         "train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}",
         f"prior.count={class_images}",

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster_plan import replay_s
 from benchmarks.conditions import conditions
-from benchmarks.plan import replay_s
 from benchmarks.recovery import last_step, training, wait, workers
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
@@ -60,7 +60,7 @@ def follow(
 
     at_step: the first kill waits for this step as well
     """
-    run = Store(str(folder / "storage")).sub(layout.run(f"{size}-{steps}"))
+    run = Store(str(folder / "storage")).sub(paths.run(f"{size}-{steps}"))
     due, course = list(failures_s), Course([], [])
     keys = [
         f"cluster.workers={size}", f"train.batch_size={BATCH}", f"train.steps={steps}",

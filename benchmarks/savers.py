@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.evaluation.toyscore import attribute_prompts
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.evaluator import load_evaluator, read_pictures
 
 SAVERS: dict[str, dict[str, Any]] = {

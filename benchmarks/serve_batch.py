@@ -14,8 +14,8 @@ import ray.serve
 import torch
 from starlette.requests import Request
 
-from dreambooth_ray.diffusion.components import load_pipeline
-from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.source import model_directory
 
 
 class Batched:

@@ -24,8 +24,8 @@ import torch
 from fastapi import FastAPI
 
 from benchmarks.callers import GENERATE
-from dreambooth_ray.diffusion.components import load_pipeline
-from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.source import model_directory
 
 BUNDLES = "BENCH_BUNDLES"
 _pipelines: dict[str, Any] = {}

@@ -30,18 +30,18 @@ from benchmarks.study_judge import PROTOCOLS, Judge, brief
 from benchmarks.study_table import page, summary
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.priorset import PriorSet, Record, read_records
+from dreambooth_ray.data.prior_set import PriorSet, Record, read_records
 from dreambooth_ray.data.subject import read_configured
-from dreambooth_ray.diffusion.components import Components, load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.diffusion.model_files import model_directory, model_hash
-from dreambooth_ray.priors.painter import Painter
-from dreambooth_ray.priors.plan import PriorSpec, missing
-from dreambooth_ray.storage import layout
+from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.priors.prior_spec import PriorSpec, missing
+from dreambooth_ray.priors.prior_worker import PriorWorker
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import random_subject
-from dreambooth_ray.training.corpus import Corpus
+from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
 NUM_PHOTOGRAPHS, NUM_CLASS_IMAGES = 5, 64
@@ -100,15 +100,15 @@ def class_images(config: Config, directory: Path) -> PriorSet:
         model_hash(directory), config.class_prompts, prior.solver, prior.num_inference_steps,
         prior.guidance_scale, config.train.resolution, 0, prior.batch_size,
     )  # fmt: skip
-    store = Store(config.storage.uri).sub(layout.prior_set(spec.digest))
+    store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
     about = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
-    store.create(layout.PRIOR_SPEC, json.dumps(about).encode())
-    painter: Painter | None = None
+    store.create(paths.PRIOR_SPEC, json.dumps(about).encode())
+    painter: PriorWorker | None = None
     records: dict[int, list[Record]] = {}
-    while store.exists(f"{layout.prior_chunk(len(records))}.json"):
+    while store.exists(f"{paths.prior_chunk(len(records))}.json"):
         records[len(records)] = read_records(store, len(records))
     while todo := missing(spec, prior.count, records):
-        painter = painter or Painter(str(directory), store.uri, spec, gpu=False)
+        painter = painter or PriorWorker(str(directory), store.uri, spec, gpu=False)
         for number in todo:
             records[number] = painter.paint(number)
     return PriorSet(store, prior.count)
@@ -147,7 +147,9 @@ def run_cell(
         return {**about, "points": {"0": judge(parts)}}
     apply_method(config, parts)
     priors = class_images(config, directory) if cell.prior else None
-    corpus = Corpus(config, parts, [read_configured(config, config.subject)], priors, (0, 1))
+    corpus = TrainingDataset(
+        config, parts, [read_configured(config, config.subject)], priors, (0, 1)
+    )
     module, scoring = DreamBoothModule(config, parts), _Scoring(judge, parts, points)
     trainer = pl.Trainer(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,

@@ -10,13 +10,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.components import Components
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.request import Request
 from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
-from dreambooth_ray.evaluation.metrics import diversity
-from dreambooth_ray.evaluation.protocol import Protocol, Spec, load_protocol, questions
+from dreambooth_ray.evaluation.image_metrics import diversity
+from dreambooth_ray.evaluation.protocol import Protocol, Spec, evaluation_prompts, load_protocol
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 
 # Half the UNet's evaluations; benchmarks/results/savers.json has what that costs: nothing seen.
@@ -53,7 +53,7 @@ class Judge:
         return {name: self._score(engine, brief(name)) for name in PROTOCOLS}
 
     def _score(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
-        asked = questions(Spec(protocol, "", *self._words, (), None))
+        asked = evaluation_prompts(Spec(protocol, "", *self._words, (), None))
         requests = [
             Request(
                 q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,
@@ -67,7 +67,7 @@ class Judge:
         made = {use: e.embed_pictures(pictures) for use, e in encoders.items()}
         known = {use: e.embed_pictures(self._photographs) for use, e in encoders.items()}
         texts = load_text_encoder(protocol.encoders.clip_t).embed_texts([q.asked for q in asked])
-        totals = scores.score(protocol, scores.Evidence(asked, made, known, texts)).totals
+        totals = scores.score(protocol, scores.ImageEmbeddings(asked, made, known, texts)).totals
         totals |= scores.truths(asked, pictures, self._photographs, self._network)
         bare = made["dino"][[i for i, q in enumerate(asked) if q.kind == "class"]]
         found = {key: one.value for key, one in totals.items()}

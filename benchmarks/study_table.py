@@ -3,8 +3,8 @@
 import statistics
 from typing import Any
 
-from dreambooth_ray.config.choice import ChoiceConfig
-from dreambooth_ray.evaluation.choice import Scored, best
+from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
+from dreambooth_ray.evaluation.pareto_front import Scored, best
 
 # Column of the table: key of a score, and which way is better.
 MEASURES = {

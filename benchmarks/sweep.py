@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.conditions import conditions
 from benchmarks.study import BATCH, RECIPES, Cell, study
-from dreambooth_ray.config.choice import ChoiceConfig
+from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.load import load_config
 
 STEPS, CLASS_IMAGES = 400, 100

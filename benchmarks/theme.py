@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.ceiling import ceilings
 from benchmarks.conditions import conditions, load_average
-from benchmarks.names import THEMES
+from benchmarks.themes import THEMES
 from dreambooth_ray.errors import ConfigError
 
 Profile = Literal["smoke", "full"]

@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gated_runs import about, make_config
 from benchmarks.measure import Case, clocked, compare
-from benchmarks.runs import about, make_config
 from benchmarks.theme import Setting
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.errors import DreamBoothError

@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 
-from cluster.directory import ClusterEntry
+from cluster.cluster_registry import ClusterEntry
 from dreambooth_ray.errors import CapacityError, ConfigError
 
 TIMEOUT_S = 8.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import ray
 
-from cluster.fleet import Entry, FleetConfig, Queue, configurations, drive
-from cluster.jobs import place
+from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, configurations, drive
+from cluster.ray_jobs import place
 from cluster.session import session
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
@@ -15,7 +15,7 @@ from dreambooth_ray.display import TrainingDisplay
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import Prepared, prepare
 from dreambooth_ray.runs import is_finished, open_run
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
 
@@ -34,7 +34,7 @@ class Quiet(TrainingDisplay):
         work()
 
 
-def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
+def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry]:
     """Train every subject that has no bundle yet; returns all entries in the file's order.
 
     raises: ConfigError or DataError for the first subject that can't be trained, before any is
@@ -43,13 +43,13 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[Entry]:
     prepared = {name: prepare(config, Quiet()) for name, config in configs.items()}
     # Nothing is wrong with any of them: now photographs go where every host can read them.
     texts = {name: dump_config(place(config)) for name, config in configs.items()}
-    entries = [Entry(subject) for subject in fleet.subjects]
+    entries = [FleetEntry(subject) for subject in fleet.subjects]
     for entry in entries:
         config = configs[entry.subject.id]
-        run = Store(config.storage.uri).sub(layout.run(entry.subject.id))
+        run = Store(config.storage.uri).sub(paths.run(entry.subject.id))
         if is_finished(run):
             entry.state, entry.note = "done", "was done before"
-    queue = Queue(entries, fleet.parallel, fleet.retries)
+    queue = FleetQueue(entries, fleet.parallel, fleet.retries)
     todo = [e for e in entries if e.state == "waiting"]
     if todo:
         with session(configs[todo[0].subject.id]):

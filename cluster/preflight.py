@@ -8,17 +8,17 @@ from importlib.metadata import version
 
 import requests
 
+from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
-from cluster.directory import ClusterEntry
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.album import photographs_folder
-from dreambooth_ray.data.doctor import examine
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.data.quality.inspection import examine
+from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import identifier_warning
-from dreambooth_ray.diffusion.footprint import Footprint, footprint
-from dreambooth_ray.diffusion.model_files import check_resolution, model_directory
-from dreambooth_ray.diffusion.suitability import check_method
 from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.memory.training_memory import TrainingFootprint, footprint
+from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.source import check_resolution, model_directory
 from dreambooth_ray.storage.store import Store
 
 _GIB = 2**30
@@ -39,7 +39,7 @@ def preflight(config: Config, entry: ClusterEntry | None = None) -> list[Finding
 
     entry: the cluster that the run is meant for; none is this machine
     """
-    needed: list[Footprint] = []
+    needed: list[TrainingFootprint] = []
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _photographs(config),
         lambda: _words(config),
@@ -81,7 +81,7 @@ def _words(config: Config) -> Iterator[Finding]:
             yield Finding("subject.identifier", warning, fatal=False)
 
 
-def _model(config: Config, needed: list[Footprint]) -> Iterator[Finding]:
+def _model(config: Config, needed: list[TrainingFootprint]) -> Iterator[Finding]:
     try:
         directory = model_directory(config.model.uri)
     except DreamBoothError as error:
@@ -122,7 +122,9 @@ def _storage(config: Config, entry: ClusterEntry | None) -> Iterator[Finding]:
         yield Finding("storage.uri", text + "take a store with If-None-Match, as S3 has")
 
 
-def _cluster(config: Config, entry: ClusterEntry, needed: list[Footprint]) -> Iterator[Finding]:
+def _cluster(
+    config: Config, entry: ClusterEntry, needed: list[TrainingFootprint]
+) -> Iterator[Finding]:
     try:
         dashboard = Dashboard(entry)
         versions, capacity = dashboard.versions(), dashboard.capacity()
@@ -144,7 +146,7 @@ def _cluster(config: Config, entry: ClusterEntry, needed: list[Footprint]) -> It
         yield from _room(config, capacity, needed)
 
 
-def _room(config: Config, capacity: Capacity, needed: list[Footprint]) -> Iterator[Finding]:
+def _room(config: Config, capacity: Capacity, needed: list[TrainingFootprint]) -> Iterator[Finding]:
     workers = config.cluster.span.min
     if config.cluster.gpus and capacity.gpus < workers:
         text = f"cluster.workers={workers} want a GPU each, and the cluster has {capacity.gpus:g}; "
@@ -160,7 +162,7 @@ def _room(config: Config, capacity: Capacity, needed: list[Footprint]) -> Iterat
             yield Finding(_heaviest(config, worker), _too_much(worker, limit, device))
 
 
-def _heaviest(config: Config, needed: Footprint) -> str:
+def _heaviest(config: Config, needed: TrainingFootprint) -> str:
     """The key that saves most."""
     if needed.activations_bytes > needed.states_bytes:
         alone = config.images_a_step // config.cluster.span.max // config.train.accumulate <= 2
@@ -168,7 +170,7 @@ def _heaviest(config: Config, needed: Footprint) -> str:
     return "train.method"
 
 
-def _too_much(needed: Footprint, limit: int, device: str) -> str:
+def _too_much(needed: TrainingFootprint, limit: int, device: str) -> str:
     parts = (needed.states_bytes, needed.frozen_bytes, needed.activations_bytes)
     states, frozen, activations = (f"{part / _GIB:.1f}" for part in parts)
     return (

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cluster.jobs import place
+from cluster.ray_jobs import place
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CapacityError, ConfigError

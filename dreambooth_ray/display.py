@@ -17,7 +17,7 @@ from rich.progress import (
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.metrics_log import read_metrics
 
 LINE_INTERVAL_S = 5.0
 

@@ -16,33 +16,33 @@ from pathlib import Path
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.imports import imported_meanwhile, large_imports
+from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.preparation import Display, Prepared
-from dreambooth_ray.priors.folder import Folder
-from dreambooth_ray.priors.plan import PriorSpec
-from dreambooth_ray.priors.pool import Order, has_room, make_priors, open_set
-from dreambooth_ray.priors.stream import PriorStream
+from dreambooth_ray.priors.class_folder import ClassImageFolder
+from dreambooth_ray.priors.generation import PriorRequest, has_room, make_priors, open_set
+from dreambooth_ray.priors.prior_spec import PriorSpec
+from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import located
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.halting import forget_stop, is_asked_to_stop
-from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.journal import read_metrics
-from dreambooth_ray.training.stopping import last_step
-from dreambooth_ray.training.verdict import read_end, read_verdict
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
+from dreambooth_ray.training.early_stopping import last_step
+from dreambooth_ray.training.metrics_log import read_metrics
+from dreambooth_ray.training.stop_request import forget_stop, is_asked_to_stop
+from dreambooth_ray.training.worker_job import WorkerJob
 
 _EXPORT = "dreambooth_ray.export.bundle"
 
 
-def order_priors(prepared: Prepared, count: int) -> Order:
+def order_priors(prepared: Prepared, count: int) -> PriorRequest:
     """Which class images a configuration asks for, `count` of them."""
     config, prior = prepared.config, prepared.config.prior
-    folder = Folder(Path(prior.folder), config.train.resolution) if prior.folder else None
+    folder = ClassImageFolder(Path(prior.folder), config.train.resolution) if prior.folder else None
     spec = PriorSpec(
         model_hash=model_hash(prepared.directory),
         prompts=config.class_prompts,
@@ -55,8 +55,8 @@ def order_priors(prepared: Prepared, count: int) -> Order:
         folder_digest=folder.digest if folder else "",
     )
     if folder is None:
-        return Order(spec, count, prepared.directory)
-    return Order(
+        return PriorRequest(spec, count, prepared.directory)
+    return PriorRequest(
         spec,
         min(count, len(folder)),
         prepared.directory,
@@ -64,7 +64,7 @@ def order_priors(prepared: Prepared, count: int) -> Order:
     )
 
 
-def draw_priors(prepared: Prepared, order: Order, display: Display) -> Store:
+def draw_priors(prepared: Prepared, order: PriorRequest, display: Display) -> Store:
     """Draw the class images that are missing; returns their store."""
     config = prepared.config
     store = Store(config.storage.uri)
@@ -104,7 +104,7 @@ def _train_to_the_end(prepared: Prepared, run: Store, display: Display) -> bool:
         if _is_trained(config, run):
             return True
         # While workers train: what this process needs at the end.
-        with imported_meanwhile(_EXPORT, lambda: run.exists(layout.METRICS)):
+        with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
             _train_on(prepared, run, display)
         if is_asked_to_stop(run) and not _is_trained(config, run):
             at = (committed_steps(run)[-1:] or [0])[0]
@@ -124,18 +124,18 @@ def _discard_damaged(config: Config, run: Store, display: Display) -> bool:
     Judged anew by reading them once more: a download that was cut off is no damage.
     """
     last = committed_steps(run)[-1]
-    best = read_verdict(run).best if config.choice.rule == "best" else None
+    best = read_selection(run).best if config.choice.rule == "best" else None
     found = False
     for step in {last, best} - {None}:
-        problem = manifest.damage(run, layout.checkpoint(int(step or 0)))
+        problem = manifest.damage(run, paths.checkpoint(int(step or 0)))
         if problem is None:
             continue
         display.say(
             f"WARNING: the checkpoint of step {step} is damaged ({problem}). It is discarded, and "
             "these steps are trained again"
         )
-        manifest.discard(run, layout.checkpoint(int(step or 0)))
-        run.remove(layout.evaluation(int(step or 0)))
+        manifest.discard(run, paths.checkpoint(int(step or 0)))
+        run.remove(paths.evaluation(int(step or 0)))
         found = True
     return found
 
@@ -143,9 +143,9 @@ def _discard_damaged(config: Config, run: Store, display: Display) -> bool:
 def _judged(prepared: Prepared, run: Store) -> AbstractContextManager[None]:
     if prepared.config.choice.rule == "last":
         return nullcontext()
-    from dreambooth_ray.evaluation.judge import judged
+    from dreambooth_ray.evaluation.checkpoint_evaluator import evaluated_beside
 
-    return judged(located(prepared.config), run, prepared.directory)
+    return evaluated_beside(located(prepared.config), run, prepared.directory)
 
 
 def _is_trained(config: Config, run: Store) -> bool:
@@ -156,7 +156,7 @@ def _is_trained(config: Config, run: Store) -> bool:
 def _train_on(prepared: Prepared, run: Store, display: Display) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
     config = prepared.config
-    job = Job(
+    job = WorkerJob(
         config=dump_config(located(config)),
         run_uri=run.uri,
         model_directory=str(prepared.directory),
@@ -169,7 +169,7 @@ def _train_on(prepared: Prepared, run: Store, display: Display) -> None:
         _fit(prepared, job, run, display)
 
 
-def _fit(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
+def _fit(prepared: Prepared, job: WorkerJob, run: Store, display: Display) -> None:
     config = prepared.config
 
     def work() -> None:
@@ -178,7 +178,7 @@ def _fit(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
     display.training(run, config, work)
 
 
-def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Display) -> None:
+def _train_beside_priors(prepared: Prepared, job: WorkerJob, run: Store, display: Display) -> None:
     """Train from the first class images on, while the rest are drawn."""
     config = prepared.config
     # No more than the steps will look at.
@@ -186,7 +186,7 @@ def _train_beside_priors(prepared: Prepared, job: Job, run: Store, display: Disp
     wanted = trained_on + config.prior.count - config.num_class_images
     order = order_priors(prepared, wanted)
     priors = open_set(Store(config.storage.uri), order.spec)
-    run.write(layout.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())
+    run.write(paths.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())
     job = replace(job, priors_uri=priors.uri, num_priors=order.count)
     # With a place for everybody, actors and workers start together; else actors come first.
     together = config.prior.stream and has_room(config.prior, config.cluster)

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import identifier_warning, read_configured, split
-from dreambooth_ray.diffusion.model_files import check_resolution, model_directory
-from dreambooth_ray.diffusion.suitability import check_method
+from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.source import check_resolution, model_directory
 from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.training.packages import check_packages
+from dreambooth_ray.training.required_packages import check_packages
 
 
 class Display(Protocol):
@@ -53,7 +53,7 @@ def prepare(config: Config, display: Display) -> Prepared:
         if warning:
             display.say(f"warning: {warning}")
     if config.choice.rule == "best":
-        from dreambooth_ray.evaluation.judge import check_choice  # noqa: PLC0415  loads torch
+        from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice  # noqa: PLC0415  loads torch
 
         check_choice(config, directory)
     Store(config.storage.uri).check_writable()

@@ -15,9 +15,9 @@ from dreambooth_ray.config.load import (
     parse_options,
 )
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.album import is_remote
+from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store, use_options
 
@@ -48,19 +48,19 @@ def open_run(config: Config, force: bool = False) -> Store:
     """
     run_id = config.run_id or _new_run_id(config)
     resolved = located(config).model_copy(update={"run_id": run_id})
-    run = Store(config.storage.uri).sub(layout.run(run_id))
-    if run.create(layout.CONFIG, dump_config(resolved).encode()):
+    run = Store(config.storage.uri).sub(paths.run(run_id))
+    if run.create(paths.CONFIG, dump_config(resolved).encode()):
         return run
     differing = _differing(_identity(read_run_config(run)), _identity(resolved))
     if differing and not force:
         raise ConfigError(
-            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{layout.CONFIG}): "
+            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{paths.CONFIG}): "
             f"{'; '.join(differing)}; choose another run_id, resume that run as it is, or go on "
             "with --force"
         )
     if differing:
-        run.write(layout.CONFIG, dump_config(resolved).encode())
-        for stale in (f"{layout.BUNDLE}/{MANIFEST}", layout.END):
+        run.write(paths.CONFIG, dump_config(resolved).encode())
+        for stale in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
             run.remove(stale)
     return run
 
@@ -68,18 +68,18 @@ def open_run(config: Config, force: bool = False) -> Store:
 def read_run_config(run: Store) -> Config:
     """The configuration a run was started with; raises CheckpointError if there is none."""
     try:
-        text = run.read(layout.CONFIG).decode()
+        text = run.read(paths.CONFIG).decode()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"{run.uri} is not a run: it has no {layout.CONFIG}; give the URI that "
+            f"{run.uri} is not a run: it has no {paths.CONFIG}; give the URI that "
             "`dreambooth train` printed"
         ) from error
-    return parse_config(text, f"{run.uri}/{layout.CONFIG}", [])
+    return parse_config(text, f"{run.uri}/{paths.CONFIG}", [])
 
 
 def is_finished(run: Store) -> bool:
     """Whether a run has its bundle, committed."""
-    return run.exists(f"{layout.BUNDLE}/{MANIFEST}")
+    return run.exists(f"{paths.BUNDLE}/{MANIFEST}")
 
 
 def _differing(stored: Any, wanted: Any, key: str = "") -> list[str]:

@@ -13,12 +13,12 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
-from serve.auth import Guard
-from serve.front import Gateway
+from serve.auth import Authenticator
+from serve.deployment import Gateway
+from serve.image_service import DEFAULT_POOL
 from serve.provenance import Signer
 from serve.replica import Replica
 from serve.safety import read_policy
-from serve.studio import DEFAULT_POOL
 from serve.webhooks import check_secret
 
 _SPARE = 2
@@ -46,7 +46,7 @@ def build(args: ServeConfig) -> ray.serve.Application:
 
 def _check(config: ServeConfig) -> None:
     """What gateways will read, read once here, where a mistake is seen at once."""
-    Guard(config.auth)
+    Authenticator(config.auth)
     read_policy(config.safety.policy)
     if config.provenance.certificate:
         Signer(config.provenance)
@@ -69,7 +69,7 @@ def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
             policy=AutoscalingPolicy(
-                policy_function="serve.scaling:StepsPolicy",
+                policy_function="serve.autoscaling:StepsPolicy",
                 policy_kwargs={"target_steps": replicas.target_steps},
             ),
         )

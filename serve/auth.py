@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from dreambooth_ray.config.serving import AuthConfig
 from dreambooth_ray.errors import ConfigError
-from serve.refusal import Refusal
+from serve.api_errors import APIError
 
 ENVIRONMENT = "DREAMBOOTH_API_KEYS"
 _PREFIX = "db-"
@@ -92,7 +92,7 @@ def _parse(text: str, origin: str) -> list[Key]:
     return keys
 
 
-class Guard:
+class Authenticator:
     """Knows callers by their keys and counts what they ask."""
 
     def __init__(self, config: AuthConfig) -> None:
@@ -117,7 +117,7 @@ class Guard:
                 found = key
         if scheme.lower() != "bearer" or found is None:
             text = "no valid API key; send Authorization: Bearer KEY"
-            raise Refusal(401, "invalid_api_key", text)
+            raise APIError(401, "invalid_api_key", text)
         return Caller(f"key:{found.name}", found)
 
     async def count_request(self, caller: Caller) -> None:
@@ -142,6 +142,6 @@ class Guard:
             raise _over(str(item), code, max(1.0, window.reset_time - time.time()))
 
 
-def _over(limit: str, code: str, retry_after_s: float) -> Refusal:
+def _over(limit: str, code: str, retry_after_s: float) -> APIError:
     text = f"more than this key's {limit}; come again later"
-    return Refusal(429, code, text, retry_after_s=retry_after_s)
+    return APIError(429, code, text, retry_after_s=retry_after_s)

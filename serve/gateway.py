@@ -19,10 +19,9 @@ from starlette.staticfiles import StaticFiles
 import dreambooth_ray
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import ConfigError
-from serve import forms, provenance
-from serve.auth import Caller, Guard
-from serve.envelope import Envelope
-from serve.messages import (
+from serve import multipart, provenance
+from serve.api_errors import APIError
+from serve.api_messages import (
     Drawable,
     EditJobRequest,
     EditRequest,
@@ -35,13 +34,14 @@ from serve.messages import (
     ModelAnswer,
     ModelsAnswer,
 )
-from serve.metrics import Metrics
-from serve.pool import Pool
-from serve.refusal import Refusal
-from serve.runner import Runner
-from serve.streaming import Kind, StreamedAnswer, stream
-from serve.studio import DEFAULT_POOL, Studio, Upload
-from serve.subjects import Catalog
+from serve.auth import Authenticator, Caller
+from serve.event_stream import Kind, StreamedAnswer, stream
+from serve.gateway_metrics import Metrics
+from serve.image_service import DEFAULT_POOL, ImageService, Upload
+from serve.job_runner import Runner
+from serve.middleware import RequestMiddleware
+from serve.replica_pool import ReplicaPool
+from serve.subject_catalog import Catalog
 
 PAGE = Path(__file__).parent / "page"
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -50,14 +50,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 @dataclass
-class House:
+class AppState:
     """What the routes need, made once a gateway."""
 
     config: ServeConfig
-    guard: Guard
+    guard: Authenticator
     catalog: Catalog
-    pools: dict[str, Pool]
-    studio: Studio
+    pools: dict[str, ReplicaPool]
+    studio: ImageService
     runner: Runner
     metrics: Metrics
 
@@ -66,8 +66,8 @@ _router = APIRouter(responses=_ERRORS)
 _bearer = HTTPBearer(auto_error=False)
 
 
-def _house(request: Request) -> House:
-    house: House = request.app.state.house
+def _house(request: Request) -> AppState:
+    house: AppState = request.app.state.house
     return house
 
 
@@ -83,7 +83,7 @@ async def _caller(
     return caller
 
 
-InHouse = Annotated[House, Depends(_house)]
+InHouse = Annotated[AppState, Depends(_house)]
 Known = Annotated[Caller, Depends(_caller)]
 
 
@@ -107,16 +107,16 @@ async def generate(body: GenerationRequest, house: InHouse, caller: Known) -> Re
 
 
 @_router.post(
-    "/v1/images/edits", response_model=ImagesAnswer, openapi_extra=forms.schema(EditRequest)
+    "/v1/images/edits", response_model=ImagesAnswer, openapi_extra=multipart.schema(EditRequest)
 )
 async def edit(request: Request, house: InHouse, caller: Known) -> Response:
     """Draw on from a picture; with a mask, only where the mask says."""
-    body, upload = await forms.read(request, EditRequest)
+    body, upload = await multipart.read(request, EditRequest)
     return await _answer(house, caller, body, upload, "image_edit")
 
 
 async def _answer(
-    house: House, caller: Caller, body: Drawable, upload: Upload | None, kind: Kind
+    house: AppState, caller: Caller, body: Drawable, upload: Upload | None, kind: Kind
 ) -> Response:
     order = await house.studio.order(caller, body, upload)
     await house.guard.count_images(caller, body.n)
@@ -137,15 +137,15 @@ async def _answer(
 @_router.post(
     "/v1/jobs",
     status_code=202,
-    openapi_extra=forms.schema(EditJobRequest, also_json=JobRequest),
+    openapi_extra=multipart.schema(EditJobRequest, also_json=JobRequest),
 )
 async def submit_job(request: Request, house: InHouse, caller: Known) -> JobAnswer:
     """Draw without waiting: a generation as JSON, or an edit as a form."""
     body: JobRequest | EditJobRequest
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        body, upload = await forms.read(request, EditJobRequest)
+        body, upload = await multipart.read(request, EditJobRequest)
     else:
-        body, upload = await forms.read_json(request, JobRequest), None
+        body, upload = await multipart.read_json(request, JobRequest), None
     await house.guard.count_images(caller, body.n)
     return await house.runner.submit(caller, body, upload)
 
@@ -176,7 +176,7 @@ async def check_provenance(image: UploadFile, house: InHouse, caller: Known) -> 
     try:
         return await asyncio.to_thread(provenance.read, data)
     except ConfigError as error:
-        raise Refusal(400, "invalid_value", str(error), param="image") from error
+        raise APIError(400, "invalid_value", str(error), param="image") from error
 
 
 @_router.get("/healthz")
@@ -191,7 +191,7 @@ async def readyz(house: InHouse) -> dict[str, Any]:
     pool = house.pools[DEFAULT_POOL]
     awake = pool.desk.replicas or not house.config.replicas.minimum
     if not pool.has_drawn or not awake:
-        raise Refusal(503, "not_ready", "no replica can draw yet; come again", retry_after_s=2)
+        raise APIError(503, "not_ready", "no replica can draw yet; come again", retry_after_s=2)
     return {"status": "ready", "replicas": {p.name: p.desk.replicas for p in house.pools.values()}}
 
 
@@ -203,7 +203,7 @@ async def metrics(house: InHouse) -> PlainTextResponse:
     return PlainTextResponse(house.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def create_app(house: House, *, behind_serve: bool = False) -> FastAPI:
+def create_app(house: AppState, *, behind_serve: bool = False) -> FastAPI:
     """The ASGI application of a gateway. behind_serve: Ray Serve's proxy is in front of it."""
 
     @asynccontextmanager
@@ -235,7 +235,7 @@ def create_app(house: House, *, behind_serve: bool = False) -> FastAPI:
         app.mount("/page", StaticFiles(directory=PAGE))
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.add_middleware(
-        Envelope,
+        RequestMiddleware,
         metrics=house.metrics,
         body_bytes=house.config.limits.body_bytes,
         behind_serve=behind_serve,
@@ -246,25 +246,25 @@ def create_app(house: House, *, behind_serve: bool = False) -> FastAPI:
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's form."""
 
-    def answer(refusal: Refusal) -> JSONResponse:
+    def answer(refusal: APIError) -> JSONResponse:
         metrics.refusals.labels(refusal.code).inc()
         return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> JSONResponse:
+    @app.exception_handler(APIError)
+    async def refused(request: Request, error: APIError) -> JSONResponse:
         return answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(forms.invalid(list(error.errors())))
+        return answer(multipart.invalid(list(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
         code = codes.get(error.status_code, "invalid_request")
-        return answer(Refusal(error.status_code, code, str(error.detail)))
+        return answer(APIError(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         text = "something broke here; the request id is in the logs"
-        return answer(Refusal(500, "internal_error", text))
+        return answer(APIError(500, "internal_error", text))

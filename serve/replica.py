@@ -22,7 +22,7 @@ from PIL import Image
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, StorageError
 from dreambooth_ray.imports import large_imports
-from serve.drawing import (
+from serve.replica_messages import (
     Artifact,
     Drawing,
     Event,
@@ -35,10 +35,10 @@ from serve.drawing import (
 )
 
 if TYPE_CHECKING:
-    from dreambooth_ray.diffusion.engine import Engine
-    from dreambooth_ray.diffusion.request import Request
-    from dreambooth_ray.diffusion.ticket import Drawn, Ticket
-    from serve.shelf import Seat
+    from dreambooth_ray.sampling.engine import Engine
+    from dreambooth_ray.sampling.request import Request
+    from dreambooth_ray.sampling.request_handle import RequestHandle, SampleOutput
+    from serve.model_cache import ModelLease
 
 _WARM_UP_STEPS = 3
 # A batch so full tells how fast full batches are; each report moves the estimate so far.
@@ -53,7 +53,7 @@ class Replica:
         with large_imports():
             import torch
 
-            from serve.shelf import Shelf
+            from serve.model_cache import ModelCache
 
         self.id = uuid.uuid4().hex[:12]
         self._config = config
@@ -63,7 +63,7 @@ class Replica:
         if not gpus:
             torch.set_num_threads(1)
         self._cache = Path(tempfile.mkdtemp(prefix="dreambooth-serve-"))
-        self._shelf = Shelf(
+        self._shelf = ModelCache(
             dict(config.models), config.storage.uri, self._cache, self._open_engine,
             memory_bytes=config.replicas.memory_bytes,
             max_adapters=config.replicas.adapters,
@@ -75,7 +75,7 @@ class Replica:
         self._seen = (time.monotonic(), 0, False)
 
     def _open_engine(self, directory: Path) -> "Engine":
-        from dreambooth_ray.diffusion.engine import Engine
+        from dreambooth_ray.sampling.engine import Engine
 
         engine = Engine(
             directory,
@@ -89,7 +89,7 @@ class Replica:
 
     def _warm_up(self) -> float:
         """Steps a second of a full batch, from one that is drawn now."""
-        from dreambooth_ray.diffusion.request import Request
+        from dreambooth_ray.sampling.request import Request
 
         name, uri = next(iter(self._config.models.items()))
         batch = self._config.replicas.batch
@@ -118,7 +118,7 @@ class Replica:
         finally:
             seats.__exit__(None, None, None)
 
-    async def _events(self, seat: "Seat", drawing: Drawing) -> AsyncIterator[Event]:
+    async def _events(self, seat: "ModelLease", drawing: Drawing) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, told_s = asyncio.get_running_loop(), 0.0
 
@@ -199,7 +199,7 @@ class Replica:
 
 
 def _request(drawing: Drawing, adapter: str | None) -> "Request":
-    from dreambooth_ray.diffusion.request import Request
+    from dreambooth_ray.sampling.request import Request
 
     return Request(
         drawing.prompt,
@@ -217,13 +217,13 @@ def _request(drawing: Drawing, adapter: str | None) -> "Request":
     )
 
 
-def _result(ticket: "Ticket", seat: "Seat") -> Event:
+def _result(ticket: "RequestHandle", seat: "ModelLease") -> Event:
     if ticket.future.cancelled():
         return Failed("internal", "the replica is closing; ask again")
     error = ticket.future.exception()
     if error is not None:
         return _failure(error)
-    drawn: Drawn = ticket.future.result()
+    drawn: SampleOutput = ticket.future.result()
     return Finished(Pixels.of(drawn.image), seat.weights_sha256, seat.base_sha256)
 
 

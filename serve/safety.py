@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth_ray.config.serving import SafetyConfig
 from dreambooth_ray.errors import ConfigError
-from serve.classifiers import (
+from serve.image_classifiers import (
     PictureClassifier,
     PromptClassifier,
     picture_classifier,

@@ -18,8 +18,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth_ray.diffusion.components import Components, load_components, quiet_libraries
-from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.models.components import Components, load_components, quiet_libraries
+from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.local import CLUSTERS, LocalCluster
+from cluster.local_cluster import CLUSTERS, LocalCluster
 from cluster.object_store import BUCKET
 from tests.integration.conftest import DREAMBOOTH
 from tests.object_store import pointed_at

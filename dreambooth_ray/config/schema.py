@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dreambooth_ray.config.choice import ChoiceConfig
+from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.config.training import (

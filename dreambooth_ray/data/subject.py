@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.config.schema import Config, SubjectConfig
-from dreambooth_ray.data.album import photographs_folder
 from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
+from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
 
 # Words so common that every model has a strong meaning for them.

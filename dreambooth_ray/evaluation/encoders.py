@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_ray.diffusion.components import quiet_libraries
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
 from dreambooth_ray.toyworld.evaluator import NAMES, load_evaluator, read_logits
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth_ray.evaluation.choice import Scored, front
+from dreambooth_ray.evaluation.pareto_front import Scored, front
 
 _SIZE_PX, _EDGE_PX = (560, 420), 56
 _INK, _FAINT, _LINE, _BEST = (30, 30, 30), (150, 150, 150), (47, 109, 181), (42, 125, 63)

@@ -87,7 +87,7 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationPrompt:
     """One picture to be drawn. asked: the prompt without the identifier, to compare it with."""
 
     kind: Kind
@@ -118,7 +118,7 @@ class Spec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def questions(spec: Spec) -> list[Question]:
+def evaluation_prompts(spec: Spec) -> list[EvaluationPrompt]:
     """Every picture of an evaluation, in its order; a pure function of the specification."""
     protocol, found = spec.protocol, []
 
@@ -127,7 +127,9 @@ def questions(spec: Spec) -> list[Question]:
         asked = " ".join(words.replace("{identifier}", "").split())
         prompt = " ".join(words.replace("{identifier}", spec.identifier).split())
         for k in range(count):
-            found.append(Question(kind, prompt, asked, _seed(protocol.seed, kind, prompt, k)))
+            found.append(
+                EvaluationPrompt(kind, prompt, asked, _seed(protocol.seed, kind, prompt, k))
+            )
 
     for template in protocol.prompts[protocol.manner(spec.class_noun)]:
         ask("subject", template, protocol.images_per_prompt)

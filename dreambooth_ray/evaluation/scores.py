@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_ray.evaluation import metrics
+from dreambooth_ray.evaluation import image_metrics
 from dreambooth_ray.evaluation.encoders import named_attributes
-from dreambooth_ray.evaluation.protocol import Protocol, Question
+from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Protocol
 from dreambooth_ray.toyworld.attributes import COLOUR_NAMES
 from dreambooth_ray.toyworld.evaluator import Evaluator, fidelity, read_pictures
 
@@ -46,10 +46,10 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ImageEmbeddings:
     """What numbers are made of; vectors by use of the encoder, row by row with the questions."""
 
-    asked: list[Question]
+    asked: list[EvaluationPrompt]
     made: dict[str, Tensor]
     photographs: dict[str, Tensor]
     texts: Tensor
@@ -59,7 +59,7 @@ class Evidence:
         return [i for i, q in enumerate(self.asked) if q.kind == kind]
 
 
-def score(protocol: Protocol, evidence: Evidence) -> Scores:
+def score(protocol: Protocol, evidence: ImageEmbeddings) -> Scores:
     """The paper's measures over one evaluation. texts: (B, D), one for each question."""
     rows = _rows(protocol, evidence)
     groups = _by_prompt(evidence, "subject")
@@ -69,7 +69,7 @@ def score(protocol: Protocol, evidence: Evidence) -> Scores:
         "clip_i": _mean(rows, "clip_i", True, "likeness to the photographs, by the second encoder"),
         "clip_t": _mean(rows, "clip_t", True, "agreement with the prompt"),
         "pres": Score(
-            metrics.prior_preservation(class_vectors, evidence.photographs["dino"]),
+            image_metrics.prior_preservation(class_vectors, evidence.photographs["dino"]),
             None, False, "likeness of the bare class to the subject: what the class has lost",
         ),
         "memorised": Score(
@@ -78,7 +78,7 @@ def score(protocol: Protocol, evidence: Evidence) -> Scores:
         ),
     }  # fmt: skip
     if any(len(g) > 1 for g in groups.values()):
-        spread = metrics.diversity([evidence.made["dino"][g] for g in groups.values()])
+        spread = image_metrics.diversity([evidence.made["dino"][g] for g in groups.values()])
         totals["div"] = Score(spread, None, True, "spread of pictures of one prompt")
     prompts = [
         {"prompt": prompt, **{
@@ -90,12 +90,14 @@ def score(protocol: Protocol, evidence: Evidence) -> Scores:
     return Scores(totals, prompts, rows, worst(rows))
 
 
-def _rows(protocol: Protocol, evidence: Evidence) -> list[dict[str, Any]]:
+def _rows(protocol: Protocol, evidence: ImageEmbeddings) -> list[dict[str, Any]]:
     subject = evidence.of("subject")
-    dino = metrics.similarity(evidence.made["dino"][subject], evidence.photographs["dino"])
-    clip_i = metrics.similarity(evidence.made["clip_i"][subject], evidence.photographs["clip_i"])
-    clip_t = metrics.agreement(evidence.made["clip_t"][subject], evidence.texts[subject])
-    near = metrics.memorised(
+    dino = image_metrics.similarity(evidence.made["dino"][subject], evidence.photographs["dino"])
+    clip_i = image_metrics.similarity(
+        evidence.made["clip_i"][subject], evidence.photographs["clip_i"]
+    )
+    clip_t = image_metrics.agreement(evidence.made["clip_t"][subject], evidence.texts[subject])
+    near = image_metrics.memorised(
         evidence.made["copies"][subject], evidence.photographs["copies"], protocol.copy_bound
     )
     return [
@@ -114,7 +116,7 @@ def _rows(protocol: Protocol, evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _by_prompt(evidence: Evidence, kind: str) -> dict[str, list[int]]:
+def _by_prompt(evidence: ImageEmbeddings, kind: str) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for i in evidence.of(kind):
         groups.setdefault(evidence.asked[i].prompt, []).append(i)
@@ -141,7 +143,7 @@ def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
 
 
 def truths(
-    asked: list[Question],
+    asked: list[EvaluationPrompt],
     pictures: list[Image.Image],
     photographs: list[Image.Image],
     network: Evaluator,
@@ -171,7 +173,7 @@ def truths(
             None, True, "share of places, hats, colours and patterns drawn as asked",
         ),
         "diversity": Score(
-            metrics.entropy(colours, len(COLOUR_NAMES)),
+            image_metrics.entropy(colours, len(COLOUR_NAMES)),
             None, True, "entropy of the colours of the bare class, 1 if all are equally frequent",
         ),
     }  # fmt: skip

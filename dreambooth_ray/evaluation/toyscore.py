@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
 from dreambooth_ray.toyworld.evaluator import (
     Evaluator,
@@ -20,7 +20,7 @@ from dreambooth_ray.toyworld.evaluator import (
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedSet:
     """Pictures with what their prompts asked for."""
 
     pictures: list[Image.Image]
@@ -39,17 +39,19 @@ def draw_subject(engine: Engine, prompt: str, count: int, seed: int) -> list[Ima
 
 def draw_contexts(
     engine: Engine, prompt: str, backgrounds: list[str], count: int, seed: int
-) -> Drawn:
+) -> GeneratedSet:
     """`count` pictures of the prompt's subject in each background."""
     wanted = [b for b in backgrounds for _ in range(count)]
     requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(wanted)]
-    return Drawn(draw(engine, requests), wanted)
+    return GeneratedSet(draw(engine, requests), wanted)
 
 
-def draw_classes(engine: Engine, classes: list[str], count: int, seed: int) -> Drawn:
+def draw_classes(engine: Engine, classes: list[str], count: int, seed: int) -> GeneratedSet:
     """`count` pictures of each class noun alone."""
     wanted = [c for c in classes for _ in range(count)]
-    return Drawn(draw(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted)
+    return GeneratedSet(
+        draw(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted
+    )
 
 
 def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:

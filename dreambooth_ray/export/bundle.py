@@ -9,18 +9,18 @@ from diffusers import DDIMScheduler
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion import adapters, tokens
-from dreambooth_ray.diffusion.components import load_components, load_pipeline
-from dreambooth_ray.diffusion.methods import apply_method, load_trained
-from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.models import lora, tokens
+from dreambooth_ray.models.components import load_components, load_pipeline
+from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.trainable_params import apply_method, load_trained
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps, restore_step
-from dreambooth_ray.training.consolidate import trained_weights
-from dreambooth_ray.training.journal import read_metrics
-from dreambooth_ray.training.stopping import last_step
-from dreambooth_ray.training.verdict import read_end, read_verdict
+from dreambooth_ray.training.checkpoint.convert import trained_weights
+from dreambooth_ray.training.checkpoint.retention import committed_steps, restore_step
+from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
+from dreambooth_ray.training.early_stopping import last_step
+from dreambooth_ray.training.metrics_log import read_metrics
 
 _CARD = """\
 # {title}
@@ -56,7 +56,7 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
     directory: the base model's
     raises: CheckpointError if no intact checkpoint of the last step is there
     """
-    if run.exists(f"{layout.BUNDLE}/{manifest.MANIFEST}"):
+    if run.exists(f"{paths.BUNDLE}/{manifest.MANIFEST}"):
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
         last = last_step(config, read_metrics(run), read_end(run))
@@ -65,14 +65,14 @@ def export_bundle(config: Config, directory: Path, run: Store) -> None:
             raise CheckpointError(
                 f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
             )
-        best = read_verdict(run).best if config.choice.rule == "best" else None
+        best = read_selection(run).best if config.choice.rule == "best" else None
         step = last if best is None else best
         state = restore_step(run, step, Path(folder) / "checkpoint")
         stage = Path(folder) / "bundle"
         about = _write(config, directory, state, stage)
         (stage / "card.md").write_text(_card(config, run, step, last))
         about |= {"step": step, "created_at": time.time()}
-        manifest.publish(run, layout.BUNDLE, stage, about)
+        manifest.publish(run, paths.BUNDLE, stage, about)
 
 
 def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[str, object]:
@@ -100,10 +100,10 @@ def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[st
         about["subject"] = config.subject.name
     if config.train.method == "lora":
         for part in ("unet", "text_encoder"):
-            if adapters.has_adapters(getattr(parts, part)):
-                adapters.save(getattr(parts, part), stage / layout.ADAPTER / part)
+            if lora.has_adapters(getattr(parts, part)):
+                lora.save(getattr(parts, part), stage / paths.ADAPTER / part)
         if words := tokens.vectors(parts.tokenizer, parts.text_encoder):
-            tokens.save(words, stage / layout.ADAPTER)
+            tokens.save(words, stage / paths.ADAPTER)
         uri = config.model.uri
         base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
         about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth_ray import __version__
-from dreambooth_ray.diffusion import adapters
-from dreambooth_ray.diffusion.components import load_pipeline
-from dreambooth_ray.diffusion.model_files import adapted_base, base_directory, model_directory
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export import kohya, ldm
 from dreambooth_ray.export.bundle import bundle_about
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.models import lora
+from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.source import adapted_base, base_directory, model_directory
+from dreambooth_ray.storage import manifest, paths
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
 SUFFIX = ".safetensors"
@@ -119,11 +119,11 @@ def _adapters(directory: Path, kind: str) -> dict[str, Adapter]:
             "train.method=lora, others can be exported as diffusers or single-file"
         )
     found = {}
-    for folder in sorted((directory / layout.ADAPTER).iterdir(), reverse=True):
+    for folder in sorted((directory / paths.ADAPTER).iterdir(), reverse=True):
         if folder.is_dir():
-            settings = json.loads((folder / adapters.SETTINGS).read_text())
-            read = load_file(folder / adapters.WEIGHTS)
-            weights = {k.removeprefix(adapters.PREFIX): v for k, v in read.items()}
+            settings = json.loads((folder / lora.SETTINGS).read_text())
+            read = load_file(folder / lora.WEIGHTS)
+            weights = {k.removeprefix(lora.PREFIX): v for k, v in read.items()}
             found[folder.name] = Adapter(settings, weights)
     return found
 

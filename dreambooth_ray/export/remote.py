@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 
 
@@ -27,8 +27,8 @@ def local_model(uri: str) -> str:
     if "://" not in uri:
         return uri
     store = Store(uri)
-    if store.exists(layout.CONFIG):
-        store = store.sub(layout.BUNDLE)
+    if store.exists(paths.CONFIG):
+        store = store.sub(paths.BUNDLE)
     try:
         text = store.read(manifest.MANIFEST)
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.patience import PATIENCE_S, explain_local, patiently
+from dreambooth_ray.storage.retry import PATIENCE_S, explain_local, retry_while_away
 
 _PART_BYTES = 2**22
 _CREATE_TRIES = 5
@@ -87,7 +87,7 @@ class Store:
     def _do(self, work: Callable[[], _Result], patience_s: float = PATIENCE_S) -> _Result:
         """One call of the filesystem: waited for if it is remote, its errors in words."""
         if not self.is_local:
-            return patiently(work, self.uri, patience_s)
+            return retry_while_away(work, self.uri, patience_s)
         try:
             return work()
         except OSError as error:

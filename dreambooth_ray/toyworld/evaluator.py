@@ -18,7 +18,7 @@ from dreambooth_ray.toyworld.attributes import (
     COLOUR_NAMES,
     PATTERNS,
 )
-from dreambooth_ray.toyworld.pictures import HEADS, SIZE_PX, to_tensor
+from dreambooth_ray.toyworld.world_images import HEADS, SIZE_PX, to_tensor
 
 IDENTITY_SIZE = 64
 NAMES: dict[str, tuple[str, ...]] = {

@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from transformers import CLIPTokenizer
 
-from dreambooth_ray.toyworld.captions import write_tokenizer
-from dreambooth_ray.toyworld.denoiser import DenoiserLoss, cache_latents, denoiser_phase
-from dreambooth_ray.toyworld.evaluator_training import (
+from dreambooth_ray.toyworld.pretrain_denoiser import DenoiserLoss, cache_latents, denoiser_phase
+from dreambooth_ray.toyworld.pretrain_evaluator import (
     EvaluatorLoss,
     draw_reconstructions,
     evaluator_phase,
 )
-from dreambooth_ray.toyworld.phase import averaged_weights, run_phase
-from dreambooth_ray.toyworld.pictures import draw_pictures, to_tensor
-from dreambooth_ray.toyworld.vae import load_trained, normalise_latents, vae_phase
+from dreambooth_ray.toyworld.pretrain_phase import averaged_weights, run_phase
+from dreambooth_ray.toyworld.pretrain_vae import load_trained, normalise_latents, vae_phase
+from dreambooth_ray.toyworld.world_captions import write_tokenizer
+from dreambooth_ray.toyworld.world_images import draw_pictures, to_tensor
 
 
 @dataclass(frozen=True)

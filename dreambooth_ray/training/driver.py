@@ -12,15 +12,17 @@ from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.job import Job
 from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_of
+from dreambooth_ray.training.run_monitor import RunMonitor
 from dreambooth_ray.training.trainer import Trainer
-from dreambooth_ray.training.watch import Watch
+from dreambooth_ray.training.worker_job import WorkerJob
 
 
-def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], None] = print) -> None:
+def train(
+    job: WorkerJob, cluster: ClusterConfig, run: Store, say: Callable[[str], None] = print
+) -> None:
     """Run the workers to the last step; worker deaths up to cluster.max_failures are survived.
 
     say: gets a line for the person now and then
@@ -31,7 +33,7 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         storage_path = run.uri if run.is_local else scratch
         trainer = _make_trainer(job, cluster, restarts, storage_path)
-        with Watch(run, cluster, say, trainer.end) as watch:
+        with RunMonitor(run, cluster, say, trainer.end) as watch:
             try:
                 trainer.fit()
             except TrainingFailedError as error:
@@ -47,7 +49,7 @@ def train(job: Job, cluster: ClusterConfig, run: Store, say: Callable[[str], Non
 
 
 def _make_trainer(
-    job: Job, cluster: ClusterConfig, restarts: RestartRecorder, storage_path: str
+    job: WorkerJob, cluster: ClusterConfig, restarts: RestartRecorder, storage_path: str
 ) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
@@ -58,7 +60,7 @@ def _make_trainer(
         with large_imports():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
-        train_worker(Job(**settings, storage_options=options))
+        train_worker(WorkerJob(**settings, storage_options=options))
 
     span = cluster.span
     return Trainer(
@@ -73,7 +75,7 @@ def _make_trainer(
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.gpus else "gloo"),
         run_config=RunConfig(
-            name=layout.RAY_TRAIN,
+            name=paths.RAY_TRAIN,
             storage_path=storage_path,
             # Of workers: `restarts` decides. Of what Ray Train does itself: without a bound.
             failure_config=FailureConfig(max_failures=-1),

@@ -14,15 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion import loss as objective
-from dreambooth_ray.diffusion import noise
-from dreambooth_ray.diffusion.components import Components
-from dreambooth_ray.diffusion.methods import is_trained
-from dreambooth_ray.diffusion.recording import WORTH, Plain, Recorder
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.checkpoint import AVERAGE
-from dreambooth_ray.training.corpus import Batch
-from dreambooth_ray.training.optimisation import Average, RateSchedule, make_optimizer
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.traced_forward import WARMUP_CALLS, Plain, TracedForward
+from dreambooth_ray.models.trainable_params import is_trained
+from dreambooth_ray.objective import loss as objective
+from dreambooth_ray.objective import noise
+from dreambooth_ray.training.checkpoint.retention import AVERAGE
+from dreambooth_ray.training.dataset import Batch
+from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
 from dreambooth_ray.training.sharding import shard
 
 
@@ -45,8 +45,10 @@ class DreamBoothModule(pl.LightningModule):
         self.schedule = parts.schedule
         if config.train.gradient_checkpointing:
             _checkpoint_activations(self.unet, self.text_encoder)
-        self.average = Average(config.train.ema_decay) if config.train.ema_decay else None
-        self._recorder = Recorder(Plain(parts.unet), 0) if _can_be_recorded(config) else None
+        self.average = (
+            ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
+        )
+        self._recorder = TracedForward(Plain(parts.unet), 0) if _can_be_recorded(config) else None
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._parts: list[Tensor] = []
@@ -214,7 +216,7 @@ def _can_be_recorded(config: Config) -> bool:
     is_plain = (
         train.strategy == "ddp" and train.precision == "32" and not train.gradient_checkpointing
     )
-    return is_plain and train.steps * train.accumulate > WORTH
+    return is_plain and train.steps * train.accumulate > WARMUP_CALLS
 
 
 def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:

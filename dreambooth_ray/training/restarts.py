@@ -18,10 +18,10 @@ from dreambooth_ray.errors import (
     DreamBoothError,
     StorageError,
 )
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.notices import post
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.worker_messages import post
 
 # A person has to mend these: the next attempt would end the same way.
 PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
@@ -43,9 +43,9 @@ class Restart:
 
 def read_restarts(run: Store) -> list[Restart]:
     """All restarts of a run, in order."""
-    if not run.exists(layout.RESTARTS):
+    if not run.exists(paths.RESTARTS):
         return []
-    return [Restart(**record) for record in json.loads(run.read(layout.RESTARTS))]
+    return [Restart(**record) for record in json.loads(run.read(paths.RESTARTS))]
 
 
 class RestartPolicy:
@@ -139,7 +139,7 @@ class RestartRecorder:
         self._restarts.append(restart)
         try:
             content = json.dumps([asdict(one) for one in self._restarts], indent=1)
-            self._run.write(layout.RESTARTS, content.encode())
+            self._run.write(paths.RESTARTS, content.encode())
             post(
                 self._run,
                 f"restart: attempt {restart.attempt} goes on from step {restart.step}, "

@@ -9,8 +9,8 @@ from typing import Any
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
+from dreambooth_ray.compat.ray_train import ControllerThread
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.training.controller import ControllerThread
 from dreambooth_ray.training.failure_policy import FailFastPolicy
 from dreambooth_ray.training.restarts import RestartRecorder
 

@@ -17,30 +17,30 @@ from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.priorset import PriorSet
+from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured, split
-from dreambooth_ray.diffusion.components import Components, load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.storage import layout
+from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.training import restoring
-from dreambooth_ray.training.checkpointing import Checkpointing, find_place
-from dreambooth_ray.training.corpus import Corpus
-from dreambooth_ray.training.job import Job
-from dreambooth_ray.training.journal import FAILURES, read_metrics
-from dreambooth_ray.training.loggers import Loggers
+from dreambooth_ray.training.callbacks.loggers import Loggers
+from dreambooth_ray.training.callbacks.samples import Samples
+from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.callbacks.step_sequence import StepSequence
+from dreambooth_ray.training.callbacks.validation import Probe, Validation
+from dreambooth_ray.training.checkpoint import restore
+from dreambooth_ray.training.checkpoint.save import CheckpointSaver, find_worker_rank
+from dreambooth_ray.training.checkpoint_selection import read_end
+from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.early_stopping import last_step, validation_losses
+from dreambooth_ray.training.metrics_log import FAILURES, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.restarts import read_restarts
-from dreambooth_ray.training.samples import Samples
-from dreambooth_ray.training.side_work import SideWork
-from dreambooth_ray.training.step_sequence import StepSequence
-from dreambooth_ray.training.stopping import last_step, validation_losses
 from dreambooth_ray.training.strategy import make_strategy
-from dreambooth_ray.training.validation import Probe, Validation
-from dreambooth_ray.training.verdict import read_end
+from dreambooth_ray.training.worker_job import WorkerJob
 
 
-def train_worker(job: Job, watchers: Sequence[Callback] = ()) -> None:
+def train_worker(job: WorkerJob, watchers: Sequence[Callback] = ()) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     watchers: callbacks beside the product's own
@@ -56,8 +56,8 @@ def train_worker(job: Job, watchers: Sequence[Callback] = ()) -> None:
     apply_method(config, parts)
     corpus, probe = _make_corpus(job, config, parts, (rank, world))
     module = DreamBoothModule(config, parts)
-    place = find_place(context)
-    with restoring.restored(run, config, job.model_hash, place) as found:
+    place = find_worker_rank(context)
+    with restore.restored(run, config, job.model_hash, place) as found:
         corpus.start = found.step if found else 0
         corpus.accumulate = config.parts(world)
         past = [r for r in read_metrics(run) if r["step"] <= corpus.start]
@@ -78,14 +78,14 @@ def train_worker(job: Job, watchers: Sequence[Callback] = ()) -> None:
 
 
 def _make_corpus(
-    job: Job, config: Config, parts: Components, place: tuple[int, int]
-) -> tuple[Corpus, Probe | None]:
+    job: WorkerJob, config: Config, parts: Components, place: tuple[int, int]
+) -> tuple[TrainingDataset, Probe | None]:
     """Encode all pictures, and captions if the text encoder is frozen, on the worker's device."""
     parts.vae.to(ray.train.torch.get_device())
     parts.text_encoder.to(ray.train.torch.get_device())
     halves = [split(config, read_configured(config, s)) for s in config.all_subjects]
     priors = _open_priors(job) if job.num_priors else None
-    corpus = Corpus(config, parts, [trained for trained, _ in halves], priors, place)
+    corpus = TrainingDataset(config, parts, [trained for trained, _ in halves], priors, place)
     kept = [photograph for _, held_out in halves for photograph in held_out]
     probe = Probe(config, parts, kept, priors) if config.validation.every else None
     parts.vae.to("cpu")
@@ -93,28 +93,28 @@ def _make_corpus(
     return corpus, probe
 
 
-def _open_priors(job: Job) -> PriorSet:
+def _open_priors(job: WorkerJob) -> PriorSet:
     run = Store(job.run_uri)
 
     def failure() -> str | None:
-        if not run.exists(layout.PRIOR_FAILURE):
+        if not run.exists(paths.PRIOR_FAILURE):
             return None
-        return str(json.loads(run.read(layout.PRIOR_FAILURE))["error"])
+        return str(json.loads(run.read(paths.PRIOR_FAILURE))["error"])
 
     return PriorSet(Store(job.priors_uri), job.num_priors, failure)
 
 
 def _make_sequence(
-    job: Job,
+    job: WorkerJob,
     config: Config,
     run: Store,
-    corpus: Corpus,
+    corpus: TrainingDataset,
     past: list[dict[str, Any]],
     validation: Validation | None,
 ) -> StepSequence:
     """past: the metrics up to the step that training goes on from"""
     context = ray.train.get_context()
-    place = find_place(context)
+    place = find_worker_rank(context)
     failures = int(past[-1].get(FAILURES, 0)) if past else 0
     side_work = SideWork(run, failures, is_first=place.rank == 0)
     loggers = Loggers(run, config, corpus.start, side_work)
@@ -128,7 +128,7 @@ def _make_sequence(
         corpus,
         side_work=side_work,
         loggers=loggers,
-        checkpointing=Checkpointing(run, config, side_work, place, about, loggers.mirror),
+        checkpointing=CheckpointSaver(run, config, side_work, place, about, loggers.mirror),
         validation=validation,
         samples=Samples(config, Path(job.model_directory)),
         num_restarts=len(read_restarts(run)),
@@ -136,7 +136,7 @@ def _make_sequence(
 
 
 def _make_trainer(
-    config: Config, corpus: Corpus, strategy: Strategy, callbacks: list[Callback]
+    config: Config, corpus: TrainingDataset, strategy: Strategy, callbacks: list[Callback]
 ) -> pl.Trainer:
     return pl.Trainer(
         max_steps=config.train.steps,

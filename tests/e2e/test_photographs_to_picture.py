@@ -14,13 +14,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from cluster.local import LocalCluster
+from cluster.local_cluster import LocalCluster
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation.toyscore import subject_fidelity
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import kill_tree, start_dreambooth
 from tests.integration.test_serve import wait_for_address
 from tests.laptop import RUNS, Laptop, laptop_and_cluster

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.journal import FAILURES, RESTARTS, read_metrics
+from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, read_metrics
 
 DREAMBOOTH = str(Path(sys.executable).parent / "dreambooth")
 SMALL = [

@@ -7,7 +7,7 @@ from types import TracebackType
 import uvicorn
 
 from dreambooth_ray.config.serving import ServeConfig
-from serve.front import open_house
+from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
 from tests.unit.serve.conftest import Handle
@@ -18,7 +18,7 @@ class Site(threading.Thread):
 
     def __init__(self, config: ServeConfig, replica: Replica) -> None:
         super().__init__(daemon=True)
-        app = create_app(open_house(config, {"Replica": Handle(replica)}))
+        app = create_app(build_app_state(config, {"Replica": Handle(replica)}))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))

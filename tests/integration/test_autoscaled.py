@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import requests
 
+from cluster.cluster_registry import find_cluster
 from cluster.dashboard import Dashboard
-from cluster.directory import find_cluster
 from dreambooth_ray.errors import CapacityError
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from tests.integration.conftest import SMALL, dreambooth, kill_tree
 from tests.waiting import wait_until
@@ -118,5 +118,5 @@ def test_a_run_is_refused_for_want_of_hosts_unless_they_come_by_themselves(
         clusters.write_text(json.dumps({"grows": {**about, "autoscaled": True}}))
         sent = dreambooth(*words, cwd=tmp_path)
         assert sent.returncode == 0, sent.stderr
-        run = Store(str(storage)).sub(layout.run("grown"))
-        wait_until(lambda: manifest.MANIFEST in run.names(layout.BUNDLE), 150)
+        run = Store(str(storage)).sub(paths.run("grown"))
+        wait_until(lambda: manifest.MANIFEST in run.names(paths.BUNDLE), 150)

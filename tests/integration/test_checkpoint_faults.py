@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training import checkpoint
+from dreambooth_ray.training.checkpoint import retention
 from tests.integration.seaweed import Seaweed
 from tests.object_store import pointed_at
 from tests.waiting import wait_until
@@ -26,8 +26,8 @@ import json, os, signal, sys
 from pathlib import Path
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpointing import Place, Uploader
-from dreambooth_ray.training.side_work import SideWork
+from dreambooth_ray.training.checkpoint.save import Place, Uploader
+from dreambooth_ray.training.callbacks.side_work import SideWork
 
 config = Config.model_validate(
     {"subject": {"photos": "none", "class_noun": "robot"}, "checkpoint": {"keep": 2}}
@@ -107,13 +107,13 @@ def test_a_writer_killed_in_any_phase_leaves_whole_checkpoints(bucket: str, tmp_
     ]
     for phase, log in enumerate(logs, start=1):
         run, newest = Store(f"{bucket}/phases/{phase}"), 3 if len(log) > 4 else 2
-        found = checkpoint.restore_newest(run, tmp_path / f"restored-{phase}")
+        found = retention.restore_newest(run, tmp_path / f"restored-{phase}")
         assert found is not None
         assert found.step == newest
         assert found.state.read_text() == f"state.ckpt {newest}"
         # Nobody finds one that is not whole.
-        for step in checkpoint.committed_steps(run):
-            assert manifest.damage(run, layout.checkpoint(step)) is None
+        for step in retention.committed_steps(run):
+            assert manifest.damage(run, paths.checkpoint(step)) is None
 
 
 def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
@@ -124,7 +124,7 @@ def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
     for number in range(200):
         (local / f"{number:03d}").write_bytes(bytes([number]) * 50_000)
     with ThreadPoolExecutor(1) as pool:
-        name = layout.checkpoint(1)
+        name = paths.checkpoint(1)
         upload = pool.submit(manifest.commit, run, name, local, {"step": 1})
         wait_until(lambda: len(list_files(run)) > 3)
         weed.kill()
@@ -136,7 +136,7 @@ def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
 
 
 def list_files(run: Store) -> list[str]:
-    return [f for n in run.names(layout.CHECKPOINTS) for f in run.names(f"checkpoints/{n}")]
+    return [f for n in run.names(paths.CHECKPOINTS) for f in run.names(f"checkpoints/{n}")]
 
 
 def test_one_of_eight_conditional_writes_wins(bucket: str) -> None:

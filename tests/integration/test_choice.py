@@ -7,12 +7,12 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreambooth_ray.config.choice import ChoiceConfig
-from dreambooth_ray.evaluation.choice import best
-from dreambooth_ray.evaluation.watch import read_scored
-from dreambooth_ray.storage import layout
+from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
+from dreambooth_ray.evaluation.checkpoint_follower import read_scored
+from dreambooth_ray.evaluation.pareto_front import best
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.checkpoint.retention import committed_steps
 from tests.integration.conftest import dreambooth, train
 
 PROTOCOL = {
@@ -51,10 +51,10 @@ def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
     assert [p.step for p in points] == [5, 10, 15, 20]
     chosen = best(points, wanted.max_drift)
     assert chosen is not None
-    about = json.loads(store.read(f"{layout.BUNDLE}/manifest.json"))["about"]
+    about = json.loads(store.read(f"{paths.BUNDLE}/manifest.json"))["about"]
     assert about["step"] == chosen.step
     assert committed_steps(store) == sorted({chosen.step, 20})
-    events = EventAccumulator(str(run.folder / layout.TENSORBOARD)).Reload()
+    events = EventAccumulator(str(run.folder / paths.TENSORBOARD)).Reload()
     assert [e.step for e in events.Images("evaluation/front")] == [5, 10, 15, 20]
     name = protocol.removeprefix("choice.protocol=")
     done = dreambooth("evaluate", str(run.folder), "--protocol", name, cwd=tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth_ray.data.doctor import examine
+from dreambooth_ray.data.quality.inspection import examine
 from tests import dreambench
 from tests.efficientnet import EfficientNetLite0
 from tests.faulty_photographs import (

@@ -13,7 +13,7 @@ import yaml
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import DREAMBOOTH
 from tests.laptop import RUNS, Laptop, laptop_and_cluster
 

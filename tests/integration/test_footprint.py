@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.config.load import load_config
-from dreambooth_ray.diffusion.footprint import footprint
+from dreambooth_ray.memory.training_memory import footprint
 
 # One process, one thread, two steps: weights, gradients, AdamW and activations at their height.
 STEP = """
@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil, torch
 from torch.optim import AdamW
 from dreambooth_ray.config.load import load_config
-from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.footprint import images_of_a_worker
-from dreambooth_ray.diffusion.meta_step import count
-from dreambooth_ray.diffusion.methods import apply_method, is_trained
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.memory.training_memory import images_of_a_worker
+from dreambooth_ray.memory.meta_step import count
+from dreambooth_ray.models.trainable_params import apply_method, is_trained
 
 torch.set_num_threads(1)
 overrides, directory = json.loads(sys.argv[1]), Path(sys.argv[2])

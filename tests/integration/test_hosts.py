@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
+from dreambooth_ray.training.checkpoint.retention import committed_steps
 from tests.integration.conftest import DREAMBOOTH, read_curve
 from tests.laptop import RUNS, Laptop, laptop_and_cluster
 

@@ -10,8 +10,8 @@ import pytest
 
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.metrics_log import read_metrics
 from tests.laptop import RUNS, Laptop, laptop_and_cluster
 from tests.waiting import wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import LocalCluster
+from cluster.local_cluster import LocalCluster
 from dreambooth_ray.errors import ConfigError
 from tests.waiting import wait_until
 

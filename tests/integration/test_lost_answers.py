@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dreambooth_ray.data.album import photographs_folder, upload_photographs
 from dreambooth_ray.data.photographs import find_photographs
+from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import LEASES, Lease
 from dreambooth_ray.storage.store import Store
-from serve.jobs import Jobs
+from serve.job_store import JobStore
 from tests.fault_proxy import FaultProxy, once_each
 from tests.integration.seaweed import Seaweed
 from tests.object_store import pointed_at
@@ -61,7 +61,7 @@ def folders_with_files(store: Store) -> set[str]:
     return {parts[0] for parts in names if len(parts) > 1 and parts[1]}
 
 
-@pytest.mark.parametrize("name", [layout.checkpoint(4), layout.prior_chunk(0), "chunk-00000"])
+@pytest.mark.parametrize("name", [paths.checkpoint(4), paths.prior_chunk(0), "chunk-00000"])
 def test_an_artifact_whose_pointers_answer_is_lost_is_there_whole(
     store: Store, proxy: FaultProxy, tmp_path: Path, name: str
 ) -> None:
@@ -112,15 +112,15 @@ def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultPr
 
 def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.drops_answer = once_each(lambda request: request.method == "PUT")
-    text = manifest.publish(store, layout.BUNDLE, files_of(tmp_path / "in", a="1"), {"step": 4})
+    text = manifest.publish(store, paths.BUNDLE, files_of(tmp_path / "in", a="1"), {"step": 4})
     assert len(proxy.dropped) == 2
-    about = manifest.fetch_folder(store, layout.BUNDLE, tmp_path / "out", text)
+    about = manifest.fetch_folder(store, paths.BUNDLE, tmp_path / "out", text)
     assert about == {"step": 4}
-    assert json.loads(store.read(f"{layout.BUNDLE}/manifest.json"))["about"] == about
+    assert json.loads(store.read(f"{paths.BUNDLE}/manifest.json"))["about"] == about
 
 
 def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
-    jobs, job = Jobs(store.uri), "job_" + "0" * 32
+    jobs, job = JobStore(store.uri), "job_" + "0" * 32
     lease = jobs.claim(job, "runner", lease_s=60)
     assert lease is not None
     assert proxy.dropped

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.model_files import model_directory
-from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.conftest import Run, dreambooth
 

@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth_ray.config.serving import AuthConfig, ServeConfig
 from serve.auth import new_key
-from serve.pictures import read_receipt
+from serve.image_files import read_receipt
 from serve.replica import Replica
 from tests.integration.conftest import kill_tree, start_dreambooth
 from tests.integration.site import Site

@@ -17,12 +17,12 @@ from cluster.session import session
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config, PriorConfig
-from dreambooth_ray.diffusion.model_files import model_hash
 from dreambooth_ray.errors import CapacityError, DataError
-from dreambooth_ray.priors.inventory import verify
-from dreambooth_ray.priors.plan import PriorSpec, select
-from dreambooth_ray.priors.pool import Order, committed_chunks, make_priors
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.priors.generation import PriorRequest, committed_chunks, make_priors
+from dreambooth_ray.priors.prior_catalog import verify
+from dreambooth_ray.priors.prior_spec import PriorSpec, select
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.world import photographs, random_subject
 
@@ -40,7 +40,10 @@ def spec(toy_model: Path) -> PriorSpec:
 
 
 def draw(
-    storage: Path, order: Order, actors: int, on_progress: Callable[[int, int], None] | None = None
+    storage: Path,
+    order: PriorRequest,
+    actors: int,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     wanted = PriorConfig(actors=actors)
     return make_priors(
@@ -57,11 +60,11 @@ def content(store: Store) -> dict[str, Any]:
     return {
         name: manifest.about(store, name.removesuffix(".json"))["records"]
         for name in store.names()
-        if layout.prior_chunk_number(name) is not None
+        if paths.prior_chunk_number(name) is not None
     } | {
         f"{name}/{entry.name}": entry.sha256
         for name in store.names()
-        if layout.prior_chunk_number(name) is not None
+        if paths.prior_chunk_number(name) is not None
         for entry in manifest.local_entries(
             store.local_path(str(manifest.folder_of(store, name.removesuffix(".json"))))
         )
@@ -83,7 +86,7 @@ def painters() -> list[psutil.Process]:
 def test_one_actor_or_several_and_one_killed_draw_the_same_set(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
-    order = Order(spec, 24, toy_model)
+    order = PriorRequest(spec, 24, toy_model)
     alone = draw(tmp_path / "one", order, 1)
     killed: list[int] = []
 
@@ -107,7 +110,7 @@ def test_a_model_that_repeats_itself_is_named(
 ) -> None:
     data = io.BytesIO()
     photographs(random_subject(1), 1, 1)[0].resize((64, 64)).save(data, "PNG")
-    order = Order(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
+    order = PriorRequest(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
     with pytest.raises(DataError, match=r"only 1 of 8 .*prior\.prompt"):
         draw(tmp_path, order, 1)
 
@@ -116,7 +119,7 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
     wanted = PriorConfig(actors=1, resources={"nowhere": 1.0})
-    order, store = Order(spec, 4, toy_model), Store(str(tmp_path))
+    order, store = PriorRequest(spec, 4, toy_model), Store(str(tmp_path))
     with pytest.raises(CapacityError, match=r"0 of at least 1 .* within cluster\.wait_s=1 s"):
         make_priors(order, store, wanted, ClusterConfig(wait_s=1.0), lambda done, total: None)
 
@@ -126,7 +129,7 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
 def test_actors_killed_at_random_over_200_images(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path, actors: int
 ) -> None:
-    order = Order(replace(spec, num_inference_steps=8), 200, toy_model)
+    order = PriorRequest(replace(spec, num_inference_steps=8), 200, toy_model)
     undisturbed = draw(tmp_path / "calm", order, 2)
     dice, ended, kills = random.Random(actors), threading.Event(), list[int]()
 

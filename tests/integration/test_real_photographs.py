@@ -1,7 +1,7 @@
 """A pretrained network on real photographs: the measures mean something beyond the toy world."""
 
 from dreambooth_ray.data.photographs import read_photograph
-from dreambooth_ray.evaluation import metrics
+from dreambooth_ray.evaluation import image_metrics
 from tests import dreambench
 from tests.efficientnet import EfficientNetLite0
 
@@ -19,8 +19,8 @@ def test_a_subject_is_more_like_itself_than_like_any_other() -> None:
     assert len(vectors) == 8
     confused = set()
     for name, own in vectors.items():
-        within = 1 - metrics.diversity([own])
+        within = 1 - image_metrics.diversity([own])
         for other, theirs in vectors.items():
-            if other != name and metrics.subject_fidelity(own, theirs) >= within:
+            if other != name and image_metrics.subject_fidelity(own, theirs) >= within:
                 confused.add((name, other))
     assert confused == EXCEPTIONS

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dreambooth_ray.storage import layout
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import RESTARTS
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.metrics_log import RESTARTS
 from dreambooth_ray.training.restarts import read_restarts
 from tests.integration.conftest import (
     SMALL,
@@ -59,7 +59,7 @@ def test_a_damaged_last_checkpoint_is_trained_again(
     run = train(tmp_path, photos, storage, *ONE_WORKER, "run_id=damaged")
     store, curve = Store(str(run.folder)), run.curve
     bundle = (run.folder / "bundle" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    store.remove(f"{layout.BUNDLE}/manifest.json")
+    store.remove(f"{paths.BUNDLE}/manifest.json")
     state = next((run.folder / "checkpoints").glob("step-00000016-*/state.ckpt"))
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     done = dreambooth("resume", store.uri, cwd=tmp_path)

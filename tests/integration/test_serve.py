@@ -16,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from tests.integration.conftest import kill_tree, start_dreambooth

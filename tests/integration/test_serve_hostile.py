@@ -21,10 +21,10 @@ from PIL import Image
 from schemathesis.checks import not_a_server_error
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.diffusion.model_files import model_directory
+from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
-from serve.front import open_house
+from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
 from tests.unit.serve.conftest import Handle
@@ -51,7 +51,7 @@ def address(storage: Path) -> Iterator[str]:
     replica = Replica(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DREAMBOOTH_WEBHOOK_SECRET", "whsec_c2VjcmV0")
-        app = create_app(open_house(config, {"Replica": Handle(replica)}))
+        app = create_app(build_app_state(config, {"Replica": Handle(replica)}))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage import layout, manifest
+from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import (
     SMALL,
     Background,
@@ -69,7 +69,7 @@ def finished(run: Background) -> None:
 
 def outcome(run: Store) -> tuple[list[dict[str, Any]], str]:
     """The loss curve, and the hash of the final weights."""
-    files = json.loads(run.read(f"{layout.BUNDLE}/{manifest.MANIFEST}"))["files"]
+    files = json.loads(run.read(f"{paths.BUNDLE}/{manifest.MANIFEST}"))["files"]
     hashes = [f["sha256"] for f in files if f["name"].startswith("unet/")]
     return read_curve(run), hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -117,7 +117,7 @@ def test_killed_workers_change_no_number(
     assert outcome(store) == undisturbed_by_strategy[name], f"killed after {at}"
     steps = committed_steps(store)
     assert steps[-1] == 40
-    assert not any(manifest.damage(store, layout.checkpoint(s)) for s in steps)
+    assert not any(manifest.damage(store, paths.checkpoint(s)) for s in steps)
 
 
 @pytest.mark.fault

@@ -15,12 +15,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.data.priorset import PriorSet
-from dreambooth_ray.diffusion.engine import Engine
-from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.runs import is_finished
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage.store import Store
-from serve.front import open_house
+from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
 from tests.integration.conftest import Run, dreambooth
@@ -92,7 +92,7 @@ def test_a_subject_is_served(stored: Path) -> None:
     )
     replica = Replica(config)
     body = {"model": "lora", "prompt": "a sks robot", "seed": 0, "num_inference_steps": 2}
-    with TestClient(create_app(open_house(config, {"Replica": Handle(replica)}))) as client:
+    with TestClient(create_app(build_app_state(config, {"Replica": Handle(replica)}))) as client:
         answer = client.post("/v1/images/generations", json=body)
         models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     replica.__del__()

@@ -8,8 +8,8 @@ import pytest
 
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import committed_steps
-from dreambooth_ray.training.journal import read_metrics
+from dreambooth_ray.training.checkpoint.retention import committed_steps
+from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import SMALL, Background, dreambooth, kill_tree, train
 
 WORDS = [*SMALL, "train.batch_size=4", "train.steps=40", "checkpoint.every=10", "sample.every=0"]

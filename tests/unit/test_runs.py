@@ -8,7 +8,7 @@ from dreambooth_ray.config.load import dump_config, override_config, parse_confi
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.runs import find_run, open_run, read_run_config
-from dreambooth_ray.training.verdict import read_end, write_end
+from dreambooth_ray.training.checkpoint_selection import read_end, write_end
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
     [
         ("dreambooth_ray.config.load", {"torch", "ray"}),
         ("dreambooth_ray.runs", {"torch", "ray"}),
-        ("cluster.watching", {"torch"}),
+        ("cluster.progress", {"torch"}),
         ("cluster.preflight", {"torch"}),
         ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
-        ("dreambooth_ray.priors.easel", {"torch", "diffusers"}),
+        ("dreambooth_ray.priors.worker_actor", {"torch", "diffusers"}),
         ("serve.app", {"torch", "diffusers", "transformers"}),
     ],
 )

@@ -1,7 +1,7 @@
 from typing import Any
 
 from benchmarks.chooser import SIDES, points, side, summary
-from dreambooth_ray.evaluation.choice import Scored
+from dreambooth_ray.evaluation.pareto_front import Scored
 
 
 def line(chosen: list[list[float]], judged: list[float], pres: float = 0.2) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster.directory import ClusterEntry
+from cluster.cluster_registry import ClusterEntry
 from cluster.preflight import Finding, preflight
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.diffusion.footprint import Footprint, footprint
+from dreambooth_ray.memory.training_memory import TrainingFootprint, footprint
 from dreambooth_ray.storage.store import Store
 from tests.ray_head import TOKEN, Server, ray_head
 
@@ -19,9 +19,9 @@ from tests.ray_head import TOKEN, Server, ray_head
 @pytest.fixture(scope="module", autouse=True)
 def counted_once() -> Iterator[None]:
     """Counting a model takes half a second: once for each that the tests differ in."""
-    known: dict[str, Footprint] = {}
+    known: dict[str, TrainingFootprint] = {}
 
-    def remembered(config: Config, directory: Path) -> Footprint:
+    def remembered(config: Config, directory: Path) -> TrainingFootprint:
         key = f"{config.train!r}{config.cluster.workers}"
         if key not in known:
             known[key] = footprint(config, directory)

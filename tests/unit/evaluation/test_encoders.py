@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.evaluation import encoders, metrics
+from dreambooth_ray.evaluation import encoders, image_metrics
 from dreambooth_ray.evaluation.encoders import named_attributes
 from dreambooth_ray.toyworld.world import photographs, random_subject
 
@@ -80,8 +80,8 @@ def test_the_toy_worlds_evaluator_tells_individuals_apart(pictures: list[Image.I
     vectors = encoders.load_encoder("toyworld:identity").embed_pictures(pictures)
     assert_unit(vectors)
     one, other = vectors[:4], vectors[4:]
-    assert metrics.subject_fidelity(one[:2], one[2:]) > 0.8
-    assert metrics.subject_fidelity(one, other) < 0.5
+    assert image_metrics.subject_fidelity(one[:2], one[2:]) > 0.8
+    assert image_metrics.subject_fidelity(one, other) < 0.5
 
 
 def test_the_toy_worlds_evaluator_reads_sentences() -> None:
@@ -89,7 +89,7 @@ def test_the_toy_worlds_evaluator_reads_sentences() -> None:
     subject = random_subject(7, class_noun="robot")
     picture = photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
     right, wrong = (f"a {subject.colour} robot on a wooden table", "a pink fish in the snow")
-    agreement = metrics.agreement(
+    agreement = image_metrics.agreement(
         encoder.embed_pictures([picture, picture]), encoder.embed_texts([right, wrong])
     )
     assert agreement[0] > 0.7
@@ -111,10 +111,12 @@ def test_what_a_sentence_names() -> None:
 def test_pixels_know_a_copy_and_nothing_else(pictures: list[Image.Image]) -> None:
     encoder = encoders.load_encoder("pixels")
     paler = [ImageEnhance.Contrast(p).enhance(0.8) for p in pictures]
-    copies = metrics.memorised(encoder.embed_pictures(paler), encoder.embed_pictures(pictures))
+    copies = image_metrics.memorised(
+        encoder.embed_pictures(paler), encoder.embed_pictures(pictures)
+    )
     assert [c.photograph for c in copies] == list(range(8))
     assert all(c.copied for c in copies)
-    others = metrics.memorised(
+    others = image_metrics.memorised(
         encoder.embed_pictures(pictures[:4]), encoder.embed_pictures(pictures[4:])
     )
     assert not any(o.copied for o in others)

@@ -10,9 +10,9 @@ from dreambooth_ray.evaluation.protocol import (
     Protocol,
     Spec,
     chunks,
+    evaluation_prompts,
     load_protocol,
     protocol_names,
-    questions,
 )
 
 
@@ -27,7 +27,7 @@ def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
         for prompts in protocol.prompts.values():
             assert len(set(prompts)) == 25
             assert all("{identifier}" in p and "{class_noun}" in p for p in prompts)
-        asked = questions(spec(protocol))
+        asked = evaluation_prompts(spec(protocol))
         assert sum(q.kind == "subject" for q in asked) == 100
         assert sum(q.kind == "class" for q in asked) == protocol.class_images
         assert len({q.seed for q in asked}) == len(asked)
@@ -35,20 +35,20 @@ def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
 
 def test_living_subjects_get_their_own_prompts() -> None:
     protocol = load_protocol("dreambench")
-    dog = {q.asked for q in questions(spec(protocol, "dog")) if q.kind == "subject"}
-    teapot = {q.asked for q in questions(spec(protocol, "teapot")) if q.kind == "subject"}
+    dog = {q.asked for q in evaluation_prompts(spec(protocol, "dog")) if q.kind == "subject"}
+    teapot = {q.asked for q in evaluation_prompts(spec(protocol, "teapot")) if q.kind == "subject"}
     assert "a dog wearing a santa hat" in dog
     assert "a teapot floating in an ocean of milk" in teapot
     assert load_protocol("toyworld").manner("dog") == "object"
 
 
 def test_what_is_asked_leaves_the_identifier_out() -> None:
-    first = questions(spec(load_protocol("toyworld")))[0]
+    first = evaluation_prompts(spec(load_protocol("toyworld")))[0]
     assert (first.prompt, first.asked) == ("a sks robot on the grass", "a robot on the grass")
 
 
 def test_the_toy_protocol_speaks_the_toy_worlds_words_and_leaves_the_class_to_its_own() -> None:
-    asked = questions(spec(load_protocol("toyworld")))
+    asked = evaluation_prompts(spec(load_protocol("toyworld")))
     assert all(named_attributes(q.asked) for q in asked)
     others = [q.asked for q in asked if q.kind == "other"]
     assert len(others) == 36

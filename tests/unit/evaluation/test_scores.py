@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dreambooth_ray.evaluation import scores
-from dreambooth_ray.evaluation.protocol import Question, Spec, load_protocol
-from dreambooth_ray.evaluation.report import report_page
+from dreambooth_ray.evaluation.evaluation_report import report_page
+from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Spec, load_protocol
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.world import photographs, random_scene, random_subject, render
 
@@ -13,17 +13,19 @@ X, Y, Z = torch.eye(3)
 
 
 @pytest.fixture
-def evidence() -> scores.Evidence:
-    asked = [Question("subject", f"a sks dog {k // 2}", f"a dog {k // 2}", k) for k in range(6)]
-    asked += [Question("class", "a dog", "a dog", 6 + k) for k in range(2)]
+def evidence() -> scores.ImageEmbeddings:
+    asked = [
+        EvaluationPrompt("subject", f"a sks dog {k // 2}", f"a dog {k // 2}", k) for k in range(6)
+    ]
+    asked += [EvaluationPrompt("class", "a dog", "a dog", 6 + k) for k in range(2)]
     dino = torch.stack([X, X, X, Y, X, F.normalize(X + Y, dim=0), Z, X])
     clip_t = torch.stack([X, X, X, Y, X, X, X, X])
     vectors = {"dino": dino, "clip_i": dino, "clip_t": clip_t, "copies": dino}
     known = dict.fromkeys(("dino", "clip_i", "clip_t", "copies"), torch.stack([X, X]))
-    return scores.Evidence(asked, vectors, known, X.expand(8, 3))
+    return scores.ImageEmbeddings(asked, vectors, known, X.expand(8, 3))
 
 
-def test_totals_follow_from_the_vectors(evidence: scores.Evidence) -> None:
+def test_totals_follow_from_the_vectors(evidence: scores.ImageEmbeddings) -> None:
     found = scores.score(load_protocol("toyworld"), evidence)
     values = {name: s.value for name, s in found.totals.items()}
     half = 0.5**0.5
@@ -36,7 +38,7 @@ def test_totals_follow_from_the_vectors(evidence: scores.Evidence) -> None:
     assert found.prompts[1]["dino"] == pytest.approx(0.5)
 
 
-def test_the_worst_come_first_and_are_five(evidence: scores.Evidence) -> None:
+def test_the_worst_come_first_and_are_five(evidence: scores.ImageEmbeddings) -> None:
     found = scores.score(load_protocol("toyworld"), evidence)
     assert found.worst[:2] == [3, 5]
     assert len(found.worst) == 5
@@ -53,7 +55,7 @@ def test_the_worst_weigh_both_scales_alike() -> None:
 
 
 def test_the_page_shows_pictures_and_numbers_and_reaches_for_nothing(
-    evidence: scores.Evidence,
+    evidence: scores.ImageEmbeddings,
 ) -> None:
     protocol = load_protocol("toyworld")
     found = scores.score(protocol, evidence)
@@ -73,12 +75,12 @@ def test_the_toy_world_knows_the_truth_of_its_own_renders() -> None:
     subject = random_subject(7, class_noun="robot")
     other = random_subject(8, class_noun="car")
     asked = [
-        Question("subject", "a sks robot in the snow", "a robot in the snow", 0),
-        Question("subject", "a sks robot on the beach", "a robot on the beach", 1),
-        Question("class", "a robot", "a robot", 2),
-        Question("class", "a robot", "a robot", 3),
-        Question("other", "a car", "a car", 4),
-        Question("other", "a fish", "a fish", 5),
+        EvaluationPrompt("subject", "a sks robot in the snow", "a robot in the snow", 0),
+        EvaluationPrompt("subject", "a sks robot on the beach", "a robot on the beach", 1),
+        EvaluationPrompt("class", "a robot", "a robot", 2),
+        EvaluationPrompt("class", "a robot", "a robot", 3),
+        EvaluationPrompt("other", "a car", "a car", 4),
+        EvaluationPrompt("other", "a fish", "a fish", 5),
     ]
     in_snow = render(subject, random_scene(1, 0, "snow"))
     pictures = [in_snow, in_snow, in_snow, in_snow, *[render(other, random_scene(1, 1))] * 2]

@@ -10,10 +10,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dreambooth_ray.diffusion.components import load_pipeline
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export.formats import export_run
-from tests.unit.diffusion.test_adapter_bundle import make_bundle
+from dreambooth_ray.models.components import load_pipeline
+from tests.unit.models.test_lora_bundle import make_bundle
 
 
 def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:

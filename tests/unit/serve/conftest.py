@@ -9,10 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from dreambooth_ray.config.serving import ServeConfig
-from serve.drawing import Artifact, Drawing, Event
-from serve.front import open_house
-from serve.gateway import House, create_app
+from serve.deployment import build_app_state
+from serve.gateway import AppState, create_app
 from serve.replica import Replica
+from serve.replica_messages import Artifact, Drawing, Event
 
 
 class Stream:
@@ -83,11 +83,11 @@ def replica(config: ServeConfig) -> Iterator[Replica]:
 
 
 @pytest.fixture
-def house(config: ServeConfig, replica: Replica) -> House:
-    return open_house(config, {"Replica": Handle(replica)})
+def house(config: ServeConfig, replica: Replica) -> AppState:
+    return build_app_state(config, {"Replica": Handle(replica)})
 
 
 @pytest.fixture
-def client(house: House) -> Iterator[TestClient]:
+def client(house: AppState) -> Iterator[TestClient]:
     with TestClient(create_app(house), raise_server_exceptions=False) as client:
         yield client

@@ -6,15 +6,15 @@ import yaml
 
 from dreambooth_ray.config.serving import AuthConfig
 from dreambooth_ray.errors import ConfigError
-from serve.auth import ENVIRONMENT, Guard, key_hash, new_key, read_keys
-from serve.refusal import Refusal
+from serve.api_errors import APIError
+from serve.auth import ENVIRONMENT, Authenticator, key_hash, new_key, read_keys
 
 
-def _guard(tmp_path: Path, **entry: object) -> tuple[Guard, str]:
+def _guard(tmp_path: Path, **entry: object) -> tuple[Authenticator, str]:
     word, digest = new_key()
     path = tmp_path / "keys.yaml"
     path.write_text(yaml.safe_dump([{"name": "ann", "sha256": digest, **entry}]))
-    return Guard(AuthConfig(keys_file=str(path))), word
+    return Authenticator(AuthConfig(keys_file=str(path))), word
 
 
 def test_a_key_is_its_owner_and_a_wrong_one_is_nobody(tmp_path: Path) -> None:
@@ -28,14 +28,14 @@ def test_a_key_is_its_owner_and_a_wrong_one_is_nobody(tmp_path: Path) -> None:
         f"Bearer {word}x",
         f"Bearer {key_hash(word)}",
     ):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(APIError) as refused:
             guard.identify(wrong, "1.2.3.4")
         assert refused.value.status == 401
         assert word not in refused.value.message
 
 
 def test_without_keys_callers_are_told_apart_by_address() -> None:
-    guard = Guard(AuthConfig())
+    guard = Authenticator(AuthConfig())
     assert guard.identify(None, "1.2.3.4").id != guard.identify("Bearer x", "5.6.7.8").id
 
 
@@ -51,12 +51,12 @@ def test_rate_and_quota(tmp_path: Path) -> None:
         caller = guard.identify(f"Bearer {word}", "")
         await guard.count_request(caller)
         await guard.count_request(caller)
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(APIError) as refused:
             await guard.count_request(caller)
         assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
         assert 0 < (refused.value.retry_after_s or 0) <= 60
         await guard.count_images(caller, 4)
-        with pytest.raises(Refusal, match="5 per 1 day"):
+        with pytest.raises(APIError, match="5 per 1 day"):
             await guard.count_images(caller, 2)
         await guard.count_images(caller, 1)
 

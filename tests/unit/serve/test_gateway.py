@@ -9,13 +9,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.diffusion import solvers
-from dreambooth_ray.diffusion.request import Request
+from dreambooth_ray.sampling import solvers
+from dreambooth_ray.sampling.request import Request
+from serve.api_messages import Receipt, Solver
 from serve.auth import Key, new_key
-from serve.gateway import House
-from serve.jobs import Jobs, State
-from serve.messages import Receipt, Solver
-from serve.pictures import read_receipt
+from serve.gateway import AppState
+from serve.image_files import read_receipt
+from serve.job_store import JobState, JobStore
 from serve.replica import Replica
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
@@ -190,7 +190,7 @@ def test_refusals_are_counted_by_reason(
 
 
 def test_keys_are_asked_for_and_never_told(
-    house: House, client: TestClient, caplog: pytest.LogCaptureFixture
+    house: AppState, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     word, digest = new_key()
     house.guard._keys = [Key(name="ann", sha256=digest, subjects=("other",))]
@@ -216,7 +216,7 @@ def test_a_job_is_done_and_told_and_forgotten_by_others(client: TestClient) -> N
     assert client.get(f"/v1/jobs/{job['id']}/files/request.json").status_code == 404
 
 
-def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: House) -> None:
+def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: AppState) -> None:
     body = {"prompt": "x", "n": 4, "num_inference_steps": 60}
     job = client.post("/v1/jobs", json=body).json()
     assert client.delete(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
@@ -227,12 +227,12 @@ def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: House)
 
 
 def test_a_late_write_does_not_undo_a_cancellation(
-    client: TestClient, house: House, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, house: AppState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, cancelled, written = threading.Event(), threading.Event(), threading.Event()
-    write = Jobs.set_state
+    write = JobStore.set_state
 
-    def slow(jobs: Jobs, job: str, state: State) -> None:
+    def slow(jobs: JobStore, job: str, state: JobState) -> None:
         if state.status == "running":
             begun.set()
             cancelled.wait(0.5)
@@ -242,7 +242,7 @@ def test_a_late_write_does_not_undo_a_cancellation(
         if state.status == "cancelled":
             cancelled.set()
 
-    monkeypatch.setattr(Jobs, "set_state", slow)
+    monkeypatch.setattr(JobStore, "set_state", slow)
     job = client.post("/v1/jobs", json={"prompt": "x", "num_inference_steps": 60}).json()
     assert begun.wait(30)
     client.delete(f"/v1/jobs/{job['id']}")

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_ray.diffusion.components import load_components
 from dreambooth_ray.errors import DataError
+from dreambooth_ray.models.components import load_components
 from dreambooth_ray.toyworld.evaluator import (
     NAMES,
     Evaluator,
     load_evaluator,
     read_pictures,
 )
-from dreambooth_ray.toyworld.pictures import HEADS, labels, to_tensor
 from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render
+from dreambooth_ray.toyworld.world_images import HEADS, labels, to_tensor
 
 HELD_OUT = 99
 COUNT = 150

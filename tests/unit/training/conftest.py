@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.priors.painter import Painter
-from dreambooth_ray.priors.plan import PriorSpec
-from dreambooth_ray.priors.pool import open_set
+from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_spec import PriorSpec
+from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
 
 
@@ -13,5 +13,5 @@ def priors(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Store:
     """Five class images."""
     spec = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 5)
     found = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
-    Painter(str(tiny_model), found.uri, spec, gpu=False).paint(0)
+    PriorWorker(str(tiny_model), found.uri, spec, gpu=False).paint(0)
     return found

@@ -12,19 +12,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.data.priorset import PriorSet
+from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured, split
-from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.storage import layout
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpointing import Checkpointing, Place
-from dreambooth_ray.training.corpus import Corpus
-from dreambooth_ray.training.loggers import Loggers
+from dreambooth_ray.training.callbacks.loggers import Loggers
+from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.callbacks.step_sequence import StepSequence
+from dreambooth_ray.training.callbacks.validation import Probe, Validation
+from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
+from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
-from dreambooth_ray.training.side_work import SideWork
-from dreambooth_ray.training.step_sequence import StepSequence
-from dreambooth_ray.training.validation import Probe, Validation
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
 
@@ -73,7 +73,7 @@ class Fitted:
         apply_method(config, parts)
         trained, kept = split(config, read_configured(config, config.subject))
         class_images = PriorSet(priors, config.prior.count)
-        corpus = Corpus(config, parts, [trained], class_images, (0, 1))
+        corpus = TrainingDataset(config, parts, [trained], class_images, (0, 1))
         self.probe = Probe(config, parts, kept, class_images)
         validation = Validation(config, self.probe, []) if config.validation.every else None
         self.module = DreamBoothModule(config, parts)
@@ -82,14 +82,14 @@ class Fitted:
         run = track or Store(f"memory://fitted-{uuid.uuid4().hex}")
         if resume and track is None:
             lines = (json.dumps({"step": step}) + "\n" for step in range(1, corpus.start + 1))
-            run.write(layout.METRICS, "".join(lines).encode())
+            run.write(paths.METRICS, "".join(lines).encode())
         side_work = SideWork(run)
         self.sequence = StepSequence(
             run,
             corpus,
             side_work=side_work,
             loggers=Loggers(run, config, corpus.start, side_work),
-            checkpointing=Checkpointing(run, config, side_work, Place(0, 0, 0, 1), {})
+            checkpointing=CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {})
             if keep
             else None,
             validation=validation,

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.diffusion.components import load_components
-from dreambooth_ray.diffusion.methods import apply_method
-from dreambooth_ray.diffusion.recording import WORTH
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.corpus import Batch
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.traced_forward import WARMUP_CALLS
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -62,9 +62,9 @@ def test_images_seen_count_both_halves(tiny_model: Path) -> None:
 @pytest.mark.parametrize("method", ["full", "lora", "kv"])
 def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method: str) -> None:
     weights = []
-    for steps in (WORTH + 1, WORTH):
+    for steps in (WARMUP_CALLS + 1, WARMUP_CALLS):
         module = module_of(tiny_model, f"train.method={method}", f"train.steps={steps}")
-        assert (module._recorder is not None) == (steps > WORTH)
+        assert (module._recorder is not None) == (steps > WARMUP_CALLS)
         optimizer = module.configure_optimizers()["optimizer"]
         for step in range(5):
             address = torch.Generator().manual_seed(step)

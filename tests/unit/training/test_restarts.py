@@ -11,7 +11,6 @@ from ray.train.v2.api.exceptions import ControllerError
 from dreambooth_ray.errors import ConfigError, DataError, DreamBoothError, StorageError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.failure_policy import FailFastPolicy
-from dreambooth_ray.training.notices import unread
 from dreambooth_ray.training.restarts import (
     RestartPolicy,
     RestartRecorder,
@@ -19,6 +18,7 @@ from dreambooth_ray.training.restarts import (
     is_outage,
     read_restarts,
 )
+from dreambooth_ray.training.worker_messages import unread
 
 DEAD = ActorDiedError()
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:31337")

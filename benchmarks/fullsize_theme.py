@@ -1,0 +1,158 @@
+"""Theme `fullsize`: Stable Diffusion 1.5's exact architecture with random weights, 512x512.
+
+One LoRA step and one sampling step, ours and plain diffusers', each in a process of its own
+that reports its time and the peak of its memory. The architecture is that of
+runwayml/stable-diffusion-v1-5's configuration files; a smoke profile has an eighth of its
+channels and a quarter of the pixels. Both sides have a thread for each core.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmarks.measure import is_out_of_memory, quantiles
+from benchmarks.sample_theme import make_pipeline
+from benchmarks.theme import Setting
+from dreambooth_ray.models.source import model_directory
+
+TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
+LIMIT_S = 900
+
+
+def write_model(folder: Path, thinner: int, side_px: int) -> None:
+    """SD 1.5's parts with random weights; the toy's tokenizer, padded to 77, stands for CLIP's.
+
+    thinner: what all numbers of channels are divided by
+    """
+    torch.manual_seed(0)
+    width, groups = 768 // thinner, 32 // thinner
+    tokenizer = CLIPTokenizer.from_pretrained(
+        model_directory("toyworld") / "tokenizer", model_max_length=77
+    )
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=tuple(c // thinner for c in (128, 256, 512, 512)),
+            norm_num_groups=groups,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            sample_size=side_px,
+        ),
+        unet=UNet2DConditionModel(
+            sample_size=side_px // 8, cross_attention_dim=width, attention_head_dim=8,
+            layers_per_block=2,
+            block_out_channels=tuple(c // thinner for c in (320, 640, 1280, 1280)),
+            norm_num_groups=groups,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=width, intermediate_size=4 * width,
+                num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
+                projection_dim=width,
+            )
+        ),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+            clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Each task in a fresh process; `setting.model` is passed over: the size is the point."""
+    side_px = setting.pick(256, 512)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        model = Path(name) / "model"
+        write_model(model, setting.pick(8, 1), side_px)
+        found = {task: _apart(task, model) for task in TASKS}
+    return {"cases": [_case(kind, found) for kind in ("sample", "lora")], "configuration": {
+        "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": setting.pick(8, 1),
+        "threads": os.cpu_count(), "side_px": side_px, "dtype": "float32",
+        "sampling": "one DDIM step with guidance, and decoding",
+        "lora": "rank 8 on attention; two pictures; text encoder frozen",
+    }}  # fmt: skip
+
+
+def _case(kind: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    ours, theirs = found[f"{kind} ours"], found[f"{kind} theirs"]
+    case: dict[str, Any] = {"case": f"one {kind} step", "peer": "diffusers", "pairs": 1}
+    for name, side in (("ours", ours), ("theirs", theirs)):
+        if "out_of_memory" in side:
+            return {**case, "out_of_memory": name, "error": side["out_of_memory"]}
+    return {
+        **case, "unit": "s and bytes", "ours": ours, "theirs": theirs,
+        "ratio": quantiles([theirs["step_s"] / ours["step_s"]]),
+        "memory_ratio": round(theirs["peak_bytes"] / ours["peak_bytes"], 4),
+        "bar": 1.0, "bar_is_of": "memory_ratio",
+        "reached": ours["peak_bytes"] <= theirs["peak_bytes"],
+    }  # fmt: skip
+
+
+def _apart(task: str, model: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.fullsize_theme", task, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    if done.returncode == -9:
+        return {"out_of_memory": "killed by the system"}
+    if done.returncode:
+        raise RuntimeError(f"{task} failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _sample_ours(model: Path) -> float:
+    from dreambooth_ray.sampling.engine import Engine  # noqa: PLC0415  each task loads its own
+    from dreambooth_ray.sampling.request import Request  # noqa: PLC0415
+
+    engine = Engine(model)
+    return _timed(lambda: engine.draw([Request("a robot", 0, num_inference_steps=1)]))
+
+
+def _sample_theirs(model: Path) -> float:
+    pipeline = make_pipeline(str(model))
+    return _timed(lambda: pipeline("a robot", num_inference_steps=1, guidance_scale=3.0))
+
+
+def _lora(model: Path, ours: bool) -> float:
+    from benchmarks.onestep import our_step, their_step  # noqa: PLC0415
+
+    return _timed((our_step if ours else their_step)(model))
+
+
+def _timed(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Do one task in this process; prints its time and peak memory as JSON."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    task, model = sys.argv[1], Path(sys.argv[2])
+    try:
+        if task.startswith("sample"):
+            step_s = _sample_ours(model) if task.endswith("ours") else _sample_theirs(model)
+        else:
+            step_s = _lora(model, task.endswith("ours"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(json.dumps({"out_of_memory": str(error)[:300]}))
+        return
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"step_s": round(step_s, 3), "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Theme `priors`: class images by our pool of actors, against one actor and against Ray Data.
+
+Ray Data is used as its documentation of offline inference has it: a class that loads diffusers'
+pipeline, called by `map_batches` in an actor pool of the same size, one core and one thread an
+actor. Neither side's time to start actors and load the model counts. Ours encodes every picture
+for training and commits it with its hashes besides; theirs hands pixels over.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import ray
+import ray.data
+import torch
+
+from benchmarks.measure import Case, Spent, compare
+from benchmarks.sample_theme import make_pipeline
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.allocator import worker_environment
+from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.priors.actor_pool import ActorPool
+from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_spec import PriorSpec
+from dreambooth_ray.priors.worker_actor import PriorWorkerActor
+from dreambooth_ray.storage.store import Store
+
+CHUNK = 8
+PROMPT = "a robot"
+GUIDANCE = 3.0
+
+
+class Drawer:
+    """The class that Ray Data's actors hold."""
+
+    def __init__(self, model: str, steps: int) -> None:
+        torch.set_num_threads(1)
+        self._pipeline, self._steps = make_pipeline(model), steps
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Pictures of a batch of seeds, with when they were begun and done."""
+        began = time.time()
+        seeds = [int(seed) for seed in batch["id"]]
+        images = self._pipeline(
+            [PROMPT] * len(seeds), num_inference_steps=self._steps, guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images  # fmt: skip
+        return {
+            "image": np.stack([np.asarray(image) for image in images]),
+            "began": np.full(len(seeds), began),
+            "done": np.full(len(seeds), time.time()),
+        }
+
+
+def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
+    """One pass of a data set; from the first picture begun to the last one done."""
+    seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
+    rows = seeds.map_batches(
+        Drawer, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    ).take_all()  # fmt: skip
+    return Spent(max(row["done"] for row in rows) - min(row["began"] for row in rows))
+
+
+def settle(limit_s: float = 10.0) -> None:
+    """Wait until the machine has little to do: Ray Data's actors come and go with every pass."""
+    began = time.monotonic()
+    while time.monotonic() - began < limit_s:
+        before, since = _idle_s(), time.monotonic()
+        time.sleep(0.5)
+        if _idle_s() - before > 0.9 * (os.cpu_count() or 1) * (time.monotonic() - since):
+            return
+
+
+def _idle_s() -> float:
+    """Seconds that the cores have been idle, all together."""
+    words = Path("/proc/stat").read_text().split(None, 5)
+    return int(words[4]) / os.sysconf("SC_CLK_TCK")
+
+
+class Pool:
+    """Our pool, its actors kept from turn to turn; every turn draws new chunks."""
+
+    def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
+        directory = model_directory(setting.model)
+        parts = load_components(directory)
+        settings: Any = parts.unet.config
+        spec = PriorSpec(
+            model_hash(directory), (PROMPT,), "ddim", steps, GUIDANCE,
+            int(settings.sample_size) * parts.latent_factor, 0, CHUNK,
+        )  # fmt: skip
+        store = open_set(Store(str(folder)), spec)
+        remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
+        painters = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
+        self._pids = [painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters]
+        self._processes = list[psutil.Process]()
+        made: Iterator[Any] = iter(painters)
+        span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
+        self._crew = ActorPool(lambda: next(made), span, actors, wait_s)
+        self._next = 0
+
+    def ready(self) -> None:
+        """Wait until the actors have loaded their model."""
+        self._processes = [psutil.Process(pid) for pid in ray.get(self._pids)]
+
+    def draw(self, chunks: int) -> Spent:
+        """So many chunks, committed."""
+        todo = list(range(self._next, self._next + chunks))
+        self._next += chunks
+        began, cpu_s = time.perf_counter(), self._cpu_s()
+        while todo:
+            for number, _ in self._crew.work(todo, None):
+                if number in todo:
+                    todo.remove(number)
+        return Spent(time.perf_counter() - began, self._cpu_s() - cpu_s)
+
+    def _cpu_s(self) -> float:
+        """Processor time of all actors since they started."""
+        times = [process.cpu_times() for process in self._processes]
+        return float(sum(t.user + t.system for t in times))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """The largest number of actors against one, and against as many of Ray Data's."""
+    steps, actors = setting.pick(6, 25), max(setting.workers)
+    pairs, chunks = setting.pick(1, 6), setting.pick(2, 4) * actors
+    with (
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
+        connection(ClusterConfig(), 3 * actors + 2, is_bare=True),
+    ):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        many = Pool(setting, steps, Path(name) / "many", actors)
+        one = Pool(setting, steps, Path(name) / "one", 1)
+        many.ready()
+        one.ready()
+
+        def settled() -> Spent:
+            settle()
+            return many.draw(chunks)
+
+        alone = Case("actors against one", "one_worker", CHUNK * chunks // actors, "images")
+        cases = [
+            compare(
+                Case(
+                    f"{actors} actors against one", alone.peer, alone.amount, alone.unit,
+                    0.95 * actors if actors > 1 else None, CHUNK * chunks,
+                ),
+                lambda: many.draw(chunks),
+                lambda: one.draw(chunks // actors),
+                setting.pick(2, 12),
+            ),
+            compare(
+                Case("as many actors of Ray Data", "ray_data", CHUNK * chunks, "images"),
+                settled,
+                lambda: with_ray_data(setting.model, steps, chunks, actors),
+                pairs,
+                warmups=0,
+            ),
+        ]  # fmt: skip
+    return {
+        "cases": cases,
+        "lost": lost(cases[0], actors),
+        "below_the_bar": below(cases[0], actors),
+        "configuration": {
+            "actors": actors, "images_a_turn": CHUNK * chunks, "steps": steps, "solver": "ddim",
+            "guidance_scale": GUIDANCE, "chunk": CHUNK,
+        },
+    }  # fmt: skip
+
+
+def lost(case: dict[str, Any], actors: int) -> dict[str, float]:
+    """Shares of what several actors could do at most, by what takes them."""
+    if "ratio" not in case:
+        return {}
+    machine = case["cpu_ratio"]["median"]
+    return {
+        "to the machine": round(1 - machine, 3),
+        "to waiting, of what is left": round(1 - case["ratio"]["median"] / (machine * actors), 3),
+    }
+
+
+def below(case: dict[str, Any], actors: int) -> list[str]:
+    """Why the bar was not reached, in a sentence; nothing if it was."""
+    if case.get("reached", True):
+        return []
+    found, machine = lost(case, actors), case["cpu_ratio"]["median"]
+    return [
+        f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. With {actors} actors at "
+        f"work a picture takes {1 / machine:.3f} times the processor time that it takes one alone: "
+        f"actors that never waited would come to {machine * actors:.2f}. Waiting for the next "
+        f"chunk, for the last one of a turn and for Ray's processes takes "
+        f"{found['to waiting, of what is left']:.1%} of that."
+    ]

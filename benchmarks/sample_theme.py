@@ -1,0 +1,123 @@
+"""Theme `sample`: the engine against diffusers' StableDiffusionPipeline, one thread each.
+
+The pipeline is set up as diffusers' documentation recommends where memory is no matter: its own
+DDIM scheduler, one call for a batch of equal settings, the UNet in channels_last. It can't mix
+numbers of steps or guidance scales in a call, so mixed requests are drawn one by one.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from benchmarks.ceiling import ceilings, unet_flops
+from benchmarks.measure import Case, clocked, compare
+from benchmarks.theme import Setting
+from dreambooth_ray.models.components import load_components, load_pipeline
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
+
+NOUNS = ("robot", "car", "teapot", "flower", "star", "dog", "house", "fish")
+STEPS = (15, 20, 25, 30, 20, 25, 35, 30)
+GUIDANCE = (3.0, 5.0, 7.5, 2.0, 4.0, 6.0, 3.5, 9.0)
+
+
+def same_requests(count: int, steps: int) -> list[Request]:
+    """Requests that differ in prompt and seed alone."""
+    return [
+        Request(f"a red {NOUNS[k % 8]} on the beach", k, num_inference_steps=steps)
+        for k in range(count)
+    ]
+
+
+def mixed_requests(divisor: int = 1) -> list[Request]:
+    """Eight requests of different steps, seeds and guidance."""
+    return [
+        replace(request, num_inference_steps=steps // divisor, guidance_scale=scale)
+        for request, steps, scale in zip(same_requests(8, 1), STEPS, GUIDANCE, strict=True)
+    ]
+
+
+def make_pipeline(model: str) -> StableDiffusionPipeline:
+    """The peer, with the solver that the requests name."""
+    pipeline = load_pipeline(model_directory(model))
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def draw_together(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
+    """One call of the pipeline for requests of equal steps and guidance."""
+    first = requests[0]
+    images: list[Any] = pipeline(
+        [r.prompt for r in requests],
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        generator=[torch.Generator().manual_seed(r.seed) for r in requests],
+    ).images
+    return images
+
+
+def draw_singly(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
+    """One call for each request."""
+    return [draw_together(pipeline, [r])[0] for r in requests]
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """One picture at a time, eight alike at once, eight mixed."""
+    torch.set_num_threads(1)
+    # As replicas have it; other engines record a forward once that has become worth it.
+    engine = Engine(model_directory(setting.model), lives_long=True)
+    pipeline = make_pipeline(setting.model)
+    steps, pairs = setting.pick(8, 25), setting.pick(3, 12)
+    one, alike = same_requests(1, steps), same_requests(8, steps)
+    mixed = mixed_requests(setting.pick(2, 1))
+
+    def case(
+        name: str, requests: list[Request], theirs: Callable[..., Any], bar: float
+    ) -> dict[str, Any]:
+        return compare(
+            Case(name, "diffusers", len(requests), "images", bar),
+            clocked(lambda: engine.draw(requests)),
+            clocked(lambda: theirs(pipeline, requests)),
+            pairs,
+        )
+
+    cases = [
+        case("eight mixed requests", mixed, draw_singly, 1.6),
+        case("one image at a time", one, draw_together, 1.0),
+        case("batch of eight", alike, draw_together, 1.0),
+    ]
+    return {
+        "headline": {"diffusers": "eight mixed requests"},
+        "cases": cases,
+        "configuration": {
+            "solver": "ddim", "side_px": engine.model_side_px, "steps": steps,
+            "mixed_steps": [r.num_inference_steps for r in mixed],
+            "mixed_guidance": [r.guidance_scale for r in mixed],
+            "dtype": "float32", "max_batch": engine.max_batch,
+        },
+        "utilisation": _utilisation(setting, engine.model_side_px, steps, cases),
+    }  # fmt: skip
+
+
+def _utilisation(
+    setting: Setting, side_px: int, steps: int, cases: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Share of the machine's matmul rate that each side's UNet operations reach."""
+    parts, rate = load_components(model_directory(setting.model)), ceilings()["matmul_gflops"]
+    one = 2 * unet_flops(parts.unet, 1, side_px, parts.latent_factor) * steps / 1e9
+    alone = next(c for c in cases if c["case"] == "one image at a time")
+    together = next(c for c in cases if c["case"] == "batch of eight")
+    return {
+        "gflop_an_image": round(one, 2),
+        **{
+            f"{side}, {case['case']}": round(case[side]["median"] * one / rate, 3)
+            for case in (alone, together)
+            if "ratio" in case
+            for side in ("ours", "theirs")
+        },
+    }

@@ -1,0 +1,168 @@
+"""Theme `scaling`: training on several workers against one, one thread a worker.
+
+Weak: each worker has the one worker's batch. Strong: they share it. The ceiling is what as many
+runs reach side by side that exchange nothing: what is lost to it the machine takes, the rest is
+the exchange of gradients.
+"""
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gated_runs import Run, about, make_config, running
+from benchmarks.measure import Case, Spent, Timed, compare
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.machines import ClusterConfig
+
+# Pairs of a photograph and a class image that a worker's step sees.
+MANY_PAIRS = 4
+
+
+class Runs:
+    """Runs by workers and global batch, started together, which wait for their turns."""
+
+    def __init__(self, stack: ExitStack, folder: Path, setting: Setting, method: str) -> None:
+        self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
+        self.steps = steps_a_turn(setting)
+
+    def start(self, *wanted: tuple[int, int]) -> list[Run]:
+        """For each (workers, global batch in pairs) a run at its first step."""
+        runs = []
+        for k, (workers, batch) in enumerate(wanted):
+            more = f"train.batch_size={batch}", f"cluster.workers={workers}"
+            name = f"{self._method}-{workers}-{batch}-{k}"
+            config = make_config(self._folder, self._setting, name, workers, *more)
+            runs.append(self._stack.enter_context(running(config)))
+        for run in runs:
+            run.ready()
+        return runs
+
+    def compare(
+        self, name: str, ours: Timed, theirs: Run, images: tuple[int, int], bar: float | None
+    ) -> dict[str, Any]:
+        """images: that a step of ours sees, and one of theirs."""
+        about = Case(
+            name, "one_worker", images[1] * self.steps, "images", bar, images[0] * self.steps
+        )
+        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(3, 7))
+
+
+def steps_a_turn(setting: Setting) -> int:
+    """Of every run."""
+    return setting.pick(4, 15)
+
+
+def together(runs: list[Run], steps: int) -> Spent:
+    """Runs of their own, at once."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(lambda run: run.steps(steps), runs))
+    return Spent(time.perf_counter() - began)
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """The largest number of workers against one."""
+    torch.set_num_threads(1)
+    many = max(setting.workers)
+    with (
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
+        connection(ClusterConfig(), 3 * many + 4, is_bare=True),
+    ):
+        cases = _cases(Path(name), setting, many)
+        config = make_config(Path(name), setting, "many", many)
+    ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
+    return {
+        "headline": {"one_worker": cases[0]["case"]},
+        "cases": cases,
+        "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
+        "lost": lost(ratio, many),
+        "below_the_bar": below(cases, ratio),
+        "configuration": {
+            "workers": many, "steps_a_turn": steps_a_turn(setting), "run": about(config),
+        },
+    }  # fmt: skip
+
+
+def _against_one(
+    folder: Path, setting: Setting, name: str, many: tuple[int, int], pairs: int, label: str
+) -> dict[str, Any]:
+    """Several workers against one that has `pairs` a step, with no other run beside them.
+
+    One that waits costs a machine of two cores a hundredth or two.
+    many: workers and their global batch in pairs; label: of the runs, begins with their method
+    """
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting, label)
+        one, both = runs.start((1, pairs), many)
+        bar = _bar(many[0]) if name.startswith("weak") else None
+        step = partial(both.steps, runs.steps)
+        return runs.compare(name, step, one, (2 * many[1], 2 * pairs), bar)
+
+
+def _ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+    """As many runs, which exchange nothing, at once."""
+    with ExitStack() as stack:
+        runs = Runs(stack, folder, setting, "full-apart")
+        apart = runs.start(*[(1, MANY_PAIRS)] * many)
+        name = f"ceiling: {many} runs apart, {MANY_PAIRS} pairs each"
+        images, step = 2 * MANY_PAIRS, partial(together, apart, runs.steps)
+        return runs.compare(name, step, apart[0], (images * many, images), None)
+
+
+def _cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
+    """Weak and, in full, the ceiling, strong, weak with the least work, and adapters alone."""
+    pairs = MANY_PAIRS
+    against = partial(_against_one, folder, setting)
+    weak = f"weak: {many} workers, {pairs} pairs each"
+    cases = [against(weak, (many, pairs * many), pairs, "full")]
+    if setting.profile == "smoke":
+        return cases
+    # One pair a worker is the least that an exchange of all gradients can hide behind; the
+    # gradients of adapters are a hundredth of the weights': hardly an exchange.
+    strong = f"strong: {many} workers share {pairs} pairs"
+    small, lora = (
+        f"weak, one pair each: {many} workers",
+        f"weak, lora: {many} workers, {pairs} pairs each",
+    )
+    return [
+        *cases,
+        _ceiling(folder, setting, many),
+        against(strong, (many, pairs), pairs, "full-strong"),
+        against(small, (many, many), 1, "full-small"),
+        against(lora, (many, pairs * many), pairs, "lora"),
+    ]
+
+
+def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
+    """Shares of what many workers could do at most, by what takes them; ratio: by case."""
+    if "ceiling" not in ratio:
+        return {}
+    return {
+        "to the machine": round(1 - ratio["ceiling"] / many, 3),
+        "to the exchange, of what is left": round(1 - ratio["weak"] / ratio["ceiling"], 3),
+    }
+
+
+def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
+    """Why bars were not reached, a sentence each; ratio: by case."""
+    if "ceiling" not in ratio:
+        return []
+    return [
+        f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. As many runs that "
+        f"exchange nothing come to {ratio['ceiling']:.2f}: so much the machine allows, whose cores "
+        "also keep Ray's processes and share their memory's rate. To exchange gradients and wait "
+        f"for the slower worker, takes {1 - case['ratio']['median'] / ratio['ceiling']:.0%} of it."
+        for case in cases
+        if not case.get("reached", True)
+    ]
+
+
+def _bar(many: int) -> float | None:
+    return 0.925 * many if many > 1 else None

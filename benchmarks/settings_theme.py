@@ -1,0 +1,94 @@
+"""Theme `settings`: images a second by method, strategy, precision, size, batch and accumulation.
+
+Each is a run of the product on one worker, one thread, in turns with the run of the defaults (all
+weights, text encoder, ddp, 32 bits, one photograph and one class image a step). Above 1: more
+images a second than the defaults train.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gated_runs import Run, about, make_config, running
+from benchmarks.measure import Case, compare
+from benchmarks.theme import Setting
+from cluster.session import connection
+from dreambooth_ray.config.machines import ClusterConfig
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "lora": ("train.method=lora",),
+    "dora": ("train.method=lora", "train.lora.dora=true"),
+    "kv": ("train.method=kv",),
+    "text encoder frozen": ("train.text_encoder=false",),
+    "fsdp2": ("train.strategy=fsdp2",),
+    "deepspeed stage 2": ("train.strategy=deepspeed", "train.deepspeed.stage=2"),
+    "bf16-mixed": ("train.precision=bf16-mixed",),
+    "half the side": (),
+    "batch of 4": ("train.batch_size=4",),
+    "batch of 4 in 4 parts": ("train.batch_size=4", "train.accumulate=4"),
+    "gradient checkpointing": ("train.gradient_checkpointing=true",),
+}
+SMOKE = ("lora",)
+# A run and the defaults', each a worker and its class-image actor.
+PROCESSES = 6
+
+
+def images_a_turn(keys: Sequence[str], passes: int) -> int:
+    """Pictures of both halves in so many forward passes of a worker, which are what is counted.
+
+    A pass of an accumulating run sees a part of its batch.
+    """
+    given = dict(key.split("=") for key in keys)
+    batch, parts = int(given.get("train.batch_size", 1)), int(given.get("train.accumulate", 1))
+    return 2 * batch // parts * passes
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Every setting against the defaults."""
+    torch.set_num_threads(1)
+    passes, pairs = setting.pick(6, 16), setting.pick(2, 4)
+    names = SMOKE if setting.profile == "smoke" else tuple(KEYS)
+    with (
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as folder,
+        connection(ClusterConfig(), PROCESSES, is_bare=True),
+    ):
+        config = make_config(Path(folder), setting, "defaults", 1)
+        with running(config) as defaults:
+            side_px = config.train.resolution
+            cases = [
+                _against(name, Path(folder), setting, defaults, passes, pairs, side_px)
+                for name in names
+            ]
+    return {
+        "headline": {"defaults": names[0]},
+        "cases": cases,
+        "configuration": {
+            "passes_a_turn": passes,
+            "keys": {name: list(_keys(name, side_px)) for name in names},
+            "run": about(config),
+        },
+    }  # fmt: skip
+
+
+def _keys(name: str, side_px: int) -> tuple[str, ...]:
+    return (f"train.resolution={side_px // 2}",) if name == "half the side" else KEYS[name]
+
+
+def _against(
+    name: str, folder: Path, setting: Setting, defaults: Run, passes: int, pairs: int, side_px: int
+) -> dict[str, Any]:
+    keys = _keys(name, side_px)
+    config = make_config(folder, setting, f"setting-{name.replace(' ', '-')}", 1, *keys)
+    case = Case(
+        name, "defaults", images_a_turn((), passes), "images",
+        ours_amount=images_a_turn(keys, passes),
+    )  # fmt: skip
+    with running(config) as run:
+        run.ready()
+        # Not before: the first setting starts beside the defaults.
+        defaults.ready()
+        return compare(case, partial(run.steps, passes), partial(defaults.steps, passes), pairs)

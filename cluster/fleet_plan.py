@@ -1,0 +1,164 @@
+"""Many subjects on one cluster: who is next, what is tried again, what is already done.
+
+The planning is pure. The carrying out is one Ray task a subject, each the same pipeline that
+`dreambooth train` runs, so that a fleet killed anywhere is taken up by starting it again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dreambooth_ray.config.load import dump_config, load_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.errors import ConfigError
+
+FleetState = Literal["waiting", "running", "done", "failed"]
+
+
+class FleetSubject(Section):
+    """One subject of a fleet."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="its run id")
+    photos: Text
+    class_noun: Text
+    identifier: Text = "sks"
+    owner: Text = Field("nobody", description="owners take turns")
+    priority: int = Field(0, description="an owner's subjects: higher first")
+    overrides: tuple[str, ...] = Field((), description="key.path=value for this one alone")
+
+
+class FleetConfig(Section):
+    """A fleet."""
+
+    recipe: Text
+    overrides: tuple[str, ...] = Field((), description="key.path=value for all")
+    parallel: int = Field(1, ge=1, description="subjects trained at once")
+    retries: int = Field(2, ge=0, description="tries more for a subject that fails")
+    subjects: tuple[FleetSubject, ...] = Field(min_length=1)
+
+    def config_of(self, subject: FleetSubject) -> Config:
+        """A subject's run; raises ConfigError naming the key at fault."""
+        own = [
+            f"run_id={subject.id}",
+            f"subject.photos={subject.photos}",
+            f"subject.class_noun={subject.class_noun}",
+            f"subject.identifier={subject.identifier}",
+        ]
+        return load_config(self.recipe, [*self.overrides, *own, *subject.overrides])
+
+
+def load_fleet(path: Path) -> FleetConfig:
+    """Read a fleet's file.
+
+    raises: ConfigError naming file and key
+    """
+    try:
+        fleet = FleetConfig.model_validate(yaml.safe_load(path.read_text()))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is not there; give a YAML file with recipe and subjects"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}; correct the file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key}: {first['msg']}") from error
+    twice = [name for name, count in Counter(s.id for s in fleet.subjects).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{path}: subjects: id {twice[0]!r} is there twice; ids name runs")
+    return fleet
+
+
+@dataclass
+class FleetEntry:
+    """A subject and how it stands. seconds: its tries added up."""
+
+    subject: FleetSubject
+    state: FleetState = "waiting"
+    tries: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass
+class FleetQueue:
+    """Who waits, runs and is done. Pure: it starts nothing."""
+
+    entries: list[FleetEntry]
+    parallel: int
+    retries: int
+    served: Counter[str] = field(default_factory=Counter)
+
+    def next(self) -> FleetEntry | None:
+        """The entry to start now; None if all places are taken or nobody waits.
+
+        The owner who has been given least so far comes first; within an owner the highest priority,
+        then the order of the file. One who adds a hundred subjects delays nobody else's first.
+        """
+        waiting = [e for e in self.entries if e.state == "waiting"]
+        if not waiting or sum(e.state == "running" for e in self.entries) >= self.parallel:
+            return None
+        least = min(self.served[e.subject.owner] for e in waiting)
+        fair = [e for e in waiting if self.served[e.subject.owner] == least]
+        owner = fair[0].subject.owner
+        chosen = max(
+            (e for e in fair if e.subject.owner == owner), key=lambda e: e.subject.priority
+        )
+        chosen.state = "running"
+        chosen.tries += 1
+        self.served[owner] += 1
+        return chosen
+
+    def finish(self, entry: FleetEntry, error: str | None, seconds: float) -> None:
+        """Note how a try ended; a failed one waits again while it has tries left."""
+        entry.seconds += seconds
+        entry.note = error or ""
+        if error is None:
+            entry.state = "done"
+        else:
+            entry.state = "waiting" if entry.tries <= self.retries else "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing waits or runs."""
+        return all(e.state in ("done", "failed") for e in self.entries)
+
+
+def drive(queue: FleetQueue, start: Callable[[FleetEntry], Any], wait: Callable[[Iterable[Any]], Any],
+          outcome: Callable[[Any], str | None], say: Callable[[str], None]) -> None:  # fmt: skip
+    """Start what the queue gives and note what ends, until it is over.
+
+    start: begins an entry's run and returns its handle; wait: blocks until one of the handles has
+    ended and returns it; outcome: None, or why it failed
+    """
+    running: dict[Any, tuple[FleetEntry, float]] = {}
+    while not queue.is_over:
+        while (entry := queue.next()) is not None:
+            running[start(entry)] = entry, time.monotonic()
+            say(f"{entry.subject.id}: try {entry.tries} begins")
+        handle = wait(list(running))
+        entry, began = running.pop(handle)
+        queue.finish(entry, outcome(handle), time.monotonic() - began)
+        say(f"{entry.subject.id}: {entry.state} {entry.note}".rstrip())
+
+
+def configurations(fleet: FleetConfig) -> dict[str, str]:
+    """Every subject's configuration as YAML, by id; refuses the whole fleet for one mistake.
+
+    raises: ConfigError naming the subject and the key
+    """
+    made = {}
+    for subject in fleet.subjects:
+        try:
+            made[subject.id] = dump_config(fleet.config_of(subject))
+        except ConfigError as error:
+            raise ConfigError(f"subject {subject.id!r}: {error}") from error
+    return made

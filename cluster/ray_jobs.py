@@ -1,0 +1,184 @@
+"""Runs on a cluster through Ray's Jobs API: submit, look at, stop, take up again.
+
+The run lives in storage and the job on the cluster; neither needs the machine that sent it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.cluster_registry import ClusterEntry
+from cluster.dashboard import Dashboard, own_address
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.remote_images import is_remote, upload_photographs
+from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.runs import is_finished, open_run
+from dreambooth_ray.storage.store import Store
+
+PACKAGES = ("dreambooth_ray", "cluster", "serve")
+_ACTIVE = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """The newest job of one run. state: Ray's word for it, in small letters."""
+
+    run_id: str
+    run_uri: str
+    state: str
+    submission_id: str
+    attempt: int
+    started_ms: int
+
+
+class RayJobs:
+    """The runs of one cluster."""
+
+    def __init__(self, entry: ClusterEntry) -> None:
+        """raises: ConfigError if the token is refused, CapacityError if nothing answers"""
+        self._entry = entry
+        dashboard = Dashboard(entry)
+        dashboard.versions()
+        with own_address():
+            self._client = JobSubmissionClient(
+                entry.address, headers=dashboard.headers, verify=dashboard.verify
+            )
+
+    def runs(self) -> list[RunJob]:
+        """The newest job of every run, newest run first."""
+        newest: dict[str, RunJob] = {}
+        for job in self._client.list_jobs():
+            about = job.metadata or {}
+            if "run_uri" not in about or job.submission_id is None:
+                continue
+            found = RunJob(
+                run_id=about["run_id"],
+                run_uri=about["run_uri"],
+                state=str(job.status.value).lower(),
+                submission_id=job.submission_id,
+                attempt=int(about["attempt"]),
+                started_ms=int(job.start_time or 0),
+            )
+            if found.run_id not in newest or newest[found.run_id].attempt < found.attempt:
+                newest[found.run_id] = found
+        return sorted(newest.values(), key=lambda run: -run.started_ms)
+
+    def find(self, run_id: str) -> RunJob | None:
+        """The newest job of a run, if it has one here."""
+        return next((run for run in self.runs() if run.run_id == run_id), None)
+
+    def get(self, run_id: str) -> RunJob:
+        """As `find`; raises ConfigError naming the runs there are."""
+        found = self.find(run_id)
+        if found is None:
+            known = ", ".join(run.run_id for run in self.runs()[:8]) or "none"
+            raise ConfigError(f"no run {run_id!r} at {self._entry.address}; its runs: {known}")
+        return found
+
+    def submit(self, config: Config) -> RunJob:
+        """Upload photographs, open the run, start its job; the same run is started once.
+
+        A run that is under way, or has ended well, is given back as it is.
+        raises: ConfigError if the name is that of another run
+        """
+        placed = place(config)
+        run = open_run(placed)
+        before = self.find(str(placed.run_id))
+        if before and (before.state in ("pending", "running") or is_finished(run)):
+            return before
+        return self._start(str(placed.run_id), run, before)
+
+    def resume(self, run_id: str) -> RunJob:
+        """Start a job that takes the run up where it stands, unless one does already."""
+        before = self.get(run_id)
+        run = Store(before.run_uri)
+        if before.state in ("pending", "running") or is_finished(run):
+            return before
+        return self._start(run_id, run, before)
+
+    def _start(self, run_id: str, run: Store, before: RunJob | None) -> RunJob:
+        attempt = before.attempt + 1 if before else 1
+        # Ray refuses a submission id that it has seen: of two who submit at once, one job comes.
+        submission_id = f"{run_id}.{attempt}"
+        about = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
+        try:
+            self._client.submit_job(
+                entrypoint=_entrypoint("resume", run.uri),
+                submission_id=submission_id,
+                runtime_env=runtime_env(self._entry),
+                metadata=about,
+            )
+        except RuntimeError as error:
+            if "already" not in str(error):
+                raise CapacityError(f"{self._entry.address} took no job: {error}") from error
+        return RunJob(run_id, run.uri, "pending", submission_id, attempt, 0)
+
+    def state(self, job: RunJob) -> str:
+        """Ray's word for a job now; for one that failed, with the reason."""
+        details = self._client.get_job_info(job.submission_id)
+        word = str(details.status.value).lower()
+        return f"{word}: {details.message}" if word == "failed" and details.message else word
+
+    def is_active(self, job: RunJob) -> bool:
+        """Whether a job waits or runs."""
+        return self._client.get_job_status(job.submission_id) in _ACTIVE
+
+    def logs(self, job: RunJob) -> str:
+        """Everything the job has printed."""
+        return str(self._client.get_job_logs(job.submission_id))
+
+    def kill(self, job: RunJob) -> None:
+        """End a job without a checkpoint."""
+        self._client.stop_job(job.submission_id)
+
+
+def place(config: Config) -> Config:
+    """The same run, with its photographs in storage and a name that follows from its content."""
+    storage = Store(config.storage.uri)
+    subjects = [
+        s
+        if is_remote(s.photos) or storage.is_local
+        else s.model_copy(update={"photos": upload_photographs(Path(s.photos), storage)})
+        for s in config.all_subjects
+    ]
+    several = tuple(subjects) if config.subjects else ()
+    cluster = config.cluster.model_copy(update={"address": None})
+    moved = {"subject": subjects[0], "subjects": several, "cluster": cluster}
+    placed = config.model_copy(update=moved)
+    return placed.model_copy(update={"run_id": config.run_id or _name(placed)})
+
+
+def _name(config: Config) -> str:
+    """A run id of the run's content: whoever submits it again means the same run."""
+    content = json.dumps(config.model_dump(mode="json", exclude={"cluster"}), sort_keys=True)
+    noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
+    return f"{noun}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _entrypoint(*words: str) -> str:
+    quoted = ", ".join(repr(word) for word in ("dreambooth", *words))
+    script = f"import sys; sys.argv = [{quoted}]; from dreambooth_ray.cli.main import main; main()"
+    return f'python -c "{script}"'
+
+
+def runtime_env(entry: ClusterEntry) -> dict[str, Any]:
+    """What Ray prepares for a job: our code, or an image that has it, and the environment."""
+    env: dict[str, Any] = {"env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}}
+    if entry.code == "tree":
+        env["py_modules"] = [str(_folder(name)) for name in PACKAGES]
+        env["excludes"] = ["**/__pycache__"]
+    if entry.code == "image":
+        env = {"image_uri": entry.image, **env}
+    return env
+
+
+def _folder(package: str) -> Path:
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"package {package} is not installed here; reinstall dreambooth-ray")
+    return Path(next(iter(found.submodule_search_locations)))

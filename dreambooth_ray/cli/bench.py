@@ -1,0 +1,103 @@
+"""`dreambooth bench`: throughput against peers, as ratios measured in one run."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.themes import THEMES
+
+# ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
+
+RESULTS = Path("benchmarks/results")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb, with a command for each theme."""
+    group = typer.Typer(
+        help="Throughput against peers, as ratios measured in one run.", no_args_is_help=True
+    )
+    for theme, (_, about) in THEMES.items():
+        group.command(name=theme, help=about)(_command(theme))
+    group.command()(report)
+    group.command()(plan)
+    app.add_typer(group, name="bench")
+
+
+def _command(theme: str) -> Callable[..., None]:
+    def measure(
+        workers: Annotated[str, typer.Option(help="numbers of workers or actors")] = "1,2",
+        model: Annotated[str, typer.Option(help="as model.uri")] = "toyworld",
+        profile: Annotated[str, typer.Option(help="smoke, within a minute, or full")] = "full",
+        file: Annotated[Path | None, typer.Option("--json", help="where it goes")] = None,
+    ) -> None:
+        _measure(theme, workers, model, profile, file)
+
+    return measure
+
+
+def _measure(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
+    from dreambooth_ray.errors import ConfigError
+
+    if profile not in ("smoke", "full"):
+        raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
+    # Before torch is imported: one thread each is how the peers are compared.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from benchmarks.theme import Setting, parse_workers, run
+
+    setting = Setting(model, parse_workers(workers), "smoke" if profile == "smoke" else "full")
+    _write(run(theme, setting), file)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="folder of records")] = RESULTS,
+    readme: Annotated[Path | None, typer.Option(help="file whose table is made anew")] = None,
+) -> None:
+    """Draw ratios.svg beside the records; print their table, or put it into a README."""
+    from benchmarks.bench_report import draw, put_table, read_records, table
+
+    records = read_records(results)
+    draw(records, results / "ratios.svg")
+    if readme is None:
+        print(table(records))
+    else:
+        put_table(readme, table(records))
+
+
+def plan(
+    gpus: Annotated[int, typer.Option(min=1)],
+    subjects: Annotated[int, typer.Option(min=1)],
+    step_s: Annotated[
+        float | None,
+        typer.Option(help="seconds of a training step on one GPU; as measured by `bench train`"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="of one subject")] = 800,
+    start_s: Annotated[float, typer.Option(help="from submission to the first step")] = 25.0,
+    checkpoint_mb: Annotated[float, typer.Option(help="MB of one checkpoint")] = 4000.0,
+    link_gb_s: Annotated[float, typer.Option(help="GB/s of a job to storage")] = 1.0,
+    mtbf_h: Annotated[float, typer.Option(help="hours between failures of one GPU")] = 5000.0,
+    efficiency: Annotated[float, typer.Option(help="of twice the GPUs for a subject")] = 0.95,
+    price_h: Annotated[float, typer.Option(help="of a GPU's hour")] = 2.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the simulated failures")] = 0,
+) -> None:
+    """Plan a cluster: time, cost, checkpoint interval and GPUs a subject; prints JSON."""
+    from benchmarks.cluster_plan import Cluster, Work, make_plan, measured_step_s
+
+    if step_s is None:
+        step_s, source = measured_step_s(RESULTS)
+        print(f"step_s={step_s:.4f}, measured: {source}; --step-s names another", file=sys.stderr)
+    work = Work(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
+    cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
+    _write(make_plan(work, cluster, seed), None)
+
+
+def _write(record: dict[str, Any], file: Path | None) -> None:
+    text = json.dumps(record, indent=1)
+    print(text)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")

@@ -1,0 +1,58 @@
+"""`dreambooth doctor`: what is wrong with a folder of photographs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dreambooth_ray.data.quality.inspection import Examination
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(doctor)
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="folder of photographs")],
+    resolution: Annotated[int, typer.Option(min=8, help="of the training to come, pixels")] = 512,
+    class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")] = "",
+    identifier: Annotated[str, typer.Option(help="the word captions should hold")] = "",
+    encoder: Annotated[
+        str, typer.Option(help="a CLIP or vision network; toyworld:attributes for the toy world")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="also write a page for people here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Look for blur, darkness, bars, tiny subjects, duplicates and strangers in photographs."""
+    from dreambooth_ray.data.quality.inspection import examine
+    from dreambooth_ray.evaluation.encoders import load_encoder, reader
+    from dreambooth_ray.evaluation.nouns import noun_share
+
+    network = load_encoder(encoder, key="--encoder") if encoder else None
+    read = reader(network)
+    reads = noun_share(read, class_noun) if class_noun and read else None
+    embed = network.embed_pictures if network else None
+    found = examine(folder, resolution, identifier, class_noun, embed, reads)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        _show(found)
+    if out:
+        from dreambooth_ray.evaluation.quality_page import doctor_page
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(doctor_page(found), encoding="utf-8")
+
+
+def _show(found: "Examination") -> None:
+    print(f"{found.folder}: {len(found.photos)} photographs, {found.verdict}")
+    for finding in found.findings:
+        number = f"{finding.check} {finding.value:g}, bound {finding.bound:g}"
+        print(f"{finding.severity}: {finding.sentence} ({number})")
+    for line in found.skipped:
+        print(f"not looked at: {line}")

@@ -1,0 +1,29 @@
+"""`dreambooth export`: a run in the file formats of others."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(name="export")(export)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers, lora, kohya or single-file")
+    ] = "diffusers",
+    out: Annotated[Path, typer.Option(help="a folder for diffusers, else a .safetensors file")] = (
+        Path("out/export")
+    ),
+    half: Annotated[bool, typer.Option("--half", help="float16 instead of float32")] = False,
+) -> None:
+    """Write a trained subject as other programs read it; prints the path."""
+    from dreambooth_ray.export.formats import export_run  # noqa: PLC0415
+    from dreambooth_ray.models.components import quiet_libraries  # noqa: PLC0415
+
+    quiet_libraries()
+    print(export_run(run, form, out, half))

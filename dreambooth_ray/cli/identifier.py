@@ -1,0 +1,72 @@
+"""`dreambooth identifier`: rare words that a model makes nothing of."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(identifier)
+
+
+def identifier(
+    model: Annotated[str, typer.Argument(help="toyworld, or a Stable Diffusion directory")],
+    class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")],
+    word: Annotated[list[str] | None, typer.Option(help="also rank this one; repeatable")] = None,
+    count: Annotated[int, typer.Option(min=1, help="words to draw pictures for")] = 8,
+    pool: Annotated[int, typer.Option(min=1, help="rare words to choose those from")] = 400,
+    num_pictures: Annotated[int, typer.Option(min=2, help="of each word")] = 8,
+    encoder: Annotated[str, typer.Option(help="network that compares the pictures")] = (
+        "openai/clip-vit-base-patch32"
+    ),
+    num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
+    guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="also write the ranking as JSON here")] = None,
+) -> None:
+    """Rank rare words by how little the model draws for them; the best comes first."""
+    from dreambooth_ray.display import Stage
+    from dreambooth_ray.evaluation import identifier_ranking as finder
+    from dreambooth_ray.evaluation.encoders import load_encoder
+    from dreambooth_ray.models.components import load_components
+    from dreambooth_ray.models.source import model_directory
+    from dreambooth_ray.sampling.engine import Engine
+
+    parts = load_components(model_directory(model, key="MODEL"))
+    network = load_encoder(encoder, key="--encoder")
+    words = finder.candidate_words(parts.tokenizer, class_noun)[:pool]
+    chosen = finder.shortlist(words, finder.encode_with(parts), class_noun, count)
+    ranked = finder.rank(
+        Engine(parts),
+        network,
+        list(dict.fromkeys([*chosen, *(word or [])])),
+        class_noun,
+        tokenizer=parts.tokenizer,
+        num_pictures=num_pictures,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        on_progress=Stage("probe pictures"),
+    )
+    for c in ranked:
+        numbers = f"displacement {c.displacement:.3f}, narrowing {c.narrowing:+.3f}"
+        print(f"{c.word}  meaning {c.meaning:.3f} ({numbers}, {c.num_tokens} tokens)")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(c) | {"meaning": c.meaning} for c in ranked]
+        conditions = {
+            "model": model,
+            "class_noun": class_noun,
+            "encoder": encoder,
+            "num_pictures": num_pictures,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+        }
+        out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")

@@ -1,0 +1,181 @@
+"""Verbs for runs on clusters: preflight, submit, watch, logs, stop, ls, fleet."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreambooth_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cluster.cluster_registry import ClusterEntry
+    from cluster.ray_jobs import RayJobs
+    from dreambooth_ray.config.schema import Config
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+Recipe = Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value")]
+Cluster = Annotated[str, typer.Option("--cluster", help="name in the clusters file")]
+Clusters = Annotated[Path, typer.Option(help="YAML file of named clusters")]
+RunId = Annotated[str, typer.Argument(help="run id, as submit printed it")]
+_FILE = Path("clusters.yaml")
+_STOP_TIMEOUT_S = 180.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (preflight, submit, watch, logs, stop, ls, fleet):
+        app.command()(verb)
+
+
+def preflight(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    cluster: Annotated[str, typer.Option(help="name in the clusters file; none: here")] = "",
+    clusters: Clusters = _FILE,
+) -> None:
+    """Find what would go wrong before anything is started; exit code 2 if something would."""
+    from cluster.cluster_registry import find_cluster
+    from dreambooth_ray.config.load import load_config
+
+    entry = find_cluster(cluster, clusters) if cluster else None
+    _preflight(load_config(recipe, overrides or []), entry)
+    print("nothing stands in the way")
+
+
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    cluster: Annotated[str, typer.Option(help="name in the clusters file")] = "",
+    clusters: Clusters = _FILE,
+    check: Annotated[bool, typer.Option("--preflight/--no-preflight")] = True,
+    k8s: Annotated[bool, typer.Option("--k8s", help="as a RayJob for Kubernetes")] = False,
+    image: Annotated[str, typer.Option(help="with --k8s: image of the pods")] = "",
+    namespace: Annotated[str, typer.Option(help="with --k8s")] = "dreambooth",
+    apply: Annotated[bool, typer.Option("--apply", help="with --k8s: kubectl apply")] = False,
+) -> None:
+    """Start a run on a cluster; prints its run id at once. The same run is started once."""
+    from dreambooth_ray.config.load import load_config
+
+    config = load_config(recipe, overrides or [])
+    if k8s:
+        from cluster.rayjob import submit_rayjob
+
+        if check:
+            _preflight(config, None)
+        print(submit_rayjob(config, image, namespace, apply=apply))
+        return
+    entry, jobs = _connect(cluster, clusters)
+    if check:
+        _preflight(config, entry)
+    print(jobs.submit(config).run_id)
+
+
+def watch(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+    """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
+    from cluster.progress import watch as follow
+
+    entry, jobs = _connect(cluster, clusters)
+    ended = follow(jobs, jobs.get(run), entry.price_an_hour, lambda line: print(line, flush=True))
+    print(ended)
+    if ended.startswith("failed"):
+        sys.exit(1)
+
+
+def logs(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+    """Print what a run's newest job has printed."""
+    _, jobs = _connect(cluster, clusters)
+    print(jobs.logs(jobs.get(run)), end="")
+
+
+def stop(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+    """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
+    from dreambooth_ray.storage.store import Store
+    from dreambooth_ray.training.stop_request import ask_to_stop
+
+    _, jobs = _connect(cluster, clusters)
+    job = jobs.get(run)
+    if not jobs.is_active(job):
+        print(f"{run} does not run: {jobs.state(job)}")
+        return
+    ask_to_stop(Store(job.run_uri))
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while jobs.is_active(job):
+        if time.monotonic() > deadline:
+            jobs.kill(job)
+            print(f"{run} did not end within {_STOP_TIMEOUT_S:.0f} s and was killed")
+            return
+        time.sleep(1.0)
+    print(f"{run} stopped")
+
+
+def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
+    """List the runs of a cluster: run id, state of its job, step, URI."""
+    from dreambooth_ray.errors import DreamBoothError
+    from dreambooth_ray.runs import is_finished
+    from dreambooth_ray.storage.store import Store
+    from dreambooth_ray.training.checkpoint.retention import committed_steps
+    from dreambooth_ray.training.stop_request import is_asked_to_stop
+
+    _, jobs = _connect(cluster, clusters)
+    for run in jobs.runs():
+        try:
+            store = Store(run.run_uri)
+            done = (committed_steps(store) or [0])[-1]
+            stopped = is_asked_to_stop(store)
+            state = "finished" if is_finished(store) else "stopped" if stopped else run.state
+        except (DreamBoothError, OSError):
+            done, state = 0, f"{run.state} (storage does not answer)"
+        print(f"{run.run_id}\t{state}\tcheckpoint {done}\t{run.run_uri}")
+
+
+def fleet(
+    subjects: Annotated[Path, typer.Argument(help="YAML: recipe, subjects, parallel, retries")],
+) -> None:
+    """Train many subjects, owners in turns; start it again and it goes on where it stood."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.fleet_plan import load_fleet
+    from cluster.fleet_run import run_fleet
+
+    entries = run_fleet(load_fleet(subjects), lambda line: print(line, file=sys.stderr, flush=True))
+    table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
+    for entry in entries:
+        words = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
+        table.add_row(entry.subject.id, entry.subject.owner, *words)
+    Console().print(table)
+    if any(entry.state == "failed" for entry in entries):
+        sys.exit(1)
+
+
+def resume_on(run: str, cluster: str, clusters: Path) -> str:
+    """Take a run up again on a cluster; returns its run id."""
+    _, jobs = _connect(cluster, clusters)
+    return jobs.resume(run).run_id
+
+
+def _connect(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
+    from cluster.cluster_registry import find_cluster
+    from cluster.ray_jobs import RayJobs
+
+    if not cluster:
+        raise ConfigError("--cluster is not given; name one of the clusters file")
+    entry = find_cluster(cluster, clusters)
+    return entry, RayJobs(entry)
+
+
+def _preflight(config: "Config", entry: "ClusterEntry | None") -> None:
+    from cluster.preflight import preflight as check
+    from cluster.preflight import report
+
+    findings = check(config, entry)
+    for line in report(findings):
+        print(line, file=sys.stderr)
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal:
+        keys = ", ".join(dict.fromkeys(finding.key for finding in fatal))
+        raise ConfigError(f"preflight: to mend first: {keys}")

@@ -1,0 +1,88 @@
+"""`dreambooth priors`: the sets of class images, shared by all runs of a storage."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+# ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
+
+Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    group = typer.Typer(help="Class images: list, make, verify, gc.", no_args_is_help=True)
+    group.command(name="list")(list_)
+    group.command()(make)
+    group.command()(verify)
+    group.command()(gc)
+    app.add_typer(group, name="priors")
+
+
+def list_(storage: Storage = "out") -> None:
+    """Show every set: images, size, runs that use it, prompts."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dreambooth_ray.priors.prior_catalog import list_sets
+    from dreambooth_ray.storage.store import Store
+
+    table = Table("set", "images", "MB", "runs", "prompts")
+    for info in list_sets(Store(storage)):
+        megabytes = f"{info.size_bytes / 1e6:.1f}"
+        table.add_row(
+            info.digest, str(info.images), megabytes, str(len(info.runs)), "; ".join(info.prompts)
+        )
+    Console().print(table)
+
+
+def make(
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+) -> None:
+    """Draw the class images a recipe needs, without training; prints their folder's URI."""
+    from cluster.session import session
+    from dreambooth_ray import pipeline
+    from dreambooth_ray.config.load import load_config
+    from dreambooth_ray.display import TrainingDisplay
+    from dreambooth_ray.preparation import prepare
+
+    display = TrainingDisplay()
+    prepared = prepare(load_config(recipe, overrides or []), display)
+    order = pipeline.order_priors(prepared, prepared.config.prior.count)
+    with session(prepared.config):
+        store = pipeline.draw_priors(prepared, order, display)
+    print(store.uri)
+
+
+def verify(
+    digest: Annotated[str, typer.Argument(help="the set, as `priors list` shows it")],
+    storage: Storage = "out",
+) -> None:
+    """Read every byte of a set and compare; exit code 1 if one is not as committed."""
+    from dreambooth_ray.priors.prior_catalog import verify as problems_of
+    from dreambooth_ray.storage.store import Store
+
+    problems = problems_of(Store(storage), digest)
+    for problem in problems:
+        print(problem)
+    if problems:
+        print("damaged chunks are drawn again by the next run that uses them", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{digest} is as it was committed")
+
+
+def gc(
+    storage: Storage = "out",
+    delete: Annotated[bool, typer.Option("--delete", help="remove them, not only list")] = False,
+) -> None:
+    """List sets that no run uses and remains of broken writes; remove them with --delete."""
+    from dreambooth_ray.priors.prior_catalog import waste
+    from dreambooth_ray.storage.store import Store
+
+    store = Store(storage)
+    for name in waste(store):
+        if delete:
+            store.remove(name)
+        print(f"{'removed' if delete else 'unused'} {name}")

@@ -1,0 +1,153 @@
+"""`dreambooth serve` and `dreambooth key`: the endpoint, and who may use it."""
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreambooth_ray.errors import DreamBoothError
+
+if TYPE_CHECKING:
+    from dreambooth_ray.config.serving import ServeConfig
+
+# ruff: noqa: PLC0415  imports inside verbs are this module's point
+
+_READY_TIMEOUT_S = 300.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(name="serve")(serve)
+    app.command(name="key")(key)
+
+
+def key(name: Annotated[str, typer.Argument(help="whose key it is")]) -> None:
+    """Make an API key; prints the key, which is shown once, and its line for auth.keys_file."""
+    from serve.auth import Key, new_key
+
+    word, digest = new_key()
+    entry = Key(name=name, sha256=digest)
+    print(word)
+    print(f"- {{name: {entry.name}, sha256: {entry.sha256}}}")
+
+
+def serve(
+    config: Annotated[
+        str | None, typer.Argument(help="a YAML file; without one the toy model is served")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.path=value, for example replicas.maximum=2")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen at")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+) -> None:
+    """Serve base models and every subject in storage over HTTP, until interrupted."""
+    from cluster.session import connection
+    from dreambooth_ray.config.load import load_serve_config
+
+    given = list(overrides or [])
+    if config is not None and "=" in config:
+        given.insert(0, config)
+        config = None
+    given += [f"host={host}"] if host is not None else []
+    given += [f"port={port}"] if port is not None else []
+    settings = load_serve_config(config, given)
+    # Read by Ray's processes when they start: the pools are looked at every second.
+    for side in ("REPLICA", "HANDLE"):
+        os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    processes = settings.replicas.maximum + sum(s.maximum for s in settings.subjects.values())
+    with connection(settings.cluster, processes):
+        # After Ray has set its own handler: SIGTERM, as a supervisor sends it, ends as Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        _serve(settings)
+
+
+def _serve(config: "ServeConfig") -> None:
+    import logging
+
+    import ray.serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from serve.app import build
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    port = config.port or _free_port(config.host)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    options = HTTPOptions(host=config.host, port=port, keep_alive_timeout_s=65)
+    ray.serve.start(http_options=options, logging_config=quiet)
+    try:
+        ray.serve.run(build(config), name="dreambooth", logging_config=quiet)
+        address = f"http://{_reachable(config.host)}:{port}"
+        _wait_until_ready(address)
+        _greet(config, address)
+        _until_interrupted()
+    finally:
+        ray.serve.shutdown()
+
+
+def _until_interrupted() -> None:
+    try:
+        while True:
+            # Not for long: a signal that the system hands to another thread wakes nobody here.
+            time.sleep(1)
+    except KeyboardInterrupt:
+        print("stopping", file=sys.stderr)
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+def _wait_until_ready(address: str) -> None:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while True:
+        try:
+            with urlopen(f"{address}/readyz", timeout=10):
+                return
+        except (URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise DreamBoothError(
+                    f"the endpoint at {address} was not ready within {_READY_TIMEOUT_S:.0f} s "
+                    f"({error}); look into Ray's logs"
+                ) from error
+            time.sleep(0.2)
+
+
+def _greet(config: "ServeConfig", address: str) -> None:
+    from serve.auth import Authenticator
+
+    is_open = Authenticator(config.auth).is_open
+    model = next(iter(config.models))
+    bearer = "" if is_open else "-H 'Authorization: Bearer KEY' "
+    print(f"serving {', '.join(config.models)} and the subjects in {config.storage.uri}")
+    print(f"  {address}")
+    print(
+        f"  curl -s {address}/v1/images/generations {bearer}-H 'Content-Type: application/json' \\"
+    )
+    print(f'    -d \'{{"model": "{model}", "prompt": "a red robot on the beach"}}\' \\')
+    print("    | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode("
+          "json.load(sys.stdin)[\"data\"][0][\"b64_json\"]))' > robot.png", flush=True)  # fmt: skip
+    if is_open and config.host not in _LOOPBACK:
+        print(
+            f"warning: no API keys are set, so whoever reaches {config.host} may draw; make some "
+            "with `dreambooth key NAME`",
+            file=sys.stderr,
+        )

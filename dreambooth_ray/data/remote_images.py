@@ -1,0 +1,67 @@
+"""Photographs by URI: a folder here, or a folder in storage that every host can read."""
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from dreambooth_ray.data.photographs import find_photographs
+from dreambooth_ray.errors import CheckpointError, DataError
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.store import Store
+
+
+def is_remote(photos: str) -> bool:
+    """Whether a `subject.photos` is a URI rather than a folder of this machine."""
+    return "://" in photos
+
+
+def photographs_folder(photos: str) -> Path:
+    """The local folder of a `subject.photos`; a remote one is downloaded once a process.
+
+    raises: DataError where there is nothing, or where it differs from what was uploaded
+    """
+    return _download(photos.rstrip("/")) if is_remote(photos) else Path(photos)
+
+
+def upload_photographs(folder: Path, storage: Store) -> str:
+    """Commit a folder's photographs and captions under their hash; returns their URI.
+
+    The same photographs are uploaded once, whoever asks for them.
+    raises: DataError if the folder holds no photographs
+    """
+    files: list[Path] = []
+    for photograph in find_photographs(folder):
+        caption = photograph.with_suffix(".txt")
+        files += [photograph, caption] if caption.is_file() else [photograph]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
+    name = paths.photographs(digest.hexdigest()[:32])
+    if manifest.damage(storage, name) is not None:
+        with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staged:
+            for path in files:
+                shutil.copyfile(path, Path(staged) / path.name)
+            manifest.commit(storage, name, Path(staged), {"kind": "photographs"})
+    return f"{storage.uri}/{name}"
+
+
+@cache
+def _download(uri: str) -> Path:
+    local = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
+    root, *rest = uri.rsplit("/", 2)
+    store, name = Store(root), "/".join(rest)
+    try:
+        if store.exists(f"{name}.json"):
+            manifest.fetch(store, name, local)
+        else:
+            for file in store.names(name):
+                store.download(f"{name}/{file}", local / file)
+    except (CheckpointError, OSError) as error:
+        raise DataError(
+            f"subject.photos={uri!r} can't be read: {error}; upload it again"
+        ) from error
+    return local

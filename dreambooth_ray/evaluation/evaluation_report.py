@@ -1,0 +1,76 @@
+"""An evaluation as a page for people."""
+
+import json
+
+from PIL import Image
+
+from dreambooth_ray.evaluation.html_page import picture_uri, render
+from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Spec
+from dreambooth_ray.evaluation.scores import Scores
+
+TILE_PX = 160
+
+
+def report_page(
+    spec: Spec,
+    asked: list[EvaluationPrompt],
+    pictures: list[Image.Image],
+    photographs: list[Image.Image],
+    scores: Scores,
+    conditions: object,
+    front: Image.Image | None = None,
+) -> str:
+    """One HTML file: numbers, the worst five, a grid a prompt, and all that repeats it.
+
+    front: plot of the checkpoints that the run chose from
+    """
+    uris = [picture_uri(p, TILE_PX) for p in pictures]
+    rows = {r["index"]: r for r in scores.rows}
+
+    def tiles(kind: str) -> list[dict[str, object]]:
+        return [
+            {"uri": uris[i], "label": question.prompt, "copied": False}
+            for i, question in enumerate(asked)
+            if question.kind == kind
+        ]
+
+    return render(
+        "report.html.j2",
+        title=f"{spec.identifier} {spec.class_noun}",
+        protocol=spec.protocol.name,
+        num_pictures=len(pictures),
+        totals=[
+            {
+                "name": name,
+                "value": f"{s.value:.3f}",
+                "deviation": "" if s.deviation is None else f"{s.deviation:.3f}",
+                "better": "higher" if s.higher_is_better else "lower",
+                "meaning": s.meaning,
+            }
+            for name, s in scores.totals.items()
+        ],
+        encoders=spec.protocol.encoders.model_dump(),
+        photographs=[picture_uri(p, TILE_PX) for p in photographs],
+        worst=[{"uri": uris[i], **_shown(rows[i])} for i in scores.worst],
+        prompts=[
+            {
+                "prompt": p["prompt"],
+                **{k: f"{p[k]:.3f}" for k in ("dino", "clip_i", "clip_t")},
+                "tiles": [{"uri": uris[i], **_shown(rows[i])} for i in p["pictures"]],
+            }
+            for p in sorted(scores.prompts, key=lambda p: float(p["dino"] + p["clip_t"]))
+        ],
+        classes=tiles("class"),
+        others=tiles("other"),
+        front=picture_uri(front, front.width) if front else "",
+        conditions=json.dumps(conditions, indent=1),
+    )
+
+
+def _shown(row: dict[str, object]) -> dict[str, object]:
+    return {
+        "prompt": row["prompt"],
+        "seed": row["seed"],
+        "copied": row["copied"],
+        "label": f"{row['dino']:.2f} subject, {row['clip_t']:.2f} prompt",
+    }

@@ -1,0 +1,137 @@
+"""Words that a model draws nothing for: free names for a subject."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from dreambooth_ray.data.subject import ORDINARY_WORDS
+from dreambooth_ray.evaluation.encoders import Encoder
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.sampling.denoiser import Adapted
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
+from dreambooth_ray.sampling.request import Request
+
+MAX_TOKENS = 3
+_CONSONANTS = "bcdfghjklmnpqrstvwxz"
+_WORD_LENGTHS = (3, 4, 5)
+# A vocabulary is ordered by how early a piece was merged: the last third is rare.
+_RARE_SHARE = 2 / 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word and how much the model makes of it; smaller is better.
+
+    num_tokens:    pieces that the model's tokenizer cuts it into
+    displacement:  1 - cosine of probe pictures to those of the bare class, seed by seed
+    narrowing:     how much less the probe pictures differ among each other than the
+                   bare class's do; a word with a meaning makes them alike
+    """
+
+    word: str
+    num_tokens: int
+    displacement: float
+    narrowing: float
+
+    @property
+    def meaning(self) -> float:
+        """What the ranking goes by: both, a widening not counted."""
+        return self.displacement + max(0.0, self.narrowing)
+
+
+def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
+    """Rare words of a vocabulary, 3 to 5 letters and 1 to 3 tokens, in a fixed order.
+
+    Whole words among the last third of the vocabulary, the rarest first; then strings of
+    three consonants, which every vocabulary can spell and hardly any text holds.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    bound = int(len(vocabulary) * _RARE_SHARE)
+    whole = sorted(
+        ((index, piece.removesuffix("</w>")) for piece, index in vocabulary.items()
+         if index >= bound and piece.endswith("</w>")),
+        reverse=True,
+    )  # fmt: skip
+    rare = [word for _, word in whole if word.isascii() and word.isalpha() and word.islower()]
+    spelt = ["".join(letters) for letters in itertools.product(_CONSONANTS, repeat=3)]
+    # Neighbours in the alphabet are spelt alike: step through with a stride that shares no factor.
+    spread = [spelt[(k * 1777) % len(spelt)] for k in range(len(spelt))]
+    taboo = ORDINARY_WORDS | set(class_noun.lower().split())
+    found = [w for w in dict.fromkeys([*rare, *spread]) if len(w) in _WORD_LENGTHS]
+    return [w for w in found if w not in taboo and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS]
+
+
+def num_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
+    """Pieces of a word, without start and end."""
+    return len(tokenizer(word, add_special_tokens=False)["input_ids"])
+
+
+def shortlist(
+    words: list[str], encode: Callable[[str], Tensor], class_noun: str, count: int
+) -> list[str]:
+    """The `count` words whose sentence the text encoder moves least from the bare class.
+
+    encode: a sentence to its (1, T, D) states; cheap, where pictures are not
+    """
+    plain = encode(f"a {class_noun}")[0, -1]
+    scored = [
+        (float(1 - F.cosine_similarity(encode(f"a {w} {class_noun}")[0, -1], plain, dim=0)), w)
+        for w in words
+    ]
+    return [word for _, word in sorted(scored)[:count]]
+
+
+def rank(
+    engine: Engine,
+    encoder: Encoder,
+    words: list[str],
+    class_noun: str,
+    *,
+    tokenizer: CLIPTokenizer,
+    num_pictures: int,
+    seed: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    on_progress: Callable[[int, int], None],
+) -> list[Candidate]:
+    """Draw `num_pictures` of each word before the class noun; the least meaning first."""
+    prompts = [f"a {class_noun}", *(f"a {w} {class_noun}" for w in words)]
+    requests = [
+        Request(
+            prompt,
+            seed + k,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        for prompt in prompts
+        for k in range(num_pictures)
+    ]
+    pictures: list[Image.Image] = [d.image for d in engine.draw(requests, on_progress)]
+    vectors = encoder.embed_pictures(pictures).reshape(len(prompts), num_pictures, -1)
+    found = [
+        judge_word(word, num_tokens(tokenizer, word), probe, vectors[0])
+        for word, probe in zip(words, vectors[1:], strict=True)
+    ]
+    return sorted(found, key=lambda c: (c.meaning, c.word))
+
+
+def judge_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
+    """probe, plain: (K, D) unit vectors of pictures with and without the word, seed by seed."""
+    displacement = float(1 - (probe * plain).sum(dim=1).mean())
+    return Candidate(word, tokens, displacement, _spread(plain) - _spread(probe))
+
+
+def _spread(vectors: Tensor) -> float:
+    """Mean variance: 1 - squared length of the mean of unit vectors."""
+    return float(1 - vectors.mean(dim=0).square().sum())
+
+
+def encode_with(parts: Components) -> Callable[[str], Tensor]:
+    """A model's own text encoder as a function of sentences, to (1, T, D) states."""
+    return PromptEncoder(parts.tokenizer, Adapted(parts.text_encoder)).encode

@@ -1,0 +1,98 @@
+"""Pictures from a bundle to PNG files that say how to draw them again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from dreambooth_ray.data.photographs import read_photograph
+from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.export.bundle import bundle_about
+from dreambooth_ray.export.remote import local_model
+from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.image_grid import image_grid as arrange
+from dreambooth_ray.sampling.request import Request, png_receipt
+
+
+def generate(
+    model: str,
+    out: Path,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    num_images: int,
+    seed: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    solver: str = "ddim",
+    size_px: tuple[int, int] | None = None,
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float = 0.8,
+    grid: bool,
+    on_progress: Callable[[int, int], None],
+) -> list[Path]:
+    """Draw `num_images` pictures, picture k with seed + k; returns the files written.
+
+    size_px: width and height, the model's own if None; image, mask: a picture to start from,
+    and what of it is drawn anew; on_progress(done, total) is called in pictures
+    raises: ConfigError, DataError, StorageError
+    """
+    directory = model_directory(local_model(model), key="MODEL")
+    prompt = prompt.strip() or bundle_about(directory).get("prompt", "")
+    if not prompt:
+        raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")
+    requests = [
+        Request(
+            prompt,
+            seed + k,
+            negative_prompt,
+            num_inference_steps,
+            guidance_scale,
+            width_px=size_px[0] if size_px else None,
+            height_px=size_px[1] if size_px else None,
+            solver=solver,
+            image=read_photograph(image) if image else None,
+            mask=read_photograph(mask) if mask else None,
+            strength=strength,
+        )
+        for k in range(num_images)
+    ]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
+    pictures = [one.image for one in Engine(directory).draw(requests, on_progress)]
+    paths = _save(pictures, requests, directory, out)
+    if grid:
+        paths.append(_save_grid(pictures, out))
+    return paths
+
+
+def _save(
+    pictures: list[Image.Image], requests: list[Request], directory: Path, out: Path
+) -> list[Path]:
+    """One file a picture, with its receipt."""
+    weights, paths = model_hash(directory), []
+    for request, picture in zip(requests, pictures, strict=True):
+        paths.append(out / f"{request.seed:06d}.png")
+        receipt = png_receipt(request, model=directory.name, model_hash=weights)
+        picture.save(paths[-1], pnginfo=receipt)
+    return paths
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """(width, height) from "512x768"; None from nothing; raises ConfigError for others."""
+    if not text:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ConfigError(f"--size={text!r} is not WIDTHxHEIGHT in pixels, as 512x768")
+    return int(width), int(height)
+
+
+def _save_grid(pictures: list[Image.Image], out: Path) -> Path:
+    path = out / "grid.png"
+    arrange(pictures, columns=min(len(pictures), max(2, round(len(pictures) ** 0.5)))).save(path)
+    return path

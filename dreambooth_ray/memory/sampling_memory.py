@@ -1,0 +1,163 @@
+"""How much memory a picture takes, measured before one is drawn.
+
+The forward passes are run on tensors without contents (torch's FakeTensorMode): shapes and
+lifetimes are real, so the peak is what the true pass would allocate, at no cost.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from dreambooth_ray.errors import CapacityError
+
+_SHARE_OF_MEMORY = 0.8
+_MIB = 2**20
+
+
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the live bytes of all storages made inside it, weights left out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = self.peak_bytes = 0
+        self._known = WeakIdKeyDictionary()
+        for weight in network.parameters():
+            self._known[weight.untyped_storage()] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, out)
+        return out
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage] = size
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live_bytes -= size
+
+
+def _peak_bytes(network: nn.Module, work: Callable[[], Any]) -> int:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _Peak(network) as peak:
+        work()
+    return int(peak.peak_bytes)
+
+
+@dataclass(frozen=True)
+class SamplingFootprint:
+    """Bytes: of the weights, of a UNet row a latent pixel, of a decoded picture a latent pixel."""
+
+    weights_bytes: int
+    row_bytes: float
+    decode_bytes: float
+
+    def needed_bytes(self, area: int, rows: int) -> int:
+        """For one forward of `rows` at `area` latent pixels, and one picture's decoding."""
+        return int(self.weights_bytes + area * max(rows * self.row_bytes, self.decode_bytes))
+
+
+_measured: dict[str, SamplingFootprint] = {}
+
+
+def measure(unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int) -> SamplingFootprint:
+    """One row at the model's own size through UNet and decoder; once for each kind of model."""
+    dtypes = unet.dtype, vae.dtype
+    kind = f"{unet.config} {vae.config} {tokens} {dtypes} {unet.device.type}"
+    if kind not in _measured:
+        _measured[kind] = _measure(unet, vae, tokens)
+    return _measured[kind]
+
+
+def _measure(unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int) -> SamplingFootprint:
+    side = int(unet.config.sample_size or 64)
+    weight, vae_weight = unet.conv_in.weight, next(vae.parameters())
+
+    def forward() -> None:
+        x = torch.empty(
+            1, unet.config.in_channels, side, side, dtype=weight.dtype, device=weight.device
+        )
+        hidden = torch.empty(
+            1, tokens, unet.config.cross_attention_dim, dtype=weight.dtype, device=weight.device
+        )
+        unet(x, torch.zeros(1, device=weight.device), hidden)
+
+    def decode() -> None:
+        vae.disable_tiling()
+        z = torch.empty(
+            1, vae.config.latent_channels, side, side,
+            dtype=vae_weight.dtype, device=vae_weight.device,
+        )  # fmt: skip
+        vae.decode(z)
+
+    weights = sum(p.numel() * p.element_size() for part in (unet, vae) for p in part.parameters())
+    area = side * side
+    return SamplingFootprint(
+        weights, _peak_bytes(unet, forward) / area, _peak_bytes(vae, decode) / area
+    )
+
+
+class MemoryBudget:
+    """What fits into a memory limit."""
+
+    def __init__(
+        self,
+        footprint: SamplingFootprint,
+        limit_bytes: int | None,
+        device: torch.device,
+        tiled_area: int,
+    ) -> None:
+        """tiled_area: latent pixels above which decoding is tiled and takes no more than there."""
+        self.footprint, self._tiled_area = footprint, tiled_area
+        self.limit_bytes = limit_bytes or _memory_bytes(device)
+
+    def rows(self, area: int) -> int:
+        """UNet rows of `area` latent pixels that fit at once."""
+        left = self.limit_bytes - self.footprint.weights_bytes
+        if area * min(1.0, self._tiled_area / area) * self.footprint.decode_bytes > left:
+            return 0
+        return max(0, int(left / (area * self.footprint.row_bytes)))
+
+    def check(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
+        """raises CapacityError if a single request does not fit, saying what would."""
+        area = (width_px // factor) * (height_px // factor)
+        if self.rows(area) >= rows:
+            return
+        needed = self.footprint.needed_bytes(area, rows)
+        side = self._largest_side(factor, rows)
+        fits = (
+            f"up to {side}x{side} would fit"
+            if side
+            else "no picture would fit beside the weights; raise the limit"
+        )
+        raise CapacityError(
+            f"width_px={width_px}, height_px={height_px} needs about {needed // _MIB} MiB "
+            f"and the limit is {self.limit_bytes // _MIB} MiB; {fits}"
+        )
+
+    def _largest_side(self, factor: int, rows: int) -> int:
+        side = 0
+        while side < 16384 and self.rows(((side + 64) // factor) ** 2) >= rows:
+            side += 64
+        return side
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_MEMORY)
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _SHARE_OF_MEMORY)

@@ -1,0 +1,106 @@
+"""The parts of a Stable Diffusion 1.x or 2.x directory, loaded, whatever their sizes."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from dreambooth_ray.models import lora, tokens
+from dreambooth_ray.models.source import adapted_base, model_directory
+from dreambooth_ray.storage import paths
+
+
+@dataclass
+class Components:
+    """The parts that training touches, in float32. schedule is the forward process."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    schedule: DDPMScheduler
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels a latent spans, each way."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def quiet_libraries() -> None:
+    """Keep warnings that no user can act on from between the progress lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
+def load_components(directory: Path) -> Components:
+    """Load all parts in float32; the VAE frozen. Adapters are fused into their base."""
+    quiet_libraries()
+    if base := adapted_base(directory):
+        parts = load_components(model_directory(base[0]))
+        parts.unet, parts.text_encoder = _adapt(
+            parts.unet, parts.text_encoder, parts.tokenizer, directory
+        )
+        return parts
+    weights = {"dtype": torch.float32, "use_safetensors": True}
+    vae = AutoencoderKL.from_pretrained(directory, subfolder="vae", **weights)
+    return Components(
+        unet=UNet2DConditionModel.from_pretrained(directory, subfolder="unet", **weights),
+        vae=vae.eval().requires_grad_(False),
+        text_encoder=CLIPTextModel.from_pretrained(
+            directory, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+        ),
+        tokenizer=CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer"),
+        schedule=DDPMScheduler.from_pretrained(directory, subfolder="scheduler"),
+    )
+
+
+def load_pipeline(directory: Path) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over a directory, float32, without safety checker or bar.
+
+    Adapters are fused into their base.
+    """
+    quiet_libraries()
+    if base := adapted_base(directory):
+        pipeline = load_pipeline(model_directory(base[0]))
+        pipeline.unet, pipeline.text_encoder = _adapt(
+            pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, directory
+        )
+        return pipeline
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _adapt(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    bundle: Path,
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    folder = bundle / paths.ADAPTER
+    if (folder / "unet").is_dir():
+        unet = lora.fuse(unet, folder / "unet")
+    if (folder / "text_encoder").is_dir():
+        text_encoder = lora.fuse(text_encoder, folder / "text_encoder")
+    if words := tokens.read(folder):
+        tokens.add(tokenizer, text_encoder, words)
+    return unet, text_encoder

@@ -1,0 +1,129 @@
+"""The files of a Stable Diffusion 1.x or 2.x directory, looked at without loading a weight.
+
+Nothing heavy is imported here: bad input is refused before torch is waited for.
+"""
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.manifest import MANIFEST
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTED = ("unet", "vae", "text_encoder")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def model_directory(uri: str, key: str = "model.uri") -> Path:
+    """The directory of a model: 'toyworld' is the one that ships; a run stands for its bundle.
+
+    key: the setting to name in an error
+    raises: ConfigError naming what is missing
+    """
+    if uri == "toyworld":
+        return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
+    folder = Path(uri).expanduser()
+    if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
+        folder = folder / paths.BUNDLE
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{key}={uri!r} is a run without a bundle yet; finish it with `dreambooth resume`"
+            )
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{key}={uri!r} is neither 'toyworld' nor a directory; give a run that `dreambooth "
+            "train` printed, or a Stable Diffusion 1.x or 2.x directory in diffusers format"
+        )
+    if base := adapted_base(folder):
+        return _checked_adapter(folder, *base, key)
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise ConfigError(
+                f"{key}={uri!r} has no {part}/ in it; it must be a Stable Diffusion directory in "
+                f"diffusers format, with {', '.join(PARTS)}"
+            )
+    for part in WEIGHTED:
+        _refuse_pickles(folder / part, key)
+    return folder
+
+
+def _refuse_pickles(folder: Path, key: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    what = (
+        f"{pickled[0]} alone, a pickle, which can run code when read" if pickled else "no weights"
+    )
+    raise ConfigError(
+        f"{key}: {folder} holds {what}; weights are read from safetensors alone: write them anew "
+        "with diffusers' save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def adapted_base(folder: Path) -> tuple[str, str] | None:
+    """Of an adapter bundle, its base model's URI and hash; None for any other folder."""
+    if not (folder / paths.ADAPTER).is_dir():
+        return None
+    try:
+        about = json.loads((folder / MANIFEST).read_text())["about"]
+        return str(about["base_model"]), str(about["base_hash"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder} has an {paths.ADAPTER}/ and no {MANIFEST} that names its base model "
+            f"({error}); export the run again"
+        ) from error
+
+
+def _checked_adapter(folder: Path, uri: str, digest: str, key: str) -> Path:
+    try:
+        base = model_directory(uri, key)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
+        ) from error
+    if model_hash(base) != digest:
+        raise ConfigError(
+            f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
+            "since; bring the old one back, or train again"
+        )
+    return folder
+
+
+def base_directory(directory: Path) -> Path:
+    """The directory that holds all parts: a model's own, or that of an adapter's base."""
+    base = adapted_base(directory)
+    return base_directory(model_directory(base[0])) if base else directory
+
+
+def check_resolution(directory: Path, resolution: int) -> None:
+    """raises ConfigError if a picture of that side can't pass the VAE and the UNet."""
+    directory = base_directory(directory)
+    vae = json.loads((directory / "vae" / "config.json").read_text())
+    unet = json.loads((directory / "unet" / "config.json").read_text())
+    factor = 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (len(unet["block_out_channels"]) - 1)
+    if resolution % factor:
+        near = max(factor, round(resolution / factor) * factor)
+        raise ConfigError(
+            f"train.resolution={resolution} is not a multiple of {factor}, which this model "
+            f"needs; try {near}"
+        )
+
+
+def model_hash(directory: Path) -> str:
+    """SHA-256 over names and contents of every weight and configuration file of a model.
+
+    Of an adapter bundle: over its base's hash and the adapter's files.
+    """
+    digest = hashlib.sha256()
+    base = adapted_base(directory)
+    if base:
+        digest.update(base[1].encode())
+    parts = (paths.ADAPTER,) if base else PARTS
+    for path in sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,17 @@
+"""A picture as the frozen VAE's posterior, encoded once and sampled at every step."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+
+@torch.no_grad()
+def encode_posterior(vae: AutoencoderKL, picture: Image.Image, flip: bool) -> Tensor:
+    """(F, 2, C, h, w) float32 on the CPU: scaled mean and std, as is and, if `flip`, mirrored."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    views = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
+    found = vae.encode(views.to(vae.device, vae.dtype)).latent_dist
+    pair = torch.stack([found.mean, found.std], dim=1)
+    return (pair * float(vae.config.scaling_factor)).float().cpu()

@@ -1,0 +1,68 @@
+"""Class images drawn in a thread of their own, while training reads them."""
+
+import json
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from dreambooth_ray.priors.generation import PriorRequest
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.store import Store
+
+_POLL_S = 0.2
+
+
+class PriorStream:
+    """Draws while the block runs; leaves it when all is drawn, with the drawing's own error.
+
+    A failure is written to the run as well, so that workers who wait for an image learn of it.
+    """
+
+    def __init__(
+        self, draw: Callable[[], Store], order: PriorRequest, set_store: Store, run: Store
+    ):
+        self._draw, self._order = draw, order
+        self._set, self._run = set_store, run
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="priors", daemon=True)
+
+    def __enter__(self) -> "PriorStream":
+        """Begin to draw."""
+        self._run.remove(paths.PRIOR_FAILURE)
+        self._thread.start()
+        return self
+
+    def wait_first(self) -> None:
+        """Return when the first chunk is there; raises what ended the drawing before it."""
+        first = f"{paths.prior_chunk(0)}.json"
+        while self._thread.is_alive() and not self._set.exists(first):
+            self._thread.join(_POLL_S)
+        if self._error is not None:
+            raise self._error
+
+    def wait_all(self) -> None:
+        """Return when all is drawn; raises what ended the drawing before."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            self._draw()
+        except BaseException as error:  # handed to the thread that waits
+            self._error = error
+            text = json.dumps({"error": f"{error}"})
+            self._run.write(paths.PRIOR_FAILURE, text.encode())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the rest; at an error of the block, end at once."""
+        if error is not None:
+            self._order.stop.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,83 @@
+"""Draws chunks of class images and commits them."""
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+
+from dreambooth_ray.data.image_hash import fingerprint, is_blank
+from dreambooth_ray.data.prior_set import POSTERIOR, Record
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.vae_posterior import encode_posterior
+from dreambooth_ray.priors.prior_spec import PriorSpec
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request, png_receipt
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.store import Store, use_options
+
+
+class PriorWorker:
+    """One engine, and the set it draws for."""
+
+    def __init__(
+        self,
+        directory: str,
+        set_uri: str,
+        spec: PriorSpec,
+        gpu: bool,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        use_options(set_uri, storage_options or {})
+        torch.set_num_threads(1)
+        self._parts = load_components(Path(directory))
+        device = "cuda" if gpu else "cpu"
+        self._engine = Engine(self._parts, max_batch=spec.chunk_size, device=device)
+        self._store, self._spec = Store(set_uri), spec
+
+    def paint(self, number: int, pictures: list[bytes] | None = None) -> list[Record]:
+        """Draw chunk `number`, or take the given PNG files of the set's size, and commit it.
+
+        returns: its records, also where another actor has committed it first
+        """
+        spec = self._spec
+        indices = list(spec.indices(number))
+        if pictures is None:
+            requests = [self._request(i) for i in indices]
+            drawn = [one.image for one in self._engine.draw(requests)]
+            receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
+        else:
+            drawn = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+            indices, receipts = indices[: len(drawn)], [PngInfo()] * len(drawn)
+        records = [
+            Record(i, fingerprint(p), is_blank(p), i % len(spec.prompts))
+            for i, p in zip(indices, drawn, strict=True)
+        ]
+        with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as name:
+            folder = Path(name)
+            for index, picture, info in zip(indices, drawn, receipts, strict=True):
+                picture.save(folder / paths.prior_image(index), pnginfo=info)
+            save_file({"posterior": self._posteriors(drawn)}, folder / POSTERIOR)
+            about: dict[str, object] = {"records": [r.to_json() for r in records]}
+            manifest.commit(self._store, paths.prior_chunk(number), folder, about)
+        return records
+
+    def _posteriors(self, pictures: list[Image.Image]) -> torch.Tensor:
+        rows = [encode_posterior(self._parts.vae, picture, flip=True) for picture in pictures]
+        return torch.stack(rows).contiguous()
+
+    def _request(self, index: int) -> Request:
+        spec = self._spec
+        return Request(
+            prompt=spec.prompts[index % len(spec.prompts)],
+            seed=spec.image_seed(index),
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            solver=spec.solver,
+            width_px=spec.size_px,
+            height_px=spec.size_px,
+        )

@@ -1,0 +1,174 @@
+"""Prompts to embeddings: of any length, with weights, through any text adapter.
+
+Legend: L the encoder's window in tokens, k chunks of it, D embedding width.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from compel.embeddings_provider import EmbeddingsProvider, SplitLongTextMode
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.sampling.denoiser import Adapted
+
+_WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
+MAX_WEIGHT = 5.0
+_CACHE_SIZE = 256
+
+
+def fragments(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
+    """Text and weight of each part: "a (red:1.3) car" is three parts.
+
+    raises: ConfigError for a weight above MAX_WEIGHT
+    """
+    parts: list[tuple[str, float]] = []
+    end = 0
+    for match in _WEIGHTED.finditer(prompt):
+        weight = float(match[2])
+        if weight > MAX_WEIGHT:
+            raise ConfigError(
+                f"{field} weights {match[1]!r} by {match[2]}; at most {MAX_WEIGHT:g} is taken"
+            )
+        parts += [(prompt[end : match.start()], 1.0), (match[1], weight)]
+        end = match.end()
+    parts.append((prompt[end:], 1.0))
+    return [(text.strip(), weight) for text, weight in parts if text.strip()] or [("", 1.0)]
+
+
+class PromptEncoder:
+    """Embeds prompts, each once.
+
+    A prompt that fits the window and has no weights goes through the encoder as diffusers'
+    pipeline would send it. Others are put together by compel: longer ones from several
+    windows, so that nothing is cut off silently.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, adapted: Adapted) -> None:
+        """adapted: the text encoder, with what LoRAs there are for it."""
+        self.tokenizer, self._adapted = tokenizer, adapted
+        self._cache: OrderedDict[tuple[str, int, str | None], Tensor] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget all embeddings, because weights have changed."""
+        self._cache.clear()
+
+    @torch.no_grad()
+    def encode(self, prompt: str, clip_skip: int = 0, adapter: str | None = None) -> Tensor:
+        """(1, k L, D) in the encoder's dtype, on its device.
+
+        clip_skip: layers left out at the end
+        adapter:   peft adapter of the encoder, None for none
+        """
+        key = (prompt, clip_skip, adapter)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        forward = self._forward(clip_skip, adapter)
+        parts = fragments(prompt)
+        ids = self.tokenizer(prompt).input_ids
+        if len(parts) == 1 and parts[0][1] == 1.0 and len(ids) <= self._window:
+            embedded = forward(self._padded(prompt))
+        else:
+            embedded = _Provider(self.tokenizer, self._adapted.network, forward).put_together(parts)
+        self._cache[key] = embedded
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return embedded
+
+    def pair(
+        self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapter: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of both, of one length: the shorter ends in windows of the empty prompt."""
+        both = [self.encode(text, clip_skip, adapter) for text in (prompt, negative_prompt)]
+        longest = max(e.shape[1] for e in both)
+        if any(e.shape[1] < longest for e in both):
+            empty = self.encode("", clip_skip, adapter)
+            both = [
+                torch.cat([e] + [empty] * ((longest - e.shape[1]) // empty.shape[1]), dim=1)
+                for e in both
+            ]
+        return both[0], both[1]
+
+    @property
+    def _window(self) -> int:
+        return int(self.tokenizer.model_max_length)
+
+    def _padded(self, prompt: str) -> Tensor:
+        ids: Tensor = self.tokenizer(
+            prompt, padding="max_length", max_length=self._window, return_tensors="pt"
+        ).input_ids
+        return ids.to(self._adapted.network.device)
+
+    def _forward(self, clip_skip: int, adapter: str | None) -> Callable[..., Tensor]:
+        """Token ids (1, L) and, if wanted, a mask to embeddings (1, L, D)."""
+        check_clip_skip(clip_skip, self._adapted.network)
+
+        def forward(ids: Tensor, mask: Tensor | None = None) -> Tensor:
+            out = self._adapted(
+                ids,
+                attention_mask=mask,
+                output_hidden_states=bool(clip_skip),
+                adapters=[adapter],
+            )
+            if not clip_skip:
+                return _tensor(out.last_hidden_state)
+            norm = _final_norm(self._adapted.network)
+            return _tensor(norm(out.hidden_states[-1 - clip_skip]))
+
+        return forward
+
+
+def check_clip_skip(clip_skip: int, encoder: CLIPTextModel) -> None:
+    """raises ConfigError if no layer would be left."""
+    layers = int(encoder.config.num_hidden_layers)
+    if clip_skip >= layers:
+        raise ConfigError(
+            f"clip_skip={clip_skip} leaves nothing of a text encoder of {layers} layers"
+        )
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _final_norm(encoder: Any) -> Callable[[Tensor], Any]:
+    """The text model's last layer norm, under whatever has been wrapped around it."""
+    for name, part in encoder.named_modules():
+        if name.endswith("final_layer_norm"):
+            return part  # type: ignore[no-any-return]
+    raise ConfigError("clip_skip needs a text encoder with a final layer norm, as CLIP's has")
+
+
+class _Provider(EmbeddingsProvider):  # type: ignore[misc]
+    """compel's chunks and weights over our own forward (its own knows one clip_skip alone)."""
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, forward: Callable[..., Tensor]
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            encoder,
+            truncate=False,
+            split_long_text_mode=SplitLongTextMode.WORDS | SplitLongTextMode.COPY_FIRST_CLS_TOKEN,
+        )
+        self._embed = forward
+
+    def put_together(self, parts: list[tuple[str, float]]) -> Tensor:
+        """Embeddings (1, k L, D) of weighted fragments."""
+        texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
+        return _tensor(
+            self.get_embeddings_for_weighted_prompt_fragments(
+                [texts], [weights], device=self.device
+            )
+        )
+
+    def _encode_token_ids_to_embeddings(
+        self, token_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        return self._embed(token_ids, attention_mask)

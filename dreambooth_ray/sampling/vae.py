@@ -1,0 +1,102 @@
+"""Latents to pictures and back, and a cheap look at latents on the way.
+
+Legend: B batch, C latent channels, h, w latent sides, f pixels a latent spans each way.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+TILED_ABOVE_PX = 1024
+_PROBES = 12
+
+
+class LatentCodec:
+    """The VAE as the engine calls it; tiled above TILED_ABOVE_PX a side."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self._vae = vae
+        self.factor = int(2 ** (len(vae.config.block_out_channels) - 1))
+        self.channels = int(vae.config.latent_channels)
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        """RGB pictures of (B, C, h, w) latents, decoded in one batch."""
+        self._tile(max(latents.shape[-2:]) * self.factor)
+        return _to_pictures(self._decode(latents))
+
+    def _tile(self, side_px: int) -> None:
+        if side_px > TILED_ABOVE_PX:
+            self._vae.enable_tiling()
+        else:
+            self._vae.disable_tiling()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        weight = next(self._vae.parameters())
+        scaled = latents.to(weight.device, weight.dtype) / self._vae.config.scaling_factor
+        return torch.as_tensor(self._vae.decode(scaled, return_dict=False)[0]).float()
+
+    @torch.no_grad()
+    def latents(self, picture: Image.Image) -> Tensor:
+        """(C, h, w) float32: the mean of the posterior, scaled as the UNet sees it."""
+        weight = next(self._vae.parameters())
+        pixels = _to_pixels(picture).to(weight.device, weight.dtype)
+        self._tile(max(picture.size))
+        mean = torch.as_tensor(self._vae.encode(pixels[None]).latent_dist.mode())
+        return (mean[0].float() * float(self._vae.config.scaling_factor)).cpu()
+
+    def preview(self, latents: Tensor) -> Image.Image:
+        """A rough RGB picture of (C, h, w) latents at 1/f of the size, then enlarged.
+
+        One matrix product: colours are a linear map of latents, fitted once to the VAE.
+        """
+        matrix, offset = self._colours
+        rgb = torch.einsum("rc,chw->rhw", matrix, latents.float().cpu()) + offset[:, None, None]
+        small = _to_pictures(rgb[None])[0]
+        size = small.width * self.factor, small.height * self.factor
+        return small.resize(size, Image.Resampling.BICUBIC)
+
+    @functools.cached_property
+    def _colours(self) -> tuple[Tensor, Tensor]:
+        """(3, C) and (3,): least squares from smooth random latents to their mean colours."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(_PROBES, self.channels, 3, 3, generator=generator)
+        side = 8
+        latents = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
+        with torch.no_grad():
+            pixels = F.avg_pool2d(self._decode(latents).cpu(), self.factor)
+        rows = latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
+        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
+        colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
+        solution = torch.linalg.lstsq(rows, colours).solution.float()
+        return solution[:-1].T.contiguous(), solution[-1]
+
+
+def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
+    """(1, height, width) float32 at latent size: 1 where white, to be drawn anew."""
+    grey = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
+    return F.interpolate((grey[None, None] >= 0.5).float(), (height, width), mode="nearest")[0]
+
+
+def without_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with grey where the mask is white, as 9-channel UNets were trained."""
+    hidden = mask.convert("L").point(lambda v: 255 if v >= 128 else 0)
+    return Image.composite(Image.new("RGB", picture.size, (128, 128, 128)), picture, hidden)
+
+
+def _to_pixels(picture: Image.Image) -> Tensor:
+    """(3, H, W) float32 from -1 to 1."""
+    values: Any = np.array(picture.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1
+
+
+def _to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) from -1 to 1, clamped, to pictures."""
+    values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray((one * 255).round().astype(np.uint8)) for one in values]

@@ -1,0 +1,110 @@
+"""Remote storage that is away for a while, and what to tell a person when it stays away.
+
+Clients raise errors of many libraries (fsspec, botocore, aiohttp), which are told apart by
+name here, so that none of them has to be imported for a local folder.
+"""
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from dreambooth_ray.errors import DreamBoothError, StorageError
+
+PATIENCE_S = 180.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
+_PASSING = {
+    "HTTPClientError",
+    "ConnectionError",
+    "TimeoutError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "IncompleteRead",
+    "ResponseParserError",
+}
+_PASSING_NUMBERS = {errno.EREMOTEIO, errno.EBUSY, errno.ETIMEDOUT, errno.EIO}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+_LOCAL = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EROFS: "it is read-only; choose another storage.uri",
+    errno.EACCES: "it may not be written or read; mend its permissions",
+}
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+def retry_while_away(
+    work: Callable[[], _Result],
+    where: str,
+    patience_s: float = PATIENCE_S,
+    wait: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> _Result:
+    """Do `work`, again and again with growing pauses while remote storage is away.
+
+    raises: FileNotFoundError and FileExistsError as they are; StorageError, in words, for others
+    """
+    started, tries = clock(), 0
+    while True:
+        try:
+            return work()
+        except DreamBoothError:
+            raise
+        except Exception as error:
+            if _is_answer(error):
+                raise
+            if not is_passing(error) or clock() - started >= patience_s:
+                raise StorageError(explain(error, where, clock() - started)) from error
+            pause = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**tries) * random.uniform(0.5, 1)
+            tries += 1
+            _log.warning("storage %s: %s; trying again in %.1f s", where, error, pause)
+            wait(pause)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
+    if _kinds(error) & _PASSING or _is_bucket_gone(error):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
+
+
+def explain(error: BaseException, where: str, waited_s: float) -> str:
+    """One line for a person: what is wrong with storage at `where`, and what to do."""
+    if isinstance(error, PermissionError) or _kinds(error) & _NO_CREDENTIALS:
+        return (
+            f"storage {where}: access is denied ({error}); check the keys, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or storage.options, and what they may do there"
+        )
+    if _is_bucket_gone(error):
+        return f"storage {where}: there is no such bucket; make it, or correct storage.uri"
+    if is_passing(error):
+        return (
+            f"storage {where} does not answer ({error}), tried for {waited_s:.0f} s; check the "
+            "network and the endpoint, AWS_ENDPOINT_URL or storage.options.endpoint_url"
+        )
+    return f"storage {where}: {type(error).__name__}: {error}; check storage.uri"
+
+
+def explain_local(error: OSError, where: str) -> str | None:
+    """As `explain`, for a folder of this machine; None for what callers expect."""
+    reason = _LOCAL.get(error.errno or 0)
+    return f"storage {where}: {reason} ({error})" if reason else None
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _is_bucket_gone(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, FileNotFoundError) and "bucket" in text and "not exist" in text
+
+
+def _is_answer(error: BaseException) -> bool:
+    """What says that a name is or isn't there: for callers to handle."""
+    if _is_bucket_gone(error):
+        return False
+    return isinstance(error, FileNotFoundError | FileExistsError)

@@ -1,0 +1,122 @@
+"""The toy world's UNet and text encoder, and how they are pretrained together."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dreambooth_ray.toyworld.pretrain_phase import Phase
+from dreambooth_ray.toyworld.pretrain_vae import CHANNELS
+from dreambooth_ray.toyworld.world_captions import WINDOW, random_caption
+from dreambooth_ray.toyworld.world_images import describe, to_tensor
+
+SNR_GAMMA = 5.0
+CAPTION_DROPOUT = 0.1
+WIDTH = 128
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained denoiser of the toy world's size, 5.3 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(48, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained two-layer text encoder."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=WINDOW,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_noise_schedule() -> DDPMScheduler:
+    """Stable Diffusion's own schedule."""
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
+
+
+@torch.no_grad()
+def cache_latents(work: Path, vae: AutoencoderKL, rank: int = 0, world: int = 1) -> None:
+    """Encode every picture once: latents.npy, (N, 2, C, 16, 16) float16, scaled mean and std."""
+    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    out = np.load(work / "latents.partial.npy", mmap_mode="r+")
+    for start in range(64 * rank, len(pictures), 64 * world):
+        posterior = vae.encode(to_tensor(pictures[start : start + 64])).latent_dist
+        pair = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+        out[start : start + 64] = pair.half().numpy()
+    out.flush()
+
+
+class DenoiserLoss(nn.Module):
+    """Noise prediction with min-SNR weights (Hang et al. 2023, arXiv 2303.09556)."""
+
+    cumulative: Tensor
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = new_unet()
+        self.text_encoder = new_text_encoder(tokenizer)
+        cumulative = new_noise_schedule().alphas_cumprod
+        self.register_buffer("cumulative", cumulative, persistent=False)
+
+    def forward(self, latents: Tensor, input_ids: Tensor) -> Tensor:
+        """latents: (B, C, 16, 16), unit variance; input_ids: (B, WINDOW); returns a scalar."""
+        noise = torch.randn_like(latents)
+        # One timestep from each B-th of the range: less variance than independent draws.
+        size = len(latents)
+        place = (torch.arange(size) + torch.rand(size)) / size
+        timesteps = (place * len(self.cumulative)).long()
+        alpha = self.cumulative[timesteps]
+        a, s = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
+        hidden = self.text_encoder(input_ids).last_hidden_state
+        made = self.unet(a * latents + s * noise, timesteps, hidden).sample
+        snr = alpha / (1 - alpha)
+        weight = snr.clamp(max=SNR_GAMMA) / snr
+        loss: Tensor = ((made - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        return loss
+
+
+def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) -> Phase:
+    """Batches of cached latents under freshly drawn captions, one in ten left empty."""
+    latents = np.load(work / "latents.npy", mmap_mode="r")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    pretrain_seed = int((work / "seed").read_text())
+    torch.manual_seed(seed)
+
+    def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([seed, 13, step, rank])
+        chosen = rng.integers(len(latents), size=batch_size)
+        captions = [
+            ""
+            if rng.uniform() < CAPTION_DROPOUT
+            else random_caption(*describe(pretrain_seed, int(k)), seed, int(rng.integers(2**62)))
+            for k in chosen
+        ]
+        ids = tokenizer(captions, padding="max_length", max_length=WINDOW, return_tensors="pt")
+        mean, std = torch.from_numpy(latents[chosen]).float().unbind(dim=1)
+        return mean + std * torch.randn_like(mean), ids.input_ids
+
+    return Phase("denoiser", DenoiserLoss(tokenizer), batch, steps, lr=1.5e-3)

@@ -1,0 +1,111 @@
+"""How the evaluator learns: attributes by cross-entropy, identity by contrast.
+
+Pictures are blurred, dimmed, and passed through the autoencoder at random, so that
+neither blur nor a reconstruction reads as another subject.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from dreambooth_ray.toyworld.attributes import CLASSES
+from dreambooth_ray.toyworld.evaluator import Evaluator
+from dreambooth_ray.toyworld.pretrain_phase import Phase
+from dreambooth_ray.toyworld.world_images import SCENES_EACH, describe, labels, to_tensor
+
+TEMPERATURE = 0.1
+SUBJECTS_A_CLASS = 8
+CLASSES_A_BATCH = 3
+
+
+class EvaluatorLoss(nn.Module):
+    """Cross-entropy of each attribute plus symmetric contrast between two scenes of a subject."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Evaluator()
+
+    def forward(self, pixels: Tensor, truth: Tensor) -> Tensor:
+        """pixels: (2N, 3, 64, 64), the second half the same subjects; truth: (2N, 5)."""
+        logits, identity = self.network(pixels)
+        loss = sum(F.cross_entropy(part, truth[:, i]) for i, part in enumerate(logits))
+        one, two = identity.chunk(2)
+        scores = one @ two.T / TEMPERATURE
+        same = torch.arange(len(one))
+        return loss + 0.5 * (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same))
+
+
+@torch.no_grad()
+def draw_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
+    """Decode the first `count` pictures from slightly disturbed latents: the generator's faults."""
+    path = work / "reconstructions.npy"
+    if path.exists():
+        return
+    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    generator = torch.Generator().manual_seed(seed)
+    blocks = []
+    for start in range(0, count, 50):
+        posterior = vae.encode(to_tensor(pictures[start : start + 50])).latent_dist
+        latents = posterior.mean
+        spread = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        disturbed = latents + spread * torch.randn(latents.shape, generator=generator)
+        made = vae.decode(disturbed).sample.clamp(-1, 1)
+        blocks.append(((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, np.concatenate(blocks))
+    partial.rename(path)
+
+
+def disturb(pixels: Tensor) -> Tensor:
+    """Random blur, brightness, contrast and noise; (B, 3, H, W) in and out."""
+    size = len(pixels)
+    blurred = torch.rand(size) < 0.35
+    if blurred.any():
+        sigma = float(torch.empty(1).uniform_(0.3, 1.3))
+        x = torch.arange(-3, 4).float()
+        kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).repeat(3, 1)
+        rows = F.conv2d(
+            F.pad(pixels[blurred], (3, 3, 3, 3), "replicate"), kernel[:, None, None], groups=3
+        )
+        pixels[blurred] = F.conv2d(rows, kernel[:, None, :, None], groups=3)
+    contrast = torch.empty(size, 1, 1, 1).uniform_(0.88, 1.12)
+    brightness = torch.empty(size, 1, 1, 1).uniform_(-0.08, 0.08)
+    noise = torch.randn_like(pixels) * torch.rand(size, 1, 1, 1) * 0.06
+    return (pixels * contrast + brightness + noise).clamp(-1, 1)
+
+
+def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
+    """24 subjects in two scenes each, eight of one class: look-alikes are the contrast."""
+    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    remade = np.load(work / "reconstructions.npy", mmap_mode="r")
+    pretrain_seed = int((work / "seed").read_text())
+    truth = torch.tensor([labels(*describe(pretrain_seed, k)) for k in range(len(pictures))])
+    of_class = truth[::SCENES_EACH, 0].numpy()
+    members = [np.flatnonzero(of_class == c) for c in range(len(CLASSES))]
+    num_remade = len(remade) // SCENES_EACH
+    remade_members = [m[m < num_remade] for m in members]
+    torch.manual_seed(seed)
+
+    def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([seed, 12, step, rank])
+        pool = remade_members if rng.uniform() < 0.6 else members
+        chosen = np.concatenate(
+            [
+                rng.choice(pool[c], SUBJECTS_A_CLASS, replace=False)
+                for c in rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
+            ]
+        )
+        scenes = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in chosen])
+        index = np.concatenate(
+            [chosen * SCENES_EACH + scenes[:, 0], chosen * SCENES_EACH + scenes[:, 1]]
+        )
+        use = (rng.uniform(size=len(index)) < 0.6) & (index < len(remade))
+        shown = np.stack([remade[k] if r else pictures[k] for k, r in zip(index, use, strict=True)])
+        return disturb(to_tensor(shown)), truth[index]
+
+    return Phase("evaluator", EvaluatorLoss(), batch, steps, lr=2e-3)

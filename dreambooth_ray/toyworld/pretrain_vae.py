@@ -1,0 +1,101 @@
+"""The toy world's autoencoder: 64 px to 8 x 16 x 16 latents.
+
+Eight channels, not Stable Diffusion's four: with four, spots and checks are gone before
+diffusion starts.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from dreambooth_ray.toyworld.pretrain_phase import Phase, averaged_weights
+from dreambooth_ray.toyworld.world_images import to_tensor
+
+CHANNELS = 8
+KL_WEIGHT = 1e-4
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder of the toy world's size."""
+    return AutoencoderKL(
+        block_out_channels=(24, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+class VaeLoss(nn.Module):
+    """Mean absolute error of pixels and of their differences, plus a small KL term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = new_vae()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: (B, 3, H, W) in [-1, 1]; returns a scalar."""
+        posterior = self.vae.encode(pixels).latent_dist
+        made = self.vae.decode(posterior.sample()).sample
+        error = made - pixels
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        mean, logvar = posterior.mean, posterior.logvar
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss: Tensor = error.abs().mean() + 0.5 * edges + KL_WEIGHT * kl
+        return loss
+
+
+def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Phase:
+    """32 px crops for the first 75 % of the steps, whole pictures after."""
+    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    torch.manual_seed(seed)
+
+    def batch(step: int, rank: int) -> tuple[Tensor]:
+        rng = np.random.default_rng([seed, 11, step, rank])
+        crop = step < 0.75 * steps
+        chosen = rng.integers(len(pictures), size=batch_size * (2 if crop else 1))
+        if not crop:
+            return (to_tensor(pictures[np.sort(chosen)]),)
+        corners = rng.integers(0, 33, size=(len(chosen), 2))
+        return (
+            to_tensor(
+                np.stack(
+                    [
+                        pictures[k, y : y + 32, x : x + 32]
+                        for k, (y, x) in zip(chosen, corners, strict=True)
+                    ]
+                )
+            ),
+        )
+
+    return Phase("vae", VaeLoss(), batch, steps, lr=1.5e-3, ema_decay=0.998)
+
+
+def load_trained(work: Path) -> AutoencoderKL:
+    """The autoencoder that the phase left behind, in evaluation mode."""
+    loss = VaeLoss()
+    loss.load_state_dict(averaged_weights(work / "vae.pt"))
+    return loss.vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Fold a per-channel shift and scale into the 1x1 convolutions around the latents.
+
+    Afterwards latents times Stable Diffusion's own scaling factor have mean 0 and
+    variance 1 in every channel over `pixels` (B, 3, H, W), and decoding is unchanged.
+    """
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 32)])
+    mean = latents.mean(dim=(0, 2, 3))
+    scale = latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:CHANNELS] /= scale[:, None, None, None]
+    quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - mean) / scale
+    quant.bias[CHANNELS:] -= 2 * scale.log()
+    post.bias += torch.einsum("oihw,i->o", post.weight, mean)
+    post.weight *= scale[None, :, None, None]

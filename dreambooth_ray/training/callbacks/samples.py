@@ -1,0 +1,56 @@
+"""Images of the sample prompts, sampled while training goes on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.training.module import DreamBoothModule
+
+
+class Samples:
+    """Samples with the weights a bundle would have now; training shares no randomness with it."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        """directory: the base model's"""
+        self._config, self._directory = config, directory
+
+    def is_due(self, step: int) -> bool:
+        """Whether images are wanted after this step."""
+        every = self._config.sample.every
+        return bool(every) and step % every == 0
+
+    def sample(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
+        """Each sample prompt and its image, (H, W, 3) uint8."""
+        components = load_components(self._directory)
+        components.unet = module.unet
+        if module.text_encoder is not None:
+            components.text_encoder = module.text_encoder
+        engine = Engine(components, device=str(module.device))
+        requests = self._requests()
+        try:
+            with module.averaged():
+                outputs = engine.draw(requests)
+        finally:
+            module.unet.train(self._config.train.unet)
+            if module.text_encoder is not None:
+                module.text_encoder.train()
+        images = (np.asarray(output.image) for output in outputs)
+        return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
+
+    def _requests(self) -> list[Request]:
+        sample, size_px = self._config.sample, self._config.train.resolution
+        return [
+            Request(
+                prompt,
+                seed=self._config.seed,
+                num_inference_steps=sample.num_inference_steps,
+                guidance_scale=sample.guidance_scale,
+                width_px=size_px,
+                height_px=size_px,
+            )
+            for prompt in self._config.sample_prompts
+        ]

@@ -1,0 +1,235 @@
+"""When checkpoints are made, and how they reach storage while training goes on."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import distributed
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.checkpoint import retention
+from dreambooth_ray.training.checkpoint_selection import read_selection, write_end
+from dreambooth_ray.training.metrics_log import MetricsLog
+
+_PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
+
+
+@dataclass(frozen=True)
+class WorkerRank:
+    """Where this worker is: in the group, on its host, and which host that is."""
+
+    rank: int
+    local_rank: int
+    host: int
+    num_hosts: int
+
+
+class Uploader:
+    """Brings one checkpoint at a time to storage, in a thread; its errors come with the next."""
+
+    def __init__(
+        self,
+        run: Store,
+        config: Config,
+        side_work: SideWork,
+        place: WorkerRank,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_commit: called after each commit, on the first host"""
+        self._run, self._config, self._side_work, self._place = run, config, side_work, place
+        self._on_commit = on_commit
+        self.log: MetricsLog | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+        """Upload this host's files of `local`, and remove them; the first host commits."""
+        assert self._pending is None
+        self._pending = self._pool.submit(self._bring, step, nonce, local, about)
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _bring(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+        name = paths.checkpoint(step)
+        folder = f"{name}-{nonce}"
+        try:
+            entries = manifest.upload(self._run, folder, local)
+            if self._place.host:
+                part = json.dumps([asdict(e) for e in entries]).encode()
+                self._run.write(f"{folder}/{_part(self._place.host)}", part)
+                return
+            for host in range(1, self._place.num_hosts):
+                entries += self._part_of(folder, host)
+            # Metrics go first: a checkpoint never knows more than they do.
+            if self.log is not None:
+                self.log.flush()
+            manifest.commit_uploaded(self._run, name, folder, entries, about)
+            self._side_work.run(
+                "removing old checkpoints", lambda: retention.tidy(self._run, self._config), None
+            )
+            self._on_commit()
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+
+    def _part_of(self, folder: str, host: int) -> list[manifest.Entry]:
+        """What another host has uploaded, once it says so."""
+        deadline = time.monotonic() + _PART_TIMEOUT_S
+        while not self._run.exists(f"{folder}/{_part(host)}"):
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self._run.uri}/{folder}: host {host} has not uploaded its part of the "
+                    f"checkpoint within {_PART_TIMEOUT_S:.0f} s; look at that host"
+                )
+            time.sleep(_POLL_S)
+        content = json.loads(self._run.read(f"{folder}/{_part(host)}"))
+        return [manifest.Entry(**entry) for entry in content]
+
+
+def _part(host: int) -> str:
+    return f"part-{host:05d}.json"
+
+
+class StopRequest:
+    """Whether somebody has asked the run to stop, looked up beside the training thread."""
+
+    def __init__(self, run: Store) -> None:
+        self._run, self._asked = run, threading.Event()
+        self._ended = threading.Event()
+        self._interval_s = 0.5 if run.is_local else 2.0
+
+    def start(self) -> None:
+        """Look from now on."""
+        threading.Thread(target=self._look, name="stop request", daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            # Whatever storage answers now, the next look may see more.
+            with contextlib.suppress(Exception):
+                if self._run.exists(paths.STOP):
+                    self._asked.set()
+                    return
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it has been seen."""
+        return self._asked.is_set()
+
+
+class CheckpointSaver:
+    """Commits the complete state every `every` steps, after the last one, and when asked to stop.
+
+    Workers write their own shards to their own disk; the first worker of each host uploads
+    what lies there, in a thread; the first of all commits. One checkpoint is under way at most.
+    """
+
+    def __init__(
+        self,
+        run: Store,
+        config: Config,
+        side_work: SideWork,
+        place: WorkerRank,
+        about: dict[str, object],
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """about: what a checkpoint's manifest says beside its step and metrics."""
+        self._run, self._config, self._place, self._about = run, config, place, about
+        self._side_work = side_work
+        self._uploader = Uploader(run, config, side_work, place, on_commit)
+        self._request = StopRequest(run)
+        self.waited_s = 0.0
+
+    def start(self, log: MetricsLog | None) -> None:
+        """Listen to requests to stop, on the first worker. log: flushed before each commit"""
+        self._uploader.log = log
+        if self._place.rank == 0:
+            self._request.start()
+
+    def after_step(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Save if it is time, or stop if that was asked for. metrics: of the step"""
+        if self._is_stopped(trainer):
+            trainer.should_stop = True
+        step, every = trainer.global_step, self._config.checkpoint.every
+        if step % every == 0 and self._has_stalled(trainer, step):
+            trainer.should_stop = True
+        if step % every == 0 or step == self._config.train.steps or trainer.should_stop:
+            self._save(trainer, step, metrics)
+
+    def _is_stopped(self, trainer: pl.Trainer) -> bool:
+        """The first worker's word, so that all stop after the same step."""
+        if trainer.world_size == 1:
+            return self._request.asked
+        return bool(trainer.strategy.broadcast(self._request.asked))
+
+    def _has_stalled(self, trainer: pl.Trainer, step: int) -> bool:
+        """What the evaluations beside the training say, as the first worker reads it."""
+        if not self._config.choice.patience:
+            return False
+        stop = False
+        if self._place.rank == 0:
+            stop = self._side_work.run("early stopping", lambda: self._end_early(step), False)
+        return bool(trainer.strategy.broadcast(stop)) if trainer.world_size > 1 else stop
+
+    def _end_early(self, step: int) -> bool:
+        """Write down that the run ends here, if its evaluations say so."""
+        if not read_selection(self._run).stop:
+            return False
+        if step < self._config.train.steps:
+            write_end(self._run, step)
+        return True
+
+    def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
+        began = time.monotonic()
+        self._uploader.wait()
+        nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
+        local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
+        local.mkdir(mode=0o700, exist_ok=True)
+        trainer.save_checkpoint(local / retention.STATE)
+        trainer.strategy.barrier("checkpoint")
+        if self._place.local_rank == 0:
+            values = {name: value for name, value in metrics.items() if name != "step"}
+            about = {**self._about, "step": step, "metrics": values}
+            self._uploader.submit(step, nonce, local, about)
+        self.waited_s += time.monotonic() - began
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """The run has not ended before its last checkpoint is committed."""
+        self._request.end()
+        self._uploader.wait()
+        trainer.strategy.barrier("committed")
+
+    def abandon(self) -> None:
+        """What was good before an error is kept; raises nothing in place of that error."""
+        self._request.end()
+        self._side_work.run("the last checkpoint's commit", self._uploader.wait, None)
+
+
+def find_worker_rank(context: Any) -> WorkerRank:
+    """This worker's place, by Ray Train's context; a collective call."""
+    host = int(context.get_node_rank())
+    hosts = [host]
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        hosts = [0] * distributed.get_world_size()
+        distributed.all_gather_object(hosts, host)
+    return WorkerRank(context.get_world_rank(), context.get_local_rank(), host, max(hosts) + 1)

@@ -1,0 +1,45 @@
+"""What the evaluation beside a training has decided so far, as the training reads it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.store import Store
+
+
+@dataclass(frozen=True)
+class CheckpointSelection:
+    """best: step to keep; judged: steps evaluated; stop: whether the run should end."""
+
+    best: int | None = None
+    judged: tuple[int, ...] = ()
+    stop: bool = False
+
+
+def read_selection(run: Store) -> CheckpointSelection:
+    """The newest, or an empty one."""
+    if not run.exists(paths.VERDICT):
+        return CheckpointSelection()
+    content = json.loads(run.read(paths.VERDICT))
+    return CheckpointSelection(content["best"], tuple(content["judged"]), content["stop"])
+
+
+def write_selection(run: Store, verdict: CheckpointSelection) -> None:
+    """Replace it."""
+    run.write(paths.VERDICT, json.dumps(asdict(verdict)).encode())
+
+
+def spared(steps: Iterable[int], verdict: CheckpointSelection) -> frozenset[int]:
+    """Checkpoints that rotation must leave: the best, and those not evaluated yet."""
+    return frozenset(s for s in steps if s == verdict.best or s not in verdict.judged)
+
+
+def write_end(run: Store, step: int) -> None:
+    """Note that a run ended early, at `step`, by its evaluations."""
+    run.write(paths.END, json.dumps({"step": step}).encode())
+
+
+def read_end(run: Store) -> int | None:
+    """The step a run was ended at by its evaluations; None if it was not."""
+    return int(json.loads(run.read(paths.END))["step"]) if run.exists(paths.END) else None

@@ -1,0 +1,107 @@
+"""Which optimizer moves which weights at which rate."""
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import TrainConfig
+
+
+def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
+    """Trained weights by learning rate and decay: one group, unless the configuration parts them.
+
+    Learned words are not decayed: their length has a meaning.
+    """
+    train = config.train
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, weight in module.named_parameters():
+        if not weight.requires_grad:
+            continue
+        rate, decay = train.lr, train.weight_decay
+        if name.endswith(".token_embedding.rows"):
+            rate, decay = config.identifier.lr or rate, 0.0
+        elif name.startswith("text_encoder."):
+            rate = train.text_encoder_lr or rate
+        groups.setdefault((rate, decay), []).append(weight)
+    return [{"params": w, "lr": rate, "weight_decay": d} for (rate, d), w in groups.items()]
+
+
+def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
+    """The configured optimizer over the weights that are trained."""
+    train = config.train
+    groups = parameter_groups(config, module)
+    if train.optimizer == "prodigy":
+        return _prodigy(train, groups)
+    if train.optimizer == "adamw8bit":
+        return _adamw8bit(train, groups)
+    # A fused step unscales gradients itself, behind the back of clipping.
+    fused = train.precision != "16-mixed"
+    return AdamW(groups, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
+
+
+def _prodigy(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    from prodigyopt import Prodigy  # noqa: PLC0415
+
+    # It prints that its weight decay is decoupled, which is what we ask for.
+    with contextlib.redirect_stdout(io.StringIO()):
+        prodigy: Optimizer = Prodigy(
+            groups,
+            lr=train.lr,
+            betas=(0.9, 0.99),
+            weight_decay=train.weight_decay,
+            use_bias_correction=True,
+            safeguard_warmup=train.lr_warmup_steps > 0,
+        )
+    return prodigy
+
+
+def _adamw8bit(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415
+
+    optimizer: Optimizer = AdamW8bit(groups, lr=train.lr, weight_decay=train.weight_decay)
+    return optimizer
+
+
+class RateSchedule:
+    """Factor of the learning rate: a linear warm-up, then constant, or falling to zero."""
+
+    def __init__(self, kind: str, num_warmup: int, num_steps: int) -> None:
+        self.kind, self.num_warmup, self.num_steps = kind, num_warmup, num_steps
+
+    def __call__(self, step: int) -> float:
+        """Factor at optimizer step `step`, counted from 0; 0 after the last."""
+        if step < self.num_warmup or self.kind == "constant":
+            return min(1.0, (step + 1) / (self.num_warmup + 1))
+        left = self.num_steps - self.num_warmup
+        done = min(1.0, (step - self.num_warmup) / max(1, left))
+        return 1 - done if self.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+class ExponentialMovingAverage:
+    """Exponential moving average of trained weights, by name.
+
+    Its window grows with the number of steps: with a fixed decay the untrained weights would
+    keep a share of decay ** steps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {}
+
+    def update(self, current: Mapping[str, Tensor], step: int) -> None:
+        """Move towards the weights after optimizer step `step`, counted from 1."""
+        if not self.weights:
+            self.weights = {n: w.detach().clone() for n, w in current.items()}
+            return
+        for name, new in current.items():
+            self.weights[name] = self.weights[name].to(new.device)
+        means = [self.weights[name] for name in current]
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(means, [w.detach() for w in current.values()], 1 - decay)

@@ -1,0 +1,66 @@
+"""Counters and gauges in Prometheus' form, one registry a gateway."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.replica_pool import ReplicaPool
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+_POOL = {
+    "queue": "pictures that wait",
+    "in_hand": "pictures being drawn",
+    "remaining_steps": "steps still to do, waiting ones included",
+    "replicas": "replicas that answer",
+    "batch": "pictures in running batches",
+    "full_batch_steps_per_second": "of one replica, as it warmed up",
+    "steps": "steps done by the replicas there are",
+    "loaded_bytes": "weights in memory",
+    "retries": "drawings begun anew on another replica",
+}
+
+
+class Metrics:
+    """What this gateway saw."""
+
+    def __init__(self) -> None:
+        made = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "dreambooth_requests", "answers by route and status", ["route", "status"], registry=made
+        )
+        self.refusals = Counter(
+            "dreambooth_refusals", "refusals by reason", ["reason"], registry=made
+        )
+        self.images = Counter("dreambooth_images", "pictures handed out", ["model"], registry=made)
+        self.latency = Histogram(
+            "dreambooth_image_seconds", "from order to picture", ["model"],
+            buckets=_SECONDS, registry=made,
+        )  # fmt: skip
+        self.first_preview = Histogram(
+            "dreambooth_first_preview_seconds", "from order to the first preview",
+            buckets=_SECONDS, registry=made,
+        )  # fmt: skip
+        self.jobs = Gauge("dreambooth_jobs", "jobs this gateway has in hand", registry=made)
+        self._of_pool = {
+            name: Gauge(f"dreambooth_{name}", about, ["pool"], registry=made)
+            for name, about in _POOL.items()
+        }
+
+    def show(self, pool: ReplicaPool) -> None:
+        """Set a pool's gauges to what it is now."""
+        desk, reports = pool.desk, pool.reports
+        values = {
+            "queue": len(desk.queue),
+            "in_hand": len(desk.in_hand),
+            "remaining_steps": desk.remaining_steps,
+            "replicas": len(reports),
+            "batch": sum(r.active for r in reports),
+            "full_batch_steps_per_second": desk.steps_per_s,
+            "steps": sum(r.steps_done for r in reports),
+            "loaded_bytes": sum(r.loaded_bytes for r in reports),
+            "retries": pool.retries,
+        }
+        for name, value in values.items():
+            self._of_pool[name].labels(pool.name).set(value)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,250 @@
+"""Jobs as storage keeps them, so that no process's death loses one.
+
+serve/jobs/{id}/
+  request.json            what was asked, and by whom
+  image, mask             uploads, as they came
+  state.json              status, times, error
+  lease-0000.json ...     who runs it; the highest number counts, and only while it is renewed
+  progress.json           steps, from time to time
+  cancel                  the caller wants no more of it
+  0.png, 0.json ...       finished pictures and their receipts
+  preview-0.png ...       the newest look at each
+"""
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dreambooth_ray.storage.store import Store
+from serve.api_errors import APIError
+from serve.api_messages import (
+    JOB_PATTERN,
+    EditRequest,
+    GenerationRequest,
+    JobAnswer,
+    JobStatus,
+    Receipt,
+)
+from serve.image_service import Rendered, Upload
+
+FOLDER = "serve/jobs"
+_LEASE = re.compile(r"^lease-(\d{4})\.json$")
+_FILE = re.compile(r"^(preview-)?\d{1,3}\.(png|jpeg|webp)$")
+
+
+class JobRecord(BaseModel):
+    """What a job is; written once."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    caller: str
+    model: str
+    created_at: float
+    generation: GenerationRequest | None = None
+    edit: EditRequest | None = None
+    webhook_url: str | None = None
+
+    @property
+    def request(self) -> GenerationRequest | EditRequest:
+        """What to draw."""
+        request = self.generation or self.edit
+        if request is None:
+            raise ValueError(f"job {self.id} asks for nothing")
+        return request
+
+
+class JobState(BaseModel):
+    """Where a job stands; written by its runner alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: JobStatus = "queued"
+    finished_at: float | None = None
+    error: dict[str, Any] | None = None
+    webhook: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, word to the webhook included."""
+        return self.finished_at is not None and self.webhook != "pending"
+
+
+@dataclass(frozen=True)
+class JobLease:
+    """A runner's claim on a job."""
+
+    number: int
+    owner: str
+
+
+def new_job_id() -> str:
+    """Not to be guessed."""
+    return f"job_{uuid.uuid4().hex}"
+
+
+class JobStore:
+    """Reads and writes jobs. Blocking: call it from a thread."""
+
+    def __init__(self, storage_uri: str, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._clock = Store(storage_uri).sub(FOLDER), clock
+
+    def ids(self) -> list[str]:
+        """All jobs there are."""
+        return [n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)]
+
+    def add(self, record: JobRecord, upload: Upload | None) -> None:
+        """A new job: its state is written last, and makes it count."""
+        if upload is not None:
+            self._store.write(f"{record.id}/image", upload.image)
+            if upload.mask is not None:
+                self._store.write(f"{record.id}/mask", upload.mask)
+        self._store.write(f"{record.id}/request.json", record.model_dump_json().encode())
+        webhook = "pending" if record.webhook_url else None
+        self.set_state(record.id, JobState(webhook=webhook))
+
+    def record(self, job: str) -> JobRecord:
+        """raises Refusal 404 if there is no such job."""
+        if not re.fullmatch(JOB_PATTERN, job):
+            raise no_such_job(job)
+        try:
+            return JobRecord.model_validate_json(self._store.read(f"{job}/request.json"))
+        except (FileNotFoundError, ValueError) as error:
+            raise no_such_job(job) from error
+
+    def upload(self, job: str) -> Upload | None:
+        """Its uploads."""
+        try:
+            image = self._store.read(f"{job}/image")
+        except FileNotFoundError:
+            return None
+        mask = None
+        with contextlib.suppress(FileNotFoundError):
+            mask = self._store.read(f"{job}/mask")
+        return Upload(image, mask)
+
+    def state(self, job: str) -> JobState:
+        """raises Refusal 404."""
+        try:
+            return JobState.model_validate_json(self._store.read(f"{job}/state.json"))
+        except (FileNotFoundError, ValueError) as error:
+            raise no_such_job(job) from error
+
+    def set_state(self, job: str, state: JobState) -> None:
+        """Replace it."""
+        self._store.write(f"{job}/state.json", state.model_dump_json().encode())
+
+    def set_progress(self, job: str, step: int, total: int, previews: dict[int, bytes]) -> None:
+        """Steps of all its pictures, and new looks at them."""
+        for index, data in previews.items():
+            self._store.write(f"{job}/preview-{index}.png", data)
+        text = json.dumps({"step": step, "total": total})
+        self._store.write(f"{job}/progress.json", text.encode())
+
+    def finish_image(self, job: str, index: int, rendered: Rendered, suffix: str) -> None:
+        """Picture first, receipt last: the receipt makes it count."""
+        self._store.write(f"{job}/{index}.{suffix}", rendered.data)
+        self._store.write(f"{job}/{index}.json", rendered.receipt.model_dump_json().encode())
+
+    def finished_images(self, job: str) -> list[int]:
+        """Indices of its finished pictures."""
+        found = (re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job))
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def file(self, job: str, name: str) -> bytes:
+        """A picture of a job; raises Refusal 404."""
+        if not _FILE.fullmatch(name):
+            raise no_such_job(f"{job}/{name}")
+        try:
+            return self._store.read(f"{job}/{name}")
+        except FileNotFoundError as error:
+            raise no_such_job(f"{job}/{name}") from error
+
+    def cancel(self, job: str) -> None:
+        """Say that nobody wants it any more."""
+        self._store.write(f"{job}/cancel", b"")
+
+    def is_cancelled(self, job: str) -> bool:
+        """Whether that was said."""
+        return self._store.exists(f"{job}/cancel")
+
+    def claim(self, job: str, owner: str, lease_s: float) -> JobLease | None:
+        """Become its runner, if it has none that is alive; one of several callers wins."""
+        newest = self._newest_lease(job)
+        number = 0
+        if newest is not None:
+            number, content = newest
+            if self._clock() - float(content.get("renewed_at", 0)) < lease_s:
+                return None
+            number += 1
+        lease = JobLease(number, owner)
+        # Of two attempts of one owner only one may win as well.
+        claim = self._stamp(owner, nonce=uuid.uuid4().hex)
+        return lease if self._store.create(self._lease(job, number), claim) else None
+
+    def renew(self, job: str, lease: JobLease) -> bool:
+        """Say that the runner is alive; False if another has taken over."""
+        if self._store.exists(self._lease(job, lease.number + 1)):
+            return False
+        self._store.write(self._lease(job, lease.number), self._stamp(lease.owner))
+        return True
+
+    def remove(self, job: str) -> None:
+        """Forget it: what makes it known goes first."""
+        self._store.remove(f"{job}/request.json")
+        self._store.remove(job)
+
+    def answer(self, record: JobRecord, position: int | None) -> JobAnswer:
+        """As GET /v1/jobs/{id} has it."""
+        state, names, progress = self.state(record.id), self._store.names(record.id), {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            progress = json.loads(self._store.read(f"{record.id}/progress.json"))
+        suffix, done = record.request.output_format, self.finished_images(record.id)
+        receipts = [self._store.read(f"{record.id}/{k}.json") for k in done]
+        previews = [n for n in names if n.startswith("preview-") and _FILE.fullmatch(n)]
+        return JobAnswer(
+            id=record.id,
+            status=state.status,
+            created_at=record.created_at,
+            finished_at=state.finished_at,
+            model=record.model,
+            n=record.request.n,
+            images_done=len(done),
+            position=position if state.finished_at is None else None,
+            step=int(progress.get("step", 0)),
+            total_steps=int(progress.get("total", 0)),
+            previews=[f"/v1/jobs/{record.id}/files/{name}" for name in previews],
+            images=[f"/v1/jobs/{record.id}/files/{k}.{suffix}" for k in done],
+            receipts=[Receipt.model_validate_json(r) for r in receipts],
+            error=state.error,
+        )
+
+    def _newest_lease(self, job: str) -> tuple[int, dict[str, Any]] | None:
+        found = [int(m.group(1)) for m in map(_LEASE.match, self._store.names(job)) if m]
+        if not found:
+            return None
+        try:
+            content = json.loads(self._store.read(self._lease(job, max(found))))
+        except (FileNotFoundError, ValueError):
+            content = {}
+        return max(found), content
+
+    def _stamp(self, owner: str, **more: str) -> bytes:
+        return json.dumps({"owner": owner, "renewed_at": self._clock(), **more}).encode()
+
+    @staticmethod
+    def _lease(job: str, number: int) -> str:
+        return f"{job}/lease-{number:04d}.json"
+
+
+def no_such_job(job: str) -> APIError:
+    """404, the same for what is not there and what is somebody else's."""
+    text = f"job {job[:80]!r} is not known; finished jobs are kept for a while only"
+    return APIError(404, "job_not_found", text)

@@ -1,0 +1,153 @@
+"""What surrounds every request: its id, its size, its log line, protection. Plain ASGI."""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api_errors import APIError
+from serve.gateway_metrics import Metrics
+
+_LOG = logging.getLogger("dreambooth.serve")
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+_CSP = (
+    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+# FastAPI's page of the API loads its viewer from there.
+_DOCS_CSP = (
+    "default-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    "style-src 'self' https://cdn.jsdelivr.net; "
+    "script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; frame-ancestors 'none'"
+)
+_EXTRA = ("error", "pool", "job", "subject", "category", "score", "fingerprint", "request_id",
+          "route", "status", "seconds", "caller")  # fmt: skip
+
+
+class RequestMiddleware:
+    """Wraps the application; one instance a gateway."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, body_bytes: int, behind_serve: bool) -> None:
+        """body_bytes: of a whole request; behind_serve: Ray Serve's proxy adds X-Request-Id."""
+        self._app, self._metrics, self._body_bytes = app, metrics, body_bytes
+        self._behind_serve = behind_serve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, started_s = Headers(scope=scope), time.monotonic()
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 499
+
+        async def send_more(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered = MutableHeaders(scope=message)
+                _protect(answered, scope["path"])
+                if not self._behind_serve:
+                    answered["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            refusal = self._refusal(headers)
+            if refusal is not None:
+                self._metrics.refusals.labels(refusal.code).inc()
+                answer = JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+                await answer(scope, receive, send_more)
+            else:
+                await self._app(scope, self._bounded(receive), send_more)
+        finally:
+            route = getattr(scope.get("route"), "path", "-")
+            self._metrics.requests.labels(route, str(status)).inc()
+            _LOG.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "route": route,
+                    "status": status,
+                    "caller": scope["state"].get("caller"),
+                    "seconds": round(time.monotonic() - started_s, 4),
+                },
+            )
+
+    def _refusal(self, headers: Headers) -> APIError | None:
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            return APIError(415, "unsupported_encoding", "send the body without Content-Encoding")
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit():
+            return APIError(400, "invalid_length", "Content-Length is no number")
+        if int(length) > self._body_bytes:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> APIError:
+        text = f"the request is larger than {self._body_bytes} bytes; send less"
+        return APIError(413, "body_too_large", text)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_less() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._body_bytes:
+                raise HTTPException(413, str(self._too_large()))
+            return message
+
+        return receive_less
+
+
+def _protect(headers: MutableHeaders, path: str) -> None:
+    for name, value in _SECURITY.items():
+        headers[name] = value
+    headers["Content-Security-Policy"] = _DOCS_CSP if path == "/docs" else _CSP
+    if path.startswith("/v1/"):
+        headers["Cache-Control"] = "no-store"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, of known fields alone: no body, prompt or key can slip in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, Any] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "event": record.msg if not record.args else record.getMessage(),
+        }
+        line |= {k: getattr(record, k) for k in _EXTRA if getattr(record, k, None) is not None}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        return json.dumps(line)
+
+
+def log_to_stderr() -> None:
+    """JSON lines on this process's standard error, which Ray keeps in its session's logs."""
+    if not _LOG.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+        _LOG.addHandler(handler)
+        _LOG.setLevel(logging.INFO)
+        _LOG.propagate = False

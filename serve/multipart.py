@@ -1,0 +1,101 @@
+"""Request bodies read by hand, where FastAPI can't refuse unknown fields by name."""
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from serve.api_errors import APIError
+from serve.api_messages import Message
+from serve.image_service import Upload
+
+M = TypeVar("M", bound=Message)
+_FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+_MAX_FIELDS = 40
+_PICTURE = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
+
+
+def schema(form: type[Message], also_json: type[Message] | None = None) -> dict[str, Any]:
+    """The request body for the OpenAPI document."""
+    fields = form.model_json_schema()
+    fields["properties"] |= {"image": _PICTURE, "mask": _PICTURE}
+    fields["required"] = [*fields.get("required", []), "image"]
+    content = {"multipart/form-data": {"schema": fields}}
+    if also_json is not None:
+        content["application/json"] = {"schema": also_json.model_json_schema()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read(request: Request, form: type[M]) -> tuple[M, Upload]:
+    """A multipart form: its fields by `form`, its files as an Upload; raises Refusal."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        text = "send multipart/form-data, with the picture as the file `image`"
+        raise APIError(415, "unsupported_media_type", text)
+    fields: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    try:
+        async with request.form(max_files=4, max_fields=_MAX_FIELDS) as content:
+            for name, value in content.multi_items():
+                key = _FILES.get(name, name)
+                if key in fields or key in files:
+                    raise APIError(
+                        400, "invalid_value", f"{key[:80]} is given twice; give one", param=key[:80]
+                    )
+                if isinstance(value, UploadFile):
+                    files[key] = await value.read()
+                else:
+                    fields[key] = value
+    except (HTTPException, ValueError, KeyError) as error:
+        if isinstance(error, HTTPException) and error.status_code == 413:
+            raise
+        raise APIError(400, "invalid_form", "the form can't be read; check its encoding") from error
+    return validate(form, fields), _upload(files)
+
+
+def _upload(files: dict[str, bytes]) -> Upload:
+    unknown = sorted(set(files) - {"image", "mask"})
+    if unknown:
+        text = f"unknown file {unknown[0][:80]!r}; send image, and mask if you like"
+        raise APIError(400, "unknown_parameter", text, param=unknown[0][:80])
+    if "image" not in files:
+        text = "image is missing; send it as a file"
+        raise APIError(400, "missing_parameter", text, param="image")
+    return Upload(files["image"], files.get("mask"))
+
+
+async def read_json(request: Request, body: type[M]) -> M:
+    """A JSON body; raises Refusal."""
+    try:
+        content = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise APIError(400, "invalid_json", "the body is no JSON that can be read") from error
+    return validate(body, content)
+
+
+def validate(form: type[M], content: object) -> M:
+    """Fields by a message's rules; raises Refusal naming the first at fault."""
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        raise invalid([dict(e) for e in error.errors()]) from error
+
+
+def invalid(errors: list[dict[str, Any]]) -> APIError:
+    """One validation error for people, without the value: it may be long, or private."""
+    first = errors[0]
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(path)[:120] or None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return APIError(400, "invalid_json", "the body is no JSON that can be read")
+    if first["type"] == "extra_forbidden":
+        text = f"{param!r} is not supported here; leave it out"
+        return APIError(400, "unknown_parameter", text, param=param)
+    if first["type"] == "missing":
+        text = f"{param or 'the body'} is missing; give it"
+        return APIError(400, "missing_parameter", text, param=param)
+    text = f"{param}: {message[:1].lower() + message[1:]}" if param else message
+    return APIError(400, "invalid_value", text[:500], param=param)

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster import namespaces
+from cluster.local_cluster import LocalCluster
+from cluster.namespaces import Host, enter
+from dreambooth_ray.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    state = {
+        "network": {"bridge": "db-abc", "prefix": "10.213.9"},
+        "hosts": [
+            {"name": n, "namespace": f"db-abc-{n}", "address": a, "pid": 2**30, "ticks": 1}
+            for n, a in (("head", "10.213.9.10"), ("host-11", "10.213.9.11"))
+        ],
+        "secret": "s3cret",
+        "next": 12,
+        "cpus": 1,
+    }
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "token").write_text("t0ken")
+    return tmp_path
+
+
+def test_a_folder_is_the_whole_state(folder: Path) -> None:
+    cluster = LocalCluster(folder)
+    assert cluster.address == "10.213.9.10:6379"
+    assert cluster.dashboard == "http://10.213.9.10:8265"
+    assert [h.name for h in cluster.workers] == ["host-11"]
+    assert not cluster.host("head").is_alive
+
+
+def test_environment_carries_the_token_and_nothing_foreign(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    environment = LocalCluster(folder).environment
+    assert "RAY_ADDRESS" not in environment
+    assert "AWS_ENDPOINT_URL" not in environment
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN"] == "t0ken"
+
+
+def test_unknown_host_names_those_there_are(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no host 'host-99'.*head, host-11"):
+        LocalCluster(folder).host("host-99")
+
+
+def test_the_head_is_not_replaced(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="head can't be replaced"):
+        LocalCluster(folder).replace("head")
+
+
+def test_no_cluster_here(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dreambooth cluster up"):
+        LocalCluster(tmp_path)
+
+
+def test_a_dead_host_is_not_entered() -> None:
+    with pytest.raises(ConfigError, match="host gone does not run"):
+        enter(Host("gone", "n", "10.213.9.20", 2**30, 1), ["true"])
+
+
+def test_hosts_need_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(namespaces.os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="need root"):
+        LocalCluster.up(tmp_path / "new", 2)
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,145 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from dreambooth_ray.data.quality import inspection, measurements
+from dreambooth_ray.data.quality.inspection import Examination, examine
+from dreambooth_ray.errors import DataError
+from dreambooth_ray.evaluation.quality_page import doctor_page
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_photographs(tmp_path / "photos", 7, "robot", 4, size_px=256)
+    return tmp_path / "photos"
+
+
+def checks(found: Examination) -> list[tuple[str, tuple[str, ...]]]:
+    return [(f.check, f.photographs) for f in found.findings]
+
+
+def test_good_photographs_pass_and_what_was_not_looked_at_is_said(folder: Path) -> None:
+    found = examine(folder, 256)
+    assert checks(found) == []
+    assert found.verdict == "ok"
+    assert [line.partition(":")[0] for line in found.skipped] == [
+        "other subjects and poses",
+        "class noun",
+    ]
+
+
+def test_faults_are_found_each_in_its_photograph(folder: Path) -> None:
+    first = Image.open(folder / "00.png")
+    first.filter(ImageFilter.GaussianBlur(6)).save(folder / "blurred.png")
+    first.resize((100, 100)).save(folder / "small.png")
+    Image.eval(Image.open(folder / "01.png"), lambda v: v // 8).save(folder / "dark.png")
+    barred = Image.new("RGB", (300, 256))
+    barred.paste(Image.open(folder / "02.png"), (22, 0))
+    barred.save(folder / "barred.png")
+    found = checks(examine(folder, 256))
+    assert ("resolution", ("small.png",)) in found
+    assert ("exposure", ("dark.png",)) in found
+    assert ("bars", ("barred.png",)) in found
+    assert ("duplicate", ("00.png", "small.png")) in found
+    assert {p for check, p in found if check == "blur"} == {("blurred.png",)}
+
+
+def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
+    ground = Image.effect_noise((256, 256), 12).convert("RGB")
+    for k, side in enumerate((16, 140)):
+        picture = ground.copy()
+        picture.paste((220, 30, 30), (90, 60, 90 + side, 60 + side))
+        picture.save(tmp_path / f"{k}.png")
+    sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
+    assert [f.photographs for f in sizes] == [("0.png",)]
+
+
+def test_a_speck_before_a_soft_ground_of_its_own_colours_is_too_small(tmp_path: Path) -> None:
+    ground = Image.radial_gradient("L").point(lambda v: min(2 * v, 510 - 2 * v)).convert("RGB")
+    for k, side in enumerate((36, 120)):
+        picture = ground.copy()
+        picture.paste(Image.effect_noise((side, side), 90).convert("RGB"), (60, 60))
+        picture.save(tmp_path / f"{k}.png")
+    sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
+    assert [f.photographs for f in sizes] == [("0.png",)]
+
+
+def test_one_background_for_all_and_too_few(tmp_path: Path) -> None:
+    for k in range(2):
+        picture = Image.new("RGB", (128, 128), (60, 120, 60))
+        picture.paste((200, 40 + 150 * k, 40), (30 + 20 * k, 30, 100, 90))
+        picture.save(tmp_path / f"{k}.png")
+    assert {"backgrounds", "number"} <= {f.check for f in examine(tmp_path, 128).findings}
+
+
+def test_a_stranger_stands_out_by_its_vector(folder: Path) -> None:
+    vectors = torch.eye(4)[[0, 0, 0, 1]] * 0.9 + 0.1
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    found = examine(folder, 256, embed=lambda pictures: vectors)
+    assert checks(found) == [("subject", ("03.png",))]
+    alike = examine(folder, 256, embed=lambda pictures: torch.eye(4)[[0, 0, 0, 0]])
+    assert [f.check for f in alike.findings] == ["poses"]
+
+
+def test_the_class_noun_is_compared_with_what_is_seen(folder: Path) -> None:
+    seen = [(0.9, "robot"), (0.05, "teapot"), (0.1, "robot"), (0.3, "car")]
+    found = examine(folder, 256, class_noun="robot", noun_share=lambda pictures: seen)
+    assert checks(found) == [("class noun", ("01.png",))]
+    assert "more like a teapot than a robot" in found.findings[0].sentence
+
+
+def test_captions_are_read(folder: Path) -> None:
+    (folder / "00.txt").write_text("a sks robot on the grass")
+    (folder / "01.txt").write_text("  ")
+    (folder / "02.txt").write_text("a robot " + "very " * 60)
+    found = examine(folder, 256, identifier="sks", class_noun="robot").findings
+    said = [(f.severity, f.photographs, f.sentence[:35]) for f in found]
+    assert said == [
+        ("note", ("03.png",), "1 of 4 photographs have no caption "),
+        ("warning", ("01.png",), "The caption of 01.png is empty; wri"),
+        ("warning", ("02.png",), "The caption of 02.png has 62 words;"),
+        ("warning", ("02.png",), "The caption of 02.png does not hold"),
+    ]
+
+
+def test_the_page_escapes_names_and_holds_its_pictures(folder: Path) -> None:
+    (folder / "00.png").rename(folder / "<b>&.png")
+    page = doctor_page(examine(folder, 512))
+    assert "&lt;b&gt;&amp;.png" in page
+    assert "<b>&" not in page
+    assert page.count("data:image/jpeg;base64,") == 8  # 4 photographs, 4 findings: too small
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no photograph"):
+        examine(tmp_path, 512)
+
+
+def test_hashes_survive_small_changes_and_tell_pictures_apart(folder: Path) -> None:
+    one, other = (Image.open(folder / f"{k:02d}.png") for k in (0, 1))
+    changed = one.resize((100, 100)).convert("L").convert("RGB")
+    assert (
+        measurements.hash_distance(
+            measurements.perceptual_hash(one), measurements.perceptual_hash(changed)
+        )
+        <= 4
+    )
+    assert (
+        measurements.hash_distance(
+            measurements.perceptual_hash(one), measurements.perceptual_hash(other)
+        )
+        > inspection.DUPLICATE_BITS
+    )
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 20, 160)])
+def test_an_even_picture_has_numbers_all_the_same(colour: tuple[int, int, int]) -> None:
+    even = Image.new("RGB", (40, 90), colour)
+    assert measurements.sharpness(even) == 0.0
+    assert measurements.extents(even) == (0.0, 0.0)
+    assert np.isfinite(measurements.rim_colour(even)).all()

@@ -1,0 +1,49 @@
+import uuid
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
+from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.errors import DataError
+from dreambooth_ray.storage.store import Store
+
+
+@pytest.fixture
+def storage() -> Store:
+    return Store(f"memory://album/{uuid.uuid4().hex}")
+
+
+def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Store) -> None:
+    uri = upload_photographs(photos, storage)
+    assert upload_photographs(photos, storage) == uri
+    there = read_subject(photographs_folder(uri), "x", 32)
+    here = read_subject(photos, "x", 32)
+    assert [p.picture.tobytes() for p in there] == [p.picture.tobytes() for p in here]
+    assert [p.captions for p in there] == [p.captions for p in here]
+
+
+def test_one_byte_more_is_another_album(photos: Path, storage: Store, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in photos.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    first = sorted(other.glob("*.png"))[0]
+    first.with_suffix(".txt").write_text("a sks robot with a hat")
+    assert upload_photographs(other, storage) != upload_photographs(photos, storage)
+
+
+def test_a_plain_remote_folder_is_read(photos: Path, storage: Store) -> None:
+    for path in photos.iterdir():
+        storage.upload(path, f"plain/{path.name}")
+    found = photographs_folder(f"{storage.uri}/plain")
+    assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in photos.iterdir())
+
+
+def test_damage_is_said(photos: Path, storage: Store) -> None:
+    uri = upload_photographs(photos, storage)
+    name = next(f for f in storage.names("photographs") if not f.endswith(".json"))
+    picture = next(f for f in storage.names(f"photographs/{name}") if f.endswith(".png"))
+    storage.write(f"photographs/{name}/{picture}", b"other")
+    with pytest.raises(DataError, match="upload it again"):
+        photographs_folder(uri)

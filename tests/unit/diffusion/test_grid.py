@@ -1,7 +1,0 @@
-from PIL import Image
-
-from dreambooth_ray.diffusion.grid import grid
-
-
-def test_a_grid_holds_all_pictures(tile: Image.Image) -> None:
-    assert grid([tile] * 5, columns=3, gap_px=2).size == (3 * 66 - 2, 2 * 66 - 2)

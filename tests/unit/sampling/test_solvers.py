@@ -1,0 +1,149 @@
+"""Each table against diffusers' scheduler, over whole trajectories."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.objective.noise_schedule import NoiseSchedule
+from dreambooth_ray.sampling.solvers import advance, table
+
+BASE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "timestep_spacing": "leading",
+}
+CLASSES = {
+    "ddim": DDIMScheduler,
+    "plms": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
+
+
+def network(x: torch.Tensor, t: float) -> torch.Tensor:
+    """Some smooth function of state and time."""
+    return torch.tanh(x.roll(1, -1) * 0.7 + x * 0.2 + t / 1500) + 0.1 * x
+
+
+def by_diffusers(
+    solver: str, steps: int, config: dict[str, Any], eta: float, karras: bool, z: torch.Tensor
+) -> torch.Tensor:
+    extra: dict[str, Any] = {"skip_prk_steps": True} if solver == "plms" else {}
+    if karras:
+        extra["use_karras_sigmas"] = True
+    scheduler = CLASSES[solver].from_config(config, **extra)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(5)
+    x = z * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        m = network(scheduler.scale_model_input(x, t), float(t))
+        options: dict[str, Any] = {}
+        if solver == "ddim":
+            options = {"eta": eta, "generator": generator}
+        if solver == "euler_a":
+            options = {"generator": generator}
+        x = scheduler.step(m, t, x, **options).prev_sample
+    return x
+
+
+def by_table(
+    solver: str, steps: int, config: dict[str, Any], eta: float, karras: bool, z: torch.Tensor
+) -> torch.Tensor:
+    rows = table(NoiseSchedule.of(config), solver, steps, eta, karras)
+    generator = torch.Generator().manual_seed(5)
+    x, history = z * rows.initial_scale, []
+    for step in rows.steps:
+        noise = None
+        if solver == "euler_a" or eta:
+            noise = torch.randn(z.shape, generator=generator)
+        x = advance(step, x, network(x, step.timestep), history, noise)
+    return x
+
+
+CASES = [
+    (solver, eta, karras)
+    for solver in CLASSES
+    for eta, karras in [(0.0, False), (0.5, False), (1.0, False), (0.0, True)]
+    if (not eta or solver == "ddim") and (not karras or solver in ("euler", "dpmpp_2m"))
+]
+
+
+@pytest.mark.parametrize("steps", [10, 25, 50])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(("solver", "eta", "karras"), CASES)
+def test_a_trajectory_is_that_of_diffusers(
+    solver: str, eta: float, karras: bool, spacing: str, prediction: str, steps: int
+) -> None:
+    config = {**BASE, "prediction_type": prediction, "timestep_spacing": spacing}
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    wanted = by_diffusers(solver, steps, config, eta, karras, z)
+    found = by_table(solver, steps, config, eta, karras, z)
+    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4), (found - wanted).abs().max()
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+def test_zero_terminal_snr(solver: str) -> None:
+    config = {
+        **BASE,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    wanted = by_diffusers(solver, 25, config, 0.0, False, z)
+    found = by_table(solver, 25, config, 0.0, False, z)
+    assert torch.allclose(found, wanted, atol=2e-4, rtol=1e-3), (found - wanted).abs().max()
+
+
+def test_zero_terminal_snr_needs_velocity() -> None:
+    config = {**BASE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(ConfigError, match="v_prediction"):
+        table(NoiseSchedule.of(config), "ddim", 10)
+    with pytest.raises(ConfigError, match="solver='plms'"):
+        table(NoiseSchedule.of({**config, "prediction_type": "v_prediction"}), "plms", 10)
+
+
+@pytest.mark.parametrize("solver", list(CLASSES))
+def test_a_later_start_ends_at_the_same_level(solver: str) -> None:
+    whole = table(NoiseSchedule.of(BASE), solver, 20)
+    rest = table(NoiseSchedule.of(BASE), solver, 20, begin=12)
+    assert rest.steps[-1].next_level == pytest.approx(whole.steps[-1].next_level)
+    assert len({s.timestep for s in rest.steps}) == 8
+
+
+@pytest.mark.parametrize("solver", list(CLASSES))
+def test_the_truth_is_a_fixed_point(solver: str) -> None:
+    """Fed the noise that is really in x, a step lands on the next level of the same pair."""
+    clean, noise = torch.randn(2, 1, 4, 4, 4).unbind()
+    rows, history = table(NoiseSchedule.of(BASE), solver, 12), []
+    x = rows.steps[0].level[0] * clean + rows.steps[0].level[1] * noise
+    for step in rows.steps:
+        predicted = step.clean[0] * x + step.clean[1] * noise
+        assert torch.allclose(predicted, clean, atol=1e-3)
+        after = advance(step, x, noise, history, None)
+        if step.noise_scale:
+            after = step.next_level[0] * clean + step.next_level[1] * noise
+        x = after
+    assert torch.allclose(x, rows.steps[-1].next_level[0] * clean
+                          + rows.steps[-1].next_level[1] * noise, atol=1e-3)  # fmt: skip
+
+
+def test_more_steps_than_were_trained_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_inference_steps=2000"):
+        table(NoiseSchedule.of({**BASE}), "ddim", 2000)

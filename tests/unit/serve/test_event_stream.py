@@ -1,0 +1,33 @@
+"""Streams whose reader is gone before they begin."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from starlette.types import Message
+
+from serve.admission import AdmissionController
+from serve.event_stream import StreamedAnswer
+
+
+def test_a_reader_who_never_came_holds_no_place() -> None:
+    async def events() -> AsyncIterator[str]:
+        raise AssertionError("nobody reads this")
+        yield ""
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise OSError("gone")
+
+    async def story() -> None:
+        desk = AdmissionController(batch=1, max_open=10)
+        desk.set_replicas(1, 100.0)
+        answer = StreamedAnswer(events(), desk.enter("a", [25], 100))
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        with suppress(Exception):
+            await answer(scope, receive, send)
+        assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
+
+    asyncio.run(story())

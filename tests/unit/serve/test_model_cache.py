@@ -1,0 +1,120 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
+from dreambooth_ray.models import lora
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.store import Store
+from serve.model_cache import ModelCache, loaded_bytes
+from serve.replica_messages import Artifact
+from serve.subject_catalog import read_subject
+
+
+def _shelf(tmp_path: Path, memory_bytes: int) -> ModelCache:
+    return ModelCache(
+        {"toyworld": "toyworld"}, str(tmp_path), tmp_path / "cache", Engine,
+        memory_bytes=memory_bytes, max_adapters=2,
+    )  # fmt: skip
+
+
+def _publish(tmp_path: Path, run_id: str, model: Path) -> Artifact:
+    store = Store(str(tmp_path)).sub(f"runs/{run_id}")
+    text = manifest.publish(store, "bundle", model, {"kind": "bundle"})
+    subject = read_subject(run_id, text, 0.0)
+    assert subject is not None
+    return subject.artifact
+
+
+def test_bytes_are_those_of_the_loaded_weights(toy_model: Path) -> None:
+    parts = load_components(toy_model)
+    loaded = (parts.unet, parts.vae, parts.text_encoder)
+    weights = sum(p.numel() * 4 for part in loaded for p in part.parameters())
+    assert loaded_bytes(toy_model, 4) == pytest.approx(weights, rel=0.02)
+
+
+def test_the_longest_unused_model_goes_first_and_never_one_in_use(
+    tmp_path: Path, toy_model: Path
+) -> None:
+    size = loaded_bytes(toy_model, 4)
+    one, two = (_publish(tmp_path, run, toy_model) for run in ("one", "two"))
+    shelf = _shelf(tmp_path, 2 * size)
+    base = Artifact("toyworld", uri="toyworld")
+    with shelf.seat(base) as seat:
+        assert seat.weights_sha256 == model_hash(toy_model)
+    with shelf.seat(one):
+        with shelf.seat(two):
+            assert shelf.loaded == (one.id, two.id)
+            with pytest.raises(CapacityError, match="others draw with"), shelf.seat(base):
+                pass
+        with shelf.seat(base):
+            assert set(shelf.loaded) == {one.id, "toyworld"}
+    assert shelf.size_bytes == 2 * size
+    with pytest.raises(CapacityError, match=r"replicas\.memory_bytes"):
+        _shelf(tmp_path, size - 1)._load(base)
+
+
+def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, toy_model: Path) -> None:
+    artifact = _publish(tmp_path, "dog", toy_model)
+    bundle = tmp_path / "runs/dog/bundle"
+    weights = bundle / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    shelf = _shelf(tmp_path, 2**40)
+    with pytest.raises(CheckpointError, match="differs from its manifest"), shelf.seat(artifact):
+        pass
+    content = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="has changed"), shelf.seat(artifact):
+        pass
+    shutil.rmtree(bundle)
+    with pytest.raises(CheckpointError, match="no longer"), shelf.seat(artifact):
+        pass
+    assert shelf.loaded == ()
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+@pytest.mark.filterwarnings("ignore:Adapter .* was active:UserWarning")
+def test_adapters_share_their_base_and_the_longest_unused_goes(
+    tmp_path: Path, toy_model: Path
+) -> None:
+    artifacts = [_publish_adapter(tmp_path, f"dog{k}", toy_model, k) for k in range(3)]
+    shelf = _shelf(tmp_path, 2**40)
+    with shelf.seat(artifacts[0]) as first:
+        with shelf.seat(artifacts[1]) as second:
+            assert second.engine is first.engine
+            assert first.base_sha256 == second.base_sha256 == model_hash(toy_model)
+            assert first.weights_sha256 != second.weights_sha256
+            with pytest.raises(CapacityError, match="are in use"), shelf.seat(artifacts[2]):
+                pass
+        with shelf.seat(artifacts[2]) as third:
+            assert third.engine is first.engine
+        assert shelf.loaded == ("toyworld", artifacts[0].id, artifacts[2].id)
+    other = _publish_adapter(tmp_path, "cat", toy_model, 9, base_hash="0" * 64)
+    with pytest.raises(ConfigError, match="not served here"), shelf.seat(other):
+        pass
+
+
+def _publish_adapter(
+    tmp_path: Path, run_id: str, model: Path, seed: int, base_hash: str | None = None
+) -> Artifact:
+    unet, settings = load_components(model).unet, LoraConfig(rank=2, target_modules=("to_q",))
+    lora.inject(unet, settings, settings.target_modules, seed)
+    folder = tmp_path / "made" / run_id
+    lora.save(unet, folder / "adapter" / "unet")
+    about: dict[str, object] = {
+        "kind": "adapter",
+        "base_model": "toyworld",
+        "base_hash": base_hash or model_hash(model),
+    }
+    text = manifest.publish(Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about)
+    subject = read_subject(run_id, text, 0.0)
+    assert subject is not None
+    return subject.artifact

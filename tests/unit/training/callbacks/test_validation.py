@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.training import ValidationConfig
+from dreambooth_ray.data.subject import read_configured, split
+from dreambooth_ray.errors import ConfigError, DataError
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.callbacks.validation import evaluate
+from dreambooth_ray.training.early_stopping import last_step, stops_at
+from tests.unit.training.fitted import Fitted
+
+ASKED = (
+    "validation.every=2", "validation.held_out=1", "validation.class_images=2", "prior.count=5",
+    "validation.timesteps=4", "validation.bins=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, photos: Path, priors: Store) -> Fitted:
+    return Fitted(tiny_model, photos, priors, *ASKED, "train.steps=3", "train.ema_decay=0.9")
+
+
+def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) -> None:
+    validated = [r["step"] for r in run.watch.records if "val_loss" in r]
+    assert validated == [2, 3]
+    record = run.watch.records[-1]
+    for half in ("instance", "prior"):
+        bins = [record[f"val_{half}_loss_bin{k}"] for k in (0, 1)]
+        assert sum(bins) / 2 == pytest.approx(record[f"val_{half}_loss"], rel=1e-5)
+    assert record["val_loss"] == pytest.approx(
+        record["val_instance_loss"] + record["val_prior_loss"], rel=1e-6
+    )
+
+
+def test_the_questions_are_fixed_and_asked_of_the_averaged_weights(run: Fitted) -> None:
+    before = {n: w.clone() for n, w in run.weights.items()}
+    again = evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
+    last = run.watch.records[-1]
+    assert again == {k: v for k, v in last.items() if k.startswith("val_")}
+    assert all(torch.equal(w, before[n]) for n, w in run.weights.items())
+    average, run.module.average = run.module.average, None
+    assert (
+        evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
+        != again
+    )
+    run.module.average = average
+
+
+def test_what_is_asked_is_not_trained_on(run: Fitted) -> None:
+    batches = run.probe.batches()
+    assert run.probe.num_questions == (1 + 2) * 4
+    assert sum(int(b.is_prior.sum()) for b in batches) >= 2 * 4
+    corpus = run.trainer.train_dataloader.dataset
+    assert len(corpus._photographs[0].latents) == 2
+    assert {corpus._priors.choose(0, position) for position in range(9)} == {0, 1, 2}
+
+
+def test_a_run_that_gets_no_better_ends_there(
+    tiny_model: Path, photos: Path, priors: Store
+) -> None:
+    run = Fitted(
+        tiny_model, photos, priors, *ASKED, "train.steps=9", "validation.every=1",
+        "validation.patience=2", "validation.min_delta=1000", "train.lr=1e-9",
+    )  # fmt: skip
+    assert [r["step"] for r in run.watch.records] == [1, 2, 3]
+    assert last_step(run.module.config, run.watch.records) == 3
+    assert last_step(run.module.config, run.watch.records[:2]) == 9
+
+
+def test_when_to_stop_is_a_function_of_the_losses() -> None:
+    losses = [(10, 5.0), (20, 4.0), (30, 4.05), (40, 3.99), (50, 4.2)]
+    assert stops_at(losses, ValidationConfig(every=10, patience=1)) == 30
+    assert stops_at(losses, ValidationConfig(every=10, patience=2)) is None
+    assert stops_at(losses, ValidationConfig(every=10, patience=2, min_delta=0.1)) == 40
+    assert stops_at(losses, ValidationConfig(every=10)) is None
+    nan = float("nan")
+    assert stops_at([(1, 1.0), (2, nan), (3, nan)], ValidationConfig(every=1, patience=2)) == 3
+
+
+def test_something_must_be_left_to_train_on(photos: Path) -> None:
+    text = f"subject: {{photos: {photos}, class_noun: robot}}\ntrain: {{resolution: 64}}"
+    config = parse_config(text, "x", ["validation.every=5", "validation.held_out=3"])
+    with pytest.raises(DataError, match="leaves none of the 3 photographs"):
+        split(config, read_configured(config, config.subject))
+    with pytest.raises(ConfigError, match=r"less validation\.class_images=4"):
+        parse_config(text, "x", ["validation.every=5", "prior.count=4"])
+    with pytest.raises(ConfigError, match=r"validation\.bins=3"):
+        parse_config(text, "x", ["validation.bins=3"])
+    with pytest.raises(ConfigError, match=r"set validation\.every"):
+        parse_config(text, "x", ["validation.patience=3"])
