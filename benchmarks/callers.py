@@ -3,7 +3,7 @@
     python -m benchmarks.callers --url URL --seconds 30 --callers 16
     python -m benchmarks.callers --url URL --seconds 30 --rate 4
 
-Closed loop: each caller asks for one picture after the other. Open loop: pictures are asked for by
+Closed loop: each caller asks for one image after the other. Open loop: images are asked for by
 a Poisson process whether or not earlier ones have come, and a latency counts from when it was
 due. Steps, guidance and seed differ from request to request, the subject too.
 """
@@ -72,7 +72,7 @@ class Callers:
         return self._found(began)
 
     def open(self, rate: float, seconds: float) -> dict[str, Any]:
-        """So many pictures a second, on average, for so long."""
+        """So many images a second, on average, for so long."""
         began, threads = time.monotonic(), []
         for number, at in enumerate(arrivals(rate, seconds)):
             time.sleep(max(0.0, began + at - time.monotonic()))
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--callers", type=int, default=16)
-    parser.add_argument("--rate", type=float, help="pictures a second; none: the closed loop")
+    parser.add_argument("--rate", type=float, help="images a second; none: the closed loop")
     parser.add_argument("--out", type=Path, help="folder to keep answers in")
     given = parser.parse_args()
     callers = Callers(given.url, given.out)

@@ -42,7 +42,7 @@ def flops(work: Callable[[], object]) -> int:
 
 
 def unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:
-    """Operations of one forward of `rows` pictures of side_px."""
+    """Operations of one forward of `rows` images of side_px."""
     settings: Any = unet.config
     side = side_px // factor
     x = torch.zeros(rows, settings.in_channels, side, side)

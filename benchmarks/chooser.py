@@ -4,7 +4,7 @@
 
 The toy recipe for all weights at a rate too high for it, so that the last checkpoint need not be
 the best, over subjects that nothing else was fitted on. Every checkpoint is scored twice, on
-pictures of different seeds: what `choice.protocol` asks for, with up to four pictures a prompt, and
+images of different seeds: what `choice.protocol` asks for, with up to four images a prompt, and
 again as many, which say how good the choice was. Resumable, cell by cell.
 """
 
@@ -33,7 +33,7 @@ from dreambooth_ray.sampling.request import Request
 
 STEPS, EVERY = 480, 60
 SUBJECTS = (10, 11, 14, 15, 17, 19)
-# Pictures a prompt, by side; half the UNet's evaluations, as in the study.
+# Images a prompt, by side; half the UNet's evaluations, as in the study.
 SIDES = {"chosen": 4, "judged": 4}
 COUNTS = (1, 2, 4)
 WITHIN = 0.02
@@ -47,7 +47,7 @@ def cells(subjects: tuple[int, ...]) -> list[Cell]:
 
 
 def side(name: str) -> Protocol:
-    """The protocol of the choice, with more pictures; judged by other seeds."""
+    """The protocol of the choice, with more images; judged by other seeds."""
     base = load_protocol(ChoiceConfig().protocol).model_dump()
     short = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
     asked = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
@@ -55,16 +55,16 @@ def side(name: str) -> Protocol:
 
 
 class Judge:
-    """Likeness of subject and bare class to the photographs, picture by picture."""
+    """Likeness of subject and bare class to the photographs, image by image."""
 
     def __init__(self, config: Config) -> None:
         self._words = config.subject.identifier, config.subject.class_noun
         self._encoder = load_encoder(side("chosen").encoders.dino)
         paths = find_photographs(Path(config.subject.photos))
-        self._photographs = self._encoder.embed_pictures([read_photograph(p) for p in paths])
+        self._photographs = self._encoder.embed_images([read_photograph(p) for p in paths])
 
     def __call__(self, parts: Components) -> dict[str, dict[str, Any]]:
-        """By side: "dino", a mean over the prompts for each picture's number, and "pres"."""
+        """By side: "dino", a mean over the prompts for each image's number, and "pres"."""
         engine = Engine(fast_copy(parts))
         return {name: self._score(engine, side(name)) for name in SIDES}
 
@@ -78,8 +78,8 @@ class Judge:
             )
             for q in asked
         ]  # fmt: skip
-        pictures = [drawn.image for drawn in engine.draw(requests)]
-        likeness = similarity(self._encoder.embed_pictures(pictures), self._photographs)
+        images = [drawn.image for drawn in engine.draw(requests)]
+        likeness = similarity(self._encoder.embed_images(images), self._photographs)
         subject = likeness[[i for i, q in enumerate(asked) if q.kind == "subject"]]
         bare = likeness[[i for i, q in enumerate(asked) if q.kind == "class"]]
         by_number = subject.reshape(-1, protocol.images_per_prompt).mean(dim=0)
@@ -87,7 +87,7 @@ class Judge:
 
 
 def points(line: dict[str, Any], name: str, count: int) -> Points:
-    """A run's checkpoints by the first `count` pictures a prompt of one side."""
+    """A run's checkpoints by the first `count` images a prompt of one side."""
     return [
         Scored(int(step), statistics.fmean(found[name]["dino"][:count]), found[name]["pres"])
         for step, found in line["points"].items()
@@ -95,7 +95,7 @@ def points(line: dict[str, Any], name: str, count: int) -> Points:
 
 
 def row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, Any]:
-    """One run: what the rule takes by `count` pictures a prompt, held against the best."""
+    """One run: what the rule takes by `count` images a prompt, held against the best."""
     truth = {s.step: s for s in points(line, "judged", SIDES["judged"])}
     taken, top = best(points(line, "chosen", count), max_drift), best([*truth.values()], max_drift)
     assert taken is not None and top is not None
@@ -113,7 +113,7 @@ def row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, Any]:
 
 
 def summary(lines: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
-    """By pictures a prompt: in how many runs the choice is within 2 % of the best."""
+    """By images a prompt: in how many runs the choice is within 2 % of the best."""
     found = {}
     for count in COUNTS:
         rows = [row(line, count, max_drift) for line in lines]

@@ -17,6 +17,6 @@ def draw_class_images(prepared: Prepared) -> tuple[PriorRequest, Store]:
         painter = PriorWorker(str(order.directory), store.uri, order.spec, gpu=False)
         while todo := missing(order.spec, order.count, records):
             for number in todo:
-                pictures = order.pictures(number) if order.pictures else None
-                records[number] = painter.paint(number, pictures)
+                images = order.images(number) if order.images else None
+                records[number] = painter.paint(number, images)
     return order, store

@@ -81,7 +81,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": setting.pick(8, 1),
         "threads": os.cpu_count(), "side_px": side_px, "dtype": "float32",
         "sampling": "one DDIM step with guidance, and decoding",
-        "lora": "rank 8 on attention; two pictures; text encoder frozen",
+        "lora": "rank 8 on attention; two images; text encoder frozen",
     }}  # fmt: skip
 
 

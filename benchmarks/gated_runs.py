@@ -51,7 +51,7 @@ class Silent:
 
 
 def make_config(folder: Path, setting: Setting, name: str, workers: int, *more: str) -> Config:
-    """A run of the toy recipe without checkpoints, on pictures that are drawn into the folder."""
+    """A run of the toy recipe without checkpoints, on images that are drawn into the folder."""
     photos, others = folder / "photos", folder / "others"
     if not photos.exists():
         write_photographs(photos, 7, "robot", 5, 256)

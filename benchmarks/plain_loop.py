@@ -2,7 +2,7 @@
 
 Written after examples/dreambooth/train_dreambooth.py and train_dreambooth_lora.py with their
 defaults and --with_prior_preservation --train_text_encoder: accelerate, one process, AdamW,
-pictures read, resized and encoded by the VAE, and captions by the text encoder, every step.
+images read, resized and encoded by the VAE, and captions by the text encoder, every step.
 The scripts' torchvision transforms are written with PIL and torch.
 """
 
@@ -48,13 +48,13 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {
-            "instance_images": self._picture(self._photographs[index % len(self._photographs)]),
-            "class_images": self._picture(self._class_images[index % len(self._class_images)]),
+            "instance_images": self._image(self._photographs[index % len(self._photographs)]),
+            "class_images": self._image(self._class_images[index % len(self._class_images)]),
             "instance_ids": self._ids(self._prompts[0]),
             "class_ids": self._ids(self._prompts[1]),
         }
 
-    def _picture(self, path: Path) -> Tensor:
+    def _image(self, path: Path) -> Tensor:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         image = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

@@ -38,8 +38,8 @@ def command(verb: list[str], storage: Path, overrides: list[str]) -> tuple[float
 def measure(images: int, steps: int, folder: Path) -> dict[str, Any]:
     """All four, in seconds, and what they say of each other."""
     (folder / "photos").mkdir()
-    for number, picture in enumerate(photographs(random_subject(7), 5, 7)):
-        picture.save(folder / "photos" / f"{number}.png")
+    for number, image in enumerate(photographs(random_subject(7), 5, 7)):
+        image.save(folder / "photos" / f"{number}.png")
     overrides = [
         f"subject.photos={folder / 'photos'}", f"prior.count={images}", f"train.steps={steps}",
         "prior.actors=1", "cluster.workers=1", "train.batch_size=1", "sample.every=0",

@@ -2,7 +2,7 @@
 
 Ray Data is used as its documentation of offline inference has it: a class that loads diffusers'
 pipeline, called by `map_batches` in an actor pool of the same size, one core and one thread an
-actor. Neither side's time to start actors and load the model counts. Ours encodes every picture
+actor. Neither side's time to start actors and load the model counts. Ours encodes every image
 for training and commits it with its hashes besides; theirs hands pixels over.
 """
 
@@ -46,7 +46,7 @@ class Drawer:
         self._pipeline, self._steps = make_pipeline(model), steps
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Pictures of a batch of seeds, with when they were begun and done."""
+        """Images of a batch of seeds, with when they were begun and done."""
         began = time.time()
         seeds = [int(seed) for seed in batch["id"]]
         images = self._pipeline(
@@ -61,7 +61,7 @@ class Drawer:
 
 
 def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
-    """One pass of a data set; from the first picture begun to the last one done."""
+    """One pass of a data set; from the first image begun to the last one done."""
     seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
     rows = seeds.map_batches(
         Drawer, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
@@ -194,7 +194,7 @@ def below(case: dict[str, Any], actors: int) -> list[str]:
     found, machine = lost(case, actors), case["cpu_ratio"]["median"]
     return [
         f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. With {actors} actors at "
-        f"work a picture takes {1 / machine:.3f} times the processor time that it takes one alone: "
+        f"work an image takes {1 / machine:.3f} times the processor time that it takes one alone: "
         f"actors that never waited would come to {machine * actors:.2f}. Waiting for the next "
         f"chunk, for the last one of a turn and for Ray's processes takes "
         f"{found['to waiting, of what is left']:.1%} of that."

@@ -1,4 +1,4 @@
-"""Served pictures beside those that their receipts alone lead to."""
+"""Served images beside those that their receipts alone lead to."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from dreambooth_ray.storage import paths
 def check(
     answers: Path, bundles: dict[str, str], model: str, most: int | None = None
 ) -> dict[str, Any]:
-    """Draw pictures alone from their receipts; how far the served ones are from those.
+    """Draw images alone from their receipts; how far the served ones are from those.
 
     most: how many of them; every one if None
     """

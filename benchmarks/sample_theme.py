@@ -67,7 +67,7 @@ def draw_singly(pipeline: StableDiffusionPipeline, requests: list[Request]) -> l
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """One picture at a time, eight alike at once, eight mixed."""
+    """One image at a time, eight alike at once, eight mixed."""
     torch.set_num_threads(1)
     # As replicas have it; other engines record a forward once that has become worth it.
     engine = Engine(model_directory(setting.model), lives_long=True)

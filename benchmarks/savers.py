@@ -3,7 +3,7 @@
     python -m benchmarks.savers --count 100 --json benchmarks/results/savers.json
 
 Quality is the share of attributes that the evaluator reads as prompted, and the mean
-distance in latents to the exact picture. Times are of one thread, savers in turn.
+distance in latents to the exact image. Times are of one thread, savers in turn.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dreambooth_ray.evaluation.toyscore import attribute_prompts
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.toyworld.evaluator import load_evaluator, read_pictures
+from dreambooth_ray.toyworld.evaluator import load_evaluator, read_images
 
 SAVERS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -52,7 +52,7 @@ def measure(count: int) -> dict[str, Any]:
             times[name].append(time.perf_counter() - began)
     rows = {}
     for name, found in drawn.items():
-        reading = read_pictures(network, [d.image for d in found])
+        reading = read_images(network, [d.image for d in found])
         ratios = sorted(e / t for e, t in zip(times["exact"], times[name], strict=True))
         apart = [
             float((d.latents - e.latents).square().mean().sqrt())

@@ -2,7 +2,7 @@
 
 As diffusers' documentation of servers has it: pipelines are loaded once, a request draws in a
 thread so that the event loop goes on, with a scheduler of its own. uvicorn keeps as many
-processes as we have replicas, one thread each; a process draws one picture at a time, since two
+processes as we have replicas, one thread each; a process draws one image at a time, since two
 would share its core. Adapters are fused into a pipeline a subject, with weights in memory as
 convolutions like them, as in the other peer.
 """
@@ -47,7 +47,7 @@ app = FastAPI(lifespan=_load)
 
 @app.post(GENERATE)
 async def generate(body: dict[str, Any]) -> dict[str, Any]:
-    """One picture."""
+    """One image."""
     async with _one_at_a_time:
         data = await asyncio.to_thread(_draw, body)
     return {"data": [{"b64_json": data}]}

@@ -3,7 +3,7 @@
 Every side has the same processes, one thread each, the same subjects, callers, requests and
 seconds, in turns; callers are a process of their own. All sides are up from the start, and who has
 no turn has no requests. Saturation is the closed loop of eight callers a replica, of which a smoke
-profile has one; the open loop asks at shares of what saturation gave. Every picture of ours, or
+profile has one; the open loop asks at shares of what saturation gave. Every image of ours, or
 three in smoke profile, is then drawn alone from its receipt and compared.
 """
 
@@ -159,7 +159,7 @@ class Bench:
                     break
 
     def previews(self, times: int) -> None:
-        """Seconds to a first preview of three and to the picture, of ours, alone."""
+        """Seconds to a first preview of three and to the image, of ours, alone."""
         for k in range(times):
             first_s, whole_s = stream(URLS["ours"], question(k, 3))
             self._first_s.append(first_s)
@@ -184,7 +184,7 @@ class Bench:
             ]  # fmt: skip
         for peer in BARS if self.opened else ():
             found.append(within_bound(peer, self.opened["ours"], self.opened[peer]))
-        for name, seconds in (("first preview", self._first_s), ("whole picture", self._whole_s)):
+        for name, seconds in (("first preview", self._first_s), ("whole image", self._whole_s)):
             if seconds:
                 found.append(
                     {
@@ -267,7 +267,7 @@ def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
 
 
 def stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
-    """Seconds to the first of three previews, and to the picture."""
+    """Seconds to the first of three previews, and to the image."""
     request = urllib.request.Request(
         url,
         json.dumps({**body, "stream": True, "partial_images": 3}).encode(),

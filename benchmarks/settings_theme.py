@@ -38,7 +38,7 @@ PROCESSES = 6
 
 
 def images_a_turn(keys: Sequence[str], passes: int) -> int:
-    """Pictures of both halves in so many forward passes of a worker, which are what is counted.
+    """Images of both halves in so many forward passes of a worker, which are what is counted.
 
     A pass of an accumulating run sees a part of its batch.
     """

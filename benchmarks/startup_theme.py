@@ -1,4 +1,4 @@
-"""Theme `startup`: from `dreambooth submit` to the first step, and to a replica's first picture.
+"""Theme `startup`: from `dreambooth submit` to the first step, and to a replica's first image.
 
 The cluster is a Ray head of this machine with its Jobs API, which runs already; submitted is
 as a user does it, with a preflight and the code of this installation. A replica is cold when the
@@ -73,9 +73,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {
         "cases": [
             *cases,
-            case("a new replica's first picture", replicas),
-            case("a new subject's first picture", cold),
-            case("a known subject's picture", warm),
+            case("a new replica's first image", replicas),
+            case("a new subject's first image", cold),
+            case("a known subject's image", warm),
         ],
         "configuration": {
             "workers": 1, "preflight": True, "code": "tree", "class_images": class_images,
@@ -186,7 +186,7 @@ def _head(folder: Path) -> Iterator[Path]:
 def _serve(
     storage: Path, model: str, names: list[str], times: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds to a new replica's first picture, and to subjects' first and second ones."""
+    """Seconds to a new replica's first image, and to subjects' first and second ones."""
     given = {
         "storage": {"uri": str(storage)},
         "models": {"base": model},
@@ -200,11 +200,11 @@ def _serve(
         ray.serve.start(http_options={"port": PORT})
         began = time.monotonic()
         ray.serve.run(build(config), name="dreambooth")
-        _picture("base")
+        _image("base")
         replicas.append(time.monotonic() - began)
         for name in names:
-            cold.append(_picture(name))
-            warm.append(_picture(name))
+            cold.append(_image(name))
+            warm.append(_image(name))
     return replicas, cold, warm
 
 
@@ -230,8 +230,8 @@ def _has_room(dashboard: Dashboard) -> bool:
         return False
 
 
-def _picture(model: str) -> float:
-    """Seconds to a picture of two steps; asked again while the endpoint finds its feet."""
+def _image(model: str) -> float:
+    """Seconds to an image of two steps; asked again while the endpoint finds its feet."""
     body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
     began = time.monotonic()
     while True:

@@ -46,7 +46,7 @@ def anatomy(config: Config, directory: str, steps: int) -> dict[str, Any]:
     shares = {name: round(s / whole, 3) for name, s in spent.items()}
     needed = shares["denoiser, forward"] + shares["backward"]
     rest = round(1 - sum(shares.values()), 3)
-    return {"shares": {**shares, "pictures and the rest": rest}, "bound": round(1 / needed, 3)}
+    return {"shares": {**shares, "images and the rest": rest}, "bound": round(1 / needed, 3)}
 
 
 def why(case: dict[str, Any], parts: dict[str, Any]) -> str:

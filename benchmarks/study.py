@@ -4,8 +4,8 @@
 
 Ten subjects, each learnt by all weights and by adapters, with and without class images: the
 toy recipes with the paper's weight of the class images, one process, one thread, no Ray. Models are
-scored several times on their way, twice each with pictures of different seeds: `chosen`
-are the pictures that a choice of a checkpoint may see, `judged` those that say how good it was.
+scored several times on their way, twice each with images of different seeds: `chosen`
+are the images that a choice of a checkpoint may see, `judged` those that say how good it was.
 A cell that is done is a line of WORK/cells.jsonl and is never done again; cells come subject by
 subject, so that what is there at any time is balanced.
 """

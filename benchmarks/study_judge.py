@@ -62,13 +62,13 @@ class Judge:
             )
             for q in asked
         ]  # fmt: skip
-        pictures = [drawn.image for drawn in engine.draw(requests)]
+        images = [drawn.image for drawn in engine.draw(requests)]
         encoders = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
-        made = {use: e.embed_pictures(pictures) for use, e in encoders.items()}
-        known = {use: e.embed_pictures(self._photographs) for use, e in encoders.items()}
+        made = {use: e.embed_images(images) for use, e in encoders.items()}
+        known = {use: e.embed_images(self._photographs) for use, e in encoders.items()}
         texts = load_text_encoder(protocol.encoders.clip_t).embed_texts([q.asked for q in asked])
         totals = scores.score(protocol, scores.ImageEmbeddings(asked, made, known, texts)).totals
-        totals |= scores.truths(asked, pictures, self._photographs, self._network)
+        totals |= scores.truths(asked, images, self._photographs, self._network)
         bare = made["dino"][[i for i, q in enumerate(asked) if q.kind == "class"]]
         found = {key: one.value for key, one in totals.items()}
         found["class_div"] = diversity([bare])

@@ -41,7 +41,7 @@ def summary(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict
 
 
 def _last(line: dict[str, Any]) -> dict[str, float]:
-    """Scores after the last step, by the pictures that no choice has seen."""
+    """Scores after the last step, by the images that no choice has seen."""
     scores: dict[str, float] = line["points"][max(line["points"], key=int)]["judged"]
     return scores
 
@@ -69,7 +69,7 @@ def _pairs(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, 
 
 
 def _choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
-    """The checkpoint chosen by one set of pictures against the best one, by another set.
+    """The checkpoint chosen by one set of images against the best one, by another set.
 
     Runs without a checkpoint within the bound are counted apart: there the rule asks for the least
     drift, and a fidelity near the best says nothing.
@@ -150,7 +150,7 @@ def _choice_lines(choice: dict[str, Any]) -> list[str]:
         return []
     return [
         f"A checkpoint chosen by the rule (most faithful with PRES up to {choice['max_drift']}) "
-        "from one set of pictures, against the best by the same rule from another set: of "
+        "from one set of images, against the best by the same rule from another set: of "
         f"{choice['runs']} runs with a checkpoint within the bound the choice is within it and "
         f"within 2 % of the best one's fidelity in {choice['within_2_percent']}, the very same in "
         f"{choice['same_checkpoint']}; the worst falls short by {choice['worst']:.1%}. In "

@@ -10,6 +10,6 @@ THEMES: dict[str, tuple[str, str]] = {
     "scaling": ("scaling", "Training on several workers against one, weak and strong."),
     "serve": ("serving", "The endpoint against @serve.batch and FastAPI around diffusers."),
     "checkpoint": ("checkpoint", "What checkpoints cost training, their upload, and a recovery."),
-    "startup": ("startup", "Submit to first step; a replica's and a subject's first picture."),
+    "startup": ("startup", "Submit to first step; a replica's and a subject's first image."),
     "fullsize": ("fullsize", "SD 1.5's architecture at 512x512: a step's time and peak memory."),
 }

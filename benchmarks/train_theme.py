@@ -1,7 +1,7 @@
 """Theme `train`: the product's training against a plain diffusers loop, one worker, one thread.
 
 Ours is the run that `dreambooth train` makes: Ray Train's worker, Lightning, tracking. Both
-train the same model on the same pictures at the same batch, each in its own process, and wait
+train the same model on the same images at the same batch, each in its own process, and wait
 for each other's turn; starting up does not count. The product gives its workers the jemalloc
 that Ray brings; the plain loop has the allocator that Python has. What that does is measured
 too: the plain loop with jemalloc as well, and ours without.

@@ -1,4 +1,4 @@
-"""A subject the model has never seen, learnt in minutes, and the proof as one picture."""
+"""A subject the model has never seen, learnt in minutes, and the proof as one image."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from dreambooth_ray.runs import open_run
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
 from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES
-from dreambooth_ray.toyworld.evaluator import Evaluator, load_evaluator, read_pictures
+from dreambooth_ray.toyworld.evaluator import Evaluator, load_evaluator, read_images
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import PHOTO_BACKGROUNDS
 
@@ -90,20 +90,20 @@ def make_report(
         return {"before": round(score(before), 4), "after": round(score(after), 4)}
 
     def others(seen: Look) -> float:
-        return read_pictures(network, seen.others.pictures).accuracy("class", seen.others.wanted)
+        return read_images(network, seen.others.images).accuracy("class", seen.others.wanted)
 
     def own_class(seen: Look) -> float:
-        return read_pictures(network, seen.subject).accuracy("class", [CLASS_NOUN] * NUM_EACH)
+        return read_images(network, seen.subject).accuracy("class", [CLASS_NOUN] * NUM_EACH)
 
-    def likeness(pictures: list[Image.Image]) -> float:
-        return toyscore.subject_fidelity(pictures, photos, network)
+    def likeness(images: list[Image.Image]) -> float:
+        return toyscore.subject_fidelity(images, photos, network)
 
-    places = read_pictures(network, contexts.pictures).accuracy("background", contexts.wanted)
+    places = read_images(network, contexts.images).accuracy("background", contexts.wanted)
     return {
         "subject_fidelity": both(lambda seen: likeness(seen.subject)),
         "subject_class": both(own_class),
         "context_accuracy": round(places, 4),
-        "context_fidelity": round(likeness(contexts.pictures), 4),
+        "context_fidelity": round(likeness(contexts.images), 4),
         "other_classes": both(others),
     }
 
@@ -113,14 +113,14 @@ def contact_sheet(
 ) -> Image.Image:
     """All rows of the demo under their titles, 2x enlarged."""
     one_each = [k * NUM_EACH for k in range(NUM_EACH)]
-    places = [contexts.pictures[i] for i in one_each]
+    places = [contexts.images[i] for i in one_each]
     rows = [
         ("the photographs", photos),
         (f'"a sks {CLASS_NOUN}" before training', before.subject),
         (f'"a sks {CLASS_NOUN}" after training', after.subject),
         ('"a sks robot on the beach", and other places it was never photographed in', places),
-        ("other classes before", [before.others.pictures[i] for i in one_each]),
-        ("other classes after", [after.others.pictures[i] for i in one_each]),
+        ("other classes before", [before.others.images[i] for i in one_each]),
+        ("other classes after", [after.others.images[i] for i in one_each]),
     ]
     return _sheet(rows, NUM_EACH, tile_px=128)
 
@@ -130,11 +130,11 @@ def _sheet(rows: list[tuple[str, list[Image.Image]]], columns: int, tile_px: int
     width = columns * (tile_px + gap) + gap
     sheet = Image.new("RGB", (width, len(rows) * (tile_px + gap + title) + gap), (255, 255, 255))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for r, (label, pictures) in enumerate(rows):
+    for r, (label, images) in enumerate(rows):
         top = gap + r * (tile_px + gap + title)
         pen.text((gap, top), label, fill=(30, 30, 30), font=font)
-        for c, picture in enumerate(pictures):
-            tile = picture.resize((tile_px, tile_px), Image.Resampling.LANCZOS)
+        for c, image in enumerate(images):
+            tile = image.resize((tile_px, tile_px), Image.Resampling.LANCZOS)
             sheet.paste(tile, (gap + c * (tile_px + gap), top + title - 2))
     return sheet
 

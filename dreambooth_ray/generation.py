@@ -1,4 +1,4 @@
-"""Pictures from a bundle to PNG files that say how to draw them again."""
+"""Images from a bundle to PNG files that say how to draw them again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +33,10 @@ def generate(
     grid: bool,
     on_progress: Callable[[int, int], None],
 ) -> list[Path]:
-    """Draw `num_images` pictures, picture k with seed + k; returns the files written.
+    """Draw `num_images` images, image k with seed + k; returns the files written.
 
-    size_px: width and height, the model's own if None; image, mask: a picture to start from,
-    and what of it is drawn anew; on_progress(done, total) is called in pictures
+    size_px: width and height, the model's own if None; image, mask: an image to start from,
+    and what of it is drawn anew; on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
     directory = model_directory(local_model(model), key="MODEL")
@@ -63,22 +63,22 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
-    pictures = [one.image for one in Engine(directory).draw(requests, on_progress)]
-    paths = _save(pictures, requests, directory, out)
+    images = [one.image for one in Engine(directory).draw(requests, on_progress)]
+    paths = _save(images, requests, directory, out)
     if grid:
-        paths.append(_save_grid(pictures, out))
+        paths.append(_save_grid(images, out))
     return paths
 
 
 def _save(
-    pictures: list[Image.Image], requests: list[Request], directory: Path, out: Path
+    images: list[Image.Image], requests: list[Request], directory: Path, out: Path
 ) -> list[Path]:
-    """One file a picture, with its receipt."""
+    """One file an image, with its receipt."""
     weights, paths = model_hash(directory), []
-    for request, picture in zip(requests, pictures, strict=True):
+    for request, image in zip(requests, images, strict=True):
         paths.append(out / f"{request.seed:06d}.png")
         receipt = png_receipt(request, model=directory.name, model_hash=weights)
-        picture.save(paths[-1], pnginfo=receipt)
+        image.save(paths[-1], pnginfo=receipt)
     return paths
 
 
@@ -92,7 +92,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def _save_grid(pictures: list[Image.Image], out: Path) -> Path:
+def _save_grid(images: list[Image.Image], out: Path) -> Path:
     path = out / "grid.png"
-    arrange(pictures, columns=min(len(pictures), max(2, round(len(pictures) ** 0.5)))).save(path)
+    arrange(images, columns=min(len(images), max(2, round(len(images) ** 0.5)))).save(path)
     return path

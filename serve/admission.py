@@ -1,6 +1,6 @@
 """Admission and turns: who is refused at once, who waits, who draws now.
 
-Work is counted in denoising steps. At most `places` pictures are in hand, so that what waits
+Work is counted in denoising steps. At most `places` images are in hand, so that what waits
 waits here, where callers take turns, and not in a replica's first-come queue.
 """
 
@@ -18,7 +18,7 @@ _MARGIN = 1.5
 
 
 class Reservation:
-    """A picture's way through the desk: `async with turn:` waits for a place and gives it back."""
+    """An image's way through the desk: `async with turn:` waits for a place and gives it back."""
 
     def __init__(self, desk: "AdmissionController", caller: str, cost: int) -> None:
         self._desk = desk
@@ -43,7 +43,7 @@ class Reservation:
 
     @property
     def position(self) -> int | None:
-        """Pictures that go before it; 0 once it is in hand."""
+        """Images that go before it; 0 once it is in hand."""
         return 0 if self in self._desk.in_hand else self._desk.queue.position(self.waiting)
 
     def close(self) -> None:
@@ -52,12 +52,12 @@ class Reservation:
 
 
 class AdmissionController:
-    """One pool's pictures that wait and that are in hand. For one event loop."""
+    """One pool's images that wait and that are in hand. For one event loop."""
 
     def __init__(
         self, batch: int, max_open: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """batch: pictures a replica has in hand; max_open: pictures that may be here at once."""
+        """batch: images a replica has in hand; max_open: images that may be here at once."""
         self.queue, self.in_hand = FairQueue(), set[Reservation]()
         self._turns: dict[Waiting, Reservation] = {}
         self._batch, self._max_open, self._clock = batch, max_open, clock
@@ -67,12 +67,12 @@ class AdmissionController:
 
     @property
     def waiting_steps(self) -> int:
-        """Steps of pictures that have no place yet."""
+        """Steps of images that have no place yet."""
         return self.queue.steps
 
     @property
     def remaining_steps(self) -> int:
-        """Steps of all pictures here."""
+        """Steps of all images here."""
         return self.queue.steps + sum(turn.remaining for turn in self.in_hand)
 
     def set_replicas(self, replicas: int, steps_per_s: float) -> None:
@@ -87,7 +87,7 @@ class AdmissionController:
         self._grant()
 
     def estimate_s(self, caller: str, costs: list[int]) -> float:
-        """How long the pictures would take from now; 0 where no speed is known yet."""
+        """How long the images would take from now; 0 where no speed is known yet."""
         wait_s = 0.0 if self.replicas else self.cold_start_s
         if not self.steps_per_s:
             return wait_s
@@ -98,7 +98,7 @@ class AdmissionController:
         """The same with nobody before them and replicas up: what no waiting makes shorter."""
         if not self.steps_per_s:
             return 0.0
-        # A picture in a full batch moves a step in the time all of the batch does.
+        # An image in a full batch moves a step in the time all of the batch does.
         alone_s = max(costs) * self._batch / self.steps_per_s
         return _MARGIN * max(sum(costs) / self._rate, alone_s)
 
@@ -107,7 +107,7 @@ class AdmissionController:
         return self.steps_per_s * max(1, self.replicas)
 
     def enter(self, caller: str, costs: list[int], deadline_s: float) -> list[Reservation]:
-        """Take pictures of these costs, or refuse all of them.
+        """Take images of these costs, or refuse all of them.
 
         raises: Refusal 503 with Retry-After, or 400 where coming again would not help
         """
@@ -115,13 +115,13 @@ class AdmissionController:
         if idle_s > deadline_s:
             text = (
                 f"deadline_s={deadline_s:g} is too short: this takes about {idle_s:.2g} s with "
-                "nobody before it; give it longer, or ask for fewer steps or pictures"
+                "nobody before it; give it longer, or ask for fewer steps or images"
             )
             raise APIError(400, "deadline_too_short", text, param="deadline_s")
         estimate_s = self.estimate_s(caller, costs)
         opened = len(self.queue) + len(self.in_hand)
         if opened + len(costs) > self._max_open:
-            text = f"{opened} pictures are under way and {self._max_open} is the most; come again"
+            text = f"{opened} images are under way and {self._max_open} is the most; come again"
             raise busy(text, max(1.0, estimate_s / 2))
         if estimate_s > deadline_s:
             raise busy(
@@ -137,7 +137,7 @@ class AdmissionController:
         return turns
 
     def leave(self, turn: Reservation) -> None:
-        """Forget a picture, whatever its state."""
+        """Forget an image, whatever its state."""
         self.queue.remove(turn.waiting)
         self._turns.pop(turn.waiting, None)
         self.in_hand.discard(turn)
@@ -146,7 +146,7 @@ class AdmissionController:
         self._grant()
 
     def _grant(self) -> None:
-        # With no replica, one picture goes through: it is what wakes the pool up.
+        # With no replica, one image goes through: it is what wakes the pool up.
         places = self.replicas * self._batch or 1
         while len(self.in_hand) < places:
             waiting = self.queue.take()

@@ -1,4 +1,4 @@
-"""Why a request is not answered with a picture, in the form clients of OpenAI's API read."""
+"""Why a request is not answered with an image, in the form clients of OpenAI's API read."""
 
 import math
 from dataclasses import dataclass

@@ -91,7 +91,7 @@ class Answer(BaseModel):
 
 
 class Receipt(Answer):
-    """Everything needed to draw the picture again, on the weights of these hashes."""
+    """Everything needed to draw the image again, on the weights of these hashes."""
 
     model: str
     weights_sha256: str
@@ -105,12 +105,12 @@ class Receipt(Answer):
     width: int
     height: int
     strength: float | None = None
-    image_sha256: str | None = Field(None, description="of the start picture's RGB bytes")
+    image_sha256: str | None = Field(None, description="of the start image's RGB bytes")
     mask_sha256: str | None = None
 
 
 class ImageAnswer(Answer):
-    """One picture."""
+    """One image."""
 
     b64_json: str
     receipt: Receipt
@@ -158,11 +158,11 @@ class JobAnswer(Answer):
     model: str
     n: int
     images_done: int = 0
-    position: int | None = Field(None, description="pictures that go before it")
+    position: int | None = Field(None, description="images that go before it")
     step: int = 0
     total_steps: int = 0
-    previews: list[str] = Field([], description="paths of pictures on the way")
-    images: list[str] = Field([], description="paths of finished pictures")
+    previews: list[str] = Field([], description="paths of images on the way")
+    images: list[str] = Field([], description="paths of finished images")
     receipts: list[Receipt] = []
     error: dict[str, Any] | None = None
 

@@ -1,4 +1,4 @@
-"""A picture on its way as server-sent events, in OpenAI's names."""
+"""An image on its way as server-sent events, in OpenAI's names."""
 
 import asyncio
 import base64

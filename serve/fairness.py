@@ -1,4 +1,4 @@
-"""Whose picture is next: callers take turns, each caller's own in order. No IO, no clock."""
+"""Whose image is next: callers take turns, each caller's own in order. No IO, no clock."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Waiting:
-    """A picture that waits for a place. cost: denoising steps."""
+    """An image that waits for a place. cost: denoising steps."""
 
     caller: str
     cost: int
@@ -63,7 +63,7 @@ class FairQueue:
             self._drop_if_empty(waiting.caller)
 
     def ahead(self, caller: str, cost: int) -> int:
-        """Steps that will be begun before a new picture of this caller is.
+        """Steps that will be begun before a new image of this caller is.
 
         Its own queue, and of every other caller as much as its turn gives, at most.
         """
@@ -76,7 +76,7 @@ class FairQueue:
         return own - cost + sum(others)
 
     def position(self, waiting: Waiting) -> int | None:
-        """Pictures of all callers that go before it, at most; None if it is not here."""
+        """Images of all callers that go before it, at most; None if it is not here."""
         queue = self._queues.get(waiting.caller)
         if queue is None or waiting not in queue:
             return None

@@ -110,7 +110,7 @@ async def generate(body: GenerationRequest, house: InHouse, caller: Known) -> Re
     "/v1/images/edits", response_model=ImagesAnswer, openapi_extra=multipart.schema(EditRequest)
 )
 async def edit(request: Request, house: InHouse, caller: Known) -> Response:
-    """Draw on from a picture; with a mask, only where the mask says."""
+    """Draw on from an image; with a mask, only where the mask says."""
     body, upload = await multipart.read(request, EditRequest)
     return await _answer(house, caller, body, upload, "image_edit")
 
@@ -164,14 +164,14 @@ async def cancel_job(job: str, house: InHouse, caller: Known) -> JobAnswer:
 
 @_router.get("/v1/jobs/{job}/files/{name}", response_class=Response)
 async def get_job_file(job: str, name: str, house: InHouse, caller: Known) -> Response:
-    """A picture of a job."""
+    """An image of a job."""
     data = await house.runner.file(await house.runner.find(caller, job), name)
     return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
 
 @_router.post("/v1/provenance")
 async def check_provenance(image: UploadFile, house: InHouse, caller: Known) -> dict[str, Any]:
-    """What a picture says of its origin, and whether it is as it was signed."""
+    """What an image says of its origin, and whether it is as it was signed."""
     data = await image.read()
     try:
         return await asyncio.to_thread(provenance.read, data)
@@ -187,7 +187,7 @@ async def healthz() -> dict[str, str]:
 
 @_router.get("/readyz")
 async def readyz(house: InHouse) -> dict[str, Any]:
-    """Whether pictures can be drawn: a replica has drawn one, and is there or can be woken."""
+    """Whether images can be drawn: a replica has drawn one, and is there or can be woken."""
     pool = house.pools[DEFAULT_POOL]
     awake = pool.desk.replicas or not house.config.replicas.minimum
     if not pool.has_drawn or not awake:

@@ -6,11 +6,11 @@ from serve.replica_pool import ReplicaPool
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 _POOL = {
-    "queue": "pictures that wait",
-    "in_hand": "pictures being drawn",
+    "queue": "images that wait",
+    "in_hand": "images being drawn",
     "remaining_steps": "steps still to do, waiting ones included",
     "replicas": "replicas that answer",
-    "batch": "pictures in running batches",
+    "batch": "images in running batches",
     "full_batch_steps_per_second": "of one replica, as it warmed up",
     "steps": "steps done by the replicas there are",
     "loaded_bytes": "weights in memory",
@@ -29,9 +29,9 @@ class Metrics:
         self.refusals = Counter(
             "dreambooth_refusals", "refusals by reason", ["reason"], registry=made
         )
-        self.images = Counter("dreambooth_images", "pictures handed out", ["model"], registry=made)
+        self.images = Counter("dreambooth_images", "images handed out", ["model"], registry=made)
         self.latency = Histogram(
-            "dreambooth_image_seconds", "from order to picture", ["model"],
+            "dreambooth_image_seconds", "from order to image", ["model"],
             buckets=_SECONDS, registry=made,
         )  # fmt: skip
         self.first_preview = Histogram(

@@ -15,13 +15,13 @@ _SHIPPED = {
 }
 
 
-class PictureClassifier(Protocol):
-    """A check of pictures. Made with safety.images_model, and asked from several threads."""
+class ImageClassifier(Protocol):
+    """A check of images. Made with safety.images_model, and asked from several threads."""
 
     category: str
     threshold: float
 
-    def score(self, picture: Image.Image) -> float:
+    def score(self, image: Image.Image) -> float:
         """0 harmless to 1."""
 
 
@@ -52,16 +52,16 @@ class OpenNsfw:
         except FileNotFoundError as error:
             raise ConfigError(f"safety.images_model={model!r}: {error}") from error
 
-    def score(self, picture: Image.Image) -> float:
-        """Probability that the picture is pornographic."""
-        return float(self._classifier.score(picture.convert("RGB")))
+    def score(self, image: Image.Image) -> float:
+        """Probability that the image is pornographic."""
+        return float(self._classifier.score(image.convert("RGB")))
 
 
-def picture_classifier(config: SafetyConfig) -> PictureClassifier | None:
+def image_classifier(config: SafetyConfig) -> ImageClassifier | None:
     """What safety.images names; raises ConfigError."""
     if config.images == "off":
         return None
-    made: PictureClassifier = _load(_SHIPPED.get(config.images, config.images), "safety.images")(
+    made: ImageClassifier = _load(_SHIPPED.get(config.images, config.images), "safety.images")(
         config.images_model
     )
     return made

@@ -1,4 +1,4 @@
-"""Uploaded pictures read within bounds, drawn ones written with their receipts. No torch."""
+"""Uploaded images read within bounds, drawn ones written with their receipts. No torch."""
 
 import hashlib
 import io
@@ -19,17 +19,17 @@ _EXIF_DESCRIPTION = 0x010E
 
 
 def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
-    """The picture in an upload; its size is checked before a pixel is decoded.
+    """The image in an upload; its size is checked before a pixel is decoded.
 
     raises: Refusal naming `param`
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own warning of large pictures comes before our bound is asked.
+            # Pillow's own warning of large images comes before our bound is asked.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=_READ)
-        _check_pixels(picture, param, max_px)
-        picture.load()
+            image = Image.open(io.BytesIO(data), formats=_READ)
+        _check_pixels(image, param, max_px)
+        image.load()
     except APIError:
         raise
     except (
@@ -40,68 +40,68 @@ def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
         SyntaxError,
     ) as error:
         raise APIError(
-            400, "invalid_image", f"{param} is no picture that can be read; send PNG, JPEG or WebP",
+            400, "invalid_image", f"{param} is no image that can be read; send PNG, JPEG or WebP",
             param=param,
         ) from error  # fmt: skip
-    return picture
+    return image
 
 
-def _check_pixels(picture: Image.Image, param: str, max_px: int) -> None:
-    if picture.width * picture.height > max_px:
+def _check_pixels(image: Image.Image, param: str, max_px: int) -> None:
+    if image.width * image.height > max_px:
         raise APIError(
             400, "image_too_large",
-            f"{param} has {picture.width}x{picture.height} pixels and at most {max_px} are taken; "
+            f"{param} has {image.width}x{image.height} pixels and at most {max_px} are taken; "
             "send it smaller",
             param=param,
         )  # fmt: skip
-    if getattr(picture, "n_frames", 1) != 1:
-        raise APIError(400, "invalid_image", f"{param} is animated; send one picture", param=param)
+    if getattr(image, "n_frames", 1) != 1:
+        raise APIError(400, "invalid_image", f"{param} is animated; send one image", param=param)
 
 
 def start_pixels(data: bytes, size_px: tuple[int, int] | None, max_px: int) -> Pixels:
     """The `image` of an edit: RGB, at the size asked for."""
-    picture = read_upload(data, "image", max_px).convert("RGB")
-    if size_px is not None and picture.size != size_px:
-        picture = picture.resize(size_px, Image.Resampling.LANCZOS)
-    return Pixels.of(picture)
+    image = read_upload(data, "image", max_px).convert("RGB")
+    if size_px is not None and image.size != size_px:
+        image = image.resize(size_px, Image.Resampling.LANCZOS)
+    return Pixels.of(image)
 
 
 def mask_pixels(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
-    """The `mask` of an edit: L, white where the picture is drawn anew.
+    """The `mask` of an edit: L, white where the image is drawn anew.
 
     With an alpha channel, transparent is drawn anew, as OpenAI's API has it; without one, white.
     """
-    picture = read_upload(data, "mask", max_px)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        alpha = picture.convert("RGBA").getchannel("A")
-        picture = alpha.point(lambda v: 0 if v >= 128 else 255)
+    image = read_upload(data, "mask", max_px)
+    if "A" in image.getbands() or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        image = alpha.point(lambda v: 0 if v >= 128 else 255)
     else:
-        picture = picture.convert("L").point(lambda v: 255 if v >= 128 else 0)
-    return Pixels.of(picture.resize(size_px, Image.Resampling.NEAREST))
+        image = image.convert("L").point(lambda v: 255 if v >= 128 else 0)
+    return Pixels.of(image.resize(size_px, Image.Resampling.NEAREST))
 
 
 def sha256(pixels: Pixels | None) -> str | None:
-    """Of a picture's bytes."""
+    """Of an image's bytes."""
     return None if pixels is None else hashlib.sha256(pixels.data).hexdigest()
 
 
 def encode(
     pixels: Pixels, receipt: Receipt | None, output_format: Format, quality: int = 100
 ) -> bytes:
-    """A picture file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
-    picture, out = pixels.picture(), io.BytesIO()
+    """An image file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
+    image, out = pixels.image(), io.BytesIO()
     # ASCII: EXIF has no other letters.
     text = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
     if output_format == "png":
         info = PngInfo()
         if text is not None:
             info.add_itxt("receipt", text)
-        picture.save(out, "PNG", pnginfo=info)
+        image.save(out, "PNG", pnginfo=info)
         return out.getvalue()
     exif = Image.Exif()
     if text is not None:
         exif[_EXIF_DESCRIPTION] = text
-    picture.save(out, output_format.upper(), quality=max(1, quality), exif=exif)
+    image.save(out, output_format.upper(), quality=max(1, quality), exif=exif)
     return out.getvalue()
 
 

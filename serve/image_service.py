@@ -35,14 +35,14 @@ class Checks(Protocol):
         """Before admission."""
 
     def check_image(self, image: Image.Image) -> Verdict:
-        """Before a picture is handed out."""
+        """Before an image is handed out."""
 
 
 class Sealing(Protocol):
     """Provenance: see serve/provenance.py."""
 
     def sign(self, png_bytes: bytes, receipt: dict[str, object]) -> bytes:
-        """The same picture with a signed manifest."""
+        """The same image with a signed manifest."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished picture file and its receipt."""
+    """A finished image file and its receipt."""
 
     data: bytes
     receipt: Receipt
@@ -73,7 +73,7 @@ class Order:
 
     @property
     def costs(self) -> list[int]:
-        """Steps of each picture."""
+        """Steps of each image."""
         return [d.steps for d in self.drawings]
 
 
@@ -136,7 +136,7 @@ class ImageService:
     async def _check_prompt(self, request: Drawable) -> None:
         if self._checks is None:
             return
-        # What a picture is kept away from may be named: "nude" in there is a wish to see none.
+        # What an image is kept away from may be named: "nude" in there is a wish to see none.
         verdict = await asyncio.to_thread(self._checks.check_prompt, request.prompt)
         if verdict.refused:
             raise _against_policy(verdict, "prompt")
@@ -152,7 +152,7 @@ class ImageService:
             raise APIError(
                 400, "invalid_value",
                 f"image has {image.width_px}x{image.height_px} pixels; give a size in multiples of "
-                f"8, {side} at most, or send such a picture",
+                f"8, {side} at most, or send such an image",
                 param="image",
             )  # fmt: skip
         return replace(
@@ -169,7 +169,7 @@ class ImageService:
         return self._pools.get(subject.name, self._pools[DEFAULT_POOL])
 
     def enter(self, order: Order, *, within_deadline: bool = True) -> list[Reservation]:
-        """Admit all pictures of an order, or none.
+        """Admit all images of an order, or none.
 
         raises: Refusal 503 with Retry-After
         """
@@ -179,9 +179,9 @@ class ImageService:
     async def draw(
         self, order: Order, turns: list[Reservation], on_event: OnEvent = lambda index, event: None
     ) -> list[Rendered]:
-        """Draw admitted pictures, all at once; on_event(k, event) tells of picture k.
+        """Draw admitted images, all at once; on_event(k, event) tells of image k.
 
-        raises: Refusal; when one picture fails the others' places are given back
+        raises: Refusal; when one image fails the others' places are given back
         """
         work = [
             asyncio.create_task(self._one(order, k, turn, on_event)) for k, turn in enumerate(turns)
@@ -232,7 +232,7 @@ class ImageService:
             finally:
                 await events.aclose()  # type: ignore[attr-defined]
         if finished is None:
-            raise busy("the replica gave no picture; come again", 5.0, "replica_died")
+            raise busy("the replica gave no image; come again", 5.0, "replica_died")
         rendered = await asyncio.to_thread(self._render, order, drawing, finished)
         self._metrics.images.labels(order.subject.name).inc()
         self._metrics.latency.labels(order.subject.name).observe(time.monotonic() - started_s)
@@ -240,15 +240,15 @@ class ImageService:
         return rendered
 
     async def _may_be_seen(self, preview: Preview) -> bool:
-        """Whether a look on the way passes the check that the picture will have to pass."""
+        """Whether a look on the way passes the check that the image will have to pass."""
         if self._checks is None:
             return True
-        picture = preview.pixels.picture()
-        return not (await asyncio.to_thread(self._checks.check_image, picture)).refused
+        image = preview.pixels.image()
+        return not (await asyncio.to_thread(self._checks.check_image, image)).refused
 
     def _render(self, order: Order, drawing: Drawing, finished: Finished) -> Rendered:
         if self._checks is not None:
-            verdict = self._checks.check_image(finished.pixels.picture())
+            verdict = self._checks.check_image(finished.pixels.image())
             if verdict.refused:
                 raise _against_policy(verdict, "image")
         receipt = _receipt(order.subject.id, drawing, finished)
@@ -295,6 +295,6 @@ def _failed(event: Failed) -> APIError:
 def _against_policy(verdict: Verdict, param: str) -> APIError:
     shown = ("category", "score", "spans", "fingerprint")
     details = {field: getattr(verdict, field) for field in shown}
-    what = "the picture drawn" if param == "image" else param
+    what = "the image drawn" if param == "image" else param
     text = f"{what} is against the policy of this endpoint: {verdict.category}"
     return APIError(400, "content_policy_violation", text, param=param, details=details)

@@ -98,11 +98,11 @@ class Runner:
         return await asyncio.to_thread(self._jobs.answer, record, position)
 
     async def file(self, record: JobRecord, name: str) -> bytes:
-        """A picture of a job; raises Refusal 404."""
+        """An image of a job; raises Refusal 404."""
         return await asyncio.to_thread(self._jobs.file, record.id, name)
 
     async def cancel(self, record: JobRecord) -> JobAnswer:
-        """Stop a job, wherever it runs; its finished pictures stay."""
+        """Stop a job, wherever it runs; its finished images stay."""
         await asyncio.to_thread(self._jobs.cancel, record.id)
         running = self._running.get(record.id)
         if running is not None:
@@ -224,7 +224,7 @@ class Runner:
         return ended
 
     async def _draw_missing(self, running: ActiveJob) -> None:
-        """Draw what has no receipt yet, each picture written as soon as it is there."""
+        """Draw what has no receipt yet, each image written as soon as it is there."""
         record, jobs = running.record, self._jobs
         upload = await asyncio.to_thread(jobs.upload, record.id)
         order = await self._studio.order(Caller(record.caller, None), record.request, upload)

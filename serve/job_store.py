@@ -7,7 +7,7 @@ serve/jobs/{id}/
   lease-0000.json ...     who runs it; the highest number counts, and only while it is renewed
   progress.json           steps, from time to time
   cancel                  the caller wants no more of it
-  0.png, 0.json ...       finished pictures and their receipts
+  0.png, 0.json ...       finished images and their receipts
   preview-0.png ...       the newest look at each
 """
 
@@ -142,24 +142,24 @@ class JobStore:
         self._store.write(f"{job}/state.json", state.model_dump_json().encode())
 
     def set_progress(self, job: str, step: int, total: int, previews: dict[int, bytes]) -> None:
-        """Steps of all its pictures, and new looks at them."""
+        """Steps of all its images, and new looks at them."""
         for index, data in previews.items():
             self._store.write(f"{job}/preview-{index}.png", data)
         text = json.dumps({"step": step, "total": total})
         self._store.write(f"{job}/progress.json", text.encode())
 
     def finish_image(self, job: str, index: int, rendered: Rendered, suffix: str) -> None:
-        """Picture first, receipt last: the receipt makes it count."""
+        """Image first, receipt last: the receipt makes it count."""
         self._store.write(f"{job}/{index}.{suffix}", rendered.data)
         self._store.write(f"{job}/{index}.json", rendered.receipt.model_dump_json().encode())
 
     def finished_images(self, job: str) -> list[int]:
-        """Indices of its finished pictures."""
+        """Indices of its finished images."""
         found = (re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job))
         return sorted(int(m.group(1)) for m in found if m)
 
     def file(self, job: str, name: str) -> bytes:
-        """A picture of a job; raises Refusal 404."""
+        """An image of a job; raises Refusal 404."""
         if not _FILE.fullmatch(name):
             raise no_such_job(f"{job}/{name}")
         try:

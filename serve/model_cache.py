@@ -44,7 +44,7 @@ def loaded_bytes(directory: Path, bytes_per_weight: int) -> int:
 
 @dataclass
 class Loaded:
-    """An engine, and how many pictures are being drawn with it."""
+    """An engine, and how many images are being drawn with it."""
 
     engine: Engine
     size_bytes: int
@@ -63,7 +63,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class ModelLease:
-    """What a picture is drawn with."""
+    """What an image is drawn with."""
 
     engine: Engine
     adapter: str | None

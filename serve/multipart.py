@@ -32,7 +32,7 @@ def schema(form: type[Message], also_json: type[Message] | None = None) -> dict[
 async def read(request: Request, form: type[M]) -> tuple[M, Upload]:
     """A multipart form: its fields by `form`, its files as an Upload; raises Refusal."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        text = "send multipart/form-data, with the picture as the file `image`"
+        text = "send multipart/form-data, with the image as the file `image`"
         raise APIError(415, "unsupported_media_type", text)
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Content credentials (C2PA): a picture says, signed, that it was generated, and by what."""
+"""Content credentials (C2PA): an image says, signed, that it was generated, and by what."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from dreambooth_ray.errors import ConfigError
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-# A picture may name an address where its manifest lies: it is not ours to call.
+# An image may name an address where its manifest lies: it is not ours to call.
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 _RECEIPT = "org.dreambooth.receipt"
 
@@ -39,9 +39,9 @@ class Signer:
             ) from error
 
     def sign(self, data: bytes, receipt: dict[str, object]) -> bytes:
-        """The same picture file with a signed manifest that holds the receipt.
+        """The same image file with a signed manifest that holds the receipt.
 
-        Prompts stay out of it, since pictures are passed on.
+        Prompts stay out of it, since images are passed on.
         """
         public = {k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")}
         manifest = {
@@ -63,10 +63,10 @@ class Signer:
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """What a picture says of its origin.
+    """What an image says of its origin.
 
     returns: {"found": False} without a manifest; else found, valid, generator, receipt and
-        problems. valid says that picture and manifest are as they were signed; who the signer
+        problems. valid says that image and manifest are as they were signed; who the signer
         is to be trusted as is for the reader to decide: issuer names the certificate's
     raises: ConfigError if it is no PNG, JPEG or WebP file
     """
@@ -84,7 +84,7 @@ def read(data: bytes) -> dict[str, Any]:
     problems = [
         problem["code"]
         for problem in content.get("validation_status", [])
-        # An issuer that is on no public list is no damage to the picture.
+        # An issuer that is on no public list is no damage to the image.
         if problem["code"] != "signingCredential.untrusted"
     ]
     generators = active.get("claim_generator_info", [])

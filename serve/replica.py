@@ -102,9 +102,9 @@ class Replica:
         return batch * _WARM_UP_STEPS / (time.monotonic() - started_s)
 
     async def draw(self, artifact: Artifact, drawing: Drawing) -> AsyncIterator[Event]:
-        """Events of one picture, the last of them Finished or Failed.
+        """Events of one image, the last of them Finished or Failed.
 
-        When the caller goes away the picture's place is free within one step.
+        When the caller goes away the image's place is free within one step.
         """
         seats = self._shelf.seat(artifact)
         try:
@@ -134,8 +134,8 @@ class Replica:
                 told_s = now
                 put(Progress(step, total))
 
-        def on_preview(step: int, picture: Image.Image) -> None:
-            put(Preview(step, Pixels.of(picture)))
+        def on_preview(step: int, image: Image.Image) -> None:
+            put(Preview(step, Pixels.of(image)))
 
         try:
             ticket = seat.engine.submit(
@@ -210,8 +210,8 @@ def _request(drawing: Drawing, adapter: str | None) -> "Request":
         width_px=drawing.width_px,
         height_px=drawing.height_px,
         solver=drawing.solver,
-        image=drawing.image.picture() if drawing.image else None,
-        mask=drawing.mask.picture() if drawing.mask else None,
+        image=drawing.image.image() if drawing.image else None,
+        mask=drawing.mask.image() if drawing.mask else None,
         strength=drawing.strength,
         adapter=adapter,
     )

@@ -8,7 +8,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Pixels:
-    """A picture between processes: mode RGB or L, and its bytes, rows from the top."""
+    """An image between processes: mode RGB or L, and its bytes, rows from the top."""
 
     mode: str
     width_px: int
@@ -16,12 +16,12 @@ class Pixels:
     data: bytes
 
     @classmethod
-    def of(cls, picture: Image.Image) -> "Pixels":
-        """From a PIL picture of mode RGB or L."""
-        return cls(picture.mode, picture.width, picture.height, picture.tobytes())
+    def of(cls, image: Image.Image) -> "Pixels":
+        """From a PIL image of mode RGB or L."""
+        return cls(image.mode, image.width, image.height, image.tobytes())
 
-    def picture(self) -> Image.Image:
-        """As a PIL picture."""
+    def image(self) -> Image.Image:
+        """As a PIL image."""
         return Image.frombytes(self.mode, (self.width_px, self.height_px), self.data)
 
 
@@ -43,7 +43,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to draw, in the engine's terms.
+    """One image to draw, in the engine's terms.
 
     tell_every_s: seconds between two words on its progress, at least
     """
@@ -85,7 +85,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """How the picture looks after `step`."""
+    """How the image looks after `step`."""
 
     step: int
     pixels: Pixels
@@ -93,7 +93,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The picture, and the weights it was drawn with."""
+    """The image, and the weights it was drawn with."""
 
     pixels: Pixels
     weights_sha256: str
@@ -102,7 +102,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The picture can't be drawn. kind: 'config', 'capacity', 'damaged' or 'internal'."""
+    """The image can't be drawn. kind: 'config', 'capacity', 'damaged' or 'internal'."""
 
     kind: str
     message: str

@@ -64,7 +64,7 @@ class ReplicaPool:
     async def draw(
         self, artifact: Artifact, drawing: Drawing, turn: Reservation
     ) -> AsyncIterator[Event]:
-        """Events of one picture, whose turn it is.
+        """Events of one image, whose turn it is.
 
         If the replica dies, once more on another: a drawing is a function of its request.
         raises: Refusal 503

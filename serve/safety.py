@@ -1,4 +1,4 @@
-"""What is not drawn, and why: prompts against a policy of phrases, pictures by a classifier.
+"""What is not drawn, and why: prompts against a policy of phrases, images by a classifier.
 
 Verdicts are explained, and logged by hash alone, so that an appeal can be looked into
 without keeping what people wrote.
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreambooth_ray.config.serving import SafetyConfig
 from dreambooth_ray.errors import ConfigError
 from serve.image_classifiers import (
-    PictureClassifier,
+    ImageClassifier,
     PromptClassifier,
-    picture_classifier,
+    image_classifier,
     prompt_classifier,
 )
 
@@ -79,16 +79,16 @@ class Safety:
     def __init__(
         self,
         config: SafetyConfig,
-        pictures: PictureClassifier | None = None,
+        images: ImageClassifier | None = None,
         prompts: PromptClassifier | None = None,
     ) -> None:
-        """pictures, prompts: classifiers of your own instead of the configuration's.
+        """images, prompts: classifiers of your own instead of the configuration's.
 
         raises: ConfigError if the policy file or a classifier can't be used
         """
         self._policy = read_policy(config.policy) if config.prompts else None
         self._prompts = prompts or prompt_classifier(config)
-        self._pictures = pictures or picture_classifier(config)
+        self._images = images or image_classifier(config)
 
     def check_prompt(self, text: str) -> Verdict:
         """The worst that the policy finds in a text, with the phrases and their offsets."""
@@ -101,12 +101,12 @@ class Safety:
         return _note("prompt", worst, text.encode()) if worst.refused else worst
 
     def check_image(self, image: Image.Image) -> Verdict:
-        """What the classifier says of a picture."""
-        if self._pictures is None:
+        """What the classifier says of an image."""
+        if self._images is None:
             return CLEAN
-        score = self._pictures.score(image)
-        refused = score >= self._pictures.threshold
-        verdict = Verdict(self._pictures.category, round(score, 4), refused=refused)
+        score = self._images.score(image)
+        refused = score >= self._images.threshold
+        verdict = Verdict(self._images.category, round(score, 4), refused=refused)
         return _note("picture", verdict, image.tobytes()) if refused else verdict
 
 

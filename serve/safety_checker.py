@@ -31,7 +31,7 @@ class StableDiffusionChecker:
                 f"safety.images_model={model!r} has no safety checker; give the directory "
                 "safety_checker of a Stable Diffusion 1.x model, as safetensors"
             )
-        # Its warning promises black pictures; here they are refused.
+        # Its warning promises black images; here they are refused.
         logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel("ERROR")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = StableDiffusionSafetyChecker.from_pretrained(folder, use_safetensors=True)
@@ -42,9 +42,9 @@ class StableDiffusionChecker:
         )
         self._guard = threading.Lock()
 
-    def score(self, picture: Image.Image) -> float:
-        """1 if one of the concepts is in the picture."""
-        pixels = self._prepare(picture.convert("RGB"), return_tensors="pt").pixel_values
+    def score(self, image: Image.Image) -> float:
+        """1 if one of the concepts is in the image."""
+        pixels = self._prepare(image.convert("RGB"), return_tensors="pt").pixel_values
         with self._guard:
             _, found = self._model(
                 clip_input=pixels.to(self._device), images=[np.zeros((1, 1, 3), np.float32)]

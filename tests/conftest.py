@@ -137,7 +137,7 @@ def tile() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
-    """The smallest random Stable Diffusion that has every kind of layer: pictures of 64 px."""
+    """The smallest random Stable Diffusion that has every kind of layer: images of 64 px."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(toy_model / "tokenizer", model_max_length=16)

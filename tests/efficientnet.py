@@ -26,10 +26,10 @@ class EfficientNetLite0:
         self._w = torch.load(path, map_location="cpu", weights_only=True)
 
     @torch.no_grad()
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, 1280), unit."""
         size = (SIDE_PX, SIDE_PX)
-        fitted = [ImageOps.fit(p.convert("RGB"), size, Image.Resampling.BICUBIC) for p in pictures]
+        fitted = [ImageOps.fit(p.convert("RGB"), size, Image.Resampling.BICUBIC) for p in images]
         pixels = torch.from_numpy(np.stack([np.asarray(p) for p in fitted])).permute(0, 3, 1, 2)
         return F.normalize(self._features((pixels.float() - 127) / 128), dim=1)
 

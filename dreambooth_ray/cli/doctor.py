@@ -36,7 +36,7 @@ def doctor(
     network = load_encoder(encoder, key="--encoder") if encoder else None
     read = reader(network)
     reads = noun_share(read, class_noun) if class_noun and read else None
-    embed = network.embed_pictures if network else None
+    embed = network.embed_images if network else None
     found = examine(folder, resolution, identifier, class_noun, embed, reads)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))

@@ -35,7 +35,7 @@ def evaluate(
     address: Annotated[str, typer.Option(help="Ray address; a local Ray if not given")] = "",
     out: Annotated[str, typer.Option(help="folder or URI; the run's own, or out/evaluations")] = "",
 ) -> None:
-    """Draw a protocol's pictures, score them, write JSON and a page; run again to go on."""
+    """Draw a protocol's images, score them, write JSON and a page; run again to go on."""
     from cluster.session import session
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation.checkpoint_follower import run_plot

@@ -19,10 +19,10 @@ def identifier(
     model: Annotated[str, typer.Argument(help="toyworld, or a Stable Diffusion directory")],
     class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")],
     word: Annotated[list[str] | None, typer.Option(help="also rank this one; repeatable")] = None,
-    count: Annotated[int, typer.Option(min=1, help="words to draw pictures for")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="words to draw images for")] = 8,
     pool: Annotated[int, typer.Option(min=1, help="rare words to choose those from")] = 400,
-    num_pictures: Annotated[int, typer.Option(min=2, help="of each word")] = 8,
-    encoder: Annotated[str, typer.Option(help="network that compares the pictures")] = (
+    num_images: Annotated[int, typer.Option(min=2, help="of each word")] = 8,
+    encoder: Annotated[str, typer.Option(help="network that compares the images")] = (
         "openai/clip-vit-base-patch32"
     ),
     num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
@@ -48,11 +48,11 @@ def identifier(
         list(dict.fromkeys([*chosen, *(word or [])])),
         class_noun,
         tokenizer=parts.tokenizer,
-        num_pictures=num_pictures,
+        num_images=num_images,
         seed=seed,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
-        on_progress=Stage("probe pictures"),
+        on_progress=Stage("probe images"),
     )
     for c in ranked:
         numbers = f"displacement {c.displacement:.3f}, narrowing {c.narrowing:+.3f}"
@@ -64,7 +64,7 @@ def identifier(
             "model": model,
             "class_noun": class_noun,
             "encoder": encoder,
-            "num_pictures": num_pictures,
+            "num_pictures": num_images,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "seed": seed,

@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-toyworld = typer.Typer(help="The picture world whose tiny Stable Diffusion ships with the package.")
+toyworld = typer.Typer(help="The image world whose tiny Stable Diffusion ships with the package.")
 app.add_typer(toyworld, name="toyworld")
 export.register(app)
 doctor.register(app)
@@ -59,10 +59,10 @@ def _options(debug: Debug = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for pictures and report")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="folder for images and report")] = Path("out/demo"),
     overrides: Overrides = None,
 ) -> None:
-    """Learn one toy robot from five pictures and show what came of it."""
+    """Learn one toy robot from five images and show what came of it."""
     started_s = time.monotonic()
     from rich.console import Console
     from rich.table import Table
@@ -156,13 +156,13 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
     solver: Annotated[str, typer.Option(help="ddim, plms, euler, euler_a or dpmpp_2m")] = "ddim",
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own")] = "",
-    image: Annotated[Path | None, typer.Option(help="picture to start from")] = None,
+    image: Annotated[Path | None, typer.Option(help="image to start from")] = None,
     mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
-    grid: Annotated[bool, typer.Option("--grid", help="also one picture of all")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
 ) -> None:
-    """Draw pictures with a trained subject; prints their paths."""
+    """Draw images with a trained subject; prints their paths."""
     with large_imports():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import generate as draw_files
@@ -183,7 +183,7 @@ def generate(
         mask=mask,
         strength=strength,
         grid=grid,
-        on_progress=Stage("pictures"),
+        on_progress=Stage("images"),
     )
     for path in paths:
         print(path)
@@ -207,11 +207,11 @@ def render(
 
 @toyworld.command()
 def score(
-    targets: Annotated[list[str], typer.Argument(help="folders of pictures, bundles or runs")],
+    targets: Annotated[list[str], typer.Argument(help="folders of images, bundles or runs")],
     count: Annotated[int, typer.Option(min=1, max=400, help="prompts drawn for a model")] = 100,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Read pictures, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
+    """Read images, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
     from dreambooth_ray.evaluation.toyscore import score_target
 
     print(json.dumps({target: score_target(target, count, seed) for target in targets}, indent=1))
@@ -224,7 +224,7 @@ def pretrain(
     ),
     weights: Annotated[Path, typer.Option(help="where the weights go")] = Path("out/weights"),
     seed: Annotated[int, typer.Option(min=0)] = 20261122,
-    num_pictures: Annotated[int, typer.Option(min=600)] = 60_000,
+    num_images: Annotated[int, typer.Option(min=600)] = 60_000,
     num_reconstructions: Annotated[int, typer.Option(min=300)] = 6_000,
     vae_steps: Annotated[int, typer.Option(min=1)] = 3_600,
     evaluator_steps: Annotated[int, typer.Option(min=1)] = 3_000,
@@ -237,7 +237,7 @@ def pretrain(
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     budget = Budget(
-        num_pictures, num_reconstructions, vae_steps, evaluator_steps, denoiser_steps, processes
+        num_images, num_reconstructions, vae_steps, evaluator_steps, denoiser_steps, processes
     )
     run_pretrain(work, weights, budget, seed)
     print(weights)

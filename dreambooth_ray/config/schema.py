@@ -78,7 +78,7 @@ class PriorConfig(Section):
 
 
 class SampleConfig(Section):
-    """Sample pictures for TensorBoard while training."""
+    """Sample images for TensorBoard while training."""
 
     every: int = Field(0, ge=0, description="steps between samples; 0 draws none")
     prompts: tuple[Text, ...] = ("a {identifier} {class_noun}",)
@@ -148,7 +148,7 @@ class Config(Section):
         steps = -(-train.images // self.images_a_step)
         if "steps" in train.model_fields_set and train.steps != steps:
             raise ValueError(
-                f"train.images={train.images} is {steps} steps of {self.images_a_step} pictures, "
+                f"train.images={train.images} is {steps} steps of {self.images_a_step} images, "
                 f"and train.steps={train.steps} says otherwise; give one of the two"
             )
         return self.model_copy(update={"train": train.model_copy(update={"steps": steps})})
@@ -259,7 +259,7 @@ class Config(Section):
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:
-        """Prompts of the sample pictures, for every subject."""
+        """Prompts of the sample images, for every subject."""
         filled = [self.fill(p, s) for s in self.all_subjects for p in self.sample.prompts]
         return tuple(dict.fromkeys(filled))
 

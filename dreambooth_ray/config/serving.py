@@ -20,7 +20,7 @@ class ReplicasConfig(Section):
     target_steps: int = Field(400, ge=1, description="waiting denoising steps a replica is for")
     upscale_delay_s: float = Field(2.0, ge=0)
     downscale_delay_s: float = Field(60.0, ge=0)
-    batch: int = Field(8, ge=1, le=256, description="pictures that share a denoising step")
+    batch: int = Field(8, ge=1, le=256, description="images that share a denoising step")
     memory_bytes: int = Field(8 * 2**30, ge=2**20, description="weights of loaded models a replica")
     adapters: int = Field(64, ge=1, description="adapters a replica keeps loaded")
     gpus: bool = Field(False, description="one GPU for each replica, float16")
@@ -46,14 +46,14 @@ class LimitsConfig(Section):
 
     images: int = Field(10, ge=1, description="n of one request")
     steps: int = Field(150, ge=1, description="num_inference_steps")
-    side_px: int = Field(1024, ge=8, description="longest side of a picture drawn")
+    side_px: int = Field(1024, ge=8, description="longest side of an image drawn")
     prompt_characters: int = Field(4000, ge=1)
     body_bytes: int = Field(16 * 2**20, ge=1024, description="a whole request")
-    upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded picture")
+    upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded image")
     deadline_s: float = Field(
         120.0, gt=0, description="a request that can't be done by then is refused"
     )
-    open_images: int = Field(512, ge=1, description="pictures under way; the rest is refused")
+    open_images: int = Field(512, ge=1, description="images under way; the rest is refused")
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> "LimitsConfig":
@@ -82,7 +82,7 @@ class JobsConfig(Section):
 
 
 class SafetyConfig(Section):
-    """Prompts and pictures that are not drawn."""
+    """Prompts and images that are not drawn."""
 
     prompts: bool = Field(True, description="check prompts against the policy")
     policy: str | None = Field(None, description="policy file; none is the one that ships")
@@ -92,7 +92,7 @@ class SafetyConfig(Section):
     images: str = Field(
         "off",
         pattern=r"^(off|yahoo-open-nsfw|diffusers|[\w.]+:\w+)$",
-        description="classifier of finished pictures: yahoo-open-nsfw (needs the extra safety), "
+        description="classifier of finished images: yahoo-open-nsfw (needs the extra safety), "
         "diffusers (Stable Diffusion's own, with torch), or package.module:Class",
     )
     images_model: str | None = Field(
@@ -101,7 +101,7 @@ class SafetyConfig(Section):
 
 
 class ProvenanceConfig(Section):
-    """C2PA manifests in the pictures; both files in PEM form, or neither."""
+    """C2PA manifests in the images; both files in PEM form, or neither."""
 
     certificate: str | None = Field(None, description="certificate chain")
     private_key: str | None = Field(None, description="its key")

@@ -60,7 +60,7 @@ class TrainConfig(Section):
         2, ge=1, description="photographs a step, over all workers; as many class images"
     )
     images: int | None = Field(
-        None, ge=1, description="the budget as pictures seen, both halves counted; decides steps"
+        None, ge=1, description="the budget as images seen, both halves counted; decides steps"
     )
     accumulate: int = Field(
         1, ge=1, description="parts that a worker's share of a step is computed in, for memory"
@@ -74,12 +74,12 @@ class TrainConfig(Section):
     lr_warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    resolution: int = Field(512, ge=8, description="side of the square training pictures, pixels")
+    resolution: int = Field(512, ge=8, description="side of the square training images, pixels")
     text_encoder: bool = Field(
         True, description="train the text encoder as well; default true for full, else false"
     )
     prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
-    flip: bool = Field(False, description="mirror pictures at random")
+    flip: bool = Field(False, description="mirror images at random")
     precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = Field(
         "32", description="of the computation; weights stay in float32"
     )
@@ -129,7 +129,7 @@ class LossConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Losses on fixed pictures, noise and timesteps, so that their curve is smooth."""
+    """Losses on fixed images, noise and timesteps, so that their curve is smooth."""
 
     every: int = Field(0, ge=0, description="steps between validations; 0 makes none")
     held_out: int = Field(
@@ -137,7 +137,7 @@ class ValidationConfig(Section):
         "0 looks at those that are trained on"
     )  # fmt: skip
     class_images: int = Field(4, ge=0, description="class images kept from training, the last")
-    timesteps: int = Field(8, ge=1, description="noise levels that each picture is looked at with")
+    timesteps: int = Field(8, ge=1, description="noise levels that each image is looked at with")
     bins: int = Field(4, ge=1, description="ranges of noise level with losses of their own")
     patience: int = Field(
         0, ge=0, description="validations without a new best that end the run; 0 never does"

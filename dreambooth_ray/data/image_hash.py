@@ -1,4 +1,4 @@
-"""Whether two pictures are one and the same to the eye, and whether one shows anything."""
+"""Whether two images are one and the same to the eye, and whether one shows anything."""
 
 import numpy as np
 from PIL import Image
@@ -7,9 +7,9 @@ _SIDE = 16
 _BLANK_SPREAD = 3.0
 
 
-def fingerprint(picture: Image.Image) -> int:
+def fingerprint(image: Image.Image) -> int:
     """256 bits: whether brightness rises between neighbours on a 17x16 copy (Krawetz's dHash)."""
-    small = picture.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.LANCZOS)
+    small = image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.LANCZOS)
     rises = np.diff(np.asarray(small, dtype=np.int16), axis=1) > 0
     return int.from_bytes(np.packbits(rises).tobytes(), "big")
 
@@ -19,7 +19,7 @@ def distance(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
 
-def is_blank(picture: Image.Image) -> bool:
-    """Whether a picture is of one colour: all channels vary by less than 3 of 255."""
-    spread = np.asarray(picture.convert("RGB"), dtype=np.float32).std(axis=(0, 1))
+def is_blank(image: Image.Image) -> bool:
+    """Whether an image is of one colour: all channels vary by less than 3 of 255."""
+    spread = np.asarray(image.convert("RGB"), dtype=np.float32).std(axis=(0, 1))
     return bool((spread < _BLANK_SPREAD).all())

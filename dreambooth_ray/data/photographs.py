@@ -15,7 +15,7 @@ MAX_PIXELS = 100_000_000
 def read_photograph(path: Path) -> Image.Image:
     """Decode one photograph: EXIF rotation applied, transparency laid on white, RGB.
 
-    raises: DataError naming the file if it is truncated, not a picture, below 16 px, or
+    raises: DataError naming the file if it is truncated, not an image, below 16 px, or
         above 100 million pixels (checked before anything is decoded)
     """
     try:
@@ -29,10 +29,10 @@ def read_photograph(path: Path) -> Image.Image:
         ) from error
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(
-            f"{path} is not a readable picture ({error}); remove or replace it"
+            f"{path} is not a readable image ({error}); remove or replace it"
         ) from error
-    with opened as picture:
-        width, height = picture.size
+    with opened as image:
+        width, height = image.size
         if width * height > MAX_PIXELS:
             raise DataError(
                 f"{path} is {width}x{height} px, above {MAX_PIXELS:,} pixels; reduce it first"
@@ -42,27 +42,27 @@ def read_photograph(path: Path) -> Image.Image:
                 f"{path} is {width}x{height} px; each side needs at least {MIN_SIDE_PX} px"
             )
         try:
-            picture.load()
+            image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I;16", "I;16L", "I;16B", "I"):
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16L", "I;16B", "I"):
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def find_photographs(folder: Path, most: int = 100, key: str = "subject.photos") -> list[Path]:
-    """The pictures directly in a folder, sorted by name.
+    """The images directly in a folder, sorted by name.
 
     key: the setting to name in an error
-    raises: DataError if there is no such folder, no picture in it, or more than `most`
+    raises: DataError if there is no such folder, no image in it, or more than `most`
     """
     if not folder.is_dir():
         raise DataError(
@@ -81,6 +81,6 @@ def find_photographs(folder: Path, most: int = 100, key: str = "subject.photos")
     return found
 
 
-def square(picture: Image.Image, side_px: int) -> Image.Image:
+def square(image: Image.Image, side_px: int) -> Image.Image:
     """Resize the short side to `side_px` and cut the middle square."""
-    return ImageOps.fit(picture, (side_px, side_px), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS)

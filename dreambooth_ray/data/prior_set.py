@@ -1,10 +1,10 @@
-"""A set of class images in storage: which of its pictures count, and their posteriors.
+"""A set of class images in storage: which of its images count, and their posteriors.
 
-A set is a folder of committed chunks of fixed indices. Each chunk holds the pictures as
-PNG, their VAE posteriors, and a record of each. Blank pictures and near-duplicates are
-passed over for the next index, so which picture is the n-th follows from the records alone.
+A set is a folder of committed chunks of fixed indices. Each chunk holds the images as
+PNG, their VAE posteriors, and a record of each. Blank images and near-duplicates are
+passed over for the next index, so which image is the n-th follows from the records alone.
 
-Legend: n pictures, F orientations (as is, mirrored), C latent channels, h, w latent sides.
+Legend: n images, F orientations (as is, mirrored), C latent channels, h, w latent sides.
 """
 
 import json
@@ -27,7 +27,7 @@ _CACHED_CHUNKS = 64
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of a chunk. caption: index into the set's captions."""
+    """One image of a chunk. caption: index into the set's captions."""
 
     index: int
     fingerprint: int
@@ -59,9 +59,9 @@ def read_records(store: Store, number: int) -> list[Record]:
 
 
 class Selection:
-    """The pictures that count, in order: neither blank nor nearly one before.
+    """The images that count, in order: neither blank nor nearly one before.
 
-    every: take all, as a person's own pictures are
+    every: take all, as a person's own images are
     """
 
     def __init__(self, every: bool = False) -> None:
@@ -82,7 +82,7 @@ class Selection:
 
 
 class PriorSet:
-    """Reads a set that may still be growing; a picture not there yet is waited for."""
+    """Reads a set that may still be growing; an image not there yet is waited for."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class PriorSet:
         failure: Callable[[], str | None] = lambda: None,
         poll_s: float | None = None,
     ) -> None:
-        """count: pictures to use; failure(): why no more will come, if so.
+        """count: images to use; failure(): why no more will come, if so.
 
         raises: CheckpointError if there is no set
         """
@@ -107,7 +107,7 @@ class PriorSet:
         self._posteriors: dict[int, Tensor] = {}
 
     def posterior(self, place: int) -> Tensor:
-        """(F, 2, C, h, w) scaled mean and std of the picture that is number `place`.
+        """(F, 2, C, h, w) scaled mean and std of the image that is number `place`.
 
         raises: DreamBoothError if it will not come
         """
@@ -121,7 +121,7 @@ class PriorSet:
         return self._posteriors[number][record.index % self._chunk_size]
 
     def caption(self, place: int) -> int:
-        """Which of `captions` the picture was drawn from."""
+        """Which of `captions` the image was drawn from."""
         return self._record(place).caption
 
     def _record(self, place: int) -> Record:

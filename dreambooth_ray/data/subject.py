@@ -14,7 +14,7 @@ from dreambooth_ray.errors import DataError
 _ORDINARY = """
 a an the my this that one two red blue green black white big small new old good nice dog cat toy
 car man woman boy girl person people house tree flower robot fish bird horse bear duck boat ball
-shoe sneaker backpack teapot cup bottle book chair table star photo picture thing object special
+shoe sneaker backpack teapot cup bottle book chair table star photo image thing object special
 unique subject animal pet friend baby food cake love happy
 """
 ORDINARY_WORDS = frozenset(_ORDINARY.split())
@@ -25,7 +25,7 @@ class Photograph:
     """One training photograph, cut square, with the captions it may get."""
 
     path: Path
-    picture: Image.Image
+    image: Image.Image
     captions: tuple[str, ...]
 
     @property
@@ -44,8 +44,8 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> 
     found = []
     for path in find_photographs(folder):
         own = _caption(path)
-        picture = square(read_photograph(path), side_px)
-        found.append(Photograph(path, picture, (own,) if own else without))
+        image = square(read_photograph(path), side_px)
+        found.append(Photograph(path, image, (own,) if own else without))
     return found
 
 

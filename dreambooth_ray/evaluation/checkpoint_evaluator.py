@@ -118,14 +118,14 @@ class CheckpointEvaluator:
         """Every total of the protocol for a model in memory."""
         engine = Engine(parts, device=self._device)
         requests = [as_request(q, self._protocol, self._size_px) for q in self._asked]
-        pictures = [one.image for one in engine.draw(requests)]
-        vectors = {uri: e.embed_pictures(pictures) for uri, e in self._encoders.items()}
+        images = [one.image for one in engine.draw(requests)]
+        vectors = {uri: e.embed_images(images) for uri, e in self._encoders.items()}
         made = {use: vectors[uri] for use, uri in self._uses.items()}
         evidence = scores.ImageEmbeddings(self._asked, made, self._known.vectors, self._known.texts)
         totals = scores.score(self._protocol, evidence).totals
         if self._protocol.truths:
             known = self._known.photographs
-            totals = totals | scores.truths(self._asked, pictures, known, load_evaluator())
+            totals = totals | scores.truths(self._asked, images, known, load_evaluator())
         return {name: s.value for name, s in totals.items()}
 
 

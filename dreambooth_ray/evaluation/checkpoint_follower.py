@@ -122,7 +122,7 @@ class CheckpointFollower:
         self._side_work.run("showing evaluations in TensorBoard", show, None)
 
     def _show(self, found: Scored, points: list[Scored], verdict: CheckpointSelection) -> None:
-        """Into TensorBoard: both curves, and the front as a picture."""
+        """Into TensorBoard: both curves, and the front as an image."""
         plot = np.asarray(front_plot(points, verdict.best, self._wanted.max_drift))
         with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
             local = self._run.is_local

@@ -1,4 +1,4 @@
-"""Networks that turn pictures, and some also sentences, into unit vectors."""
+"""Networks that turn images, and some also sentences, into unit vectors."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
@@ -19,16 +19,16 @@ _BATCH = 16
 
 
 class Encoder(Protocol):
-    """Pictures to unit vectors. uri names the weights, so that a result can be repeated."""
+    """Images to unit vectors. uri names the weights, so that a result can be repeated."""
 
     uri: str
 
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, D) float32 on the CPU, unit."""
 
 
 class TextEncoder(Encoder, Protocol):
-    """Pictures and sentences in one space."""
+    """Images and sentences in one space."""
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """(B, D) float32 on the CPU, unit."""
@@ -39,7 +39,7 @@ def load_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> Encoder
 
     uri: "toyworld:identity", "toyworld:attributes", "pixels", or a directory or hub name
         that transformers reads: a CLIP, or a vision network whose first output token is
-        the picture's (ViT, DINO, DINOv2)
+        the image's (ViT, DINO, DINOv2)
     raises: ConfigError naming `key`
     """
     if uri == PIXELS:
@@ -86,11 +86,11 @@ class _Pretrained(ABC):
         self._processor = AutoImageProcessor.from_pretrained(uri)
 
     @torch.no_grad()
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, D) float32 on the CPU, unit."""
         parts = []
-        for k in range(0, len(pictures), _BATCH):
-            batch = [p.convert("RGB") for p in pictures[k : k + _BATCH]]
+        for k in range(0, len(images), _BATCH):
+            batch = [p.convert("RGB") for p in images[k : k + _BATCH]]
             pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
             parts.append(self._features(pixels.to(self._device)).float().cpu())
         return F.normalize(torch.cat(parts), dim=1)
@@ -109,7 +109,7 @@ class TokenEncoder(_Pretrained):
 
 
 class ClipEncoder(_Pretrained):
-    """CLIP's projected picture and sentence vectors."""
+    """CLIP's projected image and sentence vectors."""
 
     def __init__(self, uri: str, device: str) -> None:
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -135,7 +135,7 @@ class ClipEncoder(_Pretrained):
 
 
 class PixelEncoder:
-    """A thumbnail as a vector, its mean removed: the cosine is the pictures' correlation.
+    """A thumbnail as a vector, its mean removed: the cosine is the images' correlation.
 
     Sees what is where and nothing of what it means, so it is for copies.
     """
@@ -143,12 +143,12 @@ class PixelEncoder:
     uri = PIXELS
     SIDE_PX = 24
 
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
-        """(B, 3 * 24 * 24), unit; an even picture has a constant vector."""
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
+        """(B, 3 * 24 * 24), unit; an even image has a constant vector."""
         size = (self.SIDE_PX, self.SIDE_PX)
         rows = []
-        for picture in pictures:
-            small = picture.convert("RGB").resize(size, Image.Resampling.BOX)
+        for image in images:
+            small = image.convert("RGB").resize(size, Image.Resampling.BOX)
             pixels = np.asarray(small, dtype=np.float32)
             centred = pixels - pixels.mean(axis=(0, 1))
             rows.append(centred.ravel() if np.abs(centred).max() > 0.5 else np.ones(pixels.size))
@@ -156,22 +156,22 @@ class PixelEncoder:
 
 
 class ToyIdentity:
-    """The toy world's evaluator: which individual a picture shows."""
+    """The toy world's evaluator: which individual an image shows."""
 
     uri = TOY_IDENTITY
 
     def __init__(self) -> None:
         self._network = load_evaluator()
 
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, 64), unit."""
-        return read_logits(self._network, pictures)[1]
+        return read_logits(self._network, images)[1]
 
 
 class ToyAttributes:
-    """The toy world's evaluator: what a picture shows, against what a sentence names.
+    """The toy world's evaluator: what an image shows, against what a sentence names.
 
-    A picture's vector holds the probabilities of all attributes, a sentence's a one for each
+    An image's vector holds the probabilities of all attributes, a sentence's a one for each
     attribute it names, among those of the same attribute.
     """
 
@@ -180,9 +180,9 @@ class ToyAttributes:
     def __init__(self) -> None:
         self._network = load_evaluator()
 
-    def embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, 36), unit."""
-        logits, _ = read_logits(self._network, pictures)
+        logits, _ = read_logits(self._network, images)
         return F.normalize(torch.cat([part.softmax(dim=1) for part in logits], dim=1), dim=1)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -197,7 +197,7 @@ class ToyAttributes:
 
 
 def named_attributes(text: str) -> dict[str, str]:
-    """What a toy-world sentence says of a picture: {"class": "robot", "background": "snow"}."""
+    """What a toy-world sentence says of an image: {"class": "robot", "background": "snow"}."""
     words = f" {' '.join(text.lower().split())} "
     named: dict[str, str] = {}
     for place, phrase in BACKGROUNDS.items():

@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from dreambooth_ray.evaluation.html_page import picture_uri, render
+from dreambooth_ray.evaluation.html_page import image_uri, render
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Spec
 from dreambooth_ray.evaluation.scores import Scores
 
@@ -14,7 +14,7 @@ TILE_PX = 160
 def report_page(
     spec: Spec,
     asked: list[EvaluationPrompt],
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     photographs: list[Image.Image],
     scores: Scores,
     conditions: object,
@@ -24,7 +24,7 @@ def report_page(
 
     front: plot of the checkpoints that the run chose from
     """
-    uris = [picture_uri(p, TILE_PX) for p in pictures]
+    uris = [image_uri(p, TILE_PX) for p in images]
     rows = {r["index"]: r for r in scores.rows}
 
     def tiles(kind: str) -> list[dict[str, object]]:
@@ -38,7 +38,7 @@ def report_page(
         "report.html.j2",
         title=f"{spec.identifier} {spec.class_noun}",
         protocol=spec.protocol.name,
-        num_pictures=len(pictures),
+        num_images=len(images),
         totals=[
             {
                 "name": name,
@@ -50,7 +50,7 @@ def report_page(
             for name, s in scores.totals.items()
         ],
         encoders=spec.protocol.encoders.model_dump(),
-        photographs=[picture_uri(p, TILE_PX) for p in photographs],
+        photographs=[image_uri(p, TILE_PX) for p in photographs],
         worst=[{"uri": uris[i], **_shown(rows[i])} for i in scores.worst],
         prompts=[
             {
@@ -62,7 +62,7 @@ def report_page(
         ],
         classes=tiles("class"),
         others=tiles("other"),
-        front=picture_uri(front, front.width) if front else "",
+        front=image_uri(front, front.width) if front else "",
         conditions=json.dumps(conditions, indent=1),
     )
 

@@ -1,4 +1,4 @@
-"""Pages for people: one HTML file each, its pictures inside it."""
+"""Pages for people: one HTML file each, its images inside it."""
 
 import base64
 import io
@@ -20,9 +20,9 @@ def _source(name: str) -> str:
     return (files("dreambooth_ray.evaluation") / "pages" / name).read_text(encoding="utf-8")
 
 
-def picture_uri(picture: Image.Image, side_px: int) -> str:
-    """A JPEG data URI of the picture, reduced to `side_px` if it is larger."""
-    small = picture.convert("RGB")
+def image_uri(image: Image.Image, side_px: int) -> str:
+    """A JPEG data URI of the image, reduced to `side_px` if it is larger."""
+    small = image.convert("RGB")
     small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     small.save(data, "JPEG", quality=85)

@@ -29,8 +29,8 @@ class Candidate:
     """A word and how much the model makes of it; smaller is better.
 
     num_tokens:    pieces that the model's tokenizer cuts it into
-    displacement:  1 - cosine of probe pictures to those of the bare class, seed by seed
-    narrowing:     how much less the probe pictures differ among each other than the
+    displacement:  1 - cosine of probe images to those of the bare class, seed by seed
+    narrowing:     how much less the probe images differ among each other than the
                    bare class's do; a word with a meaning makes them alike
     """
 
@@ -77,7 +77,7 @@ def shortlist(
 ) -> list[str]:
     """The `count` words whose sentence the text encoder moves least from the bare class.
 
-    encode: a sentence to its (1, T, D) states; cheap, where pictures are not
+    encode: a sentence to its (1, T, D) states; cheap, where images are not
     """
     plain = encode(f"a {class_noun}")[0, -1]
     scored = [
@@ -94,7 +94,7 @@ def rank(
     class_noun: str,
     *,
     tokenizer: CLIPTokenizer,
-    num_pictures: int,
+    num_images: int,
     seed: int,
     num_inference_steps: int,
     guidance_scale: float,
@@ -110,10 +110,10 @@ def rank(
             guidance_scale=guidance_scale,
         )
         for prompt in prompts
-        for k in range(num_pictures)
+        for k in range(num_images)
     ]
-    pictures: list[Image.Image] = [d.image for d in engine.draw(requests, on_progress)]
-    vectors = encoder.embed_pictures(pictures).reshape(len(prompts), num_pictures, -1)
+    images: list[Image.Image] = [d.image for d in engine.draw(requests, on_progress)]
+    vectors = encoder.embed_images(images).reshape(len(prompts), num_images, -1)
     found = [
         judge_word(word, num_tokens(tokenizer, word), probe, vectors[0])
         for word, probe in zip(words, vectors[1:], strict=True)
@@ -122,7 +122,7 @@ def rank(
 
 
 def judge_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
-    """probe, plain: (K, D) unit vectors of pictures with and without the word, seed by seed."""
+    """probe, plain: (K, D) unit vectors of images with and without the word, seed by seed."""
     displacement = float(1 - (probe * plain).sum(dim=1).mean())
     return Candidate(word, tokens, displacement, _spread(plain) - _spread(probe))
 

@@ -27,7 +27,7 @@ def _checked(vectors: Tensor, name: str) -> Tensor:
 
 
 def subject_fidelity(made: Tensor, photographs: Tensor) -> float:
-    """Mean cosine over all pairs of a made picture and a photograph, -1 to 1; higher is better.
+    """Mean cosine over all pairs of a made image and a photograph, -1 to 1; higher is better.
 
     The paper's DINO and CLIP-I, by the vectors' network.
     made: (A, D), photographs: (B, D), unit; raises DataError for others
@@ -36,36 +36,36 @@ def subject_fidelity(made: Tensor, photographs: Tensor) -> float:
 
 
 def similarity(made: Tensor, photographs: Tensor) -> Tensor:
-    """(A,) mean cosine of each made picture to all photographs."""
+    """(A,) mean cosine of each made image to all photographs."""
     return (_checked(made, "made") @ _checked(photographs, "photographs").T).mean(dim=1)
 
 
-def prompt_fidelity(pictures: Tensor, prompts: Tensor) -> float:
-    """Mean cosine of each picture and its own prompt, -1 to 1; higher is better. CLIP-T.
+def prompt_fidelity(images: Tensor, prompts: Tensor) -> float:
+    """Mean cosine of each image and its own prompt, -1 to 1; higher is better. CLIP-T.
 
-    pictures, prompts: (B, D), unit, row by row
+    images, prompts: (B, D), unit, row by row
     """
-    return float(agreement(pictures, prompts).mean())
+    return float(agreement(images, prompts).mean())
 
 
-def agreement(pictures: Tensor, prompts: Tensor) -> Tensor:
-    """(B,) cosine of each picture and its own prompt."""
-    if pictures.shape != prompts.shape:
-        raise DataError(f"{tuple(pictures.shape)} pictures against {tuple(prompts.shape)} prompts")
-    return (_checked(pictures, "pictures") * _checked(prompts, "prompts")).sum(dim=1)
+def agreement(images: Tensor, prompts: Tensor) -> Tensor:
+    """(B,) cosine of each image and its own prompt."""
+    if images.shape != prompts.shape:
+        raise DataError(f"{tuple(images.shape)} images against {tuple(prompts.shape)} prompts")
+    return (_checked(images, "pictures") * _checked(prompts, "prompts")).sum(dim=1)
 
 
-def prior_preservation(class_pictures: Tensor, photographs: Tensor) -> float:
-    """PRES: mean cosine of pictures of the bare class to the subject's photographs.
+def prior_preservation(class_images: Tensor, photographs: Tensor) -> float:
+    """PRES: mean cosine of images of the bare class to the subject's photographs.
 
     Lower is better: a class that has become the subject reads high.
     class_pictures: (A, D), photographs: (B, D), unit
     """
-    return subject_fidelity(class_pictures, photographs)
+    return subject_fidelity(class_images, photographs)
 
 
 def diversity(groups: Sequence[Tensor]) -> float:
-    """DIV: mean over prompts of 1 - the mean cosine between different pictures of one prompt.
+    """DIV: mean over prompts of 1 - the mean cosine between different images of one prompt.
 
     0 to 2; higher is better. The paper measures it with LPIPS; here with the same vectors
     as PRES, so its numbers are its own.
@@ -73,7 +73,7 @@ def diversity(groups: Sequence[Tensor]) -> float:
     """
     spreads = [1 - _mutual(g) for g in groups if len(g) > 1]
     if not spreads:
-        raise DataError("diversity needs two pictures of one prompt at least")
+        raise DataError("diversity needs two images of one prompt at least")
     return sum(spreads) / len(spreads)
 
 
@@ -85,7 +85,7 @@ def _mutual(vectors: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of one made picture, the photograph most like it."""
+    """Of one made image, the photograph most like it."""
 
     photograph: int
     cosine: float
@@ -93,10 +93,10 @@ class Nearest:
 
 
 def memorised(made: Tensor, photographs: Tensor, bound: float = COPY_BOUND) -> list[Nearest]:
-    """For each made picture the nearest training photograph; copied above `bound`.
+    """For each made image the nearest training photograph; copied above `bound`.
 
     A network of subjects would call every good likeness a copy: give vectors that see the
-    whole picture (`PixelEncoder`).
+    whole image (`PixelEncoder`).
     made: (A, D), photographs: (B, D), unit
     """
     cosines = _checked(made, "made") @ _checked(photographs, "photographs").T

@@ -73,7 +73,7 @@ def look_ahead(case: Case, protocol: Protocol, asked: list[EvaluationPrompt]) ->
     """
     photographs = [read_photograph(p) for p in case.photographs]
     vectors = {
-        use: load_encoder(uri, key=f"encoders.{use}").embed_pictures(photographs)
+        use: load_encoder(uri, key=f"encoders.{use}").embed_images(photographs)
         for use, uri in encoder_uris(protocol.encoders).items()
     }
     reader = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
@@ -103,11 +103,11 @@ def evaluate(
     place = store.sub(spec.digest)
     generate_samples(spec, asked, case.directory, place, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
-        pictures, vectors = collect(place, len(asked), Path(folder))
+        images, vectors = collect(place, len(asked), Path(folder))
     made = {use: vectors[uri] for use, uri in encoder_uris(protocol.encoders).items()}
     found = scores.score(protocol, scores.ImageEmbeddings(asked, made, known.vectors, known.texts))
     if protocol.truths:
-        truths = scores.truths(asked, pictures, known.photographs, load_evaluator())
+        truths = scores.truths(asked, images, known.photographs, load_evaluator())
         found = scores.Scores(found.totals | truths, found.prompts, found.rows, found.worst)
     results = {
         "conditions": {
@@ -119,8 +119,6 @@ def evaluate(
         **found.as_json(),
     }
     place.write(RESULTS, json.dumps(results, indent=1).encode())
-    page = report_page(
-        spec, asked, pictures, known.photographs, found, results["conditions"], front
-    )
+    page = report_page(spec, asked, images, known.photographs, found, results["conditions"], front)
     place.write(REPORT, page.encode())
     return place

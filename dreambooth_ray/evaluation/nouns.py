@@ -1,4 +1,4 @@
-"""How sure a text encoder is that a picture shows what a noun names."""
+"""How sure a text encoder is that an image shows what a noun names."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,13 @@ _SCALE = 100.0
 def noun_share(
     encoder: TextEncoder, class_noun: str
 ) -> Callable[[list[Image.Image]], list[tuple[float, str]]]:
-    """A function of pictures: the probability of `class_noun` in each, and the likeliest noun."""
+    """A function of images: the probability of `class_noun` in each, and the likeliest noun."""
     toy = encoder.uri == TOY_ATTRIBUTES
     nouns = [class_noun, *(n for n in (CLASSES if toy else NOUNS) if n != class_noun)]
     texts = encoder.embed_texts([f"a {n}" if toy else f"a photo of a {n}" for n in nouns])
 
-    def shares(pictures: list[Image.Image]) -> list[tuple[float, str]]:
-        chances = (_SCALE * encoder.embed_pictures(pictures) @ texts.T).softmax(dim=1)
+    def shares(images: list[Image.Image]) -> list[tuple[float, str]]:
+        chances = (_SCALE * encoder.embed_images(images) @ texts.T).softmax(dim=1)
         return [(float(row[0]), nouns[int(row.argmax())]) for row in chances]
 
     return shares

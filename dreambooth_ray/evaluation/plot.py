@@ -1,4 +1,4 @@
-"""Fidelity against drift, as a picture."""
+"""Fidelity against drift, as an image."""
 
 from collections.abc import Sequence
 

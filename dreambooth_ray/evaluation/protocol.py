@@ -1,4 +1,4 @@
-"""Which pictures an evaluation asks for, and what they are compared by. Pure."""
+"""Which images an evaluation asks for, and what they are compared by. Pure."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class Protocol(Section):
     solver: Text = "ddim"
     encoders: Encoders
     copy_bound: float = Field(0.9, gt=0, le=1)
-    truths: bool = Field(False, description="also what the toy world knows of its pictures")
+    truths: bool = Field(False, description="also what the toy world knows of its images")
 
     @model_validator(mode="after")
     def _has_prompts(self) -> "Protocol":
@@ -88,7 +88,7 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """One picture to be drawn. asked: the prompt without the identifier, to compare it with."""
+    """One image to be drawn. asked: the prompt without the identifier, to compare it with."""
 
     kind: Kind
     prompt: str
@@ -113,13 +113,13 @@ class Spec:
 
     @property
     def digest(self) -> str:
-        """Name of the evaluation: equal ones share their pictures."""
+        """Name of the evaluation: equal ones share their images."""
         text = json.dumps(self.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def evaluation_prompts(spec: Spec) -> list[EvaluationPrompt]:
-    """Every picture of an evaluation, in its order; a pure function of the specification."""
+    """Every image of an evaluation, in its order; a pure function of the specification."""
     protocol, found = spec.protocol, []
 
     def ask(kind: Kind, template: str, count: int) -> None:

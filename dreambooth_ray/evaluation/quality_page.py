@@ -3,12 +3,12 @@
 from dataclasses import asdict
 
 from dreambooth_ray.data.quality.inspection import Examination
-from dreambooth_ray.evaluation.html_page import picture_uri, render
+from dreambooth_ray.evaluation.html_page import image_uri, render
 
 
 def doctor_page(examination: Examination) -> str:
-    """One HTML file: photographs, findings with their pictures, and every number."""
-    uris = {p.name: picture_uri(p.picture, 320) for p in examination.photos}
+    """One HTML file: photographs, findings with their images, and every number."""
+    uris = {p.name: image_uri(p.image, 320) for p in examination.photos}
     photos = [
         {
             "name": p.name,

@@ -1,4 +1,4 @@
-"""Ray actors that draw the pictures of an evaluation and commit them, chunk by chunk."""
+"""Ray actors that draw the images of an evaluation and commit them, chunk by chunk."""
 
 import json
 import tempfile
@@ -51,16 +51,16 @@ class SampleActor:
         self._encoders = [load_encoder(uri, self._device) for uri in uris]
 
     def generate_samples(self, chunk: int) -> int:
-        """Draw, read and commit one chunk; returns how many pictures it holds."""
+        """Draw, read and commit one chunk; returns how many images it holds."""
         members = chunks(len(self._asked))[chunk]
         spec = self._spec
         requests = [as_request(self._asked[i], spec.protocol, spec.size_px) for i in members]
-        pictures = [drawn.image for drawn in self._engine.draw(requests)]
-        vectors = {e.uri: e.embed_pictures(pictures).contiguous() for e in self._encoders}
+        images = [drawn.image for drawn in self._engine.draw(requests)]
+        vectors = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
-            for i, request, picture in zip(members, requests, pictures, strict=True):
+            for i, request, image in zip(members, requests, images, strict=True):
                 receipt = png_receipt(request, model_hash=self._spec.model_hash)
-                picture.save(Path(folder) / picture_name(i), pnginfo=receipt)
+                image.save(Path(folder) / image_name(i), pnginfo=receipt)
             save_file(vectors, Path(folder) / _VECTORS)
             about: dict[str, object] = {"kind": "evaluation chunk", "first": members[0]}
             manifest.commit(self._store, chunk_name(chunk), Path(folder), about)
@@ -68,7 +68,7 @@ class SampleActor:
 
 
 def as_request(question: EvaluationPrompt, protocol: Protocol, size_px: int | None) -> Request:
-    """How the engine is asked for one question's picture."""
+    """How the engine is asked for one question's image."""
     return Request(
         question.prompt,
         question.seed,
@@ -80,8 +80,8 @@ def as_request(question: EvaluationPrompt, protocol: Protocol, size_px: int | No
     )
 
 
-def picture_name(index: int) -> str:
-    """File of one question's picture in its chunk."""
+def image_name(index: int) -> str:
+    """File of one question's image in its chunk."""
     return f"{index:06d}.png"
 
 
@@ -99,9 +99,9 @@ def generate_samples(
     gpu: bool,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Commit every chunk that is missing; on_progress(done, total) is called in pictures.
+    """Commit every chunk that is missing; on_progress(done, total) is called in images.
 
-    An actor that dies is started again and its chunk drawn again, to the same pictures.
+    An actor that dies is started again and its chunk drawn again, to the same images.
     raises: DreamBoothError if an actor keeps failing
     """
     here, parts = committed_chunks(store), chunks(len(asked))
@@ -134,18 +134,18 @@ def generate_samples(
 
 
 def collect(store: Store, count: int, local: Path) -> tuple[list[Image.Image], dict[str, Tensor]]:
-    """All pictures in the order of their questions, and their vectors by encoder URI, verified.
+    """All images in the order of their questions, and their vectors by encoder URI, verified.
 
     raises: CheckpointError naming the first chunk that is missing or damaged
     """
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     parts: dict[str, list[Tensor]] = {}
     for chunk, members in enumerate(chunks(count)):
         folder = local / str(chunk)
         manifest.fetch(store, chunk_name(chunk), folder)
         for i in members:
-            with Image.open(folder / picture_name(i)) as picture:
-                pictures.append(picture.convert("RGB"))
+            with Image.open(folder / image_name(i)) as image:
+                images.append(image.convert("RGB"))
         for uri, vectors in load_file(folder / _VECTORS).items():
             parts.setdefault(uri, []).append(vectors)
-    return pictures, {uri: torch.cat(rows) for uri, rows in parts.items()}
+    return images, {uri: torch.cat(rows) for uri, rows in parts.items()}

@@ -1,4 +1,4 @@
-"""From pictures, vectors and questions to an evaluation's numbers. Pure."""
+"""From images, vectors and questions to an evaluation's numbers. Pure."""
 
 import statistics
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from dreambooth_ray.evaluation import image_metrics
 from dreambooth_ray.evaluation.encoders import named_attributes
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Protocol
 from dreambooth_ray.toyworld.attributes import COLOUR_NAMES
-from dreambooth_ray.toyworld.evaluator import Evaluator, fidelity, read_pictures
+from dreambooth_ray.toyworld.evaluator import Evaluator, fidelity, read_images
 
 NUM_WORST = 5
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its deviation over pictures; higher_is_better is None where neither is."""
+    """A mean with its deviation over images; higher_is_better is None where neither is."""
 
     value: float
     deviation: float | None
@@ -32,7 +32,7 @@ class Score:
 class Scores:
     """All numbers of one evaluation.
 
-    rows: one a subject picture; prompts: one a prompt; worst: indices of questions
+    rows: one a subject image; prompts: one a prompt; worst: indices of questions
     """
 
     totals: dict[str, Score]
@@ -74,12 +74,12 @@ def score(protocol: Protocol, evidence: ImageEmbeddings) -> Scores:
         ),
         "memorised": Score(
             statistics.fmean(r["copied"] for r in rows),
-            None, False, "share of pictures that copy a photograph",
+            None, False, "share of images that copy a photograph",
         ),
     }  # fmt: skip
     if any(len(g) > 1 for g in groups.values()):
         spread = image_metrics.diversity([evidence.made["dino"][g] for g in groups.values()])
-        totals["div"] = Score(spread, None, True, "spread of pictures of one prompt")
+        totals["div"] = Score(spread, None, True, "spread of images of one prompt")
     prompts = [
         {"prompt": prompt, **{
             key: statistics.fmean(rows[i][key] for i in range(len(rows)) if rows[i]["index"] in g)
@@ -129,7 +129,7 @@ def _mean(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> S
 
 
 def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
-    """Indices of the pictures that are worst in likeness and agreement together.
+    """Indices of the images that are worst in likeness and agreement together.
 
     By the sum of both, each in its own deviations, so that neither scale decides.
     """
@@ -144,13 +144,13 @@ def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
 
 def truths(
     asked: list[EvaluationPrompt],
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     photographs: list[Image.Image],
     network: Evaluator,
 ) -> dict[str, Score]:
     """What only the toy world can know: its evaluator's readings against what was asked."""
-    reading = read_pictures(network, pictures)
-    known = read_pictures(network, photographs)
+    reading = read_images(network, images)
+    known = read_images(network, photographs)
 
     def right(kind: str, heads: Callable[[str], bool]) -> float:
         marks = [

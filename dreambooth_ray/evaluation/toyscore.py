@@ -15,39 +15,39 @@ from dreambooth_ray.toyworld.evaluator import (
     Reading,
     fidelity,
     load_evaluator,
-    read_pictures,
+    read_images,
 )
 
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """Pictures with what their prompts asked for."""
+    """Images with what their prompts asked for."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     wanted: list[str]
 
 
 def draw(engine: Engine, requests: list[Request]) -> list[Image.Image]:
-    """The pictures of requests, without their latents."""
+    """The images of requests, without their latents."""
     return [drawn.image for drawn in engine.draw(requests)]
 
 
 def draw_subject(engine: Engine, prompt: str, count: int, seed: int) -> list[Image.Image]:
-    """`count` pictures of one prompt, seeds seed..seed+count-1."""
+    """`count` images of one prompt, seeds seed..seed+count-1."""
     return draw(engine, [Request(prompt, seed + k) for k in range(count)])
 
 
 def draw_contexts(
     engine: Engine, prompt: str, backgrounds: list[str], count: int, seed: int
 ) -> GeneratedSet:
-    """`count` pictures of the prompt's subject in each background."""
+    """`count` images of the prompt's subject in each background."""
     wanted = [b for b in backgrounds for _ in range(count)]
     requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(wanted)]
     return GeneratedSet(draw(engine, requests), wanted)
 
 
 def draw_classes(engine: Engine, classes: list[str], count: int, seed: int) -> GeneratedSet:
-    """`count` pictures of each class noun alone."""
+    """`count` images of each class noun alone."""
     wanted = [c for c in classes for _ in range(count)]
     return GeneratedSet(
         draw(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted
@@ -75,16 +75,16 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
 
 
 def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> dict[str, float]:
-    """Share of pictures whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
+    """Share of images whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
     prompts = attribute_prompts(count)
-    pictures = draw(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
-    reading = read_pictures(network, pictures)
+    images = draw(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
+    reading = read_images(network, images)
     heads = prompts[0][1]
     return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
 
 
 def score_target(target: str, count: int, seed: int) -> dict[str, object]:
-    """Score a folder of pictures, or a model by `count` held-out prompts.
+    """Score a folder of images, or a model by `count` held-out prompts.
 
     raises: ConfigError, DataError
     """
@@ -99,9 +99,9 @@ def score_target(target: str, count: int, seed: int) -> dict[str, object]:
 
 
 def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:
-    """What the evaluator reads in each picture of a folder, and how alike they are."""
+    """What the evaluator reads in each image of a folder, and how alike they are."""
     paths = find_photographs(folder, most=10_000)
-    reading = read_pictures(network, [read_photograph(p) for p in paths])
+    reading = read_images(network, [read_photograph(p) for p in paths])
     rows = [
         {"file": p.name, **{head: seen[i] for head, seen in reading.attributes.items()}}
         for i, p in enumerate(paths)
@@ -110,7 +110,7 @@ def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:
 
 
 def self_similarity(reading: Reading) -> float:
-    """Mean cosine between different pictures of one reading; 1 for a single picture."""
+    """Mean cosine between different images of one reading; 1 for a single image."""
     count = len(reading.identity)
     if count == 1:
         return 1.0
@@ -119,8 +119,8 @@ def self_similarity(reading: Reading) -> float:
 
 
 def subject_fidelity(
-    pictures: list[Image.Image], photographs: list[Image.Image], network: Evaluator
+    images: list[Image.Image], photographs: list[Image.Image], network: Evaluator
 ) -> float:
-    """Mean identity cosine of pictures to photographs, -1 to 1."""
-    made, real = read_pictures(network, pictures), read_pictures(network, photographs)
+    """Mean identity cosine of images to photographs, -1 to 1."""
+    made, real = read_images(network, images), read_images(network, photographs)
     return fidelity(made.identity, real.identity)

@@ -123,7 +123,7 @@ def _vae_name(name: str, num_up: int) -> str:
     if block is None:
         return name
     way, number, kind, index, rest = block.groups()
-    # The decoder counts its blocks from the picture's side.
+    # The decoder counts its blocks from the image's side.
     i = int(number) if way == "down" else num_up - 1 - int(number)
     if kind == "resnets":
         return f"{side}.{way}.{i}.block.{index}.{rest.replace('conv_shortcut', 'nin_shortcut')}"

@@ -16,7 +16,7 @@ from dreambooth_ray.models.trainable_params import apply_method, is_trained
 
 
 def count(config: Config, directory: Path, batch: int) -> dict[str, int]:
-    """What a step of `batch` pictures takes: parameters `trained` and `frozen`, bytes `kept`.
+    """What a step of `batch` images takes: parameters `trained` and `frozen`, bytes `kept`.
 
     kept: by autograd for the backward pass, added up as it is kept
     raises: OSError or ValueError where the directory's configuration files can't be read

@@ -1,4 +1,4 @@
-"""How much memory a picture takes, measured before one is drawn.
+"""How much memory an image takes, measured before one is drawn.
 
 The forward passes are run on tensors without contents (torch's FakeTensorMode): shapes and
 lifetimes are real, so the peak is what the true pass would allocate, at no cost.
@@ -61,14 +61,14 @@ def _peak_bytes(network: nn.Module, work: Callable[[], Any]) -> int:
 
 @dataclass(frozen=True)
 class SamplingFootprint:
-    """Bytes: of the weights, of a UNet row a latent pixel, of a decoded picture a latent pixel."""
+    """Bytes: of the weights, of a UNet row a latent pixel, of a decoded image a latent pixel."""
 
     weights_bytes: int
     row_bytes: float
     decode_bytes: float
 
     def needed_bytes(self, area: int, rows: int) -> int:
-        """For one forward of `rows` at `area` latent pixels, and one picture's decoding."""
+        """For one forward of `rows` at `area` latent pixels, and one image's decoding."""
         return int(self.weights_bytes + area * max(rows * self.row_bytes, self.decode_bytes))
 
 
@@ -143,7 +143,7 @@ class MemoryBudget:
         fits = (
             f"up to {side}x{side} would fit"
             if side
-            else "no picture would fit beside the weights; raise the limit"
+            else "no image would fit beside the weights; raise the limit"
         )
         raise CapacityError(
             f"width_px={width_px}, height_px={height_px} needs about {needed // _MIB} MiB "

@@ -100,5 +100,5 @@ def _cache_file(config: Config, directory: Path) -> Path:
 
 
 def images_of_a_worker(config: Config) -> int:
-    """Pictures of both kinds that one worker computes at once."""
+    """Images of both kinds that one worker computes at once."""
     return config.images_a_step // config.cluster.span.max // config.train.accumulate

@@ -99,7 +99,7 @@ def base_directory(directory: Path) -> Path:
 
 
 def check_resolution(directory: Path, resolution: int) -> None:
-    """raises ConfigError if a picture of that side can't pass the VAE and the UNet."""
+    """raises ConfigError if an image of that side can't pass the VAE and the UNet."""
     directory = base_directory(directory)
     vae = json.loads((directory / "vae" / "config.json").read_text())
     unet = json.loads((directory / "unet" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""A picture as the frozen VAE's posterior, encoded once and sampled at every step."""
+"""An image as the frozen VAE's posterior, encoded once and sampled at every step."""
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def encode_posterior(vae: AutoencoderKL, picture: Image.Image, flip: bool) -> Tensor:
+def encode_posterior(vae: AutoencoderKL, image: Image.Image, flip: bool) -> Tensor:
     """(F, 2, C, h, w) float32 on the CPU: scaled mean and std, as is and, if `flip`, mirrored."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
     views = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
     found = vae.encode(views.to(vae.device, vae.dtype)).latent_dist
     pair = torch.stack([found.mean, found.std], dim=1)

@@ -36,7 +36,7 @@ def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) ->
     """Weight of each sample's error, so that easy timesteps don't outweigh the others.
 
     min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for velocity, both the
-    same weight on the predicted picture; 0 at zero SNR, where velocity says nothing of it.
+    same weight on the predicted image; 0 at zero SNR, where velocity says nothing of it.
     timesteps: (B,) int64; returns (B,) float32
     Source: Hang et al. 2023, arXiv 2303.09556, section 3.4.
     """

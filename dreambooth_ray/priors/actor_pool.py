@@ -45,7 +45,7 @@ class ActorPool:
             self._hire()
 
     def work(
-        self, todo: list[int], pictures: Callable[[int], list[bytes]] | None
+        self, todo: list[int], images: Callable[[int], list[bytes]] | None
     ) -> Iterator[tuple[int, list[Record]]]:
         """Hand out chunks, wait for something to happen, yield what was finished.
 
@@ -53,7 +53,7 @@ class ActorPool:
         """
         if self._joined >= self._least:
             for actor, number in self._assignments(todo):
-                given = pictures(number) if pictures else None
+                given = images(number) if images else None
                 ref = actor.paint.remote(number, given)
                 self._tasks[ref] = _Task(actor, number, time.monotonic())
                 self._free.remove(actor)

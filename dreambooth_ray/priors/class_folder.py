@@ -10,7 +10,7 @@ MOST_PHOTOGRAPHS = 10_000
 
 
 class ClassImageFolder:
-    """The pictures of a folder in the order of their names.
+    """The images of a folder in the order of their names.
 
     raises: DataError naming the file, if one can't be read
     """
@@ -28,7 +28,7 @@ class ClassImageFolder:
         return len(self._paths)
 
     def chunk(self, indices: range) -> list[bytes]:
-        """PNG files of the pictures with these indices; fewer at the end."""
+        """PNG files of the images with these indices; fewer at the end."""
         found = []
         for file in self._paths[indices.start : indices.stop]:
             data = io.BytesIO()

@@ -27,14 +27,14 @@ OnProgress = Callable[[int, int], None]
 class PriorRequest:
     """Which set is wanted, and how much of it.
 
-    pictures(number): PNG files of a chunk, for sets of a person's own pictures
+    images(number): PNG files of a chunk, for sets of a person's own images
     stop:             set from another thread to end early
     """
 
     spec: PriorSpec
     count: int
     directory: Path
-    pictures: Callable[[int], list[bytes]] | None = None
+    images: Callable[[int], list[bytes]] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -69,10 +69,10 @@ def make_priors(
     cluster: ClusterConfig,
     on_progress: OnProgress,
 ) -> Store:
-    """Draw what is missing until `order.count` pictures of a set count; returns its store.
+    """Draw what is missing until `order.count` images of a set count; returns its store.
 
     on_progress(done, total) is called in images. Actors that die are replaced and their
-    chunk drawn again: the pictures are the same.
+    chunk drawn again: the images are the same.
     raises: DreamBoothError if chunks keep failing, CapacityError if too few actors start in time,
         DataError if the model repeats itself
     """
@@ -90,7 +90,7 @@ def make_priors(
     crew = ActorPool(make, wanted.span, len(todo), cluster.wait_s)
     try:
         while todo and not order.stop.is_set():
-            for number, drawn in crew.work(todo, order.pictures):
+            for number, drawn in crew.work(todo, order.images):
                 records[number] = drawn
                 tell()
             todo = missing(spec, order.count, records)

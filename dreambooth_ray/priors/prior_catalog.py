@@ -10,7 +10,7 @@ from dreambooth_ray.storage.store import Store
 
 @dataclass(frozen=True)
 class SetInfo:
-    """One set. images: pictures in its committed chunks, blanks and doubles included."""
+    """One set. images: images in its committed chunks, blanks and doubles included."""
 
     digest: str
     prompts: tuple[str, ...]

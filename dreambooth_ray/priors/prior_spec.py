@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from dreambooth_ray.data.prior_set import Record, Selection
 from dreambooth_ray.errors import DataError
 
-# A model that keeps drawing the same picture is given up on after so many times the count.
+# A model that keeps drawing the same image is given up on after so many times the count.
 MOST_TIMES = 4
 
 
@@ -16,8 +16,8 @@ class PriorSpec:
     """All that image i of a set depends on, besides i.
 
     prompts take turns: image i is of prompt i mod their number. chunk_size counts: a
-    picture's last bits depend on how many are drawn at once, so the unit of work is a chunk
-    of fixed indices, whoever draws it. folder_digest stands for a person's own pictures,
+    image's last bits depend on how many are drawn at once, so the unit of work is a chunk
+    of fixed indices, whoever draws it. folder_digest stands for a person's own images,
     which are taken instead of drawn; "" for none.
     """
 
@@ -48,7 +48,7 @@ class PriorSpec:
 
 
 def select(spec: PriorSpec, records: dict[int, list[Record]]) -> Selection:
-    """The pictures that count among the chunks committed without a gap from the first."""
+    """The images that count among the chunks committed without a gap from the first."""
     selection = Selection(every=bool(spec.folder_digest))
     while selection.chunks in records:
         selection.extend(records[selection.chunks])
@@ -56,7 +56,7 @@ def select(spec: PriorSpec, records: dict[int, list[Record]]) -> Selection:
 
 
 def missing(spec: PriorSpec, count: int, records: dict[int, list[Record]]) -> list[int]:
-    """Chunks to draw, first first, until `count` pictures count: wanted minus committed.
+    """Chunks to draw, first first, until `count` images count: wanted minus committed.
 
     raises: DataError if the model draws nothing but what it has drawn before
     """

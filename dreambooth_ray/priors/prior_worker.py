@@ -39,19 +39,19 @@ class PriorWorker:
         self._engine = Engine(self._parts, max_batch=spec.chunk_size, device=device)
         self._store, self._spec = Store(set_uri), spec
 
-    def paint(self, number: int, pictures: list[bytes] | None = None) -> list[Record]:
+    def paint(self, number: int, images: list[bytes] | None = None) -> list[Record]:
         """Draw chunk `number`, or take the given PNG files of the set's size, and commit it.
 
         returns: its records, also where another actor has committed it first
         """
         spec = self._spec
         indices = list(spec.indices(number))
-        if pictures is None:
+        if images is None:
             requests = [self._request(i) for i in indices]
             drawn = [one.image for one in self._engine.draw(requests)]
             receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
         else:
-            drawn = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+            drawn = [Image.open(io.BytesIO(data)).convert("RGB") for data in images]
             indices, receipts = indices[: len(drawn)], [PngInfo()] * len(drawn)
         records = [
             Record(i, fingerprint(p), is_blank(p), i % len(spec.prompts))
@@ -59,15 +59,15 @@ class PriorWorker:
         ]
         with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as name:
             folder = Path(name)
-            for index, picture, info in zip(indices, drawn, receipts, strict=True):
-                picture.save(folder / paths.prior_image(index), pnginfo=info)
+            for index, image, info in zip(indices, drawn, receipts, strict=True):
+                image.save(folder / paths.prior_image(index), pnginfo=info)
             save_file({"posterior": self._posteriors(drawn)}, folder / POSTERIOR)
             about: dict[str, object] = {"records": [r.to_json() for r in records]}
             manifest.commit(self._store, paths.prior_chunk(number), folder, about)
         return records
 
-    def _posteriors(self, pictures: list[Image.Image]) -> torch.Tensor:
-        rows = [encode_posterior(self._parts.vae, picture, flip=True) for picture in pictures]
+    def _posteriors(self, images: list[Image.Image]) -> torch.Tensor:
+        rows = [encode_posterior(self._parts.vae, image, flip=True) for image in images]
         return torch.stack(rows).contiguous()
 
     def _request(self, index: int) -> Request:

@@ -29,6 +29,6 @@ class PriorWorkerActor:
         """True once the model is loaded."""
         return True
 
-    def paint(self, number: int, pictures: list[bytes] | None = None) -> list["Record"]:
+    def paint(self, number: int, images: list[bytes] | None = None) -> list["Record"]:
         """As the Painter."""
-        return self._painter.paint(number, pictures)
+        return self._painter.paint(number, images)

@@ -90,7 +90,7 @@ class Engine:
     ) -> RequestHandle:
         """Take a request; returns at once.
 
-        on_progress(step, total) and on_preview(step, picture) are called by the thread
+        on_progress(step, total) and on_preview(step, image) are called by the thread
         that draws; num_previews are spread evenly over the steps.
         raises: ConfigError naming the field, CapacityError if it can't fit into memory
         """
@@ -109,7 +109,7 @@ class Engine:
     def draw(
         self, requests: list[Request], on_progress: OnProgress | None = None
     ) -> list[SampleOutput]:
-        """Draw all requests, in order; on_progress(done, total) is called in pictures.
+        """Draw all requests, in order; on_progress(done, total) is called in images.
 
         raises: the first request's error that fails
         """
@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def model_side_px(self) -> int:
-        """Side of the square pictures the model was trained on."""
+        """Side of the square images the model was trained on."""
         return self._fit.side_px
 
     # Adapters
@@ -286,13 +286,13 @@ class Engine:
         state.x = solvers.advance(step, state.x, prediction, state.history, fresh)
         state.index += 1
         if state.mask is not None and state.clean is not None and state.noise is not None:
-            # Some solvers end a trace of noise short of the picture; what is kept does not.
+            # Some solvers end a trace of noise short of the image; what is kept does not.
             alpha, sigma = (1.0, 0.0) if state.finished else step.next_level
             kept = alpha * state.clean + sigma * state.noise
             state.x = state.mask * state.x + (1 - state.mask) * kept
 
     def _deliver(self, tickets: list[RequestHandle]) -> None:
-        """Progress and previews to all, pictures to those that are finished."""
+        """Progress and previews to all, images to those that are finished."""
         for ticket in tickets:
             preview = None
             if ticket.wants_preview and ticket.state is not None:
@@ -302,6 +302,6 @@ class Engine:
             (t, t.state.x) for t in tickets if t.state and t.state.finished and not t.future.done()
         ]
         if finished:
-            pictures = self._decoder.pictures(torch.stack([x for _, x in finished]))
-            for (ticket, x), picture in zip(finished, pictures, strict=True):
-                ticket.finish(SampleOutput(picture, x))
+            images = self._decoder.images(torch.stack([x for _, x in finished]))
+            for (ticket, x), image in zip(finished, images, strict=True):
+                ticket.finish(SampleOutput(image, x))

@@ -32,29 +32,29 @@ def initial_state(
     noise = torch.randn((1, decoder.channels, *shape), generator=generator)[0]
     state = SamplingState(table, noise * table.initial_scale, *embedded, seen=noise)
     size_px = shape[1] * decoder.factor, shape[0] * decoder.factor
-    picture = _sized(request.image, size_px, Image.Resampling.LANCZOS)
+    image = _sized(request.image, size_px, Image.Resampling.LANCZOS)
     mask = _sized(request.mask, size_px, Image.Resampling.NEAREST)
-    if picture is not None:
+    if image is not None:
         alpha, sigma = table.steps[0].level
-        clean = decoder.latents(picture)
+        clean = decoder.latents(image)
         state.x = alpha * clean + sigma * noise
         if mask is not None and in_channels == decoder.channels:
             state.clean, state.noise, state.mask = clean, noise, latent_mask(mask, *shape)
     if in_channels > decoder.channels:
-        state.extra = _inpainting_channels(picture, mask, shape, decoder, size_px)
+        state.extra = _inpainting_channels(image, mask, shape, decoder, size_px)
     return state
 
 
 def _sized(
-    picture: Image.Image | None, size_px: tuple[int, int], resampling: Image.Resampling
+    image: Image.Image | None, size_px: tuple[int, int], resampling: Image.Resampling
 ) -> Image.Image | None:
-    if picture is None or picture.size == size_px:
-        return picture
-    return picture.resize(size_px, resampling)
+    if image is None or image.size == size_px:
+        return image
+    return image.resize(size_px, resampling)
 
 
 def _inpainting_channels(
-    picture: Image.Image | None,
+    image: Image.Image | None,
     mask: Image.Image | None,
     shape: tuple[int, int],
     decoder: LatentCodec,
@@ -62,6 +62,6 @@ def _inpainting_channels(
 ) -> Tensor:
     """(1 + C, h, w): the mask and the latents of what is kept; all is new without a mask."""
     mask = mask or Image.new("L", size_px, 255)
-    picture = picture or Image.new("RGB", size_px, (128, 128, 128))
-    kept = decoder.latents(without_masked(picture, mask))
+    image = image or Image.new("RGB", size_px, (128, 128, 128))
+    kept = decoder.latents(without_masked(image, mask))
     return torch.cat([latent_mask(mask, *shape), kept])

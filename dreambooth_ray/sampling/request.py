@@ -16,7 +16,7 @@ MAX_GUIDANCE = 100.0
 
 @dataclass(frozen=True)
 class Request:
-    """One picture. The same request on the same weights gives the same picture.
+    """One image. The same request on the same weights gives the same image.
 
     width_px, height_px:  None for the model's own side; both or neither
     solver:               a name of `solvers.SOLVERS`
@@ -74,7 +74,7 @@ class Request:
         _between("strength", self.strength, 0, 1)
         self._check_solver()
         self._check_size()
-        self._check_pictures()
+        self._check_images()
         start, end = self.guidance_interval
         if not 0 <= start < end <= 1:
             raise ConfigError(
@@ -99,7 +99,7 @@ class Request:
             if side is not None and (side < 8 or side % 8):
                 raise ConfigError(f"{name}={side} must be a positive multiple of 8")
 
-    def _check_pictures(self) -> None:
+    def _check_images(self) -> None:
         if self.mask is not None and self.image is None:
             raise ConfigError("mask is given without an image to keep the rest of")
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
@@ -111,13 +111,13 @@ class Request:
             raise ConfigError("strength=0 would leave the image as it is; give more than 0")
 
     def receipt(self) -> dict[str, object]:
-        """Every field but the pictures, for writing down; None and defaults included."""
+        """Every field but the images, for writing down; None and defaults included."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in values.items() if k not in ("image", "mask")}
 
 
 def png_receipt(request: Request, **more: str) -> PngInfo:
-    """PNG text fields with everything needed to draw the picture again."""
+    """PNG text fields with everything needed to draw the image again."""
     info = PngInfo()
     for key, value in {**request.receipt(), **more}.items():
         info.add_text(key, str(value))
@@ -133,5 +133,5 @@ def _list(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-def _by(picture: Image.Image) -> str:
-    return f"{picture.width}x{picture.height}"
+def _by(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -20,7 +20,7 @@ OnPreview = Callable[[int, Image.Image], None]
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """A finished picture and its latents, (C, h, w) float32 on the CPU."""
+    """A finished image and its latents, (C, h, w) float32 on the CPU."""
 
     image: Image.Image
     latents: Tensor
@@ -32,12 +32,12 @@ class SamplingState:
 
     x:        (C, h, w) float32
     hidden:   (T, D) of the prompt; negative: (T, D) of the negative prompt
-    seen:     (C, h, w) the picture as the last prediction has it
+    seen:     (C, h, w) the image as the last prediction has it
     history:  what the solver remembers, newest first
     push:     last difference between both predictions, where guidance_every keeps it
     deep:     (F, h, w) of each row, where cache_every keeps them
     num_rows: of the running step: 2 with guidance
-    clean, noise, mask: of the picture whose unmasked part stays
+    clean, noise, mask: of the image whose unmasked part stays
     extra:    (C', h, w) channels beside x for UNets trained to inpaint
     """
 
@@ -103,7 +103,7 @@ class RequestHandle:
         return 0 if self.future.done() else self.num_steps - self.step
 
     def result(self, timeout_s: float | None = None) -> SampleOutput:
-        """Wait for the picture; raises the request's error, or CancelledError."""
+        """Wait for the image; raises the request's error, or CancelledError."""
         return self.future.result(timeout_s)
 
     @property
@@ -122,7 +122,7 @@ class RequestHandle:
             self.fail(error)
 
     def finish(self, drawn: SampleOutput) -> None:
-        """Hand the picture over, unless the request was cancelled meanwhile."""
+        """Hand the image over, unless the request was cancelled meanwhile."""
         with suppress(InvalidStateError):
             self.future.set_result(drawn)
 

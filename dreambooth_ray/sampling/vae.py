@@ -1,4 +1,4 @@
-"""Latents to pictures and back, and a cheap look at latents on the way.
+"""Latents to images and back, and a cheap look at latents on the way.
 
 Legend: B batch, C latent channels, h, w latent sides, f pixels a latent spans each way.
 """
@@ -26,10 +26,10 @@ class LatentCodec:
         self.channels = int(vae.config.latent_channels)
 
     @torch.no_grad()
-    def pictures(self, latents: Tensor) -> list[Image.Image]:
-        """RGB pictures of (B, C, h, w) latents, decoded in one batch."""
+    def images(self, latents: Tensor) -> list[Image.Image]:
+        """RGB images of (B, C, h, w) latents, decoded in one batch."""
         self._tile(max(latents.shape[-2:]) * self.factor)
-        return _to_pictures(self._decode(latents))
+        return _to_images(self._decode(latents))
 
     def _tile(self, side_px: int) -> None:
         if side_px > TILED_ABOVE_PX:
@@ -43,22 +43,22 @@ class LatentCodec:
         return torch.as_tensor(self._vae.decode(scaled, return_dict=False)[0]).float()
 
     @torch.no_grad()
-    def latents(self, picture: Image.Image) -> Tensor:
+    def latents(self, image: Image.Image) -> Tensor:
         """(C, h, w) float32: the mean of the posterior, scaled as the UNet sees it."""
         weight = next(self._vae.parameters())
-        pixels = _to_pixels(picture).to(weight.device, weight.dtype)
-        self._tile(max(picture.size))
+        pixels = _to_pixels(image).to(weight.device, weight.dtype)
+        self._tile(max(image.size))
         mean = torch.as_tensor(self._vae.encode(pixels[None]).latent_dist.mode())
         return (mean[0].float() * float(self._vae.config.scaling_factor)).cpu()
 
     def preview(self, latents: Tensor) -> Image.Image:
-        """A rough RGB picture of (C, h, w) latents at 1/f of the size, then enlarged.
+        """A rough RGB image of (C, h, w) latents at 1/f of the size, then enlarged.
 
         One matrix product: colours are a linear map of latents, fitted once to the VAE.
         """
         matrix, offset = self._colours
         rgb = torch.einsum("rc,chw->rhw", matrix, latents.float().cpu()) + offset[:, None, None]
-        small = _to_pictures(rgb[None])[0]
+        small = _to_images(rgb[None])[0]
         size = small.width * self.factor, small.height * self.factor
         return small.resize(size, Image.Resampling.BICUBIC)
 
@@ -84,19 +84,19 @@ def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
     return F.interpolate((grey[None, None] >= 0.5).float(), (height, width), mode="nearest")[0]
 
 
-def without_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture with grey where the mask is white, as 9-channel UNets were trained."""
+def without_masked(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The image with grey where the mask is white, as 9-channel UNets were trained."""
     hidden = mask.convert("L").point(lambda v: 255 if v >= 128 else 0)
-    return Image.composite(Image.new("RGB", picture.size, (128, 128, 128)), picture, hidden)
+    return Image.composite(Image.new("RGB", image.size, (128, 128, 128)), image, hidden)
 
 
-def _to_pixels(picture: Image.Image) -> Tensor:
+def _to_pixels(image: Image.Image) -> Tensor:
     """(3, H, W) float32 from -1 to 1."""
-    values: Any = np.array(picture.convert("RGB"), dtype=np.float32)
+    values: Any = np.array(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1
 
 
-def _to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) from -1 to 1, clamped, to pictures."""
+def _to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) from -1 to 1, clamped, to images."""
     values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray((one * 255).round().astype(np.uint8)) for one in values]

@@ -1,4 +1,4 @@
-"""A small network that reads what a toy-world picture shows, and whom."""
+"""A small network that reads what a toy-world image shows, and whom."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -72,13 +72,13 @@ class Evaluator(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the evaluator sees in B pictures: names per attribute, identity (B, 64) unit."""
+    """What the evaluator sees in B images: names per attribute, identity (B, 64) unit."""
 
     attributes: dict[str, list[str]]
     identity: Tensor
 
     def accuracy(self, attribute: str, wanted: list[str]) -> float:
-        """Share of pictures whose `attribute` reads as wanted, 0 to 1."""
+        """Share of images whose `attribute` reads as wanted, 0 to 1."""
         seen = self.attributes[attribute]
         return sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted)
 
@@ -97,21 +97,21 @@ def load_evaluator(path: Path | None = None) -> Evaluator:
 
 
 @torch.no_grad()
-def read_logits(network: Evaluator, pictures: list[Image.Image]) -> tuple[list[Tensor], Tensor]:
-    """The network's outputs for pictures of any size; each is reduced to 64 px first."""
-    if not pictures:
-        raise DataError("no pictures to read; give at least one")
+def read_logits(network: Evaluator, images: list[Image.Image]) -> tuple[list[Tensor], Tensor]:
+    """The network's outputs for images of any size; each is reduced to 64 px first."""
+    if not images:
+        raise DataError("no images to read; give at least one")
     arrays = [
         np.asarray(p.convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS))
-        for p in pictures
+        for p in images
     ]
     logits, identity = network(to_tensor(np.stack(arrays)))
     return logits, identity
 
 
-def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
-    """Read pictures of any size."""
-    logits, identity = read_logits(network, pictures)
+def read_images(network: Evaluator, images: list[Image.Image]) -> Reading:
+    """Read images of any size."""
+    logits, identity = read_logits(network, images)
     attributes = {
         head: [NAMES[head][i] for i in part.argmax(dim=1).tolist()]
         for head, part in zip(HEADS, logits, strict=True)
@@ -120,5 +120,5 @@ def read_pictures(network: Evaluator, pictures: list[Image.Image]) -> Reading:
 
 
 def fidelity(made: Tensor, references: Tensor) -> float:
-    """Mean cosine between every made picture and every reference; both (., 64) unit vectors."""
+    """Mean cosine between every made image and every reference; both (., 64) unit vectors."""
     return float((made @ references.T).mean())

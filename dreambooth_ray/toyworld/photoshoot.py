@@ -20,6 +20,6 @@ def write_photographs(
         )
     subject = random_subject(subject_seed, class_noun=class_noun or None)
     folder.mkdir(parents=True, exist_ok=True)
-    for k, picture in enumerate(photographs(subject, subject_seed, count, size_px)):
-        picture.save(folder / f"{k:02d}.png")
+    for k, image in enumerate(photographs(subject, subject_seed, count, size_px)):
+        image.save(folder / f"{k:02d}.png")
     return f"{subject.colour} {subject.pattern} {subject.class_noun}"

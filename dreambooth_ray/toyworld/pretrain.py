@@ -1,4 +1,4 @@
-"""From nothing to the shipped weights: pictures, autoencoder, evaluator, denoiser, export.
+"""From nothing to the shipped weights: images, autoencoder, evaluator, denoiser, export.
 
 Every stage leaves a file in the work folder and is skipped when it is there, and every
 training phase resumes from its newest checkpoint, so the command can be stopped and
@@ -26,14 +26,14 @@ from dreambooth_ray.toyworld.pretrain_evaluator import (
 from dreambooth_ray.toyworld.pretrain_phase import averaged_weights, run_phase
 from dreambooth_ray.toyworld.pretrain_vae import load_trained, normalise_latents, vae_phase
 from dreambooth_ray.toyworld.world_captions import write_tokenizer
-from dreambooth_ray.toyworld.world_images import draw_pictures, to_tensor
+from dreambooth_ray.toyworld.world_images import draw_images, to_tensor
 
 
 @dataclass(frozen=True)
 class Budget:
     """How much work each stage gets. The defaults made the shipped weights."""
 
-    num_pictures: int = 60_000
+    num_images: int = 60_000
     num_reconstructions: int = 6_000
     vae_steps: int = 3_600
     evaluator_steps: int = 3_000
@@ -48,10 +48,10 @@ def pretrain(work: Path, weights: Path, budget: Budget, seed: int) -> None:
     # Ties between merges are broken differently from run to run: made once, then kept.
     if not (work / "tokenizer" / "tokenizer_config.json").exists():
         write_tokenizer(work / "tokenizer")
-    draw_pictures(work / "pictures.npy", seed, budget.num_pictures, budget.processes)
+    draw_images(work / "pictures.npy", seed, budget.num_images, budget.processes)
     run_phase(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
     vae = finish_vae(work)
-    encode_pictures(work, vae, budget.processes)
+    encode_images(work, vae, budget.processes)
     draw_reconstructions(work, vae, budget.num_reconstructions, seed)
     run_phase(partial(evaluator_phase, steps=budget.evaluator_steps), work, budget.processes)
     run_phase(partial(denoiser_phase, steps=budget.denoiser_steps), work, budget.processes)
@@ -63,13 +63,13 @@ def finish_vae(work: Path) -> AutoencoderKL:
     folder = work / "vae"
     if not (folder / "config.json").exists():
         vae = load_trained(work)
-        pictures = np.load(work / "pictures.npy", mmap_mode="r")
-        normalise_latents(vae, to_tensor(pictures[:600]))
+        images = np.load(work / "pictures.npy", mmap_mode="r")
+        normalise_latents(vae, to_tensor(images[:600]))
         vae.save_pretrained(folder)
     return AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
 
 
-def encode_pictures(work: Path, vae: AutoencoderKL, processes: int) -> None:
+def encode_images(work: Path, vae: AutoencoderKL, processes: int) -> None:
     """Fill {work}/latents.npy with `processes` processes."""
     if (work / "latents.npy").exists():
         return

@@ -60,11 +60,11 @@ def new_noise_schedule() -> DDPMScheduler:
 
 @torch.no_grad()
 def cache_latents(work: Path, vae: AutoencoderKL, rank: int = 0, world: int = 1) -> None:
-    """Encode every picture once: latents.npy, (N, 2, C, 16, 16) float16, scaled mean and std."""
-    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    """Encode every image once: latents.npy, (N, 2, C, 16, 16) float16, scaled mean and std."""
+    images = np.load(work / "pictures.npy", mmap_mode="r")
     out = np.load(work / "latents.partial.npy", mmap_mode="r+")
-    for start in range(64 * rank, len(pictures), 64 * world):
-        posterior = vae.encode(to_tensor(pictures[start : start + 64])).latent_dist
+    for start in range(64 * rank, len(images), 64 * world):
+        posterior = vae.encode(to_tensor(images[start : start + 64])).latent_dist
         pair = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
         out[start : start + 64] = pair.half().numpy()
     out.flush()

@@ -1,6 +1,6 @@
 """How the evaluator learns: attributes by cross-entropy, identity by contrast.
 
-Pictures are blurred, dimmed, and passed through the autoencoder at random, so that
+Images are blurred, dimmed, and passed through the autoencoder at random, so that
 neither blur nor a reconstruction reads as another subject.
 """
 
@@ -41,15 +41,15 @@ class EvaluatorLoss(nn.Module):
 
 @torch.no_grad()
 def draw_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
-    """Decode the first `count` pictures from slightly disturbed latents: the generator's faults."""
+    """Decode the first `count` images from slightly disturbed latents: the generator's faults."""
     path = work / "reconstructions.npy"
     if path.exists():
         return
-    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    images = np.load(work / "pictures.npy", mmap_mode="r")
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for start in range(0, count, 50):
-        posterior = vae.encode(to_tensor(pictures[start : start + 50])).latent_dist
+        posterior = vae.encode(to_tensor(images[start : start + 50])).latent_dist
         latents = posterior.mean
         spread = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
         disturbed = latents + spread * torch.randn(latents.shape, generator=generator)
@@ -81,10 +81,10 @@ def disturb(pixels: Tensor) -> Tensor:
 
 def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
     """24 subjects in two scenes each, eight of one class: look-alikes are the contrast."""
-    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    images = np.load(work / "pictures.npy", mmap_mode="r")
     remade = np.load(work / "reconstructions.npy", mmap_mode="r")
     pretrain_seed = int((work / "seed").read_text())
-    truth = torch.tensor([labels(*describe(pretrain_seed, k)) for k in range(len(pictures))])
+    truth = torch.tensor([labels(*describe(pretrain_seed, k)) for k in range(len(images))])
     of_class = truth[::SCENES_EACH, 0].numpy()
     members = [np.flatnonzero(of_class == c) for c in range(len(CLASSES))]
     num_remade = len(remade) // SCENES_EACH
@@ -105,7 +105,7 @@ def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
             [chosen * SCENES_EACH + scenes[:, 0], chosen * SCENES_EACH + scenes[:, 1]]
         )
         use = (rng.uniform(size=len(index)) < 0.6) & (index < len(remade))
-        shown = np.stack([remade[k] if r else pictures[k] for k, r in zip(index, use, strict=True)])
+        shown = np.stack([remade[k] if r else images[k] for k, r in zip(index, use, strict=True)])
         return disturb(to_tensor(shown)), truth[index]
 
     return Phase("evaluator", EvaluatorLoss(), batch, steps, lr=2e-3)

@@ -37,7 +37,7 @@ class Average:
     """Exponential moving average whose window grows with the number of steps.
 
     With a fixed decay the untrained weights would keep a share of decay ** steps: after
-    2,000 steps at 0.999 that is 13 %, and pictures dissolve into noise.
+    2,000 steps at 0.999 that is 13 %, and images dissolve into noise.
     """
 
     def __init__(self, decay: float) -> None:

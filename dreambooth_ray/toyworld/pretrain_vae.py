@@ -51,22 +51,22 @@ class VaeLoss(nn.Module):
 
 
 def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Phase:
-    """32 px crops for the first 75 % of the steps, whole pictures after."""
-    pictures = np.load(work / "pictures.npy", mmap_mode="r")
+    """32 px crops for the first 75 % of the steps, whole images after."""
+    images = np.load(work / "pictures.npy", mmap_mode="r")
     torch.manual_seed(seed)
 
     def batch(step: int, rank: int) -> tuple[Tensor]:
         rng = np.random.default_rng([seed, 11, step, rank])
         crop = step < 0.75 * steps
-        chosen = rng.integers(len(pictures), size=batch_size * (2 if crop else 1))
+        chosen = rng.integers(len(images), size=batch_size * (2 if crop else 1))
         if not crop:
-            return (to_tensor(pictures[np.sort(chosen)]),)
+            return (to_tensor(images[np.sort(chosen)]),)
         corners = rng.integers(0, 33, size=(len(chosen), 2))
         return (
             to_tensor(
                 np.stack(
                     [
-                        pictures[k, y : y + 32, x : x + 32]
+                        images[k, y : y + 32, x : x + 32]
                         for k, (y, x) in zip(chosen, corners, strict=True)
                     ]
                 )

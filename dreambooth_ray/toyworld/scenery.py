@@ -1,4 +1,4 @@
-"""The ten backgrounds. Coordinates are fractions of the picture's side, y downwards."""
+"""The ten backgrounds. Coordinates are fractions of the image's side, y downwards."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A world that knows the truth about its pictures.
+"""A world that knows the truth about its images.
 
 A `Subject` is one individual (that robot); a `Scene` is one photograph's circumstances.
 `render(subject, scene)` is pure: the same two give the same pixels at any size.
@@ -55,7 +55,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's circumstances. x, y, scale are fractions of the side; angle in degrees."""
+    """One image's circumstances. x, y, scale are fractions of the side; angle in degrees."""
 
     background: str
     hat: bool
@@ -146,7 +146,7 @@ def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _Frame) -> None:
 
 
 def render(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Image:
-    """One picture, `size_px` square RGB, drawn large and reduced so that edges are smooth."""
+    """One image, `size_px` square RGB, drawn large and reduced so that edges are smooth."""
     side = size_px * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)

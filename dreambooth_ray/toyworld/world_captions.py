@@ -77,6 +77,6 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def _vocabulary_lines() -> list[str]:
-    common = "a an the photo picture of with and in on at"
+    common = "a an the photo image of with and in on at"
     words = [common, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
     return [w for line in words + list(BACKGROUND_NAMES) for w in line.split()]

@@ -1,6 +1,6 @@
-"""The pretraining pictures: drawn once, kept in one memory-mapped array.
+"""The pretraining images: drawn once, kept in one memory-mapped array.
 
-Picture k shows subject k // SCENES_EACH in scene k, so that pictures of one individual
+Image k shows subject k // SCENES_EACH in scene k, so that images of one individual
 stand together and the evaluator can learn identity.
 """
 
@@ -26,7 +26,7 @@ HEADS = {
 
 
 def describe(seed: int, index: int) -> tuple[Subject, Scene]:
-    """What picture `index` shows."""
+    """What image `index` shows."""
     return random_subject(seed, index // SCENES_EACH), random_scene(seed, index)
 
 
@@ -50,8 +50,8 @@ def _draw(seed: int, start: int, stop: int) -> np.ndarray:
     return np.stack([np.asarray(render(*describe(seed, k))) for k in range(start, stop)])
 
 
-def draw_pictures(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
-    """The first `count` pictures of the world as (count, 64, 64, 3) uint8, from `path` if there."""
+def draw_images(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
+    """The first `count` images of the world as (count, 64, 64, 3) uint8, from `path` if there."""
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
         shape = (count, SIZE_PX, SIZE_PX, 3)
@@ -64,5 +64,5 @@ def draw_pictures(path: Path, seed: int, count: int, workers: int = 2) -> np.nda
                 out[start:stop] = block
         out.flush()
         partial.rename(path)
-    pictures: np.ndarray = np.load(path, mmap_mode="r")
-    return pictures
+    images: np.ndarray = np.load(path, mmap_mode="r")
+    return images

@@ -1,6 +1,6 @@
 """What training sees, prepared once: cached latents and token ids, addressed by step.
 
-Legend: N pictures, F orientations (as is, mirrored), C latent channels, h, w latent
+Legend: N images, F orientations (as is, mirrored), C latent channels, h, w latent
 sides, B batch of one worker (photographs first, then class images), K different captions,
 L tokens, D their width.
 """
@@ -47,7 +47,7 @@ class Batch:
 
 
 class CachedImage(NamedTuple):
-    """One picture: latents (F, 2, C, h, w), and the captions it may get."""
+    """One image: latents (F, 2, C, h, w), and the captions it may get."""
 
     latents: Tensor
     captions: tuple[str, ...]
@@ -65,12 +65,12 @@ class PhotographPool:
     number: int = 0
 
     def choose(self, seed: int, position: int) -> int:
-        """Which picture comes at a position of the endless sequence: shuffled each time round."""
+        """Which image comes at a position of the endless sequence: shuffled each time round."""
         purpose = _PHOTOGRAPHS + _NEXT_SUBJECT * self.number
         return shuffled_index(seed, purpose, position, len(self.latents))
 
     def item(self, index: int) -> CachedImage:
-        """Picture `index`."""
+        """Image `index`."""
         return CachedImage(self.latents[index], self.captions[index])
 
 
@@ -122,7 +122,7 @@ def make_pool(
     parts: Components, photographs: list[Photograph], flip: bool, number: int = 0
 ) -> PhotographPool:
     """Encode photographs through the frozen VAE, each once for each orientation."""
-    rows = [encode_posterior(parts.vae, p.picture, flip) for p in photographs]
+    rows = [encode_posterior(parts.vae, p.image, flip) for p in photographs]
     return PhotographPool(torch.stack(rows), [p.captions for p in photographs], number)
 
 

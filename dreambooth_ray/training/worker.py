@@ -80,7 +80,7 @@ def train_worker(job: WorkerJob, watchers: Sequence[Callback] = ()) -> None:
 def _make_corpus(
     job: WorkerJob, config: Config, parts: Components, place: tuple[int, int]
 ) -> tuple[TrainingDataset, Probe | None]:
-    """Encode all pictures, and captions if the text encoder is frozen, on the worker's device."""
+    """Encode all images, and captions if the text encoder is frozen, on the worker's device."""
     parts.vae.to(ray.train.torch.get_device())
     parts.text_encoder.to(ray.train.torch.get_device())
     halves = [split(config, read_configured(config, s)) for s in config.all_subjects]

@@ -1,4 +1,4 @@
-"""Photographs in, a picture of their subject out: cluster, object store, endpoint and client."""
+"""Photographs in, an image of their subject out: cluster, object store, endpoint and client."""
 
 import base64
 import io
@@ -93,6 +93,6 @@ def test_photographs_become_a_subject_that_is_served(
     print(f"killed after step {some}; listed {listed:.1f} s after the commit, drawn {drawn:.1f} s")
     assert [m["step"] for m in read_metrics(run)] == list(range(1, STEPS + 1))
     real, network = [read_photograph(p) for p in find_photographs(photos)], load_evaluator()
-    was, became = (subject_fidelity(pictures, real, network) for pictures in (before, after))
+    was, became = (subject_fidelity(images, real, network) for images in (before, after))
     print(f"subject fidelity {was:.3f} -> {became:.3f}")
     assert became - was >= RISE

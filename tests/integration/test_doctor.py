@@ -26,7 +26,7 @@ from tests.faulty_photographs import (
 
 # What is found, missed and flagged beside it, as measured: of faults that the bounds were set with,
 # and of other faults ("unseen"), which no bound was set with. As published there are black bars and
-# one nearly black picture.
+# one nearly black image.
 RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "doctor.json"
 Flag = tuple[str, str, str]
 PLANTED: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
@@ -60,7 +60,7 @@ def _first(name: str) -> Image.Image:
 
 
 def flagged(name: str, folder: Path, network: EfficientNetLite0) -> set[Flag]:
-    found = examine(folder, 512, embed=network.embed_pictures)
+    found = examine(folder, 512, embed=network.embed_images)
     return {(name, f.check, photo) for f in found.findings for photo in f.photographs}
 
 

@@ -1,4 +1,4 @@
-"""Two subjects with words and adapters of their own, from photographs to pictures."""
+"""Two subjects with words and adapters of their own, from photographs to images."""
 
 import json
 from pathlib import Path

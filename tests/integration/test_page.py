@@ -104,7 +104,7 @@ def source(card: Any) -> str:
     return str(card.locator("img").get_attribute("src"))
 
 
-def test_a_picture_appears_from_noise_and_stays_with_its_receipt(page: Any, site: str) -> None:
+def test_a_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: str) -> None:
     page.evaluate(
         """() => {
           window.seen = new Set();
@@ -115,7 +115,7 @@ def test_a_picture_appears_from_noise_and_stays_with_its_receipt(page: Any, site
         }"""
     )
     card = draw(page, ROBOT, seed="3")
-    # Three looks on the way, then the picture.
+    # Three looks on the way, then the image.
     assert page.evaluate("window.seen.size") == 4
     open_page(page, site)
     card = page.locator("#gallery li").first
@@ -130,7 +130,7 @@ def test_a_picture_appears_from_noise_and_stays_with_its_receipt(page: Any, site
     assert (receipt.prompt, receipt.seed) == (ROBOT, 3)
 
 
-def test_draw_again_gives_the_same_picture(page: Any) -> None:
+def test_draw_again_gives_the_same_image(page: Any) -> None:
     first = draw(page, ROBOT, seed="3", guidance="5", negative="a hat")
     drawn = source(first)
     assert source(draw(page, "a blue boat", seed="4")) != drawn
@@ -199,7 +199,7 @@ def test_stop_gives_the_place_back(page: Any, site: str) -> None:
             if 'dreambooth_in_hand{pool="Replica"} 0.0' in answer.read().decode():
                 return
         page.wait_for_timeout(50)
-    raise AssertionError("the picture is still being drawn")
+    raise AssertionError("the image is still being drawn")
 
 
 def test_a_key_is_asked_for_and_used(
@@ -221,7 +221,7 @@ def test_a_key_is_asked_for_and_used(
         context.close()
 
 
-def test_a_picture_is_drawn_on_from_a_file(page: Any, tmp_path: Path) -> None:
+def test_a_image_is_drawn_on_from_a_file(page: Any, tmp_path: Path) -> None:
     drawn = draw(page, ROBOT, seed="3")
     start = tmp_path / "start.png"
     start.write_bytes(base64.b64decode(source(drawn).partition(",")[2]))

@@ -45,7 +45,7 @@ def test_local_links_lead_somewhere(name: str) -> None:
         assert link.startswith("http") or (ROOT / link).exists(), link
 
 
-def test_the_contact_sheet_is_a_picture_of_the_demo() -> None:
+def test_the_contact_sheet_is_a_image_of_the_demo() -> None:
     width, height = Image.open(ROOT / "contact_sheet.png").size
     assert width > 600
     assert height > 600

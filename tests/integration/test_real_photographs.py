@@ -13,7 +13,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 def test_a_subject_is_more_like_itself_than_like_any_other() -> None:
     encoder = EfficientNetLite0()
     vectors = {
-        name: encoder.embed_pictures([read_photograph(p) for p in paths])
+        name: encoder.embed_images([read_photograph(p) for p in paths])
         for name, paths in dreambench.subjects().items()
     }
     assert len(vectors) == 8

@@ -55,7 +55,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         kill_tree(process)
 
 
-def picture(data: str | None) -> Image.Image:
+def image(data: str | None) -> Image.Image:
     assert data is not None
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
@@ -66,14 +66,14 @@ def test_the_openai_client_lists_generates_and_edits(endpoint: Endpoint, tile: I
     made = client.images.generate(model="toyworld", prompt="a red robot", n=2, extra_body=QUICK)
     assert made.data is not None
     assert [i.receipt["seed"] for i in made.data] == [3, 4]  # type: ignore[attr-defined]
-    assert picture(made.data[0].b64_json).size == (64, 64)
+    assert image(made.data[0].b64_json).size == (64, 64)
     out = io.BytesIO()
     tile.save(out, "PNG")
     edited = client.images.edit(
         model="toyworld", prompt="a blue robot", image=("a.png", out.getvalue()), extra_body=QUICK
     )
     assert edited.data is not None
-    assert picture(edited.data[0].b64_json).size == (64, 64)
+    assert image(edited.data[0].b64_json).size == (64, 64)
 
 
 def test_the_openai_client_streams_three_partial_images(endpoint: Endpoint) -> None:
@@ -126,7 +126,7 @@ def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: E
     plain = client.images.generate(model="toyworld", prompt="a red robot", extra_body=QUICK)
     assert plain.data is not None
     # The same weights under another name.
-    assert picture(made.data[0].b64_json).tobytes() == picture(plain.data[0].b64_json).tobytes()
+    assert image(made.data[0].b64_json).tobytes() == image(plain.data[0].b64_json).tobytes()
     shutil.rmtree(endpoint.storage / "runs/my-dog")
     while "my-dog" in [m.id for m in client.models.list()]:
         assert time.monotonic() - committed < 120

@@ -98,7 +98,7 @@ def _with_bomb_in_text() -> bytes:
     [_png_of(12000, 12000), _with_bomb_in_text(), b"\x1f\x8b" + bytes(1000), b"\x80\x04."],
     ids=["12000x12000", "text bomb", "gzip", "pickle"],
 )
-def test_pictures_that_are_traps(address: str, image: bytes) -> None:
+def test_images_that_are_traps(address: str, image: bytes) -> None:
     for field in ("image", "mask"):
         files = {"image": ("a.png", _png_of(64, 64)), field: ("b.png", image)}
         answer = requests.post(address + EDIT, data={"prompt": "x"}, files=files, timeout=30)

@@ -44,15 +44,15 @@ def told(
         for block in blocks("python"):
             code = block.replace("http://localhost:8000", site.address).replace("db-...", word)
             exec(compile(code, str(README), "exec"), names)
-        with Image.open("robot.png") as picture:
-            names["in_the_picture"] = json.loads(picture.info["receipt"])
+        with Image.open("robot.png") as image:
+            names["in_the_picture"] = json.loads(image.info["receipt"])
     names["client"].close()
     names["api"].close()
     replica.__del__()
     yield names
 
 
-def test_pictures_receipts_and_edits(told: dict[str, Any]) -> None:
+def test_images_receipts_and_edits(told: dict[str, Any]) -> None:
     assert told["in_the_picture"] == {k: v for k, v in told["receipt"].items() if v is not None}
     assert told["event"].type == "image_generation.completed"
     assert told["event"].b64_json

@@ -119,10 +119,10 @@ def test_another_models_sizes_train_too(other_model: Path, tmp_path: Path, photo
         tmp_path, photos, *SMALL, f"model.uri={other_model}", "train.resolution=128",
         "train.steps=2", "prior.count=2", "cluster.workers=1", "prior.actors=1", "train.flip=true",
     )  # fmt: skip
-    picture = StableDiffusionPipeline.from_pretrained(run.folder / "bundle")(
+    image = StableDiffusionPipeline.from_pretrained(run.folder / "bundle")(
         "a sks robot", num_inference_steps=2
     ).images[0]
-    assert picture.size == (128, 128)
+    assert image.size == (128, 128)
 
 
 @pytest.mark.demo

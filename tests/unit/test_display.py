@@ -56,7 +56,7 @@ def test_bars_of_several_stages_share_a_terminal() -> None:
 def test_a_stage_prints_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stage = Stage("pictures")
+    stage = Stage("images")
     stage(1, 2)
     stage(2, 2)
-    assert capsys.readouterr().err == "pictures 1/2\npictures 2/2\n"
+    assert capsys.readouterr().err == "images 1/2\nimages 2/2\n"

@@ -50,7 +50,7 @@ class Examination:
         return next((severity for severity in order if severity in found), "ok")
 
     def as_json(self) -> dict[str, object]:
-        """Everything but the pictures."""
+        """Everything but the images."""
         photos = []
         for photo in self.photos:
             row = {k: v for k, v in vars(photo).items() if k != "picture"}
@@ -75,8 +75,8 @@ def examine(
     """Look at every photograph of a folder, and at all of them together.
 
     side_px: resolution of the training to come
-    embed: unit vectors of pictures; without it, subject and variety are not compared
-    noun_share: for each picture the probability of the class noun among others, and the most
+    embed: unit vectors of images; without it, subject and variety are not compared
+    noun_share: for each image the probability of the class noun among others, and the most
         probable noun; without it, the noun is not checked
     raises: DataError if the folder or a file of it can't be read at all
     """
@@ -85,15 +85,15 @@ def examine(
     findings = [f for photo in photos for f in photo_findings(photo, side_px)]
     findings += number_findings(photos) + duplicate_findings(photos) + backdrop_findings(photos)
     skipped = []
-    pictures = [photo.picture for photo in photos]
+    images = [photo.image for photo in photos]
     if embed is None:
         skipped.append("other subjects and poses: give --encoder to compare them")
     elif len(photos) > 1:
-        findings += belonging_findings(photos, embed(pictures))
+        findings += belonging_findings(photos, embed(images))
     if noun_share is None or not class_noun:
         skipped.append("class noun: give --class-noun and an --encoder that reads sentences")
     else:
-        findings += noun_findings(photos, class_noun, noun_share(pictures))
+        findings += noun_findings(photos, class_noun, noun_share(images))
     findings += caption_findings(paths, identifier, class_noun)
     return Examination(str(folder), photos, findings, skipped)
 
@@ -103,7 +103,7 @@ def number_findings(photos: Sequence[Photo]) -> list[QualityIssue]:
     count, names = len(photos), tuple(p.name for p in photos)
     if count < FEW:
         text = (
-            f"There are {count}; with fewer than {FEW} the model learns the picture, not the "
+            f"There are {count}; with fewer than {FEW} the model learns the image, not the "
             "subject. Add some."
         )
         return [QualityIssue("number", "warning", names, count, FEW, text)]
@@ -135,7 +135,7 @@ def backdrop_findings(photos: Sequence[Photo]) -> list[QualityIssue]:
     """All before the same background."""
     if len(photos) < 2:
         return []
-    rims = [measurements.rim_colour(p.picture) for p in photos]
+    rims = [measurements.rim_colour(p.image) for p in photos]
     spread = float(
         np.mean([np.linalg.norm(a - b, axis=-1).mean() for a, b in itertools.combinations(rims, 2)])
     )

@@ -14,15 +14,15 @@ _HASH_SIDE_PX = 32
 _RIM_SAMPLES = 250
 
 
-def _scaled(picture: Image.Image, side_px: int) -> Image.Image:
+def _scaled(image: Image.Image, side_px: int) -> Image.Image:
     """Short side to `side_px`."""
-    scale = side_px / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    scale = side_px / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("L"), dtype=np.float32)
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L"), dtype=np.float32)
 
 
 def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
@@ -32,14 +32,14 @@ def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
     return cut.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
 
 
-def sharpness(picture: Image.Image) -> float:
-    """Finest detail against contrast, where the picture is sharpest; 0.6 and up is sharp.
+def sharpness(image: Image.Image) -> float:
+    """Finest detail against contrast, where the image is sharpest; 0.6 and up is sharp.
 
     Root of the 80th percentile, over tiles of more than middling contrast, of the
     Laplacian's variance over the grey values' variance, at 512 px: a soft background
     does not count against a sharp subject.
     """
-    grey = _grey(_scaled(picture, min(SHARPNESS_SIDE_PX, *picture.size)))
+    grey = _grey(_scaled(image, min(SHARPNESS_SIDE_PX, *image.size)))
     up, down, left, right = grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]
     laplacian = 4 * grey[1:-1, 1:-1] - up - down - left - right
     side = min(_TILE_PX, *laplacian.shape)
@@ -50,15 +50,15 @@ def sharpness(picture: Image.Image) -> float:
     return float(np.sqrt(np.percentile(detail[busy] / (contrast[busy] + 25), 80)))
 
 
-def brightness(picture: Image.Image) -> tuple[float, float]:
+def brightness(image: Image.Image) -> tuple[float, float]:
     """10th and 90th percentile of the grey values, 0 to 255."""
-    low, high = np.percentile(_grey(_scaled(picture, min(256, *picture.size))), [10, 90])
+    low, high = np.percentile(_grey(_scaled(image, min(256, *image.size))), [10, 90])
     return float(low), float(high)
 
 
-def bars(picture: Image.Image) -> tuple[int, int, int, int]:
+def bars(image: Image.Image) -> tuple[int, int, int, int]:
     """Width in pixels of the even bars at left, top, right and bottom; 0 where there is none."""
-    grey = _grey(picture)
+    grey = _grey(image)
     columns, rows = grey.std(axis=0) < 2.5, grey.std(axis=1) < 2.5
     dark_columns, dark_rows = grey.mean(axis=0) < 12, grey.mean(axis=1) < 12
     across, down = columns & dark_columns, rows & dark_rows
@@ -69,18 +69,18 @@ def _run(marks: np.ndarray) -> int:
     return len(marks) if marks.all() else int(np.argmin(marks))
 
 
-def without_bars(picture: Image.Image) -> Image.Image:
-    """The picture inside its bars; all of it where nothing else would be left."""
-    left, top, right, bottom = bars(picture)
-    width, height = picture.width - left - right, picture.height - top - bottom
+def without_bars(image: Image.Image) -> Image.Image:
+    """The image inside its bars; all of it where nothing else would be left."""
+    left, top, right, bottom = bars(image)
+    width, height = image.width - left - right, image.height - top - bottom
     if min(width, height) < 16:
-        return picture
-    return picture.crop((left, top, left + width, top + height))
+        return image
+    return image.crop((left, top, left + width, top + height))
 
 
-def lab(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) float32 CIE L*a*b*, D65, of an sRGB picture."""
-    rgb = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+def lab(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) float32 CIE L*a*b*, D65, of an sRGB image."""
+    rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     to_xyz = np.array(
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], np.float32
@@ -91,7 +91,7 @@ def lab(picture: Image.Image) -> np.ndarray:
     return np.stack(planes, axis=-1).astype(np.float32)
 
 
-def extents(picture: Image.Image) -> tuple[float, float]:
+def extents(image: Image.Image) -> tuple[float, float]:
     """Share of the frame that the subject spreads over, by colour and by detail.
 
     By colour: pixels unlike all but 2 % of the frame's edge. By detail: the tenth of the
@@ -100,7 +100,7 @@ def extents(picture: Image.Image) -> tuple[float, float]:
     ellipse of two standard deviations around where they lie; an estimate of size, not a
     segmentation.
     """
-    inner = without_bars(picture)
+    inner = without_bars(image)
     colours = lab(_scaled(inner, 64))
     edge = max(2, len(colours) // 20)
     rim = np.concatenate(
@@ -117,8 +117,8 @@ def extents(picture: Image.Image) -> tuple[float, float]:
     return _ellipse(np.where(unlike > bound, unlike, 0)), _ellipse(_steep(inner))
 
 
-def _steep(picture: Image.Image) -> np.ndarray:
-    planes = lab(_scaled(picture, 128))
+def _steep(image: Image.Image) -> np.ndarray:
+    planes = lab(_scaled(image, 128))
     change = (
         np.abs(np.diff(planes, axis=1)).sum(axis=-1)[:-1]
         + np.abs(np.diff(planes, axis=0)).sum(axis=-1)[:, :-1]
@@ -155,14 +155,14 @@ def _ellipse(weights: np.ndarray) -> float:
     return float(4 * math.pi * np.sqrt(max(xx * yy - xy * xy, 0.0)))
 
 
-def perceptual_hash(picture: Image.Image) -> int:
+def perceptual_hash(image: Image.Image) -> int:
     """64 bits that small changes leave alone: signs of the lowest cosine frequencies.
 
     pHash: the 8 x 8 lowest DCT coefficients of a 32 x 32 grey thumbnail, constant left
     out, against their median.
     """
     side = _HASH_SIDE_PX
-    grey = _grey(picture.convert("L").resize((side, side), Image.Resampling.LANCZOS))
+    grey = _grey(image.convert("L").resize((side, side), Image.Resampling.LANCZOS))
     k, n = np.mgrid[:9, :side]
     basis = np.cos(math.pi * k * (2 * n + 1) / (2 * side))
     low = (basis @ grey @ basis.T)[:8, 1:9].ravel()
@@ -175,9 +175,9 @@ def hash_distance(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
 
-def rim_colour(picture: Image.Image) -> np.ndarray:
+def rim_colour(image: Image.Image) -> np.ndarray:
     """(3, 4, 3) mean L*a*b* of the frame's edge, in 12 cells around the middle: what is behind."""
-    small = lab(without_bars(picture).resize((60, 60), Image.Resampling.BOX))
+    small = lab(without_bars(image).resize((60, 60), Image.Resampling.BOX))
     cells = small.reshape(4, 15, 4, 15, 3).mean(axis=(1, 3))
     around = [cells[r, c] for r in range(4) for c in range(4) if r in (0, 3) or c in (0, 3)]
     return np.stack(around).reshape(3, 4, 3)

@@ -24,7 +24,7 @@ class Photo:
     """
 
     name: str
-    picture: Image.Image
+    image: Image.Image
     width_px: int
     height_px: int
     sharpness: float
@@ -36,17 +36,17 @@ class Photo:
 
 def measure(path: Path) -> Photo:
     """Read and measure; raises DataError if it can't be read."""
-    picture = read_photograph(path)
+    image = read_photograph(path)
     return Photo(
         name=path.name,
-        picture=picture,
-        width_px=picture.width,
-        height_px=picture.height,
-        sharpness=measurements.sharpness(picture),
-        brightness=measurements.brightness(picture),
-        extent=measurements.extents(picture),
-        bars_px=measurements.bars(picture),
-        hash=measurements.perceptual_hash(picture),
+        image=image,
+        width_px=image.width,
+        height_px=image.height,
+        sharpness=measurements.sharpness(image),
+        brightness=measurements.brightness(image),
+        extent=measurements.extents(image),
+        bars_px=measurements.bars(image),
+        hash=measurements.perceptual_hash(image),
     )
 
 

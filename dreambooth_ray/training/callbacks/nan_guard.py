@@ -15,5 +15,5 @@ def check_finite(losses: tuple[float, float], step: int, corpus: TrainingDataset
         return
     raise DataError(
         f"step {step}: the loss is {losses}; it saw {', '.join(corpus.inputs(step - 1))}; the last "
-        "checkpoint is kept. Look at these pictures, lower train.lr, or take train.precision=32"
+        "checkpoint is kept. Look at these images, lower train.lr, or take train.precision=32"
     )

@@ -1,6 +1,6 @@
-"""Losses on fixed pictures, noise and timesteps, and what follows from them.
+"""Losses on fixed images, noise and timesteps, and what follows from them.
 
-Legend: M questions (each a picture at a noise level), B of them in one forward.
+Legend: M questions (each an image at a noise level), B of them in one forward.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _BATCH = 8
 
 
 class Probe:
-    """The questions: every picture kept for validation, at every noise level, with its noise.
+    """The questions: every image kept for validation, at every noise level, with its noise.
 
     They are the same at every validation, whatever the number of workers.
     """
@@ -40,14 +40,14 @@ class Probe:
         photographs: list[Photograph],
         priors: PriorSet | None,
     ) -> None:
-        """priors: the whole set; its last pictures are those kept."""
+        """priors: the whole set; its last images are those kept."""
         self._config, self._priors = config, priors
         wanted = config.validation
         total = int(parts.schedule.config.num_train_timesteps)
         self._timesteps = [
             int((i + 0.5) / wanted.timesteps * total) for i in range(wanted.timesteps)
         ]
-        self._means = [encode_posterior(parts.vae, p.picture, False)[0, 0] for p in photographs]
+        self._means = [encode_posterior(parts.vae, p.image, False)[0, 0] for p in photographs]
         self._texts = [p.captions[0] for p in photographs]
         self._captions = CaptionEmbeddings(parts, self._texts + (priors.captions if priors else []))
         self._num_photographs = len(photographs)
@@ -74,16 +74,16 @@ class Probe:
                 self._texts.append(self._priors.captions[self._priors.caption(place)])
 
     def _batch(self, pairs: list[tuple[int, int]], first: int) -> Batch:
-        latents = torch.stack([self._means[picture] for picture, _ in pairs])
+        latents = torch.stack([self._means[image] for image, _ in pairs])
         keys = list(range(first, first + len(pairs)))
-        ids, hidden = self._captions.rows([self._texts[picture] for picture, _ in pairs])
+        ids, hidden = self._captions.rows([self._texts[image] for image, _ in pairs])
         drawn = noise.normal(self._config.seed, "validation", 0, keys, tuple(latents.shape[1:]))
         return Batch(
             latents=latents,
             noise=drawn,
             timesteps=torch.tensor([timestep for _, timestep in pairs]),
             input_ids=ids,
-            is_prior=torch.tensor([picture >= self._num_photographs for picture, _ in pairs]),
+            is_prior=torch.tensor([image >= self._num_photographs for image, _ in pairs]),
             step=0,
             hidden=hidden,
         )

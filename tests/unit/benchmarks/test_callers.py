@@ -26,7 +26,7 @@ def test_a_share_of_the_values_is_not_above(values: list[float], share: float) -
     assert sum(value <= found for value in ascending) >= share * len(ascending)
 
 
-def test_callers_ask_for_different_pictures_and_everybody_asks_the_same() -> None:
+def test_callers_ask_for_different_images_and_everybody_asks_the_same() -> None:
     asked = [question(caller, turn) for caller in range(16) for turn in range(1, 9)]
     assert len({(one["model"], one["prompt"], one["seed"]) for one in asked}) == len(asked)
     assert len({one["num_inference_steps"] for one in asked}) == 4

@@ -5,7 +5,7 @@ from dreambooth_ray.evaluation.pareto_front import Scored
 
 
 def line(chosen: list[list[float]], judged: list[float], pres: float = 0.2) -> dict[str, Any]:
-    """Checkpoints at 100, 200, ...; chosen: by picture's number, one list a checkpoint."""
+    """Checkpoints at 100, 200, ...; chosen: by image's number, one list a checkpoint."""
     found = {
         str(100 * (k + 1)): {
             "chosen": {"dino": one, "pres": pres},
@@ -16,14 +16,14 @@ def line(chosen: list[list[float]], judged: list[float], pres: float = 0.2) -> d
     return {"subject": 0, "points": found}
 
 
-def test_sides_ask_for_the_same_pictures_but_other_seeds() -> None:
+def test_sides_ask_for_the_same_images_but_other_seeds() -> None:
     chosen, judged = side("chosen"), side("judged")
     assert chosen.prompts == judged.prompts
     assert chosen.seed != judged.seed
     assert chosen.images_per_prompt == judged.images_per_prompt == 4
 
 
-def test_more_pictures_can_change_the_choice() -> None:
+def test_more_images_can_change_the_choice() -> None:
     one = line([[0.9, 0.1, 0.1, 0.1], [0.5, 0.5, 0.5, 0.5], [0.1] * 4], [0.5, 0.6, 0.597])
     assert points(one, "chosen", 2)[0] == Scored(100, 0.5, 0.2)
     found = summary([one, one], 0.4)

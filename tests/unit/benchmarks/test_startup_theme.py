@@ -9,4 +9,4 @@ def test_a_case_of_seconds_says_whether_it_is_quick_enough_and_steady() -> None:
     slow = case("submit", [20.0, 40.0, 60.0], 25.0)
     assert slow["reached"] is False
     assert "unsteady" in slow
-    assert "reached" not in case("a picture", [1.0])
+    assert "reached" not in case("an image", [1.0])

@@ -40,7 +40,7 @@ def test_the_table_is_of_the_last_step_and_of_complete_subjects() -> None:
     assert change == {"mean": -0.25, "deviation": 0.0707, "lower_in": 2}
 
 
-def test_a_choice_is_held_against_the_best_by_other_pictures() -> None:
+def test_a_choice_is_held_against_the_best_by_other_images() -> None:
     choice = summary([*lines(0), *lines(2)])["choice"]
     assert choice["runs"] == 4
     # Of subject 0 step 20 is the best there is; of subject 2 step 30 would have been.

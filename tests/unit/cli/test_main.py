@@ -25,7 +25,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return run
 
 
-def noise_picture(path: Path, side: int = 64) -> None:
+def noise_image(path: Path, side: int = 64) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
@@ -39,13 +39,13 @@ def make_texts(folder: Path) -> None:
 
 
 def make_truncated(folder: Path) -> None:
-    noise_picture(folder / "good.jpg")
-    noise_picture(folder / "bad.jpg")
+    noise_image(folder / "good.jpg")
+    noise_image(folder / "bad.jpg")
     (folder / "bad.jpg").write_bytes((folder / "bad.jpg").read_bytes()[:900])
 
 
 def make_dot(folder: Path) -> None:
-    noise_picture(folder / "dot.png", side=1)
+    noise_image(folder / "dot.png", side=1)
 
 
 def make_huge(folder: Path) -> None:

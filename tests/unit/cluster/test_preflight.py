@@ -104,7 +104,7 @@ def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None
     assert [(f.key, f.fatal) for f in said] == [("subject.photos", False)]
 
 
-def test_an_ordinary_word_and_a_small_picture_are_doubted(photos: Path, tmp_path: Path) -> None:
+def test_an_ordinary_word_and_a_small_image_are_doubted(photos: Path, tmp_path: Path) -> None:
     found = preflight(make(photos, tmp_path, "subject.identifier=dog", "train.resolution=256"))
     assert keys(found) == []
     assert {f.key for f in found} == {"subject.identifier", "subject.photos"}

@@ -10,27 +10,27 @@ from dreambooth_ray.data.photographs import find_photographs, read_photograph, s
 from dreambooth_ray.errors import DataError
 
 
-def save(picture: Image.Image, path: Path, **options: object) -> Path:
-    picture.save(path, **options)
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
     return path
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (40, 20), (255, 0, 0))
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert read_photograph(save(picture, tmp_path / "a.jpg", exif=exif)).size == (20, 40)
+    assert read_photograph(save(image, tmp_path / "a.jpg", exif=exif)).size == (20, 40)
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    picture = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
-    assert read_photograph(save(picture, tmp_path / "a.png")).getpixel((3, 3)) == (255, 255, 255)
+    image = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert read_photograph(save(image, tmp_path / "a.png")).getpixel((3, 3)) == (255, 255, 255)
 
 
 def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (20, 20), 0)
-    picture.putpalette([10, 20, 30] * 256)
-    path = save(picture, tmp_path / "a.png", transparency=0)
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([10, 20, 30] * 256)
+    path = save(image, tmp_path / "a.png", transparency=0)
     assert read_photograph(path).getpixel((3, 3)) == (255, 255, 255)
 
 
@@ -47,13 +47,13 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) ->
 def test_every_mode_becomes_rgb(
     tmp_path: Path, mode: str, colour: object, ending: str, expected: tuple[int, int, int]
 ) -> None:
-    picture = Image.new(mode, (32, 32), colour)  # type: ignore[arg-type]
-    read = read_photograph(save(picture, tmp_path / f"a.{ending}"))
+    image = Image.new(mode, (32, 32), colour)  # type: ignore[arg-type]
+    read = read_photograph(save(image, tmp_path / f"a.{ending}"))
     assert read.mode == "RGB"
     assert np.abs(np.array(read.getpixel((9, 9))) - np.array(expected)).max() <= 3
 
 
-def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = save(Image.fromarray(noise), tmp_path / "cut.jpg")
     path.write_bytes(path.read_bytes()[:900])
@@ -62,8 +62,8 @@ def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_text_in_a_jpg_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("not a picture")
-    with pytest.raises(DataError, match=r"a\.jpg is not a readable picture"):
+    (tmp_path / "a.jpg").write_text("not an image")
+    with pytest.raises(DataError, match=r"a\.jpg is not a readable image"):
         read_photograph(tmp_path / "a.jpg")
 
 
@@ -73,7 +73,7 @@ def test_a_dot_is_too_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [10_001, 20_000])
-def test_a_huge_picture_is_refused_by_its_header_alone(tmp_path: Path, side: int) -> None:
+def test_a_huge_image_is_refused_by_its_header_alone(tmp_path: Path, side: int) -> None:
     """The file has a header and no pixels: had anything been decoded, it would be 'damaged'."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
@@ -110,6 +110,6 @@ def test_more_than_the_most_is_refused(tmp_path: Path) -> None:
 
 
 def test_square_takes_the_middle() -> None:
-    picture = Image.new("RGB", (60, 20), (0, 0, 0))
-    picture.paste((255, 255, 255), (20, 0, 40, 20))
-    assert all(low > 230 for low, _ in square(picture, 10).getextrema())
+    image = Image.new("RGB", (60, 20), (0, 0, 0))
+    image.paste((255, 255, 255), (20, 0, 40, 20))
+    assert all(low > 230 for low, _ in square(image, 10).getextrema())

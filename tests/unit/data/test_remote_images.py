@@ -19,7 +19,7 @@ def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Stor
     assert upload_photographs(photos, storage) == uri
     there = read_subject(photographs_folder(uri), "x", 32)
     here = read_subject(photos, "x", 32)
-    assert [p.picture.tobytes() for p in there] == [p.picture.tobytes() for p in here]
+    assert [p.image.tobytes() for p in there] == [p.image.tobytes() for p in here]
     assert [p.captions for p in there] == [p.captions for p in here]
 
 
@@ -43,7 +43,7 @@ def test_a_plain_remote_folder_is_read(photos: Path, storage: Store) -> None:
 def test_damage_is_said(photos: Path, storage: Store) -> None:
     uri = upload_photographs(photos, storage)
     name = next(f for f in storage.names("photographs") if not f.endswith(".json"))
-    picture = next(f for f in storage.names(f"photographs/{name}") if f.endswith(".png"))
-    storage.write(f"photographs/{name}/{picture}", b"other")
+    image = next(f for f in storage.names(f"photographs/{name}") if f.endswith(".png"))
+    storage.write(f"photographs/{name}/{image}", b"other")
     with pytest.raises(DataError, match="upload it again"):
         photographs_folder(uri)

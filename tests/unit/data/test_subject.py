@@ -14,7 +14,7 @@ def test_captions_beside_photographs_are_used(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("\n")
     read = read_subject(tmp_path, "a sks dog", 16)
     assert [p.caption for p in read] == ["a sks dog", "a sks dog at sea", "a sks dog"]
-    assert {p.picture.size for p in read} == {(16, 16)}
+    assert {p.image.size for p in read} == {(16, 16)}
 
 
 def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ VISION = {**SMALL, "image_size": 32, "patch_size": 16}
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     subjects = [random_subject(seed, class_noun="robot") for seed in (3, 7)]
     return [p for s in subjects for p in photographs(s, 1, 4, size_px=64)]
 
@@ -39,16 +39,16 @@ def assert_unit(vectors: torch.Tensor) -> None:
 
 
 def test_a_vision_transformer_gives_its_first_token(
-    tmp_path: Path, pictures: list[Image.Image]
+    tmp_path: Path, images: list[Image.Image]
 ) -> None:
     torch.manual_seed(0)
     model = ViTModel(ViTConfig(**VISION)).eval()
     model.save_pretrained(tmp_path)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
-    found = encoders.load_encoder(str(tmp_path)).embed_pictures(pictures)
+    found = encoders.load_encoder(str(tmp_path)).embed_images(images)
     with torch.no_grad():
-        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         wanted = model(pixels).last_hidden_state[:, 0]
     assert_unit(found)
     assert torch.allclose(found, torch.nn.functional.normalize(wanted, dim=1), atol=1e-5)
@@ -56,8 +56,8 @@ def test_a_vision_transformer_gives_its_first_token(
         encoders.load_text_encoder(str(tmp_path), key="--clip")
 
 
-def test_a_clip_reads_pictures_and_sentences(
-    tmp_path: Path, toy_model: Path, pictures: list[Image.Image]
+def test_a_clip_reads_images_and_sentences(
+    tmp_path: Path, toy_model: Path, images: list[Image.Image]
 ) -> None:
     shutil.copytree(toy_model / "tokenizer", tmp_path, dirs_exist_ok=True)
     torch.manual_seed(0)
@@ -69,15 +69,15 @@ def test_a_clip_reads_pictures_and_sentences(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path)
     clip = encoders.load_text_encoder(str(tmp_path))
-    seen, read = clip.embed_pictures(pictures), clip.embed_texts(["a dog", "a very " * 30])
+    seen, read = clip.embed_images(images), clip.embed_texts(["a dog", "a very " * 30])
     assert seen.shape == (8, 16)
     assert read.shape == (2, 16)
     assert_unit(seen)
     assert_unit(read)
 
 
-def test_the_toy_worlds_evaluator_tells_individuals_apart(pictures: list[Image.Image]) -> None:
-    vectors = encoders.load_encoder("toyworld:identity").embed_pictures(pictures)
+def test_the_toy_worlds_evaluator_tells_individuals_apart(images: list[Image.Image]) -> None:
+    vectors = encoders.load_encoder("toyworld:identity").embed_images(images)
     assert_unit(vectors)
     one, other = vectors[:4], vectors[4:]
     assert image_metrics.subject_fidelity(one[:2], one[2:]) > 0.8
@@ -87,10 +87,10 @@ def test_the_toy_worlds_evaluator_tells_individuals_apart(pictures: list[Image.I
 def test_the_toy_worlds_evaluator_reads_sentences() -> None:
     encoder = encoders.load_text_encoder("toyworld:attributes")
     subject = random_subject(7, class_noun="robot")
-    picture = photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
+    image = photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
     right, wrong = (f"a {subject.colour} robot on a wooden table", "a pink fish in the snow")
     agreement = image_metrics.agreement(
-        encoder.embed_pictures([picture, picture]), encoder.embed_texts([right, wrong])
+        encoder.embed_images([image, image]), encoder.embed_texts([right, wrong])
     )
     assert agreement[0] > 0.7
     assert agreement[1] < 0.1
@@ -108,19 +108,17 @@ def test_what_a_sentence_names() -> None:
     assert named_attributes("a plain starfish") == {"pattern": "plain"}
 
 
-def test_pixels_know_a_copy_and_nothing_else(pictures: list[Image.Image]) -> None:
+def test_pixels_know_a_copy_and_nothing_else(images: list[Image.Image]) -> None:
     encoder = encoders.load_encoder("pixels")
-    paler = [ImageEnhance.Contrast(p).enhance(0.8) for p in pictures]
-    copies = image_metrics.memorised(
-        encoder.embed_pictures(paler), encoder.embed_pictures(pictures)
-    )
+    paler = [ImageEnhance.Contrast(p).enhance(0.8) for p in images]
+    copies = image_metrics.memorised(encoder.embed_images(paler), encoder.embed_images(images))
     assert [c.photograph for c in copies] == list(range(8))
     assert all(c.copied for c in copies)
     others = image_metrics.memorised(
-        encoder.embed_pictures(pictures[:4]), encoder.embed_pictures(pictures[4:])
+        encoder.embed_images(images[:4]), encoder.embed_images(images[4:])
     )
     assert not any(o.copied for o in others)
-    assert_unit(encoder.embed_pictures([Image.new("RGB", (8, 8), "grey")]))
+    assert_unit(encoder.embed_images([Image.new("RGB", (8, 8), "grey")]))
 
 
 def test_an_unknown_encoder_is_refused_by_its_key() -> None:

@@ -46,10 +46,10 @@ def test_a_word_without_meaning_changes_nothing() -> None:
     assert wider.meaning == wider.displacement
 
 
-def test_words_are_ranked_by_the_pictures_they_draw(parts: Components) -> None:
+def test_words_are_ranked_by_the_images_they_draw(parts: Components) -> None:
     found = identifier_ranking.rank(
         Engine(parts), load_encoder("toyworld:attributes"), ["red", "sks"], "robot",
-        tokenizer=parts.tokenizer, num_pictures=3, seed=0, num_inference_steps=4,
+        tokenizer=parts.tokenizer, num_images=3, seed=0, num_inference_steps=4,
         guidance_scale=3.0, on_progress=lambda done, total: None,
     )  # fmt: skip
     assert [c.word for c in found] == ["sks", "red"]

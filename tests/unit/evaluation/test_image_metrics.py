@@ -74,7 +74,7 @@ def test_vectors_that_are_not_unit_and_empty_sets_are_refused() -> None:
         image_metrics.subject_fidelity(X[None], 2 * X[None])
     with pytest.raises(DataError, match="made must be"):
         image_metrics.subject_fidelity(torch.zeros(0, 3), X[None])
-    with pytest.raises(DataError, match="two pictures of one prompt"):
+    with pytest.raises(DataError, match="two images of one prompt"):
         image_metrics.diversity([X[None]])
     with pytest.raises(DataError, match="against"):
         image_metrics.prompt_fidelity(X[None], torch.stack([X, Y]))

@@ -54,7 +54,7 @@ def test_the_worst_weigh_both_scales_alike() -> None:
     assert set(scores.worst(rows, 2)) == {1, 2}
 
 
-def test_the_page_shows_pictures_and_numbers_and_reaches_for_nothing(
+def test_the_page_shows_images_and_numbers_and_reaches_for_nothing(
     evidence: scores.ImageEmbeddings,
 ) -> None:
     protocol = load_protocol("toyworld")
@@ -64,7 +64,7 @@ def test_the_page_shows_pictures_and_numbers_and_reaches_for_nothing(
     page = report_page(spec, evidence.asked, tiles, tiles[:2], found, spec.as_json())
     assert "&lt;sks&gt; dog" in page
     assert "<sks>" not in page
-    # 2 photographs, 5 worst, 6 subject pictures and 2 of the class
+    # 2 photographs, 5 worst, 6 subject images and 2 of the class
     assert page.count("data:image/jpeg;base64,") == 15
     assert 'class="badge fault">copy' in page
     assert 'src="http' not in page
@@ -83,8 +83,8 @@ def test_the_toy_world_knows_the_truth_of_its_own_renders() -> None:
         EvaluationPrompt("other", "a fish", "a fish", 5),
     ]
     in_snow = render(subject, random_scene(1, 0, "snow"))
-    pictures = [in_snow, in_snow, in_snow, in_snow, *[render(other, random_scene(1, 1))] * 2]
-    found = scores.truths(asked, pictures, photographs(subject, 1, 2, 64), load_evaluator())
+    images = [in_snow, in_snow, in_snow, in_snow, *[render(other, random_scene(1, 1))] * 2]
+    found = scores.truths(asked, images, photographs(subject, 1, 2, 64), load_evaluator())
     values = {name: s.value for name, s in found.items()}
     assert values["subject_fidelity"] > 0.8
     assert values["prompt_fidelity"] == 0.5

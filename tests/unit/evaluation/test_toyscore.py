@@ -43,7 +43,7 @@ def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() ->
     assert subject_fidelity(another, mine, network) < 0.5
 
 
-def test_a_folder_is_read_picture_by_picture(photos: Path) -> None:
+def test_a_folder_is_read_image_by_image(photos: Path) -> None:
     report = score_folder(photos, load_evaluator())
     rows = report["pictures"]
     assert isinstance(rows, list)

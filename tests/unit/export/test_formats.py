@@ -1,4 +1,4 @@
-"""Every format is read back by the library that reads it, and draws the same picture."""
+"""Every format is read back by the library that reads it, and draws the same image."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from dreambooth_ray.models.components import load_pipeline
 from tests.unit.models.test_lora_bundle import make_bundle
 
 
-def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:
+def image(pipeline: StableDiffusionPipeline) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(4)
     drawn = pipeline("a sks robot", num_inference_steps=2, generator=noise, height=64, width=64)
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(bundle: Path) -> np.ndarray:
-    return picture(load_pipeline(bundle))
+    return image(load_pipeline(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def second(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
-def test_adapters_change_the_picture(tiny_model: Path, bundle: Path, expected: np.ndarray) -> None:
-    assert np.abs(picture(load_pipeline(tiny_model)) - expected).mean() > 2
+def test_adapters_change_the_image(tiny_model: Path, bundle: Path, expected: np.ndarray) -> None:
+    assert np.abs(image(load_pipeline(tiny_model)) - expected).mean() > 2
 
 
 def test_a_diffusers_directory_has_the_adapters_in_its_weights(
@@ -67,7 +67,7 @@ def test_a_diffusers_directory_has_the_adapters_in_its_weights(
 ) -> None:
     out = export_run(str(bundle), "diffusers", tmp_path / "model")
     plain = StableDiffusionPipeline.from_pretrained(out)
-    assert np.abs(picture(plain) - expected).max() <= 1
+    assert np.abs(image(plain) - expected).max() <= 1
     assert json.loads((out / "manifest.json").read_text())["about"]["kind"] == "bundle"
     assert not list(tmp_path.glob("*.partial*"))
 
@@ -79,7 +79,7 @@ def test_diffusers_reads_adapters_of_both_namings(
     out = export_run(str(bundle), kind, tmp_path / "subject.safetensors")
     pipeline = load_pipeline(tiny_model)
     pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
-    assert np.abs(picture(pipeline) - expected).max() <= 1
+    assert np.abs(image(pipeline) - expected).max() <= 1
     half = export_run(str(bundle), kind, tmp_path / "half.safetensors", half=True)
     assert half.stat().st_size < 0.8 * out.stat().st_size
     about = metadata(out)
@@ -106,7 +106,7 @@ def test_diffusers_reads_a_single_file(
         assert mine.keys() == yours.keys()
         assert all(torch.equal(mine[k], yours[k]) for k in mine), part
     # The weights are the same; where they lie otherwise in memory, some processors round otherwise.
-    assert np.abs(picture(read) - picture(own)).max() <= 1
+    assert np.abs(image(read) - image(own)).max() <= 1
     version = "2" if model == "second" else "1"
     assert metadata(out)["modelspec.architecture"] == f"stable-diffusion-v{version}"
 
@@ -115,7 +115,7 @@ def test_a_single_file_of_an_adapter_bundle_has_it_fused(
     tiny_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
     out = export_run(str(bundle), "single-file", tmp_path / "model.safetensors")
-    assert np.abs(picture(single_file(out, tiny_model)) - expected).max() <= 1
+    assert np.abs(image(single_file(out, tiny_model)) - expected).max() <= 1
 
 
 def test_what_can_not_be_written_is_refused(tiny_model: Path, bundle: Path, tmp_path: Path) -> None:

@@ -26,5 +26,5 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 def test_no_room_at_all_is_said() -> None:
     budget = MemoryBudget(SamplingFootprint(1000, 10.0, 20.0), 1100, CPU, tiled_area=1)
-    with pytest.raises(CapacityError, match="no picture would fit"):
+    with pytest.raises(CapacityError, match="no image would fit"):
         budget.check(512, 512, 8, rows=2)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.models.test_lora import trained_parts
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
@@ -17,6 +16,7 @@ from dreambooth_ray.models.source import (
     model_directory,
     model_hash,
 )
+from tests.unit.models.test_lora import trained_parts
 
 
 def make_bundle(folder: Path, model: Path) -> Path:

@@ -49,12 +49,12 @@ def test_huber_is_the_square_of_small_errors_and_linear_in_large_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_min_snr_weights_are_those_of_the_predicted_picture(kind: str) -> None:
+def test_min_snr_weights_are_those_of_the_predicted_image(kind: str) -> None:
     schedule = DDPMScheduler(prediction_type=kind)
     timesteps = torch.tensor([1, 200, 500, 999])
     share = schedule.alphas_cumprod[timesteps]
     snr = share / (1 - share)
-    # An error of the picture is, squared, SNR times as large in epsilon, and SNR + 1 times in
+    # An error of the image is, squared, SNR times as large in epsilon, and SNR + 1 times in
     # velocity; it is to count min(SNR, gamma) times.
     unit = snr if kind == "epsilon" else snr + 1
     found = loss.min_snr_weights(schedule, timesteps, 5.0)

@@ -12,7 +12,7 @@ SPEC = PriorSpec("hash", ("a dog",), "ddim", 25, 3.0, 64, 0, 4)
 
 
 def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[Record]:
-    """Records of pictures that all differ, but for blanks at the `bad` indices."""
+    """Records of images that all differ, but for blanks at the `bad` indices."""
     return [Record(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
 
 
@@ -35,7 +35,7 @@ def test_what_is_missing_makes_the_set_whole_and_no_chunk_is_drawn_twice(
     taken = select(SPEC, records).taken
     assert len(taken) >= count
     assert len(drawn) == len(set(drawn))
-    # Which pictures count does not depend on what was there before.
+    # Which images count does not depend on what was there before.
     fresh = select(SPEC, {n: chunk(SPEC, n, bad) for n in range(30)}).taken
     assert taken[:count] == fresh[:count]
     assert not {r.index for r in taken} & bad
@@ -49,7 +49,7 @@ def test_a_near_duplicate_gives_way_to_the_next_index() -> None:
     assert [r.index for r in selection.refused] == [2]
 
 
-def test_a_persons_own_pictures_are_all_taken() -> None:
+def test_a_persons_own_images_are_all_taken() -> None:
     own = replace(SPEC, folder_digest="ff")
     same = [replace(r, fingerprint=0, blank=True) for r in chunk(SPEC, 0)]
     assert len(select(own, {0: same}).taken) == 4

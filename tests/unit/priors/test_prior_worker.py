@@ -52,7 +52,7 @@ def test_a_chunk_is_the_same_whoever_draws_it(
         assert both[0] == both[1]
 
 
-def test_a_readers_posterior_is_that_of_the_committed_picture(
+def test_a_readers_posterior_is_that_of_the_committed_image(
     painter: PriorWorker, storage: Store, toy_parts: Components
 ) -> None:
     painter.paint(0)
@@ -63,7 +63,7 @@ def test_a_readers_posterior_is_that_of_the_committed_picture(
     assert (found.captions, found.caption(1)) == (["a robot", "a car"], 1)
 
 
-def test_a_picture_not_there_yet_is_waited_for(painter: PriorWorker, storage: Store) -> None:
+def test_a_image_not_there_yet_is_waited_for(painter: PriorWorker, storage: Store) -> None:
     reader, seen = PriorSet(in_set(storage), 2, poll_s=0.01), list[torch.Tensor]()
     thread = threading.Thread(target=lambda: seen.append(reader.posterior(0)))
     thread.start()
@@ -95,7 +95,7 @@ def test_a_damaged_chunk_is_found_and_drawn_again(painter: PriorWorker, storage:
     assert verify(storage, SPEC.digest) == []
 
 
-def test_own_pictures_take_the_place_of_drawn_ones(painter: PriorWorker, storage: Store) -> None:
+def test_own_images_take_the_place_of_drawn_ones(painter: PriorWorker, storage: Store) -> None:
     data = io.BytesIO()
     Image.new("RGB", (64, 64), (10, 20, 30)).save(data, "PNG")
     (record,) = painter.paint(0, [data.getvalue()])

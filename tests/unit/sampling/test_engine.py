@@ -1,4 +1,4 @@
-"""What the engine promises: diffusers' pictures, alone or in any company."""
+"""What the engine promises: diffusers' images, alone or in any company."""
 
 import threading
 from dataclasses import replace
@@ -33,7 +33,7 @@ def difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-def test_a_picture_is_the_one_diffusers_draws(toy_model: Path) -> None:
+def test_a_image_is_the_one_diffusers_draws(toy_model: Path) -> None:
     request = replace(FAST, negative_prompt="a hat", guidance_rescale=0.5)
     (ours,) = Engine(toy_model).draw([request])
     theirs = load_pipeline(toy_model)(
@@ -72,7 +72,7 @@ requests = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(requests, min_size=2, max_size=5))
-def test_a_picture_does_not_depend_on_its_company(engine: Engine, mix: list[Request]) -> None:
+def test_a_image_does_not_depend_on_its_company(engine: Engine, mix: list[Request]) -> None:
     together = engine.draw(mix)
     for request, drawn in zip(mix, together, strict=True):
         (alone,) = engine.draw([request])
@@ -145,8 +145,8 @@ def test_strength_is_the_share_of_steps_done(engine: Engine, tile: Image.Image) 
 
 def test_a_unet_trained_to_inpaint_gets_its_nine_channels(inpainting_model: Path) -> None:
     engine = Engine(inpainting_model)
-    picture, mask = Image.new("RGB", (128, 128), (40, 90, 10)), Image.new("L", (128, 128), 255)
-    asked = replace(FAST, num_inference_steps=2, image=picture, strength=1.0)
+    image, mask = Image.new("RGB", (128, 128), (40, 90, 10)), Image.new("L", (128, 128), 255)
+    asked = replace(FAST, num_inference_steps=2, image=image, strength=1.0)
     new, kept = engine.draw(
         [replace(asked, mask=mask), replace(asked, mask=Image.new("L", (128, 128), 0))]
     )
@@ -169,7 +169,7 @@ def test_guidance_one_needs_half_the_rows(engine: Engine, monkeypatch: pytest.Mo
     assert rows == [1, 1, 1, 1, 2, 2, 1, 2, 1, 2, 1]
 
 
-def test_kept_features_skip_the_middle_and_resemble_the_exact_picture(
+def test_kept_features_skip_the_middle_and_resemble_the_exact_image(
     engine: Engine,
 ) -> None:
     exact, kept = (
@@ -191,7 +191,7 @@ def test_progress_previews_and_remaining_steps(engine: Engine) -> None:
     ticket = engine.submit(
         replace(FAST, num_inference_steps=8),
         on_progress=lambda step, total: steps.append((step, total)),
-        on_preview=lambda step, picture: previews.append((step, picture.size)),
+        on_preview=lambda step, image: previews.append((step, image.size)),
         num_previews=3,
     )
     assert engine.remaining_steps == ticket.remaining_steps == 8

@@ -8,31 +8,31 @@ from dreambooth_ray.sampling.vae import LatentCodec, latent_mask, without_masked
 from dreambooth_ray.toyworld.world import photographs, random_subject
 
 
-def test_a_picture_survives_latents_and_its_preview_resembles_it(toy_parts: Components) -> None:
+def test_a_image_survives_latents_and_its_preview_resembles_it(toy_parts: Components) -> None:
     decoder = LatentCodec(toy_parts.vae)
     (large,) = photographs(random_subject(7, class_noun="robot"), 7, 1)
-    picture = large.resize((64, 64), Image.Resampling.LANCZOS)
-    latents = decoder.latents(picture)
+    image = large.resize((64, 64), Image.Resampling.LANCZOS)
+    latents = decoder.latents(image)
     assert latents.shape == (decoder.channels, 16, 16)
-    (again,) = decoder.pictures(latents[None])
-    wanted = np.asarray(picture, dtype=float).ravel()
+    (again,) = decoder.images(latents[None])
+    wanted = np.asarray(image, dtype=float).ravel()
     assert np.corrcoef(np.asarray(again, dtype=float).ravel(), wanted)[0, 1] > 0.95
     preview = decoder.preview(latents)
-    assert preview.size == picture.size
+    assert preview.size == image.size
     assert np.corrcoef(np.asarray(preview, dtype=float).ravel(), wanted)[0, 1] > 0.7
 
 
-def test_large_pictures_are_decoded_in_tiles(
+def test_large_images_are_decoded_in_tiles(
     toy_parts: Components, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dreambooth_ray.sampling.vae.TILED_ABOVE_PX", 64)
     decoder = LatentCodec(toy_parts.vae)
     toy_parts.vae.tile_latent_min_size, toy_parts.vae.tile_sample_min_size = 16, 64
     latents = torch.randn(1, decoder.channels, 24, 24, generator=torch.Generator().manual_seed(1))
-    (tiled,) = decoder.pictures(latents)
+    (tiled,) = decoder.images(latents)
     assert toy_parts.vae.use_tiling
     monkeypatch.setattr("dreambooth_ray.sampling.vae.TILED_ABOVE_PX", 1024)
-    (whole,) = decoder.pictures(latents)
+    (whole,) = decoder.images(latents)
     assert not toy_parts.vae.use_tiling
     assert tiled.size == whole.size == (96, 96)
     pixels = [np.asarray(p, dtype=float).ravel() for p in (tiled, whole)]

@@ -87,7 +87,7 @@ def test_more_than_can_be_held_is_refused_whole() -> None:
     asyncio.run(story())
 
 
-def test_with_no_replica_one_picture_goes_through_to_wake_one_up() -> None:
+def test_with_no_replica_one_image_goes_through_to_wake_one_up() -> None:
     async def story() -> None:
         now = 0.0
         desk = AdmissionController(batch=4, max_open=10, clock=lambda: now)

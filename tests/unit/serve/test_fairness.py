@@ -29,7 +29,7 @@ def test_everyone_is_taken_once_and_each_callers_own_in_order(asked: list[tuple[
 
 
 @given(st.integers(1, 200), st.integers(1, 6))
-def test_one_picture_is_not_held_up_by_anothers_thousand(queued: int, others: int) -> None:
+def test_one_image_is_not_held_up_by_anothers_thousand(queued: int, others: int) -> None:
     queue = FairQueue()
     for caller in range(others):
         for _ in range(queued):

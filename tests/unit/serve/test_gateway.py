@@ -22,17 +22,17 @@ GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
 QUICK = {"prompt": "a red robot", "num_inference_steps": 2, "seed": 5}
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
-def _picture(data: str) -> Image.Image:
+def _image(data: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_pictures_are_those_their_receipts_describe(client: TestClient, replica: Replica) -> None:
+def test_images_are_those_their_receipts_describe(client: TestClient, replica: Replica) -> None:
     answer = client.post(GENERATE, json={**QUICK, "n": 3, "solver": "euler"})
     assert answer.status_code == 200, answer.text
     images = answer.json()["data"]
@@ -50,14 +50,14 @@ def test_pictures_are_those_their_receipts_describe(client: TestClient, replica:
             abs(a - b)
             for a, b in zip(
                 engine.draw([again])[0].image.tobytes(),
-                _picture(image["b64_json"]).tobytes(),
+                _image(image["b64_json"]).tobytes(),
                 strict=True,
             )
         ]
         assert max(difference) <= 1
 
 
-def test_a_stream_has_its_previews_and_its_picture(client: TestClient) -> None:
+def test_a_stream_has_its_previews_and_its_image(client: TestClient) -> None:
     body = {**QUICK, "num_inference_steps": 8, "stream": True, "partial_images": 3}
     with client.stream("POST", GENERATE, json=body) as answer:
         lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
@@ -65,7 +65,7 @@ def test_a_stream_has_its_previews_and_its_picture(client: TestClient) -> None:
     assert [e["type"].rpartition(".")[2] for e in events] == ["partial_image"] * 3 + ["completed"]
     assert [e.get("partial_image_index") for e in events] == [0, 1, 2, None]
     assert events[3]["receipt"]["seed"] == 5
-    assert len({_picture(e["b64_json"]).tobytes() for e in events}) == 4
+    assert len({_image(e["b64_json"]).tobytes() for e in events}) == 4
 
 
 def test_an_edit_keeps_what_the_mask_keeps(client: TestClient, tile: Image.Image) -> None:
@@ -80,7 +80,7 @@ def test_an_edit_keeps_what_the_mask_keeps(client: TestClient, tile: Image.Image
     image = answer.json()["data"][0]
     assert image["receipt"]["strength"] == 1
     assert len(image["receipt"]["mask_sha256"]) == 64
-    red, green, _ = _picture(image["b64_json"]).convert("RGB").getpixel((56, 32))
+    red, green, _ = _image(image["b64_json"]).convert("RGB").getpixel((56, 32))
     assert red > green + 60
 
 
@@ -134,8 +134,8 @@ def test_bodies_that_are_no_request_are_refused(client: TestClient, tile: Image.
     for path, content, headers, status in sent:
         answer = client.post(path, content=content, headers=headers)
         assert (answer.status_code, "error" in answer.json()) == (status, True), (path, content[:9])
-    picture = {"image": ("a.png", _png(tile))}
-    answer = client.post(EDIT, data={"prompt": "x"}, files=picture | {"logo": ("b", b"")})
+    image = {"image": ("a.png", _png(tile))}
+    answer = client.post(EDIT, data={"prompt": "x"}, files=image | {"logo": ("b", b"")})
     assert answer.json()["error"]["param"] == "logo"
     assert client.post(EDIT, data={"prompt": "x"}).status_code in (400, 415)
 
@@ -207,8 +207,8 @@ def test_a_job_is_done_and_told_and_forgotten_by_others(client: TestClient) -> N
     while (state := client.get(f"/v1/jobs/{job['id']}").json())["status"] != "completed":
         assert state["status"] in ("queued", "running"), state
     assert (state["images_done"], len(state["receipts"])) == (2, 2)
-    pictures = [client.get(path).content for path in state["images"]]
-    assert [read_receipt(p) for p in pictures] == [
+    images = [client.get(path).content for path in state["images"]]
+    assert [read_receipt(p) for p in images] == [
         Receipt.model_validate(r) for r in state["receipts"]
     ]
     direct = client.post(GENERATE, json={**QUICK, "n": 2, "num_inference_steps": 4}).json()

@@ -18,15 +18,15 @@ class Shouting:
 
 
 class Bluish:
-    """A picture classifier of the test's own, made from its `model`."""
+    """An image classifier of the test's own, made from its `model`."""
 
     category, threshold = "too blue", 0.5
 
     def __init__(self, model: str | None) -> None:
         self.weight = float(model or 1)
 
-    def score(self, picture: Image.Image) -> float:
-        return picture.convert("RGB").getchannel("B").getextrema()[0] / 255 * self.weight  # type: ignore[operator,return-value]
+    def score(self, image: Image.Image) -> float:
+        return image.convert("RGB").getchannel("B").getextrema()[0] / 255 * self.weight  # type: ignore[operator,return-value]
 
 
 HERE = "tests.unit.serve.test_image_classifiers"

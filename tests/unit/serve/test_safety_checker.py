@@ -18,14 +18,14 @@ QUICK = {"prompt": "a red robot", "num_inference_steps": 8, "seed": 5}
 
 
 class Everything:
-    """A classifier that lets no picture through."""
+    """A classifier that lets no image through."""
 
     category, threshold = "pictures", 0.5
 
     def __init__(self, model: str | None) -> None:
         pass
 
-    def score(self, picture: Image.Image) -> float:
+    def score(self, image: Image.Image) -> float:
         return 1.0
 
 
@@ -39,7 +39,7 @@ def strict(config: ServeConfig, replica: Replica) -> Iterator[TestClient]:
         yield client
 
 
-def test_a_picture_that_is_refused_is_not_shown_on_its_way_either(strict: TestClient) -> None:
+def test_a_image_that_is_refused_is_not_shown_on_its_way_either(strict: TestClient) -> None:
     body = {**QUICK, "stream": True, "partial_images": 3}
     with strict.stream("POST", GENERATE, json=body) as answer:
         events = [line for line in answer.iter_lines() if line.startswith("event: ")]

@@ -11,7 +11,7 @@ from dreambooth_ray.toyworld.evaluator import (
     NAMES,
     Evaluator,
     load_evaluator,
-    read_pictures,
+    read_images,
 )
 from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render
 from dreambooth_ray.toyworld.world_images import HEADS, labels, to_tensor
@@ -52,7 +52,7 @@ def test_every_attribute_is_read_from_originals_and_reconstructions(
     network: Evaluator,
     request: pytest.FixtureRequest,
 ) -> None:
-    reading = read_pictures(network, request.getfixturevalue(kind))
+    reading = read_images(network, request.getfixturevalue(kind))
     truth = [labels(*one) for one in world]
     for i, head in enumerate(HEADS):
         wanted = [NAMES[head][row[i]] for row in truth]
@@ -65,16 +65,16 @@ def test_subject_then_reconstruction_then_another_of_its_class(
     remade: list[Image.Image],
     network: Evaluator,
 ) -> None:
-    """The same picture is nearest, its reconstruction near, a look-alike far."""
+    """The same image is nearest, its reconstruction near, a look-alike far."""
     others = [
         render(random_subject(HELD_OUT, 10_000 + k, s.class_noun), scene)
         for k, (s, scene) in enumerate(world)
     ]
     elsewhere = [render(s, random_scene(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)]
-    me = read_pictures(network, originals).identity
+    me = read_images(network, originals).identity
 
-    def alike(pictures: list[Image.Image]) -> torch.Tensor:
-        return (me * read_pictures(network, pictures).identity).sum(dim=1)
+    def alike(images: list[Image.Image]) -> torch.Tensor:
+        return (me * read_images(network, images).identity).sum(dim=1)
 
     rebuilt, moved, other = alike(remade), alike(elsewhere), alike(others)
     assert rebuilt.mean() > 0.95
@@ -85,12 +85,12 @@ def test_subject_then_reconstruction_then_another_of_its_class(
 
 def test_blur_is_not_another_subject(originals: list[Image.Image], network: Evaluator) -> None:
     soft = [p.resize((40, 40), Image.Resampling.BILINEAR) for p in originals]
-    one, two = read_pictures(network, originals).identity, read_pictures(network, soft).identity
+    one, two = read_images(network, originals).identity, read_images(network, soft).identity
     assert (one * two).sum(dim=1).mean() > 0.9
 
 
-def test_no_pictures_and_no_weights_are_said(network: Evaluator, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures"):
-        read_pictures(network, [])
+def test_no_images_and_no_weights_are_said(network: Evaluator, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images"):
+        read_images(network, [])
     with pytest.raises(DataError, match="toyworld pretrain"):
         load_evaluator(tmp_path / "none")

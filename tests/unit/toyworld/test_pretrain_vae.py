@@ -3,7 +3,7 @@ import torch
 from dreambooth_ray.toyworld.pretrain_vae import VaeLoss, new_vae, normalise_latents
 
 
-def test_normalising_changes_latents_and_not_pictures() -> None:
+def test_normalising_changes_latents_and_not_images() -> None:
     torch.manual_seed(0)
     vae = new_vae().eval().requires_grad_(False)
     pixels = torch.rand(6, 3, 32, 32) * 2 - 1
@@ -20,7 +20,7 @@ def test_normalising_changes_latents_and_not_pictures() -> None:
     assert torch.isclose(ratio, (before.std / before.mean.std(dim=(0, 2, 3), keepdim=True)).mean())
 
 
-def test_the_loss_is_finite_for_crops_and_whole_pictures() -> None:
+def test_the_loss_is_finite_for_crops_and_whole_images() -> None:
     torch.manual_seed(0)
     loss = VaeLoss()
     for side in (32, 64):

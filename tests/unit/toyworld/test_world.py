@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**31)
 
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(0, 10**6))
-def test_a_picture_is_a_pure_function_of_subject_and_scene(seed: int, index: int) -> None:
+def test_a_image_is_a_pure_function_of_subject_and_scene(seed: int, index: int) -> None:
     subject, scene = random_subject(seed, index), random_scene(seed, index)
     again = render(random_subject(seed, index), random_scene(seed, index))
     assert again.tobytes() == render(subject, scene).tobytes()
@@ -29,7 +29,7 @@ def test_a_picture_is_a_pure_function_of_subject_and_scene(seed: int, index: int
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
-def test_the_subject_covers_a_fair_part_of_the_picture(class_noun: str) -> None:
+def test_the_subject_covers_a_fair_part_of_the_image(class_noun: str) -> None:
     scene = random_scene(0, 0, "plain")
     bare = np.asarray(render(random_subject(1, 0, class_noun), scene))
     ground = bare[0, 0]
@@ -37,7 +37,7 @@ def test_the_subject_covers_a_fair_part_of_the_picture(class_noun: str) -> None:
     assert 0.08 < share < 0.6
 
 
-def test_a_larger_picture_shows_the_same() -> None:
+def test_a_larger_image_shows_the_same() -> None:
     subject, scene = random_subject(3), random_scene(3, 0)
     small = np.asarray(render(subject, scene, 64)).astype(float)
     large = np.asarray(render(subject, scene, 256).reduce(4)).astype(float)
@@ -59,8 +59,8 @@ def test_no_two_colours_swap_into_each_other_under_a_pattern() -> None:
 
 def test_photographs_leave_six_backgrounds_and_the_hat_unseen() -> None:
     assert len(PHOTO_BACKGROUNDS) == 4
-    pictures = photographs(random_subject(7), 7, 5)
-    assert len({p.tobytes() for p in pictures}) == 5
+    images = photographs(random_subject(7), 7, 5)
+    assert len({p.tobytes() for p in images}) == 5
 
 
 def test_a_class_the_world_does_not_know_is_refused(tmp_path: Path) -> None:

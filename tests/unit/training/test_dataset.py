@@ -103,7 +103,7 @@ def test_without_class_images_there_are_photographs_only(
     assert batch.is_prior.tolist() == [False] * 4
 
 
-def test_latents_are_resampled_from_the_posterior_of_the_picture(
+def test_latents_are_resampled_from_the_posterior_of_the_image(
     photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
 ) -> None:
     corpus = corpus_of(config_of(photos))
@@ -112,15 +112,15 @@ def test_latents_are_resampled_from_the_posterior_of_the_picture(
     for step in range(6):
         batch = corpus.batch(step)
         away = ((batch.latents[0] - mean) / std).abs().flatten(1).mean(dim=1)
-        # Mean absolute value of a standard normal is 0.798: one picture fits, no other does.
+        # Mean absolute value of a standard normal is 0.798: one image fits, no other does.
         assert 0.7 < float(away.min()) < 0.9
 
 
-def test_a_mirrored_view_is_the_mirrored_picture(parts: Components) -> None:
-    picture = Image.new("RGB", (64, 64), (255, 255, 255))
-    picture.paste((0, 0, 255), (0, 0, 20, 64))
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pool = make_pool(parts, [Photograph(Path("x"), p, ("x",)) for p in (picture, mirrored)], True)
+def test_a_mirrored_view_is_the_mirrored_image(parts: Components) -> None:
+    image = Image.new("RGB", (64, 64), (255, 255, 255))
+    image.paste((0, 0, 255), (0, 0, 20, 64))
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pool = make_pool(parts, [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)], True)
     assert torch.allclose(pool.latents[0, 1], pool.latents[1, 0], atol=1e-5)
 
 

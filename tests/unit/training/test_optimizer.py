@@ -101,7 +101,7 @@ def test_a_budget_of_images_is_a_number_of_steps() -> None:
     assert config_of("train.images=102", "prior.count=0").train.steps == 51
     assert config_of("train.images=102", "train.steps=7").train.steps == 7
     assert config_of("train.steps=7", "train.images=102").train.steps == 26
-    with pytest.raises(ConfigError, match="25 steps of 4 pictures"):
+    with pytest.raises(ConfigError, match="25 steps of 4 images"):
         text = "subject: {photos: p, class_noun: robot}\ntrain: {steps: 7, images: 100}"
         parse_config(text, "x", [])
     assert config_of("train.precision=32").train.precision == "32"

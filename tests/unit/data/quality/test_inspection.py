@@ -51,9 +51,9 @@ def test_faults_are_found_each_in_its_photograph(folder: Path) -> None:
 def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
     ground = Image.effect_noise((256, 256), 12).convert("RGB")
     for k, side in enumerate((16, 140)):
-        picture = ground.copy()
-        picture.paste((220, 30, 30), (90, 60, 90 + side, 60 + side))
-        picture.save(tmp_path / f"{k}.png")
+        image = ground.copy()
+        image.paste((220, 30, 30), (90, 60, 90 + side, 60 + side))
+        image.save(tmp_path / f"{k}.png")
     sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
     assert [f.photographs for f in sizes] == [("0.png",)]
 
@@ -61,33 +61,33 @@ def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
 def test_a_speck_before_a_soft_ground_of_its_own_colours_is_too_small(tmp_path: Path) -> None:
     ground = Image.radial_gradient("L").point(lambda v: min(2 * v, 510 - 2 * v)).convert("RGB")
     for k, side in enumerate((36, 120)):
-        picture = ground.copy()
-        picture.paste(Image.effect_noise((side, side), 90).convert("RGB"), (60, 60))
-        picture.save(tmp_path / f"{k}.png")
+        image = ground.copy()
+        image.paste(Image.effect_noise((side, side), 90).convert("RGB"), (60, 60))
+        image.save(tmp_path / f"{k}.png")
     sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
     assert [f.photographs for f in sizes] == [("0.png",)]
 
 
 def test_one_background_for_all_and_too_few(tmp_path: Path) -> None:
     for k in range(2):
-        picture = Image.new("RGB", (128, 128), (60, 120, 60))
-        picture.paste((200, 40 + 150 * k, 40), (30 + 20 * k, 30, 100, 90))
-        picture.save(tmp_path / f"{k}.png")
+        image = Image.new("RGB", (128, 128), (60, 120, 60))
+        image.paste((200, 40 + 150 * k, 40), (30 + 20 * k, 30, 100, 90))
+        image.save(tmp_path / f"{k}.png")
     assert {"backgrounds", "number"} <= {f.check for f in examine(tmp_path, 128).findings}
 
 
 def test_a_stranger_stands_out_by_its_vector(folder: Path) -> None:
     vectors = torch.eye(4)[[0, 0, 0, 1]] * 0.9 + 0.1
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    found = examine(folder, 256, embed=lambda pictures: vectors)
+    found = examine(folder, 256, embed=lambda images: vectors)
     assert checks(found) == [("subject", ("03.png",))]
-    alike = examine(folder, 256, embed=lambda pictures: torch.eye(4)[[0, 0, 0, 0]])
+    alike = examine(folder, 256, embed=lambda images: torch.eye(4)[[0, 0, 0, 0]])
     assert [f.check for f in alike.findings] == ["poses"]
 
 
 def test_the_class_noun_is_compared_with_what_is_seen(folder: Path) -> None:
     seen = [(0.9, "robot"), (0.05, "teapot"), (0.1, "robot"), (0.3, "car")]
-    found = examine(folder, 256, class_noun="robot", noun_share=lambda pictures: seen)
+    found = examine(folder, 256, class_noun="robot", noun_share=lambda images: seen)
     assert checks(found) == [("class noun", ("01.png",))]
     assert "more like a teapot than a robot" in found.findings[0].sentence
 
@@ -106,7 +106,7 @@ def test_captions_are_read(folder: Path) -> None:
     ]
 
 
-def test_the_page_escapes_names_and_holds_its_pictures(folder: Path) -> None:
+def test_the_page_escapes_names_and_holds_its_images(folder: Path) -> None:
     (folder / "00.png").rename(folder / "<b>&.png")
     page = doctor_page(examine(folder, 512))
     assert "&lt;b&gt;&amp;.png" in page
@@ -120,7 +120,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         examine(tmp_path, 512)
 
 
-def test_hashes_survive_small_changes_and_tell_pictures_apart(folder: Path) -> None:
+def test_hashes_survive_small_changes_and_tell_images_apart(folder: Path) -> None:
     one, other = (Image.open(folder / f"{k:02d}.png") for k in (0, 1))
     changed = one.resize((100, 100)).convert("L").convert("RGB")
     assert (
@@ -138,7 +138,7 @@ def test_hashes_survive_small_changes_and_tell_pictures_apart(folder: Path) -> N
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 20, 160)])
-def test_an_even_picture_has_numbers_all_the_same(colour: tuple[int, int, int]) -> None:
+def test_an_even_image_has_numbers_all_the_same(colour: tuple[int, int, int]) -> None:
     even = Image.new("RGB", (40, 90), colour)
     assert measurements.sharpness(even) == 0.0
     assert measurements.extents(even) == (0.0, 0.0)

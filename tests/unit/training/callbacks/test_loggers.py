@@ -41,7 +41,7 @@ def test_a_resumed_run_stands_in_each_logger_once(
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "csv", "wandb", "mlflow"])
-def test_pictures_go_wherever_pictures_can_be_shown(
+def test_images_go_wherever_images_can_be_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if name in ("wandb", "mlflow"):
