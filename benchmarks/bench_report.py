@@ -1,4 +1,4 @@
-"""Plot and table of what was measured, made from the records alone."""
+"""Plot and table of the measured ratios, from the records alone."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """Every theme's record of a folder, by name; raises ConfigError if there is none."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    records = [record for record in found if "theme" in record]
+    contents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = [record for record in contents if "theme" in record]
     if not records:
         raise ConfigError(
             f"{folder} holds no record; measure with `dreambooth bench THEME --json {folder}/...`"
@@ -20,7 +20,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def format_table(records: list[dict[str, Any]]) -> str:
     """One row a case: the ratio with its spread, the bar, and under which conditions."""
     lines = [
         "| theme | case | against | ratio, or seconds (p5 to p95) | bar | conditions |",
@@ -28,27 +28,28 @@ def table(records: list[dict[str, Any]]) -> str:
     ]
     for record in records:
         for case in record["cases"]:
-            lines.append(_row(record, case))
+            lines.append(_format_row(record, case))
     return "\n".join(lines)
 
 
-def _row(record: dict[str, Any], case: dict[str, Any]) -> str:
-    where = record["conditions"]
-    loads = where["load_average"][0], record["load_average_after"][0]
-    conditions = f"{record['setting']['profile']}, {where['cores']} cores, load {max(loads)}"
-    text, bar = _found(case), ""
+def _format_row(record: dict[str, Any], case: dict[str, Any]) -> str:
+    conditions = record["conditions"]
+    loads = conditions["load_average"][0], record["load_average_after"][0]
+    conditions_text = (
+        f"{record['setting']['profile']}, {conditions['cores']} cores, load {max(loads)}"
+    )
+    text, bar = _format_result(case), ""
     if case.get("bar") is not None:
         bar = f"{case['bar']:.2f}" + (" of memory" if "bar_is_of" in case else "")
     elif "bar_s" in case:
         bar = f"{case['bar_s']:.0f} s"
     if bar and not case.get("reached", False):
         bar += ", not reached"
-    return (
-        f"| {record['theme']} | {case['case']} | {case['peer']} | {text} | {bar} | {conditions} |"
-    )
+    cells = (record["theme"], case["case"], case["peer"], text, bar, conditions_text)
+    return f"| {' | '.join(cells)} |"
 
 
-def _found(case: dict[str, Any]) -> str:
+def _format_result(case: dict[str, Any]) -> str:
     if "out_of_memory" in case:
         return f"out of memory: {case['out_of_memory']}"
     value, unit = (case["seconds"], " s") if "seconds" in case else (case["ratio"], "")
@@ -59,14 +60,14 @@ def _found(case: dict[str, Any]) -> str:
 
 def put_table(readme: Path, text: str) -> None:
     """Put the table between the marks of a file; raises ConfigError if they are not there."""
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, remainder = readme.read_text().partition(BEGIN)
+    _, end, after = remainder.partition(END)
     if not begin or not end:
         raise ConfigError(f"{readme} has no {BEGIN} and {END} to put the table between")
     readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
+def plot_ratios(records: list[dict[str, Any]], path: Path) -> None:
     """A bar a case from 1, our rate over theirs, with p5 and p95; raises ConfigError."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  comes with the extra alone
@@ -77,12 +78,12 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     rows = [(f"{r['theme']}: {c['case']}", c) for r in records for c in r["cases"] if "ratio" in c]
     figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, case) in enumerate(rows):
+    for row_index, (_, case) in enumerate(rows):
         ratio = case["ratio"]
-        axes.barh(place, ratio["median"] - 1, left=1, color="#4477aa")
-        axes.plot([ratio["p5"], ratio["p95"]], [place, place], color="black", linewidth=1.5)
+        axes.barh(row_index, ratio["median"] - 1, left=1, color="#4477aa")
+        axes.plot([ratio["p5"], ratio["p95"]], [row_index, row_index], color="black", linewidth=1.5)
         if case.get("bar") is not None and "bar_is_of" not in case:
-            axes.plot([case["bar"]] * 2, [place - 0.4, place + 0.4], color="#cc3311")
+            axes.plot([case["bar"]] * 2, [row_index - 0.4, row_index + 0.4], color="#cc3311")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{name} ({case['peer']})" for name, case in rows])
     axes.invert_yaxis()

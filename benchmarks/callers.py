@@ -1,4 +1,4 @@
-"""Callers of an endpoint, in a process of their own; prints what they found as JSON.
+"""Callers of an endpoint, in a process of their own; prints their rates and latencies as JSON.
 
     python -m benchmarks.callers --url URL --seconds 30 --callers 16
     python -m benchmarks.callers --url URL --seconds 30 --rate 4
@@ -27,8 +27,8 @@ NOUNS = ("robot", "car", "teapot", "dog")
 TIMEOUT_S = 120.0
 
 
-def question(caller: int, turn: int) -> dict[str, Any]:
-    """What a caller asks in a turn: the same for every endpoint."""
+def make_request_body(caller: int, turn: int) -> dict[str, Any]:
+    """The request of a caller in a turn: the same for every endpoint."""
     k = caller + turn
     return {
         "model": SUBJECTS[caller % 4],
@@ -39,91 +39,93 @@ def question(caller: int, turn: int) -> dict[str, Any]:
     }
 
 
-def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The endpoint's answer; raises OSError, of which HTTPError is one."""
+def send_request(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Post a request and return the response; raises OSError, HTTPError included."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        content: dict[str, Any] = json.load(response)
+    return content
 
 
 class Callers:
-    """They share one list of latencies."""
+    """Threads that send requests and share one list of latencies."""
 
     def __init__(self, url: str, out: Path | None) -> None:
         self._url, self._out = url, out
         self._lock = threading.Lock()
         self._latencies_s: list[float] = []
         self._failures = 0
-        self._last = time.monotonic()
+        self._last_image_s = time.monotonic()
 
-    def closed(self, callers: int, seconds: float) -> dict[str, Any]:
+    def run_closed_loop(self, callers: int, seconds: float) -> dict[str, Any]:
         """So many callers, for so long; what is under way at the end counts as well."""
-        began = time.monotonic()
+        start_s = time.monotonic()
 
-        def call(caller: int) -> None:
+        def run_caller(caller: int) -> None:
             for turn in itertools.count(1):
-                if time.monotonic() - began > seconds:
+                if time.monotonic() - start_s > seconds:
                     return
-                self._one(question(caller, turn), time.monotonic())
+                self._time_request(make_request_body(caller, turn), time.monotonic())
 
-        self._run([threading.Thread(target=call, args=(k,)) for k in range(callers)])
-        return self._found(began)
+        self._run_threads([threading.Thread(target=run_caller, args=(k,)) for k in range(callers)])
+        return self._summarize(start_s)
 
-    def open(self, rate: float, seconds: float) -> dict[str, Any]:
+    def run_open_loop(self, rate: float, seconds: float) -> dict[str, Any]:
         """So many images a second, on average, for so long."""
-        began, threads = time.monotonic(), []
-        for number, at in enumerate(arrivals(rate, seconds)):
-            time.sleep(max(0.0, began + at - time.monotonic()))
-            body = question(number % 16, 1 + number // 16)
-            threads.append(threading.Thread(target=self._one, args=(body, began + at)))
+        start_s, threads = time.monotonic(), []
+        for number, offset_s in enumerate(sample_arrivals(rate, seconds)):
+            time.sleep(max(0.0, start_s + offset_s - time.monotonic()))
+            body = make_request_body(number % 16, 1 + number // 16)
+            threads.append(
+                threading.Thread(target=self._time_request, args=(body, start_s + offset_s))
+            )
             threads[-1].start()
         for thread in threads:
             thread.join()
-        return self._found(began) | {"asked_per_s": round(rate, 3)}
+        return self._summarize(start_s) | {"asked_per_s": round(rate, 3)}
 
-    def _run(self, threads: list[threading.Thread]) -> None:
+    def _run_threads(self, threads: list[threading.Thread]) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    def _one(self, body: dict[str, Any], due: float) -> None:
+    def _time_request(self, body: dict[str, Any], due_s: float) -> None:
         try:
-            answer = ask(self._url, body)
+            response = send_request(self._url, body)
         except OSError:
             with self._lock:
                 self._failures += 1
             time.sleep(0.2)
             return
         with self._lock:
-            self._last = time.monotonic()
-            self._latencies_s.append(self._last - due)
+            self._last_image_s = time.monotonic()
+            self._latencies_s.append(self._last_image_s - due_s)
         if self._out:
-            text = json.dumps({"asked": body, "image": answer["data"][0]})
+            text = json.dumps({"asked": body, "image": response["data"][0]})
             (self._out / f"{uuid.uuid4().hex}.json").write_text(text)
 
-    def _found(self, began: float) -> dict[str, Any]:
-        done = sorted(self._latencies_s)
+    def _summarize(self, start_s: float) -> dict[str, Any]:
+        latencies_s = sorted(self._latencies_s)
         return {
-            "images": len(done),
+            "images": len(latencies_s),
             "failures": self._failures,
-            "images_per_s": round(len(done) / (self._last - began), 4),
-            "p50_s": round(at_share(done, 0.5), 3),
-            "p95_s": round(at_share(done, 0.95), 3),
+            "images_per_s": round(len(latencies_s) / (self._last_image_s - start_s), 4),
+            "p50_s": round(compute_quantile(latencies_s, 0.5), 3),
+            "p95_s": round(compute_quantile(latencies_s, 0.95), 3),
         }
 
 
-def arrivals(rate: float, seconds: float, seed: int = 7) -> list[float]:
+def sample_arrivals(rate: float, seconds: float, seed: int = 7) -> list[float]:
     """Seconds at which a Poisson process of `rate` events a second has them, below `seconds`."""
-    draw, at, found = random.Random(seed), 0.0, list[float]()
-    while (at := at + draw.expovariate(rate)) < seconds:
-        found.append(at)
-    return found
+    rng, time_s, times_s = random.Random(seed), 0.0, list[float]()
+    while (time_s := time_s + rng.expovariate(rate)) < seconds:
+        times_s.append(time_s)
+    return times_s
 
 
-def at_share(ascending: list[float], share: float) -> float:
+def compute_quantile(ascending: list[float], share: float) -> float:
     """The value that `share` of them do not exceed; no number if there are none."""
     if not ascending:
         return float("nan")
@@ -131,19 +133,19 @@ def at_share(ascending: list[float], share: float) -> float:
 
 
 def main() -> None:
-    """Ask, print."""
+    """Run the callers and print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--rate", type=float, help="images a second; none: the closed loop")
     parser.add_argument("--out", type=Path, help="folder to keep answers in")
-    given = parser.parse_args()
-    callers = Callers(given.url, given.out)
-    if given.rate:
-        print(json.dumps(callers.open(given.rate, given.seconds)))
+    arguments = parser.parse_args()
+    callers = Callers(arguments.url, arguments.out)
+    if arguments.rate:
+        print(json.dumps(callers.run_open_loop(arguments.rate, arguments.seconds)))
     else:
-        print(json.dumps(callers.closed(given.callers, given.seconds)))
+        print(json.dumps(callers.run_closed_loop(arguments.callers, arguments.seconds)))
 
 
 if __name__ == "__main__":

@@ -12,40 +12,40 @@ SIDE = 1024
 COPIED_BYTES = 2**26
 
 
-def ceilings(repeats: int = 7) -> dict[str, float]:
+def measure_ceilings(repeats: int = 7) -> dict[str, float]:
     """Best rates of float32 matrix products (GFLOP/s) and of copying (GB/s, read and write)."""
     a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
     source = torch.rand(COPIED_BYTES // 4)
-    there = torch.empty_like(source)
-    product_s = _best(lambda: torch.mm(a, b), repeats)
-    copy_s = _best(lambda: there.copy_(source), repeats)
+    target = torch.empty_like(source)
+    product_s = _measure_best_s(lambda: torch.mm(a, b), repeats)
+    copy_s = _measure_best_s(lambda: target.copy_(source), repeats)
     return {
         "matmul_gflops": round(2 * SIDE**3 / product_s / 1e9, 1),
         "copy_gb_s": round(2 * COPIED_BYTES / copy_s / 1e9, 2),
     }
 
 
-def _best(work: Callable[[], object], repeats: int) -> float:
-    times = []
+def _measure_best_s(work: Callable[[], object], repeats: int) -> float:
+    times_s = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s[1:])
 
 
-def flops(work: Callable[[], object]) -> int:
+def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of `work`, by torch's own count of products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
-def unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:
+def count_unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:
     """Operations of one forward of `rows` images of side_px."""
     settings: Any = unet.config
     side = side_px // factor
     x = torch.zeros(rows, settings.in_channels, side, side)
     hidden = torch.zeros(rows, 77, settings.cross_attention_dim)
     with torch.no_grad():
-        return flops(lambda: unet(x, torch.zeros(rows), hidden))
+        return count_flops(lambda: unet(x, torch.zeros(rows), hidden))

@@ -17,16 +17,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.conditions import conditions
-from benchmarks.study import Cell, study
-from benchmarks.study_judge import CACHE_EVERY, fast_copy
+from benchmarks.conditions import read_conditions
+from benchmarks.study import StudyCell, run_study
+from benchmarks.study_judge import CACHE_EVERY, copy_for_sampling
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.image_metrics import similarity
-from dreambooth_ray.evaluation.pareto_front import Scored, best
-from dreambooth_ray.evaluation.protocol import Protocol, Spec, evaluation_prompts, load_protocol
+from dreambooth_ray.evaluation.image_metrics import photograph_similarity
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best
+from dreambooth_ray.evaluation.protocol import (
+    EvaluationSpec,
+    Protocol,
+    evaluation_prompts,
+    load_protocol,
+)
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
@@ -37,88 +42,93 @@ SUBJECTS = (10, 11, 14, 15, 17, 19)
 SIDES = {"chosen": 4, "judged": 4}
 COUNTS = (1, 2, 4)
 WITHIN = 0.02
-Points = list[Scored]
+Points = list[ScoredCheckpoint]
 
 
-def cells(subjects: tuple[int, ...]) -> list[Cell]:
+def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """One training a subject."""
     values = (f"train.steps={STEPS}", "prior.count=100", "train.lr=2e-4", "prior.weight=1.0")
-    return [Cell(subject, "full", True, values) for subject in subjects]
+    return [StudyCell(subject, "full", True, values) for subject in subjects]
 
 
-def side(name: str) -> Protocol:
-    """The protocol of the choice, with more images; judged by other seeds."""
-    base = load_protocol(ChoiceConfig().protocol).model_dump()
-    short = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
-    asked = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
-    return Protocol.model_validate({**base, **short, **asked})
+def load_side_protocol(name: str) -> Protocol:
+    """The protocol of the choice, with more images; the side `judged` has other seeds."""
+    base_settings = load_protocol(ChoiceConfig().protocol).model_dump()
+    short_settings = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
+    side_settings = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
+    return Protocol.model_validate({**base_settings, **short_settings, **side_settings})
 
 
-class Judge:
+class LikenessScorer:
     """Likeness of subject and bare class to the photographs, image by image."""
 
     def __init__(self, config: Config) -> None:
         self._words = config.subject.identifier, config.subject.class_noun
-        self._encoder = load_encoder(side("chosen").encoders.dino)
+        self._encoder = load_encoder(load_side_protocol("chosen").encoders.dino)
         paths = find_photographs(Path(config.subject.photos))
         self._photographs = self._encoder.embed_images([read_photograph(p) for p in paths])
 
     def __call__(self, parts: Components) -> dict[str, dict[str, Any]]:
         """By side: "dino", a mean over the prompts for each image's number, and "pres"."""
-        engine = Engine(fast_copy(parts))
-        return {name: self._score(engine, side(name)) for name in SIDES}
+        engine = Engine(copy_for_sampling(parts))
+        return {name: self._score_side(engine, load_side_protocol(name)) for name in SIDES}
 
-    def _score(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
-        asked = evaluation_prompts(Spec(protocol, "", *self._words, (), None))
+    def _score_side(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
+        prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
         requests = [
             Request(
                 q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,
                 guidance_scale=protocol.guidance_scale, solver=protocol.solver,
                 cache_every=CACHE_EVERY,
             )
-            for q in asked
+            for q in prompts
         ]  # fmt: skip
-        images = [drawn.image for drawn in engine.draw(requests)]
-        likeness = similarity(self._encoder.embed_images(images), self._photographs)
-        subject = likeness[[i for i, q in enumerate(asked) if q.kind == "subject"]]
-        bare = likeness[[i for i, q in enumerate(asked) if q.kind == "class"]]
+        images = [output.image for output in engine.sample(requests)]
+        likeness = photograph_similarity(self._encoder.embed_images(images), self._photographs)
+        subject = likeness[[i for i, q in enumerate(prompts) if q.kind == "subject"]]
+        bare = likeness[[i for i, q in enumerate(prompts) if q.kind == "class"]]
         by_number = subject.reshape(-1, protocol.images_per_prompt).mean(dim=0)
         return {"dino": [round(v, 4) for v in by_number.tolist()], "pres": float(bare.mean())}
 
 
-def points(line: dict[str, Any], name: str, count: int) -> Points:
+def read_points(line: dict[str, Any], name: str, count: int) -> Points:
     """A run's checkpoints by the first `count` images a prompt of one side."""
     return [
-        Scored(int(step), statistics.fmean(found[name]["dino"][:count]), found[name]["pres"])
-        for step, found in line["points"].items()
+        ScoredCheckpoint(
+            int(step), statistics.fmean(scores[name]["dino"][:count]), scores[name]["pres"]
+        )
+        for step, scores in line["points"].items()
     ]
 
 
-def row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, Any]:
+def make_row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, Any]:
     """One run: what the rule takes by `count` images a prompt, held against the best."""
-    truth = {s.step: s for s in points(line, "judged", SIDES["judged"])}
-    taken, top = best(points(line, "chosen", count), max_drift), best([*truth.values()], max_drift)
-    assert taken is not None and top is not None
-    chosen, last = truth[taken.step], truth[max(truth)]
+    truth = {s.step: s for s in read_points(line, "judged", SIDES["judged"])}
+    choice, best_choice = (
+        select_best(read_points(line, "chosen", count), max_drift),
+        select_best([*truth.values()], max_drift),
+    )
+    assert choice is not None and best_choice is not None
+    chosen, last = truth[choice.step], truth[max(truth)]
     return {
         "subject": line["subject"],
         "chosen": chosen.step,
-        "best": top.step,
+        "best": best_choice.step,
         "fidelity": round(chosen.fidelity, 4),
-        "best_fidelity": round(top.fidelity, 4),
+        "best_fidelity": round(best_choice.fidelity, 4),
         "drift": round(chosen.drift, 4),
-        "shortfall": round(1 - chosen.fidelity / top.fidelity, 4),
-        "shortfall_of_the_last": round(1 - last.fidelity / top.fidelity, 4),
+        "shortfall": round(1 - chosen.fidelity / best_choice.fidelity, 4),
+        "shortfall_of_the_last": round(1 - last.fidelity / best_choice.fidelity, 4),
     }
 
 
-def summary(lines: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
+def summarize_runs(lines: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
     """By images a prompt: in how many runs the choice is within 2 % of the best."""
-    found = {}
+    by_count = {}
     for count in COUNTS:
-        rows = [row(line, count, max_drift) for line in lines]
+        rows = [make_row(line, count, max_drift) for line in lines]
         shortfalls = [r["shortfall"] for r in rows]
-        found[str(count)] = {
+        by_count[str(count)] = {
             "runs": len(rows),
             "within_2_percent": sum(
                 r["shortfall"] <= WITHIN and r["drift"] <= max_drift for r in rows
@@ -129,7 +139,7 @@ def summary(lines: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
             "best_is_the_last": sum(r["best"] == STEPS for r in rows),
             "each": rows,
         }
-    return found
+    return by_count
 
 
 def main() -> None:
@@ -138,24 +148,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--subjects", type=int, nargs="*", default=SUBJECTS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    todo, steps = cells(tuple(given.subjects)), tuple(range(EVERY, STEPS + 1, EVERY))
-    lines = study(todo, given.work, "chooser.jsonl", lambda cell: steps, Judge)
+    cells, steps = make_cells(tuple(arguments.subjects)), tuple(range(EVERY, STEPS + 1, EVERY))
+    lines = run_study(cells, arguments.work, "chooser.jsonl", lambda cell: steps, LikenessScorer)
     bound = ChoiceConfig().max_drift
-    result = {
-        "by_pictures_a_prompt": summary(lines, bound), "max_drift": bound,
+    record = {
+        "by_pictures_a_prompt": summarize_runs(lines, bound), "max_drift": bound,
         "setting": {
             "steps": STEPS, "every": EVERY, "cache_every": CACHE_EVERY,
-            "protocols": {name: side(name).model_dump(mode="json") for name in SIDES},
+            "protocols": {name: load_side_protocol(name).model_dump(mode="json") for name in SIDES},
         },
-        "conditions": conditions(), "cells": lines,
+        "conditions": read_conditions(), "cells": lines,
     }  # fmt: skip
-    print(json.dumps(result["by_pictures_a_prompt"], indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(record["by_pictures_a_prompt"], indent=1))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 
 SIMULATED = 400
-CROWDS = (1, 2, 4, 8, 16)
+GPU_COUNTS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Training steps of many subjects.
 
     step_s:     of one GPU; start_s: from submission, or a failure, to the next step
@@ -100,17 +100,19 @@ def expected_s(work_s: float, interval_s: float, save_s: float, start_s: float, 
     Source: Daly 2006, eq. 13: M e^(R/M) (e^((tau + delta)/M) - 1) T/tau.
     """
     pieces = work_s / interval_s
-    again = math.expm1((interval_s + save_s) / mtbf_s)
-    return start_s + mtbf_s * math.exp(start_s / mtbf_s) * again * pieces
+    retry_factor = math.expm1((interval_s + save_s) / mtbf_s)
+    return start_s + mtbf_s * math.exp(start_s / mtbf_s) * retry_factor * pieces
 
 
 def simulate_s(
     work_s: float, interval_s: float, save_s: float, start_s: float, mtbf_s: float, seed: int
 ) -> float:
-    """Mean wall time of `SIMULATED` jobs whose failures are drawn, event by event."""
-    chance = random.Random(seed)
-    draws = iter(lambda: chance.expovariate(1 / mtbf_s), None)
-    jobs = (replay_s(work_s, interval_s, save_s, start_s, draws, start_s) for _ in range(SIMULATED))
+    """Mean wall time of `SIMULATED` jobs with random failures, event by event."""
+    rng = random.Random(seed)
+    failures_s = iter(lambda: rng.expovariate(1 / mtbf_s), None)
+    jobs = (
+        replay_s(work_s, interval_s, save_s, start_s, failures_s, start_s) for _ in range(SIMULATED)
+    )
     return sum(jobs) / SIMULATED
 
 
@@ -140,28 +142,32 @@ def replay_s(
     return float(env.now)
 
 
-def make_plan(work: Work, cluster: Cluster, seed: int) -> dict[str, Any]:
+def make_plan(workload: Workload, cluster: Cluster, seed: int) -> dict[str, Any]:
     """The number of GPUs a subject that ends soonest, and what all of them cost."""
-    options = [_option(work, cluster, crowd, seed) for crowd in CROWDS if crowd <= cluster.gpus]
+    options = [
+        _make_option(workload, cluster, num_gpus, seed)
+        for num_gpus in GPU_COUNTS
+        if num_gpus <= cluster.gpus
+    ]
     return {
-        "work": asdict(work), "cluster": asdict(cluster),
+        "work": asdict(workload), "cluster": asdict(cluster),
         "best": min(options, key=lambda o: (float(o["wall_h"]), float(o["cost"]))),
         "options": options,
     }  # fmt: skip
 
 
-def _option(work: Work, cluster: Cluster, crowd: int, seed: int) -> dict[str, Any]:
-    save_s, mtbf_s = work.checkpoint_bytes / cluster.link_bytes_s, cluster.mtbf_s / crowd
-    compute_s = work.compute_s(crowd)
+def _make_option(workload: Workload, cluster: Cluster, num_gpus: int, seed: int) -> dict[str, Any]:
+    save_s, mtbf_s = workload.checkpoint_bytes / cluster.link_bytes_s, cluster.mtbf_s / num_gpus
+    compute_s = workload.compute_s(num_gpus)
     interval_s = min(compute_s, best_interval_s(save_s, mtbf_s))
-    job_s = expected_s(compute_s, interval_s, save_s, work.start_s, mtbf_s)
-    simulated_s = simulate_s(compute_s, interval_s, save_s, work.start_s, mtbf_s, seed)
-    rounds = math.ceil(work.subjects / (cluster.gpus // crowd))
-    gpu_h = work.subjects * crowd * job_s / 3600
+    job_s = expected_s(compute_s, interval_s, save_s, workload.start_s, mtbf_s)
+    simulated_s = simulate_s(compute_s, interval_s, save_s, workload.start_s, mtbf_s, seed)
+    rounds = math.ceil(workload.subjects / (cluster.gpus // num_gpus))
+    gpu_h = workload.subjects * num_gpus * job_s / 3600
     return {
-        "gpus_a_subject": crowd,
+        "gpus_a_subject": num_gpus,
         "checkpoint_interval_s": round(interval_s, 1),
-        "checkpoint_every_steps": max(1, round(interval_s / compute_s * work.steps)),
+        "checkpoint_every_steps": max(1, round(interval_s / compute_s * workload.steps)),
         "job_s": round(job_s, 1),
         "job_s_simulated": round(simulated_s, 1),
         "share_of_compute": round(compute_s / job_s, 4),

@@ -20,33 +20,33 @@ VARIABLES = (
 )  # fmt: skip
 
 
-def conditions() -> dict[str, Any]:
+def read_conditions() -> dict[str, Any]:
     """Versions, machine, threads, load and commit of this moment."""
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "device": device_name(),
+        "versions": {"python": platform.python_version(), **_read_versions()},
+        "device": read_device_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": load_average(),
-        "environment": environment(),
-        **commit(),
+        "load_average": read_load_average(),
+        "environment": read_environment(),
+        **read_commit(),
     }
 
 
-def load_average() -> list[float]:
+def read_load_average() -> list[float]:
     """Of the last 1, 5 and 15 minutes."""
     return [round(x, 2) for x in os.getloadavg()]
 
 
-def environment() -> dict[str, str]:
+def read_environment() -> dict[str, str]:
     """What is set of VARIABLES; of a library its name, not where this machine has it."""
-    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    if "LD_PRELOAD" in found:
-        found["LD_PRELOAD"] = Path(found["LD_PRELOAD"]).name
-    return found
+    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    if "LD_PRELOAD" in variables:
+        variables["LD_PRELOAD"] = Path(variables["LD_PRELOAD"]).name
+    return variables
 
 
-def device_name() -> str:
+def read_device_name() -> str:
     """The GPU's name, or the processor's."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
@@ -58,30 +58,33 @@ def device_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def commit() -> dict[str, Any]:
+def read_commit() -> dict[str, Any]:
     """The source's commit and whether it was changed since; the version alone outside git."""
-    found: dict[str, Any] = {"version": dreambooth_ray.__version__}
-    here = Path(__file__).parent
+    source: dict[str, Any] = {"version": dreambooth_ray.__version__}
+    folder = Path(__file__).parent
     try:
-        head = _git(here, "rev-parse", "HEAD")
-        found |= {"commit": head, "changed": bool(_git(here, "status", "--porcelain", "-uno"))}
+        head = _run_git(folder, "rev-parse", "HEAD")
+        source |= {
+            "commit": head,
+            "changed": bool(_run_git(folder, "status", "--porcelain", "-uno")),
+        }
     except (OSError, subprocess.CalledProcessError):
         pass
-    return found
+    return source
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
+def _run_git(folder: Path, *words: str) -> str:
+    result = subprocess.run(
         ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _read_versions() -> dict[str, str]:
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.conditions import conditions
+from benchmarks.conditions import read_conditions
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 RECIPE = "toy-robot.yaml"
@@ -27,15 +27,15 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def command(*words: str) -> float:
+def time_command(*words: str) -> float:
     """Seconds that `dreambooth WORDS` took."""
     program = str(Path(sys.executable).with_name("dreambooth"))
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     subprocess.run(
         [program, *words], check=True, stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    return time.perf_counter() - began
+    return time.perf_counter() - start_s
 
 
 def measure(count: int, steps: int, parallel: int, folder: Path) -> dict[str, Any]:
@@ -45,26 +45,26 @@ def measure(count: int, steps: int, parallel: int, folder: Path) -> dict[str, An
         write_photographs(folder / "photos" / name, seed, "robot", 4, size_px=96)
     settings = [*SETTINGS, f"train.steps={steps}"]
 
-    def separate() -> float:
-        place = f"storage.uri={folder / 'separate'}"
+    def time_separate_runs() -> float:
+        storage_override = f"storage.uri={folder / 'separate'}"
         return sum(
-            command("train", RECIPE, *settings, place, f"run_id={name}",
+            time_command("train", RECIPE, *settings, storage_override, f"run_id={name}",
                     f"subject.photos={folder / 'photos' / name}")
             for name in names
         )  # fmt: skip
 
-    def together() -> float:
+    def time_fleet() -> float:
         subjects = [
             {"id": name, "photos": str(folder / "photos" / name), "class_noun": "robot"}
             for name in names
         ]
         overrides = [*settings, f"storage.uri={folder / 'fleet'}"]
         file = folder / "subjects.yaml"
-        about = {"recipe": RECIPE, "overrides": overrides, "parallel": parallel}
-        file.write_text(yaml.safe_dump({**about, "subjects": subjects}))
-        return command("fleet", str(file))
+        fleet_settings = {"recipe": RECIPE, "overrides": overrides, "parallel": parallel}
+        file.write_text(yaml.safe_dump({**fleet_settings, "subjects": subjects}))
+        return time_command("fleet", str(file))
 
-    fleet_s, separate_s = together(), separate()
+    fleet_s, separate_s = time_fleet(), time_separate_runs()
     equal = all(
         (folder / "fleet/runs" / name / "metrics.jsonl").read_bytes()
         == (folder / "separate/runs" / name / "metrics.jsonl").read_bytes()
@@ -77,7 +77,7 @@ def measure(count: int, steps: int, parallel: int, folder: Path) -> dict[str, An
         "seconds": {"fleet": round(fleet_s, 1), "separate": round(separate_s, 1)},
         "separate_against_fleet": round(separate_s / fleet_s, 3),
         "equal_curves": equal,
-        "conditions": conditions(),
+        "conditions": read_conditions(),
     }
 
 
@@ -88,14 +88,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        found = measure(given.subjects, given.steps, given.parallel, Path(name))
-    text = json.dumps(found, indent=1)
+        record = measure(arguments.subjects, arguments.steps, arguments.parallel, Path(name))
+    text = json.dumps(record, indent=1)
     print(text)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

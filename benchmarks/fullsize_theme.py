@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.measure import is_out_of_memory, quantiles
+from benchmarks.measure import compute_quantiles, is_out_of_memory
 from benchmarks.sample_theme import make_pipeline
 from benchmarks.theme import Setting
 from dreambooth_ray.models.source import model_directory
@@ -29,19 +29,19 @@ TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
 LIMIT_S = 900
 
 
-def write_model(folder: Path, thinner: int, side_px: int) -> None:
+def write_model(folder: Path, channel_divisor: int, side_px: int) -> None:
     """SD 1.5's parts with random weights; the toy's tokenizer, padded to 77, stands for CLIP's.
 
     thinner: what all numbers of channels are divided by
     """
     torch.manual_seed(0)
-    width, groups = 768 // thinner, 32 // thinner
+    width, groups = 768 // channel_divisor, 32 // channel_divisor
     tokenizer = CLIPTokenizer.from_pretrained(
         model_directory("toyworld") / "tokenizer", model_max_length=77
     )
     StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=tuple(c // thinner for c in (128, 256, 512, 512)),
+            block_out_channels=tuple(c // channel_divisor for c in (128, 256, 512, 512)),
             norm_num_groups=groups,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -51,7 +51,7 @@ def write_model(folder: Path, thinner: int, side_px: int) -> None:
         unet=UNet2DConditionModel(
             sample_size=side_px // 8, cross_attention_dim=width, attention_head_dim=8,
             layers_per_block=2,
-            block_out_channels=tuple(c // thinner for c in (320, 640, 1280, 1280)),
+            block_out_channels=tuple(c // channel_divisor for c in (320, 640, 1280, 1280)),
             norm_num_groups=groups,
         ),
         text_encoder=CLIPTextModel(
@@ -76,8 +76,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         model = Path(name) / "model"
         write_model(model, setting.pick(8, 1), side_px)
-        found = {task: _apart(task, model) for task in TASKS}
-    return {"cases": [_case(kind, found) for kind in ("sample", "lora")], "configuration": {
+        results = {task: _run_in_process(task, model) for task in TASKS}
+    return {"cases": [_make_case(kind, results) for kind in ("sample", "lora")], "configuration": {
         "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": setting.pick(8, 1),
         "threads": os.cpu_count(), "side_px": side_px, "dtype": "float32",
         "sampling": "one DDIM step with guidance, and decoding",
@@ -85,55 +85,55 @@ def measure(setting: Setting) -> dict[str, Any]:
     }}  # fmt: skip
 
 
-def _case(kind: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    ours, theirs = found[f"{kind} ours"], found[f"{kind} theirs"]
+def _make_case(kind: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    ours, theirs = results[f"{kind} ours"], results[f"{kind} theirs"]
     case: dict[str, Any] = {"case": f"one {kind} step", "peer": "diffusers", "pairs": 1}
     for name, side in (("ours", ours), ("theirs", theirs)):
         if "out_of_memory" in side:
             return {**case, "out_of_memory": name, "error": side["out_of_memory"]}
     return {
         **case, "unit": "s and bytes", "ours": ours, "theirs": theirs,
-        "ratio": quantiles([theirs["step_s"] / ours["step_s"]]),
+        "ratio": compute_quantiles([theirs["step_s"] / ours["step_s"]]),
         "memory_ratio": round(theirs["peak_bytes"] / ours["peak_bytes"], 4),
         "bar": 1.0, "bar_is_of": "memory_ratio",
         "reached": ours["peak_bytes"] <= theirs["peak_bytes"],
     }  # fmt: skip
 
 
-def _apart(task: str, model: Path) -> dict[str, Any]:
+def _run_in_process(task: str, model: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.fullsize_theme", task, str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    if done.returncode == -9:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    if result.returncode == -9:
         return {"out_of_memory": "killed by the system"}
-    if done.returncode:
-        raise RuntimeError(f"{task} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    if result.returncode:
+        raise RuntimeError(f"{task} failed: {result.stderr[-2000:]}")
+    record: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return record
 
 
-def _sample_ours(model: Path) -> float:
+def _time_our_sampling(model: Path) -> float:
     from dreambooth_ray.sampling.engine import Engine  # noqa: PLC0415  each task loads its own
     from dreambooth_ray.sampling.request import Request  # noqa: PLC0415
 
     engine = Engine(model)
-    return _timed(lambda: engine.draw([Request("a robot", 0, num_inference_steps=1)]))
+    return _time_work(lambda: engine.sample([Request("a robot", 0, num_inference_steps=1)]))
 
 
-def _sample_theirs(model: Path) -> float:
+def _time_their_sampling(model: Path) -> float:
     pipeline = make_pipeline(str(model))
-    return _timed(lambda: pipeline("a robot", num_inference_steps=1, guidance_scale=3.0))
+    return _time_work(lambda: pipeline("a robot", num_inference_steps=1, guidance_scale=3.0))
 
 
-def _lora(model: Path, ours: bool) -> float:
-    from benchmarks.onestep import our_step, their_step  # noqa: PLC0415
+def _time_lora_step(model: Path, ours: bool) -> float:
+    from benchmarks.onestep import make_our_step, make_their_step  # noqa: PLC0415
 
-    return _timed((our_step if ours else their_step)(model))
+    return _time_work((make_our_step if ours else make_their_step)(model))
 
 
-def _timed(work: Any) -> float:
-    began = time.perf_counter()
+def _time_work(work: Any) -> float:
+    start_s = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start_s
 
 
 def main() -> None:
@@ -142,9 +142,11 @@ def main() -> None:
     task, model = sys.argv[1], Path(sys.argv[2])
     try:
         if task.startswith("sample"):
-            step_s = _sample_ours(model) if task.endswith("ours") else _sample_theirs(model)
+            step_s = (
+                _time_our_sampling(model) if task.endswith("ours") else _time_their_sampling(model)
+            )
         else:
-            step_s = _lora(model, task.endswith("ours"))
+            step_s = _time_lora_step(model, task.endswith("ours"))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,6 +1,6 @@
-"""Runs of the product that go step by step when they are told to, for themes to time.
+"""Runs of the product that train some steps at a time, behind a StepGate, for themes to time.
 
-They are what `dreambooth train` makes: Ray Train's worker, Lightning, tracking.
+They are the runs of `dreambooth train`: Ray Train's worker, Lightning, tracking.
 """
 
 import threading
@@ -15,8 +15,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from benchmarks import gated_worker
-from benchmarks.class_images import draw_class_images
-from benchmarks.measure import Spent
+from benchmarks.class_images import generate_class_images
+from benchmarks.measure import ElapsedTime
 from benchmarks.step_gate_actor import StepGateActor
 from benchmarks.theme import Setting
 from dreambooth_ray.config.allocator import ALLOCATOR
@@ -24,7 +24,7 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory
-from dreambooth_ray.preparation import prepare
+from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
@@ -36,57 +36,62 @@ from dreambooth_ray.training.worker_job import WorkerJob
 ENDLESS = 1_000_000
 
 
-class Silent:
+class SilentDisplay:
     """Shows nothing."""
 
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def priors(self, done: int, total: int) -> None:
+    def show_priors(self, num_done: int, total: int) -> None:
         """Nothing."""
 
-    def training(self, run: Store, config: Config, work: Any) -> None:
+    def show_training(self, run: Store, config: Config, work: Any) -> None:
         """Work alone."""
         work()
 
 
-def make_config(folder: Path, setting: Setting, name: str, workers: int, *more: str) -> Config:
-    """A run of the toy recipe without checkpoints, on images that are drawn into the folder."""
-    photos, others = folder / "photos", folder / "others"
+def make_config(folder: Path, setting: Setting, name: str, workers: int, *overrides: str) -> Config:
+    """A run of the toy recipe without checkpoints, on photographs written to the folder."""
+    photos, class_folder = folder / "photos", folder / "others"
     if not photos.exists():
         write_photographs(photos, 7, "robot", 5, 256)
         for seed in range(8):
-            write_photographs(others / str(seed), 100 + seed, "robot", 1, 256)
-            (others / str(seed) / "00.png").rename(others / f"{seed}.png")
-            (others / str(seed)).rmdir()
-    side = _side_px(setting.model)
-    keys = [
+            write_photographs(class_folder / str(seed), 100 + seed, "robot", 1, 256)
+            (class_folder / str(seed) / "00.png").rename(class_folder / f"{seed}.png")
+            (class_folder / str(seed)).rmdir()
+    side_px = _read_side_px(setting.model)
+    settings = [
         f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos}",
-        "subject.class_noun=robot", f"prior.folder={others}", "prior.count=8",
-        f"train.resolution={side}", f"train.batch_size={workers}", f"train.steps={ENDLESS}",
+        "subject.class_noun=robot", f"prior.folder={class_folder}", "prior.count=8",
+        f"train.resolution={side_px}", f"train.batch_size={workers}", f"train.steps={ENDLESS}",
         f"train.method={'lora' if name.startswith('lora') else 'full'}", "train.lr=1.0e-6",
         f"checkpoint.every={ENDLESS}", f"cluster.workers={workers}", "cluster.max_failures=0",
-        f"storage.uri={folder / 'out'}", *more,
+        f"storage.uri={folder / 'out'}", *overrides,
     ]  # fmt: skip
-    return parse_config("", "the benchmark", keys)
+    return parse_config("", "the benchmark", settings)
 
 
-def about(config: Config) -> dict[str, Any]:
-    """The configuration for a record: without what is only of this machine."""
-    places: Any = {"subject": {"photos"}, "subjects": True, "prior": {"folder"}, "storage": True}
-    return config.model_dump(mode="json", exclude=places)
+def dump_portable_config(config: Config) -> dict[str, Any]:
+    """The configuration for a record, without paths of this machine."""
+    machine_keys: Any = {
+        "subject": {"photos"},
+        "subjects": True,
+        "prior": {"folder"},
+        "storage": True,
+    }
+    return config.model_dump(mode="json", exclude=machine_keys)
 
 
-def _side_px(model: str) -> int:
+def _read_side_px(model: str) -> int:
     parts = load_components(model_directory(model))
     settings: Any = parts.unet.config
     return int(settings.sample_size) * parts.latent_factor
 
 
-def _trainer(
+def _make_trainer(
     settings: dict[str, Any], config: Config, run: Store, allocator: Mapping[str, str]
 ) -> Trainer:
-    """As the product's driver makes it, on CPUs."""
+    """The trainer of the product's driver, on CPUs."""
     return Trainer(
         gated_worker.train,
         cluster=config.cluster,
@@ -104,55 +109,55 @@ def _trainer(
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run of the product that waits at its turnstile."""
+class GatedRun:
+    """A run of the product that waits at its StepGate."""
 
-    turnstile: Any
+    gate_actor: Any
     store: Store
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until it has started."""
-        ray.get(self.turnstile.ready.remote())
+        ray.get(self.gate_actor.wait_until_ready.remote())
 
-    def steps(self, count: int) -> Spent:
+    def run_steps(self, count: int) -> ElapsedTime:
         """Let it take so many steps."""
-        spent: Spent = ray.get(self.turnstile.turn.remote(count))
-        return spent
+        elapsed: ElapsedTime = ray.get(self.gate_actor.run_steps.remote(count))
+        return elapsed
 
 
 @contextmanager
-def running(config: Config, allocator: Mapping[str, str] = ALLOCATOR) -> Iterator[Run]:
+def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) -> Iterator[GatedRun]:
     """Train in the background, as `dreambooth train` does, from turn to turn.
 
     allocator: environment of the workers that chooses it
     """
-    prepared = prepare(config, Silent())
+    prepared = prepare_run(config, SilentDisplay())
     run = open_run(config)
-    order, priors = draw_class_images(prepared)
+    request, prior_store = generate_class_images(prepared)
     job = WorkerJob(
         dump_config(config),
         run.uri,
         str(prepared.directory),
-        priors.uri,
-        order.count,
-        order.spec.model_hash,
+        prior_store.uri,
+        request.count,
+        request.spec.model_hash,
     )
-    turnstile = ray.remote(num_cpus=0)(StepGateActor).remote()
+    gate_actor = ray.remote(num_cpus=0)(StepGateActor).remote()
     failure: list[Exception] = []
 
-    def work() -> None:
-        settings = {"job": asdict(job), "turnstile": turnstile}
+    def train() -> None:
+        settings = {"job": asdict(job), "gate_actor": gate_actor}
         try:
-            _trainer(settings, config, run, allocator).fit()
-        except Exception as error:  # told to who waits at the turnstile
+            _make_trainer(settings, config, run, allocator).fit()
+        except Exception as error:  # raised by the caller that waits at the gate actor
             failure.append(error)
-            ray.kill(turnstile)
+            ray.kill(gate_actor)
 
-    thread = threading.Thread(target=work, name=str(config.run_id), daemon=True)
+    thread = threading.Thread(target=train, name=str(config.run_id), daemon=True)
     thread.start()
     try:
-        yield Run(turnstile, run)
+        yield GatedRun(gate_actor, run)
     except ray.exceptions.RayActorError as error:
         raise failure[0] if failure else error from error
-    turnstile.end.remote()
+    gate_actor.end.remote()
     thread.join(60)

@@ -6,12 +6,12 @@ from typing import Any
 
 
 def train(settings: dict[str, Any]) -> None:
-    """The product's worker, with a gate.
+    """The product's worker, with a StepGate.
 
-    settings: `job` as keywords of Job, and the handle of a `turnstile`
+    settings: `job` as keywords of WorkerJob, and `gate_actor`, the handle of a StepGateActor
     """
     from benchmarks.step_gate import StepGate
     from dreambooth_ray.training.worker import train_worker
     from dreambooth_ray.training.worker_job import WorkerJob
 
-    train_worker(WorkerJob(**settings["job"]), [StepGate(settings["turnstile"])])
+    train_worker(WorkerJob(**settings["job"]), [StepGate(settings["gate_actor"])])

@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Spent:
+class ElapsedTime:
     """Seconds on the clock, and of processor time where one process did it all."""
 
     wall_s: float
@@ -18,30 +18,30 @@ class Spent:
 
 
 # Does the work once.
-Timed = Callable[[], Spent]
-# A ratio whose p95 is so many times its p5 is said to be unsteady.
-MOST_SPREAD = 1.25
+TimedWork = Callable[[], ElapsedTime]
+# A ratio whose p95 is so many times its p5 is marked as unsteady.
+MAX_SPREAD = 1.25
 
 
-def clocked(work: Callable[[], object]) -> Timed:
+def make_timed(work: Callable[[], object]) -> TimedWork:
     """Time `work`, done by this process."""
 
-    def run() -> Spent:
-        began, cpu = time.perf_counter(), time.process_time()
+    def run() -> ElapsedTime:
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         work()
-        return Spent(time.perf_counter() - began, time.process_time() - cpu)
+        return ElapsedTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
     return run
 
 
-def quantiles(values: Sequence[float]) -> dict[str, float]:
+def compute_quantiles(values: Sequence[float]) -> dict[str, float]:
     """Median, p5 and p95, interpolated linearly."""
     low, middle, high = np.percentile(np.asarray(values, dtype=np.float64), [5, 50, 95])
     return {"median": round(middle, 5), "p5": round(low, 5), "p95": round(high, 5)}
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """What both sides do: `amount` of `unit` a turn, and at least `bar` times as fast by us.
 
     ours_amount: where our turn does another amount than theirs
@@ -59,20 +59,22 @@ class Case:
 class _Side:
     """Rates of one side, `unit` a second of the clock, and of processor time."""
 
-    run: Timed
+    run: TimedWork
     amount: float
     rates: list[float] = field(default_factory=list)
     cpu_rates: list[float] = field(default_factory=list)
 
-    def turn(self, counts: bool) -> None:
-        spent = self.run()
+    def run_turn(self, counts: bool) -> None:
+        elapsed = self.run()
         if counts:
-            self.rates.append(self.amount / spent.wall_s)
-            if spent.cpu_s:
-                self.cpu_rates.append(self.amount / spent.cpu_s)
+            self.rates.append(self.amount / elapsed.wall_s)
+            if elapsed.cpu_s:
+                self.cpu_rates.append(self.amount / elapsed.cpu_s)
 
 
-def compare(case: Case, ours: Timed, theirs: Timed, pairs: int, warmups: int = 1) -> dict[str, Any]:
+def compare_sides(
+    case: BenchmarkCase, ours: TimedWork, theirs: TimedWork, pairs: int, warmups: int = 1
+) -> dict[str, Any]:
     """Warm up both, then A B A B: one ratio a pair, so that drift of the machine cancels.
 
     returns: the case's record; running out of memory is one too, under "out_of_memory"
@@ -88,36 +90,38 @@ def compare(case: Case, ours: Timed, theirs: Timed, pairs: int, warmups: int = 1
     for turn in range(warmups + pairs):
         for name, side in sides.items():
             try:
-                side.turn(counts=turn >= warmups)
+                side.run_turn(counts=turn >= warmups)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 return {**record, "out_of_memory": name, "error": str(error)[:300]}
     us, them = sides["ours"], sides["theirs"]
-    found = summary(us.rates, them.rates, case.bar)
+    rates = summarize_rates(us.rates, them.rates, case.bar)
     if us.cpu_rates and them.cpu_rates:
         # Of processor time: what a machine with other work on it can still tell.
         pairs_of_cpu = zip(us.cpu_rates, them.cpu_rates, strict=True)
-        found["cpu_ratio"] = quantiles([a / b for a, b in pairs_of_cpu])
-    return {**record, **found}
+        rates["cpu_ratio"] = compute_quantiles([a / b for a, b in pairs_of_cpu])
+    return {**record, **rates}
 
 
-def summary(ours: Sequence[float], theirs: Sequence[float], bar: float | None) -> dict[str, Any]:
+def summarize_rates(
+    ours: Sequence[float], theirs: Sequence[float], bar: float | None
+) -> dict[str, Any]:
     """Both rates and their ratio a pair; whether it is steady, and whether it reaches the bar."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    ratio = quantiles(ratios)
-    found: dict[str, Any] = {
-        "ours": quantiles(ours), "theirs": quantiles(theirs), "ratio": ratio,
+    ratio = compute_quantiles(ratios)
+    record: dict[str, Any] = {
+        "ours": compute_quantiles(ours), "theirs": compute_quantiles(theirs), "ratio": ratio,
         "ratios": [round(r, 4) for r in ratios],
     }  # fmt: skip
-    if ratio["p95"] > MOST_SPREAD * ratio["p5"]:
-        found["unsteady"] = (
+    if ratio["p95"] > MAX_SPREAD * ratio["p5"]:
+        record["unsteady"] = (
             f"p95 is {ratio['p95'] / ratio['p5']:.2f} times p5: the machine was not quiet, or the "
             "turns are too short; don't take the median for more than a direction"
         )
     if bar is not None:
-        found["reached"] = bool(ratio["median"] >= bar)
-    return found
+        record["reached"] = bool(ratio["median"] >= bar)
+    return record
 
 
 def is_out_of_memory(error: BaseException) -> bool:

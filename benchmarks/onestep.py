@@ -11,42 +11,42 @@ from benchmarks.gated_runs import make_config
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.theme import Setting
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import read_configured
+from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
 
-def _config(model: Path, *more: str) -> Config:
+def _make_config(model: Path, *overrides: str) -> Config:
     folder = Path(tempfile.mkdtemp(prefix="dreambooth-bench-"))
     setting = Setting(model=str(model), profile="smoke")
-    config = make_config(folder, setting, "lora", 1, "train.steps=1", *more)
+    config = make_config(folder, setting, "lora", 1, "train.steps=1", *overrides)
     for photograph in sorted(Path(config.subject.photos).iterdir())[2:]:
         photograph.unlink()
     return config
 
 
-def our_step(model: Path) -> Callable[[], object]:
-    """The product's module over its corpus, by Lightning in this process.
+def make_our_step(model: Path) -> Callable[[], object]:
+    """The product's module over its dataset, by Lightning in this process.
 
     Two photographs stand for the pair: class images would come from a pool of actors.
     """
-    config = _config(model, "train.batch_size=2", "prior.count=0", "prior.folder=null")
+    config = _make_config(model, "train.batch_size=2", "prior.count=0", "prior.folder=null")
     parts = load_components(model)
     apply_method(config, parts)
-    photographs = read_configured(config, config.subject)
-    corpus = TrainingDataset(config, parts, [photographs], None, (0, 1))
+    photographs = read_configured_subject(config, config.subject)
+    dataset = TrainingDataset(config, parts, [photographs], None, (0, 1))
     module = DreamBoothModule(config, parts)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=config.train.max_grad_norm,
     )  # fmt: skip
-    return lambda: trainer.fit(module, DataLoader(corpus, batch_size=None))
+    return lambda: trainer.fit(module, DataLoader(dataset, batch_size=None))
 
 
-def their_step(model: Path) -> Callable[[], object]:
+def make_their_step(model: Path) -> Callable[[], object]:
     """The plain loop's."""
-    loop = PlainLoop(_config(model), str(model))
-    return lambda: loop.steps(1)
+    loop = PlainLoop(_make_config(model), str(model))
+    return lambda: loop.run_steps(1)

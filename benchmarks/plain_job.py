@@ -22,7 +22,7 @@ def main(config_file: str, out: str) -> None:
     if config.seed is not None:
         set_seed(config.seed)
     loop = PlainLoop(config, str(model_directory(config.model.uri)))
-    loop.steps(config.train.steps)
+    loop.run_steps(config.train.steps)
     loop.save(Path(out))
 
 

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import Spent
+from benchmarks.measure import ElapsedTime
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
 
 
-class Pairs(Dataset[dict[str, Tensor]]):
+class PairDataset(Dataset[dict[str, Tensor]]):
     """Photographs and class images with their token ids, read anew each time."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
@@ -48,18 +48,18 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {
-            "instance_images": self._image(self._photographs[index % len(self._photographs)]),
-            "class_images": self._image(self._class_images[index % len(self._class_images)]),
-            "instance_ids": self._ids(self._prompts[0]),
-            "class_ids": self._ids(self._prompts[1]),
+            "instance_images": self._read_image(self._photographs[index % len(self._photographs)]),
+            "class_images": self._read_image(self._class_images[index % len(self._class_images)]),
+            "instance_ids": self._tokenize(self._prompts[0]),
+            "class_ids": self._tokenize(self._prompts[1]),
         }
 
-    def _image(self, path: Path) -> Tensor:
+    def _read_image(self, path: Path) -> Tensor:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         image = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
-    def _ids(self, prompt: str) -> Tensor:
+    def _tokenize(self, prompt: str) -> Tensor:
         ids: Tensor = self._tokenizer(
             prompt, truncation=True, padding="max_length",
             max_length=self._tokenizer.model_max_length, return_tensors="pt",
@@ -83,29 +83,29 @@ class PlainLoop:
         self._accelerator = Accelerator(cpu=not config.cluster.gpus)
         parts = load_components(Path(directory))
         self._vae, self._schedule = parts.vae, parts.schedule
-        self._unet, self._text = parts.unet.train(), parts.text_encoder
-        self._weights = self._mark()
+        self._unet, self._text_encoder = parts.unet.train(), parts.text_encoder
+        self._weights = self._select_weights()
         optimizer = torch.optim.AdamW(
             self._weights, lr=train.lr, weight_decay=train.weight_decay, eps=1e-8
         )
         scheduler = get_scheduler("constant", optimizer=optimizer)
         size = train.batch_size
         loader = DataLoader(
-            Pairs(config, parts.tokenizer), batch_size=size, shuffle=True, collate_fn=collate
+            PairDataset(config, parts.tokenizer), batch_size=size, shuffle=True, collate_fn=collate
         )
         prepare = self._accelerator.prepare
         self._unet, self._optimizer, self._loader, self._scheduler = prepare(
             self._unet, optimizer, loader, scheduler
         )
         if train.text_encoder:
-            self._text = prepare(self._text.train())
-        self._batches = self._endless()
+            self._text_encoder = prepare(self._text_encoder.train())
+        self._batches = self._repeat_batches()
 
-    def _mark(self) -> list[torch.nn.Parameter]:
+    def _select_weights(self) -> list[torch.nn.Parameter]:
         train = self._config.train
         if train.method == "lora":
             self._unet.requires_grad_(False)
-            self._text.requires_grad_(False)
+            self._text_encoder.requires_grad_(False)
             rank = train.lora.rank
             self._unet.add_adapter(
                 LoraConfig(
@@ -114,20 +114,20 @@ class PlainLoop:
                 )
             )  # fmt: skip
             return [p for p in self._unet.parameters() if p.requires_grad]
-        self._text.requires_grad_(train.text_encoder)
-        models = (self._unet, self._text) if train.text_encoder else (self._unet,)
+        self._text_encoder.requires_grad_(train.text_encoder)
+        models = (self._unet, self._text_encoder) if train.text_encoder else (self._unet,)
         return list(itertools.chain(*(m.parameters() for m in models)))
 
-    def _endless(self) -> Iterator[Any]:
+    def _repeat_batches(self) -> Iterator[Any]:
         while True:
             yield from self._loader
 
-    def steps(self, count: int) -> Spent:
+    def run_steps(self, count: int) -> ElapsedTime:
         """So many optimizer steps."""
-        began, cpu = time.perf_counter(), time.process_time()
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         for _ in range(count):
-            self._step(next(self._batches))
-        return Spent(time.perf_counter() - began, time.process_time() - cpu)
+            self._train_step(next(self._batches))
+        return ElapsedTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
     def save(self, folder: Path) -> None:
         """What the scripts leave: a pipeline's directory, or an adapter's file."""
@@ -137,27 +137,28 @@ class PlainLoop:
             StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
             return
         pipeline = StableDiffusionPipeline.from_pretrained(
-            self._directory, unet=unet, text_encoder=self._accelerator.unwrap_model(self._text),
+            self._directory, unet=unet,
+            text_encoder=self._accelerator.unwrap_model(self._text_encoder),
             safety_checker=None, requires_safety_checker=False,
         )  # fmt: skip
         pipeline.save_pretrained(folder)
 
-    def _step(self, batch: dict[str, Tensor]) -> None:
+    def _train_step(self, batch: dict[str, Tensor]) -> None:
         pixels = batch["pixel_values"]
         latents = self._vae.encode(pixels).latent_dist.sample() * self._vae.config.scaling_factor
         noise = torch.randn_like(latents)
         last = self._schedule.config.num_train_timesteps
         timesteps = torch.randint(0, last, (len(latents),), device=latents.device).long()
         noisy = self._schedule.add_noise(latents, noise, timesteps)
-        hidden = self._text(batch["input_ids"], return_dict=False)[0]
+        hidden = self._text_encoder(batch["input_ids"], return_dict=False)[0]
         prediction = self._unet(noisy, timesteps, hidden, return_dict=False)[0]
         if self._schedule.config.prediction_type == "v_prediction":
             noise = self._schedule.get_velocity(latents, noise, timesteps)
         prediction, class_prediction = torch.chunk(prediction, 2, dim=0)
-        wanted, class_wanted = torch.chunk(noise, 2, dim=0)
-        loss = F.mse_loss(prediction.float(), wanted.float(), reduction="mean")
-        prior = F.mse_loss(class_prediction.float(), class_wanted.float(), reduction="mean")
-        self._accelerator.backward(loss + self._config.prior.weight * prior)
+        target, class_target = torch.chunk(noise, 2, dim=0)
+        loss = F.mse_loss(prediction.float(), target.float(), reduction="mean")
+        prior_loss = F.mse_loss(class_prediction.float(), class_target.float(), reduction="mean")
+        self._accelerator.backward(loss + self._config.prior.weight * prior_loss)
         if self._accelerator.sync_gradients:
             self._accelerator.clip_grad_norm_(self._weights, self._config.train.max_grad_norm)
         self._optimizer.step()

@@ -19,7 +19,7 @@ import ray
 import ray.data
 import torch
 
-from benchmarks.measure import Case, Spent, compare
+from benchmarks.measure import BenchmarkCase, ElapsedTime, compare_sides
 from benchmarks.sample_theme import make_pipeline
 from benchmarks.theme import Setting
 from cluster.session import connection
@@ -38,7 +38,7 @@ PROMPT = "a robot"
 GUIDANCE = 3.0
 
 
-class Drawer:
+class PipelineSampler:
     """The class that Ray Data's actors hold."""
 
     def __init__(self, model: str, steps: int) -> None:
@@ -47,7 +47,7 @@ class Drawer:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Images of a batch of seeds, with when they were begun and done."""
-        began = time.time()
+        start_s = time.time()
         seeds = [int(seed) for seed in batch["id"]]
         images = self._pipeline(
             [PROMPT] * len(seeds), num_inference_steps=self._steps, guidance_scale=GUIDANCE,
@@ -55,39 +55,41 @@ class Drawer:
         ).images  # fmt: skip
         return {
             "image": np.stack([np.asarray(image) for image in images]),
-            "began": np.full(len(seeds), began),
+            "began": np.full(len(seeds), start_s),
             "done": np.full(len(seeds), time.time()),
         }
 
 
-def with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Spent:
+def sample_with_ray_data(model: str, steps: int, chunks: int, actors: int) -> ElapsedTime:
     """One pass of a data set; from the first image begun to the last one done."""
     seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
     rows = seeds.map_batches(
-        Drawer, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
+        PipelineSampler, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
     ).take_all()  # fmt: skip
-    return Spent(max(row["done"] for row in rows) - min(row["began"] for row in rows))
+    return ElapsedTime(max(row["done"] for row in rows) - min(row["began"] for row in rows))
 
 
-def settle(limit_s: float = 10.0) -> None:
+def wait_until_idle(limit_s: float = 10.0) -> None:
     """Wait until the machine has little to do: Ray Data's actors come and go with every pass."""
-    began = time.monotonic()
-    while time.monotonic() - began < limit_s:
-        before, since = _idle_s(), time.monotonic()
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < limit_s:
+        idle_before_s, poll_start_s = _read_idle_s(), time.monotonic()
         time.sleep(0.5)
-        if _idle_s() - before > 0.9 * (os.cpu_count() or 1) * (time.monotonic() - since):
+        if _read_idle_s() - idle_before_s > 0.9 * (os.cpu_count() or 1) * (
+            time.monotonic() - poll_start_s
+        ):
             return
 
 
-def _idle_s() -> float:
+def _read_idle_s() -> float:
     """Seconds that the cores have been idle, all together."""
     words = Path("/proc/stat").read_text().split(None, 5)
     return int(words[4]) / os.sysconf("SC_CLK_TCK")
 
 
-class Pool:
-    """Our pool, its actors kept from turn to turn; every turn draws new chunks."""
+class PriorPool:
+    """Our pool, its actors alive from turn to turn; every turn samples new chunks."""
 
     def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
         directory = model_directory(setting.model)
@@ -99,28 +101,28 @@ class Pool:
         )  # fmt: skip
         store = open_set(Store(str(folder)), spec)
         remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
-        painters = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
-        self._pids = [painter.__ray_call__.remote(lambda _: os.getpid()) for painter in painters]
+        workers = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
+        self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in workers]
         self._processes = list[psutil.Process]()
-        made: Iterator[Any] = iter(painters)
+        worker_iterator: Iterator[Any] = iter(workers)
         span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
-        self._crew = ActorPool(lambda: next(made), span, actors, wait_s)
-        self._next = 0
+        self._actor_pool = ActorPool(lambda: next(worker_iterator), span, actors, wait_s)
+        self._next_chunk = 0
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until the actors have loaded their model."""
         self._processes = [psutil.Process(pid) for pid in ray.get(self._pids)]
 
-    def draw(self, chunks: int) -> Spent:
+    def sample_chunks(self, chunks: int) -> ElapsedTime:
         """So many chunks, committed."""
-        todo = list(range(self._next, self._next + chunks))
-        self._next += chunks
-        began, cpu_s = time.perf_counter(), self._cpu_s()
-        while todo:
-            for number, _ in self._crew.work(todo, None):
-                if number in todo:
-                    todo.remove(number)
-        return Spent(time.perf_counter() - began, self._cpu_s() - cpu_s)
+        chunk_numbers = list(range(self._next_chunk, self._next_chunk + chunks))
+        self._next_chunk += chunks
+        start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
+        while chunk_numbers:
+            for number, _ in self._actor_pool.process_chunks(chunk_numbers, None):
+                if number in chunk_numbers:
+                    chunk_numbers.remove(number)
+        return ElapsedTime(time.perf_counter() - start_s, self._cpu_s() - start_cpu_s)
 
     def _cpu_s(self) -> float:
         """Processor time of all actors since they started."""
@@ -137,38 +139,41 @@ def measure(setting: Setting) -> dict[str, Any]:
         connection(ClusterConfig(), 3 * actors + 2, is_bare=True),
     ):
         ray.data.DataContext.get_current().enable_progress_bars = False
-        many = Pool(setting, steps, Path(name) / "many", actors)
-        one = Pool(setting, steps, Path(name) / "one", 1)
-        many.ready()
-        one.ready()
+        many = PriorPool(setting, steps, Path(name) / "many", actors)
+        one = PriorPool(setting, steps, Path(name) / "one", 1)
+        many.wait_until_ready()
+        one.wait_until_ready()
 
-        def settled() -> Spent:
-            settle()
-            return many.draw(chunks)
+        def sample_when_idle() -> ElapsedTime:
+            wait_until_idle()
+            return many.sample_chunks(chunks)
 
-        alone = Case("actors against one", "one_worker", CHUNK * chunks // actors, "images")
+        base_case = BenchmarkCase(
+            "actors against one", "one_worker", CHUNK * chunks // actors, "images"
+        )
         cases = [
-            compare(
-                Case(
-                    f"{actors} actors against one", alone.peer, alone.amount, alone.unit,
+            compare_sides(
+                BenchmarkCase(
+                    f"{actors} actors against one",
+                    base_case.peer, base_case.amount, base_case.unit,
                     0.95 * actors if actors > 1 else None, CHUNK * chunks,
                 ),
-                lambda: many.draw(chunks),
-                lambda: one.draw(chunks // actors),
+                lambda: many.sample_chunks(chunks),
+                lambda: one.sample_chunks(chunks // actors),
                 setting.pick(2, 12),
             ),
-            compare(
-                Case("as many actors of Ray Data", "ray_data", CHUNK * chunks, "images"),
-                settled,
-                lambda: with_ray_data(setting.model, steps, chunks, actors),
+            compare_sides(
+                BenchmarkCase("as many actors of Ray Data", "ray_data", CHUNK * chunks, "images"),
+                sample_when_idle,
+                lambda: sample_with_ray_data(setting.model, steps, chunks, actors),
                 pairs,
                 warmups=0,
             ),
         ]  # fmt: skip
     return {
         "cases": cases,
-        "lost": lost(cases[0], actors),
-        "below_the_bar": below(cases[0], actors),
+        "lost": compute_lost_shares(cases[0], actors),
+        "below_the_bar": explain_missed_bar(cases[0], actors),
         "configuration": {
             "actors": actors, "images_a_turn": CHUNK * chunks, "steps": steps, "solver": "ddim",
             "guidance_scale": GUIDANCE, "chunk": CHUNK,
@@ -176,7 +181,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lost(case: dict[str, Any], actors: int) -> dict[str, float]:
+def compute_lost_shares(case: dict[str, Any], actors: int) -> dict[str, float]:
     """Shares of what several actors could do at most, by what takes them."""
     if "ratio" not in case:
         return {}
@@ -187,15 +192,15 @@ def lost(case: dict[str, Any], actors: int) -> dict[str, float]:
     }
 
 
-def below(case: dict[str, Any], actors: int) -> list[str]:
+def explain_missed_bar(case: dict[str, Any], actors: int) -> list[str]:
     """Why the bar was not reached, in a sentence; nothing if it was."""
     if case.get("reached", True):
         return []
-    found, machine = lost(case, actors), case["cpu_ratio"]["median"]
+    lost_shares, machine = compute_lost_shares(case, actors), case["cpu_ratio"]["median"]
     return [
         f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. With {actors} actors at "
         f"work an image takes {1 / machine:.3f} times the processor time that it takes one alone: "
         f"actors that never waited would come to {machine * actors:.2f}. Waiting for the next "
         f"chunk, for the last one of a turn and for Ray's processes takes "
-        f"{found['to waiting, of what is left']:.1%} of that."
+        f"{lost_shares['to waiting, of what is left']:.1%} of that."
     ]

@@ -1,4 +1,4 @@
-"""Served images beside those that their receipts alone lead to."""
+"""Compares served images with those sampled again from their receipts."""
 
 import base64
 import io
@@ -16,23 +16,23 @@ from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage import paths
 
 
-def check(
-    answers: Path, bundles: dict[str, str], model: str, most: int | None = None
+def check_receipts(
+    answers: Path, bundles: dict[str, str], model: str, max_images: int | None = None
 ) -> dict[str, Any]:
-    """Draw images alone from their receipts; how far the served ones are from those.
+    """Sample images alone from their receipts; how far the served ones are from those.
 
     most: how many of them; every one if None
     """
     torch.set_num_threads(1)
-    engine, worst, wrong, total = Engine(model_directory(model)), 0, 0, 0
+    engine, worst_difference, num_wrong, num_images = Engine(model_directory(model)), 0, 0, 0
     for name, folder in bundles.items():
         engine.add_adapter(name, Path(folder) / paths.ADAPTER)
-    for path in sorted(answers.glob("*.json"))[:most]:
-        kept = json.loads(path.read_text())
-        receipt, asked = kept["image"]["receipt"], kept["asked"]
-        if any(receipt[k] != asked[k] for k in ("prompt", "seed", "guidance_scale")):
-            wrong += 1
-        alone = engine.draw(
+    for path in sorted(answers.glob("*.json"))[:max_images]:
+        record = json.loads(path.read_text())
+        receipt, request_body = record["image"]["receipt"], record["asked"]
+        if any(receipt[k] != request_body[k] for k in ("prompt", "seed", "guidance_scale")):
+            num_wrong += 1
+        reference_image = engine.sample(
             [
                 Request(
                     receipt["prompt"],
@@ -44,7 +44,13 @@ def check(
                 )
             ]
         )[0].image
-        served = Image.open(io.BytesIO(base64.b64decode(kept["image"]["b64_json"])))
-        apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(served, dtype=int)).max()
-        worst, total = max(worst, int(apart)), total + 1
-    return {"pictures": total, "worst_pixel_difference": worst, "receipts_of_others": wrong}
+        served_image = Image.open(io.BytesIO(base64.b64decode(record["image"]["b64_json"])))
+        difference = np.abs(
+            np.asarray(reference_image, dtype=int) - np.asarray(served_image, dtype=int)
+        ).max()
+        worst_difference, num_images = max(worst_difference, int(difference)), num_images + 1
+    return {
+        "pictures": num_images,
+        "worst_pixel_difference": worst_difference,
+        "receipts_of_others": num_wrong,
+    }

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks.measure import MOST_SPREAD, quantiles
+from benchmarks.measure import MAX_SPREAD, compute_quantiles
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
@@ -24,62 +24,64 @@ from dreambooth_ray.training.metrics_log import read_metrics
 EVERY, LIMIT_S = 20, 240.0
 
 
-def recovery(
+def measure_recovery(
     folder: Path, storage: str, kills: int, count: int, class_images: int
 ) -> dict[str, Any]:
-    """Seconds from SIGKILL to the first step that the run had not made before, by kill.
+    """Seconds from SIGKILL to the first step that the run had not taken before, by kill.
 
     count: of workers, of which one is killed
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    run, seconds, again = Store(storage).sub(paths.run("killed")), [], []
-    keys = [
+    run, seconds, repeated_steps = Store(storage).sub(paths.run("killed")), [], []
+    overrides = [
         "train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}",
         f"prior.count={class_images}",
     ]  # fmt: skip
-    with training(folder, storage, "killed", *keys) as process:
+    with start_training(folder, storage, "killed", *overrides) as process:
         for _ in range(kills):
-            before = (committed_steps(run) or [0])[-1]
-            wait(process, partial(_has_more, run, before))
-            wait(process, lambda: last_step(run) % EVERY >= EVERY // 2)
-            at, newest = last_step(run), committed_steps(run)[-1]
-            random.choice(workers(process)).kill()
-            began = time.monotonic()
-            wait(process, partial(_is_past, run, at))
-            seconds.append(time.monotonic() - began)
-            again.append(at - newest)
-    found = quantiles(seconds)
+            last_checkpoint = (committed_steps(run) or [0])[-1]
+            wait_for(process, partial(_has_more, run, last_checkpoint))
+            wait_for(process, lambda: read_last_step(run) % EVERY >= EVERY // 2)
+            step_at_kill, newest = read_last_step(run), committed_steps(run)[-1]
+            random.choice(find_workers(process)).kill()
+            start_s = time.monotonic()
+            wait_for(process, partial(_is_past, run, step_at_kill))
+            seconds.append(time.monotonic() - start_s)
+            repeated_steps.append(step_at_kill - newest)
+    spread = compute_quantiles(seconds)
     case = {
         "case": f"one of {count} workers killed, until past where it was", "peer": "undisturbed",
-        "class_images": class_images, "unit": "s", "seconds": found,
+        "class_images": class_images, "unit": "s", "seconds": spread,
         "each": [round(s, 2) for s in seconds],
-        "steps_made_again": again,
+        "steps_made_again": repeated_steps,
     }  # fmt: skip
-    if found["p95"] > MOST_SPREAD * found["p5"]:
-        case["unsteady"] = f"p95 is {found['p95'] / found['p5']:.2f} times p5"
+    if spread["p95"] > MAX_SPREAD * spread["p5"]:
+        case["unsteady"] = f"p95 is {spread['p95'] / spread['p5']:.2f} times p5"
     return case
 
 
 @contextmanager
-def training(folder: Path, storage: str, name: str, *more: str) -> Iterator[psutil.Process]:
+def start_training(
+    folder: Path, storage: str, name: str, *overrides: str
+) -> Iterator[psutil.Process]:
     """A process of `dreambooth train`, ended with everything below it."""
     command = [
         str(Path(sys.executable).with_name("dreambooth")), "train", "toy-robot.yaml",
         f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", f"run_id={name}",
-        "sample.every=0", "prior.count=8", "prior.num_inference_steps=4", *more,
+        "sample.every=0", "prior.count=8", "prior.num_inference_steps=4", *overrides,
     ]  # fmt: skip
     with (folder / "log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    process = psutil.Process(started.pid)
+        popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    process = psutil.Process(popen.pid)
     try:
         yield process
     finally:
-        tree = [process, *process.children(recursive=True)] if started.poll() is None else []
-        for one in tree:
+        tree = [process, *process.children(recursive=True)] if popen.poll() is None else []
+        for member in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                member.kill()
         psutil.wait_procs(tree, timeout=30)
-        started.wait()
+        popen.wait()
 
 
 def _has_more(run: Store, checkpoint: int) -> bool:
@@ -87,29 +89,31 @@ def _has_more(run: Store, checkpoint: int) -> bool:
 
 
 def _is_past(run: Store, step: int) -> bool:
-    return last_step(run) > step
+    return read_last_step(run) > step
 
 
-def last_step(run: Store) -> int:
+def read_last_step(run: Store) -> int:
     """The newest step in its metrics, 0 where there is none."""
     metrics = read_metrics(run)
     return int(metrics[-1]["step"]) if metrics else 0
 
 
-def workers(process: psutil.Process) -> list[psutil.Process]:
+def find_workers(process: psutil.Process) -> list[psutil.Process]:
     """The training workers below it."""
-    found = []
+    workers = []
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "RayTrainWorker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+                workers.append(child)
+    return workers
 
 
-def wait(process: psutil.Process, met: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+def wait_for(
+    process: psutil.Process, condition: Callable[[], bool], limit_s: float = LIMIT_S
+) -> None:
     """raises DreamBoothError if it ends before, or takes too long."""
     deadline = time.monotonic() + limit_s
-    while not met():
+    while not condition():
         if not process.is_running() or time.monotonic() > deadline:
             raise DreamBoothError(f"the run that is killed came to nothing within {limit_s:.0f} s")
         time.sleep(0.05)

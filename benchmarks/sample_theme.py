@@ -2,7 +2,7 @@
 
 The pipeline is set up as diffusers' documentation recommends where memory is no matter: its own
 DDIM scheduler, one call for a batch of equal settings, the UNet in channels_last. It can't mix
-numbers of steps or guidance scales in a call, so mixed requests are drawn one by one.
+numbers of steps or guidance scales in a call, so mixed requests are sampled one by one.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from benchmarks.ceiling import ceilings, unet_flops
-from benchmarks.measure import Case, clocked, compare
+from benchmarks.ceiling import count_unet_flops, measure_ceilings
+from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
 from benchmarks.theme import Setting
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.source import model_directory
@@ -25,7 +25,7 @@ STEPS = (15, 20, 25, 30, 20, 25, 35, 30)
 GUIDANCE = (3.0, 5.0, 7.5, 2.0, 4.0, 6.0, 3.5, 9.0)
 
 
-def same_requests(count: int, steps: int) -> list[Request]:
+def make_equal_requests(count: int, steps: int) -> list[Request]:
     """Requests that differ in prompt and seed alone."""
     return [
         Request(f"a red {NOUNS[k % 8]} on the beach", k, num_inference_steps=steps)
@@ -33,11 +33,11 @@ def same_requests(count: int, steps: int) -> list[Request]:
     ]
 
 
-def mixed_requests(divisor: int = 1) -> list[Request]:
+def make_mixed_requests(divisor: int = 1) -> list[Request]:
     """Eight requests of different steps, seeds and guidance."""
     return [
         replace(request, num_inference_steps=steps // divisor, guidance_scale=scale)
-        for request, steps, scale in zip(same_requests(8, 1), STEPS, GUIDANCE, strict=True)
+        for request, steps, scale in zip(make_equal_requests(8, 1), STEPS, GUIDANCE, strict=True)
     ]
 
 
@@ -49,7 +49,7 @@ def make_pipeline(model: str) -> StableDiffusionPipeline:
     return pipeline
 
 
-def draw_together(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
+def sample_batch(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
     """One call of the pipeline for requests of equal steps and guidance."""
     first = requests[0]
     images: list[Any] = pipeline(
@@ -61,9 +61,9 @@ def draw_together(pipeline: StableDiffusionPipeline, requests: list[Request]) ->
     return images
 
 
-def draw_singly(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
+def sample_one_by_one(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
     """One call for each request."""
-    return [draw_together(pipeline, [r])[0] for r in requests]
+    return [sample_batch(pipeline, [r])[0] for r in requests]
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -73,50 +73,55 @@ def measure(setting: Setting) -> dict[str, Any]:
     engine = Engine(model_directory(setting.model), lives_long=True)
     pipeline = make_pipeline(setting.model)
     steps, pairs = setting.pick(8, 25), setting.pick(3, 12)
-    one, alike = same_requests(1, steps), same_requests(8, steps)
-    mixed = mixed_requests(setting.pick(2, 1))
+    single_request, equal_requests = make_equal_requests(1, steps), make_equal_requests(8, steps)
+    mixed_requests = make_mixed_requests(setting.pick(2, 1))
 
-    def case(
+    def compare_case(
         name: str, requests: list[Request], theirs: Callable[..., Any], bar: float
     ) -> dict[str, Any]:
-        return compare(
-            Case(name, "diffusers", len(requests), "images", bar),
-            clocked(lambda: engine.draw(requests)),
-            clocked(lambda: theirs(pipeline, requests)),
+        return compare_sides(
+            BenchmarkCase(name, "diffusers", len(requests), "images", bar),
+            make_timed(lambda: engine.sample(requests)),
+            make_timed(lambda: theirs(pipeline, requests)),
             pairs,
         )
 
     cases = [
-        case("eight mixed requests", mixed, draw_singly, 1.6),
-        case("one image at a time", one, draw_together, 1.0),
-        case("batch of eight", alike, draw_together, 1.0),
+        compare_case("eight mixed requests", mixed_requests, sample_one_by_one, 1.6),
+        compare_case("one image at a time", single_request, sample_batch, 1.0),
+        compare_case("batch of eight", equal_requests, sample_batch, 1.0),
     ]
     return {
         "headline": {"diffusers": "eight mixed requests"},
         "cases": cases,
         "configuration": {
             "solver": "ddim", "side_px": engine.model_side_px, "steps": steps,
-            "mixed_steps": [r.num_inference_steps for r in mixed],
-            "mixed_guidance": [r.guidance_scale for r in mixed],
+            "mixed_steps": [r.num_inference_steps for r in mixed_requests],
+            "mixed_guidance": [r.guidance_scale for r in mixed_requests],
             "dtype": "float32", "max_batch": engine.max_batch,
         },
-        "utilisation": _utilisation(setting, engine.model_side_px, steps, cases),
+        "utilisation": _compute_utilisation(setting, engine.model_side_px, steps, cases),
     }  # fmt: skip
 
 
-def _utilisation(
+def _compute_utilisation(
     setting: Setting, side_px: int, steps: int, cases: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Share of the machine's matmul rate that each side's UNet operations reach."""
-    parts, rate = load_components(model_directory(setting.model)), ceilings()["matmul_gflops"]
-    one = 2 * unet_flops(parts.unet, 1, side_px, parts.latent_factor) * steps / 1e9
-    alone = next(c for c in cases if c["case"] == "one image at a time")
-    together = next(c for c in cases if c["case"] == "batch of eight")
+    parts, rate = (
+        load_components(model_directory(setting.model)),
+        measure_ceilings()["matmul_gflops"],
+    )
+    gflop_per_image = (
+        2 * count_unet_flops(parts.unet, 1, side_px, parts.latent_factor) * steps / 1e9
+    )
+    single_case = next(c for c in cases if c["case"] == "one image at a time")
+    batch_case = next(c for c in cases if c["case"] == "batch of eight")
     return {
-        "gflop_an_image": round(one, 2),
+        "gflop_an_image": round(gflop_per_image, 2),
         **{
-            f"{side}, {case['case']}": round(case[side]["median"] * one / rate, 3)
-            for case in (alone, together)
+            f"{side}, {case['case']}": round(case[side]["median"] * gflop_per_image / rate, 3)
+            for case in (single_case, batch_case)
             if "ratio" in case
             for side in ("ours", "theirs")
         },

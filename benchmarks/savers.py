@@ -38,29 +38,29 @@ SAVERS: dict[str, dict[str, Any]] = {
 def measure(count: int) -> dict[str, Any]:
     """Every saver over the same held-out prompts, in chunks, so that drift of the clock evens."""
     torch.set_num_threads(1)
-    engine, network = Engine(model_directory("toyworld")), load_evaluator()
+    engine, evaluator = Engine(model_directory("toyworld")), load_evaluator()
     prompts = attribute_prompts(count)
     requests = [Request(prompt, k) for k, (prompt, _) in enumerate(prompts)]
-    engine.draw(requests[:8])
-    drawn: dict[str, list[Any]] = {name: [] for name in SAVERS}
+    engine.sample(requests[:8])
+    outputs: dict[str, list[Any]] = {name: [] for name in SAVERS}
     times: dict[str, list[float]] = {name: [] for name in SAVERS}
     for start in range(0, count, 8):
         for name, options in SAVERS.items():
             group = [replace(r, **options) for r in requests[start : start + 8]]
-            began = time.perf_counter()
-            drawn[name] += engine.draw(group)
-            times[name].append(time.perf_counter() - began)
+            start_s = time.perf_counter()
+            outputs[name] += engine.sample(group)
+            times[name].append(time.perf_counter() - start_s)
     rows = {}
-    for name, found in drawn.items():
-        reading = read_images(network, [d.image for d in found])
+    for name, saver_outputs in outputs.items():
+        reading = read_images(evaluator, [d.image for d in saver_outputs])
         ratios = sorted(e / t for e, t in zip(times["exact"], times[name], strict=True))
-        apart = [
+        latent_errors = [
             float((d.latents - e.latents).square().mean().sqrt())
-            for d, e in zip(found, drawn["exact"], strict=True)
+            for d, e in zip(saver_outputs, outputs["exact"], strict=True)
         ]
         rows[name] = {
             "times_faster_median": round(ratios[len(ratios) // 2], 3),
-            "latent_rmse": round(sum(apart) / len(apart), 4),
+            "latent_rmse": round(sum(latent_errors) / len(latent_errors), 4),
             **{
                 head: round(reading.accuracy(head, [truth[head] for _, truth in prompts]), 3)
                 for head in prompts[0][1]
@@ -74,12 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    result = json.dumps(measure(given.count), indent=1)
-    print(result)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(result + "\n")
+    arguments = parser.parse_args()
+    text = json.dumps(measure(arguments.count), indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gated_runs import Run, about, make_config, running
-from benchmarks.measure import Case, Spent, Timed, compare
+from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
+from benchmarks.measure import BenchmarkCase, ElapsedTime, TimedWork, compare_sides
 from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
@@ -25,33 +25,40 @@ from dreambooth_ray.config.machines import ClusterConfig
 MANY_PAIRS = 4
 
 
-class Runs:
-    """Runs by workers and global batch, started together, which wait for their turns."""
+class GatedRunGroup:
+    """Runs by workers and global batch, started together; each waits at its StepGate."""
 
     def __init__(self, stack: ExitStack, folder: Path, setting: Setting, method: str) -> None:
         self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
         self.steps = steps_a_turn(setting)
 
-    def start(self, *wanted: tuple[int, int]) -> list[Run]:
+    def start(self, *sizes: tuple[int, int]) -> list[GatedRun]:
         """For each (workers, global batch in pairs) a run at its first step."""
         runs = []
-        for k, (workers, batch) in enumerate(wanted):
-            more = f"train.batch_size={batch}", f"cluster.workers={workers}"
+        for k, (workers, batch) in enumerate(sizes):
+            overrides = f"train.batch_size={batch}", f"cluster.workers={workers}"
             name = f"{self._method}-{workers}-{batch}-{k}"
-            config = make_config(self._folder, self._setting, name, workers, *more)
-            runs.append(self._stack.enter_context(running(config)))
+            config = make_config(self._folder, self._setting, name, workers, *overrides)
+            runs.append(self._stack.enter_context(start_gated_run(config)))
         for run in runs:
-            run.ready()
+            run.wait_until_ready()
         return runs
 
-    def compare(
-        self, name: str, ours: Timed, theirs: Run, images: tuple[int, int], bar: float | None
+    def compare_with(
+        self,
+        name: str,
+        ours: TimedWork,
+        theirs: GatedRun,
+        images: tuple[int, int],
+        bar: float | None,
     ) -> dict[str, Any]:
         """images: that a step of ours sees, and one of theirs."""
-        about = Case(
+        case = BenchmarkCase(
             name, "one_worker", images[1] * self.steps, "images", bar, images[0] * self.steps
         )
-        return compare(about, ours, partial(theirs.steps, self.steps), self._setting.pick(3, 7))
+        return compare_sides(
+            case, ours, partial(theirs.run_steps, self.steps), self._setting.pick(3, 7)
+        )
 
 
 def steps_a_turn(setting: Setting) -> int:
@@ -59,12 +66,12 @@ def steps_a_turn(setting: Setting) -> int:
     return setting.pick(4, 15)
 
 
-def together(runs: list[Run], steps: int) -> Spent:
+def run_together(runs: list[GatedRun], steps: int) -> ElapsedTime:
     """Runs of their own, at once."""
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     with ThreadPoolExecutor(len(runs)) as pool:
-        list(pool.map(lambda run: run.steps(steps), runs))
-    return Spent(time.perf_counter() - began)
+        list(pool.map(lambda run: run.run_steps(steps), runs))
+    return ElapsedTime(time.perf_counter() - start_s)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -75,22 +82,23 @@ def measure(setting: Setting) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
         connection(ClusterConfig(), 3 * many + 4, is_bare=True),
     ):
-        cases = _cases(Path(name), setting, many)
+        cases = _measure_cases(Path(name), setting, many)
         config = make_config(Path(name), setting, "many", many)
     ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
     return {
         "headline": {"one_worker": cases[0]["case"]},
         "cases": cases,
         "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
-        "lost": lost(ratio, many),
-        "below_the_bar": below(cases, ratio),
+        "lost": compute_lost_shares(ratio, many),
+        "below_the_bar": explain_missed_bars(cases, ratio),
         "configuration": {
-            "workers": many, "steps_a_turn": steps_a_turn(setting), "run": about(config),
+            "workers": many, "steps_a_turn": steps_a_turn(setting),
+            "run": dump_portable_config(config),
         },
     }  # fmt: skip
 
 
-def _against_one(
+def _compare_with_one(
     folder: Path, setting: Setting, name: str, many: tuple[int, int], pairs: int, label: str
 ) -> dict[str, Any]:
     """Several workers against one that has `pairs` a step, with no other run beside them.
@@ -99,29 +107,29 @@ def _against_one(
     many: workers and their global batch in pairs; label: of the runs, begins with their method
     """
     with ExitStack() as stack:
-        runs = Runs(stack, folder, setting, label)
+        runs = GatedRunGroup(stack, folder, setting, label)
         one, both = runs.start((1, pairs), many)
-        bar = _bar(many[0]) if name.startswith("weak") else None
-        step = partial(both.steps, runs.steps)
-        return runs.compare(name, step, one, (2 * many[1], 2 * pairs), bar)
+        bar = _compute_bar(many[0]) if name.startswith("weak") else None
+        step = partial(both.run_steps, runs.steps)
+        return runs.compare_with(name, step, one, (2 * many[1], 2 * pairs), bar)
 
 
-def _ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+def _measure_ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
     """As many runs, which exchange nothing, at once."""
     with ExitStack() as stack:
-        runs = Runs(stack, folder, setting, "full-apart")
-        apart = runs.start(*[(1, MANY_PAIRS)] * many)
+        runs = GatedRunGroup(stack, folder, setting, "full-apart")
+        separate_runs = runs.start(*[(1, MANY_PAIRS)] * many)
         name = f"ceiling: {many} runs apart, {MANY_PAIRS} pairs each"
-        images, step = 2 * MANY_PAIRS, partial(together, apart, runs.steps)
-        return runs.compare(name, step, apart[0], (images * many, images), None)
+        images, step = 2 * MANY_PAIRS, partial(run_together, separate_runs, runs.steps)
+        return runs.compare_with(name, step, separate_runs[0], (images * many, images), None)
 
 
-def _cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
+def _measure_cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
     """Weak and, in full, the ceiling, strong, weak with the least work, and adapters alone."""
     pairs = MANY_PAIRS
-    against = partial(_against_one, folder, setting)
+    compare_with_one = partial(_compare_with_one, folder, setting)
     weak = f"weak: {many} workers, {pairs} pairs each"
-    cases = [against(weak, (many, pairs * many), pairs, "full")]
+    cases = [compare_with_one(weak, (many, pairs * many), pairs, "full")]
     if setting.profile == "smoke":
         return cases
     # One pair a worker is the least that an exchange of all gradients can hide behind; the
@@ -133,14 +141,14 @@ def _cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
     )
     return [
         *cases,
-        _ceiling(folder, setting, many),
-        against(strong, (many, pairs), pairs, "full-strong"),
-        against(small, (many, many), 1, "full-small"),
-        against(lora, (many, pairs * many), pairs, "lora"),
+        _measure_ceiling(folder, setting, many),
+        compare_with_one(strong, (many, pairs), pairs, "full-strong"),
+        compare_with_one(small, (many, many), 1, "full-small"),
+        compare_with_one(lora, (many, pairs * many), pairs, "lora"),
     ]
 
 
-def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
+def compute_lost_shares(ratio: dict[str, float], many: int) -> dict[str, float]:
     """Shares of what many workers could do at most, by what takes them; ratio: by case."""
     if "ceiling" not in ratio:
         return {}
@@ -150,7 +158,7 @@ def lost(ratio: dict[str, float], many: int) -> dict[str, float]:
     }
 
 
-def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
+def explain_missed_bars(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
     """Why bars were not reached, a sentence each; ratio: by case."""
     if "ceiling" not in ratio:
         return []
@@ -164,5 +172,5 @@ def below(cases: list[dict[str, Any]], ratio: dict[str, float]) -> list[str]:
     ]
 
 
-def _bar(many: int) -> float | None:
+def _compute_bar(many: int) -> float | None:
     return 0.925 * many if many > 1 else None

@@ -1,8 +1,8 @@
 """The peer `fastapi` of theme `serve`: a FastAPI server around the diffusers pipeline.
 
-As diffusers' documentation of servers has it: pipelines are loaded once, a request draws in a
+As diffusers' documentation of servers has it: pipelines are loaded once, a request samples in a
 thread so that the event loop goes on, with a scheduler of its own. uvicorn keeps as many
-processes as we have replicas, one thread each; a process draws one image at a time, since two
+processes as we have replicas, one thread each; a process samples one image at a time, since two
 would share its core. Adapters are fused into a pipeline a subject, with weights in memory as
 convolutions like them, as in the other peer.
 """
@@ -33,7 +33,7 @@ _one_at_a_time = asyncio.Lock()
 
 
 @asynccontextmanager
-async def _load(_: FastAPI) -> Any:
+async def _load_pipelines(_: FastAPI) -> Any:
     torch.set_num_threads(1)
     for name, folder in json.loads(os.environ[BUNDLES]).items():
         _pipelines[name] = load_pipeline(model_directory(folder))
@@ -42,18 +42,18 @@ async def _load(_: FastAPI) -> Any:
     yield
 
 
-app = FastAPI(lifespan=_load)
+app = FastAPI(lifespan=_load_pipelines)
 
 
 @app.post(GENERATE)
 async def generate(body: dict[str, Any]) -> dict[str, Any]:
     """One image."""
     async with _one_at_a_time:
-        data = await asyncio.to_thread(_draw, body)
+        data = await asyncio.to_thread(_generate_image, body)
     return {"data": [{"b64_json": data}]}
 
 
-def _draw(body: dict[str, Any]) -> str:
+def _generate_image(body: dict[str, Any]) -> str:
     pipeline = _pipelines[body["model"]]
     pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config)
     image = pipeline(
@@ -62,26 +62,26 @@ def _draw(body: dict[str, Any]) -> str:
         guidance_scale=body["guidance_scale"],
         generator=torch.Generator().manual_seed(body["seed"]),
     ).images[0]
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 @contextmanager
-def serving(bundles: dict[str, str], port: int, processes: int) -> Iterator[None]:
-    """uvicorn, for the length of the block. bundles: folder by the name it is asked for with"""
+def serve_pipelines(bundles: dict[str, str], port: int, processes: int) -> Iterator[None]:
+    """uvicorn, for the length of the block. bundles: folder by model name"""
     command = [
         sys.executable, "-m", "uvicorn", f"{__name__}:app", "--host", "127.0.0.1",
         "--port", str(port), "--workers", str(processes), "--log-level", "error",
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    more = {BUNDLES: json.dumps(bundles), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    started = subprocess.Popen(command, env=os.environ | more)
+    variables = {BUNDLES: json.dumps(bundles), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    server = subprocess.Popen(command, env=os.environ | variables)
     try:
         yield
     finally:
-        children = psutil.Process(started.pid).children(recursive=True)
-        started.terminate()
-        started.wait(timeout=60)
+        children = psutil.Process(server.pid).children(recursive=True)
+        server.terminate()
+        server.wait(timeout=60)
         for child in psutil.wait_procs(children, timeout=10)[1]:
             child.kill()

@@ -16,22 +16,22 @@ from dreambooth_ray.storage.store import Store
 
 def make_subjects(storage: Path, model: str) -> dict[str, str]:
     """Adapters of random weights, committed as runs would commit them; folders by name."""
-    base, found, settings = model_directory(model), {}, LoraConfig()
+    base_directory, folders, settings = model_directory(model), {}, LoraConfig()
     for k, run_id in enumerate(SUBJECTS):
-        parts = load_components(base)
-        lora.inject(parts.unet, settings, settings.target_modules, seed=k)
+        parts = load_components(base_directory)
+        lora.inject_adapters(parts.unet, settings, settings.target_modules, seed=k)
         generator = torch.Generator().manual_seed(k)
         for name, weight in parts.unet.named_parameters():
             if "lora_B" in name:
                 weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
         with tempfile.TemporaryDirectory() as folder:
-            lora.save(parts.unet, Path(folder) / paths.ADAPTER / "unet")
-            about: dict[str, object] = {
+            lora.save_adapters(parts.unet, Path(folder) / paths.ADAPTER / "unet")
+            metadata: dict[str, object] = {
                 "kind": "adapter",
                 "base_model": model,
-                "base_hash": model_hash(base),
+                "base_hash": model_hash(base_directory),
             }
             store = Store(str(storage)).sub(paths.run(run_id))
-            manifest.publish(store, paths.BUNDLE, Path(folder), about)
-        found[run_id] = str(storage / paths.run(run_id) / paths.BUNDLE)
-    return found
+            manifest.publish_folder(store, paths.BUNDLE, Path(folder), metadata)
+        folders[run_id] = str(storage / paths.run(run_id) / paths.BUNDLE)
+    return folders

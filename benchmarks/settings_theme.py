@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gated_runs import Run, about, make_config, running
-from benchmarks.measure import Case, compare
+from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
+from benchmarks.measure import BenchmarkCase, compare_sides
 from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
@@ -37,13 +37,13 @@ SMOKE = ("lora",)
 PROCESSES = 6
 
 
-def images_a_turn(keys: Sequence[str], passes: int) -> int:
+def images_a_turn(overrides: Sequence[str], passes: int) -> int:
     """Images of both halves in so many forward passes of a worker, which are what is counted.
 
     A pass of an accumulating run sees a part of its batch.
     """
-    given = dict(key.split("=") for key in keys)
-    batch, parts = int(given.get("train.batch_size", 1)), int(given.get("train.accumulate", 1))
+    values = dict(key.split("=") for key in overrides)
+    batch, parts = int(values.get("train.batch_size", 1)), int(values.get("train.accumulate", 1))
     return 2 * batch // parts * passes
 
 
@@ -57,10 +57,12 @@ def measure(setting: Setting) -> dict[str, Any]:
         connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
-        with running(config) as defaults:
+        with start_gated_run(config) as defaults:
             side_px = config.train.resolution
             cases = [
-                _against(name, Path(folder), setting, defaults, passes, pairs, side_px)
+                _compare_with_defaults(
+                    name, Path(folder), setting, defaults, passes, pairs, side_px
+                )
                 for name in names
             ]
     return {
@@ -68,27 +70,35 @@ def measure(setting: Setting) -> dict[str, Any]:
         "cases": cases,
         "configuration": {
             "passes_a_turn": passes,
-            "keys": {name: list(_keys(name, side_px)) for name in names},
-            "run": about(config),
+            "keys": {name: list(_select_overrides(name, side_px)) for name in names},
+            "run": dump_portable_config(config),
         },
     }  # fmt: skip
 
 
-def _keys(name: str, side_px: int) -> tuple[str, ...]:
+def _select_overrides(name: str, side_px: int) -> tuple[str, ...]:
     return (f"train.resolution={side_px // 2}",) if name == "half the side" else KEYS[name]
 
 
-def _against(
-    name: str, folder: Path, setting: Setting, defaults: Run, passes: int, pairs: int, side_px: int
+def _compare_with_defaults(
+    name: str,
+    folder: Path,
+    setting: Setting,
+    defaults: GatedRun,
+    passes: int,
+    pairs: int,
+    side_px: int,
 ) -> dict[str, Any]:
-    keys = _keys(name, side_px)
-    config = make_config(folder, setting, f"setting-{name.replace(' ', '-')}", 1, *keys)
-    case = Case(
+    overrides = _select_overrides(name, side_px)
+    config = make_config(folder, setting, f"setting-{name.replace(' ', '-')}", 1, *overrides)
+    case = BenchmarkCase(
         name, "defaults", images_a_turn((), passes), "images",
-        ours_amount=images_a_turn(keys, passes),
+        ours_amount=images_a_turn(overrides, passes),
     )  # fmt: skip
-    with running(config) as run:
-        run.ready()
+    with start_gated_run(config) as run:
+        run.wait_until_ready()
         # Not before: the first setting starts beside the defaults.
-        defaults.ready()
-        return compare(case, partial(run.steps, passes), partial(defaults.steps, passes), pairs)
+        defaults.wait_until_ready()
+        return compare_sides(
+            case, partial(run.run_steps, passes), partial(defaults.run_steps, passes), pairs
+        )

@@ -26,8 +26,8 @@ import ray.serve
 import requests
 import torch
 
-from benchmarks.callers import ask
-from benchmarks.measure import MOST_SPREAD, quantiles
+from benchmarks.callers import send_request
+from benchmarks.measure import MAX_SPREAD, compute_quantiles
 from benchmarks.serve_theme import PORT, URLS
 from benchmarks.served_subjects import make_subjects
 from benchmarks.theme import Setting
@@ -46,7 +46,7 @@ from serve.app import build
 
 FIRST_STEP_BAR_S, LIMIT_S = 25.0, 120.0
 # Seconds to the first step, and to what is before it.
-Start = tuple[float, dict[str, float]]
+SubmitTime = tuple[float, dict[str, float]]
 DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
@@ -59,23 +59,27 @@ def measure(setting: Setting) -> dict[str, Any]:
     class_images = setting.pick(0, 8)
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name, ExitStack() as head:
         folder, storage = Path(name), Path(name) / "served"
-        clusters = head.enter_context(_head(folder))
+        clusters = head.enter_context(_start_head(folder))
         # What replicas need comes up beside the head, and waits while runs are submitted.
         with connection(ClusterConfig(), 4, is_bare=True):
             served = list(make_subjects(storage, setting.model))[: setting.pick(2, 4)]
-            first, *later = _submit(folder, clusters, class_images, setting.pick(1, 4))
+            first_start, *later_starts = _measure_submits(
+                folder, clusters, class_images, setting.pick(1, 4)
+            )
             head.close()
-            replicas, cold, warm = _serve(storage, setting.model, served, setting.pick(1, 3))
-    found = "with its class images" if class_images else "without class images"
-    cases = [_submitted(f"a cluster's first run, {found}", [first])]
-    if later:
-        cases.append(_submitted("class images made before", later, FIRST_STEP_BAR_S))
+            replicas, cold, warm = _measure_serving(
+                storage, setting.model, served, setting.pick(1, 3)
+            )
+    images_text = "with its class images" if class_images else "without class images"
+    cases = [_make_submit_case(f"a cluster's first run, {images_text}", [first_start])]
+    if later_starts:
+        cases.append(_make_submit_case("class images made before", later_starts, FIRST_STEP_BAR_S))
     return {
         "cases": [
             *cases,
-            case("a new replica's first image", replicas),
-            case("a new subject's first image", cold),
-            case("a known subject's image", warm),
+            make_case("a new replica's first image", replicas),
+            make_case("a new subject's first image", cold),
+            make_case("a known subject's image", warm),
         ],
         "configuration": {
             "workers": 1, "preflight": True, "code": "tree", "class_images": class_images,
@@ -84,42 +88,46 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[str, Any]:
+def make_case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[str, Any]:
     """A case of seconds, with whether its median is within its bar."""
-    found = quantiles(seconds)
+    spread = compute_quantiles(seconds)
     record: dict[str, Any] = {
-        "case": name, "peer": "the clock", "unit": "s", "seconds": found,
+        "case": name, "peer": "the clock", "unit": "s", "seconds": spread,
         "each": [round(s, 2) for s in seconds],
     }  # fmt: skip
     if bar_s is not None:
-        record |= {"bar_s": bar_s, "reached": bool(found["median"] < bar_s)}
-    if found["p95"] > MOST_SPREAD * found["p5"]:
-        record["unsteady"] = f"p95 is {found['p95'] / found['p5']:.2f} times p5"
+        record |= {"bar_s": bar_s, "reached": bool(spread["median"] < bar_s)}
+    if spread["p95"] > MAX_SPREAD * spread["p5"]:
+        record["unsteady"] = f"p95 is {spread['p95'] / spread['p5']:.2f} times p5"
     return record
 
 
-def _submitted(name: str, starts: list[Start], bar_s: float | None = None) -> dict[str, Any]:
-    found = case(f"submit to first step, {name}", [seconds for seconds, _ in starts], bar_s)
+def _make_submit_case(
+    name: str, starts: list[SubmitTime], bar_s: float | None = None
+) -> dict[str, Any]:
+    record = make_case(f"submit to first step, {name}", [seconds for seconds, _ in starts], bar_s)
     stages = [stages for _, stages in starts]
     medians = {key: round(statistics.median(s[key] for s in stages), 1) for key in stages[0]}
-    return found | {"until_s": medians}
+    return record | {"until_s": medians}
 
 
-def _submit(folder: Path, clusters: Path, class_images: int, times: int) -> list[Start]:
-    """Seconds from the command's start to the first step in the run's journal, and to what is
-    before it, by run.
+def _measure_submits(
+    folder: Path, clusters: Path, class_images: int, times: int
+) -> list[SubmitTime]:
+    """Seconds from the command's start to the first step in the run's metrics log, and to
+    what is before it, by run.
 
-    The first run draws the class images and starts what a cluster starts once.
+    The first run generates the class images and starts what a cluster starts once.
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    storage, starts = Store(str(folder / "storage")), list[Start]()
-    _wait(partial(_has_room, Dashboard(find_cluster("bench", clusters))))
+    storage, starts = Store(str(folder / "storage")), list[SubmitTime]()
+    _wait_for(partial(_has_room, Dashboard(find_cluster("bench", clusters))))
     for k in range(times):
         if k:
-            _wait(partial(is_finished, storage.sub(paths.run(f"run-{k - 1}"))))
+            _wait_for(partial(is_finished, storage.sub(paths.run(f"run-{k - 1}"))))
         run = storage.sub(paths.run(f"run-{k}"))
-        began, today = time.monotonic(), time.time()
-        done = subprocess.run(
+        start_s, start_epoch_s = time.monotonic(), time.time()
+        result = subprocess.run(
             [
                 DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
                 "--clusters", str(clusters), f"subject.photos={folder / 'photos'}",
@@ -129,16 +137,20 @@ def _submit(folder: Path, clusters: Path, class_images: int, times: int) -> list
             ],
             check=False, capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
-        if done.returncode:
-            raise DreamBoothError(f"dreambooth submit ended with {done.returncode}: {done.stderr}")
-        _wait(partial(read_metrics, run))
-        seconds = time.monotonic() - began
-        starts.append((seconds, {name: at - today for name, at in _traces(run)}))
+        if result.returncode:
+            raise DreamBoothError(
+                f"dreambooth submit ended with {result.returncode}: {result.stderr}"
+            )
+        _wait_for(partial(read_metrics, run))
+        seconds = time.monotonic() - start_s
+        starts.append(
+            (seconds, {name: epoch_s - start_epoch_s for name, epoch_s in _read_traces(run)})
+        )
         print(f"first step after {seconds:.2f} s", starts[-1][1], file=sys.stderr)
     return starts
 
 
-def _traces(run: Store) -> Iterator[tuple[str, float]]:
+def _read_traces(run: Store) -> Iterator[tuple[str, float]]:
     """What a start leaves in its run one after the other, and when, in seconds of the epoch.
 
     A run without class images writes down no use of any.
@@ -153,7 +165,7 @@ def _traces(run: Store) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def _head(folder: Path) -> Iterator[Path]:
+def _start_head(folder: Path) -> Iterator[Path]:
     """A Ray head with its Jobs API, coming up; yields the file that names it."""
     gcs, jobs, client, agent = (_free_port() for _ in range(4))
     command = [
@@ -170,53 +182,53 @@ def _head(folder: Path) -> Iterator[Path]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-    process = psutil.Process(started.pid)
+        popen = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+    process = psutil.Process(popen.pid)
     try:
         yield file
     finally:
         tree = [process, *process.children(recursive=True)]
-        for one in tree:
+        for member in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                member.kill()
         psutil.wait_procs(tree, timeout=30)
-        started.wait()
+        popen.wait()
 
 
-def _serve(
+def _measure_serving(
     storage: Path, model: str, names: list[str], times: int
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds to a new replica's first image, and to subjects' first and second ones."""
-    given = {
+    settings = {
         "storage": {"uri": str(storage)},
         "models": {"base": model},
         "replicas": {"minimum": 1, "maximum": 1},
     }
-    config = ServeConfig.model_validate(given)
+    config = ServeConfig.model_validate(settings)
     replicas, cold, warm = list[float](), list[float](), list[float]()
     for k in range(times):
         if k:
             ray.serve.shutdown()
         ray.serve.start(http_options={"port": PORT})
-        began = time.monotonic()
+        start_s = time.monotonic()
         ray.serve.run(build(config), name="dreambooth")
-        _image("base")
-        replicas.append(time.monotonic() - began)
+        _time_image("base")
+        replicas.append(time.monotonic() - start_s)
         for name in names:
-            cold.append(_image(name))
-            warm.append(_image(name))
+            cold.append(_time_image(name))
+            warm.append(_time_image(name))
     return replicas, cold, warm
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
-def _wait(met: Callable[[], object]) -> None:
+def _wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while not met():
+    while not condition():
         if time.monotonic() > deadline:
             raise DreamBoothError(f"what was started came to nothing within {LIMIT_S:.0f} s")
         time.sleep(0.05)
@@ -230,16 +242,16 @@ def _has_room(dashboard: Dashboard) -> bool:
         return False
 
 
-def _image(model: str) -> float:
-    """Seconds to an image of two steps; asked again while the endpoint finds its feet."""
+def _time_image(model: str) -> float:
+    """Seconds to an image of two steps; sent again while the endpoint starts."""
     body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
-    began = time.monotonic()
+    start_s = time.monotonic()
     while True:
         try:
-            ask(URLS["ours"], body)
-            return time.monotonic() - began
+            send_request(URLS["ours"], body)
+            return time.monotonic() - start_s
         except urllib.error.HTTPError as error:
-            known = error.code >= 500 or error.code == 404
-            if not known or time.monotonic() - began > LIMIT_S:
+            is_retryable = error.code >= 500 or error.code == 404
+            if not is_retryable or time.monotonic() - start_s > LIMIT_S:
                 raise
         time.sleep(0.05)

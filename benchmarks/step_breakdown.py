@@ -11,27 +11,27 @@ from benchmarks.plain_loop import PlainLoop
 from dreambooth_ray.config.schema import Config
 
 
-def anatomy(config: Config, directory: str, steps: int) -> dict[str, Any]:
+def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, Any]:
     """Shares of processor time of the plain loop's parts, this process being it.
 
     returns: `shares` by part, and `bound`: how many times as fast a loop would be that did
         nothing but the denoiser's forward and backward, as diffusers and peft have them
     """
-    loop, spent = PlainLoop(config, directory), defaultdict[str, float](float)
+    loop, seconds = PlainLoop(config, directory), defaultdict[str, float](float)
 
     def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
+            start_s = time.process_time()
             try:
                 return work(*args, **kwargs)
             finally:
-                spent[name] += time.process_time() - began
+                seconds[name] += time.process_time() - start_s
 
         return run
 
     for name, (owner, method) in {
         "denoiser, forward": (loop._unet, "forward"),
-        "text encoder, forward": (loop._text, "forward"),
+        "text encoder, forward": (loop._text_encoder, "forward"),
         "autoencoder": (loop._vae, "encode"),
         "backward": (loop._accelerator, "backward"),
         "clipping": (loop._accelerator, "clip_grad_norm_"),
@@ -39,19 +39,22 @@ def anatomy(config: Config, directory: str, steps: int) -> dict[str, Any]:
     }.items():
         setattr(owner, method, timed(name, getattr(owner, method)))
     torch.set_num_threads(1)
-    loop.steps(3)
-    spent.clear()
-    whole = loop.steps(steps).cpu_s
-    assert whole is not None
-    shares = {name: round(s / whole, 3) for name, s in spent.items()}
-    needed = shares["denoiser, forward"] + shares["backward"]
-    rest = round(1 - sum(shares.values()), 3)
-    return {"shares": {**shares, "images and the rest": rest}, "bound": round(1 / needed, 3)}
+    loop.run_steps(3)
+    seconds.clear()
+    total_s = loop.run_steps(steps).cpu_s
+    assert total_s is not None
+    shares = {name: round(s / total_s, 3) for name, s in seconds.items()}
+    denoiser_share = shares["denoiser, forward"] + shares["backward"]
+    other_share = round(1 - sum(shares.values()), 3)
+    return {
+        "shares": {**shares, "images and the rest": other_share},
+        "bound": round(1 / denoiser_share, 3),
+    }
 
 
-def why(case: dict[str, Any], parts: dict[str, Any]) -> str:
+def explain_missed_bar(case: dict[str, Any], breakdown: dict[str, Any]) -> str:
     """What a case that is below its bar owes to what the denoiser itself takes."""
-    bound, bar, ratio = parts["bound"], case["bar"], case["ratio"]["median"]
+    bound, bar, ratio = breakdown["bound"], case["bar"], case["ratio"]["median"]
     text = (
         f"{case['case']}: {ratio:.2f} of {bar}. A loop of nothing but the denoiser's forward and "
         f"backward would be {bound:.2f} times as fast as the plain loop with the same allocator"

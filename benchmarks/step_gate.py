@@ -1,4 +1,4 @@
-"""The training run's side of a turnstile."""
+"""The training run's side of a StepGateActor."""
 
 import time
 from typing import Any
@@ -7,33 +7,35 @@ import pytorch_lightning as pl
 import ray
 from pytorch_lightning.callbacks import Callback
 
-from benchmarks.measure import Spent
+from benchmarks.measure import ElapsedTime
 from dreambooth_ray.errors import DreamBoothError
 
 
 class StepGate(Callback):
-    """The run's side, on the first worker: the others wait for it in their next all-reduce.
+    """Callback of the first worker: the others wait for it in their next all-reduce.
 
     Between two arrivals lie whole steps with their batches, callbacks and records.
     """
 
-    def __init__(self, turnstile: Any) -> None:
-        self._turnstile, self._left = turnstile, 0
-        self._began: tuple[float, float] | None = None
+    def __init__(self, gate_actor: Any) -> None:
+        self._gate_actor, self._steps_left = gate_actor, 0
+        self._turn_start: tuple[float, float] | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Pass, or wait for a grant."""
+        """Take a granted step, or wait for a grant."""
         if not trainer.is_global_zero:
             return
-        if self._left == 0:
-            spent = None
-            if self._began is not None:
-                wall, cpu = self._began
-                spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
-            self._left = ray.get(self._turnstile.arrive.remote(spent))
-            if self._left == 0:
+        if self._steps_left == 0:
+            elapsed = None
+            if self._turn_start is not None:
+                start_s, start_cpu_s = self._turn_start
+                elapsed = ElapsedTime(
+                    time.perf_counter() - start_s, time.process_time() - start_cpu_s
+                )
+            self._steps_left = ray.get(self._gate_actor.arrive.remote(elapsed))
+            if self._steps_left == 0:
                 raise DreamBoothError("the benchmark is over")
-            self._began = time.perf_counter(), time.process_time()
-        self._left -= 1
+            self._turn_start = time.perf_counter(), time.process_time()
+        self._steps_left -= 1

@@ -2,34 +2,34 @@
 
 import asyncio
 
-from benchmarks.measure import Spent
+from benchmarks.measure import ElapsedTime
 
 
 class StepGateActor:
-    """A Ray actor between a run and who measures it."""
+    """A Ray actor between a run and the benchmark that measures it."""
 
     def __init__(self) -> None:
         self._grants: asyncio.Queue[int] = asyncio.Queue()
-        self._spent: asyncio.Queue[Spent | None] = asyncio.Queue()
+        self._elapsed: asyncio.Queue[ElapsedTime | None] = asyncio.Queue()
         self._is_ready = False
 
-    async def arrive(self, spent: Spent | None) -> int:
-        """By the run: hand over what the last turn took; returns steps of the next, 0 to end."""
-        await self._spent.put(spent)
+    async def arrive(self, elapsed: ElapsedTime | None) -> int:
+        """Called by the run with the time of the last turn; returns steps of the next, 0 to end."""
+        await self._elapsed.put(elapsed)
         return await self._grants.get()
 
-    async def ready(self) -> None:
-        """Wait until the run is before its first step; a run that was there is ready."""
+    async def wait_until_ready(self) -> None:
+        """Wait until the run is before its first step; later calls return at once."""
         if not self._is_ready:
-            await self._spent.get()
+            await self._elapsed.get()
         self._is_ready = True
 
-    async def turn(self, steps: int) -> Spent:
-        """Let it take `steps` and tell what they took."""
+    async def run_steps(self, steps: int) -> ElapsedTime:
+        """Let the run take `steps`; returns the time they took."""
         await self._grants.put(steps)
-        spent = await self._spent.get()
-        assert spent is not None
-        return spent
+        elapsed = await self._elapsed.get()
+        assert elapsed is not None
+        return elapsed
 
     async def end(self) -> None:
         """Let the run end."""

@@ -25,17 +25,17 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from benchmarks.conditions import conditions
-from benchmarks.study_judge import PROTOCOLS, Judge, brief
-from benchmarks.study_table import page, summary
+from benchmarks.conditions import read_conditions
+from benchmarks.study_judge import PROTOCOLS, StudyScorer, load_brief_protocol
+from benchmarks.study_table import format_page, summarize_cells
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.prior_set import PriorSet, Record, read_records
-from dreambooth_ray.data.subject import read_configured
+from dreambooth_ray.data.prior_set import PriorRecord, PriorSet, read_records
+from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.priors.prior_spec import PriorSpec, missing
+from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
@@ -52,7 +52,7 @@ RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One training, or with method "none" the model before it."""
 
     subject: int
@@ -67,16 +67,16 @@ class Cell:
         return "before training" if self.method == "none" else ", ".join([kind, *self.overrides])
 
 
-def cells(subjects: int) -> list[Cell]:
+def make_cells(subjects: int) -> list[StudyCell]:
     """All of them, subject by subject."""
-    found = []
+    cells = []
     for subject in range(subjects):
-        found.append(Cell(subject, "none", False))
-        found += [Cell(subject, m, p) for m, p in product(RECIPES, (True, False))]
-    return found
+        cells.append(StudyCell(subject, "none", False))
+        cells += [StudyCell(subject, m, p) for m, p in product(RECIPES, (True, False))]
+    return cells
 
 
-def configuration(cell: Cell, work: Path) -> Config:
+def load_cell_config(cell: StudyCell, work: Path) -> Config:
     """The toy recipe of a method, for this subject and within one process."""
     noun = random_subject(cell.subject).class_noun
     photos = work / "photos" / str(cell.subject)
@@ -93,122 +93,130 @@ def configuration(cell: Cell, work: Path) -> Config:
     )  # fmt: skip
 
 
-def class_images(config: Config, directory: Path) -> PriorSet:
-    """The class's set, drawn once for all its subjects."""
+def generate_class_images(config: Config, directory: Path) -> PriorSet:
+    """The class's set, generated once for all its subjects."""
     prior = config.prior
     spec = PriorSpec(
         model_hash(directory), config.class_prompts, prior.solver, prior.num_inference_steps,
         prior.guidance_scale, config.train.resolution, 0, prior.batch_size,
     )  # fmt: skip
     store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
-    about = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
-    store.create(paths.PRIOR_SPEC, json.dumps(about).encode())
-    painter: PriorWorker | None = None
-    records: dict[int, list[Record]] = {}
+    spec_record = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
+    store.create(paths.PRIOR_SPEC, json.dumps(spec_record).encode())
+    worker: PriorWorker | None = None
+    records: dict[int, list[PriorRecord]] = {}
     while store.exists(f"{paths.prior_chunk(len(records))}.json"):
         records[len(records)] = read_records(store, len(records))
-    while todo := missing(spec, prior.count, records):
-        painter = painter or PriorWorker(str(directory), store.uri, spec, gpu=False)
-        for number in todo:
-            records[number] = painter.paint(number)
+    while chunk_numbers := missing_chunks(spec, prior.count, records):
+        worker = worker or PriorWorker(str(directory), store.uri, spec, gpu=False)
+        for number in chunk_numbers:
+            records[number] = worker.generate(number)
     return PriorSet(store, prior.count)
 
 
-class _Scoring(Callback):
+class _ScoringCallback(Callback):
     """Scores the weights at the points, as they are then."""
 
     def __init__(
-        self, judge: Callable[[Components], Any], parts: Components, points: tuple[int, ...]
+        self, scorer: Callable[[Components], Any], parts: Components, points: tuple[int, ...]
     ) -> None:
-        self._judge, self._parts, self._points = judge, parts, points
-        self.found: dict[str, Any] = {}
+        self._scorer, self._parts, self._points = scorer, parts, points
+        self.scores_by_step: dict[str, Any] = {}
         self.seconds = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         if trainer.global_step not in self._points:
             return
-        began = time.perf_counter()
-        self.found[str(trainer.global_step)] = self._judge(self._parts)
-        self.seconds += time.perf_counter() - began
+        start_s = time.perf_counter()
+        self.scores_by_step[str(trainer.global_step)] = self._scorer(self._parts)
+        self.seconds += time.perf_counter() - start_s
 
 
 def run_cell(
-    cell: Cell,
+    cell: StudyCell,
     work: Path,
     points: tuple[int, ...] = POINTS,
-    judge_of: Callable[[Config], Callable[[Components], Any]] = Judge,
+    make_scorer: Callable[[Config], Callable[[Components], Any]] = StudyScorer,
 ) -> dict[str, Any]:
     """Train and score; the line of a cell."""
-    began = time.perf_counter()
-    config, directory = configuration(cell, work), model_directory("toyworld")
-    parts, judge = load_components(directory), judge_of(config)
-    about = {"subject": cell.subject, "cell": cell.name, "class_noun": config.subject.class_noun}
+    start_s = time.perf_counter()
+    config, directory = load_cell_config(cell, work), model_directory("toyworld")
+    parts, scorer = load_components(directory), make_scorer(config)
+    cell_record = {
+        "subject": cell.subject,
+        "cell": cell.name,
+        "class_noun": config.subject.class_noun,
+    }
     if cell.method == "none":
-        return {**about, "points": {"0": judge(parts)}}
+        return {**cell_record, "points": {"0": scorer(parts)}}
     apply_method(config, parts)
-    priors = class_images(config, directory) if cell.prior else None
-    corpus = TrainingDataset(
-        config, parts, [read_configured(config, config.subject)], priors, (0, 1)
+    priors = generate_class_images(config, directory) if cell.prior else None
+    dataset = TrainingDataset(
+        config, parts, [read_configured_subject(config, config.subject)], priors, (0, 1)
     )
-    module, scoring = DreamBoothModule(config, parts), _Scoring(judge, parts, points)
+    module, scoring = DreamBoothModule(config, parts), _ScoringCallback(scorer, parts, points)
     trainer = pl.Trainer(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=config.train.max_grad_norm, use_distributed_sampler=False,
         callbacks=[scoring],
     )  # fmt: skip
-    trainer.fit(module, DataLoader(corpus, batch_size=None))
-    total = time.perf_counter() - began
+    trainer.fit(module, DataLoader(dataset, batch_size=None))
+    total_s = time.perf_counter() - start_s
     return {
-        **about,
-        "points": scoring.found,
-        "seconds": {"scoring": round(scoring.seconds, 1), "all": round(total, 1)},
+        **cell_record,
+        "points": scoring.scores_by_step,
+        "seconds": {"scoring": round(scoring.seconds, 1), "all": round(total_s, 1)},
     }
 
 
-def points_of(cell: Cell) -> tuple[int, ...]:
+def points_of(cell: StudyCell) -> tuple[int, ...]:
     """When a cell of the study is scored."""
     return POINTS if cell.subject < FOLLOWED else POINTS[-1:]
 
 
-def study(
-    todo: list[Cell],
+def run_study(
+    todo: list[StudyCell],
     work: Path,
     file: str = "cells.jsonl",
-    points: Callable[[Cell], tuple[int, ...]] = points_of,
-    judge_of: Callable[[Config], Callable[[Components], Any]] = Judge,
+    points: Callable[[StudyCell], tuple[int, ...]] = points_of,
+    make_scorer: Callable[[Config], Callable[[Components], Any]] = StudyScorer,
 ) -> list[dict[str, Any]]:
     """Every cell's line, those that were there and those that were not; kept in WORK/FILE."""
     work.mkdir(parents=True, exist_ok=True)
-    record = work / file
-    text = record.read_text() if record.exists() else ""
+    record_file = work / file
+    text = record_file.read_text() if record_file.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
-    done = {(line["subject"], line["cell"]) for line in lines}
+    finished_cells = {(line["subject"], line["cell"]) for line in lines}
     for cell in todo:
-        if (cell.subject, cell.name) in done:
+        if (cell.subject, cell.name) in finished_cells:
             continue
-        line = run_cell(cell, work, points(cell), judge_of)
-        with record.open("a") as kept:
-            kept.write(json.dumps(line) + "\n")
+        line = run_cell(cell, work, points(cell), make_scorer)
+        with record_file.open("a") as out:
+            out.write(json.dumps(line) + "\n")
         print(cell.subject, cell.name, line.get("seconds"), flush=True)
         lines.append(line)
     return lines
 
 
-def write(lines: list[dict[str, Any]], path: Path) -> None:
+def write_record(lines: list[dict[str, Any]], path: Path) -> None:
     """The record, and beside it the page."""
-    found = summary(lines)
+    results = summarize_cells(lines)
     setting = {
         "steps": STEPS, "points": POINTS, "subjects_scored_at_all_points": FOLLOWED,
         "photographs_a_step": BATCH, "prior_weight": 1.0,
         "class_images": NUM_CLASS_IMAGES, "photographs": NUM_PHOTOGRAPHS,
-        "protocols": {name: brief(name).model_dump(mode="json") for name in PROTOCOLS},
+        "protocols": {
+            name: load_brief_protocol(name).model_dump(mode="json") for name in PROTOCOLS
+        },
     }  # fmt: skip
-    record = {**found, "setting": setting, "conditions": conditions(), "cells": lines}
+    record = {**results, "setting": setting, "conditions": read_conditions(), "cells": lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     path.with_suffix(".md").write_text(
-        page(found, f"{STEPS} steps of {BATCH} photographs, class images at the paper's weight 1")
+        format_page(
+            results, f"{STEPS} steps of {BATCH} photographs, class images at the paper's weight 1"
+        )
     )
 
 
@@ -218,12 +226,12 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=10, help="0 writes what is there")
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
     parser.add_argument("--json", type=Path, help="the record; a table goes beside it as .md")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    lines = study(cells(given.subjects), given.work)
-    if given.json:
-        write(lines, given.json)
+    lines = run_study(make_cells(arguments.subjects), arguments.work)
+    if arguments.json:
+        write_record(lines, arguments.json)
 
 
 if __name__ == "__main__":

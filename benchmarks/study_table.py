@@ -4,10 +4,10 @@ import statistics
 from typing import Any
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.evaluation.pareto_front import Scored, best
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best
 
 # Column of the table: key of a score, and which way is better.
-MEASURES = {
+SCORE_TITLES = {
     "dino": "subject fidelity, higher",
     "prompt_fidelity": "prompt fidelity, higher",
     "pres": "PRES, lower",
@@ -21,7 +21,7 @@ METHODS = ("full", "lora")
 WITHIN = 0.02
 
 
-def summary(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict[str, Any]:
+def summarize_cells(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict[str, Any]:
     """Every number of the study.
 
     lines: cells, of which those of subjects that are not complete are left out
@@ -31,50 +31,59 @@ def summary(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict
     by_subject: dict[int, dict[str, dict[str, Any]]] = {}
     for line in lines:
         by_subject.setdefault(line["subject"], {})[line["cell"]] = line
-    whole = {s: found for s, found in by_subject.items() if len(found) == len(kinds)}
+    complete_subjects = {s: cells for s, cells in by_subject.items() if len(cells) == len(kinds)}
     return {
-        "subjects": sorted(whole),
-        "table": {k: _row([_last(whole[s][k]) for s in sorted(whole)]) for k in kinds},
-        "with_less_without": {m: _pairs(list(whole.values()), m) for m in METHODS},
-        "choice": _choices([c for found in whole.values() for c in found.values()], bound),
+        "subjects": sorted(complete_subjects),
+        "table": {
+            k: _make_row(
+                [_read_last_scores(complete_subjects[s][k]) for s in sorted(complete_subjects)]
+            )
+            for k in kinds
+        },
+        "with_less_without": {
+            m: _compute_changes(list(complete_subjects.values()), m) for m in METHODS
+        },
+        "choice": _summarize_choices(
+            [c for cells in complete_subjects.values() for c in cells.values()], bound
+        ),
     }
 
 
-def _last(line: dict[str, Any]) -> dict[str, float]:
+def _read_last_scores(line: dict[str, Any]) -> dict[str, float]:
     """Scores after the last step, by the images that no choice has seen."""
     scores: dict[str, float] = line["points"][max(line["points"], key=int)]["judged"]
     return scores
 
 
-def _row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: _spread([row[key] for row in rows]) for key in MEASURES}
+def _make_row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {key: _compute_spread([row[key] for row in rows]) for key in SCORE_TITLES}
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _compute_spread(values: list[float]) -> dict[str, float]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
 
 
-def _pairs(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, Any]:
+def _compute_changes(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, Any]:
     """What class images change, subject by subject."""
-    found = {}
-    for key in MEASURES:
+    changes_by_key = {}
+    for key in SCORE_TITLES:
         changes = [
-            _last(cells[f"{method}, with class images"])[key]
-            - _last(cells[f"{method}, without class images"])[key]
+            _read_last_scores(cells[f"{method}, with class images"])[key]
+            - _read_last_scores(cells[f"{method}, without class images"])[key]
             for cells in subjects
         ]
-        found[key] = {**_spread(changes), "lower_in": sum(c < 0 for c in changes)}
-    return found
+        changes_by_key[key] = {**_compute_spread(changes), "lower_in": sum(c < 0 for c in changes)}
+    return changes_by_key
 
 
-def _choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
+def _summarize_choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
     """The checkpoint chosen by one set of images against the best one, by another set.
 
     Runs without a checkpoint within the bound are counted apart: there the rule asks for the least
     drift, and a fidelity near the best says nothing.
     """
-    rows = [_choice(line, bound) for line in lines if len(line["points"]) > 1]
+    rows = [_make_choice_row(line, bound) for line in lines if len(line["points"]) > 1]
     usable = [row for row in rows if row["best_drift"] <= bound]
     good = [r for r in usable if r["shortfall"] <= WITHIN and r["drift"] <= bound]
     return {
@@ -90,62 +99,71 @@ def _choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
     }
 
 
-def _choice(line: dict[str, Any], bound: float) -> dict[str, Any]:
-    chosen, judged = (_best(line, name, bound) for name in ("chosen", "judged"))
-    truth = {s.step: s for s in _points(line, "judged")}
-    taken = truth[chosen.step]
+def _make_choice_row(line: dict[str, Any], bound: float) -> dict[str, Any]:
+    chosen, judged = (_find_best(line, name, bound) for name in ("chosen", "judged"))
+    truth = {s.step: s for s in _read_points(line, "judged")}
+    chosen_point = truth[chosen.step]
     return {
         "subject": line["subject"],
         "cell": line["cell"],
         "chosen": chosen.step,
         "best": judged.step,
         "last": max(truth),
-        "fidelity": taken.fidelity,
-        "drift": taken.drift,
+        "fidelity": chosen_point.fidelity,
+        "drift": chosen_point.drift,
         "best_fidelity": judged.fidelity,
         "best_drift": judged.drift,
-        "shortfall": round(1 - taken.fidelity / judged.fidelity, 4),
+        "shortfall": round(1 - chosen_point.fidelity / judged.fidelity, 4),
     }
 
 
-def _points(line: dict[str, Any], name: str) -> list[Scored]:
-    return [Scored(int(s), p[name]["dino"], p[name]["pres"]) for s, p in line["points"].items()]
+def _read_points(line: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
+    return [
+        ScoredCheckpoint(int(s), p[name]["dino"], p[name]["pres"])
+        for s, p in line["points"].items()
+    ]
 
 
-def _best(line: dict[str, Any], name: str, bound: float) -> Scored:
-    found = best(_points(line, name), bound)
-    assert found is not None
-    return found
+def _find_best(line: dict[str, Any], name: str, bound: float) -> ScoredCheckpoint:
+    best_point = select_best(_read_points(line, name), bound)
+    assert best_point is not None
+    return best_point
 
 
-def page(found: dict[str, Any], trained: str) -> str:
+def format_page(results: dict[str, Any], trained: str) -> str:
     """The summary as markdown. trained: how long, in words"""
-    head = "| | " + " | ".join(MEASURES.values()) + " |"
+    head = "| | " + " | ".join(SCORE_TITLES.values()) + " |"
     lines = [
         "# Prior preservation, measured",
         "",
-        f"{len(found['subjects'])} random toy subjects; after {trained}; mean ± deviation over "
+        f"{len(results['subjects'])} random toy subjects; after {trained}; mean ± deviation over "
         "subjects. Made by `python -m benchmarks.study`; every cell is in `study.json`.",
         "",
         head,
-        "| --- |" + " ---: |" * len(MEASURES),
-        *(_line(kind, [_pm(row[key]) for key in MEASURES]) for kind, row in found["table"].items()),
+        "| --- |" + " ---: |" * len(SCORE_TITLES),
+        *(
+            _format_line(kind, [_format_spread(row[key]) for key in SCORE_TITLES])
+            for kind, row in results["table"].items()
+        ),
         "",
         "What class images change, subject by subject (mean ± deviation, lower in how many):",
         "",
         head,
-        "| --- |" + " ---: |" * len(MEASURES),
+        "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
-            _line(method, [f"{_pm(row[key])}, {row[key]['lower_in']}" for key in MEASURES])
-            for method, row in found["with_less_without"].items()
+            _format_line(
+                method,
+                [f"{_format_spread(row[key])}, {row[key]['lower_in']}" for key in SCORE_TITLES],
+            )
+            for method, row in results["with_less_without"].items()
         ),
         "",
-        *_choice_lines(found["choice"]),
+        *_format_choice(results["choice"]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _choice_lines(choice: dict[str, Any]) -> list[str]:
+def _format_choice(choice: dict[str, Any]) -> list[str]:
     if not choice["runs"]:
         return []
     return [
@@ -162,9 +180,9 @@ def _choice_lines(choice: dict[str, Any]) -> list[str]:
     ]
 
 
-def _line(name: str, cells: list[str]) -> str:
+def _format_line(name: str, cells: list[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _pm(spread: dict[str, float]) -> str:
+def _format_spread(spread: dict[str, float]) -> str:
     return f"{spread['mean']:.3f} ± {spread['deviation']:.3f}"

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.conditions import conditions
-from benchmarks.study import BATCH, RECIPES, Cell, study
+from benchmarks.conditions import read_conditions
+from benchmarks.study import BATCH, RECIPES, StudyCell, run_study
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.load import load_config
 
@@ -35,42 +35,42 @@ KEYS = ("dino", "prompt_fidelity", "pres", "div", "diversity", "drift", "memoris
 TITLES = ("likeness", "agreement", "PRES", "DIV", "colour entropy", "others lost", "copies")
 
 
-def cells(subjects: tuple[int, ...]) -> list[Cell]:
+def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """Every pair of values of every method, subject by subject."""
     length = (f"train.steps={STEPS}", f"prior.count={CLASS_IMAGES}")
     return [
-        Cell(s, method, True, (*length, f"train.lr={rate}", f"prior.weight={weight}"))
+        StudyCell(s, method, True, (*length, f"train.lr={rate}", f"prior.weight={weight}"))
         for method, s in product(GRIDS, subjects)
         for rate, weight in product(*GRIDS[method])
     ]
 
 
-def table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method and pair of values: means over the subjects that the method has whole."""
-    found: dict[str, dict[tuple[float, float], dict[int, dict[str, float]]]] = {}
+    scores_by_method: dict[str, dict[tuple[float, float], dict[int, dict[str, float]]]] = {}
     for line in lines:
         method, *_, rate, weight = line["cell"].split(", ")
         pair = float(rate.partition("=")[2]), float(weight.partition("=")[2])
         scores = line["points"][max(line["points"], key=int)]["judged"]
-        found.setdefault(method, {}).setdefault(pair, {})[line["subject"]] = scores
+        scores_by_method.setdefault(method, {}).setdefault(pair, {})[line["subject"]] = scores
     rows = []
-    for method, by_pair in found.items():
-        whole = sorted(set.intersection(*(set(scores) for scores in by_pair.values())))
+    for method, by_pair in scores_by_method.items():
+        subjects = sorted(set.intersection(*(set(scores) for scores in by_pair.values())))
         pairs = sorted(by_pair.items())
-        rows += [_row(method, pair, scores, whole) for pair, scores in pairs if whole]
+        rows += [_make_row(method, pair, scores, subjects) for pair, scores in pairs if subjects]
     return rows
 
 
-def _row(
-    method: str, pair: tuple[float, float], scores: dict[int, dict[str, float]], whole: list[int]
+def _make_row(
+    method: str, pair: tuple[float, float], scores: dict[int, dict[str, float]], subjects: list[int]
 ) -> dict[str, Any]:
     return {
         "method": method,
         "lr": pair[0],
         "prior_weight": pair[1],
-        "subjects": whole,
-        "score": [round(scores[s]["dino"] * scores[s]["prompt_fidelity"], 4) for s in whole],
-        **{key: round(statistics.fmean(scores[s][key] for s in whole), 4) for key in KEYS},
+        "subjects": subjects,
+        "score": [round(scores[s]["dino"] * scores[s]["prompt_fidelity"], 4) for s in subjects],
+        **{key: round(statistics.fmean(scores[s][key] for s in subjects), 4) for key in KEYS},
     }
 
 
@@ -82,23 +82,25 @@ def best_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
     return min(rows, key=lambda row: float(row["pres"]))
 
 
-def verdict(method: str, rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
+def compare_with_recipe(
+    method: str, rows: list[dict[str, Any]], max_drift: float
+) -> dict[str, Any]:
     """The best of a method beside its recipe, subject by subject."""
     recipe, best = load_config(RECIPES[method], []), best_row(rows, max_drift)
     values = recipe.train.lr, recipe.prior.weight
-    own = next((row for row in rows if (row["lr"], row["prior_weight"]) == values), None)
-    found = {
+    recipe_row = next((row for row in rows if (row["lr"], row["prior_weight"]) == values), None)
+    comparison = {
         "recipe": {"name": RECIPES[method], "lr": values[0], "prior_weight": values[1]},
         "best": {key: best[key] for key in ("lr", "prior_weight")},
-        "recipe_is_best": own is best,
+        "recipe_is_best": recipe_row is best,
     }
-    if own is None:
-        return found
-    gains = [round(b - o, 4) for b, o in zip(best["score"], own["score"], strict=True)]
-    return {**found, "best_less_recipe": gains}
+    if recipe_row is None:
+        return comparison
+    gains = [round(b - o, 4) for b, o in zip(best["score"], recipe_row["score"], strict=True)]
+    return {**comparison, "best_less_recipe": gains}
 
 
-def page(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> str:
+def format_page(rows: list[dict[str, Any]], comparisons: dict[str, dict[str, Any]]) -> str:
     """The rows as markdown."""
     head = ("method", "lr", "weight", "likeness x agreement", *TITLES)
     lines = [
@@ -112,18 +114,20 @@ def page(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> str
         "| --- |" + " ---: |" * (len(head) - 1),
     ]
     for row in rows:
-        verdict = verdicts[row["method"]]
-        marks = " (r)" * _is(row, verdict["recipe"]) + " ◀" * _is(row, verdict["best"])
+        comparison = comparisons[row["method"]]
+        marks = " (r)" * _has_values(row, comparison["recipe"]) + " ◀" * _has_values(
+            row, comparison["best"]
+        )
         values = [f"{statistics.fmean(row['score']):.3f}", *(f"{row[key]:.3f}" for key in KEYS)]
         settings = [f"{row['method']}{marks}", f"{row['lr']:g}", f"{row['prior_weight']:g}"]
         lines.append(f"| {' | '.join([*settings, *values])} |")
-    for method, verdict in verdicts.items():
-        gains = ", ".join(f"{gain:+.3f}" for gain in verdict.get("best_less_recipe", ()))
+    for method, comparison in comparisons.items():
+        gains = ", ".join(f"{gain:+.3f}" for gain in comparison.get("best_less_recipe", ()))
         lines += ["", f"The best less the recipe, {method}, subject by subject: {gains}."]
     return "\n".join(lines) + "\n"
 
 
-def _is(row: dict[str, Any], values: dict[str, Any]) -> bool:
+def _has_values(row: dict[str, Any], values: dict[str, Any]) -> bool:
     return all(row[key] == values[key] for key in ("lr", "prior_weight"))
 
 
@@ -134,25 +138,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the record; a table goes beside it as .md")
     parser.add_argument("--subjects", type=int, nargs="*", default=SUBJECTS)
     parser.add_argument("--methods", nargs="*", default=tuple(GRIDS), choices=GRIDS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    todo = [c for c in cells(tuple(given.subjects)) if c.method in given.methods]
-    lines = study(todo, given.work, "sweep.jsonl", lambda cell: (STEPS,))
-    asked = {(cell.subject, cell.name) for cell in todo}
-    rows = table([line for line in lines if (line["subject"], line["cell"]) in asked])
+    cells = [c for c in make_cells(tuple(arguments.subjects)) if c.method in arguments.methods]
+    lines = run_study(cells, arguments.work, "sweep.jsonl", lambda cell: (STEPS,))
+    cell_keys = {(cell.subject, cell.name) for cell in cells}
+    rows = make_rows([line for line in lines if (line["subject"], line["cell"]) in cell_keys])
     bound = ChoiceConfig().max_drift
-    verdicts = {m: verdict(m, [r for r in rows if r["method"] == m], bound) for m in given.methods}
-    result = {
-        "rows": rows, "max_drift": bound, "verdicts": verdicts,
+    comparisons = {
+        m: compare_with_recipe(m, [r for r in rows if r["method"] == m], bound)
+        for m in arguments.methods
+    }
+    record = {
+        "rows": rows, "max_drift": bound, "verdicts": comparisons,
         "setting": {"steps": STEPS, "photographs_a_step": BATCH, "class_images": CLASS_IMAGES},
-        "conditions": conditions(),
+        "conditions": read_conditions(),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
-        given.json.with_suffix(".md").write_text(page(rows, verdicts))
+    print(json.dumps(record, indent=1))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.json.with_suffix(".md").write_text(format_page(rows, comparisons))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a theme is asked for, and what it answers."""
+"""Settings of a theme and its record."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from benchmarks.ceiling import ceilings
-from benchmarks.conditions import conditions, load_average
+from benchmarks.ceiling import measure_ceilings
+from benchmarks.conditions import read_conditions, read_load_average
 from benchmarks.themes import THEMES
 from dreambooth_ray.errors import ConfigError
 
@@ -40,7 +40,7 @@ def parse_workers(text: str) -> tuple[int, ...]:
     return counts
 
 
-def run(theme: str, setting: Setting) -> dict[str, Any]:
+def run_theme(theme: str, setting: Setting) -> dict[str, Any]:
     """Measure a theme.
 
     returns: its record. `ratios` has one case for each peer, named in `headline`; all cases
@@ -49,25 +49,27 @@ def run(theme: str, setting: Setting) -> dict[str, Any]:
     """
     if theme not in THEMES:
         raise ConfigError(f"no theme {theme!r}; there are {', '.join(THEMES)}")
-    before = conditions()
+    conditions = read_conditions()
     measure: Measure = import_module(f"benchmarks.{THEMES[theme][0]}").measure
-    found = measure(setting)
+    measurement = measure(setting)
     return {
         "theme": theme,
-        "ratios": ratios(found["cases"], found.get("headline", {})),
-        **found,
+        "ratios": select_ratios(measurement["cases"], measurement.get("headline", {})),
+        **measurement,
         "setting": asdict(setting),
-        "ceilings": ceilings(),
-        "conditions": before,
-        "load_average_after": load_average(),
+        "ceilings": measure_ceilings(),
+        "conditions": conditions,
+        "load_average_after": read_load_average(),
     }
 
 
-def ratios(cases: list[dict[str, Any]], headline: dict[str, str]) -> dict[str, dict[str, float]]:
+def select_ratios(
+    cases: list[dict[str, Any]], headline: dict[str, str]
+) -> dict[str, dict[str, float]]:
     """The ratio of each peer's headline case; its first if none is named."""
-    found: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float]] = {}
     for case in cases:
         peer = case["peer"]
         if "ratio" in case and headline.get(peer, case["case"]) == case["case"]:
-            found.setdefault(peer, case["ratio"])
-    return found
+            ratios.setdefault(peer, case["ratio"])
+    return ratios

@@ -18,11 +18,11 @@ import ray
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.ceiling import ceilings, flops
-from benchmarks.gated_runs import Run, about, make_config, running
-from benchmarks.measure import Case, Spent, Timed, compare
+from benchmarks.ceiling import count_flops, measure_ceilings
+from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
+from benchmarks.measure import BenchmarkCase, ElapsedTime, TimedWork, compare_sides
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.step_breakdown import anatomy, why
+from benchmarks.step_breakdown import explain_missed_bar, measure_breakdown
 from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.allocator import ALLOCATOR
@@ -43,8 +43,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Both methods, in smoke profile the first, in turns with the plain loop."""
     torch.set_num_threads(1)
     cases: list[dict[str, Any]] = []
-    equal: dict[str, bool] = {}
-    parts: dict[str, Any] = {}
+    has_equal_losses: dict[str, bool] = {}
+    breakdowns: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
         connection(ClusterConfig(), PROCESSES, is_bare=True),
@@ -52,108 +52,120 @@ def measure(setting: Setting) -> dict[str, Any]:
         for method in list(METHODS)[: setting.pick(1, 2)]:
             config = make_config(Path(name), setting, method.partition(" ")[0], 1)
             with ExitStack() as stack:
-                cases.append(_against_plain(stack, method, config, setting))
+                cases.append(_compare_with_plain(stack, method, config, setting))
             if setting.profile == "full":
                 with ExitStack() as stack:
-                    found, equal[method] = _allocators(stack, method, config, setting)
-                    cases += found
+                    allocator_cases, has_equal_losses[method] = _compare_allocators(
+                        stack, method, config, setting
+                    )
+                    cases += allocator_cases
                 directory = str(model_directory(setting.model))
-                parts[method] = anatomy(config, directory, _steps(setting))
+                breakdowns[method] = measure_breakdown(config, directory, _steps_per_turn(setting))
     return {
         "headline": {"diffusers": "full with text encoder"},
         "cases": cases,
-        "plain_loop_is_made_of": parts,
+        "plain_loop_is_made_of": breakdowns,
         "below_the_bar": [
-            why(case, parts[case["case"]])
+            explain_missed_bar(case, breakdowns[case["case"]])
             for case in cases
-            if case["case"] in parts and not case.get("reached", True)
+            if case["case"] in breakdowns and not case.get("reached", True)
         ],
-        "equal_losses_by_either_allocator": equal,
+        "equal_losses_by_either_allocator": has_equal_losses,
         "configuration": {
-            "steps_a_turn": _steps(setting), "run": about(config),
+            "steps_a_turn": _steps_per_turn(setting), "run": dump_portable_config(config),
             "allocator": sorted(ALLOCATOR), "peer_allocator": "as Python has it",
         },
-        "utilisation": _utilisation(setting, config.train.resolution, cases),
+        "utilisation": _compute_utilisation(setting, config.train.resolution, cases),
     }  # fmt: skip
 
 
-def _steps(setting: Setting) -> int:
+def _steps_per_turn(setting: Setting) -> int:
     return setting.pick(8, 25)
 
 
-def _against_plain(
+def _compare_with_plain(
     stack: ExitStack, method: str, config: Config, setting: Setting
 ) -> dict[str, Any]:
     """As each side comes."""
-    theirs = _plain(stack, config, setting, {})
-    ours = stack.enter_context(running(config))
-    case = Case(method, "diffusers", _images(config, setting), "images", METHODS[method])
-    ours.ready()
-    return compare(case, partial(ours.steps, _steps(setting)), theirs, setting.pick(3, 8))
+    theirs = _start_plain_loop(stack, config, setting, {})
+    ours = stack.enter_context(start_gated_run(config))
+    case = BenchmarkCase(
+        method, "diffusers", _count_images(config, setting), "images", METHODS[method]
+    )
+    ours.wait_until_ready()
+    return compare_sides(
+        case, partial(ours.run_steps, _steps_per_turn(setting)), theirs, setting.pick(3, 8)
+    )
 
 
-def _allocators(
+def _compare_allocators(
     stack: ExitStack, method: str, config: Config, setting: Setting
 ) -> tuple[list[dict[str, Any]], bool]:
     """Both sides with jemalloc, and ours with it against ours without; whether losses differ."""
-    theirs = _plain(stack, config, setting, ALLOCATOR)
-    runs: dict[str, Run] = {}
+    theirs = _start_plain_loop(stack, config, setting, ALLOCATOR)
+    runs: dict[str, GatedRun] = {}
     for name, allocator in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
-        own = config.model_copy(update={"run_id": f"{config.run_id}-{name}"})
-        runs[name] = stack.enter_context(running(own, allocator))
+        allocator_config = config.model_copy(update={"run_id": f"{config.run_id}-{name}"})
+        runs[name] = stack.enter_context(start_gated_run(allocator_config, allocator))
     for run in runs.values():
-        run.ready()
-    images, steps = _images(config, setting), _steps(setting)
+        run.wait_until_ready()
+    images, steps = _count_images(config, setting), _steps_per_turn(setting)
 
-    def case(name: str, peer: str, other: Timed) -> dict[str, Any]:
-        about = Case(f"{method}, {name}", peer, images, "images")
-        return compare(about, partial(runs["jemalloc"].steps, steps), other, setting.pick(2, 5))
+    def compare_case(name: str, peer: str, other: TimedWork) -> dict[str, Any]:
+        benchmark_case = BenchmarkCase(f"{method}, {name}", peer, images, "images")
+        return compare_sides(
+            benchmark_case, partial(runs["jemalloc"].run_steps, steps), other, setting.pick(2, 5)
+        )
 
     cases = [
-        case("both with jemalloc", "diffusers_jemalloc", theirs),
-        case("jemalloc against glibc", "glibc", partial(runs["glibc"].steps, steps)),
+        compare_case("both with jemalloc", "diffusers_jemalloc", theirs),
+        compare_case("jemalloc against glibc", "glibc", partial(runs["glibc"].run_steps, steps)),
     ]
     curves = [read_metrics(run.store) for run in runs.values()]
     common = min(len(curve) for curve in curves)
     return cases, curves[0][:common] == curves[1][:common]
 
 
-def _plain(
+def _start_plain_loop(
     stack: ExitStack, config: Config, setting: Setting, allocator: Mapping[str, str]
-) -> Callable[[], Spent]:
+) -> Callable[[], ElapsedTime]:
     """The peer in an actor, started; its turn."""
     remote = ray.remote(num_cpus=1, runtime_env={"env_vars": dict(allocator)})(PlainLoop)
     peer = remote.remote(config, str(model_directory(setting.model)))
     stack.callback(ray.kill, peer)
 
-    def turn() -> Spent:
-        spent: Spent = ray.get(peer.steps.remote(_steps(setting)))
-        return spent
+    def run_turn() -> ElapsedTime:
+        elapsed: ElapsedTime = ray.get(peer.run_steps.remote(_steps_per_turn(setting)))
+        return elapsed
 
-    return turn
-
-
-def _images(config: Config, setting: Setting) -> int:
-    return 2 * config.train.batch_size * _steps(setting)
+    return run_turn
 
 
-def _utilisation(setting: Setting, side_px: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
+def _count_images(config: Config, setting: Setting) -> int:
+    return 2 * config.train.batch_size * _steps_per_turn(setting)
+
+
+def _compute_utilisation(
+    setting: Setting, side_px: int, cases: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Share of the machine's matmul rate that forward and backward of the UNet reach."""
     parts = load_components(model_directory(setting.model))
     parts.text_encoder.requires_grad_(False)
-    one = flops(lambda: _there_and_back(parts.unet, side_px // parts.latent_factor)) / 1e9
-    rate = ceilings()["matmul_gflops"]
-    full = next(c for c in cases if c["case"] == "full with text encoder")
-    if "ratio" not in full:
-        return {"gflop_an_image": round(one, 2)}
+    gflop_per_image = (
+        count_flops(lambda: _run_forward_backward(parts.unet, side_px // parts.latent_factor)) / 1e9
+    )
+    rate = measure_ceilings()["matmul_gflops"]
+    full_case = next(c for c in cases if c["case"] == "full with text encoder")
+    if "ratio" not in full_case:
+        return {"gflop_an_image": round(gflop_per_image, 2)}
     return {
-        "gflop_an_image": round(one, 2),
-        "ours": round(full["ours"]["median"] * one / rate, 3),
-        "theirs": round(full["theirs"]["median"] * one / rate, 3),
+        "gflop_an_image": round(gflop_per_image, 2),
+        "ours": round(full_case["ours"]["median"] * gflop_per_image / rate, 3),
+        "theirs": round(full_case["theirs"]["median"] * gflop_per_image / rate, 3),
     }
 
 
-def _there_and_back(unet: UNet2DConditionModel, side: int) -> None:
+def _run_forward_backward(unet: UNet2DConditionModel, side: int) -> None:
     settings: Any = unet.config
     x = torch.zeros(1, settings.in_channels, side, side)
     hidden = torch.zeros(1, 77, settings.cross_attention_dim)

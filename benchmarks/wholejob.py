@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gated_runs import about, make_config
-from benchmarks.measure import Case, clocked, compare
+from benchmarks.gated_runs import dump_portable_config, make_config
+from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
 from benchmarks.theme import Setting
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.errors import DreamBoothError
@@ -35,33 +35,38 @@ def measure(setting: Setting) -> dict[str, Any]:
                 )
                 file = Path(name) / f"{method}-{steps}.yaml"
                 file.write_text(dump_config(config))
-                cases.append(_case(method, steps, file, setting))
+                cases.append(_compare_jobs(method, steps, file, setting))
     return {
         "headline": {"diffusers": cases[-1]["case"]},
         "cases": cases,
-        "configuration": {"run": about(config) if config else {}, "class_images": "given"},
+        "configuration": {
+            "run": dump_portable_config(config) if config else {},
+            "class_images": "given",
+        },
     }
 
 
-def _case(method: str, steps: int, recipe: Path, setting: Setting) -> dict[str, Any]:
+def _compare_jobs(method: str, steps: int, recipe: Path, setting: Setting) -> dict[str, Any]:
     numbers, plain = count(), [sys.executable, "-m", "benchmarks.plain_job"]
 
     def ours() -> None:
-        _run([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
+        _run_command([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
 
     def theirs() -> None:
-        _run([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
+        _run_command([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
 
-    case = Case(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
-    return compare(case, clocked(ours), clocked(theirs), setting.pick(1, 5))
+    case = BenchmarkCase(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
+    return compare_sides(case, make_timed(ours), make_timed(theirs), setting.pick(1, 5))
 
 
-def _run(command: list[str]) -> None:
+def _run_command(command: list[str]) -> None:
     """One thread each, as in theme `train`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise DreamBoothError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        raise DreamBoothError(
+            f"{command[0]} ended with {result.returncode}: {result.stderr[-2000:]}"
+        )
 
 
 def main() -> None:

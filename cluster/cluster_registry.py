@@ -39,12 +39,12 @@ class ClusterEntry(Section):
 
     @field_validator("address")
     @classmethod
-    def _is_url(cls, given: str) -> str:
-        if not given.startswith(("http://", "https://")):
+    def _validate_address(cls, address: str) -> str:
+        if not address.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://, and end in the Jobs API's port")
-        return given.rstrip("/")
+        return address.rstrip("/")
 
-    def secret(self) -> str | None:
+    def read_token(self) -> str | None:
         """The token, from wherever it is; raises ConfigError if that is missing."""
         if self.token_file:
             path = Path(self.token_file).expanduser()
@@ -73,8 +73,8 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}; correct the file") from error
     if not isinstance(entries, dict) or name not in entries:
-        known = ", ".join(entries) if isinstance(entries, dict) else ""
-        raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {known or 'none'}")
+        names = ", ".join(entries) if isinstance(entries, dict) else ""
+        raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {names or 'none'}")
     try:
         return ClusterEntry.model_validate(entries[name])
     except ValidationError as error:

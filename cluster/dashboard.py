@@ -1,4 +1,4 @@
-"""What a cluster says of itself over HTTP: versions, hosts, jobs."""
+"""A cluster's HTTP interface: versions, hosts, capacity."""
 
 import os
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Dashboard:
 
     def __init__(self, entry: ClusterEntry) -> None:
         """raises ConfigError if its token can't be found."""
-        token = entry.secret()
+        token = entry.read_token()
         self._address = entry.address
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.verify: str | bool = entry.ca or True
@@ -49,30 +49,32 @@ class Dashboard:
         """
         url = f"{self._address}{path}"
         try:
-            answer = requests.get(url, headers=self.headers, verify=self.verify, timeout=TIMEOUT_S)
+            response = requests.get(
+                url, headers=self.headers, verify=self.verify, timeout=TIMEOUT_S
+            )
         except (requests.RequestException, OSError) as error:
             raise CapacityError(
                 f"address={self._address!r} does not answer ({type(error).__name__}); check that "
                 "the cluster is up, the port open and the certificate trusted"
             ) from error
-        if answer.status_code in (401, 403):
+        if response.status_code in (401, 403):
             raise ConfigError(
-                f"address={self._address!r} refuses the token ({answer.text.strip()[:80]}); set "
+                f"address={self._address!r} refuses the token ({response.text.strip()[:80]}); set "
                 "token_file, token_env or token to the cluster's own"
             )
-        answer.raise_for_status()
-        return answer.json()
+        response.raise_for_status()
+        return response.json()
 
     def versions(self) -> Versions:
         """Of Ray and Python on the head."""
         ray = str(self.get("/api/version").get("ray_version", ""))
-        about = self.get("/api/v0/cluster_metadata").get("data", {})
-        return Versions(ray, str(about.get("pythonVersion", about.get("python_version", ""))))
+        metadata = self.get("/api/v0/cluster_metadata").get("data", {})
+        return Versions(ray, str(metadata.get("pythonVersion", metadata.get("python_version", ""))))
 
     def hosts(self) -> list[dict[str, Any]]:
         """Summaries of the hosts that are alive."""
-        found = self.get("/nodes?view=summary")["data"]["summary"]
-        return [host for host in found if host["raylet"].get("state") == "ALIVE"]
+        summaries = self.get("/nodes?view=summary")["data"]["summary"]
+        return [host for host in summaries if host["raylet"].get("state") == "ALIVE"]
 
     def capacity(self) -> Capacity:
         """Of all live hosts."""
@@ -89,12 +91,12 @@ class Dashboard:
 
 
 @contextmanager
-def own_address() -> Iterator[None]:
+def without_address_variables() -> Iterator[None]:
     """Ray's client lets the environment overrule the address it is given; not inside this block."""
-    kept = {
+    variables = {
         k: os.environ.pop(k) for k in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if k in os.environ
     }
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(variables)

@@ -45,13 +45,13 @@ class FleetConfig(Section):
 
     def config_of(self, subject: FleetSubject) -> Config:
         """A subject's run; raises ConfigError naming the key at fault."""
-        own = [
+        subject_overrides = [
             f"run_id={subject.id}",
             f"subject.photos={subject.photos}",
             f"subject.class_noun={subject.class_noun}",
             f"subject.identifier={subject.identifier}",
         ]
-        return load_config(self.recipe, [*self.overrides, *own, *subject.overrides])
+        return load_config(self.recipe, [*self.overrides, *subject_overrides, *subject.overrides])
 
 
 def load_fleet(path: Path) -> FleetConfig:
@@ -71,9 +71,11 @@ def load_fleet(path: Path) -> FleetConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {key}: {first['msg']}") from error
-    twice = [name for name, count in Counter(s.id for s in fleet.subjects).items() if count > 1]
-    if twice:
-        raise ConfigError(f"{path}: subjects: id {twice[0]!r} is there twice; ids name runs")
+    repeated_ids = [
+        name for name, count in Counter(s.id for s in fleet.subjects).items() if count > 1
+    ]
+    if repeated_ids:
+        raise ConfigError(f"{path}: subjects: id {repeated_ids[0]!r} is there twice; ids name runs")
     return fleet
 
 
@@ -106,11 +108,11 @@ class FleetQueue:
         waiting = [e for e in self.entries if e.state == "waiting"]
         if not waiting or sum(e.state == "running" for e in self.entries) >= self.parallel:
             return None
-        least = min(self.served[e.subject.owner] for e in waiting)
-        fair = [e for e in waiting if self.served[e.subject.owner] == least]
-        owner = fair[0].subject.owner
+        fewest_starts = min(self.served[e.subject.owner] for e in waiting)
+        candidates = [e for e in waiting if self.served[e.subject.owner] == fewest_starts]
+        owner = candidates[0].subject.owner
         chosen = max(
-            (e for e in fair if e.subject.owner == owner), key=lambda e: e.subject.priority
+            (e for e in candidates if e.subject.owner == owner), key=lambda e: e.subject.priority
         )
         chosen.state = "running"
         chosen.tries += 1
@@ -132,9 +134,14 @@ class FleetQueue:
         return all(e.state in ("done", "failed") for e in self.entries)
 
 
-def drive(queue: FleetQueue, start: Callable[[FleetEntry], Any], wait: Callable[[Iterable[Any]], Any],
-          outcome: Callable[[Any], str | None], say: Callable[[str], None]) -> None:  # fmt: skip
-    """Start what the queue gives and note what ends, until it is over.
+def run_queue(
+    queue: FleetQueue,
+    start: Callable[[FleetEntry], Any],
+    wait: Callable[[Iterable[Any]], Any],
+    outcome: Callable[[Any], str | None],
+    say: Callable[[str], None],
+) -> None:
+    """Start the entries of the queue and record how they end, until it is over.
 
     start: begins an entry's run and returns its handle; wait: blocks until one of the handles has
     ended and returns it; outcome: None, or why it failed
@@ -145,20 +152,20 @@ def drive(queue: FleetQueue, start: Callable[[FleetEntry], Any], wait: Callable[
             running[start(entry)] = entry, time.monotonic()
             say(f"{entry.subject.id}: try {entry.tries} begins")
         handle = wait(list(running))
-        entry, began = running.pop(handle)
-        queue.finish(entry, outcome(handle), time.monotonic() - began)
+        entry, start_s = running.pop(handle)
+        queue.finish(entry, outcome(handle), time.monotonic() - start_s)
         say(f"{entry.subject.id}: {entry.state} {entry.note}".rstrip())
 
 
-def configurations(fleet: FleetConfig) -> dict[str, str]:
+def dump_configurations(fleet: FleetConfig) -> dict[str, str]:
     """Every subject's configuration as YAML, by id; refuses the whole fleet for one mistake.
 
     raises: ConfigError naming the subject and the key
     """
-    made = {}
+    config_texts = {}
     for subject in fleet.subjects:
         try:
-            made[subject.id] = dump_config(fleet.config_of(subject))
+            config_texts[subject.id] = dump_config(fleet.config_of(subject))
         except ConfigError as error:
             raise ConfigError(f"subject {subject.id!r}: {error}") from error
-    return made
+    return config_texts

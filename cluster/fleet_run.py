@@ -5,31 +5,31 @@ from typing import Any
 
 import ray
 
-from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, configurations, drive
-from cluster.ray_jobs import place
+from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, dump_configurations, run_queue
+from cluster.ray_jobs import make_portable_config
 from cluster.session import session
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import TrainingDisplay
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.preparation import Prepared, prepare
+from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
 
 
-class Quiet(TrainingDisplay):
+class QuietDisplay(TrainingDisplay):
     """A display of tasks: several at once would talk over each other."""
 
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def priors(self, done: int, total: int) -> None:
+    def show_priors(self, num_done: int, total: int) -> None:
         """Nothing."""
 
-    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work`."""
         work()
 
@@ -39,10 +39,14 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
 
     raises: ConfigError or DataError for the first subject that can't be trained, before any is
     """
-    configs = {name: parse_config(text, name, []) for name, text in configurations(fleet).items()}
-    prepared = {name: prepare(config, Quiet()) for name, config in configs.items()}
+    configs = {
+        name: parse_config(text, name, []) for name, text in dump_configurations(fleet).items()
+    }
+    prepared = {name: prepare_run(config, QuietDisplay()) for name, config in configs.items()}
     # Nothing is wrong with any of them: now photographs go where every host can read them.
-    texts = {name: dump_config(place(config)) for name, config in configs.items()}
+    config_texts = {
+        name: dump_config(make_portable_config(config)) for name, config in configs.items()
+    }
     entries = [FleetEntry(subject) for subject in fleet.subjects]
     for entry in entries:
         config = configs[entry.subject.id]
@@ -50,42 +54,48 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
         if is_finished(run):
             entry.state, entry.note = "done", "was done before"
     queue = FleetQueue(entries, fleet.parallel, fleet.retries)
-    todo = [e for e in entries if e.state == "waiting"]
-    if todo:
-        with session(configs[todo[0].subject.id]):
-            _draw_priors([prepared[e.subject.id] for e in todo], say)
-            drive(queue, lambda e: _train.remote(texts[e.subject.id]), _first, _outcome, say)
+    waiting = [e for e in entries if e.state == "waiting"]
+    if waiting:
+        with session(configs[waiting[0].subject.id]):
+            _generate_priors([prepared[e.subject.id] for e in waiting], say)
+            run_queue(
+                queue,
+                lambda e: _train_subject.remote(config_texts[e.subject.id]),
+                _wait_for_first,
+                _describe_failure,
+                say,
+            )
     return entries
 
 
-def _draw_priors(prepared: list[Prepared], say: Callable[[str], None]) -> None:
+def _generate_priors(prepared: list[PreparedRun], say: Callable[[str], None]) -> None:
     """Each set of class images once, however many subjects share it, before anybody needs it."""
-    seen: set[str] = set()
-    for each in prepared:
-        if each.config.prior.count:
-            order = pipeline.order_priors(each, each.config.prior.count)
-            if order.spec.digest not in seen:
-                seen.add(order.spec.digest)
-                say(f"class images: {', '.join(each.config.class_prompts)}")
-                pipeline.draw_priors(each, order, Quiet())
+    digests: set[str] = set()
+    for subject in prepared:
+        if subject.config.prior.count:
+            request = pipeline.plan_priors(subject, subject.config.prior.count)
+            if request.spec.digest not in digests:
+                digests.add(request.spec.digest)
+                say(f"class images: {', '.join(subject.config.class_prompts)}")
+                pipeline.generate_missing_priors(subject, request, QuietDisplay())
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _train(text: str) -> None:
+def _train_subject(text: str) -> None:
     """One subject from wherever its run stands to its bundle."""
     config = parse_config(text, "the fleet", [])
-    display = Quiet()
-    prepared, run = prepare(config, display), open_run(config)
+    display = QuietDisplay()
+    prepared, run = prepare_run(config, display), open_run(config)
     # A try that died with its host has left a lease behind, which nobody there gives back.
     pipeline.train(prepared, run, display, PATIENCE_S)
 
 
-def _first(handles: Iterable[Any]) -> Any:
-    done, _ = ray.wait(list(handles), num_returns=1)
-    return done[0]
+def _wait_for_first(handles: Iterable[Any]) -> Any:
+    finished, _ = ray.wait(list(handles), num_returns=1)
+    return finished[0]
 
 
-def _outcome(handle: Any) -> str | None:
+def _describe_failure(handle: Any) -> str | None:
     try:
         ray.get(handle)
     except ray.exceptions.RayTaskError as error:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from cluster import object_store
-from cluster.namespaces import INTERFACE, Host, Network, check_rights, enter
+from cluster.namespaces import INTERFACE, Host, Network, check_rights, command_in_host
 from dreambooth_ray.errors import CapacityError, ConfigError
 
 HEAD = "head"
@@ -78,7 +78,7 @@ class LocalCluster:
         try:
             if s3:
                 cluster._start_store()
-            cluster._start(HEAD, cluster._ray(HEAD, head=True))
+            cluster._start_host(HEAD, cluster._ray_command(HEAD, head=True))
             for _ in range(num_hosts - 1):
                 cluster.add_worker()
             if wait:
@@ -114,7 +114,7 @@ class LocalCluster:
         """What lets fsspec and botocore find the object store; empty if there is none."""
         if not any(h.name == STORE for h in self.hosts):
             return {}
-        return object_store.environment(self.host(STORE).address, self._secret)
+        return object_store.store_environment(self.host(STORE).address, self._secret)
 
     @property
     def workers(self) -> list[Host]:
@@ -126,24 +126,24 @@ class LocalCluster:
         for host in self.hosts:
             if host.name == name:
                 return host
-        known = ", ".join(h.name for h in self.hosts)
-        raise ConfigError(f"no host {name!r} in this cluster; there are {known or 'none'}")
+        names = ", ".join(h.name for h in self.hosts)
+        raise ConfigError(f"no host {name!r} in this cluster; there are {names or 'none'}")
 
     def add_worker(self) -> Host:
         """One more host with a Ray worker node; its name and address are new."""
         name = f"host-{self._next}"
-        return self._start(name, self._ray(name, head=False))
+        return self._start_host(name, self._ray_command(name, head=False))
 
     def add_client(self, name: str = "client") -> Host:
         """A host without Ray, to submit from: somebody's laptop."""
-        return self._start(name, ["sleep", "infinity"])
+        return self._start_host(name, ["sleep", "infinity"])
 
     def kill(self, name: str) -> None:
-        """Power a host off; it is gone for good."""
+        """Power a host off; it does not come back."""
         host = self.host(name)
         self.network.kill(host)
         self.hosts.remove(host)
-        self._save()
+        self._save_state()
 
     def replace(self, name: str) -> Host:
         """Power a worker off and start another in its place."""
@@ -154,7 +154,7 @@ class LocalCluster:
 
     def command(self, name: str, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` inside a host, to be started with `environment`."""
-        return enter(self.host(name), command)
+        return command_in_host(self.host(name), command)
 
     def execute(self, name: str, command: Sequence[str], **options: Any) -> Any:
         """subprocess.run of a command inside a host."""
@@ -164,9 +164,9 @@ class LocalCluster:
     @property
     def environment(self) -> dict[str, str]:
         """What every process of this cluster is started with."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
         return {
-            **kept,
+            **variables,
             **self.s3_environment,
             "PATH": _search_path(),
             "RAY_AUTH_MODE": "token",
@@ -202,21 +202,25 @@ class LocalCluster:
 
         raises: CapacityError with what the logs say last
         """
-        wanted = sorted(h.address for h in self.hosts if h.name == HEAD or h in self.workers)
+        expected_addresses = sorted(
+            h.address for h in self.hosts if h.name == HEAD or h in self.workers
+        )
         deadline = time.monotonic() + timeout_s
-        seen: list[str] = []
+        alive_addresses: list[str] = []
         while time.monotonic() < deadline:
             try:
-                seen = self.nodes()
+                alive_addresses = self.nodes()
             except (OSError, KeyError, ValueError):
-                seen = []
-            if seen == wanted:
+                alive_addresses = []
+            if alive_addresses == expected_addresses:
                 return
             for host in self.hosts:
                 if not host.is_alive:
-                    raise CapacityError(f"host {host.name} ended: {self._last_words(host)}")
+                    raise CapacityError(f"host {host.name} ended: {self._last_log_lines(host)}")
             time.sleep(_POLL_S)
-        raise CapacityError(f"after {timeout_s:.0f} s the head sees {seen}, not {wanted}")
+        raise CapacityError(
+            f"after {timeout_s:.0f} s the head sees {alive_addresses}, not {expected_addresses}"
+        )
 
     def down(self) -> None:
         """Kill every host, remove network and folder."""
@@ -225,18 +229,18 @@ class LocalCluster:
         self.network.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _last_words(self, host: Host) -> str:
+    def _last_log_lines(self, host: Host) -> str:
         lines = (self.folder / host.name / "log").read_text(errors="replace").splitlines()
         return " / ".join(line.strip() for line in lines[-5:] if line.strip())
 
-    def _start(self, name: str, command: Sequence[str]) -> Host:
+    def _start_host(self, name: str, command: Sequence[str]) -> Host:
         host = self.network.start(name, self._next, self.folder, command, self.environment)
         self.hosts.append(host)
         self._next += 1
-        self._save()
+        self._save_state()
         return host
 
-    def _save(self) -> None:
+    def _save_state(self) -> None:
         state = {
             "network": asdict(self.network),
             "hosts": [asdict(h) for h in self.hosts],
@@ -248,7 +252,7 @@ class LocalCluster:
         partial.write_text(json.dumps(state, indent=1))
         partial.replace(self.folder / "state.json")
 
-    def _ray(self, name: str, *, head: bool) -> list[str]:
+    def _ray_command(self, name: str, *, head: bool) -> list[str]:
         role = (
             ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0"]
             if head
@@ -263,15 +267,15 @@ class LocalCluster:
 
     def _start_store(self) -> None:
         address = f"{self.network.prefix}.{self._next}"
-        command = object_store.prepare(self.folder / STORE / "tmp", address, self._secret)
-        host = self._start(STORE, command)
+        command = object_store.prepare_host(self.folder / STORE / "tmp", address, self._secret)
+        host = self._start_host(STORE, command)
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not object_store.make_bucket(enter(host, []), address, self.environment):
+        while not object_store.make_bucket(command_in_host(host, []), address, self.environment):
             if time.monotonic() > deadline or not host.is_alive:
-                raise CapacityError(f"SeaweedFS does not answer: {self._last_words(host)}")
+                raise CapacityError(f"SeaweedFS does not answer: {self._last_log_lines(host)}")
             time.sleep(_POLL_S)
 
 
 def _search_path() -> str:
-    """PATH with this interpreter's folder first: what pip installed beside it is found."""
+    """PATH with this interpreter's folder first: tools that pip installed there come first."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

@@ -67,14 +67,14 @@ class Network:
     @staticmethod
     def create(tag: str) -> "Network":
         """A bridge named after `tag` (at most 8 letters) on the first free 10.213.n.0/24."""
-        taken = json.dumps(json.loads(_output("ip", "-j", "address")))
+        addresses = json.dumps(json.loads(_read_output("ip", "-j", "address")))
         for number in range(1, 255):
             prefix = f"10.213.{number}"
-            if f'"{prefix}.1"' not in taken:
+            if f'"{prefix}.1"' not in addresses:
                 network = Network(f"db-{tag}", prefix)
-                _run("ip", "link", "add", network.bridge, "type", "bridge")
-                _run("ip", "address", "add", f"{network.gateway}/24", "dev", network.bridge)
-                _run("ip", "link", "set", network.bridge, "up")
+                _run_command("ip", "link", "add", network.bridge, "type", "bridge")
+                _run_command("ip", "address", "add", f"{network.gateway}/24", "dev", network.bridge)
+                _run_command("ip", "link", "set", network.bridge, "up")
                 return network
         raise CapacityError("all of 10.213.1.0 to 10.213.254.0 are taken; take down old clusters")
 
@@ -95,22 +95,24 @@ class Network:
         number: last part of its address, 2 to 254
         """
         namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
-        outer = f"{self.bridge[3:]}-{number}"[:15]
-        own = folder / name
-        (own / "tmp").mkdir(parents=True, exist_ok=True)
-        _run("ip", "netns", "add", namespace)
-        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", INTERFACE,
-             "netns", namespace)  # fmt: skip
-        _run("ip", "link", "set", outer, "master", self.bridge, "up")
+        outer_interface = f"{self.bridge[3:]}-{number}"[:15]
+        host_folder = folder / name
+        (host_folder / "tmp").mkdir(parents=True, exist_ok=True)
+        _run_command("ip", "netns", "add", namespace)
+        _run_command(
+            "ip", "link", "add", outer_interface, "type", "veth", "peer", "name", INTERFACE,
+            "netns", namespace,
+        )  # fmt: skip
+        _run_command("ip", "link", "set", outer_interface, "master", self.bridge, "up")
         for words in (f"address add {address}/24 dev {INTERFACE}", f"link set {INTERFACE} up",
                       "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
-            _run("ip", "-n", namespace, *words.split())
+            _run_command("ip", "-n", namespace, *words.split())
         script = (
-            f'mount --bind "{own / "tmp"}" /tmp && '
+            f'mount --bind "{host_folder / "tmp"}" /tmp && '
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
             f'hostname {name} && touch /tmp/{_STARTED} && exec "$@"'
         )
-        with (own / "log").open("wb") as log:
+        with (host_folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--pid",
                  "--mount-proc", "--fork", "--kill-child", "sh", "-c", script, name, *command],
@@ -119,25 +121,27 @@ class Network:
             )  # fmt: skip
         host = Host(name, namespace, address, process.pid, _start_ticks(process.pid) or 0)
         deadline = time.monotonic() + _CHANGE_TIMEOUT_S
-        while not (own / "tmp" / _STARTED).exists():
+        while not (host_folder / "tmp" / _STARTED).exists():
             if not host.is_alive or time.monotonic() > deadline:
-                raise ConfigError(f"host {name} did not start: {(own / 'log').read_text().strip()}")
+                raise ConfigError(
+                    f"host {name} did not start: {(host_folder / 'log').read_text().strip()}"
+                )
             time.sleep(_POLL_S)
-        (own / "tmp" / _STARTED).unlink()
+        (host_folder / "tmp" / _STARTED).unlink()
         return host
 
-    def _outer(self, host: Host) -> str:
+    def _outer_interface(self, host: Host) -> str:
         return f"{self.bridge[3:]}-{host.address.rpartition('.')[2]}"[:15]
 
     def cut(self, host: Host) -> None:
-        """Pull the host's cable: nothing arrives, and nobody is told."""
-        _run("ip", "link", "set", self._outer(host), "down")
+        """Pull the host's cable: nothing arrives, and no process is notified."""
+        _run_command("ip", "link", "set", self._outer_interface(host), "down")
 
     def mend(self, host: Host) -> None:
         """Undo cut, delay and slow."""
-        _run("ip", "link", "set", self._outer(host), "up")
+        _run_command("ip", "link", "set", self._outer_interface(host), "up")
         subprocess.run(
-            ["tc", "qdisc", "del", "dev", self._outer(host), "root"],
+            ["tc", "qdisc", "del", "dev", self._outer_interface(host), "root"],
             capture_output=True,
             check=False,
         )
@@ -148,15 +152,33 @@ class Network:
         raises: ConfigError if the kernel has no netem
         """
         words = f"delay {delay_ms}ms loss {loss_percent}%"
-        _run("tc", "qdisc", "replace", "dev", self._outer(host), "root", "netem", *words.split())
+        _run_command(
+            "tc",
+            "qdisc",
+            "replace",
+            "dev",
+            self._outer_interface(host),
+            "root",
+            "netem",
+            *words.split(),
+        )
 
     def slow(self, host: Host, kilobits_s: int) -> None:
         """Let no more than so many kilobits a second through to the host."""
         words = f"rate {kilobits_s}kbit burst 32kbit latency 400ms"
-        _run("tc", "qdisc", "replace", "dev", self._outer(host), "root", "tbf", *words.split())
+        _run_command(
+            "tc",
+            "qdisc",
+            "replace",
+            "dev",
+            self._outer_interface(host),
+            "root",
+            "tbf",
+            *words.split(),
+        )
 
     def kill(self, host: Host) -> None:
-        """Power off: the cable first, so that no process of it can say good-bye."""
+        """Power off: the cable first, so that no process of it can close its connections."""
         self.cut(host)
         if host.is_alive:
             os.kill(host.pid, signal.SIGKILL)
@@ -164,20 +186,32 @@ class Network:
         while host.is_alive and time.monotonic() < deadline:
             _reap(host.pid)
             time.sleep(_POLL_S)
-        subprocess.run(["ip", "link", "del", self._outer(host)], capture_output=True, check=False)
+        subprocess.run(
+            ["ip", "link", "del", self._outer_interface(host)], capture_output=True, check=False
+        )
         subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
 
 
-def enter(host: Host, command: Sequence[str]) -> list[str]:
+def command_in_host(host: Host, command: Sequence[str]) -> list[str]:
     """The command line that runs `command` inside a host.
 
     raises: ConfigError if the host is gone
     """
     children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
-    inside = children.read_text().split() if host.is_alive else []
-    if not inside:
+    init_pids = children.read_text().split() if host.is_alive else []
+    if not init_pids:
         raise ConfigError(f"host {host.name} does not run; see `dreambooth cluster status`")
-    return ["nsenter", "--target", inside[0], "--net", "--mount", "--uts", "--pid", "--", *command]
+    return [
+        "nsenter",
+        "--target",
+        init_pids[0],
+        "--net",
+        "--mount",
+        "--uts",
+        "--pid",
+        "--",
+        *command,
+    ]
 
 
 def _start_ticks(pid: int) -> int | None:
@@ -198,13 +232,15 @@ def _reap(pid: int) -> None:
         return
 
 
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip()
-        raise ConfigError(f"`{' '.join(command)}` failed: {said}; this kernel may lack the feature")
-    return done.stdout
+def _read_output(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        message = result.stderr.strip() or result.stdout.strip()
+        raise ConfigError(
+            f"`{' '.join(command)}` failed: {message}; this kernel may lack the feature"
+        )
+    return result.stdout
 
 
-def _run(*command: str) -> None:
-    _output(*command)
+def _run_command(*command: str) -> None:
+    _read_output(*command)

@@ -12,7 +12,7 @@ _KEY = "dreambooth"
 _MASTER_PORT = 9333
 
 
-def prepare(tmp: Path, address: str, secret: str) -> list[str]:
+def prepare_host(tmp: Path, address: str, secret: str) -> list[str]:
     """Lay out the host's /tmp, which is `tmp` outside of it; returns the command of its init."""
     data = tmp / "data"
     data.mkdir(parents=True)
@@ -27,7 +27,7 @@ def prepare(tmp: Path, address: str, secret: str) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(address: str, secret: str) -> dict[str, str]:
+def store_environment(address: str, secret: str) -> dict[str, str]:
     """What lets fsspec and botocore find the store."""
     return {
         "AWS_ACCESS_KEY_ID": _KEY,
@@ -37,7 +37,7 @@ def environment(address: str, secret: str) -> dict[str, str]:
     }
 
 
-def make_bucket(enter: list[str], address: str, env: dict[str, str]) -> bool:
+def make_bucket(enter_prefix: list[str], address: str, env: dict[str, str]) -> bool:
     """Make the bucket; False while the store does not answer.
 
     enter: the command line prefix that runs something in the store's host
@@ -48,10 +48,10 @@ def make_bucket(enter: list[str], address: str, env: dict[str, str]) -> bool:
         pass  # it answers, if only to refuse
     except OSError:
         return False
-    done = subprocess.run(
-        [*enter, "weed", "shell", f"-master={address}:{_MASTER_PORT}"],
+    result = subprocess.run(
+        [*enter_prefix, "weed", "shell", f"-master={address}:{_MASTER_PORT}"],
         input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n",
         capture_output=True, text=True, check=False, env=env, timeout=60,
     )  # fmt: skip
-    made = "".join(done.stdout.split("create bucket")[1:])
-    return BUCKET in made or f"{BUCKET}\t" in done.stdout
+    created_text = "".join(result.stdout.split("create bucket")[1:])
+    return BUCKET in created_text or f"{BUCKET}\t" in result.stdout

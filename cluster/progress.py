@@ -8,13 +8,13 @@ import requests
 
 from cluster.ray_jobs import RayJobs, RunJob
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.display import Rate, describe
+from dreambooth_ray.display import ImageRate, describe_step
 from dreambooth_ray.errors import CapacityError, StorageError
 from dreambooth_ray.runs import is_finished, read_run_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_log import RESTARTS, read_metrics
-from dreambooth_ray.training.worker_messages import unread
+from dreambooth_ray.training.worker_messages import read_new_messages
 
 INTERVAL_S = 3.0
 
@@ -35,55 +35,57 @@ class RunProgress:
         parts = [f"step {self.step}/{self.steps}"] + ([self.text] if self.text else [])
         parts.append(f"checkpoint at {self.checkpoint}")
         if self.remaining_s is not None:
-            parts.append(f"{_duration(self.remaining_s)} left")
+            parts.append(f"{_format_duration(self.remaining_s)} left")
         if self.cost is not None:
             parts.append(f"about {self.cost:.2f} more to pay")
         return ", ".join(parts)
 
 
 def read_progress(
-    run: Store, config: Config, rate: Rate, price_an_hour: float | None
+    run: Store, config: Config, rate: ImageRate, price_an_hour: float | None
 ) -> RunProgress:
     """Read how a run stands now."""
     records = read_metrics(run)
-    done = committed_steps(run)[-1:] or [0]
+    checkpoint_steps = committed_steps(run)[-1:] or [0]
     if not records:
-        return RunProgress(0, config.train.steps, "", done[0], None, None)
+        return RunProgress(0, config.train.steps, "", checkpoint_steps[0], None, None)
     latest = records[-1]
     images_s = rate.update(time.monotonic(), latest["images_seen"])
-    left = (config.train.steps - latest["step"]) * config.images_a_step
-    remaining_s = left / images_s if images_s > 0 else None
+    images_left = (config.train.steps - latest["step"]) * config.images_a_step
+    remaining_s = images_left / images_s if images_s > 0 else None
     cost = None
     if price_an_hour is not None and remaining_s is not None:
         cost = price_an_hour * remaining_s / 3600
-    text = describe(latest, images_s) + f", {config.cluster.workers} workers"
+    text = describe_step(latest, images_s) + f", {config.cluster.workers} workers"
     if restarts := latest.get(RESTARTS):
         text += f", restarted {restarts} times"
-    return RunProgress(latest["step"], config.train.steps, text, done[0], remaining_s, cost)
+    return RunProgress(
+        latest["step"], config.train.steps, text, checkpoint_steps[0], remaining_s, cost
+    )
 
 
-def watch(jobs: RayJobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
+def watch_run(jobs: RayJobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
     """Say how a run goes until its job ends; returns how it ended.
 
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
-    run, seen = Store(job.run_uri), set[str]()
-    config, rate, said = read_run_config(run), Rate(), ""
+    run, seen_messages = Store(job.run_uri), set[str]()
+    config, rate, last_line = read_run_config(run), ImageRate(), ""
     for _ in _ticks():
         try:
             # Restarts and warnings, from the run's beginning on.
-            for notice in unread(run, seen):
-                say(notice)
+            for message in read_new_messages(run, seen_messages):
+                say(message)
             line = read_progress(run, config, rate, price).line()
             active = jobs.is_active(job)
-            ended = "" if active else jobs.state(job)
+            end_state = "" if active else jobs.state(job)
         except (requests.RequestException, ConnectionError, CapacityError, StorageError, OSError):
-            line, active, ended = "no answer; the run goes on, asking again", True, ""
-        if line != said:
-            said = line
+            line, active, end_state = "no answer; the run goes on, asking again", True, ""
+        if line != last_line:
+            last_line = line
             say(line)
         if not active:
-            return "finished" if is_finished(run) else ended
+            return "finished" if is_finished(run) else end_state
     raise AssertionError("ticks have no end")
 
 
@@ -93,7 +95,7 @@ def _ticks() -> Iterator[None]:
         time.sleep(INTERVAL_S)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+def _format_duration(seconds: float) -> str:
+    minutes, seconds_left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds_left} s"

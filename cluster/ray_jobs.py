@@ -13,7 +13,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.dashboard import Dashboard, own_address
+from cluster.dashboard import Dashboard, without_address_variables
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote, upload_photographs
 from dreambooth_ray.errors import CapacityError, ConfigError
@@ -44,7 +44,7 @@ class RayJobs:
         self._entry = entry
         dashboard = Dashboard(entry)
         dashboard.versions()
-        with own_address():
+        with without_address_variables():
             self._client = JobSubmissionClient(
                 entry.address, headers=dashboard.headers, verify=dashboard.verify
             )
@@ -53,19 +53,19 @@ class RayJobs:
         """The newest job of every run, newest run first."""
         newest: dict[str, RunJob] = {}
         for job in self._client.list_jobs():
-            about = job.metadata or {}
-            if "run_uri" not in about or job.submission_id is None:
+            metadata = job.metadata or {}
+            if "run_uri" not in metadata or job.submission_id is None:
                 continue
-            found = RunJob(
-                run_id=about["run_id"],
-                run_uri=about["run_uri"],
+            run_job = RunJob(
+                run_id=metadata["run_id"],
+                run_uri=metadata["run_uri"],
                 state=str(job.status.value).lower(),
                 submission_id=job.submission_id,
-                attempt=int(about["attempt"]),
+                attempt=int(metadata["attempt"]),
                 started_ms=int(job.start_time or 0),
             )
-            if found.run_id not in newest or newest[found.run_id].attempt < found.attempt:
-                newest[found.run_id] = found
+            if run_job.run_id not in newest or newest[run_job.run_id].attempt < run_job.attempt:
+                newest[run_job.run_id] = run_job
         return sorted(newest.values(), key=lambda run: -run.started_ms)
 
     def find(self, run_id: str) -> RunJob | None:
@@ -74,11 +74,11 @@ class RayJobs:
 
     def get(self, run_id: str) -> RunJob:
         """As `find`; raises ConfigError naming the runs there are."""
-        found = self.find(run_id)
-        if found is None:
-            known = ", ".join(run.run_id for run in self.runs()[:8]) or "none"
-            raise ConfigError(f"no run {run_id!r} at {self._entry.address}; its runs: {known}")
-        return found
+        run_job = self.find(run_id)
+        if run_job is None:
+            run_ids = ", ".join(run.run_id for run in self.runs()[:8]) or "none"
+            raise ConfigError(f"no run {run_id!r} at {self._entry.address}; its runs: {run_ids}")
+        return run_job
 
     def submit(self, config: Config) -> RunJob:
         """Upload photographs, open the run, start its job; the same run is started once.
@@ -86,32 +86,32 @@ class RayJobs:
         A run that is under way, or has ended well, is given back as it is.
         raises: ConfigError if the name is that of another run
         """
-        placed = place(config)
-        run = open_run(placed)
-        before = self.find(str(placed.run_id))
-        if before and (before.state in ("pending", "running") or is_finished(run)):
-            return before
-        return self._start(str(placed.run_id), run, before)
+        portable = make_portable_config(config)
+        run = open_run(portable)
+        previous = self.find(str(portable.run_id))
+        if previous and (previous.state in ("pending", "running") or is_finished(run)):
+            return previous
+        return self._start_job(str(portable.run_id), run, previous)
 
     def resume(self, run_id: str) -> RunJob:
         """Start a job that takes the run up where it stands, unless one does already."""
-        before = self.get(run_id)
-        run = Store(before.run_uri)
-        if before.state in ("pending", "running") or is_finished(run):
-            return before
-        return self._start(run_id, run, before)
+        previous = self.get(run_id)
+        run = Store(previous.run_uri)
+        if previous.state in ("pending", "running") or is_finished(run):
+            return previous
+        return self._start_job(run_id, run, previous)
 
-    def _start(self, run_id: str, run: Store, before: RunJob | None) -> RunJob:
-        attempt = before.attempt + 1 if before else 1
+    def _start_job(self, run_id: str, run: Store, previous: RunJob | None) -> RunJob:
+        attempt = previous.attempt + 1 if previous else 1
         # Ray refuses a submission id that it has seen: of two who submit at once, one job comes.
         submission_id = f"{run_id}.{attempt}"
-        about = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
+        metadata = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
         try:
             self._client.submit_job(
                 entrypoint=_entrypoint("resume", run.uri),
                 submission_id=submission_id,
                 runtime_env=runtime_env(self._entry),
-                metadata=about,
+                metadata=metadata,
             )
         except RuntimeError as error:
             if "already" not in str(error):
@@ -137,7 +137,7 @@ class RayJobs:
         self._client.stop_job(job.submission_id)
 
 
-def place(config: Config) -> Config:
+def make_portable_config(config: Config) -> Config:
     """The same run, with its photographs in storage and a name that follows from its content."""
     storage = Store(config.storage.uri)
     subjects = [
@@ -146,14 +146,14 @@ def place(config: Config) -> Config:
         else s.model_copy(update={"photos": upload_photographs(Path(s.photos), storage)})
         for s in config.all_subjects
     ]
-    several = tuple(subjects) if config.subjects else ()
+    portable_subjects = tuple(subjects) if config.subjects else ()
     cluster = config.cluster.model_copy(update={"address": None})
-    moved = {"subject": subjects[0], "subjects": several, "cluster": cluster}
-    placed = config.model_copy(update=moved)
-    return placed.model_copy(update={"run_id": config.run_id or _name(placed)})
+    changes = {"subject": subjects[0], "subjects": portable_subjects, "cluster": cluster}
+    portable = config.model_copy(update=changes)
+    return portable.model_copy(update={"run_id": config.run_id or _make_run_id(portable)})
 
 
-def _name(config: Config) -> str:
+def _make_run_id(config: Config) -> str:
     """A run id of the run's content: whoever submits it again means the same run."""
     content = json.dumps(config.model_dump(mode="json", exclude={"cluster"}), sort_keys=True)
     noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
@@ -170,15 +170,15 @@ def runtime_env(entry: ClusterEntry) -> dict[str, Any]:
     """What Ray prepares for a job: our code, or an image that has it, and the environment."""
     env: dict[str, Any] = {"env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}}
     if entry.code == "tree":
-        env["py_modules"] = [str(_folder(name)) for name in PACKAGES]
+        env["py_modules"] = [str(_find_package(name)) for name in PACKAGES]
         env["excludes"] = ["**/__pycache__"]
     if entry.code == "image":
         env = {"image_uri": entry.image, **env}
     return env
 
 
-def _folder(package: str) -> Path:
-    found = find_spec(package)
-    if found is None or not found.submodule_search_locations:
+def _find_package(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"package {package} is not installed here; reinstall dreambooth-ray")
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -120,7 +120,7 @@ def check_address(config: Config) -> None:
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
-    """Knock once at cluster.address, if there is one: Ray itself would try for minutes.
+    """Connect once to cluster.address, if there is one: Ray itself would try for minutes.
 
     raises: ConfigError if nothing answers
     """

@@ -14,7 +14,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation import toyscore
 from dreambooth_ray.evaluation.toyscore import GeneratedSet
-from dreambooth_ray.preparation import Display, Prepared, prepare
+from dreambooth_ray.preparation import Display, PreparedRun, prepare_run
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
@@ -31,48 +31,49 @@ SEED = 1000
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one model draws for the questions of the demo."""
+class ModelImages:
+    """What one model generates for the demo."""
 
     subject: list[Image.Image]
-    others: GeneratedSet
+    other_classes: GeneratedSet
 
 
-def look(model: Engine, prompt: str) -> Look:
-    """Draw the subject, and every other class."""
-    others = [c for c in CLASSES if c != CLASS_NOUN]
-    return Look(
-        subject=toyscore.draw_subject(model, prompt, NUM_EACH, SEED),
-        others=toyscore.draw_classes(model, others, NUM_EACH, SEED + 200),
+def generate_images(model: Engine, prompt: str) -> ModelImages:
+    """Images of the subject, and of every other class."""
+    class_nouns = [c for c in CLASSES if c != CLASS_NOUN]
+    return ModelImages(
+        subject=toyscore.generate_subject(model, prompt, NUM_EACH, SEED),
+        other_classes=toyscore.generate_classes(model, class_nouns, NUM_EACH, SEED + 200),
     )
 
 
-def look_around(model: Engine, prompt: str) -> GeneratedSet:
-    """Draw the subject in the places where it was never photographed."""
+def generate_new_contexts(model: Engine, prompt: str) -> GeneratedSet:
+    """Images of the subject in places where it was never photographed."""
     new_places = [b for b in BACKGROUND_NAMES if b not in PHOTO_BACKGROUNDS]
-    return toyscore.draw_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
+    return toyscore.generate_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
 
 
-def learn(config: Config, out: Path, display: Display) -> Prepared:
-    """Draw photographs, train on them, link {out}/bundle; Ray must be there."""
+def train_demo(config: Config, out: Path, display: Display) -> PreparedRun:
+    """Render photographs, train on them, link {out}/bundle; Ray must be there."""
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
-    prepared = prepare(config, display)
+    prepared = prepare_run(config, display)
     run = open_run(config)
     pipeline.train(prepared, run, display)
     _link_bundle(out, run.local_path(paths.BUNDLE))
     return prepared
 
 
-def show(prepared: Prepared, out: Path, display: Display) -> dict[str, object]:
-    """Draw with both models, write the contact sheet, return the report without its time."""
+def compare_models(prepared: PreparedRun, out: Path, display: Display) -> dict[str, object]:
+    """Sample from both models, write the contact sheet, return the report without its time."""
     display.say("drawing with the model before and after")
     torch.set_num_threads(os.cpu_count() or 1)
     prompt = prepared.config.instance_prompt
     photos = [read_photograph(path) for path in find_photographs(out / "photos")]
     tuned = Engine(out / paths.BUNDLE)
-    before, after = look(Engine(prepared.directory), prompt), look(tuned, prompt)
-    contexts = look_around(tuned, prompt)
-    contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
+    before = generate_images(Engine(prepared.directory), prompt)
+    after = generate_images(tuned, prompt)
+    contexts = generate_new_contexts(tuned, prompt)
+    make_contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
     return make_report(photos, before, after, contexts, load_evaluator())
 
 
@@ -82,60 +83,71 @@ def write_report(report: dict[str, object], out: Path) -> None:
 
 
 def make_report(
-    photos: list[Image.Image], before: Look, after: Look, contexts: GeneratedSet, network: Evaluator
+    photos: list[Image.Image],
+    before: ModelImages,
+    after: ModelImages,
+    contexts: GeneratedSet,
+    network: Evaluator,
 ) -> dict[str, object]:
     """Scores by the evaluator: cosines from -1 to 1, accuracies from 0 to 1."""
 
-    def both(score: Callable[[Look], float]) -> dict[str, float]:
+    def before_and_after(score: Callable[[ModelImages], float]) -> dict[str, float]:
         return {"before": round(score(before), 4), "after": round(score(after), 4)}
 
-    def others(seen: Look) -> float:
-        return read_images(network, seen.others.images).accuracy("class", seen.others.wanted)
+    def score_other_classes(images: ModelImages) -> float:
+        class_images = images.other_classes
+        return read_images(network, class_images.images).accuracy("class", class_images.labels)
 
-    def own_class(seen: Look) -> float:
-        return read_images(network, seen.subject).accuracy("class", [CLASS_NOUN] * NUM_EACH)
+    def score_own_class(images: ModelImages) -> float:
+        return read_images(network, images.subject).accuracy("class", [CLASS_NOUN] * NUM_EACH)
 
-    def likeness(images: list[Image.Image]) -> float:
+    def measure_fidelity(images: list[Image.Image]) -> float:
         return toyscore.subject_fidelity(images, photos, network)
 
-    places = read_images(network, contexts.images).accuracy("background", contexts.wanted)
+    context_accuracy = read_images(network, contexts.images).accuracy("background", contexts.labels)
     return {
-        "subject_fidelity": both(lambda seen: likeness(seen.subject)),
-        "subject_class": both(own_class),
-        "context_accuracy": round(places, 4),
-        "context_fidelity": round(likeness(contexts.images), 4),
-        "other_classes": both(others),
+        "subject_fidelity": before_and_after(lambda images: measure_fidelity(images.subject)),
+        "subject_class": before_and_after(score_own_class),
+        "context_accuracy": round(context_accuracy, 4),
+        "context_fidelity": round(measure_fidelity(contexts.images), 4),
+        "other_classes": before_and_after(score_other_classes),
     }
 
 
-def contact_sheet(
-    photos: list[Image.Image], before: Look, after: Look, contexts: GeneratedSet
+def make_contact_sheet(
+    photos: list[Image.Image], before: ModelImages, after: ModelImages, contexts: GeneratedSet
 ) -> Image.Image:
     """All rows of the demo under their titles, 2x enlarged."""
-    one_each = [k * NUM_EACH for k in range(NUM_EACH)]
-    places = [contexts.images[i] for i in one_each]
+    first_indices = [k * NUM_EACH for k in range(NUM_EACH)]
+    context_images = [contexts.images[i] for i in first_indices]
     rows = [
         ("the photographs", photos),
         (f'"a sks {CLASS_NOUN}" before training', before.subject),
         (f'"a sks {CLASS_NOUN}" after training', after.subject),
-        ('"a sks robot on the beach", and other places it was never photographed in', places),
-        ("other classes before", [before.others.images[i] for i in one_each]),
-        ("other classes after", [after.others.images[i] for i in one_each]),
+        (
+            '"a sks robot on the beach", and other places it was never photographed in',
+            context_images,
+        ),
+        ("other classes before", [before.other_classes.images[i] for i in first_indices]),
+        ("other classes after", [after.other_classes.images[i] for i in first_indices]),
     ]
-    return _sheet(rows, NUM_EACH, tile_px=128)
+    return _arrange_rows(rows, NUM_EACH, tile_px=128)
 
 
-def _sheet(rows: list[tuple[str, list[Image.Image]]], columns: int, tile_px: int) -> Image.Image:
-    gap, title = 6, 22
-    width = columns * (tile_px + gap) + gap
-    sheet = Image.new("RGB", (width, len(rows) * (tile_px + gap + title) + gap), (255, 255, 255))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for r, (label, images) in enumerate(rows):
-        top = gap + r * (tile_px + gap + title)
-        pen.text((gap, top), label, fill=(30, 30, 30), font=font)
-        for c, image in enumerate(images):
+def _arrange_rows(
+    rows: list[tuple[str, list[Image.Image]]], columns: int, tile_px: int
+) -> Image.Image:
+    gap_px, title_px = 6, 22
+    width = columns * (tile_px + gap_px) + gap_px
+    height = len(rows) * (tile_px + gap_px + title_px) + gap_px
+    sheet = Image.new("RGB", (width, height), (255, 255, 255))
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row_index, (label, images) in enumerate(rows):
+        top_px = gap_px + row_index * (tile_px + gap_px + title_px)
+        canvas.text((gap_px, top_px), label, fill=(30, 30, 30), font=font)
+        for column, image in enumerate(images):
             tile = image.resize((tile_px, tile_px), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (gap + c * (tile_px + gap), top + title - 2))
+            sheet.paste(tile, (gap_px + column * (tile_px + gap_px), top_px + title_px - 2))
     return sheet
 
 

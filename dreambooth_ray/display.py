@@ -25,8 +25,8 @@ LINE_INTERVAL_S = 5.0
 class Meter(Protocol):
     """Shows one stage."""
 
-    def show(self, done: int, text: str) -> None:
-        """Advance to `done`."""
+    def show(self, step: int, text: str) -> None:
+        """Advance to `step`."""
 
 
 class TrainingDisplay:
@@ -34,58 +34,64 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._board = Board(self._console)
-        self._priors = self._board.stage("class images")
+        self._board = ProgressBoard(self._console)
+        self._priors = self._board.add_stage("class images")
 
     def say(self, text: str) -> None:
         """One line for the person."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def priors(self, done: int, total: int) -> None:
+    def show_priors(self, num_done: int, total: int) -> None:
         """Class images so far."""
-        self._priors(done, total)
+        self._priors(num_done, total)
 
-    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work` while a thread shows what the run's metrics say."""
-        ended = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(run, config, ended), daemon=True)
-        self.say(f"training {config.train.steps} steps on {_workers(config)} workers")
-        watcher.start()
+        is_over = threading.Event()
+        thread = threading.Thread(
+            target=self._show_metrics, args=(run, config, is_over), daemon=True
+        )
+        self.say(f"training {config.train.steps} steps on {_format_workers(config)} workers")
+        thread.start()
         try:
             work()
         finally:
-            ended.set()
-            watcher.join()
+            is_over.set()
+            thread.join()
 
-    def _watch(self, run: Store, config: Config, ended: threading.Event) -> None:
+    def _show_metrics(self, run: Store, config: Config, is_over: threading.Event) -> None:
         interval_s = 0.5 if run.is_local else 5.0
         if self._console.is_terminal:
-            with self._board as bar:
-                self._follow(run, config, ended, interval_s, _BarMeter(bar, config.train.steps))
+            with self._board as progress:
+                self._poll_metrics(
+                    run, config, is_over, interval_s, _BarMeter(progress, config.train.steps)
+                )
         else:
-            self._follow(run, config, ended, interval_s, _LineMeter(self.say, config.train.steps))
+            self._poll_metrics(
+                run, config, is_over, interval_s, _LineMeter(self.say, config.train.steps)
+            )
 
-    def _follow(
-        self, run: Store, config: Config, ended: threading.Event, interval_s: float, meter: Meter
+    def _poll_metrics(
+        self, run: Store, config: Config, is_over: threading.Event, interval_s: float, meter: Meter
     ) -> None:
-        rate = Rate()
+        rate = ImageRate()
         while True:
-            last_look = ended.wait(interval_s)
+            is_last = is_over.wait(interval_s)
             records = read_metrics(run)
             if records:
                 latest = records[-1]
                 images_s = rate.update(time.monotonic(), latest["images_seen"])
-                meter.show(latest["step"], describe(latest, images_s))
-            if last_look:
+                meter.show(latest["step"], describe_step(latest, images_s))
+            if is_last:
                 return
 
 
-def _workers(config: Config) -> str:
+def _format_workers(config: Config) -> str:
     span = config.cluster.span
     return str(span.max) if span.min == span.max else f"{span.min} to {span.max}"
 
 
-def describe(record: dict[str, Any], images_s: float) -> str:
+def describe_step(record: dict[str, Any], images_s: float) -> str:
     """Losses of both halves and the speed, as text."""
     return (
         f"loss {record['loss']:.4f} = subject {record['instance_loss']:.4f} "
@@ -93,18 +99,18 @@ def describe(record: dict[str, Any], images_s: float) -> str:
     )
 
 
-class Rate:
-    """Images a second since the first look."""
+class ImageRate:
+    """Images a second since the first update."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
     def update(self, at_s: float, images: int) -> float:
-        """Mean rate up to now; 0 at the first look, and starts anew after a rewind."""
+        """Mean rate up to now; 0 at the first update, and starts anew after a rewind."""
         if self._first is None or images < self._first[1]:
             self._first = at_s, images
-        started, before = self._first
-        return (images - before) / (at_s - started) if at_s > started else 0.0
+        started_s, first_images = self._first
+        return (images - first_images) / (at_s - started_s) if at_s > started_s else 0.0
 
 
 class _BarMeter:
@@ -112,39 +118,40 @@ class _BarMeter:
         self._bar, self._task = bar, bar.add_task("waiting for workers", total=total)
         self._shown = 0
 
-    def show(self, done: int, text: str) -> None:
-        if done < self._shown:
+    def show(self, step: int, text: str) -> None:
+        if step < self._shown:
             # Workers were restarted: the time left is told from their steps alone.
             self._bar.reset(self._task)
-        self._shown = done
-        self._bar.update(self._task, completed=done, description=text)
+        self._shown = step
+        self._bar.update(self._task, completed=step, description=text)
 
 
 class _LineMeter:
     def __init__(self, say: Callable[[str], None], total: int) -> None:
         self._say, self._total = say, total
-        self._at, self._shown = 0.0, 0
+        self._printed_at_s, self._shown = 0.0, 0
         self._first: tuple[float, int] | None = None
 
-    def show(self, done: int, text: str) -> None:
-        now = time.monotonic()
-        if self._first is None or done < self._shown:
+    def show(self, step: int, text: str) -> None:
+        now_s = time.monotonic()
+        if self._first is None or step < self._shown:
             # The beginning, or of a restart: the time left is told from the steps since.
-            self._first, self._shown = (now, done), done - 1
-        if done == self._shown or (now - self._at < LINE_INTERVAL_S and done < self._total):
+            self._first, self._shown = (now_s, step), step - 1
+        if step == self._shown or (
+            now_s - self._printed_at_s < LINE_INTERVAL_S and step < self._total
+        ):
             return
-        self._at, self._shown = now, done
-        started, before = self._first
-        self._say(
-            f"step {done}/{self._total} {text}{self._left(done, done - before, now - started)}"
-        )
+        self._printed_at_s, self._shown = now_s, step
+        started_s, first_step = self._first
+        time_left = self._format_time_left(step, step - first_step, now_s - started_s)
+        self._say(f"step {step}/{self._total} {text}{time_left}")
 
-    def _left(self, done: int, steps: int, seconds: float) -> str:
+    def _format_time_left(self, step: int, num_steps: int, seconds: float) -> str:
         """Nothing until a step has been timed."""
-        return f", {(self._total - done) * seconds / steps:.0f} s left" if steps else ""
+        return f", {(self._total - step) * seconds / num_steps:.0f} s left" if num_steps else ""
 
 
-def _bar(console: Console) -> Progress:
+def _make_progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
@@ -155,12 +162,12 @@ def _bar(console: Console) -> Progress:
     )
 
 
-class Board:
+class ProgressBoard:
     """One set of bars on a terminal, shown while any of its stages runs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._bars = _bar(console)
+        self._bars = _make_progress(console)
         self._users, self._lock = 0, threading.Lock()
 
     def __enter__(self) -> Progress:
@@ -177,7 +184,7 @@ class Board:
             if not self._users:
                 self._bars.stop()
 
-    def stage(self, label: str) -> "Stage":
+    def add_stage(self, label: str) -> "Stage":
         """A stage that is shown among the others."""
         return Stage(label, self)
 
@@ -185,21 +192,21 @@ class Board:
 class Stage:
     """Progress of a stage of known length: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, label: str, board: Board | None = None) -> None:
+    def __init__(self, label: str, board: ProgressBoard | None = None) -> None:
         self._label = label
-        self._board = board or Board(Console(stderr=True, highlight=False))
+        self._board = board or ProgressBoard(Console(stderr=True, highlight=False))
         self._task: tuple[Progress, TaskID] | None = None
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are there."""
+    def __call__(self, num_done: int, total: int) -> None:
+        """Show that `num_done` of `total` are there."""
         if not self._board.console.is_terminal:
-            self._board.console.print(f"{self._label} {done}/{total}", markup=False)
+            self._board.console.print(f"{self._label} {num_done}/{total}", markup=False)
             return
         if self._task is None:
             bars = self._board.__enter__()
             self._task = bars, bars.add_task(self._label, total=total)
         bars, task = self._task
-        bars.update(task, completed=done)
-        if done >= total:
+        bars.update(task, completed=num_done)
+        if num_done >= total:
             self._board.__exit__()
             self._task = None

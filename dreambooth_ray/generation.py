@@ -1,4 +1,4 @@
-"""Images from a bundle to PNG files that say how to draw them again."""
+"""Images from a bundle to PNG files that say how to generate them again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,15 @@ from PIL import Image
 
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.export.bundle import bundle_about
-from dreambooth_ray.export.remote import local_model
+from dreambooth_ray.export.bundle import read_bundle_about
+from dreambooth_ray.export.remote import resolve_model
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
 from dreambooth_ray.sampling.request import Request, png_receipt
 
 
-def generate(
+def generate_files(
     model: str,
     out: Path,
     *,
@@ -33,20 +33,20 @@ def generate(
     grid: bool,
     on_progress: Callable[[int, int], None],
 ) -> list[Path]:
-    """Draw `num_images` images, image k with seed + k; returns the files written.
+    """Generate `num_images` images, image k with seed + k; returns the files written.
 
     size_px: width and height, the model's own if None; image, mask: an image to start from,
-    and what of it is drawn anew; on_progress(done, total) is called in images
+    and what of it is generated anew; on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
-    directory = model_directory(local_model(model), key="MODEL")
-    prompt = prompt.strip() or bundle_about(directory).get("prompt", "")
+    directory = model_directory(resolve_model(model), key="MODEL")
+    prompt = prompt.strip() or read_bundle_about(directory).get("prompt", "")
     if not prompt:
         raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")
     requests = [
         Request(
             prompt,
-            seed + k,
+            seed + index,
             negative_prompt,
             num_inference_steps,
             guidance_scale,
@@ -57,20 +57,20 @@ def generate(
             mask=read_photograph(mask) if mask else None,
             strength=strength,
         )
-        for k in range(num_images)
+        for index in range(num_images)
     ]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
-    images = [one.image for one in Engine(directory).draw(requests, on_progress)]
-    paths = _save(images, requests, directory, out)
+    images = [output.image for output in Engine(directory).sample(requests, on_progress)]
+    paths = _save_images(images, requests, directory, out)
     if grid:
         paths.append(_save_grid(images, out))
     return paths
 
 
-def _save(
+def _save_images(
     images: list[Image.Image], requests: list[Request], directory: Path, out: Path
 ) -> list[Path]:
     """One file an image, with its receipt."""

@@ -35,7 +35,7 @@ def imported_meanwhile(module: str, is_time: Callable[[], object]) -> Iterator[N
     """
     is_over = threading.Event()
 
-    def work() -> None:
+    def import_when_time() -> None:
         with suppress(Exception):
             while not is_over.wait(_POLL_S):
                 if is_time():
@@ -43,7 +43,7 @@ def imported_meanwhile(module: str, is_time: Callable[[], object]) -> Iterator[N
                         import_module(module)
                     return
 
-    threading.Thread(target=work, name=f"import of {module}", daemon=True).start()
+    threading.Thread(target=import_when_time, name=f"import of {module}", daemon=True).start()
     try:
         yield
     finally:

@@ -19,12 +19,12 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.imports import imported_meanwhile, large_imports
 from dreambooth_ray.models.source import model_hash
-from dreambooth_ray.preparation import Display, Prepared
+from dreambooth_ray.preparation import Display, PreparedRun
 from dreambooth_ray.priors.class_folder import ClassImageFolder
-from dreambooth_ray.priors.generation import PriorRequest, has_room, make_priors, open_set
+from dreambooth_ray.priors.generation import PriorRequest, generate_priors, has_room, open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
-from dreambooth_ray.runs import located
+from dreambooth_ray.runs import with_absolute_paths
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
@@ -33,13 +33,13 @@ from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
 from dreambooth_ray.training.early_stopping import last_step
 from dreambooth_ray.training.metrics_log import read_metrics
-from dreambooth_ray.training.stop_request import forget_stop, is_asked_to_stop
+from dreambooth_ray.training.stop_request import clear_stop_request, is_stop_requested
 from dreambooth_ray.training.worker_job import WorkerJob
 
 _EXPORT = "dreambooth_ray.export.bundle"
 
 
-def order_priors(prepared: Prepared, count: int) -> PriorRequest:
+def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
     """Which class images a configuration asks for, `count` of them."""
     config, prior = prepared.config, prepared.config.prior
     folder = ClassImageFolder(Path(prior.folder), config.train.resolution) if prior.folder else None
@@ -60,18 +60,20 @@ def order_priors(prepared: Prepared, count: int) -> PriorRequest:
         spec,
         min(count, len(folder)),
         prepared.directory,
-        lambda number: folder.chunk(spec.indices(number)),
+        lambda number: folder.read_chunk(spec.indices(number)),
     )
 
 
-def draw_priors(prepared: Prepared, order: PriorRequest, display: Display) -> Store:
-    """Draw the class images that are missing; returns their store."""
+def generate_missing_priors(
+    prepared: PreparedRun, request: PriorRequest, display: Display
+) -> Store:
+    """Generate the class images that are missing; returns their store."""
     config = prepared.config
     store = Store(config.storage.uri)
-    return make_priors(order, store, config.prior, config.cluster, display.priors)
+    return generate_priors(request, store, config.prior, config.cluster, display.show_priors)
 
 
-def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 0.0) -> None:
+def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float = 0.0) -> None:
     """Class images, training, bundle: from wherever the run stands to its end.
 
     patience_s: how long to wait for another process that works on the same run, or did
@@ -81,11 +83,11 @@ def train(prepared: Prepared, run: Store, display: Display, patience_s: float = 
         _train(prepared, run, display)
 
 
-def _train(prepared: Prepared, run: Store, display: Display) -> None:
-    forget_stop(run)
+def _train(prepared: PreparedRun, run: Store, display: Display) -> None:
+    clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
-        if not _train_to_the_end(prepared, run, display):
+        if not _train_to_end(prepared, run, display):
             return
         with large_imports():
             from dreambooth_ray.export.bundle import export_bundle
@@ -93,22 +95,22 @@ def _train(prepared: Prepared, run: Store, display: Display) -> None:
             export_bundle(prepared.config, prepared.directory, run)
             return
         except CheckpointError as error:
-            if not _discard_damaged(prepared.config, run, display):
+            if not _discard_damaged_checkpoints(prepared.config, run, display):
                 raise error from None
 
 
-def _train_to_the_end(prepared: Prepared, run: Store, display: Display) -> bool:
+def _train_to_end(prepared: PreparedRun, run: Store, display: Display) -> bool:
     """Whether the checkpoint of the last step is there; not, if somebody asked the run to stop."""
     config = prepared.config
-    with _judged(prepared, run):
+    with _evaluate_beside(prepared, run):
         if _is_trained(config, run):
             return True
         # While workers train: what this process needs at the end.
         with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
-            _train_on(prepared, run, display)
-        if is_asked_to_stop(run) and not _is_trained(config, run):
-            at = (committed_steps(run)[-1:] or [0])[0]
-            display.say(f"stopped at step {at}; `dreambooth resume` goes on from there")
+            _train_to_last_step(prepared, run, display)
+        if is_stop_requested(run) and not _is_trained(config, run):
+            step = (committed_steps(run)[-1:] or [0])[0]
+            display.say(f"stopped at step {step}; `dreambooth resume` goes on from there")
             return False
         if not _is_trained(config, run):
             raise CheckpointError(
@@ -118,34 +120,34 @@ def _train_to_the_end(prepared: Prepared, run: Store, display: Display) -> bool:
     return True
 
 
-def _discard_damaged(config: Config, run: Store, display: Display) -> bool:
+def _discard_damaged_checkpoints(config: Config, run: Store, display: Display) -> bool:
     """Discard the checkpoints a bundle would be made of, if they are damaged; whether one was.
 
     Judged anew by reading them once more: a download that was cut off is no damage.
     """
     last = committed_steps(run)[-1]
     best = read_selection(run).best if config.choice.rule == "best" else None
-    found = False
+    has_discarded = False
     for step in {last, best} - {None}:
-        problem = manifest.damage(run, paths.checkpoint(int(step or 0)))
-        if problem is None:
+        damage = manifest.find_damage(run, paths.checkpoint(int(step or 0)))
+        if damage is None:
             continue
         display.say(
-            f"WARNING: the checkpoint of step {step} is damaged ({problem}). It is discarded, and "
+            f"WARNING: the checkpoint of step {step} is damaged ({damage}). It is discarded, and "
             "these steps are trained again"
         )
-        manifest.discard(run, paths.checkpoint(int(step or 0)))
+        manifest.remove_artifact(run, paths.checkpoint(int(step or 0)))
         run.remove(paths.evaluation(int(step or 0)))
-        found = True
-    return found
+        has_discarded = True
+    return has_discarded
 
 
-def _judged(prepared: Prepared, run: Store) -> AbstractContextManager[None]:
+def _evaluate_beside(prepared: PreparedRun, run: Store) -> AbstractContextManager[None]:
     if prepared.config.choice.rule == "last":
         return nullcontext()
-    from dreambooth_ray.evaluation.checkpoint_evaluator import evaluated_beside
+    from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
-    return evaluated_beside(located(prepared.config), run, prepared.directory)
+    return evaluate_checkpoints(with_absolute_paths(prepared.config), run, prepared.directory)
 
 
 def _is_trained(config: Config, run: Store) -> bool:
@@ -153,11 +155,11 @@ def _is_trained(config: Config, run: Store) -> bool:
     return committed_steps(run)[-1:] == [last_step(config, read_metrics(run), read_end(run))]
 
 
-def _train_on(prepared: Prepared, run: Store, display: Display) -> None:
+def _train_to_last_step(prepared: PreparedRun, run: Store, display: Display) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
     config = prepared.config
     job = WorkerJob(
-        config=dump_config(located(config)),
+        config=dump_config(with_absolute_paths(config)),
         run_uri=run.uri,
         model_directory=str(prepared.directory),
         storage_options=dict(config.storage.options),
@@ -166,33 +168,37 @@ def _train_on(prepared: Prepared, run: Store, display: Display) -> None:
     if config.prior.count:
         _train_beside_priors(prepared, job, run, display)
     else:
-        _fit(prepared, job, run, display)
+        _run_workers(prepared, job, run, display)
 
 
-def _fit(prepared: Prepared, job: WorkerJob, run: Store, display: Display) -> None:
+def _run_workers(prepared: PreparedRun, job: WorkerJob, run: Store, display: Display) -> None:
     config = prepared.config
 
-    def work() -> None:
-        driver.train(job, config.cluster, run, display.say)
+    def run_workers() -> None:
+        driver.run_workers(job, config.cluster, run, display.say)
 
-    display.training(run, config, work)
+    display.show_training(run, config, run_workers)
 
 
-def _train_beside_priors(prepared: Prepared, job: WorkerJob, run: Store, display: Display) -> None:
-    """Train from the first class images on, while the rest are drawn."""
+def _train_beside_priors(
+    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display
+) -> None:
+    """Train from the first class images on, while the rest are generated."""
     config = prepared.config
-    # No more than the steps will look at.
-    trained_on = min(config.num_class_images, config.train.steps * config.train.batch_size)
-    wanted = trained_on + config.prior.count - config.num_class_images
-    order = order_priors(prepared, wanted)
-    priors = open_set(Store(config.storage.uri), order.spec)
-    run.write(paths.PRIOR_USE, json.dumps({"set": order.spec.digest}).encode())
-    job = replace(job, priors_uri=priors.uri, num_priors=order.count)
-    # With a place for everybody, actors and workers start together; else actors come first.
-    together = config.prior.stream and has_room(config.prior, config.cluster)
-    with PriorStream(lambda: draw_priors(prepared, order, display), order, priors, run) as stream:
+    # No more than the steps will use.
+    num_trained = min(config.num_class_images, config.train.steps * config.train.batch_size)
+    num_priors = num_trained + config.prior.count - config.num_class_images
+    request = plan_priors(prepared, num_priors)
+    prior_store = open_set(Store(config.storage.uri), request.spec)
+    run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
+    job = replace(job, priors_uri=prior_store.uri, num_priors=request.count)
+    # With room for all, actors and workers start together; else actors come first.
+    start_together = config.prior.stream and has_room(config.prior, config.cluster)
+    with PriorStream(
+        lambda: generate_missing_priors(prepared, request, display), request, prior_store, run
+    ) as stream:
         if not config.prior.stream:
             stream.wait_all()
-        elif not together:
+        elif not start_together:
             stream.wait_first()
-        _fit(prepared, job, run, display)
+        _run_workers(prepared, job, run, display)

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import identifier_warning, read_configured, split
+from dreambooth_ray.data.subject import (
+    identifier_warning,
+    read_configured_subject,
+    split_photographs,
+)
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.source import check_resolution, model_directory
 from dreambooth_ray.storage.store import Store, use_options
@@ -22,22 +26,22 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """One line for the person."""
 
-    def priors(self, done: int, total: int) -> None:
+    def show_priors(self, num_done: int, total: int) -> None:
         """Class images so far."""
 
-    def training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work`, showing the run's metrics meanwhile."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A configuration whose inputs have all been looked at and found usable."""
 
     config: Config
     directory: Path
 
 
-def prepare(config: Config, display: Display) -> Prepared:
+def prepare_run(config: Config, display: Display) -> PreparedRun:
     """Refuse bad input before any work: photographs, model, resolution, storage.
 
     raises: ConfigError, DataError, StorageError
@@ -48,7 +52,7 @@ def prepare(config: Config, display: Display) -> Prepared:
     check_method(config, directory)
     check_packages(config)
     for subject in config.all_subjects:
-        split(config, read_configured(config, subject))
+        split_photographs(config, read_configured_subject(config, subject))
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             display.say(f"warning: {warning}")
@@ -57,4 +61,4 @@ def prepare(config: Config, display: Display) -> Prepared:
 
         check_choice(config, directory)
     Store(config.storage.uri).check_writable()
-    return Prepared(config, directory)
+    return PreparedRun(config, directory)

@@ -47,21 +47,23 @@ def open_run(config: Config, force: bool = False) -> Store:
     raises: ConfigError naming the keys that differ if run_id names a run of another configuration
     """
     run_id = config.run_id or _new_run_id(config)
-    resolved = located(config).model_copy(update={"run_id": run_id})
+    resolved = with_absolute_paths(config).model_copy(update={"run_id": run_id})
     run = Store(config.storage.uri).sub(paths.run(run_id))
     if run.create(paths.CONFIG, dump_config(resolved).encode()):
         return run
-    differing = _differing(_identity(read_run_config(run)), _identity(resolved))
-    if differing and not force:
+    differences = _find_differences(
+        _identity_fields(read_run_config(run)), _identity_fields(resolved)
+    )
+    if differences and not force:
         raise ConfigError(
             f"run_id={run_id!r} is a run with another configuration ({run.uri}/{paths.CONFIG}): "
-            f"{'; '.join(differing)}; choose another run_id, resume that run as it is, or go on "
+            f"{'; '.join(differences)}; choose another run_id, resume that run as it is, or go on "
             "with --force"
         )
-    if differing:
+    if differences:
         run.write(paths.CONFIG, dump_config(resolved).encode())
-        for stale in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
-            run.remove(stale)
+        for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
+            run.remove(stale_file)
     return run
 
 
@@ -82,20 +84,20 @@ def is_finished(run: Store) -> bool:
     return run.exists(f"{paths.BUNDLE}/{MANIFEST}")
 
 
-def _differing(stored: Any, wanted: Any, key: str = "") -> list[str]:
+def _find_differences(stored: Any, current: Any, key: str = "") -> list[str]:
     """Each leaf that two dumped configurations differ in, as text."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
+    if isinstance(stored, dict) and isinstance(current, dict):
         return [
             text
-            for name in sorted(stored.keys() | wanted.keys())
-            for text in _differing(
-                stored.get(name), wanted.get(name), f"{key}.{name}" if key else name
+            for name in sorted(stored.keys() | current.keys())
+            for text in _find_differences(
+                stored.get(name), current.get(name), f"{key}.{name}" if key else name
             )
         ]
-    return [] if stored == wanted else [f"{key} was {stored!r} and is {wanted!r}"]
+    return [] if stored == current else [f"{key} was {stored!r} and is {current!r}"]
 
 
-def located(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
     """The same configuration, with photographs found from any working directory."""
     subjects = [
         s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
@@ -105,7 +107,7 @@ def located(config: Config) -> Config:
     return config.model_copy(update={"subject": subjects[0], "subjects": several})
 
 
-def _identity(config: Config) -> dict[str, object]:
+def _identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
     return config.model_dump(mode="json", exclude={"cluster", "storage", "checkpoint"})
 

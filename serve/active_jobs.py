@@ -1,4 +1,4 @@
-"""A job that a runner has in hand."""
+"""A job that a runner runs now."""
 
 import asyncio
 
@@ -9,21 +9,28 @@ from serve.replica_messages import Event, Preview, Progress
 
 
 class ActiveJob:
-    """A job in hand: what of it is not in storage yet."""
+    """A job that runs: what of it is not in storage yet."""
 
     def __init__(self, record: JobRecord, lease: JobLease) -> None:
         self.record, self.lease = record, lease
         self.task: asyncio.Task[None] | None = None
-        self.turns: list[Reservation] = []
+        self.reservations: list[Reservation] = []
         self.steps: dict[int, tuple[int, int]] = {}
         self.previews: dict[int, bytes] = {}
-        self.stopping: asyncio.Task[None] | None = None
-        self.dirty = False
+        self.stop_task: asyncio.Task[None] | None = None
+        self.has_unsaved_progress = False
 
-    def note(self, index: int, event: Event) -> None:
-        """Remember progress until it is next written down."""
+    def record_event(self, index: int, event: Event) -> None:
+        """Keep progress until it is next written to storage."""
         if isinstance(event, Progress):
-            self.steps[index], self.dirty = (event.step, event.total), True
+            self.steps[index], self.has_unsaved_progress = (event.step, event.total), True
         if isinstance(event, Preview):
-            self.previews[index] = image_files.encode(event.pixels, None, "png")
-            self.dirty = True
+            self.previews[index] = image_files.encode_image(event.pixels, None, "png")
+            self.has_unsaved_progress = True
+
+    def take_progress(self) -> tuple[int, int, dict[int, bytes]]:
+        """Steps done, steps in total, and the previews that are not in storage yet."""
+        previews, self.previews, self.has_unsaved_progress = self.previews, {}, False
+        step = sum(s for s, _ in self.steps.values())
+        total = sum(self.record.request.num_inference_steps for _ in self.steps)
+        return step, total, previews

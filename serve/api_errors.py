@@ -33,11 +33,13 @@ class APIError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The OpenAI error object."""
-        kind = _TYPES.get(self.status)
-        kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
+        error_type = _TYPES.get(self.status)
+        error_type = error_type or (
+            "server_error" if self.status >= 500 else "invalid_request_error"
+        )
         error: dict[str, Any] = {
             "message": self.message,
-            "type": kind,
+            "type": error_type,
             "param": self.param,
             "code": self.code,
         }
@@ -51,12 +53,12 @@ class APIError(Exception):
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
 
-def busy(message: str, retry_after_s: float, code: str = "overloaded") -> APIError:
+def busy_error(message: str, retry_after_s: float, code: str = "overloaded") -> APIError:
     """503 with Retry-After."""
     return APIError(503, code, message, retry_after_s=retry_after_s)
 
 
-def unknown_model(model: str) -> APIError:
+def model_not_found_error(model: str) -> APIError:
     """404, the same for what is not there and what is somebody else's."""
     text = f"model={model[:120]!r} is not served here; GET /v1/models lists what is"
     return APIError(404, "model_not_found", text, param="model")

@@ -16,13 +16,13 @@ Model = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
 Prompt = Annotated[str, StringConstraints(pattern=_NO_CONTROLS, max_length=10_000)]
 
 
-class Message(BaseModel):
+class RequestMessage(BaseModel):
     """Base of requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Drawable(Message):
+class ImageRequest(RequestMessage):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")
@@ -44,7 +44,7 @@ class Drawable(Message):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Drawable":
+    def _check_consistency(self) -> "ImageRequest":
         if self.output_format == "png" and self.output_compression != 100:
             raise ValueError("output_compression is for output_format jpeg and webp, not png")
         if self.partial_images and not self.stream:
@@ -62,11 +62,11 @@ class Drawable(Message):
         return int(width), int(height)
 
 
-class GenerationRequest(Drawable):
+class GenerationRequest(ImageRequest):
     """Body of POST /v1/images/generations."""
 
 
-class EditRequest(Drawable):
+class EditRequest(ImageRequest):
     """Fields of POST /v1/images/edits, beside the files `image` and `mask`."""
 
     strength: float = Field(0.8, gt=0, le=1, allow_inf_nan=False)

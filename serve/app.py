@@ -21,17 +21,17 @@ from serve.replica import Replica
 from serve.safety import read_policy
 from serve.webhooks import check_secret
 
-_SPARE = 2
+_SPARE_REQUESTS = 2
 
 
 def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
-    _check(args)
+    _validate_config(args)
     replicas = args.replicas
-    shared = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
-    pools = {DEFAULT_POOL: _pool(args, DEFAULT_POOL, shared)}
+    default_scale = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
+    pools = {DEFAULT_POOL: _build_pool(args, DEFAULT_POOL, default_scale)}
     for k, name in enumerate(sorted(args.subjects)):
-        pools[f"subject_{k}"] = _pool(args, f"Replica-{name}", args.subjects[name])
+        pools[f"subject_{k}"] = _build_pool(args, f"Replica-{name}", args.subjects[name])
     gateway = ray.serve.deployment(
         Gateway,
         name="Gateway",
@@ -44,8 +44,8 @@ def build(args: ServeConfig) -> ray.serve.Application:
     return gateway.bind(args, **pools)
 
 
-def _check(config: ServeConfig) -> None:
-    """What gateways will read, read once here, where a mistake is seen at once."""
+def _validate_config(config: ServeConfig) -> None:
+    """Read what the gateways will read, so that a mistake is seen at once."""
     Authenticator(config.auth)
     read_policy(config.safety.policy)
     if config.provenance.certificate:
@@ -54,14 +54,14 @@ def _check(config: ServeConfig) -> None:
         check_secret(secret, config.webhook_secret_env)
 
 
-def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
+def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
     replicas = config.replicas
     with warnings.catch_warnings():
         # metrics_interval_s is deprecated, and look_back_period_s has to be above its default.
         warnings.simplefilter("ignore")
         autoscaling = AutoscalingConfig(
             min_replicas=scale.minimum,
-            # A replica that draws once shows that the models can be read, even where it may rest.
+            # A replica that samples once shows that the models can be read, even where it may rest.
             initial_replicas=max(1, scale.minimum),
             max_replicas=max(1, scale.maximum),
             upscale_delay_s=replicas.upscale_delay_s,
@@ -77,12 +77,12 @@ def _pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             Replica,
             name=name,
             autoscaling_config=autoscaling,
-            # The desk keeps the batch full; the rest waits there, where callers take turns.
-            max_ongoing_requests=replicas.batch + _SPARE,
+            # Admission keeps the batch full; the rest waits there, where callers take turns.
+            max_ongoing_requests=replicas.batch + _SPARE_REQUESTS,
             max_queued_requests=config.limits.open_images,
             health_check_period_s=2,
             health_check_timeout_s=30,
-            # A redeploy and a step down let what is begun come to its end.
+            # A redeploy and a downscale let images that have begun finish.
             graceful_shutdown_timeout_s=config.limits.deadline_s,
             max_surge_percent=100,
             ray_actor_options={

@@ -23,11 +23,11 @@ from dreambooth_ray.config.serving import AuthConfig
 from dreambooth_ray.errors import ConfigError
 from serve.api_errors import APIError
 
-ENVIRONMENT = "DREAMBOOTH_API_KEYS"
+KEYS_VARIABLE = "DREAMBOOTH_API_KEYS"
 _PREFIX = "db-"
 
 
-class Key(BaseModel):
+class APIKey(BaseModel):
     """One caller, as the keys file has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,10 +42,10 @@ class Key(BaseModel):
 def new_key() -> tuple[str, str]:
     """A fresh key and its SHA-256."""
     key = _PREFIX + secrets.token_urlsafe(32)
-    return key, key_hash(key)
+    return key, hash_key(key)
 
 
-def key_hash(key: str) -> str:
+def hash_key(key: str) -> str:
     """What is kept of a key. Keys are random and long: a plain hash can't be guessed back."""
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -53,15 +53,15 @@ def key_hash(key: str) -> str:
 class Caller:
     """Who asks: a key's owner, or an address where there are no keys."""
 
-    def __init__(self, id_: str, key: Key | None) -> None:
+    def __init__(self, id_: str, key: APIKey | None) -> None:
         self.id, self.key = id_, key
 
     def may_see(self, subject: str) -> bool:
-        """Whether a subject or base model is the caller's to draw with."""
+        """Whether the caller may use a subject or base model."""
         return self.key is None or any(fnmatch.fnmatchcase(subject, p) for p in self.key.subjects)
 
 
-def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[Key]:
+def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[APIKey]:
     """Keys of the file and of the environment (the same YAML list); raises ConfigError."""
     texts = []
     if config.keys_file is not None:
@@ -71,15 +71,15 @@ def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> 
             raise ConfigError(
                 f"auth.keys_file={config.keys_file!r} can't be read: {error}"
             ) from error
-    in_environment = (os.environ if environment is None else environment).get(ENVIRONMENT)
-    if in_environment:
-        texts.append((ENVIRONMENT, in_environment))
-    return [key for origin, text in texts for key in _parse(text, origin)]
+    environment_text = (os.environ if environment is None else environment).get(KEYS_VARIABLE)
+    if environment_text:
+        texts.append((KEYS_VARIABLE, environment_text))
+    return [key for origin, text in texts for key in _parse_keys(text, origin)]
 
 
-def _parse(text: str, origin: str) -> list[Key]:
+def _parse_keys(text: str, origin: str) -> list[APIKey]:
     try:
-        keys = TypeAdapter(list[Key]).validate_python(yaml.safe_load(text) or [])
+        keys = TypeAdapter(list[APIKey]).validate_python(yaml.safe_load(text) or [])
         for key in keys:
             if key.rate is not None:
                 parse(key.rate)
@@ -106,42 +106,44 @@ class Authenticator:
         return not self._keys
 
     def identify(self, authorization: str | None, address: str) -> Caller:
-        """The caller of a request; raises Refusal 401."""
+        """The caller of a request; raises APIError 401."""
         if self.is_open:
             return Caller(f"address:{address}", None)
-        scheme, _, word = (authorization or "").partition(" ")
-        digest, found = key_hash(word.strip()), None
+        scheme, _, presented_key = (authorization or "").partition(" ")
+        digest, matching_key = hash_key(presented_key.strip()), None
         # All are compared, so that time tells nothing.
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
-                found = key
-        if scheme.lower() != "bearer" or found is None:
+                matching_key = key
+        if scheme.lower() != "bearer" or matching_key is None:
             text = "no valid API key; send Authorization: Bearer KEY"
             raise APIError(401, "invalid_api_key", text)
-        return Caller(f"key:{found.name}", found)
+        return Caller(f"key:{matching_key.name}", matching_key)
 
     async def count_request(self, caller: Caller) -> None:
-        """raises Refusal 429 above the key's rate."""
+        """raises APIError 429 above the key's rate."""
         if caller.key is not None and caller.key.rate is not None:
-            await self._hit(parse(caller.key.rate), caller, "rate", 1, "rate_limit_exceeded")
+            await self._consume_limit(
+                parse(caller.key.rate), caller, "rate", 1, "rate_limit_exceeded"
+            )
 
     async def count_images(self, caller: Caller, images: int) -> None:
-        """raises Refusal 429 above the key's images of a day."""
+        """raises APIError 429 above the key's images of a day."""
         if caller.key is None or caller.key.images_per_day is None:
             return
         if images > caller.key.images_per_day:
-            raise _over(f"{caller.key.images_per_day} images a day", "quota_exceeded", 86400)
-        item = parse(f"{caller.key.images_per_day}/day")
-        await self._hit(item, caller, "images", images, "quota_exceeded")
+            raise _limit_error(f"{caller.key.images_per_day} images a day", "quota_exceeded", 86400)
+        daily_limit = parse(f"{caller.key.images_per_day}/day")
+        await self._consume_limit(daily_limit, caller, "images", images, "quota_exceeded")
 
-    async def _hit(
-        self, item: RateLimitItem, caller: Caller, what: str, cost: int, code: str
+    async def _consume_limit(
+        self, item: RateLimitItem, caller: Caller, limit_name: str, cost: int, code: str
     ) -> None:
-        if not await self._limiter.hit(item, what, caller.id, cost=cost):
-            window = await self._limiter.get_window_stats(item, what, caller.id)
-            raise _over(str(item), code, max(1.0, window.reset_time - time.time()))
+        if not await self._limiter.hit(item, limit_name, caller.id, cost=cost):
+            window = await self._limiter.get_window_stats(item, limit_name, caller.id)
+            raise _limit_error(str(item), code, max(1.0, window.reset_time - time.time()))
 
 
-def _over(limit: str, code: str, retry_after_s: float) -> APIError:
+def _limit_error(limit: str, code: str, retry_after_s: float) -> APIError:
     text = f"more than this key's {limit}; come again later"
     return APIError(429, code, text, retry_after_s=retry_after_s)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 
-def wanted_replicas(remaining_steps: float, target_steps: int) -> int:
+def compute_replica_count(remaining_steps: float, target_steps: int) -> int:
     """Replicas for so many steps still to do, `target_steps` for each; 0 for none."""
     return math.ceil(remaining_steps / target_steps)
 
@@ -24,4 +24,4 @@ class StepsPolicy:
         if not steps:
             # Nothing is known: a replica that still loads is not to be sent home for it.
             return ctx.target_num_replicas, {}
-        return wanted_replicas(sum(steps.values()), self.target_steps), {}
+        return compute_replica_count(sum(steps.values()), self.target_steps), {}

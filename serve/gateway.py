@@ -1,4 +1,4 @@
-"""HTTP: routes, and nothing else. What they mean is the studio's and the runner's business."""
+"""HTTP: routes, and nothing else. What they mean is in image_service.py and job_runner.py."""
 
 import asyncio
 import base64
@@ -22,12 +22,12 @@ from dreambooth_ray.errors import ConfigError
 from serve import multipart, provenance
 from serve.api_errors import APIError
 from serve.api_messages import (
-    Drawable,
     EditJobRequest,
     EditRequest,
     ErrorAnswer,
     GenerationRequest,
     ImageAnswer,
+    ImageRequest,
     ImagesAnswer,
     JobAnswer,
     JobRequest,
@@ -35,13 +35,14 @@ from serve.api_messages import (
     ModelsAnswer,
 )
 from serve.auth import Authenticator, Caller
-from serve.event_stream import Kind, StreamedAnswer, stream
+from serve.event_stream import EventStreamResponse, Operation, stream_events
 from serve.gateway_metrics import Metrics
-from serve.image_service import DEFAULT_POOL, ImageService, Upload
-from serve.job_runner import Runner
+from serve.generation_spec import Upload
+from serve.image_service import DEFAULT_POOL, ImageService
+from serve.job_runner import JobRunner
 from serve.middleware import RequestMiddleware
 from serve.replica_pool import ReplicaPool
-from serve.subject_catalog import Catalog
+from serve.subject_catalog import SubjectCatalog
 
 PAGE = Path(__file__).parent / "page"
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -51,14 +52,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class AppState:
-    """What the routes need, made once a gateway."""
+    """What the routes need; one instance a gateway."""
 
     config: ServeConfig
-    guard: Authenticator
-    catalog: Catalog
+    authenticator: Authenticator
+    catalog: SubjectCatalog
     pools: dict[str, ReplicaPool]
-    studio: ImageService
-    runner: Runner
+    image_service: ImageService
+    job_runner: JobRunner
     metrics: Metrics
 
 
@@ -66,68 +67,77 @@ _router = APIRouter(responses=_ERRORS)
 _bearer = HTTPBearer(auto_error=False)
 
 
-def _house(request: Request) -> AppState:
-    house: AppState = request.app.state.house
-    return house
+def _get_app_state(request: Request) -> AppState:
+    app_state: AppState = request.app.state.app_state
+    return app_state
 
 
-async def _caller(
+async def _identify_caller(
     request: Request, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
-    house = _house(request)
+    app_state = _get_app_state(request)
     address = request.client.host if request.client else "unknown"
     authorization = f"{key.scheme} {key.credentials}" if key else None
-    caller = house.guard.identify(authorization, address)
+    caller = app_state.authenticator.identify(authorization, address)
     request.state.caller = caller.id
-    await house.guard.count_request(caller)
+    await app_state.authenticator.count_request(caller)
     return caller
 
 
-InHouse = Annotated[AppState, Depends(_house)]
-Known = Annotated[Caller, Depends(_caller)]
+AppStateDep = Annotated[AppState, Depends(_get_app_state)]
+CallerDep = Annotated[Caller, Depends(_identify_caller)]
 
 
 @_router.get("/v1/models")
-async def list_models(house: InHouse, caller: Known) -> ModelsAnswer:
+async def list_models(app_state: AppStateDep, caller: CallerDep) -> ModelsAnswer:
     """What can be drawn with."""
-    await house.catalog.refresh(house.config.refresh_s)
-    return ModelsAnswer(data=house.catalog.answers(caller.may_see))
+    await app_state.catalog.refresh(app_state.config.refresh_s)
+    return ModelsAnswer(data=app_state.catalog.list_answers(caller.may_see))
 
 
 @_router.get("/v1/models/{model}")
-async def get_model(model: str, house: InHouse, caller: Known) -> ModelAnswer:
+async def get_model(model: str, app_state: AppStateDep, caller: CallerDep) -> ModelAnswer:
     """One of them; `subject@version` is answered as well."""
-    return house.catalog.answer(await house.catalog.resolve(model, caller.may_see))
+    return app_state.catalog.build_answer(await app_state.catalog.resolve(model, caller.may_see))
 
 
 @_router.post("/v1/images/generations", response_model=ImagesAnswer)
-async def generate(body: GenerationRequest, house: InHouse, caller: Known) -> Response:
+async def generate(body: GenerationRequest, app_state: AppStateDep, caller: CallerDep) -> Response:
     """Draw from a prompt."""
-    return await _answer(house, caller, body, None, "image_generation")
+    return await _generate_images(app_state, caller, body, None, "image_generation")
 
 
 @_router.post(
-    "/v1/images/edits", response_model=ImagesAnswer, openapi_extra=multipart.schema(EditRequest)
+    "/v1/images/edits",
+    response_model=ImagesAnswer,
+    openapi_extra=multipart.build_request_schema(EditRequest),
 )
-async def edit(request: Request, house: InHouse, caller: Known) -> Response:
+async def edit(request: Request, app_state: AppStateDep, caller: CallerDep) -> Response:
     """Draw on from an image; with a mask, only where the mask says."""
-    body, upload = await multipart.read(request, EditRequest)
-    return await _answer(house, caller, body, upload, "image_edit")
+    body, upload = await multipart.read_form(request, EditRequest)
+    return await _generate_images(app_state, caller, body, upload, "image_edit")
 
 
-async def _answer(
-    house: AppState, caller: Caller, body: Drawable, upload: Upload | None, kind: Kind
+async def _generate_images(
+    app_state: AppState,
+    caller: Caller,
+    body: ImageRequest,
+    upload: Upload | None,
+    operation: Operation,
 ) -> Response:
-    order = await house.studio.order(caller, body, upload)
-    await house.guard.count_images(caller, body.n)
-    turns = house.studio.enter(order)
+    spec = await app_state.image_service.resolve_request(caller, body, upload)
+    await app_state.authenticator.count_images(caller, body.n)
+    reservations = app_state.image_service.admit(spec)
     if body.stream:
-        return StreamedAnswer(stream(house.studio, order, turns, kind), turns)
-    rendered = await house.studio.draw_in_time(order, turns)
+        return EventStreamResponse(
+            stream_events(app_state.image_service, spec, reservations, operation), reservations
+        )
+    encoded_images = await app_state.image_service.generate_before_deadline(spec, reservations)
     images = [
-        ImageAnswer(b64_json=base64.b64encode(r.data).decode(), receipt=r.receipt) for r in rendered
+        ImageAnswer(b64_json=base64.b64encode(r.data).decode(), receipt=r.receipt)
+        for r in encoded_images
     ]
-    size = f"{rendered[0].receipt.width}x{rendered[0].receipt.height}"
+    size = f"{encoded_images[0].receipt.width}x{encoded_images[0].receipt.height}"
     answer = ImagesAnswer(
         created=int(time.time()), data=images, output_format=body.output_format, size=size
     )
@@ -137,44 +147,48 @@ async def _answer(
 @_router.post(
     "/v1/jobs",
     status_code=202,
-    openapi_extra=multipart.schema(EditJobRequest, also_json=JobRequest),
+    openapi_extra=multipart.build_request_schema(EditJobRequest, also_json=JobRequest),
 )
-async def submit_job(request: Request, house: InHouse, caller: Known) -> JobAnswer:
+async def submit_job(request: Request, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
     """Draw without waiting: a generation as JSON, or an edit as a form."""
     body: JobRequest | EditJobRequest
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        body, upload = await multipart.read(request, EditJobRequest)
+        body, upload = await multipart.read_form(request, EditJobRequest)
     else:
         body, upload = await multipart.read_json(request, JobRequest), None
-    await house.guard.count_images(caller, body.n)
-    return await house.runner.submit(caller, body, upload)
+    await app_state.authenticator.count_images(caller, body.n)
+    return await app_state.job_runner.submit(caller, body, upload)
 
 
 @_router.get("/v1/jobs/{job}")
-async def get_job(job: str, house: InHouse, caller: Known) -> JobAnswer:
+async def get_job(job: str, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
     """Where a job stands."""
-    return await house.runner.answer(await house.runner.find(caller, job))
+    return await app_state.job_runner.build_answer(await app_state.job_runner.find_job(caller, job))
 
 
 @_router.delete("/v1/jobs/{job}")
-async def cancel_job(job: str, house: InHouse, caller: Known) -> JobAnswer:
+async def cancel_job(job: str, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
     """Stop a job; what it has finished stays."""
-    return await house.runner.cancel(await house.runner.find(caller, job))
+    return await app_state.job_runner.cancel(await app_state.job_runner.find_job(caller, job))
 
 
 @_router.get("/v1/jobs/{job}/files/{name}", response_class=Response)
-async def get_job_file(job: str, name: str, house: InHouse, caller: Known) -> Response:
+async def get_job_file(job: str, name: str, app_state: AppStateDep, caller: CallerDep) -> Response:
     """An image of a job."""
-    data = await house.runner.file(await house.runner.find(caller, job), name)
+    data = await app_state.job_runner.read_file(
+        await app_state.job_runner.find_job(caller, job), name
+    )
     return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
 
 @_router.post("/v1/provenance")
-async def check_provenance(image: UploadFile, house: InHouse, caller: Known) -> dict[str, Any]:
+async def check_provenance(
+    image: UploadFile, app_state: AppStateDep, caller: CallerDep
+) -> dict[str, Any]:
     """What an image says of its origin, and whether it is as it was signed."""
     data = await image.read()
     try:
-        return await asyncio.to_thread(provenance.read, data)
+        return await asyncio.to_thread(provenance.read_provenance, data)
     except ConfigError as error:
         raise APIError(400, "invalid_value", str(error), param="image") from error
 
@@ -186,40 +200,45 @@ async def healthz() -> dict[str, str]:
 
 
 @_router.get("/readyz")
-async def readyz(house: InHouse) -> dict[str, Any]:
+async def readyz(app_state: AppStateDep) -> dict[str, Any]:
     """Whether images can be drawn: a replica has drawn one, and is there or can be woken."""
-    pool = house.pools[DEFAULT_POOL]
-    awake = pool.desk.replicas or not house.config.replicas.minimum
-    if not pool.has_drawn or not awake:
+    pool = app_state.pools[DEFAULT_POOL]
+    is_awake = pool.admission.replicas or not app_state.config.replicas.minimum
+    if not pool.has_been_ready or not is_awake:
         raise APIError(503, "not_ready", "no replica can draw yet; come again", retry_after_s=2)
-    return {"status": "ready", "replicas": {p.name: p.desk.replicas for p in house.pools.values()}}
+    return {
+        "status": "ready",
+        "replicas": {p.name: p.admission.replicas for p in app_state.pools.values()},
+    }
 
 
 @_router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(house: InHouse) -> PlainTextResponse:
+async def metrics(app_state: AppStateDep) -> PlainTextResponse:
     """Counters and gauges for Prometheus."""
-    for pool in house.pools.values():
-        house.metrics.show(pool)
-    return PlainTextResponse(house.metrics.text(), media_type="text/plain; version=0.0.4")
+    for pool in app_state.pools.values():
+        app_state.metrics.set_pool_gauges(pool)
+    return PlainTextResponse(
+        app_state.metrics.format_prometheus(), media_type="text/plain; version=0.0.4"
+    )
 
 
-def create_app(house: AppState, *, behind_serve: bool = False) -> FastAPI:
+def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     """The ASGI application of a gateway. behind_serve: Ray Serve's proxy is in front of it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watches = [
-            asyncio.create_task(watch)
-            for watch in (
-                house.catalog.watch(),
-                house.runner.watch(),
-                *(pool.watch() for pool in house.pools.values()),
+        watch_tasks = [
+            asyncio.create_task(watch_task)
+            for watch_task in (
+                app_state.catalog.watch_storage(),
+                app_state.job_runner.watch_jobs(),
+                *(pool.watch_replicas() for pool in app_state.pools.values()),
             )
         ]
         yield
-        for watch in watches:
-            watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        for watch_task in watch_tasks:
+            watch_task.cancel()
+        await asyncio.gather(*watch_tasks, return_exceptions=True)
 
     app = FastAPI(
         title="dreambooth",
@@ -228,16 +247,16 @@ def create_app(house: AppState, *, behind_serve: bool = False) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.house = house
+    app.state.app_state = app_state
     app.include_router(_router)
-    _handle_errors(app, house.metrics)
+    _handle_errors(app, app_state.metrics)
     if (PAGE / "index.html").is_file():
         app.mount("/page", StaticFiles(directory=PAGE))
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.add_middleware(
         RequestMiddleware,
-        metrics=house.metrics,
-        body_bytes=house.config.limits.body_bytes,
+        metrics=app_state.metrics,
+        body_bytes=app_state.config.limits.body_bytes,
         behind_serve=behind_serve,
     )
     return app
@@ -246,25 +265,27 @@ def create_app(house: AppState, *, behind_serve: bool = False) -> FastAPI:
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's form."""
 
-    def answer(refusal: APIError) -> JSONResponse:
-        metrics.refusals.labels(refusal.code).inc()
-        return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+    def error_response(api_error: APIError) -> JSONResponse:
+        metrics.refusals.labels(api_error.code).inc()
+        return JSONResponse(api_error.body, api_error.status, headers=api_error.headers)
 
     @app.exception_handler(APIError)
-    async def refused(request: Request, error: APIError) -> JSONResponse:
-        return answer(error)
+    async def handle_api_error(request: Request, error: APIError) -> JSONResponse:
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(multipart.invalid(list(error.errors())))
+    async def handle_validation_error(
+        request: Request, error: RequestValidationError
+    ) -> JSONResponse:
+        return error_response(multipart.build_validation_error(list(error.errors())))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
         code = codes.get(error.status_code, "invalid_request")
-        return answer(APIError(error.status_code, code, str(error.detail)))
+        return error_response(APIError(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
+    async def handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:
         text = "something broke here; the request id is in the logs"
-        return answer(APIError(500, "internal_error", text))
+        return error_response(APIError(500, "internal_error", text))

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serve.replica_pool import ReplicaPool
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
-_POOL = {
+_POOL_GAUGES = {
     "queue": "images that wait",
     "in_hand": "images being drawn",
     "remaining_steps": "steps still to do, waiting ones included",
@@ -22,45 +22,50 @@ class Metrics:
     """What this gateway saw."""
 
     def __init__(self) -> None:
-        made = self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "dreambooth_requests", "answers by route and status", ["route", "status"], registry=made
+            "dreambooth_requests",
+            "answers by route and status",
+            ["route", "status"],
+            registry=registry,
         )
         self.refusals = Counter(
-            "dreambooth_refusals", "refusals by reason", ["reason"], registry=made
+            "dreambooth_refusals", "refusals by reason", ["reason"], registry=registry
         )
-        self.images = Counter("dreambooth_images", "images handed out", ["model"], registry=made)
+        self.images = Counter(
+            "dreambooth_images", "images handed out", ["model"], registry=registry
+        )
         self.latency = Histogram(
             "dreambooth_image_seconds", "from order to image", ["model"],
-            buckets=_SECONDS, registry=made,
+            buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.first_preview = Histogram(
             "dreambooth_first_preview_seconds", "from order to the first preview",
-            buckets=_SECONDS, registry=made,
+            buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self.jobs = Gauge("dreambooth_jobs", "jobs this gateway has in hand", registry=made)
-        self._of_pool = {
-            name: Gauge(f"dreambooth_{name}", about, ["pool"], registry=made)
-            for name, about in _POOL.items()
+        self.jobs = Gauge("dreambooth_jobs", "jobs this gateway has in hand", registry=registry)
+        self._pool_gauges = {
+            name: Gauge(f"dreambooth_{name}", about, ["pool"], registry=registry)
+            for name, about in _POOL_GAUGES.items()
         }
 
-    def show(self, pool: ReplicaPool) -> None:
+    def set_pool_gauges(self, pool: ReplicaPool) -> None:
         """Set a pool's gauges to what it is now."""
-        desk, reports = pool.desk, pool.reports
+        admission, statuses = pool.admission, pool.statuses
         values = {
-            "queue": len(desk.queue),
-            "in_hand": len(desk.in_hand),
-            "remaining_steps": desk.remaining_steps,
-            "replicas": len(reports),
-            "batch": sum(r.active for r in reports),
-            "full_batch_steps_per_second": desk.steps_per_s,
-            "steps": sum(r.steps_done for r in reports),
-            "loaded_bytes": sum(r.loaded_bytes for r in reports),
+            "queue": len(admission.queue),
+            "in_hand": len(admission.in_hand),
+            "remaining_steps": admission.remaining_steps,
+            "replicas": len(statuses),
+            "batch": sum(r.active for r in statuses),
+            "full_batch_steps_per_second": admission.steps_per_s,
+            "steps": sum(r.steps_done for r in statuses),
+            "loaded_bytes": sum(r.loaded_bytes for r in statuses),
             "retries": pool.retries,
         }
         for name, value in values.items():
-            self._of_pool[name].labels(pool.name).set(value)
+            self._pool_gauges[name].labels(pool.name).set(value)
 
-    def text(self) -> bytes:
+    def format_prometheus(self) -> bytes:
         """All of it."""
         return generate_latest(self.registry)

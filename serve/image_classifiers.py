@@ -9,7 +9,7 @@ from dreambooth_ray.config.serving import SafetyConfig
 from dreambooth_ray.errors import ConfigError
 
 # By name, so that a gateway knows torch only where it is told to.
-_SHIPPED = {
+_BUILT_IN = {
     "yahoo-open-nsfw": "serve.image_classifiers:OpenNsfw",
     "diffusers": "serve.safety_checker:StableDiffusionChecker",
 }
@@ -57,30 +57,32 @@ class OpenNsfw:
         return float(self._classifier.score(image.convert("RGB")))
 
 
-def image_classifier(config: SafetyConfig) -> ImageClassifier | None:
+def load_image_classifier(config: SafetyConfig) -> ImageClassifier | None:
     """What safety.images names; raises ConfigError."""
     if config.images == "off":
         return None
-    made: ImageClassifier = _load(_SHIPPED.get(config.images, config.images), "safety.images")(
-        config.images_model
-    )
-    return made
+    classifier: ImageClassifier = _load_class(
+        _BUILT_IN.get(config.images, config.images), "safety.images"
+    )(config.images_model)
+    return classifier
 
 
-def prompt_classifier(config: SafetyConfig) -> PromptClassifier | None:
+def load_prompt_classifier(config: SafetyConfig) -> PromptClassifier | None:
     """What safety.prompt_classifier names; raises ConfigError."""
     if config.prompt_classifier is None:
         return None
-    made: PromptClassifier = _load(config.prompt_classifier, "safety.prompt_classifier")()
-    return made
+    classifier: PromptClassifier = _load_class(
+        config.prompt_classifier, "safety.prompt_classifier"
+    )()
+    return classifier
 
 
-def _load(path: str, key: str) -> type:
+def _load_class(path: str, key: str) -> type:
     module, _, name = path.partition(":")
     try:
-        found: type = getattr(importlib.import_module(module), name)
+        classifier_class: type = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}={path!r} can't be loaded ({error}); write package.module:Class"
         ) from error
-    return found
+    return classifier_class

@@ -1,4 +1,4 @@
-"""Uploaded images read within bounds, drawn ones written with their receipts. No torch."""
+"""Uploaded images are read within bounds, generated ones written with receipts. No torch."""
 
 import hashlib
 import io
@@ -13,22 +13,22 @@ from serve.api_errors import APIError
 from serve.api_messages import Receipt
 from serve.replica_messages import Pixels
 
-Format = Literal["png", "jpeg", "webp"]
-_READ = ("PNG", "JPEG", "WEBP")
+OutputFormat = Literal["png", "jpeg", "webp"]
+_READABLE_FORMATS = ("PNG", "JPEG", "WEBP")
 _EXIF_DESCRIPTION = 0x010E
 
 
 def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
     """The image in an upload; its size is checked before a pixel is decoded.
 
-    raises: Refusal naming `param`
+    raises: APIError naming `param`
     """
     try:
         with warnings.catch_warnings():
             # Pillow's own warning of large images comes before our bound is asked.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_READ)
-        _check_pixels(image, param, max_px)
+            image = Image.open(io.BytesIO(data), formats=_READABLE_FORMATS)
+        _check_size(image, param, max_px)
         image.load()
     except APIError:
         raise
@@ -46,7 +46,7 @@ def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
     return image
 
 
-def _check_pixels(image: Image.Image, param: str, max_px: int) -> None:
+def _check_size(image: Image.Image, param: str, max_px: int) -> None:
     if image.width * image.height > max_px:
         raise APIError(
             400, "image_too_large",
@@ -58,18 +58,18 @@ def _check_pixels(image: Image.Image, param: str, max_px: int) -> None:
         raise APIError(400, "invalid_image", f"{param} is animated; send one image", param=param)
 
 
-def start_pixels(data: bytes, size_px: tuple[int, int] | None, max_px: int) -> Pixels:
+def read_start_image(data: bytes, size_px: tuple[int, int] | None, max_px: int) -> Pixels:
     """The `image` of an edit: RGB, at the size asked for."""
     image = read_upload(data, "image", max_px).convert("RGB")
     if size_px is not None and image.size != size_px:
         image = image.resize(size_px, Image.Resampling.LANCZOS)
-    return Pixels.of(image)
+    return Pixels.from_image(image)
 
 
-def mask_pixels(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
-    """The `mask` of an edit: L, white where the image is drawn anew.
+def read_mask(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
+    """The `mask` of an edit: L, white where the image is sampled anew.
 
-    With an alpha channel, transparent is drawn anew, as OpenAI's API has it; without one, white.
+    With an alpha channel, transparent is sampled anew, as OpenAI's API has it; without one, white.
     """
     image = read_upload(data, "mask", max_px)
     if "A" in image.getbands() or "transparency" in image.info:
@@ -77,32 +77,32 @@ def mask_pixels(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
         image = alpha.point(lambda v: 0 if v >= 128 else 255)
     else:
         image = image.convert("L").point(lambda v: 255 if v >= 128 else 0)
-    return Pixels.of(image.resize(size_px, Image.Resampling.NEAREST))
+    return Pixels.from_image(image.resize(size_px, Image.Resampling.NEAREST))
 
 
-def sha256(pixels: Pixels | None) -> str | None:
+def hash_pixels(pixels: Pixels | None) -> str | None:
     """Of an image's bytes."""
     return None if pixels is None else hashlib.sha256(pixels.data).hexdigest()
 
 
-def encode(
-    pixels: Pixels, receipt: Receipt | None, output_format: Format, quality: int = 100
+def encode_image(
+    pixels: Pixels, receipt: Receipt | None, output_format: OutputFormat, quality: int = 100
 ) -> bytes:
     """An image file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
-    image, out = pixels.image(), io.BytesIO()
+    image, buffer = pixels.to_image(), io.BytesIO()
     # ASCII: EXIF has no other letters.
     text = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
     if output_format == "png":
-        info = PngInfo()
+        png_info = PngInfo()
         if text is not None:
-            info.add_itxt("receipt", text)
-        image.save(out, "PNG", pnginfo=info)
-        return out.getvalue()
+            png_info.add_itxt("receipt", text)
+        image.save(buffer, "PNG", pnginfo=png_info)
+        return buffer.getvalue()
     exif = Image.Exif()
     if text is not None:
         exif[_EXIF_DESCRIPTION] = text
-    image.save(out, output_format.upper(), quality=max(1, quality), exif=exif)
-    return out.getvalue()
+    image.save(buffer, output_format.upper(), quality=max(1, quality), exif=exif)
+    return buffer.getvalue()
 
 
 def read_receipt(data: bytes) -> Receipt | None:

@@ -12,66 +12,69 @@ from dreambooth_ray.config.serving import JobsConfig
 from dreambooth_ray.errors import ConfigError
 from serve.active_jobs import ActiveJob
 from serve.admission import Reservation
-from serve.api_errors import APIError, busy
+from serve.api_errors import APIError, busy_error
 from serve.api_messages import EditJobRequest, EditRequest, GenerationRequest, JobAnswer, JobRequest
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
-from serve.image_service import ImageService, Order, Upload
-from serve.job_store import JobRecord, JobState, JobStore, new_job_id, no_such_job
+from serve.generation_spec import GenerationSpec, Upload
+from serve.image_service import ImageService
+from serve.job_store import JobRecord, JobState, JobStore, job_not_found_error, new_job_id
 from serve.webhooks import check_target
 
 _LOG = logging.getLogger("dreambooth.serve")
-_TICK_S = 1.0
-_AGAIN_S = 1.0
-Notify = Callable[[str, dict[str, object]], Awaitable[bool]]
+_CHECK_INTERVAL_S = 1.0
+_RETRY_S = 1.0
+WebhookNotifier = Callable[[str, dict[str, object]], Awaitable[bool]]
 
 
-class Runner:
-    """Takes jobs and sees them to their end."""
+class JobRunner:
+    """Takes jobs and runs them to their end."""
 
     def __init__(
         self,
         config: JobsConfig,
-        jobs: JobStore,
-        studio: ImageService,
+        job_store: JobStore,
+        image_service: ImageService,
         metrics: Metrics,
-        notify: Notify | None = None,
+        notify: WebhookNotifier | None = None,
     ) -> None:
-        """notify(url, event): tells a webhook; True once it has been told."""
-        self._config, self._jobs, self._studio = config, jobs, studio
+        """notify(url, event): POSTs to a webhook; True once it is delivered."""
+        self._config, self._job_store, self._image_service = config, job_store, image_service
         self._metrics, self._notify = metrics, notify
         self.owner = uuid.uuid4().hex
-        self._running: dict[str, ActiveJob] = {}
-        self._taking = asyncio.Lock()
-        self._over: set[str] = set()
-        self._open = 0
+        self._active_jobs: dict[str, ActiveJob] = {}
+        self._claim_lock = asyncio.Lock()
+        self._finished_ids: set[str] = set()
+        self._num_open = 0
 
     async def submit(
         self, caller: Caller, request: JobRequest | EditJobRequest, upload: Upload | None
     ) -> JobAnswer:
-        """Write a job down and begin with it; raises Refusal for what can't be drawn."""
+        """Write a job down and begin with it; raises APIError for what can't be generated."""
         if request.stream:
             raise APIError(400, "invalid_value", "a job has no stream; ask for it", param="stream")
         if request.webhook_url:
             await self._check_webhook(request.webhook_url)
-        if self._open + 1 > self._config.waiting:
-            raise busy(f"{self._open} jobs wait and {self._config.waiting} is the most", 30.0)
-        order = await self._studio.order(caller, request, upload)
-        kind = EditRequest if isinstance(request, EditJobRequest) else GenerationRequest
-        # Seed and version are settled now: whoever runs it draws the same.
+        if self._num_open + 1 > self._config.waiting:
+            raise busy_error(
+                f"{self._num_open} jobs wait and {self._config.waiting} is the most", 30.0
+            )
+        spec = await self._image_service.resolve_request(caller, request, upload)
+        request_class = EditRequest if isinstance(request, EditJobRequest) else GenerationRequest
+        # Seed and version are fixed now: any runner generates the same images.
         values = request.model_dump(exclude={"webhook_url"})
-        values |= {"seed": order.drawings[0].seed, "model": order.subject.id}
-        asked = kind.model_validate(values)
+        values |= {"seed": spec.sample_tasks[0].seed, "model": spec.subject.id}
+        stored_request = request_class.model_validate(values)
         record = JobRecord(
-            id=new_job_id(), caller=caller.id, model=order.subject.id, created_at=time.time(),
-            generation=asked if isinstance(asked, GenerationRequest) else None,
-            edit=asked if isinstance(asked, EditRequest) else None,
+            id=new_job_id(), caller=caller.id, model=spec.subject.id, created_at=time.time(),
+            generation=stored_request if isinstance(stored_request, GenerationRequest) else None,
+            edit=stored_request if isinstance(stored_request, EditRequest) else None,
             webhook_url=request.webhook_url,
         )  # fmt: skip
-        await asyncio.to_thread(self._jobs.add, record, upload)
-        self._open += 1
-        await self._take(record)
-        return await self.answer(record)
+        await asyncio.to_thread(self._job_store.add, record, upload)
+        self._num_open += 1
+        await self._claim_job(record)
+        return await self.build_answer(record)
 
     async def _check_webhook(self, url: str) -> None:
         if self._notify is None:
@@ -82,209 +85,215 @@ class Runner:
         except ConfigError as error:
             raise APIError(400, "invalid_value", str(error), param="webhook_url") from error
 
-    async def find(self, caller: Caller, job: str) -> JobRecord:
-        """A job of the caller's; raises Refusal 404."""
-        record = await asyncio.to_thread(self._jobs.record, job)
+    async def find_job(self, caller: Caller, job_id: str) -> JobRecord:
+        """A job of the caller's; raises APIError 404."""
+        record = await asyncio.to_thread(self._job_store.read_record, job_id)
         if record.caller != caller.id:
-            raise no_such_job(job)
+            raise job_not_found_error(job_id)
         return record
 
-    async def answer(self, record: JobRecord) -> JobAnswer:
+    async def build_answer(self, record: JobRecord) -> JobAnswer:
         """Where a job stands."""
-        running = self._running.get(record.id)
-        places = [t.position for t in running.turns] if running else []
-        known = [p for p in places if p is not None]
-        position = min(known) if known else None
-        return await asyncio.to_thread(self._jobs.answer, record, position)
+        active_job = self._active_jobs.get(record.id)
+        image_positions = [t.position for t in active_job.reservations] if active_job else []
+        positions = [p for p in image_positions if p is not None]
+        position = min(positions) if positions else None
+        return await asyncio.to_thread(self._job_store.build_answer, record, position)
 
-    async def file(self, record: JobRecord, name: str) -> bytes:
-        """An image of a job; raises Refusal 404."""
-        return await asyncio.to_thread(self._jobs.file, record.id, name)
+    async def read_file(self, record: JobRecord, name: str) -> bytes:
+        """An image of a job; raises APIError 404."""
+        return await asyncio.to_thread(self._job_store.read_file, record.id, name)
 
     async def cancel(self, record: JobRecord) -> JobAnswer:
         """Stop a job, wherever it runs; its finished images stay."""
-        await asyncio.to_thread(self._jobs.cancel, record.id)
-        running = self._running.get(record.id)
-        if running is not None:
-            await self._stop(running)
-        return await self.answer(record)
+        await asyncio.to_thread(self._job_store.cancel, record.id)
+        active_job = self._active_jobs.get(record.id)
+        if active_job is not None:
+            await self._stop_job(active_job)
+        return await self.build_answer(record)
 
-    async def _stop(self, running: ActiveJob) -> None:
-        """End a job in hand that nobody wants any more; once, whoever asks and goes away."""
-        if running.stopping is None:
-            running.stopping = asyncio.create_task(self._end(running))
-        await asyncio.shield(running.stopping)
+    async def _stop_job(self, active_job: ActiveJob) -> None:
+        """End a running job that is cancelled; once, though several may ask and go away."""
+        if active_job.stop_task is None:
+            active_job.stop_task = asyncio.create_task(self._end_job(active_job))
+        await asyncio.shield(active_job.stop_task)
 
-    async def _end(self, running: ActiveJob) -> None:
-        if running.task is not None:
-            running.task.cancel()
-            await asyncio.gather(running.task, return_exceptions=True)
-        await self._mark_cancelled(running.record.id)
+    async def _end_job(self, active_job: ActiveJob) -> None:
+        if active_job.task is not None:
+            active_job.task.cancel()
+            await asyncio.gather(active_job.task, return_exceptions=True)
+        await self._mark_cancelled(active_job.record.id)
 
-    async def _write_state(self, job: str, state: JobState) -> None:
+    async def _write_state(self, job_id: str, state: JobState) -> None:
         """Write it to the end, though the task be cancelled: a thread can't be stopped half-way,
         and must not write after the one that comes next."""
-        write = asyncio.create_task(asyncio.to_thread(self._jobs.set_state, job, state))
+        write_task = asyncio.create_task(
+            asyncio.to_thread(self._job_store.set_state, job_id, state)
+        )
         try:
-            await asyncio.shield(write)
+            await asyncio.shield(write_task)
         except asyncio.CancelledError:
-            await asyncio.wait([write])
+            await asyncio.wait([write_task])
             raise
 
-    async def _mark_cancelled(self, job: str) -> JobState:
-        state = await asyncio.to_thread(self._jobs.state, job)
+    async def _mark_cancelled(self, job_id: str) -> JobState:
+        state = await asyncio.to_thread(self._job_store.read_state, job_id)
         if state.finished_at is None:
             update = {"status": "cancelled", "finished_at": time.time()}
             state = state.model_copy(update=update)
-            await self._write_state(job, state)
+            await self._write_state(job_id, state)
         return state
 
-    async def watch(self) -> None:
+    async def watch_jobs(self) -> None:
         """Renew leases, write progress, take over what is orphaned, forget what is old."""
         while True:
             try:
-                await self.look()
+                await self.check_jobs()
             except Exception as error:  # storage that is away comes back
                 _LOG.warning("jobs.look_failed", extra={"error": type(error).__name__})
-            await asyncio.sleep(min(_TICK_S, self._config.lease_s / 4))
+            await asyncio.sleep(min(_CHECK_INTERVAL_S, self._config.lease_s / 4))
 
-    async def look(self) -> None:
-        """One round of `watch`."""
-        for running in list(self._running.values()):
-            await self._renew(running)
-        found = await asyncio.to_thread(self._jobs.ids)
-        self._open = len(set(found) - self._over)
-        for job in found:
-            if job not in self._running:
-                await self._consider(job)
-        self._over &= set(found)
-        self._metrics.jobs.set(len(self._running))
+    async def check_jobs(self) -> None:
+        """One round of `watch_jobs`."""
+        for active_job in list(self._active_jobs.values()):
+            await self._renew_lease(active_job)
+        job_ids = await asyncio.to_thread(self._job_store.list_ids)
+        self._num_open = len(set(job_ids) - self._finished_ids)
+        for job_id in job_ids:
+            if job_id not in self._active_jobs:
+                await self._check_stored_job(job_id)
+        self._finished_ids &= set(job_ids)
+        self._metrics.jobs.set(len(self._active_jobs))
 
-    async def _consider(self, job: str) -> None:
+    async def _check_stored_job(self, job_id: str) -> None:
         with contextlib.suppress(APIError):
-            state = await asyncio.to_thread(self._jobs.state, job)
+            state = await asyncio.to_thread(self._job_store.read_state, job_id)
             if state.is_over:
-                self._over.add(job)
+                self._finished_ids.add(job_id)
                 if time.time() - (state.finished_at or 0) > self._config.keep_s:
-                    await asyncio.to_thread(self._jobs.remove, job)
-            elif len(self._running) < self._config.concurrent:
-                await self._take(await asyncio.to_thread(self._jobs.record, job))
+                    await asyncio.to_thread(self._job_store.remove, job_id)
+            elif len(self._active_jobs) < self._config.concurrent:
+                await self._claim_job(await asyncio.to_thread(self._job_store.read_record, job_id))
 
-    async def _take(self, record: JobRecord) -> None:
-        async with self._taking:
-            if len(self._running) >= self._config.concurrent or record.id in self._running:
+    async def _claim_job(self, record: JobRecord) -> None:
+        async with self._claim_lock:
+            if len(self._active_jobs) >= self._config.concurrent or record.id in self._active_jobs:
                 return
-            claimed = await asyncio.to_thread(
-                self._jobs.claim, record.id, self.owner, self._config.lease_s
+            lease = await asyncio.to_thread(
+                self._job_store.claim, record.id, self.owner, self._config.lease_s
             )
-            if claimed is not None:
-                running = self._running[record.id] = ActiveJob(record, claimed)
-                running.task = asyncio.create_task(self._run(running))
+            if lease is not None:
+                active_job = self._active_jobs[record.id] = ActiveJob(record, lease)
+                active_job.task = asyncio.create_task(self._run_job(active_job))
 
-    async def _renew(self, running: ActiveJob) -> None:
-        job = running.record.id
-        if not await asyncio.to_thread(self._jobs.renew, job, running.lease):
+    async def _renew_lease(self, active_job: ActiveJob) -> None:
+        job_id = active_job.record.id
+        if not await asyncio.to_thread(self._job_store.renew, job_id, active_job.lease):
             # Another runner holds it now: this one must write no more.
-            self._running.pop(job, None)
-            if running.task is not None:
-                running.task.cancel()
+            self._active_jobs.pop(job_id, None)
+            if active_job.task is not None:
+                active_job.task.cancel()
             return
-        if running.dirty:
-            previews, running.previews, running.dirty = running.previews, {}, False
-            step = sum(s for s, _ in running.steps.values())
-            total = sum(running.record.request.num_inference_steps for _ in running.steps)
-            await asyncio.to_thread(self._jobs.set_progress, job, step, total, previews)
-        if await asyncio.to_thread(self._jobs.is_cancelled, job):
-            await self._stop(running)
+        if active_job.has_unsaved_progress:
+            progress = active_job.take_progress()
+            await asyncio.to_thread(self._job_store.set_progress, job_id, *progress)
+        if await asyncio.to_thread(self._job_store.is_cancelled, job_id):
+            await self._stop_job(active_job)
 
-    async def _run(self, running: ActiveJob) -> None:
-        job, jobs = running.record.id, self._jobs
+    async def _run_job(self, active_job: ActiveJob) -> None:
+        job_id, job_store = active_job.record.id, self._job_store
         try:
-            state = await asyncio.to_thread(jobs.state, job)
+            state = await asyncio.to_thread(job_store.read_state, job_id)
             if state.finished_at is None:
-                state = await self._draw(running, state)
-            await self._tell(running, state)
+                state = await self._generate_images(active_job, state)
+            await self._notify_webhook(active_job, state)
         except Exception as error:  # the job stays as it is, for the next runner
-            _LOG.exception("jobs.run_failed", extra={"job": job, "error": type(error).__name__})
+            _LOG.exception("jobs.run_failed", extra={"job": job_id, "error": type(error).__name__})
         finally:
-            self._running.pop(job, None)
+            self._active_jobs.pop(job_id, None)
 
-    async def _draw(self, running: ActiveJob, state: JobState) -> JobState:
-        record, jobs = running.record, self._jobs
-        if await asyncio.to_thread(jobs.is_cancelled, record.id):
+    async def _generate_images(self, active_job: ActiveJob, state: JobState) -> JobState:
+        record, job_store = active_job.record, self._job_store
+        if await asyncio.to_thread(job_store.is_cancelled, record.id):
             return await self._mark_cancelled(record.id)
         try:
-            await self._draw_missing(running)
-            ended = state.model_copy(update={"status": "completed", "finished_at": time.time()})
-        except APIError as refusal:
-            self._studio.count_refusal(refusal)
-            update = {"status": "failed", "finished_at": time.time(), **refusal.body}
-            ended = state.model_copy(update=update)
-        await self._write_state(record.id, ended)
-        return ended
+            await self._generate_missing_images(active_job)
+            update = {"status": "completed", "finished_at": time.time()}
+        except APIError as api_error:
+            self._image_service.count_error(api_error)
+            update = {"status": "failed", "finished_at": time.time(), **api_error.body}
+        final_state = state.model_copy(update=update)
+        await self._write_state(record.id, final_state)
+        return final_state
 
-    async def _draw_missing(self, running: ActiveJob) -> None:
-        """Draw what has no receipt yet, each image written as soon as it is there."""
-        record, jobs = running.record, self._jobs
-        upload = await asyncio.to_thread(jobs.upload, record.id)
-        order = await self._studio.order(Caller(record.caller, None), record.request, upload)
-        # A look now and then, though nobody streams.
-        drawings = [replace(d, num_previews=3) for d in order.drawings]
-        done = set(await asyncio.to_thread(jobs.finished_images, record.id))
-        missing = [k for k in range(record.request.n) if k not in done]
-        orders = {k: replace(order, drawings=[drawings[k]]) for k in missing}
-        turns = await self._enter(replace(order, drawings=[drawings[k] for k in missing]))
-        running.turns, work = turns, list[asyncio.Task[None]]()
+    async def _generate_missing_images(self, active_job: ActiveJob) -> None:
+        """Generate images that have no receipt yet; each is written as soon as it is there."""
+        record, job_store = active_job.record, self._job_store
+        upload = await asyncio.to_thread(job_store.read_upload, record.id)
+        spec = await self._image_service.resolve_request(
+            Caller(record.caller, None), record.request, upload
+        )
+        # A few previews, though nobody streams.
+        sample_tasks = [replace(d, num_previews=3) for d in spec.sample_tasks]
+        finished_indices = set(await asyncio.to_thread(job_store.finished_images, record.id))
+        missing_indices = [k for k in range(record.request.n) if k not in finished_indices]
+        specs = {k: replace(spec, sample_tasks=[sample_tasks[k]]) for k in missing_indices}
+        reservations = await self._wait_for_admission(
+            replace(spec, sample_tasks=[sample_tasks[k] for k in missing_indices])
+        )
+        active_job.reservations, tasks = reservations, list[asyncio.Task[None]]()
         try:
-            waiting = await asyncio.to_thread(jobs.state, record.id)
-            running_state = waiting.model_copy(update={"status": "running"})
+            queued_state = await asyncio.to_thread(job_store.read_state, record.id)
+            running_state = queued_state.model_copy(update={"status": "running"})
             await self._write_state(record.id, running_state)
-            work += [
-                asyncio.create_task(self._draw_one(running, k, orders[k], turn))
-                for k, turn in zip(missing, turns, strict=True)
+            tasks += [
+                asyncio.create_task(self._generate_image(active_job, k, specs[k], reservation))
+                for k, reservation in zip(missing_indices, reservations, strict=True)
             ]
-            await asyncio.gather(*work)
+            await asyncio.gather(*tasks)
         finally:
-            for task in work:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            for turn in turns:
-                turn.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for reservation in reservations:
+                reservation.close()
 
-    async def _draw_one(
-        self, running: ActiveJob, index: int, order: Order, turn: Reservation
+    async def _generate_image(
+        self, active_job: ActiveJob, index: int, spec: GenerationSpec, reservation: Reservation
     ) -> None:
-        record = running.record
+        record = active_job.record
         for attempt in range(3):
             try:
-                rendered = await self._studio.draw(
-                    order, [turn], lambda _, event: running.note(index, event)
+                encoded_images = await self._image_service.generate_images(
+                    spec, [reservation], lambda _, event: active_job.record_event(index, event)
                 )
                 break
-            except APIError as refusal:
+            except APIError as api_error:
                 # Work that has been accepted waits for better times; what is wrong stays wrong.
-                if refusal.status != 503 or attempt == 2:
+                if api_error.status != 503 or attempt == 2:
                     raise
-                await asyncio.sleep(_AGAIN_S)
-                [turn] = await self._enter(order)
+                await asyncio.sleep(_RETRY_S)
+                [reservation] = await self._wait_for_admission(spec)
         suffix = record.request.output_format
-        await asyncio.to_thread(self._jobs.finish_image, record.id, index, rendered[0], suffix)
+        await asyncio.to_thread(
+            self._job_store.finish_image, record.id, index, encoded_images[0], suffix
+        )
 
-    async def _enter(self, order: Order) -> list[Reservation]:
-        """Places at the desk, however long that takes."""
+    async def _wait_for_admission(self, spec: GenerationSpec) -> list[Reservation]:
+        """Reservations, however long that takes."""
         while True:
             try:
-                return self._studio.enter(order, within_deadline=False)
+                return self._image_service.admit(spec, within_deadline=False)
             except APIError:
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_RETRY_S)
 
-    async def _tell(self, running: ActiveJob, state: JobState) -> None:
-        record = running.record
+    async def _notify_webhook(self, active_job: ActiveJob, state: JobState) -> None:
+        record = active_job.record
         if state.webhook != "pending" or self._notify is None or record.webhook_url is None:
             return
-        answer = await self.answer(record)
+        answer = await self.build_answer(record)
         data = answer.model_dump(mode="json", exclude={"receipts"})
         event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": data}
-        told = await self._notify(record.webhook_url, event)
-        state = state.model_copy(update={"webhook": "delivered" if told else "failed"})
+        is_delivered = await self._notify(record.webhook_url, event)
+        state = state.model_copy(update={"webhook": "delivered" if is_delivered else "failed"})
         await self._write_state(record.id, state)

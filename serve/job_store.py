@@ -8,7 +8,7 @@ serve/jobs/{id}/
   progress.json           steps, from time to time
   cancel                  the caller wants no more of it
   0.png, 0.json ...       finished images and their receipts
-  preview-0.png ...       the newest look at each
+  preview-0.png ...       the newest preview of each
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from serve.api_messages import (
     JobStatus,
     Receipt,
 )
-from serve.image_service import Rendered, Upload
+from serve.generation_spec import EncodedImage, Upload
 
 FOLDER = "serve/jobs"
 _LEASE = re.compile(r"^lease-(\d{4})\.json$")
@@ -54,7 +54,7 @@ class JobRecord(BaseModel):
 
     @property
     def request(self) -> GenerationRequest | EditRequest:
-        """What to draw."""
+        """What to generate."""
         request = self.generation or self.edit
         if request is None:
             raise ValueError(f"job {self.id} asks for nothing")
@@ -96,7 +96,7 @@ class JobStore:
     def __init__(self, storage_uri: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = Store(storage_uri).sub(FOLDER), clock
 
-    def ids(self) -> list[str]:
+    def list_ids(self) -> list[str]:
         """All jobs there are."""
         return [n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)]
 
@@ -110,74 +110,78 @@ class JobStore:
         webhook = "pending" if record.webhook_url else None
         self.set_state(record.id, JobState(webhook=webhook))
 
-    def record(self, job: str) -> JobRecord:
-        """raises Refusal 404 if there is no such job."""
-        if not re.fullmatch(JOB_PATTERN, job):
-            raise no_such_job(job)
+    def read_record(self, job_id: str) -> JobRecord:
+        """raises APIError 404 if there is no such job."""
+        if not re.fullmatch(JOB_PATTERN, job_id):
+            raise job_not_found_error(job_id)
         try:
-            return JobRecord.model_validate_json(self._store.read(f"{job}/request.json"))
+            return JobRecord.model_validate_json(self._store.read(f"{job_id}/request.json"))
         except (FileNotFoundError, ValueError) as error:
-            raise no_such_job(job) from error
+            raise job_not_found_error(job_id) from error
 
-    def upload(self, job: str) -> Upload | None:
+    def read_upload(self, job_id: str) -> Upload | None:
         """Its uploads."""
         try:
-            image = self._store.read(f"{job}/image")
+            image = self._store.read(f"{job_id}/image")
         except FileNotFoundError:
             return None
         mask = None
         with contextlib.suppress(FileNotFoundError):
-            mask = self._store.read(f"{job}/mask")
+            mask = self._store.read(f"{job_id}/mask")
         return Upload(image, mask)
 
-    def state(self, job: str) -> JobState:
-        """raises Refusal 404."""
+    def read_state(self, job_id: str) -> JobState:
+        """raises APIError 404."""
         try:
-            return JobState.model_validate_json(self._store.read(f"{job}/state.json"))
+            return JobState.model_validate_json(self._store.read(f"{job_id}/state.json"))
         except (FileNotFoundError, ValueError) as error:
-            raise no_such_job(job) from error
+            raise job_not_found_error(job_id) from error
 
-    def set_state(self, job: str, state: JobState) -> None:
+    def set_state(self, job_id: str, state: JobState) -> None:
         """Replace it."""
-        self._store.write(f"{job}/state.json", state.model_dump_json().encode())
+        self._store.write(f"{job_id}/state.json", state.model_dump_json().encode())
 
-    def set_progress(self, job: str, step: int, total: int, previews: dict[int, bytes]) -> None:
-        """Steps of all its images, and new looks at them."""
+    def set_progress(self, job_id: str, step: int, total: int, previews: dict[int, bytes]) -> None:
+        """Write the steps of all its images, and new previews."""
         for index, data in previews.items():
-            self._store.write(f"{job}/preview-{index}.png", data)
+            self._store.write(f"{job_id}/preview-{index}.png", data)
         text = json.dumps({"step": step, "total": total})
-        self._store.write(f"{job}/progress.json", text.encode())
+        self._store.write(f"{job_id}/progress.json", text.encode())
 
-    def finish_image(self, job: str, index: int, rendered: Rendered, suffix: str) -> None:
+    def finish_image(
+        self, job_id: str, index: int, encoded_image: EncodedImage, suffix: str
+    ) -> None:
         """Image first, receipt last: the receipt makes it count."""
-        self._store.write(f"{job}/{index}.{suffix}", rendered.data)
-        self._store.write(f"{job}/{index}.json", rendered.receipt.model_dump_json().encode())
+        self._store.write(f"{job_id}/{index}.{suffix}", encoded_image.data)
+        self._store.write(
+            f"{job_id}/{index}.json", encoded_image.receipt.model_dump_json().encode()
+        )
 
-    def finished_images(self, job: str) -> list[int]:
+    def finished_images(self, job_id: str) -> list[int]:
         """Indices of its finished images."""
-        found = (re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job))
-        return sorted(int(m.group(1)) for m in found if m)
+        matches = (re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job_id))
+        return sorted(int(m.group(1)) for m in matches if m)
 
-    def file(self, job: str, name: str) -> bytes:
-        """An image of a job; raises Refusal 404."""
+    def read_file(self, job_id: str, name: str) -> bytes:
+        """An image of a job; raises APIError 404."""
         if not _FILE.fullmatch(name):
-            raise no_such_job(f"{job}/{name}")
+            raise job_not_found_error(f"{job_id}/{name}")
         try:
-            return self._store.read(f"{job}/{name}")
+            return self._store.read(f"{job_id}/{name}")
         except FileNotFoundError as error:
-            raise no_such_job(f"{job}/{name}") from error
+            raise job_not_found_error(f"{job_id}/{name}") from error
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job_id: str) -> None:
         """Say that nobody wants it any more."""
-        self._store.write(f"{job}/cancel", b"")
+        self._store.write(f"{job_id}/cancel", b"")
 
-    def is_cancelled(self, job: str) -> bool:
+    def is_cancelled(self, job_id: str) -> bool:
         """Whether that was said."""
-        return self._store.exists(f"{job}/cancel")
+        return self._store.exists(f"{job_id}/cancel")
 
-    def claim(self, job: str, owner: str, lease_s: float) -> JobLease | None:
+    def claim(self, job_id: str, owner: str, lease_s: float) -> JobLease | None:
         """Become its runner, if it has none that is alive; one of several callers wins."""
-        newest = self._newest_lease(job)
+        newest = self._read_newest_lease(job_id)
         number = 0
         if newest is not None:
             number, content = newest
@@ -186,28 +190,28 @@ class JobStore:
             number += 1
         lease = JobLease(number, owner)
         # Of two attempts of one owner only one may win as well.
-        claim = self._stamp(owner, nonce=uuid.uuid4().hex)
-        return lease if self._store.create(self._lease(job, number), claim) else None
+        claim = self._encode_lease(owner, nonce=uuid.uuid4().hex)
+        return lease if self._store.create(self._lease_name(job_id, number), claim) else None
 
-    def renew(self, job: str, lease: JobLease) -> bool:
+    def renew(self, job_id: str, lease: JobLease) -> bool:
         """Say that the runner is alive; False if another has taken over."""
-        if self._store.exists(self._lease(job, lease.number + 1)):
+        if self._store.exists(self._lease_name(job_id, lease.number + 1)):
             return False
-        self._store.write(self._lease(job, lease.number), self._stamp(lease.owner))
+        self._store.write(self._lease_name(job_id, lease.number), self._encode_lease(lease.owner))
         return True
 
-    def remove(self, job: str) -> None:
+    def remove(self, job_id: str) -> None:
         """Forget it: what makes it known goes first."""
-        self._store.remove(f"{job}/request.json")
-        self._store.remove(job)
+        self._store.remove(f"{job_id}/request.json")
+        self._store.remove(job_id)
 
-    def answer(self, record: JobRecord, position: int | None) -> JobAnswer:
+    def build_answer(self, record: JobRecord, position: int | None) -> JobAnswer:
         """As GET /v1/jobs/{id} has it."""
-        state, names, progress = self.state(record.id), self._store.names(record.id), {}
+        state, names, progress = self.read_state(record.id), self._store.names(record.id), {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             progress = json.loads(self._store.read(f"{record.id}/progress.json"))
-        suffix, done = record.request.output_format, self.finished_images(record.id)
-        receipts = [self._store.read(f"{record.id}/{k}.json") for k in done]
+        suffix, finished_indices = record.request.output_format, self.finished_images(record.id)
+        receipts = [self._store.read(f"{record.id}/{k}.json") for k in finished_indices]
         previews = [n for n in names if n.startswith("preview-") and _FILE.fullmatch(n)]
         return JobAnswer(
             id=record.id,
@@ -216,35 +220,35 @@ class JobStore:
             finished_at=state.finished_at,
             model=record.model,
             n=record.request.n,
-            images_done=len(done),
+            images_done=len(finished_indices),
             position=position if state.finished_at is None else None,
             step=int(progress.get("step", 0)),
             total_steps=int(progress.get("total", 0)),
             previews=[f"/v1/jobs/{record.id}/files/{name}" for name in previews],
-            images=[f"/v1/jobs/{record.id}/files/{k}.{suffix}" for k in done],
+            images=[f"/v1/jobs/{record.id}/files/{k}.{suffix}" for k in finished_indices],
             receipts=[Receipt.model_validate_json(r) for r in receipts],
             error=state.error,
         )
 
-    def _newest_lease(self, job: str) -> tuple[int, dict[str, Any]] | None:
-        found = [int(m.group(1)) for m in map(_LEASE.match, self._store.names(job)) if m]
-        if not found:
+    def _read_newest_lease(self, job_id: str) -> tuple[int, dict[str, Any]] | None:
+        numbers = [int(m.group(1)) for m in map(_LEASE.match, self._store.names(job_id)) if m]
+        if not numbers:
             return None
         try:
-            content = json.loads(self._store.read(self._lease(job, max(found))))
+            content = json.loads(self._store.read(self._lease_name(job_id, max(numbers))))
         except (FileNotFoundError, ValueError):
             content = {}
-        return max(found), content
+        return max(numbers), content
 
-    def _stamp(self, owner: str, **more: str) -> bytes:
-        return json.dumps({"owner": owner, "renewed_at": self._clock(), **more}).encode()
+    def _encode_lease(self, owner: str, **extra_fields: str) -> bytes:
+        return json.dumps({"owner": owner, "renewed_at": self._clock(), **extra_fields}).encode()
 
     @staticmethod
-    def _lease(job: str, number: int) -> str:
-        return f"{job}/lease-{number:04d}.json"
+    def _lease_name(job_id: str, number: int) -> str:
+        return f"{job_id}/lease-{number:04d}.json"
 
 
-def no_such_job(job: str) -> APIError:
+def job_not_found_error(job_id: str) -> APIError:
     """404, the same for what is not there and what is somebody else's."""
-    text = f"job {job[:80]!r} is not known; finished jobs are kept for a while only"
+    text = f"job {job_id[:80]!r} is not known; finished jobs are kept for a while only"
     return APIError(404, "job_not_found", text)

@@ -18,7 +18,7 @@ from serve.gateway_metrics import Metrics
 
 _LOG = logging.getLogger("dreambooth.serve")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_SECURITY = {
+_SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -36,7 +36,7 @@ _DOCS_CSP = (
     "style-src 'self' https://cdn.jsdelivr.net; "
     "script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; frame-ancestors 'none'"
 )
-_EXTRA = ("error", "pool", "job", "subject", "category", "score", "fingerprint", "request_id",
+_LOG_FIELDS = ("error", "pool", "job", "subject", "category", "score", "fingerprint", "request_id",
           "route", "status", "seconds", "caller")  # fmt: skip
 
 
@@ -54,29 +54,33 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers, started_s = Headers(scope=scope), time.monotonic()
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        client_request_id = headers.get("x-request-id", "")
+        request_id = (
+            client_request_id
+            if _REQUEST_ID.fullmatch(client_request_id)
+            else f"req_{uuid.uuid4().hex}"
+        )
         scope.setdefault("state", {})["request_id"] = request_id
         status = 499
 
-        async def send_more(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = MutableHeaders(scope=message)
-                _protect(answered, scope["path"])
+                response_headers = MutableHeaders(scope=message)
+                _add_security_headers(response_headers, scope["path"])
                 if not self._behind_serve:
-                    answered["X-Request-Id"] = request_id
+                    response_headers["X-Request-Id"] = request_id
             await send(message)
 
         try:
-            refusal = self._refusal(headers)
-            if refusal is not None:
-                self._metrics.refusals.labels(refusal.code).inc()
-                answer = JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
-                await answer(scope, receive, send_more)
+            api_error = self._check_headers(headers)
+            if api_error is not None:
+                self._metrics.refusals.labels(api_error.code).inc()
+                response = JSONResponse(api_error.body, api_error.status, headers=api_error.headers)
+                await response(scope, receive, send_with_headers)
             else:
-                await self._app(scope, self._bounded(receive), send_more)
+                await self._app(scope, self._limit_body(receive), send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "-")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -91,43 +95,43 @@ class RequestMiddleware:
                 },
             )
 
-    def _refusal(self, headers: Headers) -> APIError | None:
+    def _check_headers(self, headers: Headers) -> APIError | None:
         if headers.get("content-encoding", "identity").lower() != "identity":
             return APIError(415, "unsupported_encoding", "send the body without Content-Encoding")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             return APIError(400, "invalid_length", "Content-Length is no number")
         if int(length) > self._body_bytes:
-            return self._too_large()
+            return self._too_large_error()
         return None
 
-    def _too_large(self) -> APIError:
+    def _too_large_error(self) -> APIError:
         text = f"the request is larger than {self._body_bytes} bytes; send less"
         return APIError(413, "body_too_large", text)
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _limit_body(self, receive: Receive) -> Receive:
         received = 0
 
-        async def receive_less() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._body_bytes:
-                raise HTTPException(413, str(self._too_large()))
+                raise HTTPException(413, str(self._too_large_error()))
             return message
 
-        return receive_less
+        return receive_limited
 
 
-def _protect(headers: MutableHeaders, path: str) -> None:
-    for name, value in _SECURITY.items():
+def _add_security_headers(headers: MutableHeaders, path: str) -> None:
+    for name, value in _SECURITY_HEADERS.items():
         headers[name] = value
     headers["Content-Security-Policy"] = _DOCS_CSP if path == "/docs" else _CSP
     if path.startswith("/v1/"):
         headers["Cache-Control"] = "no-store"
 
 
-class JsonLines(logging.Formatter):
+class JsonLineFormatter(logging.Formatter):
     """One JSON object a line, of known fields alone: no body, prompt or key can slip in."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -137,7 +141,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.msg if not record.args else record.getMessage(),
         }
-        line |= {k: getattr(record, k) for k in _EXTRA if getattr(record, k, None) is not None}
+        line |= {k: getattr(record, k) for k in _LOG_FIELDS if getattr(record, k, None) is not None}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
         return json.dumps(line)
@@ -147,7 +151,7 @@ def log_to_stderr() -> None:
     """JSON lines on this process's standard error, which Ray keeps in its session's logs."""
     if not _LOG.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(JsonLines())
+        handler.setFormatter(JsonLineFormatter())
         _LOG.addHandler(handler)
         _LOG.setLevel(logging.INFO)
         _LOG.propagate = False

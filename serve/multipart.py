@@ -9,19 +9,21 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serve.api_errors import APIError
-from serve.api_messages import Message
-from serve.image_service import Upload
+from serve.api_messages import RequestMessage
+from serve.generation_spec import Upload
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=RequestMessage)
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
 _MAX_FIELDS = 40
-_PICTURE = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
+_IMAGE_SCHEMA = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
 
 
-def schema(form: type[Message], also_json: type[Message] | None = None) -> dict[str, Any]:
+def build_request_schema(
+    form: type[RequestMessage], also_json: type[RequestMessage] | None = None
+) -> dict[str, Any]:
     """The request body for the OpenAPI document."""
     fields = form.model_json_schema()
-    fields["properties"] |= {"image": _PICTURE, "mask": _PICTURE}
+    fields["properties"] |= {"image": _IMAGE_SCHEMA, "mask": _IMAGE_SCHEMA}
     fields["required"] = [*fields.get("required", []), "image"]
     content = {"multipart/form-data": {"schema": fields}}
     if also_json is not None:
@@ -29,8 +31,8 @@ def schema(form: type[Message], also_json: type[Message] | None = None) -> dict[
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read(request: Request, form: type[M]) -> tuple[M, Upload]:
-    """A multipart form: its fields by `form`, its files as an Upload; raises Refusal."""
+async def read_form(request: Request, form: type[M]) -> tuple[M, Upload]:
+    """A multipart form: its fields by `form`, its files as an Upload; raises APIError."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         text = "send multipart/form-data, with the image as the file `image`"
         raise APIError(415, "unsupported_media_type", text)
@@ -52,10 +54,10 @@ async def read(request: Request, form: type[M]) -> tuple[M, Upload]:
         if isinstance(error, HTTPException) and error.status_code == 413:
             raise
         raise APIError(400, "invalid_form", "the form can't be read; check its encoding") from error
-    return validate(form, fields), _upload(files)
+    return validate_fields(form, fields), _build_upload(files)
 
 
-def _upload(files: dict[str, bytes]) -> Upload:
+def _build_upload(files: dict[str, bytes]) -> Upload:
     unknown = sorted(set(files) - {"image", "mask"})
     if unknown:
         text = f"unknown file {unknown[0][:80]!r}; send image, and mask if you like"
@@ -67,23 +69,23 @@ def _upload(files: dict[str, bytes]) -> Upload:
 
 
 async def read_json(request: Request, body: type[M]) -> M:
-    """A JSON body; raises Refusal."""
+    """A JSON body; raises APIError."""
     try:
         content = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise APIError(400, "invalid_json", "the body is no JSON that can be read") from error
-    return validate(body, content)
+    return validate_fields(body, content)
 
 
-def validate(form: type[M], content: object) -> M:
-    """Fields by a message's rules; raises Refusal naming the first at fault."""
+def validate_fields(form: type[M], content: object) -> M:
+    """Fields by a message's rules; raises APIError naming the first at fault."""
     try:
         return form.model_validate(content)
     except ValidationError as error:
-        raise invalid([dict(e) for e in error.errors()]) from error
+        raise build_validation_error([dict(e) for e in error.errors()]) from error
 
 
-def invalid(errors: list[dict[str, Any]]) -> APIError:
+def build_validation_error(errors: list[dict[str, Any]]) -> APIError:
     """One validation error for people, without the value: it may be long, or private."""
     first = errors[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]

@@ -12,7 +12,7 @@ from dreambooth_ray.config.serving import ProvenanceConfig
 from dreambooth_ray.errors import ConfigError
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+_MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 # An image may name an address where its manifest lies: it is not ours to call.
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 _RECEIPT = "org.dreambooth.receipt"
@@ -56,13 +56,13 @@ class Signer:
                 {"label": _RECEIPT, "data": public},
             ],
         }
-        out = io.BytesIO()
+        buffer = io.BytesIO()
         with c2pa.Builder(manifest) as builder:
-            builder.sign(self._signer, _media_type(data), io.BytesIO(data), out)
-        return out.getvalue()
+            builder.sign(self._signer, _media_type(data), io.BytesIO(data), buffer)
+        return buffer.getvalue()
 
 
-def read(data: bytes) -> dict[str, Any]:
+def read_provenance(data: bytes) -> dict[str, Any]:
     """What an image says of its origin.
 
     returns: {"found": False} without a manifest; else found, valid, generator, receipt and
@@ -100,7 +100,7 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 def _media_type(data: bytes) -> str:
-    for start, kind in _TYPES.items():
+    for start, media_type in _MEDIA_TYPES.items():
         if data.startswith(start):
-            return kind
+            return media_type
     raise ConfigError("image is no PNG, JPEG or WebP file")

@@ -1,7 +1,7 @@
-"""A process that draws: engines and their models, told what to do in plain data. No HTTP.
+"""A process that samples: engines and their models; its messages are plain data. No HTTP.
 
-What draws takes seconds to import, and is by the replica itself: who deploys the endpoint has no
-use for it.
+What samples takes seconds to import. The replica itself imports it: the process that deploys the
+endpoint does not need it.
 """
 
 # ruff: noqa: PLC0415
@@ -24,14 +24,14 @@ from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, S
 from dreambooth_ray.imports import large_imports
 from serve.replica_messages import (
     Artifact,
-    Drawing,
     Event,
     Failed,
     Finished,
     Pixels,
     Preview,
     Progress,
-    Report,
+    ReplicaStatus,
+    SampleTask,
 )
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from serve.model_cache import ModelLease
 
 _WARM_UP_STEPS = 3
-# A batch so full tells how fast full batches are; each report moves the estimate so far.
-_FULL, _LEARNING = 0.75, 0.5
+# So full a batch counts as full; each report moves the estimate of speed by this weight.
+_FULL_FRACTION, _SPEED_UPDATE_WEIGHT = 0.75, 0.5
 
 
 class Replica:
-    """One drawing process of a pool. Every public coroutine runs on its event loop."""
+    """One sampling process of a pool. Every public coroutine runs on its event loop."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Load the first model and draw with it once: after that it can draw."""
+        """Load the first model and sample with it once: after that the replica is ready."""
         with large_imports():
             import torch
 
@@ -63,16 +63,16 @@ class Replica:
         if not gpus:
             torch.set_num_threads(1)
         self._cache = Path(tempfile.mkdtemp(prefix="dreambooth-serve-"))
-        self._shelf = ModelCache(
+        self._model_cache = ModelCache(
             dict(config.models), config.storage.uri, self._cache, self._open_engine,
             memory_bytes=config.replicas.memory_bytes,
             max_adapters=config.replicas.adapters,
             bytes_per_weight=2 if gpus else 4,
         )  # fmt: skip
         self._steps_done = 0
-        self._backlog_steps, self._told_at = 0, 0.0
-        self._steps_per_s = self._warm_up()
-        self._seen = (time.monotonic(), 0, False)
+        self._backlog_steps, self._backlog_time_s = 0, 0.0
+        self._steps_per_s = self._measure_speed()
+        self._last_report = (time.monotonic(), 0, False)
 
     def _open_engine(self, directory: Path) -> "Engine":
         from dreambooth_ray.sampling.engine import Engine
@@ -87,104 +87,109 @@ class Replica:
         engine.start()
         return engine
 
-    def _warm_up(self) -> float:
-        """Steps a second of a full batch, from one that is drawn now."""
+    def _measure_speed(self) -> float:
+        """Steps a second of a full batch, from one that is sampled now."""
         from dreambooth_ray.sampling.request import Request
 
         name, uri = next(iter(self._config.models.items()))
         batch = self._config.replicas.batch
-        with self._shelf.seat(Artifact(name, uri=uri)) as seat:
+        with self._model_cache.lease(Artifact(name, uri=uri)) as lease:
             requests = [Request("", k, num_inference_steps=_WARM_UP_STEPS) for k in range(batch)]
-            # Once for what is done once, the recording of the forward among it.
-            seat.engine.draw(requests)
+            # Once for what is done once, such as tracing the forward.
+            lease.engine.sample(requests)
             started_s = time.monotonic()
-            seat.engine.draw(requests)
+            lease.engine.sample(requests)
         return batch * _WARM_UP_STEPS / (time.monotonic() - started_s)
 
-    async def draw(self, artifact: Artifact, drawing: Drawing) -> AsyncIterator[Event]:
+    async def sample(self, artifact: Artifact, sample_task: SampleTask) -> AsyncIterator[Event]:
         """Events of one image, the last of them Finished or Failed.
 
         When the caller goes away the image's place is free within one step.
         """
-        seats = self._shelf.seat(artifact)
+        lease_context = self._model_cache.lease(artifact)
         try:
-            seat = await asyncio.to_thread(seats.__enter__)
+            lease = await asyncio.to_thread(lease_context.__enter__)
         except Exception as error:  # told to the gateway, which knows what to answer
-            yield _failure(error)
+            yield _build_failure(error)
             return
         try:
-            async for event in self._events(seat, drawing):
+            async for event in self._stream_events(lease, sample_task):
                 yield event
         finally:
-            seats.__exit__(None, None, None)
+            lease_context.__exit__(None, None, None)
 
-    async def _events(self, seat: "ModelLease", drawing: Drawing) -> AsyncIterator[Event]:
+    async def _stream_events(
+        self, lease: "ModelLease", sample_task: SampleTask
+    ) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        loop, told_s = asyncio.get_running_loop(), 0.0
+        loop, last_progress_s = asyncio.get_running_loop(), 0.0
 
-        def put(event: Event | None) -> None:
+        def put_event(event: Event | None) -> None:
             with suppress(RuntimeError):  # the loop of a replica that is going away
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         def on_progress(step: int, total: int) -> None:
-            nonlocal told_s
+            nonlocal last_progress_s
             self._steps_done += 1
-            now = time.monotonic()
-            if now - told_s >= drawing.tell_every_s:
-                told_s = now
-                put(Progress(step, total))
+            now_s = time.monotonic()
+            if now_s - last_progress_s >= sample_task.progress_interval_s:
+                last_progress_s = now_s
+                put_event(Progress(step, total))
 
         def on_preview(step: int, image: Image.Image) -> None:
-            put(Preview(step, Pixels.of(image)))
+            put_event(Preview(step, Pixels.from_image(image)))
 
         try:
-            ticket = seat.engine.submit(
-                _request(drawing, seat.adapter),
+            request_handle = lease.engine.submit(
+                _build_request(sample_task, lease.adapter),
                 on_progress=on_progress,
-                on_preview=on_preview if drawing.num_previews else None,
-                num_previews=drawing.num_previews,
+                on_preview=on_preview if sample_task.num_previews else None,
+                num_previews=sample_task.num_previews,
             )
         except Exception as error:  # as above
-            yield _failure(error)
+            yield _build_failure(error)
             return
         try:
-            ticket.future.add_done_callback(lambda _: put(None))
+            request_handle.future.add_done_callback(lambda _: put_event(None))
             while (event := await events.get()) is not None:
                 yield event
-            yield _result(ticket, seat)
+            yield _build_result(request_handle, lease)
         finally:
-            ticket.cancel()
+            request_handle.cancel()
 
-    async def report(self, backlog_steps: int = 0) -> Report:
-        """How it goes. backlog_steps: this replica's share of what waits at the gateway."""
-        engines, now = self._shelf.engines, time.monotonic()
-        self._learn_speed(now, sum(e.num_active for e in engines))
-        self._backlog_steps, self._told_at = backlog_steps, now
-        return Report(
+    async def report_status(self, backlog_steps: int = 0) -> ReplicaStatus:
+        """What the replica does now.
+
+        backlog_steps: this replica's share of what waits at the gateway
+        """
+        engines, now_s = self._model_cache.engines, time.monotonic()
+        self._update_speed(now_s, sum(e.num_active for e in engines))
+        self._backlog_steps, self._backlog_time_s = backlog_steps, now_s
+        return ReplicaStatus(
             replica=self.id,
             steps_per_s=self._steps_per_s,
             active=sum(e.num_active for e in engines),
             waiting=sum(e.num_waiting for e in engines),
             remaining_steps=sum(e.remaining_steps for e in engines),
             steps_done=self._steps_done,
-            loaded_bytes=self._shelf.size_bytes,
-            loaded=self._shelf.loaded,
+            loaded_bytes=self._model_cache.size_bytes,
+            loaded=self._model_cache.loaded_ids,
         )
 
-    def _learn_speed(self, now: float, active: int) -> None:
+    def _update_speed(self, now_s: float, active: int) -> None:
         """Steps a second as they are since the last report, if the batch was full then and now."""
-        full = active >= _FULL * self._config.replicas.batch
-        then, steps, was_full = self._seen
-        self._seen = (now, self._steps_done, full)
-        if full and was_full and now > then:
-            rate = (self._steps_done - steps) / (now - then)
-            self._steps_per_s += _LEARNING * (rate - self._steps_per_s)
+        full = active >= _FULL_FRACTION * self._config.replicas.batch
+        last_time_s, last_steps_done, was_full = self._last_report
+        self._last_report = (now_s, self._steps_done, full)
+        if full and was_full and now_s > last_time_s:
+            rate = (self._steps_done - last_steps_done) / (now_s - last_time_s)
+            self._steps_per_s += _SPEED_UPDATE_WEIGHT * (rate - self._steps_per_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy reads: steps to do, waiting ones included."""
         # A gateway that has gone quiet has no backlog.
-        backlog = self._backlog_steps if time.monotonic() - self._told_at < 10 else 0
-        remaining = sum(e.remaining_steps for e in self._shelf.engines)
+        backlog = self._backlog_steps if time.monotonic() - self._backlog_time_s < 10 else 0
+        remaining = sum(e.remaining_steps for e in self._model_cache.engines)
         return {"remaining_steps": float(remaining + backlog)}
 
     def process_id(self) -> int:
@@ -192,42 +197,42 @@ class Replica:
         return os.getpid()
 
     def __del__(self) -> None:
-        shelf = getattr(self, "_shelf", None)
-        if shelf is not None:
-            shelf.close()
+        model_cache = getattr(self, "_model_cache", None)
+        if model_cache is not None:
+            model_cache.close()
             shutil.rmtree(self._cache, ignore_errors=True)
 
 
-def _request(drawing: Drawing, adapter: str | None) -> "Request":
+def _build_request(sample_task: SampleTask, adapter: str | None) -> "Request":
     from dreambooth_ray.sampling.request import Request
 
     return Request(
-        drawing.prompt,
-        drawing.seed,
-        negative_prompt=drawing.negative_prompt,
-        num_inference_steps=drawing.num_inference_steps,
-        guidance_scale=drawing.guidance_scale,
-        width_px=drawing.width_px,
-        height_px=drawing.height_px,
-        solver=drawing.solver,
-        image=drawing.image.image() if drawing.image else None,
-        mask=drawing.mask.image() if drawing.mask else None,
-        strength=drawing.strength,
+        sample_task.prompt,
+        sample_task.seed,
+        negative_prompt=sample_task.negative_prompt,
+        num_inference_steps=sample_task.num_inference_steps,
+        guidance_scale=sample_task.guidance_scale,
+        width_px=sample_task.width_px,
+        height_px=sample_task.height_px,
+        solver=sample_task.solver,
+        image=sample_task.image.to_image() if sample_task.image else None,
+        mask=sample_task.mask.to_image() if sample_task.mask else None,
+        strength=sample_task.strength,
         adapter=adapter,
     )
 
 
-def _result(ticket: "RequestHandle", seat: "ModelLease") -> Event:
-    if ticket.future.cancelled():
+def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event:
+    if request_handle.future.cancelled():
         return Failed("internal", "the replica is closing; ask again")
-    error = ticket.future.exception()
+    error = request_handle.future.exception()
     if error is not None:
-        return _failure(error)
-    drawn: SampleOutput = ticket.future.result()
-    return Finished(Pixels.of(drawn.image), seat.weights_sha256, seat.base_sha256)
+        return _build_failure(error)
+    output: SampleOutput = request_handle.future.result()
+    return Finished(Pixels.from_image(output.image), lease.weights_sha256, lease.base_sha256)
 
 
-def _failure(error: BaseException) -> Failed:
+def _build_failure(error: BaseException) -> Failed:
     kinds = {ConfigError: "config", CapacityError: "capacity", CheckpointError: "damaged"}
     for kind, name in kinds.items():
         if isinstance(error, kind):

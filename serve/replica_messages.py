@@ -16,18 +16,18 @@ class Pixels:
     data: bytes
 
     @classmethod
-    def of(cls, image: Image.Image) -> "Pixels":
+    def from_image(cls, image: Image.Image) -> "Pixels":
         """From a PIL image of mode RGB or L."""
         return cls(image.mode, image.width, image.height, image.tobytes())
 
-    def image(self) -> Image.Image:
+    def to_image(self) -> Image.Image:
         """As a PIL image."""
         return Image.frombytes(self.mode, (self.width_px, self.height_px), self.data)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Weights to draw with.
+    """Weights to sample with.
 
     id:              as clients name it, version included
     uri:             of a base model; None for a subject
@@ -42,10 +42,10 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One image to draw, in the engine's terms.
+class SampleTask:
+    """One image to sample, in the engine's terms.
 
-    tell_every_s: seconds between two words on its progress, at least
+    progress_interval_s: seconds between two reports of progress, at least
     """
 
     prompt: str
@@ -60,7 +60,7 @@ class Drawing:
     mask: Pixels | None = None
     strength: float = 0.8
     num_previews: int = 0
-    tell_every_s: float = 0.2
+    progress_interval_s: float = 0.2
 
     @property
     def steps(self) -> int:
@@ -93,7 +93,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The image, and the weights it was drawn with."""
+    """The image, and the weights it was sampled with."""
 
     pixels: Pixels
     weights_sha256: str
@@ -102,7 +102,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The image can't be drawn. kind: 'config', 'capacity', 'damaged' or 'internal'."""
+    """The image can't be sampled. kind: 'config', 'capacity', 'damaged' or 'internal'."""
 
     kind: str
     message: str
@@ -112,8 +112,8 @@ Event = Progress | Preview | Finished | Failed
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a replica is. steps_per_s is what a full batch reaches."""
+class ReplicaStatus:
+    """What a replica does now. steps_per_s is what a full batch reaches."""
 
     replica: str
     steps_per_s: float

@@ -1,4 +1,4 @@
-"""A pool of replicas as the gateway sees it: its desk, its reports, and drawing with one retry."""
+"""A pool of replicas as the gateway sees it: admission, status, and sampling with one retry."""
 
 import asyncio
 import logging
@@ -15,15 +15,23 @@ from ray.serve.exceptions import (
 
 from dreambooth_ray.config.serving import ServeConfig
 from serve.admission import AdmissionController, Reservation
-from serve.api_errors import busy
-from serve.replica_messages import Artifact, Drawing, Event, Failed, Finished, Progress, Report
+from serve.api_errors import busy_error
+from serve.replica_messages import (
+    Artifact,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    ReplicaStatus,
+    SampleTask,
+)
 
 _LOG = logging.getLogger("dreambooth.serve")
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 5.0
 # The router hears of a death a moment after its callers: at once, it would ask the dead again.
-_AGAIN_S = 1.0
-_DEAD = (RayActorError, ReplicaUnavailableError, RequestCancelledError)
+_RETRY_S = 1.0
+_DEATH_ERRORS = (RayActorError, ReplicaUnavailableError, RequestCancelledError)
 
 
 class ReplicaPool:
@@ -34,66 +42,66 @@ class ReplicaPool:
         self.name, self._handle = name, handle
         # Gateways share the replicas' places.
         share = -(-config.replicas.batch // config.gateways)
-        self.desk = AdmissionController(share, config.limits.open_images)
-        self.reports: list[Report] = []
-        self.has_drawn = False
+        self.admission = AdmissionController(share, config.limits.open_images)
+        self.statuses: list[ReplicaStatus] = []
+        self.has_been_ready = False
         self.retries = 0
 
-    async def watch(self) -> None:
-        """Ask the replicas how they are, for as long as the process lives."""
+    async def watch_replicas(self) -> None:
+        """Poll the replicas, for as long as the process lives."""
         while True:
-            await self.look()
+            await self.poll_replicas()
             await asyncio.sleep(_POLL_S)
 
-    async def look(self) -> None:
-        """Ask the replicas once, and tell them their share of what waits here."""
-        share = self.desk.waiting_steps // max(1, len(self.reports))
+    async def poll_replicas(self) -> None:
+        """Ask the replicas for their status, and tell them their share of what waits here."""
+        share = self.admission.waiting_steps // max(1, len(self.statuses))
         try:
-            answers = self._handle.broadcast("report", share)
-            self.reports = await asyncio.wait_for(answers.results_async(), _POLL_TIMEOUT_S)
+            responses = self._handle.broadcast("report_status", share)
+            self.statuses = await asyncio.wait_for(responses.results_async(), _POLL_TIMEOUT_S)
         except DeploymentUnavailableError:
-            self.reports = []
+            self.statuses = []
         except (TimeoutError, RayActorError, RayTaskError, RuntimeError) as error:
-            # A replica died while it was asked; the next look finds the others.
+            # A replica died while it was asked; the next poll finds the others.
             _LOG.info("pool.look_failed", extra={"pool": self.name, "error": type(error).__name__})
             return
-        speeds = [r.steps_per_s for r in self.reports]
-        self.desk.set_replicas(len(speeds), sum(speeds) / len(speeds) if speeds else 0.0)
-        self.has_drawn = self.has_drawn or bool(speeds)
+        speeds = [r.steps_per_s for r in self.statuses]
+        self.admission.set_replicas(len(speeds), sum(speeds) / len(speeds) if speeds else 0.0)
+        self.has_been_ready = self.has_been_ready or bool(speeds)
 
-    async def draw(
-        self, artifact: Artifact, drawing: Drawing, turn: Reservation
+    async def sample(
+        self, artifact: Artifact, sample_task: SampleTask, reservation: Reservation
     ) -> AsyncIterator[Event]:
-        """Events of one image, whose turn it is.
+        """Events of one image that has its reservation.
 
-        If the replica dies, once more on another: a drawing is a function of its request.
-        raises: Refusal 503
+        If the replica dies, once more on another: an image is a function of its task.
+        raises: APIError 503
         """
         for attempt in range(2):
-            stream = self._handle.options(stream=True).draw.remote(artifact, drawing)
-            ended = False
+            stream = self._handle.options(stream=True).sample.remote(artifact, sample_task)
+            is_finished = False
             try:
                 async for event in stream:
                     if isinstance(event, Progress):
-                        turn.remaining = event.total - event.step
-                    ended = isinstance(event, Finished | Failed)
+                        reservation.remaining = event.total - event.step
+                    is_finished = isinstance(event, Finished | Failed)
                     yield event
-                if ended:
+                if is_finished:
                     return
             except BackPressureError as error:
-                raise busy("the replicas' queues are full; come again", 1.0) from error
+                raise busy_error("the replicas' queues are full; come again", 1.0) from error
             except DeploymentUnavailableError as error:
-                raise busy("no replica can be started; come again later", 30.0) from error
-            except _DEAD as error:
-                ended = True
+                raise busy_error("no replica can be started; come again later", 30.0) from error
+            except _DEATH_ERRORS as error:
+                is_finished = True
                 if attempt:
                     text = "the replica that drew this died, and so did the next; come again"
-                    raise busy(text, 5.0, "replica_died") from error
+                    raise busy_error(text, 5.0, "replica_died") from error
                 self.retries += 1
-                turn.remaining = drawing.steps
-                await asyncio.sleep(_AGAIN_S)
+                reservation.remaining = sample_task.steps
+                await asyncio.sleep(_RETRY_S)
                 _LOG.warning("pool.retry", extra={"pool": self.name, "error": type(error).__name__})
             finally:
-                if not ended:
+                if not is_finished:
                     stream.cancel()
-        raise busy("the replica went away in the middle; come again", 5.0, "replica_died")
+        raise busy_error("the replica went away in the middle; come again", 5.0, "replica_died")

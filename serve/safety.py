@@ -1,6 +1,6 @@
-"""What is not drawn, and why: prompts against a policy of phrases, images by a classifier.
+"""What is refused, and why: prompts by a policy of phrases, images by a classifier.
 
-Verdicts are explained, and logged by hash alone, so that an appeal can be looked into
+Results are explained, and logged by hash alone, so that an appeal can be looked into
 without keeping what people wrote.
 """
 
@@ -21,8 +21,8 @@ from dreambooth_ray.errors import ConfigError
 from serve.image_classifiers import (
     ImageClassifier,
     PromptClassifier,
-    image_classifier,
-    prompt_classifier,
+    load_image_classifier,
+    load_prompt_classifier,
 )
 
 _LOG = logging.getLogger("dreambooth.serve")
@@ -33,7 +33,7 @@ _LOOKALIKES = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SafetyResult:
     """What a check found.
 
     score: 0 to 1; spans: (start, end, phrase) of what raised it
@@ -47,7 +47,7 @@ class Verdict:
     fingerprint: str = ""
 
 
-CLEAN = Verdict("none", 0.0)
+CLEAN = SafetyResult("none", 0.0)
 
 
 class Category(BaseModel):
@@ -79,35 +79,39 @@ class Safety:
     def __init__(
         self,
         config: SafetyConfig,
-        images: ImageClassifier | None = None,
-        prompts: PromptClassifier | None = None,
+        image_classifier: ImageClassifier | None = None,
+        prompt_classifier: PromptClassifier | None = None,
     ) -> None:
         """images, prompts: classifiers of your own instead of the configuration's.
 
         raises: ConfigError if the policy file or a classifier can't be used
         """
         self._policy = read_policy(config.policy) if config.prompts else None
-        self._prompts = prompts or prompt_classifier(config)
-        self._images = images or image_classifier(config)
+        self._prompt_classifier = prompt_classifier or load_prompt_classifier(config)
+        self._image_classifier = image_classifier or load_image_classifier(config)
 
-    def check_prompt(self, text: str) -> Verdict:
+    def check_prompt(self, text: str) -> SafetyResult:
         """The worst that the policy finds in a text, with the phrases and their offsets."""
-        found = [CLEAN]
+        results = [CLEAN]
         if self._policy is not None:
-            found += _by_policy(text, self._policy)
-        if self._prompts is not None:
-            found += _by_classifier(text, self._prompts)
-        worst = max(found, key=lambda v: (v.refused, v.score))
-        return _note("prompt", worst, text.encode()) if worst.refused else worst
+            results += _apply_policy(text, self._policy)
+        if self._prompt_classifier is not None:
+            results += _apply_classifier(text, self._prompt_classifier)
+        worst_result = max(results, key=lambda v: (v.refused, v.score))
+        return (
+            _log_result("prompt", worst_result, text.encode())
+            if worst_result.refused
+            else worst_result
+        )
 
-    def check_image(self, image: Image.Image) -> Verdict:
+    def check_image(self, image: Image.Image) -> SafetyResult:
         """What the classifier says of an image."""
-        if self._images is None:
+        if self._image_classifier is None:
             return CLEAN
-        score = self._images.score(image)
-        refused = score >= self._images.threshold
-        verdict = Verdict(self._images.category, round(score, 4), refused=refused)
-        return _note("picture", verdict, image.tobytes()) if refused else verdict
+        score = self._image_classifier.score(image)
+        refused = score >= self._image_classifier.threshold
+        result = SafetyResult(self._image_classifier.category, round(score, 4), refused=refused)
+        return _log_result("picture", result, image.tobytes()) if refused else result
 
 
 def read_policy(path: str | None) -> Policy:
@@ -124,63 +128,63 @@ def read_policy(path: str | None) -> Policy:
     return policy
 
 
-def _by_policy(text: str, policy: Policy) -> list[Verdict]:
-    plain, offsets = _plain(text)
-    found = [
-        _judge(text, plain, offsets, name, category, policy.threshold)
+def _apply_policy(text: str, policy: Policy) -> list[SafetyResult]:
+    normalized, offsets = _normalize_text(text)
+    results = [
+        _match_category(text, normalized, offsets, name, category, policy.threshold)
         for name, category in policy.categories.items()
     ]
-    return [verdict for verdict in found if verdict is not None]
+    return [result for result in results if result is not None]
 
 
-def _by_classifier(text: str, classifier: PromptClassifier) -> list[Verdict]:
+def _apply_classifier(text: str, classifier: PromptClassifier) -> list[SafetyResult]:
     return [
-        Verdict(category, round(score, 4), refused=score >= classifier.threshold)
+        SafetyResult(category, round(score, 4), refused=score >= classifier.threshold)
         for category, score in classifier.scores(text).items()
     ]
 
 
-def _plain(text: str) -> tuple[str, list[int]]:
+def _normalize_text(text: str) -> tuple[str, list[int]]:
     """Small letters without accents, digits for letters or what can't be seen.
 
-    returns: the text and, for each of its letters and its end, the offset where it came from
+    returns: the text and, for each of its characters and its end, the offset where it came from
     """
-    plain, offsets = [], []
-    for offset, letter in enumerate(text):
+    normalized, offsets = [], []
+    for offset, character in enumerate(text):
         # Joiners, soft hyphens and combining accents are put into words to break them up.
-        if unicodedata.category(letter) in ("Cf", "Mn"):
+        if unicodedata.category(character) in ("Cf", "Mn"):
             continue
-        base = unicodedata.normalize("NFKD", letter)[:1].lower()
-        plain.append(base if len(base) == 1 else " ")
+        base = unicodedata.normalize("NFKD", character)[:1].lower()
+        normalized.append(base if len(base) == 1 else " ")
         offsets.append(offset)
-    return "".join(plain).translate(_LOOKALIKES), [*offsets, len(text)]
+    return "".join(normalized).translate(_LOOKALIKES), [*offsets, len(text)]
 
 
-def _judge(
-    text: str, plain: str, offsets: list[int], name: str, category: Category, threshold: float
-) -> Verdict | None:
-    def find(phrases: tuple[str, ...]) -> list[tuple[int, int, str]]:
+def _match_category(
+    text: str, normalized: str, offsets: list[int], name: str, category: Category, threshold: float
+) -> SafetyResult | None:
+    def find_spans(phrases: tuple[str, ...]) -> list[tuple[int, int, str]]:
         matches = (
             match
             for phrase in phrases
-            for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", plain)
+            for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", normalized)
             if match.end() > match.start()
         )
-        places = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
-        return [(start, end, text[start:end]) for start, end in places]
+        ranges = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
+        return [(start, end, text[start:end]) for start, end in ranges]
 
-    spans = find(category.phrases)
-    parts = [find(phrases) for phrases in category.combined]
+    spans = find_spans(category.phrases)
+    parts = [find_spans(phrases) for phrases in category.combined]
     if parts and all(parts):
         spans += [span for part in parts for span in part]
     if not spans:
         return None
-    return Verdict(name, category.score, tuple(sorted(spans)), category.score >= threshold)
+    return SafetyResult(name, category.score, tuple(sorted(spans)), category.score >= threshold)
 
 
-def _note(kind: str, verdict: Verdict, content: bytes) -> Verdict:
-    """The verdict with its fingerprint, in the log."""
-    known = replace(verdict, fingerprint=hashlib.sha256(content).hexdigest())
-    fields = {f: getattr(known, f) for f in ("category", "score", "fingerprint")}
+def _log_result(kind: str, result: SafetyResult, content: bytes) -> SafetyResult:
+    """The result with its fingerprint, written to the log as well."""
+    logged_result = replace(result, fingerprint=hashlib.sha256(content).hexdigest())
+    fields = {f: getattr(logged_result, f) for f in ("category", "score", "fingerprint")}
     _LOG.warning(f"safety.{kind}", extra=fields)
-    return known
+    return logged_result

@@ -34,19 +34,19 @@ class StableDiffusionChecker:
         # Its warning promises black images; here they are refused.
         logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel("ERROR")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = StableDiffusionSafetyChecker.from_pretrained(folder, use_safetensors=True)
-        self._model = loaded.to(self._device).eval()
+        model_on_cpu = StableDiffusionSafetyChecker.from_pretrained(folder, use_safetensors=True)
+        self._model = model_on_cpu.to(self._device).eval()
         side = self._model.config.vision_config.image_size
         self._prepare = CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
     def score(self, image: Image.Image) -> float:
         """1 if one of the concepts is in the image."""
         pixels = self._prepare(image.convert("RGB"), return_tensors="pt").pixel_values
-        with self._guard:
-            _, found = self._model(
+        with self._lock:
+            _, has_concept = self._model(
                 clip_input=pixels.to(self._device), images=[np.zeros((1, 1, 3), np.float32)]
             )
-        return float(found[0])
+        return float(has_concept[0])

@@ -1,4 +1,4 @@
-"""Word to a caller's own server that a job has ended: signed, retried, to public addresses only."""
+"""Tells a caller's own server that a job has ended: signed, retried, to public addresses only."""
 
 import asyncio
 import ipaddress
@@ -23,7 +23,7 @@ _SCHEMES = {"https": 443, "http": 80}
 Transport = Callable[[str], httpx2.AsyncBaseTransport]
 
 
-class Pinned(httpx2.AsyncHTTPTransport):
+class PinnedTransport(httpx2.AsyncHTTPTransport):
     """Connects to one address, whatever the URL's name means by now; TLS checks the name."""
 
     def __init__(self, address: str) -> None:
@@ -61,21 +61,21 @@ def check_target(url: str) -> str:
         parts = httpx2.URL(url)
         host = parts.raw_host.decode("ascii").strip("[]")
     except (httpx2.InvalidURL, ValueError, TypeError) as error:
-        raise _refused(f"is no URL ({error})") from error
+        raise _target_error(f"is no URL ({error})") from error
     if parts.scheme not in _SCHEMES or not host:
-        raise _refused("is no http or https URL with a host")
+        raise _target_error("is no http or https URL with a host")
     if parts.userinfo:
-        raise _refused("holds a user name; give it without one")
+        raise _target_error("holds a user name; give it without one")
     port = parts.port or _SCHEMES[parts.scheme]
     if not 0 < port < 2**16:
-        raise _refused(f"has the port {port}; ports go from 1 to 65535")
+        raise _target_error(f"has the port {port}; ports go from 1 to 65535")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        address_infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, OverflowError) as error:
-        raise _refused("names a host that is not found") from error
-    addresses = [str(entry[4][0]) for entry in found]
+        raise _target_error("names a host that is not found") from error
+    addresses = [str(entry[4][0]) for entry in address_infos]
     if not addresses or not all(_is_public(address) for address in addresses):
-        raise _refused("leads to an address that is not public")
+        raise _target_error("leads to an address that is not public")
     return addresses[0]
 
 
@@ -88,17 +88,17 @@ def _is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
-def _refused(why: str) -> ConfigError:
-    return ConfigError(f"webhook_url {why}")
+def _target_error(reason: str) -> ConfigError:
+    return ConfigError(f"webhook_url {reason}")
 
 
-async def deliver(
+async def deliver_event(
     url: str,
     secret: str,
     event: dict[str, Any],
     *,
     pauses_s: tuple[float, ...] = _PAUSES_S,
-    transport: Transport = Pinned,
+    transport: Transport = PinnedTransport,
 ) -> bool:
     """POST an event, signed after standardwebhooks.com; True once it is answered with 2xx.
 
@@ -106,10 +106,10 @@ async def deliver(
     is checked anew each time.
     transport(address): what connects to an address
     """
-    identity, body = f"msg_{uuid.uuid4().hex}", json.dumps(event)
+    message_id, body = f"msg_{uuid.uuid4().hex}", json.dumps(event)
     for pause_s in (*pauses_s, None):
         try:
-            if await _send(url, secret, identity, body, transport):
+            if await _post_event(url, secret, message_id, body, transport):
                 return True
         except ConfigError as error:
             _LOG.warning("webhook.refused", extra={"error": str(error)})
@@ -121,14 +121,16 @@ async def deliver(
     return False
 
 
-async def _send(url: str, secret: str, identity: str, body: str, transport: Transport) -> bool:
+async def _post_event(
+    url: str, secret: str, message_id: str, body: str, transport: Transport
+) -> bool:
     address = await asyncio.to_thread(check_target, url)
-    now = datetime.now(tz=UTC)
+    sent_at = datetime.now(tz=UTC)
     headers = {
         "Content-Type": "application/json",
-        "webhook-id": identity,
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(secret).sign(identity, now, body),
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(sent_at.timestamp())),
+        "webhook-signature": Webhook(secret).sign(message_id, sent_at, body),
     }
     async with (
         asyncio.timeout(_TIMEOUT_S),
@@ -139,6 +141,6 @@ async def _send(url: str, secret: str, identity: str, body: str, transport: Tran
             trust_env=False,
         ) as client,
         # What it says beside its status is not read: it may have no end.
-        client.stream("POST", url, content=body, headers=headers) as answer,
+        client.stream("POST", url, content=body, headers=headers) as response,
     ):
-        return bool(answer.is_success)
+        return bool(response.is_success)

@@ -53,8 +53,8 @@ class EfficientNetLite0:
         kernel = weight.shape[-1]
         # "Same" padding as TensorFlow has it: the odd pixel goes to the right and below.
         total = [max((-(-s // stride) - 1) * stride + kernel - s, 0) for s in x.shape[-2:]]
-        top, left = total[0] // 2, total[1] // 2
-        padded = F.pad(x, (left, total[1] - left, top, total[0] - top))
+        top_px, left_px = total[0] // 2, total[1] // 2
+        padded = F.pad(x, (left_px, total[1] - left_px, top_px, total[0] - top_px))
         groups = x.shape[1] if weight.shape[1] == 1 else 1
         return F.conv2d(padded, weight, stride=stride, groups=groups)
 

@@ -71,12 +71,12 @@ class FaultProxy:
 
 def once_each(matches: Rule) -> Rule:
     """The first answer to every request of one path that matches is lost, later ones are not."""
-    seen: set[str] = set()
+    lost_paths: set[str] = set()
 
     def rule(request: Request) -> bool:
-        if request.path in seen or not matches(request):
+        if request.path in lost_paths or not matches(request):
             return False
-        seen.add(request.path)
+        lost_paths.add(request.path)
         return True
 
     return rule
@@ -96,18 +96,18 @@ class _Handler(BaseHTTPRequestHandler):
             # Its Host header is part of what is signed, so it stays as the client wrote it.
             headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
             connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
+            response = connection.getresponse()
+            content = response.read()
         finally:
             connection.close()
         if is_lost:
             self.close_connection = True
             return
-        self.send_response_only(answer.status, answer.reason)
-        for name, value in answer.getheaders():
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 self.send_header(name, value)
-        length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
+        length = response.getheader("Content-Length") if self.command == "HEAD" else len(content)
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
         if self.command != "HEAD":

@@ -29,15 +29,15 @@ def tiny_on_plain(image: Image.Image, share: float = 0.2) -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 255, (height // 4, width // 4)).astype(np.uint8)
     grain = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
     ground = edge + (grain.astype(np.float32)[..., None] - 128) * 0.12
-    return _place(Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8)), image, share)
+    return _paste_small(Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8)), image, share)
 
 
 def tiny_on_soft(image: Image.Image, share: float = 0.2) -> Image.Image:
     """The image a fifth as wide, before itself out of focus."""
-    return _place(image.filter(ImageFilter.GaussianBlur(60)), image, share)
+    return _paste_small(image.filter(ImageFilter.GaussianBlur(60)), image, share)
 
 
-def _place(
+def _paste_small(
     ground: Image.Image,
     image: Image.Image,
     share: float,
@@ -48,8 +48,8 @@ def _place(
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).ellipse((0, 0, size[0] - 1, size[1] - 1), fill=255)
     small = image.resize(size, Image.Resampling.LANCZOS)
-    place = (int(width * at[0]), int(height * at[1]))
-    ground.paste(small, place, mask.filter(ImageFilter.GaussianBlur(6)))
+    position = (int(width * at[0]), int(height * at[1]))
+    ground.paste(small, position, mask.filter(ImageFilter.GaussianBlur(6)))
     return ground
 
 
@@ -76,10 +76,10 @@ def tiny_in_a_corner(image: Image.Image, share: float = 0.18) -> Image.Image:
     wall = np.broadcast_to(light * np.array([1.0, 0.97, 0.9], np.float32), (height, width, 3))
     grain = np.random.default_rng(1).normal(0, 4, wall.shape)
     ground = Image.fromarray(np.clip(wall + grain, 0, 255).astype(np.uint8))
-    return _place(ground, image, share, at=(0.08, 0.7))
+    return _paste_small(ground, image, share, at=(0.08, 0.7))
 
 
-def tiny_elsewhere(image: Image.Image, place: Image.Image, share: float = 0.22) -> Image.Image:
+def tiny_elsewhere(image: Image.Image, background: Image.Image, share: float = 0.22) -> Image.Image:
     """Less than a quarter as wide, before another photograph out of focus."""
-    ground = place.convert("RGB").resize(image.size).filter(ImageFilter.GaussianBlur(35))
-    return _place(ground, image, share, at=(0.6, 0.5))
+    ground = background.convert("RGB").resize(image.size).filter(ImageFilter.GaussianBlur(35))
+    return _paste_small(ground, image, share, at=(0.6, 0.5))

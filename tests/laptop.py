@@ -23,15 +23,15 @@ class Laptop:
 
     def __call__(self, *words: str, check: bool = True) -> str:
         name = ["--cluster", "local", "--clusters", str(self.cluster.folder / CLUSTERS)]
-        done = self.cluster.execute(
+        result = self.cluster.execute(
             "client", [DREAMBOOTH, *words, *name], capture_output=True, text=True
         )
-        assert not check or done.returncode == 0, done.stderr
-        return str(done.stdout).strip()
+        assert not check or result.returncode == 0, result.stderr
+        return str(result.stdout).strip()
 
     def submit(self, run_id: str, *settings: str) -> str:
-        given = (f"subject.photos={self.photos}", f"run_id={run_id}", f"storage.uri={RUNS}")
-        return self("submit", "toy-robot", *given, *settings)
+        overrides = (f"subject.photos={self.photos}", f"run_id={run_id}", f"storage.uri={RUNS}")
+        return self("submit", "toy-robot", *overrides, *settings)
 
 
 @contextmanager

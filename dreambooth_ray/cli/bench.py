@@ -22,35 +22,35 @@ def register(app: typer.Typer) -> None:
         help="Throughput against peers, as ratios measured in one run.", no_args_is_help=True
     )
     for theme, (_, about) in THEMES.items():
-        group.command(name=theme, help=about)(_command(theme))
+        group.command(name=theme, help=about)(_make_command(theme))
     group.command()(report)
     group.command()(plan)
     app.add_typer(group, name="bench")
 
 
-def _command(theme: str) -> Callable[..., None]:
+def _make_command(theme: str) -> Callable[..., None]:
     def measure(
         workers: Annotated[str, typer.Option(help="numbers of workers or actors")] = "1,2",
         model: Annotated[str, typer.Option(help="as model.uri")] = "toyworld",
         profile: Annotated[str, typer.Option(help="smoke, within a minute, or full")] = "full",
         file: Annotated[Path | None, typer.Option("--json", help="where it goes")] = None,
     ) -> None:
-        _measure(theme, workers, model, profile, file)
+        _run_theme(theme, workers, model, profile, file)
 
     return measure
 
 
-def _measure(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
+def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
     from dreambooth_ray.errors import ConfigError
 
     if profile not in ("smoke", "full"):
         raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
     # Before torch is imported: one thread each is how the peers are compared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.theme import Setting, parse_workers, run
+    from benchmarks.theme import Setting, parse_workers, run_theme
 
     setting = Setting(model, parse_workers(workers), "smoke" if profile == "smoke" else "full")
-    _write(run(theme, setting), file)
+    _write_record(run_theme(theme, setting), file)
 
 
 def report(
@@ -58,14 +58,14 @@ def report(
     readme: Annotated[Path | None, typer.Option(help="file whose table is made anew")] = None,
 ) -> None:
     """Draw ratios.svg beside the records; print their table, or put it into a README."""
-    from benchmarks.bench_report import draw, put_table, read_records, table
+    from benchmarks.bench_report import format_table, plot_ratios, put_table, read_records
 
     records = read_records(results)
-    draw(records, results / "ratios.svg")
+    plot_ratios(records, results / "ratios.svg")
     if readme is None:
-        print(table(records))
+        print(format_table(records))
     else:
-        put_table(readme, table(records))
+        put_table(readme, format_table(records))
 
 
 def plan(
@@ -85,17 +85,17 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="of the simulated failures")] = 0,
 ) -> None:
     """Plan a cluster: time, cost, checkpoint interval and GPUs a subject; prints JSON."""
-    from benchmarks.cluster_plan import Cluster, Work, make_plan, measured_step_s
+    from benchmarks.cluster_plan import Cluster, Workload, make_plan, measured_step_s
 
     if step_s is None:
         step_s, source = measured_step_s(RESULTS)
         print(f"step_s={step_s:.4f}, measured: {source}; --step-s names another", file=sys.stderr)
-    work = Work(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
+    work = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
-    _write(make_plan(work, cluster, seed), None)
+    _write_record(make_plan(work, cluster, seed), None)
 
 
-def _write(record: dict[str, Any], file: Path | None) -> None:
+def _write_record(record: dict[str, Any], file: Path | None) -> None:
     text = json.dumps(record, indent=1)
     print(text)
     if file is not None:

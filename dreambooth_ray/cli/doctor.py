@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dreambooth_ray.data.quality.inspection import Examination
+    from dreambooth_ray.data.quality.inspection import InspectionReport
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -29,30 +29,30 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Look for blur, darkness, bars, tiny subjects, duplicates and strangers in photographs."""
-    from dreambooth_ray.data.quality.inspection import examine
-    from dreambooth_ray.evaluation.encoders import load_encoder, reader
+    from dreambooth_ray.data.quality.inspection import inspect_photographs
+    from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
     from dreambooth_ray.evaluation.nouns import noun_share
 
     network = load_encoder(encoder, key="--encoder") if encoder else None
-    read = reader(network)
+    read = as_text_encoder(network)
     reads = noun_share(read, class_noun) if class_noun and read else None
     embed = network.embed_images if network else None
-    found = examine(folder, resolution, identifier, class_noun, embed, reads)
+    report = inspect_photographs(folder, resolution, identifier, class_noun, embed, reads)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1))
+        print(json.dumps(report.as_json(), indent=1))
     else:
-        _show(found)
+        _print_report(report)
     if out:
         from dreambooth_ray.evaluation.quality_page import doctor_page
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(doctor_page(found), encoding="utf-8")
+        out.write_text(doctor_page(report), encoding="utf-8")
 
 
-def _show(found: "Examination") -> None:
-    print(f"{found.folder}: {len(found.photos)} photographs, {found.verdict}")
-    for finding in found.findings:
-        number = f"{finding.check} {finding.value:g}, bound {finding.bound:g}"
-        print(f"{finding.severity}: {finding.sentence} ({number})")
-    for line in found.skipped:
+def _print_report(report: "InspectionReport") -> None:
+    print(f"{report.folder}: {len(report.photos)} photographs, {report.worst_severity}")
+    for issue in report.issues:
+        number = f"{issue.check} {issue.value:g}, bound {issue.bound:g}"
+        print(f"{issue.severity}: {issue.sentence} ({number})")
+    for line in report.skipped:
         print(f"not looked at: {line}")

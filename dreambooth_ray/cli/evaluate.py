@@ -35,56 +35,65 @@ def evaluate(
     address: Annotated[str, typer.Option(help="Ray address; a local Ray if not given")] = "",
     out: Annotated[str, typer.Option(help="folder or URI; the run's own, or out/evaluations")] = "",
 ) -> None:
-    """Draw a protocol's images, score them, write JSON and a page; run again to go on."""
+    """Generate a protocol's images, score them, write JSON and a page; run again to go on."""
     from cluster.session import session
     from dreambooth_ray.display import Stage
-    from dreambooth_ray.evaluation.checkpoint_follower import run_plot
-    from dreambooth_ray.evaluation.model_evaluation import REPORT, RESULTS, evaluate, find_case
+    from dreambooth_ray.evaluation.checkpoint_follower import plot_run
+    from dreambooth_ray.evaluation.model_evaluation import (
+        REPORT,
+        RESULTS,
+        build_case,
+        evaluate_model,
+    )
     from dreambooth_ray.evaluation.protocol import load_protocol
-    from dreambooth_ray.export.bundle import bundle_about
+    from dreambooth_ray.export.bundle import read_bundle_about
     from dreambooth_ray.models.source import model_directory
     from dreambooth_ray.storage.store import Store
 
-    wanted = _with_encoders(load_protocol(protocol), dino, clip)
+    loaded_protocol = _with_encoders(load_protocol(protocol), dino, clip)
     directory = model_directory(model, key="MODEL")
-    about, stored = bundle_about(directory), _run_config(model)
-    given = {
-        "--photos": photos or (stored.subject.photos if stored else ""),
+    about, run_config = read_bundle_about(directory), _read_run_config(model)
+    subject_options = {
+        "--photos": photos or (run_config.subject.photos if run_config else ""),
         "--identifier": identifier or about.get("identifier", ""),
         "--class-noun": class_noun or about.get("class_noun", ""),
     }
-    for option, value in given.items():
+    for option, value in subject_options.items():
         if not value:
             raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
     size_px = int(about["resolution"]) if "resolution" in about else None
-    case = find_case(
-        directory, Path(given["--photos"]), given["--identifier"], given["--class-noun"], size_px
+    case = build_case(
+        directory,
+        Path(subject_options["--photos"]),
+        subject_options["--identifier"],
+        subject_options["--class-noun"],
+        size_px,
     )
-    place = Store(out or (f"{model}/evaluations" if stored else "out/evaluations"))
-    place.check_writable()
-    with session(_session_config(given, actors, gpus, address)):
-        found = evaluate(
+    out_store = Store(out or (f"{model}/evaluations" if run_config else "out/evaluations"))
+    out_store.check_writable()
+    with session(_make_session_config(subject_options, actors, gpus, address)):
+        results = evaluate_model(
             case,
-            wanted,
-            place,
+            loaded_protocol,
+            out_store,
             actors=actors,
             gpu=gpus,
             on_progress=Stage("evaluation"),
-            front=run_plot(Store(model), stored.choice) if stored else None,
+            front=plot_run(Store(model), run_config.choice) if run_config else None,
         )
-    totals = json.loads(found.read(RESULTS))["totals"]
+    totals = json.loads(results.read(RESULTS))["totals"]
     print(json.dumps({name: round(s["value"], 4) for name, s in totals.items()}, indent=1))
-    print(f"{found.uri}/{REPORT}")
+    print(f"{results.uri}/{REPORT}")
 
 
 def _with_encoders(protocol: "Protocol", dino: str, clip: str) -> "Protocol":
-    changed = {"dino": dino} if dino else {}
-    changed |= {"clip_i": clip, "clip_t": clip} if clip else {}
-    encoders = protocol.encoders.model_copy(update=changed)
+    encoder_names = {"dino": dino} if dino else {}
+    encoder_names |= {"clip_i": clip, "clip_t": clip} if clip else {}
+    encoders = protocol.encoders.model_copy(update=encoder_names)
     return protocol.model_copy(update={"encoders": encoders})
 
 
-def _run_config(model: str) -> "Config | None":
+def _read_run_config(model: str) -> "Config | None":
     from dreambooth_ray.runs import read_run_config
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
@@ -95,15 +104,17 @@ def _run_config(model: str) -> "Config | None":
     return read_run_config(Store(str(folder)))
 
 
-def _session_config(given: dict[str, str], actors: int, gpus: bool, address: str) -> "Config":
-    """What a session needs to know: where, and for how many."""
+def _make_session_config(
+    subject_options: dict[str, str], actors: int, gpus: bool, address: str
+) -> "Config":
+    """Configuration of a session: where it runs, and for how many actors."""
     from dreambooth_ray.config.machines import ClusterConfig
     from dreambooth_ray.config.schema import Config, PriorConfig, SubjectConfig
 
     subject = SubjectConfig(
-        photos=given["--photos"],
-        identifier=given["--identifier"],
-        class_noun=given["--class-noun"],
+        photos=subject_options["--photos"],
+        identifier=subject_options["--identifier"],
+        class_noun=subject_options["--class-noun"],
     )
     cluster = ClusterConfig(address=address or None, gpus=gpus)
     return Config(subject=subject, prior=PriorConfig(actors=actors), cluster=cluster)

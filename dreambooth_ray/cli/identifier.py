@@ -30,7 +30,7 @@ def identifier(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="also write the ranking as JSON here")] = None,
 ) -> None:
-    """Rank rare words by how little the model draws for them; the best comes first."""
+    """Rank rare words by how little the model makes of them; the best comes first."""
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder
@@ -41,8 +41,8 @@ def identifier(
     parts = load_components(model_directory(model, key="MODEL"))
     network = load_encoder(encoder, key="--encoder")
     words = finder.candidate_words(parts.tokenizer, class_noun)[:pool]
-    chosen = finder.shortlist(words, finder.encode_with(parts), class_noun, count)
-    ranked = finder.rank(
+    chosen = finder.shortlist_words(words, finder.build_sentence_encoder(parts), class_noun, count)
+    ranked = finder.rank_words(
         Engine(parts),
         network,
         list(dict.fromkeys([*chosen, *(word or [])])),
@@ -54,12 +54,16 @@ def identifier(
         guidance_scale=guidance_scale,
         on_progress=Stage("probe images"),
     )
-    for c in ranked:
-        numbers = f"displacement {c.displacement:.3f}, narrowing {c.narrowing:+.3f}"
-        print(f"{c.word}  meaning {c.meaning:.3f} ({numbers}, {c.num_tokens} tokens)")
+    for candidate in ranked:
+        displacement, narrowing = candidate.displacement, candidate.narrowing
+        numbers = f"displacement {displacement:.3f}, narrowing {narrowing:+.3f}"
+        print(
+            f"{candidate.word}  meaning {candidate.meaning:.3f} "
+            f"({numbers}, {candidate.num_tokens} tokens)"
+        )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        rows = [asdict(c) | {"meaning": c.meaning} for c in ranked]
+        rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
         conditions = {
             "model": model,
             "class_noun": class_noun,

@@ -42,7 +42,7 @@ def preflight(
     from dreambooth_ray.config.load import load_config
 
     entry = find_cluster(cluster, clusters) if cluster else None
-    _preflight(load_config(recipe, overrides or []), entry)
+    _refuse_fatal_findings(load_config(recipe, overrides or []), entry)
     print("nothing stands in the way")
 
 
@@ -65,43 +65,45 @@ def submit(
         from cluster.rayjob import submit_rayjob
 
         if check:
-            _preflight(config, None)
+            _refuse_fatal_findings(config, None)
         print(submit_rayjob(config, image, namespace, apply=apply))
         return
-    entry, jobs = _connect(cluster, clusters)
+    entry, jobs = _connect_to_cluster(cluster, clusters)
     if check:
-        _preflight(config, entry)
+        _refuse_fatal_findings(config, entry)
     print(jobs.submit(config).run_id)
 
 
 def watch(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
     """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
-    from cluster.progress import watch as follow
+    from cluster.progress import watch_run
 
-    entry, jobs = _connect(cluster, clusters)
-    ended = follow(jobs, jobs.get(run), entry.price_an_hour, lambda line: print(line, flush=True))
-    print(ended)
-    if ended.startswith("failed"):
+    entry, jobs = _connect_to_cluster(cluster, clusters)
+    outcome = watch_run(
+        jobs, jobs.get(run), entry.price_an_hour, lambda line: print(line, flush=True)
+    )
+    print(outcome)
+    if outcome.startswith("failed"):
         sys.exit(1)
 
 
 def logs(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
     """Print what a run's newest job has printed."""
-    _, jobs = _connect(cluster, clusters)
+    _, jobs = _connect_to_cluster(cluster, clusters)
     print(jobs.logs(jobs.get(run)), end="")
 
 
 def stop(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
     from dreambooth_ray.storage.store import Store
-    from dreambooth_ray.training.stop_request import ask_to_stop
+    from dreambooth_ray.training.stop_request import request_stop
 
-    _, jobs = _connect(cluster, clusters)
+    _, jobs = _connect_to_cluster(cluster, clusters)
     job = jobs.get(run)
     if not jobs.is_active(job):
         print(f"{run} does not run: {jobs.state(job)}")
         return
-    ask_to_stop(Store(job.run_uri))
+    request_stop(Store(job.run_uri))
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while jobs.is_active(job):
         if time.monotonic() > deadline:
@@ -118,18 +120,18 @@ def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
     from dreambooth_ray.runs import is_finished
     from dreambooth_ray.storage.store import Store
     from dreambooth_ray.training.checkpoint.retention import committed_steps
-    from dreambooth_ray.training.stop_request import is_asked_to_stop
+    from dreambooth_ray.training.stop_request import is_stop_requested
 
-    _, jobs = _connect(cluster, clusters)
+    _, jobs = _connect_to_cluster(cluster, clusters)
     for run in jobs.runs():
         try:
             store = Store(run.run_uri)
-            done = (committed_steps(store) or [0])[-1]
-            stopped = is_asked_to_stop(store)
-            state = "finished" if is_finished(store) else "stopped" if stopped else run.state
+            step = (committed_steps(store) or [0])[-1]
+            is_stopped = is_stop_requested(store)
+            state = "finished" if is_finished(store) else "stopped" if is_stopped else run.state
         except (DreamBoothError, OSError):
-            done, state = 0, f"{run.state} (storage does not answer)"
-        print(f"{run.run_id}\t{state}\tcheckpoint {done}\t{run.run_uri}")
+            step, state = 0, f"{run.state} (storage does not answer)"
+        print(f"{run.run_id}\t{state}\tcheckpoint {step}\t{run.run_uri}")
 
 
 def fleet(
@@ -154,11 +156,11 @@ def fleet(
 
 def resume_on(run: str, cluster: str, clusters: Path) -> str:
     """Take a run up again on a cluster; returns its run id."""
-    _, jobs = _connect(cluster, clusters)
+    _, jobs = _connect_to_cluster(cluster, clusters)
     return jobs.resume(run).run_id
 
 
-def _connect(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
+def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
     from cluster.cluster_registry import find_cluster
     from cluster.ray_jobs import RayJobs
 
@@ -168,12 +170,11 @@ def _connect(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
     return entry, RayJobs(entry)
 
 
-def _preflight(config: "Config", entry: "ClusterEntry | None") -> None:
-    from cluster.preflight import preflight as check
-    from cluster.preflight import report
+def _refuse_fatal_findings(config: "Config", entry: "ClusterEntry | None") -> None:
+    from cluster.preflight import format_findings, run_preflight
 
-    findings = check(config, entry)
-    for line in report(findings):
+    findings = run_preflight(config, entry)
+    for line in format_findings(findings):
         print(line, file=sys.stderr)
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:

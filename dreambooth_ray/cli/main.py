@@ -53,7 +53,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an e
 
 
 @app.callback()
-def _options(debug: Debug = False) -> None:
+def _read_global_options(debug: Debug = False) -> None:
     """Options of every verb; --debug is read where errors are shown."""
 
 
@@ -71,14 +71,14 @@ def demo(
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
 
-    places = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    config = load_config("toy-robot.yaml", [*places, *(overrides or [])])
+    path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
+    config = load_config("toy-robot.yaml", [*path_overrides, *(overrides or [])])
     display = TrainingDisplay()
     with session(config, meanwhile=_import_demo):
-        from dreambooth_ray.demo_report import learn, show, write_report
+        from dreambooth_ray.demo_report import compare_models, train_demo, write_report
 
-        prepared = learn(config, out, display)
-    report = show(prepared, out, display)
+        prepared = train_demo(config, out, display)
+    report = compare_models(prepared, out, display)
     report["wall_s"] = round(time.monotonic() - started_s, 1)
     write_report(report, out)
     table = Table("measure", "before", "after", title="What the model learnt, and what it kept")
@@ -94,7 +94,7 @@ def train(recipe: Recipe, overrides: Overrides = None, force: Force = False) -> 
     """Fine-tune on a folder of photographs; prints the run's URI."""
     from dreambooth_ray.config.load import load_config
 
-    _train(load_config(recipe, overrides or []), force)
+    _train_run(load_config(recipe, overrides or []), force)
 
 
 @app.command()
@@ -111,18 +111,18 @@ def resume(
         return
     from dreambooth_ray.runs import find_run
 
-    _train(find_run(run, overrides or []), force)
+    _train_run(find_run(run, overrides or []), force)
 
 
-def _train(config: "Config", force: bool) -> None:
+def _train_run(config: "Config", force: bool) -> None:
     from cluster.session import check_address, session
     from dreambooth_ray.display import TrainingDisplay
-    from dreambooth_ray.preparation import prepare
+    from dreambooth_ray.preparation import prepare_run
     from dreambooth_ray.runs import is_finished, open_run
 
     display = TrainingDisplay()
     check_address(config)
-    prepared = prepare(config, display)
+    prepared = prepare_run(config, display)
     run = open_run(config, force)
     display.say(f"run {run.uri}")
     if not is_finished(run):
@@ -162,13 +162,12 @@ def generate(
     grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
 ) -> None:
-    """Draw images with a trained subject; prints their paths."""
+    """Generate images with a trained subject; prints their paths."""
     with large_imports():
         from dreambooth_ray.display import Stage
-        from dreambooth_ray.generation import generate as draw_files
-        from dreambooth_ray.generation import parse_size
+        from dreambooth_ray.generation import generate_files, parse_size
 
-    paths = draw_files(
+    paths = generate_files(
         model,
         out,
         prompt=prompt,
@@ -199,7 +198,7 @@ def render(
     count: Annotated[int, typer.Option(min=1, max=100)] = 5,
     size_px: Annotated[int, typer.Option(min=16, max=2048)] = 256,
 ) -> None:
-    """Draw photographs of one toy-world subject; prints what it is."""
+    """Render photographs of one toy-world subject; prints what it is."""
     from dreambooth_ray.toyworld.photoshoot import write_photographs
 
     print(write_photographs(out, subject_seed, class_noun, count, size_px))
@@ -256,18 +255,18 @@ def main() -> None:
         app(arguments)
     except DreamBoothError as error:
         # A plain DreamBoothError is work that failed; its kinds are input at fault.
-        _fail(error, 1 if type(error) is DreamBoothError else 2, debug)
+        _exit_with_error(error, 1 if type(error) is DreamBoothError else 2, debug)
     except KeyboardInterrupt as error:
-        _fail(DreamBoothError("stopped; what was committed is kept"), 1, debug, error)
+        _exit_with_error(DreamBoothError("stopped; what was committed is kept"), 1, debug, error)
     except Exception as error:  # the edge: everything else becomes one line
         text = f"{type(error).__name__}: {error} (--debug shows where)"
-        _fail(DreamBoothError(text), 1, debug, error)
+        _exit_with_error(DreamBoothError(text), 1, debug, error)
 
 
-def _fail(
-    shown: DreamBoothError, code: int, debug: bool, cause: BaseException | None = None
+def _exit_with_error(
+    error: DreamBoothError, code: int, debug: bool, cause: BaseException | None = None
 ) -> None:
     if debug:
-        traceback.print_exception(cause or shown)
-    print(f"error: {' '.join(str(shown).split())}", file=sys.stderr)
+        traceback.print_exception(cause or error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)

@@ -41,18 +41,18 @@ def make(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
 ) -> None:
-    """Draw the class images a recipe needs, without training; prints their folder's URI."""
+    """Generate the class images a recipe needs, without training; prints their folder's URI."""
     from cluster.session import session
     from dreambooth_ray import pipeline
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
-    from dreambooth_ray.preparation import prepare
+    from dreambooth_ray.preparation import prepare_run
 
     display = TrainingDisplay()
-    prepared = prepare(load_config(recipe, overrides or []), display)
-    order = pipeline.order_priors(prepared, prepared.config.prior.count)
+    prepared = prepare_run(load_config(recipe, overrides or []), display)
+    request = pipeline.plan_priors(prepared, prepared.config.prior.count)
     with session(prepared.config):
-        store = pipeline.draw_priors(prepared, order, display)
+        store = pipeline.generate_missing_priors(prepared, request, display)
     print(store.uri)
 
 
@@ -61,10 +61,10 @@ def verify(
     storage: Storage = "out",
 ) -> None:
     """Read every byte of a set and compare; exit code 1 if one is not as committed."""
-    from dreambooth_ray.priors.prior_catalog import verify as problems_of
+    from dreambooth_ray.priors.prior_catalog import verify_set
     from dreambooth_ray.storage.store import Store
 
-    problems = problems_of(Store(storage), digest)
+    problems = verify_set(Store(storage), digest)
     for problem in problems:
         print(problem)
     if problems:
@@ -78,11 +78,11 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="remove them, not only list")] = False,
 ) -> None:
     """List sets that no run uses and remains of broken writes; remove them with --delete."""
-    from dreambooth_ray.priors.prior_catalog import waste
+    from dreambooth_ray.priors.prior_catalog import find_waste
     from dreambooth_ray.storage.store import Store
 
     store = Store(storage)
-    for name in waste(store):
+    for name in find_waste(store):
         if delete:
             store.remove(name)
         print(f"{'removed' if delete else 'unused'} {name}")

@@ -27,11 +27,11 @@ def register(app: typer.Typer) -> None:
 
 def key(name: Annotated[str, typer.Argument(help="whose key it is")]) -> None:
     """Make an API key; prints the key, which is shown once, and its line for auth.keys_file."""
-    from serve.auth import Key, new_key
+    from serve.auth import APIKey, new_key
 
-    word, digest = new_key()
-    entry = Key(name=name, sha256=digest)
-    print(word)
+    secret, digest = new_key()
+    entry = APIKey(name=name, sha256=digest)
+    print(secret)
     print(f"- {{name: {entry.name}, sha256: {entry.sha256}}}")
 
 
@@ -49,13 +49,13 @@ def serve(
     from cluster.session import connection
     from dreambooth_ray.config.load import load_serve_config
 
-    given = list(overrides or [])
+    all_overrides = list(overrides or [])
     if config is not None and "=" in config:
-        given.insert(0, config)
+        all_overrides.insert(0, config)
         config = None
-    given += [f"host={host}"] if host is not None else []
-    given += [f"port={port}"] if port is not None else []
-    settings = load_serve_config(config, given)
+    all_overrides += [f"host={host}"] if host is not None else []
+    all_overrides += [f"port={port}"] if port is not None else []
+    settings = load_serve_config(config, all_overrides)
     # Read by Ray's processes when they start: the pools are looked at every second.
     for side in ("REPLICA", "HANDLE"):
         os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
@@ -63,10 +63,10 @@ def serve(
     with connection(settings.cluster, processes):
         # After Ray has set its own handler: SIGTERM, as a supervisor sends it, ends as Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        _serve(settings)
+        _serve_until_interrupted(settings)
 
 
-def _serve(config: "ServeConfig") -> None:
+def _serve_until_interrupted(config: "ServeConfig") -> None:
     import logging
 
     import ray.serve
@@ -76,21 +76,21 @@ def _serve(config: "ServeConfig") -> None:
     from serve.app import build
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    port = config.port or _free_port(config.host)
+    port = config.port or _find_free_port(config.host)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     options = HTTPOptions(host=config.host, port=port, keep_alive_timeout_s=65)
     ray.serve.start(http_options=options, logging_config=quiet)
     try:
         ray.serve.run(build(config), name="dreambooth", logging_config=quiet)
-        address = f"http://{_reachable(config.host)}:{port}"
+        address = f"http://{_reachable_host(config.host)}:{port}"
         _wait_until_ready(address)
-        _greet(config, address)
-        _until_interrupted()
+        _print_usage(config, address)
+        _wait_until_interrupted()
     finally:
         ray.serve.shutdown()
 
 
-def _until_interrupted() -> None:
+def _wait_until_interrupted() -> None:
     try:
         while True:
             # Not for long: a signal that the system hands to another thread wakes nobody here.
@@ -99,15 +99,15 @@ def _until_interrupted() -> None:
         print("stopping", file=sys.stderr)
 
 
-def _free_port(host: str) -> int:
+def _find_free_port(host: str) -> int:
     import socket
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
 
 
-def _reachable(host: str) -> str:
+def _reachable_host(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return "localhost"
     return f"[{host}]" if ":" in host else host
@@ -131,7 +131,7 @@ def _wait_until_ready(address: str) -> None:
             time.sleep(0.2)
 
 
-def _greet(config: "ServeConfig", address: str) -> None:
+def _print_usage(config: "ServeConfig", address: str) -> None:
     from serve.auth import Authenticator
 
     is_open = Authenticator(config.auth).is_open

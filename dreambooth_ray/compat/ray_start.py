@@ -26,7 +26,7 @@ def only_needed_processes(on_started: Callable[[], object]) -> Iterator[None]:
     """
     from ray._private import node, services, utils  # noqa: PLC0415  takes 0.2 s
 
-    wait_then_get = _waiting(services.get_node, on_started)
+    wait_then_get = _make_wait_then_get(services.get_node, on_started)
     with ExitStack() as stack:
         for target, name, replacement in (
             (node.Node, "start_monitor", _start_nothing),
@@ -44,7 +44,7 @@ def _start_nothing(*_: Any, **__: Any) -> None:
     """In place of the start of a process."""
 
 
-def _waiting(get_node: Any, on_started: Callable[[], object]) -> Any:
+def _make_wait_then_get(get_node: Any, on_started: Callable[[], object]) -> Any:
     """Ask for the node once it is there: `get_node` itself sleeps a whole second in between."""
     import ray  # noqa: PLC0415
 
@@ -53,7 +53,7 @@ def _waiting(get_node: Any, on_started: Callable[[], object]) -> Any:
         client = ray._raylet.GcsClient(address=gcs_address)
         deadline = time.monotonic() + _REGISTERED_TIMEOUT_S
         while time.monotonic() < deadline:
-            if any(known.hex() == node_id for known in client.get_all_node_info()):
+            if any(ray_id.hex() == node_id for ray_id in client.get_all_node_info()):
                 break
             time.sleep(_POLL_S)
         return get_node(gcs_address, node_id)

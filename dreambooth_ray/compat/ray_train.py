@@ -92,14 +92,17 @@ class ControllerThread:
         self._is_over = threading.Event()
         self._result: Result | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="train controller", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="train controller", daemon=True)
 
     def run(self) -> Result | None:
         """Returns when the training is over, with its result; None if it was ended by `end`.
 
         raises: what the controller raised
         """
-        with _environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})), _quiet_logs():
+        with (
+            _default_environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})),
+            _quiet_logs(),
+        ):
             self._thread.start()
             try:
                 # Not join(): a signal's handler must be able to interrupt the wait.
@@ -121,9 +124,9 @@ class ControllerThread:
         if self._task is not None:
             self._task.cancel()
 
-    def _work(self) -> None:
+    def _run_loop(self) -> None:
         try:
-            self._task = self._loop.create_task(self._train())
+            self._task = self._loop.create_task(self._run_controller())
             self._result = self._loop.run_until_complete(self._task)
         except asyncio.CancelledError:
             pass
@@ -133,7 +136,7 @@ class ControllerThread:
             self._loop.close()
             self._is_over.set()
 
-    async def _train(self) -> Result:
+    async def _run_controller(self) -> Result:
         controller = _Controller(**self._settings)
         try:
             await controller.run()
@@ -144,14 +147,14 @@ class ControllerThread:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def _default_environment(values: dict[str, str]) -> Iterator[None]:
     """Settings of Ray Train, which reads them from the environment; the user's own go first."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+    new_values = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new_values)
     try:
         yield
     finally:
-        for name in added:
+        for name in new_values:
             os.environ.pop(name, None)
 
 

@@ -17,20 +17,20 @@ def choose_allocator(library: Path) -> dict[str, str]:
     steps of lora became slower by and by. A machine that lacks the library goes on with glibc, as
     does one where LD_PRELOAD is chosen.
     """
-    chosen = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+    environment = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
     if library.is_file() and "LD_PRELOAD" not in os.environ:
-        chosen["LD_PRELOAD"] = str(library)
-    return chosen
+        environment["LD_PRELOAD"] = str(library)
+    return environment
 
 
-def _rays_library() -> Path:
+def _find_ray_jemalloc() -> Path:
     # Found, not imported: this layer has no Ray.
     spec = find_spec("ray")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     return folder / "core" / "libjemalloc.so"
 
 
-ALLOCATOR = choose_allocator(_rays_library())
+ALLOCATOR = choose_allocator(_find_ray_jemalloc())
 
 
 # Set where every process of a local Ray has the environment below from its start.
@@ -50,12 +50,12 @@ def worker_environment() -> dict[str, dict[str, str]]:
 def environment_of_workers() -> Iterator[None]:
     """Inside, a Ray that this process starts gives all its processes the workers' environment."""
     values = {**ALLOCATOR, "OMP_NUM_THREADS": "1", _IS_SET: "1"}
-    before = {name: os.environ.get(name) for name in values}
+    previous_values = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous_values.items():
             if value is None:
                 os.environ.pop(name, None)
             else:

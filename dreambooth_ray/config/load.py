@@ -27,7 +27,7 @@ def load_config(recipe: str, overrides: list[str]) -> Config:
 
 def parse_config(text: str, origin: str, overrides: list[str]) -> Config:
     """Like load_config, for a text already read from `origin`."""
-    return _parse(text, origin, overrides, Config)
+    return _parse_and_validate(text, origin, overrides, Config)
 
 
 def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
@@ -36,15 +36,17 @@ def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
     raises: ConfigError naming the key at fault
     """
     if path is None:
-        return _parse("", "the defaults", overrides, ServeConfig)
+        return _parse_and_validate("", "the defaults", overrides, ServeConfig)
     try:
         text = Path(path).read_text()
     except OSError as error:
         raise ConfigError(f"CONFIG={path!r} can't be read: {error}; give a YAML file") from error
-    return _parse(text, path, overrides, ServeConfig)
+    return _parse_and_validate(text, path, overrides, ServeConfig)
 
 
-def _parse(text: str, origin: str, overrides: list[str], schema: type[_Schema]) -> _Schema:
+def _parse_and_validate(
+    text: str, origin: str, overrides: list[str], schema: type[_Schema]
+) -> _Schema:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -52,12 +54,12 @@ def _parse(text: str, origin: str, overrides: list[str], schema: type[_Schema]) 
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     _refuse_unknown_keys(tree, schema, "", origin, all_keys(schema))
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError("; ".join(_explain_error(e) for e in error.errors())) from error
 
 
 def override_config(config: Config, overrides: list[str]) -> Config:
@@ -74,7 +76,7 @@ def parse_options(overrides: list[str]) -> dict[str, Any]:
     """storage.options alone, from `storage.options.name=value` overrides."""
     tree: dict[str, Any] = {}
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     options = tree.get("storage", {}).get("options", {})
     if not isinstance(options, dict):
         raise ConfigError("storage.options is a mapping: storage.options.endpoint_url=...")
@@ -99,16 +101,16 @@ def _read_recipe(recipe: str) -> tuple[str, str]:
     name = path.name if path.suffix else f"{path.name}.yaml"
     if name in recipe_names() and str(path) in (name, path.stem):
         return (files("dreambooth_ray") / "recipes" / name).read_text(), name
-    known = ", ".join(recipe_names())
-    raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {known}")
+    names = ", ".join(recipe_names())
+    raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {names}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    if other := _INSTEAD.get(key):
-        _drop(tree, other)
+    if alternative_key := _INSTEAD.get(key):
+        _remove_key(tree, alternative_key)
     *sections, leaf = key.split(".")
     node = tree
     for section in sections:
@@ -126,28 +128,30 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 _INSTEAD = {"train.images": "train.steps", "train.steps": "train.images"}
 
 
-def _drop(tree: dict[str, Any], key: str) -> None:
+def _remove_key(tree: dict[str, Any], key: str) -> None:
     section, _, leaf = key.partition(".")
     if isinstance(tree.get(section), dict):
         tree[section].pop(leaf, None)
 
 
 def _refuse_unknown_keys(
-    tree: dict[str, Any], schema: type[BaseModel], at: str, origin: str, known: list[str]
+    tree: dict[str, Any], schema: type[BaseModel], prefix: str, origin: str, known_keys: list[str]
 ) -> None:
     for key, value in tree.items():
         field = schema.model_fields.get(key)
         if field is None:
-            wrong = _dotted(f"{at}{key}", value)
-            raise ConfigError(f"unknown key {wrong} ({origin}){_nearest(wrong, known)}")
+            unknown_key = _first_leaf_key(f"{prefix}{key}", value)
+            raise ConfigError(
+                f"unknown key {unknown_key} ({origin}){_suggest_key(unknown_key, known_keys)}"
+            )
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             if not isinstance(value, dict):
-                raise ConfigError(f"{at}{key} is a section of keys, not a value: got {value!r}")
-            _refuse_unknown_keys(value, section, f"{at}{key}.", origin, known)
+                raise ConfigError(f"{prefix}{key} is a section of keys, not a value: got {value!r}")
+            _refuse_unknown_keys(value, section, f"{prefix}{key}.", origin, known_keys)
 
 
-def _dotted(key: str, value: object) -> str:
+def _first_leaf_key(key: str, value: object) -> str:
     """The first leaf below an unknown key: trian: {steps: 5} is trian.steps."""
     while isinstance(value, dict) and value:
         leaf = next(iter(value))
@@ -155,17 +159,19 @@ def _dotted(key: str, value: object) -> str:
     return key
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _suggest_key(key: str, known_keys: list[str]) -> str:
     # The leaf is what people know a setting by: it decides, the section breaks ties.
     leaf = key.rpartition(".")[2]
-    ranked = sorted(known, key=lambda k: (_likeness(leaf, k.rpartition(".")[2]), _likeness(key, k)))
-    best = ranked[-1]
-    if _likeness(leaf, best.rpartition(".")[2]) >= 0.6:
-        return f"; did you mean {best}?"
-    return f"; known keys: {', '.join(known)}"
+    ranked = sorted(
+        known_keys, key=lambda k: (_similarity(leaf, k.rpartition(".")[2]), _similarity(key, k))
+    )
+    nearest_key = ranked[-1]
+    if _similarity(leaf, nearest_key.rpartition(".")[2]) >= 0.6:
+        return f"; did you mean {nearest_key}?"
+    return f"; known keys: {', '.join(known_keys)}"
 
 
-def _likeness(one: str, other: str) -> float:
+def _similarity(one: str, other: str) -> float:
     return difflib.SequenceMatcher(a=one, b=other).ratio()
 
 
@@ -181,7 +187,7 @@ def all_keys(schema: type[BaseModel] = Config, at: str = "") -> list[str]:
     return keys
 
 
-def _explain(error: Any) -> str:
+def _explain_error(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     message = cast(str, error["msg"]).removeprefix("Value error, ")
     if not key:

@@ -110,19 +110,19 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _first_of_several(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("subjects") and not given.get("subject"):
-            return {**given, "subject": given["subjects"][0]}
-        return given
+    def _first_of_several(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("subjects") and not values.get("subject"):
+            return {**values, "subject": values["subjects"][0]}
+        return values
 
     @model_validator(mode="after")
     def _subjects_differ(self) -> "Config":
         if self.subjects and self.subjects[0] != self.subject:
             raise ValueError("subject and subjects[0] differ; give subjects alone")
-        words = [s.identifier for s in self.all_subjects]
-        if len(set(words)) < len(words):
+        identifiers = [subject.identifier for subject in self.all_subjects]
+        if len(set(identifiers)) < len(identifiers):
             raise ValueError(
-                f"subjects: identifiers {', '.join(words)} are not all different; "
+                f"subjects: identifiers {', '.join(identifiers)} are not all different; "
                 "each subject needs its own"
             )
         return self
@@ -172,12 +172,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> "Config":
         span, size = self.cluster.span, self.train.batch_size
-        for workers in range(span.min, span.max + 1):
-            if size % workers:
+        for num_workers in range(span.min, span.max + 1):
+            if size % num_workers:
                 raise ValueError(
-                    f"train.batch_size={size} can't be shared evenly by {workers} workers, which "
-                    f"cluster.workers={_brief(self.cluster.workers)} allows; make the one a "
-                    "multiple of the other"
+                    f"train.batch_size={size} can't be shared evenly by {num_workers} workers, "
+                    f"which cluster.workers={_format_workers(self.cluster.workers)} allows; make "
+                    "the one a multiple of the other"
                 )
         share = size // span.max
         if share % self.train.accumulate:
@@ -189,8 +189,8 @@ class Config(Section):
         if 0 < self.num_class_images < self.train.batch_size or (
             self.prior.count and self.num_class_images <= 0
         ):
-            kept = self.prior.count - self.num_class_images
-            less = f" less validation.class_images={kept}" if kept else ""
+            num_held_out = self.prior.count - self.num_class_images
+            less = f" less validation.class_images={num_held_out}" if num_held_out else ""
             raise ValueError(
                 f"prior.count={self.prior.count}{less} is below train.batch_size="
                 f"{self.train.batch_size}; a step needs that many different class images"
@@ -214,20 +214,24 @@ class Config(Section):
             )
         return self
 
-    def parts(self, workers: int) -> int:
+    def parts(self, num_workers: int) -> int:
         """In how many parts each of `workers` computes its share of a step.
 
         No part is larger than with cluster.workers at its most.
         """
-        share = self.train.batch_size // workers
-        most = self.train.batch_size // self.cluster.span.max // self.train.accumulate
-        return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+        share = self.train.batch_size // num_workers
+        max_part_size = self.train.batch_size // self.cluster.span.max // self.train.accumulate
+        return next(
+            num_parts
+            for num_parts in range(1, share + 1)
+            if share % num_parts == 0 and share // num_parts <= max_part_size
+        )
 
     @property
     def processes(self) -> int:
         """Training workers, prior actors and, where checkpoints are evaluated, one for that."""
-        judges = 1 if self.choice.rule == "best" else 0
-        return self.cluster.span.max + self.prior.span.max + judges
+        num_evaluators = 1 if self.choice.rule == "best" else 0
+        return self.cluster.span.max + self.prior.span.max + num_evaluators
 
     @property
     def images_a_step(self) -> int:
@@ -237,8 +241,10 @@ class Config(Section):
     @property
     def num_class_images(self) -> int:
         """Class images that are trained on: all but those kept for validation."""
-        kept = self.validation.class_images if self.validation.every and self.prior.count else 0
-        return self.prior.count - kept
+        num_held_out = (
+            self.validation.class_images if self.validation.every and self.prior.count else 0
+        )
+        return self.prior.count - num_held_out
 
     @property
     def all_subjects(self) -> tuple[SubjectConfig, ...]:
@@ -252,26 +258,36 @@ class Config(Section):
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
-        """Prompts the class images are drawn from, in turns: those of every subject's class."""
-        given = (self.prior.prompt,) if isinstance(self.prior.prompt, str) else self.prior.prompt
-        filled = [self.fill(p, s) for s in self.all_subjects for p in given]
-        return tuple(dict.fromkeys(filled))
+        """Prompts of the class images, in turns: those of every subject's class."""
+        templates = (
+            (self.prior.prompt,) if isinstance(self.prior.prompt, str) else self.prior.prompt
+        )
+        prompts = [
+            self.fill(template, subject) for subject in self.all_subjects for template in templates
+        ]
+        return tuple(dict.fromkeys(prompts))
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:
         """Prompts of the sample images, for every subject."""
-        filled = [self.fill(p, s) for s in self.all_subjects for p in self.sample.prompts]
-        return tuple(dict.fromkeys(filled))
+        prompts = [
+            self.fill(template, subject)
+            for subject in self.all_subjects
+            for template in self.sample.prompts
+        ]
+        return tuple(dict.fromkeys(prompts))
 
     def instance_prompts(self, subject: SubjectConfig) -> tuple[str, ...]:
         """Captions of a subject's photographs that have none of their own."""
-        return tuple(self.fill(p, subject) for p in subject.prompts or (self.train.prompt,))
+        return tuple(
+            self.fill(template, subject) for template in subject.prompts or (self.train.prompt,)
+        )
 
     def word(self, subject: SubjectConfig) -> str:
         """What stands for a subject in a prompt: its identifier, in brackets if learned."""
-        given = subject.identifier
-        learned = self.identifier.kind == "learned" and not given.startswith("<")
-        return f"<{given}>" if learned else given
+        identifier = subject.identifier
+        is_learned = self.identifier.kind == "learned" and not identifier.startswith("<")
+        return f"<{identifier}>" if is_learned else identifier
 
     def fill(self, template: str, subject: SubjectConfig) -> str:
         """A template with {identifier} and {class_noun} of a subject."""
@@ -279,5 +295,5 @@ class Config(Section):
         return words.replace("{class_noun}", subject.class_noun)
 
 
-def _brief(workers: int | Span) -> str:
+def _format_workers(workers: int | Span) -> str:
     return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"

@@ -13,7 +13,7 @@ ModelId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
 class ReplicasConfig(Section):
-    """Processes that draw; each runs one engine a loaded model."""
+    """Processes that sample; each runs one engine a loaded model."""
 
     minimum: int = Field(1, ge=0, description="0 lets the endpoint scale to zero")
     maximum: int = Field(1, ge=1)
@@ -26,7 +26,7 @@ class ReplicasConfig(Section):
     gpus: bool = Field(False, description="one GPU for each replica, float16")
 
     @model_validator(mode="after")
-    def _ordered(self) -> "ReplicasConfig":
+    def _maximum_is_not_below_minimum(self) -> "ReplicasConfig":
         if self.maximum < self.minimum:
             raise ValueError(
                 f"replicas.maximum={self.maximum} is below replicas.minimum={self.minimum}"
@@ -82,7 +82,7 @@ class JobsConfig(Section):
 
 
 class SafetyConfig(Section):
-    """Prompts and images that are not drawn."""
+    """Prompts and images that are refused."""
 
     prompts: bool = Field(True, description="check prompts against the policy")
     policy: str | None = Field(None, description="policy file; none is the one that ships")
@@ -107,7 +107,7 @@ class ProvenanceConfig(Section):
     private_key: str | None = Field(None, description="its key")
 
     @model_validator(mode="after")
-    def _both(self) -> "ProvenanceConfig":
+    def _both_files_or_none(self) -> "ProvenanceConfig":
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("provenance.certificate and provenance.private_key go together")
         return self

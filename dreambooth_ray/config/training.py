@@ -90,11 +90,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _text_encoder_by_method(cls, given: Any) -> Any:
+    def _text_encoder_by_method(cls, values: Any) -> Any:
         # Adapters and keys and values are used with the text encoder as it is, unless asked.
-        if isinstance(given, dict) and given.get("method", "full") != "full":
-            return {"text_encoder": False, **given}
-        return given
+        if isinstance(values, dict) and values.get("method", "full") != "full":
+            return {"text_encoder": False, **values}
+        return values
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "TrainConfig":
@@ -145,7 +145,7 @@ class ValidationConfig(Section):
     min_delta: float = Field(0.0, ge=0, description="what a new best has to be better by")
 
     @model_validator(mode="after")
-    def _possible(self) -> "ValidationConfig":
+    def _bins_divide_timesteps(self) -> "ValidationConfig":
         if self.timesteps % self.bins:
             raise ValueError(
                 f"validation.timesteps={self.timesteps} can't be parted into "

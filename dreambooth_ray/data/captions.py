@@ -8,50 +8,51 @@ from dreambooth_ray.data.quality.issue import QualityIssue
 MAX_WORDS = 55
 
 
-def caption_findings(paths: list[Path], identifier: str, class_noun: str) -> list[QualityIssue]:
-    """What is odd about the captions; nothing if there are none at all.
+def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[QualityIssue]:
+    """Issues of the captions of a folder; none if no photograph has a caption.
 
-    identifier, class_noun: words each caption should hold; "" if not known
+    identifier, class_noun: words that each caption should hold; "" for none
     """
-    texts = {p: _read(p.with_suffix(".txt")) for p in paths}
+    texts = {p: _read_caption(p.with_suffix(".txt")) for p in paths}
     if all(text is None for text in texts.values()):
         return []
-    found = []
-    bare = tuple(p.name for p, text in texts.items() if text is None)
-    if bare:
-        found.append(
-            QualityIssue("captions", "note", bare, len(bare), 0, f"{len(bare)} of {len(paths)} "
+    issues = []
+    uncaptioned = tuple(p.name for p, text in texts.items() if text is None)
+    if uncaptioned:
+        issues.append(
+            QualityIssue("captions", "note", uncaptioned, len(uncaptioned), 0,
+                    f"{len(uncaptioned)} of {len(paths)} "
                     "photographs have no caption while others do; they get the recipe's prompt.")
         )  # fmt: skip
     for path, text in texts.items():
         if text is not None:
-            found += _of_one(path.name, text, [w for w in (identifier, class_noun) if w])
-    return found
+            issues += _check_caption(path.name, text, [w for w in (identifier, class_noun) if w])
+    return issues
 
 
-def _read(path: Path) -> str | None:
+def _read_caption(path: Path) -> str | None:
     if not path.is_file():
         return None
     return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
 
 
-def _of_one(name: str, text: str, wanted: list[str]) -> list[QualityIssue]:
+def _check_caption(name: str, text: str, required_words: list[str]) -> list[QualityIssue]:
     words = text.lower().split()
     if not words:
         empty = f"The caption of {name} is empty; write one, or remove the file."
         return [QualityIssue("captions", "warning", (name,), 0, 1, empty)]
-    found = []
+    issues = []
     if "\ufffd" in text:
         broken = f"The caption of {name} is not UTF-8 text; save it as UTF-8."
-        found.append(QualityIssue("captions", "fault", (name,), text.count("\ufffd"), 0, broken))
+        issues.append(QualityIssue("captions", "fault", (name,), text.count("\ufffd"), 0, broken))
     if len(words) > MAX_WORDS:
         long = f"The caption of {name} has {len(words)} words; the model reads about {MAX_WORDS}."
-        found.append(QualityIssue("captions", "warning", (name,), len(words), MAX_WORDS, long))
-    missing = [w for w in wanted if w.lower() not in text.lower()]
-    if missing:
+        issues.append(QualityIssue("captions", "warning", (name,), len(words), MAX_WORDS, long))
+    missing_words = [w for w in required_words if w.lower() not in text.lower()]
+    if missing_words:
         lacks = (
-            f"The caption of {name} does not hold {' and '.join(map(repr, missing))}; the subject "
-            "is learnt under the words of its captions, so each should."
+            f"The caption of {name} does not hold {' and '.join(map(repr, missing_words))}; the "
+            "subject is learnt under the words of its captions, so each should."
         )
-        found.append(QualityIssue("captions", "warning", (name,), len(missing), 0, lacks))
-    return found
+        issues.append(QualityIssue("captions", "warning", (name,), len(missing_words), 0, lacks))
+    return issues

@@ -7,14 +7,14 @@ _SIDE = 16
 _BLANK_SPREAD = 3.0
 
 
-def fingerprint(image: Image.Image) -> int:
+def compute_fingerprint(image: Image.Image) -> int:
     """256 bits: whether brightness rises between neighbours on a 17x16 copy (Krawetz's dHash)."""
     small = image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.LANCZOS)
     rises = np.diff(np.asarray(small, dtype=np.int16), axis=1) > 0
     return int.from_bytes(np.packbits(rises).tobytes(), "big")
 
 
-def distance(one: int, other: int) -> int:
+def fingerprint_distance(one: int, other: int) -> int:
     """Bits in which two fingerprints differ, 0 to 256."""
     return (one ^ other).bit_count()
 

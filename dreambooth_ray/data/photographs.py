@@ -1,4 +1,4 @@
-"""Reading people's photographs: every common form in, upright RGB out, errors with names."""
+"""Reading people's photographs: every common format in, upright RGB out."""
 
 import warnings
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_photograph(path: Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Our own bound below is stricter to say and speaks to people.
+            # Our own bound below is stricter, and its message is for people.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(path)
     except Image.DecompressionBombError as error:
@@ -58,7 +58,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def find_photographs(folder: Path, most: int = 100, key: str = "subject.photos") -> list[Path]:
+def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.photos") -> list[Path]:
     """The images directly in a folder, sorted by name.
 
     key: the setting to name in an error
@@ -66,21 +66,23 @@ def find_photographs(folder: Path, most: int = 100, key: str = "subject.photos")
     """
     if not folder.is_dir():
         raise DataError(
-            f"{key}={str(folder)!r} is not a folder; give one with 1 to {most} photographs"
+            f"{key}={str(folder)!r} is not a folder; give one with 1 to {max_count} photographs"
         )
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-    found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
-    if not found:
-        others = f" (its {len(files)} files have other endings)" if files else " (it is empty)"
+    paths = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        other_files = f" (its {len(files)} files have other endings)" if files else " (it is empty)"
         raise DataError(
-            f"{key}={str(folder)!r} holds no photograph{others}; put 1 to {most} files "
+            f"{key}={str(folder)!r} holds no photograph{other_files}; put 1 to {max_count} files "
             f"ending in {', '.join(SUFFIXES)} there"
         )
-    if len(found) > most:
-        raise DataError(f"{key}={str(folder)!r} holds {len(found)} photographs; at most {most}")
-    return found
+    if len(paths) > max_count:
+        raise DataError(
+            f"{key}={str(folder)!r} holds {len(paths)} photographs; at most {max_count}"
+        )
+    return paths
 
 
-def square(image: Image.Image, side_px: int) -> Image.Image:
+def crop_square(image: Image.Image, side_px: int) -> Image.Image:
     """Resize the short side to `side_px` and cut the middle square."""
     return ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS)

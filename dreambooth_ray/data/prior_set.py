@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from dreambooth_ray.data.image_hash import distance
+from dreambooth_ray.data.image_hash import fingerprint_distance
 from dreambooth_ray.errors import CheckpointError, DreamBoothError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
@@ -26,59 +26,61 @@ _CACHED_CHUNKS = 64
 
 
 @dataclass(frozen=True)
-class Record:
-    """One image of a chunk. caption: index into the set's captions."""
+class PriorRecord:
+    """One image of a chunk. caption_index: index into the set's captions."""
 
     index: int
     fingerprint: int
     blank: bool
-    caption: int
+    caption_index: int
 
     def to_json(self) -> dict[str, object]:
-        """For the chunk's manifest."""
+        """The record as a row of the chunk's manifest."""
         bits = f"{self.fingerprint:064x}"
         return {
-            "index": self.index, "fingerprint": bits, "blank": self.blank, "caption": self.caption,
+            "index": self.index, "fingerprint": bits, "blank": self.blank,
+            "caption": self.caption_index,
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, row: dict[str, object]) -> "Record":
-        """Back from a manifest."""
+    def from_json(cls, row: dict[str, object]) -> "PriorRecord":
+        """A record from its row of the manifest."""
         return cls(
             int(str(row["index"])), int(str(row["fingerprint"]), 16), bool(row["blank"]),
             int(str(row["caption"])),
         )  # fmt: skip
 
 
-def read_records(store: Store, number: int) -> list[Record]:
+def read_records(store: Store, number: int) -> list[PriorRecord]:
     """Records of a committed chunk; raises CheckpointError if it is not, or damaged."""
-    rows = manifest.about(store, paths.prior_chunk(number))["records"]
+    rows = manifest.read_about(store, paths.prior_chunk(number))["records"]
     if not isinstance(rows, list):
         raise CheckpointError(f"{store.uri}/{paths.prior_chunk(number)} has no records")
-    return [Record.from_json(row) for row in rows]
+    return [PriorRecord.from_json(row) for row in rows]
 
 
-class Selection:
-    """The images that count, in order: neither blank nor nearly one before.
+class PriorSelection:
+    """The images that count, in order: neither blank nor a near-duplicate of one before.
 
-    every: take all, as a person's own images are
+    accept_all: take all, as a person's own images are
     """
 
-    def __init__(self, every: bool = False) -> None:
-        self._every = every
-        self.taken: list[Record] = []
-        self.refused: list[Record] = []
-        self.chunks = 0
+    def __init__(self, accept_all: bool = False) -> None:
+        self._accept_all = accept_all
+        self.accepted: list[PriorRecord] = []
+        self.rejected: list[PriorRecord] = []
+        self.num_chunks = 0
 
-    def extend(self, records: list[Record]) -> None:
+    def extend(self, records: list[PriorRecord]) -> None:
         """Take the next chunk's records, which must come in order."""
         for record in records:
-            alike = any(
-                distance(record.fingerprint, other.fingerprint) <= NEAR_BITS for other in self.taken
+            is_duplicate = any(
+                fingerprint_distance(record.fingerprint, other.fingerprint) <= NEAR_BITS
+                for other in self.accepted
             )
-            good = self._every or not (record.blank or alike)
-            (self.taken if good else self.refused).append(record)
-        self.chunks += 1
+            is_accepted = self._accept_all or not (record.blank or is_duplicate)
+            (self.accepted if is_accepted else self.rejected).append(record)
+        self.num_chunks += 1
 
 
 class PriorSet:
@@ -103,36 +105,36 @@ class PriorSet:
             raise CheckpointError(f"{store.uri} is not a set of class images") from error
         self.captions: list[str] = list(about["prompts"])
         self._chunk_size = int(about["chunk_size"])
-        self._selection = Selection(every=bool(about.get("folder_digest")))
+        self._selection = PriorSelection(accept_all=bool(about.get("folder_digest")))
         self._posteriors: dict[int, Tensor] = {}
 
-    def posterior(self, place: int) -> Tensor:
-        """(F, 2, C, h, w) scaled mean and std of the image that is number `place`.
+    def load_posterior(self, position: int) -> Tensor:
+        """(F, 2, C, h, w) scaled mean and std of the image at `position` of the set.
 
         raises: DreamBoothError if it will not come
         """
-        record = self._record(place)
+        record = self._load_record(position)
         number = record.index // self._chunk_size
         if number not in self._posteriors:
             if len(self._posteriors) >= _CACHED_CHUNKS:
                 self._posteriors.pop(next(iter(self._posteriors)))
-            data = manifest.read(self._store, paths.prior_chunk(number), POSTERIOR)
+            data = manifest.read_file(self._store, paths.prior_chunk(number), POSTERIOR)
             self._posteriors[number] = load_tensors(data)["posterior"]
         return self._posteriors[number][record.index % self._chunk_size]
 
-    def caption(self, place: int) -> int:
-        """Which of `captions` the image was drawn from."""
-        return self._record(place).caption
+    def caption_index(self, position: int) -> int:
+        """Index into `captions` of the prompt that the image was generated from."""
+        return self._load_record(position).caption_index
 
-    def _record(self, place: int) -> Record:
-        while len(self._selection.taken) <= place:
-            self._wait(self._selection.chunks)
-            self._selection.extend(read_records(self._store, self._selection.chunks))
-        return self._selection.taken[place]
+    def _load_record(self, position: int) -> PriorRecord:
+        while len(self._selection.accepted) <= position:
+            self._wait_for_chunk(self._selection.num_chunks)
+            self._selection.extend(read_records(self._store, self._selection.num_chunks))
+        return self._selection.accepted[position]
 
-    def _wait(self, number: int) -> None:
+    def _wait_for_chunk(self, number: int) -> None:
         while not self._store.exists(f"{paths.prior_chunk(number)}.json"):
-            why = self._failure()
-            if why is not None:
-                raise DreamBoothError(f"no more class images come to {self._store.uri}: {why}")
+            reason = self._failure()
+            if reason is not None:
+                raise DreamBoothError(f"no more class images come to {self._store.uri}: {reason}")
             time.sleep(self._poll_s)

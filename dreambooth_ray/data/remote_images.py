@@ -23,13 +23,13 @@ def photographs_folder(photos: str) -> Path:
 
     raises: DataError where there is nothing, or where it differs from what was uploaded
     """
-    return _download(photos.rstrip("/")) if is_remote(photos) else Path(photos)
+    return _download_folder(photos.rstrip("/")) if is_remote(photos) else Path(photos)
 
 
 def upload_photographs(folder: Path, storage: Store) -> str:
     """Commit a folder's photographs and captions under their hash; returns their URI.
 
-    The same photographs are uploaded once, whoever asks for them.
+    The same photographs are uploaded once, also by several runs.
     raises: DataError if the folder holds no photographs
     """
     files: list[Path] = []
@@ -40,23 +40,23 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     for path in files:
         digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
     name = paths.photographs(digest.hexdigest()[:32])
-    if manifest.damage(storage, name) is not None:
+    if manifest.find_damage(storage, name) is not None:
         with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staged:
             for path in files:
                 shutil.copyfile(path, Path(staged) / path.name)
-            manifest.commit(storage, name, Path(staged), {"kind": "photographs"})
+            manifest.commit_artifact(storage, name, Path(staged), {"kind": "photographs"})
     return f"{storage.uri}/{name}"
 
 
 @cache
-def _download(uri: str) -> Path:
+def _download_folder(uri: str) -> Path:
     local = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
     atexit.register(shutil.rmtree, local, ignore_errors=True)
-    root, *rest = uri.rsplit("/", 2)
-    store, name = Store(root), "/".join(rest)
+    root, *name_parts = uri.rsplit("/", 2)
+    store, name = Store(root), "/".join(name_parts)
     try:
         if store.exists(f"{name}.json"):
-            manifest.fetch(store, name, local)
+            manifest.download_artifact(store, name, local)
         else:
             for file in store.names(name):
                 store.download(f"{name}/{file}", local / file)

@@ -9,7 +9,7 @@ import numpy as np
 # Different class images a training begins with, before the first is seen again.
 _HEAD = 16
 
-# Repeats are drawn with density k**(_LEAN - 1) over the k-th item. Even ones (1) let the first
+# Repeats are sampled with density k**(_LEAN - 1) over the k-th item. Even ones (1) let the first
 # class images crowd out the rest; much more than 3 shows the same few in a row.
 _LEAN = 3
 
@@ -19,16 +19,16 @@ def shuffled_index(seed: int, purpose: int, position: int, size: int) -> int:
 
     Every item comes once in each run of `size` positions.
     """
-    epoch, place = divmod(position, size)
-    return int(np.random.default_rng([seed, purpose, epoch]).permutation(size)[place])
+    epoch, offset = divmod(position, size)
+    return int(np.random.default_rng([seed, purpose, epoch]).permutation(size)[offset])
 
 
-def as_late_as_possible(seed: int, purpose: int, position: int, size: int, total: int) -> int:
+def growing_set_index(seed: int, purpose: int, position: int, size: int, total: int) -> int:
     """Item at `position` of a sequence of `total`, in which every item comes, in order.
 
-    Items of a set that is still being made are asked for one by one over the whole length,
-    from a little variety on, with repeats of earlier ones between them: so a maker and a
-    user of any two speeds take no longer together than the slower of them alone. Repeats
+    New items of a set that is still being generated come one by one, spread over the whole
+    length, with repeats of earlier items between them: so the process that generates and the
+    one that trains take no longer together than the slower of them alone. Repeats
     lean to the newer ones, which have less time left to be seen: an item that comes at share
     x of the length is seen 1.5 * (1 - x**2) times as often as the mean, where even repeats
     would have the first of a hundred seen five times as often and half of them hardly at all.
@@ -38,17 +38,17 @@ def as_late_as_possible(seed: int, purpose: int, position: int, size: int, total
         return shuffled_index(seed, purpose, position, size)
     if position < head or total <= size:
         return position
-    seen, is_new = _introduced(position - head, size - head, total - head)
+    num_introduced, is_new = _count_introduced(position - head, size - head, total - head)
     if is_new:
-        return head + seen
-    drawn, again = np.random.default_rng([seed, purpose, position]).random(2)
-    earlier = int((head + seen) * drawn ** (1 / _LEAN))
+        return head + num_introduced
+    uniform, head_uniform = np.random.default_rng([seed, purpose, position]).random(2)
+    repeat_index = int((head + num_introduced) * uniform ** (1 / _LEAN))
     # Those of the head came all at once: none of them is newer than another.
-    return earlier if earlier >= head else int(head * again)
+    return repeat_index if repeat_index >= head else int(head * head_uniform)
 
 
-def _introduced(position: int, size: int, total: int) -> tuple[int, bool]:
-    """How many of `size` items, spread evenly over `total`, came before, and if one comes now."""
+def _count_introduced(position: int, size: int, total: int) -> tuple[int, bool]:
+    """How many of `size` items, spread evenly over `total`, came before, and if a new one comes."""
     before, after = position * size // total, (position + 1) * size // total
     return before, after > before
 

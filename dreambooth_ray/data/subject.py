@@ -1,4 +1,4 @@
-"""Who is to be learnt: photographs with captions, an identifier and a class noun."""
+"""The subject to learn: photographs with captions, an identifier and a class noun."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.config.schema import Config, SubjectConfig
-from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
+from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
 
@@ -37,32 +37,34 @@ class Photograph:
 def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> list[Photograph]:
     """All photographs of a folder, `side_px` square, each with its captions.
 
-    A file `photo.txt` beside `photo.jpg` is its caption; `prompts` serve where there is none.
+    A file `photo.txt` beside `photo.jpg` is its caption; without it, `prompts` are its captions.
     raises: DataError naming the first file that can't be used
     """
-    without = (prompts,) if isinstance(prompts, str) else prompts
-    found = []
+    default_captions = (prompts,) if isinstance(prompts, str) else prompts
+    photographs = []
     for path in find_photographs(folder):
-        own = _caption(path)
-        image = square(read_photograph(path), side_px)
-        found.append(Photograph(path, image, (own,) if own else without))
-    return found
+        caption = _read_caption(path)
+        image = crop_square(read_photograph(path), side_px)
+        photographs.append(Photograph(path, image, (caption,) if caption else default_captions))
+    return photographs
 
 
-def read_configured(config: Config, subject: SubjectConfig) -> list[Photograph]:
-    """A subject's photographs as a configuration has them.
+def read_configured_subject(config: Config, subject: SubjectConfig) -> list[Photograph]:
+    """The photographs of a configuration's subject, at its resolution.
 
-    {identifier} and {class_noun} are filled in in captions too.
+    {identifier} and {class_noun} are filled in, also in captions.
     """
-    found = read_subject(
+    photographs = read_subject(
         photographs_folder(subject.photos),
         config.instance_prompts(subject),
         config.train.resolution,
     )
-    return [replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in found]
+    return [
+        replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in photographs
+    ]
 
 
-def split(
+def split_photographs(
     config: Config, photographs: list[Photograph]
 ) -> tuple[list[Photograph], list[Photograph]]:
     """A subject's photographs to train on, and those for validation.
@@ -83,14 +85,16 @@ def split(
     return photographs[:-held_out], photographs[-held_out:]
 
 
-def _caption(path: Path) -> str:
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
+def _read_caption(path: Path) -> str:
+    caption_path = path.with_suffix(".txt")
+    if not caption_path.is_file():
         return ""
     try:
-        return " ".join(beside.read_text(encoding="utf-8").split())
+        return " ".join(caption_path.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
-        raise DataError(f"{beside} is not UTF-8 text; save it as UTF-8 or remove it") from error
+        raise DataError(
+            f"{caption_path} is not UTF-8 text; save it as UTF-8 or remove it"
+        ) from error
 
 
 def identifier_warning(identifier: str, class_noun: str) -> str | None:

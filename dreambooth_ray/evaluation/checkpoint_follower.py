@@ -1,4 +1,4 @@
-"""Follows a training: every checkpoint is judged once, and the verdict kept up to date."""
+"""Follows a training: evaluates every checkpoint once, and keeps the selection up to date."""
 
 import json
 import tempfile
@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation import pareto_front
-from dreambooth_ray.evaluation.pareto_front import Scored
-from dreambooth_ray.evaluation.plot import front_plot
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
+from dreambooth_ray.evaluation.plot import plot_front
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
@@ -26,47 +26,54 @@ _POLL_LOCAL_S, _POLL_REMOTE_S = 0.5, 5.0
 _CLOSE_TIMEOUT_S = 10.0
 
 
-def scored(step: int, totals: dict[str, float], wanted: ChoiceConfig) -> Scored:
-    """What a choice looks at, of an evaluation's totals."""
-    return Scored(step, totals["dino"], totals[wanted.drift])
+def scored_from_totals(
+    step: int, totals: dict[str, float], choice: ChoiceConfig
+) -> ScoredCheckpoint:
+    """The fidelity and drift that a choice compares, of an evaluation's totals."""
+    return ScoredCheckpoint(step, totals["dino"], totals[choice.drift])
 
 
-def read_scored(run: Store, wanted: ChoiceConfig) -> list[Scored]:
-    """The evaluations that a run's checkpoints have had, by step."""
+def read_scored_checkpoints(run: Store, choice: ChoiceConfig) -> list[ScoredCheckpoint]:
+    """A run's evaluated checkpoints, by step."""
     steps = paths.evaluation_steps(run.names(paths.EVALUATIONS))
     totals = [json.loads(run.read(paths.evaluation(s)))["totals"] for s in steps]
-    return [scored(s, t, wanted) for s, t in zip(steps, totals, strict=True)]
+    return [scored_from_totals(s, t, choice) for s, t in zip(steps, totals, strict=True)]
 
 
-def run_plot(run: Store, wanted: ChoiceConfig) -> Image.Image | None:
-    """The plot of the evaluations that a run has had; None if it had none."""
-    points = read_scored(run, wanted)
-    kept = pareto_front.best(points, wanted.max_drift)
-    return front_plot(points, kept.step, wanted.max_drift) if kept else None
+def plot_run(run: Store, choice: ChoiceConfig) -> Image.Image | None:
+    """The plot of a run's evaluated checkpoints; None if it has none."""
+    points = read_scored_checkpoints(run, choice)
+    best = pareto_front.select_best(points, choice.max_drift)
+    return plot_front(points, best.step, choice.max_drift) if best else None
 
 
-def decide(points: list[Scored], wanted: ChoiceConfig) -> CheckpointSelection:
-    """The verdict that evaluations lead to. Pure."""
-    kept = pareto_front.best(points, wanted.max_drift)
-    stalled = pareto_front.stalls_at(points, wanted.patience, wanted.min_gain)
+def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> CheckpointSelection:
+    """The selection that follows from evaluated checkpoints. Pure."""
+    best = pareto_front.select_best(points, choice.max_drift)
+    stalled = pareto_front.find_stall_step(points, choice.patience, choice.min_gain)
     return CheckpointSelection(
-        kept.step if kept else None, tuple(s.step for s in points), stalled is not None
+        best.step if best else None, tuple(s.step for s in points), stalled is not None
     )
 
 
 class CheckpointFollower:
-    """A context around a training; leaving it waits until the last checkpoint is judged."""
+    """A context around a training; leaving it waits until the last checkpoint is evaluated."""
 
-    def __init__(self, run: Store, wanted: ChoiceConfig, judge: Callable[[int], Scored]) -> None:
-        """judge: evaluates the checkpoint of a step and stores its numbers in the run."""
-        self._run, self._wanted, self._judge = run, wanted, judge
-        self._ends = threading.Event()
+    def __init__(
+        self, run: Store, choice: ChoiceConfig, evaluate: Callable[[int], ScoredCheckpoint]
+    ) -> None:
+        """evaluate: scores the checkpoint of a step and stores its totals in the run."""
+        self._run, self._choice, self._evaluate = run, choice, evaluate
+        self._training_ended = threading.Event()
         self._failures: dict[int, Exception] = {}
         self._side_work = SideWork(run)
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
 
     def __enter__(self) -> "CheckpointFollower":
-        write_selection(self._run, decide(read_scored(self._run, self._wanted), self._wanted))
+        write_selection(
+            self._run,
+            select_checkpoint(read_scored_checkpoints(self._run, self._choice), self._choice),
+        )
         self._thread.start()
         return self
 
@@ -76,60 +83,69 @@ class CheckpointFollower:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Judges what is left, and once more what could not be judged before.
+        """Evaluate what is left, and try once more what failed before.
 
         raises: what an evaluation failed with, if the training itself did not fail
         """
-        self._ends.set()
+        self._training_ended.set()
         try:
             if error is None:
                 self._thread.join()
                 for step in sorted(self._failures):
-                    self._judge_one(step)
+                    self._evaluate_step(step)
         finally:
             self._side_work.close(_CLOSE_TIMEOUT_S)
 
     def _follow(self) -> None:
-        """Until the training has ended and nothing is left; a failure is said and passed over."""
+        """Until the training has ended and nothing is left; a failure is logged and passed over."""
         while True:
             # Read before the list: what is committed afterwards is seen next time.
-            ends = self._ends.is_set()
-            if not self._side_work.run("looking for new checkpoints", self._judge_new, False):
-                if ends:
+            has_ended = self._training_ended.is_set()
+            if not self._side_work.run("looking for new checkpoints", self._evaluate_next, False):
+                if has_ended:
                     return
-                self._ends.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
+                self._training_ended.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
 
-    def _judge_new(self) -> bool:
-        """Judge the oldest checkpoint that was not; False if there was none."""
-        judged = {point.step for point in read_scored(self._run, self._wanted)}
-        todo = sorted(set(committed_steps(self._run)) - judged - self._failures.keys())
+    def _evaluate_next(self) -> bool:
+        """Evaluate the oldest checkpoint that was not yet; False if there is none."""
+        evaluated_steps = {point.step for point in read_scored_checkpoints(self._run, self._choice)}
+        todo = sorted(set(committed_steps(self._run)) - evaluated_steps - self._failures.keys())
         if not todo:
             return False
         try:
-            self._judge_one(todo[0])
+            self._evaluate_step(todo[0])
         except Exception as error:
             self._failures[todo[0]] = error
-            self._side_work.note(f"evaluation of the checkpoint of step {todo[0]}", error)
+            self._side_work.note_failure(f"evaluation of the checkpoint of step {todo[0]}", error)
         return True
 
-    def _judge_one(self, step: int) -> None:
-        found = self._judge(step)
-        others = (s for s in read_scored(self._run, self._wanted) if s.step != step)
-        points = sorted([*others, found], key=lambda s: s.step)
-        verdict = decide(points, self._wanted)
-        write_selection(self._run, verdict)
-        show = partial(self._show, found, points, verdict)
-        self._side_work.run("showing evaluations in TensorBoard", show, None)
+    def _evaluate_step(self, step: int) -> None:
+        scored = self._evaluate(step)
+        other_points = (
+            s for s in read_scored_checkpoints(self._run, self._choice) if s.step != step
+        )
+        points = sorted([*other_points, scored], key=lambda s: s.step)
+        selection = select_checkpoint(points, self._choice)
+        write_selection(self._run, selection)
+        log_evaluation = partial(self._log_evaluation, scored, points, selection)
+        self._side_work.run("showing evaluations in TensorBoard", log_evaluation, None)
 
-    def _show(self, found: Scored, points: list[Scored], verdict: CheckpointSelection) -> None:
+    def _log_evaluation(
+        self,
+        scored: ScoredCheckpoint,
+        points: list[ScoredCheckpoint],
+        selection: CheckpointSelection,
+    ) -> None:
         """Into TensorBoard: both curves, and the front as an image."""
-        plot = np.asarray(front_plot(points, verdict.best, self._wanted.max_drift))
+        plot = np.asarray(plot_front(points, selection.best, self._choice.max_drift))
         with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
-            local = self._run.is_local
-            place = self._run.local_path(paths.TENSORBOARD) if local else Path(folder)
-            with SummaryWriter(str(place), filename_suffix=f".evaluation-{found.step}") as writer:
-                writer.add_scalar("evaluation/fidelity", found.fidelity, found.step)
-                writer.add_scalar("evaluation/drift", found.drift, found.step)
-                writer.add_image("evaluation/front", plot, found.step, dataformats="HWC")
-            for path in [] if local else place.iterdir():
+            is_local = self._run.is_local
+            log_directory = self._run.local_path(paths.TENSORBOARD) if is_local else Path(folder)
+            with SummaryWriter(
+                str(log_directory), filename_suffix=f".evaluation-{scored.step}"
+            ) as writer:
+                writer.add_scalar("evaluation/fidelity", scored.fidelity, scored.step)
+                writer.add_scalar("evaluation/drift", scored.drift, scored.step)
+                writer.add_image("evaluation/front", plot, scored.step, dataformats="HWC")
+            for path in [] if is_local else log_directory.iterdir():
                 self._run.upload(path, f"{paths.TENSORBOARD}/{path.name}")

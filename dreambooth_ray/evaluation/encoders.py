@@ -45,9 +45,9 @@ def load_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> Encoder
     if uri == PIXELS:
         return PixelEncoder()
     if uri == TOY_IDENTITY:
-        return ToyIdentity()
+        return ToyIdentityEncoder()
     if uri == TOY_ATTRIBUTES:
-        return ToyAttributes()
+        return ToyAttributeEncoder()
     quiet_libraries()
     from transformers import AutoConfig  # noqa: PLC0415  seconds to import
 
@@ -64,19 +64,19 @@ def load_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> Encoder
 
 def load_text_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> TextEncoder:
     """Like load_encoder; raises ConfigError too for a network that reads no sentences."""
-    encoder = reader(load_encoder(uri, device, key))
+    encoder = as_text_encoder(load_encoder(uri, device, key))
     if encoder is None:
         raise ConfigError(f"{key}={uri!r} reads no sentences; give a CLIP, or {TOY_ATTRIBUTES!r}")
     return encoder
 
 
-def reader(encoder: Any) -> TextEncoder | None:
+def as_text_encoder(encoder: Any) -> TextEncoder | None:
     """The encoder itself if it reads sentences too."""
     return encoder if hasattr(encoder, "embed_texts") else None
 
 
-class _Pretrained(ABC):
-    """What the two kinds of transformers' networks share."""
+class _PretrainedEncoder(ABC):
+    """What both kinds of networks from transformers share."""
 
     def __init__(self, uri: str, device: str) -> None:
         from transformers import AutoImageProcessor, AutoModel  # noqa: PLC0415
@@ -100,7 +100,7 @@ class _Pretrained(ABC):
         """(B, D) features of (B, 3, H, W) pixels."""
 
 
-class TokenEncoder(_Pretrained):
+class TokenEncoder(_PretrainedEncoder):
     """A vision transformer's first output token after its last norm: DINO's [CLS]."""
 
     def _features(self, pixels: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class TokenEncoder(_Pretrained):
         return features
 
 
-class ClipEncoder(_Pretrained):
+class ClipEncoder(_PretrainedEncoder):
     """CLIP's projected image and sentence vectors."""
 
     def __init__(self, uri: str, device: str) -> None:
@@ -155,7 +155,7 @@ class PixelEncoder:
         return F.normalize(torch.from_numpy(np.stack(rows)).float(), dim=1)
 
 
-class ToyIdentity:
+class ToyIdentityEncoder:
     """The toy world's evaluator: which individual an image shows."""
 
     uri = TOY_IDENTITY
@@ -168,7 +168,7 @@ class ToyIdentity:
         return read_logits(self._network, images)[1]
 
 
-class ToyAttributes:
+class ToyAttributeEncoder:
     """The toy world's evaluator: what an image shows, against what a sentence names.
 
     An image's vector holds the probabilities of all attributes, a sentence's a one for each
@@ -189,26 +189,28 @@ class ToyAttributes:
         """(B, 36), unit; raises ConfigError for a sentence that names nothing of the world."""
         rows = []
         for text in texts:
-            named = named_attributes(text)
-            if not named:
+            attributes = parse_attributes(text)
+            if not attributes:
                 raise ConfigError(f"prompt {text!r} names nothing that the toy world knows")
-            rows.append([float(named.get(h) == n) for h, names in NAMES.items() for n in names])
+            rows.append(
+                [float(attributes.get(h) == n) for h, names in NAMES.items() for n in names]
+            )
         return F.normalize(torch.tensor(rows), dim=1)
 
 
-def named_attributes(text: str) -> dict[str, str]:
-    """What a toy-world sentence says of an image: {"class": "robot", "background": "snow"}."""
+def parse_attributes(text: str) -> dict[str, str]:
+    """The attributes that a toy-world sentence names: {"class": "robot", "background": "snow"}."""
     words = f" {' '.join(text.lower().split())} "
-    named: dict[str, str] = {}
-    for place, phrase in BACKGROUNDS.items():
+    attributes: dict[str, str] = {}
+    for background, phrase in BACKGROUNDS.items():
         if f" {phrase} " in words:
-            named["background"] = place
+            attributes["background"] = background
             # "on a plain background" is not a plain pattern.
             words = words.replace(f" {phrase} ", " ")
     for head, names in (("class", CLASSES), ("colour", COLOUR_NAMES), ("pattern", PATTERNS)):
         for name in names:
             if f" {name} " in words:
-                named[head] = name
+                attributes[head] = name
     if " hat " in words:
-        named["hat"] = "hat"
-    return named
+        attributes["hat"] = "hat"
+    return attributes

@@ -4,16 +4,16 @@ import json
 
 from PIL import Image
 
-from dreambooth_ray.evaluation.html_page import image_uri, render
-from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Spec
+from dreambooth_ray.evaluation.html_page import image_uri, render_page
+from dreambooth_ray.evaluation.protocol import EvaluationPrompt, EvaluationSpec
 from dreambooth_ray.evaluation.scores import Scores
 
 TILE_PX = 160
 
 
 def report_page(
-    spec: Spec,
-    asked: list[EvaluationPrompt],
+    spec: EvaluationSpec,
+    prompts: list[EvaluationPrompt],
     images: list[Image.Image],
     photographs: list[Image.Image],
     scores: Scores,
@@ -29,12 +29,12 @@ def report_page(
 
     def tiles(kind: str) -> list[dict[str, object]]:
         return [
-            {"uri": uris[i], "label": question.prompt, "copied": False}
-            for i, question in enumerate(asked)
-            if question.kind == kind
+            {"uri": uris[i], "label": prompt.prompt, "copied": False}
+            for i, prompt in enumerate(prompts)
+            if prompt.kind == kind
         ]
 
-    return render(
+    return render_page(
         "report.html.j2",
         title=f"{spec.identifier} {spec.class_noun}",
         protocol=spec.protocol.name,
@@ -51,12 +51,12 @@ def report_page(
         ],
         encoders=spec.protocol.encoders.model_dump(),
         photographs=[image_uri(p, TILE_PX) for p in photographs],
-        worst=[{"uri": uris[i], **_shown(rows[i])} for i in scores.worst],
+        worst=[{"uri": uris[i], **_build_tile(rows[i])} for i in scores.worst],
         prompts=[
             {
                 "prompt": p["prompt"],
                 **{k: f"{p[k]:.3f}" for k in ("dino", "clip_i", "clip_t")},
-                "tiles": [{"uri": uris[i], **_shown(rows[i])} for i in p["pictures"]],
+                "tiles": [{"uri": uris[i], **_build_tile(rows[i])} for i in p["pictures"]],
             }
             for p in sorted(scores.prompts, key=lambda p: float(p["dino"] + p["clip_t"]))
         ],
@@ -67,7 +67,7 @@ def report_page(
     )
 
 
-def _shown(row: dict[str, object]) -> dict[str, object]:
+def _build_tile(row: dict[str, object]) -> dict[str, object]:
     return {
         "prompt": row["prompt"],
         "seed": row["seed"],

@@ -8,15 +8,18 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 
-def render(template: str, **values: object) -> str:
-    """A page from `pages/{template}`; everything put in is escaped."""
+def render_page(template: str, **values: object) -> str:
+    """A page from `pages/{template}`; all values are escaped."""
     environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FunctionLoader(_read_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     return environment.get_template(template).render(**values)
 
 
-def _source(name: str) -> str:
+def _read_template(name: str) -> str:
     return (files("dreambooth_ray.evaluation") / "pages" / name).read_text(encoding="utf-8")
 
 

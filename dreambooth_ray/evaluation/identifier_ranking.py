@@ -1,4 +1,4 @@
-"""Words that a model draws nothing for: free names for a subject."""
+"""Words that mean nothing to a model: free identifiers for a subject."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from dreambooth_ray.data.subject import ORDINARY_WORDS
 from dreambooth_ray.evaluation.encoders import Encoder
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.sampling.denoiser import Adapted
+from dreambooth_ray.sampling.denoiser import AdaptedNetwork
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.sampling.request import Request
@@ -26,7 +26,7 @@ _RARE_SHARE = 2 / 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word and how much the model makes of it; smaller is better.
+    """A word and how much it means to the model; smaller is better.
 
     num_tokens:    pieces that the model's tokenizer cuts it into
     displacement:  1 - cosine of probe images to those of the bare class, seed by seed
@@ -53,18 +53,18 @@ def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     bound = int(len(vocabulary) * _RARE_SHARE)
-    whole = sorted(
+    whole_words = sorted(
         ((index, piece.removesuffix("</w>")) for piece, index in vocabulary.items()
          if index >= bound and piece.endswith("</w>")),
         reverse=True,
     )  # fmt: skip
-    rare = [word for _, word in whole if word.isascii() and word.isalpha() and word.islower()]
+    rare = [word for _, word in whole_words if word.isascii() and word.isalpha() and word.islower()]
     spelt = ["".join(letters) for letters in itertools.product(_CONSONANTS, repeat=3)]
     # Neighbours in the alphabet are spelt alike: step through with a stride that shares no factor.
     spread = [spelt[(k * 1777) % len(spelt)] for k in range(len(spelt))]
     taboo = ORDINARY_WORDS | set(class_noun.lower().split())
-    found = [w for w in dict.fromkeys([*rare, *spread]) if len(w) in _WORD_LENGTHS]
-    return [w for w in found if w not in taboo and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS]
+    words = [w for w in dict.fromkeys([*rare, *spread]) if len(w) in _WORD_LENGTHS]
+    return [w for w in words if w not in taboo and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS]
 
 
 def num_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
@@ -72,7 +72,7 @@ def num_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
     return len(tokenizer(word, add_special_tokens=False)["input_ids"])
 
 
-def shortlist(
+def shortlist_words(
     words: list[str], encode: Callable[[str], Tensor], class_noun: str, count: int
 ) -> list[str]:
     """The `count` words whose sentence the text encoder moves least from the bare class.
@@ -87,7 +87,7 @@ def shortlist(
     return [word for _, word in sorted(scored)[:count]]
 
 
-def rank(
+def rank_words(
     engine: Engine,
     encoder: Encoder,
     words: list[str],
@@ -100,7 +100,7 @@ def rank(
     guidance_scale: float,
     on_progress: Callable[[int, int], None],
 ) -> list[Candidate]:
-    """Draw `num_pictures` of each word before the class noun; the least meaning first."""
+    """Generate `num_images` of each word before the class noun; the least meaning first."""
     prompts = [f"a {class_noun}", *(f"a {w} {class_noun}" for w in words)]
     requests = [
         Request(
@@ -112,16 +112,16 @@ def rank(
         for prompt in prompts
         for k in range(num_images)
     ]
-    images: list[Image.Image] = [d.image for d in engine.draw(requests, on_progress)]
+    images: list[Image.Image] = [d.image for d in engine.sample(requests, on_progress)]
     vectors = encoder.embed_images(images).reshape(len(prompts), num_images, -1)
-    found = [
-        judge_word(word, num_tokens(tokenizer, word), probe, vectors[0])
+    candidates = [
+        score_word(word, num_tokens(tokenizer, word), probe, vectors[0])
         for word, probe in zip(words, vectors[1:], strict=True)
     ]
-    return sorted(found, key=lambda c: (c.meaning, c.word))
+    return sorted(candidates, key=lambda c: (c.meaning, c.word))
 
 
-def judge_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
+def score_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
     """probe, plain: (K, D) unit vectors of images with and without the word, seed by seed."""
     displacement = float(1 - (probe * plain).sum(dim=1).mean())
     return Candidate(word, tokens, displacement, _spread(plain) - _spread(probe))
@@ -132,6 +132,6 @@ def _spread(vectors: Tensor) -> float:
     return float(1 - vectors.mean(dim=0).square().sum())
 
 
-def encode_with(parts: Components) -> Callable[[str], Tensor]:
+def build_sentence_encoder(parts: Components) -> Callable[[str], Tensor]:
     """A model's own text encoder as a function of sentences, to (1, T, D) states."""
-    return PromptEncoder(parts.tokenizer, Adapted(parts.text_encoder)).encode
+    return PromptEncoder(parts.tokenizer, AdaptedNetwork(parts.text_encoder)).encode

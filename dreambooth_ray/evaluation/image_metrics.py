@@ -17,7 +17,7 @@ from dreambooth_ray.errors import DataError
 COPY_BOUND = 0.9
 
 
-def _checked(vectors: Tensor, name: str) -> Tensor:
+def _check_unit(vectors: Tensor, name: str) -> Tensor:
     if vectors.ndim != 2 or not len(vectors):
         raise DataError(f"{name} must be (B, D) with B > 0, not {tuple(vectors.shape)}")
     norms = vectors.norm(dim=1)
@@ -26,18 +26,18 @@ def _checked(vectors: Tensor, name: str) -> Tensor:
     return vectors
 
 
-def subject_fidelity(made: Tensor, photographs: Tensor) -> float:
-    """Mean cosine over all pairs of a made image and a photograph, -1 to 1; higher is better.
+def subject_fidelity(images: Tensor, photographs: Tensor) -> float:
+    """Mean cosine over all pairs of a generated image and a photograph, -1 to 1; higher is better.
 
     The paper's DINO and CLIP-I, by the vectors' network.
-    made: (A, D), photographs: (B, D), unit; raises DataError for others
+    images: (A, D), photographs: (B, D), unit; raises DataError for others
     """
-    return float(similarity(made, photographs).mean())
+    return float(photograph_similarity(images, photographs).mean())
 
 
-def similarity(made: Tensor, photographs: Tensor) -> Tensor:
-    """(A,) mean cosine of each made image to all photographs."""
-    return (_checked(made, "made") @ _checked(photographs, "photographs").T).mean(dim=1)
+def photograph_similarity(images: Tensor, photographs: Tensor) -> Tensor:
+    """(A,) mean cosine of each generated image to all photographs."""
+    return (_check_unit(images, "images") @ _check_unit(photographs, "photographs").T).mean(dim=1)
 
 
 def prompt_fidelity(images: Tensor, prompts: Tensor) -> float:
@@ -45,21 +45,21 @@ def prompt_fidelity(images: Tensor, prompts: Tensor) -> float:
 
     images, prompts: (B, D), unit, row by row
     """
-    return float(agreement(images, prompts).mean())
+    return float(prompt_agreement(images, prompts).mean())
 
 
-def agreement(images: Tensor, prompts: Tensor) -> Tensor:
+def prompt_agreement(images: Tensor, prompts: Tensor) -> Tensor:
     """(B,) cosine of each image and its own prompt."""
     if images.shape != prompts.shape:
         raise DataError(f"{tuple(images.shape)} images against {tuple(prompts.shape)} prompts")
-    return (_checked(images, "pictures") * _checked(prompts, "prompts")).sum(dim=1)
+    return (_check_unit(images, "images") * _check_unit(prompts, "prompts")).sum(dim=1)
 
 
 def prior_preservation(class_images: Tensor, photographs: Tensor) -> float:
     """PRES: mean cosine of images of the bare class to the subject's photographs.
 
     Lower is better: a class that has become the subject reads high.
-    class_pictures: (A, D), photographs: (B, D), unit
+    class_images: (A, D), photographs: (B, D), unit
     """
     return subject_fidelity(class_images, photographs)
 
@@ -71,38 +71,40 @@ def diversity(groups: Sequence[Tensor]) -> float:
     as PRES, so its numbers are its own.
     groups: one (K, D) a prompt, unit, K > 1 in at least one; those of one are left out
     """
-    spreads = [1 - _mutual(g) for g in groups if len(g) > 1]
+    spreads = [1 - _mean_mutual_cosine(g) for g in groups if len(g) > 1]
     if not spreads:
         raise DataError("diversity needs two images of one prompt at least")
     return sum(spreads) / len(spreads)
 
 
-def _mutual(vectors: Tensor) -> float:
-    count = len(_checked(vectors, "group"))
+def _mean_mutual_cosine(vectors: Tensor) -> float:
+    count = len(_check_unit(vectors, "group"))
     total = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
     return total / (count * (count - 1))
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """Of one made image, the photograph most like it."""
+class NearestPhotograph:
+    """The photograph most like one generated image."""
 
     photograph: int
     cosine: float
     copied: bool
 
 
-def memorised(made: Tensor, photographs: Tensor, bound: float = COPY_BOUND) -> list[Nearest]:
-    """For each made image the nearest training photograph; copied above `bound`.
+def nearest_photographs(
+    images: Tensor, photographs: Tensor, bound: float = COPY_BOUND
+) -> list[NearestPhotograph]:
+    """For each generated image the nearest training photograph; copied above `bound`.
 
     A network of subjects would call every good likeness a copy: give vectors that see the
     whole image (`PixelEncoder`).
-    made: (A, D), photographs: (B, D), unit
+    images: (A, D), photographs: (B, D), unit
     """
-    cosines = _checked(made, "made") @ _checked(photographs, "photographs").T
+    cosines = _check_unit(images, "images") @ _check_unit(photographs, "photographs").T
     best, index = cosines.max(dim=1)
     return [
-        Nearest(int(i), float(c), float(c) > bound)
+        NearestPhotograph(int(i), float(c), float(c) > bound)
         for i, c in zip(index.tolist(), best.tolist(), strict=True)
     ]
 

@@ -16,8 +16,13 @@ from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
 from dreambooth_ray.evaluation.evaluation_report import report_page
-from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Protocol, Spec, evaluation_prompts
-from dreambooth_ray.evaluation.sample_actor import collect, encoder_uris, generate_samples
+from dreambooth_ray.evaluation.protocol import (
+    EvaluationPrompt,
+    EvaluationSpec,
+    Protocol,
+    evaluation_prompts,
+)
+from dreambooth_ray.evaluation.sample_actor import collect_samples, encoder_uris, generate_samples
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.storage.manifest import file_hash
 from dreambooth_ray.storage.store import Store
@@ -28,8 +33,8 @@ _VERSIONED = ("dreambooth-ray", "torch", "diffusers", "transformers", "numpy", "
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is to be evaluated: a model, its words, and the photographs it learnt from."""
+class EvaluationCase:
+    """What to evaluate: a model, its words, and the photographs it learnt from."""
 
     directory: Path
     identifier: str
@@ -39,17 +44,17 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known before anything is drawn."""
+class References:
+    """What generated images are compared with. vectors: of the photographs, by encoder use."""
 
     photographs: list[Image.Image]
     vectors: dict[str, Tensor]
     texts: Tensor
 
 
-def make_spec(case: Case, protocol: Protocol) -> Spec:
+def make_spec(case: EvaluationCase, protocol: Protocol) -> EvaluationSpec:
     """All that the numbers depend on."""
-    return Spec(
+    return EvaluationSpec(
         protocol=protocol,
         model_hash=model_hash(case.directory),
         identifier=case.identifier,
@@ -59,15 +64,17 @@ def make_spec(case: Case, protocol: Protocol) -> Spec:
     )
 
 
-def find_case(
+def build_case(
     directory: Path, photos: Path, identifier: str, class_noun: str, size_px: int | None
-) -> Case:
-    """raises DataError if the photographs can't be read."""
-    return Case(directory, identifier, class_noun, find_photographs(photos), size_px)
+) -> EvaluationCase:
+    """The case of a model and its photographs; raises DataError if they can't be read."""
+    return EvaluationCase(directory, identifier, class_noun, find_photographs(photos), size_px)
 
 
-def look_ahead(case: Case, protocol: Protocol, asked: list[EvaluationPrompt]) -> Known:
-    """Load every encoder and read photographs and prompts: refuses early what can't be used.
+def load_references(
+    case: EvaluationCase, protocol: Protocol, prompts: list[EvaluationPrompt]
+) -> References:
+    """Load every encoder, embed photographs and prompts: refuses early what can't be used.
 
     raises: ConfigError naming the encoder, DataError naming the photograph
     """
@@ -77,12 +84,12 @@ def look_ahead(case: Case, protocol: Protocol, asked: list[EvaluationPrompt]) ->
         for use, uri in encoder_uris(protocol.encoders).items()
     }
     reader = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
-    texts = reader.embed_texts([q.asked for q in asked]) if asked else torch.zeros(0, 0)
-    return Known(photographs, vectors, texts)
+    texts = reader.embed_texts([q.plain_prompt for q in prompts]) if prompts else torch.zeros(0, 0)
+    return References(photographs, vectors, texts)
 
 
-def evaluate(
-    case: Case,
+def evaluate_model(
+    case: EvaluationCase,
     protocol: Protocol,
     store: Store,
     *,
@@ -91,24 +98,31 @@ def evaluate(
     on_progress: Callable[[int, int], None],
     front: Image.Image | None = None,
 ) -> Store:
-    """Draw what is missing, score it, write results.json and report.html; Ray must be there.
+    """Generate what is missing, score it, write results.json and report.html; needs Ray.
 
     store: the evaluations' folder; returns this one's, named after its specification
     front: for the page, the plot of the checkpoints that the run chose from
     raises: ConfigError, DataError, DreamBoothError
     """
     spec = make_spec(case, protocol)
-    asked = evaluation_prompts(spec)
-    known = look_ahead(case, protocol, asked)
-    place = store.sub(spec.digest)
-    generate_samples(spec, asked, case.directory, place, actors, gpu, on_progress)
+    prompts = evaluation_prompts(spec)
+    references = load_references(case, protocol, prompts)
+    evaluation_store = store.sub(spec.digest)
+    generate_samples(spec, prompts, case.directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
-        images, vectors = collect(place, len(asked), Path(folder))
-    made = {use: vectors[uri] for use, uri in encoder_uris(protocol.encoders).items()}
-    found = scores.score(protocol, scores.ImageEmbeddings(asked, made, known.vectors, known.texts))
+        images, vectors = collect_samples(evaluation_store, len(prompts), Path(folder))
+    image_vectors = {use: vectors[uri] for use, uri in encoder_uris(protocol.encoders).items()}
+    all_scores = scores.compute_scores(
+        protocol,
+        scores.ImageEmbeddings(prompts, image_vectors, references.vectors, references.texts),
+    )
     if protocol.truths:
-        truths = scores.truths(asked, images, known.photographs, load_evaluator())
-        found = scores.Scores(found.totals | truths, found.prompts, found.rows, found.worst)
+        toy_scores = scores.compute_toy_scores(
+            prompts, images, references.photographs, load_evaluator()
+        )
+        all_scores = scores.Scores(
+            all_scores.totals | toy_scores, all_scores.prompts, all_scores.rows, all_scores.worst
+        )
     results = {
         "conditions": {
             **spec.as_json(),
@@ -116,9 +130,11 @@ def evaluate(
             "python": platform.python_version(),
             "device": "cuda" if gpu else "cpu",
         },
-        **found.as_json(),
+        **all_scores.as_json(),
     }
-    place.write(RESULTS, json.dumps(results, indent=1).encode())
-    page = report_page(spec, asked, images, known.photographs, found, results["conditions"], front)
-    place.write(REPORT, page.encode())
-    return place
+    evaluation_store.write(RESULTS, json.dumps(results, indent=1).encode())
+    page = report_page(
+        spec, prompts, images, references.photographs, all_scores, results["conditions"], front
+    )
+    evaluation_store.write(REPORT, page.encode())
+    return evaluation_store

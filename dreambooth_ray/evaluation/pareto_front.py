@@ -1,11 +1,11 @@
-"""Which checkpoint is good: fidelity against drift. Pure."""
+"""Which checkpoint is best: fidelity against drift. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCheckpoint:
     """One checkpoint's evaluation. fidelity: higher is better; drift: lower is better."""
 
     step: int
@@ -13,23 +13,23 @@ class Scored:
     drift: float
 
 
-def front(scored: Sequence[Scored]) -> list[Scored]:
-    """Those that no other beats in both, by step; of equals the earliest."""
+def find_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
+    """Checkpoints that no other beats in both, by step; of equals the earliest."""
     return sorted((s for s in scored if not any(_beats(o, s) for o in scored)), key=_by_step)
 
 
-def _beats(one: Scored, other: Scored) -> bool:
+def _beats(one: ScoredCheckpoint, other: ScoredCheckpoint) -> bool:
     if (one.fidelity, one.drift) == (other.fidelity, other.drift):
         return one.step < other.step
     return one.fidelity >= other.fidelity and one.drift <= other.drift
 
 
-def _by_step(scored: Scored) -> int:
+def _by_step(scored: ScoredCheckpoint) -> int:
     return scored.step
 
 
-def best(scored: Sequence[Scored], max_drift: float) -> Scored | None:
-    """The most faithful with drift up to `max_drift`; where there is none, the least drifted.
+def select_best(scored: Sequence[ScoredCheckpoint], max_drift: float) -> ScoredCheckpoint | None:
+    """The highest fidelity with drift up to `max_drift`; where there is none, the least drift.
 
     Of equals the earliest.
     """
@@ -41,19 +41,22 @@ def best(scored: Sequence[Scored], max_drift: float) -> Scored | None:
     return min(scored, key=lambda s: (s.drift, -s.fidelity, s.step))
 
 
-def stalls_at(scored: Sequence[Scored], patience: int, min_gain: float) -> int | None:
+def find_stall_step(
+    scored: Sequence[ScoredCheckpoint], patience: int, min_gain: float
+) -> int | None:
     """The step whose evaluation is the `patience`-th in a row without a gain, or None.
 
-    A gain is a point that every earlier one falls behind by more than `min_gain`, in
+    A gain is a checkpoint that beats every earlier one by more than `min_gain`, in
     fidelity or in drift. patience 0 never stalls.
     """
-    since, earlier = 0, list[Scored]()
-    for one in sorted(scored, key=_by_step):
-        behind = all(
-            one.fidelity > e.fidelity + min_gain or one.drift < e.drift - min_gain for e in earlier
+    evaluations_without_gain, previous_points = 0, list[ScoredCheckpoint]()
+    for point in sorted(scored, key=_by_step):
+        is_gain = all(
+            point.fidelity > e.fidelity + min_gain or point.drift < e.drift - min_gain
+            for e in previous_points
         )
-        since = 0 if behind else since + 1
-        earlier.append(one)
-        if patience and since >= patience:
-            return one.step
+        evaluations_without_gain = 0 if is_gain else evaluations_without_gain + 1
+        previous_points.append(point)
+        if patience and evaluations_without_gain >= patience:
+            return point.step
     return None

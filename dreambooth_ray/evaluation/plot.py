@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth_ray.evaluation.pareto_front import Scored, front
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, find_front
 
 _SIZE_PX, _EDGE_PX = (560, 420), 56
 _INK, _FAINT, _LINE, _BEST = (30, 30, 30), (150, 150, 150), (47, 109, 181), (42, 125, 63)
 
 
-def front_plot(scored: Sequence[Scored], best: int | None, max_drift: float) -> Image.Image:
+def plot_front(
+    scored: Sequence[ScoredCheckpoint], best: int | None, max_drift: float
+) -> Image.Image:
     """Every checkpoint as a dot with its step; the front joined, the best ringed, the bound dashed.
 
     560 x 420 RGB
@@ -18,36 +20,36 @@ def front_plot(scored: Sequence[Scored], best: int | None, max_drift: float) -> 
     canvas = Image.new("RGB", _SIZE_PX, (255, 255, 255))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     drifts, likes = [s.drift for s in scored], [s.fidelity for s in scored]
-    left, right = _range([*drifts, max_drift] if drifts else [0.0, 1.0])
-    low, high = _range(likes or [0.0, 1.0])
+    x_min, x_max = _axis_range([*drifts, max_drift] if drifts else [0.0, 1.0])
+    y_min, y_max = _axis_range(likes or [0.0, 1.0])
     width, height = _SIZE_PX[0] - 2 * _EDGE_PX, _SIZE_PX[1] - 2 * _EDGE_PX
 
-    def place(drift: float, fidelity: float) -> tuple[float, float]:
-        x = _EDGE_PX + (drift - left) / (right - left) * width
-        return x, _EDGE_PX + (high - fidelity) / (high - low) * height
+    def to_pixels(drift: float, fidelity: float) -> tuple[float, float]:
+        x = _EDGE_PX + (drift - x_min) / (x_max - x_min) * width
+        return x, _EDGE_PX + (y_max - fidelity) / (y_max - y_min) * height
 
     pen.rectangle((_EDGE_PX, _EDGE_PX, _EDGE_PX + width, _EDGE_PX + height), outline=_FAINT)
     for share in (0.0, 0.5, 1.0):
-        x, y = place(left + share * (right - left), low + share * (high - low))
+        x, y = to_pixels(x_min + share * (x_max - x_min), y_min + share * (y_max - y_min))
         pen.text(
-            (x - 14, _EDGE_PX + height + 6), f"{left + share * (right - left):.2f}", _INK, font
+            (x - 14, _EDGE_PX + height + 6), f"{x_min + share * (x_max - x_min):.2f}", _INK, font
         )
-        pen.text((12, y - 8), f"{low + share * (high - low):.2f}", _INK, font)
+        pen.text((12, y - 8), f"{y_min + share * (y_max - y_min):.2f}", _INK, font)
     pen.text((_EDGE_PX, 14), "fidelity (up) against drift (right) of the checkpoints", _INK, font)
-    bound, _ = place(max_drift, low)
+    bound, _ = to_pixels(max_drift, y_min)
     for y in range(_EDGE_PX, _EDGE_PX + height, 10):
         pen.line((bound, y, bound, y + 5), fill=_FAINT)
-    pen.line([place(s.drift, s.fidelity) for s in sorted(front(scored), key=lambda s: s.drift)],
-             fill=_LINE, width=2)  # fmt: skip
-    for one in scored:
-        x, y = place(one.drift, one.fidelity)
+    front = sorted(find_front(scored), key=lambda s: s.drift)
+    pen.line([to_pixels(s.drift, s.fidelity) for s in front], fill=_LINE, width=2)
+    for point in scored:
+        x, y = to_pixels(point.drift, point.fidelity)
         pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=_LINE)
-        if one.step == best:
+        if point.step == best:
             pen.ellipse((x - 9, y - 9, x + 9, y + 9), outline=_BEST, width=3)
-        pen.text((x + 8, y - 18), str(one.step), _INK, font)
+        pen.text((x + 8, y - 18), str(point.step), _INK, font)
     return canvas
 
 
-def _range(values: list[float]) -> tuple[float, float]:
+def _axis_range(values: list[float]) -> tuple[float, float]:
     margin = max(0.05 * (max(values) - min(values)), 0.01)
     return min(values) - margin, max(values) + margin

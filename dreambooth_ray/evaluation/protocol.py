@@ -74,8 +74,8 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
         shipped = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
         text = shipped.read_text(encoding="utf-8")
     else:
-        known = ", ".join(protocol_names())
-        raise ConfigError(f"{key}={name!r} is neither a file nor one of {known}")
+        names = ", ".join(protocol_names())
+        raise ConfigError(f"{key}={name!r} is neither a file nor one of {names}")
     try:
         return Protocol.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
@@ -88,16 +88,16 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """One image to be drawn. asked: the prompt without the identifier, to compare it with."""
+    """One image to generate. plain_prompt: without the identifier, to compare the image with."""
 
     kind: Kind
     prompt: str
-    asked: str
+    plain_prompt: str
     seed: int
 
 
 @dataclass(frozen=True)
-class Spec:
+class EvaluationSpec:
     """All that an evaluation's numbers depend on."""
 
     protocol: Protocol
@@ -108,7 +108,7 @@ class Spec:
     size_px: int | None
 
     def as_json(self) -> dict[str, object]:
-        """For people and for repeating it."""
+        """For a file, so that people can repeat it."""
         return {**asdict(self), "protocol": self.protocol.model_dump(mode="json")}
 
     @property
@@ -118,26 +118,26 @@ class Spec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def evaluation_prompts(spec: Spec) -> list[EvaluationPrompt]:
+def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
     """Every image of an evaluation, in its order; a pure function of the specification."""
-    protocol, found = spec.protocol, []
+    protocol, prompts = spec.protocol, []
 
-    def ask(kind: Kind, template: str, count: int) -> None:
+    def add_prompts(kind: Kind, template: str, count: int) -> None:
         words = template.replace("{class_noun}", spec.class_noun)
-        asked = " ".join(words.replace("{identifier}", "").split())
+        plain_prompt = " ".join(words.replace("{identifier}", "").split())
         prompt = " ".join(words.replace("{identifier}", spec.identifier).split())
         for k in range(count):
-            found.append(
-                EvaluationPrompt(kind, prompt, asked, _seed(protocol.seed, kind, prompt, k))
+            prompts.append(
+                EvaluationPrompt(kind, prompt, plain_prompt, _seed(protocol.seed, kind, prompt, k))
             )
 
     for template in protocol.prompts[protocol.manner(spec.class_noun)]:
-        ask("subject", template, protocol.images_per_prompt)
-    ask("class", protocol.class_prompt, protocol.class_images)
+        add_prompts("subject", template, protocol.images_per_prompt)
+    add_prompts("class", protocol.class_prompt, protocol.class_images)
     for template in protocol.other_prompts:
         if template != protocol.class_prompt.replace("{class_noun}", spec.class_noun):
-            ask("other", template, protocol.images_per_other)
-    return found
+            add_prompts("other", template, protocol.images_per_other)
+    return prompts
 
 
 def _seed(seed: int, kind: str, prompt: str, index: int) -> int:
@@ -145,6 +145,6 @@ def _seed(seed: int, kind: str, prompt: str, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def chunks(count: int) -> list[range]:
-    """Indices of the questions that are drawn and committed together."""
+def split_chunks(count: int) -> list[range]:
+    """Indices of the images that are generated and committed together."""
     return [range(k, min(k + CHUNK_SIZE, count)) for k in range(0, count, CHUNK_SIZE)]

@@ -1,14 +1,14 @@
-"""The doctor's findings as a page."""
+"""The quality report as a page."""
 
 from dataclasses import asdict
 
-from dreambooth_ray.data.quality.inspection import Examination
-from dreambooth_ray.evaluation.html_page import image_uri, render
+from dreambooth_ray.data.quality.inspection import InspectionReport
+from dreambooth_ray.evaluation.html_page import image_uri, render_page
 
 
-def doctor_page(examination: Examination) -> str:
-    """One HTML file: photographs, findings with their images, and every number."""
-    uris = {p.name: image_uri(p.image, 320) for p in examination.photos}
+def doctor_page(report: InspectionReport) -> str:
+    """One HTML file: photographs, issues with their images, and every number."""
+    uris = {p.name: image_uri(p.image, 320) for p in report.photos}
     photos = [
         {
             "name": p.name,
@@ -18,17 +18,16 @@ def doctor_page(examination: Examination) -> str:
             "brightness": f"{p.brightness[0]:.0f} to {p.brightness[1]:.0f}",
             "extent": [f"{e:.2f}" for e in p.extent],
         }
-        for p in examination.photos
+        for p in report.photos
     ]
     findings = [
-        asdict(f) | {"uris": [uris[name] for name in f.photographs[:2]]}
-        for f in examination.findings
+        asdict(f) | {"uris": [uris[name] for name in f.photographs[:2]]} for f in report.issues
     ]
-    return render(
+    return render_page(
         "doctor.html.j2",
-        folder=examination.folder,
-        verdict=examination.verdict,
+        folder=report.folder,
+        verdict=report.worst_severity,
         photos=photos,
         findings=findings,
-        skipped=examination.skipped,
+        skipped=report.skipped,
     )

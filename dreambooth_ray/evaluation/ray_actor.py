@@ -9,8 +9,8 @@ from dreambooth_ray.config.allocator import worker_environment
 ACTOR_RESTARTS = 3
 
 
-def actor_of(kind: type, gpu: bool) -> Any:
-    """`kind` as an actor with a core, and a GPU if asked for; a dead process is replaced."""
+def build_actor_class(kind: type, gpu: bool) -> Any:
+    """`kind` as an actor with one core, and one GPU if `gpu`; a dead process is replaced."""
     return ray.remote(
         num_cpus=1,
         num_gpus=1 if gpu else 0,

@@ -1,4 +1,4 @@
-"""Ray actors that draw the images of an evaluation and commit them, chunk by chunk."""
+"""Ray actors that generate the images of an evaluation and commit them, chunk by chunk."""
 
 import json
 import tempfile
@@ -15,8 +15,14 @@ from torch import Tensor
 
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.protocol import Encoders, EvaluationPrompt, Protocol, Spec, chunks
-from dreambooth_ray.evaluation.ray_actor import ACTOR_RESTARTS, actor_of
+from dreambooth_ray.evaluation.protocol import (
+    Encoders,
+    EvaluationPrompt,
+    EvaluationSpec,
+    Protocol,
+    split_chunks,
+)
+from dreambooth_ray.evaluation.ray_actor import ACTOR_RESTARTS, build_actor_class
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request, png_receipt
 from dreambooth_ray.storage import manifest
@@ -31,31 +37,36 @@ def chunk_name(index: int) -> str:
 
 
 def committed_chunks(store: Store) -> set[int]:
-    """Chunks that are there."""
+    """Indices of the committed chunks."""
     names = (n for n in store.names() if n.startswith("chunk-") and n.endswith(".json"))
     return {int(n.removeprefix("chunk-").removesuffix(".json")) for n in names}
 
 
 class SampleActor:
-    """Draws chunks of one evaluation and reads them with its networks; lives in a Ray actor."""
+    """Generates and embeds chunks of one evaluation's images; lives in a Ray actor."""
 
     def __init__(
-        self, directory: str, store_uri: str, spec: Spec, asked: list[EvaluationPrompt], gpu: bool
+        self,
+        directory: str,
+        store_uri: str,
+        spec: EvaluationSpec,
+        prompts: list[EvaluationPrompt],
+        gpu: bool,
     ) -> None:
         torch.set_num_threads(1)
         self._device = "cuda" if gpu else "cpu"
-        self._directory, self._spec, self._asked = Path(directory), spec, asked
+        self._directory, self._spec, self._prompts = Path(directory), spec, prompts
         self._store = Store(store_uri)
         self._engine = Engine(self._directory, device=self._device)
         uris = sorted(set(encoder_uris(spec.protocol.encoders).values()))
         self._encoders = [load_encoder(uri, self._device) for uri in uris]
 
     def generate_samples(self, chunk: int) -> int:
-        """Draw, read and commit one chunk; returns how many images it holds."""
-        members = chunks(len(self._asked))[chunk]
+        """Generate, embed and commit one chunk; returns how many images it holds."""
+        members = split_chunks(len(self._prompts))[chunk]
         spec = self._spec
-        requests = [as_request(self._asked[i], spec.protocol, spec.size_px) for i in members]
-        images = [drawn.image for drawn in self._engine.draw(requests)]
+        requests = [as_request(self._prompts[i], spec.protocol, spec.size_px) for i in members]
+        images = [sample.image for sample in self._engine.sample(requests)]
         vectors = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
             for i, request, image in zip(members, requests, images, strict=True):
@@ -63,15 +74,15 @@ class SampleActor:
                 image.save(Path(folder) / image_name(i), pnginfo=receipt)
             save_file(vectors, Path(folder) / _VECTORS)
             about: dict[str, object] = {"kind": "evaluation chunk", "first": members[0]}
-            manifest.commit(self._store, chunk_name(chunk), Path(folder), about)
+            manifest.commit_artifact(self._store, chunk_name(chunk), Path(folder), about)
         return len(members)
 
 
-def as_request(question: EvaluationPrompt, protocol: Protocol, size_px: int | None) -> Request:
-    """How the engine is asked for one question's image."""
+def as_request(prompt: EvaluationPrompt, protocol: Protocol, size_px: int | None) -> Request:
+    """The engine's request for one prompt of an evaluation."""
     return Request(
-        question.prompt,
-        question.seed,
+        prompt.prompt,
+        prompt.seed,
         num_inference_steps=protocol.num_inference_steps,
         guidance_scale=protocol.guidance_scale,
         solver=protocol.solver,
@@ -81,7 +92,7 @@ def as_request(question: EvaluationPrompt, protocol: Protocol, size_px: int | No
 
 
 def image_name(index: int) -> str:
-    """File of one question's image in its chunk."""
+    """File of one image in its chunk."""
     return f"{index:06d}.png"
 
 
@@ -91,8 +102,8 @@ def encoder_uris(encoders: Encoders) -> dict[str, str]:
 
 
 def generate_samples(
-    spec: Spec,
-    asked: list[EvaluationPrompt],
+    spec: EvaluationSpec,
+    prompts: list[EvaluationPrompt],
     directory: Path,
     store: Store,
     actors: int,
@@ -101,25 +112,27 @@ def generate_samples(
 ) -> None:
     """Commit every chunk that is missing; on_progress(done, total) is called in images.
 
-    An actor that dies is started again and its chunk drawn again, to the same images.
+    An actor that dies is started again and its chunk generated again, with the same images.
     raises: DreamBoothError if an actor keeps failing
     """
-    here, parts = committed_chunks(store), chunks(len(asked))
-    todo = [k for k in range(len(parts)) if k not in here]
-    done = sum(len(parts[k]) for k in here)
-    on_progress(done, len(asked))
+    committed, all_chunks = committed_chunks(store), split_chunks(len(prompts))
+    todo = [k for k in range(len(all_chunks)) if k not in committed]
+    num_done = sum(len(all_chunks[k]) for k in committed)
+    on_progress(num_done, len(prompts))
     if not todo:
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
-    sitter = actor_of(SampleActor, gpu)
-    crew: list[Any] = [
-        sitter.remote(str(directory), store.uri, spec, asked, gpu)
+    actor_class = build_actor_class(SampleActor, gpu)
+    actor_handles: list[Any] = [
+        actor_class.remote(str(directory), store.uri, spec, prompts, gpu)
         for _ in range(min(actors, len(todo)))
     ]
     try:
-        for count in ActorPool(crew).map_unordered(lambda actor, k: actor.sit.remote(k), todo):
-            done += count
-            on_progress(done, len(asked))
+        for count in ActorPool(actor_handles).map_unordered(
+            lambda actor, k: actor.generate_samples.remote(k), todo
+        ):
+            num_done += count
+            on_progress(num_done, len(prompts))
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", error)
         raise cause if isinstance(cause, DreamBoothError) else error from None
@@ -129,20 +142,22 @@ def generate_samples(
             "with fewer --actors if memory ran out"
         ) from error
     finally:
-        for actor in crew:
+        for actor in actor_handles:
             ray.kill(actor)
 
 
-def collect(store: Store, count: int, local: Path) -> tuple[list[Image.Image], dict[str, Tensor]]:
-    """All images in the order of their questions, and their vectors by encoder URI, verified.
+def collect_samples(
+    store: Store, count: int, local: Path
+) -> tuple[list[Image.Image], dict[str, Tensor]]:
+    """All images in the order of their prompts, and their vectors by encoder URI, verified.
 
     raises: CheckpointError naming the first chunk that is missing or damaged
     """
     images: list[Image.Image] = []
     parts: dict[str, list[Tensor]] = {}
-    for chunk, members in enumerate(chunks(count)):
+    for chunk, members in enumerate(split_chunks(count)):
         folder = local / str(chunk)
-        manifest.fetch(store, chunk_name(chunk), folder)
+        manifest.download_artifact(store, chunk_name(chunk), folder)
         for i in members:
             with Image.open(folder / image_name(i)) as image:
                 images.append(image.convert("RGB"))

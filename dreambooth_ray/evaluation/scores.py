@@ -1,4 +1,4 @@
-"""From images, vectors and questions to an evaluation's numbers. Pure."""
+"""From images, vectors and prompts to an evaluation's scores. Pure."""
 
 import statistics
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.evaluation import image_metrics
-from dreambooth_ray.evaluation.encoders import named_attributes
+from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, Protocol
 from dreambooth_ray.toyworld.attributes import COLOUR_NAMES
 from dreambooth_ray.toyworld.evaluator import Evaluator, fidelity, read_images
@@ -32,7 +32,7 @@ class Score:
 class Scores:
     """All numbers of one evaluation.
 
-    rows: one a subject image; prompts: one a prompt; worst: indices of questions
+    rows: one a subject image; prompts: one a prompt; worst: indices of images
     """
 
     totals: dict[str, Score]
@@ -47,29 +47,33 @@ class Scores:
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """What numbers are made of; vectors by use of the encoder, row by row with the questions."""
+    """What scores are computed from; vectors by encoder use, one row for each prompt."""
 
-    asked: list[EvaluationPrompt]
-    made: dict[str, Tensor]
+    prompts: list[EvaluationPrompt]
+    images: dict[str, Tensor]
     photographs: dict[str, Tensor]
     texts: Tensor
 
-    def of(self, kind: str) -> list[int]:
-        """Indices of the questions of one kind."""
-        return [i for i, q in enumerate(self.asked) if q.kind == kind]
+    def indices_of(self, kind: str) -> list[int]:
+        """Indices of the prompts of one kind."""
+        return [i for i, q in enumerate(self.prompts) if q.kind == kind]
 
 
-def score(protocol: Protocol, evidence: ImageEmbeddings) -> Scores:
-    """The paper's measures over one evaluation. texts: (B, D), one for each question."""
-    rows = _rows(protocol, evidence)
-    groups = _by_prompt(evidence, "subject")
-    class_vectors = evidence.made["dino"][evidence.of("class")]
+def compute_scores(protocol: Protocol, embeddings: ImageEmbeddings) -> Scores:
+    """The paper's measures over one evaluation. texts: (B, D), one for each prompt."""
+    rows = _score_images(protocol, embeddings)
+    groups = _group_by_prompt(embeddings, "subject")
+    class_vectors = embeddings.images["dino"][embeddings.indices_of("class")]
     totals = {
-        "dino": _mean(rows, "dino", True, "likeness to the photographs, by the subject encoder"),
-        "clip_i": _mean(rows, "clip_i", True, "likeness to the photographs, by the second encoder"),
-        "clip_t": _mean(rows, "clip_t", True, "agreement with the prompt"),
+        "dino": _mean_score(
+            rows, "dino", True, "likeness to the photographs, by the subject encoder"
+        ),
+        "clip_i": _mean_score(
+            rows, "clip_i", True, "likeness to the photographs, by the second encoder"
+        ),
+        "clip_t": _mean_score(rows, "clip_t", True, "agreement with the prompt"),
         "pres": Score(
-            image_metrics.prior_preservation(class_vectors, evidence.photographs["dino"]),
+            image_metrics.prior_preservation(class_vectors, embeddings.photographs["dino"]),
             None, False, "likeness of the bare class to the subject: what the class has lost",
         ),
         "memorised": Score(
@@ -78,7 +82,7 @@ def score(protocol: Protocol, evidence: ImageEmbeddings) -> Scores:
         ),
     }  # fmt: skip
     if any(len(g) > 1 for g in groups.values()):
-        spread = image_metrics.diversity([evidence.made["dino"][g] for g in groups.values()])
+        spread = image_metrics.diversity([embeddings.images["dino"][g] for g in groups.values()])
         totals["div"] = Score(spread, None, True, "spread of images of one prompt")
     prompts = [
         {"prompt": prompt, **{
@@ -87,24 +91,28 @@ def score(protocol: Protocol, evidence: ImageEmbeddings) -> Scores:
         }, "pictures": g}
         for prompt, g in groups.items()
     ]  # fmt: skip
-    return Scores(totals, prompts, rows, worst(rows))
+    return Scores(totals, prompts, rows, find_worst(rows))
 
 
-def _rows(protocol: Protocol, evidence: ImageEmbeddings) -> list[dict[str, Any]]:
-    subject = evidence.of("subject")
-    dino = image_metrics.similarity(evidence.made["dino"][subject], evidence.photographs["dino"])
-    clip_i = image_metrics.similarity(
-        evidence.made["clip_i"][subject], evidence.photographs["clip_i"]
+def _score_images(protocol: Protocol, embeddings: ImageEmbeddings) -> list[dict[str, Any]]:
+    subject = embeddings.indices_of("subject")
+    dino = image_metrics.photograph_similarity(
+        embeddings.images["dino"][subject], embeddings.photographs["dino"]
     )
-    clip_t = image_metrics.agreement(evidence.made["clip_t"][subject], evidence.texts[subject])
-    near = image_metrics.memorised(
-        evidence.made["copies"][subject], evidence.photographs["copies"], protocol.copy_bound
+    clip_i = image_metrics.photograph_similarity(
+        embeddings.images["clip_i"][subject], embeddings.photographs["clip_i"]
+    )
+    clip_t = image_metrics.prompt_agreement(
+        embeddings.images["clip_t"][subject], embeddings.texts[subject]
+    )
+    near = image_metrics.nearest_photographs(
+        embeddings.images["copies"][subject], embeddings.photographs["copies"], protocol.copy_bound
     )
     return [
         {
             "index": i,
-            "prompt": evidence.asked[i].prompt,
-            "seed": evidence.asked[i].seed,
+            "prompt": embeddings.prompts[i].prompt,
+            "seed": embeddings.prompts[i].seed,
             "dino": float(d),
             "clip_i": float(c),
             "clip_t": float(t),
@@ -116,19 +124,19 @@ def _rows(protocol: Protocol, evidence: ImageEmbeddings) -> list[dict[str, Any]]
     ]
 
 
-def _by_prompt(evidence: ImageEmbeddings, kind: str) -> dict[str, list[int]]:
+def _group_by_prompt(embeddings: ImageEmbeddings, kind: str) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
-    for i in evidence.of(kind):
-        groups.setdefault(evidence.asked[i].prompt, []).append(i)
+    for i in embeddings.indices_of(kind):
+        groups.setdefault(embeddings.prompts[i].prompt, []).append(i)
     return groups
 
 
-def _mean(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> Score:
+def _mean_score(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> Score:
     values = [r[key] for r in rows]
     return Score(statistics.fmean(values), statistics.pstdev(values), better, meaning)
 
 
-def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
+def find_worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
     """Indices of the images that are worst in likeness and agreement together.
 
     By the sum of both, each in its own deviations, so that neither scale decides.
@@ -142,34 +150,34 @@ def worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
     return [rows[k]["index"] for k in ranked[:count]]
 
 
-def truths(
-    asked: list[EvaluationPrompt],
+def compute_toy_scores(
+    prompts: list[EvaluationPrompt],
     images: list[Image.Image],
     photographs: list[Image.Image],
     network: Evaluator,
 ) -> dict[str, Score]:
-    """What only the toy world can know: its evaluator's readings against what was asked."""
+    """What only the toy world can know: its evaluator's readings against the prompts."""
     reading = read_images(network, images)
-    known = read_images(network, photographs)
+    photograph_reading = read_images(network, photographs)
 
-    def right(kind: str, heads: Callable[[str], bool]) -> float:
+    def share_correct(kind: str, heads: Callable[[str], bool]) -> float:
         marks = [
             reading.attributes[head][i] == name
-            for i, question in enumerate(asked)
-            if question.kind == kind
-            for head, name in named_attributes(question.asked).items()
+            for i, prompt in enumerate(prompts)
+            if prompt.kind == kind
+            for head, name in parse_attributes(prompt.plain_prompt).items()
             if heads(head)
         ]
         return statistics.fmean(marks) if marks else 0.0
 
-    subject = torch.tensor([q.kind == "subject" for q in asked])
-    colours = [c for c, q in zip(reading.attributes["colour"], asked, strict=True)
+    subject = torch.tensor([q.kind == "subject" for q in prompts])
+    colours = [c for c, q in zip(reading.attributes["colour"], prompts, strict=True)
                if q.kind == "class"]  # fmt: skip
-    likeness = fidelity(reading.identity[subject], known.identity)
-    found = {
+    likeness = fidelity(reading.identity[subject], photograph_reading.identity)
+    toy_scores = {
         "subject_fidelity": Score(likeness, None, True, "identity cosine to the photographs"),
         "prompt_fidelity": Score(
-            right("subject", lambda head: head != "class"),
+            share_correct("subject", lambda head: head != "class"),
             None, True, "share of places, hats, colours and patterns drawn as asked",
         ),
         "diversity": Score(
@@ -177,7 +185,7 @@ def truths(
             None, True, "entropy of the colours of the bare class, 1 if all are equally frequent",
         ),
     }  # fmt: skip
-    if any(q.kind == "other" for q in asked):
-        drift = 1 - right("other", lambda head: head == "class")
-        found["drift"] = Score(drift, None, False, "share of other classes no longer drawn")
-    return found
+    if any(q.kind == "other" for q in prompts):
+        drift = 1 - share_correct("other", lambda head: head == "class")
+        toy_scores["drift"] = Score(drift, None, False, "share of other classes no longer drawn")
+    return toy_scores

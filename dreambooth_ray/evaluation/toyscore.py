@@ -1,4 +1,4 @@
-"""Scores that need the toy world's truth: fidelity, context, and what became of other classes."""
+"""Scores that need the toy world's truth: fidelity, contexts, and the other classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,36 +21,36 @@ from dreambooth_ray.toyworld.evaluator import (
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """Images with what their prompts asked for."""
+    """Images with the label that each prompt names."""
 
     images: list[Image.Image]
-    wanted: list[str]
+    labels: list[str]
 
 
-def draw(engine: Engine, requests: list[Request]) -> list[Image.Image]:
+def generate_images(engine: Engine, requests: list[Request]) -> list[Image.Image]:
     """The images of requests, without their latents."""
-    return [drawn.image for drawn in engine.draw(requests)]
+    return [sample.image for sample in engine.sample(requests)]
 
 
-def draw_subject(engine: Engine, prompt: str, count: int, seed: int) -> list[Image.Image]:
+def generate_subject(engine: Engine, prompt: str, count: int, seed: int) -> list[Image.Image]:
     """`count` images of one prompt, seeds seed..seed+count-1."""
-    return draw(engine, [Request(prompt, seed + k) for k in range(count)])
+    return generate_images(engine, [Request(prompt, seed + k) for k in range(count)])
 
 
-def draw_contexts(
+def generate_contexts(
     engine: Engine, prompt: str, backgrounds: list[str], count: int, seed: int
 ) -> GeneratedSet:
     """`count` images of the prompt's subject in each background."""
-    wanted = [b for b in backgrounds for _ in range(count)]
-    requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(wanted)]
-    return GeneratedSet(draw(engine, requests), wanted)
+    labels = [b for b in backgrounds for _ in range(count)]
+    requests = [Request(f"{prompt} {BACKGROUNDS[b]}", seed + k) for k, b in enumerate(labels)]
+    return GeneratedSet(generate_images(engine, requests), labels)
 
 
-def draw_classes(engine: Engine, classes: list[str], count: int, seed: int) -> GeneratedSet:
+def generate_classes(engine: Engine, classes: list[str], count: int, seed: int) -> GeneratedSet:
     """`count` images of each class noun alone."""
-    wanted = [c for c in classes for _ in range(count)]
+    labels = [c for c in classes for _ in range(count)]
     return GeneratedSet(
-        draw(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(wanted)]), wanted
+        generate_images(engine, [Request(f"a {c}", seed + k) for k, c in enumerate(labels)]), labels
     )
 
 
@@ -61,7 +61,7 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
     equally often and no combination repeats within 400 prompts.
     """
     backgrounds = list(BACKGROUNDS)
-    found = []
+    prompts = []
     for k in range(count):
         truth = {
             "class": CLASSES[k % 10],
@@ -70,14 +70,14 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
             "background": backgrounds[(3 * k + k // 100) % 10],
         }
         words = f"a {truth['colour']} {truth['pattern']} {truth['class']}"
-        found.append((f"{words} {BACKGROUNDS[truth['background']]}", truth))
-    return found
+        prompts.append((f"{words} {BACKGROUNDS[truth['background']]}", truth))
+    return prompts
 
 
 def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> dict[str, float]:
     """Share of images whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
     prompts = attribute_prompts(count)
-    images = draw(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
+    images = generate_images(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
     reading = read_images(network, images)
     heads = prompts[0][1]
     return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
@@ -100,10 +100,10 @@ def score_target(target: str, count: int, seed: int) -> dict[str, object]:
 
 def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:
     """What the evaluator reads in each image of a folder, and how alike they are."""
-    paths = find_photographs(folder, most=10_000)
+    paths = find_photographs(folder, max_count=10_000)
     reading = read_images(network, [read_photograph(p) for p in paths])
     rows = [
-        {"file": p.name, **{head: seen[i] for head, seen in reading.attributes.items()}}
+        {"file": p.name, **{head: values[i] for head, values in reading.attributes.items()}}
         for i, p in enumerate(paths)
     ]
     return {"pictures": rows, "identity_similarity": self_similarity(reading)}
@@ -122,5 +122,5 @@ def subject_fidelity(
     images: list[Image.Image], photographs: list[Image.Image], network: Evaluator
 ) -> float:
     """Mean identity cosine of images to photographs, -1 to 1."""
-    made, real = read_images(network, images), read_images(network, photographs)
-    return fidelity(made.identity, real.identity)
+    reading, reference = read_images(network, images), read_images(network, photographs)
+    return fidelity(reading.identity, reference.identity)

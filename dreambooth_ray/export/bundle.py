@@ -1,4 +1,4 @@
-"""What a run ends with: a diffusers directory, a card and a manifest."""
+"""The bundle of a finished run: a diffusers directory, a card and a manifest."""
 
 import json
 import tempfile
@@ -13,10 +13,10 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.source import model_hash
-from dreambooth_ray.models.trainable_params import apply_method, load_trained
+from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.convert import trained_weights
+from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 from dreambooth_ray.training.checkpoint.retention import committed_steps, restore_step
 from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
 from dreambooth_ray.training.early_stopping import last_step
@@ -51,35 +51,37 @@ subject: {meaning}.
 def export_bundle(config: Config, directory: Path, run: Store) -> None:
     """Write `bundle/` of a run from its last checkpoint; nothing if it is there, whole.
 
-    With choice.rule=best from the one that its evaluations found best.
+    With choice.rule=best, from the checkpoint with the best evaluation.
 
     directory: the base model's
-    raises: CheckpointError if no intact checkpoint of the last step is there
+    raises: CheckpointError if there is no intact checkpoint of the last step
     """
     if run.exists(f"{paths.BUNDLE}/{manifest.MANIFEST}"):
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
         last = last_step(config, read_metrics(run), read_end(run))
-        at = (committed_steps(run)[-1:] or [0])[0]
-        if at != last:
+        current_step = (committed_steps(run)[-1:] or [0])[0]
+        if current_step != last:
             raise CheckpointError(
-                f"{run.uri} is at step {at} of {last}; finish it with `dreambooth resume`"
+                f"{run.uri} is at step {current_step} of {last}; finish it with `dreambooth resume`"
             )
         best = read_selection(run).best if config.choice.rule == "best" else None
         step = last if best is None else best
-        state = restore_step(run, step, Path(folder) / "checkpoint")
+        checkpoint = restore_step(run, step, Path(folder) / "checkpoint")
         stage = Path(folder) / "bundle"
-        about = _write(config, directory, state, stage)
-        (stage / "card.md").write_text(_card(config, run, step, last))
+        about = _write_weights(config, directory, checkpoint, stage)
+        (stage / "card.md").write_text(_render_card(config, run, step, last))
         about |= {"step": step, "created_at": time.time()}
-        manifest.publish(run, paths.BUNDLE, stage, about)
+        manifest.publish_folder(run, paths.BUNDLE, stage, about)
 
 
-def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[str, object]:
-    """Write the weights to `stage`; returns what the manifest says of them."""
+def _write_weights(
+    config: Config, directory: Path, checkpoint: Path, stage: Path
+) -> dict[str, object]:
+    """Write the weights to `stage`; returns the manifest's `about`."""
     parts = load_components(directory)
     apply_method(config, parts)
-    load_trained(parts, trained_weights(state))
+    load_trainable_params(parts, load_trained_weights(checkpoint))
     about: dict[str, object] = {
         "kind": "bundle",
         "method": config.train.method,
@@ -101,14 +103,14 @@ def _write(config: Config, directory: Path, state: Path, stage: Path) -> dict[st
     if config.train.method == "lora":
         for part in ("unet", "text_encoder"):
             if lora.has_adapters(getattr(parts, part)):
-                lora.save(getattr(parts, part), stage / paths.ADAPTER / part)
-        if words := tokens.vectors(parts.tokenizer, parts.text_encoder):
-            tokens.save(words, stage / paths.ADAPTER)
+                lora.save_adapters(getattr(parts, part), stage / paths.ADAPTER / part)
+        if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
+            tokens.save_words(words, stage / paths.ADAPTER)
         uri = config.model.uri
         base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
         about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
         return about
-    tokens.fold(parts.text_encoder)
+    tokens.fold_embeddings(parts.text_encoder)
     pipeline = load_pipeline(directory)
     pipeline.unet, pipeline.text_encoder = parts.unet, parts.text_encoder
     pipeline.tokenizer = parts.tokenizer
@@ -130,7 +132,7 @@ Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` t
 as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
-def _card(config: Config, run: Store, step: int, last: int) -> str:
+def _render_card(config: Config, run: Store, step: int, last: int) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
@@ -154,8 +156,8 @@ def _card(config: Config, run: Store, step: int, last: int) -> str:
     )
 
 
-def bundle_about(directory: Path) -> dict[str, str]:
-    """What a bundle's manifest says of it; empty for a plain model directory."""
+def read_bundle_about(directory: Path) -> dict[str, str]:
+    """The `about` of a bundle's manifest; empty for a plain model directory."""
     path = directory / manifest.MANIFEST
     if not path.is_file():
         return {}

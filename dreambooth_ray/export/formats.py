@@ -1,4 +1,4 @@
-"""A run in the file formats of others: each is read back by its own library in the tests."""
+"""Export a run in other libraries' file formats; tests read each back with its library."""
 
 import json
 import uuid
@@ -15,7 +15,7 @@ from torch import Tensor
 from dreambooth_ray import __version__
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.export import kohya, ldm
-from dreambooth_ray.export.bundle import bundle_about
+from dreambooth_ray.export.bundle import read_bundle_about
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_pipeline
 from dreambooth_ray.models.source import adapted_base, base_directory, model_directory
@@ -26,7 +26,7 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterWeights:
     """One part's adapters as peft wrote them; weights are named layer.lora_A.weight."""
 
     settings: dict[str, Any]
@@ -65,7 +65,7 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
 
 def _write_diffusers(directory: Path, out: Path, dtype: torch.dtype) -> None:
     load_pipeline(directory).to(dtype).save_pretrained(out, safe_serialization=True)
-    about: dict[str, object] = {**bundle_about(directory), "kind": "bundle"}
+    about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
     manifest.write_local(out, about)
@@ -73,16 +73,18 @@ def _write_diffusers(directory: Path, out: Path, dtype: torch.dtype) -> None:
 
 def _write_single_file(directory: Path, out: Path, dtype: torch.dtype) -> None:
     pipeline, is_v2 = load_pipeline(directory), _is_v2(directory)
-    text = pipeline.text_encoder.state_dict()
-    weights = ldm.unet(pipeline.unet.state_dict()) | ldm.vae(pipeline.vae.state_dict())
-    weights |= ldm.open_clip(text) if is_v2 else ldm.clip(text)
-    _save(weights, out, dtype, _model_spec(directory, adapter=False))
+    text_weights = pipeline.text_encoder.state_dict()
+    weights = ldm.convert_unet(pipeline.unet.state_dict()) | ldm.convert_vae(
+        pipeline.vae.state_dict()
+    )
+    weights |= ldm.convert_open_clip(text_weights) if is_v2 else ldm.convert_clip(text_weights)
+    _save_weights(weights, out, dtype, _model_spec(directory, adapter=False))
 
 
 def _write_lora(directory: Path, out: Path, dtype: torch.dtype) -> None:
     layers: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
-    for part, adapter in _adapters(directory, "lora").items():
+    for part, adapter in _load_adapters(directory, "lora").items():
         scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
         # Readers that know no alpha take it to be the rank: the scale goes into the weights.
         scaled = {
@@ -92,61 +94,65 @@ def _write_lora(directory: Path, out: Path, dtype: torch.dtype) -> None:
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
     spec = _model_spec(directory, adapter=True)
-    _save(layers, out, dtype, {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)})
+    _save_weights(
+        layers, out, dtype, {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+    )
 
 
 def _write_kohya(directory: Path, out: Path, dtype: torch.dtype) -> None:
     weights: dict[str, Tensor] = {}
-    found = _adapters(directory, "kohya")
-    for part, adapter in found.items():
+    adapters = _load_adapters(directory, "kohya")
+    for part, adapter in adapters.items():
         if adapter.settings["use_dora"]:
             raise ConfigError(
                 "--format=kohya: readers of that format differ on DoRA; take --format=lora, or "
                 "single-file, which has the adapters fused in"
             )
-        weights |= kohya.rename(part, adapter.weights, float(adapter.settings["lora_alpha"]))
-    settings = next(iter(found.values())).settings
+        weights |= kohya.rename_weights(
+            part, adapter.weights, float(adapter.settings["lora_alpha"])
+        )
+    settings = next(iter(adapters.values())).settings
     spec = _model_spec(directory, adapter=True)
-    named = kohya.metadata(settings, _is_v2(directory), spec["modelspec.title"])
-    _save(weights, out, dtype, {**spec, **named})
+    kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), spec["modelspec.title"])
+    _save_weights(weights, out, dtype, {**spec, **kohya_metadata})
 
 
-def _adapters(directory: Path, kind: str) -> dict[str, Adapter]:
-    """Adapters of an adapter bundle by part; raises ConfigError if it is none."""
+def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
+    """Adapters of an adapter bundle by part; raises ConfigError for any other directory."""
     if adapted_base(directory) is None:
         raise ConfigError(
             f"--format={kind}: {directory} has no adapters; it takes a run with "
             "train.method=lora, others can be exported as diffusers or single-file"
         )
-    found = {}
+    adapters = {}
     for folder in sorted((directory / paths.ADAPTER).iterdir(), reverse=True):
         if folder.is_dir():
             settings = json.loads((folder / lora.SETTINGS).read_text())
-            read = load_file(folder / lora.WEIGHTS)
-            weights = {k.removeprefix(lora.PREFIX): v for k, v in read.items()}
-            found[folder.name] = Adapter(settings, weights)
-    return found
+            stored_weights = load_file(folder / lora.WEIGHTS)
+            weights = {k.removeprefix(lora.PREFIX): v for k, v in stored_weights.items()}
+            adapters[folder.name] = AdapterWeights(settings, weights)
+    return adapters
 
 
-def _settings(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((base_directory(directory) / part / file).read_text())
-    return read
+def _load_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((base_directory(directory) / part / file).read_text())
+    return config
 
 
 def _is_v2(directory: Path) -> bool:
     """Whether the text encoder is 2.x's open_clip, told by its activation, or 1.x's CLIP."""
-    return bool(_settings(directory, "text_encoder").get("hidden_act") == "gelu")
+    return bool(_load_config(directory, "text_encoder").get("hidden_act") == "gelu")
 
 
 def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
     """Metadata after Stability AI's model specification 1.0.0."""
-    about = bundle_about(directory)
-    factor = 2 ** (len(_settings(directory, "vae")["block_out_channels"]) - 1)
-    side = about.get("resolution", str(_settings(directory, "unet")["sample_size"] * factor))
+    about = read_bundle_about(directory)
+    factor = 2 ** (len(_load_config(directory, "vae")["block_out_channels"]) - 1)
+    side = about.get("resolution", str(_load_config(directory, "unet")["sample_size"] * factor))
     architecture = f"stable-diffusion-v{2 if _is_v2(directory) else 1}"
     title = f"{about.get('identifier', '')} {about.get('class_noun', '')}".strip()
     predicts = {"v_prediction": "v"}
-    kind = _settings(directory, "scheduler", "scheduler_config.json")["prediction_type"]
+    kind = _load_config(directory, "scheduler", "scheduler_config.json")["prediction_type"]
     spec = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
@@ -161,7 +167,7 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
     return spec
 
 
-def _save(
+def _save_weights(
     weights: Mapping[str, Tensor], out: Path, dtype: torch.dtype, metadata: dict[str, str]
 ) -> None:
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}

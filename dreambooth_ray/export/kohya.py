@@ -10,23 +10,23 @@ from torch import Tensor
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 
 
-def rename(part: str, weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def rename_weights(part: str, weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """peft's weights of one part, layer.lora_A.weight, as lora_unet_layer.lora_down.weight.
 
     Each layer gets its alpha: readers scale by alpha / rank.
     """
-    named = {}
+    renamed = {}
     for name, tensor in weights.items():
         layer, matrix = name.removesuffix(".weight").rsplit(".", 1)
         layer = PREFIXES[part] + layer.removeprefix("text_model.").replace(".", "_")
-        side = {"lora_A": "lora_down", "lora_B": "lora_up"}[matrix]
-        named[f"{layer}.{side}.weight"] = tensor
-        named[f"{layer}.alpha"] = torch.tensor(alpha)
-    return named
+        direction = {"lora_A": "lora_down", "lora_B": "lora_up"}[matrix]
+        renamed[f"{layer}.{direction}.weight"] = tensor
+        renamed[f"{layer}.alpha"] = torch.tensor(alpha)
+    return renamed
 
 
-def metadata(settings: Mapping[str, Any], is_v2: bool, title: str) -> dict[str, str]:
-    """What sd-scripts write of a network, as far as it is known here. settings: peft's."""
+def build_metadata(settings: Mapping[str, Any], is_v2: bool, title: str) -> dict[str, str]:
+    """The metadata that sd-scripts write, as far as we have it. settings: peft's."""
     rank, alpha = str(settings["r"]), str(settings["lora_alpha"])
     return {
         "ss_network_module": "networks.lora",

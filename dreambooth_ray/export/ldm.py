@@ -52,7 +52,7 @@ _BLOCK = re.compile(
 _MID = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
 
 
-def unet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_unet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """UNet2DConditionModel's weights under "model.diffusion_model."."""
     return {f"model.diffusion_model.{_unet_name(k, weights)}": v for k, v in weights.items()}
 
@@ -62,44 +62,48 @@ def _unet_name(name: str, all_names: Mapping[str, Tensor]) -> str:
         if name.startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
     if middle := _MID.fullmatch(name):
-        kind, index, rest = middle.groups()
+        kind, index, suffix = middle.groups()
         if kind == "attentions":
-            return f"middle_block.{2 * int(index) + 1}.{rest}"
-        return f"middle_block.{2 * int(index)}.{_resnet(rest)}"
+            return f"middle_block.{2 * int(index) + 1}.{suffix}"
+        return f"middle_block.{2 * int(index)}.{_resnet_name(suffix)}"
     block = _BLOCK.fullmatch(name)
     if block is None:
         raise ValueError(f"{name} is no weight of a Stable Diffusion 1.x or 2.x UNet")
-    side, number, kind, index, rest = block.groups()
+    side, number, kind, index, suffix = block.groups()
     i, j = int(number), int(index)
     if side == "down":
-        # Each block's resnets, then its downsampler; the first place is conv_in's.
-        first = 1 + i * (_count(all_names, "down_blocks.0.resnets") + 1)
+        # Each block's resnets, then its downsampler; block 0 is conv_in.
+        first = 1 + i * (_count_blocks(all_names, "down_blocks.0.resnets") + 1)
         if kind == "downsamplers":
-            at = first + _count(all_names, "down_blocks.0.resnets")
-            return f"input_blocks.{at}.0.op.{rest.removeprefix('conv.')}"
-        where = f"input_blocks.{first + j}"
+            block_index = first + _count_blocks(all_names, "down_blocks.0.resnets")
+            return f"input_blocks.{block_index}.0.op.{suffix.removeprefix('conv.')}"
+        block_name = f"input_blocks.{first + j}"
     else:
-        per_block = _count(all_names, "up_blocks.0.resnets")
+        per_block = _count_blocks(all_names, "up_blocks.0.resnets")
         if kind == "upsamplers":
             # Behind the last resnet, and behind its attention where there is one.
-            place = 2 if _count(all_names, f"up_blocks.{i}.attentions") else 1
-            return f"output_blocks.{i * per_block + per_block - 1}.{place}.{rest}"
-        where = f"output_blocks.{i * per_block + j}"
-    return f"{where}.1.{rest}" if kind == "attentions" else f"{where}.0.{_resnet(rest)}"
+            layer_index = 2 if _count_blocks(all_names, f"up_blocks.{i}.attentions") else 1
+            return f"output_blocks.{i * per_block + per_block - 1}.{layer_index}.{suffix}"
+        block_name = f"output_blocks.{i * per_block + j}"
+    return (
+        f"{block_name}.1.{suffix}"
+        if kind == "attentions"
+        else f"{block_name}.0.{_resnet_name(suffix)}"
+    )
 
 
-def _count(names: Mapping[str, Tensor], prefix: str) -> int:
+def _count_blocks(names: Mapping[str, Tensor], prefix: str) -> int:
     return len({n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")})
 
 
-def _resnet(rest: str) -> str:
-    layer, _, leaf = rest.partition(".")
+def _resnet_name(suffix: str) -> str:
+    layer, _, leaf = suffix.partition(".")
     return f"{_RESNET[layer]}.{leaf}"
 
 
-def vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """AutoencoderKL's weights under "first_stage_model."."""
-    num_up = _count(weights, "decoder.up_blocks")
+    num_up = _count_blocks(weights, "decoder.up_blocks")
     converted = {}
     for name, tensor in weights.items():
         theirs = _vae_name(name, num_up)
@@ -114,29 +118,30 @@ def _vae_name(name: str, num_up: int) -> str:
     if inner.startswith("conv_norm_out."):
         return f"{side}.norm_out.{inner.rpartition('.')[2]}"
     if middle := _MID.fullmatch(inner):
-        kind, index, rest = middle.groups()
+        kind, index, suffix = middle.groups()
         if kind == "resnets":
-            return f"{side}.mid.block_{int(index) + 1}.{rest}"
-        layer, _, leaf = rest.rpartition(".")
+            return f"{side}.mid.block_{int(index) + 1}.{suffix}"
+        layer, _, leaf = suffix.rpartition(".")
         return f"{side}.mid.attn_{int(index) + 1}.{_VAE_ATTENTION[layer]}.{leaf}"
     block = _BLOCK.fullmatch(inner)
     if block is None:
         return name
-    way, number, kind, index, rest = block.groups()
+    direction, number, kind, index, suffix = block.groups()
     # The decoder counts its blocks from the image's side.
-    i = int(number) if way == "down" else num_up - 1 - int(number)
+    i = int(number) if direction == "down" else num_up - 1 - int(number)
     if kind == "resnets":
-        return f"{side}.{way}.{i}.block.{index}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
-    return f"{side}.{way}.{i}.{way}sample.{rest}"
+        suffix = suffix.replace("conv_shortcut", "nin_shortcut")
+        return f"{side}.{direction}.{i}.block.{index}.{suffix}"
+    return f"{side}.{direction}.{i}.{direction}sample.{suffix}"
 
 
-def clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIPTextModel's weights as Stable Diffusion 1.x has them."""
     prefix = "cond_stage_model.transformer.text_model."
     return {f"{prefix}{k.removeprefix('text_model.')}": v for k, v in weights.items()}
 
 
-def open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIPTextModel's weights as Stable Diffusion 2.x has them: open_clip's layers.
 
     Queries, keys and values of a layer are one matrix there, (3 D, D).
@@ -148,10 +153,10 @@ def open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[_OPEN_CLIP_ENDS[name]] = tensor
             continue
         _, _, number, layer = name.split(".", 3)
-        where, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
+        block_name, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
         if module == "self_attn.q_proj":
             rows = [weights[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
-            converted[f"{where}.attn.in_proj_{leaf}"] = torch.cat(rows)
+            converted[f"{block_name}.attn.in_proj_{leaf}"] = torch.cat(rows)
         elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
-            converted[f"{where}.{_OPEN_CLIP[module]}.{leaf}"] = tensor
+            converted[f"{block_name}.{_OPEN_CLIP[module]}.{leaf}"] = tensor
     return {f"cond_stage_model.model.{k}": v for k, v in converted.items()}

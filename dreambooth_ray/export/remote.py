@@ -1,4 +1,4 @@
-"""Bundles in object storage, brought to this machine once and verified."""
+"""Bundles in object storage, downloaded once and verified."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ from dreambooth_ray.storage.store import Store
 
 
 def cache_folder() -> Path:
-    """Where downloaded bundles are kept: DREAMBOOTH_CACHE, or below the user's cache folder."""
-    if given := os.environ.get("DREAMBOOTH_CACHE"):
-        return Path(given)
+    """Where downloaded bundles are cached: DREAMBOOTH_CACHE, or below the user's cache folder."""
+    if cache_dir := os.environ.get("DREAMBOOTH_CACHE"):
+        return Path(cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "dreambooth"
 
 
-def local_model(uri: str) -> str:
+def resolve_model(uri: str) -> str:
     """A path for a model's URI: itself if it is local, else a verified copy of the bundle.
 
-    uri: a run or a bundle; copies are kept by the hash of their manifest
+    uri: a run or a bundle; copies are cached by the hash of their manifest
     raises: ConfigError if there is no bundle, CheckpointError if a file of it is damaged
     """
     if "://" not in uri:
@@ -30,23 +30,23 @@ def local_model(uri: str) -> str:
     if store.exists(paths.CONFIG):
         store = store.sub(paths.BUNDLE)
     try:
-        text = store.read(manifest.MANIFEST)
+        manifest_bytes = store.read(manifest.MANIFEST)
     except FileNotFoundError as error:
         raise ConfigError(
             f"MODEL={uri!r} has no committed bundle; give a finished run, or finish it with "
             "`dreambooth resume`"
         ) from error
-    folder = cache_folder() / manifest.bytes_hash(text)[:32]
+    folder = cache_folder() / manifest.bytes_hash(manifest_bytes)[:32]
     if not folder.is_dir():
-        _bring(store, text, folder)
+        _download_bundle(store, manifest_bytes, folder)
     return str(folder)
 
 
-def _bring(store: Store, text: bytes, folder: Path) -> None:
+def _download_bundle(store: Store, manifest_bytes: bytes, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     try:
-        manifest.fetch_folder(store, "", partial, text)
-        (partial / manifest.MANIFEST).write_bytes(text)
+        manifest.download_folder(store, "", partial, manifest_bytes)
+        (partial / manifest.MANIFEST).write_bytes(manifest_bytes)
         if not folder.is_dir():
             partial.rename(folder)
     except OSError as error:

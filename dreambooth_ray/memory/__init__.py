@@ -1,1 +1,1 @@
-"""memory."""
+"""Estimate the memory of sampling and of training."""

@@ -1,6 +1,6 @@
-"""How much memory an image takes, measured before one is drawn.
+"""How much memory an image takes, measured before one is generated.
 
-The forward passes are run on tensors without contents (torch's FakeTensorMode): shapes and
+The forward passes run on tensors without contents (torch's FakeTensorMode): shapes and
 lifetimes are real, so the peak is what the true pass would allocate, at no cost.
 """
 
@@ -24,38 +24,38 @@ _SHARE_OF_MEMORY = 0.8
 _MIB = 2**20
 
 
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the live bytes of all storages made inside it, weights left out."""
+class _PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the live bytes of all storages allocated inside it, without weights."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = self.peak_bytes = 0
-        self._known = WeakIdKeyDictionary()
+        self._storage_bytes = WeakIdKeyDictionary()
         for weight in network.parameters():
-            self._known[weight.untyped_storage()] = 0
+            self._storage_bytes[weight.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._note, out)
+        tree_map_only(Tensor, self._track_storage, out)
         return out
 
-    def _note(self, tensor: Tensor) -> None:
+    def _track_storage(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._known:
+        if storage in self._storage_bytes:
             return
         size = storage.nbytes()
-        self._known[storage] = size
+        self._storage_bytes[storage] = size
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._free, size)
+        weakref.finalize(storage, self._release_bytes, size)
 
-    def _free(self, size: int) -> None:
+    def _release_bytes(self, size: int) -> None:
         self.live_bytes -= size
 
 
-def _peak_bytes(network: nn.Module, work: Callable[[], Any]) -> int:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _Peak(network) as peak:
-        work()
+def _peak_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _PeakTracker(network) as peak:
+        forward()
     return int(peak.peak_bytes)
 
 
@@ -72,19 +72,23 @@ class SamplingFootprint:
         return int(self.weights_bytes + area * max(rows * self.row_bytes, self.decode_bytes))
 
 
-_measured: dict[str, SamplingFootprint] = {}
+_footprint_cache: dict[str, SamplingFootprint] = {}
 
 
-def measure(unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int) -> SamplingFootprint:
-    """One row at the model's own size through UNet and decoder; once for each kind of model."""
+def measure_footprint(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int
+) -> SamplingFootprint:
+    """Measure one row at the model's own size, UNet and decoder; cached by kind of model."""
     dtypes = unet.dtype, vae.dtype
-    kind = f"{unet.config} {vae.config} {tokens} {dtypes} {unet.device.type}"
-    if kind not in _measured:
-        _measured[kind] = _measure(unet, vae, tokens)
-    return _measured[kind]
+    model_key = f"{unet.config} {vae.config} {tokens} {dtypes} {unet.device.type}"
+    if model_key not in _footprint_cache:
+        _footprint_cache[model_key] = _run_measurement(unet, vae, tokens)
+    return _footprint_cache[model_key]
 
 
-def _measure(unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int) -> SamplingFootprint:
+def _run_measurement(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int
+) -> SamplingFootprint:
     side = int(unet.config.sample_size or 64)
     weight, vae_weight = unet.conv_in.weight, next(vae.parameters())
 
@@ -113,7 +117,7 @@ def _measure(unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int) -> Sam
 
 
 class MemoryBudget:
-    """What fits into a memory limit."""
+    """Which requests fit into a memory limit."""
 
     def __init__(
         self,
@@ -126,33 +130,33 @@ class MemoryBudget:
         self.footprint, self._tiled_area = footprint, tiled_area
         self.limit_bytes = limit_bytes or _memory_bytes(device)
 
-    def rows(self, area: int) -> int:
+    def max_rows(self, area: int) -> int:
         """UNet rows of `area` latent pixels that fit at once."""
-        left = self.limit_bytes - self.footprint.weights_bytes
-        if area * min(1.0, self._tiled_area / area) * self.footprint.decode_bytes > left:
+        free_bytes = self.limit_bytes - self.footprint.weights_bytes
+        if area * min(1.0, self._tiled_area / area) * self.footprint.decode_bytes > free_bytes:
             return 0
-        return max(0, int(left / (area * self.footprint.row_bytes)))
+        return max(0, int(free_bytes / (area * self.footprint.row_bytes)))
 
-    def check(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
+    def check_request(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
         """raises CapacityError if a single request does not fit, saying what would."""
         area = (width_px // factor) * (height_px // factor)
-        if self.rows(area) >= rows:
+        if self.max_rows(area) >= rows:
             return
-        needed = self.footprint.needed_bytes(area, rows)
-        side = self._largest_side(factor, rows)
-        fits = (
-            f"up to {side}x{side} would fit"
-            if side
+        needed_bytes = self.footprint.needed_bytes(area, rows)
+        largest_side = self._largest_side(factor, rows)
+        suggestion = (
+            f"up to {largest_side}x{largest_side} would fit"
+            if largest_side
             else "no image would fit beside the weights; raise the limit"
         )
         raise CapacityError(
-            f"width_px={width_px}, height_px={height_px} needs about {needed // _MIB} MiB "
-            f"and the limit is {self.limit_bytes // _MIB} MiB; {fits}"
+            f"width_px={width_px}, height_px={height_px} needs about {needed_bytes // _MIB} MiB "
+            f"and the limit is {self.limit_bytes // _MIB} MiB; {suggestion}"
         )
 
     def _largest_side(self, factor: int, rows: int) -> int:
         side = 0
-        while side < 16384 and self.rows(((side + 64) // factor) ** 2) >= rows:
+        while side < 16384 and self.max_rows(((side + 64) // factor) ** 2) >= rows:
             side += 64
         return side
 

@@ -1,6 +1,6 @@
-"""How much memory a training step takes, told from a model's configuration files alone.
+"""How much memory a training step takes, from a model's configuration files alone.
 
-Parameters and what autograd keeps are counted by `meta_step`, once for each model and setting.
+`meta_step` counts parameters and saved activations, once for each model and setting.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ BYTES_A_PARAMETER: dict[Strategy, tuple[int, int]] = {
     "fsdp2": (0, 16),
 }
 FROZEN_BYTES = 4
-COUNTED = ("trained", "frozen", "kept")
-# Gradients of activations and the kernels' work space, on top of what autograd keeps: 1.3 to
+COUNT_KEYS = ("trained", "frozen", "kept")
+# Gradients of activations and the kernels' work space, on top of what autograd saves: 1.3 to
 # 1.5 were measured at the toy model's size, see tests/integration/test_footprint.py.
 WORK_SPACE = 1.4
 
 
 @dataclass(frozen=True)
 class TrainingFootprint:
-    """Bytes of one worker at the height of a step.
+    """Peak bytes of one worker during a step.
 
     states: weights, gradients and optimizer of what is trained; frozen: the other weights;
-    activations: what the forward pass keeps for the backward pass, and what that works with
+    activations: saved by the forward pass for the backward pass, and its work space
     """
 
     states_bytes: int
@@ -49,48 +49,50 @@ class TrainingFootprint:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.states_bytes + self.frozen_bytes + self.activations_bytes
 
 
-def footprint(config: Config, directory: Path, strategy: Strategy = "ddp") -> TrainingFootprint:
+def estimate_footprint(
+    config: Config, directory: Path, strategy: Strategy = "ddp"
+) -> TrainingFootprint:
     """Memory of one worker training `directory` as `config` says, without loading a weight.
 
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
-    found = _counted(config, base_directory(directory))
-    own, shared = BYTES_A_PARAMETER[strategy]
-    # Of elastic workers the fewest, who share least.
+    counts = _load_counts(config, base_directory(directory))
+    own_bytes, shared_bytes = BYTES_A_PARAMETER[strategy]
+    # With elastic workers, the smallest number: each holds the most.
     workers = config.cluster.span.min
     return TrainingFootprint(
-        states_bytes=own * found["trained"] + shared * found["trained"] // workers,
-        frozen_bytes=FROZEN_BYTES * found["frozen"],
-        activations_bytes=int(WORK_SPACE * found["kept"]),
+        states_bytes=own_bytes * counts["trained"] + shared_bytes * counts["trained"] // workers,
+        frozen_bytes=FROZEN_BYTES * counts["frozen"],
+        activations_bytes=int(WORK_SPACE * counts["kept"]),
     )
 
 
-def _counted(config: Config, directory: Path) -> dict[str, int]:
-    """A step's count, from the user's cache where it was made before."""
-    file = _cache_file(config, directory)
+def _load_counts(config: Config, directory: Path) -> dict[str, int]:
+    """A step's counts, from the user's cache if they are there."""
+    cache_path = _cache_file(config, directory)
     try:
-        found = json.loads(file.read_text())
-        return {key: int(found[key]) for key in COUNTED}
+        cached_counts = json.loads(cache_path.read_text())
+        return {key: int(cached_counts[key]) for key in COUNT_KEYS}
     except (OSError, ValueError, TypeError, KeyError):
-        # Seconds to import, which nobody need wait for twice.
-        from dreambooth_ray.memory.meta_step import count  # noqa: PLC0415
-    counted = count(config, directory, images_of_a_worker(config))
+        # Imported only here: it takes seconds.
+        from dreambooth_ray.memory.meta_step import count_step  # noqa: PLC0415
+    counts = count_step(config, directory, images_per_worker(config))
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(f".{uuid.uuid4().hex}")
-        half.write_text(json.dumps(counted))
-        half.replace(file)
-    return counted
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache_path.with_suffix(f".{uuid.uuid4().hex}")
+        partial.write_text(json.dumps(counts))
+        partial.replace(cache_path)
+    return counts
 
 
 def _cache_file(config: Config, directory: Path) -> Path:
-    """Named after all that a count depends on."""
-    digest = hashlib.sha256(f"{__version__} {images_of_a_worker(config)}".encode())
-    # A word that is learnt is a row of the text encoder's table.
+    """A path that depends on everything the counts depend on."""
+    digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
+    # A learned word is a row of the text encoder's table.
     words = sorted({config.word(s) for s in config.all_subjects})
     digest.update(json.dumps([config.train.model_dump(mode="json"), words]).encode())
     digest.update(config.identifier.model_dump_json().encode())
@@ -99,6 +101,6 @@ def _cache_file(config: Config, directory: Path) -> Path:
     return user_cache_path("dreambooth-ray") / "footprints" / f"{digest.hexdigest()}.json"
 
 
-def images_of_a_worker(config: Config) -> int:
-    """Images of both kinds that one worker computes at once."""
+def images_per_worker(config: Config) -> int:
+    """Images of both kinds in one worker's batch."""
     return config.images_a_step // config.cluster.span.max // config.train.accumulate

@@ -1,1 +1,1 @@
-"""models."""
+"""Load, check and change Stable Diffusion models."""

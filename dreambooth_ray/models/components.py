@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion 1.x or 2.x directory, loaded, whatever their sizes."""
+"""Load the parts of a Stable Diffusion 1.x or 2.x directory, of any size."""
 
 import os
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Components:
 
 
 def quiet_libraries() -> None:
-    """Keep warnings that no user can act on from between the progress lines."""
+    """Silence library warnings that no user can act on."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -50,7 +50,7 @@ def load_components(directory: Path) -> Components:
     quiet_libraries()
     if base := adapted_base(directory):
         parts = load_components(model_directory(base[0]))
-        parts.unet, parts.text_encoder = _adapt(
+        parts.unet, parts.text_encoder = _fuse_adapters(
             parts.unet, parts.text_encoder, parts.tokenizer, directory
         )
         return parts
@@ -75,7 +75,7 @@ def load_pipeline(directory: Path) -> StableDiffusionPipeline:
     quiet_libraries()
     if base := adapted_base(directory):
         pipeline = load_pipeline(model_directory(base[0]))
-        pipeline.unet, pipeline.text_encoder = _adapt(
+        pipeline.unet, pipeline.text_encoder = _fuse_adapters(
             pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, directory
         )
         return pipeline
@@ -90,7 +90,7 @@ def load_pipeline(directory: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def _adapt(
+def _fuse_adapters(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
@@ -98,9 +98,9 @@ def _adapt(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     folder = bundle / paths.ADAPTER
     if (folder / "unet").is_dir():
-        unet = lora.fuse(unet, folder / "unet")
+        unet = lora.fuse_adapters(unet, folder / "unet")
     if (folder / "text_encoder").is_dir():
-        text_encoder = lora.fuse(text_encoder, folder / "text_encoder")
-    if words := tokens.read(folder):
-        tokens.add(tokenizer, text_encoder, words)
+        text_encoder = lora.fuse_adapters(text_encoder, folder / "text_encoder")
+    if words := tokens.load_words(folder):
+        tokens.add_words(tokenizer, text_encoder, words)
     return unet, text_encoder

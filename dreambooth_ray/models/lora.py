@@ -1,6 +1,6 @@
-"""Low-rank adapters, by peft: put into a model, written, fused.
+"""Low-rank adapters, by peft: add them to a model, save them, fuse them.
 
-Written as peft writes them: adapter_config.json and adapter_model.safetensors.
+The files are peft's: adapter_config.json and adapter_model.safetensors.
 """
 
 import json
@@ -20,33 +20,33 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective import noise
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# peft's own names are those inside its wrapper.
+# The prefix of weight names in peft's files.
 PREFIX = "base_model.model."
 
 
-def inject(
-    model: nn.Module, wanted: training.LoraConfig, targets: tuple[str, ...], seed: int
+def inject_adapters(
+    model: nn.Module, lora_config: training.LoraConfig, targets: tuple[str, ...], seed: int
 ) -> None:
-    """Put fresh adapters beside the target layers, in place; all else is frozen.
+    """Add new adapters to the target layers, in place; freeze everything else.
 
     Their first weights depend on seed and target names alone; their effect starts at zero.
-    raises: ConfigError if no layer of that name can carry one
+    raises: ConfigError if no layer of that name can have one
     """
     model.requires_grad_(False)
-    settings = LoraConfig(
-        r=wanted.rank,
+    peft_config = LoraConfig(
+        r=lora_config.rank,
         # peft types it as an integer and only ever divides it by the rank.
-        lora_alpha=wanted.scale_alpha,
+        lora_alpha=lora_config.scale_alpha,
         target_modules=list(targets),
-        use_dora=wanted.dora,
+        use_dora=lora_config.dora,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             noise.generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
         )
         try:
-            with _without_advice():
-                inject_adapter_in_model(settings, model)
+            with _silence_peft_warnings():
+                inject_adapter_in_model(peft_config, model)
         except ValueError as error:
             raise ConfigError(
                 f"train.lora: {', '.join(targets)} can't carry adapters in this model's "
@@ -55,8 +55,8 @@ def inject(
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
-    """peft still asks transformers by an old name, which is nothing a user can mend."""
+def _silence_peft_warnings() -> Iterator[None]:
+    """peft still calls transformers by an old name; no user can change that."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
@@ -65,27 +65,27 @@ def _without_advice() -> Iterator[None]:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `inject` has been at a model."""
+    """Whether a model has adapters from `inject_adapters`."""
     return bool(getattr(model, "peft_config", None))
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the adapters of a model that `inject` has been at, as peft's save_pretrained does."""
+def save_adapters(model: nn.Module, folder: Path) -> None:
+    """Save a model's adapters as peft's save_pretrained does."""
     folder.mkdir(parents=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    settings = cast(dict[str, LoraConfig], model.peft_config)["default"]
-    (folder / SETTINGS).write_text(json.dumps(_jsonable(settings), indent=1, sort_keys=True))
+    peft_config = cast(dict[str, LoraConfig], model.peft_config)["default"]
+    (folder / SETTINGS).write_text(json.dumps(_to_json(peft_config), indent=1, sort_keys=True))
 
 
-def _jsonable(settings: LoraConfig) -> dict[str, Any]:
-    values: dict[str, Any] = settings.to_dict()
+def _to_json(peft_config: LoraConfig) -> dict[str, Any]:
+    values: dict[str, Any] = peft_config.to_dict()
     values["inference_mode"] = True
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
 
-def fuse(model: nn.Module, folder: Path) -> nn.Module:
+def fuse_adapters(model: nn.Module, folder: Path) -> nn.Module:
     """The same model with adapters from a folder added into its weights.
 
     raises: ConfigError if they are missing, pickled, or of another architecture
@@ -96,7 +96,7 @@ def fuse(model: nn.Module, folder: Path) -> nn.Module:
             "can run code; write it again with peft's save_pretrained"
         )
     try:
-        with _without_advice():
+        with _silence_peft_warnings():
             wrapped = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Whether a model can be trained as it is asked to be, told from its files alone.
+"""Whether a model can be trained as configured, by its files alone.
 
-Nothing heavy is imported here, as in `model_files`.
+Nothing heavy is imported here, as in `source`.
 """
 
 import json
@@ -19,7 +19,7 @@ _DIMENSIONS = (2, 4)
 
 
 def check_method(config: Config, directory: Path) -> None:
-    """Refuse what this model can't be trained with.
+    """Refuse settings that this model can't be trained with.
 
     raises: ConfigError
     """
@@ -34,7 +34,7 @@ def check_method(config: Config, directory: Path) -> None:
     if train.method == "lora":
         _check_targets(train, directory)
     if config.identifier.kind == "learned":
-        # The one question that the files do not answer by themselves.
+        # The only check that needs a library: the files alone do not answer it.
         from transformers import CLIPTokenizer  # noqa: PLC0415
 
         from dreambooth_ray.models import tokens  # noqa: PLC0415
@@ -50,8 +50,10 @@ def _check_targets(train: TrainConfig, directory: Path) -> None:
     if train.text_encoder:
         checks.append(("text_target_modules", "text_encoder", train.lora.text_target_modules))
     for key, part, targets in checks:
-        layers = set(_layers(directory / part))
-        missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
+        layer_names = set(_list_layers(directory / part))
+        missing = [
+            t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layer_names)
+        ]
         if missing:
             raise ConfigError(
                 f"train.lora.{key}: no linear or convolution layer of the model is named "
@@ -59,11 +61,11 @@ def _check_targets(train: TrainConfig, directory: Path) -> None:
             )
 
 
-def _layers(folder: Path) -> Iterator[str]:
-    """Names of linear layers and convolutions, by the headers of the weights' files."""
+def _list_layers(folder: Path) -> Iterator[str]:
+    """Names of linear layers and convolutions, from the headers of the weight files."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118  it is no dictionary
+            for name in weights.keys():  # noqa: SIM118  not a dictionary
                 layer, _, kind = name.rpartition(".")
                 if kind != "weight" or layer.endswith("embedding"):
                     continue

@@ -1,6 +1,6 @@
-"""The files of a Stable Diffusion 1.x or 2.x directory, looked at without loading a weight.
+"""The files of a Stable Diffusion 1.x or 2.x directory, read without loading weights.
 
-Nothing heavy is imported here: bad input is refused before torch is waited for.
+Nothing heavy is imported here: bad input is refused before torch is imported.
 """
 
 import hashlib

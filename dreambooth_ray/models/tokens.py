@@ -1,4 +1,4 @@
-"""Learned identifiers: new words of the tokenizer with embeddings of their own.
+"""Learned identifiers: new words of the tokenizer, with trained embeddings.
 
 Legend: K new words, D width of an embedding.
 """
@@ -17,9 +17,9 @@ FILE = "tokens.safetensors"
 
 
 class LearnedTokens(nn.Module):
-    """An embedding table and, behind it, rows that are trained apart from it.
+    """An embedding table and, behind it, new rows that alone are trained.
 
-    rows: (K, D); ids from the table's end on are theirs
+    rows: (K, D); their ids follow the table's last id
     """
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
@@ -30,9 +30,9 @@ class LearnedTokens(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(..., L) int64 to (..., L, D)."""
         size = self.table.num_embeddings
-        known: Tensor = self.table(ids.clamp(max=size - 1))
-        learned = self.rows[(ids - size).clamp(min=0)]
-        return torch.where((ids >= size)[..., None], learned, known)
+        base_embeddings: Tensor = self.table(ids.clamp(max=size - 1))
+        learned_embeddings = self.rows[(ids - size).clamp(min=0)]
+        return torch.where((ids >= size)[..., None], learned_embeddings, base_embeddings)
 
 
 def check_words(tokenizer: CLIPTokenizer, words: list[str]) -> None:
@@ -46,24 +46,26 @@ def check_words(tokenizer: CLIPTokenizer, words: list[str]) -> None:
             )
 
 
-def learn(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, str]) -> None:
-    """Add words, each beginning as another text's mean embedding, and make them trainable.
+def add_trainable_words(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, str]
+) -> None:
+    """Add trainable words, each initialised with the mean embedding of a text; in place.
 
-    words: new word to the text it begins as; in place
+    words: new word to its initial text
     """
     table = encoder.get_input_embeddings()
-    rows = [_mean(tokenizer, table, text) for text in words.values()]
-    _name(tokenizer, table, list(words))
+    rows = [_mean_embedding(tokenizer, table, text) for text in words.values()]
+    _add_to_tokenizer(tokenizer, table, list(words))
     encoder.set_input_embeddings(LearnedTokens(table, torch.stack(rows)))
 
 
-def _mean(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
+def _mean_embedding(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return table.weight.detach()[ids].mean(dim=0)
 
 
-def _name(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list[str]) -> None:
-    """Give the words the ids behind the table, in order."""
+def _add_to_tokenizer(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list[str]) -> None:
+    """Add words to the tokenizer: their ids follow the table's, in order."""
     check_words(tokenizer, words)
     if len(tokenizer) != table.num_embeddings:
         raise ConfigError(
@@ -73,7 +75,7 @@ def _name(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list[str]) -> No
     tokenizer.add_tokens(words)
 
 
-def vectors(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> dict[str, Tensor]:
+def learned_embeddings(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> dict[str, Tensor]:
     """Learned words with their embeddings, (D,) each; empty if there are none."""
     learned = encoder.get_input_embeddings()
     if not isinstance(learned, LearnedTokens):
@@ -83,35 +85,37 @@ def vectors(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> dict[str, Tenso
     return dict(zip(words, learned.rows.detach(), strict=True))
 
 
-def fold(encoder: CLIPTextModel) -> None:
+def fold_embeddings(encoder: CLIPTextModel) -> None:
     """Make learned rows part of a plain table again, in place."""
     learned = encoder.get_input_embeddings()
     if isinstance(learned, LearnedTokens):
-        _extend(encoder, learned.table, learned.rows.detach())
+        _extend_table(encoder, learned.table, learned.rows.detach())
 
 
-def add(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, Tensor]) -> None:
+def add_words(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, Tensor]
+) -> None:
     """Add words with their embeddings, (D,) each, to a plain model, in place."""
     table = encoder.get_input_embeddings()
-    _name(tokenizer, table, list(words))
-    _extend(encoder, table, torch.stack(list(words.values())).to(table.weight))
+    _add_to_tokenizer(tokenizer, table, list(words))
+    _extend_table(encoder, table, torch.stack(list(words.values())).to(table.weight))
 
 
-def _extend(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> None:
-    whole = torch.cat([table.weight.detach(), rows])
-    num, width = whole.shape
-    wider = nn.Embedding(num, width, _weight=whole)
+def _extend_table(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> None:
+    weights = torch.cat([table.weight.detach(), rows])
+    num_words, width = weights.shape
+    wider = nn.Embedding(num_words, width, _weight=weights)
     encoder.set_input_embeddings(wider)
-    encoder.config.vocab_size = len(whole)
+    encoder.config.vocab_size = len(weights)
 
 
-def save(words: Mapping[str, Tensor], folder: Path) -> None:
+def save_words(words: Mapping[str, Tensor], folder: Path) -> None:
     """Write words and embeddings, (1, D) each: one word is a textual inversion for diffusers."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({w: v[None].cpu().contiguous() for w, v in words.items()}, folder / FILE)
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """What `save` wrote, (D,) each, in the order of the words' names; empty if nothing."""
+def load_words(folder: Path) -> dict[str, Tensor]:
+    """Words and embeddings from `save_words`, (D,) each, sorted by word; empty if none."""
     path = folder / FILE
     return {w: v[0] for w, v in sorted(load_file(path).items())} if path.is_file() else {}

@@ -1,9 +1,9 @@
-"""A network's forward, recorded once and played back without Python between its operations.
+"""A network's forward, traced once and then run without Python between its operations.
 
-On a CPU a quarter of a small UNet's forward is Python: modules calling modules. A recording is
-torch.jit's trace, run as it was recorded, with nothing fused or rearranged, so that outputs and
-gradients are the network's own bit for bit. That is not taken on trust: for every shape of inputs
-a recording is first held against the network itself, and is not used where they differ.
+On a CPU a quarter of a small UNet's forward is Python: modules calling modules. A trace is
+torch.jit's, run as it was traced, with nothing fused or reordered, so that outputs and
+gradients equal the network's bit for bit. This is checked: for every shape of inputs a trace
+is first compared with the network itself, and is not used where they differ.
 """
 
 import threading
@@ -14,18 +14,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-# A recording of a small UNet takes as long as about so many of its forwards gain by it.
+# Tracing a small UNet takes the time that about so many traced forwards save.
 WARMUP_CALLS = 100
-# Recordings of one network at most: one serves all shapes that it is right for.
+# Most traces of one network: one serves all shapes that it is right for.
 MAX_TRACES = 4
-# torch keeps a table for the trace in the making, one for the process.
-_tracing = threading.Lock()
+# torch keeps one tracing state for the whole process.
+_trace_lock = threading.Lock()
 
-Key = tuple[Any, ...]
+InputKey = tuple[Any, ...]
 
 
-class Plain(nn.Module):
-    """A UNet as a function of tensors alone, which returns one."""
+class PlainUNet(nn.Module):
+    """A UNet as a function from tensors to one tensor."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -37,80 +37,80 @@ class Plain(nn.Module):
 
 
 class TracedForward:
-    """Calls a network, or a recording of it.
+    """Calls a network, or a trace of it.
 
-    network: takes tensors alone and returns one; its weights may change, its layers may not
-    worth:   calls before there is a recording, which takes as long as so many gain by it
+    network:      takes tensors and returns one; its weights may change, its layers may not
+    warmup_calls: calls of the network itself before it is traced
     """
 
-    def __init__(self, network: nn.Module, worth: int) -> None:
-        self._network, self._calls_to_go = network, worth
-        # What wraps a network is not told of `train` and `eval`; what is wrapped is.
+    def __init__(self, network: nn.Module, warmup_calls: int) -> None:
+        self._network, self._warmup_calls_left = network, warmup_calls
+        # `train` and `eval` are called on the wrapped network, not on its wrapper.
         self._core = next(network.children(), network)
-        self._found: dict[Key, Any] = {}
-        self._recordings: list[Any] = []
+        self._trace_by_key: dict[InputKey, Any] = {}
+        self._traces: list[Any] = []
 
     @property
-    def num_recordings(self) -> int:
-        """Recordings there are."""
-        return len(self._recordings)
+    def num_traces(self) -> int:
+        """Number of traces."""
+        return len(self._traces)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the network returns, with gradients where it has them."""
+        """The network's output, with gradients where it has them."""
         key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
-        if key not in self._found:
-            if self._calls_to_go > 0:
-                self._calls_to_go -= 1
+        if key not in self._trace_by_key:
+            if self._warmup_calls_left > 0:
+                self._warmup_calls_left -= 1
                 return torch.as_tensor(self._network(*inputs))
-            self._found[key], expected = self._search(inputs)
+            self._trace_by_key[key], output = self._find_trace(inputs)
             if not (torch.is_grad_enabled() or self._core.training):
-                return expected
-        recording = self._found[key]
+                return output
+        trace = self._trace_by_key[key]
         return torch.as_tensor(
-            self._network(*inputs) if recording is None else _play(recording, inputs)
+            self._network(*inputs) if trace is None else _run_trace(trace, inputs)
         )
 
     @torch.no_grad()
-    def _search(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
-        """A recording that is right for these inputs, or None; and the network's output."""
-        expected = _same_draws(self._network, inputs)
-        for recording in self._recordings:
-            if _agrees(recording, inputs, expected):
-                return recording, expected
-        if len(self._recordings) == MAX_TRACES:
-            return None, expected
-        made = _record(self._network, inputs)
-        if made is None or not _agrees(made, inputs, expected):
-            return None, expected
-        self._recordings.append(made)
-        return made, expected
+    def _find_trace(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
+        """A trace that is right for these inputs, or None; and the network's output."""
+        output = _run_keeping_rng(self._network, inputs)
+        for trace in self._traces:
+            if _trace_matches(trace, inputs, output):
+                return trace, output
+        if len(self._traces) == MAX_TRACES:
+            return None, output
+        new_trace = _trace_network(self._network, inputs)
+        if new_trace is None or not _trace_matches(new_trace, inputs, output):
+            return None, output
+        self._traces.append(new_trace)
+        return new_trace, output
 
 
-def _record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    # Another's warnings must not be turned into our error, nor its advice into a user's concern.
-    with _tracing, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+def _trace_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    # Warnings of torch must neither raise here nor reach the user.
+    with _trace_lock, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
             return torch.jit.trace(network, inputs, check_trace=False)  # type: ignore[no-untyped-call]
-        except Exception:  # whatever can't be recorded is run as it is
+        except Exception:  # a network that can't be traced runs itself
             return None
 
 
-def _agrees(recording: Any, inputs: tuple[Tensor, ...], expected: Tensor) -> bool:
+def _trace_matches(trace: Any, inputs: tuple[Tensor, ...], reference: Tensor) -> bool:
     try:
-        found = _same_draws(lambda *x: _play(recording, x), inputs)
-    except RuntimeError:  # recorded for shapes that these are not
+        output = _run_keeping_rng(lambda *x: _run_trace(trace, x), inputs)
+    except RuntimeError:  # traced for other shapes
         return False
-    return torch.equal(found, expected)
+    return torch.equal(output, reference)
 
 
-def _play(recording: Any, inputs: tuple[Tensor, ...]) -> Any:
-    # The optimizer of graphs has derivatives of its own, which round otherwise.
+def _run_trace(trace: Any, inputs: tuple[Tensor, ...]) -> Any:
+    # torch's graph optimizer has other derivatives, which round differently.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return recording(*inputs)
+        return trace(*inputs)
 
 
-def _same_draws(work: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    """What it returns, with torch's generator as it was before."""
+def _run_keeping_rng(forward: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The output; torch's generator is left as it was before."""
     with torch.random.fork_rng(devices=[]):
-        return torch.as_tensor(work(*inputs))
+        return torch.as_tensor(forward(*inputs))

@@ -1,6 +1,6 @@
-"""What each train.method trains: which weights move, under which names, and what comes out.
+"""Which weights each train.method trains.
 
-A model's weights keep their names in training; a checkpoint holds those alone that move.
+Weights keep their names in training; a checkpoint holds only the trainable ones.
 """
 
 import re
@@ -18,7 +18,7 @@ _KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
 
 
 def apply_method(config: Config, parts: Components) -> None:
-    """Freeze what stays and mark what moves, in place; for lora, put the adapters in."""
+    """Freeze all weights but the trainable ones, in place; for lora, add the adapters."""
     if config.loss.zero_terminal_snr:
         parts.schedule = DDPMScheduler.from_config(
             parts.schedule.config, rescale_betas_zero_snr=True
@@ -28,17 +28,17 @@ def apply_method(config: Config, parts: Components) -> None:
     _apply_to_weights(config, parts)
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}
-        tokens.learn(parts.tokenizer, parts.text_encoder, words)
+        tokens.add_trainable_words(parts.tokenizer, parts.text_encoder, words)
 
 
 def _apply_to_weights(config: Config, parts: Components) -> None:
     train = config.train
     if train.method == "lora":
         if train.unet:
-            lora.inject(parts.unet, train.lora, train.lora.target_modules, config.seed)
+            lora.inject_adapters(parts.unet, train.lora, train.lora.target_modules, config.seed)
         if train.text_encoder:
             targets = train.lora.text_target_modules
-            lora.inject(parts.text_encoder, train.lora, targets, config.seed)
+            lora.inject_adapters(parts.text_encoder, train.lora, targets, config.seed)
         return
     parts.unet.requires_grad_(train.unet and train.method == "full")
     parts.text_encoder.requires_grad_(train.text_encoder)
@@ -48,24 +48,24 @@ def _apply_to_weights(config: Config, parts: Components) -> None:
 
 
 def is_trained(model: nn.Module) -> bool:
-    """Whether any weight of a model moves."""
+    """Whether any weight of a model is trainable."""
     return any(p.requires_grad for p in model.parameters())
 
 
-def load_trained(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put trained weights into parts that `apply_method` has been at.
+def load_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Load trained weights into parts that `apply_method` has prepared.
 
-    weights: by part and name, as a checkpoint has them
-    raises: CheckpointError unless they are exactly those that the method trains
+    weights: by part and name, as in a checkpoint
+    raises: CheckpointError unless they are exactly the weights that the method trains
     """
     for part in ("unet", "text_encoder"):
         model: nn.Module = getattr(parts, part)
-        given = weights.get(part, {})
-        wanted = {n for n, p in model.named_parameters() if p.requires_grad}
-        odd = sorted(wanted ^ set(given))
-        if odd:
+        part_weights = weights.get(part, {})
+        trainable_names = {n for n, p in model.named_parameters() if p.requires_grad}
+        mismatched_names = sorted(trainable_names ^ set(part_weights))
+        if mismatched_names:
             raise CheckpointError(
                 f"the checkpoint holds other weights of {part} than the configuration trains, "
-                f"{odd[0]} for one; it is of another train.method or model"
+                f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
-        model.load_state_dict(dict(given), strict=False)
+        model.load_state_dict(dict(part_weights), strict=False)

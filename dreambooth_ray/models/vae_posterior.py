@@ -1,4 +1,4 @@
-"""An image as the frozen VAE's posterior, encoded once and sampled at every step."""
+"""The frozen VAE's posterior of an image, encoded once and sampled at every step."""
 
 import numpy as np
 import torch
@@ -12,6 +12,6 @@ def encode_posterior(vae: AutoencoderKL, image: Image.Image, flip: bool) -> Tens
     """(F, 2, C, h, w) float32 on the CPU: scaled mean and std, as is and, if `flip`, mirrored."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
     views = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
-    found = vae.encode(views.to(vae.device, vae.dtype)).latent_dist
-    pair = torch.stack([found.mean, found.std], dim=1)
-    return (pair * float(vae.config.scaling_factor)).float().cpu()
+    posterior = vae.encode(views.to(vae.device, vae.dtype)).latent_dist
+    mean_and_std = torch.stack([posterior.mean, posterior.std], dim=1)
+    return (mean_and_std * float(vae.config.scaling_factor)).float().cpu()

@@ -1,1 +1,1 @@
-"""objective."""
+"""The training loss and its random numbers."""

@@ -15,24 +15,27 @@ from dreambooth_ray.errors import ConfigError
 Number = TypeVar("Number", float, Tensor)
 
 
-def target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser is to predict, by the model's own prediction type.
+def compute_target(
+    schedule: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
+    """The denoiser's target, by the model's prediction type.
 
     latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; returns (B, C, h, w)
     raises: ConfigError for a prediction type that is neither epsilon nor v_prediction
     """
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
+    prediction_type = schedule.config.prediction_type
+    if prediction_type == "epsilon":
         return noise
-    if kind == "v_prediction":
+    if prediction_type == "v_prediction":
         velocity: Tensor = schedule.get_velocity(latents, noise, timesteps)
         return velocity
     raise ConfigError(
-        f"model.uri: its scheduler predicts {kind!r}; epsilon and v_prediction can be trained"
+        f"model.uri: its scheduler predicts {prediction_type!r}; "
+        "epsilon and v_prediction can be trained"
     )
 
 
-def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+def compute_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Weight of each sample's error, so that easy timesteps don't outweigh the others.
 
     min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for velocity, both the
@@ -40,32 +43,36 @@ def min_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) ->
     timesteps: (B,) int64; returns (B,) float32
     Source: Hang et al. 2023, arXiv 2303.09556, section 3.4.
     """
-    share: Tensor = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = share / (1 - share)
-    capped = snr.clamp(max=gamma)
+    alpha_bar: Tensor = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    clamped_snr = snr.clamp(max=gamma)
     if schedule.config.prediction_type == "v_prediction":
-        return capped / (snr + 1)
-    return capped / snr
+        return clamped_snr / (snr + 1)
+    return clamped_snr / snr
 
 
-def sample_errors(prediction: Tensor, wanted: Tensor, huber_delta: float | None = None) -> Tensor:
+def compute_sample_errors(
+    prediction: Tensor, target: Tensor, huber_delta: float | None = None
+) -> Tensor:
     """Mean squared error of each sample; with a delta, errors beyond it count linearly.
 
     prediction, wanted: (B, C, h, w); returns (B,) float32
     """
     if huber_delta is None:
-        return (prediction.float() - wanted.float()).square().mean(dim=(1, 2, 3))
-    each = F.huber_loss(prediction.float(), wanted.float(), reduction="none", delta=huber_delta)
+        return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    elementwise = F.huber_loss(
+        prediction.float(), target.float(), reduction="none", delta=huber_delta
+    )
     # Twice, to equal the squared error of small errors.
-    return 2 * each.mean(dim=(1, 2, 3))
+    return 2 * elementwise.mean(dim=(1, 2, 3))
 
 
-def halves(errors: Tensor, is_prior: Tensor) -> tuple[Tensor, Tensor]:
+def compute_mean_errors(errors: Tensor, is_prior: Tensor) -> tuple[Tensor, Tensor]:
     """Mean error over subject images, and over class images.
 
-    errors: (B,) float32, weighted already where weights are wanted; is_prior: (B,) bool
+    errors: (B,) float32, already weighted, if at all; is_prior: (B,) bool
     returns: two () float32; the second is 0 where the batch has no class image
-    raises: ConfigError if no subject image is there
+    raises: ConfigError if the batch has no subject image
     """
     if bool(is_prior.all()):
         raise ConfigError(
@@ -76,8 +83,8 @@ def halves(errors: Tensor, is_prior: Tensor) -> tuple[Tensor, Tensor]:
     return instance, prior
 
 
-def prior_preserving(instance: Number, prior: Number, prior_weight: float) -> Number:
-    """The two halves as one: error over subject images plus weighted error over class images.
+def prior_preserving_loss(instance: Number, prior: Number, prior_weight: float) -> Number:
+    """The two losses as one: error over subject images plus weighted error over class images.
 
     prior_weight: lambda, unitless
     Source: Ruiz et al. 2023, arXiv 2208.12242, eq. 2.

@@ -1,7 +1,7 @@
-"""Randomness that is addressed, not consumed.
+"""Random numbers by address, not from a shared generator.
 
-Every draw is a pure function of (seed, purpose, step, index). It is made on the CPU, so
-that it does not depend on the device either.
+Every number is a pure function of (seed, purpose, step, index). It is computed on the CPU,
+so that it does not depend on the device.
 """
 
 import hashlib

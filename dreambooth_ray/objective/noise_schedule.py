@@ -1,4 +1,4 @@
-"""A model's forward process, as its scheduler's configuration has it."""
+"""A model's noise schedule, from its scheduler's configuration."""
 
 import json
 from dataclasses import dataclass
@@ -9,28 +9,29 @@ from dreambooth_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A model's forward process, hashable: its scheduler's configuration as JSON."""
+    """A model's noise schedule, hashable: its scheduler's configuration as JSON."""
 
     config: str
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "NoiseSchedule":
+    def from_config(cls, config: dict[str, Any]) -> "NoiseSchedule":
         """From a diffusers scheduler's configuration."""
-        public = {k: v for k, v in dict(config).items() if not k.startswith("_")}
-        return cls(json.dumps(public, sort_keys=True, default=list))
+        public_config = {k: v for k, v in dict(config).items() if not k.startswith("_")}
+        return cls(json.dumps(public_config, sort_keys=True, default=list))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration again."""
+        """The configuration as a dictionary."""
         settings: dict[str, Any] = json.loads(self.config)
         return settings
 
     @property
-    def prediction(self) -> str:
+    def prediction_type(self) -> str:
         """'epsilon' or 'v_prediction'; raises ConfigError for others."""
-        kind = str(self.settings.get("prediction_type", "epsilon"))
-        if kind not in ("epsilon", "v_prediction"):
+        prediction_type = str(self.settings.get("prediction_type", "epsilon"))
+        if prediction_type not in ("epsilon", "v_prediction"):
             raise ConfigError(
-                f"model.uri: its scheduler predicts {kind!r}; epsilon and v_prediction can be drawn"
+                f"model.uri: its scheduler predicts {prediction_type!r}; "
+                "epsilon and v_prediction can be drawn"
             )
-        return kind
+        return prediction_type

@@ -1,4 +1,4 @@
-"""Actors at work: fed as they get free, replaced when they die, helped out when slow."""
+"""A pool of actors: given work when idle, replaced when they die, helped when slow."""
 
 import statistics
 import time
@@ -11,18 +11,18 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dreambooth_ray.config.machines import Span
-from dreambooth_ray.data.prior_set import Record
+from dreambooth_ray.data.prior_set import PriorRecord
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 
-MOST_ERRORS = 3
-MOST_DEATHS = 10
-# A chunk that takes so many times the usual is begun by a free actor as well.
+MAX_ERRORS = 3
+MAX_DEATHS = 10
+# A chunk that takes this many times the median time is started by an idle actor as well.
 SLOW_TIMES = 2.0
 
 
 @dataclass
 class _Task:
-    """What an actor does: loading (number None), or chunk `number` since `since_s`."""
+    """What an actor does since `since_s`: loads (number None), or generates chunk `number`."""
 
     actor: Any
     number: int | None
@@ -32,115 +32,118 @@ class _Task:
 class ActorPool:
     """Between span.min and span.max actors, as the cluster has room for them."""
 
-    def __init__(self, make: Callable[[], Any], span: Span, most: int, wait_s: float) -> None:
-        """make(): a new actor; most: chunks there are to draw; wait_s: for room for the least."""
-        self._make, self._least, self._wait_s = make, min(span.min, most), wait_s
+    def __init__(
+        self, create_actor: Callable[[], Any], span: Span, num_chunks: int, wait_s: float
+    ) -> None:
+        """create_actor(): a new actor; num_chunks: to generate; wait_s: for room for the fewest."""
+        self._create_actor, self._wait_s = create_actor, wait_s
+        self._min_actors = min(span.min, num_chunks)
         self._tasks: dict[Any, _Task] = {}
-        self._free: list[Any] = []
+        self._idle: list[Any] = []
         self._errors: Counter[int] = Counter()
         self._deaths, self._durations = 0, list[float]()
         self._alive_s = time.monotonic()
-        self._joined = 0
-        for _ in range(min(span.max, most)):
-            self._hire()
+        self._num_ready = 0
+        for _ in range(min(span.max, num_chunks)):
+            self._start_actor()
 
-    def work(
+    def process_chunks(
         self, todo: list[int], images: Callable[[int], list[bytes]] | None
-    ) -> Iterator[tuple[int, list[Record]]]:
-        """Hand out chunks, wait for something to happen, yield what was finished.
+    ) -> Iterator[tuple[int, list[PriorRecord]]]:
+        """Hand out chunks, wait for a result, yield the records of finished chunks.
 
         raises: DreamBoothError if one chunk or all actors keep failing, CapacityError
         """
-        if self._joined >= self._least:
-            for actor, number in self._assignments(todo):
-                given = images(number) if images else None
-                ref = actor.paint.remote(number, given)
+        if self._num_ready >= self._min_actors:
+            for actor, number in self._assign_chunks(todo):
+                image_files = images(number) if images else None
+                ref = actor.generate.remote(number, image_files)
                 self._tasks[ref] = _Task(actor, number, time.monotonic())
-                self._free.remove(actor)
+                self._idle.remove(actor)
         ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=0.5)
         self._check_alive()
         for ref in ready:
             task = self._tasks.pop(ref)
-            drawn = self._collect(ref, task)
-            if drawn is not None and task.number is not None:
-                yield task.number, drawn
+            records = self._collect_records(ref, task)
+            if records is not None and task.number is not None:
+                yield task.number, records
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """End all actors."""
-        for actor in [*self._free, *(task.actor for task in self._tasks.values())]:
+        for actor in [*self._idle, *(task.actor for task in self._tasks.values())]:
             ray.kill(actor)
         self._tasks.clear()
-        self._free.clear()
+        self._idle.clear()
 
-    def _assignments(self, todo: list[int]) -> list[tuple[Any, int]]:
-        """Which free actor draws which chunk next; slow ones twice when nothing else is left."""
-        drawers = Counter(t.number for t in self._tasks.values() if t.number is not None)
-        waiting = [n for n in todo if not drawers[n]] + self._slow(drawers)
-        return list(zip(self._free, waiting, strict=False))
+    def _assign_chunks(self, todo: list[int]) -> list[tuple[Any, int]]:
+        """Idle actors with their next chunks; slow chunks twice when no others are left."""
+        actor_counts = Counter(t.number for t in self._tasks.values() if t.number is not None)
+        waiting = [n for n in todo if not actor_counts[n]] + self._find_slow_chunks(actor_counts)
+        return list(zip(self._idle, waiting, strict=False))
 
-    def _slow(self, drawers: Counter[int]) -> list[int]:
+    def _find_slow_chunks(self, actor_counts: Counter[int]) -> list[int]:
         if not self._durations:
             return []
-        limit_s, now = SLOW_TIMES * statistics.median(self._durations), time.monotonic()
+        limit_s, now_s = SLOW_TIMES * statistics.median(self._durations), time.monotonic()
         return [
             t.number
             for t in self._tasks.values()
-            if t.number is not None and drawers[t.number] == 1 and now - t.since_s > limit_s
+            if t.number is not None and actor_counts[t.number] == 1 and now_s - t.since_s > limit_s
         ]
 
-    def _collect(self, ref: Any, task: _Task) -> list[Record] | None:
+    def _collect_records(self, ref: Any, task: _Task) -> list[PriorRecord] | None:
         try:
             result = ray.get(ref)
         except RayActorError as error:
-            self._replace(error)
+            self._replace_actor(error)
             return None
         except RayTaskError as error:
-            self._free.append(task.actor)
-            self._note_error(task.number, error)
+            self._idle.append(task.actor)
+            self._count_error(task.number, error)
             return None
-        self._free.append(task.actor)
+        self._idle.append(task.actor)
         self._deaths = 0
         if task.number is None:
-            self._joined += 1
+            self._num_ready += 1
             return None
         self._durations.append(time.monotonic() - task.since_s)
-        drawn: list[Record] = result
-        return drawn
+        records: list[PriorRecord] = result
+        return records
 
-    def _hire(self) -> None:
-        actor = self._make()
+    def _start_actor(self) -> None:
+        actor = self._create_actor()
         self._tasks[actor.ready.remote()] = _Task(actor, None, time.monotonic())
 
-    def _replace(self, error: RayActorError) -> None:
+    def _replace_actor(self, error: RayActorError) -> None:
         self._deaths += 1
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, DreamBoothError):
             raise cause.cause from error
-        if self._deaths > MOST_DEATHS:
+        if self._deaths > MAX_DEATHS:
             raise DreamBoothError(
                 f"class-image actors died {self._deaths} times in a row ({error}); if memory ran "
                 "out, lower prior.actors or prior.batch_size"
             ) from error
-        self._hire()
+        self._start_actor()
 
-    def _note_error(self, number: int | None, error: RayTaskError) -> None:
+    def _count_error(self, number: int | None, error: RayTaskError) -> None:
         if isinstance(error.cause, DreamBoothError):
             raise error.cause from error
         self._errors[number or 0] += 1
-        if self._errors[number or 0] >= MOST_ERRORS:
+        if self._errors[number or 0] >= MAX_ERRORS:
             raise DreamBoothError(
-                f"class-image chunk {number} failed {MOST_ERRORS} times: {error.cause!r}"
+                f"class-image chunk {number} failed {MAX_ERRORS} times: {error.cause!r}"
             ) from error
 
     def _check_alive(self) -> None:
         """Give up if too few actors start, or none comes back: the cluster has no room."""
-        drawing = any(task.number is not None for task in self._tasks.values())
-        if self._joined >= self._least and (self._free or drawing):
+        is_generating = any(task.number is not None for task in self._tasks.values())
+        if self._num_ready >= self._min_actors and (self._idle or is_generating):
             self._alive_s = time.monotonic()
         if time.monotonic() - self._alive_s < self._wait_s:
             return
         raise CapacityError(
-            f"{self._joined} of at least {self._least} class-image actors started within "
+            f"{self._num_ready} of at least {self._min_actors} class-image actors started within "
             f"cluster.wait_s={self._wait_s:g} s; lower prior.actors, or ask for less by "
             f"prior.num_cpus, prior.num_gpus or prior.resources. The cluster has "
             f"{ray.cluster_resources()}"

@@ -1,12 +1,12 @@
-"""A person's own class photographs as a set: squared once, then like any drawn ones."""
+"""A person's own class photographs as a set: cropped square once, then like generated ones."""
 
 import hashlib
 import io
 from pathlib import Path
 
-from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
+from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 
-MOST_PHOTOGRAPHS = 10_000
+MAX_PHOTOGRAPHS = 10_000
 
 
 class ClassImageFolder:
@@ -16,7 +16,7 @@ class ClassImageFolder:
     """
 
     def __init__(self, path: Path, side_px: int) -> None:
-        self._paths = find_photographs(path, MOST_PHOTOGRAPHS, key="prior.folder")
+        self._paths = find_photographs(path, MAX_PHOTOGRAPHS, key="prior.folder")
         self._side_px = side_px
         digest = hashlib.sha256()
         for file in self._paths:
@@ -27,11 +27,11 @@ class ClassImageFolder:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def chunk(self, indices: range) -> list[bytes]:
+    def read_chunk(self, indices: range) -> list[bytes]:
         """PNG files of the images with these indices; fewer at the end."""
-        found = []
+        image_files = []
         for file in self._paths[indices.start : indices.stop]:
             data = io.BytesIO()
-            square(read_photograph(file), self._side_px).save(data, "PNG")
-            found.append(data.getvalue())
-        return found
+            crop_square(read_photograph(file), self._side_px).save(data, "PNG")
+            image_files.append(data.getvalue())
+        return image_files

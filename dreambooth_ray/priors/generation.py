@@ -1,4 +1,4 @@
-"""A pool of Ray actors that draws what a set of class images still lacks."""
+"""Generates the missing class images of a set with a pool of Ray actors."""
 
 import json
 import threading
@@ -12,20 +12,20 @@ import ray
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import PriorConfig
-from dreambooth_ray.data.prior_set import Record, read_records
+from dreambooth_ray.data.prior_set import PriorRecord, read_records
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.priors.actor_pool import ActorPool
-from dreambooth_ray.priors.prior_spec import PriorSpec, missing, select
+from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.store import Store, given_options
+from dreambooth_ray.storage.store import Store, current_options
 
 OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PriorRequest:
-    """Which set is wanted, and how much of it.
+    """The set of class images to generate, and how many images of it.
 
     images(number): PNG files of a chunk, for sets of a person's own images
     stop:             set from another thread to end early
@@ -38,21 +38,21 @@ class PriorRequest:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def committed_chunks(store: Store) -> dict[int, list[Record]]:
-    """Records of every intact chunk of a set; damaged ones are removed, to be drawn again."""
-    found = {}
+def committed_chunks(store: Store) -> dict[int, list[PriorRecord]]:
+    """Records of every intact chunk of a set; damaged ones are removed, to be generated again."""
+    records = {}
     for name in store.names():
         number = paths.prior_chunk_number(name)
         if number is None:
             continue
-        if manifest.damage(store, paths.prior_chunk(number)):
-            manifest.discard(store, paths.prior_chunk(number))
+        if manifest.find_damage(store, paths.prior_chunk(number)):
+            manifest.remove_artifact(store, paths.prior_chunk(number))
             continue
         try:
-            found[number] = read_records(store, number)
+            records[number] = read_records(store, number)
         except CheckpointError:
             continue
-    return found
+    return records
 
 
 def open_set(store: Store, spec: PriorSpec) -> Store:
@@ -62,68 +62,68 @@ def open_set(store: Store, spec: PriorSpec) -> Store:
     return set_store
 
 
-def make_priors(
-    order: PriorRequest,
+def generate_priors(
+    request: PriorRequest,
     store: Store,
-    wanted: PriorConfig,
+    prior_config: PriorConfig,
     cluster: ClusterConfig,
     on_progress: OnProgress,
 ) -> Store:
-    """Draw what is missing until `order.count` images of a set count; returns its store.
+    """Generate what is missing until `request.count` images of a set count; returns its store.
 
     on_progress(done, total) is called in images. Actors that die are replaced and their
-    chunk drawn again: the images are the same.
+    chunk generated again: the images are the same.
     raises: DreamBoothError if chunks keep failing, CapacityError if too few actors start in time,
         DataError if the model repeats itself
     """
-    spec, set_store = order.spec, open_set(store, order.spec)
+    spec, set_store = request.spec, open_set(store, request.spec)
     records = committed_chunks(set_store)
-    todo = missing(spec, order.count, records)
+    todo = missing_chunks(spec, request.count, records)
     if not todo:
         return set_store
 
-    def tell() -> None:
-        on_progress(min(len(select(spec, records).taken), order.count), order.count)
+    def report_progress() -> None:
+        on_progress(min(len(select_records(spec, records).accepted), request.count), request.count)
 
-    tell()
-    make = _maker(order, set_store, wanted, cluster.gpus)
-    crew = ActorPool(make, wanted.span, len(todo), cluster.wait_s)
+    report_progress()
+    create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
+    actor_pool = ActorPool(create_actor, prior_config.span, len(todo), cluster.wait_s)
     try:
-        while todo and not order.stop.is_set():
-            for number, drawn in crew.work(todo, order.images):
-                records[number] = drawn
-                tell()
-            todo = missing(spec, order.count, records)
+        while todo and not request.stop.is_set():
+            for number, chunk_records in actor_pool.process_chunks(todo, request.images):
+                records[number] = chunk_records
+                report_progress()
+            todo = missing_chunks(spec, request.count, records)
     finally:
-        crew.dismiss()
+        actor_pool.close()
     return set_store
 
 
-def has_room(wanted: PriorConfig, cluster: ClusterConfig) -> bool:
-    """Whether the least number of actors and all training workers find a place now, at once."""
-    free, least, workers = ray.available_resources(), wanted.span.min, cluster.span.max
-    cpus = least * wanted.num_cpus + workers
-    gpus = least * _num_gpus(wanted, cluster.gpus) + (workers if cluster.gpus else 0)
+def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
+    """Whether the cluster has room now for the fewest actors and all training workers."""
+    free, min_actors, workers = ray.available_resources(), prior_config.span.min, cluster.span.max
+    cpus = min_actors * prior_config.num_cpus + workers
+    gpus = min_actors * _num_gpus(prior_config, cluster.gpus) + (workers if cluster.gpus else 0)
     return bool(free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus)
 
 
-def _num_gpus(wanted: PriorConfig, gpu: bool) -> float:
-    return wanted.num_gpus if wanted.num_gpus is not None else float(gpu)
+def _num_gpus(prior_config: PriorConfig, gpu: bool) -> float:
+    return prior_config.num_gpus if prior_config.num_gpus is not None else float(gpu)
 
 
-def _maker(
-    order: PriorRequest, set_store: Store, wanted: PriorConfig, gpu: bool
+def _actor_factory(
+    request: PriorRequest, set_store: Store, prior_config: PriorConfig, gpu: bool
 ) -> Callable[[], Any]:
-    num_gpus = _num_gpus(wanted, gpu)
+    num_gpus = _num_gpus(prior_config, gpu)
     remote = ray.remote(
-        num_cpus=wanted.num_cpus,
+        num_cpus=prior_config.num_cpus,
         num_gpus=num_gpus,
-        resources=wanted.resources or None,
+        resources=prior_config.resources or None,
         runtime_env=worker_environment(),
     )(PriorWorkerActor)
 
-    def make() -> Any:
-        directory, options = str(order.directory), given_options()
-        return remote.remote(directory, set_store.uri, order.spec, num_gpus > 0, options)
+    def create_actor() -> Any:
+        directory, options = str(request.directory), current_options()
+        return remote.remote(directory, set_store.uri, request.spec, num_gpus > 0, options)
 
-    return make
+    return create_actor

@@ -1,14 +1,14 @@
-"""Which class images there should be, and which chunks are still to draw. Pure."""
+"""Which class images there should be, and which chunks are missing. Pure."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from dreambooth_ray.data.prior_set import Record, Selection
+from dreambooth_ray.data.prior_set import PriorRecord, PriorSelection
 from dreambooth_ray.errors import DataError
 
-# A model that keeps drawing the same image is given up on after so many times the count.
-MOST_TIMES = 4
+# A model that keeps generating the same image is given up after this many times the count.
+MAX_GENERATED_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class PriorSpec:
     """All that image i of a set depends on, besides i.
 
     prompts take turns: image i is of prompt i mod their number. chunk_size counts: a
-    image's last bits depend on how many are drawn at once, so the unit of work is a chunk
-    of fixed indices, whoever draws it. folder_digest stands for a person's own images,
-    which are taken instead of drawn; "" for none.
+    image's last bits depend on how many are generated at once, so the unit of work is a chunk
+    of fixed indices, whichever actor generates it. folder_digest stands for a person's own images,
+    which are taken instead of generated ones; "" for none.
     """
 
     model_hash: str
@@ -47,30 +47,30 @@ class PriorSpec:
         return range(number * self.chunk_size, (number + 1) * self.chunk_size)
 
 
-def select(spec: PriorSpec, records: dict[int, list[Record]]) -> Selection:
-    """The images that count among the chunks committed without a gap from the first."""
-    selection = Selection(every=bool(spec.folder_digest))
-    while selection.chunks in records:
-        selection.extend(records[selection.chunks])
+def select_records(spec: PriorSpec, records: dict[int, list[PriorRecord]]) -> PriorSelection:
+    """The images that count, of the chunks committed without a gap from the first."""
+    selection = PriorSelection(accept_all=bool(spec.folder_digest))
+    while selection.num_chunks in records:
+        selection.extend(records[selection.num_chunks])
     return selection
 
 
-def missing(spec: PriorSpec, count: int, records: dict[int, list[Record]]) -> list[int]:
-    """Chunks to draw, first first, until `count` images count: wanted minus committed.
+def missing_chunks(spec: PriorSpec, count: int, records: dict[int, list[PriorRecord]]) -> list[int]:
+    """Chunks to generate, in order, until `count` images count.
 
-    raises: DataError if the model draws nothing but what it has drawn before
+    raises: DataError if the model generates only images that it has generated before
     """
-    selection = select(spec, records)
-    lacking = count - len(selection.taken)
+    selection = select_records(spec, records)
+    lacking = count - len(selection.accepted)
     if lacking <= 0:
         return []
-    most = -(-count * MOST_TIMES // spec.chunk_size)
-    if selection.chunks >= most:
+    max_chunks = -(-count * MAX_GENERATED_RATIO // spec.chunk_size)
+    if selection.num_chunks >= max_chunks:
         raise DataError(
-            f"only {len(selection.taken)} of {count} class images can be told apart after "
-            f"{selection.chunks * spec.chunk_size} were drawn of {spec.prompts}; choose another "
-            "prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
+            f"only {len(selection.accepted)} of {count} class images can be told apart after "
+            f"{selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; choose "
+            "another prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
         )
-    # Chunks beyond a gap may turn out to count whole, and so may those not drawn yet.
-    last = selection.chunks + -(-lacking // spec.chunk_size)
-    return [n for n in range(selection.chunks, last) if n not in records]
+    # Chunks beyond a gap may turn out to count whole, and so may those not generated yet.
+    last = selection.num_chunks + -(-lacking // spec.chunk_size)
+    return [n for n in range(selection.num_chunks, last) if n not in records]

@@ -1,4 +1,4 @@
-"""Class images drawn in a thread of their own, while training reads them."""
+"""Class images generated in a thread of their own, while training reads them."""
 
 import json
 import threading
@@ -13,27 +13,27 @@ _POLL_S = 0.2
 
 
 class PriorStream:
-    """Draws while the block runs; leaves it when all is drawn, with the drawing's own error.
+    """Generates while the block runs; its end waits for all images, and raises the thread's error.
 
-    A failure is written to the run as well, so that workers who wait for an image learn of it.
+    A failure is written to the run as well, so that workers that wait for an image learn of it.
     """
 
     def __init__(
-        self, draw: Callable[[], Store], order: PriorRequest, set_store: Store, run: Store
+        self, generate: Callable[[], Store], request: PriorRequest, set_store: Store, run: Store
     ):
-        self._draw, self._order = draw, order
+        self._generate, self._request = generate, request
         self._set, self._run = set_store, run
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="priors", daemon=True)
+        self._thread = threading.Thread(target=self._run_generation, name="priors", daemon=True)
 
     def __enter__(self) -> "PriorStream":
-        """Begin to draw."""
+        """Begin to generate."""
         self._run.remove(paths.PRIOR_FAILURE)
         self._thread.start()
         return self
 
     def wait_first(self) -> None:
-        """Return when the first chunk is there; raises what ended the drawing before it."""
+        """Return when the first chunk is there; raises what ended the thread before it."""
         first = f"{paths.prior_chunk(0)}.json"
         while self._thread.is_alive() and not self._set.exists(first):
             self._thread.join(_POLL_S)
@@ -41,14 +41,14 @@ class PriorStream:
             raise self._error
 
     def wait_all(self) -> None:
-        """Return when all is drawn; raises what ended the drawing before."""
+        """Return when all are generated; raises what ended the thread before."""
         self._thread.join()
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
+    def _run_generation(self) -> None:
         try:
-            self._draw()
+            self._generate()
         except BaseException as error:  # handed to the thread that waits
             self._error = error
             text = json.dumps({"error": f"{error}"})
@@ -62,7 +62,7 @@ class PriorStream:
     ) -> None:
         """Wait for the rest; at an error of the block, end at once."""
         if error is not None:
-            self._order.stop.set()
+            self._request.stop.set()
         self._thread.join()
         if self._error is not None:
             raise self._error

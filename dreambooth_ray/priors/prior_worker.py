@@ -1,4 +1,4 @@
-"""Draws chunks of class images and commits them."""
+"""Generates chunks of class images and commits them."""
 
 import io
 import tempfile
@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from dreambooth_ray.data.image_hash import fingerprint, is_blank
-from dreambooth_ray.data.prior_set import POSTERIOR, Record
+from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
+from dreambooth_ray.data.prior_set import POSTERIOR, PriorRecord
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.prior_spec import PriorSpec
@@ -22,7 +22,7 @@ from dreambooth_ray.storage.store import Store, use_options
 
 
 class PriorWorker:
-    """One engine, and the set it draws for."""
+    """One engine, and the set it generates for."""
 
     def __init__(
         self,
@@ -34,40 +34,40 @@ class PriorWorker:
     ) -> None:
         use_options(set_uri, storage_options or {})
         torch.set_num_threads(1)
-        self._parts = load_components(Path(directory))
+        self._components = load_components(Path(directory))
         device = "cuda" if gpu else "cpu"
-        self._engine = Engine(self._parts, max_batch=spec.chunk_size, device=device)
+        self._engine = Engine(self._components, max_batch=spec.chunk_size, device=device)
         self._store, self._spec = Store(set_uri), spec
 
-    def paint(self, number: int, images: list[bytes] | None = None) -> list[Record]:
-        """Draw chunk `number`, or take the given PNG files of the set's size, and commit it.
+    def generate(self, number: int, image_files: list[bytes] | None = None) -> list[PriorRecord]:
+        """Generate chunk `number`, or take PNG files of the set's size instead, and commit it.
 
         returns: its records, also where another actor has committed it first
         """
         spec = self._spec
         indices = list(spec.indices(number))
-        if images is None:
+        if image_files is None:
             requests = [self._request(i) for i in indices]
-            drawn = [one.image for one in self._engine.draw(requests)]
+            images = [sample.image for sample in self._engine.sample(requests)]
             receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
         else:
-            drawn = [Image.open(io.BytesIO(data)).convert("RGB") for data in images]
-            indices, receipts = indices[: len(drawn)], [PngInfo()] * len(drawn)
+            images = [Image.open(io.BytesIO(data)).convert("RGB") for data in image_files]
+            indices, receipts = indices[: len(images)], [PngInfo()] * len(images)
         records = [
-            Record(i, fingerprint(p), is_blank(p), i % len(spec.prompts))
-            for i, p in zip(indices, drawn, strict=True)
+            PriorRecord(i, compute_fingerprint(p), is_blank(p), i % len(spec.prompts))
+            for i, p in zip(indices, images, strict=True)
         ]
         with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as name:
             folder = Path(name)
-            for index, image, info in zip(indices, drawn, receipts, strict=True):
+            for index, image, info in zip(indices, images, receipts, strict=True):
                 image.save(folder / paths.prior_image(index), pnginfo=info)
-            save_file({"posterior": self._posteriors(drawn)}, folder / POSTERIOR)
+            save_file({"posterior": self._posteriors(images)}, folder / POSTERIOR)
             about: dict[str, object] = {"records": [r.to_json() for r in records]}
-            manifest.commit(self._store, paths.prior_chunk(number), folder, about)
+            manifest.commit_artifact(self._store, paths.prior_chunk(number), folder, about)
         return records
 
     def _posteriors(self, images: list[Image.Image]) -> torch.Tensor:
-        rows = [encode_posterior(self._parts.vae, image, flip=True) for image in images]
+        rows = [encode_posterior(self._components.vae, image, flip=True) for image in images]
         return torch.stack(rows).contiguous()
 
     def _request(self, index: int) -> Request:

@@ -1,16 +1,16 @@
-"""A painter as an actor: loaded where it paints, not by the process that asks for it."""
+"""PriorWorker as an actor: its imports are loaded in the actor's process alone."""
 
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_ray.imports import large_imports
 
 if TYPE_CHECKING:
-    from dreambooth_ray.data.prior_set import Record
+    from dreambooth_ray.data.prior_set import PriorRecord
     from dreambooth_ray.priors.prior_spec import PriorSpec
 
 
 class PriorWorkerActor:
-    """A Painter; what it needs takes seconds to import, and only the actor's process does."""
+    """A PriorWorker; its imports take seconds, and only the actor's process needs them."""
 
     def __init__(
         self,
@@ -23,12 +23,12 @@ class PriorWorkerActor:
         with large_imports():
             from dreambooth_ray.priors.prior_worker import PriorWorker  # noqa: PLC0415  see above
 
-        self._painter = PriorWorker(directory, set_uri, spec, gpu, storage_options)
+        self._worker = PriorWorker(directory, set_uri, spec, gpu, storage_options)
 
     def ready(self) -> bool:
         """True once the model is loaded."""
         return True
 
-    def paint(self, number: int, images: list[bytes] | None = None) -> list["Record"]:
-        """As the Painter."""
-        return self._painter.paint(number, images)
+    def generate(self, number: int, image_files: list[bytes] | None = None) -> list["PriorRecord"]:
+        """See PriorWorker."""
+        return self._worker.generate(number, image_files)

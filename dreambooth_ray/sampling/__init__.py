@@ -1,1 +1,1 @@
-"""sampling."""
+"""Generate images: requests, denoising steps, solvers."""

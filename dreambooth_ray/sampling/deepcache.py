@@ -1,8 +1,8 @@
-"""A UNet's outermost layers alone, over deep features of an earlier step.
+"""DeepCache: run only the UNet's outermost layers, over cached features of an earlier step.
 
-Between neighbouring steps the deep layers' output changes little, so it may be computed
-now and then and kept (DeepCache, Ma et al. 2023, arXiv 2312.00858). What is left of a step
-is the first block down, without its downsampling, and the last block up.
+Between neighbouring steps the deep layers' output changes little, so it can be cached and
+reused (Ma et al. 2023, arXiv 2312.00858). The other steps run the first down block, without
+its downsampling, and the last up block.
 
 Legend: R rows, F features, h, w latent sides.
 """
@@ -17,49 +17,49 @@ from torch import Tensor, nn
 
 
 class DeepCache:
-    """`network` shares every weight with the UNet, and does without its middle."""
+    """`network` shares all weights with the UNet, and has only its outermost blocks."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._last = unet.up_blocks[-1]
-        first = _twin(unet.down_blocks[0])
-        first.downsamplers = None
-        self.network = _twin(unet)
-        self.network.down_blocks = nn.ModuleList([first])
+        self._last_block = unet.up_blocks[-1]
+        first_block = _clone_module(unet.down_blocks[0])
+        first_block.downsamplers = None
+        self.network = _clone_module(unet)
+        self.network.down_blocks = nn.ModuleList([first_block])
         self.network.mid_block = None
-        self.network.up_blocks = nn.ModuleList([self._last])
+        self.network.up_blocks = nn.ModuleList([self._last_block])
 
     @contextmanager
-    def keeping(self) -> Iterator[list[Tensor]]:
-        """Collects what goes into the last block: (R, F, h, w) for each forward inside."""
-        kept: list[Tensor] = []
+    def collect_features(self) -> Iterator[list[Tensor]]:
+        """Collects the last block's input, (R, F, h, w), for each forward inside."""
+        collected: list[Tensor] = []
 
-        def note(module: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
-            kept.append(options["hidden_states"])
+        def collect(module: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
+            collected.append(options["hidden_states"])
 
-        handle = self._last.register_forward_pre_hook(note, with_kwargs=True)
+        handle = self._last_block.register_forward_pre_hook(collect, with_kwargs=True)
         try:
-            yield kept
+            yield collected
         finally:
             handle.remove()
 
     @contextmanager
-    def giving(self, deep: Tensor) -> Iterator[None]:
-        """Puts (R, F, h, w) kept features into the last block instead of what comes."""
+    def replace_features(self, cached_features: Tensor) -> Iterator[None]:
+        """Gives cached features, (R, F, h, w), to the last block instead of its real input."""
 
         def replace(
             module: nn.Module, inputs: Any, options: dict[str, Any]
         ) -> tuple[Any, dict[str, Any]]:
-            return inputs, {**options, "hidden_states": deep}
+            return inputs, {**options, "hidden_states": cached_features}
 
-        handle = self._last.register_forward_pre_hook(replace, with_kwargs=True)
+        handle = self._last_block.register_forward_pre_hook(replace, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
 
 
-def _twin(module: Any) -> Any:
-    """A copy with a list of children of its own; the children are shared."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
+def _clone_module(module: Any) -> Any:
+    """A copy with its own list of children; the children themselves are shared."""
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone

@@ -16,28 +16,28 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.traced_forward import WARMUP_CALLS, Plain, TracedForward
+from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
 from dreambooth_ray.sampling.deepcache import DeepCache
-from dreambooth_ray.sampling.lora_batching import LoraBatch, Names
+from dreambooth_ray.sampling.lora_batching import AdapterNames, LoraBatch
 
 _BASE = "__base__"
 
 
-class Adapted:
-    """A network and the LoRA adapters on it; adapters of different rows share a forward.
+class AdaptedNetwork:
+    """A network and its LoRA adapters; rows of different adapters share a forward.
 
-    adapters that peft can't mix (DoRA) get a forward of their own
+    Adapters that peft can't mix in one forward (DoRA) run in a separate one.
     """
 
     def __init__(self, network: Any) -> None:
         self.network = network
         self._wrapped: PeftModel | None = None
-        # Mixes what adapters there are.
-        self.mixer: LoraBatch | None = None
-        self._apart: set[str] = set()
+        # Runs all loaded adapters in one forward.
+        self.lora_batch: LoraBatch | None = None
+        self._unbatchable: set[str] = set()
         self.names: set[str] = set()
 
-    def add(self, name: str, folder: Path) -> None:
+    def add_adapter(self, name: str, folder: Path) -> None:
         """Load a folder in peft's format under a name.
 
         raises: ConfigError if it holds no safetensors adapter, or doesn't fit the network
@@ -56,70 +56,74 @@ class Adapted:
             else:
                 self._wrapped.load_adapter(folder, adapter_name=name, use_safetensors=True)
         except (RuntimeError, ValueError) as error:
-            self._drop(name)
+            self._drop_adapter(name)
             raise ConfigError(f"adapter {name!r} does not fit this model: {error}") from error
         self._wrapped.eval().requires_grad_(False)
-        self.mixer = LoraBatch(self._wrapped)
+        self.lora_batch = LoraBatch(self._wrapped)
         self.names.add(name)
         if getattr(config, "use_dora", False):
-            self._apart.add(name)
+            self._unbatchable.add(name)
 
-    def remove(self, name: str) -> None:
-        """Forget an adapter; unknown names are no error."""
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter; an unknown name is no error."""
         if name in self.names:
-            self._drop(name)
+            self._drop_adapter(name)
 
-    def _drop(self, name: str) -> None:
+    def _drop_adapter(self, name: str) -> None:
         self.names.discard(name)
-        self._apart.discard(name)
+        self._unbatchable.discard(name)
         if self._wrapped is None:
             return
         if self.names:
-            # peft says which adapter is active now; here every row says that itself.
+            # peft warns which adapter is active now; here every row names its own.
             with suppress(ValueError), warnings.catch_warnings(action="ignore"):
                 self._wrapped.delete_adapter(name)
-            self.mixer = LoraBatch(self._wrapped)
+            self.lora_batch = LoraBatch(self._wrapped)
             return
         self.network = self._wrapped.unload()
-        # peft leaves its mark on the network, which would be taken for an adapter.
+        # peft leaves this attribute behind, and would take it for an adapter.
         with suppress(AttributeError):
             del self.network.peft_config
-        self._wrapped = self.mixer = None
+        self._wrapped = self.lora_batch = None
 
-    def stands_apart(self, adapter: str | None) -> bool:
+    def is_unbatchable(self, adapter: str | None) -> bool:
         """Whether rows of an adapter can't share a forward with others."""
-        return adapter in self._apart
+        return adapter in self._unbatchable
 
-    def known(self, adapters: list[str | None]) -> Names:
-        """The adapters of a group's rows, None for those that are gone."""
+    def loaded_names(self, adapters: list[str | None]) -> AdapterNames:
+        """The adapter name of each row, None where that adapter was removed."""
         return tuple(a if a in self.names else None for a in adapters)
 
-    def mixing(self, known: Names) -> LoraBatch | None:
-        """What mixes these adapters; None where that is left to peft."""
-        if self.mixer is None or known[0] in self._apart or not self.mixer.can(known):
+    def find_batch(self, adapter_names: AdapterNames) -> LoraBatch | None:
+        """The LoraBatch that runs these adapters; None where peft must do it."""
+        if (
+            self.lora_batch is None
+            or adapter_names[0] in self._unbatchable
+            or not self.lora_batch.supports(adapter_names)
+        ):
             return None
-        return self.mixer
+        return self.lora_batch
 
     def __call__(
-        self, *inputs: Any, adapters: list[str | None], instead: Any = None, **options: Any
+        self, *inputs: Any, adapters: list[str | None], replacement: Any = None, **options: Any
     ) -> Any:
         """The network's output for rows of one group.
 
-        instead: a network that shares its layers, to run in its place
+        replacement: a network with the same layers, to run in its place
         """
-        network = instead or self.network
+        network = replacement or self.network
         if self._wrapped is None:
             return network(*inputs, **options)
-        known = self.known(adapters)
-        if mixing := self.mixing(known):
-            with mixing.rows(known):
+        adapter_names = self.loaded_names(adapters)
+        if lora_batch := self.find_batch(adapter_names):
+            with lora_batch.route_rows(adapter_names):
                 return network(*inputs, **options)
-        if known[0] in self._apart:
-            self._wrapped.set_adapter(known[0])
+        if adapter_names[0] in self._unbatchable:
+            self._wrapped.set_adapter(adapter_names[0])
             return network(*inputs, **options)
-        # What PeftModel.forward does, for a network that may be another than its own.
-        names = [a or _BASE for a in known]
-        with self._wrapped._enable_peft_forward_hooks(adapter_names=names):
+        # As PeftModel.forward does, for a network that may not be its own.
+        peft_names = [a or _BASE for a in adapter_names]
+        with self._wrapped._enable_peft_forward_hooks(adapter_names=peft_names):
             return network(*inputs, **options)
 
 
@@ -127,113 +131,122 @@ class Adapted:
 class Row:
     """One row of a forward.
 
-    x:      (in_channels, h, w); hidden: (T, D)
-    keeps:  whether its deep features are wanted afterwards, in `deep`
-    deep:   (F, h, w) features to use instead of the UNet's middle, or None
+    x:                (in_channels, h, w); prompt_embeds: (T, D)
+    returns_features: whether the forward stores its features in `cached_features`
+    cached_features:  (F, h, w) to use instead of the UNet's middle, or None
     """
 
     x: Tensor
     timestep: float
-    hidden: Tensor
+    prompt_embeds: Tensor
     adapter: str | None = None
-    keeps: bool = False
-    deep: Tensor | None = None
+    returns_features: bool = False
+    cached_features: Tensor | None = None
 
 
-class _Mixed(Plain):
-    """With the adapters' weights, as `Mixing.weights` lists them, among its inputs."""
+class _LoraUNet(PlainUNet):
+    """A UNet that takes the weights of `LoraBatch.weights` as inputs."""
 
-    def __init__(self, adapted: Adapted) -> None:
+    def __init__(self, adapted: AdaptedNetwork) -> None:
         super().__init__(adapted.network)
         self._adapted = adapted
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        if self._adapted.mixer is not None:
-            self._adapted.mixer.give(weights)
+        if self._adapted.lora_batch is not None:
+            self._adapted.lora_batch.replace_weights(weights)
         return super().forward(x, time, hidden)
 
 
-class _Recorded:
-    """The whole UNet by recordings, one for each set of layers in which adapters mix.
+class _TracedUNet:
+    """The whole UNet by traces, one for each set of layers with adapters.
 
-    A recording outlives adapters that come and go: their weights are among its inputs.
+    A trace stays valid when adapters come and go: their weights are inputs of it.
     """
 
-    def __init__(self, adapted: Adapted, worth: int) -> None:
-        self._adapted, self._worth = adapted, worth
-        self._recorders: dict[tuple[str, ...], TracedForward] = {}
+    def __init__(self, adapted: AdaptedNetwork, warmup_calls: int) -> None:
+        self._adapted, self._warmup_calls = adapted, warmup_calls
+        self._traced_forwards: dict[tuple[str, ...], TracedForward] = {}
 
     def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor | None:
-        """The UNet's output for rows of one group; None where peft mixes their adapters."""
+        """The UNet's output for rows of one group; None where peft must run their adapters."""
         adapted = self._adapted
-        if adapted.mixer is None:
-            return self._recorder(())(*inputs)
-        known = adapted.known(adapters)
-        if (mixing := adapted.mixing(known)) is None:
+        if adapted.lora_batch is None:
+            return self._traced_forward(())(*inputs)
+        adapter_names = adapted.loaded_names(adapters)
+        if (lora_batch := adapted.find_batch(adapter_names)) is None:
             return None
-        with mixing.rows(known):
-            return self._recorder(mixing.pattern())(*inputs, *mixing.weights())
+        with lora_batch.route_rows(adapter_names):
+            return self._traced_forward(lora_batch.active_layers())(*inputs, *lora_batch.weights())
 
-    def _recorder(self, pattern: tuple[str, ...]) -> TracedForward:
-        if pattern not in self._recorders:
-            self._recorders[pattern] = TracedForward(_Mixed(self._adapted), self._worth)
-        return self._recorders[pattern]
+    def _traced_forward(self, layer_names: tuple[str, ...]) -> TracedForward:
+        if layer_names not in self._traced_forwards:
+            self._traced_forwards[layer_names] = TracedForward(
+                _LoraUNet(self._adapted), self._warmup_calls
+            )
+        return self._traced_forwards[layer_names]
 
 
 class Denoiser:
     """The UNet as the engine calls it."""
 
-    def __init__(self, unet: UNet2DConditionModel, worth: int = WARMUP_CALLS) -> None:
-        """worth: forwards before one is recorded."""
-        self.adapted = Adapted(unet)
-        self._shortcut, self._recorded = DeepCache(unet), _Recorded(self.adapted, worth)
-        self._first = unet.conv_in.weight
+    def __init__(self, unet: UNet2DConditionModel, warmup_calls: int = WARMUP_CALLS) -> None:
+        """warmup_calls: forwards before the UNet is traced."""
+        self.adapted = AdaptedNetwork(unet)
+        self._deepcache = DeepCache(unet)
+        self._traced_unet = _TracedUNet(self.adapted, warmup_calls)
+        self._first_weight = unet.conv_in.weight
         self.in_channels = int(unet.config.in_channels)
 
     @torch.no_grad()
     def __call__(self, rows: list[Row]) -> Tensor:
-        """(R, C, h, w) float32 predictions on the CPU, and row.deep where row.keeps."""
-        groups = self._groups(rows)
+        """(R, C, h, w) float32 predictions on the CPU; fills row.cached_features."""
+        groups = self._group_rows(rows)
         if len(groups) == 1:
-            return self._forward(rows).float().cpu()
-        found: dict[int, Tensor] = {}
-        for places in groups:
-            prediction = self._forward([rows[i] for i in places]).float().cpu()
-            found.update(zip(places, prediction, strict=True))
-        return torch.stack([found[i] for i in range(len(rows))])
+            return self._predict_group(rows).float().cpu()
+        prediction_by_row: dict[int, Tensor] = {}
+        for indices in groups:
+            prediction = self._predict_group([rows[i] for i in indices]).float().cpu()
+            prediction_by_row.update(zip(indices, prediction, strict=True))
+        return torch.stack([prediction_by_row[i] for i in range(len(rows))])
 
-    def _groups(self, rows: list[Row]) -> list[list[int]]:
-        """Rows that can share a forward: prompts of one length, adapters that mix, one depth."""
+    def _group_rows(self, rows: list[Row]) -> list[list[int]]:
+        """Rows that share a forward: one prompt length, adapters that mix, all or none cached."""
         groups: dict[tuple[int, str | None, bool], list[int]] = {}
-        for place, row in enumerate(rows):
-            apart = row.adapter if self.adapted.stands_apart(row.adapter) else None
-            groups.setdefault((len(row.hidden), apart, row.deep is None), []).append(place)
+        for index, row in enumerate(rows):
+            unbatchable_adapter = row.adapter if self.adapted.is_unbatchable(row.adapter) else None
+            groups.setdefault(
+                (len(row.prompt_embeds), unbatchable_adapter, row.cached_features is None), []
+            ).append(index)
         return list(groups.values())
 
-    def _forward(self, rows: list[Row]) -> Tensor:
-        dtype, device = self._first.dtype, self._first.device
+    def _predict_group(self, rows: list[Row]) -> Tensor:
+        dtype, device = self._first_weight.dtype, self._first_weight.device
         inputs = (
             torch.stack([row.x for row in rows]).to(device, dtype),
             torch.tensor([row.timestep for row in rows], dtype=torch.float32, device=device),
-            torch.stack([row.hidden for row in rows]).to(device, dtype),
+            torch.stack([row.prompt_embeds for row in rows]).to(device, dtype),
         )
         adapters = [row.adapter for row in rows]
-        deep = [row.deep for row in rows if row.deep is not None]
-        if deep:
-            with self._shortcut.giving(torch.stack(deep)):
-                return self._run(inputs, adapters, self._shortcut.network)
-        if not any(row.keeps for row in rows):
-            # On a GPU Python runs ahead of the device, so that there is less to gain.
-            found = self._recorded(*inputs, adapters=adapters) if device.type == "cpu" else None
-            return self._run(inputs, adapters) if found is None else found
-        with self._shortcut.keeping() as kept:
-            prediction = self._run(inputs, adapters)
-        for row, features in zip(rows, kept[0], strict=True):
-            row.deep = features if row.keeps else None
+        cached_features = [row.cached_features for row in rows if row.cached_features is not None]
+        if cached_features:
+            with self._deepcache.replace_features(torch.stack(cached_features)):
+                return self._run_network(inputs, adapters, self._deepcache.network)
+        if not any(row.returns_features for row in rows):
+            # On a GPU, Python runs ahead of the device: a trace gains little.
+            traced_output = (
+                self._traced_unet(*inputs, adapters=adapters) if device.type == "cpu" else None
+            )
+            return self._run_network(inputs, adapters) if traced_output is None else traced_output
+        with self._deepcache.collect_features() as collected:
+            prediction = self._run_network(inputs, adapters)
+        for row, features in zip(rows, collected[0], strict=True):
+            row.cached_features = features if row.returns_features else None
         return prediction
 
-    def _run(
-        self, inputs: tuple[Tensor, ...], adapters: list[str | None], instead: Any = None
+    def _run_network(
+        self, inputs: tuple[Tensor, ...], adapters: list[str | None], replacement: Any = None
     ) -> Tensor:
-        found = self.adapted(*inputs, return_dict=False, adapters=adapters, instead=instead)
-        return torch.as_tensor(found[0])
+        outputs = self.adapted(
+            *inputs, return_dict=False, adapters=adapters, replacement=replacement
+        )
+        return torch.as_tensor(outputs[0])

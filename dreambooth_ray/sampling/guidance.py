@@ -11,59 +11,69 @@ from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
 
 
-def wants_guidance(request: Request, state: SamplingState) -> bool:
-    """Whether this step needs a prediction without the prompt."""
-    if not _is_on(request, state):
+def needs_guidance(request: Request, state: SamplingState) -> bool:
+    """Whether this step needs an unconditional prediction."""
+    if not _is_guidance_on(request, state):
         return False
-    return state.push is None or state.index % request.guidance_every == 0
+    return state.guidance_delta is None or state.step_index % request.guidance_every == 0
 
 
-def _is_on(request: Request, state: SamplingState) -> bool:
+def _is_guidance_on(request: Request, state: SamplingState) -> bool:
     start, end = request.guidance_interval
-    done = state.index / len(state.table.steps)
-    return request.guidance_scale != 1 and start <= done < end
+    fraction_done = state.step_index / len(state.solver_table.steps)
+    return request.guidance_scale != 1 and start <= fraction_done < end
 
 
-def step_rows(request: Request, state: SamplingState) -> list[Row]:
-    """What the UNet is to predict for a request's next step: with the prompt, then without."""
-    hidden = [state.hidden]
-    if wants_guidance(request, state):
-        hidden.append(state.negative)
-    state.num_rows = len(hidden)
-    x = state.x if state.extra is None else torch.cat([state.x, state.extra])
-    keeps = request.cache_every > 1 and state.index % request.cache_every == 0
-    deep: list[Tensor | None] = [None, None]
-    if request.cache_every > 1 and not keeps and len(state.deep) >= len(hidden):
-        deep = list(state.deep)
+def build_rows(request: Request, state: SamplingState) -> list[Row]:
+    """The UNet's rows for a request's next step: with the prompt, then without."""
+    prompt_embeds = [state.prompt_embeds]
+    if needs_guidance(request, state):
+        prompt_embeds.append(state.negative_embeds)
+    state.num_rows = len(prompt_embeds)
+    model_input = (
+        state.latents
+        if state.inpainting_channels is None
+        else torch.cat([state.latents, state.inpainting_channels])
+    )
+    returns_features = request.cache_every > 1 and state.step_index % request.cache_every == 0
+    cached_features: list[Tensor | None] = [None, None]
+    if (
+        request.cache_every > 1
+        and not returns_features
+        and len(state.cached_features) >= len(prompt_embeds)
+    ):
+        cached_features = list(state.cached_features)
     return [
-        Row(x, state.step.timestep, embedded, request.adapter, keeps, features)
-        for embedded, features in zip(hidden, deep, strict=False)
+        Row(model_input, state.step.timestep, embeds, request.adapter, returns_features, features)
+        for embeds, features in zip(prompt_embeds, cached_features, strict=False)
     ]
 
 
-def keep_features(request: Request, state: SamplingState, deep: list[Tensor | None]) -> None:
-    """Keep what rows of (F, h, w) features a step with request.cache_every brought."""
-    if request.cache_every > 1 and state.index % request.cache_every == 0:
-        state.deep = [features for features in deep if features is not None]
+def cache_features(
+    request: Request, state: SamplingState, row_features: list[Tensor | None]
+) -> None:
+    """Store the (F, h, w) features of each row, at every request.cache_every-th step."""
+    if request.cache_every > 1 and state.step_index % request.cache_every == 0:
+        state.cached_features = [features for features in row_features if features is not None]
 
 
-def guided(
+def apply_guidance(
     request: Request, state: SamplingState, conditional: Tensor, unconditional: Tensor | None = None
 ) -> Tensor:
-    """(C, h, w) prediction to go on with.
+    """The guided prediction, (C, h, w).
 
-    conditional, unconditional: (C, h, w); the latter None where `wants_guidance` was false
+    conditional, unconditional: (C, h, w); the latter None where `needs_guidance` was false
     """
     if unconditional is not None:
-        push = conditional - unconditional
-        state.push = push if request.guidance_every > 1 else None
-    elif _is_on(request, state) and state.push is not None:
-        push = state.push
+        guidance_delta = conditional - unconditional
+        state.guidance_delta = guidance_delta if request.guidance_every > 1 else None
+    elif _is_guidance_on(request, state) and state.guidance_delta is not None:
+        guidance_delta = state.guidance_delta
     else:
         return conditional
-    result = conditional + (request.guidance_scale - 1) * push
+    guided_prediction = conditional + (request.guidance_scale - 1) * guidance_delta
     if request.guidance_rescale:
         # Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16.
-        rescaled = result * (conditional.std() / result.std())
-        result = result.lerp(rescaled, request.guidance_rescale)
-    return result
+        rescaled = guided_prediction * (conditional.std() / guided_prediction.std())
+        guided_prediction = guided_prediction.lerp(rescaled, request.guidance_rescale)
+    return guided_prediction

@@ -1,4 +1,4 @@
-"""Several images on one sheet."""
+"""Several images as one grid."""
 
 from PIL import Image
 

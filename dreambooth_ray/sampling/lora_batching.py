@@ -1,7 +1,7 @@
 """Many LoRA adapters in one forward: each row of a layer's input goes through its own.
 
-peft mixes adapters too: layer by layer, adapter by adapter, it takes the rows of each out and
-puts them back. Here a layer does all its rows in two batched products.
+peft mixes adapters too: for each layer and adapter it copies the rows out and back. Here a
+layer computes all its rows in two batched products.
 
 Legend: R rows, T tokens, I, O features in and out, r the largest rank among the adapters.
 """
@@ -17,44 +17,44 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 # Of each row: the adapter's name, or None for the network without one.
-Names = tuple[str | None, ...]
+AdapterNames = tuple[str | None, ...]
 
 
 class LoraBatch:
-    """The LoRA layers of a network as peft has made them; made anew when adapters come or go."""
+    """The LoRA layers that peft put into a network; built again when adapters come or go."""
 
     def __init__(self, network: nn.Module) -> None:
-        found = [(n, m) for n, m in network.named_modules() if isinstance(m, LoraLayer)]
-        self._layers = [_Layer(name, layer) for name, layer in found]
-        self._names: Names = ()
+        lora_layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LoraLayer)]
+        self._layers = [_BatchedLayer(name, layer) for name, layer in lora_layers]
+        self._names: AdapterNames = ()
 
-    def can(self, names: Names) -> bool:
+    def supports(self, names: AdapterNames) -> bool:
         """Whether these adapters are plain LoRA of linear layers alone."""
-        wanted = set(names) - {None}
-        return all(layer.can(wanted) for layer in self._layers)
+        adapter_names = set(names) - {None}
+        return all(layer.supports(adapter_names) for layer in self._layers)
 
     def weights(self) -> list[Tensor]:
-        """Of all layers that have any for the rows of now, in the order that `give` takes."""
+        """Weights of all layers with adapters for the current rows."""
         return [weight for layer in self._layers for weight in layer.weights or ()]
 
-    def pattern(self) -> tuple[str, ...]:
-        """Which layers those are, by name."""
+    def active_layers(self) -> tuple[str, ...]:
+        """The names of those layers."""
         return tuple(layer.name for layer in self._layers if layer.weights is not None)
 
-    def give(self, weights: Sequence[Tensor]) -> None:
-        """Take these instead, as `weights` lists them."""
-        rest = iter(weights)
+    def replace_weights(self, weights: Sequence[Tensor]) -> None:
+        """Use these weights instead, in the order of `weights()`."""
+        replacements = iter(weights)
         for layer in self._layers:
             if layer.weights is not None:
-                layer.weights = next(rest), next(rest)
+                layer.weights = next(replacements), next(replacements)
 
     @contextmanager
-    def rows(self, names: Names) -> Iterator[None]:
+    def route_rows(self, names: AdapterNames) -> Iterator[None]:
         """Inside, row i of every layer's input goes through the adapter names[i]."""
         if names != self._names:
-            # A batch stays as it is for some steps: what is put together is kept.
+            # A batch stays the same for some steps, so its stacked weights are reused.
             for layer in self._layers:
-                layer.gather(names)
+                layer.stack_weights(names)
             self._names = names
         for layer in self._layers:
             layer.is_on = True
@@ -65,38 +65,43 @@ class LoraBatch:
                 layer.is_on = False
 
 
-class _Layer:
-    """Stands before the forward of one of peft's layers."""
+class _BatchedLayer:
+    """Replaces the forward of one of peft's layers."""
 
     def __init__(self, name: str, layer: Any) -> None:
         self.name, self._layer, self.is_on = name, layer, False
-        self._alone = functools.partial(type(layer).forward, layer)
+        self._original_forward = functools.partial(type(layer).forward, layer)
         self.weights: tuple[Tensor, Tensor] | None = None
-        self._parts: dict[tuple[str | None, int], tuple[Tensor, Tensor]] = {}
+        self._padded_weights: dict[tuple[str | None, int], tuple[Tensor, Tensor]] = {}
         layer.forward = self
 
-    def can(self, names: set[str | None]) -> bool:
-        here = names & set(self._layer.lora_A)
-        if not here:
+    def supports(self, names: set[str | None]) -> bool:
+        layer_names = names & set(self._layer.lora_A)
+        if not layer_names:
             return not names & set(self._layer.lora_embedding_A)
         linear = isinstance(self._layer, Linear) and isinstance(self._layer.base_layer, nn.Linear)
-        biased = any(self._layer.lora_bias[name] for name in here)
-        return linear and not biased and not here & set(self._layer.lora_variant)
+        biased = any(self._layer.lora_bias[name] for name in layer_names)
+        return linear and not biased and not layer_names & set(self._layer.lora_variant)
 
     @torch.no_grad()
-    def gather(self, names: Names) -> None:
-        """Puts (R, I, r) and (R, r, O) weights together; None where no row has any here."""
-        here = {name for name in names if name in self._layer.lora_A}
-        if not here:
+    def stack_weights(self, names: AdapterNames) -> None:
+        """Stacks weights to (R, I, r) and (R, r, O); None where no row has any here."""
+        layer_names = {name for name in names if name in self._layer.lora_A}
+        if not layer_names:
             self.weights = None
             return
-        rank = max(self._layer.r[name] for name in here)
-        parts = [self._padded(name if name in here else None, rank) for name in names]
-        self.weights = torch.stack([d for d, _ in parts]), torch.stack([u for _, u in parts])
+        rank = max(self._layer.r[name] for name in layer_names)
+        padded_weights = [
+            self._pad_weights(name if name in layer_names else None, rank) for name in names
+        ]
+        self.weights = (
+            torch.stack([d for d, _ in padded_weights]),
+            torch.stack([u for _, u in padded_weights]),
+        )
 
-    def _padded(self, name: str | None, rank: int) -> tuple[Tensor, Tensor]:
-        """(I, rank) and (rank, O) of one adapter, kept: batches come anew at every few steps."""
-        if (name, rank) not in self._parts:
+    def _pad_weights(self, name: str | None, rank: int) -> tuple[Tensor, Tensor]:
+        """(I, rank) and (rank, O) of one adapter, cached: the batch changes every few steps."""
+        if (name, rank) not in self._padded_weights:
             like, layer = self._layer.base_layer.weight, self._layer
             down = like.new_zeros(layer.in_features, rank)
             up = like.new_zeros(rank, layer.out_features)
@@ -104,18 +109,18 @@ class _Layer:
                 r = layer.r[name]
                 down[:, :r] = layer.lora_A[name].weight.T
                 up[:r] = layer.lora_B[name].weight.T * layer.scaling[name]
-            self._parts[name, rank] = down, up
-        return self._parts[name, rank]
+            self._padded_weights[name, rank] = down, up
+        return self._padded_weights[name, rank]
 
     def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         """x: (R, ..., I); returns (R, ..., O)."""
         if not self.is_on:
-            return torch.as_tensor(self._alone(x, *inputs, **options))
-        base = torch.as_tensor(self._layer.base_layer(x, *inputs, **options))
+            return torch.as_tensor(self._original_forward(x, *inputs, **options))
+        base_output = torch.as_tensor(self._layer.base_layer(x, *inputs, **options))
         if self.weights is None:
-            return base
+            return base_output
         down, up = self.weights
-        # By shape, not by len, which a recording would take for the same number for ever.
+        # By shape, not by len: a trace would store len as a constant.
         low = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down)
-        tokens = base.reshape(base.shape[0], -1, base.shape[-1])
-        return torch.baddbmm(tokens, low, up).reshape(base.shape)
+        tokens = base_output.reshape(base_output.shape[0], -1, base_output.shape[-1])
+        return torch.baddbmm(tokens, low, up).reshape(base_output.shape)

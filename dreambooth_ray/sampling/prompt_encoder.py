@@ -1,4 +1,4 @@
-"""Prompts to embeddings: of any length, with weights, through any text adapter.
+"""Prompts to embeddings: of any length, with weights, with any text adapter.
 
 Legend: L the encoder's window in tokens, k chunks of it, D embedding width.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.sampling.denoiser import Adapted
+from dreambooth_ray.sampling.denoiser import AdaptedNetwork
 
 _WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
 MAX_WEIGHT = 5.0
 _CACHE_SIZE = 256
 
 
-def fragments(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
+def split_prompt(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
     """Text and weight of each part: "a (red:1.3) car" is three parts.
 
     raises: ConfigError for a weight above MAX_WEIGHT
@@ -44,17 +44,17 @@ class PromptEncoder:
     """Embeds prompts, each once.
 
     A prompt that fits the window and has no weights goes through the encoder as diffusers'
-    pipeline would send it. Others are put together by compel: longer ones from several
-    windows, so that nothing is cut off silently.
+    pipeline would send it. compel embeds the others: long ones in several windows, so that
+    nothing is cut off silently.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, adapted: Adapted) -> None:
-        """adapted: the text encoder, with what LoRAs there are for it."""
+    def __init__(self, tokenizer: CLIPTokenizer, adapted: AdaptedNetwork) -> None:
+        """adapted: the text encoder, with its LoRAs."""
         self.tokenizer, self._adapted = tokenizer, adapted
         self._cache: OrderedDict[tuple[str, int, str | None], Tensor] = OrderedDict()
 
-    def clear(self) -> None:
-        """Forget all embeddings, because weights have changed."""
+    def clear_cache(self) -> None:
+        """Drop all embeddings, because weights have changed."""
         self._cache.clear()
 
     @torch.no_grad()
@@ -68,44 +68,46 @@ class PromptEncoder:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        forward = self._forward(clip_skip, adapter)
-        parts = fragments(prompt)
+        forward = self._build_forward(clip_skip, adapter)
+        parts = split_prompt(prompt)
         ids = self.tokenizer(prompt).input_ids
         if len(parts) == 1 and parts[0][1] == 1.0 and len(ids) <= self._window:
-            embedded = forward(self._padded(prompt))
+            embedded = forward(self._tokenize_padded(prompt))
         else:
-            embedded = _Provider(self.tokenizer, self._adapted.network, forward).put_together(parts)
+            embedded = _Provider(self.tokenizer, self._adapted.network, forward).embed_fragments(
+                parts
+            )
         self._cache[key] = embedded
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
         return embedded
 
-    def pair(
+    def encode_pair(
         self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapter: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of both, of one length: the shorter ends in windows of the empty prompt."""
-        both = [self.encode(text, clip_skip, adapter) for text in (prompt, negative_prompt)]
-        longest = max(e.shape[1] for e in both)
-        if any(e.shape[1] < longest for e in both):
+        embeds = [self.encode(text, clip_skip, adapter) for text in (prompt, negative_prompt)]
+        longest = max(e.shape[1] for e in embeds)
+        if any(e.shape[1] < longest for e in embeds):
             empty = self.encode("", clip_skip, adapter)
-            both = [
+            embeds = [
                 torch.cat([e] + [empty] * ((longest - e.shape[1]) // empty.shape[1]), dim=1)
-                for e in both
+                for e in embeds
             ]
-        return both[0], both[1]
+        return embeds[0], embeds[1]
 
     @property
     def _window(self) -> int:
         return int(self.tokenizer.model_max_length)
 
-    def _padded(self, prompt: str) -> Tensor:
+    def _tokenize_padded(self, prompt: str) -> Tensor:
         ids: Tensor = self.tokenizer(
             prompt, padding="max_length", max_length=self._window, return_tensors="pt"
         ).input_ids
         return ids.to(self._adapted.network.device)
 
-    def _forward(self, clip_skip: int, adapter: str | None) -> Callable[..., Tensor]:
-        """Token ids (1, L) and, if wanted, a mask to embeddings (1, L, D)."""
+    def _build_forward(self, clip_skip: int, adapter: str | None) -> Callable[..., Tensor]:
+        """A function of token ids (1, L) and an optional mask to embeddings (1, L, D)."""
         check_clip_skip(clip_skip, self._adapted.network)
 
         def forward(ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -116,9 +118,9 @@ class PromptEncoder:
                 adapters=[adapter],
             )
             if not clip_skip:
-                return _tensor(out.last_hidden_state)
-            norm = _final_norm(self._adapted.network)
-            return _tensor(norm(out.hidden_states[-1 - clip_skip]))
+                return _as_tensor(out.last_hidden_state)
+            norm = _find_final_norm(self._adapted.network)
+            return _as_tensor(norm(out.hidden_states[-1 - clip_skip]))
 
         return forward
 
@@ -132,13 +134,13 @@ def check_clip_skip(clip_skip: int, encoder: CLIPTextModel) -> None:
         )
 
 
-def _tensor(value: Any) -> Tensor:
+def _as_tensor(value: Any) -> Tensor:
     assert isinstance(value, Tensor)
     return value
 
 
-def _final_norm(encoder: Any) -> Callable[[Tensor], Any]:
-    """The text model's last layer norm, under whatever has been wrapped around it."""
+def _find_final_norm(encoder: Any) -> Callable[[Tensor], Any]:
+    """The text model's last layer norm, under any wrapper."""
     for name, part in encoder.named_modules():
         if name.endswith("final_layer_norm"):
             return part  # type: ignore[no-any-return]
@@ -146,7 +148,7 @@ def _final_norm(encoder: Any) -> Callable[[Tensor], Any]:
 
 
 class _Provider(EmbeddingsProvider):  # type: ignore[misc]
-    """compel's chunks and weights over our own forward (its own knows one clip_skip alone)."""
+    """compel's chunks and weights over our own forward (its own has one fixed clip_skip)."""
 
     def __init__(
         self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, forward: Callable[..., Tensor]
@@ -159,10 +161,10 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]
         )
         self._embed = forward
 
-    def put_together(self, parts: list[tuple[str, float]]) -> Tensor:
+    def embed_fragments(self, parts: list[tuple[str, float]]) -> Tensor:
         """Embeddings (1, k L, D) of weighted fragments."""
         texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
-        return _tensor(
+        return _as_tensor(
             self.get_embeddings_for_weighted_prompt_fragments(
                 [texts], [weights], device=self.device
             )

@@ -1,4 +1,4 @@
-"""What a person may ask of the sampling engine, refused early where it can't be drawn."""
+"""A request to the sampling engine; invalid ones are refused early."""
 
 import math
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ class Request:
     """One image. The same request on the same weights gives the same image.
 
     width_px, height_px:  None for the model's own side; both or neither
-    solver:               a name of `solvers.SOLVERS`
+    solver:               a name in `solvers.SOLVERS`
     eta:                  0 for deterministic DDIM, 1 for DDPM's noise; ddim alone
     karras:               sigmas after Karras et al. 2022, eq. 5; euler and dpmpp_2m
     guidance_rescale:     0 off, to 1 (Lin et al. 2023, arXiv 2305.08891, section 3.4)
@@ -31,8 +31,8 @@ class Request:
                           2312.00858); 1 is exact
     clip_skip:            text encoder layers left out at the end
     image, strength:      start image, and how much of the denoising is done on it (0 to 1]
-    mask:                 white is drawn anew, black is kept; needs an image of its size
-    adapter:              name of a LoRA that the engine has
+    mask:                 white is generated, black is kept; needs an image of its size
+    adapter:              name of a LoRA that the engine has loaded
     """
 
     prompt: str
@@ -63,15 +63,15 @@ class Request:
                 raise ConfigError(
                     f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are taken"
                 )
-        _between("seed", self.seed, 0, 2**63 - 1)
-        _between("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _between("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE)
-        _between("guidance_rescale", self.guidance_rescale, 0, 1)
-        _between("guidance_every", self.guidance_every, 1, MAX_STEPS)
-        _between("cache_every", self.cache_every, 1, MAX_STEPS)
-        _between("eta", self.eta, 0, 1)
-        _between("clip_skip", self.clip_skip, 0, 100)
-        _between("strength", self.strength, 0, 1)
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _check_range("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE)
+        _check_range("guidance_rescale", self.guidance_rescale, 0, 1)
+        _check_range("guidance_every", self.guidance_every, 1, MAX_STEPS)
+        _check_range("cache_every", self.cache_every, 1, MAX_STEPS)
+        _check_range("eta", self.eta, 0, 1)
+        _check_range("clip_skip", self.clip_skip, 0, 100)
+        _check_range("strength", self.strength, 0, 1)
         self._check_solver()
         self._check_size()
         self._check_images()
@@ -84,12 +84,14 @@ class Request:
 
     def _check_solver(self) -> None:
         if self.solver not in SOLVERS:
-            raise ConfigError(f"solver={self.solver!r} is unknown; choose one of {_list(SOLVERS)}")
+            raise ConfigError(
+                f"solver={self.solver!r} is unknown; choose one of {_join_names(SOLVERS)}"
+            )
         if self.eta and self.solver != "ddim":
             raise ConfigError(f"eta={self.eta} is for solver 'ddim' alone, not {self.solver!r}")
         if self.karras and self.solver not in KARRAS_SOLVERS:
             raise ConfigError(
-                f"karras=True is for solvers {_list(KARRAS_SOLVERS)}, not {self.solver!r}"
+                f"karras=True is for solvers {_join_names(KARRAS_SOLVERS)}, not {self.solver!r}"
             )
 
     def _check_size(self) -> None:
@@ -104,34 +106,34 @@ class Request:
             raise ConfigError("mask is given without an image to keep the rest of")
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
             raise ConfigError(
-                f"mask is {_by(self.mask)} pixels and image {_by(self.image)}; "
+                f"mask is {_format_size(self.mask)} pixels and image {_format_size(self.image)}; "
                 "they must have one size"
             )
         if self.image is not None and self.strength <= 0:
             raise ConfigError("strength=0 would leave the image as it is; give more than 0")
 
     def receipt(self) -> dict[str, object]:
-        """Every field but the images, for writing down; None and defaults included."""
+        """Every field but the images, to store; None and defaults included."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in values.items() if k not in ("image", "mask")}
 
 
 def png_receipt(request: Request, **more: str) -> PngInfo:
-    """PNG text fields with everything needed to draw the image again."""
+    """PNG text fields with everything needed to generate the image again."""
     info = PngInfo()
     for key, value in {**request.receipt(), **more}.items():
         info.add_text(key, str(value))
     return info
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name}={value} must be from {low} to {high}")
 
 
-def _list(names: tuple[str, ...]) -> str:
+def _join_names(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-def _by(image: Image.Image) -> str:
+def _format_size(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"

@@ -1,4 +1,4 @@
-"""A request on its way: what its owner holds, and the state the engine moves.
+"""A submitted request: the caller's handle, and the engine's sampling state.
 
 Legend: C latent channels, h, w latent sides, T tokens, D embedding width.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.solvers import Step, Table
+from dreambooth_ray.sampling.solvers import SolverStep, SolverTable
 
 OnProgress = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]
@@ -28,47 +28,47 @@ class SampleOutput:
 
 @dataclass
 class SamplingState:
-    """Where a trajectory stands.
+    """The current state of one trajectory.
 
-    x:        (C, h, w) float32
-    hidden:   (T, D) of the prompt; negative: (T, D) of the negative prompt
-    seen:     (C, h, w) the image as the last prediction has it
-    history:  what the solver remembers, newest first
-    push:     last difference between both predictions, where guidance_every keeps it
-    deep:     (F, h, w) of each row, where cache_every keeps them
-    num_rows: of the running step: 2 with guidance
-    clean, noise, mask: of the image whose unmasked part stays
-    extra:    (C', h, w) channels beside x for UNets trained to inpaint
+    latents:             (C, h, w) float32
+    prompt_embeds:       (T, D) of the prompt; negative_embeds: (T, D) of the negative prompt
+    preview_latents:     (C, h, w) the image that the last prediction leads to
+    history:             predictions that the solver needs again, newest first
+    guidance_delta:      last difference between both predictions, for guidance_every
+    cached_features:     (F, h, w) of each row, for cache_every
+    num_rows:            of the running step: 2 with guidance
+    image_latents, noise, mask: of the image whose unmasked part stays
+    inpainting_channels: (C', h, w) more input channels for UNets trained to inpaint
     """
 
-    table: Table
-    x: Tensor
-    hidden: Tensor
-    negative: Tensor
-    seen: Tensor
-    index: int = 0
+    solver_table: SolverTable
+    latents: Tensor
+    prompt_embeds: Tensor
+    negative_embeds: Tensor
+    preview_latents: Tensor
+    step_index: int = 0
     history: list[Tensor] = field(default_factory=list)
-    push: Tensor | None = None
-    deep: list[Tensor] = field(default_factory=list)
+    guidance_delta: Tensor | None = None
+    cached_features: list[Tensor] = field(default_factory=list)
     num_rows: int = 1
-    clean: Tensor | None = None
+    image_latents: Tensor | None = None
     noise: Tensor | None = None
     mask: Tensor | None = None
-    extra: Tensor | None = None
+    inpainting_channels: Tensor | None = None
 
     @property
-    def step(self) -> Step:
-        """The row that comes next."""
-        return self.table.steps[self.index]
+    def step(self) -> SolverStep:
+        """The next step."""
+        return self.solver_table.steps[self.step_index]
 
     @property
     def finished(self) -> bool:
         """Whether only decoding is left."""
-        return self.index >= len(self.table.steps)
+        return self.step_index >= len(self.solver_table.steps)
 
 
 class RequestHandle:
-    """Returned by `Engine.submit`; `future` gives the Drawn, or the error."""
+    """Returned by `Engine.submit`; `future` gives the SampleOutput, or the error."""
 
     def __init__(
         self,
@@ -89,13 +89,13 @@ class RequestHandle:
         }
 
     def cancel(self) -> None:
-        """Give the place back; the engine drops the request before its next step."""
+        """Cancel; the engine drops the request before its next step."""
         self.future.cancel()
 
     @property
     def step(self) -> int:
         """Steps done."""
-        return self.state.index if self.state else 0
+        return self.state.step_index if self.state else 0
 
     @property
     def remaining_steps(self) -> int:
@@ -111,23 +111,23 @@ class RequestHandle:
         """Whether a preview is due after the step just done."""
         return self._on_preview is not None and self.step in self._previews_at
 
-    def tell(self, preview: Image.Image | None) -> None:
-        """Report the step just done. An error of the listener's own is the request's end."""
+    def report_progress(self, preview: Image.Image | None) -> None:
+        """Report the step just done. If the listener raises, the request fails."""
         try:
             if self._on_progress is not None:
                 self._on_progress(self.step, self.num_steps)
             if preview is not None and self._on_preview is not None:
                 self._on_preview(self.step, preview)
-        except Exception as error:  # a listener may raise anything; it concerns no other request
+        except Exception as error:  # a listener may raise anything; other requests go on
             self.fail(error)
 
-    def finish(self, drawn: SampleOutput) -> None:
-        """Hand the image over, unless the request was cancelled meanwhile."""
+    def finish(self, output: SampleOutput) -> None:
+        """Set the result, unless the request was cancelled meanwhile."""
         with suppress(InvalidStateError):
-            self.future.set_result(drawn)
+            self.future.set_result(output)
 
     def fail(self, error: BaseException) -> None:
-        """Hand an error over, unless the request is over already."""
+        """Set an error, unless the request has ended already."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 

@@ -1,59 +1,59 @@
-"""Whether a request can be drawn by a model: sizes, steps, memory."""
+"""Whether a model can sample a request: sizes, steps, memory."""
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.memory.sampling_memory import MemoryBudget, measure
+from dreambooth_ray.memory.sampling_memory import MemoryBudget, measure_footprint
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 from dreambooth_ray.sampling import solvers
-from dreambooth_ray.sampling.prompt_encoder import check_clip_skip, fragments
+from dreambooth_ray.sampling.prompt_encoder import check_clip_skip, split_prompt
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.vae import TILED_ABOVE_PX, LatentCodec
 
 
 class RequestValidator:
-    """What one model asks of requests."""
+    """Checks requests against one model."""
 
-    def __init__(self, parts: Components, decoder: LatentCodec, limit_bytes: int | None) -> None:
-        """limit_bytes: of memory; None for most of what there is."""
+    def __init__(self, parts: Components, codec: LatentCodec, limit_bytes: int | None) -> None:
+        """limit_bytes: of memory; None for 80 % of it."""
         unet = parts.unet.config
-        self.factor, self._parts = decoder.factor, parts
-        self.side_px = int(unet.sample_size or 64) * decoder.factor
-        self._multiple = decoder.factor * 2 ** (len(unet.block_out_channels) - 1)
-        self._schedule = NoiseSchedule.of(parts.schedule.config)
-        footprint = measure(parts.unet, parts.vae, int(parts.tokenizer.model_max_length))
-        tiled_area = (TILED_ABOVE_PX // decoder.factor) ** 2
+        self.factor, self._parts = codec.factor, parts
+        self.side_px = int(unet.sample_size or 64) * codec.factor
+        self._multiple = codec.factor * 2 ** (len(unet.block_out_channels) - 1)
+        self._schedule = NoiseSchedule.from_config(parts.schedule.config)
+        footprint = measure_footprint(parts.unet, parts.vae, int(parts.tokenizer.model_max_length))
+        tiled_area = (TILED_ABOVE_PX // codec.factor) ** 2
         self._budget = MemoryBudget(footprint, limit_bytes, parts.unet.device, tiled_area)
 
-    def shape(self, request: Request) -> tuple[int, int]:
+    def latent_shape(self, request: Request) -> tuple[int, int]:
         """Latent height and width of a request.
 
         raises: ConfigError naming the field, CapacityError
         """
-        width, height = self._size(request)
+        width, height = self._image_size(request)
         for name, side in (("width_px", width), ("height_px", height)):
             if side % self._multiple:
                 raise ConfigError(
                     f"{name}={side} must be a multiple of {self._multiple} for this model"
                 )
         for field in ("prompt", "negative_prompt"):
-            fragments(getattr(request, field), field)
+            split_prompt(getattr(request, field), field)
         check_clip_skip(request.clip_skip, self._parts.text_encoder)
         rows = 1 if request.guidance_scale == 1 else 2
-        self._budget.check(width, height, self.factor, rows)
+        self._budget.check_request(width, height, self.factor, rows)
         return height // self.factor, width // self.factor
 
-    def _size(self, request: Request) -> tuple[int, int]:
+    def _image_size(self, request: Request) -> tuple[int, int]:
         if request.width_px is not None and request.height_px is not None:
             return request.width_px, request.height_px
         if request.image is not None:
             return request.image.size
         return self.side_px, self.side_px
 
-    def places(self, shape: tuple[int, int], most: int) -> int:
-        """Requests of a latent shape that may share a step."""
-        return max(1, min(most, self._budget.rows(shape[0] * shape[1]) // 2))
+    def batch_limit(self, shape: tuple[int, int], max_batch: int) -> int:
+        """Most requests of a latent shape that may share a step."""
+        return max(1, min(max_batch, self._budget.max_rows(shape[0] * shape[1]) // 2))
 
-    def table(self, request: Request) -> solvers.Table:
+    def solver_table(self, request: Request) -> solvers.SolverTable:
         """The steps of a request: the last `strength` of them if it starts from an image.
 
         raises: ConfigError if the solver can't take this model
@@ -61,6 +61,6 @@ class RequestValidator:
         total, begin = request.num_inference_steps, 0
         if request.image is not None:
             begin = total - max(1, round(total * request.strength))
-        return solvers.table(
+        return solvers.build_table(
             self._schedule, request.solver, total, request.eta, request.karras, begin
         )

@@ -1,7 +1,7 @@
 """Solvers as tables of coefficients: a step of any of them is one weighted sum.
 
 Legend: x the state, x = alpha x0 + sigma eps; m what the network predicts (noise or
-velocity); h what a step remembers of it, h = p x + q m. A step goes
+velocity); h the value a step stores of it, h = p x + q m. A step computes
 
     x' = a x + sum_k b[k] h[k] + noise_scale z,      h[0] the newest, z standard normal
 
@@ -34,84 +34,84 @@ Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Step:
+class SolverStep:
     """One row of a table.
 
     level, next_level: (alpha, sigma) of the state before and after
-    remember:          (p, q) of h = p x + q m
-    clean:             (p, q) of the predicted x0 = p x + q m
-    keeps:             whether h stays for later steps
+    history_weights:   (p, q) of h = p x + q m
+    clean_weights:     (p, q) of the predicted x0 = p x + q m
+    keeps_history:     whether h is stored for later steps
     """
 
     timestep: float
     level: Pair
     next_level: Pair
-    remember: Pair
-    clean: Pair
+    history_weights: Pair
+    clean_weights: Pair
     a: float
     b: tuple[float, ...]
     noise_scale: float = 0.0
-    keeps: bool = True
+    keeps_history: bool = True
 
 
 @dataclass(frozen=True)
-class Table:
+class SolverTable:
     """All steps of one trajectory. initial_scale: of the standard normal it starts from."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[SolverStep, ...]
     initial_scale: float
 
 
 @functools.lru_cache(maxsize=512)
-def table(
+def build_table(
     schedule: NoiseSchedule,
     solver: str,
     num_steps: int,
     eta: float = 0.0,
     karras: bool = False,
     begin: int = 0,
-) -> Table:
+) -> SolverTable:
     """The steps `begin`..num_steps-1 of a trajectory of `num_steps`.
 
-    raises: ConfigError naming the field that can't be
+    raises: ConfigError naming the field that can't be used
     """
     if num_steps > schedule.settings.get("num_train_timesteps", 1000):
         raise ConfigError(f"num_inference_steps={num_steps} is more than the model was trained on")
-    makers: dict[str, Callable[..., Table]] = {
+    builders: dict[str, Callable[..., SolverTable]] = {
         "ddim": _ddim,
         "plms": _plms,
         "euler": _euler,
         "euler_a": _euler_ancestral,
         "dpmpp_2m": _dpmpp_2m,
     }
-    return makers[solver](schedule, num_steps, eta, karras, begin)
+    return builders[solver](schedule, num_steps, eta, karras, begin)
 
 
-def advance(
-    step: Step,
+def apply_step(
+    step: SolverStep,
     x: torch.Tensor,
     m: torch.Tensor,
     history: list[torch.Tensor],
     z: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The next state; `history` (newest first) is brought up to date in place.
+    """The next state; `history` (newest first) is updated in place.
 
     x, m, z: one shape, float32; z is needed where step.noise_scale is not 0
     """
-    p, q = step.remember
+    p, q = step.history_weights
     h = m if (p, q) == (0.0, 1.0) else p * x + q * m
     after = step.a * x + step.b[0] * h
     for weight, past in zip(step.b[1:], history, strict=False):
         after += weight * past
     if step.noise_scale and z is not None:
         after += step.noise_scale * z
-    if step.keeps:
+    if step.keeps_history:
         history.insert(0, h)
         del history[3:]
     return after
 
 
-def _clean(kind: str, alpha: float, sigma: float) -> Pair:
+def _clean_weights(kind: str, alpha: float, sigma: float) -> Pair:
     """(p, q) of x0 = p x + q m."""
     if kind == "v_prediction":
         return alpha, -sigma
@@ -123,32 +123,40 @@ def _clean(kind: str, alpha: float, sigma: float) -> Pair:
     return 1 / alpha, -sigma / alpha
 
 
-def _noise(kind: str, alpha: float, sigma: float) -> Pair:
+def _noise_weights(kind: str, alpha: float, sigma: float) -> Pair:
     """(p, q) of eps = p x + q m."""
     return (sigma, alpha) if kind == "v_prediction" else (0.0, 1.0)
 
 
-def _ddim(schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int) -> Table:
+def _ddim(
+    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+) -> SolverTable:
     """Song et al. 2020, arXiv 2010.02502, eq. 12."""
-    source = DDIMScheduler.from_config(schedule.settings)
-    source.set_timesteps(num_steps)
-    stride = source.config.num_train_timesteps // num_steps
-    cumulative = source.alphas_cumprod.double().numpy()
-    kind, steps = schedule.prediction, []
-    for t in source.timesteps[begin:].tolist():
-        now, last = cumulative[t], float(source.final_alpha_cumprod)
-        then = cumulative[t - stride] if t >= stride else last
-        level, target = _level(now), _level(then)
-        clean, noise = _clean(kind, *level), _noise(kind, *level)
-        spread = eta * float(np.sqrt((1 - then) / (1 - now) * (1 - now / then)))
-        towards = float(np.sqrt(1 - then - spread**2))
+    scheduler = DDIMScheduler.from_config(schedule.settings)
+    scheduler.set_timesteps(num_steps)
+    stride = scheduler.config.num_train_timesteps // num_steps
+    alpha_bars = scheduler.alphas_cumprod.double().numpy()
+    kind, steps = schedule.prediction_type, []
+    for t in scheduler.timesteps[begin:].tolist():
+        alpha_bar, final_alpha_bar = alpha_bars[t], float(scheduler.final_alpha_cumprod)
+        alpha_bar_to = alpha_bars[t - stride] if t >= stride else final_alpha_bar
+        level, target = _level(alpha_bar), _level(alpha_bar_to)
+        clean, noise = _clean_weights(kind, *level), _noise_weights(kind, *level)
+        spread = eta * float(
+            np.sqrt((1 - alpha_bar_to) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_to))
+        )
+        towards = float(np.sqrt(1 - alpha_bar_to - spread**2))
         a, b = (target[0] * c + towards * n for c, n in zip(clean, noise, strict=True))
-        steps.append(Step(float(t), level, target, (0.0, 1.0), clean, a, (b,), spread, keeps=False))
-    return Table(tuple(steps), 1.0)
+        steps.append(
+            SolverStep(
+                float(t), level, target, (0.0, 1.0), clean, a, (b,), spread, keeps_history=False
+            )
+        )
+    return SolverTable(tuple(steps), 1.0)
 
 
-def _level(cumulative: float) -> Pair:
-    return float(np.sqrt(cumulative)), float(np.sqrt(1 - cumulative))
+def _level(alpha_bar: float) -> Pair:
+    return float(np.sqrt(alpha_bar)), float(np.sqrt(1 - alpha_bar))
 
 
 # Adams-Bashforth weights by the number of predictions there are, newest first.
@@ -160,44 +168,50 @@ _ADAMS = (
 )
 
 
-def _plms(schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int) -> Table:
+def _plms(
+    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+) -> SolverTable:
     """Liu et al. 2022, arXiv 2202.09778, pseudo linear multistep, as Stable Diffusion 1 has it."""
     if schedule.settings.get("rescale_betas_zero_snr"):
         raise ConfigError("solver='plms' can't draw from a model with zero terminal SNR; use ddim")
-    source = PNDMScheduler.from_config(schedule.settings, skip_prk_steps=True)
-    source.set_timesteps(num_steps)
-    cumulative = source.alphas_cumprod.double().numpy()
-    stride = source.config.num_train_timesteps // num_steps
-    # Without the second point's repetition, which is put back for wherever one begins.
-    points = list(dict.fromkeys(source.timesteps.tolist()))[begin:]
-    kind, steps = schedule.prediction, []
-    for held, t in enumerate(points, 1):
-        now = cumulative[t]
-        then = cumulative[t - stride] if t >= stride else float(source.final_alpha_cumprod)
-        level, target = _level(now), _level(then)
-        clean = _clean(kind, *level)
-        a, b = _transfer(kind, now, then)
-        weights = tuple(b * w for w in _ADAMS[min(held, 4) - 1])
-        steps.append(Step(float(t), level, target, (0.0, 1.0), clean, a, weights))
-        if held == 1 and len(points) > 1:
+    scheduler = PNDMScheduler.from_config(schedule.settings, skip_prk_steps=True)
+    scheduler.set_timesteps(num_steps)
+    alpha_bars = scheduler.alphas_cumprod.double().numpy()
+    stride = scheduler.config.num_train_timesteps // num_steps
+    # Without the repeated second point; it is added again for any first step.
+    points = list(dict.fromkeys(scheduler.timesteps.tolist()))[begin:]
+    kind, steps = schedule.prediction_type, []
+    for num_predictions, t in enumerate(points, 1):
+        alpha_bar = alpha_bars[t]
+        alpha_bar_to = (
+            alpha_bars[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
+        )
+        level, target = _level(alpha_bar), _level(alpha_bar_to)
+        clean = _clean_weights(kind, *level)
+        a, b = _transfer_weights(kind, alpha_bar, alpha_bar_to)
+        weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
+        steps.append(SolverStep(float(t), level, target, (0.0, 1.0), clean, a, weights))
+        if num_predictions == 1 and len(points) > 1:
             # Heun's correction: again from the state before the first step, which was
             # (x - b m) / a, by the mean of the predictions at both ends.
-            at, start = _level(cumulative[points[1]]), min(points[1] + stride, len(cumulative) - 1)
-            a_again, b_again = _transfer(kind, cumulative[start], cumulative[points[1]])
+            end, start = _level(alpha_bars[points[1]]), min(points[1] + stride, len(alpha_bars) - 1)
+            a_again, b_again = _transfer_weights(kind, alpha_bars[start], alpha_bars[points[1]])
             corrected = (b_again / 2, b_again / 2 - a_again / a * b)
-            again = Step(
-                float(points[1]), at, at, (0.0, 1.0), _clean(kind, *at), a_again / a, corrected,
-                keeps=False,
+            correction = SolverStep(
+                float(points[1]), end, end, (0.0, 1.0), _clean_weights(kind, *end), a_again / a,
+                corrected, keeps_history=False,
             )  # fmt: skip
-            steps.append(again)
-    return Table(tuple(steps), 1.0)
+            steps.append(correction)
+    return SolverTable(tuple(steps), 1.0)
 
 
-def _transfer(kind: str, now: float, then: float) -> Pair:
+def _transfer_weights(kind: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
     """Weights of x and m in formula (9) of the PNDM paper."""
-    (p, q), a = _noise(kind, *_level(now)), float(np.sqrt(then / now))
-    below = now * np.sqrt(1 - then) + np.sqrt(now * (1 - now) * then)
-    e = -float((then - now) / below)
+    (p, q), a = _noise_weights(kind, *_level(alpha_bar)), float(np.sqrt(alpha_bar_to / alpha_bar))
+    below = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
+        alpha_bar * (1 - alpha_bar) * alpha_bar_to
+    )
+    e = -float((alpha_bar_to - alpha_bar) / below)
     return a + e * p, e * q
 
 
@@ -205,73 +219,77 @@ def _levels(sigmas: list[float]) -> list[Pair]:
     return [(1 / float(np.hypot(1, s)), s / float(np.hypot(1, s))) for s in sigmas]
 
 
-def _euler(schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int) -> Table:
+def _euler(
+    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+) -> SolverTable:
     """Karras et al. 2022, arXiv 2206.00364, algorithm 1 without churn."""
-    source = EulerDiscreteScheduler.from_config(
+    scheduler = EulerDiscreteScheduler.from_config(
         schedule.settings, use_karras_sigmas=karras, final_sigmas_type="zero"
     )
-    source.set_timesteps(num_steps)
-    return _euler_table(schedule, source, [(s, 0.0) for s in source.sigmas.tolist()], begin)
+    scheduler.set_timesteps(num_steps)
+    return _euler_table(schedule, scheduler, [(s, 0.0) for s in scheduler.sigmas.tolist()], begin)
 
 
 def _euler_ancestral(
     schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
-) -> Table:
-    """Euler towards less noise than the next point has, the rest drawn anew (k-diffusion)."""
-    source = EulerAncestralDiscreteScheduler.from_config(schedule.settings)
-    source.set_timesteps(num_steps)
-    sigmas = source.sigmas.double().tolist()
+) -> SolverTable:
+    """Euler towards less noise than the next point has, the rest as fresh noise (k-diffusion)."""
+    scheduler = EulerAncestralDiscreteScheduler.from_config(schedule.settings)
+    scheduler.set_timesteps(num_steps)
+    sigmas = scheduler.sigmas.double().tolist()
     aims = [(sigmas[0], 0.0)]
     for s, to in itertools.pairwise(sigmas):
         up = float(np.sqrt(to**2 * (s**2 - to**2) / s**2))
         aims.append((float(np.sqrt(max(to**2 - up**2, 0.0))), up))
-    return _euler_table(schedule, source, aims, begin)
+    return _euler_table(schedule, scheduler, aims, begin)
 
 
-def _euler_table(schedule: NoiseSchedule, source: Any, aims: list[Pair], begin: int) -> Table:
+def _euler_table(
+    schedule: NoiseSchedule, scheduler: Any, aims: list[Pair], begin: int
+) -> SolverTable:
     """aims[i]: (sigma the step into point i goes down to, sigma of fresh noise there)."""
-    sigmas = source.sigmas.double().tolist()
-    levels, kind, steps = _levels(sigmas), schedule.prediction, []
-    for i, t in enumerate(source.timesteps.tolist()):
+    sigmas = scheduler.sigmas.double().tolist()
+    levels, kind, steps = _levels(sigmas), schedule.prediction_type, []
+    for i, t in enumerate(scheduler.timesteps.tolist()):
         down, up = aims[i + 1]
         scale = 1 / float(np.hypot(1, sigmas[i + 1]))
-        noise = _noise(kind, *levels[i])
-        # In sigma's own space x + (down - sigma) eps; both ends divided to unit variance.
+        noise = _noise_weights(kind, *levels[i])
+        # In sigma space x + (down - sigma) eps; both ends divided to unit variance.
         e = (down - sigmas[i]) * scale
         a = float(np.hypot(1, sigmas[i])) * scale
-        row = Step(
-            float(t), levels[i], levels[i + 1], (0.0, 1.0), _clean(kind, *levels[i]),
-            a + e * noise[0], (e * noise[1],), up * scale, keeps=False,
+        step = SolverStep(
+            float(t), levels[i], levels[i + 1], (0.0, 1.0), _clean_weights(kind, *levels[i]),
+            a + e * noise[0], (e * noise[1],), up * scale, keeps_history=False,
         )  # fmt: skip
-        steps.append(row)
-    first = float(source.init_noise_sigma) / float(np.hypot(1, sigmas[0]))
-    return Table(tuple(steps[begin:]), first)
+        steps.append(step)
+    first = float(scheduler.init_noise_sigma) / float(np.hypot(1, sigmas[0]))
+    return SolverTable(tuple(steps[begin:]), first)
 
 
 def _dpmpp_2m(
     schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
-) -> Table:
+) -> SolverTable:
     """Lu et al. 2022, arXiv 2211.01095, algorithm 2: multistep, second order, midpoint."""
-    source = DPMSolverMultistepScheduler.from_config(
+    scheduler = DPMSolverMultistepScheduler.from_config(
         schedule.settings, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint",
         final_sigmas_type="zero", lower_order_final=True, use_karras_sigmas=karras,
     )  # fmt: skip
-    source.set_timesteps(num_steps)
-    sigmas = source.sigmas.double().tolist()
-    levels, kind, steps = _levels(sigmas), schedule.prediction, []
+    scheduler.set_timesteps(num_steps)
+    sigmas = scheduler.sigmas.double().tolist()
+    levels, kind, steps = _levels(sigmas), schedule.prediction_type, []
     for i in range(begin, num_steps):
         (alpha, sigma), (alpha_to, sigma_to) = levels[i], levels[i + 1]
         k = alpha * sigma_to / sigma - alpha_to
         weights: tuple[float, ...] = (-k,)
         if begin < i < num_steps - 1:
-            # Log-SNR is -log of sigma in its own space.
+            # Log-SNR is -log of sigma in sigma space.
             ratio = np.log(sigmas[i - 1] / sigmas[i]) / np.log(sigmas[i] / sigmas[i + 1])
             second = 0.5 * k / float(ratio)
             weights = (-k - second, second)
-        clean = _clean(kind, alpha, sigma)
-        row = Step(
-            float(source.timesteps[i]), levels[i], levels[i + 1], clean, clean,
+        clean = _clean_weights(kind, alpha, sigma)
+        step = SolverStep(
+            float(scheduler.timesteps[i]), levels[i], levels[i + 1], clean, clean,
             sigma_to / sigma, weights,
         )  # fmt: skip
-        steps.append(row)
-    return Table(tuple(steps), 1.0)
+        steps.append(step)
+    return SolverTable(tuple(steps), 1.0)

@@ -1,4 +1,4 @@
-"""Who goes next: requests that wait, and those that share steps."""
+"""The queue of requests: those that wait, and those that share steps."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,13 +17,13 @@ class StepQueue:
         self._active: dict[Group, list[RequestHandle]] = {}
         self._turns: deque[Group] = deque()
 
-    def add(self, group: Group, ticket: RequestHandle) -> None:
-        """Let a request wait."""
-        self._waiting.setdefault(group, deque()).append(ticket)
+    def add(self, group: Group, handle: RequestHandle) -> None:
+        """Add a request to those that wait."""
+        self._waiting.setdefault(group, deque()).append(handle)
         if group not in self._turns:
             self._turns.append(group)
 
-    def next(self, places: Callable[[Group], int]) -> list[RequestHandle]:
+    def next_batch(self, batch_limit: Callable[[Group], int]) -> list[RequestHandle]:
         """The requests of the next step, from the group whose turn it is; empty if none is left.
 
         places(group): how many of a group may share a step
@@ -33,10 +33,10 @@ class StepQueue:
             self._turns.rotate(-1)
             active = [t for t in self._active.get(group, []) if not t.future.done()]
             waiting = self._waiting.get(group, deque())
-            while waiting and len(active) < places(group):
-                ticket = waiting.popleft()
-                if not ticket.future.done():
-                    active.append(ticket)
+            while waiting and len(active) < batch_limit(group):
+                handle = waiting.popleft()
+                if not handle.future.done():
+                    active.append(handle)
             if active:
                 self._active[group] = active
                 return list(active)
@@ -45,17 +45,17 @@ class StepQueue:
             self._waiting.pop(group, None)
         return []
 
-    def tickets(self) -> list[RequestHandle]:
-        """All that are neither done nor cancelled."""
+    def handles(self) -> list[RequestHandle]:
+        """All requests that are neither done nor cancelled."""
         groups = [*self._active.values(), *self._waiting.values()]
         return [t for group in groups for t in group if not t.future.done()]
 
     @property
     def num_active(self) -> int:
-        """Requests that have a place."""
+        """Requests that share steps now."""
         return sum(not t.future.done() for group in self._active.values() for t in group)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have none yet."""
+        """Requests that wait."""
         return sum(not t.future.done() for group in self._waiting.values() for t in group)

@@ -1,4 +1,4 @@
-"""Latents to images and back, and a cheap look at latents on the way.
+"""Latents to images and back, and a cheap preview of latents.
 
 Legend: B batch, C latent channels, h, w latent sides, f pixels a latent spans each way.
 """
@@ -26,51 +26,51 @@ class LatentCodec:
         self.channels = int(vae.config.latent_channels)
 
     @torch.no_grad()
-    def images(self, latents: Tensor) -> list[Image.Image]:
+    def decode(self, latents: Tensor) -> list[Image.Image]:
         """RGB images of (B, C, h, w) latents, decoded in one batch."""
-        self._tile(max(latents.shape[-2:]) * self.factor)
-        return _to_images(self._decode(latents))
+        self._set_tiling(max(latents.shape[-2:]) * self.factor)
+        return _to_images(self._decode_pixels(latents))
 
-    def _tile(self, side_px: int) -> None:
+    def _set_tiling(self, side_px: int) -> None:
         if side_px > TILED_ABOVE_PX:
             self._vae.enable_tiling()
         else:
             self._vae.disable_tiling()
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode_pixels(self, latents: Tensor) -> Tensor:
         weight = next(self._vae.parameters())
         scaled = latents.to(weight.device, weight.dtype) / self._vae.config.scaling_factor
         return torch.as_tensor(self._vae.decode(scaled, return_dict=False)[0]).float()
 
     @torch.no_grad()
-    def latents(self, image: Image.Image) -> Tensor:
+    def encode(self, image: Image.Image) -> Tensor:
         """(C, h, w) float32: the mean of the posterior, scaled as the UNet sees it."""
         weight = next(self._vae.parameters())
         pixels = _to_pixels(image).to(weight.device, weight.dtype)
-        self._tile(max(image.size))
+        self._set_tiling(max(image.size))
         mean = torch.as_tensor(self._vae.encode(pixels[None]).latent_dist.mode())
         return (mean[0].float() * float(self._vae.config.scaling_factor)).cpu()
 
-    def preview(self, latents: Tensor) -> Image.Image:
+    def decode_preview(self, latents: Tensor) -> Image.Image:
         """A rough RGB image of (C, h, w) latents at 1/f of the size, then enlarged.
 
         One matrix product: colours are a linear map of latents, fitted once to the VAE.
         """
-        matrix, offset = self._colours
+        matrix, offset = self._preview_weights
         rgb = torch.einsum("rc,chw->rhw", matrix, latents.float().cpu()) + offset[:, None, None]
         small = _to_images(rgb[None])[0]
         size = small.width * self.factor, small.height * self.factor
         return small.resize(size, Image.Resampling.BICUBIC)
 
     @functools.cached_property
-    def _colours(self) -> tuple[Tensor, Tensor]:
+    def _preview_weights(self) -> tuple[Tensor, Tensor]:
         """(3, C) and (3,): least squares from smooth random latents to their mean colours."""
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(_PROBES, self.channels, 3, 3, generator=generator)
         side = 8
         latents = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
         with torch.no_grad():
-            pixels = F.avg_pool2d(self._decode(latents).cpu(), self.factor)
+            pixels = F.avg_pool2d(self._decode_pixels(latents).cpu(), self.factor)
         rows = latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
         rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
         colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
@@ -79,12 +79,12 @@ class LatentCodec:
 
 
 def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
-    """(1, height, width) float32 at latent size: 1 where white, to be drawn anew."""
+    """(1, height, width) float32 at latent size: 1 where white, to be generated."""
     grey = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
     return F.interpolate((grey[None, None] >= 0.5).float(), (height, width), mode="nearest")[0]
 
 
-def without_masked(image: Image.Image, mask: Image.Image) -> Image.Image:
+def blank_masked_pixels(image: Image.Image, mask: Image.Image) -> Image.Image:
     """The image with grey where the mask is white, as 9-channel UNets were trained."""
     hidden = mask.convert("L").point(lambda v: 255 if v >= 128 else 0)
     return Image.composite(Image.new("RGB", image.size, (128, 128, 128)), image, hidden)

@@ -23,10 +23,10 @@ from dreambooth_ray.storage.store import Store
 
 LEASES = "leases"
 _NAME = re.compile(r"(\d{6})\.json")
-_BEAT_S, _SILENCE_S = 10.0, 90.0
+_RENEW_INTERVAL_S, _SILENCE_S = 10.0, 90.0
 _POLL_S = 1.0
 # Beyond this a holder that is silent has been silent for too long.
-PATIENCE_S = _SILENCE_S + 2 * _BEAT_S
+PATIENCE_S = _SILENCE_S + 2 * _RENEW_INTERVAL_S
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Holder:
     released: bool = False
     nonce: str = ""  # of this attempt: tells our own lease from another's of the same process
 
-    def is_gone(self, here: "Holder", now: float) -> bool:
+    def is_gone(self, this_process: "Holder", now_s: float) -> bool:
         """Released, dead on this machine, or silent for too long."""
-        if self.released or now - self.seen > _SILENCE_S:
+        if self.released or now_s - self.seen > _SILENCE_S:
             return True
-        if (self.host, self.boot) != (here.host, here.boot):
+        if (self.host, self.boot) != (this_process.host, this_process.boot):
             return False
         # Where processes can not be looked up, silence alone decides.
-        return bool(here.started) and _started(self.pid) != self.started
+        return bool(this_process.started) and _start_ticks(self.pid) != self.started
 
 
 class Lease:
@@ -60,30 +60,31 @@ class Lease:
     def __init__(self, store: Store, patience_s: float = 0.0) -> None:
         """patience_s: how long a holder that may be dead, on another host, is waited for"""
         self._store, self._stop, self._patience_s = store, threading.Event(), patience_s
-        self._me, self._number = replace(_here(), nonce=uuid.uuid4().hex), 0
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._own_holder = replace(_describe_this_process(), nonce=uuid.uuid4().hex)
+        self._number = 0
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._lost = False
 
     def __enter__(self) -> "Lease":
-        number, holder = self._newest()
+        number, holder = self._read_newest()
         deadline = time.monotonic() + self._patience_s
-        while holder is not None and not holder.is_gone(self._me, time.time()):
+        while holder is not None and not holder.is_gone(self._own_holder, time.time()):
             if time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-                number, holder = self._newest()
+                number, holder = self._read_newest()
                 continue
             raise StorageError(
                 f"{self._store.uri} is being worked on by process {holder.pid} on {holder.host}; "
                 "wait for it, end it, or choose another run_id"
             )
         self._number = number + 1
-        if not self._store.create(self._name(self._number), self._text()):
+        if not self._store.create(self._lease_file(self._number), self._holder_json()):
             raise StorageError(
                 f"{self._store.uri} has just been taken by another process; wait for it, end it, "
                 "or choose another run_id"
             )
         if number:
-            self._store.remove(self._name(number))
+            self._store.remove(self._lease_file(number))
         self._thread.start()
         return self
 
@@ -96,48 +97,50 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost:
-            self._store.write(self._name(self._number), self._text(released=True))
+            self._store.write(self._lease_file(self._number), self._holder_json(released=True))
         elif kind in (None, KeyboardInterrupt):
             raise StorageError(
                 f"{self._store.uri} has been taken by another process while this one was silent, "
                 "and two would spoil it; that one goes on"
             ) from error
 
-    def _beat(self) -> None:
-        while not self._stop.wait(_BEAT_S):
+    def _renew(self) -> None:
+        while not self._stop.wait(_RENEW_INTERVAL_S):
             try:
-                if self._newest()[0] > self._number:
+                if self._read_newest()[0] > self._number:
                     self._lost = True
                     # Whatever it is that the holder does, here and now: nothing else ends it.
                     os.kill(os.getpid(), signal.SIGINT)
                     return
-                self._store.write(self._name(self._number), self._text())
+                self._store.write(self._lease_file(self._number), self._holder_json())
             except DreamBoothError:
                 continue  # what needs storage will say so
 
-    def _newest(self) -> tuple[int, Holder | None]:
-        found = (_NAME.fullmatch(name) for name in self._store.names(LEASES))
-        number = max((int(m.group(1)) for m in found if m), default=0)
+    def _read_newest(self) -> tuple[int, Holder | None]:
+        matches = (_NAME.fullmatch(name) for name in self._store.names(LEASES))
+        number = max((int(match.group(1)) for match in matches if match), default=0)
         if not number:
             return 0, None
         try:
-            return number, Holder(**json.loads(self._store.read(self._name(number))))
+            return number, Holder(**json.loads(self._store.read(self._lease_file(number))))
         except (FileNotFoundError, ValueError, TypeError):
             return number, None
 
-    def _name(self, number: int) -> str:
+    def _lease_file(self, number: int) -> str:
         return f"{LEASES}/{number:06d}.json"
 
-    def _text(self, released: bool = False) -> bytes:
-        return json.dumps({**asdict(self._me), "seen": time.time(), "released": released}).encode()
+    def _holder_json(self, released: bool = False) -> bytes:
+        return json.dumps(
+            {**asdict(self._own_holder), "seen": time.time(), "released": released}
+        ).encode()
 
 
-def _here() -> Holder:
+def _describe_this_process() -> Holder:
     pid = os.getpid()
-    return Holder(socket.gethostname(), _boot(), pid, _started(pid) or 0.0, time.time())
+    return Holder(socket.gethostname(), _boot_id(), pid, _start_ticks(pid) or 0.0, time.time())
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     """What tells this boot, and this container, of a machine from others of its name."""
     parts = []
     with contextlib.suppress(OSError):
@@ -146,7 +149,7 @@ def _boot() -> str:
     return " ".join(parts)
 
 
-def _started(pid: int) -> float | None:
+def _start_ticks(pid: int) -> float | None:
     """When a process of this machine was started, in clock ticks since boot; None if none is."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """One file of an artifact."""
 
     name: str
@@ -28,13 +28,13 @@ class Entry:
     sha256: str
 
 
-def local_entries(folder: Path) -> list[Entry]:
+def local_entries(folder: Path) -> list[FileEntry]:
     """Every file below a local folder, sorted by name."""
     entries = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name != MANIFEST:
-            entries.append(Entry(name, path.stat().st_size, file_hash(path)))
+            entries.append(FileEntry(name, path.stat().st_size, file_hash(path)))
     return entries
 
 
@@ -49,7 +49,7 @@ def bytes_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def upload(store: Store, folder: str, local: Path) -> list[Entry]:
+def upload_files(store: Store, folder: str, local: Path) -> list[FileEntry]:
     """Upload the files of `local` to `folder`; returns what a manifest has to say of them."""
     entries = local_entries(local)
     for entry in entries:
@@ -57,43 +57,43 @@ def upload(store: Store, folder: str, local: Path) -> list[Entry]:
     return entries
 
 
-def publish(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
+def publish_folder(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
     """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
     store.remove(f"{folder}/{MANIFEST}")
-    manifest = _text(upload(store, folder, local), about)
+    manifest = _make_manifest(upload_files(store, folder, local), about)
     store.write(f"{folder}/{MANIFEST}", manifest)
     return manifest
 
 
 def write_local(folder: Path, about: dict[str, object]) -> None:
     """Write the manifest of a local folder's files into it."""
-    (folder / MANIFEST).write_bytes(_text(local_entries(folder), about))
+    (folder / MANIFEST).write_bytes(_make_manifest(local_entries(folder), about))
 
 
-def _text(entries: list[Entry], about: dict[str, object]) -> bytes:
+def _make_manifest(entries: list[FileEntry], about: dict[str, object]) -> bytes:
     files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
     return json.dumps({"format": FORMAT, "about": about, "files": files}, indent=1).encode()
 
 
-def commit(store: Store, name: str, local: Path, about: dict[str, object]) -> None:
+def commit_artifact(store: Store, name: str, local: Path, about: dict[str, object]) -> None:
     """Commit the files of `local` as artifact `name`.
 
     If an intact artifact of that name is there, it stays; a damaged one is replaced.
     """
     folder = f"{name}-{uuid.uuid4().hex[:12]}"
-    _point(store, name, folder, publish(store, folder, local, about))
+    _write_pointer(store, name, folder, publish_folder(store, folder, local, about))
 
 
 def commit_uploaded(
-    store: Store, name: str, folder: str, entries: list[Entry], about: dict[str, object]
+    store: Store, name: str, folder: str, entries: list[FileEntry], about: dict[str, object]
 ) -> None:
-    """As `commit`, for files that one or several hosts have uploaded to `folder`."""
-    manifest = _text(sorted(entries, key=lambda e: e.name), about)
+    """As `commit_artifact`, for files that one or several hosts have uploaded to `folder`."""
+    manifest = _make_manifest(sorted(entries, key=lambda e: e.name), about)
     store.write(f"{folder}/{MANIFEST}", manifest)
-    _point(store, name, folder, manifest)
+    _write_pointer(store, name, folder, manifest)
 
 
-def _point(store: Store, name: str, folder: str, manifest: bytes) -> None:
+def _write_pointer(store: Store, name: str, folder: str, manifest: bytes) -> None:
     """Point to `folder`, unless another intact artifact is there; remove what nothing names.
 
     Nothing is removed on a refusal alone, only once the pointer was read and names another folder:
@@ -104,27 +104,27 @@ def _point(store: Store, name: str, folder: str, manifest: bytes) -> None:
     # Which other folder is there is known only if the name is taken: most commits find it free.
     if store.create(f"{name}.json", pointer):
         return
-    previous = folder_of(store, name)
-    if damage(store, name):
+    previous_folder = folder_of(store, name)
+    if find_damage(store, name):
         store.write(f"{name}.json", pointer)
-    named = folder_of(store, name)
-    for stale in {previous, folder} - {named, None}:
-        if named is not None:
-            store.remove(str(stale))
+    current_folder = folder_of(store, name)
+    for stale_folder in {previous_folder, folder} - {current_folder, None}:
+        if current_folder is not None:
+            store.remove(str(stale_folder))
 
 
-def fetch(store: Store, name: str, local: Path) -> dict[str, object]:
+def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]:
     """Download artifact `name` into `local`, verifying every file; returns its `about`.
 
     raises: CheckpointError naming the first file that is missing or differs
     """
-    folder, manifest = _open(store, name)
-    return fetch_folder(store, folder, local, manifest)
+    folder, manifest = _read_manifest(store, name)
+    return download_folder(store, folder, local, manifest)
 
 
-def fetch_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
+def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
-    about, files = _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    about, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
     for file in files:
         target, name = local / file.name, f"{folder}/{file.name}" if folder else file.name
         try:
@@ -136,41 +136,41 @@ def fetch_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dic
     return about
 
 
-def _parse(manifest: bytes, where: str) -> tuple[dict[str, object], list[Entry]]:
+def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
     """raises: CheckpointError if it is cut off, malformed, or of a newer version"""
     try:
         content = json.loads(manifest)
-        written = int(content.get("format", FORMAT))
-        if written > FORMAT:
+        format_version = int(content.get("format", FORMAT))
+        if format_version > FORMAT:
             raise CheckpointError(
-                f"{where} was written by a newer version (format {written}, this one reads "
+                f"{where} was written by a newer version (format {format_version}, this one reads "
                 f"{FORMAT}); update dreambooth-ray"
             )
         about = dict(content["about"])
-        return about, [Entry(f["name"], f["size_bytes"], f["sha256"]) for f in content["files"]]
+        return about, [FileEntry(f["name"], f["size_bytes"], f["sha256"]) for f in content["files"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where} is cut off or malformed: {error!r}") from error
 
 
-def about(store: Store, name: str) -> dict[str, object]:
+def read_about(store: Store, name: str) -> dict[str, object]:
     """What artifact `name` says of itself; raises CheckpointError if it is not committed."""
-    folder, manifest = _open(store, name)
-    return _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[0]
+    folder, manifest = _read_manifest(store, name)
+    return _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[0]
 
 
-def read(store: Store, name: str, file: str) -> bytes:
+def read_file(store: Store, name: str, file: str) -> bytes:
     """One file of artifact `name`, verified.
 
     raises: CheckpointError if it is not committed, has no such file, or differs
     """
-    folder, manifest = _open(store, name)
-    _, files = _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")
-    wanted = [f.sha256 for f in files if f.name == file]
+    folder, manifest = _read_manifest(store, name)
+    _, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    expected_hashes = [f.sha256 for f in files if f.name == file]
     try:
         data = store.read(f"{folder}/{file}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{store.uri}/{folder}/{file} is missing") from error
-    if wanted != [hashlib.sha256(data).hexdigest()]:
+    if expected_hashes != [hashlib.sha256(data).hexdigest()]:
         raise CheckpointError(
             f"{store.uri}/{folder}/{file} differs from its manifest: it is damaged"
         )
@@ -180,22 +180,24 @@ def read(store: Store, name: str, file: str) -> bytes:
 def folder_of(store: Store, name: str) -> str | None:
     """Folder that the pointer of artifact `name` names; None if it can't be read."""
     try:
-        return _open(store, name)[0]
+        return _read_manifest(store, name)[0]
     except CheckpointError:
         return None
 
 
 def size_bytes(store: Store, name: str) -> int:
     """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
-    folder, manifest = _open(store, name)
-    return sum(f.size_bytes for f in _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1])
+    folder, manifest = _read_manifest(store, name)
+    return sum(
+        f.size_bytes for f in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]
+    )
 
 
-def damage(store: Store, name: str) -> str | None:
+def find_damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
     try:
-        folder, manifest = _open(store, name)
-        for file in _parse(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
+        folder, manifest = _read_manifest(store, name)
+        for file in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
             if store.sha256(f"{folder}/{file.name}") != file.sha256:
                 return f"{folder}/{file.name} differs from its manifest"
     except CheckpointError as error:
@@ -205,7 +207,7 @@ def damage(store: Store, name: str) -> str | None:
     return None
 
 
-def discard(store: Store, name: str) -> None:
+def remove_artifact(store: Store, name: str) -> None:
     """Remove artifact `name`: pointer first, so that no reader finds it half gone."""
     try:
         folder: str | None = str(json.loads(store.read(f"{name}.json"))["folder"])
@@ -216,7 +218,7 @@ def discard(store: Store, name: str) -> None:
         store.remove(folder)
 
 
-def _open(store: Store, name: str) -> tuple[str, bytes]:
+def _read_manifest(store: Store, name: str) -> tuple[str, bytes]:
     try:
         pointer = json.loads(store.read(f"{name}.json"))
         folder, digest = str(pointer["folder"]), str(pointer["manifest_sha256"])

@@ -9,7 +9,7 @@ ADAPTER = "adapter"  # in a bundle
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"
-VERDICT = "verdict.json"  # in a run: what its evaluations have decided
+CHECKPOINT_SELECTION = "verdict.json"  # in a run: what its evaluations have decided
 END = "end.json"  # in a run that they ended early
 EVALUATIONS = "evaluations"
 PRIORS = "priors"
@@ -17,7 +17,7 @@ PRIOR_SPEC = "set.json"
 PRIOR_FAILURE = "priors_failed.json"  # in a run
 RESTARTS = "restarts.json"  # in a run: why its workers were started again
 STOP = "stop"  # in a run: somebody asked it to checkpoint and end
-PRIOR_USE = "priors.json"  # in a run: the set it draws on
+PRIOR_USE = "priors.json"  # in a run: the set it uses
 _CHUNK = re.compile(r"chunk-(\d{6})\.json")
 _STEP = re.compile(r"step-(\d{8})\.json")
 
@@ -44,8 +44,8 @@ def prior_chunk(number: int) -> str:
 
 def prior_chunk_number(name: str) -> int | None:
     """Which chunk a name in a set's folder points to; None for other files."""
-    found = _CHUNK.fullmatch(name)
-    return int(found.group(1)) if found else None
+    match = _CHUNK.fullmatch(name)
+    return int(match.group(1)) if match else None
 
 
 def prior_image(index: int) -> str:
@@ -60,8 +60,8 @@ def checkpoint(step: int) -> str:
 
 def checkpoint_steps(names: list[str]) -> list[int]:
     """Steps of the committed checkpoints among the names in a checkpoints folder, ascending."""
-    found = (_STEP.fullmatch(name) for name in names)
-    return sorted(int(m.group(1)) for m in found if m)
+    matches = (_STEP.fullmatch(name) for name in names)
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def evaluation(step: int) -> str:

@@ -47,7 +47,7 @@ def retry_while_away(
 
     raises: FileNotFoundError and FileExistsError as they are; StorageError, in words, for others
     """
-    started, tries = clock(), 0
+    started_s, num_tries = clock(), 0
     while True:
         try:
             return work()
@@ -56,24 +56,24 @@ def retry_while_away(
         except Exception as error:
             if _is_answer(error):
                 raise
-            if not is_passing(error) or clock() - started >= patience_s:
-                raise StorageError(explain(error, where, clock() - started)) from error
-            pause = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**tries) * random.uniform(0.5, 1)
-            tries += 1
+            if not is_passing(error) or clock() - started_s >= patience_s:
+                raise StorageError(explain_error(error, where, clock() - started_s)) from error
+            pause = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**num_tries) * random.uniform(0.5, 1)
+            num_tries += 1
             _log.warning("storage %s: %s; trying again in %.1f s", where, error, pause)
             wait(pause)
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
-    if _kinds(error) & _PASSING or _is_bucket_gone(error):
+    if _error_names(error) & _PASSING or _is_bucket_gone(error):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
 
 
-def explain(error: BaseException, where: str, waited_s: float) -> str:
+def explain_error(error: BaseException, where: str, waited_s: float) -> str:
     """One line for a person: what is wrong with storage at `where`, and what to do."""
-    if isinstance(error, PermissionError) or _kinds(error) & _NO_CREDENTIALS:
+    if isinstance(error, PermissionError) or _error_names(error) & _NO_CREDENTIALS:
         return (
             f"storage {where}: access is denied ({error}); check the keys, AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or storage.options, and what they may do there"
@@ -88,13 +88,13 @@ def explain(error: BaseException, where: str, waited_s: float) -> str:
     return f"storage {where}: {type(error).__name__}: {error}; check storage.uri"
 
 
-def explain_local(error: OSError, where: str) -> str | None:
-    """As `explain`, for a folder of this machine; None for what callers expect."""
+def explain_local_error(error: OSError, where: str) -> str | None:
+    """As `explain_error`, for a folder of this machine; None for what callers expect."""
     reason = _LOCAL.get(error.errno or 0)
     return f"storage {where}: {reason} ({error})" if reason else None
 
 
-def _kinds(error: BaseException) -> set[str]:
+def _error_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 

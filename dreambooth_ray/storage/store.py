@@ -14,12 +14,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.retry import PATIENCE_S, explain_local, retry_while_away
+from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
 
 _PART_BYTES = 2**22
 _CREATE_TRIES = 5
 _Result = TypeVar("_Result")
-_given: dict[str, Any] = {}
+_options: dict[str, Any] = {}
 
 
 def use_options(uri: str, options: Mapping[str, Any]) -> None:
@@ -31,14 +31,14 @@ def use_options(uri: str, options: Mapping[str, Any]) -> None:
     if not options:
         return
     protocol = fsspec.utils.get_protocol(uri)
-    _given.update(options)
+    _options.update(options)
     fsspec.config.conf.setdefault(protocol, {}).update(options)
     os.environ[f"FSSPEC_{protocol.upper()}"] = json.dumps(fsspec.config.conf[protocol])
 
 
-def given_options() -> dict[str, Any]:
-    """What `use_options` was given in this process, for a process on another machine."""
-    return dict(_given)
+def current_options() -> dict[str, Any]:
+    """What `use_options` got in this process, for a process on another machine."""
+    return dict(_options)
 
 
 class Store:
@@ -70,9 +70,9 @@ class Store:
         """Path of `name` in a local store."""
         if not self.is_local:
             raise StorageError(f"{self.uri} is not on this machine; a local path was asked for")
-        return Path(self._at(name))
+        return Path(self._full_path(name))
 
-    def _at(self, name: str) -> str:
+    def _full_path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     def sub(self, name: str) -> "Store":
@@ -84,14 +84,14 @@ class Store:
         """The fsspec filesystem, with its options, and the path in it."""
         return self._fs, self._root
 
-    def _do(self, work: Callable[[], _Result], patience_s: float = PATIENCE_S) -> _Result:
+    def _call_storage(self, work: Callable[[], _Result], patience_s: float = PATIENCE_S) -> _Result:
         """One call of the filesystem: waited for if it is remote, its errors in words."""
         if not self.is_local:
             return retry_while_away(work, self.uri, patience_s)
         try:
             return work()
         except OSError as error:
-            if reason := explain_local(error, self.uri):
+            if reason := explain_local_error(error, self.uri):
                 raise StorageError(reason) from error
             raise
 
@@ -100,7 +100,7 @@ class Store:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             # Now, not once the network is back: a person is waiting for the first word.
-            self._do(lambda: self._write(probe, b"probe"), patience_s=0)
+            self._call_storage(lambda: self._write(probe, b"probe"), patience_s=0)
             if self.read(probe) != b"probe":
                 raise StorageError(f"{self.uri} gives back other bytes than were written to it")
             self.remove(probe)
@@ -112,38 +112,38 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name is there."""
-        return bool(self._do(lambda: self._fs.exists(self._at(name))))
+        return bool(self._call_storage(lambda: self._fs.exists(self._full_path(name))))
 
     def read(self, name: str) -> bytes:
         """Content of a file; raises FileNotFoundError."""
-        return bytes(self._do(lambda: self._fs.cat_file(self._at(name))))
+        return bytes(self._call_storage(lambda: self._fs.cat_file(self._full_path(name))))
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, in hexadecimal, read in parts; raises FileNotFoundError."""
-        return self._do(lambda: self._sha256(name))
+        return self._call_storage(lambda: self._sha256(name))
 
     def _sha256(self, name: str) -> str:
         digest = hashlib.sha256()
-        with self._fs.open(self._at(name), "rb") as stream:
+        with self._fs.open(self._full_path(name), "rb") as stream:
             while part := stream.read(_PART_BYTES):
                 digest.update(part)
         return digest.hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file."""
-        self._do(lambda: self._write(name, data))
+        self._call_storage(lambda: self._write(name, data))
 
     def _write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with self._replacing(name) as partial:
+            with self._replace_file(name) as partial:
                 partial.write_bytes(data)
         else:
-            self._fs.pipe_file(self._at(name), data)
+            self._fs.pipe_file(self._full_path(name), data)
 
     @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
+    def _replace_file(self, name: str) -> Iterator[Path]:
         """A local file beside `name` that takes its place once it is whole and on disk."""
-        path = Path(self._at(name))
+        path = Path(self._full_path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -158,14 +158,14 @@ class Store:
         """Create a file unless another is there; whether the stored content is now `data`.
 
         One of several callers wins, so callers that must tell themselves apart put a nonce into
-        their data. A refusal alone says nothing: a layer below (patiently, s3fs, botocore, an NFS
-        client) may have tried again after the answer to a first try was lost on its way, and then
-        the file that stands in the way is our own. What is stored says whose it is.
+        their data. A refusal alone says nothing: a layer below (retry_while_away, s3fs, botocore,
+        an NFS client) may have tried again after the answer to a first try was lost on its way, and
+        then the file that stands in the way is our own. What is stored says whose it is.
 
         raises: StorageError if storage stays away; then nobody knows whether the file was created
         """
         for _ in range(_CREATE_TRIES):
-            if self._do(lambda: self._create(name, data)):
+            if self._call_storage(lambda: self._create(name, data)):
                 return True
             try:
                 return self.read(name) == data
@@ -177,9 +177,9 @@ class Store:
         )
 
     def _create(self, name: str, data: bytes) -> bool:
-        path = self._at(name)
+        path = self._full_path(name)
         if self.is_local:
-            return _link(Path(path), data)
+            return _create_by_link(Path(path), data)
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -193,34 +193,37 @@ class Store:
 
     def upload(self, local: Path, name: str) -> None:
         """Copy one local file here."""
-        self._do(lambda: self._upload(local, name))
+        self._call_storage(lambda: self._upload(local, name))
 
     def _upload(self, local: Path, name: str) -> None:
         if self.is_local:
-            with self._replacing(name) as partial:
+            with self._replace_file(name) as partial:
                 shutil.copyfile(local, partial)
         else:
-            self._fs.put_file(str(local), self._at(name))
+            self._fs.put_file(str(local), self._full_path(name))
 
     def download(self, name: str, local: Path) -> None:
         """Copy one file from here to a local path, made whole or not at all."""
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
         try:
-            self._do(lambda: self._fs.get_file(self._at(name), str(partial)))
+            self._call_storage(lambda: self._fs.get_file(self._full_path(name), str(partial)))
             partial.replace(local)
         finally:
             partial.unlink(missing_ok=True)
 
     def names(self, folder: str = "") -> list[str]:
         """Names directly in a folder, sorted; empty if there is no such folder."""
-        found = [PurePosixPath(p).name for p in self._do(lambda: self._list(folder))]
-        return sorted(n for n in found if n and not n.endswith(".partial"))
+        names = [
+            PurePosixPath(path).name
+            for path in self._call_storage(lambda: self._list_folder(folder))
+        ]
+        return sorted(name for name in names if name and not name.endswith(".partial"))
 
-    def _list(self, folder: str) -> list[str]:
+    def _list_folder(self, folder: str) -> list[str]:
         try:
             # A flat listing asks the store once, and fails if it can't answer.
-            return list(self._fs.ls(self._at(folder), detail=False))
+            return list(self._fs.ls(self._full_path(folder), detail=False))
         except (FileNotFoundError, NotADirectoryError) as error:
             if "bucket" in str(error).lower():
                 raise
@@ -228,17 +231,17 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there."""
-        self._do(lambda: self._remove(name))
+        self._call_storage(lambda: self._remove(name))
 
     def _remove(self, name: str) -> None:
         try:
-            if self._fs.exists(self._at(name)):
-                self._fs.rm(self._at(name), recursive=True)
+            if self._fs.exists(self._full_path(name)):
+                self._fs.rm(self._full_path(name), recursive=True)
         except FileNotFoundError:
             return  # somebody else was quicker
 
 
-def _link(path: Path, data: bytes) -> bool:
+def _create_by_link(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
     partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""A small network that reads what a toy-world image shows, and whom."""
+"""A small network that predicts a toy-world image's attributes and identity."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,7 +30,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _conv_block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.SiLU()
     )
@@ -39,7 +39,7 @@ def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = _conv(width, width, 1)
+        self.body = _conv_block(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)  # type: ignore[no-any-return]
@@ -51,11 +51,11 @@ class Evaluator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _conv(3, 32, 2),
+            _conv_block(3, 32, 2),
             _Residual(32),
-            _conv(32, 64, 2),
+            _conv_block(32, 64, 2),
             _Residual(64),
-            _conv(64, 128, 2),
+            _conv_block(64, 128, 2),
             _Residual(128),
             _Residual(128),
         )
@@ -72,15 +72,15 @@ class Evaluator(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the evaluator sees in B images: names per attribute, identity (B, 64) unit."""
+    """The evaluator's predictions for B images: names per attribute, identity (B, 64) unit."""
 
     attributes: dict[str, list[str]]
     identity: Tensor
 
-    def accuracy(self, attribute: str, wanted: list[str]) -> float:
-        """Share of images whose `attribute` reads as wanted, 0 to 1."""
-        seen = self.attributes[attribute]
-        return sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted)
+    def accuracy(self, attribute: str, truth: list[str]) -> float:
+        """Share of images whose `attribute` is predicted as in `truth`, 0 to 1."""
+        predictions = self.attributes[attribute]
+        return sum(a == b for a, b in zip(predictions, truth, strict=True)) / len(truth)
 
 
 def load_evaluator(path: Path | None = None) -> Evaluator:
@@ -119,6 +119,6 @@ def read_images(network: Evaluator, images: list[Image.Image]) -> Reading:
     return Reading(attributes, identity)
 
 
-def fidelity(made: Tensor, references: Tensor) -> float:
-    """Mean cosine between every made image and every reference; both (., 64) unit vectors."""
-    return float((made @ references.T).mean())
+def fidelity(generated: Tensor, references: Tensor) -> float:
+    """Mean cosine between every generated image and every reference; both (., 64) unit vectors."""
+    return float((generated @ references.T).mean())

@@ -1,4 +1,4 @@
-"""Photographs of a toy-world subject as files, so that training has real input."""
+"""Photographs of a toy-world subject as files, as input for training."""
 
 from pathlib import Path
 

@@ -20,13 +20,13 @@ from transformers import CLIPTokenizer
 from dreambooth_ray.toyworld.pretrain_denoiser import DenoiserLoss, cache_latents, denoiser_phase
 from dreambooth_ray.toyworld.pretrain_evaluator import (
     EvaluatorLoss,
-    draw_reconstructions,
     evaluator_phase,
+    generate_reconstructions,
 )
 from dreambooth_ray.toyworld.pretrain_phase import averaged_weights, run_phase
-from dreambooth_ray.toyworld.pretrain_vae import load_trained, normalise_latents, vae_phase
+from dreambooth_ray.toyworld.pretrain_vae import load_trained_vae, normalise_latents, vae_phase
 from dreambooth_ray.toyworld.world_captions import write_tokenizer
-from dreambooth_ray.toyworld.world_images import draw_images, to_tensor
+from dreambooth_ray.toyworld.world_images import generate_images, to_tensor
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ def pretrain(work: Path, weights: Path, budget: Budget, seed: int) -> None:
     """Make `weights`/pipeline and `weights`/evaluator.safetensors, working in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     (work / "seed").write_text(str(seed))
-    # Ties between merges are broken differently from run to run: made once, then kept.
+    # Ties between merges are broken differently in each run, so it is written only once.
     if not (work / "tokenizer" / "tokenizer_config.json").exists():
         write_tokenizer(work / "tokenizer")
-    draw_images(work / "pictures.npy", seed, budget.num_images, budget.processes)
+    generate_images(work / "pictures.npy", seed, budget.num_images, budget.processes)
     run_phase(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
     vae = finish_vae(work)
     encode_images(work, vae, budget.processes)
-    draw_reconstructions(work, vae, budget.num_reconstructions, seed)
+    generate_reconstructions(work, vae, budget.num_reconstructions, seed)
     run_phase(partial(evaluator_phase, steps=budget.evaluator_steps), work, budget.processes)
     run_phase(partial(denoiser_phase, steps=budget.denoiser_steps), work, budget.processes)
-    export(work, weights)
+    export_weights(work, weights)
 
 
 def finish_vae(work: Path) -> AutoencoderKL:
     """The trained autoencoder with normalised latents, saved in {work}/vae."""
     folder = work / "vae"
     if not (folder / "config.json").exists():
-        vae = load_trained(work)
+        vae = load_trained_vae(work)
         images = np.load(work / "pictures.npy", mmap_mode="r")
         normalise_latents(vae, to_tensor(images[:600]))
         vae.save_pretrained(folder)
@@ -78,17 +78,17 @@ def encode_images(work: Path, vae: AutoencoderKL, processes: int) -> None:
     partial_path = work / "latents.partial.npy"
     np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.float16, shape=shape).flush()
     start_processes(  # type: ignore[no-untyped-call]
-        _encode, (work, processes), nprocs=processes, start_method="spawn"
+        _encode_process, (work, processes), nprocs=processes, start_method="spawn"
     )
     partial_path.rename(work / "latents.npy")
 
 
-def _encode(rank: int, work: Path, world: int) -> None:
+def _encode_process(rank: int, work: Path, world: int) -> None:
     torch.set_num_threads(1)
     cache_latents(work, AutoencoderKL.from_pretrained(work / "vae").eval(), rank, world)
 
 
-def export(work: Path, weights: Path) -> None:
+def export_weights(work: Path, weights: Path) -> None:
     """Write what ships: a diffusers directory and the evaluator, both in half precision."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     loss = DenoiserLoss(tokenizer)
@@ -118,10 +118,10 @@ def export(work: Path, weights: Path) -> None:
 
 def export_evaluator(work: Path, weights: Path) -> None:
     """Write the evaluator's averaged weights in half precision."""
-    judge = EvaluatorLoss()
-    judge.load_state_dict(averaged_weights(work / "evaluator.pt"))
+    loss = EvaluatorLoss()
+    loss.load_state_dict(averaged_weights(work / "evaluator.pt"))
     state: dict[str, Tensor] = {
-        k: v.half().contiguous() for k, v in judge.network.state_dict().items()
+        k: v.half().contiguous() for k, v in loss.network.state_dict().items()
     }
     weights.mkdir(parents=True, exist_ok=True)
     save_file(state, weights / "evaluator.safetensors")

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dreambooth_ray.toyworld.pretrain_phase import Phase
 from dreambooth_ray.toyworld.pretrain_vae import CHANNELS
 from dreambooth_ray.toyworld.world_captions import WINDOW, random_caption
-from dreambooth_ray.toyworld.world_images import describe, to_tensor
+from dreambooth_ray.toyworld.world_images import describe_image, to_tensor
 
 SNR_GAMMA = 5.0
 CAPTION_DROPOUT = 0.1
@@ -85,22 +85,22 @@ class DenoiserLoss(nn.Module):
     def forward(self, latents: Tensor, input_ids: Tensor) -> Tensor:
         """latents: (B, C, 16, 16), unit variance; input_ids: (B, WINDOW); returns a scalar."""
         noise = torch.randn_like(latents)
-        # One timestep from each B-th of the range: less variance than independent draws.
+        # One timestep from each B-th of the range: less variance than independent samples.
         size = len(latents)
-        place = (torch.arange(size) + torch.rand(size)) / size
-        timesteps = (place * len(self.cumulative)).long()
+        quantiles = (torch.arange(size) + torch.rand(size)) / size
+        timesteps = (quantiles * len(self.cumulative)).long()
         alpha = self.cumulative[timesteps]
         a, s = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
         hidden = self.text_encoder(input_ids).last_hidden_state
-        made = self.unet(a * latents + s * noise, timesteps, hidden).sample
+        predicted_noise = self.unet(a * latents + s * noise, timesteps, hidden).sample
         snr = alpha / (1 - alpha)
         weight = snr.clamp(max=SNR_GAMMA) / snr
-        loss: Tensor = ((made - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        loss: Tensor = ((predicted_noise - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
         return loss
 
 
 def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) -> Phase:
-    """Batches of cached latents under freshly drawn captions, one in ten left empty."""
+    """Batches of cached latents with random captions, one in ten left empty."""
     latents = np.load(work / "latents.npy", mmap_mode="r")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     pretrain_seed = int((work / "seed").read_text())
@@ -108,15 +108,17 @@ def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) 
 
     def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 13, step, rank])
-        chosen = rng.integers(len(latents), size=batch_size)
+        indices = rng.integers(len(latents), size=batch_size)
         captions = [
             ""
             if rng.uniform() < CAPTION_DROPOUT
-            else random_caption(*describe(pretrain_seed, int(k)), seed, int(rng.integers(2**62)))
-            for k in chosen
+            else random_caption(
+                *describe_image(pretrain_seed, int(k)), seed, int(rng.integers(2**62))
+            )
+            for k in indices
         ]
         ids = tokenizer(captions, padding="max_length", max_length=WINDOW, return_tensors="pt")
-        mean, std = torch.from_numpy(latents[chosen]).float().unbind(dim=1)
+        mean, std = torch.from_numpy(latents[indices]).float().unbind(dim=1)
         return mean + std * torch.randn_like(mean), ids.input_ids
 
     return Phase("denoiser", DenoiserLoss(tokenizer), batch, steps, lr=1.5e-3)

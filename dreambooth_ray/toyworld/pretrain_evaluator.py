@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from dreambooth_ray.toyworld.attributes import CLASSES
 from dreambooth_ray.toyworld.evaluator import Evaluator
 from dreambooth_ray.toyworld.pretrain_phase import Phase
-from dreambooth_ray.toyworld.world_images import SCENES_EACH, describe, labels, to_tensor
+from dreambooth_ray.toyworld.world_images import (
+    SCENES_EACH,
+    attribute_labels,
+    describe_image,
+    to_tensor,
+)
 
 TEMPERATURE = 0.1
 SUBJECTS_A_CLASS = 8
@@ -35,32 +40,36 @@ class EvaluatorLoss(nn.Module):
         loss = sum(F.cross_entropy(part, truth[:, i]) for i, part in enumerate(logits))
         one, two = identity.chunk(2)
         scores = one @ two.T / TEMPERATURE
-        same = torch.arange(len(one))
-        return loss + 0.5 * (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same))
+        positives = torch.arange(len(one))
+        return loss + 0.5 * (
+            F.cross_entropy(scores, positives) + F.cross_entropy(scores.T, positives)
+        )
 
 
 @torch.no_grad()
-def draw_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
+def generate_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: int) -> None:
     """Decode the first `count` images from slightly disturbed latents: the generator's faults."""
     path = work / "reconstructions.npy"
     if path.exists():
         return
     images = np.load(work / "pictures.npy", mmap_mode="r")
     generator = torch.Generator().manual_seed(seed)
-    blocks = []
+    pixel_blocks = []
     for start in range(0, count, 50):
         posterior = vae.encode(to_tensor(images[start : start + 50])).latent_dist
         latents = posterior.mean
         spread = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
         disturbed = latents + spread * torch.randn(latents.shape, generator=generator)
-        made = vae.decode(disturbed).sample.clamp(-1, 1)
-        blocks.append(((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        reconstructed = vae.decode(disturbed).sample.clamp(-1, 1)
+        pixel_blocks.append(
+            ((reconstructed + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        )
     partial = path.with_suffix(".partial.npy")
-    np.save(partial, np.concatenate(blocks))
+    np.save(partial, np.concatenate(pixel_blocks))
     partial.rename(path)
 
 
-def disturb(pixels: Tensor) -> Tensor:
+def augment_images(pixels: Tensor) -> Tensor:
     """Random blur, brightness, contrast and noise; (B, 3, H, W) in and out."""
     size = len(pixels)
     blurred = torch.rand(size) < 0.35
@@ -82,30 +91,37 @@ def disturb(pixels: Tensor) -> Tensor:
 def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
     """24 subjects in two scenes each, eight of one class: look-alikes are the contrast."""
     images = np.load(work / "pictures.npy", mmap_mode="r")
-    remade = np.load(work / "reconstructions.npy", mmap_mode="r")
+    reconstructions = np.load(work / "reconstructions.npy", mmap_mode="r")
     pretrain_seed = int((work / "seed").read_text())
-    truth = torch.tensor([labels(*describe(pretrain_seed, k)) for k in range(len(images))])
+    truth = torch.tensor(
+        [attribute_labels(*describe_image(pretrain_seed, k)) for k in range(len(images))]
+    )
     of_class = truth[::SCENES_EACH, 0].numpy()
     members = [np.flatnonzero(of_class == c) for c in range(len(CLASSES))]
-    num_remade = len(remade) // SCENES_EACH
-    remade_members = [m[m < num_remade] for m in members]
+    num_reconstructed = len(reconstructions) // SCENES_EACH
+    reconstructed_members = [m[m < num_reconstructed] for m in members]
     torch.manual_seed(seed)
 
     def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 12, step, rank])
-        pool = remade_members if rng.uniform() < 0.6 else members
-        chosen = np.concatenate(
+        pool = reconstructed_members if rng.uniform() < 0.6 else members
+        subjects = np.concatenate(
             [
                 rng.choice(pool[c], SUBJECTS_A_CLASS, replace=False)
                 for c in rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
             ]
         )
-        scenes = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in chosen])
+        scenes = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in subjects])
         index = np.concatenate(
-            [chosen * SCENES_EACH + scenes[:, 0], chosen * SCENES_EACH + scenes[:, 1]]
+            [subjects * SCENES_EACH + scenes[:, 0], subjects * SCENES_EACH + scenes[:, 1]]
         )
-        use = (rng.uniform(size=len(index)) < 0.6) & (index < len(remade))
-        shown = np.stack([remade[k] if r else images[k] for k, r in zip(index, use, strict=True)])
-        return disturb(to_tensor(shown)), truth[index]
+        use_reconstruction = (rng.uniform(size=len(index)) < 0.6) & (index < len(reconstructions))
+        batch_pixels = np.stack(
+            [
+                reconstructions[k] if r else images[k]
+                for k, r in zip(index, use_reconstruction, strict=True)
+            ]
+        )
+        return augment_images(to_tensor(batch_pixels)), truth[index]
 
     return Phase("evaluator", EvaluatorLoss(), batch, steps, lr=2e-3)

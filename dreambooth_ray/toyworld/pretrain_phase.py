@@ -33,7 +33,7 @@ class Phase:
     ema_decay: float = 0.999
 
 
-class Average:
+class WarmupMovingAverage:
     """Exponential moving average whose window grows with the number of steps.
 
     With a fixed decay the untrained weights would keep a share of decay ** steps: after
@@ -62,11 +62,14 @@ def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None
     with tempfile.TemporaryDirectory(prefix="dreambooth-rendezvous-") as folder:
         rendezvous = Path(folder) / "file"
         start_processes(  # type: ignore[no-untyped-call]
-            _process, (make, work, processes, rendezvous), nprocs=processes, start_method="spawn"
+            _train_process,
+            (make, work, processes, rendezvous),
+            nprocs=processes,
+            start_method="spawn",
         )
 
 
-def _process(
+def _train_process(
     rank: int, make: Callable[[Path], Phase], work: Path, processes: int, rendezvous: Path
 ) -> None:
     torch.set_num_threads(1)
@@ -74,14 +77,14 @@ def _process(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes
     )
     try:
-        _train(make(work), work, rank)
+        _train_phase(make(work), work, rank)
     finally:
         dist.destroy_process_group()
 
 
-def _train(phase: Phase, work: Path, rank: int) -> None:
+def _train_phase(phase: Phase, work: Path, rank: int) -> None:
     model = DistributedDataParallel(phase.model, bucket_cap_mb=100, gradient_as_bucket_view=True)
-    average = AveragedModel(phase.model, multi_avg_fn=Average(phase.ema_decay))
+    averaged_model = AveragedModel(phase.model, multi_avg_fn=WarmupMovingAverage(phase.ema_decay))
     optimizer = torch.optim.AdamW(
         phase.model.parameters(), lr=phase.lr, fused=True, weight_decay=0.01
     )
@@ -97,16 +100,21 @@ def _train(phase: Phase, work: Path, rank: int) -> None:
         [warmup],
     )
     path = work / f"{phase.name}.pt"
-    parts = {"model": phase.model, "ema": average, "optimizer": optimizer, "schedule": schedule}
-    start = _restore(path, parts)
+    parts = {
+        "model": phase.model,
+        "ema": averaged_model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
+    start = _restore_checkpoint(path, parts)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), disable=rank != 0) as bar:
-        task = bar.add_task(phase.name, total=phase.steps, completed=start)
-        mean = 0.0
+    with Progress(*columns, TimeRemainingColumn(), disable=rank != 0) as progress:
+        task = progress.add_task(phase.name, total=phase.steps, completed=start)
+        mean_loss = 0.0
         for step in range(start, phase.steps):
             torch.manual_seed((step * 64 + rank) * 2654435761 % 2**31)
             loss = model(*phase.batch(step, rank))
@@ -115,22 +123,22 @@ def _train(phase: Phase, work: Path, rank: int) -> None:
             nn.utils.clip_grad_norm_(phase.model.parameters(), 1.0, foreach=True)
             optimizer.step()
             schedule.step()
-            average.update_parameters(phase.model)
-            mean = 0.98 * mean + 0.02 * loss.item() if step > start else loss.item()
-            bar.update(task, advance=1, description=f"{phase.name} loss {mean:.4f}")
+            averaged_model.update_parameters(phase.model)
+            mean_loss = 0.98 * mean_loss + 0.02 * loss.item() if step > start else loss.item()
+            progress.update(task, advance=1, description=f"{phase.name} loss {mean_loss:.4f}")
             if rank == 0 and (step % 250 == 249 or step == phase.steps - 1):
-                _save(path, parts, step + 1)
-                bar.console.print(f"{phase.name} step {step + 1} loss {mean:.4f}")
+                _save_checkpoint(path, parts, step + 1)
+                progress.console.print(f"{phase.name} step {step + 1} loss {mean_loss:.4f}")
 
 
-def _save(path: Path, parts: dict[str, object], step: int) -> None:
+def _save_checkpoint(path: Path, parts: dict[str, object], step: int) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
     partial = path.with_suffix(".partial")
     torch.save({**state, "step": step}, partial)
     partial.replace(path)
 
 
-def _restore(path: Path, parts: dict[str, object]) -> int:
+def _restore_checkpoint(path: Path, parts: dict[str, object]) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)

@@ -41,8 +41,8 @@ class VaeLoss(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: (B, 3, H, W) in [-1, 1]; returns a scalar."""
         posterior = self.vae.encode(pixels).latent_dist
-        made = self.vae.decode(posterior.sample()).sample
-        error = made - pixels
+        reconstructed = self.vae.decode(posterior.sample()).sample
+        error = reconstructed - pixels
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         mean, logvar = posterior.mean, posterior.logvar
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -58,16 +58,16 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
     def batch(step: int, rank: int) -> tuple[Tensor]:
         rng = np.random.default_rng([seed, 11, step, rank])
         crop = step < 0.75 * steps
-        chosen = rng.integers(len(images), size=batch_size * (2 if crop else 1))
+        indices = rng.integers(len(images), size=batch_size * (2 if crop else 1))
         if not crop:
-            return (to_tensor(images[np.sort(chosen)]),)
-        corners = rng.integers(0, 33, size=(len(chosen), 2))
+            return (to_tensor(images[np.sort(indices)]),)
+        corners = rng.integers(0, 33, size=(len(indices), 2))
         return (
             to_tensor(
                 np.stack(
                     [
                         images[k, y : y + 32, x : x + 32]
-                        for k, (y, x) in zip(chosen, corners, strict=True)
+                        for k, (y, x) in zip(indices, corners, strict=True)
                     ]
                 )
             ),
@@ -76,7 +76,7 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
     return Phase("vae", VaeLoss(), batch, steps, lr=1.5e-3, ema_decay=0.998)
 
 
-def load_trained(work: Path) -> AutoencoderKL:
+def load_trained_vae(work: Path) -> AutoencoderKL:
     """The autoencoder that the phase left behind, in evaluation mode."""
     loss = VaeLoss()
     loss.load_state_dict(averaged_weights(work / "vae.pt"))

@@ -1,7 +1,7 @@
 """A world that knows the truth about its images.
 
 A `Subject` is one individual (that robot); a `Scene` is one photograph's circumstances.
-`render(subject, scene)` is pure: the same two give the same pixels at any size.
+`render_image(subject, scene)` is pure: the same two give the same image at any size.
 """
 
 import math
@@ -23,7 +23,7 @@ from dreambooth_ray.toyworld.scenery import SCENERY, Brush
 from dreambooth_ray.toyworld.shapes import SHAPES, Point, Traits
 
 SUPERSAMPLE = 4
-_FIXED = {
+_ROLE_COLOURS = {
     "dark": (46, 46, 54),
     "light": (250, 250, 250),
     "glass": (168, 220, 240),
@@ -97,7 +97,7 @@ def random_scene(seed: int, index: int, background: str | None = None) -> Scene:
     )
 
 
-class _Frame:
+class _SubjectFrame:
     """Maps an object's frame to canvas pixels."""
 
     def __init__(self, scene: Scene, side: int) -> None:
@@ -111,10 +111,10 @@ class _Frame:
         return [(x0 + c * m * x - s * y, y0 + s * m * x + c * y) for x, y in points]
 
 
-def _fabric(subject: Subject, frame: _Frame, side: int) -> Image.Image:
+def _render_pattern(subject: Subject, frame: _SubjectFrame, side: int) -> Image.Image:
     """A canvas covered with the subject's pattern, fixed to the subject's frame."""
-    cloth = Image.new("RGB", (side, side), subject.body_colour)
-    draw, ink = ImageDraw.Draw(cloth), PATTERN_INK[subject.colour]
+    pattern_image = Image.new("RGB", (side, side), subject.body_colour)
+    draw, ink = ImageDraw.Draw(pattern_image), PATTERN_INK[subject.colour]
     if subject.pattern == "striped":
         for x in np.arange(-1.22, 1.3, 0.44):
             draw.polygon(frame([(x, -1.2), (x + 0.2, -1.2), (x + 0.2, 1.2), (x, 1.2)]), fill=ink)
@@ -129,10 +129,10 @@ def _fabric(subject: Subject, frame: _Frame, side: int) -> Image.Image:
             for x in np.arange(-1.28 + 0.28 * (row % 2), 1.3, 0.56):
                 cell = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
                 draw.polygon(frame(cell), fill=ink)
-    return cloth
+    return pattern_image
 
 
-def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _Frame) -> None:
+def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _SubjectFrame) -> None:
     x, y = crown
     draw.polygon(
         frame([(x - 0.3, y + 0.06), (x, y - 0.62), (x + 0.3, y + 0.06)]), fill=(236, 60, 150)
@@ -145,27 +145,27 @@ def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _Frame) -> None:
     draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(252, 250, 240))
 
 
-def render(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Image:
+def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Image:
     """One image, `size_px` square RGB, drawn large and reduced so that edges are smooth."""
     side = size_px * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)
     SCENERY[scene.background](Brush(draw, side), np.random.default_rng(scene.seed))
     backdrop = canvas.copy()
-    frame = _Frame(scene, side)
+    frame = _SubjectFrame(scene, side)
     shape = SHAPES[subject.class_noun](subject.traits)
     dark_body = subject.colour == "black"
     outline: Colour = (150, 150, 158) if dark_body else (34, 30, 36)
     width = max(1, round(side * 0.014))
-    cloth = _fabric(subject, frame, side)
+    pattern_image = _render_pattern(subject, frame, side)
     for role, points in shape.parts:
         outer = frame(points)
         if role in ("body", "hole"):
             mask = Image.new("1", (side, side))
             ImageDraw.Draw(mask).polygon(outer, fill=1)
-            canvas.paste(cloth if role == "body" else backdrop, mask=mask)
+            canvas.paste(pattern_image if role == "body" else backdrop, mask=mask)
         else:
-            fill = ACCENTS[subject.accent] if role == "accent" else _FIXED[role]
+            fill = ACCENTS[subject.accent] if role == "accent" else _ROLE_COLOURS[role]
             draw.polygon(outer, fill=fill)
         if role in ("body", "accent", "hole"):
             draw.line([*outer, outer[0]], fill=outline, width=width, joint="curve")
@@ -179,12 +179,12 @@ def photographs(subject: Subject, seed: int, count: int, size_px: int = 256) -> 
 
     Only four backgrounds are used, so that the other six are new contexts for it.
     """
-    places = PHOTO_BACKGROUNDS
+    backgrounds = PHOTO_BACKGROUNDS
     scenes = [
-        replace(random_scene(seed, 7919 + k, places[k % len(places)]), hat=False)
+        replace(random_scene(seed, 7919 + k, backgrounds[k % len(backgrounds)]), hat=False)
         for k in range(count)
     ]
-    return [render(subject, scene, size_px) for scene in scenes]
+    return [render_image(subject, scene, size_px) for scene in scenes]
 
 
 PHOTO_BACKGROUNDS = ("plain", "table", "grass", "city")

@@ -1,4 +1,4 @@
-"""The pretraining images: drawn once, kept in one memory-mapped array.
+"""The pretraining images: generated once, stored in one memory-mapped array.
 
 Image k shows subject k // SCENES_EACH in scene k, so that images of one individual
 stand together and the evaluator can learn identity.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES, COLOUR_NAMES, PATTERNS
-from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render
+from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render_image
 
 SCENES_EACH = 3
 SIZE_PX = 64
@@ -25,12 +25,12 @@ HEADS = {
 }
 
 
-def describe(seed: int, index: int) -> tuple[Subject, Scene]:
+def describe_image(seed: int, index: int) -> tuple[Subject, Scene]:
     """What image `index` shows."""
     return random_subject(seed, index // SCENES_EACH), random_scene(seed, index)
 
 
-def labels(subject: Subject, scene: Scene) -> list[int]:
+def attribute_labels(subject: Subject, scene: Scene) -> list[int]:
     """Truth in the order of HEADS."""
     return [
         CLASSES.index(subject.class_noun),
@@ -46,11 +46,13 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def _draw(seed: int, start: int, stop: int) -> np.ndarray:
-    return np.stack([np.asarray(render(*describe(seed, k))) for k in range(start, stop)])
+def _render_block(seed: int, start: int, stop: int) -> np.ndarray:
+    return np.stack(
+        [np.asarray(render_image(*describe_image(seed, k))) for k in range(start, stop)]
+    )
 
 
-def draw_images(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
+def generate_images(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
     """The first `count` images of the world as (count, 64, 64, 3) uint8, from `path` if there."""
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
@@ -59,8 +61,8 @@ def draw_images(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarr
         starts = list(range(0, count, 500))
         stops = [min(s + 500, count) for s in starts]
         with ProcessPoolExecutor(workers) as pool:
-            done = pool.map(_draw, [seed] * len(starts), starts, stops)
-            for start, stop, block in zip(starts, stops, done, strict=True):
+            blocks = pool.map(_render_block, [seed] * len(starts), starts, stops)
+            for start, stop, block in zip(starts, stops, blocks, strict=True):
                 out[start:stop] = block
         out.flush()
         partial.rename(path)

@@ -18,21 +18,23 @@ class CheckpointSelection:
 
 
 def read_selection(run: Store) -> CheckpointSelection:
-    """The newest, or an empty one."""
-    if not run.exists(paths.VERDICT):
+    """The newest of a run, or an empty one."""
+    if not run.exists(paths.CHECKPOINT_SELECTION):
         return CheckpointSelection()
-    content = json.loads(run.read(paths.VERDICT))
+    content = json.loads(run.read(paths.CHECKPOINT_SELECTION))
     return CheckpointSelection(content["best"], tuple(content["judged"]), content["stop"])
 
 
-def write_selection(run: Store, verdict: CheckpointSelection) -> None:
-    """Replace it."""
-    run.write(paths.VERDICT, json.dumps(asdict(verdict)).encode())
+def write_selection(run: Store, selection: CheckpointSelection) -> None:
+    """Replace the one in the run."""
+    run.write(paths.CHECKPOINT_SELECTION, json.dumps(asdict(selection)).encode())
 
 
-def spared(steps: Iterable[int], verdict: CheckpointSelection) -> frozenset[int]:
+def find_protected_steps(steps: Iterable[int], selection: CheckpointSelection) -> frozenset[int]:
     """Checkpoints that rotation must leave: the best, and those not evaluated yet."""
-    return frozenset(s for s in steps if s == verdict.best or s not in verdict.judged)
+    return frozenset(
+        step for step in steps if step == selection.best or step not in selection.judged
+    )
 
 
 def write_end(run: Store, step: int) -> None:

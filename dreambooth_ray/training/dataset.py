@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.sampler import as_late_as_possible, batch_positions, shuffled_index
+from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.trainable_params import is_trained
@@ -57,39 +57,39 @@ class CachedImage(NamedTuple):
 class PhotographPool:
     """One subject's cached photographs, each with the captions it may get.
 
-    latents: (N, F, 2, C, h, w), scaled mean and std; number: which subject, from 0
+    latents: (N, F, 2, C, h, w), scaled mean and std; subject_index: which subject, from 0
     """
 
     latents: Tensor
     captions: list[tuple[str, ...]]
-    number: int = 0
+    subject_index: int = 0
 
-    def choose(self, seed: int, position: int) -> int:
+    def choose_index(self, seed: int, position: int) -> int:
         """Which image comes at a position of the endless sequence: shuffled each time round."""
-        purpose = _PHOTOGRAPHS + _NEXT_SUBJECT * self.number
+        purpose = _PHOTOGRAPHS + _NEXT_SUBJECT * self.subject_index
         return shuffled_index(seed, purpose, position, len(self.latents))
 
-    def item(self, index: int) -> CachedImage:
+    def get_image(self, index: int) -> CachedImage:
         """Image `index`."""
         return CachedImage(self.latents[index], self.captions[index])
 
 
 class PriorPool:
-    """Class images, each read, and if need be waited for, when a step wants it."""
+    """Class images, each read, and if need be waited for, when a step needs it."""
 
-    def __init__(self, priors: PriorSet, count: int, total: int, flip: bool) -> None:
-        """count: how many of them, the first, are trained on; total: positions of the run."""
+    def __init__(self, priors: PriorSet, count: int, num_positions: int, flip: bool) -> None:
+        """count: how many of them, the first, are trained on; num_positions: of the whole run."""
         self._priors, self._views = priors, 2 if flip else 1
-        self._count, self._total = count, total
+        self._count, self._num_positions = count, num_positions
 
-    def choose(self, seed: int, position: int) -> int:
-        """Which class image comes at a position: each as late as it can, in order of making."""
-        return as_late_as_possible(seed, _PRIORS, position, self._count, self._total)
+    def choose_index(self, seed: int, position: int) -> int:
+        """Which class image comes at a position: each as late as it can, in order of generation."""
+        return growing_set_index(seed, _PRIORS, position, self._count, self._num_positions)
 
-    def item(self, index: int) -> CachedImage:
+    def get_image(self, index: int) -> CachedImage:
         """Class image `index`, waited for if it is not there yet."""
-        caption = self._priors.captions[self._priors.caption(index)]
-        return CachedImage(self._priors.posterior(index)[: self._views], (caption,))
+        caption = self._priors.captions[self._priors.caption_index(index)]
+        return CachedImage(self._priors.load_posterior(index)[: self._views], (caption,))
 
 
 class CaptionEmbeddings:
@@ -98,35 +98,37 @@ class CaptionEmbeddings:
     ids: (K, L) int64; hidden: (K, L, D) float32 or None
     """
 
-    def __init__(self, parts: Components, texts: list[str]) -> None:
-        different = sorted(set(texts))
-        self._row = {text: row for row, text in enumerate(different)}
-        self.ids = tokenize(parts.tokenizer, different)
-        self.hidden = None if is_trained(parts.text_encoder) else _embed(parts, self.ids)
+    def __init__(self, components: Components, captions: list[str]) -> None:
+        unique_captions = sorted(set(captions))
+        self._row = {caption: row for row, caption in enumerate(unique_captions)}
+        self.ids = tokenize_captions(components.tokenizer, unique_captions)
+        self.hidden = (
+            None if is_trained(components.text_encoder) else _embed_captions(components, self.ids)
+        )
 
-    def rows(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    def look_up(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
         """(len(texts), L) ids and, where cached, (len(texts), L, D) embeddings."""
-        rows = [self._row[text] for text in texts]
+        rows = [self._row[caption] for caption in captions]
         return self.ids[rows], None if self.hidden is None else self.hidden[rows]
 
 
 @torch.no_grad()
-def _embed(parts: Components, ids: Tensor) -> Tensor:
+def _embed_captions(components: Components, ids: Tensor) -> Tensor:
     """One by one, so that a caption's embedding does not depend on its neighbours."""
-    encoder = parts.text_encoder
+    encoder = components.text_encoder
     rows = [encoder(row[None].to(encoder.device)).last_hidden_state.cpu() for row in ids]
     return torch.cat(rows)
 
 
-def make_pool(
-    parts: Components, photographs: list[Photograph], flip: bool, number: int = 0
+def encode_photographs(
+    components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
 ) -> PhotographPool:
     """Encode photographs through the frozen VAE, each once for each orientation."""
-    rows = [encode_posterior(parts.vae, p.image, flip) for p in photographs]
-    return PhotographPool(torch.stack(rows), [p.captions for p in photographs], number)
+    rows = [encode_posterior(components.vae, p.image, flip) for p in photographs]
+    return PhotographPool(torch.stack(rows), [p.captions for p in photographs], subject_index)
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+def tokenize_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """(len(captions), L) int64, padded to the encoder's window."""
     ids: Tensor = tokenizer(
         captions,
@@ -144,50 +146,57 @@ class TrainingDataset(IterableDataset[Batch]):
     def __init__(
         self,
         config: Config,
-        parts: Components,
+        components: Components,
         photographs: list[list[Photograph]],
         priors: PriorSet | None,
-        place: tuple[int, int],
+        rank_and_world_size: tuple[int, int],
     ) -> None:
-        """photographs: by subject; place: (rank, world size)."""
-        self._config, self._place = config, place
-        self._num_timesteps = int(parts.schedule.config.num_train_timesteps)
+        """photographs: by subject; rank_and_world_size: (rank, world size)."""
+        self._config, self._rank_and_world_size = config, rank_and_world_size
+        self._num_timesteps = int(components.schedule.config.num_train_timesteps)
         self.start, self.accumulate = 0, config.train.accumulate
         flip = config.train.flip
-        self._photographs = [make_pool(parts, p, flip, n) for n, p in enumerate(photographs)]
-        kept = config.prior.count - config.num_class_images
-        total = config.train.steps * config.train.batch_size
-        self._priors = PriorPool(priors, priors.count - kept, total, flip) if priors else None
-        texts = [c for subject in photographs for p in subject for c in p.captions]
+        self._photographs = [
+            encode_photographs(components, photograph, flip, index)
+            for index, photograph in enumerate(photographs)
+        ]
+        num_held_out = config.prior.count - config.num_class_images
+        num_positions = config.train.steps * config.train.batch_size
+        self._priors = (
+            PriorPool(priors, priors.count - num_held_out, num_positions, flip) if priors else None
+        )
+        captions = [
+            c for subject in photographs for photograph in subject for c in photograph.captions
+        ]
         self._captions = CaptionEmbeddings(
-            parts, ["", *texts, *(priors.captions if priors else [])]
+            components, ["", *captions, *(priors.captions if priors else [])]
         )
 
     def __iter__(self) -> Iterator[Batch]:
         steps = range(self.start, self._config.train.steps)
-        return (self.batch(step, part) for step in steps for part in range(self.accumulate))
+        return (self.make_batch(step, part) for step in steps for part in range(self.accumulate))
 
-    def batch(self, step: int, part: int = 0) -> Batch:
+    def make_batch(self, step: int, part: int = 0) -> Batch:
         """A part of the batch of a step: a pure function of both."""
         size = self._config.train.batch_size
-        share = batch_positions(step, size, *self._place)
-        length = len(share) // self.accumulate
-        positions = share[part * length : (part + 1) * length]
-        latents, texts, keys, is_prior = [], [], [], []
+        share = batch_positions(step, size, *self._rank_and_world_size)
+        part_size = len(share) // self.accumulate
+        positions = share[part * part_size : (part + 1) * part_size]
+        latents, captions, keys, is_prior = [], [], [], []
         for offset in (0, size) if self._priors else (0,):
             for position in positions:
-                # A sample's key is its place in the global batch, never a worker's rank.
+                # A sample's key is its index in the global batch, never a worker's rank.
                 key = offset + position - step * size
-                item = self._prior(position) if offset else self._photograph(position)
-                latents.append(self._sample(item.latents, step, key))
-                texts.append(self._caption(item.captions, step, key))
+                image = self._get_prior(position) if offset else self._get_photograph(position)
+                latents.append(self._sample_latents(image.latents, step, key))
+                captions.append(self._choose_caption(image.captions, step, key))
                 keys.append(key)
                 is_prior.append(offset > 0)
-        ids, hidden = self._captions.rows(texts)
+        ids, hidden = self._captions.look_up(captions)
         return Batch(
             latents=torch.stack(latents),
-            noise=self._noise(step, keys, tuple(latents[0].shape)),
-            timesteps=self._timesteps(step, keys),
+            noise=self._sample_noise(step, keys, tuple(latents[0].shape)),
+            timesteps=self._sample_timesteps(step, keys),
             input_ids=ids,
             is_prior=torch.tensor(is_prior),
             step=step,
@@ -195,37 +204,37 @@ class TrainingDataset(IterableDataset[Batch]):
             ends_step=part == self.accumulate - 1,
         )
 
-    def inputs(self, step: int) -> list[str]:
+    def describe_inputs(self, step: int) -> list[str]:
         """What the global batch of a step (from 0) is made of, in words."""
         size, seed = self._config.train.batch_size, self._config.seed
         positions = range(step * size, (step + 1) * size)
-        words = []
+        descriptions = []
         for position in positions:
             turn, subject = divmod(position, len(self._photographs))
-            index = self._photographs[subject].choose(seed, turn)
-            words.append(f"photograph {index} of subject {subject}")
+            index = self._photographs[subject].choose_index(seed, turn)
+            descriptions.append(f"photograph {index} of subject {subject}")
         if self._priors is not None:
-            words += [f"class image {self._priors.choose(seed, p)}" for p in positions]
-        return words
+            descriptions += [f"class image {self._priors.choose_index(seed, p)}" for p in positions]
+        return descriptions
 
-    def _photograph(self, position: int) -> CachedImage:
+    def _get_photograph(self, position: int) -> CachedImage:
         """Subjects take turns; each has its own shuffles."""
         turn, subject = divmod(position, len(self._photographs))
         pool = self._photographs[subject]
-        return pool.item(pool.choose(self._config.seed, turn))
+        return pool.get_image(pool.choose_index(self._config.seed, turn))
 
-    def _prior(self, position: int) -> CachedImage:
+    def _get_prior(self, position: int) -> CachedImage:
         assert self._priors is not None
-        return self._priors.item(self._priors.choose(self._config.seed, position))
+        return self._priors.get_image(self._priors.choose_index(self._config.seed, position))
 
-    def _sample(self, cached: Tensor, step: int, key: int) -> Tensor:
-        """Draw from a cached posterior, (F, 2, C, h, w) to (C, h, w)."""
+    def _sample_latents(self, cached: Tensor, step: int, key: int) -> Tensor:
+        """Sample from a cached posterior, (F, 2, C, h, w) to (C, h, w)."""
         seed = self._config.seed
         view = int(noise.integers(seed, "flip", step, [key], len(cached)))
         mean, std = cached[view].unbind()
         return mean + std * noise.normal(seed, "posterior", step, [key], tuple(mean.shape))[0]
 
-    def _caption(self, captions: tuple[str, ...], step: int, key: int) -> str:
+    def _choose_caption(self, captions: tuple[str, ...], step: int, key: int) -> str:
         seed, dropout = self._config.seed, self._config.loss.caption_dropout
         if dropout and float(noise.uniform(seed, "caption dropout", step, [key])) < dropout:
             return ""
@@ -233,22 +242,24 @@ class TrainingDataset(IterableDataset[Batch]):
             return captions[0]
         return captions[int(noise.integers(seed, "caption", step, [key], len(captions)))]
 
-    def _noise(self, step: int, keys: list[int], shape: tuple[int, ...]) -> Tensor:
+    def _sample_noise(self, step: int, keys: list[int], shape: tuple[int, ...]) -> Tensor:
         """(B, C, h, w): normal, with a shift for each channel where loss.noise_offset says so.
 
         Source: N. Guttenberg 2023, "Diffusion with offset noise".
         """
         seed, offset = self._config.seed, self._config.loss.noise_offset
-        drawn = noise.normal(seed, "noise", step, keys, shape)
+        sampled_noise = noise.normal(seed, "noise", step, keys, shape)
         if offset:
-            drawn += offset * noise.normal(seed, "noise offset", step, keys, (shape[0], 1, 1))
-        return drawn
+            sampled_noise += offset * noise.normal(
+                seed, "noise offset", step, keys, (shape[0], 1, 1)
+            )
+        return sampled_noise
 
-    def _timesteps(self, step: int, keys: list[int]) -> Tensor:
+    def _sample_timesteps(self, step: int, keys: list[int]) -> Tensor:
         """(B,) int64, uniform or logit-normal (Esser et al. 2024, arXiv 2403.03206, 3.1)."""
         seed, loss = self._config.seed, self._config.loss
         if loss.timesteps == "uniform":
             return noise.integers(seed, "timestep", step, keys, self._num_timesteps)
         normal = noise.normal(seed, "timestep", step, keys, (1,))[:, 0]
-        share = torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
-        return (share * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)
+        fraction = torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
+        return (fraction * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)

@@ -20,7 +20,7 @@ from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
-def train(
+def run_workers(
     job: WorkerJob, cluster: ClusterConfig, run: Store, say: Callable[[str], None] = print
 ) -> None:
     """Run the workers to the last step; worker deaths up to cluster.max_failures are survived.
@@ -33,16 +33,16 @@ def train(
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         storage_path = run.uri if run.is_local else scratch
         trainer = _make_trainer(job, cluster, restarts, storage_path)
-        with RunMonitor(run, cluster, say, trainer.end) as watch:
+        with RunMonitor(run, cluster, say, trainer.end) as monitor:
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                raise _in_words(error, restarts.count, run) from error
-        if watch.reason is not None:
+                raise _explain_failure(error, restarts.count, run) from error
+        if monitor.reason is not None:
             raise DreamBoothError(
-                f"{watch.reason}; `dreambooth resume {run.uri}` goes on from the last checkpoint"
+                f"{monitor.reason}; `dreambooth resume {run.uri}` goes on from the last checkpoint"
             )
-        if watch.is_stopping:
+        if monitor.is_stopping:
             raise DreamBoothError(
                 f"stopped by SIGTERM with a checkpoint saved; `dreambooth resume {run.uri}` goes on"
             )
@@ -53,18 +53,18 @@ def _make_trainer(
 ) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
-    options = settings.pop("storage_options")
+    storage_options = settings.pop("storage_options")
 
-    def work(settings: dict[str, Any]) -> None:
+    def train_loop(settings: dict[str, Any]) -> None:
         # Here, not above: this process has no use for Lightning, which takes seconds to import.
         with large_imports():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
-        train_worker(WorkerJob(**settings, storage_options=options))
+        train_worker(WorkerJob(**settings, storage_options=storage_options))
 
     span = cluster.span
     return Trainer(
-        work,
+        train_loop,
         cluster=cluster,
         restarts=restarts,
         train_loop_config=settings,
@@ -84,7 +84,7 @@ def _make_trainer(
     )
 
 
-def _in_words(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
+def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
         if isinstance(failure, PERMANENT):

@@ -8,18 +8,18 @@ from dreambooth_ray.config.training import ValidationConfig
 VALIDATION_LOSS = "val_loss"
 
 
-def stops_at(losses: list[tuple[int, float]], wanted: ValidationConfig) -> int | None:
+def find_stop_step(losses: list[tuple[int, float]], validation: ValidationConfig) -> int | None:
     """The step at which a run ends early, or None: a function of its validation losses alone.
 
     losses: (step, loss) in order
     """
-    best, since = float("inf"), 0
+    best_loss, num_without_gain = float("inf"), 0
     for step, loss in losses:
-        if loss < best - wanted.min_delta:
-            best, since = loss, 0
+        if loss < best_loss - validation.min_delta:
+            best_loss, num_without_gain = loss, 0
         else:
-            since += 1
-        if wanted.patience and since >= wanted.patience:
+            num_without_gain += 1
+        if validation.patience and num_without_gain >= validation.patience:
             return step
     return None
 
@@ -29,12 +29,12 @@ def validation_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(r["step"], r[VALIDATION_LOSS]) for r in records if VALIDATION_LOSS in r]
 
 
-def last_step(config: Config, records: list[dict[str, Any]], end: int | None = None) -> int:
+def last_step(config: Config, records: list[dict[str, Any]], end_step: int | None = None) -> int:
     """The step a run ends with, as far as its metrics tell.
 
-    end: where its evaluations ended it, `verdict.read_end`
+    end_step: where its evaluations ended it, `checkpoint_selection.read_end`
     """
-    if end is not None:
-        return end
-    early = stops_at(validation_losses(records), config.validation)
-    return config.train.steps if early is None else early
+    if end_step is not None:
+        return end_step
+    stop_step = find_stop_step(validation_losses(records), config.validation)
+    return config.train.steps if stop_step is None else stop_step

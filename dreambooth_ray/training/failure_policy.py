@@ -23,13 +23,13 @@ class FailFastPolicy(FailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
         failures = list(getattr(training_failed_error, "worker_failures", {}).values())
-        startup = getattr(training_failed_error, "controller_failure", None)
-        if isinstance(startup, WorkerGroupStartupFailedError):
-            failures = [startup]
+        startup_failure = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(startup_failure, WorkerGroupStartupFailedError):
+            failures = [startup_failure]
         if failures:
-            goes_on = self._restarts.should_restart(failures)
-            return FailureDecision.RETRY if goes_on else FailureDecision.RAISE
+            should_restart = self._restarts.should_restart(failures)
+            return FailureDecision.RETRY if should_restart else FailureDecision.RAISE
         decision = self._ray_policy.make_decision(training_failed_error)
-        if decision is FailureDecision.RETRY and startup is None:
+        if decision is FailureDecision.RETRY and startup_failure is None:
             self._restarts.record(" ".join(str(training_failed_error).split()))
         return decision

@@ -30,16 +30,16 @@ class MetricsLog:
     """
 
     def __init__(self, store: Store, start: int) -> None:
-        """raises CheckpointError if lines up to `start` are missing. `records`: those kept."""
-        kept = [r for r in read_metrics(store) if r["step"] <= start]
-        if [r["step"] for r in kept] != list(range(1, start + 1)):
+        """raises CheckpointError if lines up to `start` are missing. `records`: those up to it."""
+        records = [r for r in read_metrics(store) if r["step"] <= start]
+        if [r["step"] for r in records] != list(range(1, start + 1)):
             raise CheckpointError(
                 f"{store.uri}/{paths.METRICS} does not hold steps 1 to {start} once each, though "
                 "the checkpoint does; restore that file, or start a new run"
             )
         self._store = store
-        self.records = kept
-        self._lines = [json.dumps(r) + "\n" for r in kept]
+        self.records = records
+        self._lines = [json.dumps(r) + "\n" for r in records]
         self._written_at = 0.0
         self.flush()
 

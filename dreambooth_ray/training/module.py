@@ -16,101 +16,111 @@ from transformers import CLIPTextModel
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.traced_forward import WARMUP_CALLS, Plain, TracedForward
+from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.checkpoint.retention import AVERAGE
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
-from dreambooth_ray.training.sharding import shard
+from dreambooth_ray.training.sharding import shard_networks
 
 
 class DreamBoothModule(pl.LightningModule):
     """UNet and text encoder, of which the weights that `apply_method` has marked are trained.
 
     The VAE stays outside, frozen and cached, and so does a text encoder that is frozen.
-    After each optimizer step `build_metrics` tells the metrics of that step, equal on every worker.
+    After each optimizer step `build_metrics` returns its metrics, equal on every worker.
     """
 
-    def __init__(self, config: Config, parts: Components) -> None:
+    def __init__(self, config: Config, components: Components) -> None:
         super().__init__()
         self.config = config
         # Only trained weights are in a checkpoint; on_load_checkpoint compares their names.
         self.strict_loading = False
-        self.unet = parts.unet.train(is_trained(parts.unet))
+        self.unet = components.unet.train(is_trained(components.unet))
         self.text_encoder: nn.Module | None = None
-        if is_trained(parts.text_encoder):
-            self.text_encoder = parts.text_encoder.train()
-        self.schedule = parts.schedule
+        if is_trained(components.text_encoder):
+            self.text_encoder = components.text_encoder.train()
+        self.schedule = components.schedule
         if config.train.gradient_checkpointing:
             _checkpoint_activations(self.unet, self.text_encoder)
         self.average = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
-        self._recorder = TracedForward(Plain(parts.unet), 0) if _can_be_recorded(config) else None
+        self._recorder = (
+            TracedForward(PlainUNet(components.unet), 0) if _can_be_recorded(config) else None
+        )
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
-        self._parts: list[Tensor] = []
+        self._part_losses: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Prediction error of one batch, halves weighted by prior.weight."""
-        address = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
-        self._seed(address.initial_seed())
-        instance, prior = objective.halves(self.errors(batch), batch.is_prior)
-        self._parts.append(torch.stack([instance, prior]).detach())
+        generator = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
+        self._seed_dropout(generator.initial_seed())
+        instance, prior = objective.compute_mean_errors(self.compute_errors(batch), batch.is_prior)
+        self._part_losses.append(torch.stack([instance, prior]).detach())
         if batch.ends_step:
-            mine = torch.stack(self._parts).mean(dim=0)
-            every = mine if self.trainer.world_size == 1 else cast(Tensor, self.all_gather(mine))
-            self._halves = every.reshape(-1, 2).mean(dim=0)
-            self._parts = []
-        return objective.prior_preserving(instance, prior, self.config.prior.weight)
+            own_losses = torch.stack(self._part_losses).mean(dim=0)
+            all_losses = (
+                own_losses
+                if self.trainer.world_size == 1
+                else cast(Tensor, self.all_gather(own_losses))
+            )
+            self._halves = all_losses.reshape(-1, 2).mean(dim=0)
+            self._part_losses = []
+        return objective.prior_preserving_loss(instance, prior, self.config.prior.weight)
 
-    def _seed(self, seed: int) -> None:
+    def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed formats a stack for each kind of device that this process does not use.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def errors(self, batch: Batch) -> Tensor:
+    def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self._unet(noisy, batch.timesteps, self._hidden(batch))
-        wanted = objective.target(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        errors = objective.sample_errors(prediction, wanted, self.config.loss.huber_delta)
+        prediction = self._predict(noisy, batch.timesteps, self._embed_text(batch))
+        target = objective.compute_target(
+            self.schedule, batch.latents, batch.noise, batch.timesteps
+        )
+        errors = objective.compute_sample_errors(prediction, target, self.config.loss.huber_delta)
         if gamma := self.config.loss.min_snr_gamma:
-            errors = errors * objective.min_snr_weights(self.schedule, batch.timesteps, gamma)
+            errors = errors * objective.compute_snr_weights(self.schedule, batch.timesteps, gamma)
         return errors
 
-    def _unet(self, *inputs: Tensor) -> Tensor:
+    def _predict(self, *inputs: Tensor) -> Tensor:
         if self._recorder is not None and self.device.type == "cpu":
             return self._recorder(*inputs)
         return torch.as_tensor(self.unet(*inputs, return_dict=False)[0])
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged_weights(self) -> Iterator[None]:
         """With the averaged weights in place of the current ones, where there are any."""
         if self.average is None or not self.average.weights:
             yield
             return
-        trained = {n: p.data for n, p in self.named_parameters() if n in self.average.weights}
-        kept = {n: w.clone() for n, w in trained.items()}
-        for name, weight in trained.items():
+        trained_weights = {
+            n: p.data for n, p in self.named_parameters() if n in self.average.weights
+        }
+        current_weights = {n: w.clone() for n, w in trained_weights.items()}
+        for name, weight in trained_weights.items():
             weight.copy_(self.average.weights[name])
         try:
             yield
         finally:
-            for name, weight in trained.items():
-                weight.copy_(kept[name])
+            for name, weight in trained_weights.items():
+                weight.copy_(current_weights[name])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself, then the average of what came of it."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
-            trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
-            self.average.update(trained, self.trainer.global_step)
+            trained_weights = {n: p for n, p in self.named_parameters() if p.requires_grad}
+            self.average.update(trained_weights, self.trainer.global_step)
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _embed_text(self, batch: Batch) -> Tensor:
         """(B, L, D) text embeddings: cached ones if the text encoder is frozen."""
         if batch.hidden is not None:
             return batch.hidden
@@ -122,7 +132,7 @@ class DreamBoothModule(pl.LightningModule):
         """Shard the networks, where the strategy leaves that to the module."""
         if self.config.train.strategy == "fsdp2" and not self._is_sharded:
             assert self.device_mesh is not None
-            shard(self, self.device_mesh["data_parallel"])
+            shard_networks(self, self.device_mesh["data_parallel"])
             self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -138,11 +148,11 @@ class DreamBoothModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """raises: CheckpointError if the weights are not exactly those that are trained."""
         names = {n for n, p in self.named_parameters() if p.requires_grad}
-        odd = sorted(names ^ set(checkpoint.get("state_dict", names)))
-        if odd:
+        mismatched_names = sorted(names ^ set(checkpoint.get("state_dict", names)))
+        if mismatched_names:
             raise CheckpointError(
-                f"the checkpoint holds other weights than the configuration trains, {odd[0]} for "
-                "one; it is of another train.method or model"
+                "the checkpoint holds other weights than the configuration trains, "
+                f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
         if self.average is not None:
             self.average.weights = checkpoint[AVERAGE]
@@ -157,14 +167,14 @@ class DreamBoothModule(pl.LightningModule):
         if self.config.train.strategy == "deepspeed":
             return  # it clips in its own step
         # From the optimizer: to walk through the module for them takes milliseconds.
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        most = self.config.train.max_grad_norm
-        gradients = [p.grad for p in trained if p.grad is not None]
+        trained_weights = [p for group in optimizer.param_groups for p in group["params"]]
+        max_norm = self.config.train.max_grad_norm
+        gradients = [p.grad for p in trained_weights if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         # To multiply by 1 would change nothing; only on a CPU is it free to ask.
         is_cpu = norm.device.type == "cpu" and not isinstance(norm, DTensor)
-        if not (is_cpu and bool(norm + 1e-6 <= most)):
-            nn.utils.clip_grads_with_norm_(trained, most, norm, foreach=True)
+        if not (is_cpu and bool(norm + 1e-6 <= max_norm)):
+            nn.utils.clip_grads_with_norm_(trained_weights, max_norm, norm, foreach=True)
         self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     @property
@@ -188,7 +198,7 @@ class DreamBoothModule(pl.LightningModule):
         return {
             "step": step,
             "images_seen": step * self.images_a_step,
-            "loss": objective.prior_preserving(instance, prior, self.config.prior.weight),
+            "loss": objective.prior_preserving_loss(instance, prior, self.config.prior.weight),
             "instance_loss": instance,
             "prior_loss": prior,
             "lr": float(self._lr_before(schedulers, step)),

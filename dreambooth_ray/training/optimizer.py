@@ -38,20 +38,20 @@ def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
     train = config.train
     groups = parameter_groups(config, module)
     if train.optimizer == "prodigy":
-        return _prodigy(train, groups)
+        return _make_prodigy(train, groups)
     if train.optimizer == "adamw8bit":
-        return _adamw8bit(train, groups)
+        return _make_adamw8bit(train, groups)
     # A fused step unscales gradients itself, behind the back of clipping.
     fused = train.precision != "16-mixed"
     return AdamW(groups, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
 
 
-def _prodigy(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+def _make_prodigy(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
     from prodigyopt import Prodigy  # noqa: PLC0415
 
     # It prints that its weight decay is decoupled, which is what we ask for.
     with contextlib.redirect_stdout(io.StringIO()):
-        prodigy: Optimizer = Prodigy(
+        optimizer: Optimizer = Prodigy(
             groups,
             lr=train.lr,
             betas=(0.9, 0.99),
@@ -59,10 +59,10 @@ def _prodigy(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
             use_bias_correction=True,
             safeguard_warmup=train.lr_warmup_steps > 0,
         )
-    return prodigy
+    return optimizer
 
 
-def _adamw8bit(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+def _make_adamw8bit(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415
 
     optimizer: Optimizer = AdamW8bit(groups, lr=train.lr, weight_decay=train.weight_decay)
@@ -79,9 +79,9 @@ class RateSchedule:
         """Factor at optimizer step `step`, counted from 0; 0 after the last."""
         if step < self.num_warmup or self.kind == "constant":
             return min(1.0, (step + 1) / (self.num_warmup + 1))
-        left = self.num_steps - self.num_warmup
-        done = min(1.0, (step - self.num_warmup) / max(1, left))
-        return 1 - done if self.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
+        num_decay_steps = self.num_steps - self.num_warmup
+        progress = min(1.0, (step - self.num_warmup) / max(1, num_decay_steps))
+        return 1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
 class ExponentialMovingAverage:
@@ -100,8 +100,8 @@ class ExponentialMovingAverage:
         if not self.weights:
             self.weights = {n: w.detach().clone() for n, w in current.items()}
             return
-        for name, new in current.items():
-            self.weights[name] = self.weights[name].to(new.device)
+        for name, weight in current.items():
+            self.weights[name] = self.weights[name].to(weight.device)
         means = [self.weights[name] for name in current]
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(means, [w.detach() for w in current.values()], 1 - decay)

@@ -1,4 +1,4 @@
-"""Packages that only some configurations need, asked for before work starts."""
+"""Packages that only some configurations need, checked before work starts."""
 
 import importlib.util
 
@@ -9,17 +9,17 @@ from dreambooth_ray.errors import ConfigError
 def check_packages(config: Config) -> None:
     """raises ConfigError if something configured needs a package that is not installed."""
     if config.train.optimizer == "adamw8bit":
-        _check("bitsandbytes", "train.optimizer=adamw8bit", "gpu")
+        _check_package("bitsandbytes", "train.optimizer=adamw8bit", "gpu")
     if config.train.strategy == "deepspeed":
-        _check("deepspeed", "train.strategy=deepspeed", "deepspeed")
+        _check_package("deepspeed", "train.strategy=deepspeed", "deepspeed")
     for name in ("wandb", "mlflow"):
         if name in config.tracking.loggers:
-            _check(name, f"tracking.loggers: {name}", name)
+            _check_package(name, f"tracking.loggers: {name}", name)
 
 
-def _check(package: str, wanted: str, extra: str) -> None:
+def _check_package(package: str, setting: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"{wanted} needs {package}, which is not installed: "
+            f"{setting} needs {package}, which is not installed: "
             f"pip install 'dreambooth-ray[{extra}]', or choose another"
         )

@@ -1,4 +1,4 @@
-"""Restarts of a run's worker group: which failures deserve one, and the record of those made.
+"""Restarts of a run's worker group: which failures get one, and the record of restarts.
 
 The record, restarts.json, has one writer, the process that started the run.
 """
@@ -21,7 +21,7 @@ from dreambooth_ray.errors import (
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.worker_messages import post
+from dreambooth_ray.training.worker_messages import post_message
 
 # A person has to mend these: the next attempt would end the same way.
 PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
@@ -59,23 +59,23 @@ class RestartPolicy:
     def __init__(self, max_failures: int) -> None:
         """max_failures: attempts in a row without a new checkpoint that are tried again"""
         self._max_failures = max_failures
-        self._seen: set[str] = set()
-        self._step, self._fruitless = -1, 0
+        self._seen_signatures: set[str] = set()
+        self._step, self._num_fruitless = -1, 0
 
     def should_restart(self, failures: Sequence[BaseException], step: int) -> bool:
         """failures: of all workers that failed; step: of the newest checkpoint"""
         if any(isinstance(failure, PERMANENT) for failure in failures):
             return False
-        self._fruitless = 1 if step > self._step else self._fruitless + 1
+        self._num_fruitless = 1 if step > self._step else self._num_fruitless + 1
         self._step = max(step, self._step)
-        if self._fruitless > self._max_failures:
+        if self._num_fruitless > self._max_failures:
             return False
         if any(is_outage(failure) for failure in failures):
             return True
-        marks = {_mark(failure) for failure in failures}
-        came_before = bool(marks & self._seen)
-        self._seen |= marks
-        return not came_before
+        signatures = {_error_signature(failure) for failure in failures}
+        is_repeated = bool(signatures & self._seen_signatures)
+        self._seen_signatures |= signatures
+        return not is_repeated
 
 
 def is_outage(failure: BaseException) -> bool:
@@ -93,20 +93,24 @@ def cause_of(failures: Sequence[BaseException]) -> str:
     """The cause in one line: a death before the errors that others had of it."""
     if not failures:
         return "unknown"
-    first = min(failures, key=lambda failure: not is_outage(failure) or _is_lost_peer(failure))
-    text = " ".join(str(first).split())
-    if isinstance(first, DreamBoothError):
+    root_failure = min(
+        failures, key=lambda failure: not is_outage(failure) or _is_lost_peer(failure)
+    )
+    text = " ".join(str(root_failure).split())
+    if isinstance(root_failure, DreamBoothError):
         return text
-    if is_outage(first) and not _is_lost_peer(first):
-        return f"a worker died ({type(first).__name__})" + (f": {text[:200]}" if text else "")
-    return f"{type(first).__name__}: {text[:300]}"
+    if is_outage(root_failure) and not _is_lost_peer(root_failure):
+        return f"a worker died ({type(root_failure).__name__})" + (
+            f": {text[:200]}" if text else ""
+        )
+    return f"{type(root_failure).__name__}: {text[:300]}"
 
 
 def _is_lost_peer(failure: BaseException) -> bool:
     return type(failure) is RuntimeError
 
 
-def _mark(failure: BaseException) -> str:
+def _error_signature(failure: BaseException) -> str:
     """Equal for two failures of the same kind, whatever addresses and numbers they name."""
     return f"{type(failure).__name__}: {_NUMBER.sub('#', str(failure))}"
 
@@ -121,12 +125,12 @@ class RestartRecorder:
 
     @property
     def count(self) -> int:
-        """Restarts of the run so far, earlier sittings of it included."""
+        """Restarts of the run so far, earlier processes included."""
         return len(self._restarts)
 
     def should_restart(self, failures: Sequence[BaseException]) -> bool:
-        """Decide; what is restarted is written down and said to whoever watches the run."""
-        with suppress(StorageError):  # judged by what was there when storage last answered
+        """Decide; a restart is recorded and told to whoever watches the run."""
+        with suppress(StorageError):  # decided by what was there when storage last answered
             self._step = (committed_steps(self._run)[-1:] or [0])[0]
         if not self._policy.should_restart(failures, self._step):
             return False
@@ -134,13 +138,15 @@ class RestartRecorder:
         return True
 
     def record(self, cause: str) -> None:
-        """Write down a restart, and say it."""
+        """Record a restart, and post a message."""
         restart = Restart(self.count + 2, cause, self._step, self._clock())
         self._restarts.append(restart)
         try:
-            content = json.dumps([asdict(one) for one in self._restarts], indent=1)
+            content = json.dumps(
+                [asdict(restart_record) for restart_record in self._restarts], indent=1
+            )
             self._run.write(paths.RESTARTS, content.encode())
-            post(
+            post_message(
                 self._run,
                 f"restart: attempt {restart.attempt} goes on from step {restart.step}, "
                 f"because {restart.cause}",

@@ -1,4 +1,4 @@
-"""The driver's eye on a run: notices, requests to stop, and waits that can't succeed."""
+"""What the driver watches: workers' messages, requests to stop, waits that can't succeed."""
 
 import signal
 import threading
@@ -13,41 +13,43 @@ from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.worker_messages import unread
+from dreambooth_ray.training.worker_messages import read_new_messages
 
 _INTERVAL_S = 1.0
 
 
-def missing(cluster: ClusterConfig, there: dict[str, float], alive_hosts: int) -> str | None:
+def describe_missing_machines(
+    cluster: ClusterConfig, resources: dict[str, float], num_hosts: int
+) -> str | None:
     """What the smallest group of workers needs and the cluster has not, in words; pure.
 
-    there: the cluster's resources in total, as Ray counts them
+    resources: the cluster's resources in total, as Ray counts them
     """
     kind = "GPU" if cluster.gpus else "CPU"
-    has, needs = there.get(kind, 0.0), float(cluster.span.min)
-    if has >= needs:
+    num_available, num_needed = resources.get(kind, 0.0), float(cluster.span.min)
+    if num_available >= num_needed:
         return None
     return (
-        f"cluster.workers needs at least {needs:g} {kind}s, one each, and the {alive_hosts} hosts "
-        f"of the cluster have {has:g}; add hosts, or set cluster.workers={{min: {max(1, int(has))}"
-        f", max: {cluster.span.max}}}"
+        f"cluster.workers needs at least {num_needed:g} {kind}s, one each, and the {num_hosts} "
+        f"hosts of the cluster have {num_available:g}; add hosts, or set cluster.workers={{min: "
+        f"{max(1, int(num_available))}, max: {cluster.span.max}}}"
     )
 
 
-class Wait:
+class PatienceTimer:
     """How long something has been missing without a break."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._since: float | None = None
 
-    def is_over(self, is_missing: bool, now: float) -> bool:
-        """Whether patience is at its end."""
+    def is_over(self, is_missing: bool, now_s: float) -> bool:
+        """Whether it has been missing for longer than the patience."""
         if not is_missing:
             self._since = None
             return False
-        self._since = now if self._since is None else self._since
-        return now - self._since >= self._patience_s
+        self._since = now_s if self._since is None else self._since
+        return now_s - self._since >= self._patience_s
 
 
 class RunMonitor:
@@ -62,15 +64,15 @@ class RunMonitor:
     ) -> None:
         """end: ends the run"""
         self._run, self._cluster, self._say, self._end = run, cluster, say, end
-        self._ended, self._asked = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self._wait = Wait(cluster.wait_s)
+        self._ended, self._stop_requested = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._monitor_run, name="watch", daemon=True)
+        self._patience = PatienceTimer(cluster.wait_s)
         self._handler: Any = None
         self.reason: str | None = None
 
     def __enter__(self) -> "RunMonitor":
-        self._seen: set[str] = set()
-        unread(self._run, self._seen)
+        self._read_names: set[str] = set()
+        read_new_messages(self._run, self._read_names)
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         self._thread.start()
@@ -86,43 +88,43 @@ class RunMonitor:
         self._thread.join()
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
-        self._tell()
+        self._print_messages()
 
     @property
     def is_stopping(self) -> bool:
         """Whether the workers have been asked to save and end."""
-        return self._asked.is_set()
+        return self._stop_requested.is_set()
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._asked.set()
+        self._stop_requested.set()
 
-    def _look(self) -> None:
-        written = False
+    def _monitor_run(self) -> None:
+        is_written = False
         while not self._ended.wait(_INTERVAL_S):
             try:
-                if self._asked.is_set() and not written:
+                if self._stop_requested.is_set() and not is_written:
                     self._say("SIGTERM: saving a checkpoint, then ending")
                     self._run.write(paths.STOP, b"{}")
-                    written = True
-                self._tell()
+                    is_written = True
+                self._print_messages()
             except DreamBoothError:
                 continue  # storage is away: workers say so if it stays away
             if self._lacks_machines():
                 return
 
-    def _tell(self) -> None:
-        for text in unread(self._run, self._seen):
+    def _print_messages(self) -> None:
+        for text in read_new_messages(self._run, self._read_names):
             self._say(text)
 
     def _lacks_machines(self) -> bool:
-        hosts = [node for node in ray.nodes() if node["Alive"]]
-        there: dict[str, float] = {}
-        for node in hosts:
+        alive_hosts = [node for node in ray.nodes() if node["Alive"]]
+        resources: dict[str, float] = {}
+        for node in alive_hosts:
             for kind, amount in node["Resources"].items():
-                there[kind] = there.get(kind, 0.0) + amount
-        lack = missing(self._cluster, there, len(hosts))
-        if not self._wait.is_over(lack is not None, time.monotonic()):
+                resources[kind] = resources.get(kind, 0.0) + amount
+        missing_machines = describe_missing_machines(self._cluster, resources, len(alive_hosts))
+        if not self._patience.is_over(missing_machines is not None, time.monotonic()):
             return False
-        self.reason = f"waited {self._cluster.wait_s:g} s in vain: {lack}"
+        self.reason = f"waited {self._cluster.wait_s:g} s in vain: {missing_machines}"
         self._end()
         return True

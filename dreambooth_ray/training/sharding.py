@@ -5,18 +5,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 
-def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+def shard_networks(module: nn.Module, mesh: DeviceMesh) -> None:
     """Each block of the trained networks in a group of its own, the rest in one."""
     for network in module.children():
-        for group in _blocks(network):
+        for group in _list_blocks(network):
             fully_shard(group, mesh=mesh)
         fully_shard(network, mesh=mesh)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    found = []
+def _list_blocks(network: nn.Module) -> list[nn.Module]:
+    blocks = []
     for name in ("down_blocks", "up_blocks"):
-        found += list(getattr(network, name, []))
-    if isinstance(middle := getattr(network, "mid_block", None), nn.Module):
-        found.append(middle)
-    return found
+        blocks += list(getattr(network, name, []))
+    if isinstance(middle_block := getattr(network, "mid_block", None), nn.Module):
+        blocks.append(middle_block)
+    return blocks

@@ -24,13 +24,13 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
     if config.train.strategy == "deepspeed":
         return _make_deepspeed(config, universal)
     # Buffers are constants here: nobody has to be told of them at every step.
-    plain: Strategy = RayDDPStrategy(
-        gradient_as_bucket_view=True, broadcast_buffers=False, checkpoint_io=DirectIO()
+    strategy: Strategy = RayDDPStrategy(
+        gradient_as_bucket_view=True, broadcast_buffers=False, checkpoint_io=DirectCheckpointIO()
     )
-    return plain
+    return strategy
 
 
-class DirectIO(TorchCheckpointIO):
+class DirectCheckpointIO(TorchCheckpointIO):
     """Writes a state once, straight to its file.
 
     Lightning's own builds it in memory, copies it and writes that, so that no half file
@@ -88,10 +88,10 @@ class _RayZeroStrategy(DeepSpeedStrategy):
 def _make_deepspeed(config: Config, universal: bool) -> Strategy:
     if not config.cluster.gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    wanted = config.train.deepspeed
+    deepspeed_config = config.train.deepspeed
     strategy = _RayZeroStrategy(
-        stage=wanted.stage,
-        offload_optimizer=wanted.offload,
+        stage=deepspeed_config.stage,
+        offload_optimizer=deepspeed_config.offload,
         overlap_comm=False,
         logging_batch_size_per_gpu=1,
         logging_level=logging.ERROR,

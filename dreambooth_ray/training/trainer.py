@@ -42,7 +42,9 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ not in _NEEDLESS_CALLBACKS]
+        return [
+            callback for callback in callbacks if type(callback).__name__ not in _NEEDLESS_CALLBACKS
+        ]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["failure_policy"] = FailFastPolicy(settings["failure_policy"], self._restarts)

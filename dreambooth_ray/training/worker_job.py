@@ -1,4 +1,4 @@
-"""What a training worker is told."""
+"""What a training worker gets."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Words of workers for the person at the command line, through the run's folder."""
+"""Messages of workers to the person at the command line, through the run's folder."""
 
 import json
 import time
@@ -6,17 +6,17 @@ import uuid
 
 from dreambooth_ray.storage.store import Store
 
-NOTICES = "notices"
+MESSAGES = "notices"
 
 
-def post(run: Store, text: str) -> None:
+def post_message(run: Store, text: str) -> None:
     """Leave a line for whoever started the run."""
-    name = f"{NOTICES}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.json"
+    name = f"{MESSAGES}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.json"
     run.write(name, json.dumps({"text": text}).encode())
 
 
-def unread(run: Store, seen: set[str]) -> list[str]:
-    """Lines not yet in `seen`, in order; they are in it afterwards."""
-    new = [name for name in run.names(NOTICES) if name not in seen]
-    seen.update(new)
-    return [str(json.loads(run.read(f"{NOTICES}/{name}"))["text"]) for name in new]
+def read_new_messages(run: Store, read_names: set[str]) -> list[str]:
+    """Lines of files not yet in `read_names`, in order; their names are in it afterwards."""
+    new_names = [name for name in run.names(MESSAGES) if name not in read_names]
+    read_names.update(new_names)
+    return [str(json.loads(run.read(f"{MESSAGES}/{name}"))["text"]) for name in new_names]

@@ -17,11 +17,11 @@ def test_ratios_hold(path: Path, tmp_path: Path) -> None:
     baseline, file = json.loads(path.read_text()), tmp_path / "record.json"
     verb = str(Path(sys.executable).parent / "dreambooth")
     command = [verb, "bench", baseline["theme"], "--profile", "smoke", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert result.returncode == 0, result.stderr
     record = json.loads(file.read_text())
     # Themes without a peer have no ratio, and still are to come to an end.
     assert record["cases"]
-    for peer, wanted in baseline["ratios"].items():
-        found = record["ratios"][peer]["median"]
-        assert found >= wanted["median"] * (1 - wanted["tolerance"]), (peer, record["cases"])
+    for peer, bar in baseline["ratios"].items():
+        ratio = record["ratios"][peer]["median"]
+        assert ratio >= bar["median"] * (1 - bar["tolerance"]), (peer, record["cases"])

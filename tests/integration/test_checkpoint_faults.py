@@ -26,7 +26,7 @@ import json, os, signal, sys
 from pathlib import Path
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.save import Place, Uploader
+from dreambooth_ray.training.checkpoint.save import WorkerRank, CheckpointUploader
 from dreambooth_ray.training.callbacks.side_work import SideWork
 
 config = Config.model_validate(
@@ -54,7 +54,7 @@ for name in ("upload", "write", "create", "remove"):
 def bring(phase):
     global changes
     run = Store(f"{base}/{phase}")
-    uploader = Uploader(run, config, SideWork(run), Place(0, 0, 0, 1))
+    uploader = CheckpointUploader(run, config, SideWork(run), WorkerRank(0, 0, 0, 1))
     for step in (1, 2, 3):
         local = scratch / f"{phase}-{step}"
         local.mkdir()
@@ -113,7 +113,7 @@ def test_a_writer_killed_in_any_phase_leaves_whole_checkpoints(bucket: str, tmp_
         assert found.state.read_text() == f"state.ckpt {newest}"
         # Nobody finds one that is not whole.
         for step in retention.committed_steps(run):
-            assert manifest.damage(run, paths.checkpoint(step)) is None
+            assert manifest.find_damage(run, paths.checkpoint(step)) is None
 
 
 def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
@@ -125,14 +125,14 @@ def test_an_object_store_that_is_gone_for_a_minute_is_waited_for(
         (local / f"{number:03d}").write_bytes(bytes([number]) * 50_000)
     with ThreadPoolExecutor(1) as pool:
         name = paths.checkpoint(1)
-        upload = pool.submit(manifest.commit, run, name, local, {"step": 1})
+        upload = pool.submit(manifest.commit_artifact, run, name, local, {"step": 1})
         wait_until(lambda: len(list_files(run)) > 3)
         weed.kill()
         assert not upload.done()
         threading.Event().wait(60)  # the outage itself
         weed.start()
         upload.result(timeout=180)
-    assert manifest.damage(run, name) is None
+    assert manifest.find_damage(run, name) is None
 
 
 def list_files(run: Store) -> list[str]:

@@ -8,8 +8,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.evaluation.checkpoint_follower import read_scored
-from dreambooth_ray.evaluation.pareto_front import best
+from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
+from dreambooth_ray.evaluation.pareto_front import select_best
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
@@ -46,10 +46,10 @@ def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
     tmp_path: Path, photos: Path, storage: str, protocol: str
 ) -> None:
     run = train(tmp_path, photos, storage, *COMMON, protocol, "train.steps=20")
-    store, wanted = Store(str(run.folder)), ChoiceConfig(rule="best")
-    points = read_scored(store, wanted)
+    store, choice = Store(str(run.folder)), ChoiceConfig(rule="best")
+    points = read_scored_checkpoints(store, choice)
     assert [p.step for p in points] == [5, 10, 15, 20]
-    chosen = best(points, wanted.max_drift)
+    chosen = select_best(points, choice.max_drift)
     assert chosen is not None
     about = json.loads(store.read(f"{paths.BUNDLE}/manifest.json"))["about"]
     assert about["step"] == chosen.step
@@ -57,9 +57,9 @@ def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
     events = EventAccumulator(str(run.folder / paths.TENSORBOARD)).Reload()
     assert [e.step for e in events.Images("evaluation/front")] == [5, 10, 15, 20]
     name = protocol.removeprefix("choice.protocol=")
-    done = dreambooth("evaluate", str(run.folder), "--protocol", name, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Which checkpoint this is" in Path(done.stdout.splitlines()[-1]).read_text()
+    process = dreambooth("evaluate", str(run.folder), "--protocol", name, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Which checkpoint this is" in Path(process.stdout.splitlines()[-1]).read_text()
 
 
 @pytest.mark.fault
@@ -73,7 +73,7 @@ def test_a_run_whose_front_stalls_ends_early_and_stays_ended(
     last = run.metrics[-1]["step"]
     assert 10 < last < 1500
     assert committed_steps(store)[-1] == last
-    assert last in [p.step for p in read_scored(store, ChoiceConfig(rule="best"))]
-    again = dreambooth("resume", str(run.folder), cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    assert last in [p.step for p in read_scored_checkpoints(store, ChoiceConfig(rule="best"))]
+    process = dreambooth("resume", str(run.folder), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     assert run.metrics[-1]["step"] == last

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth_ray.data.quality.inspection import examine
+from dreambooth_ray.data.quality.inspection import inspect_photographs
 from tests import dreambench
 from tests.efficientnet import EfficientNetLite0
 from tests.faulty_photographs import (
@@ -50,9 +50,9 @@ UNSEEN_STRANGERS = {"rc_car": "backpack_dog", "backpack_dog": "rc_car"}
 class Tally:
     """Of faults planted one at a time: how many were planted, found, and what else was flagged."""
 
-    planted: Counter[str]
-    found: Counter[str]
-    others: set[Flag]
+    num_planted: Counter[str]
+    num_found: Counter[str]
+    unplanted: set[Flag]
 
 
 def _first(name: str) -> Image.Image:
@@ -60,15 +60,15 @@ def _first(name: str) -> Image.Image:
 
 
 def flagged(name: str, folder: Path, network: EfficientNetLite0) -> set[Flag]:
-    found = examine(folder, 512, embed=network.embed_images)
-    return {(name, f.check, photo) for f in found.findings for photo in f.photographs}
+    report = inspect_photographs(folder, 512, embed=network.embed_images)
+    return {(name, f.check, photo) for f in report.issues for photo in f.photographs}
 
 
 def rows(flags: set[Flag]) -> list[list[str]]:
     return [list(flag) for flag in sorted(flags)]
 
 
-def plant_and_look(
+def plant_faults(
     folders: dict[str, Path],
     network: EfficientNetLite0,
     faults: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]],
@@ -78,21 +78,21 @@ def plant_and_look(
     """Each fault put into the photograph of this number of each subject, beside all the others."""
     tally, subjects = Tally(Counter(), Counter(), set()), dreambench.subjects()
 
-    def look(name: str, fault: str, check: str) -> None:
-        seen = flagged(name, folders[name], network)
-        hit = (name, check, "planted.jpg")
-        tally.planted[fault] += 1
-        tally.found[fault] += hit in seen
+    def count_flags(name: str, fault: str, check: str) -> None:
+        flags = flagged(name, folders[name], network)
+        planted_flag = (name, check, "planted.jpg")
+        tally.num_planted[fault] += 1
+        tally.num_found[fault] += planted_flag in flags
         # Of a pair of duplicates both are named.
-        tally.others.update(s for s in seen if s[2] != hit[2] and s[1] != "duplicate")
+        tally.unplanted.update(s for s in flags if s[2] != planted_flag[2] and s[1] != "duplicate")
 
     for name, folder in folders.items():
         planted = folder / "planted.jpg"
         for fault, (check, plant) in faults.items():
             plant(Image.open(subjects[name][number]).convert("RGB")).save(planted, quality=95)
-            look(name, fault, check)
+            count_flags(name, fault, check)
         shutil.copy(subjects[strangers.get(name, "cat2")][number], planted)
-        look(name, "of another class", "subject")
+        count_flags(name, "of another class", "subject")
         planted.unlink()
     return tally
 
@@ -107,18 +107,18 @@ def test_planted_faults_are_found_and_clean_photographs_left_alone(tmp_path: Pat
         for name, paths in subjects.items()
     }
     clean = {flag for name, folder in folders.items() for flag in flagged(name, folder, network)}
-    known = plant_and_look(folders, network, PLANTED, STRANGERS, 0)
-    others = STRANGERS | UNSEEN_STRANGERS
-    unseen = [plant_and_look(folders, network, UNSEEN, others, number) for number in (1, 3)]
+    known_faults = plant_faults(folders, network, PLANTED, STRANGERS, 0)
+    strangers = STRANGERS | UNSEEN_STRANGERS
+    unseen = [plant_faults(folders, network, UNSEEN, strangers, number) for number in (1, 3)]
     measured = {
         "subjects": len(subjects),
         "photographs": sum(map(len, subjects.values())),
         "flagged_as_published": rows(clean),
-        "found_of_one_planted_in_each": dict(known.found),
-        "flagged_beside_what_was_planted": rows(known.others - clean),
-        "unseen_planted": dict(sum((t.planted for t in unseen), Counter[str]())),
-        "unseen_found": dict(sum((t.found for t in unseen), Counter[str]())),
-        "unseen_flagged_beside": rows(set[Flag]().union(*(t.others for t in unseen)) - clean),
+        "found_of_one_planted_in_each": dict(known_faults.num_found),
+        "flagged_beside_what_was_planted": rows(known_faults.unplanted - clean),
+        "unseen_planted": dict(sum((t.num_planted for t in unseen), Counter[str]())),
+        "unseen_found": dict(sum((t.num_found for t in unseen), Counter[str]())),
+        "unseen_flagged_beside": rows(set[Flag]().union(*(t.unplanted for t in unseen)) - clean),
     }
     print(json.dumps(measured, indent=1))
     assert measured == json.loads(RECORD.read_text())

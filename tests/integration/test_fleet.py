@@ -57,42 +57,42 @@ def write_fleet(folder: Path) -> Path:
     return file
 
 
-def committed() -> dict[str, bytes]:
+def read_bundle_manifests() -> dict[str, bytes]:
     """The manifest of every bundle there is."""
-    found = {}
+    manifests = {}
     for name in NAMES:
         bundle = Store(f"{RUNS}/runs/{name}/bundle")
         if bundle.exists(manifest.MANIFEST):
-            found[name] = bundle.read(manifest.MANIFEST)
-    return found
+            manifests[name] = bundle.read(manifest.MANIFEST)
+    return manifests
 
 
 def test_a_fleet_loses_a_host_and_no_subject(laptop: Laptop) -> None:
     cluster, file = laptop.cluster, write_fleet(laptop.photos)
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
-    began = time.monotonic()
+    start_s = time.monotonic()
     log = laptop.photos / "fleet.log"
     with log.open("w") as out:
         fleet = subprocess.Popen(
             cluster.command("head", [DREAMBOOTH, "fleet", str(file)]),
             env=environment, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        while len(committed()) < 2:
+        while len(read_bundle_manifests()) < 2:
             assert fleet.poll() is None, log.read_text()
             time.sleep(0.5)  # the interval of a poll
         cluster.kill(cluster.workers[0].name)
         assert fleet.wait(900) == 0, log.read_text()
-    print(f"fleet of {len(NAMES)}, a host killed: {time.monotonic() - began:.0f} s")
+    print(f"fleet of {len(NAMES)}, a host killed: {time.monotonic() - start_s:.0f} s")
     print(log.read_text())
-    first = committed()
+    first = read_bundle_manifests()
     assert sorted(first) == NAMES
     for name in NAMES:
         steps = [m["step"] for m in read_metrics(Store(f"{RUNS}/runs/{name}"))]
         assert steps == list(range(1, STEPS + 1)), name
     assert len(Store(RUNS).names("priors")) == 1
-    again = cluster.execute(
+    second_run = cluster.execute(
         "head", [DREAMBOOTH, "fleet", str(file)], env=environment, capture_output=True, text=True
     )
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("was done before") == len(NAMES)
-    assert committed() == first
+    assert second_run.returncode == 0, second_run.stderr
+    assert second_run.stdout.count("was done before") == len(NAMES)
+    assert read_bundle_manifests() == first

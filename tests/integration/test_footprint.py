@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.config.load import load_config
-from dreambooth_ray.memory.training_memory import footprint
+from dreambooth_ray.memory.training_memory import estimate_footprint
 
 # One process, one thread, two steps: weights, gradients, AdamW and activations at their height.
 STEP = """
@@ -18,15 +18,15 @@ import psutil, torch
 from torch.optim import AdamW
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.memory.training_memory import images_of_a_worker
-from dreambooth_ray.memory.meta_step import count
+from dreambooth_ray.memory.training_memory import images_per_worker
+from dreambooth_ray.memory.meta_step import count_step
 from dreambooth_ray.models.trainable_params import apply_method, is_trained
 
 torch.set_num_threads(1)
 overrides, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
 config = load_config("toy-robot", overrides)
-batch = images_of_a_worker(config)
-count(config, directory, batch)  # loads every library that the step needs, and no weight
+batch = images_per_worker(config)
+count_step(config, directory, batch)  # loads every library that the step needs, and no weight
 before = psutil.Process().memory_info().rss
 parts = load_components(directory)
 apply_method(config, parts)
@@ -56,7 +56,7 @@ def test_the_estimate_is_near_what_a_step_takes(
         f"train.batch_size={batch}",
         f"train.method={method}",
     ]
-    estimate = footprint(load_config("toy-robot", overrides), toy_model).total_bytes
+    estimate = estimate_footprint(load_config("toy-robot", overrides), toy_model).total_bytes
     done = subprocess.run(
         [sys.executable, "-c", STEP, json.dumps(overrides), str(toy_model)],
         capture_output=True,

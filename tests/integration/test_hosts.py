@@ -44,7 +44,7 @@ def laptop(photos: Path) -> Iterator[Laptop]:
 
 @pytest.fixture(scope="module")
 def undisturbed(laptop: Laptop) -> list[dict[str, Any]]:
-    with running(laptop, "undisturbed", "cluster.workers=2") as process:
+    with start_training(laptop, "undisturbed", "cluster.workers=2") as process:
         assert process.wait(400) == 0
     return curve("undisturbed")
 
@@ -53,13 +53,13 @@ def curve(run_id: str) -> list[dict[str, Any]]:
     return read_curve(Store(f"{RUNS}/runs/{run_id}"))
 
 
-def running(laptop: Laptop, run_id: str, *words: str) -> "subprocess.Popen[bytes]":
+def start_training(laptop: Laptop, run_id: str, *words: str) -> "subprocess.Popen[bytes]":
     """`dreambooth train` on the head."""
     cluster = laptop.cluster
-    given = [f"subject.photos={laptop.photos}", f"run_id={run_id}", *SETTINGS, *words]
+    overrides = [f"subject.photos={laptop.photos}", f"run_id={run_id}", *SETTINGS, *words]
     with (laptop.photos / f"{run_id}.log").open("w") as log:
         return subprocess.Popen(
-            cluster.command("head", [DREAMBOOTH, "train", "toy-robot", *given]),
+            cluster.command("head", [DREAMBOOTH, "train", "toy-robot", *overrides]),
             env={**cluster.environment, "RAY_ADDRESS": cluster.address},
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -69,7 +69,7 @@ def lose_the_host(laptop: Laptop, run_id: str, meanwhile: Callable[[], object]) 
     """Train, and power the second host off once a checkpoint is there; finishes all the same."""
     words = ["cluster.workers=2"] if run_id == "replaced" else [ELASTIC]
     run = Store(f"{RUNS}/runs/{run_id}")
-    with running(laptop, run_id, *words) as process:
+    with start_training(laptop, run_id, *words) as process:
         deadline = time.monotonic() + 300
         while not committed_steps(run):
             assert process.poll() is None, (laptop.photos / f"{run_id}.log").read_text()

@@ -16,7 +16,7 @@ import pytest
 import ray
 import yaml
 
-from cluster.rayjob import render as render_run
+from cluster.rayjob import render_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.serving import ServeConfig
 from tests.integration import crd
@@ -35,14 +35,14 @@ Resource = dict[str, Any]
 
 @cache
 def render(overlay: str) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         [BIN / "kubectl", "kustomize", ROOT / "k8s" / "overlays" / overlay],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def resources(overlay: str) -> list[Resource]:
@@ -59,7 +59,7 @@ def pod_specs(tree: Any) -> list[Resource]:
     return own + [spec for item in tree.values() for spec in pod_specs(item)]
 
 
-def place(resource: Resource) -> str:
+def describe_resource(resource: Resource) -> str:
     return f"{resource['kind']}/{resource['metadata']['name']}"
 
 
@@ -77,7 +77,7 @@ def test_ray_kinds_are_valid(overlay: str) -> None:
     for resource in resources(overlay):
         if resource["kind"] in RAY_KINDS:
             schema = schemas[resource["apiVersion"], resource["kind"]]
-            assert crd.faults(schema, resource) == [], place(resource)
+            assert crd.faults(schema, resource) == [], describe_resource(resource)
 
 
 @pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
@@ -95,7 +95,7 @@ def test_a_planted_typo_is_found() -> None:
 def test_every_pod_is_locked_down(overlay: str) -> None:
     for resource in resources(overlay):
         for spec in pod_specs(resource):
-            assert spec["securityContext"]["runAsNonRoot"], place(resource)
+            assert spec["securityContext"]["runAsNonRoot"], describe_resource(resource)
             assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             for container in spec["containers"]:
                 rules = container["securityContext"]
@@ -110,14 +110,16 @@ def test_every_pod_is_locked_down(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_that_are_used_exist(overlay: str) -> None:
-    found = resources(overlay)
-    there = {(r["kind"], r["metadata"]["name"]) for r in found}
-    for resource in found:
+    manifests = resources(overlay)
+    names = {(r["kind"], r["metadata"]["name"]) for r in manifests}
+    for resource in manifests:
         for spec in pod_specs(resource):
-            assert ("ServiceAccount", spec["serviceAccountName"]) in there, place(resource)
+            assert ("ServiceAccount", spec["serviceAccountName"]) in names, describe_resource(
+                resource
+            )
             for volume in spec.get("volumes", []):
                 if "configMap" in volume:
-                    assert ("ConfigMap", volume["configMap"]["name"]) in there
+                    assert ("ConfigMap", volume["configMap"]["name"]) in names
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -147,18 +149,20 @@ def test_arguments_of_the_endpoint_are_a_configuration(overlay: str) -> None:
 @pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
 @pytest.mark.parametrize("gpus", ["true", "false"])
 def test_a_rendered_run_is_valid(gpus: str, photos: Path, tmp_path: Path) -> None:
-    given = [f"subject.photos={photos}", f"storage.uri={tmp_path}", f"cluster.gpus={gpus}"]
-    recipe, job = render_run(load_config("toy-robot", given), "registry.example.com/d:1", "team")
+    overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path}", f"cluster.gpus={gpus}"]
+    recipe, job = render_rayjob(
+        load_config("toy-robot", overrides), "registry.example.com/d:1", "team"
+    )
     kubernetes_validate.validate(recipe, KUBERNETES, strict=True)
     schemas = crd.read_schemas(Path(str(CRDS)))
     assert crd.faults(schemas["ray.io/v1", "RayJob"], job) == []
 
 
 def test_a_gang_has_room_for_its_recipe() -> None:
-    found = resources("train-gpu")
-    recipe = next(r for r in found if r["metadata"]["name"] == "dreambooth-recipe")
+    manifests = resources("train-gpu")
+    recipe = next(r for r in manifests if r["metadata"]["name"] == "dreambooth-recipe")
     config = parse_config(recipe["data"]["recipe.yaml"], "train-gpu", [])
-    job = next(r for r in found if r["kind"] == "RayJob")
+    job = next(r for r in manifests if r["kind"] == "RayJob")
     groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     gpus = sum(g["replicas"] for g in groups if g["groupName"] == "gpu")
     assert gpus >= config.cluster.workers
@@ -171,21 +175,21 @@ def test_alert_rules_pass_promtool(tmp_path: Path) -> None:
     rules = next(r for r in resources("serve-gpu") if r["kind"] == "PrometheusRule")["spec"]
     path = tmp_path / "rules.yaml"
     path.write_text(yaml.safe_dump(rules))
-    done = subprocess.run(
+    result = subprocess.run(
         ["promtool", "check", "rules", path], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_metrics_in_rules_and_dashboard_are_metrics_of_ray() -> None:
     """Ray's own dashboards name what Ray exports; a name that is not there never fires."""
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
-    known = set(
+    ray_metrics = set(
         re.findall(r"\bray_[a-z_0-9]+", "".join(p.read_text() for p in folder.glob("*.py")))
     )
-    found = resources("serve-gpu")
-    rules = next(r for r in found if r["kind"] == "PrometheusRule")
-    dashboard = next(r for r in found if r["metadata"]["name"] == "dreambooth-dashboard")
+    manifests = resources("serve-gpu")
+    rules = next(r for r in manifests if r["kind"] == "PrometheusRule")
+    dashboard = next(r for r in manifests if r["metadata"]["name"] == "dreambooth-dashboard")
     panels = json.loads(dashboard["data"]["dreambooth.json"])["panels"]
     assert len(panels) >= 8
     expressions = [t["expr"] for p in panels for t in p["targets"]]
@@ -193,18 +197,18 @@ def test_metrics_in_rules_and_dashboard_are_metrics_of_ray() -> None:
     labels = {"ray_io_cluster", "ray_train_run_name"}
     used = {m for e in expressions for m in re.findall(r"\bray_[a-z_0-9]+", e)} - labels
     assert used
-    assert used <= known, used - known
+    assert used <= ray_metrics, used - ray_metrics
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
 def test_dockerfiles_pass_hadolint(name: str) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [BIN / "hadolint", ROOT / "k8s" / "docker" / name],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_images_have_the_versions_this_was_tested_with() -> None:

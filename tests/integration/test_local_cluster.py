@@ -38,25 +38,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def test_every_host_is_its_own(cluster: LocalCluster) -> None:
     Path("/tmp/elsewhere").touch()
     try:
-        done = cluster.execute("head", ["python", "-c", PLACES], capture_output=True, text=True)
+        result = cluster.execute("head", ["python", "-c", PLACES], capture_output=True, text=True)
     finally:
         Path("/tmp/elsewhere").unlink()
     names = sorted(h.name for h in cluster.hosts)
-    assert done.stdout.strip() == " ".join(str((name, False)) for name in names), done.stderr
+    assert result.stdout.strip() == " ".join(str((name, False)) for name in names), result.stderr
 
 
 def test_a_client_without_the_token_is_refused(cluster: LocalCluster) -> None:
     cluster.add_client()
     probe = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
     url = f"{cluster.dashboard}/api/version"
-    bare = cluster.execute("client", [*probe, url], capture_output=True, text=True)
-    known = cluster.execute(
+    without_token = cluster.execute("client", [*probe, url], capture_output=True, text=True)
+    with_token = cluster.execute(
         "client",
         [*probe, "-H", f"Authorization: Bearer {cluster.token}", url],
         capture_output=True,
         text=True,
     )
-    assert (bare.stdout, known.stdout) == ("401", "200")
+    assert (without_token.stdout, with_token.stdout) == ("401", "200")
 
 
 def test_a_killed_host_is_missed_and_replaced(cluster: LocalCluster) -> None:
@@ -87,6 +87,6 @@ def test_a_slow_and_a_late_link(cluster: LocalCluster) -> None:
         cluster.network.delay(victim, 80)
     except ConfigError as error:
         pytest.skip(f"this kernel has no netem: {error}")
-    said = cluster.execute(victim.name, connect, capture_output=True, text=True).stdout
+    seconds_text = cluster.execute(victim.name, connect, capture_output=True, text=True).stdout
     cluster.network.mend(victim)
-    assert float(said) >= 0.08
+    assert float(seconds_text) >= 0.08

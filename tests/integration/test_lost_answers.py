@@ -65,18 +65,18 @@ def folders_with_files(store: Store) -> set[str]:
 def test_an_artifact_whose_pointers_answer_is_lost_is_there_whole(
     store: Store, proxy: FaultProxy, tmp_path: Path, name: str
 ) -> None:
-    manifest.commit(store, name, files_of(tmp_path / "in", a="1", b="2"), {"step": 4})
+    manifest.commit_artifact(store, name, files_of(tmp_path / "in", a="1", b="2"), {"step": 4})
     assert [r.method for r in proxy.dropped] == ["PUT"]
-    assert manifest.damage(store, name) is None
-    assert manifest.fetch(store, name, tmp_path / "out") == {"step": 4}
+    assert manifest.find_damage(store, name) is None
+    assert manifest.download_artifact(store, name, tmp_path / "out") == {"step": 4}
 
 
 def test_of_two_writers_the_second_removes_its_own_folder_alone(
     store: Store, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    manifest.commit(store, "one", files_of(tmp_path / "first", a="1"), {})
-    manifest.commit(store, "one", files_of(tmp_path / "second", a="2"), {})
-    assert manifest.read(store, "one", "a") == b"1"
+    manifest.commit_artifact(store, "one", files_of(tmp_path / "first", a="1"), {})
+    manifest.commit_artifact(store, "one", files_of(tmp_path / "second", a="2"), {})
+    assert manifest.read_file(store, "one", "a") == b"1"
     assert folders_with_files(store) == {manifest.folder_of(store, "one")}
 
 
@@ -84,10 +84,10 @@ def test_a_damaged_artifact_is_replaced_and_nothing_of_it_is_left(
     store: Store, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     folder = files_of(tmp_path / "in", a="1")
-    manifest.commit(store, "one", folder, {})
+    manifest.commit_artifact(store, "one", folder, {})
     store.write(f"{manifest.folder_of(store, 'one')}/a", b"x")
-    manifest.commit(store, "one", folder, {})
-    assert manifest.damage(store, "one") is None
+    manifest.commit_artifact(store, "one", folder, {})
+    assert manifest.find_damage(store, "one") is None
     assert folders_with_files(store) == {manifest.folder_of(store, "one")}
 
 
@@ -112,9 +112,10 @@ def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultPr
 
 def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.drops_answer = once_each(lambda request: request.method == "PUT")
-    text = manifest.publish(store, paths.BUNDLE, files_of(tmp_path / "in", a="1"), {"step": 4})
+    folder = files_of(tmp_path / "in", a="1")
+    text = manifest.publish_folder(store, paths.BUNDLE, folder, {"step": 4})
     assert len(proxy.dropped) == 2
-    about = manifest.fetch_folder(store, paths.BUNDLE, tmp_path / "out", text)
+    about = manifest.download_folder(store, paths.BUNDLE, tmp_path / "out", text)
     assert about == {"step": 4}
     assert json.loads(store.read(f"{paths.BUNDLE}/manifest.json"))["about"] == about
 

@@ -54,8 +54,8 @@ def test_adapters_and_words_of_two_subjects(tmp_path: Path, recipe: Path) -> Non
     assert (about["kind"], about["base_model"]) == ("adapter", "toyworld")
     assert [s["prompt"] for s in about["subjects"]] == ["a <sks> robot", "a <ohwx> dog"]
     engine = Engine(model_directory(str(run.folder)))
-    (drawn,) = engine.draw([Request("a <ohwx> dog", 1, num_inference_steps=2)])
+    (drawn,) = engine.sample([Request("a <ohwx> dog", 1, num_inference_steps=2)])
     plain_request = Request("a dog", 1, num_inference_steps=2)
-    (plain,) = Engine(model_directory("toyworld")).draw([plain_request])
+    (plain,) = Engine(model_directory("toyworld")).sample([plain_request])
     assert drawn.image.size == (64, 64)
     assert (drawn.latents - plain.latents).abs().max() > 0.01

@@ -70,8 +70,8 @@ def page(browser: Any, site: str) -> Iterator[Any]:
             else elsewhere.append(r.url))  # fmt: skip
     open_page(page, site)
     yield page
-    expected = re.compile(r"status of 4\d\d")
-    assert [f for f in faults if not expected.search(f)] == []
+    client_error = re.compile(r"status of 4\d\d")
+    assert [f for f in faults if not client_error.search(f)] == []
     assert elsewhere == []
     context.close()
 
@@ -81,30 +81,30 @@ def open_page(page: Any, site: str) -> None:
     page.wait_for_selector("html[data-ready=yes]")
 
 
-def more(page: Any, **fields: str) -> None:
+def fill_more_fields(page: Any, **fields: str) -> None:
     """Fill fields under `More`."""
     page.evaluate("document.querySelector('#form details').open = true")
     for name, value in fields.items():
         page.fill(f"#{name}", value)
 
 
-def draw(page: Any, prompt: str, **fields: str) -> Any:
-    """Draw with the fields given and wait for the newest card of the gallery."""
+def generate_image(page: Any, prompt: str, **fields: str) -> Any:
+    """Generate with these fields and wait for the newest card of the gallery."""
     cards = page.locator("#gallery li")
     before = cards.count()
     page.fill("#prompt", prompt)
-    more(page, steps="6", **fields)
+    fill_more_fields(page, steps="6", **fields)
     page.click("#draw")
     cards.nth(before).wait_for()
     page.locator("#draw:enabled").wait_for()
     return cards.first
 
 
-def source(card: Any) -> str:
+def read_image_source(card: Any) -> str:
     return str(card.locator("img").get_attribute("src"))
 
 
-def test_a_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: str) -> None:
+def test_an_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: str) -> None:
     page.evaluate(
         """() => {
           window.seen = new Set();
@@ -114,8 +114,8 @@ def test_a_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: 
             { subtree: true, attributes: true, childList: true });
         }"""
     )
-    card = draw(page, ROBOT, seed="3")
-    # Three looks on the way, then the image.
+    card = generate_image(page, ROBOT, seed="3")
+    # Three previews, then the image.
     assert page.evaluate("window.seen.size") == 4
     open_page(page, site)
     card = page.locator("#gallery li").first
@@ -123,7 +123,7 @@ def test_a_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: 
     assert "Seed\n3" in card.locator("dl").inner_text()
     with page.expect_download() as download:
         card.get_by_text("Download").click()
-    data = base64.b64decode(source(card).partition(",")[2])
+    data = base64.b64decode(read_image_source(card).partition(",")[2])
     assert download.value.path().read_bytes() == data
     receipt = read_receipt(data)
     assert receipt is not None
@@ -131,21 +131,21 @@ def test_a_image_appears_from_noise_and_stays_with_its_receipt(page: Any, site: 
 
 
 def test_draw_again_gives_the_same_image(page: Any) -> None:
-    first = draw(page, ROBOT, seed="3", guidance="5", negative="a hat")
-    drawn = source(first)
-    assert source(draw(page, "a blue boat", seed="4")) != drawn
+    first = generate_image(page, ROBOT, seed="3", guidance="5", negative="a hat")
+    first_source = read_image_source(first)
+    assert read_image_source(generate_image(page, "a blue boat", seed="4")) != first_source
     page.fill("#negative", "")
     page.locator("#gallery li").last.get_by_role("button", name="Draw again").click()
     assert page.input_value("#prompt") == ROBOT
     page.click("#draw")
     page.locator("#gallery li").nth(2).wait_for()
-    assert source(page.locator("#gallery li").first) == drawn
+    assert read_image_source(page.locator("#gallery li").first) == first_source
 
 
 def test_subjects_and_seeds_are_compared_side_by_side_on_a_phone(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.fill("#prompt", ROBOT)
-    more(page, steps="6", seed="3")
+    fill_more_fields(page, steps="6", seed="3")
     page.check("#compare")
     page.select_option("#model2", "other")
     page.fill("#seed2", "4")
@@ -181,14 +181,14 @@ def test_what_is_refused_is_said_and_shown_as_text(page: Any) -> None:
     page.fill("#prompt", "a naked <img src=x onerror=alert(1)> robot")
     page.click("#draw")
     page.get_by_text("against the policy").wait_for()
-    card = draw(page, "<img src=x onerror=alert(1)> robot")
+    card = generate_image(page, "<img src=x onerror=alert(1)> robot")
     assert card.locator("img").count() == 1
     assert "<img" in card.inner_text()
 
 
 def test_stop_gives_the_place_back(page: Any, site: str) -> None:
     page.fill("#prompt", ROBOT)
-    more(page, steps="150")
+    fill_more_fields(page, steps="150")
     page.click("#draw")
     page.locator("#stage img[src]").wait_for()
     page.click("#stop")
@@ -205,7 +205,7 @@ def test_stop_gives_the_place_back(page: Any, site: str) -> None:
 def test_a_key_is_asked_for_and_used(
     browser: Any, config: ServeConfig, replica: Replica, tmp_path: Path
 ) -> None:
-    word, digest = new_key()
+    key, digest = new_key()
     (tmp_path / "keys.yaml").write_text(f"- {{name: ann, sha256: {digest}}}")
     closed = config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))})
     context = browser.new_context()
@@ -213,21 +213,21 @@ def test_a_key_is_asked_for_and_used(
         page = context.new_page()
         open_page(page, site.address)
         assert page.locator("#model option").count() == 0
-        page.fill("#key", word)
+        page.fill("#key", key)
         page.keyboard.press("Enter")
         page.locator("#model option").first.wait_for(state="attached")
-        draw(page, ROBOT)
+        generate_image(page, ROBOT)
         assert page.locator("#locked").is_hidden()
         context.close()
 
 
-def test_a_image_is_drawn_on_from_a_file(page: Any, tmp_path: Path) -> None:
-    drawn = draw(page, ROBOT, seed="3")
+def test_an_edit_starts_from_a_file(page: Any, tmp_path: Path) -> None:
+    first_card = generate_image(page, ROBOT, seed="3")
     start = tmp_path / "start.png"
-    start.write_bytes(base64.b64decode(source(drawn).partition(",")[2]))
+    start.write_bytes(base64.b64decode(read_image_source(first_card).partition(",")[2]))
     page.set_input_files("#image", start)
-    card = draw(page, "a blue robot on the beach", seed="3", strength="0.5")
-    receipt = read_receipt(base64.b64decode(source(card).partition(",")[2]))
+    card = generate_image(page, "a blue robot on the beach", seed="3", strength="0.5")
+    receipt = read_receipt(base64.b64decode(read_image_source(card).partition(",")[2]))
     assert receipt is not None
     assert receipt.strength == 0.5
 
@@ -239,7 +239,9 @@ def test_the_page_of_dreambooth_serve(browser: Any, tmp_path: Path) -> None:
     try:
         address, page = wait_for_address(process), context.new_page()
         open_page(page, address)
-        receipt = read_receipt(base64.b64decode(source(draw(page, ROBOT)).partition(",")[2]))
+        receipt = read_receipt(
+            base64.b64decode(read_image_source(generate_image(page, ROBOT)).partition(",")[2])
+        )
         assert receipt is not None
         assert receipt.model == "toyworld"
     finally:

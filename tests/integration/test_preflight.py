@@ -31,7 +31,7 @@ FAULTS: dict[str, tuple[list[str], dict[str, object], dict[str, str], str]] = {
 }  # fmt: skip
 
 
-def entry(head: Server, tmp_path: Path, changes: dict[str, str]) -> Path:
+def write_clusters_file(head: Server, tmp_path: Path, changes: dict[str, str]) -> Path:
     file = tmp_path / "clusters.yaml"
     about = {"address": f"http://127.0.0.1:{head.server_port}", "token": TOKEN, **changes}
     file.write_text(json.dumps({"mine": about}))  # JSON is YAML
@@ -46,18 +46,23 @@ def test_a_planted_fault_is_found_by_its_key(fault: str, photos: Path, tmp_path:
     first = sorted(damaged.glob("*.png"))[0]
     first.write_bytes(first.read_bytes()[:300])
     words = [word.replace("@damaged", str(damaged)) for word in words]
-    given = [f"subject.photos={photos}", f"storage.uri={tmp_path / 'storage'}", *words]
+    overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path / 'storage'}", *words]
     with ray_head() as head:
         for name, value in has.items():
             setattr(head, name, value)
-        clusters = ["--cluster", "mine", "--clusters", str(entry(head, tmp_path, changes))]
-        began = time.monotonic()
-        done = subprocess.run(
-            [DREAMBOOTH, "preflight", "toy-robot", *given, *clusters],
+        clusters = [
+            "--cluster",
+            "mine",
+            "--clusters",
+            str(write_clusters_file(head, tmp_path, changes)),
+        ]
+        start_s = time.monotonic()
+        result = subprocess.run(
+            [DREAMBOOTH, "preflight", "toy-robot", *overrides, *clusters],
             capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
-        print(f"{fault}: {time.monotonic() - began:.1f} s")
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2, done.stderr
-    assert [line.split(": ")[1] for line in errors] == [key, "preflight"], done.stderr
+        print(f"{fault}: {time.monotonic() - start_s:.1f} s")
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert [line.split(": ")[1] for line in errors] == [key, "preflight"], result.stderr
     assert not list((tmp_path / "storage").glob("runs/*"))

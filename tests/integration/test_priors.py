@@ -1,4 +1,4 @@
-"""The pool of actors on a real Ray: the same set whoever draws it, whatever dies."""
+"""The pool of actors on a real Ray: the same set whichever actor generates it or dies."""
 
 import io
 import random
@@ -19,9 +19,9 @@ from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config, PriorConfig
 from dreambooth_ray.errors import CapacityError, DataError
 from dreambooth_ray.models.source import model_hash
-from dreambooth_ray.priors.generation import PriorRequest, committed_chunks, make_priors
-from dreambooth_ray.priors.prior_catalog import verify
-from dreambooth_ray.priors.prior_spec import PriorSpec, select
+from dreambooth_ray.priors.generation import PriorRequest, committed_chunks, generate_priors
+from dreambooth_ray.priors.prior_catalog import verify_set
+from dreambooth_ray.priors.prior_spec import PriorSpec, select_records
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.world import photographs, random_subject
@@ -29,9 +29,9 @@ from dreambooth_ray.toyworld.world import photographs, random_subject
 
 @pytest.fixture(scope="module")
 def config() -> Iterator[Config]:
-    found = load_config("toy-robot.yaml", ["prior.actors=4"])
-    with session(found):
-        yield found
+    toy_config = load_config("toy-robot.yaml", ["prior.actors=4"])
+    with session(toy_config):
+        yield toy_config
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +39,26 @@ def spec(toy_model: Path) -> PriorSpec:
     return PriorSpec(model_hash(toy_model), ("a robot",), "ddim", 3, 3.0, 64, 0, 4)
 
 
-def draw(
+def generate(
     storage: Path,
-    order: PriorRequest,
+    request: PriorRequest,
     actors: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    wanted = PriorConfig(actors=actors)
-    return make_priors(
-        order,
+    prior_config = PriorConfig(actors=actors)
+    return generate_priors(
+        request,
         Store(str(storage)),
-        wanted,
+        prior_config,
         ClusterConfig(),
-        on_progress or (lambda done, total: None),
+        on_progress or (lambda num_done, total: None),
     )
 
 
 def content(store: Store) -> dict[str, Any]:
     """Size and hash of every file of every chunk."""
     return {
-        name: manifest.about(store, name.removesuffix(".json"))["records"]
+        name: manifest.read_about(store, name.removesuffix(".json"))["records"]
         for name in store.names()
         if paths.prior_chunk_number(name) is not None
     } | {
@@ -71,38 +71,40 @@ def content(store: Store) -> dict[str, Any]:
     }
 
 
-def painters() -> list[psutil.Process]:
+def generating_actors() -> list[psutil.Process]:
     """Processes of this test's own class-image actors."""
-    found = []
+    processes = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.cmdline()[:1] == ["ray::Easel.paint"]:
-                found.append(child)
+            if child.cmdline()[:1] == ["ray::PriorWorkerActor.generate"]:
+                processes.append(child)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
-def test_one_actor_or_several_and_one_killed_draw_the_same_set(
+def test_one_actor_or_several_and_one_killed_generate_the_same_set(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
-    order = PriorRequest(spec, 24, toy_model)
-    alone = draw(tmp_path / "one", order, 1)
+    request = PriorRequest(spec, 24, toy_model)
+    set_of_one = generate(tmp_path / "one", request, 1)
     killed: list[int] = []
 
-    def kill_once(done: int, total: int) -> None:
-        busy = painters()
-        if done and busy and not killed:
+    def kill_once(num_done: int, total: int) -> None:
+        busy = generating_actors()
+        if num_done and busy and not killed:
             killed.append(busy[0].pid)
             busy[0].kill()
 
-    together = draw(tmp_path / "two", order, 2, kill_once)
+    set_of_two = generate(tmp_path / "two", request, 2, kill_once)
     assert killed
-    assert content(alone) == content(together)
-    assert len(select(spec, committed_chunks(together)).taken) >= 24
-    again: list[tuple[int, int]] = []
-    draw(tmp_path / "two", order, 2, lambda done, total: again.append((done, total)))
-    assert again == [], "a whole set must need no drawing"
+    assert content(set_of_one) == content(set_of_two)
+    assert len(select_records(spec, committed_chunks(set_of_two)).accepted) >= 24
+    progress: list[tuple[int, int]] = []
+    generate(
+        tmp_path / "two", request, 2, lambda num_done, total: progress.append((num_done, total))
+    )
+    assert progress == [], "a whole set must need no generation"
 
 
 def test_a_model_that_repeats_itself_is_named(
@@ -110,18 +112,20 @@ def test_a_model_that_repeats_itself_is_named(
 ) -> None:
     data = io.BytesIO()
     photographs(random_subject(1), 1, 1)[0].resize((64, 64)).save(data, "PNG")
-    order = PriorRequest(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
+    request = PriorRequest(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
     with pytest.raises(DataError, match=r"only 1 of 8 .*prior\.prompt"):
-        draw(tmp_path, order, 1)
+        generate(tmp_path, request, 1)
 
 
 def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
-    wanted = PriorConfig(actors=1, resources={"nowhere": 1.0})
-    order, store = PriorRequest(spec, 4, toy_model), Store(str(tmp_path))
+    prior_config = PriorConfig(actors=1, resources={"nowhere": 1.0})
+    request, store = PriorRequest(spec, 4, toy_model), Store(str(tmp_path))
     with pytest.raises(CapacityError, match=r"0 of at least 1 .* within cluster\.wait_s=1 s"):
-        make_priors(order, store, wanted, ClusterConfig(wait_s=1.0), lambda done, total: None)
+        generate_priors(
+            request, store, prior_config, ClusterConfig(wait_s=1.0), lambda num_done, total: None
+        )
 
 
 @pytest.mark.fault
@@ -129,13 +133,13 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
 def test_actors_killed_at_random_over_200_images(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path, actors: int
 ) -> None:
-    order = PriorRequest(replace(spec, num_inference_steps=8), 200, toy_model)
-    undisturbed = draw(tmp_path / "calm", order, 2)
-    dice, ended, kills = random.Random(actors), threading.Event(), list[int]()
+    request = PriorRequest(replace(spec, num_inference_steps=8), 200, toy_model)
+    undisturbed = generate(tmp_path / "calm", request, 2)
+    dice, has_ended, kills = random.Random(actors), threading.Event(), list[int]()
 
     def kill_now_and_then() -> None:
-        while not ended.wait(dice.uniform(3.0, 8.0)):
-            busy = painters()
+        while not has_ended.wait(dice.uniform(3.0, 8.0)):
+            busy = generating_actors()
             if busy:
                 kills.append(dice.choice(busy).pid)
                 psutil.Process(kills[-1]).kill()
@@ -144,14 +148,14 @@ def test_actors_killed_at_random_over_200_images(
     killer.start()
     started_s = time.monotonic()
     try:
-        store = draw(tmp_path / "killed", order, actors)
+        store = generate(tmp_path / "killed", request, actors)
     finally:
-        ended.set()
+        has_ended.set()
         killer.join()
     print(f"{len(kills)} kills in {time.monotonic() - started_s:.0f} s")
     assert len(kills) >= 3
-    taken = select(order.spec, committed_chunks(store)).taken[:200]
-    assert len({r.index for r in taken}) == len({r.fingerprint for r in taken}) == 200
+    records = select_records(request.spec, committed_chunks(store)).accepted[:200]
+    assert len({r.index for r in records}) == len({r.fingerprint for r in records}) == 200
     assert content(store) == content(undisturbed)
-    assert verify(Store(str(tmp_path / "killed")), order.spec.digest) == []
+    assert verify_set(Store(str(tmp_path / "killed")), request.spec.digest) == []
     assert ray.is_initialized()

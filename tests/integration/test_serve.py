@@ -36,8 +36,8 @@ class Endpoint:
 def wait_for_address(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     for line in process.stdout:
-        if found := re.fullmatch(r"\s*(http://\S+)\s*", line):
-            return found.group(1)
+        if match := re.fullmatch(r"\s*(http://\S+)\s*", line):
+            return match.group(1)
     raise AssertionError(process.communicate()[1])
 
 
@@ -63,10 +63,10 @@ def image(data: str | None) -> Image.Image:
 def test_the_openai_client_lists_generates_and_edits(endpoint: Endpoint, tile: Image.Image) -> None:
     client = endpoint.client
     assert [m.id for m in client.models.list()] == ["toyworld"]
-    made = client.images.generate(model="toyworld", prompt="a red robot", n=2, extra_body=QUICK)
-    assert made.data is not None
-    assert [i.receipt["seed"] for i in made.data] == [3, 4]  # type: ignore[attr-defined]
-    assert image(made.data[0].b64_json).size == (64, 64)
+    images = client.images.generate(model="toyworld", prompt="a red robot", n=2, extra_body=QUICK)
+    assert images.data is not None
+    assert [i.receipt["seed"] for i in images.data] == [3, 4]  # type: ignore[attr-defined]
+    assert image(images.data[0].b64_json).size == (64, 64)
     out = io.BytesIO()
     tile.save(out, "PNG")
     edited = client.images.edit(
@@ -103,30 +103,30 @@ def test_the_openai_client_sees_that_others_are_before_it(endpoint: Endpoint) ->
     client = endpoint.client
     long = {"prompt": "a red robot", "n": 4, "num_inference_steps": 150}
     job = cast("dict[str, str]", client.post("/jobs", cast_to=object, body=long))
-    patience = time.monotonic() + 60
-    while not metric(endpoint.address, "dreambooth_in_hand"):
-        assert time.monotonic() < patience
+    deadline = time.monotonic() + 60
+    while not read_metric(endpoint.address, "dreambooth_in_hand"):
+        assert time.monotonic() < deadline
     with pytest.raises(openai.InternalServerError) as late:
         client.images.generate(prompt="x", extra_body={"num_inference_steps": 1, "deadline_s": 1})
     assert (late.value.status_code, late.value.code) == (503, "deadline_unreachable")
     assert int(late.value.response.headers["retry-after"]) >= 1
     client.delete(f"/jobs/{job['id']}", cast_to=object)
-    while metric(endpoint.address, "dreambooth_in_hand"):
-        assert time.monotonic() < patience
+    while read_metric(endpoint.address, "dreambooth_in_hand"):
+        assert time.monotonic() < deadline
 
 
 def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: Endpoint) -> None:
     client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-dog")
-    manifest.publish(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
+    manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
     committed = time.monotonic()
     while "my-dog" not in [m.id for m in client.models.list()]:
         assert time.monotonic() - committed < 60
-    made = client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
-    assert made.data is not None
+    images = client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
+    assert images.data is not None
     plain = client.images.generate(model="toyworld", prompt="a red robot", extra_body=QUICK)
     assert plain.data is not None
     # The same weights under another name.
-    assert image(made.data[0].b64_json).tobytes() == image(plain.data[0].b64_json).tobytes()
+    assert image(images.data[0].b64_json).tobytes() == image(plain.data[0].b64_json).tobytes()
     shutil.rmtree(endpoint.storage / "runs/my-dog")
     while "my-dog" in [m.id for m in client.models.list()]:
         assert time.monotonic() - committed < 120
@@ -135,7 +135,7 @@ def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: E
 
 
 def test_a_reader_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
-    before = metric(endpoint.address, "dreambooth_images_total")
+    before = read_metric(endpoint.address, "dreambooth_images_total")
     stream = endpoint.client.images.generate(
         prompt="a red robot", stream=True, partial_images=3,
         extra_body={"num_inference_steps": 150},
@@ -143,14 +143,14 @@ def test_a_reader_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:
     next(iter(stream))
     stream.response.close()
     deadline = time.monotonic() + 60
-    while metric(endpoint.address, "dreambooth_in_hand"):
+    while read_metric(endpoint.address, "dreambooth_in_hand"):
         assert time.monotonic() < deadline
-    assert metric(endpoint.address, "dreambooth_images_total") == before
+    assert read_metric(endpoint.address, "dreambooth_images_total") == before
 
 
-def metric(address: str, name: str) -> float:
+def read_metric(address: str, name: str) -> float:
     """Sum over the labels of a metric."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    found = [line for line in lines if re.match(rf"{name}[ {{]", line)]
-    return sum(float(line.rpartition(" ")[2]) for line in found)
+    metric_lines = [line for line in lines if re.match(rf"{name}[ {{]", line)]
+    return sum(float(line.rpartition(" ")[2]) for line in metric_lines)

@@ -73,7 +73,7 @@ def _is_ready(address: str) -> bool:
     return False
 
 
-def _alive(address: str) -> bool:
+def _is_alive(address: str) -> bool:
     body = {"prompt": "a robot", "num_inference_steps": 1}
     return requests.post(address + GENERATE, json=body, timeout=30).status_code == 200
 
@@ -105,13 +105,13 @@ def test_images_that_are_traps(address: str, image: bytes) -> None:
         print(f"{answer.elapsed.total_seconds():.3f} s  {answer.status_code}  {field}")
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == field
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 def test_bundles_that_are_traps(address: str, storage: Path) -> None:
     store, model = Store(str(storage)), model_directory("toyworld")
     for run_id in ("pickled", "damaged"):
-        manifest.publish(store.sub(f"aside/{run_id}"), "bundle", model, {"kind": "bundle"})
+        manifest.publish_folder(store.sub(f"aside/{run_id}"), "bundle", model, {"kind": "bundle"})
     pickled = storage / "aside/pickled/bundle/manifest.json"
     content = json.loads(pickled.read_text())
     content["files"].append({"name": "unet/weights.bin", "size_bytes": 1, "sha256": "0" * 64})
@@ -127,11 +127,11 @@ def test_bundles_that_are_traps(address: str, storage: Path) -> None:
             answer = requests.post(address + GENERATE, json=body, timeout=30)
         print(f"{answer.elapsed.total_seconds():.3f} s  {answer.status_code}  {model_id}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 _JSON = "application/json"
-_WORDS: list[tuple[str, str, dict[str, Any]]] = [
+_HOSTILE_REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("1 MB prompt", GENERATE, {"json": {"prompt": "x" * 2**20}}),
     ("NUL in a prompt", GENERATE, {"json": {"prompt": "a\0b"}}),
     ("id of 300 characters", GENERATE, {"json": {"prompt": "x", "model": "m" * 300}}),
@@ -155,13 +155,15 @@ _WORDS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def test_words_that_are_traps(address: str) -> None:
-    for name, path, sent in _WORDS:
+    for name, path, arguments in _HOSTILE_REQUESTS:
         begun_s = time.monotonic()
-        answer = requests.request("POST" if sent else "GET", address + path, timeout=30, **sent)
+        answer = requests.request(
+            "POST" if arguments else "GET", address + path, timeout=30, **arguments
+        )
         print(f"{time.monotonic() - begun_s:.3f} s  {answer.status_code}  {name}")
         assert 400 <= answer.status_code < 500, name
         assert set(answer.json()) == {"error"}
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 def test_requests_that_never_end_hold_nobody_up(address: str) -> None:
@@ -173,10 +175,10 @@ def test_requests_that_never_end_hold_nobody_up(address: str) -> None:
             b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{"
         )
         slow.append(sock)
-    assert _alive(address)
+    assert _is_alive(address)
     for sock in slow:
         sock.close()
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 def test_a_body_that_says_it_is_small_and_is_not(address: str) -> None:
@@ -189,7 +191,7 @@ def test_a_body_that_says_it_is_small_and_is_not(address: str) -> None:
     with contextlib.suppress(requests.ConnectionError):
         answer = requests.post(address + GENERATE, data=parts(), headers=headers, timeout=30)
         assert answer.status_code in (400, 413)
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 def _fuzz(address: str, cases: int) -> dict[int, int]:
@@ -213,11 +215,11 @@ def _fuzz_operation(operation: Any, cases: int, statuses: dict[int, int]) -> int
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @_given(operation)
-    def once(case: schemathesis.Case) -> None:
+    def check_case(case: schemathesis.Case) -> None:
         answer = case.call_and_validate(checks=[not_a_server_error], timeout=60)
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
 
-    once()
+    check_case()
     return sum(statuses.values()) - before
 
 
@@ -230,7 +232,7 @@ def _given(operation: Any) -> Any:
 def test_no_request_of_the_document_breaks_it(address: str) -> None:
     statuses = _fuzz(address, 22)
     assert max(statuses) < 500
-    assert _alive(address)
+    assert _is_alive(address)
 
 
 @pytest.mark.fault
@@ -240,4 +242,4 @@ def test_no_request_of_two_thousand_breaks_it(address: str) -> None:
     print(f"statuses {statuses}, {time.monotonic() - started:.0f} s")
     assert max(statuses) < 500
     assert sum(statuses.values()) >= 2000
-    assert _alive(address)
+    assert _is_alive(address)

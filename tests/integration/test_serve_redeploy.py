@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import kill_tree
-from tests.integration.test_serve_faults import Answered, ask, caller
+from tests.integration.test_serve_faults import Response, open_session, request_image
 
 CALLERS = 3
 DRIVER = """
@@ -51,29 +51,31 @@ def test_a_redeploy_refuses_nobody(tmp_path: Path) -> None:
     assert {(a.status, a.code) for a in answers} == {(200, None)}
 
 
-async def _story(driver: "subprocess.Popen[str]", address: str) -> list[Answered]:
+async def _story(driver: "subprocess.Popen[str]", address: str) -> list[Response]:
     """What callers were answered from before the new configuration was sent until it was there."""
-    answers: list[Answered] = []
+    answers: list[Response] = []
     await _until_up(driver, 100)
     is_new = asyncio.Event()
 
-    async with caller() as session:
-        while (await ask(session, address, num_inference_steps=1)).status != 200:
+    async with open_session() as session:
+        while (await request_image(session, address, num_inference_steps=1)).status != 200:
             await asyncio.sleep(0.2)
-        assert (await ask(session, address, num_inference_steps=61)).status == 200
+        assert (await request_image(session, address, num_inference_steps=61)).status == 200
 
-        async def go_on_asking() -> None:
+        async def keep_requesting() -> None:
             while not is_new.is_set():
-                answers.append(await ask(session, address, num_inference_steps=60))
+                answers.append(await request_image(session, address, num_inference_steps=60))
 
-        tasks = [asyncio.create_task(go_on_asking()) for _ in range(CALLERS)]
+        tasks = [asyncio.create_task(keep_requesting()) for _ in range(CALLERS)]
         while len(answers) < CALLERS:
             await asyncio.sleep(0.1)
         assert driver.stdin is not None
         driver.stdin.write("\n")
         driver.stdin.flush()
         await _until_up(driver, 60)
-        while (refused := await ask(session, address, num_inference_steps=61)).status == 200:
+        while (
+            refused := await request_image(session, address, num_inference_steps=61)
+        ).status == 200:
             await asyncio.sleep(0.2)
         assert refused.code == "above_limit"
         is_new.set()

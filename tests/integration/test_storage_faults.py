@@ -117,7 +117,7 @@ def test_killed_workers_change_no_number(
     assert outcome(store) == undisturbed_by_strategy[name], f"killed after {at}"
     steps = committed_steps(store)
     assert steps[-1] == 40
-    assert not any(manifest.damage(store, paths.checkpoint(s)) for s in steps)
+    assert not any(manifest.find_damage(store, paths.checkpoint(s)) for s in steps)
 
 
 @pytest.mark.fault

@@ -28,7 +28,7 @@ from tests.unit.serve.conftest import Handle
 
 ARCHIVE = Path(__file__).parents[1] / "stored" / "runs.tar.xz"
 MADE_IN = "/tmp/dreambooth-stored"
-WORDS = {".yaml", ".json"}
+TEXT_SUFFIXES = {".yaml", ".json"}
 
 
 @pytest.fixture
@@ -36,14 +36,16 @@ def stored(tmp_path: Path) -> Path:
     """Unpacked, with the paths it was made with led here."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
-    for path in (p for p in tmp_path.rglob("*") if p.suffix in WORDS and p.name != "card.md"):
+    for path in (
+        p for p in tmp_path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.name != "card.md"
+    ):
         text = path.read_text()
         if MADE_IN in text:
             path.write_text(text.replace(MADE_IN, str(tmp_path)))
     return tmp_path
 
 
-def expected(stored: Path, name: str) -> list[dict[str, float]]:
+def read_expected_curve(stored: Path, name: str) -> list[dict[str, float]]:
     lines = (stored / "expected" / f"{name}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -58,26 +60,26 @@ def expected(stored: Path, name: str) -> list[dict[str, float]]:
 def test_a_run_half_way_is_resumed_to_the_same_numbers(stored: Path, name: str) -> None:
     run = Run(stored / "storage" / "runs" / name)
     assert not is_finished(Store(str(run.folder)))
-    done = dreambooth("resume", str(run.folder), cwd=stored)
-    assert done.returncode == 0, done.stderr
-    assert run.curve == expected(stored, name)
+    process = dreambooth("resume", str(run.folder), cwd=stored)
+    assert process.returncode == 0, process.stderr
+    assert run.curve == read_expected_curve(stored, name)
     assert is_finished(Store(str(run.folder)))
 
 
 @pytest.mark.fault
 def test_a_fleet_on_its_way_is_finished(stored: Path) -> None:
-    done = dreambooth("fleet", str(stored / "fleet.yaml"), cwd=stored)
-    assert done.returncode == 0, done.stderr
+    process = dreambooth("fleet", str(stored / "fleet.yaml"), cwd=stored)
+    assert process.returncode == 0, process.stderr
     for name in ("first", "second"):
         run = Run(stored / "storage" / "runs" / name)
-        assert run.curve == expected(stored, name)
+        assert run.curve == read_expected_curve(stored, name)
         assert is_finished(Store(str(run.folder)))
 
 
 def test_an_adapter_samples_what_it_did(stored: Path) -> None:
     engine = Engine(stored / "storage" / "runs" / "lora" / "bundle")
     requests = [Request("a sks robot", seed=seed, num_inference_steps=2) for seed in (0, 1)]
-    for index, output in enumerate(engine.draw(requests)):
+    for index, output in enumerate(engine.sample(requests)):
         image = Image.open(stored / "expected" / f"{index:06d}.png")
         assert np.abs(np.asarray(image).astype(int) - np.asarray(output.image)).max() <= 1
 
@@ -102,4 +104,4 @@ def test_a_subject_is_served(stored: Path) -> None:
 
 def test_class_images_are_read(stored: Path) -> None:
     folder = next((stored / "storage" / "priors").iterdir())
-    assert PriorSet(Store(str(folder)), 2).posterior(1).shape[-1] == 16
+    assert PriorSet(Store(str(folder)), 2).load_posterior(1).shape[-1] == 16

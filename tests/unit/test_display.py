@@ -3,11 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
-from dreambooth_ray.display import Board, Rate, Stage, _LineMeter, describe
+from dreambooth_ray.display import ImageRate, ProgressBoard, Stage, _LineMeter, describe_step
 
 
 def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> None:
-    rate = Rate()
+    rate = ImageRate()
     assert rate.update(10.0, 100) == 0.0
     assert rate.update(12.0, 140) == 20.0
     assert rate.update(14.0, 120) == 5.0
@@ -17,7 +17,9 @@ def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> 
 
 def test_a_line_names_both_halves_and_the_speed() -> None:
     record = {"loss": 0.3, "instance_loss": 0.1, "prior_loss": 0.2}
-    assert describe(record, 12.34) == "loss 0.3000 = subject 0.1000 + class 0.2000, 12.3 images/s"
+    assert (
+        describe_step(record, 12.34) == "loss 0.3000 = subject 0.1000 + class 0.2000, 12.3 images/s"
+    )
 
 
 def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
@@ -40,14 +42,14 @@ def test_time_left_is_told_from_the_steps_since_a_restart(monkeypatch: pytest.Mo
 
 def test_bars_of_several_stages_share_a_terminal() -> None:
     out = io.StringIO()
-    board = Board(Console(file=out, force_terminal=True, width=100))
-    images, others = board.stage("class images"), board.stage("others")
+    board = ProgressBoard(Console(file=out, force_terminal=True, width=100))
+    images, other_stage = board.add_stage("class images"), board.add_stage("others")
     images(1, 2)
-    others(1, 3)
+    other_stage(1, 3)
     images(2, 2)
     with board as bars:
         assert [task.description for task in bars.tasks] == ["class images", "others"]
-        others(3, 3)
+        other_stage(3, 3)
     assert bars.finished
     assert not bars.live.is_started
     assert "class images" in out.getvalue()

@@ -37,8 +37,8 @@ def test_where_a_run_works_may_change(config: Config) -> None:
 
 def test_a_run_is_found_by_its_folder_with_changes(config: Config) -> None:
     run = open_run(config)
-    found = find_run(run.uri, ["train.steps=9"])
-    assert (found.train.steps, found.run_id) == (9, "one")
+    found_config = find_run(run.uri, ["train.steps=9"])
+    assert (found_config.train.steps, found_config.run_id) == (9, "one")
     with pytest.raises(CheckpointError, match="is not a run"):
         find_run(str(Path(run.uri).parent), [])
 

@@ -1,4 +1,4 @@
-"""What an examination of photographs says."""
+"""One issue of a folder of photographs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +8,9 @@ Severity = Literal["note", "warning", "fault"]
 
 @dataclass(frozen=True)
 class QualityIssue:
-    """One thing found: which check, how grave, where, its number against its bound, in words.
+    """One issue: its check and severity, the photographs, its value, the bound, and a sentence.
 
-    note: worth knowing; warning: better mended; fault: training would suffer for certain
+    note: good to know; warning: better mended; fault: training would certainly suffer
     """
 
     check: str

@@ -1,6 +1,6 @@
-"""Numbers about one photograph, by pixels alone: no network, no opinion.
+"""Numbers about one photograph, from its pixels alone, without a network.
 
-The bounds that make opinions of them are in `checkup.py` and `doctor.py`.
+The bounds that turn them into issues are in `photo_checks.py` and `inspection.py`.
 """
 
 import math
@@ -14,18 +14,18 @@ _HASH_SIDE_PX = 32
 _RIM_SAMPLES = 250
 
 
-def _scaled(image: Image.Image, side_px: int) -> Image.Image:
+def _resize_short_side(image: Image.Image, side_px: int) -> Image.Image:
     """Short side to `side_px`."""
     scale = side_px / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _grey(image: Image.Image) -> np.ndarray:
+def _to_grey(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L"), dtype=np.float32)
 
 
-def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
+def _split_tiles(plane: np.ndarray, side: int) -> np.ndarray:
     """(H, W) to (tiles, side * side); what is left over at the edges is dropped."""
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
     cut = plane[: rows * side, : columns * side]
@@ -39,12 +39,12 @@ def sharpness(image: Image.Image) -> float:
     Laplacian's variance over the grey values' variance, at 512 px: a soft background
     does not count against a sharp subject.
     """
-    grey = _grey(_scaled(image, min(SHARPNESS_SIDE_PX, *image.size)))
-    up, down, left, right = grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]
-    laplacian = 4 * grey[1:-1, 1:-1] - up - down - left - right
+    grey = _to_grey(_resize_short_side(image, min(SHARPNESS_SIDE_PX, *image.size)))
+    north, south, west, east = grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]
+    laplacian = 4 * grey[1:-1, 1:-1] - north - south - west - east
     side = min(_TILE_PX, *laplacian.shape)
-    detail = _tiles(laplacian, side).var(axis=1)
-    contrast = _tiles(grey[1:-1, 1:-1], side).var(axis=1)
+    detail = _split_tiles(laplacian, side).var(axis=1)
+    contrast = _split_tiles(grey[1:-1, 1:-1], side).var(axis=1)
     busy = contrast >= np.percentile(contrast, 60)
     # The constant keeps the grain of an even wall from reading as detail.
     return float(np.sqrt(np.percentile(detail[busy] / (contrast[busy] + 25), 80)))
@@ -52,33 +52,33 @@ def sharpness(image: Image.Image) -> float:
 
 def brightness(image: Image.Image) -> tuple[float, float]:
     """10th and 90th percentile of the grey values, 0 to 255."""
-    low, high = np.percentile(_grey(_scaled(image, min(256, *image.size))), [10, 90])
+    low, high = np.percentile(_to_grey(_resize_short_side(image, min(256, *image.size))), [10, 90])
     return float(low), float(high)
 
 
 def bars(image: Image.Image) -> tuple[int, int, int, int]:
     """Width in pixels of the even bars at left, top, right and bottom; 0 where there is none."""
-    grey = _grey(image)
+    grey = _to_grey(image)
     columns, rows = grey.std(axis=0) < 2.5, grey.std(axis=1) < 2.5
     dark_columns, dark_rows = grey.mean(axis=0) < 12, grey.mean(axis=1) < 12
     across, down = columns & dark_columns, rows & dark_rows
-    return _run(across), _run(down), _run(across[::-1]), _run(down[::-1])
+    return _bar_width(across), _bar_width(down), _bar_width(across[::-1]), _bar_width(down[::-1])
 
 
-def _run(marks: np.ndarray) -> int:
+def _bar_width(marks: np.ndarray) -> int:
     return len(marks) if marks.all() else int(np.argmin(marks))
 
 
-def without_bars(image: Image.Image) -> Image.Image:
+def crop_bars(image: Image.Image) -> Image.Image:
     """The image inside its bars; all of it where nothing else would be left."""
-    left, top, right, bottom = bars(image)
-    width, height = image.width - left - right, image.height - top - bottom
+    left_px, top_px, right_px, bottom_px = bars(image)
+    width, height = image.width - left_px - right_px, image.height - top_px - bottom_px
     if min(width, height) < 16:
         return image
-    return image.crop((left, top, left + width, top + height))
+    return image.crop((left_px, top_px, left_px + width, top_px + height))
 
 
-def lab(image: Image.Image) -> np.ndarray:
+def to_lab(image: Image.Image) -> np.ndarray:
     """(H, W, 3) float32 CIE L*a*b*, D65, of an sRGB image."""
     rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
@@ -100,8 +100,8 @@ def extents(image: Image.Image) -> tuple[float, float]:
     ellipse of two standard deviations around where they lie; an estimate of size, not a
     segmentation.
     """
-    inner = without_bars(image)
-    colours = lab(_scaled(inner, 64))
+    inner = crop_bars(image)
+    colours = to_lab(_resize_short_side(inner, 64))
     edge = max(2, len(colours) // 20)
     rim = np.concatenate(
         [part.reshape(-1, 3) for part in (
@@ -113,12 +113,12 @@ def extents(image: Image.Image) -> tuple[float, float]:
     distance = np.sqrt(np.maximum(squares - 2 * colours @ rim.T, 0))
     near = int(0.02 * len(rim))
     unlike = np.partition(distance, near, axis=-1)[..., near]
-    bound = max(_otsu(unlike.ravel()), 6.0)
-    return _ellipse(np.where(unlike > bound, unlike, 0)), _ellipse(_steep(inner))
+    bound = max(_otsu_threshold(unlike.ravel()), 6.0)
+    return _ellipse_area(np.where(unlike > bound, unlike, 0)), _ellipse_area(_steepness(inner))
 
 
-def _steep(image: Image.Image) -> np.ndarray:
-    planes = lab(_scaled(image, 128))
+def _steepness(image: Image.Image) -> np.ndarray:
+    planes = to_lab(_resize_short_side(image, 128))
     change = (
         np.abs(np.diff(planes, axis=1)).sum(axis=-1)[:-1]
         + np.abs(np.diff(planes, axis=0)).sum(axis=-1)[:, :-1]
@@ -127,7 +127,7 @@ def _steep(image: Image.Image) -> np.ndarray:
     return excess
 
 
-def _otsu(values: np.ndarray) -> float:
+def _otsu_threshold(values: np.ndarray) -> float:
     """The bound that parts values into two groups as far apart as can be (Otsu 1979)."""
     counts, edges = np.histogram(values, 64)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -141,7 +141,7 @@ def _otsu(values: np.ndarray) -> float:
     return float(middles[inside][np.argmax(between)])
 
 
-def _ellipse(weights: np.ndarray) -> float:
+def _ellipse_area(weights: np.ndarray) -> float:
     """Area of the two-deviation ellipse of weights over a frame of area 1; 0 if none."""
     total = float(weights.sum())
     if not total:
@@ -162,7 +162,7 @@ def perceptual_hash(image: Image.Image) -> int:
     out, against their median.
     """
     side = _HASH_SIDE_PX
-    grey = _grey(image.convert("L").resize((side, side), Image.Resampling.LANCZOS))
+    grey = _to_grey(image.convert("L").resize((side, side), Image.Resampling.LANCZOS))
     k, n = np.mgrid[:9, :side]
     basis = np.cos(math.pi * k * (2 * n + 1) / (2 * side))
     low = (basis @ grey @ basis.T)[:8, 1:9].ravel()
@@ -177,7 +177,7 @@ def hash_distance(one: int, other: int) -> int:
 
 def rim_colour(image: Image.Image) -> np.ndarray:
     """(3, 4, 3) mean L*a*b* of the frame's edge, in 12 cells around the middle: what is behind."""
-    small = lab(without_bars(image).resize((60, 60), Image.Resampling.BOX))
+    small = to_lab(crop_bars(image).resize((60, 60), Image.Resampling.BOX))
     cells = small.reshape(4, 15, 4, 15, 3).mean(axis=(1, 3))
-    around = [cells[r, c] for r in range(4) for c in range(4) if r in (0, 3) or c in (0, 3)]
-    return np.stack(around).reshape(3, 4, 3)
+    rim_cells = [cells[r, c] for r in range(4) for c in range(4) if r in (0, 3) or c in (0, 3)]
+    return np.stack(rim_cells).reshape(3, 4, 3)

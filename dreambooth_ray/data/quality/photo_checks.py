@@ -1,4 +1,4 @@
-"""One photograph by itself: what was measured on it, and what is wrong with it."""
+"""Checks of one photograph by itself, and the measurements they need."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ MIN_BAR = 0.03
 class Photo:
     """One photograph and what was measured on it.
 
-    extent: its spread over the frame by colour and by detail, see `measures.extents`
+    extent: its spread over the frame by colour and by detail, see `measurements.extents`
     """
 
     name: str
@@ -34,7 +34,7 @@ class Photo:
     hash: int
 
 
-def measure(path: Path) -> Photo:
+def measure_photo(path: Path) -> Photo:
     """Read and measure; raises DataError if it can't be read."""
     image = read_photograph(path)
     return Photo(
@@ -50,22 +50,22 @@ def measure(path: Path) -> Photo:
     )
 
 
-def photo_findings(photo: Photo, side_px: int) -> list[QualityIssue]:
-    """Faults of a photograph by itself."""
+def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
+    """The issues of one photograph by itself."""
     return [
-        found
-        for found in (
-            _resolution(photo, side_px),
-            _blur(photo),
-            _exposure(photo),
-            _extent(photo),
-            _bars(photo),
+        issue
+        for issue in (
+            _check_resolution(photo, side_px),
+            _check_blur(photo),
+            _check_exposure(photo),
+            _check_extent(photo),
+            _check_bars(photo),
         )
-        if found
+        if issue
     ]
 
 
-def _resolution(photo: Photo, side_px: int) -> QualityIssue | None:
+def _check_resolution(photo: Photo, side_px: int) -> QualityIssue | None:
     side = min(photo.width_px, photo.height_px)
     if side >= side_px:
         return None
@@ -76,7 +76,7 @@ def _resolution(photo: Photo, side_px: int) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _blur(photo: Photo) -> QualityIssue | None:
+def _check_blur(photo: Photo) -> QualityIssue | None:
     if photo.sharpness >= SHARP:
         return None
     severity: Severity = "fault" if photo.sharpness < BLURRED else "warning"
@@ -87,7 +87,7 @@ def _blur(photo: Photo) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _exposure(photo: Photo) -> QualityIssue | None:
+def _check_exposure(photo: Photo) -> QualityIssue | None:
     low, high = photo.brightness
     if high >= DARK and low <= BRIGHT:
         return None
@@ -100,7 +100,7 @@ def _exposure(photo: Photo) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _extent(photo: Photo) -> QualityIssue | None:
+def _check_extent(photo: Photo) -> QualityIssue | None:
     colour, detail = photo.extent
     if colour >= MIN_EXTENT_BY_COLOUR and detail >= MIN_EXTENT_BY_DETAIL:
         return None
@@ -113,9 +113,9 @@ def _extent(photo: Photo) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _bars(photo: Photo) -> QualityIssue | None:
-    left, top, right, bottom = photo.bars_px
-    across, down = min(left, right) / photo.width_px, min(top, bottom) / photo.height_px
+def _check_bars(photo: Photo) -> QualityIssue | None:
+    left_px, top_px, right_px, bottom_px = photo.bars_px
+    across, down = min(left_px, right_px) / photo.width_px, min(top_px, bottom_px) / photo.height_px
     share = max(across, down)
     if share < MIN_BAR:
         return None

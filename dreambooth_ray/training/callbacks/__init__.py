@@ -1,1 +1,1 @@
-"""callbacks."""
+"""What happens after an optimizer step: metrics, validation, samples, loggers."""

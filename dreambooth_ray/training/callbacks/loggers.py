@@ -48,13 +48,13 @@ def make_logger(name: str, folder: Path, config: Config, start: int) -> Logger:
     return MLFlowLogger(
         tracking.project,
         run_name=run_id,
-        run_id=_mlflow_run(uri, tracking.project, run_id),
+        run_id=_find_mlflow_run(uri, tracking.project, run_id),
         tracking_uri=uri,
         tags={RUN_TAG: run_id},
     )
 
 
-def _mlflow_run(uri: str, project: str, run_id: str) -> str | None:
+def _find_mlflow_run(uri: str, project: str, run_id: str) -> str | None:
     """mlflow's own id of a run that was begun before."""
     from mlflow import MlflowClient  # noqa: PLC0415
 
@@ -62,9 +62,9 @@ def _mlflow_run(uri: str, project: str, run_id: str) -> str | None:
     experiment = client.get_experiment_by_name(project)
     if experiment is None:
         return None
-    asked = f"tags.`{RUN_TAG}` = '{run_id}'"
-    found = client.search_runs([experiment.experiment_id], asked, max_results=1)
-    return str(found[0].info.run_id) if found else None
+    filter_string = f"tags.`{RUN_TAG}` = '{run_id}'"
+    runs = client.search_runs([experiment.experiment_id], filter_string, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 class Loggers:
@@ -74,52 +74,52 @@ class Loggers:
         """start: the step that training goes on from"""
         self._run, self._config, self._start, self._side_work = run, config, start, side_work
         self._loggers: dict[str, Logger] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="dreambooth-tracking-")
+        self._temporary_folder = tempfile.TemporaryDirectory(prefix="dreambooth-tracking-")
 
     def open(self, history: list[dict[str, Any]]) -> None:
         """Construct all. history: the metrics up to `start`"""
         for name in self._config.tracking.loggers:
-            self._submit(name, partial(self._open, name, history))
+            self._submit(name, partial(self._open_logger, name, history))
 
     def log(self, record: dict[str, float], images_per_s: float) -> None:
         """Show a step's metrics."""
-        values = {**_tagged(record), "throughput/images_per_s": images_per_s}
+        values = {**_tag_metrics(record), "throughput/images_per_s": images_per_s}
         for name in self._config.tracking.loggers:
-            self._submit(name, partial(self._log, name, values, int(record["step"])))
+            self._submit(name, partial(self._log_values, name, values, int(record["step"])))
 
     def add_image(self, title: str, pixels: np.ndarray, step: int) -> None:
         """Show an (H, W, 3) uint8 image wherever images can be shown."""
         for name in self._config.tracking.loggers:
             self._submit(name, partial(self._add_image, name, title, pixels, step))
 
-    def mirror(self) -> None:
+    def upload_logs(self) -> None:
         """Bring what loggers keep in files to storage, where that is not on this machine."""
         for name in self._config.tracking.loggers:
-            self._submit(name, partial(self._mirror, name))
+            self._submit(name, partial(self._upload_logs, name))
 
     def close(self) -> None:
         """End all; returns when they have, or when they take too long."""
         for name in self._config.tracking.loggers:
-            self._submit(name, partial(self._close, name))
-        self.mirror()
+            self._submit(name, partial(self._close_logger, name))
+        self.upload_logs()
         self._side_work.close(_CLOSE_TIMEOUT_S)
-        self._folder.cleanup()
+        self._temporary_folder.cleanup()
 
-    def _submit(self, name: str, work: Callable[[], None]) -> None:
-        self._side_work.submit(f"logger {name}", work)
+    def _submit(self, name: str, task: Callable[[], None]) -> None:
+        self._side_work.submit(f"logger {name}", task)
 
     @property
-    def _place(self) -> Path:
-        return self._run.local_path() if self._run.is_local else Path(self._folder.name)
+    def _log_folder(self) -> Path:
+        return self._run.local_path() if self._run.is_local else Path(self._temporary_folder.name)
 
-    def _open(self, name: str, history: list[dict[str, Any]]) -> None:
-        self._loggers[name] = make_logger(name, self._place / name, self._config, self._start)
+    def _open_logger(self, name: str, history: list[dict[str, Any]]) -> None:
+        self._loggers[name] = make_logger(name, self._log_folder / name, self._config, self._start)
         if name == "csv":
             # It begins its file anew.
             for record in history:
-                self._log(name, _tagged(record), int(record["step"]))
+                self._log_values(name, _tag_metrics(record), int(record["step"]))
 
-    def _log(self, name: str, values: dict[str, float], step: int) -> None:
+    def _log_values(self, name: str, values: dict[str, float], step: int) -> None:
         if logger := self._loggers.get(name):
             logger.log_metrics(values, step)
 
@@ -133,24 +133,24 @@ class Loggers:
             file = f"{title.replace(' ', '_')}/{step:08d}.png"
             logger.experiment.log_image(logger.run_id, Image.fromarray(pixels), file)
 
-    def _mirror(self, name: str) -> None:
+    def _upload_logs(self, name: str) -> None:
         logger = self._loggers.get(name)
         if logger is not None:
             logger.save()
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
         if not self._run.is_local:
-            for path in (p for p in (self._place / name).rglob("*") if p.is_file()):
-                self._run.upload(path, path.relative_to(self._place).as_posix())
+            for path in (p for p in (self._log_folder / name).rglob("*") if p.is_file()):
+                self._run.upload(path, path.relative_to(self._log_folder).as_posix())
 
-    def _close(self, name: str) -> None:
+    def _close_logger(self, name: str) -> None:
         if logger := self._loggers.get(name):
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
 
 
-def _tagged(record: dict[str, float]) -> dict[str, float]:
+def _tag_metrics(record: dict[str, float]) -> dict[str, float]:
     """A step's metrics under the names that loggers show: train/loss, val/loss."""
     tagged = {}
     for key, value in record.items():

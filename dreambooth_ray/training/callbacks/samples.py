@@ -11,29 +11,29 @@ from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.module import DreamBoothModule
 
 
-class Samples:
+class PromptSampler:
     """Samples with the weights a bundle would have now; training shares no randomness with it."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        """directory: the base model's"""
-        self._config, self._directory = config, directory
+    def __init__(self, config: Config, model_directory: Path) -> None:
+        """model_directory: the base model's"""
+        self._config, self._model_directory = config, model_directory
 
     def is_due(self, step: int) -> bool:
-        """Whether images are wanted after this step."""
-        every = self._config.sample.every
-        return bool(every) and step % every == 0
+        """Whether to sample after this step."""
+        interval = self._config.sample.every
+        return bool(interval) and step % interval == 0
 
-    def sample(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
+    def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
-        components = load_components(self._directory)
+        components = load_components(self._model_directory)
         components.unet = module.unet
         if module.text_encoder is not None:
             components.text_encoder = module.text_encoder
         engine = Engine(components, device=str(module.device))
-        requests = self._requests()
+        requests = self._make_requests()
         try:
-            with module.averaged():
-                outputs = engine.draw(requests)
+            with module.averaged_weights():
+                outputs = engine.sample(requests)
         finally:
             module.unet.train(self._config.train.unet)
             if module.text_encoder is not None:
@@ -41,14 +41,14 @@ class Samples:
         images = (np.asarray(output.image) for output in outputs)
         return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
 
-    def _requests(self) -> list[Request]:
-        sample, size_px = self._config.sample, self._config.train.resolution
+    def _make_requests(self) -> list[Request]:
+        settings, size_px = self._config.sample, self._config.train.resolution
         return [
             Request(
                 prompt,
                 seed=self._config.seed,
-                num_inference_steps=sample.num_inference_steps,
-                guidance_scale=sample.guidance_scale,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
                 width_px=size_px,
                 height_px=size_px,
             )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.worker_messages import post
+from dreambooth_ray.training.worker_messages import post_message
 
 # What waits for the thread at most: a logger that hangs must not fill the memory.
 _MOST_WAITING = 2_000
@@ -22,58 +22,60 @@ _Task = tuple[str, Callable[[], object]]
 class SideWork:
     """Does guarded work at once, or in order in a thread of its own."""
 
-    def __init__(self, run: Store, failures: int = 0, *, is_first: bool = True) -> None:
-        """failures: of earlier attempts of the run, counted on from; is_first: the first of several
-        workers, who speaks for all
+    def __init__(self, run: Store, num_failures: int = 0, *, is_first: bool = True) -> None:
+        """num_failures: of earlier attempts of the run, counted on from; is_first: whether this is
+        the first of several workers, which reports for all
         """
-        self._run, self._said, self._is_first = run, set[str](), is_first
-        self._lock, self._failures = threading.Lock(), failures
+        self._run, self._reported_kinds, self._is_first = run, set[str](), is_first
+        self._lock, self._num_failures = threading.Lock(), num_failures
         self._tasks: queue.Queue[_Task | None] = queue.Queue(_MOST_WAITING)
-        self._thread = threading.Thread(target=self._work, name="side work", daemon=True)
+        self._thread = threading.Thread(target=self._run_tasks, name="side work", daemon=True)
         self._thread.start()
 
     @property
-    def failures(self) -> int:
+    def num_failures(self) -> int:
         """How many pieces of work have failed."""
-        return self._failures
+        return self._num_failures
 
-    def run(self, what: str, work: Callable[[], _Result], default: _Result) -> _Result:
+    def run(self, task_name: str, work: Callable[[], _Result], default: _Result) -> _Result:
         """The result of `work`, or `default` where it raises.
 
-        what: names the work to a person
+        task_name: names the work to a person
         """
         try:
             return work()
         except Exception as error:
-            self.note(what, error)
+            self.note_failure(task_name, error)
             return default
 
-    def submit(self, what: str, work: Callable[[], object]) -> None:
+    def submit(self, task_name: str, work: Callable[[], object]) -> None:
         """Do `work` in the thread, after what was submitted before."""
         try:
-            self._tasks.put_nowait((what, work))
+            self._tasks.put_nowait((task_name, work))
         except queue.Full:
-            self.note(what, RuntimeError(f"{_MOST_WAITING} pieces of work wait before it"))
+            self.note_failure(
+                task_name, RuntimeError(f"{_MOST_WAITING} pieces of work wait before it")
+            )
 
-    def note(self, what: str, error: BaseException) -> None:
+    def note_failure(self, task_name: str, error: BaseException) -> None:
         """Count a failure; say it if none of its kind was said before."""
         while error.__cause__ is not None:
             # Libraries wrap a full disk into words about values that can't be logged.
             error = error.__cause__
         with self._lock:
-            self._failures += 1
-            kind = f"{what}: {type(error).__name__}"
-            is_new = kind not in self._said
-            self._said.add(kind)
+            self._num_failures += 1
+            kind = f"{task_name}: {type(error).__name__}"
+            is_new = kind not in self._reported_kinds
+            self._reported_kinds.add(kind)
         if not (is_new and self._is_first):
             return
-        text = f"{what} failed: {_in_one_line(error)}; training goes on without"
+        text = f"{task_name} failed: {_in_one_line(error)}; training goes on without"
         if threading.current_thread() is self._thread:
-            self._say(text)
+            self._post_warning(text)
         else:
             # Storage may be away, and the training thread does not wait for it.
             with suppress(queue.Full):
-                self._tasks.put_nowait(("telling of a failure", lambda: self._say(text)))
+                self._tasks.put_nowait(("telling of a failure", lambda: self._post_warning(text)))
 
     def close(self, timeout_s: float) -> None:
         """Finish what waits; what takes longer than `timeout_s` is left behind and said."""
@@ -82,22 +84,22 @@ class SideWork:
             self._tasks.put(None, timeout=timeout_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._say(
+            self._post_warning(
                 f"loggers did not end within {timeout_s:.0f} s; the run ends without them, and "
                 "their last values may be missing there. metrics.jsonl has all"
             )
 
-    def _work(self) -> None:
+    def _run_tasks(self) -> None:
         while (task := self._tasks.get()) is not None:
-            what, work = task
+            task_name, work = task
             try:
                 work()
             except BaseException as error:  # a logger may even ask the process to exit
-                self.note(what, error)
+                self.note_failure(task_name, error)
 
-    def _say(self, text: str) -> None:
+    def _post_warning(self, text: str) -> None:
         with suppress(Exception):  # who can't be told goes on without knowing
-            post(self._run, f"warning: {text}")
+            post_message(self._run, f"warning: {text}")
 
 
 def _in_one_line(error: BaseException) -> str:

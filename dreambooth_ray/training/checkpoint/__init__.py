@@ -1,1 +1,1 @@
-"""checkpoint."""
+"""Complete training state: saved, kept, restored, converted."""

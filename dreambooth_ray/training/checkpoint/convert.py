@@ -17,46 +17,48 @@ from dreambooth_ray.training.checkpoint.retention import AVERAGE
 _TAG, _UNIVERSAL = "checkpoint", "universal"
 
 
-def trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
+def load_trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Weights of each trained part in a saved state: {"unet": ..., "text_encoder": ...}.
 
     The averaged ones where there are any.
     raises: CheckpointError if the state is of a kind that nothing here reads
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in _weights(state).items():
-        part, _, rest = name.removeprefix("_forward_module.").partition(".")
-        parts.setdefault(part, {})[rest] = tensor
+    for name, tensor in _load_weights(state).items():
+        part, _, weight_name = name.removeprefix("_forward_module.").partition(".")
+        parts.setdefault(part, {})[weight_name] = tensor
     return parts
 
 
-def _weights(state: Path) -> dict[str, torch.Tensor]:
-    saved: dict[str, Any]
+def _load_weights(state: Path) -> dict[str, torch.Tensor]:
+    checkpoint: dict[str, Any]
     if state.is_file():
-        saved = torch.load(state, map_location="cpu", weights_only=True)
-        weights: dict[str, torch.Tensor] = saved.get(AVERAGE) or saved["state_dict"]
+        checkpoint = torch.load(state, map_location="cpu", weights_only=True)
+        weights: dict[str, torch.Tensor] = checkpoint.get(AVERAGE) or checkpoint["state_dict"]
         return weights
     if (state / ".metadata").is_file():
-        return _from_shards(state)
+        return _load_sharded_weights(state)
     if (state / _TAG).is_dir():
         from deepspeed.utils.zero_to_fp32 import (  # noqa: PLC0415  an extra
             get_fp32_state_dict_from_zero_checkpoint,
         )
 
         with contextlib.redirect_stdout(io.StringIO()):
-            found: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            fp32_weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
                 str(state), tag=_TAG, exclude_frozen_parameters=True
             )
-        return dict(found)
+        return dict(fp32_weights)
     raise CheckpointError(f"{state} is no training state that this version knows")
 
 
-def _from_shards(state: Path) -> dict[str, torch.Tensor]:
+def _load_sharded_weights(state: Path) -> dict[str, torch.Tensor]:
     """torch.distributed.checkpoint's format, its tensors put together in this process."""
-    saved: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})  # type: ignore[no-untyped-call]
-    _load_state_dict(saved, storage_reader=FileSystemReader(state), planner=planner, no_dist=True)
-    weights: dict[str, torch.Tensor] = saved["state_dict"]
+    _load_state_dict(
+        checkpoint, storage_reader=FileSystemReader(state), planner=planner, no_dist=True
+    )
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return weights
 
 

@@ -16,7 +16,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import convert, retention
 from dreambooth_ray.training.checkpoint.save import WorkerRank
-from dreambooth_ray.training.worker_messages import post
+from dreambooth_ray.training.worker_messages import post_message
 
 
 @dataclass(frozen=True)
@@ -29,59 +29,61 @@ class RestoredState:
 
 
 @contextmanager
-def restored(
-    run: Store, config: Config, model_hash: str, place: WorkerRank
+def restored_checkpoint(
+    run: Store, config: Config, model_hash: str, worker_rank: WorkerRank
 ) -> Iterator[RestoredState | None]:
     """The newest intact checkpoint on this host, for the length of the block; a collective call.
 
     raises: CheckpointError if there are some and none can be used
     """
-    name = _agreed([uuid.uuid4().hex])[0]
+    name = _broadcast_values([uuid.uuid4().hex])[0]
     folder = Path(tempfile.gettempdir()) / f"dreambooth-restore-{name}"
-    start = None
+    own_state = None
     try:
-        if place.local_rank == 0:
-            start = _bring(run, config, model_hash, folder, tell=place.rank == 0)
-        first = _agreed([start])[0]
-        if place.local_rank == 0 and start != first:
+        if worker_rank.local_rank == 0:
+            own_state = _download_checkpoint(
+                run, config, model_hash, folder, warns=worker_rank.rank == 0
+            )
+        first_state = _broadcast_values([own_state])[0]
+        if worker_rank.local_rank == 0 and own_state != first_state:
             raise CheckpointError(
-                f"hosts found different checkpoints in {run.uri}: {start} and {first}; "
+                f"hosts found different checkpoints in {run.uri}: {own_state} and {first_state}; "
                 "is its storage the same for all of them?"
             )
-        _barrier()
-        yield first
+        _wait_for_workers()
+        yield first_state
     finally:
-        if place.local_rank == 0:
+        if worker_rank.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _bring(
-    run: Store, config: Config, model_hash: str, folder: Path, tell: bool
+def _download_checkpoint(
+    run: Store, config: Config, model_hash: str, folder: Path, warns: bool
 ) -> RestoredState | None:
-    found = retention.restore_newest(
-        run, folder, lambda t: post(run, f"warning: {t}") if tell else None
+    checkpoint = retention.restore_newest(
+        run, folder, lambda text: post_message(run, f"warning: {text}") if warns else None
     )
-    if found is None:
+    if checkpoint is None:
         return None
-    strategy, world = config.train.strategy, _world_size()
-    retention.check_fits(found, strategy, model_hash, run.uri)
-    reshard = strategy == "deepspeed" and found.about.get("world_size") != world
+    strategy, world_size = config.train.strategy, _world_size()
+    retention.check_fits(checkpoint, strategy, model_hash, run.uri)
+    reshard = strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size
     if reshard:
-        convert.make_universal(found.state)
-    return RestoredState(found.step, found.state, reshard)
+        convert.make_universal(checkpoint.state)
+    return RestoredState(checkpoint.step, checkpoint.state, reshard)
 
 
 def _world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def _barrier() -> None:
+def _wait_for_workers() -> None:
     """Other hosts may still be downloading."""
     if _world_size() > 1:
         distributed.barrier()
 
 
-def _agreed(values: list[Any]) -> list[Any]:
+def _broadcast_values(values: list[Any]) -> list[Any]:
     """The first worker's values, on all."""
     if _world_size() > 1:
         distributed.broadcast_object_list(values, src=0)

@@ -30,7 +30,7 @@ _PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
 
 @dataclass(frozen=True)
 class WorkerRank:
-    """Where this worker is: in the group, on its host, and which host that is."""
+    """This worker's rank in the group and on its host, and which host that is."""
 
     rank: int
     local_rank: int
@@ -38,28 +38,29 @@ class WorkerRank:
     num_hosts: int
 
 
-class Uploader:
-    """Brings one checkpoint at a time to storage, in a thread; its errors come with the next."""
+class CheckpointUploader:
+    """Uploads one checkpoint at a time, in a thread; its errors come with the next."""
 
     def __init__(
         self,
         run: Store,
         config: Config,
         side_work: SideWork,
-        place: WorkerRank,
+        worker_rank: WorkerRank,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """on_commit: called after each commit, on the first host"""
-        self._run, self._config, self._side_work, self._place = run, config, side_work, place
+        self._run, self._config = run, config
+        self._side_work, self._worker_rank = side_work, worker_rank
         self._on_commit = on_commit
-        self.log: MetricsLog | None = None
+        self.metrics_log: MetricsLog | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def submit(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
         """Upload this host's files of `local`, and remove them; the first host commits."""
         assert self._pending is None
-        self._pending = self._pool.submit(self._bring, step, nonce, local, about)
+        self._pending = self._pool.submit(self._upload, step, nonce, local, about)
 
     def wait(self) -> None:
         """Until nothing is under way; raises what went wrong with it."""
@@ -67,43 +68,45 @@ class Uploader:
         if pending is not None:
             pending.result()
 
-    def _bring(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+    def _upload(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
         name = paths.checkpoint(step)
         folder = f"{name}-{nonce}"
         try:
-            entries = manifest.upload(self._run, folder, local)
-            if self._place.host:
-                part = json.dumps([asdict(e) for e in entries]).encode()
-                self._run.write(f"{folder}/{_part(self._place.host)}", part)
+            entries = manifest.upload_files(self._run, folder, local)
+            if self._worker_rank.host:
+                part = json.dumps([asdict(entry) for entry in entries]).encode()
+                self._run.write(f"{folder}/{_part_file(self._worker_rank.host)}", part)
                 return
-            for host in range(1, self._place.num_hosts):
-                entries += self._part_of(folder, host)
+            for host in range(1, self._worker_rank.num_hosts):
+                entries += self._wait_for_part(folder, host)
             # Metrics go first: a checkpoint never knows more than they do.
-            if self.log is not None:
-                self.log.flush()
+            if self.metrics_log is not None:
+                self.metrics_log.flush()
             manifest.commit_uploaded(self._run, name, folder, entries, about)
             self._side_work.run(
-                "removing old checkpoints", lambda: retention.tidy(self._run, self._config), None
+                "removing old checkpoints",
+                lambda: retention.remove_old_checkpoints(self._run, self._config),
+                None,
             )
             self._on_commit()
         finally:
             shutil.rmtree(local, ignore_errors=True)
 
-    def _part_of(self, folder: str, host: int) -> list[manifest.Entry]:
+    def _wait_for_part(self, folder: str, host: int) -> list[manifest.FileEntry]:
         """What another host has uploaded, once it says so."""
         deadline = time.monotonic() + _PART_TIMEOUT_S
-        while not self._run.exists(f"{folder}/{_part(host)}"):
+        while not self._run.exists(f"{folder}/{_part_file(host)}"):
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"{self._run.uri}/{folder}: host {host} has not uploaded its part of the "
                     f"checkpoint within {_PART_TIMEOUT_S:.0f} s; look at that host"
                 )
             time.sleep(_POLL_S)
-        content = json.loads(self._run.read(f"{folder}/{_part(host)}"))
-        return [manifest.Entry(**entry) for entry in content]
+        content = json.loads(self._run.read(f"{folder}/{_part_file(host)}"))
+        return [manifest.FileEntry(**entry) for entry in content]
 
 
-def _part(host: int) -> str:
+def _part_file(host: int) -> str:
     return f"part-{host:05d}.json"
 
 
@@ -111,30 +114,30 @@ class StopRequest:
     """Whether somebody has asked the run to stop, looked up beside the training thread."""
 
     def __init__(self, run: Store) -> None:
-        self._run, self._asked = run, threading.Event()
+        self._run, self._is_seen = run, threading.Event()
         self._ended = threading.Event()
         self._interval_s = 0.5 if run.is_local else 2.0
 
     def start(self) -> None:
-        """Look from now on."""
-        threading.Thread(target=self._look, name="stop request", daemon=True).start()
+        """Poll from now on."""
+        threading.Thread(target=self._poll_storage, name="stop request", daemon=True).start()
 
-    def _look(self) -> None:
+    def _poll_storage(self) -> None:
         while not self._ended.wait(self._interval_s):
-            # Whatever storage answers now, the next look may see more.
+            # Whatever storage answers now, the next poll may see more.
             with contextlib.suppress(Exception):
                 if self._run.exists(paths.STOP):
-                    self._asked.set()
+                    self._is_seen.set()
                     return
 
     def end(self) -> None:
-        """Look no more."""
+        """Poll no more."""
         self._ended.set()
 
     @property
-    def asked(self) -> bool:
-        """Whether it has been seen."""
-        return self._asked.is_set()
+    def is_requested(self) -> bool:
+        """Whether the request has been seen."""
+        return self._is_seen.is_set()
 
 
 class CheckpointSaver:
@@ -149,45 +152,45 @@ class CheckpointSaver:
         run: Store,
         config: Config,
         side_work: SideWork,
-        place: WorkerRank,
+        worker_rank: WorkerRank,
         about: dict[str, object],
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """about: what a checkpoint's manifest says beside its step and metrics."""
-        self._run, self._config, self._place, self._about = run, config, place, about
+        self._run, self._config, self._worker_rank, self._about = run, config, worker_rank, about
         self._side_work = side_work
-        self._uploader = Uploader(run, config, side_work, place, on_commit)
-        self._request = StopRequest(run)
+        self._uploader = CheckpointUploader(run, config, side_work, worker_rank, on_commit)
+        self._stop_request = StopRequest(run)
         self.waited_s = 0.0
 
-    def start(self, log: MetricsLog | None) -> None:
+    def start(self, metrics_log: MetricsLog | None) -> None:
         """Listen to requests to stop, on the first worker. log: flushed before each commit"""
-        self._uploader.log = log
-        if self._place.rank == 0:
-            self._request.start()
+        self._uploader.metrics_log = metrics_log
+        if self._worker_rank.rank == 0:
+            self._stop_request.start()
 
     def after_step(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Save if it is time, or stop if that was asked for. metrics: of the step"""
-        if self._is_stopped(trainer):
+        if self._is_stop_requested(trainer):
             trainer.should_stop = True
-        step, every = trainer.global_step, self._config.checkpoint.every
-        if step % every == 0 and self._has_stalled(trainer, step):
+        step, interval = trainer.global_step, self._config.checkpoint.every
+        if step % interval == 0 and self._has_stalled(trainer, step):
             trainer.should_stop = True
-        if step % every == 0 or step == self._config.train.steps or trainer.should_stop:
+        if step % interval == 0 or step == self._config.train.steps or trainer.should_stop:
             self._save(trainer, step, metrics)
 
-    def _is_stopped(self, trainer: pl.Trainer) -> bool:
-        """The first worker's word, so that all stop after the same step."""
+    def _is_stop_requested(self, trainer: pl.Trainer) -> bool:
+        """As the first worker sees it, so that all stop after the same step."""
         if trainer.world_size == 1:
-            return self._request.asked
-        return bool(trainer.strategy.broadcast(self._request.asked))
+            return self._stop_request.is_requested
+        return bool(trainer.strategy.broadcast(self._stop_request.is_requested))
 
     def _has_stalled(self, trainer: pl.Trainer, step: int) -> bool:
         """What the evaluations beside the training say, as the first worker reads it."""
         if not self._config.choice.patience:
             return False
         stop = False
-        if self._place.rank == 0:
+        if self._worker_rank.rank == 0:
             stop = self._side_work.run("early stopping", lambda: self._end_early(step), False)
         return bool(trainer.strategy.broadcast(stop)) if trainer.world_size > 1 else stop
 
@@ -200,33 +203,33 @@ class CheckpointSaver:
         return True
 
     def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
-        began = time.monotonic()
+        started_s = time.monotonic()
         self._uploader.wait()
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
         local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
         local.mkdir(mode=0o700, exist_ok=True)
         trainer.save_checkpoint(local / retention.STATE)
         trainer.strategy.barrier("checkpoint")
-        if self._place.local_rank == 0:
+        if self._worker_rank.local_rank == 0:
             values = {name: value for name, value in metrics.items() if name != "step"}
             about = {**self._about, "step": step, "metrics": values}
             self._uploader.submit(step, nonce, local, about)
-        self.waited_s += time.monotonic() - began
+        self.waited_s += time.monotonic() - started_s
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The run has not ended before its last checkpoint is committed."""
-        self._request.end()
+        self._stop_request.end()
         self._uploader.wait()
         trainer.strategy.barrier("committed")
 
     def abandon(self) -> None:
         """What was good before an error is kept; raises nothing in place of that error."""
-        self._request.end()
+        self._stop_request.end()
         self._side_work.run("the last checkpoint's commit", self._uploader.wait, None)
 
 
 def find_worker_rank(context: Any) -> WorkerRank:
-    """This worker's place, by Ray Train's context; a collective call."""
+    """This worker's ranks, by Ray Train's context; a collective call."""
     host = int(context.get_node_rank())
     hosts = [host]
     if distributed.is_initialized() and distributed.get_world_size() > 1:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_report import BEGIN, END, draw, put_table, read_records, table
+from benchmarks.bench_report import BEGIN, END, format_table, plot_ratios, put_table, read_records
 from dreambooth_ray.errors import ConfigError
 
 RECORD: dict[str, Any] = {
@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
 
 
 def test_table_shows_ratio_spread_bar_and_conditions() -> None:
-    _, _, mixed, large, start = table([RECORD]).splitlines()
+    _, _, mixed, large, start = format_table([RECORD]).splitlines()
     assert "1.50 (1.40 to 1.70), unsteady" in mixed
     assert "1.60, not reached" in mixed
     assert "load 1.5" in mixed
@@ -58,5 +58,5 @@ def test_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 def test_plot_is_of_the_records(tmp_path: Path) -> None:
     (tmp_path / "sample.json").write_text(json.dumps(RECORD))
-    draw(read_records(tmp_path), tmp_path / "ratios.svg")
+    plot_ratios(read_records(tmp_path), tmp_path / "ratios.svg")
     assert "<svg" in (tmp_path / "ratios.svg").read_text()

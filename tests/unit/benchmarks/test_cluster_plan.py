@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.cluster_plan import (
     Cluster,
-    Work,
+    Workload,
     best_interval_s,
     expected_s,
     make_plan,
@@ -20,8 +20,8 @@ HOUR = 3600.0
 
 
 def test_interval_is_near_youngs_where_failures_are_rare() -> None:
-    found = best_interval_s(10.0, 1000 * HOUR)
-    assert found == pytest.approx(math.sqrt(2 * 10 * 1000 * HOUR), rel=0.01)
+    interval_s = best_interval_s(10.0, 1000 * HOUR)
+    assert interval_s == pytest.approx(math.sqrt(2 * 10 * 1000 * HOUR), rel=0.01)
 
 
 def test_no_other_interval_is_expected_to_end_sooner() -> None:
@@ -32,8 +32,8 @@ def test_no_other_interval_is_expected_to_end_sooner() -> None:
 
 @pytest.mark.parametrize("mtbf_s", [0.5 * HOUR, 2 * HOUR, 50 * HOUR])
 def test_simulation_agrees_with_the_closed_form(mtbf_s: float) -> None:
-    given = (2 * HOUR, best_interval_s(20.0, mtbf_s), 20.0, 30.0, mtbf_s)
-    assert simulate_s(*given, seed=1) == pytest.approx(expected_s(*given), rel=0.06)
+    job = (2 * HOUR, best_interval_s(20.0, mtbf_s), 20.0, 30.0, mtbf_s)
+    assert simulate_s(*job, seed=1) == pytest.approx(expected_s(*job), rel=0.06)
 
 
 def test_a_failure_costs_a_start_and_what_was_done_since_the_checkpoint() -> None:
@@ -45,18 +45,18 @@ def test_a_failure_costs_a_start_and_what_was_done_since_the_checkpoint() -> Non
 
 
 def test_many_subjects_get_a_gpu_each_and_few_get_several() -> None:
-    work = Work(1_000_000, 800, 0.5, 25.0, 4e9, 0.95)
+    work = Workload(1_000_000, 800, 0.5, 25.0, 4e9, 0.95)
     cluster = Cluster(1000, 1e9, 5000 * HOUR, 2.0)
     plan = make_plan(work, cluster, 0)
     assert plan["best"]["gpus_a_subject"] == 1
     assert plan["best"]["cost"] == pytest.approx(2 * plan["best"]["gpu_h"], rel=1e-3)
-    few = make_plan(Work(100, 8000, 0.5, 25.0, 4e9, 0.95), cluster, 0)
+    few = make_plan(Workload(100, 8000, 0.5, 25.0, 4e9, 0.95), cluster, 0)
     assert few["best"]["gpus_a_subject"] == 8
 
 
 def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ConfigError, match="efficiency"):
-        Work(1, 1, 1.0, 1.0, 1.0, 0.0)
+        Workload(1, 1, 1.0, 1.0, 1.0, 0.0)
     with pytest.raises(ConfigError, match="mtbf_s"):
         Cluster(1, 1.0, 0.0, 1.0)
 

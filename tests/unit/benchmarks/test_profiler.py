@@ -1,6 +1,6 @@
 """What samples of a worker's stacks count for."""
 
-from benchmarks.profiler import shares
+from benchmarks.profiler import compute_phase_shares
 
 STACKS = """\
 thread (1): TrainingThread;Trainer.fit (a.py:1);DreamBoothModule.training_step (b.py:1) 10
@@ -9,13 +9,13 @@ UNet2DConditionModel.forward (c.py:1) 30
 thread (1): TrainingThread;Trainer.fit (a.py:1);_engine_run_backward (d.py:1) 40
 thread (1): TrainingThread;Trainer.fit (a.py:1) 20
 thread (1): TrainingThread;Trainer.fit (a.py:1);\
-Gate.on_train_batch_start (gate.py:38);get (e.py:1) 90
+StepGate.on_train_batch_start (step_gate.py:38);get (e.py:1) 90
 thread (2): Other;DreamBoothModule.training_step (b.py:1) 50
 """
 
 
 def test_counts_the_training_thread_but_not_its_waits_for_a_turn() -> None:
-    assert shares(STACKS) == {
+    assert compute_phase_shares(STACKS) == {
         "backward": 0.4,
         "denoiser, forward": 0.3,
         "Lightning and the rest": 0.2,

@@ -1,9 +1,9 @@
-from benchmarks.scaling_theme import below, lost
+from benchmarks.scaling_theme import compute_lost_shares, explain_missed_bars
 
 
 def test_what_is_lost_is_parted_by_what_takes_it() -> None:
-    assert lost({"weak": 1.5}, 2) == {}
-    assert lost({"weak": 1.53, "ceiling": 1.7}, 2) == {
+    assert compute_lost_shares({"weak": 1.5}, 2) == {}
+    assert compute_lost_shares({"weak": 1.53, "ceiling": 1.7}, 2) == {
         "to the machine": 0.15,
         "to the exchange, of what is left": 0.1,
     }
@@ -15,6 +15,6 @@ def test_only_cases_below_their_bar_are_explained() -> None:
         {"case": "lora", "bar": 1.85, "ratio": {"median": 1.9}, "reached": True},
         {"case": "ceiling", "bar": None, "ratio": {"median": 1.7}},
     ]
-    (why,) = below(cases, {"weak": 1.5, "ceiling": 1.7})
+    (why,) = explain_missed_bars(cases, {"weak": 1.5, "ceiling": 1.7})
     assert why.startswith("weak: 1.50 of 1.85") and "1.70" in why and "12% of it" in why
-    assert below(cases, {"weak": 1.5}) == []
+    assert explain_missed_bars(cases, {"weak": 1.5}) == []

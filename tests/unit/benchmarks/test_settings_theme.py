@@ -6,8 +6,8 @@ from dreambooth_ray.config.load import parse_config
 
 @pytest.mark.parametrize("name", KEYS)
 def test_every_setting_is_a_configuration(name: str) -> None:
-    given = ["subject.photos=photos", "subject.class_noun=dog", "model.uri=toyworld"]
-    assert parse_config("", "a test", [*given, "train.batch_size=1", *KEYS[name]])
+    overrides = ["subject.photos=photos", "subject.class_noun=dog", "model.uri=toyworld"]
+    assert parse_config("", "a test", [*overrides, "train.batch_size=1", *KEYS[name]])
 
 
 def test_a_part_of_a_batch_is_a_pass() -> None:

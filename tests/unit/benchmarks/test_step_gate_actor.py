@@ -1,28 +1,28 @@
 import asyncio
 
-from benchmarks.measure import Spent
+from benchmarks.measure import ElapsedTime
 from benchmarks.step_gate_actor import StepGateActor
 
 
 def test_run_goes_as_far_as_it_is_let_and_tells_what_it_took() -> None:
-    async def both() -> list[Spent]:
-        turnstile, passed = StepGateActor(), []
+    async def both() -> list[ElapsedTime]:
+        gate_actor, passed = StepGateActor(), []
 
         async def run() -> None:
-            spent = None
-            while granted := await turnstile.arrive(spent):
+            elapsed = None
+            while granted := await gate_actor.arrive(elapsed):
                 passed.append(granted)
-                spent = Spent(float(granted))
+                elapsed = ElapsedTime(float(granted))
 
         running = asyncio.create_task(run())
-        await turnstile.ready()
+        await gate_actor.wait_until_ready()
         # Who asks again learns the same at once.
-        await turnstile.ready()
+        await gate_actor.wait_until_ready()
         assert passed == []
-        took = [await turnstile.turn(3), await turnstile.turn(5)]
-        await turnstile.end()
+        elapsed_times = [await gate_actor.run_steps(3), await gate_actor.run_steps(5)]
+        await gate_actor.end()
         await running
         assert passed == [3, 5]
-        return took
+        return elapsed_times
 
-    assert asyncio.run(both()) == [Spent(3.0), Spent(5.0)]
+    assert asyncio.run(both()) == [ElapsedTime(3.0), ElapsedTime(5.0)]

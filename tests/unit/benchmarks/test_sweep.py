@@ -2,7 +2,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sweep import GRIDS, KEYS, SUBJECTS, best_row, cells, page, table, verdict
+from benchmarks.sweep import (
+    GRIDS,
+    KEYS,
+    SUBJECTS,
+    best_row,
+    compare_with_recipe,
+    format_page,
+    make_cells,
+    make_rows,
+)
 
 
 def line(subject: int, cell: str, fidelity: float, pres: float) -> dict[str, Any]:
@@ -11,14 +20,14 @@ def line(subject: int, cell: str, fidelity: float, pres: float) -> dict[str, Any
 
 
 def names(method: str) -> dict[tuple[str, str], str]:
-    found = [c.name for c in cells((0,)) if c.method == method]
+    cell_names = [c.name for c in make_cells((0,)) if c.method == method]
     pairs = [(rate, weight) for rate in GRIDS[method][0] for weight in GRIDS[method][1]]
-    return dict(zip(pairs, found, strict=True))
+    return dict(zip(pairs, cell_names, strict=True))
 
 
 def test_every_cell_is_asked_for_once() -> None:
-    asked = [(c.subject, c.name) for c in cells(SUBJECTS)]
-    assert len(set(asked)) == len(asked) == 11 * len(SUBJECTS)
+    cell_keys = [(c.subject, c.name) for c in make_cells(SUBJECTS)]
+    assert len(set(cell_keys)) == len(cell_keys) == 11 * len(SUBJECTS)
 
 
 def test_the_best_row_is_the_most_like_and_agreeing_within_the_bound() -> None:
@@ -26,7 +35,7 @@ def test_the_best_row_is_the_most_like_and_agreeing_within_the_bound() -> None:
     low, high = full["5e-5", "1.0"], full["2e-4", "2.0"]
     lines = [line(0, low, 0.5, 0.2), line(1, low, 0.7, 0.3), line(2, low, 0.9, 0.3)]
     lines += [line(0, high, 0.9, 0.5), line(1, high, 0.9, 0.5)]
-    rows = table(lines)
+    rows = make_rows(lines)
     assert [(r["method"], r["lr"], r["prior_weight"], r["subjects"]) for r in rows] == [
         ("full", 5e-5, 1.0, [0, 1]),
         ("full", 2e-4, 2.0, [0, 1]),
@@ -41,10 +50,10 @@ def test_the_best_row_is_the_most_like_and_agreeing_within_the_bound() -> None:
 @pytest.mark.parametrize("method", GRIDS)
 def test_the_recipes_own_values_are_on_their_grid(method: str) -> None:
     lines = [line(0, name, 0.5 + k / 10, 0.2) for k, name in enumerate(names(method).values())]
-    rows = table(lines)
-    found = verdict(method, rows, 0.4)
-    assert len(found["best_less_recipe"]) == 1
-    assert found["recipe_is_best"] == (found["best_less_recipe"] == [0.0])
-    text = page(rows, {method: found})
+    rows = make_rows(lines)
+    comparison = compare_with_recipe(method, rows, 0.4)
+    assert len(comparison["best_less_recipe"]) == 1
+    assert comparison["recipe_is_best"] == (comparison["best_less_recipe"] == [0.0])
+    text = format_page(rows, {method: comparison})
     assert text.count("(r)") == 2  # the legend, and the one row
     assert text.count("◀") == 2

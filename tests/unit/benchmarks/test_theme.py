@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.conditions import conditions
-from benchmarks.theme import Setting, parse_workers, ratios, run
+from benchmarks.conditions import read_conditions
+from benchmarks.theme import Setting, parse_workers, run_theme, select_ratios
 from dreambooth_ray.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def test_other_workers_are_refused(text: str) -> None:
 
 def test_unknown_theme_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="sample"):
-        run("samples", Setting())
+        run_theme("samples", Setting())
 
 
 def test_each_peer_shows_its_headline_case() -> None:
@@ -27,18 +27,18 @@ def test_each_peer_shows_its_headline_case() -> None:
         {"case": "c", "peer": "one_worker", "ratio": {"median": 3.0}},
         {"case": "d", "peer": "fastapi", "out_of_memory": "theirs"},
     ]
-    found = ratios(cases, {"diffusers": "b"})
-    assert found == {"diffusers": {"median": 2.0}, "one_worker": {"median": 3.0}}
+    ratios = select_ratios(cases, {"diffusers": "b"})
+    assert ratios == {"diffusers": {"median": 2.0}, "one_worker": {"median": 3.0}}
 
 
 def test_conditions_keep_no_path_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", "/home/somebody/libjemalloc.so")
-    assert conditions()["environment"]["LD_PRELOAD"] == "libjemalloc.so"
+    assert read_conditions()["environment"]["LD_PRELOAD"] == "libjemalloc.so"
 
 
 def test_conditions_name_versions_threads_and_load() -> None:
-    found = conditions()
-    assert found["versions"]["torch"]
-    assert found["threads"] >= 1
-    assert len(found["load_average"]) == 3
-    assert found["device"]
+    conditions = read_conditions()
+    assert conditions["versions"]["torch"]
+    assert conditions["threads"] >= 1
+    assert len(conditions["load_average"]) == 3
+    assert conditions["device"]

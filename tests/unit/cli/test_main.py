@@ -17,10 +17,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["dreambooth", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main.main()
         printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+        return int(exit_info.value.code or 0), printed.out, printed.err
 
     return run
 
@@ -69,15 +69,15 @@ def test_bad_photographs(call, tmp_path: Path, make, words: str) -> None:  # typ
     assert_refused(call("train", "toy-robot.yaml"), words, tmp_path)
 
 
-def assert_refused(ended: tuple[int, str, str], words: str, place: Path) -> None:
-    code, out, err = ended
+def assert_refused(result: tuple[int, str, str], words: str, folder: Path) -> None:
+    code, out, err = result
     assert code == 2
     assert out == ""
     lines = err.splitlines()
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     assert words in lines[0]
-    assert not (place / "out").exists()
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_bad_settings(
 ) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(toy_model, tmp_path / "broken", ignore=shutil.ignore_patterns("unet"))
-    ended = call("train", "toy-robot.yaml", f"storage.uri={tmp_path / 'out'}", override)
-    assert_refused(ended, words, tmp_path)
+    result = call("train", "toy-robot.yaml", f"storage.uri={tmp_path / 'out'}", override)
+    assert_refused(result, words, tmp_path)
 
 
 def test_an_unreachable_cluster(call, tmp_path: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        ended = call(
+    with socket.socket() as bound_socket:
+        bound_socket.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound_socket.getsockname()[1]}"
+        result = call(
             "train", "toy-robot.yaml", f"subject.photos={photos}", f"cluster.address={address}"
         )
-    assert_refused(ended, f"cluster.address='{address}' can't be reached", tmp_path)
+    assert_refused(result, f"cluster.address='{address}' can't be reached", tmp_path)
 
 
 def test_what_is_no_run_can_not_be_resumed(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

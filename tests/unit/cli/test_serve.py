@@ -4,14 +4,14 @@ import sys
 # The system hands a signal to any thread, and only the main one runs what Python does about it.
 SCRIPT = """
 import signal, sys, threading
-from dreambooth_ray.cli.serve import _until_interrupted
+from dreambooth_ray.cli.serve import _wait_until_interrupted
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
-_until_interrupted()
+_wait_until_interrupted()
 """
 
 
 def test_a_signal_that_another_thread_gets_ends_it_too() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], timeout=60, check=False)
-    assert done.returncode == 7
+    process = subprocess.run([sys.executable, "-c", SCRIPT], timeout=60, check=False)
+    assert process.returncode == 7

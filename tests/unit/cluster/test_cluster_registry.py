@@ -25,9 +25,9 @@ def test_a_cluster_by_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert team.price_an_hour == 12.5
     monkeypatch.delenv("TEAM_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="token_env='TEAM_TOKEN' is not set"):
-        team.secret()
+        team.read_token()
     monkeypatch.setenv("TEAM_TOKEN", "t")
-    assert team.secret() == "t"
+    assert team.read_token() == "t"
 
 
 def test_mistakes_are_named(file: Path) -> None:

@@ -8,9 +8,9 @@ from cluster.fleet_plan import (
     FleetEntry,
     FleetQueue,
     FleetSubject,
-    configurations,
-    drive,
+    dump_configurations,
     load_fleet,
+    run_queue,
 )
 from dreambooth_ray.errors import ConfigError
 
@@ -29,7 +29,7 @@ def order(queue: FleetQueue, fails: frozenset[str] = frozenset()) -> list[str]:
         started.append(entry.subject.id)
         return entry.subject.id
 
-    drive(queue, start, lambda handles: next(iter(handles)),
+    run_queue(queue, start, lambda handles: next(iter(handles)),
           lambda handle: "broken" if handle in fails else None, lambda _: None)  # fmt: skip
     return started
 
@@ -62,11 +62,11 @@ def test_every_subject_is_done_once_and_no_owner_is_far_ahead(
     started = order(queue)
     assert sorted(started) == sorted(e.subject.id for e in queue.entries)
     owner = {e.subject.id: e.subject.owner for e in queue.entries}
-    left = [owner[name] for name in started]
-    for k in range(len(left)):
-        waiting = set(left[k:])
-        given_so_far = {o: left[:k].count(o) for o in waiting}
-        assert given_so_far[left[k]] == min(given_so_far.values())
+    owners = [owner[name] for name in started]
+    for k in range(len(owners)):
+        waiting = set(owners[k:])
+        starts_so_far = {o: owners[:k].count(o) for o in waiting}
+        assert starts_so_far[owners[k]] == min(starts_so_far.values())
 
 
 FLEET = """
@@ -84,7 +84,7 @@ def test_a_file_becomes_configurations(tmp_path: Path) -> None:
     fleet = load_fleet(path)
     steps = [fleet.config_of(s).train.steps for s in fleet.subjects]
     assert steps == [4, 8]
-    assert set(configurations(fleet)) == {"one", "two"}
+    assert set(dump_configurations(fleet)) == {"one", "two"}
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_mistakes_are_named(tmp_path: Path, wrong: str, words: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(wrong)
     with pytest.raises(ConfigError, match=words):
-        configurations(load_fleet(path))
+        dump_configurations(load_fleet(path))

@@ -29,5 +29,5 @@ def test_a_typo_would_be_found() -> None:
 
 
 def test_the_slurm_script_parses() -> None:
-    done = subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ import pytest
 
 from cluster import namespaces
 from cluster.local_cluster import LocalCluster
-from cluster.namespaces import Host, enter
+from cluster.namespaces import Host, command_in_host
 from dreambooth_ray.errors import ConfigError
 
 
@@ -63,7 +63,7 @@ def test_no_cluster_here(tmp_path: Path) -> None:
 
 def test_a_dead_host_is_not_entered() -> None:
     with pytest.raises(ConfigError, match="host gone does not run"):
-        enter(Host("gone", "n", "10.213.9.20", 2**30, 1), ["true"])
+        command_in_host(Host("gone", "n", "10.213.9.20", 2**30, 1), ["true"])
 
 
 def test_hosts_need_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

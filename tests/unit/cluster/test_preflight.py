@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight import Finding, preflight
+from cluster.preflight import PreflightFinding, run_preflight
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.memory.training_memory import TrainingFootprint, footprint
+from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.storage.store import Store
 from tests.ray_head import TOKEN, Server, ray_head
 
@@ -19,16 +19,16 @@ from tests.ray_head import TOKEN, Server, ray_head
 @pytest.fixture(scope="module", autouse=True)
 def counted_once() -> Iterator[None]:
     """Counting a model takes half a second: once for each that the tests differ in."""
-    known: dict[str, TrainingFootprint] = {}
+    footprints: dict[str, TrainingFootprint] = {}
 
     def remembered(config: Config, directory: Path) -> TrainingFootprint:
         key = f"{config.train!r}{config.cluster.workers}"
-        if key not in known:
-            known[key] = footprint(config, directory)
-        return known[key]
+        if key not in footprints:
+            footprints[key] = estimate_footprint(config, directory)
+        return footprints[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cluster.preflight.footprint", remembered)
+        patch.setattr("cluster.preflight.estimate_footprint", remembered)
         yield
 
 
@@ -38,28 +38,28 @@ def head() -> Iterator[Server]:
         yield server
 
 
-def entry(head: Server, **changes: Any) -> ClusterEntry:
-    given = {"address": f"http://127.0.0.1:{head.server_port}", "token": TOKEN}
-    return ClusterEntry.model_validate({**given, **changes})
+def make_entry(head: Server, **changes: Any) -> ClusterEntry:
+    fields = {"address": f"http://127.0.0.1:{head.server_port}", "token": TOKEN}
+    return ClusterEntry.model_validate({**fields, **changes})
 
 
 @pytest.fixture
 def config(photos: Path, tmp_path: Path) -> Config:
-    return make(photos, tmp_path)
+    return make_config(photos, tmp_path)
 
 
-def make(photos: Path, tmp_path: Path, *overrides: str) -> Config:
-    given = [f"subject.photos={photos}", f"storage.uri={tmp_path}", *overrides]
-    return load_config("toy-robot", given)
+def make_config(photos: Path, tmp_path: Path, *overrides: str) -> Config:
+    all_overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path}", *overrides]
+    return load_config("toy-robot", all_overrides)
 
 
-def keys(findings: list[Finding]) -> list[str]:
+def fatal_keys(findings: list[PreflightFinding]) -> list[str]:
     return [f.key for f in findings if f.fatal]
 
 
 def test_nothing_wrong_is_nothing_found(config: Config, head: Server) -> None:
-    assert keys(preflight(config)) == []
-    assert keys(preflight(config, entry(head))) == []
+    assert fatal_keys(run_preflight(config)) == []
+    assert fatal_keys(run_preflight(config, make_entry(head))) == []
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,14 @@ def test_nothing_wrong_is_nothing_found(config: Config, head: Server) -> None:
 def test_a_wrong_setting_is_found_by_its_key(
     photos: Path, tmp_path: Path, head: Server, override: str, key: str
 ) -> None:
-    assert keys(preflight(make(photos, tmp_path, override), entry(head))) == [key]
+    assert fatal_keys(run_preflight(make_config(photos, tmp_path, override), make_entry(head))) == [
+        key
+    ]
 
 
 def test_an_adapter_without_layers_is_found(photos: Path, tmp_path: Path) -> None:
-    bad = make(photos, tmp_path, "train.method=lora", "train.lora.target_modules=[nothing]")
-    assert keys(preflight(bad)) == ["train.lora.target_modules"]
+    bad = make_config(photos, tmp_path, "train.method=lora", "train.lora.target_modules=[nothing]")
+    assert fatal_keys(run_preflight(bad)) == ["train.lora.target_modules"]
 
 
 def test_a_damaged_photograph_is_found(photos: Path, tmp_path: Path) -> None:
@@ -90,9 +92,9 @@ def test_a_damaged_photograph_is_found(photos: Path, tmp_path: Path) -> None:
     first = sorted(photos.glob("*.png"))[0]
     (folder / "whole.png").write_bytes(first.read_bytes())
     (folder / "half.png").write_bytes(first.read_bytes()[:300])
-    found = preflight(make(folder, tmp_path))
-    assert keys(found) == ["subject.photos"]
-    assert "half.png" in found[0].text
+    findings = run_preflight(make_config(folder, tmp_path))
+    assert fatal_keys(findings) == ["subject.photos"]
+    assert "half.png" in findings[0].text
 
 
 def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None:
@@ -100,27 +102,31 @@ def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None
     folder.mkdir()
     for name in ("one.png", "two.png"):
         shutil.copy(sorted(photos.glob("*.png"))[0], folder / name)
-    said = [f for f in preflight(make(folder, tmp_path)) if "one.png and two.png" in f.text]
+    said = [
+        f for f in run_preflight(make_config(folder, tmp_path)) if "one.png and two.png" in f.text
+    ]
     assert [(f.key, f.fatal) for f in said] == [("subject.photos", False)]
 
 
 def test_an_ordinary_word_and_a_small_image_are_doubted(photos: Path, tmp_path: Path) -> None:
-    found = preflight(make(photos, tmp_path, "subject.identifier=dog", "train.resolution=256"))
-    assert keys(found) == []
-    assert {f.key for f in found} == {"subject.identifier", "subject.photos"}
+    findings = run_preflight(
+        make_config(photos, tmp_path, "subject.identifier=dog", "train.resolution=256")
+    )
+    assert fatal_keys(findings) == []
+    assert {f.key for f in findings} == {"subject.identifier", "subject.photos"}
 
 
 def test_a_store_without_conditional_writes_is_found(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "create", lambda self, name, data: self.write(name, data) or True)
-    assert keys(preflight(config)) == ["storage.uri"]
+    assert fatal_keys(run_preflight(config)) == ["storage.uri"]
 
 
 def test_a_folder_of_this_machine_is_no_storage_for_another(config: Config) -> None:
     elsewhere = ClusterEntry(address="http://192.0.2.1:8265")
-    found = [f for f in preflight(config, elsewhere) if f.key == "storage.uri"]
-    assert "object store" in found[0].text
+    findings = [f for f in run_preflight(config, elsewhere) if f.key == "storage.uri"]
+    assert "object store" in findings[0].text
 
 
 @pytest.mark.parametrize(
@@ -130,42 +136,42 @@ def test_a_cluster_that_does_not_fit_is_found(
     config: Config, head: Server, attribute: str, value: Any
 ) -> None:
     setattr(head, attribute, value)
-    expected = {"memory": ["train.method"]}.get(attribute, ["image"])
-    assert keys(preflight(config, entry(head))) == expected
+    fatal = {"memory": ["train.method"]}.get(attribute, ["image"])
+    assert fatal_keys(run_preflight(config, make_entry(head))) == fatal
 
 
 def test_too_few_gpus_are_found(photos: Path, tmp_path: Path, head: Server) -> None:
     head.gpus = {"GPU": 1.0}
-    assert keys(preflight(make(photos, tmp_path, "cluster.gpus=true"), entry(head))) == [
-        "cluster.workers"
-    ]
+    assert fatal_keys(
+        run_preflight(make_config(photos, tmp_path, "cluster.gpus=true"), make_entry(head))
+    ) == ["cluster.workers"]
 
 
 def test_hosts_of_a_cluster_that_adds_them_by_itself_are_not_counted(
     photos: Path, tmp_path: Path, head: Server
 ) -> None:
     head.cpus, head.memory = 0.0, 64 * 2**20
-    given = make(photos, tmp_path)
-    fatal = [f for f in preflight(given, entry(head)) if f.fatal]
+    config = make_config(photos, tmp_path)
+    fatal = [f for f in run_preflight(config, make_entry(head)) if f.fatal]
     assert "autoscaled: true" in next(f.text for f in fatal if f.key == "cluster.workers")
-    assert keys(preflight(given, entry(head, autoscaled=True))) == []
-    with_gpus = make(photos, tmp_path, "cluster.gpus=true")
-    assert keys(preflight(with_gpus, entry(head, autoscaled=True))) == []
+    assert fatal_keys(run_preflight(config, make_entry(head, autoscaled=True))) == []
+    with_gpus = make_config(photos, tmp_path, "cluster.gpus=true")
+    assert fatal_keys(run_preflight(with_gpus, make_entry(head, autoscaled=True))) == []
 
 
 def test_a_refused_token_is_found(config: Config, head: Server) -> None:
-    assert keys(preflight(config, entry(head, token="wrong"))) == ["token"]
+    assert fatal_keys(run_preflight(config, make_entry(head, token="wrong"))) == ["token"]
 
 
 def test_a_silent_cluster_is_found(config: Config) -> None:
     nobody = ClusterEntry(address="http://127.0.0.1:9", token=TOKEN)
-    assert keys(preflight(config, nobody)) == ["address"]
+    assert fatal_keys(run_preflight(config, nobody)) == ["address"]
 
 
 def test_a_missing_image_is_found(config: Config, head: Server) -> None:
     registry = f"127.0.0.1:{head.server_port}"
-    there = entry(head, code="image", image=f"{registry}/dreambooth:1")
-    missing = entry(head, code="image", image=f"{registry}/dreambooth:2")
-    assert keys(preflight(config, there)) == []
-    assert keys(preflight(config, missing)) == ["image"]
-    assert keys(preflight(config, entry(head, code="image"))) == ["image"]
+    present = make_entry(head, code="image", image=f"{registry}/dreambooth:1")
+    missing = make_entry(head, code="image", image=f"{registry}/dreambooth:2")
+    assert fatal_keys(run_preflight(config, present)) == []
+    assert fatal_keys(run_preflight(config, missing)) == ["image"]
+    assert fatal_keys(run_preflight(config, make_entry(head, code="image"))) == ["image"]

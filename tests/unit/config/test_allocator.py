@@ -32,8 +32,8 @@ def test_worker_starts_with_the_library_and_on_a_machine_without_it(
 ) -> None:
     library = ALLOCATOR["LD_PRELOAD"] if is_there else str(tmp_path / "libjemalloc.so")
     script = "from pathlib import Path; print('jemalloc' in Path('/proc/self/maps').read_text())"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "LD_PRELOAD": library},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout == f"{is_there}\n"
+    assert process.stdout == f"{is_there}\n"

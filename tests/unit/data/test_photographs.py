@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_ray.data.photographs import find_photographs, read_photograph, square
+from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.errors import DataError
 
 
@@ -35,7 +35,7 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "ending", "expected"),
+    ("mode", "colour", "ending", "rgb"),
     [
         ("L", 128, "png", (128, 128, 128)),
         ("CMYK", (0, 255, 255, 0), "jpg", (255, 0, 0)),
@@ -45,12 +45,12 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) ->
     ],
 )
 def test_every_mode_becomes_rgb(
-    tmp_path: Path, mode: str, colour: object, ending: str, expected: tuple[int, int, int]
+    tmp_path: Path, mode: str, colour: object, ending: str, rgb: tuple[int, int, int]
 ) -> None:
     image = Image.new(mode, (32, 32), colour)  # type: ignore[arg-type]
     read = read_photograph(save(image, tmp_path / f"a.{ending}"))
     assert read.mode == "RGB"
-    assert np.abs(np.array(read.getpixel((9, 9))) - np.array(expected)).max() <= 3
+    assert np.abs(np.array(read.getpixel((9, 9))) - np.array(rgb)).max() <= 3
 
 
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_more_than_the_most_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{k}.PNG").write_bytes(b"")
     assert [p.name for p in find_photographs(tmp_path)] == ["0.PNG", "1.PNG", "2.PNG"]
     with pytest.raises(DataError, match="holds 3 photographs; at most 2"):
-        find_photographs(tmp_path, most=2)
+        find_photographs(tmp_path, max_count=2)
 
 
 def test_square_takes_the_middle() -> None:
     image = Image.new("RGB", (60, 20), (0, 0, 0))
     image.paste((255, 255, 255), (20, 0, 40, 20))
-    assert all(low > 230 for low, _ in square(image, 10).getextrema())
+    assert all(low > 230 for low, _ in crop_square(image, 10).getextrema())

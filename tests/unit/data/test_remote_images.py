@@ -17,10 +17,10 @@ def storage() -> Store:
 def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Store) -> None:
     uri = upload_photographs(photos, storage)
     assert upload_photographs(photos, storage) == uri
-    there = read_subject(photographs_folder(uri), "x", 32)
-    here = read_subject(photos, "x", 32)
-    assert [p.image.tobytes() for p in there] == [p.image.tobytes() for p in here]
-    assert [p.captions for p in there] == [p.captions for p in here]
+    downloaded = read_subject(photographs_folder(uri), "x", 32)
+    originals = read_subject(photos, "x", 32)
+    assert [p.image.tobytes() for p in downloaded] == [p.image.tobytes() for p in originals]
+    assert [p.captions for p in downloaded] == [p.captions for p in originals]
 
 
 def test_one_byte_more_is_another_album(photos: Path, storage: Store, tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_one_byte_more_is_another_album(photos: Path, storage: Store, tmp_path: 
 def test_a_plain_remote_folder_is_read(photos: Path, storage: Store) -> None:
     for path in photos.iterdir():
         storage.upload(path, f"plain/{path.name}")
-    found = photographs_folder(f"{storage.uri}/plain")
-    assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in photos.iterdir())
+    local = photographs_folder(f"{storage.uri}/plain")
+    assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
 
 
 def test_damage_is_said(photos: Path, storage: Store) -> None:

@@ -52,21 +52,21 @@ def commit(run: Store, config: Config, model: Path, local: Path) -> None:
     }
     local.mkdir()
     torch.save({"state_dict": state}, local / STATE)
-    manifest.commit(run, paths.checkpoint(5), local, {"step": 5})
+    manifest.commit_artifact(run, paths.checkpoint(5), local, {"step": 5})
 
 
-def test_a_checkpoint_is_judged_by_the_protocol_and_its_numbers_are_kept(
+def test_a_checkpoint_is_evaluated_by_the_protocol_and_its_numbers_are_kept(
     tmp_path: Path, config: Config, toy_model: Path
 ) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, config, toy_model, tmp_path / "local")
     protocol = load_protocol(config.choice.protocol)
-    judge = CheckpointEvaluator(dump_config(config), run.uri, str(toy_model), protocol, {})
-    found = judge.judge(5)
+    evaluator = CheckpointEvaluator(dump_config(config), run.uri, str(toy_model), protocol, {})
+    scored = evaluator.evaluate(5)
     totals = json.loads(run.read(paths.evaluation(5)))["totals"]
-    assert (found.step, found.fidelity, found.drift) == (5, totals["dino"], totals["pres"])
-    assert -1 <= found.fidelity <= 1
-    assert judge.judge(5) == found
+    assert (scored.step, scored.fidelity, scored.drift) == (5, totals["dino"], totals["pres"])
+    assert -1 <= scored.fidelity <= 1
+    assert evaluator.evaluate(5) == scored
 
 
 def test_what_can_not_be_evaluated_is_refused_before_work(config: Config, toy_model: Path) -> None:

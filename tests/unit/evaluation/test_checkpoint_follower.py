@@ -9,19 +9,23 @@ from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.checkpoint_follower import (
     CheckpointFollower,
-    decide,
-    read_scored,
-    run_plot,
+    plot_run,
+    read_scored_checkpoints,
+    select_checkpoint,
 )
-from dreambooth_ray.evaluation.pareto_front import Scored
-from dreambooth_ray.evaluation.plot import front_plot
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
+from dreambooth_ray.evaluation.plot import plot_front
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import retention
-from dreambooth_ray.training.checkpoint_selection import CheckpointSelection, read_selection, spared
-from dreambooth_ray.training.worker_messages import unread
+from dreambooth_ray.training.checkpoint_selection import (
+    CheckpointSelection,
+    find_protected_steps,
+    read_selection,
+)
+from dreambooth_ray.training.worker_messages import read_new_messages
 
-WANTED = ChoiceConfig(rule="best", drift="drift", max_drift=0.2, patience=1)
+CHOICE = ChoiceConfig(rule="best", drift="drift", max_drift=0.2, patience=1)
 TRUTH = {5: (0.4, 0.0), 10: (0.8, 0.1), 15: (0.8, 0.4)}
 
 
@@ -29,101 +33,102 @@ def commit(run: Store, step: int, tmp_path: Path) -> None:
     folder = tmp_path / f"local-{step}"
     folder.mkdir()
     (folder / retention.STATE).write_bytes(b"state")
-    manifest.commit(run, paths.checkpoint(step), folder, {"step": step})
+    manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})
 
 
-class Bench:
-    """Judges by a table, as a Judge would: the numbers go into the run."""
+class TableEvaluator:
+    """Evaluates by a table; the totals go into the run, as an evaluator's do."""
 
     def __init__(self, run: Store) -> None:
-        self.run, self.asked = run, list[int]()
+        self.run, self.steps = run, list[int]()
 
-    def __call__(self, step: int) -> Scored:
-        self.asked.append(step)
+    def __call__(self, step: int) -> ScoredCheckpoint:
+        self.steps.append(step)
         fidelity, drift = TRUTH[step]
         totals = {"dino": fidelity, "drift": drift, "pres": 0.5}
         self.run.write(paths.evaluation(step), json.dumps({"totals": totals}).encode())
-        return Scored(step, fidelity, drift)
+        return ScoredCheckpoint(step, fidelity, drift)
 
 
-def test_every_checkpoint_is_judged_once_and_the_best_outlives_rotation(tmp_path: Path) -> None:
+def test_every_checkpoint_is_evaluated_once_and_the_best_outlives_rotation(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
-    bench = Bench(run)
-    with CheckpointFollower(run, WANTED, bench):
+    evaluator = TableEvaluator(run)
+    with CheckpointFollower(run, CHOICE, evaluator):
         for step in TRUTH:
             commit(run, step, tmp_path)
-    assert bench.asked == [5, 10, 15]
-    verdict = read_selection(run)
-    assert verdict == CheckpointSelection(10, (5, 10, 15), True)
-    retention.rotate(run, 1, spare=spared(retention.committed_steps(run), verdict))
+    assert evaluator.steps == [5, 10, 15]
+    selection = read_selection(run)
+    assert selection == CheckpointSelection(10, (5, 10, 15), True)
+    protected_steps = find_protected_steps(retention.committed_steps(run), selection)
+    retention.rotate_checkpoints(run, 1, protected_steps=protected_steps)
     assert retention.committed_steps(run) == [10, 15]
-    with CheckpointFollower(run, WANTED, bench):
+    with CheckpointFollower(run, CHOICE, evaluator):
         pass
-    assert bench.asked == [5, 10, 15]
+    assert evaluator.steps == [5, 10, 15]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     curve = [(e.step, round(e.value, 3)) for e in events.Scalars("evaluation/fidelity")]
     assert curve == [(5, 0.4), (10, 0.8), (15, 0.8)]
     assert [e.step for e in events.Images("evaluation/front")] == [5, 10, 15]
 
 
-def test_rotation_waits_for_the_judge(tmp_path: Path) -> None:
+def test_rotation_waits_for_the_evaluation(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     for step in TRUTH:
         commit(run, step, tmp_path)
-    retention.rotate(
-        run, 1, spare=spared(retention.committed_steps(run), CheckpointSelection(5, (5, 10)))
-    )
+    selection = CheckpointSelection(5, (5, 10))
+    protected_steps = find_protected_steps(retention.committed_steps(run), selection)
+    retention.rotate_checkpoints(run, 1, protected_steps=protected_steps)
     assert retention.committed_steps(run) == [5, 15]
 
 
-def test_what_the_judge_fails_with_is_raised_when_training_is_done(tmp_path: Path) -> None:
+def test_what_the_evaluation_fails_with_is_raised_when_training_is_done(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, 5, tmp_path)
 
-    def broken(step: int) -> Scored:
+    def broken(step: int) -> ScoredCheckpoint:
         raise CheckpointError(f"step {step} is damaged")
 
-    with pytest.raises(CheckpointError, match="step 5"), CheckpointFollower(run, WANTED, broken):
+    with pytest.raises(CheckpointError, match="step 5"), CheckpointFollower(run, CHOICE, broken):
         pass
-    assert "evaluation of the checkpoint of step 5 failed" in unread(run, set())[0]
+    assert "evaluation of the checkpoint of step 5 failed" in read_new_messages(run, set())[0]
 
 
 def test_an_evaluation_that_fails_once_is_made_up_for_and_holds_up_no_other(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
-    bench, asked = Bench(run), list[int]()
+    evaluator, steps = TableEvaluator(run), list[int]()
 
-    def failing_once(step: int) -> Scored:
-        asked.append(step)
-        if asked == [5]:
+    def failing_once(step: int) -> ScoredCheckpoint:
+        steps.append(step)
+        if steps == [5]:
             raise OSError("out of memory")
-        return bench(step)
+        return evaluator(step)
 
-    with CheckpointFollower(run, WANTED, failing_once):
+    with CheckpointFollower(run, CHOICE, failing_once):
         for step in TRUTH:
             commit(run, step, tmp_path)
-    assert asked == [5, 10, 15, 5]
+    assert steps == [5, 10, 15, 5]
     assert read_selection(run) == CheckpointSelection(10, (5, 10, 15), True)
 
 
-def test_a_verdict_follows_from_the_evaluations() -> None:
-    points = [Scored(step, *numbers) for step, numbers in TRUTH.items()]
-    assert decide(points, WANTED) == CheckpointSelection(10, (5, 10, 15), True)
-    assert decide(points[:2], WANTED) == CheckpointSelection(10, (5, 10), False)
-    assert decide([], WANTED) == CheckpointSelection()
+def test_a_selection_follows_from_the_evaluations() -> None:
+    points = [ScoredCheckpoint(step, *numbers) for step, numbers in TRUTH.items()]
+    assert select_checkpoint(points, CHOICE) == CheckpointSelection(10, (5, 10, 15), True)
+    assert select_checkpoint(points[:2], CHOICE) == CheckpointSelection(10, (5, 10), False)
+    assert select_checkpoint([], CHOICE) == CheckpointSelection()
 
 
 def test_scores_are_read_back_and_a_run_without_them_has_no_plot(tmp_path: Path) -> None:
-    run, wanted = Store(str(tmp_path)), ChoiceConfig(rule="best")
-    assert run_plot(run, wanted) is None
+    run, choice = Store(str(tmp_path)), ChoiceConfig(rule="best")
+    assert plot_run(run, choice) is None
     run.write(paths.evaluation(7), json.dumps({"totals": {"dino": 0.5, "pres": 0.3}}).encode())
-    assert read_scored(run, wanted) == [Scored(7, 0.5, 0.3)]
-    assert run_plot(run, wanted) is not None
+    assert read_scored_checkpoints(run, choice) == [ScoredCheckpoint(7, 0.5, 0.3)]
+    assert plot_run(run, choice) is not None
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_plot_marks_the_best(count: int) -> None:
-    points = [Scored(step, *numbers) for step, numbers in TRUTH.items()][:count]
-    plot = np.asarray(front_plot(points, 10, 0.2))
+    points = [ScoredCheckpoint(step, *numbers) for step, numbers in TRUTH.items()][:count]
+    plot = np.asarray(plot_front(points, 10, 0.2))
     assert plot.shape == (420, 560, 3)
     ringed = (plot == (42, 125, 63)).all(axis=-1).any()
     assert ringed == (count == 3)

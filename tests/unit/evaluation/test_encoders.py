@@ -15,7 +15,7 @@ from transformers import (
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation import encoders, image_metrics
-from dreambooth_ray.evaluation.encoders import named_attributes
+from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.toyworld.world import photographs, random_subject
 
 SMALL = {
@@ -46,12 +46,12 @@ def test_a_vision_transformer_gives_its_first_token(
     model.save_pretrained(tmp_path)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
-    found = encoders.load_encoder(str(tmp_path)).embed_images(images)
+    vectors = encoders.load_encoder(str(tmp_path)).embed_images(images)
     with torch.no_grad():
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-        wanted = model(pixels).last_hidden_state[:, 0]
-    assert_unit(found)
-    assert torch.allclose(found, torch.nn.functional.normalize(wanted, dim=1), atol=1e-5)
+        features = model(pixels).last_hidden_state[:, 0]
+    assert_unit(vectors)
+    assert torch.allclose(vectors, torch.nn.functional.normalize(features, dim=1), atol=1e-5)
     with pytest.raises(ConfigError, match=r"--clip=.*reads no sentences"):
         encoders.load_text_encoder(str(tmp_path), key="--clip")
 
@@ -69,11 +69,14 @@ def test_a_clip_reads_images_and_sentences(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path)
     clip = encoders.load_text_encoder(str(tmp_path))
-    seen, read = clip.embed_images(images), clip.embed_texts(["a dog", "a very " * 30])
-    assert seen.shape == (8, 16)
-    assert read.shape == (2, 16)
-    assert_unit(seen)
-    assert_unit(read)
+    image_vectors, text_vectors = (
+        clip.embed_images(images),
+        clip.embed_texts(["a dog", "a very " * 30]),
+    )
+    assert image_vectors.shape == (8, 16)
+    assert text_vectors.shape == (2, 16)
+    assert_unit(image_vectors)
+    assert_unit(text_vectors)
 
 
 def test_the_toy_worlds_evaluator_tells_individuals_apart(images: list[Image.Image]) -> None:
@@ -89,7 +92,7 @@ def test_the_toy_worlds_evaluator_reads_sentences() -> None:
     subject = random_subject(7, class_noun="robot")
     image = photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
     right, wrong = (f"a {subject.colour} robot on a wooden table", "a pink fish in the snow")
-    agreement = image_metrics.agreement(
+    agreement = image_metrics.prompt_agreement(
         encoder.embed_images([image, image]), encoder.embed_texts([right, wrong])
     )
     assert agreement[0] > 0.7
@@ -99,25 +102,27 @@ def test_the_toy_worlds_evaluator_reads_sentences() -> None:
 
 
 def test_what_a_sentence_names() -> None:
-    assert named_attributes("A red  sks robot wearing a party hat on a plain background") == {
+    assert parse_attributes("A red  sks robot wearing a party hat on a plain background") == {
         "colour": "red",
         "class": "robot",
         "background": "plain",
         "hat": "hat",
     }
-    assert named_attributes("a plain starfish") == {"pattern": "plain"}
+    assert parse_attributes("a plain starfish") == {"pattern": "plain"}
 
 
 def test_pixels_know_a_copy_and_nothing_else(images: list[Image.Image]) -> None:
     encoder = encoders.load_encoder("pixels")
     paler = [ImageEnhance.Contrast(p).enhance(0.8) for p in images]
-    copies = image_metrics.memorised(encoder.embed_images(paler), encoder.embed_images(images))
+    copies = image_metrics.nearest_photographs(
+        encoder.embed_images(paler), encoder.embed_images(images)
+    )
     assert [c.photograph for c in copies] == list(range(8))
     assert all(c.copied for c in copies)
-    others = image_metrics.memorised(
+    unlike = image_metrics.nearest_photographs(
         encoder.embed_images(images[:4]), encoder.embed_images(images[4:])
     )
-    assert not any(o.copied for o in others)
+    assert not any(o.copied for o in unlike)
     assert_unit(encoder.embed_images([Image.new("RGB", (8, 8), "grey")]))
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dreambooth_ray.evaluation import identifier_ranking
 from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.identifier_ranking import judge_word, num_tokens
+from dreambooth_ray.evaluation.identifier_ranking import num_tokens, score_word
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.sampling.engine import Engine
 
@@ -30,27 +30,27 @@ def test_candidates_are_rare_words_of_the_vocabulary(parts: Components) -> None:
 
 
 def test_the_shortlist_moves_the_sentence_least(parts: Components) -> None:
-    encode = identifier_ranking.encode_with(parts)
-    assert identifier_ranking.shortlist(["red", "sks", "blue"], encode, "robot", 1) == ["sks"]
+    encode = identifier_ranking.build_sentence_encoder(parts)
+    assert identifier_ranking.shortlist_words(["red", "sks", "blue"], encode, "robot", 1) == ["sks"]
 
 
 def test_a_word_without_meaning_changes_nothing() -> None:
     plain = torch.stack([X, Y, Z])
-    nothing = judge_word("sks", 3, plain, plain)
+    nothing = score_word("sks", 3, plain, plain)
     assert nothing.meaning == pytest.approx(0.0, abs=1e-6)
-    strong = judge_word("red", 1, torch.stack([X, X, X]), plain)
+    strong = score_word("red", 1, torch.stack([X, X, X]), plain)
     assert strong.displacement == pytest.approx(2 / 3)
     assert strong.narrowing == pytest.approx(2 / 3)
-    wider = judge_word("odd", 1, plain, F.normalize(plain + X, dim=1))
+    wider = score_word("odd", 1, plain, F.normalize(plain + X, dim=1))
     assert wider.narrowing < 0
     assert wider.meaning == wider.displacement
 
 
-def test_words_are_ranked_by_the_images_they_draw(parts: Components) -> None:
-    found = identifier_ranking.rank(
+def test_words_are_ranked_by_the_images_of_them(parts: Components) -> None:
+    candidates = identifier_ranking.rank_words(
         Engine(parts), load_encoder("toyworld:attributes"), ["red", "sks"], "robot",
         tokenizer=parts.tokenizer, num_images=3, seed=0, num_inference_steps=4,
         guidance_scale=3.0, on_progress=lambda done, total: None,
     )  # fmt: skip
-    assert [c.word for c in found] == ["sks", "red"]
-    assert found[0].num_tokens == 3
+    assert [c.word for c in candidates] == ["sks", "red"]
+    assert candidates[0].num_tokens == 3

@@ -4,20 +4,20 @@ import pytest
 import yaml
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.evaluation.encoders import named_attributes
+from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import (
     CHUNK_SIZE,
+    EvaluationSpec,
     Protocol,
-    Spec,
-    chunks,
     evaluation_prompts,
     load_protocol,
     protocol_names,
+    split_chunks,
 )
 
 
-def spec(protocol: Protocol, class_noun: str = "robot") -> Spec:
-    return Spec(protocol, "model", "sks", class_noun, ("photo",), None)
+def spec(protocol: Protocol, class_noun: str = "robot") -> EvaluationSpec:
+    return EvaluationSpec(protocol, "model", "sks", class_noun, ("photo",), None)
 
 
 def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
@@ -27,32 +27,37 @@ def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
         for prompts in protocol.prompts.values():
             assert len(set(prompts)) == 25
             assert all("{identifier}" in p and "{class_noun}" in p for p in prompts)
-        asked = evaluation_prompts(spec(protocol))
-        assert sum(q.kind == "subject" for q in asked) == 100
-        assert sum(q.kind == "class" for q in asked) == protocol.class_images
-        assert len({q.seed for q in asked}) == len(asked)
+        evaluation = evaluation_prompts(spec(protocol))
+        assert sum(q.kind == "subject" for q in evaluation) == 100
+        assert sum(q.kind == "class" for q in evaluation) == protocol.class_images
+        assert len({q.seed for q in evaluation}) == len(evaluation)
 
 
 def test_living_subjects_get_their_own_prompts() -> None:
     protocol = load_protocol("dreambench")
-    dog = {q.asked for q in evaluation_prompts(spec(protocol, "dog")) if q.kind == "subject"}
-    teapot = {q.asked for q in evaluation_prompts(spec(protocol, "teapot")) if q.kind == "subject"}
+    dog = {q.plain_prompt for q in evaluation_prompts(spec(protocol, "dog")) if q.kind == "subject"}
+    teapot = {
+        q.plain_prompt for q in evaluation_prompts(spec(protocol, "teapot")) if q.kind == "subject"
+    }
     assert "a dog wearing a santa hat" in dog
     assert "a teapot floating in an ocean of milk" in teapot
     assert load_protocol("toyworld").manner("dog") == "object"
 
 
-def test_what_is_asked_leaves_the_identifier_out() -> None:
+def test_the_plain_prompt_leaves_the_identifier_out() -> None:
     first = evaluation_prompts(spec(load_protocol("toyworld")))[0]
-    assert (first.prompt, first.asked) == ("a sks robot on the grass", "a robot on the grass")
+    assert (first.prompt, first.plain_prompt) == (
+        "a sks robot on the grass",
+        "a robot on the grass",
+    )
 
 
 def test_the_toy_protocol_speaks_the_toy_worlds_words_and_leaves_the_class_to_its_own() -> None:
-    asked = evaluation_prompts(spec(load_protocol("toyworld")))
-    assert all(named_attributes(q.asked) for q in asked)
-    others = [q.asked for q in asked if q.kind == "other"]
-    assert len(others) == 36
-    assert "a robot" not in others
+    prompts = evaluation_prompts(spec(load_protocol("toyworld")))
+    assert all(parse_attributes(q.plain_prompt) for q in prompts)
+    other_prompts = [q.plain_prompt for q in prompts if q.kind == "other"]
+    assert len(other_prompts) == 36
+    assert "a robot" not in other_prompts
 
 
 def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
@@ -61,16 +66,16 @@ def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
         spec(protocol),
         spec(protocol, "car"),
         spec(protocol.model_copy(update={"seed": 1})),
-        Spec(protocol, "other", "sks", "robot", ("photo",), None),
-        Spec(protocol, "model", "sks", "robot", ("other",), None),
-        Spec(protocol, "model", "sks", "robot", ("photo",), 64),
+        EvaluationSpec(protocol, "other", "sks", "robot", ("photo",), None),
+        EvaluationSpec(protocol, "model", "sks", "robot", ("other",), None),
+        EvaluationSpec(protocol, "model", "sks", "robot", ("photo",), 64),
     ]
     assert len({s.digest for s in changed}) == 6
     assert spec(protocol).digest == spec(load_protocol("toyworld")).digest
 
 
-def test_chunks_cover_every_question_once() -> None:
-    parts = chunks(2 * CHUNK_SIZE + 3)
+def test_chunks_cover_every_image_once() -> None:
+    parts = split_chunks(2 * CHUNK_SIZE + 3)
     assert [i for part in parts for i in part] == list(range(2 * CHUNK_SIZE + 3))
 
 

@@ -36,11 +36,11 @@ def test_similarities_of_known_vectors() -> None:
 
 def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() -> None:
     network = load_evaluator()
-    mine = photographs(random_subject(7, class_noun="robot"), 7, 4)
-    more = photographs(random_subject(7, class_noun="robot"), 8, 4)
-    another = photographs(random_subject(8, class_noun="robot"), 7, 4)
-    assert subject_fidelity(more, mine, network) > 0.85
-    assert subject_fidelity(another, mine, network) < 0.5
+    photos = photographs(random_subject(7, class_noun="robot"), 7, 4)
+    more_photos = photographs(random_subject(7, class_noun="robot"), 8, 4)
+    photos_of_another = photographs(random_subject(8, class_noun="robot"), 7, 4)
+    assert subject_fidelity(more_photos, photos, network) > 0.85
+    assert subject_fidelity(photos_of_another, photos, network) < 0.5
 
 
 def test_a_folder_is_read_image_by_image(photos: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every format is read back by the library that reads it, and draws the same image."""
+"""Every format is read back by the library that reads it, and generates the same image."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ from dreambooth_ray.models.components import load_pipeline
 from tests.unit.models.test_lora_bundle import make_bundle
 
 
-def image(pipeline: StableDiffusionPipeline) -> np.ndarray:
+def generate_image(pipeline: StableDiffusionPipeline) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(4)
-    drawn = pipeline("a sks robot", num_inference_steps=2, generator=noise, height=64, width=64)
-    return np.asarray(drawn.images[0]).astype(int)
+    output = pipeline("a sks robot", num_inference_steps=2, generator=noise, height=64, width=64)
+    return np.asarray(output.images[0]).astype(int)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -40,8 +40,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(bundle: Path) -> np.ndarray:
-    return image(load_pipeline(bundle))
+def reference_image(bundle: Path) -> np.ndarray:
+    return generate_image(load_pipeline(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +58,30 @@ def second(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
-def test_adapters_change_the_image(tiny_model: Path, bundle: Path, expected: np.ndarray) -> None:
-    assert np.abs(image(load_pipeline(tiny_model)) - expected).mean() > 2
+def test_adapters_change_the_image(
+    tiny_model: Path, bundle: Path, reference_image: np.ndarray
+) -> None:
+    assert np.abs(generate_image(load_pipeline(tiny_model)) - reference_image).mean() > 2
 
 
 def test_a_diffusers_directory_has_the_adapters_in_its_weights(
-    bundle: Path, expected: np.ndarray, tmp_path: Path
+    bundle: Path, reference_image: np.ndarray, tmp_path: Path
 ) -> None:
     out = export_run(str(bundle), "diffusers", tmp_path / "model")
     plain = StableDiffusionPipeline.from_pretrained(out)
-    assert np.abs(image(plain) - expected).max() <= 1
+    assert np.abs(generate_image(plain) - reference_image).max() <= 1
     assert json.loads((out / "manifest.json").read_text())["about"]["kind"] == "bundle"
     assert not list(tmp_path.glob("*.partial*"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "kohya"])
 def test_diffusers_reads_adapters_of_both_namings(
-    tiny_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path, kind: str
+    tiny_model: Path, bundle: Path, reference_image: np.ndarray, tmp_path: Path, kind: str
 ) -> None:
     out = export_run(str(bundle), kind, tmp_path / "subject.safetensors")
     pipeline = load_pipeline(tiny_model)
     pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
-    assert np.abs(image(pipeline) - expected).max() <= 1
+    assert np.abs(generate_image(pipeline) - reference_image).max() <= 1
     half = export_run(str(bundle), kind, tmp_path / "half.safetensors", half=True)
     assert half.stat().st_size < 0.8 * out.stat().st_size
     about = metadata(out)
@@ -102,20 +104,23 @@ def test_diffusers_reads_a_single_file(
     out = export_run(str(directory), "single-file", tmp_path / "model.safetensors")
     read, own = single_file(out, directory), load_pipeline(directory)
     for part in ("unet", "vae", "text_encoder"):
-        mine, yours = getattr(own, part).state_dict(), getattr(read, part).state_dict()
-        assert mine.keys() == yours.keys()
-        assert all(torch.equal(mine[k], yours[k]) for k in mine), part
+        own_weights, read_weights = (
+            getattr(own, part).state_dict(),
+            getattr(read, part).state_dict(),
+        )
+        assert own_weights.keys() == read_weights.keys()
+        assert all(torch.equal(own_weights[k], read_weights[k]) for k in own_weights), part
     # The weights are the same; where they lie otherwise in memory, some processors round otherwise.
-    assert np.abs(image(read) - image(own)).max() <= 1
+    assert np.abs(generate_image(read) - generate_image(own)).max() <= 1
     version = "2" if model == "second" else "1"
     assert metadata(out)["modelspec.architecture"] == f"stable-diffusion-v{version}"
 
 
 def test_a_single_file_of_an_adapter_bundle_has_it_fused(
-    tiny_model: Path, bundle: Path, expected: np.ndarray, tmp_path: Path
+    tiny_model: Path, bundle: Path, reference_image: np.ndarray, tmp_path: Path
 ) -> None:
     out = export_run(str(bundle), "single-file", tmp_path / "model.safetensors")
-    assert np.abs(image(single_file(out, tiny_model)) - expected).max() <= 1
+    assert np.abs(generate_image(single_file(out, tiny_model)) - reference_image).max() <= 1
 
 
 def test_what_can_not_be_written_is_refused(tiny_model: Path, bundle: Path, tmp_path: Path) -> None:

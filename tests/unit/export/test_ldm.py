@@ -18,7 +18,7 @@ def test_names_of_stable_diffusion_1_5() -> None:
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
         )
-    names = ldm.unet(unet.state_dict())
+    names = ldm.convert_unet(unet.state_dict())
     assert len(names) == len(unet.state_dict()) == 686
     model = "model.diffusion_model."
     for name, shape in {
@@ -36,7 +36,7 @@ def test_names_of_stable_diffusion_1_5() -> None:
     }.items():
         assert tuple(names[model + name].shape) == shape, name
     first = "first_stage_model."
-    stage = ldm.vae(vae.state_dict())
+    stage = ldm.convert_vae(vae.state_dict())
     assert len(stage) == 248
     assert tuple(stage[first + "decoder.up.1.block.0.nin_shortcut.weight"].shape) == (
         256,
@@ -56,7 +56,7 @@ def test_names_of_open_clip() -> None:
             CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                            num_attention_heads=2, vocab_size=100)
         )  # fmt: skip
-    names = ldm.open_clip(text.state_dict())
+    names = ldm.convert_open_clip(text.state_dict())
     block = "cond_stage_model.model.transformer.resblocks.1."
     assert tuple(names[block + "attn.in_proj_weight"].shape) == (192, 64)
     assert tuple(names[block + "attn.in_proj_bias"].shape) == (192,)

@@ -2,29 +2,34 @@ import pytest
 import torch
 
 from dreambooth_ray.errors import CapacityError
-from dreambooth_ray.memory.sampling_memory import MemoryBudget, SamplingFootprint, _Peak, measure
+from dreambooth_ray.memory.sampling_memory import (
+    MemoryBudget,
+    SamplingFootprint,
+    _PeakTracker,
+    measure_footprint,
+)
 from dreambooth_ray.models.components import Components
 
 CPU = torch.device("cpu")
 
 
 def test_the_estimate_is_near_a_real_forward(toy_parts: Components) -> None:
-    footprint = measure(toy_parts.unet, toy_parts.vae, tokens=32)
+    footprint = measure_footprint(toy_parts.unet, toy_parts.vae, tokens=32)
     inputs = torch.randn(4, 8, 24, 24), torch.zeros(4), torch.randn(4, 32, 128)
-    with torch.no_grad(), _Peak(toy_parts.unet) as peak:
+    with torch.no_grad(), _PeakTracker(toy_parts.unet) as peak:
         toy_parts.unet(*inputs)
     assert footprint.row_bytes * 4 * 24 * 24 == pytest.approx(peak.peak_bytes, rel=0.35)
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
     budget = MemoryBudget(SamplingFootprint(1000, 10.0, 20.0), 200_000, CPU, tiled_area=128 * 128)
-    assert budget.rows(64 * 64) == 4
-    budget.check(512, 512, 8, rows=2)
+    assert budget.max_rows(64 * 64) == 4
+    budget.check_request(512, 512, 8, rows=2)
     with pytest.raises(CapacityError, match=r"width_px=1024.*up to 768x768 would fit"):
-        budget.check(1024, 1024, 8, rows=2)
+        budget.check_request(1024, 1024, 8, rows=2)
 
 
 def test_no_room_at_all_is_said() -> None:
     budget = MemoryBudget(SamplingFootprint(1000, 10.0, 20.0), 1100, CPU, tiled_area=1)
     with pytest.raises(CapacityError, match="no image would fit"):
-        budget.check(512, 512, 8, rows=2)
+        budget.check_request(512, 512, 8, rows=2)

@@ -5,7 +5,7 @@ import pytest
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory import meta_step
-from dreambooth_ray.memory.training_memory import footprint
+from dreambooth_ray.memory.training_memory import estimate_footprint
 
 
 def config_of(*overrides: str) -> Config:
@@ -17,27 +17,32 @@ def test_a_count_is_made_once_for_each_model_and_setting(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = config_of("train.resolution=64")
-    found = footprint(config, tiny_model)
-    assert min(found.states_bytes, found.frozen_bytes, found.activations_bytes) > 0
+    estimate = estimate_footprint(config, tiny_model)
+    assert min(estimate.states_bytes, estimate.frozen_bytes, estimate.activations_bytes) > 0
     counts = []
 
-    def count(config: Config, directory: Path, batch: int) -> dict[str, int]:
+    def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
         counts.append(batch)
         return {"trained": 1, "frozen": 1, "kept": 10}
 
-    monkeypatch.setattr(meta_step, "count", count)
-    assert footprint(config, tiny_model) == found
+    monkeypatch.setattr(meta_step, "count_step", count_step)
+    assert estimate_footprint(config, tiny_model) == estimate
     assert not counts
-    assert footprint(config, tiny_model, "zero3").states_bytes == found.states_bytes
+    assert estimate_footprint(config, tiny_model, "zero3").states_bytes == estimate.states_bytes
     for other in ("train.batch_size=8", "train.method=lora", "train.resolution=128"):
-        assert footprint(config_of("train.resolution=64", other), tiny_model).frozen_bytes == 4
+        assert (
+            estimate_footprint(config_of("train.resolution=64", other), tiny_model).frozen_bytes
+            == 4
+        )
     assert len(counts) == 3
 
 
 def test_elastic_workers_count_as_their_fewest(tiny_model: Path) -> None:
-    given = "train.resolution=64", "train.batch_size=4"
-    elastic = footprint(config_of(*given, "cluster.workers={min: 1, max: 2}"), tiny_model, "zero3")
-    fixed = footprint(config_of(*given, "cluster.workers=1"), tiny_model, "zero3")
+    overrides = "train.resolution=64", "train.batch_size=4"
+    elastic = estimate_footprint(
+        config_of(*overrides, "cluster.workers={min: 1, max: 2}"), tiny_model, "zero3"
+    )
+    fixed = estimate_footprint(config_of(*overrides, "cluster.workers=1"), tiny_model, "zero3")
     assert elastic.states_bytes == fixed.states_bytes > 0
 
 
@@ -46,8 +51,8 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = config_of("train.resolution=64")
-    found = footprint(config, tiny_model)
+    estimate = estimate_footprint(config, tiny_model)
     (file,) = (tmp_path / "cache").rglob("*.json")
     file.write_text('{"trained": 1')
-    assert footprint(config, tiny_model) == found
+    assert estimate_footprint(config, tiny_model) == estimate
     assert "frozen" in file.read_text()

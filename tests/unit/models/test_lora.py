@@ -32,43 +32,43 @@ def test_peft_reads_what_was_written_and_fusing_gives_the_same(
 ) -> None:
     targets = "train.lora.target_modules=[to_q,to_k,to_v,to_out.0,conv1,ff.net.2]"
     parts = trained_parts(tiny_model, f"train.lora.dora={dora}", "train.lora.alpha=3", targets)
-    lora.save(parts.unet, tmp_path / "unet")
-    lora.save(parts.text_encoder, tmp_path / "text_encoder")
+    lora.save_adapters(parts.unet, tmp_path / "unet")
+    lora.save_adapters(parts.text_encoder, tmp_path / "text_encoder")
     plain = load_components(tiny_model)
     ids = torch.arange(16)[None]
     with torch.no_grad():
-        expected = parts.unet.eval()(*INPUTS).sample
+        unet_output = parts.unet.eval()(*INPUTS).sample
         untouched = plain.unet.eval()(*INPUTS).sample
         read = PeftModel.from_pretrained(plain.unet, str(tmp_path / "unet"))
-        assert torch.equal(read(*INPUTS).sample, expected)
-        fused = lora.fuse(load_components(tiny_model).unet, tmp_path / "unet").eval()
-        assert torch.allclose(fused(*INPUTS).sample, expected, atol=1e-4)
-        assert (expected - untouched).abs().max() > 1e-2
-        text = lora.fuse(plain.text_encoder, tmp_path / "text_encoder").eval()
-        wanted = parts.text_encoder.eval()(ids).last_hidden_state
-        assert torch.allclose(text(ids).last_hidden_state, wanted, atol=1e-4)
+        assert torch.equal(read(*INPUTS).sample, unet_output)
+        fused = lora.fuse_adapters(load_components(tiny_model).unet, tmp_path / "unet").eval()
+        assert torch.allclose(fused(*INPUTS).sample, unet_output, atol=1e-4)
+        assert (unet_output - untouched).abs().max() > 1e-2
+        text = lora.fuse_adapters(plain.text_encoder, tmp_path / "text_encoder").eval()
+        text_output = parts.text_encoder.eval()(ids).last_hidden_state
+        assert torch.allclose(text(ids).last_hidden_state, text_output, atol=1e-4)
     assert not [n for n, _ in fused.named_modules() if "lora" in n]
 
 
 def test_a_pickled_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     parts = trained_parts(tiny_model)
-    lora.save(parts.unet, tmp_path / "unet")
+    lora.save_adapters(parts.unet, tmp_path / "unet")
     (tmp_path / "unet" / lora.WEIGHTS).unlink()
     torch.save({"x": torch.ones(1)}, tmp_path / "unet" / "adapter_model.bin")
     with pytest.raises(ConfigError, match="safetensors alone"):
-        lora.fuse(load_components(tiny_model).unet, tmp_path / "unet")
+        lora.fuse_adapters(load_components(tiny_model).unet, tmp_path / "unet")
 
 
 def test_an_adapter_of_antiny_model_is_refused(
     tiny_model: Path, toy_model: Path, tmp_path: Path
 ) -> None:
-    lora.save(trained_parts(tiny_model).unet, tmp_path / "unet")
+    lora.save_adapters(trained_parts(tiny_model).unet, tmp_path / "unet")
     with pytest.raises(ConfigError, match="does not fit the base model"):
-        lora.fuse(load_components(toy_model).unet, tmp_path / "unet")
+        lora.fuse_adapters(load_components(toy_model).unet, tmp_path / "unet")
 
 
 def test_the_same_weights_are_written_as_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        lora.save(trained_parts(tiny_model).unet, tmp_path / name)
+        lora.save_adapters(trained_parts(tiny_model).unet, tmp_path / name)
     for file in (lora.SETTINGS, lora.WEIGHTS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

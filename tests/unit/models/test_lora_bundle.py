@@ -21,8 +21,8 @@ from tests.unit.models.test_lora import trained_parts
 
 def make_bundle(folder: Path, model: Path) -> Path:
     parts = trained_parts(model)
-    lora.save(parts.unet, folder / "adapter" / "unet")
-    lora.save(parts.text_encoder, folder / "adapter" / "text_encoder")
+    lora.save_adapters(parts.unet, folder / "adapter" / "unet")
+    lora.save_adapters(parts.text_encoder, folder / "adapter" / "text_encoder")
     about = {"kind": "adapter", "base_model": str(model), "base_hash": model_hash(model)}
     (folder / "manifest.json").write_text(json.dumps({"about": about, "files": []}))
     return folder
@@ -37,9 +37,13 @@ def test_components_and_pipeline_have_the_adapters_in_them(
     plain = load_components(tiny_model).unet.get_parameter(name)
     assert not torch.equal(parts.unet.get_parameter(name), plain)
     for part in ("unet", "text_encoder"):
-        mine, yours = (getattr(x, part).state_dict() for x in (parts, pipeline))
-        assert mine.keys() == yours.keys()
-        assert all(torch.equal(mine[k], yours[k]) for k in mine)
+        component_weights, pipeline_weights = (
+            getattr(x, part).state_dict() for x in (parts, pipeline)
+        )
+        assert component_weights.keys() == pipeline_weights.keys()
+        assert all(
+            torch.equal(component_weights[k], pipeline_weights[k]) for k in component_weights
+        )
     assert base_directory(bundle) == tiny_model
     check_resolution(bundle, 64)
     assert model_hash(bundle) != model_hash(tiny_model)

@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.model_checks import _layers, check_method
+from dreambooth_ray.models.model_checks import _list_layers, check_method
 
 
 def config_of(*overrides: str) -> Config:
@@ -28,8 +28,8 @@ def test_files_name_the_layers_that_the_models_have(tiny_model: Path) -> None:
     parts = load_components(tiny_model)
     for part in ("unet", "text_encoder"):
         modules = getattr(parts, part).named_modules()
-        there = {n for n, m in modules if isinstance(m, (nn.Linear, nn.Conv2d))}
-        assert set(_layers(tiny_model / part)) == there
+        layer_names = {n for n, m in modules if isinstance(m, (nn.Linear, nn.Conv2d))}
+        assert set(_list_layers(tiny_model / part)) == layer_names
 
 
 def test_velocity_is_asked_for_where_snr_ends_at_zero(tiny_model: Path) -> None:

@@ -1,4 +1,4 @@
-"""A recording gives what its network gives, bit for bit, or is not used."""
+"""A trace gives what its network gives, bit for bit, or is not used."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory
-from dreambooth_ray.models.traced_forward import MAX_TRACES, Plain, TracedForward
+from dreambooth_ray.models.traced_forward import MAX_TRACES, PlainUNet, TracedForward
 
 
 class Network(nn.Module):
@@ -24,7 +24,7 @@ class Network(nn.Module):
 
 
 class Fickle(Network):
-    """Does something else for every number of rows, which a recording does not see."""
+    """Does something else for every number of rows, which a trace does not see."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * len(x)
@@ -37,89 +37,91 @@ class Dropping(Network):
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
-class Unrecordable(Network):
+class Untraceable(Network):
     """Asks for a number in the middle of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch._C._get_tracing_state() is not None:
-            raise RuntimeError("not to be recorded")
+            raise RuntimeError("not to be traced")
         return super().forward(x)
 
 
-def test_a_shape_that_comes_again_is_played() -> None:
+def test_a_repeated_shape_runs_its_trace() -> None:
     network = Network()
-    recorder = TracedForward(network, 0)
+    traced_forward = TracedForward(network, 0)
     for _ in range(2):
-        recorder(torch.randn(3, 4))
-    assert recorder.num_recordings == 1
+        traced_forward(torch.randn(3, 4))
+    assert traced_forward.num_traces == 1
     calls, x = network.calls, torch.randn(3, 4)
-    played = recorder(x)
+    traced_output = traced_forward(x)
     assert network.calls == calls
-    assert torch.equal(played, network(x))
+    assert torch.equal(traced_output, network(x))
 
 
-def test_few_calls_are_not_worth_a_recording() -> None:
-    recorder = TracedForward(Network(), 10)
+def test_no_trace_before_the_warmup_calls() -> None:
+    traced_forward = TracedForward(Network(), 10)
     for _ in range(10):
-        recorder(torch.randn(3, 4))
-    assert recorder.num_recordings == 0
-    recorder(torch.randn(3, 4))
-    assert recorder.num_recordings == 1
+        traced_forward(torch.randn(3, 4))
+    assert traced_forward.num_traces == 0
+    traced_forward(torch.randn(3, 4))
+    assert traced_forward.num_traces == 1
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
 def test_whatever_comes_it_is_as_the_network_has_it(rows: list[int]) -> None:
     for network in (Network(), Fickle()):
-        recorder = TracedForward(network, 0)
+        traced_forward = TracedForward(network, 0)
         for count in rows:
             x = torch.randn(count, 4)
-            assert torch.equal(recorder(x), network(x))
-        assert recorder.num_recordings <= MAX_TRACES
+            assert torch.equal(traced_forward(x), network(x))
+        assert traced_forward.num_traces <= MAX_TRACES
 
 
-def test_weights_that_move_are_played_as_they_are() -> None:
+def test_a_trace_uses_the_weights_as_they_change() -> None:
     network = Network()
-    recorder, x = TracedForward(network, 0), torch.randn(2, 4)
+    traced_forward, x = TracedForward(network, 0), torch.randn(2, 4)
     for _ in range(3):
         with torch.no_grad():
             network.first.weight.add_(1.0)
-        assert torch.equal(recorder(x), network(x))
-    assert recorder.num_recordings == 1
+        assert torch.equal(traced_forward(x), network(x))
+    assert traced_forward.num_traces == 1
 
 
-def test_draws_are_the_networks_own() -> None:
+def test_random_numbers_are_the_networks_own() -> None:
     network, x = Dropping(), torch.randn(50, 4)
-    recorder = TracedForward(network, 0)
+    traced_forward = TracedForward(network, 0)
     torch.manual_seed(1)
-    played = [recorder(x) for _ in range(4)]
+    traced_outputs = [traced_forward(x) for _ in range(4)]
     torch.manual_seed(1)
-    assert all(torch.equal(found, network(x)) for found in played)
-    assert recorder.num_recordings == 1
+    assert all(torch.equal(output, network(x)) for output in traced_outputs)
+    assert traced_forward.num_traces == 1
 
 
-def test_what_can_not_be_recorded_runs_as_it_is() -> None:
-    recorder, x = TracedForward(Unrecordable(), 0), torch.randn(2, 4)
+def test_an_untraceable_network_runs_itself() -> None:
+    traced_forward, x = TracedForward(Untraceable(), 0), torch.randn(2, 4)
     for _ in range(3):
-        recorder(x)
-    assert recorder.num_recordings == 0
+        traced_forward(x)
+    assert traced_forward.num_traces == 0
 
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_unets_outputs_and_gradients_are_the_same_bit_for_bit(rows: int) -> None:
     unet = load_components(model_directory("toyworld")).unet.train()
-    network = Plain(unet)
-    recorder, width = TracedForward(network, 0), unet.config.cross_attention_dim
+    network = PlainUNet(unet)
+    traced_forward, width = TracedForward(network, 0), unet.config.cross_attention_dim
     for _ in range(2):
-        recorder(torch.randn(2, 8, 16, 16), torch.tensor([500.0] * 2), torch.randn(2, 32, width))
+        traced_forward(
+            torch.randn(2, 8, 16, 16), torch.tensor([500.0] * 2), torch.randn(2, 32, width)
+        )
     for _ in range(2):
         inputs = torch.randn(rows, 8, 16, 16), torch.rand(rows) * 999, torch.randn(rows, 32, width)
         gradients = []
-        for work in (recorder, network):
+        for work in (traced_forward, network):
             unet.zero_grad()
             work(*inputs).square().mean().backward()
             gradients.append([p.grad.clone() for p in unet.parameters() if p.grad is not None])
         assert len(gradients[0]) == len(list(unet.parameters()))
         assert all(map(torch.equal, *gradients))
     # One for all numbers of rows.
-    assert recorder.num_recordings == 1
+    assert traced_forward.num_traces == 1

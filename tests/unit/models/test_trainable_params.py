@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.trainable_params import apply_method, load_trained
+from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 
 
 def config_of(*overrides: str) -> Config:
@@ -53,13 +53,13 @@ def test_parts_move_as_configured(
 
 
 def test_adapters_start_without_effect_and_depend_on_the_seed_alone(tiny_model: Path) -> None:
-    def made(seed: int) -> Components:
+    def adapted_parts(seed: int) -> Components:
         torch.manual_seed(torch.seed() % 2**31)
         parts = load_components(tiny_model)
         apply_method(config_of("train.method=lora", f"seed={seed}"), parts)
         return parts
 
-    one, two, other = made(1), made(1), made(2)
+    one, two, other = adapted_parts(1), adapted_parts(1), adapted_parts(2)
     plain = load_components(tiny_model).unet
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 16, 32)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_weights_of_another_method_are_refused(tiny_model: Path) -> None:
     parts = load_components(tiny_model)
     apply_method(config_of("train.method=kv"), parts)
     with pytest.raises(CheckpointError, match=r"other weights of unet.*another train\.method"):
-        load_trained(parts, {"unet": dict(parts.unet.state_dict())})
+        load_trainable_params(parts, {"unet": dict(parts.unet.state_dict())})
 
 
 @pytest.mark.parametrize(

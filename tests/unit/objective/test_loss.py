@@ -10,13 +10,13 @@ from dreambooth_ray.objective import loss
 
 def errors_of(*values: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Predictions whose squared error per sample is the given value."""
-    wanted = torch.zeros(len(values), 2, 3, 3)
-    return wanted + torch.tensor(values).sqrt()[:, None, None, None], wanted
+    target = torch.zeros(len(values), 2, 3, 3)
+    return target + torch.tensor(values).sqrt()[:, None, None, None], target
 
 
 def test_halves_are_means_of_their_own_samples() -> None:
-    errors = loss.sample_errors(*errors_of(1.0, 3.0, 10.0))
-    instance, prior = loss.halves(errors, torch.tensor([False, False, True]))
+    errors = loss.compute_sample_errors(*errors_of(1.0, 3.0, 10.0))
+    instance, prior = loss.compute_mean_errors(errors, torch.tensor([False, False, True]))
     assert float(instance) == pytest.approx(2.0)
     assert float(prior) == pytest.approx(10.0)
 
@@ -25,26 +25,28 @@ def test_halves_are_means_of_their_own_samples() -> None:
 def test_the_weight_applies_to_the_class_half_whatever_the_counts(
     weight: float, num_instance: int, num_prior: int
 ) -> None:
-    errors = loss.sample_errors(*errors_of(*[2.0] * num_instance, *[5.0] * num_prior))
+    errors = loss.compute_sample_errors(*errors_of(*[2.0] * num_instance, *[5.0] * num_prior))
     is_prior = torch.tensor([False] * num_instance + [True] * num_prior)
-    total = loss.prior_preserving(*loss.halves(errors, is_prior), weight)
+    total = loss.prior_preserving_loss(*loss.compute_mean_errors(errors, is_prior), weight)
     assert float(total) == pytest.approx(2 + 5 * weight, rel=1e-5)
 
 
 def test_without_class_images_the_second_half_is_zero() -> None:
-    instance, prior = loss.halves(torch.tensor([4.0]), torch.tensor([False]))
+    instance, prior = loss.compute_mean_errors(torch.tensor([4.0]), torch.tensor([False]))
     assert (float(instance), float(prior)) == (4.0, 0.0)
 
 
 def test_without_photographs_there_is_nothing_to_learn() -> None:
     with pytest.raises(ConfigError):
-        loss.halves(torch.tensor([4.0]), torch.tensor([True]))
+        loss.compute_mean_errors(torch.tensor([4.0]), torch.tensor([True]))
 
 
 def test_huber_is_the_square_of_small_errors_and_linear_in_large_ones() -> None:
-    small = loss.sample_errors(*errors_of(0.01), huber_delta=0.5)
+    small = loss.compute_sample_errors(*errors_of(0.01), huber_delta=0.5)
     assert float(small) == pytest.approx(0.01, rel=1e-4)
-    ten, twenty = (float(loss.sample_errors(*errors_of(e**2), huber_delta=0.5)) for e in (10, 20))
+    ten, twenty = (
+        float(loss.compute_sample_errors(*errors_of(e**2), huber_delta=0.5)) for e in (10, 20)
+    )
     assert twenty - ten == pytest.approx(2 * 0.5 * 10, rel=1e-4)
 
 
@@ -57,41 +59,45 @@ def test_min_snr_weights_are_those_of_the_predicted_image(kind: str) -> None:
     # An error of the image is, squared, SNR times as large in epsilon, and SNR + 1 times in
     # velocity; it is to count min(SNR, gamma) times.
     unit = snr if kind == "epsilon" else snr + 1
-    found = loss.min_snr_weights(schedule, timesteps, 5.0)
-    assert torch.allclose(found * unit, snr.clamp(max=5.0))
+    weights = loss.compute_snr_weights(schedule, timesteps, 5.0)
+    assert torch.allclose(weights * unit, snr.clamp(max=5.0))
     assert float(snr[0]) > 5 > float(snr[3])
 
 
 def test_min_snr_weighs_each_sample_by_its_own_timestep_in_both_halves() -> None:
     schedule = DDPMScheduler()
     timesteps = torch.tensor([10, 900, 10, 900])
-    errors = loss.sample_errors(*errors_of(1.0, 1.0, 1.0, 1.0))
-    weighted = errors * loss.min_snr_weights(schedule, timesteps, 5.0)
-    first, second = (loss.halves(weighted[[i, 2 + i]], torch.tensor([False, True])) for i in (0, 1))
+    errors = loss.compute_sample_errors(*errors_of(1.0, 1.0, 1.0, 1.0))
+    weighted = errors * loss.compute_snr_weights(schedule, timesteps, 5.0)
+    first, second = (
+        loss.compute_mean_errors(weighted[[i, 2 + i]], torch.tensor([False, True])) for i in (0, 1)
+    )
     # Easy timesteps count less, and a half's weight comes from its own timesteps alone.
     assert float(first[0]) == pytest.approx(float(first[1]))
     assert float(first[0]) < 0.1 * float(second[0])
-    mixed = loss.halves(weighted[[0, 3]], torch.tensor([False, True]))
+    mixed = loss.compute_mean_errors(weighted[[0, 3]], torch.tensor([False, True]))
     assert (float(mixed[0]), float(mixed[1])) == (float(first[0]), float(second[1]))
 
 
 def test_at_zero_snr_velocity_has_no_weight_and_no_nan() -> None:
     schedule = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    assert float(loss.min_snr_weights(schedule, torch.tensor([999]), 5.0)) == pytest.approx(0)
+    assert float(loss.compute_snr_weights(schedule, torch.tensor([999]), 5.0)) == pytest.approx(0)
 
 
 def test_targets_follow_the_models_prediction_type() -> None:
     latents, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     timesteps = torch.tensor([10, 900])
-    assert torch.equal(loss.target(DDPMScheduler(), latents, noise, timesteps), noise)
+    assert torch.equal(loss.compute_target(DDPMScheduler(), latents, noise, timesteps), noise)
     schedule = DDPMScheduler(prediction_type="v_prediction")
     alpha = schedule.alphas_cumprod[timesteps][:, None, None, None]
-    expected = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    assert torch.allclose(loss.target(schedule, latents, noise, timesteps), expected, atol=1e-6)
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    assert torch.allclose(
+        loss.compute_target(schedule, latents, noise, timesteps), velocity, atol=1e-6
+    )
 
 
 def test_another_prediction_type_is_refused_by_name() -> None:
     schedule = DDPMScheduler(prediction_type="sample")
     zeros = torch.zeros(1, 4, 2, 2)
     with pytest.raises(ConfigError, match="'sample'"):
-        loss.target(schedule, zeros, zeros, torch.tensor([0]))
+        loss.compute_target(schedule, zeros, zeros, torch.tensor([0]))

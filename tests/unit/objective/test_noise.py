@@ -9,32 +9,32 @@ seeds = st.integers(0, 2**63 - 1)
 
 @given(seeds, st.integers(0, 10**6), st.lists(st.integers(0, 1000), min_size=1, max_size=6))
 def test_a_row_depends_on_its_own_address_alone(seed: int, step: int, indices: list[int]) -> None:
-    together = noise.normal(seed, "noise", step, indices, (2, 3))
-    for row, index in zip(together, indices, strict=True):
+    rows = noise.normal(seed, "noise", step, indices, (2, 3))
+    for row, index in zip(rows, indices, strict=True):
         assert torch.equal(row, noise.normal(seed, "noise", step, [index], (2, 3))[0])
 
 
 @given(seeds, st.integers(0, 1000))
 def test_addresses_that_differ_draw_differently(seed: int, step: int) -> None:
     base = noise.normal(seed, "noise", step, [0], (8,))
-    others = [
+    other_addresses = [
         noise.normal(seed, "posterior", step, [0], (8,)),
         noise.normal(seed, "noise", step + 1, [0], (8,)),
         noise.normal(seed, "noise", step, [1], (8,)),
         noise.normal((seed + 1) % 2**63, "noise", step, [0], (8,)),
     ]
-    assert not any(torch.equal(base, other) for other in others)
+    assert not any(torch.equal(base, other) for other in other_addresses)
 
 
 def test_integers_cover_their_range_evenly() -> None:
-    drawn = noise.integers(3, "timestep", 0, list(range(4000)), 10)
-    counts = torch.bincount(drawn, minlength=10)
+    integers = noise.integers(3, "timestep", 0, list(range(4000)), 10)
+    counts = torch.bincount(integers, minlength=10)
     assert len(counts) == 10
     assert counts.min() > 320
     assert counts.max() < 480
 
 
 def test_normal_is_standard() -> None:
-    drawn = noise.normal(0, "noise", 0, list(range(200)), (100,))
-    assert abs(float(drawn.mean())) < 0.02
-    assert abs(float(drawn.std()) - 1) < 0.02
+    samples = noise.normal(0, "noise", 0, list(range(200)), (100,))
+    assert abs(float(samples.mean())) < 0.02
+    assert abs(float(samples.std()) - 1) < 0.02

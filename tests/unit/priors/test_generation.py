@@ -21,13 +21,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("free", "wanted", "cluster", "found"), CASES)
+@pytest.mark.parametrize(("free", "prior_config", "cluster", "has_room"), CASES)
 def test_there_is_room_for_the_least_actors_and_every_worker(
     free: dict[str, float],
-    wanted: PriorConfig,
+    prior_config: PriorConfig,
     cluster: ClusterConfig,
-    found: bool,
+    has_room: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(generation.ray, "available_resources", lambda: free)
-    assert generation.has_room(wanted, cluster) is found
+    assert generation.has_room(prior_config, cluster) is has_room

@@ -4,61 +4,66 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dreambooth_ray.data.prior_set import Record
+from dreambooth_ray.data.prior_set import PriorRecord
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.priors.prior_spec import MOST_TIMES, PriorSpec, missing, select
+from dreambooth_ray.priors.prior_spec import (
+    MAX_GENERATED_RATIO,
+    PriorSpec,
+    missing_chunks,
+    select_records,
+)
 
 SPEC = PriorSpec("hash", ("a dog",), "ddim", 25, 3.0, 64, 0, 4)
 
 
-def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[Record]:
+def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[PriorRecord]:
     """Records of images that all differ, but for blanks at the `bad` indices."""
-    return [Record(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
+    return [PriorRecord(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
 
 
 @example(1, set[int](), frozenset({0, 1, 2}))
 @given(
     st.integers(1, 40), st.sets(st.integers(0, 12)), st.frozensets(st.integers(0, 50), max_size=8)
 )
-def test_what_is_missing_makes_the_set_whole_and_no_chunk_is_drawn_twice(
-    count: int, there: set[int], bad: frozenset[int]
+def test_what_is_missing_makes_the_set_whole_and_no_chunk_is_generated_twice(
+    count: int, committed: set[int], bad: frozenset[int]
 ) -> None:
-    # Where too few count of all that may be drawn, it is given up on: a test of its own.
-    allowed = -(-count * MOST_TIMES // SPEC.chunk_size) * SPEC.chunk_size
+    # Where too few count of all that may be generated, it is given up: a test of its own.
+    allowed = -(-count * MAX_GENERATED_RATIO // SPEC.chunk_size) * SPEC.chunk_size
     assume(len(set(range(allowed)) - bad) >= count)
-    records = {n: chunk(SPEC, n, bad) for n in there}
-    drawn: list[int] = []
-    while todo := missing(SPEC, count, records):
+    records = {n: chunk(SPEC, n, bad) for n in committed}
+    generated: list[int] = []
+    while todo := missing_chunks(SPEC, count, records):
         assert not set(todo) & set(records)
-        drawn += todo
+        generated += todo
         records |= {n: chunk(SPEC, n, bad) for n in todo}
-    taken = select(SPEC, records).taken
-    assert len(taken) >= count
-    assert len(drawn) == len(set(drawn))
+    accepted = select_records(SPEC, records).accepted
+    assert len(accepted) >= count
+    assert len(generated) == len(set(generated))
     # Which images count does not depend on what was there before.
-    fresh = select(SPEC, {n: chunk(SPEC, n, bad) for n in range(30)}).taken
-    assert taken[:count] == fresh[:count]
-    assert not {r.index for r in taken} & bad
+    fresh = select_records(SPEC, {n: chunk(SPEC, n, bad) for n in range(30)}).accepted
+    assert accepted[:count] == fresh[:count]
+    assert not {r.index for r in accepted} & bad
 
 
 def test_a_near_duplicate_gives_way_to_the_next_index() -> None:
     first = chunk(SPEC, 0)
     twin = replace(first[2], fingerprint=first[0].fingerprint ^ 0b111)
-    selection = select(SPEC, {0: [first[0], first[1], twin, first[3]]})
-    assert [r.index for r in selection.taken] == [0, 1, 3]
-    assert [r.index for r in selection.refused] == [2]
+    selection = select_records(SPEC, {0: [first[0], first[1], twin, first[3]]})
+    assert [r.index for r in selection.accepted] == [0, 1, 3]
+    assert [r.index for r in selection.rejected] == [2]
 
 
 def test_a_persons_own_images_are_all_taken() -> None:
     own = replace(SPEC, folder_digest="ff")
-    same = [replace(r, fingerprint=0, blank=True) for r in chunk(SPEC, 0)]
-    assert len(select(own, {0: same}).taken) == 4
+    blanks = [replace(r, fingerprint=0, blank=True) for r in chunk(SPEC, 0)]
+    assert len(select_records(own, {0: blanks}).accepted) == 4
 
 
 def test_a_model_that_repeats_itself_is_given_up_on() -> None:
-    same = {n: [replace(r, fingerprint=7) for r in chunk(SPEC, n)] for n in range(100)}
+    repeats = {n: [replace(r, fingerprint=7) for r in chunk(SPEC, n)] for n in range(100)}
     with pytest.raises(DataError, match=r"only 1 of 10 .*prior\.prompt"):
-        missing(SPEC, 10, same)
+        missing_chunks(SPEC, 10, repeats)
 
 
 def test_every_field_names_another_set() -> None:
@@ -79,6 +84,6 @@ def test_every_field_names_another_set() -> None:
 
 
 def test_image_seeds_differ_and_are_torch_seeds() -> None:
-    drawn = {SPEC.image_seed(i) for i in range(1000)}
-    assert len(drawn) == 1000
-    assert all(0 <= s < 2**63 for s in drawn)
+    seeds = {SPEC.image_seed(i) for i in range(1000)}
+    assert len(seeds) == 1000
+    assert all(0 <= s < 2**63 for s in seeds)

@@ -1,4 +1,4 @@
-"""Rows predicted from a recording, whatever adapters they have and whichever come and go."""
+"""Rows predicted by a trace, whatever adapters they have and whichever come and go."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -6,46 +6,46 @@ from unittest.mock import patch
 import torch
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.sampling.denoiser import Denoiser, Row, _Recorded
+from dreambooth_ray.sampling.denoiser import Denoiser, Row, _TracedUNet
 
 
-def rows(names: tuple[str | None, ...]) -> list[Row]:
+def make_rows(names: tuple[str | None, ...]) -> list[Row]:
     return [Row(torch.randn(8, 16, 16), 500.0, torch.randn(32, 128), name) for name in names]
 
 
-def as_it_is(denoiser: Denoiser, asked: list[Row]) -> torch.Tensor:
+def predict_untraced(denoiser: Denoiser, rows: list[Row]) -> torch.Tensor:
     """The prediction by the UNet itself."""
-    with patch.object(_Recorded, "__call__", return_value=None):
-        return denoiser(asked)
+    with patch.object(_TracedUNet, "__call__", return_value=None):
+        return denoiser(rows)
 
 
-def test_recordings_know_rows_adapters_and_what_became_of_them(
+def test_traces_follow_rows_and_adapters_that_come_and_go(
     toy_model: Path, adapters: dict[str, Path]
 ) -> None:
     denoiser = Denoiser(load_components(toy_model).unet.eval(), 0)
-    mixes: list[tuple[str | None, ...]] = [(None,) * 4]
+    adapter_mixes: list[tuple[str | None, ...]] = [(None,) * 4]
 
     def check() -> None:
-        for names in mixes:
+        for names in adapter_mixes:
             for _ in range(3):
-                asked = rows(names)
-                assert torch.equal(denoiser(asked), as_it_is(denoiser, asked))
+                batch = make_rows(names)
+                assert torch.equal(denoiser(batch), predict_untraced(denoiser, batch))
 
     check()
-    assert [r.num_recordings for r in denoiser._recorded._recorders.values()] == [1]
-    denoiser.adapted.add("one", adapters["one"] / "unet")
-    denoiser.adapted.add("two", adapters["two"] / "unet")
-    mixes += [
+    assert [r.num_traces for r in denoiser._traced_unet._traced_forwards.values()] == [1]
+    denoiser.adapted.add_adapter("one", adapters["one"] / "unet")
+    denoiser.adapted.add_adapter("two", adapters["two"] / "unet")
+    adapter_mixes += [
         ("one", "one", "two", None),
         (None, "two", "one", "one"),
         ("two",) * 4,
         ("one", "two"),
     ]
     check()
-    assert all(r.num_recordings == 1 for r in denoiser._recorded._recorders.values())
-    denoiser.adapted.remove("one")
-    mixes = [("two", None, "two", None), (None,) * 4]
+    assert all(r.num_traces == 1 for r in denoiser._traced_unet._traced_forwards.values())
+    denoiser.adapted.remove_adapter("one")
+    adapter_mixes = [("two", None, "two", None), (None,) * 4]
     check()
-    denoiser.adapted.remove("two")
-    mixes = [(None,) * 4]
+    denoiser.adapted.remove_adapter("two")
+    adapter_mixes = [(None,) * 4]
     check()

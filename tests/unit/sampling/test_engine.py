@@ -23,19 +23,19 @@ FAST = Request("a red robot on the beach", seed=3, num_inference_steps=3)
 
 @pytest.fixture(scope="module")
 def engine(toy_model: Path, adapters: dict[str, Path]) -> Engine:
-    made = Engine(toy_model)
+    loaded_engine = Engine(toy_model)
     for name, folder in adapters.items():
-        made.add_adapter(name, folder)
-    return made
+        loaded_engine.add_adapter(name, folder)
+    return loaded_engine
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-def test_a_image_is_the_one_diffusers_draws(toy_model: Path) -> None:
+def test_an_image_is_the_one_diffusers_generates(toy_model: Path) -> None:
     request = replace(FAST, negative_prompt="a hat", guidance_rescale=0.5)
-    (ours,) = Engine(toy_model).draw([request])
+    (ours,) = Engine(toy_model).sample([request])
     theirs = load_pipeline(toy_model)(
         FAST.prompt,
         negative_prompt="a hat",
@@ -72,18 +72,20 @@ requests = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(requests, min_size=2, max_size=5))
-def test_a_image_does_not_depend_on_its_company(engine: Engine, mix: list[Request]) -> None:
-    together = engine.draw(mix)
-    for request, drawn in zip(mix, together, strict=True):
-        (alone,) = engine.draw([request])
-        assert (alone.latents - drawn.latents).abs().max() <= 1e-4
-        assert difference(alone.image, drawn.image) <= 1
+def test_an_image_does_not_depend_on_its_batch(
+    engine: Engine, mixed_requests: list[Request]
+) -> None:
+    batched_outputs = engine.sample(mixed_requests)
+    for request, output in zip(mixed_requests, batched_outputs, strict=True):
+        (single_output,) = engine.sample([request])
+        assert (single_output.latents - output.latents).abs().max() <= 1e-4
+        assert difference(single_output.image, output.image) <= 1
 
 
 def test_adapters_differ_from_each_other_and_from_the_base(engine: Engine) -> None:
-    seen = engine.draw([replace(FAST, adapter=a) for a in (None, "one", "two", "dora")])
-    for i, one in enumerate(seen):
-        for other in seen[:i]:
+    outputs = engine.sample([replace(FAST, adapter=a) for a in (None, "one", "two", "dora")])
+    for i, one in enumerate(outputs):
+        for other in outputs[:i]:
             assert (one.latents - other.latents).abs().max() > 1e-3
 
 
@@ -91,16 +93,16 @@ def test_removed_adapters_leave_the_base_as_it_was(
     toy_model: Path, adapters: dict[str, Path]
 ) -> None:
     engine = Engine(toy_model)
-    (before,) = engine.draw([FAST])
+    (before,) = engine.sample([FAST])
     engine.add_adapter("one", adapters["one"])
-    (base,) = engine.draw([FAST])
-    ticket = engine.submit(replace(FAST, adapter="one"))
+    (base,) = engine.sample([FAST])
+    handle = engine.submit(replace(FAST, adapter="one"))
     engine.remove_adapter("one")
-    while engine.tick():
+    while engine.run_step():
         pass
     with pytest.raises(ConfigError, match="adapter='one'"):
-        ticket.result(0)
-    (after,) = engine.draw([FAST])
+        handle.result(0)
+    (after,) = engine.sample([FAST])
     assert torch.equal(before.latents, after.latents)
     assert (before.latents - base.latents).abs().max() <= 1e-4
     with pytest.raises(ConfigError, match="adapter='one' is not loaded"):
@@ -119,68 +121,68 @@ def test_an_adapter_of_another_model_is_refused(
     with pytest.raises(ConfigError, match="brings learned words"):
         engine.add_adapter("worded", tmp_path)
     assert engine.adapters == set()
-    engine.draw([replace(FAST, num_inference_steps=1)])
+    engine.sample([replace(FAST, num_inference_steps=1)])
 
 
 def test_the_masked_part_alone_changes(engine: Engine) -> None:
-    (start,) = engine.draw([replace(FAST, num_inference_steps=8)])
+    (start,) = engine.sample([replace(FAST, num_inference_steps=8)])
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 64, 32))
-    (drawn,) = engine.draw(
+    (output,) = engine.sample(
         [Request("a blue boat", 9, num_inference_steps=8, image=start.image, mask=mask)]
     )
-    kept = (drawn.latents - engine._decoder.latents(start.image))[:, 8:]
-    assert kept.abs().max() < 1e-5
-    assert (drawn.latents - start.latents)[:, :8].abs().max() > 0.5
+    unmasked_difference = (output.latents - engine._codec.encode(start.image))[:, 8:]
+    assert unmasked_difference.abs().max() < 1e-5
+    assert (output.latents - start.latents)[:, :8].abs().max() > 0.5
 
 
 def test_strength_is_the_share_of_steps_done(engine: Engine, tile: Image.Image) -> None:
     weak = replace(FAST, num_inference_steps=10, image=tile, strength=0.2)
-    ticket = engine.submit(weak)
-    assert ticket.num_steps == 2
-    while engine.tick():
+    handle = engine.submit(weak)
+    assert handle.num_steps == 2
+    while engine.run_step():
         pass
-    assert abs(np.asarray(ticket.result(0).image).mean() - np.asarray(tile).mean()) < 20
+    assert abs(np.asarray(handle.result(0).image).mean() - np.asarray(tile).mean()) < 20
 
 
 def test_a_unet_trained_to_inpaint_gets_its_nine_channels(inpainting_model: Path) -> None:
     engine = Engine(inpainting_model)
     image, mask = Image.new("RGB", (128, 128), (40, 90, 10)), Image.new("L", (128, 128), 255)
-    asked = replace(FAST, num_inference_steps=2, image=image, strength=1.0)
-    new, kept = engine.draw(
-        [replace(asked, mask=mask), replace(asked, mask=Image.new("L", (128, 128), 0))]
+    request = replace(FAST, num_inference_steps=2, image=image, strength=1.0)
+    unmasked, masked = engine.sample(
+        [replace(request, mask=mask), replace(request, mask=Image.new("L", (128, 128), 0))]
     )
-    assert (new.latents - kept.latents).abs().max() > 1e-3
-    engine.draw([replace(FAST, num_inference_steps=1)])
+    assert (unmasked.latents - masked.latents).abs().max() > 1e-3
+    engine.sample([replace(FAST, num_inference_steps=1)])
 
 
 def test_guidance_one_needs_half_the_rows(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     forward = Denoiser.__call__
 
-    def counting(self: Denoiser, given: list[Row]) -> torch.Tensor:
-        rows.append(len(given))
-        return forward(self, given)
+    def counting(self: Denoiser, batch: list[Row]) -> torch.Tensor:
+        rows.append(len(batch))
+        return forward(self, batch)
 
     monkeypatch.setattr(Denoiser, "__call__", counting)
-    engine.draw([replace(FAST, guidance_scale=1.0)])
-    engine.draw([replace(FAST, num_inference_steps=4, guidance_interval=(0.25, 0.75))])
-    engine.draw([replace(FAST, num_inference_steps=4, guidance_every=2)])
+    engine.sample([replace(FAST, guidance_scale=1.0)])
+    engine.sample([replace(FAST, num_inference_steps=4, guidance_interval=(0.25, 0.75))])
+    engine.sample([replace(FAST, num_inference_steps=4, guidance_every=2)])
     assert rows == [1, 1, 1, 1, 2, 2, 1, 2, 1, 2, 1]
 
 
-def test_kept_features_skip_the_middle_and_resemble_the_exact_image(
+def test_cached_features_skip_the_middle_and_resemble_the_exact_image(
     engine: Engine,
 ) -> None:
-    exact, kept = (
-        engine.draw([replace(FAST, num_inference_steps=12, cache_every=every)])[0]
-        for every in (1, 2)
+    exact, cached = (
+        engine.sample([replace(FAST, num_inference_steps=12, cache_every=cache_every)])[0]
+        for cache_every in (1, 2)
     )
-    assert 1e-3 < (exact.latents - kept.latents).abs().mean() < 0.2
+    assert 1e-3 < (exact.latents - cached.latents).abs().mean() < 0.2
     calls: list[int] = []
     middle = engine._denoiser.adapted.network.mid_block
     handle = middle.register_forward_hook(lambda *_: calls.append(1))
-    engine.draw([replace(FAST, num_inference_steps=12, cache_every=3)])
+    engine.sample([replace(FAST, num_inference_steps=12, cache_every=3)])
     handle.remove()
     assert len(calls) == 4
 
@@ -188,14 +190,14 @@ def test_kept_features_skip_the_middle_and_resemble_the_exact_image(
 def test_progress_previews_and_remaining_steps(engine: Engine) -> None:
     steps: list[tuple[int, int]] = []
     previews: list[tuple[int, tuple[int, int]]] = []
-    ticket = engine.submit(
+    handle = engine.submit(
         replace(FAST, num_inference_steps=8),
         on_progress=lambda step, total: steps.append((step, total)),
         on_preview=lambda step, image: previews.append((step, image.size)),
         num_previews=3,
     )
-    assert engine.remaining_steps == ticket.remaining_steps == 8
-    while engine.tick():
+    assert engine.remaining_steps == handle.remaining_steps == 8
+    while engine.run_step():
         pass
     assert steps == [(k, 8) for k in range(1, 9)]
     assert previews == [(2, (64, 64)), (4, (64, 64)), (6, (64, 64))]
@@ -205,10 +207,10 @@ def test_progress_previews_and_remaining_steps(engine: Engine) -> None:
 def test_a_cancelled_request_frees_its_place_within_a_step(toy_model: Path) -> None:
     engine = Engine(toy_model, max_batch=1)
     first, second = engine.submit(replace(FAST, num_inference_steps=50)), engine.submit(FAST)
-    engine.tick()
+    engine.run_step()
     assert (first.step, engine.num_active, engine.num_waiting) == (1, 1, 1)
     first.cancel()
-    engine.tick()
+    engine.run_step()
     assert (first.step, second.step) == (1, 1)
     assert first.future.cancelled()
 
@@ -218,7 +220,7 @@ def test_a_listener_that_fails_ends_its_own_request_alone(engine: Engine) -> Non
         raise ValueError("the listener's own")
 
     bad, good = engine.submit(FAST, on_progress=broken), engine.submit(FAST)
-    while engine.tick():
+    while engine.run_step():
         pass
     with pytest.raises(ValueError, match="the listener's own"):
         bad.result(0)
@@ -228,22 +230,22 @@ def test_a_listener_that_fails_ends_its_own_request_alone(engine: Engine) -> Non
 def test_a_thread_of_its_own_serves_many_callers(engine: Engine, toy_model: Path) -> None:
     threaded = Engine(toy_model, max_batch=4)
     threaded.start()
-    found: dict[int, torch.Tensor] = {}
+    latents_by_seed: dict[int, torch.Tensor] = {}
 
     def call(seed: int) -> None:
-        found[seed] = threaded.submit(replace(FAST, seed=seed)).result(60).latents
+        latents_by_seed[seed] = threaded.submit(replace(FAST, seed=seed)).result(60).latents
 
     callers = [threading.Thread(target=call, args=(seed,)) for seed in range(6)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    left = threaded.submit(replace(FAST, num_inference_steps=500))
+    pending_handle = threaded.submit(replace(FAST, num_inference_steps=500))
     threaded.close()
-    assert left.future.cancelled()
-    for seed, latents in found.items():
-        (alone,) = engine.draw([replace(FAST, seed=seed)])
-        assert (latents - alone.latents).abs().max() <= 1e-4
+    assert pending_handle.future.cancelled()
+    for seed, latents in latents_by_seed.items():
+        (output,) = engine.sample([replace(FAST, seed=seed)])
+        assert (latents - output.latents).abs().max() <= 1e-4
     with pytest.raises(ConfigError, match="closed"):
         threaded.submit(FAST)
 

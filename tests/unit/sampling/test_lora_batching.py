@@ -29,21 +29,21 @@ class Network(nn.Module):
 @pytest.fixture(scope="module")
 def network() -> PeftModel:
     torch.manual_seed(0)
-    made: PeftModel | None = None
+    peft_model: PeftModel | None = None
     for rank, (name, targets) in enumerate(TARGETS.items(), start=1):
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank + 1, target_modules=targets, use_dora=name == "dora",
             init_lora_weights=False,
         )  # fmt: skip
-        if made is None:
-            made = get_peft_model(Network(), config, adapter_name=name)
+        if peft_model is None:
+            peft_model = get_peft_model(Network(), config, adapter_name=name)
         else:
-            made.add_adapter(name, config)
-    assert made is not None
-    return made.eval().requires_grad_(False)
+            peft_model.add_adapter(name, config)
+    assert peft_model is not None
+    return peft_model.eval().requires_grad_(False)
 
 
-def alone(network: PeftModel, x: Tensor, name: str | None) -> Tensor:
+def run_single_adapter(network: PeftModel, x: Tensor, name: str | None) -> Tensor:
     if name is None:
         with network.disable_adapter():
             return torch.as_tensor(network(x))
@@ -56,29 +56,33 @@ def alone(network: PeftModel, x: Tensor, name: str | None) -> Tensor:
 def test_every_row_is_as_its_adapter_alone_has_it(
     network: PeftModel, names: list[str | None]
 ) -> None:
-    mixing, x = LoraBatch(network), torch.randn(len(names), 5, 4)
-    expected = torch.stack(
-        [alone(network, row[None], n)[0] for row, n in zip(x, names, strict=True)]
+    lora_batch, x = LoraBatch(network), torch.randn(len(names), 5, 4)
+    references = torch.stack(
+        [run_single_adapter(network, row[None], n)[0] for row, n in zip(x, names, strict=True)]
     )
-    assert mixing.can(tuple(names))
+    assert lora_batch.supports(tuple(names))
     for _ in range(2):
-        with mixing.rows(tuple(names)):
-            torch.testing.assert_close(network.base_model.model(x), expected)
-    after = torch.stack([alone(network, row[None], n)[0] for row, n in zip(x, names, strict=True)])
-    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+        with lora_batch.route_rows(tuple(names)):
+            torch.testing.assert_close(network.base_model.model(x), references)
+    after = torch.stack(
+        [run_single_adapter(network, row[None], n)[0] for row, n in zip(x, names, strict=True)]
+    )
+    torch.testing.assert_close(after, references, rtol=0, atol=0)
 
 
 def test_a_new_batch_is_put_together_anew(network: PeftModel) -> None:
-    mixing, x = LoraBatch(network), torch.randn(2, 5, 4)
+    lora_batch, x = LoraBatch(network), torch.randn(2, 5, 4)
     for names in (("narrow", None), (None, "wide"), ("scaled",)):
-        with mixing.rows(names):
-            found = network.base_model.model(x[: len(names)])
+        with lora_batch.route_rows(names):
+            outputs = network.base_model.model(x[: len(names)])
         for row, name in enumerate(names):
-            torch.testing.assert_close(found[row], alone(network, x[row : row + 1], name)[0])
+            torch.testing.assert_close(
+                outputs[row], run_single_adapter(network, x[row : row + 1], name)[0]
+            )
 
 
 def test_what_is_no_plain_lora_of_a_linear_layer_is_left_to_peft(network: PeftModel) -> None:
-    mixing = LoraBatch(network)
-    assert not mixing.can(("narrow", "conv"))
-    assert not mixing.can(("dora",))
-    assert mixing.can((None, None))
+    lora_batch = LoraBatch(network)
+    assert not lora_batch.supports(("narrow", "conv"))
+    assert not lora_batch.supports(("dora",))
+    assert lora_batch.supports((None, None))

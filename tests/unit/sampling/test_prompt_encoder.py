@@ -3,23 +3,23 @@ import torch
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.sampling.denoiser import Adapted
-from dreambooth_ray.sampling.prompt_encoder import PromptEncoder, fragments
+from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.prompt_encoder import PromptEncoder, split_prompt
 
 
 @pytest.fixture
 def encoder(toy_parts: Components) -> PromptEncoder:
-    return PromptEncoder(toy_parts.tokenizer, Adapted(toy_parts.text_encoder))
+    return PromptEncoder(toy_parts.tokenizer, AdaptedNetwork(toy_parts.text_encoder))
 
 
 def test_fragments_carry_their_weights() -> None:
-    assert fragments("a (red:1.3) car (on grass:0.5)") == [
+    assert split_prompt("a (red:1.3) car (on grass:0.5)") == [
         ("a", 1.0), ("red", 1.3), ("car", 1.0), ("on grass", 0.5),
     ]  # fmt: skip
-    assert fragments("a (plain) dog") == [("a (plain) dog", 1.0)]
-    assert fragments("") == [("", 1.0)]
+    assert split_prompt("a (plain) dog") == [("a (plain) dog", 1.0)]
+    assert split_prompt("") == [("", 1.0)]
     with pytest.raises(ConfigError, match="negative_prompt weights 'red' by 99"):
-        fragments("(red:99)", "negative_prompt")
+        split_prompt("(red:99)", "negative_prompt")
 
 
 def test_a_plain_prompt_is_embedded_as_by_the_encoder_alone(
@@ -27,8 +27,8 @@ def test_a_plain_prompt_is_embedded_as_by_the_encoder_alone(
 ) -> None:
     ids = toy_parts.tokenizer("a red car", padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
-        wanted = toy_parts.text_encoder(ids).last_hidden_state
-    assert torch.equal(encoder.encode("a red car"), wanted)
+        reference = toy_parts.text_encoder(ids).last_hidden_state
+    assert torch.equal(encoder.encode("a red car"), reference)
 
 
 def test_weight_one_changes_nothing_and_others_do(encoder: PromptEncoder) -> None:
@@ -48,7 +48,7 @@ def test_nothing_of_a_long_prompt_is_cut(encoder: PromptEncoder) -> None:
 
 
 def test_a_pair_has_one_length(encoder: PromptEncoder) -> None:
-    long, short = encoder.pair("a red car on the beach " * 10, "a hat")
+    long, short = encoder.encode_pair("a red car on the beach " * 10, "a hat")
     assert long.shape == short.shape
     window = encoder.encode("").shape[1]
     assert torch.equal(short[:, :window], encoder.encode("a hat"))

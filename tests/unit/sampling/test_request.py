@@ -7,7 +7,7 @@ from PIL import Image
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.sampling.request import Request, png_receipt
 
-PICTURE = Image.new("RGB", (64, 64))
+IMAGE = Image.new("RGB", (64, 64))
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ PICTURE = Image.new("RGB", (64, 64))
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval"),
         ({"guidance_every": 0}, "guidance_every=0"),
         ({"cache_every": 0}, "cache_every=0"),
-        ({"mask": PICTURE}, "mask is given without an image"),
-        ({"image": PICTURE, "mask": Image.new("L", (32, 64))}, "mask is 32x64"),
-        ({"image": PICTURE, "strength": 0.0}, "strength=0"),
+        ({"mask": IMAGE}, "mask is given without an image"),
+        ({"image": IMAGE, "mask": Image.new("L", (32, 64))}, "mask is 32x64"),
+        ({"image": IMAGE, "strength": 0.0}, "strength=0"),
         ({"strength": 1.5}, "strength=1.5"),
         ({"clip_skip": -1}, "clip_skip=-1"),
     ],

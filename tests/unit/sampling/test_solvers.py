@@ -14,7 +14,7 @@ from diffusers import (
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
-from dreambooth_ray.sampling.solvers import advance, table
+from dreambooth_ray.sampling.solvers import apply_step, build_table
 
 BASE: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -40,7 +40,7 @@ def network(x: torch.Tensor, t: float) -> torch.Tensor:
     return torch.tanh(x.roll(1, -1) * 0.7 + x * 0.2 + t / 1500) + 0.1 * x
 
 
-def by_diffusers(
+def sample_with_diffusers(
     solver: str, steps: int, config: dict[str, Any], eta: float, karras: bool, z: torch.Tensor
 ) -> torch.Tensor:
     extra: dict[str, Any] = {"skip_prk_steps": True} if solver == "plms" else {}
@@ -61,17 +61,17 @@ def by_diffusers(
     return x
 
 
-def by_table(
+def sample_with_table(
     solver: str, steps: int, config: dict[str, Any], eta: float, karras: bool, z: torch.Tensor
 ) -> torch.Tensor:
-    rows = table(NoiseSchedule.of(config), solver, steps, eta, karras)
+    solver_table = build_table(NoiseSchedule.from_config(config), solver, steps, eta, karras)
     generator = torch.Generator().manual_seed(5)
-    x, history = z * rows.initial_scale, []
-    for step in rows.steps:
+    x, history = z * solver_table.initial_scale, []
+    for step in solver_table.steps:
         noise = None
         if solver == "euler_a" or eta:
             noise = torch.randn(z.shape, generator=generator)
-        x = advance(step, x, network(x, step.timestep), history, noise)
+        x = apply_step(step, x, network(x, step.timestep), history, noise)
     return x
 
 
@@ -92,9 +92,11 @@ def test_a_trajectory_is_that_of_diffusers(
 ) -> None:
     config = {**BASE, "prediction_type": prediction, "timestep_spacing": spacing}
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    wanted = by_diffusers(solver, steps, config, eta, karras, z)
-    found = by_table(solver, steps, config, eta, karras, z)
-    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4), (found - wanted).abs().max()
+    reference = sample_with_diffusers(solver, steps, config, eta, karras, z)
+    latents = sample_with_table(solver, steps, config, eta, karras, z)
+    assert torch.allclose(latents, reference, atol=1e-4, rtol=1e-4), (
+        (latents - reference).abs().max()
+    )
 
 
 @pytest.mark.parametrize("solver", ["ddim", "euler", "euler_a", "dpmpp_2m"])
@@ -106,44 +108,48 @@ def test_zero_terminal_snr(solver: str) -> None:
         "timestep_spacing": "trailing",
     }
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    wanted = by_diffusers(solver, 25, config, 0.0, False, z)
-    found = by_table(solver, 25, config, 0.0, False, z)
-    assert torch.allclose(found, wanted, atol=2e-4, rtol=1e-3), (found - wanted).abs().max()
+    reference = sample_with_diffusers(solver, 25, config, 0.0, False, z)
+    latents = sample_with_table(solver, 25, config, 0.0, False, z)
+    assert torch.allclose(latents, reference, atol=2e-4, rtol=1e-3), (
+        (latents - reference).abs().max()
+    )
 
 
 def test_zero_terminal_snr_needs_velocity() -> None:
     config = {**BASE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with pytest.raises(ConfigError, match="v_prediction"):
-        table(NoiseSchedule.of(config), "ddim", 10)
+        build_table(NoiseSchedule.from_config(config), "ddim", 10)
     with pytest.raises(ConfigError, match="solver='plms'"):
-        table(NoiseSchedule.of({**config, "prediction_type": "v_prediction"}), "plms", 10)
+        build_table(
+            NoiseSchedule.from_config({**config, "prediction_type": "v_prediction"}), "plms", 10
+        )
 
 
 @pytest.mark.parametrize("solver", list(CLASSES))
 def test_a_later_start_ends_at_the_same_level(solver: str) -> None:
-    whole = table(NoiseSchedule.of(BASE), solver, 20)
-    rest = table(NoiseSchedule.of(BASE), solver, 20, begin=12)
-    assert rest.steps[-1].next_level == pytest.approx(whole.steps[-1].next_level)
-    assert len({s.timestep for s in rest.steps}) == 8
+    full_table = build_table(NoiseSchedule.from_config(BASE), solver, 20)
+    partial_table = build_table(NoiseSchedule.from_config(BASE), solver, 20, begin=12)
+    assert partial_table.steps[-1].next_level == pytest.approx(full_table.steps[-1].next_level)
+    assert len({s.timestep for s in partial_table.steps}) == 8
 
 
 @pytest.mark.parametrize("solver", list(CLASSES))
 def test_the_truth_is_a_fixed_point(solver: str) -> None:
     """Fed the noise that is really in x, a step lands on the next level of the same pair."""
     clean, noise = torch.randn(2, 1, 4, 4, 4).unbind()
-    rows, history = table(NoiseSchedule.of(BASE), solver, 12), []
-    x = rows.steps[0].level[0] * clean + rows.steps[0].level[1] * noise
-    for step in rows.steps:
-        predicted = step.clean[0] * x + step.clean[1] * noise
+    solver_table, history = build_table(NoiseSchedule.from_config(BASE), solver, 12), []
+    x = solver_table.steps[0].level[0] * clean + solver_table.steps[0].level[1] * noise
+    for step in solver_table.steps:
+        predicted = step.clean_weights[0] * x + step.clean_weights[1] * noise
         assert torch.allclose(predicted, clean, atol=1e-3)
-        after = advance(step, x, noise, history, None)
+        after = apply_step(step, x, noise, history, None)
         if step.noise_scale:
             after = step.next_level[0] * clean + step.next_level[1] * noise
         x = after
-    assert torch.allclose(x, rows.steps[-1].next_level[0] * clean
-                          + rows.steps[-1].next_level[1] * noise, atol=1e-3)  # fmt: skip
+    assert torch.allclose(x, solver_table.steps[-1].next_level[0] * clean
+                          + solver_table.steps[-1].next_level[1] * noise, atol=1e-3)  # fmt: skip
 
 
 def test_more_steps_than_were_trained_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_inference_steps=2000"):
-        table(NoiseSchedule.of({**BASE}), "ddim", 2000)
+        build_table(NoiseSchedule.from_config({**BASE}), "ddim", 2000)

@@ -12,16 +12,16 @@ from dreambooth_ray.config.serving import ServeConfig
 from serve.deployment import build_app_state
 from serve.gateway import AppState, create_app
 from serve.replica import Replica
-from serve.replica_messages import Artifact, Drawing, Event
+from serve.replica_messages import Artifact, Event, SampleTask
 
 
-class Stream:
+class ReplicaStream:
     """What ray.serve's handle returns for a generator, for a replica that is right here."""
 
     def __init__(self, events: AsyncIterator[Event]) -> None:
         self._events = events
 
-    def __aiter__(self) -> "Stream":
+    def __aiter__(self) -> "ReplicaStream":
         return self
 
     async def __anext__(self) -> Event:
@@ -31,30 +31,30 @@ class Stream:
         asyncio.get_running_loop().create_task(self._events.aclose())  # type: ignore[attr-defined]
 
 
-class Answers:
+class BroadcastResponses:
     """What ray.serve's broadcast returns."""
 
-    def __init__(self, answers: list[Any]) -> None:
-        self._answers = answers
+    def __init__(self, responses: list[Any]) -> None:
+        self._responses = responses
 
     async def results_async(self) -> list[Any]:
-        return [await a for a in self._answers]
+        return [await a for a in self._responses]
 
 
 class Handle:
     """The part of ray.serve's DeploymentHandle that a pool uses."""
 
     def __init__(self, replica: Replica) -> None:
-        self._replica, self.draw = replica, self
+        self._replica, self.sample = replica, self
 
     def options(self, stream: bool) -> "Handle":
         return self
 
-    def remote(self, artifact: Artifact, drawing: Drawing) -> Stream:
-        return Stream(self._replica.draw(artifact, drawing))
+    def remote(self, artifact: Artifact, sample_task: SampleTask) -> ReplicaStream:
+        return ReplicaStream(self._replica.sample(artifact, sample_task))
 
-    def broadcast(self, method: str, *arguments: Any) -> Answers:
-        return Answers([getattr(self._replica, method)(*arguments)])
+    def broadcast(self, method: str, *arguments: Any) -> BroadcastResponses:
+        return BroadcastResponses([getattr(self._replica, method)(*arguments)])
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +83,11 @@ def replica(config: ServeConfig) -> Iterator[Replica]:
 
 
 @pytest.fixture
-def house(config: ServeConfig, replica: Replica) -> AppState:
+def app_state(config: ServeConfig, replica: Replica) -> AppState:
     return build_app_state(config, {"Replica": Handle(replica)})
 
 
 @pytest.fixture
-def client(house: AppState) -> Iterator[TestClient]:
-    with TestClient(create_app(house), raise_server_exceptions=False) as client:
+def client(app_state: AppState) -> Iterator[TestClient]:
+    with TestClient(create_app(app_state), raise_server_exceptions=False) as client:
         yield client

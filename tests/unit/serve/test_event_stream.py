@@ -7,7 +7,7 @@ from contextlib import suppress
 from starlette.types import Message
 
 from serve.admission import AdmissionController
-from serve.event_stream import StreamedAnswer
+from serve.event_stream import EventStreamResponse
 
 
 def test_a_reader_who_never_came_holds_no_place() -> None:
@@ -22,12 +22,12 @@ def test_a_reader_who_never_came_holds_no_place() -> None:
         raise OSError("gone")
 
     async def story() -> None:
-        desk = AdmissionController(batch=1, max_open=10)
-        desk.set_replicas(1, 100.0)
-        answer = StreamedAnswer(events(), desk.enter("a", [25], 100))
+        admission = AdmissionController(batch=1, max_open=10)
+        admission.set_replicas(1, 100.0)
+        response = EventStreamResponse(events(), admission.admit("a", [25], 100))
         scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
         with suppress(Exception):
-            await answer(scope, receive, send)
-        assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
+            await response(scope, receive, send)
+        assert (len(admission.queue), len(admission.in_hand)) == (0, 0)
 
     asyncio.run(story())

@@ -12,7 +12,7 @@ from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.sampling import solvers
 from dreambooth_ray.sampling.request import Request
 from serve.api_messages import Receipt, Solver
-from serve.auth import Key, new_key
+from serve.auth import APIKey, new_key
 from serve.gateway import AppState
 from serve.image_files import read_receipt
 from serve.job_store import JobState, JobStore
@@ -40,16 +40,16 @@ def test_images_are_those_their_receipts_describe(client: TestClient, replica: R
     for image in images:
         receipt = Receipt.model_validate(image["receipt"])
         assert read_receipt(base64.b64decode(image["b64_json"])) == receipt
-        again = Request(
+        request = Request(
             receipt.prompt, receipt.seed, receipt.negative_prompt, receipt.num_inference_steps,
             receipt.guidance_scale, receipt.width, receipt.height, receipt.solver,
         )  # fmt: skip
-        engine = replica._shelf.engines[0]
+        engine = replica._model_cache.engines[0]
         assert receipt.weights_sha256 == engine.model_hash
         difference = [
             abs(a - b)
             for a, b in zip(
-                engine.draw([again])[0].image.tobytes(),
+                engine.sample([request])[0].image.tobytes(),
                 _image(image["b64_json"]).tobytes(),
                 strict=True,
             )
@@ -190,15 +190,15 @@ def test_refusals_are_counted_by_reason(
 
 
 def test_keys_are_asked_for_and_never_told(
-    house: AppState, client: TestClient, caplog: pytest.LogCaptureFixture
+    app_state: AppState, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    word, digest = new_key()
-    house.guard._keys = [Key(name="ann", sha256=digest, subjects=("other",))]
+    key, digest = new_key()
+    app_state.authenticator._keys = [APIKey(name="ann", sha256=digest, subjects=("other",))]
     assert client.post(GENERATE, json=QUICK).status_code == 401
     with caplog.at_level("INFO", "dreambooth.serve"):
-        answer = client.get("/v1/models", headers={"authorization": f"Bearer {word}"})
+        answer = client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
     assert answer.json()["data"] == []
-    assert word not in caplog.text
+    assert key not in caplog.text
     assert client.get("/healthz").status_code == 200
 
 
@@ -216,18 +216,18 @@ def test_a_job_is_done_and_told_and_forgotten_by_others(client: TestClient) -> N
     assert client.get(f"/v1/jobs/{job['id']}/files/request.json").status_code == 404
 
 
-def test_a_cancelled_job_gives_its_places_back(client: TestClient, house: AppState) -> None:
+def test_a_cancelled_job_gives_its_places_back(client: TestClient, app_state: AppState) -> None:
     body = {"prompt": "x", "n": 4, "num_inference_steps": 60}
     job = client.post("/v1/jobs", json=body).json()
     assert client.delete(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
-    desk = house.pools["Replica"].desk
-    assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
+    admission = app_state.pools["Replica"].admission
+    assert (len(admission.queue), len(admission.in_hand)) == (0, 0)
     answer = client.get(f"/v1/jobs/{job['id']}").json()
     assert (answer["status"], answer["position"]) == ("cancelled", None)
 
 
 def test_a_late_write_does_not_undo_a_cancellation(
-    client: TestClient, house: AppState, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, app_state: AppState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, cancelled, written = threading.Event(), threading.Event(), threading.Event()
     write = JobStore.set_state
@@ -248,9 +248,9 @@ def test_a_late_write_does_not_undo_a_cancellation(
     client.delete(f"/v1/jobs/{job['id']}")
     assert written.wait(30)
     assert client.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
-    # It was cancelled with places at the desk and nothing begun.
-    desk = house.pools["Replica"].desk
-    assert (len(desk.queue), len(desk.in_hand)) == (0, 0)
+    # It was cancelled with its places reserved and nothing begun.
+    admission = app_state.pools["Replica"].admission
+    assert (len(admission.queue), len(admission.in_hand)) == (0, 0)
 
 
 def test_the_documented_solvers_are_the_engines() -> None:

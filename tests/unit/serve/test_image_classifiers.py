@@ -78,8 +78,8 @@ def test_stable_diffusions_own_checker(
 ) -> None:
     model = small_checker(tmp_path, concept_weight)
     safety = Safety(SafetyConfig(images="diffusers", images_model=model))
-    verdict = safety.check_image(Image.effect_noise((64, 64), 80).convert("RGB"))
-    assert (verdict.refused, verdict.score) == (refused, float(refused))
+    result = safety.check_image(Image.effect_noise((64, 64), 80).convert("RGB"))
+    assert (result.refused, result.score) == (refused, float(refused))
 
 
 def test_a_folder_without_a_checker_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from serve.api_errors import APIError
 from serve.api_messages import Receipt
-from serve.image_files import encode, mask_pixels, read_receipt, read_upload, start_pixels
+from serve.image_files import encode_image, read_mask, read_receipt, read_start_image, read_upload
 from serve.replica_messages import Pixels
 
 _RECEIPT = Receipt(
@@ -22,11 +22,12 @@ def _file(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def test_a_receipt_comes_back_from_the_image(tile: Image.Image) -> None:
-    data = encode(Pixels.of(tile), _RECEIPT, "png")
+    data = encode_image(Pixels.from_image(tile), _RECEIPT, "png")
     assert read_receipt(data) == _RECEIPT
     assert Image.open(io.BytesIO(data)).tobytes() == tile.tobytes()
     for form in ("jpeg", "webp"):
-        exif = Image.open(io.BytesIO(encode(Pixels.of(tile), _RECEIPT, form, 90))).getexif()  # type: ignore[arg-type]
+        data = encode_image(Pixels.from_image(tile), _RECEIPT, form, 90)  # type: ignore[arg-type]
+        exif = Image.open(io.BytesIO(data)).getexif()
         assert Receipt.model_validate_json(exif[0x010E]) == _RECEIPT
 
 
@@ -61,13 +62,13 @@ def test_masks_by_alpha_and_by_white(tile: Image.Image) -> None:
     clear.paste((0, 0, 0, 0), (0, 0, 32, 64))
     white = Image.new("L", (64, 64), 0)
     white.paste(255, (0, 0, 32, 64))
-    by_alpha = mask_pixels(_file(clear), (64, 64), 2**22)
-    assert by_alpha == mask_pixels(_file(white), (64, 64), 2**22)
-    assert by_alpha.image().getpixel((0, 0)) == 255
-    assert by_alpha.image().getpixel((63, 0)) == 0
+    by_alpha = read_mask(_file(clear), (64, 64), 2**22)
+    assert by_alpha == read_mask(_file(white), (64, 64), 2**22)
+    assert by_alpha.to_image().getpixel((0, 0)) == 255
+    assert by_alpha.to_image().getpixel((63, 0)) == 0
 
 
 def test_a_start_image_has_the_size_asked_for(tile: Image.Image) -> None:
-    pixels = start_pixels(_file(tile.convert("RGBA")), (32, 16), 2**22)
+    pixels = read_start_image(_file(tile.convert("RGBA")), (32, 16), 2**22)
     assert (pixels.mode, pixels.width_px, pixels.height_px) == ("RGB", 32, 16)
-    assert start_pixels(_file(tile, "WEBP"), None, 2**22).width_px == 64
+    assert read_start_image(_file(tile, "WEBP"), None, 2**22).width_px == 64

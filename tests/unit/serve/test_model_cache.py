@@ -12,12 +12,12 @@ from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
-from serve.model_cache import ModelCache, loaded_bytes
+from serve.model_cache import ModelCache, estimate_loaded_bytes
 from serve.replica_messages import Artifact
-from serve.subject_catalog import read_subject
+from serve.subject_catalog import parse_subject
 
 
-def _shelf(tmp_path: Path, memory_bytes: int) -> ModelCache:
+def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
     return ModelCache(
         {"toyworld": "toyworld"}, str(tmp_path), tmp_path / "cache", Engine,
         memory_bytes=memory_bytes, max_adapters=2,
@@ -26,38 +26,38 @@ def _shelf(tmp_path: Path, memory_bytes: int) -> ModelCache:
 
 def _publish(tmp_path: Path, run_id: str, model: Path) -> Artifact:
     store = Store(str(tmp_path)).sub(f"runs/{run_id}")
-    text = manifest.publish(store, "bundle", model, {"kind": "bundle"})
-    subject = read_subject(run_id, text, 0.0)
+    text = manifest.publish_folder(store, "bundle", model, {"kind": "bundle"})
+    subject = parse_subject(run_id, text, 0.0)
     assert subject is not None
     return subject.artifact
 
 
 def test_bytes_are_those_of_the_loaded_weights(toy_model: Path) -> None:
     parts = load_components(toy_model)
-    loaded = (parts.unet, parts.vae, parts.text_encoder)
-    weights = sum(p.numel() * 4 for part in loaded for p in part.parameters())
-    assert loaded_bytes(toy_model, 4) == pytest.approx(weights, rel=0.02)
+    loaded_parts = (parts.unet, parts.vae, parts.text_encoder)
+    weights = sum(p.numel() * 4 for part in loaded_parts for p in part.parameters())
+    assert estimate_loaded_bytes(toy_model, 4) == pytest.approx(weights, rel=0.02)
 
 
 def test_the_longest_unused_model_goes_first_and_never_one_in_use(
     tmp_path: Path, toy_model: Path
 ) -> None:
-    size = loaded_bytes(toy_model, 4)
+    size = estimate_loaded_bytes(toy_model, 4)
     one, two = (_publish(tmp_path, run, toy_model) for run in ("one", "two"))
-    shelf = _shelf(tmp_path, 2 * size)
+    model_cache = _model_cache(tmp_path, 2 * size)
     base = Artifact("toyworld", uri="toyworld")
-    with shelf.seat(base) as seat:
-        assert seat.weights_sha256 == model_hash(toy_model)
-    with shelf.seat(one):
-        with shelf.seat(two):
-            assert shelf.loaded == (one.id, two.id)
-            with pytest.raises(CapacityError, match="others draw with"), shelf.seat(base):
+    with model_cache.lease(base) as lease:
+        assert lease.weights_sha256 == model_hash(toy_model)
+    with model_cache.lease(one):
+        with model_cache.lease(two):
+            assert model_cache.loaded_ids == (one.id, two.id)
+            with pytest.raises(CapacityError, match="others draw with"), model_cache.lease(base):
                 pass
-        with shelf.seat(base):
-            assert set(shelf.loaded) == {one.id, "toyworld"}
-    assert shelf.size_bytes == 2 * size
+        with model_cache.lease(base):
+            assert set(model_cache.loaded_ids) == {one.id, "toyworld"}
+    assert model_cache.size_bytes == 2 * size
     with pytest.raises(CapacityError, match=r"replicas\.memory_bytes"):
-        _shelf(tmp_path, size - 1)._load(base)
+        _model_cache(tmp_path, size - 1)._load_artifact(base)
 
 
 def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, toy_model: Path) -> None:
@@ -67,17 +67,20 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, toy_model: Pa
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    shelf = _shelf(tmp_path, 2**40)
-    with pytest.raises(CheckpointError, match="differs from its manifest"), shelf.seat(artifact):
+    model_cache = _model_cache(tmp_path, 2**40)
+    with (
+        pytest.raises(CheckpointError, match="differs from its manifest"),
+        model_cache.lease(artifact),
+    ):
         pass
     content = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="has changed"), shelf.seat(artifact):
+    with pytest.raises(CheckpointError, match="has changed"), model_cache.lease(artifact):
         pass
     shutil.rmtree(bundle)
-    with pytest.raises(CheckpointError, match="no longer"), shelf.seat(artifact):
+    with pytest.raises(CheckpointError, match="no longer"), model_cache.lease(artifact):
         pass
-    assert shelf.loaded == ()
+    assert model_cache.loaded_ids == ()
     assert not list((tmp_path / "cache").glob("*"))
 
 
@@ -86,19 +89,19 @@ def test_adapters_share_their_base_and_the_longest_unused_goes(
     tmp_path: Path, toy_model: Path
 ) -> None:
     artifacts = [_publish_adapter(tmp_path, f"dog{k}", toy_model, k) for k in range(3)]
-    shelf = _shelf(tmp_path, 2**40)
-    with shelf.seat(artifacts[0]) as first:
-        with shelf.seat(artifacts[1]) as second:
+    model_cache = _model_cache(tmp_path, 2**40)
+    with model_cache.lease(artifacts[0]) as first:
+        with model_cache.lease(artifacts[1]) as second:
             assert second.engine is first.engine
             assert first.base_sha256 == second.base_sha256 == model_hash(toy_model)
             assert first.weights_sha256 != second.weights_sha256
-            with pytest.raises(CapacityError, match="are in use"), shelf.seat(artifacts[2]):
+            with pytest.raises(CapacityError, match="are in use"), model_cache.lease(artifacts[2]):
                 pass
-        with shelf.seat(artifacts[2]) as third:
+        with model_cache.lease(artifacts[2]) as third:
             assert third.engine is first.engine
-        assert shelf.loaded == ("toyworld", artifacts[0].id, artifacts[2].id)
+        assert model_cache.loaded_ids == ("toyworld", artifacts[0].id, artifacts[2].id)
     other = _publish_adapter(tmp_path, "cat", toy_model, 9, base_hash="0" * 64)
-    with pytest.raises(ConfigError, match="not served here"), shelf.seat(other):
+    with pytest.raises(ConfigError, match="not served here"), model_cache.lease(other):
         pass
 
 
@@ -106,15 +109,17 @@ def _publish_adapter(
     tmp_path: Path, run_id: str, model: Path, seed: int, base_hash: str | None = None
 ) -> Artifact:
     unet, settings = load_components(model).unet, LoraConfig(rank=2, target_modules=("to_q",))
-    lora.inject(unet, settings, settings.target_modules, seed)
+    lora.inject_adapters(unet, settings, settings.target_modules, seed)
     folder = tmp_path / "made" / run_id
-    lora.save(unet, folder / "adapter" / "unet")
+    lora.save_adapters(unet, folder / "adapter" / "unet")
     about: dict[str, object] = {
         "kind": "adapter",
         "base_model": "toyworld",
         "base_hash": base_hash or model_hash(model),
     }
-    text = manifest.publish(Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about)
-    subject = read_subject(run_id, text, 0.0)
+    text = manifest.publish_folder(
+        Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about
+    )
+    subject = parse_subject(run_id, text, 0.0)
     assert subject is not None
     return subject.artifact

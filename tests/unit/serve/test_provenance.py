@@ -16,7 +16,7 @@ from PIL import Image
 
 from dreambooth_ray.config.serving import ProvenanceConfig
 from dreambooth_ray.errors import ConfigError
-from serve.provenance import Signer, read
+from serve.provenance import Signer, read_provenance
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype"
 RECEIPT: dict[str, object] = {"seed": 7, "model": "toyworld", "prompt": "a secret wish"}
@@ -28,7 +28,7 @@ def certificate(
     issuer: x509.Name,
     signer: ec.EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    now, is_root = datetime.now(tz=UTC), key is signer
+    now_utc, is_root = datetime.now(tz=UTC), key is signer
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False,
@@ -37,8 +37,8 @@ def certificate(
     )  # fmt: skip
     builder = (
         x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=30))
+        .not_valid_before(now_utc - timedelta(days=1))
+        .not_valid_after(now_utc + timedelta(days=30))
         .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(
@@ -81,11 +81,11 @@ def test_a_signed_image_tells_its_origin_and_not_the_prompt(
 ) -> None:
     plain = image(kind)
     signed = Signer(config).sign(plain, RECEIPT)
-    found = read(signed)
-    assert found["found"]
-    assert found["valid"], found
-    assert found["receipt"] == {"seed": 7, "model": "toyworld"}
-    assert found["generator"]["name"] == "dreambooth"
+    origin = read_provenance(signed)
+    assert origin["found"]
+    assert origin["valid"], origin
+    assert origin["receipt"] == {"seed": 7, "model": "toyworld"}
+    assert origin["generator"]["name"] == "dreambooth"
     assert b"a secret wish" not in signed
     with Image.open(io.BytesIO(plain)) as one, Image.open(io.BytesIO(signed)) as other:
         assert one.tobytes() == other.tobytes()
@@ -94,15 +94,15 @@ def test_a_signed_image_tells_its_origin_and_not_the_prompt(
 def test_a_changed_image_is_found_out(config: ProvenanceConfig) -> None:
     signed = bytearray(Signer(config).sign(image("JPEG"), RECEIPT))
     signed[-40] ^= 0xFF
-    found = read(bytes(signed))
-    assert found["found"]
-    assert not found["valid"]
+    origin = read_provenance(bytes(signed))
+    assert origin["found"]
+    assert not origin["valid"]
 
 
 def test_images_without_a_manifest_and_other_files(config: ProvenanceConfig) -> None:
-    assert read(image("PNG")) == {"found": False}
+    assert read_provenance(image("PNG")) == {"found": False}
     with pytest.raises(ConfigError, match="no PNG"):
-        read(b"GIF89a")
+        read_provenance(b"GIF89a")
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +120,18 @@ def pixels(data: bytes) -> bytes:
     which=st.integers(0, 1), at=st.floats(0, 1, exclude_max=True), gone=st.integers(0, 200),
     new=st.binary(max_size=200),
 )  # fmt: skip
-def test_no_change_to_a_image_is_called_valid(
+def test_no_change_to_an_image_is_called_valid(
     signed: list[bytes], which: int, at: float, gone: int, new: bytes
 ) -> None:
     file = signed[which]
     start = 4 + int(at * (len(file) - 4))
     changed = file[:start] + new + file[start + gone :]
-    found = read(changed)
-    assert not found.get("valid") or pixels(changed) == pixels(file)
+    origin = read_provenance(changed)
+    assert not origin.get("valid") or pixels(changed) == pixels(file)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_image_that_names_an_address_makes_nobody_call_it(
+def test_an_image_that_names_an_address_makes_nobody_call_it(
     config: ProvenanceConfig, kind: str
 ) -> None:
     calls, out = list[str](), io.BytesIO()
@@ -151,10 +151,10 @@ def test_a_image_that_names_an_address_makes_nobody_call_it(
         builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/manifest")
         data, media = io.BytesIO(image(kind)), f"image/{kind.lower()}"
         builder.sign(Signer(config)._signer, media, data, out)
-        found = read(out.getvalue())
+        origin = read_provenance(out.getvalue())
         server.shutdown()
     assert calls == []
-    assert not found["valid"]
+    assert not origin["valid"]
 
 
 def test_keys_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

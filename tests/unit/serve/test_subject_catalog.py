@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth_ray.config.serving import ServeConfig
 from serve.api_errors import APIError
-from serve.subject_catalog import Catalog, read_subject
+from serve.subject_catalog import SubjectCatalog, parse_subject
 
 
 def _commit(
@@ -21,8 +21,8 @@ def _commit(
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
-def _catalog(tmp_path: Path) -> Catalog:
-    return Catalog(
+def _catalog(tmp_path: Path) -> SubjectCatalog:
+    return SubjectCatalog(
         ServeConfig.model_validate({"storage": {"uri": str(tmp_path)}}), lambda: next(_time)
     )
 
@@ -30,7 +30,7 @@ def _catalog(tmp_path: Path) -> Catalog:
 _time = iter(range(0, 10**9, 10))
 
 
-def _everything(_: str) -> bool:
+def _allow_all(_: str) -> bool:
     return True
 
 
@@ -38,17 +38,17 @@ def test_a_subject_counts_from_its_commit_to_its_removal(tmp_path: Path) -> None
     async def story() -> None:
         catalog = _catalog(tmp_path)
         with pytest.raises(APIError) as refused:
-            await catalog.resolve("dog", _everything)
+            await catalog.resolve("dog", _allow_all)
         assert refused.value.status == 404
         _commit(tmp_path, "dog")
-        dog = await catalog.resolve("dog", _everything)
+        dog = await catalog.resolve("dog", _allow_all)
         assert dog.prompt == "a sks dog"
-        assert (await catalog.resolve(dog.id, _everything)) == dog
-        assert [a.id for a in catalog.answers(_everything)] == ["toyworld", "dog"]
+        assert (await catalog.resolve(dog.id, _allow_all)) == dog
+        assert [a.id for a in catalog.list_answers(_allow_all)] == ["toyworld", "dog"]
         (tmp_path / "runs/dog/bundle/manifest.json").unlink()
         await catalog.refresh()
         with pytest.raises(APIError):
-            await catalog.resolve("dog", _everything)
+            await catalog.resolve("dog", _allow_all)
 
     asyncio.run(story())
 
@@ -59,12 +59,12 @@ def test_versions_are_newest_first(tmp_path: Path) -> None:
         _commit(tmp_path, "r1", subject="dog", created_at=5)
         _commit(tmp_path, "r2", subject="dog", created_at=9)
         _commit(tmp_path, "r3", subject="dog", created_at=7)
-        newest = await catalog.resolve("dog", _everything)
+        newest = await catalog.resolve("dog", _allow_all)
         assert newest.artifact.folder == "runs/r2/bundle"
-        folders = [s.artifact.folder for s in catalog.versions("dog")]
+        folders = [s.artifact.folder for s in catalog.list_versions("dog")]
         assert folders == ["runs/r2/bundle", "runs/r3/bundle", "runs/r1/bundle"]
-        old = catalog.versions("dog")[2].id
-        assert (await catalog.resolve(old, _everything)).artifact.folder == "runs/r1/bundle"
+        old = catalog.list_versions("dog")[2].id
+        assert (await catalog.resolve(old, _allow_all)).artifact.folder == "runs/r1/bundle"
 
     asyncio.run(story())
 
@@ -76,9 +76,9 @@ def test_other_peoples_subjects_answer_as_if_they_were_not_there(tmp_path: Path)
         with pytest.raises(APIError) as not_mine:
             await catalog.resolve("dog", lambda name: name != "dog")
         with pytest.raises(APIError) as not_there:
-            await catalog.resolve("cat", _everything)
+            await catalog.resolve("cat", _allow_all)
         assert not_mine.value.message.replace("dog", "cat") == not_there.value.message
-        assert [a.id for a in catalog.answers(lambda name: name != "dog")] == ["toyworld"]
+        assert [a.id for a in catalog.list_answers(lambda name: name != "dog")] == ["toyworld"]
 
     asyncio.run(story())
 
@@ -99,7 +99,7 @@ def test_a_bundle_with_a_pickle_or_a_way_out_is_refused(tmp_path: Path, name: st
         catalog = _catalog(tmp_path)
         _commit(tmp_path, "dog", ("unet/a.safetensors", name))
         with pytest.raises(APIError) as refused:
-            await catalog.resolve("dog", _everything)
+            await catalog.resolve("dog", _allow_all)
         assert (refused.value.status, refused.value.code) == (422, "model_unusable")
 
     asyncio.run(story())
@@ -111,4 +111,4 @@ def test_a_bundle_with_a_pickle_or_a_way_out_is_refused(tmp_path: Path, name: st
      b'{"about": {"kind": "bundle", "subject": "../x"}, "files": []}', b"[" * 10**5],
 )  # fmt: skip
 def test_what_is_no_manifest_is_no_subject(manifest: bytes) -> None:
-    assert read_subject("run", manifest, 0.0) is None
+    assert parse_subject("run", manifest, 0.0) is None

@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
-from serve.webhooks import Pinned, check_secret, check_target, deliver
+from serve.webhooks import PinnedTransport, check_secret, check_target, deliver_event
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the test's own").decode()
 PUBLIC = "93.184.215.14"
@@ -63,54 +63,54 @@ def test_a_name_with_one_address_inside_is_refused(monkeypatch: pytest.MonkeyPat
         check_target("https://rebinding.example/")
 
 
-class Answers(httpx2.AsyncBaseTransport):
-    """Answers in turn, and remembers what was asked."""
+class FakeTransport(httpx2.AsyncBaseTransport):
+    """Answers in turn, and keeps the requests."""
 
     def __init__(self, statuses: list[int]) -> None:
-        self.statuses, self.seen, self.addresses = statuses, list[httpx2.Request](), list[str]()
+        self.statuses, self.requests, self.addresses = statuses, list[httpx2.Request](), list[str]()
 
-    def to(self, address: str) -> "Answers":
+    def for_address(self, address: str) -> "FakeTransport":
         self.addresses.append(address)
         return self
 
     async def handle_async_request(self, request: Any) -> Any:
         await request.aread()
-        self.seen.append(request)
-        status = self.statuses[len(self.seen) - 1]
+        self.requests.append(request)
+        status = self.statuses[len(self.requests) - 1]
         if not status:
             raise httpx2.ConnectError("gone")
         return httpx2.Response(status, headers={"location": "http://127.0.0.1/"})
 
 
-def send(answers: Answers, tries: int) -> bool:
+def deliver_test_event(transport: FakeTransport, tries: int) -> bool:
     return asyncio.run(
-        deliver(
+        deliver_event(
             f"https://{PUBLIC}/hook", SECRET, {"type": "job.completed"},
-            pauses_s=(0.0,) * (tries - 1), transport=answers.to,
+            pauses_s=(0.0,) * (tries - 1), transport=transport.for_address,
         )
     )  # fmt: skip
 
 
 def test_an_event_is_signed_so_that_its_reader_can_verify_it() -> None:
-    answers = Answers([204])
-    assert send(answers, 1)
-    (request,) = answers.seen
+    transport = FakeTransport([204])
+    assert deliver_test_event(transport, 1)
+    (request,) = transport.requests
     event = Webhook(SECRET).verify(request.content, dict(request.headers))
     assert event == {"type": "job.completed"} == json.loads(request.content)
-    assert answers.addresses == [PUBLIC]
+    assert transport.addresses == [PUBLIC]
 
 
 def test_it_is_sent_again_with_the_same_id_until_it_is_taken() -> None:
-    answers = Answers([500, 0, 200])
-    assert send(answers, 4)
-    assert len({r.headers["webhook-id"] for r in answers.seen}) == 1
-    assert len(answers.seen) == 3
+    transport = FakeTransport([500, 0, 200])
+    assert deliver_test_event(transport, 4)
+    assert len({r.headers["webhook-id"] for r in transport.requests}) == 1
+    assert len(transport.requests) == 3
 
 
 def test_redirects_are_not_followed_and_failure_is_told() -> None:
-    answers = Answers([302, 307])
-    assert not send(answers, 2)
-    assert len(answers.seen) == 2
+    transport = FakeTransport([302, 307])
+    assert not deliver_test_event(transport, 2)
+    assert len(transport.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,14 @@ def test_addresses_that_parsers_differ_over_are_refused(url: str) -> None:
         check_target(url)
 
 
-async def _heard(url_host: str, answer: bytes, *, endless: bool = False) -> tuple[bool, bytes]:
-    """Deliver to a server of this test in the place of a public address: told, and what it read."""
-    heard = bytearray()
+async def _deliver_to_server(
+    url_host: str, answer: bytes, *, endless: bool = False
+) -> tuple[bool, bytes]:
+    """Deliver to a server of this test: whether that succeeded, and what the server read."""
+    received = bytearray()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.extend(await reader.readuntil(b"\r\n\r\n"))
+        received.extend(await reader.readuntil(b"\r\n\r\n"))
         with contextlib.suppress(ConnectionError):
             writer.write(answer)
             while endless:
@@ -137,38 +139,44 @@ async def _heard(url_host: str, answer: bytes, *, endless: bool = False) -> tupl
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        told = await deliver(
+        is_delivered = await deliver_event(
             f"http://{url_host}:{port}/hook", SECRET, {"type": "job.completed"},
-            pauses_s=(), transport=lambda address: Pinned("127.0.0.1"),
+            pauses_s=(), transport=lambda address: PinnedTransport("127.0.0.1"),
         )  # fmt: skip
-    return told, bytes(heard)
+    return is_delivered, bytes(received)
 
 
 @pytest.mark.parametrize("host", ["hooks.example", "bücher.example"])
 def test_the_connection_goes_to_the_checked_address_and_names_the_host(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, resolve, asked = [(2, 1, 6, "", (PUBLIC, 80))], socket.getaddrinfo, list[str]()
+    address_infos, resolve, resolved_names = (
+        [(2, 1, 6, "", (PUBLIC, 80))],
+        socket.getaddrinfo,
+        list[str](),
+    )
 
-    def look(name: Any, *rest: Any, **more: Any) -> Any:
+    def getaddrinfo(name: Any, *rest: Any, **more: Any) -> Any:
         if str(name).endswith(".example"):
-            asked.append(name)
-            return found
+            resolved_names.append(name)
+            return address_infos
         return resolve(name, *rest, **more)
 
-    monkeypatch.setattr(socket, "getaddrinfo", look)
-    told, heard = asyncio.run(_heard(host, b"HTTP/1.1 204 No Content\r\n\r\n"))
-    assert told
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    is_delivered, received = asyncio.run(
+        _deliver_to_server(host, b"HTTP/1.1 204 No Content\r\n\r\n")
+    )
+    assert is_delivered
     name = host.encode("idna").decode()
-    assert f"host: {name}:" in heard.decode().lower()
+    assert f"host: {name}:" in received.decode().lower()
     # Looked up once, by the check: a name that means another address a moment later is no way in.
-    assert asked == [name]
+    assert resolved_names == [name]
 
 
 def test_an_answer_without_end_is_not_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n"
-    told, _ = asyncio.run(_heard(PUBLIC, head, endless=True))
-    assert told
+    is_delivered, _ = asyncio.run(_deliver_to_server(PUBLIC, head, endless=True))
+    assert is_delivered
 
 
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_x", "whsec_!"])

@@ -59,13 +59,13 @@ def test_patience_outlasts_a_holder_elsewhere(run: Store, monkeypatch: pytest.Mo
         assert run.names(LEASES) == ["000005.json"]
 
 
-@pytest.mark.parametrize(("silence_s", "taken"), [(10, False), (200, True)])
+@pytest.mark.parametrize(("silence_s", "is_taken"), [(10, False), (200, True)])
 def test_a_holder_elsewhere_is_followed_when_silent(
-    run: Store, silence_s: float, taken: bool
+    run: Store, silence_s: float, is_taken: bool
 ) -> None:
     holder = {"host": "far", "boot": "", "pid": 1, "started": 1.0, "seen": time.time() - silence_s}
     run.write(f"{LEASES}/000004.json", json.dumps(holder).encode())
-    if not taken:
+    if not is_taken:
         with pytest.raises(StorageError, match="far"):
             Lease(run).__enter__()
         return
@@ -74,7 +74,7 @@ def test_a_holder_elsewhere_is_followed_when_silent(
 
 
 def test_a_holder_that_was_followed_stops(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreambooth_ray.storage.lease._BEAT_S", 0.01)
+    monkeypatch.setattr("dreambooth_ray.storage.lease._RENEW_INTERVAL_S", 0.01)
     with pytest.raises(StorageError, match="taken by another process"), Lease(run):
         run.write(f"{LEASES}/000002.json", b"{}")
         threading.Event().wait(60)

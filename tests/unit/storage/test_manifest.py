@@ -27,25 +27,25 @@ def folder_of(store: Store, name: str) -> str:
 
 
 def test_what_is_committed_comes_back(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "c/one", make(tmp_path / "in", a="1", b="22"), {"step": 3})
-    about = manifest.fetch(store, "c/one", tmp_path / "out")
+    manifest.commit_artifact(store, "c/one", make(tmp_path / "in", a="1", b="22"), {"step": 3})
+    about = manifest.download_artifact(store, "c/one", tmp_path / "out")
     assert about == {"step": 3}
     assert (tmp_path / "out" / "b").read_text() == "22"
-    assert manifest.damage(store, "c/one") is None
+    assert manifest.find_damage(store, "c/one") is None
 
 
 def test_an_uncommitted_upload_is_invisible(store: Store, tmp_path: Path) -> None:
-    manifest.publish(store, "c/one-abc", make(tmp_path / "in", a="1"), {})
+    manifest.publish_folder(store, "c/one-abc", make(tmp_path / "in", a="1"), {})
     with pytest.raises(CheckpointError, match="not committed"):
-        manifest.fetch(store, "c/one", tmp_path / "out")
+        manifest.download_artifact(store, "c/one", tmp_path / "out")
 
 
 def test_a_second_commit_of_an_intact_artifact_changes_nothing(
     store: Store, tmp_path: Path
 ) -> None:
-    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1"), {})
     before = folder_of(store, "one")
-    manifest.commit(store, "one", make(tmp_path / "other", a="2"), {})
+    manifest.commit_artifact(store, "one", make(tmp_path / "other", a="2"), {})
     assert folder_of(store, "one") == before
     assert store.names() == [before, "one.json"]
 
@@ -59,7 +59,9 @@ def test_any_flipped_bit_is_noticed(
 ) -> None:
     base = tmp_path_factory.mktemp("flip")
     store = Store(str(base / "store"))
-    manifest.commit(store, "one", make(base / "in", a="some bytes", b="and more"), {"k": 1})
+    manifest.commit_artifact(
+        store, "one", make(base / "in", a="some bytes", b="and more"), {"k": 1}
+    )
     files = sorted(p for p in (base / "store").rglob("*") if p.is_file())
     sizes = [p.stat().st_size for p in files]
     place %= sum(sizes)
@@ -71,53 +73,53 @@ def test_any_flipped_bit_is_noticed(
             break
         place -= size
     # A pointer's spelling of its keys may break as well: any of these is refused.
-    assert manifest.damage(store, "one") is not None
+    assert manifest.find_damage(store, "one") is not None
     with pytest.raises(CheckpointError):
-        manifest.fetch(store, "one", base / "out")
+        manifest.download_artifact(store, "one", base / "out")
 
 
 def test_a_damaged_artifact_is_replaced_by_a_new_commit(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1"), {})
     store.write(f"{folder_of(store, 'one')}/a", b"x")
-    manifest.commit(store, "one", tmp_path / "in", {})
-    assert manifest.damage(store, "one") is None
+    manifest.commit_artifact(store, "one", tmp_path / "in", {})
+    assert manifest.find_damage(store, "one") is None
 
 
 def test_a_missing_file_is_damage(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1"), {})
     store.remove(f"{folder_of(store, 'one')}/a")
-    assert "missing" in str(manifest.damage(store, "one"))
+    assert "missing" in str(manifest.find_damage(store, "one"))
 
 
 def test_discard_leaves_nothing(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
-    manifest.discard(store, "one")
-    manifest.discard(store, "one")
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.remove_artifact(store, "one")
+    manifest.remove_artifact(store, "one")
     assert store.names() == []
 
 
 def test_a_pointer_without_its_keys_is_damage(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "one", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1"), {})
     pointer = json.loads(store.read("one.json"))
     store.write("one.json", json.dumps({"folder": pointer["folder"]}).encode())
-    assert "damaged" in str(manifest.damage(store, "one"))
+    assert "damaged" in str(manifest.find_damage(store, "one"))
 
 
 def test_a_newer_versions_manifest_is_named(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "a", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "a", make(tmp_path / "in", a="1"), {})
     folder = str(manifest.folder_of(store, "a"))
     text = json.loads(store.read(f"{folder}/manifest.json"))
     repoint(store, folder, json.dumps({**text, "format": 99}).encode())
     with pytest.raises(CheckpointError, match=r"newer version \(format 99"):
-        manifest.fetch(store, "a", tmp_path / "out")
+        manifest.download_artifact(store, "a", tmp_path / "out")
 
 
 def test_a_manifest_cut_off_is_named(store: Store, tmp_path: Path) -> None:
-    manifest.commit(store, "a", make(tmp_path / "in", a="1"), {})
+    manifest.commit_artifact(store, "a", make(tmp_path / "in", a="1"), {})
     folder = str(manifest.folder_of(store, "a"))
     repoint(store, folder, store.read(f"{folder}/manifest.json")[:40])
     with pytest.raises(CheckpointError, match="cut off"):
-        manifest.fetch(store, "a", tmp_path / "out")
+        manifest.download_artifact(store, "a", tmp_path / "out")
 
 
 def repoint(store: Store, folder: str, text: bytes) -> None:

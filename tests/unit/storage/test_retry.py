@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.retry import explain_local, retry_while_away
+from dreambooth_ray.storage.retry import explain_local_error, retry_while_away
 
 
 class Outage:
@@ -65,5 +65,5 @@ def test_answers_pass_through() -> None:
 
 
 def test_a_full_disk_is_named() -> None:
-    assert "full" in str(explain_local(OSError(errno.ENOSPC, "No space left"), "/data"))
-    assert explain_local(OSError(errno.ENOENT, "none"), "/data") is None
+    assert "full" in str(explain_local_error(OSError(errno.ENOSPC, "No space left"), "/data"))
+    assert explain_local_error(OSError(errno.ENOENT, "none"), "/data") is None

@@ -13,8 +13,8 @@ from dreambooth_ray.toyworld.evaluator import (
     load_evaluator,
     read_images,
 )
-from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render
-from dreambooth_ray.toyworld.world_images import HEADS, labels, to_tensor
+from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world_images import HEADS, attribute_labels, to_tensor
 
 HELD_OUT = 99
 COUNT = 150
@@ -32,7 +32,7 @@ def world() -> list[tuple[Subject, Scene]]:
 
 @pytest.fixture(scope="module")
 def originals(world: list[tuple[Subject, Scene]]) -> list[Image.Image]:
-    return [render(*one) for one in world]
+    return [render_image(*one) for one in world]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def remade(originals: list[Image.Image], toy_model: Path) -> list[Image.Image]:
     vae = load_components(toy_model).vae
     pixels = to_tensor(np.stack([np.asarray(p) for p in originals]))
     with torch.inference_mode():
-        made = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-    arrays = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        reconstructed = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    arrays = ((reconstructed + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(a) for a in arrays]
 
 
@@ -53,10 +53,10 @@ def test_every_attribute_is_read_from_originals_and_reconstructions(
     request: pytest.FixtureRequest,
 ) -> None:
     reading = read_images(network, request.getfixturevalue(kind))
-    truth = [labels(*one) for one in world]
+    truth = [attribute_labels(*one) for one in world]
     for i, head in enumerate(HEADS):
-        wanted = [NAMES[head][row[i]] for row in truth]
-        assert reading.accuracy(head, wanted) >= 0.93, head
+        expected_names = [NAMES[head][row[i]] for row in truth]
+        assert reading.accuracy(head, expected_names) >= 0.93, head
 
 
 def test_subject_then_reconstruction_then_another_of_its_class(
@@ -66,17 +66,19 @@ def test_subject_then_reconstruction_then_another_of_its_class(
     network: Evaluator,
 ) -> None:
     """The same image is nearest, its reconstruction near, a look-alike far."""
-    others = [
-        render(random_subject(HELD_OUT, 10_000 + k, s.class_noun), scene)
+    lookalikes = [
+        render_image(random_subject(HELD_OUT, 10_000 + k, s.class_noun), scene)
         for k, (s, scene) in enumerate(world)
     ]
-    elsewhere = [render(s, random_scene(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)]
-    me = read_images(network, originals).identity
+    other_scenes = [
+        render_image(s, random_scene(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)
+    ]
+    identity = read_images(network, originals).identity
 
-    def alike(images: list[Image.Image]) -> torch.Tensor:
-        return (me * read_images(network, images).identity).sum(dim=1)
+    def similarity(images: list[Image.Image]) -> torch.Tensor:
+        return (identity * read_images(network, images).identity).sum(dim=1)
 
-    rebuilt, moved, other = alike(remade), alike(elsewhere), alike(others)
+    rebuilt, moved, other = similarity(remade), similarity(other_scenes), similarity(lookalikes)
     assert rebuilt.mean() > 0.95
     assert moved.mean() > 0.9
     assert other.mean() < 0.3

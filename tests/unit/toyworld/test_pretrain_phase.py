@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.toyworld.pretrain_phase import Average, Phase, averaged_weights, run_phase
+from dreambooth_ray.toyworld.pretrain_phase import (
+    Phase,
+    WarmupMovingAverage,
+    averaged_weights,
+    run_phase,
+)
 
 
 class Square(nn.Module):
@@ -34,23 +39,23 @@ def make(work: Path, stop_at: int | None = None) -> Phase:
 def test_a_resumed_phase_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    run_phase(make, whole, processes=1)
+    uninterrupted, interrupted = tmp_path / "whole", tmp_path / "parts"
+    uninterrupted.mkdir()
+    interrupted.mkdir()
+    run_phase(make, uninterrupted, processes=1)
     with pytest.raises(Exception, match="stopped here"):
-        run_phase(partial(make, stop_at=270), parts, processes=1)
-    assert torch.load(parts / "square.pt", weights_only=True)["step"] == 250
-    run_phase(make, parts, processes=1)
-    one = averaged_weights(whole / "square.pt")
-    two = averaged_weights(parts / "square.pt")
+        run_phase(partial(make, stop_at=270), interrupted, processes=1)
+    assert torch.load(interrupted / "square.pt", weights_only=True)["step"] == 250
+    run_phase(make, interrupted, processes=1)
+    one = averaged_weights(uninterrupted / "square.pt")
+    two = averaged_weights(interrupted / "square.pt")
     assert one.keys() == {"line.weight", "line.bias"}
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_an_average_forgets_where_it_began() -> None:
     averaged, current = [torch.zeros(3)], [torch.ones(3)]
-    average = Average(0.999)
+    average = WarmupMovingAverage(0.999)
     for step in range(1, 2000):
         average(averaged, current, step)
     assert torch.allclose(averaged[0], current[0], atol=1e-3)

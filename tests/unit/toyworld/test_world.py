@@ -13,7 +13,7 @@ from dreambooth_ray.toyworld.world import (
     photographs,
     random_scene,
     random_subject,
-    render,
+    render_image,
 )
 
 seeds = st.integers(0, 2**31)
@@ -21,17 +21,17 @@ seeds = st.integers(0, 2**31)
 
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(0, 10**6))
-def test_a_image_is_a_pure_function_of_subject_and_scene(seed: int, index: int) -> None:
+def test_an_image_is_a_pure_function_of_subject_and_scene(seed: int, index: int) -> None:
     subject, scene = random_subject(seed, index), random_scene(seed, index)
-    again = render(random_subject(seed, index), random_scene(seed, index))
-    assert again.tobytes() == render(subject, scene).tobytes()
-    assert again.size == (64, 64)
+    second_image = render_image(random_subject(seed, index), random_scene(seed, index))
+    assert second_image.tobytes() == render_image(subject, scene).tobytes()
+    assert second_image.size == (64, 64)
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
 def test_the_subject_covers_a_fair_part_of_the_image(class_noun: str) -> None:
     scene = random_scene(0, 0, "plain")
-    bare = np.asarray(render(random_subject(1, 0, class_noun), scene))
+    bare = np.asarray(render_image(random_subject(1, 0, class_noun), scene))
     ground = bare[0, 0]
     share = (np.abs(bare.astype(int) - ground).sum(axis=2) > 60).mean()
     assert 0.08 < share < 0.6
@@ -39,8 +39,8 @@ def test_the_subject_covers_a_fair_part_of_the_image(class_noun: str) -> None:
 
 def test_a_larger_image_shows_the_same() -> None:
     subject, scene = random_subject(3), random_scene(3, 0)
-    small = np.asarray(render(subject, scene, 64)).astype(float)
-    large = np.asarray(render(subject, scene, 256).reduce(4)).astype(float)
+    small = np.asarray(render_image(subject, scene, 64)).astype(float)
+    large = np.asarray(render_image(subject, scene, 256).reduce(4)).astype(float)
     assert np.abs(small - large).mean() < 4
 
 

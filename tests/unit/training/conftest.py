@@ -12,6 +12,6 @@ from dreambooth_ray.storage.store import Store
 def priors(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Store:
     """Five class images."""
     spec = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 5)
-    found = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
-    PriorWorker(str(tiny_model), found.uri, spec, gpu=False).paint(0)
-    return found
+    store = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
+    PriorWorker(str(tiny_model), store.uri, spec, gpu=False).generate(0)
+    return store

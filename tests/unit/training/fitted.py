@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured, split
+from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.storage import paths
@@ -21,7 +21,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_sequence import StepSequence
-from dreambooth_ray.training.callbacks.validation import Probe, Validation
+from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
@@ -33,9 +33,9 @@ class Watch(pl.Callback):
     """Keeps each step's record and the norm of the gradients it used; saves after step 2."""
 
     def __init__(
-        self, save: Path | None, sequence: StepSequence, ended: Callable[[], object]
+        self, save: Path | None, sequence: StepSequence, on_end: Callable[[], object]
     ) -> None:
-        self.save, self.sequence, self.ended = save, sequence, ended
+        self.save, self.sequence, self.on_end = save, sequence, on_end
         self.records: list[dict[str, float]] = []
         self.norms: list[float] = []
 
@@ -50,7 +50,7 @@ class Watch(pl.Callback):
             self.norms.append(float(torch.cat([g.flatten() for g in grads]).double().norm()))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.ended()
+        self.on_end()
 
 
 class Fitted:
@@ -69,27 +69,31 @@ class Fitted:
         """track: where metrics go; keep: checkpoints too."""
         base = f"run_id: one\nsubject: {{photos: {photos}, class_noun: robot}}"
         config = parse_config(base, "x", [*SMALL, *overrides])
-        parts = load_components(model)
-        apply_method(config, parts)
-        trained, kept = split(config, read_configured(config, config.subject))
+        components = load_components(model)
+        apply_method(config, components)
+        trained, held_out = split_photographs(
+            config, read_configured_subject(config, config.subject)
+        )
         class_images = PriorSet(priors, config.prior.count)
-        corpus = TrainingDataset(config, parts, [trained], class_images, (0, 1))
-        self.probe = Probe(config, parts, kept, class_images)
-        validation = Validation(config, self.probe, []) if config.validation.every else None
-        self.module = DreamBoothModule(config, parts)
+        dataset = TrainingDataset(config, components, [trained], class_images, (0, 1))
+        self.validation_set = ValidationSet(config, components, held_out, class_images)
+        validation = (
+            Validation(config, self.validation_set, []) if config.validation.every else None
+        )
+        self.module = DreamBoothModule(config, components)
         if resume:
-            corpus.start = torch.load(resume, weights_only=True)["global_step"]
+            dataset.start = torch.load(resume, weights_only=True)["global_step"]
         run = track or Store(f"memory://fitted-{uuid.uuid4().hex}")
         if resume and track is None:
-            lines = (json.dumps({"step": step}) + "\n" for step in range(1, corpus.start + 1))
+            lines = (json.dumps({"step": step}) + "\n" for step in range(1, dataset.start + 1))
             run.write(paths.METRICS, "".join(lines).encode())
         side_work = SideWork(run)
         self.sequence = StepSequence(
             run,
-            corpus,
+            dataset,
             side_work=side_work,
-            loggers=Loggers(run, config, corpus.start, side_work),
-            checkpointing=CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {})
+            loggers=Loggers(run, config, dataset.start, side_work),
+            saver=CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {})
             if keep
             else None,
             validation=validation,
@@ -104,7 +108,7 @@ class Fitted:
                 callbacks=[self.sequence, self.watch],
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
-            loader = DataLoader(corpus, batch_size=None)
+            loader = DataLoader(dataset, batch_size=None)
             self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
         self.sequence.finish(self.trainer)
 

@@ -6,33 +6,33 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint_selection import (
     CheckpointSelection,
+    find_protected_steps,
     read_end,
     read_selection,
-    spared,
     write_end,
     write_selection,
 )
 from tests.unit.training.fitted import Fitted
 
 
-def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_selection_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
     assert read_selection(run) == CheckpointSelection()
     assert read_end(run) is None
-    verdict = CheckpointSelection(20, (10, 20, 30), True)
-    write_selection(run, verdict)
+    selection = CheckpointSelection(20, (10, 20, 30), True)
+    write_selection(run, selection)
     write_end(run, 30)
-    assert read_selection(run) == verdict
+    assert read_selection(run) == selection
     assert read_end(run) == 30
 
 
 def test_the_best_and_what_was_not_judged_are_spared() -> None:
-    assert spared([10, 20, 30, 40], CheckpointSelection(20, (10, 20, 30))) == {20, 40}
-    assert spared([10], CheckpointSelection()) == {10}
+    assert find_protected_steps([10, 20, 30, 40], CheckpointSelection(20, (10, 20, 30))) == {20, 40}
+    assert find_protected_steps([10], CheckpointSelection()) == {10}
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 2), (0, 5)])
-def test_training_ends_with_a_checkpoint_once_the_verdict_says_so(
+def test_training_ends_with_a_checkpoint_once_the_selection_says_so(
     tmp_path: Path, tiny_model: Path, photos: Path, priors: Store, patience: int, last: int
 ) -> None:
     run = Store(str(tmp_path / "run"))

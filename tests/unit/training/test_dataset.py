@@ -9,13 +9,18 @@ from PIL import Image
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import Photograph, read_configured, read_subject
+from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.priors.generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.dataset import Batch, TrainingDataset, make_pool, tokenize
+from dreambooth_ray.training.dataset import (
+    Batch,
+    TrainingDataset,
+    encode_photographs,
+    tokenize_captions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def parts(toy_model: Path) -> Components:
 TOY_SPEC = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 3)
 
 
-def config_of(photos: Path, *overrides: str) -> Config:
+def make_config(photos: Path, *overrides: str) -> Config:
     base = f"subject: {{photos: {photos}, class_noun: robot}}"
     return parse_config(
         base, "x", ["train.resolution=64", "train.batch_size=4", "prior.count=6", *overrides]
@@ -38,142 +43,147 @@ def prior_set(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Stor
     """Six committed class images."""
     store, spec = Store(str(tmp_path_factory.mktemp("priors"))), replace(TOY_SPEC, chunk_size=3)
     set_store = open_set(store, spec)
-    painter = PriorWorker(str(toy_model), set_store.uri, spec, gpu=False)
+    worker = PriorWorker(str(toy_model), set_store.uri, spec, gpu=False)
     for number in range(2):
-        painter.paint(number)
+        worker.generate(number)
     return set_store
 
 
 @pytest.fixture
-def corpus_of(prior_set: Store, parts: Components) -> Callable[..., TrainingDataset]:
+def make_dataset(prior_set: Store, parts: Components) -> Callable[..., TrainingDataset]:
     def make(
         config: Config, rank: int = 0, world: int = 1, parts: Components = parts
     ) -> TrainingDataset:
-        photographs = [read_configured(config, subject) for subject in config.all_subjects]
+        photographs = [read_configured_subject(config, subject) for subject in config.all_subjects]
         priors = PriorSet(prior_set, config.prior.count) if config.prior.count else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
 
     return make
 
 
-def same(one: Batch, two: Batch) -> bool:
+def are_equal(one: Batch, two: Batch) -> bool:
     fields = ("latents", "noise", "timesteps", "input_ids", "is_prior")
     return all(torch.equal(getattr(one, f), getattr(two, f)) for f in fields)
 
 
 def test_a_batch_is_a_pure_function_of_its_step(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    config = config_of(photos, "train.flip=true")
-    one, two = corpus_of(config), corpus_of(config)
+    config = make_config(photos, "train.flip=true")
+    one, two = make_dataset(config), make_dataset(config)
     two.start = 7
-    later = [two.batch(9), *list(two)[:2]]
-    assert same(one.batch(9), later[0])
-    assert same(one.batch(7), later[1])
-    assert not same(one.batch(7), one.batch(8))
+    batches = [two.make_batch(9), *list(two)[:2]]
+    assert are_equal(one.make_batch(9), batches[0])
+    assert are_equal(one.make_batch(7), batches[1])
+    assert not are_equal(one.make_batch(7), one.make_batch(8))
 
 
 def test_two_workers_see_together_what_one_sees(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    config = config_of(photos, "train.flip=true")
-    whole = corpus_of(config).batch(3)
-    shares = [corpus_of(config, rank, 2).batch(3) for rank in (0, 1)]
+    config = make_config(photos, "train.flip=true")
+    full_batch = make_dataset(config).make_batch(3)
+    shares = [make_dataset(config, rank, 2).make_batch(3) for rank in (0, 1)]
     for field in ("latents", "noise", "timesteps", "input_ids"):
-        value = getattr(whole, field)
+        value = getattr(full_batch, field)
         halves = [getattr(s, field) for s in shares]
-        together = torch.cat([halves[0][:2], halves[1][:2], halves[0][2:], halves[1][2:]])
-        assert torch.equal(value, together), field
+        joined = torch.cat([halves[0][:2], halves[1][:2], halves[0][2:], halves[1][2:]])
+        assert torch.equal(value, joined), field
 
 
 def test_photographs_come_first_and_as_many_class_images(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    batch = corpus_of(config_of(photos)).batch(0)
+    batch = make_dataset(make_config(photos)).make_batch(0)
     assert batch.is_prior.tolist() == [False] * 4 + [True] * 4
-    ids = tokenize(parts.tokenizer, ["a sks robot", "a robot"])
+    ids = tokenize_captions(parts.tokenizer, ["a sks robot", "a robot"])
     assert torch.equal(batch.input_ids[0], ids[0])
     assert torch.equal(batch.input_ids[-1], ids[1])
 
 
 def test_without_class_images_there_are_photographs_only(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    batch = corpus_of(config_of(photos, "prior.count=0")).batch(0)
+    batch = make_dataset(make_config(photos, "prior.count=0")).make_batch(0)
     assert batch.is_prior.tolist() == [False] * 4
 
 
 def test_latents_are_resampled_from_the_posterior_of_the_image(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    corpus = corpus_of(config_of(photos))
-    pool = make_pool(parts, read_subject(photos, "x", 64), flip=False)
+    dataset = make_dataset(make_config(photos))
+    pool = encode_photographs(parts, read_subject(photos, "x", 64), flip=False)
     mean, std = pool.latents[:, 0].unbind(dim=1)
     for step in range(6):
-        batch = corpus.batch(step)
-        away = ((batch.latents[0] - mean) / std).abs().flatten(1).mean(dim=1)
+        batch = dataset.make_batch(step)
+        distances = ((batch.latents[0] - mean) / std).abs().flatten(1).mean(dim=1)
         # Mean absolute value of a standard normal is 0.798: one image fits, no other does.
-        assert 0.7 < float(away.min()) < 0.9
+        assert 0.7 < float(distances.min()) < 0.9
 
 
 def test_a_mirrored_view_is_the_mirrored_image(parts: Components) -> None:
     image = Image.new("RGB", (64, 64), (255, 255, 255))
     image.paste((0, 0, 255), (0, 0, 20, 64))
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pool = make_pool(parts, [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)], True)
+    pool = encode_photographs(
+        parts, [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)], True
+    )
     assert torch.allclose(pool.latents[0, 1], pool.latents[1, 0], atol=1e-5)
 
 
 def test_the_stream_ends_with_the_last_step(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    corpus = corpus_of(config_of(photos, "train.steps=5"))
-    corpus.start = 3
-    assert [b.step for b in corpus] == [3, 4]
+    dataset = make_dataset(make_config(photos, "train.steps=5"))
+    dataset.start = 3
+    assert [b.step for b in dataset] == [3, 4]
 
 
 def test_parts_of_a_step_are_together_the_step(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    whole = corpus_of(config_of(photos)).batch(3)
-    corpus = corpus_of(config_of(photos, "train.accumulate=2", "train.steps=4"))
-    corpus.start = 3
-    one, two = corpus
+    full_batch = make_dataset(make_config(photos)).make_batch(3)
+    dataset = make_dataset(make_config(photos, "train.accumulate=2", "train.steps=4"))
+    dataset.start = 3
+    one, two = dataset
     assert (one.ends_step, two.ends_step) == (False, True)
     for field in ("latents", "noise", "timesteps", "input_ids"):
-        a, b, both = (getattr(x, field) for x in (one, two, whole))
-        assert torch.equal(torch.cat([a[:2], b[:2], a[2:], b[2:]]), both)
+        a, b, full_value = (getattr(x, field) for x in (one, two, full_batch))
+        assert torch.equal(torch.cat([a[:2], b[:2], a[2:], b[2:]]), full_value)
 
 
 def test_embeddings_are_cached_where_the_text_encoder_is_frozen(
-    photos: Path, toy_model: Path, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, toy_model: Path, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     frozen = load_components(toy_model)
     frozen.text_encoder.requires_grad_(False)
-    batch = corpus_of(config_of(photos), parts=frozen).batch(2)
+    batch = make_dataset(make_config(photos), parts=frozen).make_batch(2)
     with torch.no_grad():
-        expected = frozen.text_encoder(batch.input_ids).last_hidden_state
+        embeddings = frozen.text_encoder(batch.input_ids).last_hidden_state
     assert batch.hidden is not None
-    assert torch.allclose(batch.hidden, expected, atol=1e-5)
+    assert torch.allclose(batch.hidden, embeddings, atol=1e-5)
 
 
 def test_captions_are_dropped_at_the_rate_asked_for(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    corpus = corpus_of(config_of(photos, "loss.caption_dropout=0.25"))
-    empty = tokenize(parts.tokenizer, [""])
+    dataset = make_dataset(make_config(photos, "loss.caption_dropout=0.25"))
+    empty = tokenize_captions(parts.tokenizer, [""])
     dropped = [
-        bool((ids == empty).all()) for step in range(40) for ids in corpus.batch(step).input_ids
+        bool((ids == empty).all())
+        for step in range(40)
+        for ids in dataset.make_batch(step).input_ids
     ]
     assert 0.18 < sum(dropped) / len(dropped) < 0.32
-    assert not (corpus_of(config_of(photos)).batch(0).input_ids == empty).all(dim=1).any()
+    assert not (make_dataset(make_config(photos)).make_batch(0).input_ids == empty).all(dim=1).any()
 
 
 def test_offset_noise_shifts_whole_channels(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     plain, shifted = (
-        corpus_of(config_of(photos, f"loss.noise_offset={x}")).batch(1).noise for x in (0, 0.5)
+        make_dataset(make_config(photos, f"loss.noise_offset={x}")).make_batch(1).noise
+        for x in (0, 0.5)
     )
     shift = (shifted - plain).flatten(2)
     assert torch.allclose(shift, shift.mean(dim=2, keepdim=True).expand_as(shift), atol=1e-6)
@@ -181,22 +191,24 @@ def test_offset_noise_shifts_whole_channels(
 
 
 def test_logit_normal_timesteps_lie_where_they_are_put(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
-    def drawn(*overrides: str) -> torch.Tensor:
-        corpus = corpus_of(config_of(photos, *overrides))
-        return torch.cat([corpus.batch(s).timesteps for s in range(60)]).float()
+    def sample_timesteps(*overrides: str) -> torch.Tensor:
+        dataset = make_dataset(make_config(photos, *overrides))
+        return torch.cat([dataset.make_batch(s).timesteps for s in range(60)]).float()
 
-    middle = drawn("loss.timesteps=logit_normal", "loss.logit_std=0.5")
-    early = drawn("loss.timesteps=logit_normal", "loss.logit_mean=-2", "loss.logit_std=0.5")
+    middle = sample_timesteps("loss.timesteps=logit_normal", "loss.logit_std=0.5")
+    early = sample_timesteps(
+        "loss.timesteps=logit_normal", "loss.logit_mean=-2", "loss.logit_std=0.5"
+    )
     assert 470 < float(middle.mean()) < 530
-    assert float(middle.std()) < 0.6 * float(drawn().std())
+    assert float(middle.std()) < 0.6 * float(sample_timesteps().std())
     assert 80 < float(early.median()) < 160
     assert 0 <= float(early.min()) <= float(early.max()) < 1000
 
 
 def test_subjects_take_turns_with_their_own_words(
-    photos: Path, parts: Components, corpus_of: Callable[..., TrainingDataset]
+    photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     text = f"""
 subjects:
@@ -210,14 +222,20 @@ prior: {{count: 0}}
 """
     config = parse_config(text, "x", [])
     assert config.class_prompts == ("a robot", "a dog")
-    corpus = corpus_of(config)
+    dataset = make_dataset(config)
     texts = ["a sks robot", "a ohwx", "one ohwx"]
-    known = dict(
-        zip([tuple(ids.tolist()) for ids in tokenize(parts.tokenizer, texts)], texts, strict=True)
+    captions_by_ids = dict(
+        zip(
+            [tuple(ids.tolist()) for ids in tokenize_captions(parts.tokenizer, texts)],
+            texts,
+            strict=True,
+        )
     )
-    seen = set()
+    second_captions = set()
     for step in range(12):
-        found = [known[tuple(ids.tolist())] for ids in corpus.batch(step).input_ids]
-        assert found[0] == "a sks robot"
-        seen.add(found[1])
-    assert seen == {"a ohwx", "one ohwx"}
+        captions = [
+            captions_by_ids[tuple(ids.tolist())] for ids in dataset.make_batch(step).input_ids
+        ]
+        assert captions[0] == "a sks robot"
+        second_captions.add(captions[1])
+    assert second_captions == {"a ohwx", "one ohwx"}

@@ -23,11 +23,11 @@ def test_no_step_is_taken_with_a_gradient_beyond_the_bound(
 
 
 def test_parts_of_a_step_add_up_to_it(tiny_model: Path, photos: Path, priors: Store) -> None:
-    whole = Fitted(tiny_model, photos, priors, "train.steps=2")
+    single = Fitted(tiny_model, photos, priors, "train.steps=2")
     parted = Fitted(tiny_model, photos, priors, "train.steps=2", "train.accumulate=2")
-    assert parted.losses() == pytest.approx(whole.losses(), rel=1e-3)
+    assert parted.losses() == pytest.approx(single.losses(), rel=1e-3)
     assert [r["images_seen"] for r in parted.watch.records] == [4, 8]
-    norms = [[r["grad_norm"] for r in x.watch.records] for x in (whole, parted)]
+    norms = [[r["grad_norm"] for r in run.watch.records] for run in (single, parted)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
@@ -35,19 +35,19 @@ def test_a_resumed_adapter_with_its_average_goes_on_bit_for_bit(
     tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
 ) -> None:
     state = tmp_path / "state.ckpt"
-    same = (
+    overrides = (
         "train.method=lora", "train.ema_decay=0.9", "identifier.kind=learned", "train.steps=4",
         "train.lr_schedule=cosine", "train.lr_warmup_steps=1",
     )  # fmt: skip
-    whole = Fitted(tiny_model, photos, priors, *same, save=state)
+    full_run = Fitted(tiny_model, photos, priors, *overrides, save=state)
     assert state.stat().st_size < 2_000_000
-    rest = Fitted(tiny_model, photos, priors, *same, resume=state)
-    assert rest.watch.records == whole.watch.records[2:]
-    assert all(torch.equal(w, rest.weights[n]) for n, w in whole.weights.items())
-    averages = [x.module.average.weights for x in (whole, rest)]  # type: ignore[union-attr]
-    assert averages[0].keys() == whole.weights.keys()
+    resumed = Fitted(tiny_model, photos, priors, *overrides, resume=state)
+    assert resumed.watch.records == full_run.watch.records[2:]
+    assert all(torch.equal(w, resumed.weights[n]) for n, w in full_run.weights.items())
+    averages = [run.module.average.weights for run in (full_run, resumed)]  # type: ignore[union-attr]
+    assert averages[0].keys() == full_run.weights.keys()
     assert all(torch.equal(w, averages[1][n]) for n, w in averages[0].items())
-    assert not any(torch.equal(w, averages[0][n]) for n, w in whole.weights.items())
+    assert not any(torch.equal(w, averages[0][n]) for n, w in full_run.weights.items())
 
 
 def test_less_memory_and_less_precision_come_to_about_the_same(

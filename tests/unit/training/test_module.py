@@ -67,14 +67,14 @@ def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method:
         assert (module._recorder is not None) == (steps > WARMUP_CALLS)
         optimizer = module.configure_optimizers()["optimizer"]
         for step in range(5):
-            address = torch.Generator().manual_seed(step)
-            draws = [torch.randn(2, 4, 16, 16, generator=address) for _ in range(2)]
-            times = torch.randint(0, 999, (2,), generator=address)
+            generator = torch.Generator().manual_seed(step)
+            latents_and_noise = [torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2)]
+            timesteps = torch.randint(0, 999, (2,), generator=generator)
             ids = torch.full((2, 16), 5)
-            batch = Batch(*draws, times, ids, torch.tensor([False, True]), step)
+            batch = Batch(*latents_and_noise, timesteps, ids, torch.tensor([False, True]), step)
             if module.text_encoder is None:
                 batch.hidden = torch.ones(2, 16, 32)
-            module.errors(batch).mean().backward()
+            module.compute_errors(batch).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         weights.append([p.detach().clone() for p in module.parameters()])

@@ -18,7 +18,7 @@ from dreambooth_ray.training.restarts import (
     is_outage,
     read_restarts,
 )
-from dreambooth_ray.training.worker_messages import unread
+from dreambooth_ray.training.worker_messages import read_new_messages
 
 DEAD = ActorDiedError()
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:31337")
@@ -67,14 +67,14 @@ def test_the_cause_is_the_death_and_not_what_others_had_of_it() -> None:
 def test_restarts_are_written_down_and_said() -> None:
     run = Store("memory://restarts")
     RestartRecorder(run, 3, lambda: 7.0).should_restart([DEAD])
-    again = RestartRecorder(run, 3, lambda: 8.0)
-    assert again.should_restart([BUG])
-    assert not again.should_restart([BUG])
+    recorder = RestartRecorder(run, 3, lambda: 8.0)
+    assert recorder.should_restart([BUG])
+    assert not recorder.should_restart([BUG])
     restarts = read_restarts(run)
     assert [(r.attempt, r.step, r.at_s) for r in restarts] == [(2, 0, 7.0), (3, 0, 8.0)]
-    said = unread(run, set())
-    assert len(said) == 2
-    assert said[1] == (
+    messages = read_new_messages(run, set())
+    assert len(messages) == 2
+    assert messages[1] == (
         "restart: attempt 3 goes on from step 0, because ValueError: operands of shape (2, 3)"
     )
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from dreambooth_ray.data.quality import inspection, measurements
-from dreambooth_ray.data.quality.inspection import Examination, examine
+from dreambooth_ray.data.quality.inspection import InspectionReport, inspect_photographs
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.evaluation.quality_page import doctor_page
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -18,15 +18,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def checks(found: Examination) -> list[tuple[str, tuple[str, ...]]]:
-    return [(f.check, f.photographs) for f in found.findings]
+def checks(report: InspectionReport) -> list[tuple[str, tuple[str, ...]]]:
+    return [(f.check, f.photographs) for f in report.issues]
 
 
 def test_good_photographs_pass_and_what_was_not_looked_at_is_said(folder: Path) -> None:
-    found = examine(folder, 256)
-    assert checks(found) == []
-    assert found.verdict == "ok"
-    assert [line.partition(":")[0] for line in found.skipped] == [
+    report = inspect_photographs(folder, 256)
+    assert checks(report) == []
+    assert report.worst_severity == "ok"
+    assert [line.partition(":")[0] for line in report.skipped] == [
         "other subjects and poses",
         "class noun",
     ]
@@ -40,12 +40,12 @@ def test_faults_are_found_each_in_its_photograph(folder: Path) -> None:
     barred = Image.new("RGB", (300, 256))
     barred.paste(Image.open(folder / "02.png"), (22, 0))
     barred.save(folder / "barred.png")
-    found = checks(examine(folder, 256))
-    assert ("resolution", ("small.png",)) in found
-    assert ("exposure", ("dark.png",)) in found
-    assert ("bars", ("barred.png",)) in found
-    assert ("duplicate", ("00.png", "small.png")) in found
-    assert {p for check, p in found if check == "blur"} == {("blurred.png",)}
+    issues = checks(inspect_photographs(folder, 256))
+    assert ("resolution", ("small.png",)) in issues
+    assert ("exposure", ("dark.png",)) in issues
+    assert ("bars", ("barred.png",)) in issues
+    assert ("duplicate", ("00.png", "small.png")) in issues
+    assert {p for check, p in issues if check == "blur"} == {("blurred.png",)}
 
 
 def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_speck_in_the_frame_is_too_small(tmp_path: Path) -> None:
         image = ground.copy()
         image.paste((220, 30, 30), (90, 60, 90 + side, 60 + side))
         image.save(tmp_path / f"{k}.png")
-    sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
+    sizes = [f for f in inspect_photographs(tmp_path, 256).issues if f.check == "subject size"]
     assert [f.photographs for f in sizes] == [("0.png",)]
 
 
@@ -64,7 +64,7 @@ def test_a_speck_before_a_soft_ground_of_its_own_colours_is_too_small(tmp_path: 
         image = ground.copy()
         image.paste(Image.effect_noise((side, side), 90).convert("RGB"), (60, 60))
         image.save(tmp_path / f"{k}.png")
-    sizes = [f for f in examine(tmp_path, 256).findings if f.check == "subject size"]
+    sizes = [f for f in inspect_photographs(tmp_path, 256).issues if f.check == "subject size"]
     assert [f.photographs for f in sizes] == [("0.png",)]
 
 
@@ -73,32 +73,36 @@ def test_one_background_for_all_and_too_few(tmp_path: Path) -> None:
         image = Image.new("RGB", (128, 128), (60, 120, 60))
         image.paste((200, 40 + 150 * k, 40), (30 + 20 * k, 30, 100, 90))
         image.save(tmp_path / f"{k}.png")
-    assert {"backgrounds", "number"} <= {f.check for f in examine(tmp_path, 128).findings}
+    assert {"backgrounds", "number"} <= {f.check for f in inspect_photographs(tmp_path, 128).issues}
 
 
 def test_a_stranger_stands_out_by_its_vector(folder: Path) -> None:
     vectors = torch.eye(4)[[0, 0, 0, 1]] * 0.9 + 0.1
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    found = examine(folder, 256, embed=lambda images: vectors)
-    assert checks(found) == [("subject", ("03.png",))]
-    alike = examine(folder, 256, embed=lambda images: torch.eye(4)[[0, 0, 0, 0]])
-    assert [f.check for f in alike.findings] == ["poses"]
+    report = inspect_photographs(folder, 256, embed=lambda images: vectors)
+    assert checks(report) == [("subject", ("03.png",))]
+    report_of_alike = inspect_photographs(
+        folder, 256, embed=lambda images: torch.eye(4)[[0, 0, 0, 0]]
+    )
+    assert [f.check for f in report_of_alike.issues] == ["poses"]
 
 
 def test_the_class_noun_is_compared_with_what_is_seen(folder: Path) -> None:
-    seen = [(0.9, "robot"), (0.05, "teapot"), (0.1, "robot"), (0.3, "car")]
-    found = examine(folder, 256, class_noun="robot", noun_share=lambda images: seen)
-    assert checks(found) == [("class noun", ("01.png",))]
-    assert "more like a teapot than a robot" in found.findings[0].sentence
+    noun_shares = [(0.9, "robot"), (0.05, "teapot"), (0.1, "robot"), (0.3, "car")]
+    report = inspect_photographs(
+        folder, 256, class_noun="robot", noun_share=lambda images: noun_shares
+    )
+    assert checks(report) == [("class noun", ("01.png",))]
+    assert "more like a teapot than a robot" in report.issues[0].sentence
 
 
 def test_captions_are_read(folder: Path) -> None:
     (folder / "00.txt").write_text("a sks robot on the grass")
     (folder / "01.txt").write_text("  ")
     (folder / "02.txt").write_text("a robot " + "very " * 60)
-    found = examine(folder, 256, identifier="sks", class_noun="robot").findings
-    said = [(f.severity, f.photographs, f.sentence[:35]) for f in found]
-    assert said == [
+    issues = inspect_photographs(folder, 256, identifier="sks", class_noun="robot").issues
+    rows = [(f.severity, f.photographs, f.sentence[:35]) for f in issues]
+    assert rows == [
         ("note", ("03.png",), "1 of 4 photographs have no caption "),
         ("warning", ("01.png",), "The caption of 01.png is empty; wri"),
         ("warning", ("02.png",), "The caption of 02.png has 62 words;"),
@@ -108,7 +112,7 @@ def test_captions_are_read(folder: Path) -> None:
 
 def test_the_page_escapes_names_and_holds_its_images(folder: Path) -> None:
     (folder / "00.png").rename(folder / "<b>&.png")
-    page = doctor_page(examine(folder, 512))
+    page = doctor_page(inspect_photographs(folder, 512))
     assert "&lt;b&gt;&amp;.png" in page
     assert "<b>&" not in page
     assert page.count("data:image/jpeg;base64,") == 8  # 4 photographs, 4 findings: too small
@@ -117,7 +121,7 @@ def test_the_page_escapes_names_and_holds_its_images(folder: Path) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no photograph"):
-        examine(tmp_path, 512)
+        inspect_photographs(tmp_path, 512)
 
 
 def test_hashes_survive_small_changes_and_tell_images_apart(folder: Path) -> None:

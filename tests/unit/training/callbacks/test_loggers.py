@@ -14,17 +14,17 @@ from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.metrics_log import read_metrics
 from tests.unit.training.fitted import Fitted
 
-ASKED = ("train.steps=3", "validation.every=3", "validation.class_images=2", "prior.count=5")
+OVERRIDES = ("train.steps=3", "validation.every=3", "validation.class_images=2", "prior.count=5")
 
 
 def test_a_resumed_run_stands_in_each_logger_once(
     tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
 ) -> None:
     run, state = Store(str(tmp_path / "run")), tmp_path / "state.ckpt"
-    asked = (*ASKED, "tracking.loggers=[tensorboard,csv]")
-    Fitted(tiny_model, photos, priors, *asked, track=run, save=state)
+    overrides = (*OVERRIDES, "tracking.loggers=[tensorboard,csv]")
+    Fitted(tiny_model, photos, priors, *overrides, track=run, save=state)
     first = read_metrics(run)
-    Fitted(tiny_model, photos, priors, *asked, track=run, resume=state)
+    Fitted(tiny_model, photos, priors, *overrides, track=run, resume=state)
     assert read_metrics(run) == first
     assert [("val_loss" in r) for r in first] == [False, False, True]
     with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:

@@ -11,13 +11,13 @@ from pytorch_lightning.loggers import CSVLogger
 
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.callbacks.validation import Probe
+from dreambooth_ray.training.callbacks.validation import ValidationSet
 from dreambooth_ray.training.checkpoint import retention
 from dreambooth_ray.training.metrics_log import FAILURES, read_metrics
-from dreambooth_ray.training.worker_messages import unread
+from dreambooth_ray.training.worker_messages import read_new_messages
 from tests.unit.training.fitted import Fitted
 
-ASKED = ("train.steps=3", "checkpoint.every=2")
+OVERRIDES = ("train.steps=3", "checkpoint.every=2")
 
 
 @pytest.fixture
@@ -27,15 +27,15 @@ def run(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model: Path, photos: Path, priors: Store) -> Fitted:
-    return Fitted(tiny_model, photos, priors, *ASKED, "tracking.loggers=[]")
+    return Fitted(tiny_model, photos, priors, *OVERRIDES, "tracking.loggers=[]")
 
 
-def assert_whole(found: Fitted, undisturbed: Fitted, run: Store) -> None:
+def assert_whole(disturbed: Fitted, undisturbed: Fitted, run: Store) -> None:
     """Equal losses and weights, and the last step committed."""
-    assert found.losses() == undisturbed.losses()
-    assert all(torch.equal(w, undisturbed.weights[n]) for n, w in found.weights.items())
+    assert disturbed.losses() == undisturbed.losses()
+    assert all(torch.equal(w, undisturbed.weights[n]) for n, w in disturbed.weights.items())
     assert retention.committed_steps(run)[-1] == 3
-    assert manifest.damage(run, paths.checkpoint(3)) is None
+    assert manifest.find_damage(run, paths.checkpoint(3)) is None
     assert [r["step"] for r in read_metrics(run)] == [1, 2, 3]
 
 
@@ -48,17 +48,19 @@ def test_a_commit_that_is_late_finds_everything_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The upload of the last checkpoint begins only when Lightning's loop has ended."""
-    ended, upload = threading.Event(), manifest.upload
+    loop_ended, upload = threading.Event(), manifest.upload_files
 
     def late(store: Store, folder: str, local: Path) -> Any:
         if "00000003" in folder:
-            assert ended.wait(60)
+            assert loop_ended.wait(60)
         return upload(store, folder, local)
 
-    monkeypatch.setattr(manifest, "upload", late)
-    found = Fitted(tiny_model, photos, priors, *ASKED, track=run, keep=True, on_train_end=ended.set)
-    assert_whole(found, undisturbed, run)
-    assert unread(run, set()) == []
+    monkeypatch.setattr(manifest, "upload_files", late)
+    disturbed = Fitted(
+        tiny_model, photos, priors, *OVERRIDES, track=run, keep=True, on_train_end=loop_ended.set
+    )
+    assert_whole(disturbed, undisturbed, run)
+    assert read_new_messages(run, set()) == []
 
 
 class Broken(CSVLogger):
@@ -102,11 +104,11 @@ def test_a_logger_that_raises_is_said_once_and_the_run_is_whole(
         "dreambooth_ray.training.callbacks.loggers.make_logger",
         lambda name, folder, config, start: Broken(folder),
     )
-    found = Fitted(
-        tiny_model, photos, priors, *ASKED, "tracking.loggers=[csv]", track=run, keep=True
+    disturbed = Fitted(
+        tiny_model, photos, priors, *OVERRIDES, "tracking.loggers=[csv]", track=run, keep=True
     )
-    assert_whole(found, undisturbed, run)
-    assert unread(run, set()) == [
+    assert_whole(disturbed, undisturbed, run)
+    assert read_new_messages(run, set()) == [
         f"warning: logger csv failed: ConnectionError: no {call}; training goes on without"
     ]
 
@@ -124,9 +126,9 @@ def test_a_full_disk_under_tensorboard_is_met_in_its_own_thread(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    found = Fitted(tiny_model, photos, priors, *ASKED, track=run, keep=True)
-    assert_whole(found, undisturbed, run)
-    assert any("logger tensorboard failed" in text for text in unread(run, set()))
+    disturbed = Fitted(tiny_model, photos, priors, *OVERRIDES, track=run, keep=True)
+    assert_whole(disturbed, undisturbed, run)
+    assert any("logger tensorboard failed" in text for text in read_new_messages(run, set()))
 
 
 def test_a_validation_that_fails_is_counted_in_the_metrics(
@@ -137,17 +139,17 @@ def test_a_validation_that_fails_is_counted_in_the_metrics(
     undisturbed: Fitted,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_: Probe) -> None:
+    def fail(_: ValidationSet) -> None:
         raise OSError("class image 4 is gone")
 
-    monkeypatch.setattr(Probe, "batches", fail)
-    found = Fitted(
-        tiny_model, photos, priors, *ASKED, "validation.every=2", "prior.count=5",
+    monkeypatch.setattr(ValidationSet, "load_batches", fail)
+    disturbed = Fitted(
+        tiny_model, photos, priors, *OVERRIDES, "validation.every=2", "prior.count=5",
         "validation.class_images=2", track=run, keep=True,
     )  # fmt: skip
-    assert_whole(found, undisturbed, run)
+    assert_whole(disturbed, undisturbed, run)
     assert [r.get(FAILURES) for r in read_metrics(run)] == [None, 1, 2]
-    assert unread(run, set()) == [
+    assert read_new_messages(run, set()) == [
         "warning: validation failed: OSError: class image 4 is gone; training goes on without"
     ]
 
@@ -163,7 +165,7 @@ def test_old_checkpoints_that_can_not_be_removed_end_nothing(
     def fail(*_: Any) -> None:
         raise PermissionError("denied")
 
-    monkeypatch.setattr(retention, "tidy", fail)
-    found = Fitted(tiny_model, photos, priors, *ASKED, track=run, keep=True)
-    assert_whole(found, undisturbed, run)
-    assert "removing old checkpoints failed" in unread(run, set())[0]
+    monkeypatch.setattr(retention, "remove_old_checkpoints", fail)
+    disturbed = Fitted(tiny_model, photos, priors, *OVERRIDES, track=run, keep=True)
+    assert_whole(disturbed, undisturbed, run)
+    assert "removing old checkpoints failed" in read_new_messages(run, set())[0]

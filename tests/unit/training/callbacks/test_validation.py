@@ -5,15 +5,15 @@ import torch
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.training import ValidationConfig
-from dreambooth_ray.data.subject import read_configured, split
+from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.errors import ConfigError, DataError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
-from dreambooth_ray.training.callbacks.validation import evaluate
-from dreambooth_ray.training.early_stopping import last_step, stops_at
+from dreambooth_ray.training.callbacks.validation import compute_validation_losses
+from dreambooth_ray.training.early_stopping import find_stop_step, last_step
 from tests.unit.training.fitted import Fitted
 
-ASKED = (
+OVERRIDES = (
     "validation.every=2", "validation.held_out=1", "validation.class_images=2", "prior.count=5",
     "validation.timesteps=4", "validation.bins=2",
 )  # fmt: skip
@@ -21,7 +21,7 @@ ASKED = (
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, photos: Path, priors: Store) -> Fitted:
-    return Fitted(tiny_model, photos, priors, *ASKED, "train.steps=3", "train.ema_decay=0.9")
+    return Fitted(tiny_model, photos, priors, *OVERRIDES, "train.steps=3", "train.ema_decay=0.9")
 
 
 def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) -> None:
@@ -36,34 +36,38 @@ def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) ->
     )
 
 
-def test_the_questions_are_fixed_and_asked_of_the_averaged_weights(run: Fitted) -> None:
+def test_examples_are_fixed_and_use_the_averaged_weights(run: Fitted) -> None:
     before = {n: w.clone() for n, w in run.weights.items()}
-    again = evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
-    last = run.watch.records[-1]
-    assert again == {k: v for k, v in last.items() if k.startswith("val_")}
+    losses = compute_validation_losses(
+        run.trainer, run.module, run.validation_set, SideWork(Store("memory://validation"))
+    )
+    record = run.watch.records[-1]
+    assert losses == {k: v for k, v in record.items() if k.startswith("val_")}
     assert all(torch.equal(w, before[n]) for n, w in run.weights.items())
     average, run.module.average = run.module.average, None
     assert (
-        evaluate(run.trainer, run.module, run.probe, SideWork(Store("memory://validation")))
-        != again
+        compute_validation_losses(
+            run.trainer, run.module, run.validation_set, SideWork(Store("memory://validation"))
+        )
+        != losses
     )
     run.module.average = average
 
 
-def test_what_is_asked_is_not_trained_on(run: Fitted) -> None:
-    batches = run.probe.batches()
-    assert run.probe.num_questions == (1 + 2) * 4
+def test_what_is_validated_is_not_trained_on(run: Fitted) -> None:
+    batches = run.validation_set.load_batches()
+    assert run.validation_set.num_examples == (1 + 2) * 4
     assert sum(int(b.is_prior.sum()) for b in batches) >= 2 * 4
-    corpus = run.trainer.train_dataloader.dataset
-    assert len(corpus._photographs[0].latents) == 2
-    assert {corpus._priors.choose(0, position) for position in range(9)} == {0, 1, 2}
+    dataset = run.trainer.train_dataloader.dataset
+    assert len(dataset._photographs[0].latents) == 2
+    assert {dataset._priors.choose_index(0, position) for position in range(9)} == {0, 1, 2}
 
 
 def test_a_run_that_gets_no_better_ends_there(
     tiny_model: Path, photos: Path, priors: Store
 ) -> None:
     run = Fitted(
-        tiny_model, photos, priors, *ASKED, "train.steps=9", "validation.every=1",
+        tiny_model, photos, priors, *OVERRIDES, "train.steps=9", "validation.every=1",
         "validation.patience=2", "validation.min_delta=1000", "train.lr=1e-9",
     )  # fmt: skip
     assert [r["step"] for r in run.watch.records] == [1, 2, 3]
@@ -73,19 +77,21 @@ def test_a_run_that_gets_no_better_ends_there(
 
 def test_when_to_stop_is_a_function_of_the_losses() -> None:
     losses = [(10, 5.0), (20, 4.0), (30, 4.05), (40, 3.99), (50, 4.2)]
-    assert stops_at(losses, ValidationConfig(every=10, patience=1)) == 30
-    assert stops_at(losses, ValidationConfig(every=10, patience=2)) is None
-    assert stops_at(losses, ValidationConfig(every=10, patience=2, min_delta=0.1)) == 40
-    assert stops_at(losses, ValidationConfig(every=10)) is None
+    assert find_stop_step(losses, ValidationConfig(every=10, patience=1)) == 30
+    assert find_stop_step(losses, ValidationConfig(every=10, patience=2)) is None
+    assert find_stop_step(losses, ValidationConfig(every=10, patience=2, min_delta=0.1)) == 40
+    assert find_stop_step(losses, ValidationConfig(every=10)) is None
     nan = float("nan")
-    assert stops_at([(1, 1.0), (2, nan), (3, nan)], ValidationConfig(every=1, patience=2)) == 3
+    assert (
+        find_stop_step([(1, 1.0), (2, nan), (3, nan)], ValidationConfig(every=1, patience=2)) == 3
+    )
 
 
 def test_something_must_be_left_to_train_on(photos: Path) -> None:
     text = f"subject: {{photos: {photos}, class_noun: robot}}\ntrain: {{resolution: 64}}"
     config = parse_config(text, "x", ["validation.every=5", "validation.held_out=3"])
     with pytest.raises(DataError, match="leaves none of the 3 photographs"):
-        split(config, read_configured(config, config.subject))
+        split_photographs(config, read_configured_subject(config, config.subject))
     with pytest.raises(ConfigError, match=r"less validation\.class_images=4"):
         parse_config(text, "x", ["validation.every=5", "prior.count=4"])
     with pytest.raises(ConfigError, match=r"validation\.bins=3"):

@@ -8,7 +8,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import retention
-from dreambooth_ray.training.checkpoint.convert import trained_weights
+from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def commit(run: Store, step: int, tmp_path: Path) -> None:
     folder = tmp_path / f"in-{step}"
     folder.mkdir()
     (folder / retention.STATE).write_text(str(step))
-    manifest.commit(run, paths.checkpoint(step), folder, {"step": step})
+    manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})
 
 
 def damage(run: Store, step: int) -> None:
@@ -51,7 +51,7 @@ def test_with_none_intact_it_says_so(run: Store, tmp_path: Path) -> None:
 def test_rotation_keeps_the_newest(run: Store, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         commit(run, step, tmp_path)
-    retention.rotate(run, keep=2)
+    retention.rotate_checkpoints(run, num_kept=2)
     assert retention.committed_steps(run) == [20, 30]
     assert len(run.names(paths.CHECKPOINTS)) == 4
 
@@ -60,14 +60,14 @@ def test_rotation_deletes_nothing_while_the_newest_is_damaged(run: Store, tmp_pa
     for step in (10, 20, 30):
         commit(run, step, tmp_path)
     damage(run, 30)
-    retention.rotate(run, keep=1)
+    retention.rotate_checkpoints(run, num_kept=1)
     assert retention.committed_steps(run) == [10, 20, 30]
 
 
 def test_weights_are_sorted_by_part(tmp_path: Path) -> None:
     one, two = torch.ones(1), torch.zeros(2)
     torch.save({"state_dict": {"unet.a.b": one, "text_encoder.c": two}}, tmp_path / "s")
-    parts = trained_weights(tmp_path / "s")
+    parts = load_trained_weights(tmp_path / "s")
     assert parts["unet"].keys() == {"a.b"}
     assert parts["text_encoder"].keys() == {"c"}
 
@@ -78,8 +78,8 @@ def test_rotation_keeps_the_best_as_well(run: Store, tmp_path: Path) -> None:
         folder.mkdir()
         (folder / retention.STATE).write_text("x")
         about: dict[str, object] = {"step": step, "metrics": {"val_loss": loss}}
-        manifest.commit(run, paths.checkpoint(step), folder, about)
-        retention.rotate(run, keep=1, best="val_loss")
+        manifest.commit_artifact(run, paths.checkpoint(step), folder, about)
+        retention.rotate_checkpoints(run, num_kept=1, best_metric="val_loss")
     assert retention.committed_steps(run) == [20, 40]
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
     [({"model_hash": "b"}, "another model"), ({"strategy": "fsdp2"}, "strategy=fsdp2")],
 )
 def test_what_does_not_fit_is_refused(about: dict[str, object], words: str) -> None:
-    restored = retention.Restored(5, Path("x"), about)
+    restored = retention.DownloadedCheckpoint(5, Path("x"), about)
     with pytest.raises(CheckpointError, match=words):
         retention.check_fits(restored, "ddp", "a", "run")
 
@@ -145,7 +145,7 @@ def test_a_kill_in_any_phase_leaves_the_newest_committed_one(tmp_path: Path) -> 
         mortal.lives = lives
         try:
             commit_shards(mortal, 30, tmp_path)
-            retention.rotate(mortal, keep=2)
+            retention.rotate_checkpoints(mortal, num_kept=2)
             ends.add("done")
         except Killed:
             pass
@@ -161,4 +161,4 @@ def commit_shards(run: Store, step: int, tmp_path: Path) -> None:
     (folder / retention.STATE).mkdir(parents=True)
     for rank in range(2):
         (folder / retention.STATE / str(rank)).write_text(str(step))
-    manifest.commit(run, paths.checkpoint(step), folder, {"step": step})
+    manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})

@@ -1,0 +1,40 @@
+"""What one request generates: its uploads, its tasks for the replicas, its image files."""
+
+from dataclasses import dataclass
+
+from serve.api_messages import ImageRequest, Receipt
+from serve.auth import Caller
+from serve.replica_messages import SampleTask
+from serve.subject_catalog import ServedSubject
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The files of an edit, still encoded."""
+
+    image: bytes
+    mask: bytes | None = None
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A finished image file and its receipt."""
+
+    data: bytes
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """A valid request with its subject, and one task for each image: nothing is sampled yet."""
+
+    caller: Caller
+    request: ImageRequest
+    subject: ServedSubject
+    sample_tasks: list[SampleTask]
+    deadline_s: float
+
+    @property
+    def costs(self) -> list[int]:
+        """Steps of each image."""
+        return [d.steps for d in self.sample_tasks]
