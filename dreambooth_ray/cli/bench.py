@@ -8,24 +8,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from benchmarks.themes import THEMES
+from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
 
 RESULTS = Path("benchmarks/results")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb, with a command for each theme."""
-    group = typer.Typer(
-        help="Throughput against peers, as ratios measured in one run.", no_args_is_help=True
-    )
-    for theme, (_, about) in THEMES.items():
-        group.command(name=theme, help=about)(_make_command(theme))
-    group.command()(report)
-    group.command()(plan)
-    app.add_typer(group, name="bench")
+class _BenchGroup(TyperGroup):
+    """A command for each theme, once somebody asks for them: images may lack the benchmarks."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._add_themes()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._add_themes()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_themes(self) -> None:
+        try:
+            from benchmarks.themes import THEMES
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "bench needs the package benchmarks, which is not installed: "
+                "pip install 'dreambooth-ray[bench]', or run it in a checkout of the source"
+            ) from error
+        themes = typer.Typer()
+        for theme, (_, about) in THEMES.items():
+            themes.command(name=theme, help=about)(_make_command(theme))
+        self.commands = {**typer.main.get_group(themes).commands, **self.commands}
+
+
+app = typer.Typer(
+    name="bench",
+    cls=_BenchGroup,
+    help="Throughput against peers, as ratios measured in one run.",
+    no_args_is_help=True,
+)
 
 
 def _make_command(theme: str) -> Callable[..., None]:
@@ -41,8 +63,6 @@ def _make_command(theme: str) -> Callable[..., None]:
 
 
 def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
-    from dreambooth_ray.errors import ConfigError
-
     if profile not in ("smoke", "full"):
         raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
     # Before torch is imported: one thread each is how the peers are compared.
@@ -53,6 +73,7 @@ def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | 
     _write_record(run_theme(theme, setting), file)
 
 
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="folder of records")] = RESULTS,
     readme: Annotated[Path | None, typer.Option(help="file whose table is made anew")] = None,
@@ -68,6 +89,7 @@ def report(
         put_table(readme, format_table(records))
 
 
+@app.command()
 def plan(
     gpus: Annotated[int, typer.Option(min=1)],
     subjects: Annotated[int, typer.Option(min=1)],

@@ -9,6 +9,7 @@ import typer
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 app = typer.Typer(
+    name="cluster",
     help="A Ray cluster of several hosts on this one machine, to develop and to break. Needs root.",
     no_args_is_help=True,
 )

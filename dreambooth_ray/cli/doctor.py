@@ -12,11 +12,6 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(doctor)
-
-
 def doctor(
     folder: Annotated[Path, typer.Argument(help="folder of photographs")],
     resolution: Annotated[int, typer.Option(min=8, help="of the training to come, pixels")] = 512,

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(evaluate)
-
-
 def evaluate(
     model: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
     protocol: Annotated[

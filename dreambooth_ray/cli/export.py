@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(name="export")(export)
-
-
 def export(
     run: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
     form: Annotated[

@@ -10,11 +10,6 @@ import typer
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(identifier)
-
-
 def identifier(
     model: Annotated[str, typer.Argument(help="toyworld, or a Stable Diffusion directory")],
     class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")],

@@ -1,4 +1,4 @@
-"""Verbs for runs on clusters: preflight, submit, watch, logs, stop, ls, fleet."""
+"""Verbs for runs on clusters: submit, watch, logs, stop, ls."""
 
 import sys
 import time
@@ -7,50 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dreambooth_ray.cli.preflight import (
+    CLUSTERS_FILE,
+    Clusters,
+    Overrides,
+    Recipe,
+    refuse_fatal_findings,
+)
 from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from cluster.cluster_registry import ClusterEntry
     from cluster.ray_jobs import RayJobs
-    from dreambooth_ray.config.schema import Config
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
-Recipe = Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value")]
 Cluster = Annotated[str, typer.Option("--cluster", help="name in the clusters file")]
-Clusters = Annotated[Path, typer.Option(help="YAML file of named clusters")]
 RunId = Annotated[str, typer.Argument(help="run id, as submit printed it")]
-_FILE = Path("clusters.yaml")
 _STOP_TIMEOUT_S = 180.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    for verb in (preflight, submit, watch, logs, stop, ls, fleet):
-        app.command()(verb)
-
-
-def preflight(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    cluster: Annotated[str, typer.Option(help="name in the clusters file; none: here")] = "",
-    clusters: Clusters = _FILE,
-) -> None:
-    """Find what would go wrong before anything is started; exit code 2 if something would."""
-    from cluster.cluster_registry import find_cluster
-    from dreambooth_ray.config.load import load_config
-
-    entry = find_cluster(cluster, clusters) if cluster else None
-    _refuse_fatal_findings(load_config(recipe, overrides or []), entry)
-    print("nothing stands in the way")
 
 
 def submit(
     recipe: Recipe,
     overrides: Overrides = None,
     cluster: Annotated[str, typer.Option(help="name in the clusters file")] = "",
-    clusters: Clusters = _FILE,
+    clusters: Clusters = CLUSTERS_FILE,
     check: Annotated[bool, typer.Option("--preflight/--no-preflight")] = True,
     k8s: Annotated[bool, typer.Option("--k8s", help="as a RayJob for Kubernetes")] = False,
     image: Annotated[str, typer.Option(help="with --k8s: image of the pods")] = "",
@@ -65,16 +46,16 @@ def submit(
         from cluster.rayjob import submit_rayjob
 
         if check:
-            _refuse_fatal_findings(config, None)
+            refuse_fatal_findings(config, None)
         print(submit_rayjob(config, image, namespace, apply=apply))
         return
     entry, jobs = _connect_to_cluster(cluster, clusters)
     if check:
-        _refuse_fatal_findings(config, entry)
+        refuse_fatal_findings(config, entry)
     print(jobs.submit(config).run_id)
 
 
-def watch(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+def watch(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
     from cluster.progress import watch_run
 
@@ -87,13 +68,13 @@ def watch(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
         sys.exit(1)
 
 
-def logs(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+def logs(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """Print what a run's newest job has printed."""
     _, jobs = _connect_to_cluster(cluster, clusters)
     print(jobs.logs(jobs.get(run)), end="")
 
 
-def stop(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
+def stop(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
     from dreambooth_ray.storage.store import Store
     from dreambooth_ray.training.stop_request import request_stop
@@ -114,7 +95,7 @@ def stop(run: RunId, cluster: Cluster, clusters: Clusters = _FILE) -> None:
     print(f"{run} stopped")
 
 
-def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
+def ls(cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """List the runs of a cluster: run id, state of its job, step, URI."""
     from dreambooth_ray.errors import DreamBoothError
     from dreambooth_ray.runs import is_finished
@@ -134,26 +115,6 @@ def ls(cluster: Cluster, clusters: Clusters = _FILE) -> None:
         print(f"{run.run_id}\t{state}\tcheckpoint {step}\t{run.run_uri}")
 
 
-def fleet(
-    subjects: Annotated[Path, typer.Argument(help="YAML: recipe, subjects, parallel, retries")],
-) -> None:
-    """Train many subjects, owners in turns; start it again and it goes on where it stood."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from cluster.fleet_plan import load_fleet
-    from cluster.fleet_run import run_fleet
-
-    entries = run_fleet(load_fleet(subjects), lambda line: print(line, file=sys.stderr, flush=True))
-    table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
-    for entry in entries:
-        words = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
-        table.add_row(entry.subject.id, entry.subject.owner, *words)
-    Console().print(table)
-    if any(entry.state == "failed" for entry in entries):
-        sys.exit(1)
-
-
 def resume_on(run: str, cluster: str, clusters: Path) -> str:
     """Take a run up again on a cluster; returns its run id."""
     _, jobs = _connect_to_cluster(cluster, clusters)
@@ -168,15 +129,3 @@ def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, Ra
         raise ConfigError("--cluster is not given; name one of the clusters file")
     entry = find_cluster(cluster, clusters)
     return entry, RayJobs(entry)
-
-
-def _refuse_fatal_findings(config: "Config", entry: "ClusterEntry | None") -> None:
-    from cluster.preflight import format_findings, run_preflight
-
-    findings = run_preflight(config, entry)
-    for line in format_findings(findings):
-        print(line, file=sys.stderr)
-    fatal = [finding for finding in findings if finding.fatal]
-    if fatal:
-        keys = ", ".join(dict.fromkeys(finding.key for finding in fatal))
-        raise ConfigError(f"preflight: to mend first: {keys}")

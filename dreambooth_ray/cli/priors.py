@@ -7,19 +7,11 @@ import typer
 
 # ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
 
+app = typer.Typer(name="priors", help="Class images: list, make, verify, gc.", no_args_is_help=True)
 Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    group = typer.Typer(help="Class images: list, make, verify, gc.", no_args_is_help=True)
-    group.command(name="list")(list_)
-    group.command()(make)
-    group.command()(verify)
-    group.command()(gc)
-    app.add_typer(group, name="priors")
-
-
+@app.command(name="list")
 def list_(storage: Storage = "out") -> None:
     """Show every set: images, size, runs that use it, prompts."""
     from rich.console import Console
@@ -37,6 +29,7 @@ def list_(storage: Storage = "out") -> None:
     Console().print(table)
 
 
+@app.command()
 def make(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
@@ -56,6 +49,7 @@ def make(
     print(store.uri)
 
 
+@app.command()
 def verify(
     digest: Annotated[str, typer.Argument(help="the set, as `priors list` shows it")],
     storage: Storage = "out",
@@ -73,6 +67,7 @@ def verify(
     print(f"{digest} is as it was committed")
 
 
+@app.command()
 def gc(
     storage: Storage = "out",
     delete: Annotated[bool, typer.Option("--delete", help="remove them, not only list")] = False,

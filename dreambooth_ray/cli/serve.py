@@ -19,12 +19,6 @@ _READY_TIMEOUT_S = 300.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.command(name="serve")(serve)
-    app.command(name="key")(key)
-
-
 def key(name: Annotated[str, typer.Argument(help="whose key it is")]) -> None:
     """Make an API key; prints the key, which is shown once, and its line for auth.keys_file."""
     from serve.auth import APIKey, new_key

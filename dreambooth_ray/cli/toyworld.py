@@ -1,0 +1,69 @@
+"""`dreambooth toyworld`: the image world whose tiny Stable Diffusion ships with the package."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+app = typer.Typer(
+    name="toyworld",
+    help="The image world whose tiny Stable Diffusion ships with the package.",
+)
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="folder for the photographs")],
+    subject_seed: Annotated[int, typer.Option(min=0, help="which individual")] = 7,
+    class_noun: Annotated[
+        str, typer.Option(help="robot, car, teapot, ...; by seed if not given")
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, max=100)] = 5,
+    size_px: Annotated[int, typer.Option(min=16, max=2048)] = 256,
+) -> None:
+    """Render photographs of one toy-world subject; prints what it is."""
+    from dreambooth_ray.toyworld.photoshoot import write_photographs
+
+    print(write_photographs(out, subject_seed, class_noun, count, size_px))
+
+
+@app.command()
+def score(
+    targets: Annotated[list[str], typer.Argument(help="folders of images, bundles or runs")],
+    count: Annotated[int, typer.Option(min=1, max=400, help="prompts drawn for a model")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Read images, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
+    from dreambooth_ray.evaluation.toyscore import score_target
+
+    print(json.dumps({target: score_target(target, count, seed) for target in targets}, indent=1))
+
+
+@app.command()
+def pretrain(
+    work: Annotated[Path, typer.Option(help="folder for intermediate results")] = Path(
+        "out/pretrain"
+    ),
+    weights: Annotated[Path, typer.Option(help="where the weights go")] = Path("out/weights"),
+    seed: Annotated[int, typer.Option(min=0)] = 20261122,
+    num_images: Annotated[int, typer.Option(min=600)] = 60_000,
+    num_reconstructions: Annotated[int, typer.Option(min=300)] = 6_000,
+    vae_steps: Annotated[int, typer.Option(min=1)] = 3_600,
+    evaluator_steps: Annotated[int, typer.Option(min=1)] = 3_000,
+    denoiser_steps: Annotated[int, typer.Option(min=1)] = 3_600,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Make the toy world's weights from nothing; stop and start it at will."""
+    from dreambooth_ray.toyworld.pretrain import Budget
+    from dreambooth_ray.toyworld.pretrain import pretrain as run_pretrain
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    budget = Budget(
+        num_images, num_reconstructions, vae_steps, evaluator_steps, denoiser_steps, processes
+    )
+    run_pretrain(work, weights, budget, seed)
+    print(weights)
