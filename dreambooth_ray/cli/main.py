@@ -26,7 +26,8 @@ from dreambooth_ray.cli import (
     toyworld,
     train,
 )
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.imports import how_to_install
 
 # Panels of --help. A group of verbs is shown behind the verbs of its panel.
 _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
@@ -77,9 +78,22 @@ def main() -> None:
         _exit_with_error(error, 1 if type(error) is DreamBoothError else 2, debug)
     except KeyboardInterrupt as error:
         _exit_with_error(DreamBoothError("stopped; what was committed is kept"), 1, debug, error)
+    except ModuleNotFoundError as error:
+        _exit_with_error(*_explain_missing_module(error), debug, error)
     except Exception as error:  # the edge: everything else becomes one line
-        text = f"{type(error).__name__}: {error} (--debug shows where)"
-        _exit_with_error(DreamBoothError(text), 1, debug, error)
+        _exit_with_error(_as_defect(error), 1, debug, error)
+
+
+def _as_defect(error: Exception) -> DreamBoothError:
+    return DreamBoothError(f"{type(error).__name__}: {error} (--debug shows where)")
+
+
+def _explain_missing_module(error: ModuleNotFoundError) -> tuple[DreamBoothError, int]:
+    """The error to show, and the exit code: a package of an extra is the caller's to install."""
+    remedy = how_to_install(error.name or "")
+    if remedy is None:
+        return _as_defect(error), 1
+    return ConfigError(f"{error.name} is not installed: {remedy}"), 2
 
 
 def _exit_with_error(

@@ -4,22 +4,23 @@ import importlib.util
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.imports import how_to_install
 
 
 def check_packages(config: Config) -> None:
     """raises ConfigError if something configured needs a package that is not installed."""
     if config.train.optimizer == "adamw8bit":
-        _check_package("bitsandbytes", "train.optimizer=adamw8bit", "gpu")
+        _check_package("bitsandbytes", "train.optimizer=adamw8bit")
     if config.train.strategy == "deepspeed":
-        _check_package("deepspeed", "train.strategy=deepspeed", "deepspeed")
+        _check_package("deepspeed", "train.strategy=deepspeed")
     for name in ("wandb", "mlflow"):
         if name in config.tracking.loggers:
-            _check_package(name, f"tracking.loggers: {name}", name)
+            _check_package(name, f"tracking.loggers: {name}")
 
 
-def _check_package(package: str, setting: str, extra: str) -> None:
+def _check_package(package: str, setting: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"{setting} needs {package}, which is not installed: "
-            f"pip install 'dreambooth-ray[{extra}]', or choose another"
+            f"{how_to_install(package)}, or choose another"
         )
