@@ -29,6 +29,20 @@ class Meter(Protocol):
         """Advance to `step`."""
 
 
+class QuietDisplay:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def show_priors(self, num_done: int, total: int) -> None:
+        """Nothing."""
+
+    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+        """Do `work`."""
+        work()
+
+
 class TrainingDisplay:
     """The display of the command line."""
 

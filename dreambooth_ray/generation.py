@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.bundles.remote import resolve_model
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.export.bundle import read_bundle_about
-from dreambooth_ray.export.remote import resolve_model
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
@@ -39,10 +39,8 @@ def generate_files(
     and what of it is generated anew; on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
-    directory = model_directory(resolve_model(model), key="MODEL")
-    prompt = prompt.strip() or read_bundle_about(directory).get("prompt", "")
-    if not prompt:
-        raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")
+    directory = resolve_directory(model)
+    prompt = find_prompt(prompt, directory, model)
     requests = [
         Request(
             prompt,
@@ -68,6 +66,19 @@ def generate_files(
     if grid:
         paths.append(_save_grid(images, out))
     return paths
+
+
+def resolve_directory(model: str) -> Path:
+    """Where the model of a path or URI lies; raises ConfigError, CheckpointError."""
+    return model_directory(resolve_model(model), key="MODEL")
+
+
+def find_prompt(prompt: str, directory: Path, model: str) -> str:
+    """The prompt, or the bundle's own; raises ConfigError naming `model` if there is none."""
+    text = prompt.strip() or read_bundle_about(directory).get("prompt", "")
+    if not text:
+        raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")
+    return text
 
 
 def _save_images(

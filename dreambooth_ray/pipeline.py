@@ -36,7 +36,7 @@ from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.stop_request import clear_stop_request, is_stop_requested
 from dreambooth_ray.training.worker_job import WorkerJob
 
-_EXPORT = "dreambooth_ray.export.bundle"
+_EXPORT = "dreambooth_ray.bundles.bundle"
 
 
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
@@ -90,7 +90,7 @@ def _train(prepared: PreparedRun, run: Store, display: Display) -> None:
         if not _train_to_end(prepared, run, display):
             return
         with large_imports():
-            from dreambooth_ray.export.bundle import export_bundle
+            from dreambooth_ray.bundles.bundle import export_bundle
         try:
             export_bundle(prepared.config, prepared.directory, run)
             return

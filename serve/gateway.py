@@ -16,9 +16,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-import dreambooth_ray
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.version import __version__
 from serve import multipart, provenance
 from serve.api_errors import APIError
 from serve.api_messages import (
@@ -242,7 +242,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
 
     app = FastAPI(
         title="dreambooth",
-        version=dreambooth_ray.__version__,
+        version=__version__,
         lifespan=lifespan,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,

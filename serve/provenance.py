@@ -7,9 +7,9 @@ from typing import Any
 
 import c2pa
 
-import dreambooth_ray
 from dreambooth_ray.config.serving import ProvenanceConfig
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.version import __version__
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
@@ -45,7 +45,7 @@ class Signer:
         """
         public = {k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")}
         manifest = {
-            "claim_generator_info": [{"name": "dreambooth", "version": dreambooth_ray.__version__}],
+            "claim_generator_info": [{"name": "dreambooth", "version": __version__}],
             "assertions": [
                 {
                     "label": "c2pa.actions",

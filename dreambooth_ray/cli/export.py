@@ -17,8 +17,6 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="float16 instead of float32")] = False,
 ) -> None:
     """Write a trained subject as other programs read it; prints the path."""
-    from dreambooth_ray.export.formats import export_run  # noqa: PLC0415
-    from dreambooth_ray.models.components import quiet_libraries  # noqa: PLC0415
+    from dreambooth_ray import api  # noqa: PLC0415
 
-    quiet_libraries()
-    print(export_run(run, form, out, half))
+    print(api.export(run, out, form, half=half))

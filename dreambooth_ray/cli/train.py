@@ -1,15 +1,11 @@
 """`dreambooth train` and `dreambooth resume`: a run, and the rest of one."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dreambooth_ray.cli.jobs import resume_on
 from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
-from dreambooth_ray.imports import large_imports
-
-if TYPE_CHECKING:
-    from dreambooth_ray.config.schema import Config
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -26,9 +22,9 @@ Force = Annotated[
 
 def train(recipe: Recipe, overrides: Overrides = None, force: Force = False) -> None:
     """Fine-tune on a folder of photographs; prints the run's URI."""
-    from dreambooth_ray.config.load import load_config
+    from dreambooth_ray import api
 
-    _train_run(load_config(recipe, overrides or []), force)
+    print(api.train(recipe, *(overrides or []), force=force))
 
 
 def resume(
@@ -42,30 +38,7 @@ def resume(
     if cluster:
         print(resume_on(run, cluster, clusters))
         return
+    from dreambooth_ray import api
     from dreambooth_ray.runs import find_run
 
-    _train_run(find_run(run, overrides or []), force)
-
-
-def _train_run(config: "Config", force: bool) -> None:
-    from cluster.session import check_address, session
-    from dreambooth_ray.display import TrainingDisplay
-    from dreambooth_ray.preparation import prepare_run
-    from dreambooth_ray.runs import is_finished, open_run
-
-    display = TrainingDisplay()
-    check_address(config)
-    prepared = prepare_run(config, display)
-    run = open_run(config, force)
-    display.say(f"run {run.uri}")
-    if not is_finished(run):
-        with session(config, meanwhile=_import_pipeline):
-            from dreambooth_ray import pipeline
-
-            pipeline.train(prepared, run, display)
-    print(run.uri)
-
-
-def _import_pipeline() -> None:
-    with large_imports():
-        import dreambooth_ray.pipeline  # noqa: F401
+    print(api.train(find_run(run, overrides or []), force=force))

@@ -13,9 +13,9 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from dreambooth_ray import __version__
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.source import base_directory
+from dreambooth_ray.version import __version__
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

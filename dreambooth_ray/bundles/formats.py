@@ -12,14 +12,14 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth_ray import __version__
+from dreambooth_ray.bundles import kohya, ldm
+from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.export import kohya, ldm
-from dreambooth_ray.export.bundle import read_bundle_about
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_pipeline
 from dreambooth_ray.models.source import adapted_base, base_directory, model_directory
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.version import __version__
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
 SUFFIX = ".safetensors"

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.export.formats import export_run
 from dreambooth_ray.models.components import load_pipeline
 from tests.unit.models.test_lora_bundle import make_bundle
 

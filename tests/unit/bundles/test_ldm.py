@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dreambooth_ray.export import ldm
+from dreambooth_ray.bundles import ldm
 
 BLOCKS = (320, 640, 1280, 1280)
 

@@ -1,0 +1,249 @@
+"""The verbs as functions: train, generate, evaluate, export.
+
+They start a local Ray where they need one and none is connected, and show progress on standard
+error unless `quiet`. Heavy modules are imported by the function that needs them.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.imports import large_imports
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dreambooth_ray.evaluation.model_evaluation import EvaluationCase
+    from dreambooth_ray.evaluation.protocol import Protocol
+
+# ruff: noqa: PLC0415
+
+
+def train(
+    recipe: str | Path | Config, *overrides: str, force: bool = False, quiet: bool = False
+) -> str:
+    """Fine-tune on a folder of photographs; returns the run's URI.
+
+    A run that is there already goes on where it stood.
+
+    recipe: a YAML file, a shipped recipe, or a configuration
+    overrides: `key.path=value`, for example "train.steps=200"
+    force: go on though the run's configuration was another
+    raises: DreamBoothError; ConfigError names the key at fault
+    """
+    from cluster.session import check_address
+    from dreambooth_ray.display import QuietDisplay, TrainingDisplay
+    from dreambooth_ray.preparation import prepare_run
+    from dreambooth_ray.runs import is_finished, open_run
+
+    config = _load_config(recipe, list(overrides))
+    display = QuietDisplay() if quiet else TrainingDisplay()
+    check_address(config)
+    prepared = prepare_run(config, display)
+    run = open_run(config, force)
+    display.say(f"run {run.uri}")
+    if not is_finished(run):
+        with _ray_for(config, _import_pipeline):
+            from dreambooth_ray import pipeline
+
+            pipeline.train(prepared, run, display)
+    return run.uri
+
+
+def generate(
+    model: str | Path,
+    prompt: str = "",
+    *,
+    num_images: int = 1,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> "list[Image.Image]":
+    """Generate images with a trained subject, image k with seed + k.
+
+    `Engine(model)` keeps a model loaded for more than one call.
+
+    model: a run, a bundle, or a Stable Diffusion directory
+    prompt: a bundle's own if empty
+    settings: further fields of `sampling.request.Request`, such as guidance_scale=5.0
+    raises: ConfigError naming the setting, CheckpointError, StorageError
+    """
+    with large_imports():
+        from dreambooth_ray.display import Stage
+        from dreambooth_ray.generation import find_prompt, resolve_directory
+        from dreambooth_ray.sampling.engine import Engine
+        from dreambooth_ray.sampling.request import Request
+
+    directory = resolve_directory(str(model))
+    text = find_prompt(prompt, directory, str(model))
+    try:
+        requests = [Request(text, seed + index, **settings) for index in range(num_images)]
+    except TypeError as error:
+        raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
+    outputs = Engine(directory).sample(requests, None if quiet else Stage("images"))
+    return [output.image for output in outputs]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where an evaluation lies, and its totals by measure."""
+
+    uri: str
+    report: str
+    totals: dict[str, float]
+
+
+def evaluate(
+    model: str | Path,
+    protocol: str = "dreambench",
+    *,
+    photos: str | Path = "",
+    identifier: str = "",
+    class_noun: str = "",
+    dino: str = "",
+    clip: str = "",
+    actors: int = 1,
+    gpus: bool = False,
+    address: str = "",
+    out: str | Path = "",
+    quiet: bool = False,
+) -> Evaluation:
+    """Generate a protocol's images and score them; called again, it goes on where it stood.
+
+    model: a run, a bundle, or a Stable Diffusion directory
+    protocol: dreambench, toyworld, or a YAML file; dino, clip: other encoders than its own
+    photos, identifier, class_noun: the subject; a run knows its own
+    actors, gpus: Ray actors that draw, and whether each has a GPU; address: of a Ray cluster
+    out: folder or URI; the run's own, or out/evaluations
+    raises: ConfigError, DataError, DreamBoothError
+    """
+    from dreambooth_ray.display import Stage
+    from dreambooth_ray.evaluation.checkpoint_follower import plot_run
+    from dreambooth_ray.evaluation.model_evaluation import REPORT, RESULTS, evaluate_model
+    from dreambooth_ray.storage.store import Store
+
+    uri = str(model)
+    loaded_protocol = _load_protocol(protocol, dino, clip)
+    run_config = _read_run_config(uri)
+    folder = str(photos) or (run_config.subject.photos if run_config else "")
+    case = _build_case(uri, folder, identifier, class_noun)
+    store = Store(str(out) or (f"{uri}/evaluations" if run_config else "out/evaluations"))
+    store.check_writable()
+    with _ray_for(_make_session_config(case, folder, actors, gpus, address)):
+        results = evaluate_model(
+            case,
+            loaded_protocol,
+            store,
+            actors=actors,
+            gpu=gpus,
+            on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
+            front=plot_run(Store(uri), run_config.choice) if run_config else None,
+        )
+    totals = json.loads(results.read(RESULTS))["totals"]
+    values = {name: score["value"] for name, score in totals.items()}
+    return Evaluation(results.uri, f"{results.uri}/{REPORT}", values)
+
+
+def export(
+    run: str | Path, out: str | Path, format: str = "diffusers", *, half: bool = False
+) -> Path:
+    """Write a trained subject as other programs read it; returns the path.
+
+    run: a run, a bundle, or a Stable Diffusion directory
+    out: a folder for diffusers, else a .safetensors file; neither may be there yet
+    format: diffusers, lora, kohya or single-file
+    half: float16 instead of float32
+    raises: ConfigError, StorageError
+    """
+    from dreambooth_ray.bundles.formats import export_run
+    from dreambooth_ray.models.components import quiet_libraries
+
+    quiet_libraries()
+    return export_run(str(run), format, Path(out), half)
+
+
+def _load_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
+    from dreambooth_ray.config.load import load_config, override_config
+
+    if not isinstance(recipe, Config):
+        return load_config(str(recipe), overrides)
+    return override_config(recipe, overrides) if overrides else recipe
+
+
+def _ray_for(
+    config: Config, meanwhile: Callable[[], object] = lambda: None
+) -> AbstractContextManager[None]:
+    """Ray as `session` has it; who has connected to one already keeps that."""
+    from cluster.session import session
+
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return nullcontext()
+    return session(config, meanwhile)
+
+
+def _import_pipeline() -> None:
+    with large_imports():
+        import dreambooth_ray.pipeline  # noqa: F401
+
+
+def _load_protocol(name: str, dino: str, clip: str) -> "Protocol":
+    """The protocol, with other encoders where they are given."""
+    from dreambooth_ray.evaluation.protocol import load_protocol
+
+    protocol = load_protocol(name)
+    encoder_names = {"dino": dino} if dino else {}
+    encoder_names |= {"clip_i": clip, "clip_t": clip} if clip else {}
+    encoders = protocol.encoders.model_copy(update=encoder_names)
+    return protocol.model_copy(update={"encoders": encoders})
+
+
+def _read_run_config(model: str) -> Config | None:
+    from dreambooth_ray.runs import read_run_config
+    from dreambooth_ray.storage import paths
+    from dreambooth_ray.storage.store import Store
+
+    folder = Path(model).expanduser()
+    if not (folder / paths.CONFIG).is_file():
+        return None
+    return read_run_config(Store(str(folder)))
+
+
+def _build_case(model: str, photos: str, identifier: str, class_noun: str) -> "EvaluationCase":
+    """What to evaluate; the bundle says what the caller does not."""
+    from dreambooth_ray.bundles.bundle import read_bundle_about
+    from dreambooth_ray.evaluation.model_evaluation import build_case
+    from dreambooth_ray.models.source import model_directory
+
+    directory = model_directory(model, key="MODEL")
+    about = read_bundle_about(directory)
+    known = {
+        "--photos": photos,
+        "--identifier": identifier or about.get("identifier", ""),
+        "--class-noun": class_noun or about.get("class_noun", ""),
+    }
+    for option, value in known.items():
+        if not value:
+            raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
+    size_px = int(about["resolution"]) if "resolution" in about else None
+    return build_case(
+        directory, Path(photos), known["--identifier"], known["--class-noun"], size_px
+    )
+
+
+def _make_session_config(
+    case: "EvaluationCase", photos: str, actors: int, gpus: bool, address: str
+) -> Config:
+    """Configuration of a session: where it runs, and for how many actors."""
+    from dreambooth_ray.config.machines import ClusterConfig
+    from dreambooth_ray.config.schema import PriorConfig, SubjectConfig
+
+    subject = SubjectConfig(photos=photos, identifier=case.identifier, class_noun=case.class_noun)
+    cluster = ClusterConfig(address=address or None, gpus=gpus)
+    return Config(subject=subject, prior=PriorConfig(actors=actors), cluster=cluster)
