@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dreambooth_ray.config.serving import ID_PATTERN, ServeConfig
+from dreambooth_ray.config.section import ID_PATTERN
+from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store

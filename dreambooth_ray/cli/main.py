@@ -22,6 +22,7 @@ from dreambooth_ray.cli import (
     jobs,
     preflight,
     priors,
+    schema,
     serve,
     toyworld,
     train,
@@ -32,7 +33,13 @@ from dreambooth_ray.imports import how_to_install
 # Panels of --help. A group of verbs is shown behind the verbs of its panel.
 _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Try": [demo.demo, toyworld.app],
-    "Prepare": [doctor.doctor, identifier.identifier, preflight.preflight, priors.app],
+    "Prepare": [
+        doctor.doctor,
+        identifier.identifier,
+        schema.schema,
+        preflight.preflight,
+        priors.app,
+    ],
     "Train": [train.train, train.resume, fleet.fleet],
     "Look": [generate.generate, evaluate.evaluate, export.export],
     "Serve": [serve.serve, serve.key],

@@ -11,8 +11,8 @@ from dreambooth_ray.config.section import Section, Text
 class Span(Section):
     """A number that may lie between two bounds."""
 
-    min: int = Field(1, ge=1)
-    max: int = Field(1, ge=1)
+    min: int = Field(1, ge=1, description="at least so many")
+    max: int = Field(1, ge=1, description="at most so many")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Span":

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
@@ -31,9 +31,7 @@ class SubjectConfig(Section):
     identifier: Text = Field("sks", description="rare word that will stand for the subject")
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
     name: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="what the endpoint serves it as, newest run first; none is the run_id",
+        None, pattern=ID_PATTERN, description="served as, newest run first; none is the run_id"
     )
     prompts: tuple[Text, ...] = Field(
         (), description="captions where none is given, one at random; none is train.prompt alone"
@@ -89,8 +87,10 @@ class SampleConfig(Section):
 class Config(Section):
     """Everything a run depends on."""
 
-    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    seed: int = Field(0, ge=0, lt=2**63)
+    run_id: str | None = Field(
+        None, pattern=ID_PATTERN, description="name in storage; none makes a new one"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of every draw of the run")
     model: ModelConfig = ModelConfig()
     subject: SubjectConfig
     subjects: tuple[SubjectConfig, ...] = Field(

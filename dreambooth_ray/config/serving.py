@@ -5,10 +5,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, model_validator
 
 from dreambooth_ray.config.machines import ClusterConfig, StorageConfig
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 
-# Ids of models and subjects: what may stand before an "@", in a URL and in a file name.
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 ModelId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
@@ -16,10 +14,10 @@ class ReplicasConfig(Section):
     """Processes that sample; each runs one engine a loaded model."""
 
     minimum: int = Field(1, ge=0, description="0 lets the endpoint scale to zero")
-    maximum: int = Field(1, ge=1)
+    maximum: int = Field(1, ge=1, description="as many as it may grow to")
     target_steps: int = Field(400, ge=1, description="waiting denoising steps a replica is for")
-    upscale_delay_s: float = Field(2.0, ge=0)
-    downscale_delay_s: float = Field(60.0, ge=0)
+    upscale_delay_s: float = Field(2.0, ge=0, description="of waiting before replicas are added")
+    downscale_delay_s: float = Field(60.0, ge=0, description="of idling before they are removed")
     batch: int = Field(8, ge=1, le=256, description="images that share a denoising step")
     memory_bytes: int = Field(8 * 2**30, ge=2**20, description="weights of loaded models a replica")
     adapters: int = Field(64, ge=1, description="adapters a replica keeps loaded")
@@ -37,8 +35,8 @@ class ReplicasConfig(Section):
 class SubjectScale(Section):
     """Replicas that one subject has for itself."""
 
-    minimum: int = Field(0, ge=0)
-    maximum: int = Field(1, ge=1)
+    minimum: int = Field(0, ge=0, description="0 lets them go while nobody asks")
+    maximum: int = Field(1, ge=1, description="as many as they may grow to")
 
 
 class LimitsConfig(Section):
@@ -47,7 +45,7 @@ class LimitsConfig(Section):
     images: int = Field(10, ge=1, description="n of one request")
     steps: int = Field(150, ge=1, description="num_inference_steps")
     side_px: int = Field(1024, ge=8, description="longest side of an image drawn")
-    prompt_characters: int = Field(4000, ge=1)
+    prompt_characters: int = Field(4000, ge=1, description="of one prompt")
     body_bytes: int = Field(16 * 2**20, ge=1024, description="a whole request")
     upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded image")
     deadline_s: float = Field(
@@ -116,8 +114,8 @@ class ProvenanceConfig(Section):
 class ServeConfig(Section):
     """Everything the endpoint depends on."""
 
-    host: Text = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: Text = Field("127.0.0.1", description="address to listen at")
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     models: dict[ModelId, Text] = Field(
         {"toyworld": "toyworld"}, description="base models by id: 'toyworld' or a directory"
     )
@@ -127,8 +125,10 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     auth: AuthConfig = AuthConfig()
     jobs: JobsConfig = JobsConfig()
-    # Signs webhooks; written as the library standardwebhooks has it, whsec_...
-    webhook_secret_env: Text = "DREAMBOOTH_WEBHOOK_SECRET"
+    webhook_secret_env: Text = Field(
+        "DREAMBOOTH_WEBHOOK_SECRET",
+        description="environment variable of the secret that signs webhooks, whsec_...",
+    )
     safety: SafetyConfig = SafetyConfig()
     provenance: ProvenanceConfig = ProvenanceConfig()
     refresh_s: float = Field(2.0, gt=0, description="how often storage is looked at for subjects")

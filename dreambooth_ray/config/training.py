@@ -2,9 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.section import Section, Text
+
+# YAML reads 32 as a number.
+Precision = Annotated[
+    Literal["32", "bf16-mixed", "16-mixed"],
+    BeforeValidator(str),
+    WithJsonSchema({"enum": [32, "32", "bf16-mixed", "16-mixed"]}),
+]
 
 
 class IdentifierConfig(Section):
@@ -65,24 +72,24 @@ class TrainConfig(Section):
     accumulate: int = Field(
         1, ge=1, description="parts that a worker's share of a step is computed in, for memory"
     )
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = Field(
+        "adamw", description="adamw8bit needs CUDA; prodigy finds its rate itself"
+    )
     lr: float = Field(5e-6, gt=0, description="for prodigy a factor on the rate it finds: 1")
     text_encoder_lr: float | None = Field(None, gt=0, description="null is train.lr")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up; linear and cosine fall to zero"
     )
-    lr_warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    lr_warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="of the optimizer, decoupled")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to it")
     resolution: int = Field(512, ge=8, description="side of the square training images, pixels")
     text_encoder: bool = Field(
         True, description="train the text encoder as well; default true for full, else false"
     )
     prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
     flip: bool = Field(False, description="mirror images at random")
-    precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = Field(
-        "32", description="of the computation; weights stay in float32"
-    )
+    precision: Precision = Field("32", description="of the computation; weights stay in float32")
     gradient_checkpointing: bool = Field(False, description="compute twice to hold less")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="the bundle gets averaged weights; 0.999 suits most"
@@ -123,9 +130,11 @@ class LossConfig(Section):
         False, description="rescale the schedule to end in pure noise; for velocity models"
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="share of empty captions")
-    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="how noise levels are drawn"
+    )
     logit_mean: float = Field(0.0, description="of logit_normal; below 0 favours little noise")
-    logit_std: float = Field(1.0, gt=0)
+    logit_std: float = Field(1.0, gt=0, description="of logit_normal")
 
 
 class ValidationConfig(Section):
@@ -161,7 +170,9 @@ class ValidationConfig(Section):
 class TrackingConfig(Section):
     """Where metrics go beside metrics.jsonl."""
 
-    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
+    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="where metrics go, beside metrics.jsonl"
+    )
     project: Text = Field("dreambooth", description="wandb's project, mlflow's experiment")
     mlflow_uri: Text | None = Field(
         None, description="of an mlflow server or a local folder; null is mlflow/ in the run"

@@ -1,0 +1,57 @@
+"""The schemas that ship are those of the code, and what ships is valid by them."""
+
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
+
+from dreambooth_ray.cli.main import app
+from dreambooth_ray.config.json_schema import Kind, json_schema
+from dreambooth_ray.config.load import dump_config, load_config, recipe_names
+
+RECIPES = files("dreambooth_ray") / "recipes"
+
+
+def find_errors(kind: Kind, tree: Any) -> list[str]:
+    return [error.message for error in Draft202012Validator(json_schema(kind)).iter_errors(tree)]
+
+
+@pytest.mark.parametrize("kind", ["recipe", "serve"])
+def test_the_file_that_ships_is_what_the_verb_prints(kind: Kind) -> None:
+    """If not: dreambooth schema KIND > dreambooth_ray/recipes/KIND.schema.json."""
+    printed = CliRunner().invoke(app, ["schema", kind]).output
+    assert printed == (RECIPES / f"{kind}.schema.json").read_text()
+    Draft202012Validator.check_schema(json_schema(kind))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_names_its_schema_and_is_valid(name: str) -> None:
+    text = (RECIPES / name).read_text()
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert find_errors("recipe", yaml.safe_load(text)) == []
+
+
+def test_a_resolved_configuration_is_valid() -> None:
+    config = load_config("toy-robot.yaml", ["train.precision=32", "cluster.workers={min: 1}"])
+    assert find_errors("recipe", yaml.safe_load(dump_config(config))) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({}, "is not valid under any"),
+        ({"subject": {}, "trian": {}}, "'trian' was unexpected"),
+        ({"subject": {}, "train": {"steps": 0}}, "0 is less than the minimum"),
+        ({"subjects": [{"photos": "p"}]}, "'class_noun' is a required property"),
+    ],
+)
+def test_what_load_refuses_is_not_valid(tree: Any, words: str) -> None:
+    assert any(words in message for message in find_errors("recipe", tree))
+
+
+def test_what_may_be_left_out_is() -> None:
+    assert find_errors("recipe", {"subject": {}, "train": {"precision": 32}}) == []
+    assert find_errors("serve", {}) == []
