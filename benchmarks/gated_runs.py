@@ -22,6 +22,7 @@ from benchmarks.theme import Setting
 from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.preparation import prepare_run
@@ -34,20 +35,6 @@ from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.worker_job import WorkerJob
 
 ENDLESS = 1_000_000
-
-
-class SilentDisplay:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def show_priors(self, num_done: int, total: int) -> None:
-        """Nothing."""
-
-    def show_training(self, run: Store, config: Config, work: Any) -> None:
-        """Work alone."""
-        work()
 
 
 def make_config(folder: Path, setting: Setting, name: str, workers: int, *overrides: str) -> Config:
@@ -131,7 +118,7 @@ def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) ->
 
     allocator: environment of the workers that chooses it
     """
-    prepared = prepare_run(config, SilentDisplay())
+    prepared = prepare_run(config, QuietDisplay())
     run = open_run(config)
     request, prior_store = generate_class_images(prepared)
     job = WorkerJob(

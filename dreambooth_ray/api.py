@@ -126,6 +126,7 @@ def evaluate(
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation.checkpoint_follower import plot_run
     from dreambooth_ray.evaluation.model_evaluation import REPORT, RESULTS, evaluate_model
+    from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
 
     uri = str(model)
@@ -133,7 +134,7 @@ def evaluate(
     run_config = _read_run_config(uri)
     folder = str(photos) or (run_config.subject.photos if run_config else "")
     case = _build_case(uri, folder, identifier, class_noun)
-    store = Store(str(out) or (f"{uri}/evaluations" if run_config else "out/evaluations"))
+    store = Store(str(out) or (f"{uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations"))
     store.check_writable()
     with _ray_for(_make_session_config(case, folder, actors, gpus, address)):
         results = evaluate_model(

@@ -6,7 +6,11 @@ survive pickling, since they cross process borders.
 
 
 class DreamBoothError(Exception):
-    """Base of all errors raised on purpose; exit code 2 at the command line."""
+    """Base of all errors raised on purpose.
+
+    By itself it is work that failed, exit code 1 at the command line; the kinds below are what the
+    caller can mend, exit code 2.
+    """
 
 
 class ConfigError(DreamBoothError):

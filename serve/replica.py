@@ -7,7 +7,6 @@ endpoint does not need it.
 # ruff: noqa: PLC0415
 
 import asyncio
-import os
 import shutil
 import tempfile
 import time
@@ -191,10 +190,6 @@ class Replica:
         backlog = self._backlog_steps if time.monotonic() - self._backlog_time_s < 10 else 0
         remaining = sum(e.remaining_steps for e in self._model_cache.engines)
         return {"remaining_steps": float(remaining + backlog)}
-
-    def process_id(self) -> int:
-        """Of the process, for tests that end it."""
-        return os.getpid()
 
     def __del__(self) -> None:
         model_cache = getattr(self, "_model_cache", None)

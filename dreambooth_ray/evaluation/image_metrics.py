@@ -40,16 +40,11 @@ def photograph_similarity(images: Tensor, photographs: Tensor) -> Tensor:
     return (_check_unit(images, "images") @ _check_unit(photographs, "photographs").T).mean(dim=1)
 
 
-def prompt_fidelity(images: Tensor, prompts: Tensor) -> float:
-    """Mean cosine of each image and its own prompt, -1 to 1; higher is better. CLIP-T.
+def prompt_agreement(images: Tensor, prompts: Tensor) -> Tensor:
+    """(B,) cosine of each image and its own prompt, -1 to 1; their mean is the paper's CLIP-T.
 
     images, prompts: (B, D), unit, row by row
     """
-    return float(prompt_agreement(images, prompts).mean())
-
-
-def prompt_agreement(images: Tensor, prompts: Tensor) -> Tensor:
-    """(B,) cosine of each image and its own prompt."""
     if images.shape != prompts.shape:
         raise DataError(f"{tuple(images.shape)} images against {tuple(prompts.shape)} prompts")
     return (_check_unit(images, "images") * _check_unit(prompts, "prompts")).sum(dim=1)

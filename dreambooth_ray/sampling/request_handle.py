@@ -4,7 +4,7 @@ Legend: C latent channels, h, w latent sides, T tokens, D embedding width.
 """
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -130,13 +130,3 @@ class RequestHandle:
         """Set an error, unless the request has ended already."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
-
-
-__all__ = [
-    "CancelledError",
-    "OnPreview",
-    "OnProgress",
-    "RequestHandle",
-    "SampleOutput",
-    "SamplingState",
-]

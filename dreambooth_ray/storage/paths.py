@@ -1,4 +1,7 @@
-"""Every name of a file or folder below storage.uri, in one place."""
+"""Names of files and folders below storage.uri that one module writes and another reads.
+
+Manifests, leases, the files of an evaluation and the endpoint's jobs are named where they are made.
+"""
 
 import re
 

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.class_images import generate_class_images
-from benchmarks.gated_runs import SilentDisplay, make_config
+from benchmarks.gated_runs import make_config
 from benchmarks.theme import Setting
 from dreambooth_ray.data.prior_set import PriorSet
+from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import paths
@@ -14,7 +15,7 @@ from dreambooth_ray.storage import paths
 def test_class_images_of_a_run_are_all_there_and_generated_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = prepare_run(make_config(tmp_path, Setting(), "full", 1), SilentDisplay())
+    prepared = prepare_run(make_config(tmp_path, Setting(), "full", 1), QuietDisplay())
     request, store = generate_class_images(prepared)
     assert request.count == 8
     last = PriorSet(store, request.count, lambda: "one is missing").load_posterior(7)

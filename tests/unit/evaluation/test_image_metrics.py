@@ -24,8 +24,9 @@ def test_fidelity_is_the_mean_over_all_pairs() -> None:
     )
 
 
-def test_prompt_fidelity_compares_row_with_row() -> None:
-    assert image_metrics.prompt_fidelity(torch.stack([X, Y]), torch.stack([X, -Y])) == 0.0
+def test_prompts_are_compared_row_with_row() -> None:
+    agreement = image_metrics.prompt_agreement(torch.stack([X, Y]), torch.stack([X, -Y]))
+    assert agreement.tolist() == [1.0, -1.0]
     assert image_metrics.prompt_agreement(
         torch.stack([X, Y]), torch.stack([BETWEEN, Y])
     ).tolist() == (pytest.approx([math.sqrt(0.5), 1.0]))
@@ -83,6 +84,6 @@ def test_vectors_that_are_not_unit_and_empty_sets_are_refused() -> None:
     with pytest.raises(DataError, match="two images of one prompt"):
         image_metrics.diversity([X[None]])
     with pytest.raises(DataError, match="against"):
-        image_metrics.prompt_fidelity(X[None], torch.stack([X, Y]))
+        image_metrics.prompt_agreement(X[None], torch.stack([X, Y]))
     with pytest.raises(DataError, match="entropy"):
         image_metrics.entropy([], 3)

@@ -1,0 +1,56 @@
+"""What is imported is declared in pyproject.toml, by the part that imports it."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = {"dreambooth_ray", "cluster", "serve", "benchmarks", "tests"}
+
+
+def find_imports(folder: str) -> dict[str, Path]:
+    """Packages of others that a folder imports, each with a file that does."""
+    found = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {name.partition(".")[0]: path for name in names}
+    return {name: p for name, p in found.items() if name not in OURS | sys.stdlib_module_names}
+
+
+def read_declared(*extras: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][e] for e in extras)]
+    return {
+        re.split(r"[\[>=<;! ]", requirement)[0].lower()
+        for requirements in lists
+        for requirement in requirements
+    }
+
+
+RUNTIME = ("deepspeed", "wandb", "mlflow", "safety", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("dreambooth_ray", RUNTIME),
+        ("cluster", ()),
+        ("serve", RUNTIME),
+        ("benchmarks", ("bench",)),
+        ("tests", (*RUNTIME, "bench", "test")),
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
+    declared, distributions = read_declared(*extras), packages_distributions()
+    for name, path in find_imports(folder).items():
+        # Extras may not be installed here: then their own name is all there is.
+        providers = {d.lower().replace("_", "-") for d in distributions.get(name, [name])}
+        providers.add(f"{name}-skinny")  # mlflow
+        assert providers & declared, f"{path} imports {name}, of {providers}"
