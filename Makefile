@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bench bars faults manifests check format clean
+.PHONY: demo test unit bench bars faults manifests docs check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -17,8 +17,9 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit
 
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
+# THIRD=0, 1 or 2 takes a third of them.
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m fault
+	$(BIN)/python -m pytest tests -m fault $(if $(THIRD),--third $(THIRD))
 
 # checkov over the rendered manifests and the Dockerfiles; its pins clash with ours: a venv of its own.
 manifests: $(VENV)/.dev $(CHECKOV)/.made
@@ -28,19 +29,24 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory out/manifests
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
 
-# All themes of `dreambooth bench`, their plot, and the README's table. Wants a quiet machine.
+# All themes of `dreambooth bench`, their plot, and the table of docs/performance.md. Wants a quiet machine.
 THEMES ?= sample train wholejob settings priors scaling serve checkpoint startup fullsize
 PROFILE ?= full
 bench: $(VENV)/.dev
 	for theme in $(THEMES); do $(BIN)/dreambooth bench $$theme --profile $(PROFILE) \
 	  --json benchmarks/results/$$theme.json > /dev/null || exit 1; done
-	$(BIN)/dreambooth bench report --readme README.md
+	$(BIN)/dreambooth bench report --readme docs/performance.md
 
 # Whole trainings and their bars: the demo, real photographs, another model's sizes, two subjects.
 bars: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m demo
 
-check: $(VENV)/.dev
+# The site in out/site; pages that are made from code must be up to date, every link must lead somewhere.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/zensical build --clean --strict
+
+check: $(VENV)/.dev docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

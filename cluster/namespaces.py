@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ class Network:
                       "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
             _run_command("ip", "-n", namespace, *words.split())
         script = (
-            f'mount --bind "{host_folder / "tmp"}" /tmp && '
+            f"{_bind_shared_folders(host_folder / 'tmp')}"
+            f'mount --rbind "{host_folder / "tmp"}" /tmp && '
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
             f'hostname {name} && touch /tmp/{_STARTED} && exec "$@"'
         )
@@ -190,6 +192,26 @@ class Network:
             ["ip", "link", "del", self._outer_interface(host)], capture_output=True, check=False
         )
         subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
+
+
+def shared_folders() -> list[Path]:
+    """Folders below /tmp that a host needs though it has a /tmp of its own: Python and our code.
+
+    A checkout, or its environment, may lie there.
+    """
+    search_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), *search_path]
+    resolved = {Path(folder).resolve() for folder in folders if folder}
+    return sorted(folder for folder in resolved if folder.is_relative_to("/tmp"))
+
+
+def _bind_shared_folders(host_tmp: Path) -> str:
+    """Shell commands that make shared folders appear in a host's /tmp under their own names."""
+    commands = ""
+    for folder in shared_folders():
+        place = host_tmp / folder.relative_to("/tmp")
+        commands += f'mkdir -p "{place}" && mount --bind "{folder}" "{place}" && '
+    return commands
 
 
 def command_in_host(host: Host, command: Sequence[str]) -> list[str]:

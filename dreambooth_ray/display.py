@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -76,7 +77,7 @@ class TrainingDisplay:
     def _show_metrics(self, run: Store, config: Config, is_over: threading.Event) -> None:
         interval_s = 0.5 if run.is_local else 5.0
         if self._console.is_terminal:
-            with self._board as progress:
+            with self._board.shown() as progress:
                 self._poll_metrics(
                     run, config, is_over, interval_s, _BarMeter(progress, config.train.steps)
                 )
@@ -184,15 +185,24 @@ class ProgressBoard:
         self._bars = _make_progress(console)
         self._users, self._lock = 0, threading.Lock()
 
-    def __enter__(self) -> Progress:
-        """Show the bars."""
+    @contextmanager
+    def shown(self) -> Iterator[Progress]:
+        """The bars, shown for the length of the block."""
+        bars = self.show()
+        try:
+            yield bars
+        finally:
+            self.release()
+
+    def show(self) -> Progress:
+        """Show the bars until `release`."""
         with self._lock:
             self._users += 1
             self._bars.start()
         return self._bars
 
-    def __exit__(self, *error: object) -> None:
-        """Leave them as they stand once nobody uses them."""
+    def release(self) -> None:
+        """Leave the bars as they stand once nobody uses them."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -217,10 +227,10 @@ class Stage:
             self._board.console.print(f"{self._label} {num_done}/{total}", markup=False)
             return
         if self._task is None:
-            bars = self._board.__enter__()
+            bars = self._board.show()
             self._task = bars, bars.add_task(self._label, total=total)
         bars, task = self._task
         bars.update(task, completed=num_done)
         if num_done >= total:
-            self._board.__exit__()
+            self._board.release()
             self._task = None

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreambooth_ray.config.load import dump_config
-from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.imports import imported_meanwhile, large_imports
 from dreambooth_ray.models.source import model_hash
@@ -29,11 +28,8 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
-from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
-from dreambooth_ray.training.early_stopping import last_step
-from dreambooth_ray.training.metrics_log import read_metrics
-from dreambooth_ray.training.stop_request import clear_stop_request, is_stop_requested
+from dreambooth_ray.training.run_state import RunState, read_run_state
+from dreambooth_ray.training.stop_request import clear_stop_request
 from dreambooth_ray.training.worker_job import WorkerJob
 
 _EXPORT = "dreambooth_ray.bundles.bundle"
@@ -87,57 +83,57 @@ def _train(prepared: PreparedRun, run: Store, display: Display) -> None:
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
-        if not _train_to_end(prepared, run, display):
+        state = _train_to_end(prepared, run, display)
+        if not state.is_trained:
+            display.say(
+                f"stopped at step {state.committed_step}; `dreambooth resume` goes on from there"
+            )
             return
         with large_imports():
             from dreambooth_ray.bundles.bundle import export_bundle
         try:
-            export_bundle(prepared.config, prepared.directory, run)
+            export_bundle(prepared.config, prepared.directory, run, state)
             return
         except CheckpointError as error:
-            if not _discard_damaged_checkpoints(prepared.config, run, display):
+            if not _discard_damaged_checkpoints(run, state, display):
                 raise error from None
 
 
-def _train_to_end(prepared: PreparedRun, run: Store, display: Display) -> bool:
-    """Whether the checkpoint of the last step is there; not, if somebody asked the run to stop."""
+def _train_to_end(prepared: PreparedRun, run: Store, display: Display) -> RunState:
+    """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
     with _evaluate_beside(prepared, run):
-        if _is_trained(config, run):
-            return True
-        # While workers train: what this process needs at the end.
-        with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
-            _train_to_last_step(prepared, run, display)
-        if is_stop_requested(run) and not _is_trained(config, run):
-            step = (committed_steps(run)[-1:] or [0])[0]
-            display.say(f"stopped at step {step}; `dreambooth resume` goes on from there")
-            return False
-        if not _is_trained(config, run):
-            raise CheckpointError(
-                f"{run.uri}: the workers ended well and the last checkpoint is not there; "
-                "`dreambooth resume` trains on from the newest one"
-            )
-    return True
+        state = read_run_state(run, config)
+        if not state.is_trained:
+            # While workers train: what this process needs at the end.
+            with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
+                _train_to_last_step(prepared, run, display)
+    # Once more: the evaluations have come to their end as well.
+    state = read_run_state(run, config)
+    if not state.is_trained and state.reason != "stopped":
+        raise CheckpointError(
+            f"{run.uri}: the workers ended well and the last checkpoint is not there; "
+            "`dreambooth resume` trains on from the newest one"
+        )
+    return state
 
 
-def _discard_damaged_checkpoints(config: Config, run: Store, display: Display) -> bool:
+def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) -> bool:
     """Discard the checkpoints a bundle would be made of, if they are damaged; whether one was.
 
     Judged anew by reading them once more: a download that was cut off is no damage.
     """
-    last = committed_steps(run)[-1]
-    best = read_selection(run).best if config.choice.rule == "best" else None
     has_discarded = False
-    for step in {last, best} - {None}:
-        damage = manifest.find_damage(run, paths.checkpoint(int(step or 0)))
+    for step in {state.last_step, state.bundle_step}:
+        damage = manifest.find_damage(run, paths.checkpoint(step))
         if damage is None:
             continue
         display.say(
             f"WARNING: the checkpoint of step {step} is damaged ({damage}). It is discarded, and "
             "these steps are trained again"
         )
-        manifest.remove_artifact(run, paths.checkpoint(int(step or 0)))
-        run.remove(paths.evaluation(int(step or 0)))
+        manifest.remove_artifact(run, paths.checkpoint(step))
+        run.remove(paths.evaluation(step))
         has_discarded = True
     return has_discarded
 
@@ -148,11 +144,6 @@ def _evaluate_beside(prepared: PreparedRun, run: Store) -> AbstractContextManage
     from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
     return evaluate_checkpoints(with_absolute_paths(prepared.config), run, prepared.directory)
-
-
-def _is_trained(config: Config, run: Store) -> bool:
-    """Whether the checkpoint of the last step is there."""
-    return committed_steps(run)[-1:] == [last_step(config, read_metrics(run), read_end(run))]
 
 
 def _train_to_last_step(prepared: PreparedRun, run: Store, display: Display) -> None:

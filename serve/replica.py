@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,17 +105,16 @@ class Replica:
 
         When the caller goes away the image's place is free within one step.
         """
-        lease_context = self._model_cache.lease(artifact)
-        try:
-            lease = await asyncio.to_thread(lease_context.__enter__)
-        except Exception as error:  # told to the gateway, which knows what to answer
-            yield _build_failure(error)
-            return
-        try:
+        with ExitStack() as stack:
+            lease_context = self._model_cache.lease(artifact)
+            try:
+                # In a thread: it may load the model, or wait for room.
+                lease = await asyncio.to_thread(stack.enter_context, lease_context)
+            except Exception as error:  # told to the gateway, which knows what to answer
+                yield _build_failure(error)
+                return
             async for event in self._stream_events(lease, sample_task):
                 yield event
-        finally:
-            lease_context.__exit__(None, None, None)
 
     async def _stream_events(
         self, lease: "ModelLease", sample_task: SampleTask

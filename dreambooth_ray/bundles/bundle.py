@@ -17,10 +17,9 @@ from dreambooth_ray.models.trainable_params import apply_method, load_trainable_
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.retention import committed_steps, restore_step
-from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
-from dreambooth_ray.training.early_stopping import last_step
+from dreambooth_ray.training.checkpoint.download import restore_step
 from dreambooth_ray.training.metrics_log import read_metrics
+from dreambooth_ray.training.run_state import RunState
 
 _CARD = """\
 # {title}
@@ -48,29 +47,27 @@ subject: {meaning}.
 """
 
 
-def export_bundle(config: Config, directory: Path, run: Store) -> None:
-    """Write `bundle/` of a run from its last checkpoint; nothing if it is there, whole.
+def export_bundle(config: Config, directory: Path, run: Store, state: RunState) -> None:
+    """Write `bundle/` of a trained run; nothing if it is there, whole.
 
     With choice.rule=best, from the checkpoint with the best evaluation.
 
     directory: the base model's
-    raises: CheckpointError if there is no intact checkpoint of the last step
+    raises: CheckpointError if the run is not trained to its end or its checkpoint is damaged
     """
-    if run.exists(f"{paths.BUNDLE}/{manifest.MANIFEST}"):
+    if state.is_bundled:
         return
+    if not state.is_trained:
+        raise CheckpointError(
+            f"{run.uri} is at step {state.committed_step} of {state.last_step}; finish it with "
+            "`dreambooth resume`"
+        )
     with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
-        last = last_step(config, read_metrics(run), read_end(run))
-        current_step = (committed_steps(run)[-1:] or [0])[0]
-        if current_step != last:
-            raise CheckpointError(
-                f"{run.uri} is at step {current_step} of {last}; finish it with `dreambooth resume`"
-            )
-        best = read_selection(run).best if config.choice.rule == "best" else None
-        step = last if best is None else best
+        step = state.bundle_step
         checkpoint = restore_step(run, step, Path(folder) / "checkpoint")
         stage = Path(folder) / "bundle"
         about = _write_weights(config, directory, checkpoint, stage)
-        (stage / "card.md").write_text(_render_card(config, run, step, last))
+        (stage / "card.md").write_text(_render_card(config, run, step, state.last_step))
         about |= {"step": step, "created_at": time.time()}
         manifest.publish_folder(run, paths.BUNDLE, stage, about)
 

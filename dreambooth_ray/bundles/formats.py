@@ -17,7 +17,12 @@ from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_pipeline
-from dreambooth_ray.models.source import adapted_base, base_directory, model_directory
+from dreambooth_ray.models.source import (
+    adapted_base,
+    base_directory,
+    compute_latent_factor,
+    model_directory,
+)
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.version import __version__
 
@@ -147,7 +152,7 @@ def _is_v2(directory: Path) -> bool:
 def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
     """Metadata after Stability AI's model specification 1.0.0."""
     about = read_bundle_about(directory)
-    factor = 2 ** (len(_load_config(directory, "vae")["block_out_channels"]) - 1)
+    factor = compute_latent_factor(_load_config(directory, "vae"))
     side = about.get("resolution", str(_load_config(directory, "unet")["sample_size"] * factor))
     architecture = f"stable-diffusion-v{2 if _is_v2(directory) else 1}"
     title = f"{about.get('identifier', '')} {about.get('class_noun', '')}".strip()

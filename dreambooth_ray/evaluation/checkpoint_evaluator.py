@@ -34,7 +34,8 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints, restore_step
+from dreambooth_ray.training.checkpoint.download import restore_step
+from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
 
 
 def check_choice(config: Config, directory: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.source import adapted_base, model_directory
+from dreambooth_ray.models.source import adapted_base, compute_latent_factor, model_directory
 from dreambooth_ray.storage import paths
 
 
@@ -33,7 +33,7 @@ class Components:
     @property
     def latent_factor(self) -> int:
         """Pixels a latent spans, each way."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return compute_latent_factor(self.vae.config)
 
 
 def quiet_libraries() -> None:

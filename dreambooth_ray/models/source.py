@@ -5,8 +5,10 @@ Nothing heavy is imported here: bad input is refused before torch is imported.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.storage import paths
@@ -98,12 +100,17 @@ def base_directory(directory: Path) -> Path:
     return base_directory(model_directory(base[0])) if base else directory
 
 
+def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
+    """Pixels that a latent spans each way, by the VAE's configuration."""
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
 def check_resolution(directory: Path, resolution: int) -> None:
     """raises ConfigError if an image of that side can't pass the VAE and the UNet."""
     directory = base_directory(directory)
     vae = json.loads((directory / "vae" / "config.json").read_text())
     unet = json.loads((directory / "unet" / "config.json").read_text())
-    factor = 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (len(unet["block_out_channels"]) - 1)
+    factor = compute_latent_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise ConfigError(

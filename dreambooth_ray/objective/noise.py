@@ -4,17 +4,15 @@ Every number is a pure function of (seed, purpose, step, index). It is computed 
 so that it does not depend on the device.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from dreambooth_ray.objective.address import seed_of
 
 
 def generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator:
     """A CPU generator whose state depends on its address alone."""
-    address = f"{seed}/{purpose}/{step}/{index}".encode()
-    key = int.from_bytes(hashlib.blake2b(address, digest_size=8).digest(), "little")
-    return torch.Generator().manual_seed(key >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, purpose, step, index))
 
 
 def normal(

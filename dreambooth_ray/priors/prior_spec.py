@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from dreambooth_ray.data.prior_set import PriorRecord, PriorSelection
 from dreambooth_ray.errors import DataError
+from dreambooth_ray.objective.address import seed_of
 
 # A model that keeps generating the same image is given up after this many times the count.
 MAX_GENERATED_RATIO = 4
@@ -39,8 +40,7 @@ class PriorSpec:
 
     def image_seed(self, index: int) -> int:
         """Seed of class image `index`."""
-        key = hashlib.blake2b(f"{self.seed}/prior/{index}".encode(), digest_size=8).digest()
-        return int.from_bytes(key, "little") >> 1
+        return seed_of(self.seed, "prior", index)
 
     def indices(self, number: int) -> range:
         """Image indices of a chunk."""

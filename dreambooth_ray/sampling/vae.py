@@ -13,6 +13,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from dreambooth_ray.models.source import compute_latent_factor
+
 TILED_ABOVE_PX = 1024
 _PROBES = 12
 
@@ -22,7 +24,7 @@ class LatentCodec:
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self._vae = vae
-        self.factor = int(2 ** (len(vae.config.block_out_channels) - 1))
+        self.factor = compute_latent_factor(vae.config)
         self.channels = int(vae.config.latent_channels)
 
     @torch.no_grad()

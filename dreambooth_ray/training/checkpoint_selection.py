@@ -19,9 +19,10 @@ class CheckpointSelection:
 
 def read_selection(run: Store) -> CheckpointSelection:
     """The newest of a run, or an empty one."""
-    if not run.exists(paths.CHECKPOINT_SELECTION):
+    try:
+        content = json.loads(run.read(paths.CHECKPOINT_SELECTION))
+    except FileNotFoundError:
         return CheckpointSelection()
-    content = json.loads(run.read(paths.CHECKPOINT_SELECTION))
     return CheckpointSelection(content["best"], tuple(content["judged"]), content["stop"])
 
 
@@ -44,4 +45,7 @@ def write_end(run: Store, step: int) -> None:
 
 def read_end(run: Store) -> int | None:
     """The step a run was ended at by its evaluations; None if it was not."""
-    return int(json.loads(run.read(paths.END))["step"]) if run.exists(paths.END) else None
+    try:
+        return int(json.loads(run.read(paths.END))["step"])
+    except FileNotFoundError:
+        return None

@@ -1,8 +1,7 @@
-"""When a run ends: at its last step, or before, by its validation losses. Pure."""
+"""When a run ends before its last step, by its validation losses. Pure."""
 
 from typing import Any
 
-from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import ValidationConfig
 
 VALIDATION_LOSS = "val_loss"
@@ -27,14 +26,3 @@ def find_stop_step(losses: list[tuple[int, float]], validation: ValidationConfig
 def validation_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """(step, loss) of the validations among a run's metrics."""
     return [(r["step"], r[VALIDATION_LOSS]) for r in records if VALIDATION_LOSS in r]
-
-
-def last_step(config: Config, records: list[dict[str, Any]], end_step: int | None = None) -> int:
-    """The step a run ends with, as far as its metrics tell.
-
-    end_step: where its evaluations ended it, `checkpoint_selection.read_end`
-    """
-    if end_step is not None:
-        return end_step
-    stop_step = find_stop_step(validation_losses(records), config.validation)
-    return config.train.steps if stop_step is None else stop_step

@@ -20,7 +20,7 @@ from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, Traced
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
-from dreambooth_ray.training.checkpoint.retention import AVERAGE
+from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
 from dreambooth_ray.training.sharding import shard_networks

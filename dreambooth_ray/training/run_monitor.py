@@ -11,8 +11,8 @@ import ray
 
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.stop_request import request_stop
 from dreambooth_ray.training.worker_messages import read_new_messages
 
 _INTERVAL_S = 1.0
@@ -104,7 +104,7 @@ class RunMonitor:
             try:
                 if self._stop_requested.is_set() and not is_written:
                     self._say("SIGTERM: saving a checkpoint, then ending")
-                    self._run.write(paths.STOP, b"{}")
+                    request_stop(self._run)
                     is_written = True
                 self._print_messages()
             except DreamBoothError:

@@ -30,12 +30,12 @@ from dreambooth_ray.training.callbacks.step_sequence import StepSequence
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.checkpoint import restore
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, find_worker_rank
-from dreambooth_ray.training.checkpoint_selection import read_end
 from dreambooth_ray.training.dataset import TrainingDataset
-from dreambooth_ray.training.early_stopping import last_step, validation_losses
+from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import FAILURES, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.restarts import read_restarts
+from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.strategy import make_strategy
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -61,7 +61,7 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
         dataset.start = restored_state.step if restored_state else 0
         dataset.accumulate = config.parts(world_size)
         past_records = [r for r in read_metrics(run) if r["step"] <= dataset.start]
-        if dataset.start >= last_step(config, past_records, read_end(run)):
+        if dataset.start >= read_run_state(run, config).last_step:
             return
         validation = (
             Validation(config, validation_set, validation_losses(past_records))

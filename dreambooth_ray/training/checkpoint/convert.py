@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.checkpoint.retention import AVERAGE
+from dreambooth_ray.training.checkpoint.download import AVERAGE
 
 _TAG, _UNIVERSAL = "checkpoint", "universal"
 

@@ -14,7 +14,7 @@ from torch import distributed
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import convert, retention
+from dreambooth_ray.training.checkpoint import convert, download
 from dreambooth_ray.training.checkpoint.save import WorkerRank
 from dreambooth_ray.training.worker_messages import post_message
 
@@ -60,13 +60,13 @@ def restored_checkpoint(
 def _download_checkpoint(
     run: Store, config: Config, model_hash: str, folder: Path, warns: bool
 ) -> RestoredState | None:
-    checkpoint = retention.restore_newest(
+    checkpoint = download.restore_newest(
         run, folder, lambda text: post_message(run, f"warning: {text}") if warns else None
     )
     if checkpoint is None:
         return None
     strategy, world_size = config.train.strategy, _world_size()
-    retention.check_fits(checkpoint, strategy, model_hash, run.uri)
+    download.check_fits(checkpoint, strategy, model_hash, run.uri)
     reshard = strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size
     if reshard:
         convert.make_universal(checkpoint.state)

@@ -22,8 +22,10 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
+from dreambooth_ray.training.checkpoint.download import STATE
 from dreambooth_ray.training.checkpoint_selection import read_selection, write_end
 from dreambooth_ray.training.metrics_log import MetricsLog
+from dreambooth_ray.training.stop_request import is_stop_requested
 
 _PART_TIMEOUT_S, _POLL_S = 600.0, 0.5
 
@@ -126,7 +128,7 @@ class StopRequest:
         while not self._ended.wait(self._interval_s):
             # Whatever storage answers now, the next poll may see more.
             with contextlib.suppress(Exception):
-                if self._run.exists(paths.STOP):
+                if is_stop_requested(self._run):
                     self._is_seen.set()
                     return
 
@@ -208,7 +210,7 @@ class CheckpointSaver:
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
         local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
         local.mkdir(mode=0o700, exist_ok=True)
-        trainer.save_checkpoint(local / retention.STATE)
+        trainer.save_checkpoint(local / STATE)
         trainer.strategy.barrier("checkpoint")
         if self._worker_rank.local_rank == 0:
             values = {name: value for name, value in metrics.items() if name != "step"}

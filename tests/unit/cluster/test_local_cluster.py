@@ -56,6 +56,16 @@ def test_the_head_is_not_replaced(folder: Path) -> None:
         LocalCluster(folder).replace("head")
 
 
+def test_a_host_sees_a_checkout_below_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(namespaces.sys, "prefix", "/tmp/checkout/.venv")
+    monkeypatch.setenv("PYTHONPATH", "/opt/code:/tmp/code")
+    shared = namespaces.shared_folders()
+    assert {Path("/tmp/checkout/.venv"), Path("/tmp/code")} <= set(shared)
+    assert Path("/opt/code") not in shared
+
+
 def test_no_cluster_here(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dreambooth cluster up"):
         LocalCluster(tmp_path)

@@ -14,7 +14,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.retention import STATE
+from dreambooth_ray.training.checkpoint.download import STATE
 
 PROTOCOL = {
     "name": "one prompt",

@@ -17,7 +17,7 @@ from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.plot import plot_front
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import retention
+from dreambooth_ray.training.checkpoint import download, retention
 from dreambooth_ray.training.checkpoint_selection import (
     CheckpointSelection,
     find_protected_steps,
@@ -32,7 +32,7 @@ TRUTH = {5: (0.4, 0.0), 10: (0.8, 0.1), 15: (0.8, 0.4)}
 def commit(run: Store, step: int, tmp_path: Path) -> None:
     folder = tmp_path / f"local-{step}"
     folder.mkdir()
-    (folder / retention.STATE).write_bytes(b"state")
+    (folder / download.STATE).write_bytes(b"state")
     manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})
 
 

@@ -10,7 +10,7 @@ from dreambooth_ray.errors import ConfigError, DataError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.validation import compute_validation_losses
-from dreambooth_ray.training.early_stopping import find_stop_step, last_step
+from dreambooth_ray.training.early_stopping import find_stop_step, validation_losses
 from tests.unit.training.fitted import Fitted
 
 OVERRIDES = (
@@ -71,8 +71,9 @@ def test_a_run_that_gets_no_better_ends_there(
         "validation.patience=2", "validation.min_delta=1000", "train.lr=1e-9",
     )  # fmt: skip
     assert [r["step"] for r in run.watch.records] == [1, 2, 3]
-    assert last_step(run.module.config, run.watch.records) == 3
-    assert last_step(run.module.config, run.watch.records[:2]) == 9
+    losses = validation_losses(run.watch.records)
+    assert find_stop_step(losses, run.module.config.validation) == 3
+    assert find_stop_step(losses[:2], run.module.config.validation) is None
 
 
 def test_when_to_stop_is_a_function_of_the_losses() -> None:

@@ -7,7 +7,7 @@ import torch
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint import retention
+from dreambooth_ray.training.checkpoint import download, retention
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 
 
@@ -19,24 +19,24 @@ def run(tmp_path: Path) -> Store:
 def commit(run: Store, step: int, tmp_path: Path) -> None:
     folder = tmp_path / f"in-{step}"
     folder.mkdir()
-    (folder / retention.STATE).write_text(str(step))
+    (folder / download.STATE).write_text(str(step))
     manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})
 
 
 def damage(run: Store, step: int) -> None:
     pointer = json.loads(run.read(f"{paths.checkpoint(step)}.json"))
-    run.write(f"{pointer['folder']}/{retention.STATE}", b"damaged")
+    run.write(f"{pointer['folder']}/{download.STATE}", b"damaged")
 
 
 def test_a_new_run_has_nothing_to_restore(run: Store, tmp_path: Path) -> None:
-    assert retention.restore_newest(run, tmp_path) is None
+    assert download.restore_newest(run, tmp_path) is None
 
 
 def test_the_newest_intact_one_is_taken(run: Store, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         commit(run, step, tmp_path)
     damage(run, 30)
-    restored = retention.restore_newest(run, tmp_path / "out")
+    restored = download.restore_newest(run, tmp_path / "out")
     assert restored is not None
     assert (restored.step, restored.state.read_text()) == (20, "20")
 
@@ -45,7 +45,7 @@ def test_with_none_intact_it_says_so(run: Store, tmp_path: Path) -> None:
     commit(run, 10, tmp_path)
     damage(run, 10)
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        retention.restore_newest(run, tmp_path / "out")
+        download.restore_newest(run, tmp_path / "out")
 
 
 def test_rotation_keeps_the_newest(run: Store, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_rotation_keeps_the_best_as_well(run: Store, tmp_path: Path) -> None:
     for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3), (40, 0.2)):
         folder = tmp_path / str(step)
         folder.mkdir()
-        (folder / retention.STATE).write_text("x")
+        (folder / download.STATE).write_text("x")
         about: dict[str, object] = {"step": step, "metrics": {"val_loss": loss}}
         manifest.commit_artifact(run, paths.checkpoint(step), folder, about)
         retention.rotate_checkpoints(run, num_kept=1, best_metric="val_loss")
@@ -88,7 +88,7 @@ def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
         commit(run, step, tmp_path)
     damage(run, 20)
     words: list[str] = []
-    retention.restore_newest(run, tmp_path / "out", words.append)
+    download.restore_newest(run, tmp_path / "out", words.append)
     assert len(words) == 1
     assert "step 20 is passed over" in words[0]
 
@@ -98,9 +98,9 @@ def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
     [({"model_hash": "b"}, "another model"), ({"strategy": "fsdp2"}, "strategy=fsdp2")],
 )
 def test_what_does_not_fit_is_refused(about: dict[str, object], words: str) -> None:
-    restored = retention.DownloadedCheckpoint(5, Path("x"), about)
+    restored = download.DownloadedCheckpoint(5, Path("x"), about)
     with pytest.raises(CheckpointError, match=words):
-        retention.check_fits(restored, "ddp", "a", "run")
+        download.check_fits(restored, "ddp", "a", "run")
 
 
 class Killed(BaseException):
@@ -149,7 +149,7 @@ def test_a_kill_in_any_phase_leaves_the_newest_committed_one(tmp_path: Path) -> 
             ends.add("done")
         except Killed:
             pass
-        restored = retention.restore_newest(Store(uri), tmp_path / f"out-{lives}")
+        restored = download.restore_newest(Store(uri), tmp_path / f"out-{lives}")
         assert restored is not None
         assert {p.read_text() for p in restored.state.iterdir()} == {str(restored.step)}
         ends.add(str(restored.step))
@@ -158,7 +158,7 @@ def test_a_kill_in_any_phase_leaves_the_newest_committed_one(tmp_path: Path) -> 
 
 def commit_shards(run: Store, step: int, tmp_path: Path) -> None:
     folder = tmp_path / f"{Path(run.uri).name}-{step}"
-    (folder / retention.STATE).mkdir(parents=True)
+    (folder / download.STATE).mkdir(parents=True)
     for rank in range(2):
-        (folder / retention.STATE / str(rank)).write_text(str(step))
+        (folder / download.STATE / str(rank)).write_text(str(step))
     manifest.commit_artifact(run, paths.checkpoint(step), folder, {"step": step})

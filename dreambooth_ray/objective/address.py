@@ -1,0 +1,10 @@
+"""One hash from an address to a seed: every random number of the product comes by it."""
+
+import hashlib
+
+
+def seed_of(*address: object) -> int:
+    """A seed from 0 to 2**63 - 1, a pure function of the address' parts as text."""
+    text = "/".join(str(part) for part in address)
+    key = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(key, "little") >> 1

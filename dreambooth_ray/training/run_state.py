@@ -1,0 +1,83 @@
+"""How a run stands, in one look: what every stage asks before it does anything.
+
+Each fact keeps its one writer: the worker commits checkpoints and metrics and writes down an early
+end, the evaluation writes its selection, a person the request to stop, the export the bundle.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.manifest import MANIFEST
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
+from dreambooth_ray.training.early_stopping import find_stop_step, validation_losses
+
+# Why a run ends where it ends: by its configuration, a person's request, its validation losses
+# that got no better, or evaluations of its checkpoints that stood still.
+EndReason = Literal["configured", "stopped", "early", "stalled"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """committed_step: of the newest checkpoint, 0 without one; last_step: where training ends.
+
+    best_step: the checkpoint that evaluations selected, where the run is trained and chooses
+    """
+
+    committed_step: int
+    last_step: int
+    reason: EndReason
+    best_step: int | None = None
+    is_bundled: bool = False
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the checkpoint of the last step is there."""
+        return self.committed_step > 0 and self.committed_step == self.last_step
+
+    @property
+    def bundle_step(self) -> int:
+        """The checkpoint that a bundle is made of."""
+        return self.last_step if self.best_step is None else self.best_step
+
+
+def read_run_state(run: Store, config: Config) -> RunState:
+    """Four requests at most; five where a bundle was half written.
+
+    raises: StorageError
+    """
+    names = set(run.names())
+    is_bundled = paths.BUNDLE in names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
+    steps = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
+    committed_step = max(paths.checkpoint_steps(steps), default=0)
+    last_step, reason = _find_end(run, config, names, committed_step if is_bundled else None)
+    if paths.STOP in names and committed_step != last_step:
+        reason = "stopped"
+    best_step = None
+    is_selecting = config.choice.rule == "best" and paths.CHECKPOINT_SELECTION in names
+    if is_selecting and committed_step == last_step:
+        best_step = read_selection(run).best
+    return RunState(committed_step, last_step, reason, best_step, is_bundled)
+
+
+def _find_end(
+    run: Store, config: Config, names: set[str], bundled_step: int | None
+) -> tuple[int, EndReason]:
+    """bundled_step: newest step of a run with a bundle, which needs no further look"""
+    steps = config.train.steps
+    if bundled_step is not None:
+        ended_early: EndReason = "stalled" if paths.END in names else "early"
+        return bundled_step, "configured" if bundled_step == steps else ended_early
+    if paths.END in names and (end_step := read_end(run)) is not None:
+        return end_step, "stalled"
+    if config.validation.patience and paths.METRICS in names:
+        text = run.read(paths.METRICS).decode()
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        losses = validation_losses([json.loads(line) for line in lines])
+        stop_step = find_stop_step(losses, config.validation)
+        if stop_step is not None:
+            return stop_step, "early"
+    return steps, "configured"
