@@ -40,32 +40,12 @@ PAGES = {
 
 # Keys that the code gives no description; a key with neither is an error.
 MEANINGS = {
-    "run_id": "name of the run and of its folder; null makes one of class noun, time and a hash",
-    "seed": "start of every random number of the run",
     "prior.solver": "how class images are sampled",
     "prior.num_inference_steps": "denoising steps of a class image",
     "prior.guidance_scale": "classifier-free guidance of a class image",
     "sample.prompts": "what the samples show; the placeholders are filled in",
     "sample.num_inference_steps": "denoising steps of a sample",
     "sample.guidance_scale": "classifier-free guidance of a sample",
-    "train.optimizer": "8-bit AdamW needs CUDA",
-    "train.lr_warmup_steps": "steps in which the rate rises from zero",
-    "train.weight_decay": "of AdamW",
-    "train.max_grad_norm": "gradients are clipped to this global norm",
-    "loss.timesteps": "how noise levels are drawn",
-    "loss.logit_std": "of logit_normal",
-    "tracking.loggers": "wandb and mlflow are extras to install",
-    "min": "lower bound",
-    "max": "upper bound",
-    "host": "address to listen at",
-    "port": "port to listen at; 0 takes a free one",
-    "replicas.maximum": "replicas at most",
-    "replicas.upscale_delay_s": "seconds of much work before a replica is added",
-    "replicas.downscale_delay_s": "seconds of little work before one is removed",
-    "minimum": "0 lets them scale to zero",
-    "maximum": "replicas at most",
-    "limits.prompt_characters": "length of a prompt",
-    "webhook_secret_env": "environment variable with the secret that signs webhooks, whsec_...",
 }
 # Fields of the API that the code gives no description.
 FIELD_MEANINGS = {
@@ -284,7 +264,8 @@ def command_line() -> str:
 
 def verbs(command: Any, path: str) -> Iterator[str]:
     """A heading, usage and a table for a command, then for those below it."""
-    below = getattr(command, "commands", None)
+    # Of a group that finds its commands when asked, as `bench` does, too.
+    below = command.list_commands(None) if hasattr(command, "list_commands") else None
     if path != "dreambooth":
         yield f"## {path}"
         yield cell(" ".join((command.help or "").split()))
@@ -295,7 +276,7 @@ def verbs(command: Any, path: str) -> Iterator[str]:
             yield table(("argument or option", "type", "default", "meaning"), *rows)
         return
     for name in sorted(below):
-        yield from verbs(below[name], f"{path} {name}")
+        yield from verbs(command.commands[name], f"{path} {name}")
 
 
 def usage(command: Any, path: str) -> str:
@@ -319,7 +300,8 @@ def parameter(p: Any) -> tuple[str, ...]:
     annotation = p.type_descriptor.annotation
     limits = [f"from {p.min}"] * (p.min is not None) + [f"to {p.max}"] * (p.max is not None)
     kinds = {bool: "switch", str: "text", int: "whole number", float: "number", Path: "path"}
-    kind = " ".join([kinds.get(annotation, "text, repeatable"), *limits])
+    words = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+    kind = " ".join([" or ".join(words) or kinds.get(annotation, "text, repeatable"), *limits])
     default = p.default.as_posix() if isinstance(p.default, Path) else p.default
     if p.required:
         shown = "*required*"

@@ -24,6 +24,10 @@ class _BenchGroup(TyperGroup):
         self._add_themes()
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._add_themes()
+        return super().list_commands(ctx)
+
     def _add_themes(self) -> None:
         try:
             from benchmarks.themes import THEMES

@@ -90,7 +90,7 @@ class Config(Section):
     run_id: str | None = Field(
         None, pattern=ID_PATTERN, description="name in storage; none makes a new one"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of every draw of the run")
+    seed: int = Field(0, ge=0, lt=2**63, description="start of every random number")
     model: ModelConfig = ModelConfig()
     subject: SubjectConfig
     subjects: tuple[SubjectConfig, ...] = Field(

@@ -14,10 +14,12 @@ class ReplicasConfig(Section):
     """Processes that sample; each runs one engine a loaded model."""
 
     minimum: int = Field(1, ge=0, description="0 lets the endpoint scale to zero")
-    maximum: int = Field(1, ge=1, description="as many as it may grow to")
+    maximum: int = Field(1, ge=1, description="replicas at most")
     target_steps: int = Field(400, ge=1, description="waiting denoising steps a replica is for")
-    upscale_delay_s: float = Field(2.0, ge=0, description="of waiting before replicas are added")
-    downscale_delay_s: float = Field(60.0, ge=0, description="of idling before they are removed")
+    upscale_delay_s: float = Field(
+        2.0, ge=0, description="seconds of much work before one is added"
+    )
+    downscale_delay_s: float = Field(60.0, ge=0, description="seconds of little before one goes")
     batch: int = Field(8, ge=1, le=256, description="images that share a denoising step")
     memory_bytes: int = Field(8 * 2**30, ge=2**20, description="weights of loaded models a replica")
     adapters: int = Field(64, ge=1, description="adapters a replica keeps loaded")
@@ -35,8 +37,8 @@ class ReplicasConfig(Section):
 class SubjectScale(Section):
     """Replicas that one subject has for itself."""
 
-    minimum: int = Field(0, ge=0, description="0 lets them go while nobody asks")
-    maximum: int = Field(1, ge=1, description="as many as they may grow to")
+    minimum: int = Field(0, ge=0, description="0 lets them scale to zero")
+    maximum: int = Field(1, ge=1, description="replicas at most")
 
 
 class LimitsConfig(Section):
@@ -45,7 +47,7 @@ class LimitsConfig(Section):
     images: int = Field(10, ge=1, description="n of one request")
     steps: int = Field(150, ge=1, description="num_inference_steps")
     side_px: int = Field(1024, ge=8, description="longest side of an image drawn")
-    prompt_characters: int = Field(4000, ge=1, description="of one prompt")
+    prompt_characters: int = Field(4000, ge=1, description="length of a prompt")
     body_bytes: int = Field(16 * 2**20, ge=1024, description="a whole request")
     upload_px: int = Field(2**22, ge=64, description="pixels of an uploaded image")
     deadline_s: float = Field(
@@ -115,7 +117,7 @@ class ServeConfig(Section):
     """Everything the endpoint depends on."""
 
     host: Text = Field("127.0.0.1", description="address to listen at")
-    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
     models: dict[ModelId, Text] = Field(
         {"toyworld": "toyworld"}, description="base models by id: 'toyworld' or a directory"
     )

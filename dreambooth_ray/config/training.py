@@ -82,7 +82,7 @@ class TrainConfig(Section):
     )
     lr_warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="of the optimizer, decoupled")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to it")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     resolution: int = Field(512, ge=8, description="side of the square training images, pixels")
     text_encoder: bool = Field(
         True, description="train the text encoder as well; default true for full, else false"
@@ -171,7 +171,7 @@ class TrackingConfig(Section):
     """Where metrics go beside metrics.jsonl."""
 
     loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = Field(
-        ("tensorboard",), description="where metrics go, beside metrics.jsonl"
+        ("tensorboard",), description="where metrics go; wandb and mlflow are extras to install"
     )
     project: Text = Field("dreambooth", description="wandb's project, mlflow's experiment")
     mlflow_uri: Text | None = Field(
