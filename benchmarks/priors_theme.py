@@ -25,6 +25,7 @@ from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.priors.actor_pool import ActorPool
@@ -96,7 +97,8 @@ class PriorPool:
         parts = load_components(directory)
         settings: Any = parts.unet.config
         spec = PriorSpec(
-            model_hash(directory), (PROMPT,), "ddim", steps, GUIDANCE,
+            model_hash(directory), (PROMPT,),
+            SamplingParams(num_inference_steps=steps, guidance_scale=GUIDANCE),
             int(settings.sample_size) * parts.latent_factor, 0, CHUNK,
         )  # fmt: skip
         store = open_set(Store(str(folder)), spec)

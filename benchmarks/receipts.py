@@ -14,6 +14,7 @@ from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage import paths
+from serve.api_messages import Receipt
 
 
 def check_receipts(
@@ -37,9 +38,7 @@ def check_receipts(
                 Request(
                     receipt["prompt"],
                     receipt["seed"],
-                    num_inference_steps=receipt["num_inference_steps"],
-                    guidance_scale=receipt["guidance_scale"],
-                    solver=receipt["solver"],
+                    params=Receipt.model_validate(receipt).sampling_params,
                     adapter=receipt["model"].partition("@")[0],
                 )
             ]

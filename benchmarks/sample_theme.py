@@ -6,7 +6,6 @@ numbers of steps or guidance scales in a call, so mixed requests are sampled one
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +35,12 @@ def make_equal_requests(count: int, steps: int) -> list[Request]:
 def make_mixed_requests(divisor: int = 1) -> list[Request]:
     """Eight requests of different steps, seeds and guidance."""
     return [
-        replace(request, num_inference_steps=steps // divisor, guidance_scale=scale)
+        Request(
+            request.prompt,
+            request.seed,
+            num_inference_steps=steps // divisor,
+            guidance_scale=scale,
+        )
         for request, steps, scale in zip(make_equal_requests(8, 1), STEPS, GUIDANCE, strict=True)
     ]
 
@@ -54,8 +58,8 @@ def sample_batch(pipeline: StableDiffusionPipeline, requests: list[Request]) -> 
     first = requests[0]
     images: list[Any] = pipeline(
         [r.prompt for r in requests],
-        num_inference_steps=first.num_inference_steps,
-        guidance_scale=first.guidance_scale,
+        num_inference_steps=first.params.num_inference_steps,
+        guidance_scale=first.params.guidance_scale,
         generator=[torch.Generator().manual_seed(r.seed) for r in requests],
     ).images
     return images
@@ -96,8 +100,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         "cases": cases,
         "configuration": {
             "solver": "ddim", "side_px": engine.model_side_px, "steps": steps,
-            "mixed_steps": [r.num_inference_steps for r in mixed_requests],
-            "mixed_guidance": [r.guidance_scale for r in mixed_requests],
+            "mixed_steps": [r.params.num_inference_steps for r in mixed_requests],
+            "mixed_guidance": [r.params.guidance_scale for r in mixed_requests],
             "dtype": "float32", "max_batch": engine.max_batch,
         },
         "utilisation": _compute_utilisation(setting, engine.model_side_px, steps, cases),

@@ -97,8 +97,8 @@ def generate_class_images(config: Config, directory: Path) -> PriorSet:
     """The class's set, generated once for all its subjects."""
     prior = config.prior
     spec = PriorSpec(
-        model_hash(directory), config.class_prompts, prior.solver, prior.num_inference_steps,
-        prior.guidance_scale, config.train.resolution, 0, prior.batch_size,
+        model_hash(directory), config.class_prompts, prior.sampling_params,
+        config.train.resolution, 0, prior.batch_size,
     )  # fmt: skip
     store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
     spec_record = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}

@@ -61,9 +61,7 @@ class StudyScorer:
         prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
         requests = [
             Request(
-                q.prompt, q.seed, num_inference_steps=protocol.num_inference_steps,
-                guidance_scale=protocol.guidance_scale, solver=protocol.solver,
-                cache_every=CACHE_EVERY,
+                q.prompt, q.seed, params=protocol.sampling_params, cache_every=CACHE_EVERY,
             )
             for q in prompts
         ]  # fmt: skip

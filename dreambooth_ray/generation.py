@@ -7,6 +7,7 @@ from PIL import Image
 
 from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.bundles.remote import resolve_model
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models.source import model_directory, model_hash
@@ -23,9 +24,7 @@ def generate_files(
     negative_prompt: str,
     num_images: int,
     seed: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    solver: str = "ddim",
+    params: SamplingParams,
     size_px: tuple[int, int] | None = None,
     image: Path | None = None,
     mask: Path | None = None,
@@ -46,11 +45,9 @@ def generate_files(
             prompt,
             seed + index,
             negative_prompt,
-            num_inference_steps,
-            guidance_scale,
+            params=params,
             width_px=size_px[0] if size_px else None,
             height_px=size_px[1] if size_px else None,
-            solver=solver,
             image=read_photograph(image) if image else None,
             mask=read_photograph(mask) if mask else None,
             strength=strength,

@@ -42,9 +42,7 @@ def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
     spec = PriorSpec(
         model_hash=model_hash(prepared.directory),
         prompts=config.class_prompts,
-        solver="" if folder else prior.solver,
-        num_inference_steps=0 if folder else prior.num_inference_steps,
-        guidance_scale=0.0 if folder else prior.guidance_scale,
+        params=None if folder else prior.sampling_params,
         size_px=config.train.resolution,
         seed=0 if folder else config.seed,
         chunk_size=prior.batch_size,

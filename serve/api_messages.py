@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-Solver = Literal["ddim", "plms", "euler", "euler_a", "dpmpp_2m"]
+from dreambooth_ray.config.sampling_params import SamplingParams
+
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{12})?$"
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 JOB_PATTERN = r"^job_[0-9a-f]{32}$"
@@ -22,7 +23,7 @@ class RequestMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ImageRequest(RequestMessage):
+class ImageRequest(RequestMessage, SamplingParams):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")
@@ -31,9 +32,6 @@ class ImageRequest(RequestMessage):
     n: int = Field(1, ge=1, le=100)
     size: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
     seed: int | None = Field(None, ge=0, lt=2**53, description="image k has seed + k")
-    num_inference_steps: int = Field(25, ge=1, le=1000)
-    guidance_scale: float = Field(3.0, ge=1, le=100, allow_inf_nan=False)
-    solver: Solver = "ddim"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int = Field(100, ge=0, le=100, description="quality of jpeg and webp")
@@ -90,8 +88,16 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Receipt(Answer):
+def _require_sampling_params(schema: dict[str, Any]) -> None:
+    """Defaults are for receipts from before a parameter was added; new ones say them all."""
+    params = [name for name in SamplingParams.model_fields if name not in schema["required"]]
+    schema["required"] = [*schema["required"], *params]
+
+
+class Receipt(Answer, SamplingParams):
     """Everything needed to draw the image again, on the weights of these hashes."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_require_sampling_params)
 
     model: str
     weights_sha256: str
@@ -99,9 +105,6 @@ class Receipt(Answer):
     prompt: str
     negative_prompt: str
     seed: int
-    solver: str
-    num_inference_steps: int
-    guidance_scale: float
     width: int
     height: int
     strength: float | None = None

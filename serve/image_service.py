@@ -78,8 +78,8 @@ class ImageService:
         seed = request.seed if request.seed is not None else secrets.randbelow(2**32)
         width_px, height_px = request.size_px or (None, None)
         first_task = SampleTask(
-            request.prompt, seed, request.negative_prompt, request.num_inference_steps,
-            request.guidance_scale, request.solver, width_px, height_px,
+            request.prompt, seed, request.negative_prompt, request.sampling_params,
+            width_px, height_px,
             num_previews=request.partial_images,
             # Each report is a message between two processes: often only where somebody watches.
             progress_interval_s=_STREAM_PROGRESS_S if request.stream else _PROGRESS_S,
@@ -263,9 +263,7 @@ def _build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> R
         prompt=sample_task.prompt,
         negative_prompt=sample_task.negative_prompt,
         seed=sample_task.seed,
-        solver=sample_task.solver,
-        num_inference_steps=sample_task.num_inference_steps,
-        guidance_scale=sample_task.guidance_scale,
+        **sample_task.params.model_dump(),
         width=pixels.width_px,
         height=pixels.height_px,
         strength=sample_task.strength if sample_task.image is not None else None,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from dreambooth_ray.config.sampling_params import SamplingParams
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -51,9 +53,7 @@ class SampleTask:
     prompt: str
     seed: int
     negative_prompt: str
-    num_inference_steps: int
-    guidance_scale: float
-    solver: str
+    params: SamplingParams
     width_px: int | None = None
     height_px: int | None = None
     image: Pixels | None = None
@@ -66,8 +66,8 @@ class SampleTask:
     def steps(self) -> int:
         """Denoising steps it takes."""
         if self.image is None:
-            return self.num_inference_steps
-        return max(1, round(self.num_inference_steps * self.strength))
+            return self.params.num_inference_steps
+        return max(1, round(self.params.num_inference_steps * self.strength))
 
     @property
     def fingerprint(self) -> str:

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from dreambooth_ray.cli.sampling_options import sampling_options
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.imports import large_imports
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 
+@sampling_options()
 def generate(
     model: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
     prompt: Annotated[
@@ -18,15 +21,14 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="what to keep away from")] = "",
     num_images: Annotated[int, typer.Option(min=1, help="image k has seed + k")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    num_inference_steps: Annotated[int, typer.Option(min=1)] = 25,
-    guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
-    solver: Annotated[str, typer.Option(help="ddim, plms, euler, euler_a or dpmpp_2m")] = "ddim",
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own")] = "",
     image: Annotated[Path | None, typer.Option(help="image to start from")] = None,
     mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
     grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
+    *,
+    params: SamplingParams,
 ) -> None:
     """Generate images with a trained subject; prints their paths."""
     with large_imports():
@@ -40,9 +42,7 @@ def generate(
         negative_prompt=negative_prompt,
         num_images=num_images,
         seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
+        params=params,
         size_px=parse_size(size),
         image=image,
         mask=mask,

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from dreambooth_ray.cli.sampling_options import sampling_options
+from dreambooth_ray.config.sampling_params import SamplingParams
+
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 
+@sampling_options(num_inference_steps=20)
 def identifier(
     model: Annotated[str, typer.Argument(help="toyworld, or a Stable Diffusion directory")],
     class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")],
@@ -20,10 +24,10 @@ def identifier(
     encoder: Annotated[str, typer.Option(help="network that compares the images")] = (
         "openai/clip-vit-base-patch32"
     ),
-    num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
-    guidance_scale: Annotated[float, typer.Option(min=1)] = 3.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="also write the ranking as JSON here")] = None,
+    *,
+    params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
     from dreambooth_ray.display import Stage
@@ -45,8 +49,7 @@ def identifier(
         tokenizer=parts.tokenizer,
         num_images=num_images,
         seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        params=params,
         on_progress=Stage("probe images"),
     )
     for candidate in ranked:
@@ -64,8 +67,7 @@ def identifier(
             "class_noun": class_noun,
             "encoder": encoder,
             "num_pictures": num_images,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
+            **params.model_dump(),
             "seed": seed,
         }
         out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")

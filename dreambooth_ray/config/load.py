@@ -3,13 +3,14 @@
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.errors import ConfigError
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -59,7 +60,7 @@ def _parse_and_validate(
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain_error(e) for e in error.errors())) from error
+        raise ConfigError("; ".join(explain_error(e) for e in error.errors())) from error
 
 
 def override_config(config: Config, overrides: list[str]) -> Config:
@@ -185,15 +186,3 @@ def all_keys(schema: type[BaseModel] = Config, at: str = "") -> list[str]:
         else:
             keys.append(f"{at}{name}")
     return keys
-
-
-def _explain_error(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    message = cast(str, error["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    if error["type"] == "missing":
-        return f"{key} is not set; give it in the recipe or as {key}=..."
-    if error["type"] == "string_too_short":
-        return f"{key} is empty; give it in the recipe or as {key}=..."
-    return f"{key}={error['input']!r}: {message[:1].lower() + message[1:]}"

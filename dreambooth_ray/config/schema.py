@@ -1,11 +1,12 @@
 """The one typed configuration tree. Frozen; unknown keys are errors."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
@@ -38,7 +39,7 @@ class SubjectConfig(Section):
     )
 
 
-class PriorConfig(Section):
+class PriorConfig(SamplingParams):
     """Class images, made by the base model, that keep its knowledge of the class."""
 
     count: int = Field(100, ge=0, description="class images; 0 trains without prior preservation")
@@ -54,9 +55,6 @@ class PriorConfig(Section):
     prompt: Text | tuple[Text, ...] = Field(
         "a {class_noun}", description="{class_noun} is filled in; several take turns"
     )
-    solver: Literal["ddim", "plms", "euler", "euler_a", "dpmpp_2m"] = "ddim"
-    num_inference_steps: int = Field(25, ge=1)
-    guidance_scale: float = Field(3.0, ge=1)
     batch_size: int = Field(8, ge=1, description="images an actor draws at once")
 
     @property
@@ -75,13 +73,11 @@ class PriorConfig(Section):
         return self
 
 
-class SampleConfig(Section):
+class SampleConfig(SamplingParams):
     """Sample images for TensorBoard while training."""
 
     every: int = Field(0, ge=0, description="steps between samples; 0 draws none")
     prompts: tuple[Text, ...] = ("a {identifier} {class_noun}",)
-    num_inference_steps: int = Field(25, ge=1)
-    guidance_scale: float = Field(3.0, ge=1)
 
 
 class Config(Section):

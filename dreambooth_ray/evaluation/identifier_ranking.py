@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.subject import ORDINARY_WORDS
 from dreambooth_ray.evaluation.encoders import Encoder
 from dreambooth_ray.models.components import Components
@@ -96,21 +97,13 @@ def rank_words(
     tokenizer: CLIPTokenizer,
     num_images: int,
     seed: int,
-    num_inference_steps: int,
-    guidance_scale: float,
+    params: SamplingParams,
     on_progress: Callable[[int, int], None],
 ) -> list[Candidate]:
     """Generate `num_images` of each word before the class noun; the least meaning first."""
     prompts = [f"a {class_noun}", *(f"a {w} {class_noun}" for w in words)]
     requests = [
-        Request(
-            prompt,
-            seed + k,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        for prompt in prompts
-        for k in range(num_images)
+        Request(prompt, seed + k, params=params) for prompt in prompts for k in range(num_images)
     ]
     images: list[Image.Image] = [d.image for d in engine.sample(requests, on_progress)]
     vectors = encoder.embed_images(images).reshape(len(prompts), num_images, -1)

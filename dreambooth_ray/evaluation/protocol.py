@@ -10,6 +10,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from dreambooth_ray.config.sampling_params import (
+    GuidanceScale,
+    NumInferenceSteps,
+    SamplingParams,
+)
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.errors import ConfigError
 
@@ -28,7 +33,7 @@ class Encoders(Section):
     copies: Text = Field("pixels", description="memorisation")
 
 
-class Protocol(Section):
+class Protocol(SamplingParams):
     """One way to evaluate, read from YAML."""
 
     name: Text
@@ -40,9 +45,8 @@ class Protocol(Section):
     other_prompts: tuple[Text, ...] = Field((), description="what must not change")
     images_per_other: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
-    num_inference_steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(7.5, ge=1)
-    solver: Text = "ddim"
+    num_inference_steps: NumInferenceSteps = 50
+    guidance_scale: GuidanceScale = 7.5
     encoders: Encoders
     copy_bound: float = Field(0.9, gt=0, le=1)
     truths: bool = Field(False, description="also what the toy world knows of its images")
@@ -109,7 +113,7 @@ class EvaluationSpec:
 
     def as_json(self) -> dict[str, object]:
         """For a file, so that people can repeat it."""
-        return {**asdict(self), "protocol": self.protocol.model_dump(mode="json")}
+        return {**asdict(self), "protocol": self.protocol.identity_values()}
 
     @property
     def digest(self) -> str:

@@ -83,9 +83,7 @@ def as_request(prompt: EvaluationPrompt, protocol: Protocol, size_px: int | None
     return Request(
         prompt.prompt,
         prompt.seed,
-        num_inference_steps=protocol.num_inference_steps,
-        guidance_scale=protocol.guidance_scale,
-        solver=protocol.solver,
+        params=protocol.sampling_params,
         width_px=size_px,
         height_px=size_px,
     )

@@ -33,6 +33,7 @@ def check_method(config: Config, directory: Path) -> None:
             )
     if train.method == "lora":
         _check_targets(train, directory)
+    _check_clip_skip(config, directory)
     if config.identifier.kind == "learned":
         # The only check that needs a library: the files alone do not answer it.
         from transformers import CLIPTokenizer  # noqa: PLC0415
@@ -41,6 +42,17 @@ def check_method(config: Config, directory: Path) -> None:
 
         tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
         tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
+
+
+def _check_clip_skip(config: Config, directory: Path) -> None:
+    settings = json.loads((directory / "text_encoder" / "config.json").read_text())
+    num_layers = settings.get("num_hidden_layers", 12)
+    for key, params in (("prior", config.prior), ("sample", config.sample)):
+        if params.clip_skip >= num_layers:
+            raise ConfigError(
+                f"{key}.clip_skip={params.clip_skip} leaves nothing of a text encoder of "
+                f"{num_layers} layers; set it lower"
+            )
 
 
 def _check_targets(train: TrainConfig, directory: Path) -> None:

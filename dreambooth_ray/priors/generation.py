@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def committed_chunks(store: Store) -> dict[int, list[PriorRecord]]:
 def open_set(store: Store, spec: PriorSpec) -> Store:
     """The set's own store, with its specification written down."""
     set_store = store.sub(paths.prior_set(spec.digest))
-    set_store.create(paths.PRIOR_SPEC, json.dumps(asdict(spec), indent=1).encode())
+    set_store.create(paths.PRIOR_SPEC, json.dumps(spec.as_json(), indent=1).encode())
     return set_store
 
 

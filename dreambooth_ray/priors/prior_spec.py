@@ -2,14 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import PriorRecord, PriorSelection
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.objective.address import seed_of
 
 # A model that keeps generating the same image is given up after this many times the count.
 MAX_GENERATED_RATIO = 4
+# What stands for the parameters of images that were not sampled.
+_NOT_SAMPLED = {"solver": "", "num_inference_steps": 0, "guidance_scale": 0.0}
 
 
 @dataclass(frozen=True)
@@ -19,23 +23,26 @@ class PriorSpec:
     prompts take turns: image i is of prompt i mod their number. chunk_size counts: a
     image's last bits depend on how many are generated at once, so the unit of work is a chunk
     of fixed indices, whichever actor generates it. folder_digest stands for a person's own images,
-    which are taken instead of generated ones; "" for none.
+    which are taken instead of generated ones; "" for none. Those have no params.
     """
 
     model_hash: str
     prompts: tuple[str, ...]
-    solver: str
-    num_inference_steps: int
-    guidance_scale: float
+    params: SamplingParams | None
     size_px: int
     seed: int
     chunk_size: int
     folder_digest: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """To store, and to make the digest of."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "params"}
+        return values | (self.params.identity_values() if self.params else _NOT_SAMPLED)
+
     @property
     def digest(self) -> str:
         """Name of the set: equal specifications share one, across runs and subjects."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def image_seed(self, index: int) -> int:

@@ -75,9 +75,7 @@ class PriorWorker:
         return Request(
             prompt=spec.prompts[index % len(spec.prompts)],
             seed=spec.image_seed(index),
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            solver=spec.solver,
+            params=spec.params,
             width_px=spec.size_px,
             height_px=spec.size_px,
         )

@@ -250,7 +250,7 @@ class Engine:
             request = handle.request
             self._check_adapter(request)
             prompt_embeds, negative_embeds = self._prompt_encoder.encode_pair(
-                request.prompt, request.negative_prompt, request.clip_skip, request.adapter
+                request.prompt, request.negative_prompt, request.params.clip_skip, request.adapter
             )
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,

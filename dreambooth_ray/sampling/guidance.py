@@ -15,13 +15,13 @@ def needs_guidance(request: Request, state: SamplingState) -> bool:
     """Whether this step needs an unconditional prediction."""
     if not _is_guidance_on(request, state):
         return False
-    return state.guidance_delta is None or state.step_index % request.guidance_every == 0
+    return state.guidance_delta is None or state.step_index % request.params.guidance_every == 0
 
 
 def _is_guidance_on(request: Request, state: SamplingState) -> bool:
-    start, end = request.guidance_interval
+    start, end = request.params.guidance_interval
     fraction_done = state.step_index / len(state.solver_table.steps)
-    return request.guidance_scale != 1 and start <= fraction_done < end
+    return request.params.guidance_scale != 1 and start <= fraction_done < end
 
 
 def build_rows(request: Request, state: SamplingState) -> list[Row]:
@@ -35,10 +35,11 @@ def build_rows(request: Request, state: SamplingState) -> list[Row]:
         if state.inpainting_channels is None
         else torch.cat([state.latents, state.inpainting_channels])
     )
-    returns_features = request.cache_every > 1 and state.step_index % request.cache_every == 0
+    cache_every = request.params.cache_every
+    returns_features = cache_every > 1 and state.step_index % cache_every == 0
     cached_features: list[Tensor | None] = [None, None]
     if (
-        request.cache_every > 1
+        cache_every > 1
         and not returns_features
         and len(state.cached_features) >= len(prompt_embeds)
     ):
@@ -52,8 +53,8 @@ def build_rows(request: Request, state: SamplingState) -> list[Row]:
 def cache_features(
     request: Request, state: SamplingState, row_features: list[Tensor | None]
 ) -> None:
-    """Store the (F, h, w) features of each row, at every request.cache_every-th step."""
-    if request.cache_every > 1 and state.step_index % request.cache_every == 0:
+    """Store the (F, h, w) features of each row, at every request.params.cache_every-th step."""
+    if request.params.cache_every > 1 and state.step_index % request.params.cache_every == 0:
         state.cached_features = [features for features in row_features if features is not None]
 
 
@@ -66,14 +67,14 @@ def apply_guidance(
     """
     if unconditional is not None:
         guidance_delta = conditional - unconditional
-        state.guidance_delta = guidance_delta if request.guidance_every > 1 else None
+        state.guidance_delta = guidance_delta if request.params.guidance_every > 1 else None
     elif _is_guidance_on(request, state) and state.guidance_delta is not None:
         guidance_delta = state.guidance_delta
     else:
         return conditional
-    guided_prediction = conditional + (request.guidance_scale - 1) * guidance_delta
-    if request.guidance_rescale:
+    guided_prediction = conditional + (request.params.guidance_scale - 1) * guidance_delta
+    if request.params.guidance_rescale:
         # Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16.
         rescaled = guided_prediction * (conditional.std() / guided_prediction.std())
-        guided_prediction = guided_prediction.lerp(rescaled, request.guidance_rescale)
+        guided_prediction = guided_prediction.lerp(rescaled, request.params.guidance_rescale)
     return guided_prediction

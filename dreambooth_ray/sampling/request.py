@@ -6,30 +6,18 @@ from dataclasses import dataclass, fields
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth_ray.config.sampling_params import SamplingParams, build_sampling_params
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.sampling.solvers import KARRAS_SOLVERS, SOLVERS
 
 MAX_PROMPT_CHARACTERS = 10_000
-MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Request:
     """One image. The same request on the same weights gives the same image.
 
+    params:               how it is sampled; see SamplingParams
     width_px, height_px:  None for the model's own side; both or neither
-    solver:               a name in `solvers.SOLVERS`
-    eta:                  0 for deterministic DDIM, 1 for DDPM's noise; ddim alone
-    karras:               sigmas after Karras et al. 2022, eq. 5; euler and dpmpp_2m
-    guidance_rescale:     0 off, to 1 (Lin et al. 2023, arXiv 2305.08891, section 3.4)
-    guidance_interval:    fractions of the denoising between which guidance is on
-                          (Kynkäänniemi et al. 2024, arXiv 2404.07724)
-    guidance_every:       a new unconditional prediction every so many steps, the last
-                          difference in between; 1 is exact
-    cache_every:          the UNet's middle anew every so many steps (DeepCache, arXiv
-                          2312.00858); 1 is exact
-    clip_skip:            text encoder layers left out at the end
     image, strength:      start image, and how much of the denoising is done on it (0 to 1]
     mask:                 white is generated, black is kept; needs an image of its size
     adapter:              name of a LoRA that the engine has loaded
@@ -37,26 +25,47 @@ class Request:
 
     prompt: str
     seed: int
-    negative_prompt: str = ""
-    num_inference_steps: int = 25
-    guidance_scale: float = 3.0
-    width_px: int | None = None
-    height_px: int | None = None
-    solver: str = "ddim"
-    eta: float = 0.0
-    karras: bool = False
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_every: int = 1
-    cache_every: int = 1
-    clip_skip: int = 0
-    image: Image.Image | None = None
-    strength: float = 0.8
-    mask: Image.Image | None = None
-    adapter: str | None = None
+    negative_prompt: str
+    params: SamplingParams
+    width_px: int | None
+    height_px: int | None
+    image: Image.Image | None
+    strength: float
+    mask: Image.Image | None
+    adapter: str | None
 
-    def __post_init__(self) -> None:
-        """raises ConfigError naming the field."""
+    def __init__(
+        self,
+        prompt: str,
+        seed: int,
+        negative_prompt: str = "",
+        *,
+        params: SamplingParams | None = None,
+        width_px: int | None = None,
+        height_px: int | None = None,
+        image: Image.Image | None = None,
+        strength: float = 0.8,
+        mask: Image.Image | None = None,
+        adapter: str | None = None,
+        **changed_params: object,
+    ) -> None:
+        """changed_params: fields of SamplingParams, in place of those in `params`.
+
+        raises: ConfigError naming the field
+        """
+        params = params or SamplingParams()
+        if changed_params:
+            params = build_sampling_params({**params.model_dump(), **changed_params})
+        values = {
+            "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "params": params,
+            "width_px": width_px, "height_px": height_px, "image": image, "strength": strength,
+            "mask": mask, "adapter": adapter,
+        }  # fmt: skip
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name)
             if len(text) > MAX_PROMPT_CHARACTERS:
@@ -64,35 +73,9 @@ class Request:
                     f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are taken"
                 )
         _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _check_range("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE)
-        _check_range("guidance_rescale", self.guidance_rescale, 0, 1)
-        _check_range("guidance_every", self.guidance_every, 1, MAX_STEPS)
-        _check_range("cache_every", self.cache_every, 1, MAX_STEPS)
-        _check_range("eta", self.eta, 0, 1)
-        _check_range("clip_skip", self.clip_skip, 0, 100)
         _check_range("strength", self.strength, 0, 1)
-        self._check_solver()
         self._check_size()
         self._check_images()
-        start, end = self.guidance_interval
-        if not 0 <= start < end <= 1:
-            raise ConfigError(
-                f"guidance_interval={self.guidance_interval} must be (start, end) with "
-                "0 <= start < end <= 1"
-            )
-
-    def _check_solver(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ConfigError(
-                f"solver={self.solver!r} is unknown; choose one of {_join_names(SOLVERS)}"
-            )
-        if self.eta and self.solver != "ddim":
-            raise ConfigError(f"eta={self.eta} is for solver 'ddim' alone, not {self.solver!r}")
-        if self.karras and self.solver not in KARRAS_SOLVERS:
-            raise ConfigError(
-                f"karras=True is for solvers {_join_names(KARRAS_SOLVERS)}, not {self.solver!r}"
-            )
 
     def _check_size(self) -> None:
         if (self.width_px is None) != (self.height_px is None):
@@ -114,8 +97,13 @@ class Request:
 
     def receipt(self) -> dict[str, object]:
         """Every field but the images, to store; None and defaults included."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in values.items() if k not in ("image", "mask")}
+        values: dict[str, object] = {}
+        for field in fields(self):
+            if field.name == "params":
+                values |= self.params.model_dump()
+            elif field.name not in ("image", "mask"):
+                values[field.name] = getattr(self, field.name)
+        return values
 
 
 def png_receipt(request: Request, **more: str) -> PngInfo:
@@ -129,10 +117,6 @@ def png_receipt(request: Request, **more: str) -> PngInfo:
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name}={value} must be from {low} to {high}")
-
-
-def _join_names(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
 
 
 def _format_size(image: Image.Image) -> str:

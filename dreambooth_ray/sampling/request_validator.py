@@ -37,8 +37,8 @@ class RequestValidator:
                 )
         for field in ("prompt", "negative_prompt"):
             split_prompt(getattr(request, field), field)
-        check_clip_skip(request.clip_skip, self._parts.text_encoder)
-        rows = 1 if request.guidance_scale == 1 else 2
+        check_clip_skip(request.params.clip_skip, self._parts.text_encoder)
+        rows = 1 if request.params.guidance_scale == 1 else 2
         self._budget.check_request(width, height, self.factor, rows)
         return height // self.factor, width // self.factor
 
@@ -58,9 +58,10 @@ class RequestValidator:
 
         raises: ConfigError if the solver can't take this model
         """
-        total, begin = request.num_inference_steps, 0
+        params, begin = request.params, 0
+        total = params.num_inference_steps
         if request.image is not None:
             begin = total - max(1, round(total * request.strength))
         return solvers.build_table(
-            self._schedule, request.solver, total, request.eta, request.karras, begin
+            self._schedule, params.solver, total, params.eta, params.karras, begin
         )

@@ -28,8 +28,6 @@ from diffusers import (
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 
-SOLVERS = ("ddim", "plms", "euler", "euler_a", "dpmpp_2m")
-KARRAS_SOLVERS = ("euler", "dpmpp_2m")
 Pair = tuple[float, float]
 
 

@@ -36,6 +36,14 @@ export const empty = () => transact("readwrite", (store) => store.clear());
 const SHOWN = { seed: "Seed", num_inference_steps: "Steps", guidance_scale: "Guidance",
                 solver: "Solver", negative_prompt: "Without", weights_sha256: "Weights" };
 
+// Fields of a receipt that are no sampling parameters; a parameter that is added is none of them.
+const OTHERS = new Set(["model", "weights_sha256", "base_sha256", "prompt", "negative_prompt", "seed",
+                        "width", "height", "strength", "image_sha256", "mask_sha256"]);
+
+// The sampling parameters of a receipt, all of them.
+export const samplingParams = (receipt) =>
+  Object.fromEntries(Object.entries(receipt).filter(([key]) => !OTHERS.has(key)));
+
 // One entry as a list item. again(receipt), remove(id): what its buttons do.
 export function card(entry, { again, remove }) {
   const { receipt } = entry;
@@ -63,7 +71,9 @@ export function card(entry, { again, remove }) {
 function details(receipt) {
   const box = make("details");
   const list = make("dl");
-  for (const [key, label] of Object.entries(SHOWN)) {
+  const labels = { ...SHOWN };
+  for (const key of Object.keys(samplingParams(receipt))) labels[key] ??= key;
+  for (const [key, label] of Object.entries(labels)) {
     const value = receipt[key];
     if (value === "" || value === undefined || value === null) continue;
     const shown = key === "weights_sha256" ? `${value.slice(0, 12)}…` : String(value);

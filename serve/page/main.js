@@ -1,10 +1,12 @@
 // The page: a form, the pictures being drawn, the pictures that are kept.
 
 import { ApiError, draw, models, useKey } from "./api.js";
-import { all, card, empty, forget, keep, make } from "./gallery.js";
+import { all, card, empty, forget, keep, make, samplingParams } from "./gallery.js";
 
 const $ = (id) => document.getElementById(id);
 let running = null;
+// Sampling parameters of the receipt in the form, those without a field of their own.
+let carried = {};
 
 async function showModels() {
   try {
@@ -41,6 +43,7 @@ function tell(error) {
 
 function asked(model, seed) {
   const request = {
+    ...carried,
     model, prompt: $("prompt").value.trim(), num_inference_steps: $("steps").valueAsNumber,
     guidance_scale: $("guidance").valueAsNumber, solver: $("solver").value,
     size: $("size").value || "auto",
@@ -138,6 +141,8 @@ function fill(receipt) {
   $("steps").value = receipt.num_inference_steps;
   $("guidance").value = receipt.guidance_scale;
   $("solver").value = receipt.solver;
+  const { num_inference_steps, guidance_scale, solver, ...rest } = samplingParams(receipt);
+  carry(rest);
   $("size").value = `${receipt.width}x${receipt.height}`;
   $("image").value = "";
   if (receipt.strength !== undefined && receipt.strength !== null) {
@@ -149,7 +154,15 @@ function fill(receipt) {
   window.scrollTo({ top: 0 });
 }
 
+function carry(params) {
+  carried = params;
+  const names = Object.entries(params).map(([key, value]) => `${key} ${value}`);
+  $("params").textContent = names.join(", ");
+  $("carried").hidden = names.length === 0;
+}
+
 $("form").addEventListener("submit", submit);
+$("drop").addEventListener("click", () => carry({}));
 $("stop").addEventListener("click", () => running?.abort());
 $("compare").addEventListener("change", () => { $("other").hidden = !$("compare").checked; });
 $("unlock").addEventListener("click", () => { useKey($("key").value); showModels(); });

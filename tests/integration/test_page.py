@@ -142,6 +142,24 @@ def test_draw_again_gives_the_same_image(page: Any) -> None:
     assert read_image_source(page.locator("#gallery li").first) == first_source
 
 
+def test_draw_again_has_the_parameters_that_the_form_has_no_field_for(page: Any) -> None:
+    more = {"guidance_every": 2, "guidance_interval": [0.0, 0.8], "clip_skip": 1}
+    page.route(
+        "**/v1/images/generations",
+        lambda route: route.continue_(post_data={**route.request.post_data_json, **more}),
+    )
+    source = read_image_source(generate_image(page, ROBOT, seed="3"))
+    page.unroute("**/v1/images/generations")
+    assert read_image_source(generate_image(page, ROBOT, seed="3")) != source
+    page.locator("#gallery li").last.get_by_role("button", name="Draw again").click()
+    assert "guidance_every 2, " in page.locator("#carried").inner_text()
+    page.click("#draw")
+    page.locator("#gallery li").nth(2).wait_for()
+    assert read_image_source(page.locator("#gallery li").first) == source
+    page.click("#drop")
+    assert page.locator("#carried").is_hidden()
+
+
 def test_subjects_and_seeds_are_compared_side_by_side_on_a_phone(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.fill("#prompt", ROBOT)

@@ -16,6 +16,7 @@ import ray
 from cluster.session import session
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config, PriorConfig
 from dreambooth_ray.errors import CapacityError, DataError
 from dreambooth_ray.models.source import model_hash
@@ -36,7 +37,9 @@ def config() -> Iterator[Config]:
 
 @pytest.fixture(scope="module")
 def spec(toy_model: Path) -> PriorSpec:
-    return PriorSpec(model_hash(toy_model), ("a robot",), "ddim", 3, 3.0, 64, 0, 4)
+    return PriorSpec(
+        model_hash(toy_model), ("a robot",), SamplingParams(num_inference_steps=3), 64, 0, 4
+    )
 
 
 def generate(
@@ -133,7 +136,9 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
 def test_actors_killed_at_random_over_200_images(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path, actors: int
 ) -> None:
-    request = PriorRequest(replace(spec, num_inference_steps=8), 200, toy_model)
+    request = PriorRequest(
+        replace(spec, params=SamplingParams(num_inference_steps=8)), 200, toy_model
+    )
     undisturbed = generate(tmp_path / "calm", request, 2)
     dice, has_ended, kills = random.Random(actors), threading.Event(), list[int]()
 

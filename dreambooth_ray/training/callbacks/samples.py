@@ -42,13 +42,12 @@ class PromptSampler:
         return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
 
     def _make_requests(self) -> list[Request]:
-        settings, size_px = self._config.sample, self._config.train.resolution
+        size_px = self._config.train.resolution
         return [
             Request(
                 prompt,
                 seed=self._config.seed,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
+                params=self._config.sample.sampling_params,
                 width_px=size_px,
                 height_px=size_px,
             )

@@ -103,6 +103,13 @@ def test_bad_settings(
     assert_refused(result, words, tmp_path)
 
 
+def test_sampling_that_can_not_be_is_refused_before_anything_is_loaded(
+    call, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    result = call("generate", "nowhere", "--eta", "0.5", "--solver", "euler")
+    assert_refused(result, "eta=0.5: is for solver ddim alone, not euler", tmp_path)
+
+
 def test_an_unreachable_cluster(call, tmp_path: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
     with socket.socket() as bound_socket:
         bound_socket.bind(("127.0.0.1", 0))

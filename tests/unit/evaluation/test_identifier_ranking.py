@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.evaluation import identifier_ranking
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.identifier_ranking import num_tokens, score_word
@@ -49,8 +50,8 @@ def test_a_word_without_meaning_changes_nothing() -> None:
 def test_words_are_ranked_by_the_images_of_them(parts: Components) -> None:
     candidates = identifier_ranking.rank_words(
         Engine(parts), load_encoder("toyworld:attributes"), ["red", "sks"], "robot",
-        tokenizer=parts.tokenizer, num_images=3, seed=0, num_inference_steps=4,
-        guidance_scale=3.0, on_progress=lambda done, total: None,
+        tokenizer=parts.tokenizer, num_images=3, seed=0,
+        params=SamplingParams(num_inference_steps=4), on_progress=lambda done, total: None,
     )  # fmt: skip
     assert [c.word for c in candidates] == ["sks", "red"]
     assert candidates[0].num_tokens == 3

@@ -69,9 +69,15 @@ def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
         EvaluationSpec(protocol, "other", "sks", "robot", ("photo",), None),
         EvaluationSpec(protocol, "model", "sks", "robot", ("other",), None),
         EvaluationSpec(protocol, "model", "sks", "robot", ("photo",), 64),
+        spec(protocol.model_copy(update={"eta": 0.5})),
     ]
-    assert len({s.digest for s in changed}) == 6
+    assert len({s.digest for s in changed}) == 7
     assert spec(protocol).digest == spec(load_protocol("toyworld")).digest
+
+
+def test_evaluations_keep_the_names_they_had_before_there_were_more_parameters() -> None:
+    digests = [spec(load_protocol(name)).digest for name in protocol_names()]
+    assert digests == ["31b5d2652aabe67d", "957317de92840fc4", "223351b8469decfd"]
 
 
 def test_chunks_cover_every_image_once() -> None:
@@ -92,6 +98,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         ({"promts": {}}, "promts: Extra inputs"),
         ({"prompts": {"object": []}}, "empty"),
         ({"prompts": {"object": ["a dog"]}}, "prompts.object.0"),
+        ({"solver": "euler", "eta": 0.5}, "eta: .*is for solver ddim alone"),
     ):
         path.write_text(yaml.safe_dump(tree | change))
         with pytest.raises(ConfigError, match=said):

@@ -32,6 +32,12 @@ def test_files_name_the_layers_that_the_models_have(tiny_model: Path) -> None:
         assert set(_list_layers(tiny_model / part)) == layer_names
 
 
+@pytest.mark.parametrize("section", ["prior", "sample"])
+def test_more_layers_than_there_are_can_not_be_skipped(tiny_model: Path, section: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.clip_skip=50 leaves nothing"):
+        check_method(config_of(f"{section}.clip_skip=50"), tiny_model)
+
+
 def test_velocity_is_asked_for_where_snr_ends_at_zero(tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match="predicts velocity"):
         check_method(config_of("loss.zero_terminal_snr=true"), tiny_model)

@@ -1,9 +1,11 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import PriorRecord
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.priors.prior_spec import (
@@ -13,7 +15,7 @@ from dreambooth_ray.priors.prior_spec import (
     select_records,
 )
 
-SPEC = PriorSpec("hash", ("a dog",), "ddim", 25, 3.0, 64, 0, 4)
+SPEC = PriorSpec("hash", ("a dog",), SamplingParams(), 64, 0, 4)
 
 
 def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[PriorRecord]:
@@ -66,20 +68,44 @@ def test_a_model_that_repeats_itself_is_given_up_on() -> None:
         missing_chunks(SPEC, 10, repeats)
 
 
+# One for each field of SamplingParams.
+CHANGED_PARAMS: list[dict[str, Any]] = [
+    {"solver": "dpmpp_2m"},
+    {"num_inference_steps": 26},
+    {"guidance_scale": 3.5},
+    {"eta": 0.5},
+    {"solver": "dpmpp_2m", "karras": True},
+    {"guidance_rescale": 0.5},
+    {"guidance_interval": (0.0, 0.9)},
+    {"guidance_every": 2},
+    {"cache_every": 2},
+    {"clip_skip": 1},
+]
+
+
+def test_sets_keep_the_names_they_had_before_there_were_more_parameters() -> None:
+    params = SamplingParams(solver="euler", num_inference_steps=30, guidance_scale=7.5)
+    own = replace(SPEC, params=None, folder_digest="ff")
+    specs = (SPEC, replace(SPEC, params=params), own)
+    assert [s.digest for s in specs] == [
+        "2018ed7a09fbcb9a96d2b382",
+        "d52b4739fc44225b5ecccabd",
+        "6aefaf5c4a0232ae079b8ad7",
+    ]
+
+
 def test_every_field_names_another_set() -> None:
     changed = [
         replace(SPEC, model_hash="other"),
         replace(SPEC, prompts=("a cat",)),
         replace(SPEC, prompts=("a dog", "a cat")),
-        replace(SPEC, solver="euler"),
-        replace(SPEC, num_inference_steps=26),
-        replace(SPEC, guidance_scale=3.5),
+        *(replace(SPEC, params=SamplingParams(**params)) for params in CHANGED_PARAMS),
         replace(SPEC, size_px=32),
         replace(SPEC, seed=1),
         replace(SPEC, chunk_size=8),
         replace(SPEC, folder_digest="ff"),
     ]
-    assert len({s.digest for s in [SPEC, *changed]}) == 11
+    assert len({s.digest for s in [SPEC, *changed]}) == 8 + len(CHANGED_PARAMS)
     assert replace(SPEC).digest == SPEC.digest
 
 

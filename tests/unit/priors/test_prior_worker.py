@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
 from dreambooth_ray.errors import CheckpointError, DreamBoothError
 from dreambooth_ray.models.components import Components
@@ -21,7 +22,7 @@ from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 
-SPEC = PriorSpec("hash", ("a robot", "a car"), "ddim", 2, 3.0, 64, 0, 2)
+SPEC = PriorSpec("hash", ("a robot", "a car"), SamplingParams(num_inference_steps=2), 64, 0, 2)
 
 
 @pytest.fixture

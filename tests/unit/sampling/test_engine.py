@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dreambooth_ray.config.sampling_params import SOLVERS
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.sampling.denoiser import Denoiser, Row
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.solvers import SOLVERS
 
 FAST = Request("a red robot on the beach", seed=3, num_inference_steps=3)
 

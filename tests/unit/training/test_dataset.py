@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
@@ -28,7 +29,7 @@ def parts(toy_model: Path) -> Components:
     return load_components(toy_model)
 
 
-TOY_SPEC = PriorSpec("hash", ("a robot",), "ddim", 2, 3.0, 64, 0, 3)
+TOY_SPEC = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=2), 64, 0, 3)
 
 
 def make_config(photos: Path, *overrides: str) -> Config:

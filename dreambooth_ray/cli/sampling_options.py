@@ -1,0 +1,65 @@
+"""An option of a verb for each of the sampling parameters."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin
+
+import annotated_types
+import typer
+from pydantic.fields import FieldInfo
+
+from dreambooth_ray.config.sampling_params import SamplingParams, build_sampling_params
+
+Verb = Callable[..., None]
+
+
+def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
+    """Decorates a verb: options take the place of its last parameter, `params: SamplingParams`.
+
+    defaults: of this verb, where they are not the parameters' own
+    """
+    options = [
+        _build_option(name, field, defaults.get(name, field.default))
+        for name, field in SamplingParams.model_fields.items()
+    ]
+
+    def decorate(verb: Verb) -> Verb:
+        own = [p for p in inspect.signature(verb).parameters.values() if p.name != "params"]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
+
+        @functools.wraps(verb)
+        def with_options(**values: Any) -> None:
+            chosen = {name: values.pop(name) for name in SamplingParams.model_fields}
+            verb(**values, params=build_sampling_params(chosen))
+
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+        return with_options
+
+    return decorate
+
+
+def _build_option(name: str, field: FieldInfo, default: object) -> inspect.Parameter:
+    bounds: dict[str, Any] = {}
+    for bound in field.metadata:
+        if isinstance(bound, annotated_types.Ge):
+            bounds["min"] = bound.ge
+        elif isinstance(bound, annotated_types.Le):
+            bounds["max"] = bound.le
+    option = typer.Option(help=field.description, **bounds)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[_strip_annotations(field.annotation), option],
+    )
+
+
+def _strip_annotations(kind: Any) -> Any:
+    """tuple[float, float] of a tuple whose members have bounds of their own."""
+    if get_origin(kind) is Annotated:
+        return _strip_annotations(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return tuple[tuple(_strip_annotations(member) for member in get_args(kind))]  # type: ignore[misc]
+    return kind

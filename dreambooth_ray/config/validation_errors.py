@@ -1,0 +1,16 @@
+"""pydantic's errors in words for people."""
+
+from typing import Any, cast
+
+
+def explain_error(error: Any) -> str:
+    """One of ValidationError.errors() as `key=value: what is wrong`."""
+    key = ".".join(str(part) for part in error["loc"])
+    message = cast(str, error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    if error["type"] == "missing":
+        return f"{key} is not set; give it in the recipe or as {key}=..."
+    if error["type"] == "string_too_short":
+        return f"{key} is empty; give it in the recipe or as {key}=..."
+    return f"{key}={error['input']!r}: {message[:1].lower() + message[1:]}"
