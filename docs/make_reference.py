@@ -398,6 +398,8 @@ def schema_words(schema: dict[str, Any], used: dict[str, None]) -> str:  # noqa:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "prefixItems" in schema:
+        return " and ".join(schema_words(s, used) for s in schema["prefixItems"])
     if schema.get("type") == "array":
         return f"list of {schema_words(schema['items'], used)}"
     if schema.get("format") == "binary" or "contentMediaType" in schema:
