@@ -143,7 +143,7 @@ def test_actors_killed_at_random_over_200_images(
     dice, has_ended, kills = random.Random(actors), threading.Event(), list[int]()
 
     def kill_now_and_then() -> None:
-        while not has_ended.wait(dice.uniform(1.0, 3.0)):
+        while not has_ended.wait(dice.uniform(1.5, 4.0)):
             busy = generating_actors()
             if busy:
                 kills.append(dice.choice(busy).pid)
