@@ -56,7 +56,7 @@ def _compare_jobs(method: str, steps: int, recipe: Path, setting: Setting) -> di
         _run_command([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
 
     case = BenchmarkCase(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
-    return compare_sides(case, make_timed(ours), make_timed(theirs), setting.pick(1, 5))
+    return compare_sides(case, make_timed(ours), make_timed(theirs), setting.pick(1, 3))
 
 
 def _run_command(command: list[str]) -> None:
