@@ -3,12 +3,15 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dreambooth_ray.cli.sampling_options import sampling_options
 from dreambooth_ray.config.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from dreambooth_ray.evaluation.identifier_ranking import Candidate
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -52,13 +55,7 @@ def identifier(
         params=params,
         on_progress=Stage("probe images"),
     )
-    for candidate in ranked:
-        displacement, narrowing = candidate.displacement, candidate.narrowing
-        numbers = f"displacement {displacement:.3f}, narrowing {narrowing:+.3f}"
-        print(
-            f"{candidate.word}  meaning {candidate.meaning:.3f} "
-            f"({numbers}, {candidate.num_tokens} tokens)"
-        )
+    _print_ranking(ranked)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
@@ -71,3 +68,13 @@ def identifier(
             "seed": seed,
         }
         out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
+
+
+def _print_ranking(ranked: "list[Candidate]") -> None:
+    for candidate in ranked:
+        displacement, narrowing = candidate.displacement, candidate.narrowing
+        numbers = f"displacement {displacement:.3f}, narrowing {narrowing:+.3f}"
+        print(
+            f"{candidate.word}  meaning {candidate.meaning:.3f} "
+            f"({numbers}, {candidate.num_tokens} tokens)"
+        )
