@@ -10,28 +10,13 @@ from cluster.ray_jobs import make_portable_config
 from cluster.session import session
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
-from dreambooth_ray.config.schema import Config
-from dreambooth_ray.display import TrainingDisplay
+from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
-
-
-class QuietDisplay(TrainingDisplay):
-    """A display of tasks: several at once would talk over each other."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def show_priors(self, num_done: int, total: int) -> None:
-        """Nothing."""
-
-    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
-        """Do `work`."""
-        work()
 
 
 def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry]:
