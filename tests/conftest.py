@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dreambooth_ray.models.components import Components, load_components, quiet_libraries
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
+from tests.integration.seaweed import FAULTS_VARIABLE
 
 torch.set_num_threads(1)
 # What the user's cache remembers is of other versions of the code.
@@ -35,6 +36,13 @@ quiet_libraries()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--third", type=int, help="a third of the tests: 0, 1 or 2, else all")
+    parser.addoption("--faults", type=int, help="spoil every 20th request to SeaweedFS, by a seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell SeaweedFS's tests of --faults."""
+    if (seed := config.getoption("--faults")) is not None:
+        os.environ[FAULTS_VARIABLE] = str(seed)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, read_metrics
+from tests.fault_proxy import FaultProxy
+from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
 
 DREAMBOOTH = str(Path(sys.executable).parent / "dreambooth")
 SMALL = [
@@ -90,6 +94,32 @@ def train(cwd: Path, photos: Path, *overrides: str, recipe: str = "toy-robot.yam
     lines = done.stdout.splitlines()
     assert len(lines) == 1, done.stdout
     return Run(Path(lines[-1]))
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """An object store that tests share, each in a folder of its own."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweed") / "data")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def fault_proxy(seaweed: Seaweed) -> Iterator[FaultProxy]:
+    """Between the object store and what this test does or starts: counts, and goes wrong by the
+    schedule that a test gives it. None at first.
+    """
+    proxy = FaultProxy(urlsplit(seaweed.endpoint).netloc)
+    with pointed_at({**seaweed.environment, "AWS_ENDPOINT_URL": proxy.endpoint}):
+        yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def proxied_uri(seaweed: Seaweed, fault_proxy: FaultProxy) -> str:
+    """A storage of the test's own behind the proxy."""
+    return f"{seaweed.make_bucket('proxied')}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,10 @@ from pathlib import Path
 
 import fsspec
 
+from tests.fault_proxy import FaultProxy, FaultSchedule
+
+# A seed by which every 20th request of its clients goes wrong, as `pytest --faults` sets it.
+FAULTS_VARIABLE = "SEAWEED_FAULTS"
 _READY_S = 60
 
 
@@ -27,6 +31,10 @@ class Seaweed:
         self.reader_key, self.reader_secret = "reader", secrets.token_hex(16)
         self.writer_key, self.writer_secret = "writer", secrets.token_hex(16)
         self._ports = _free_ports()
+        self._proxy: FaultProxy | None = None
+        if seed := os.environ.get(FAULTS_VARIABLE):
+            target = f"127.0.0.1:{self._ports['s3']}"
+            self._proxy = FaultProxy(target, schedule=FaultSchedule(int(seed)))
         folder.mkdir(parents=True)
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = [
@@ -39,14 +47,19 @@ class Seaweed:
 
     @property
     def endpoint(self) -> str:
+        """The server's own, whatever lies before it."""
         return f"http://127.0.0.1:{self._ports['s3']}"
+
+    @property
+    def _client_endpoint(self) -> str:
+        return self._proxy.endpoint if self._proxy else self.endpoint
 
     @property
     def environment(self) -> dict[str, str]:
         return {
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ENDPOINT_URL": self._client_endpoint,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
@@ -56,7 +69,7 @@ class Seaweed:
         return {
             "key": key or self.key,
             "secret": secret or self.secret,
-            "endpoint_url": self.endpoint,
+            "endpoint_url": self._client_endpoint,
             "client_kwargs": {"region_name": "us-east-1"},
         }
 
@@ -72,6 +85,8 @@ class Seaweed:
                     f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", "-s3",
                     f"-s3.port={ports['s3']}", f"-s3.config={self.folder / 'keys.json'}",
                     "-master.volumeSizeLimitMB=64", "-volume.max=400",
+                    # Of ports with one number for all servers of a machine: nothing here uses them.
+                    "-s3.port.iceberg=0", "-s3.port.lance=0",
                 ],
                 stdout=log, stderr=log,
             )  # fmt: skip

@@ -38,14 +38,6 @@ STRATEGIES = {
 }
 
 
-@pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    server = Seaweed(tmp_path_factory.mktemp("seaweed") / "data")
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
 def bucket(seaweed: Seaweed) -> Iterator[str]:
     with pointed_at(seaweed.environment):
