@@ -1,15 +1,16 @@
 """The commit protocol: files first, then a manifest of them, then a pointer.
 
 An artifact `NAME` is a folder of its own, `NAME-<nonce>/`, with a manifest that lists
-every file's size and SHA-256, and a pointer `NAME.json` that names the folder and the
-manifest's hash. The pointer is created by conditional write, so of two writers one wins
-and the files of the two never mix. Readers start at pointers and see nothing else.
+every file's size and SHA-256 (and the store's own checksum, where it computes one), and a
+pointer `NAME.json` that names the folder and the manifest's hash. The pointer is created by
+conditional write, so of two writers one wins and the files of the two never mix. Readers
+start at pointers and see nothing else.
 """
 
 import hashlib
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
@@ -21,21 +22,28 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artifact."""
+    """One file of an artifact.
+
+    checksum: the store's own over the whole file, "CRC32:<base64>", where it computes one
+    """
 
     name: str
     size_bytes: int
     sha256: str
+    checksum: str | None = None
 
 
 def local_entries(folder: Path) -> list[FileEntry]:
     """Every file below a local folder, sorted by name."""
-    entries = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name != MANIFEST:
-            entries.append(FileEntry(name, path.stat().st_size, file_hash(path)))
-    return entries
+    return [
+        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, file_hash(path))
+        for path in _list_files(folder)
+    ]
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Every file below a local folder but its manifest, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
 def file_hash(path: Path) -> str:
@@ -51,9 +59,11 @@ def bytes_hash(data: bytes) -> str:
 
 def upload_files(store: Store, folder: str, local: Path) -> list[FileEntry]:
     """Upload the files of `local` to `folder`; returns what a manifest has to say of them."""
-    entries = local_entries(local)
-    for entry in entries:
-        store.upload(local / entry.name, f"{folder}/{entry.name}")
+    entries = []
+    for path in _list_files(local):
+        name = path.relative_to(local).as_posix()
+        sent = store.upload(path, f"{folder}/{name}")
+        entries.append(FileEntry(name, sent.size_bytes, sent.sha256, sent.checksum))
     return entries
 
 
@@ -71,7 +81,7 @@ def write_local(folder: Path, about: dict[str, object]) -> None:
 
 
 def _make_manifest(entries: list[FileEntry], about: dict[str, object]) -> bytes:
-    files = [{"name": e.name, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in entries]
+    files = [{k: v for k, v in asdict(entry).items() if v is not None} for entry in entries]
     return json.dumps({"format": FORMAT, "about": about, "files": files}, indent=1).encode()
 
 
@@ -128,10 +138,10 @@ def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> 
     for file in files:
         target, name = local / file.name, f"{folder}/{file.name}" if folder else file.name
         try:
-            store.download(name, target)
+            digest = store.download(name, target, file.size_bytes)
         except FileNotFoundError as error:
             raise CheckpointError(f"{store.uri}/{name} is missing") from error
-        if file_hash(target) != file.sha256:
+        if digest != file.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
     return about
 
@@ -147,7 +157,10 @@ def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], lis
                 f"{FORMAT}); update dreambooth-ray"
             )
         about = dict(content["about"])
-        return about, [FileEntry(f["name"], f["size_bytes"], f["sha256"]) for f in content["files"]]
+        return about, [
+            FileEntry(f["name"], int(f["size_bytes"]), f["sha256"], f.get("checksum"))
+            for f in content["files"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where} is cut off or malformed: {error!r}") from error
 
@@ -199,6 +212,27 @@ def find_damage(store: Store, name: str) -> str | None:
         folder, manifest = _read_manifest(store, name)
         for file in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
             if store.sha256(f"{folder}/{file.name}") != file.sha256:
+                return f"{folder}/{file.name} differs from its manifest"
+    except CheckpointError as error:
+        return str(error)
+    except FileNotFoundError as error:
+        return f"a file of {name} is missing: {error}"
+    return None
+
+
+def find_loss(store: Store, name: str) -> str | None:
+    """What is wrong with artifact `name` by what storage says of its files, none of them read.
+
+    Sizes, and checksums where storage computes them and they were recorded; None if all agree.
+    """
+    try:
+        folder, manifest = _read_manifest(store, name)
+        for file in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
+            stored = store.describe(f"{folder}/{file.name}")
+            has_other_checksum = None not in (stored.checksum, file.checksum) and (
+                stored.checksum != file.checksum
+            )
+            if stored.size_bytes != file.size_bytes or has_other_checksum:
                 return f"{folder}/{file.name} differs from its manifest"
     except CheckpointError as error:
         return str(error)

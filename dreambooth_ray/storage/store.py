@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import transfer
 from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
 
 _PART_BYTES = 2**22
@@ -60,6 +60,7 @@ class Store:
             ) from error
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.is_s3 = "s3" in fsspec.utils.get_protocol(uri)
 
     @property
     def uri(self) -> str:
@@ -191,26 +192,64 @@ class Store:
             raise
         return True
 
-    def upload(self, local: Path, name: str) -> None:
-        """Copy one local file here."""
-        self._call_storage(lambda: self._upload(local, name))
+    def upload(self, local: Path, name: str) -> transfer.SentFile:
+        """Copy one local file here, read once; returns what was sent, and its checksum if the
+        store computes one of the whole file.
 
-    def _upload(self, local: Path, name: str) -> None:
+        raises: StorageError if the store has other bytes than were sent
+        """
+        if self.is_s3:
+            return transfer.upload_to_s3(self._fs, self._full_path(name), local, self._call_storage)
+        return self._call_storage(lambda: self._upload(local, name))
+
+    def _upload(self, local: Path, name: str) -> transfer.SentFile:
         if self.is_local:
             with self._replace_file(name) as partial:
-                shutil.copyfile(local, partial)
-        else:
-            self._fs.put_file(str(local), self._full_path(name))
+                return transfer.copy_file(local, partial)
+        sent = transfer.upload_by_stream(self._fs, self._full_path(name), local)
+        stored_bytes = int(self._fs.info(self._full_path(name))["size"])
+        if stored_bytes != sent.size_bytes:
+            raise StorageError(
+                f"{self.uri}/{name} arrived with {stored_bytes} of {sent.size_bytes} bytes; check "
+                "the network and the store"
+            )
+        return sent
 
-    def download(self, name: str, local: Path) -> None:
-        """Copy one file from here to a local path, made whole or not at all."""
+    def describe(self, name: str) -> transfer.StoredFile:
+        """What storage says of a file without reading it; raises FileNotFoundError."""
+        path = self._full_path(name)
+        if self.is_s3:
+            bucket, key, _ = self._fs.split_path(path)
+            target = {"Bucket": bucket, "Key": key}
+            return transfer.describe_in_s3(self._fs, target, self._call_storage)
+        return transfer.StoredFile(int(self._call_storage(lambda: self._fs.info(path))["size"]))
+
+    def download(self, name: str, local: Path, size_bytes: int | None = None) -> str:
+        """Copy one file from here to a local path, made whole or not at all; returns its SHA-256.
+
+        size_bytes: where it is known already
+        raises: FileNotFoundError
+        """
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
         try:
-            self._call_storage(lambda: self._fs.get_file(self._full_path(name), str(partial)))
+            digest = self._download(name, partial, size_bytes)
             partial.replace(local)
         finally:
             partial.unlink(missing_ok=True)
+        return digest
+
+    def _download(self, name: str, partial: Path, size_bytes: int | None) -> str:
+        path = self._full_path(name)
+        if self.is_local:
+            return self._call_storage(lambda: transfer.copy_file(Path(path), partial)).sha256
+
+        def read_range(begin: int, end: int) -> bytes:
+            return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=begin, end=end)))
+
+        if size_bytes is None:
+            size_bytes = self.describe(name).size_bytes
+        return transfer.download_parts(read_range, size_bytes, partial)
 
     def names(self, folder: str = "") -> list[str]:
         """Names directly in a folder, sorted; empty if there is no such folder."""

@@ -29,12 +29,13 @@ def rotate_checkpoints(
     best_metric: str | None = None,
     protected_steps: frozenset[int] = frozenset(),
 ) -> None:
-    """Remove all but the newest `num_kept` checkpoints and the best, once the newest is verified.
+    """Remove all but the newest `num_kept` checkpoints and the best, once the newest is seen to
+    be there: by what storage says of its files, which are not read.
 
     best_metric: metric of which the lowest is best; protected_steps: never removed here
     """
     steps = committed_steps(run)
-    if len(steps) <= num_kept or manifest.find_damage(run, paths.checkpoint(steps[-1])):
+    if len(steps) <= num_kept or manifest.find_loss(run, paths.checkpoint(steps[-1])):
         return
     kept_steps = {
         *steps[-num_kept:],

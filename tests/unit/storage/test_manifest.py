@@ -126,3 +126,40 @@ def repoint(store: Store, folder: str, text: bytes) -> None:
     store.write(f"{folder}/manifest.json", text)
     pointer = {"folder": folder, "manifest_sha256": manifest.bytes_hash(text)}
     store.write("a.json", json.dumps(pointer).encode())
+
+
+def test_files_are_hashed_while_they_are_sent(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "in", a="1", b="22")
+    opened: list[str] = []
+    open_path = Path.open
+
+    def count(path: Path, mode: str = "r") -> object:
+        opened.append(path.name)
+        return open_path(path, mode)
+
+    monkeypatch.setattr(Path, "open", count)
+    entries = manifest.upload_files(store, "one", folder)
+    assert [opened.count(name) for name in "ab"] == [1, 1]
+    assert entries == manifest.local_entries(folder)
+
+
+def test_a_file_cut_off_or_gone_is_told_without_reading(store: Store, tmp_path: Path) -> None:
+    manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1", b="22"), {})
+    assert manifest.find_loss(store, "one") is None
+    store.write(f"{folder_of(store, 'one')}/b", b"2")
+    assert "b differs" in str(manifest.find_loss(store, "one"))
+    store.remove(f"{folder_of(store, 'one')}/b")
+    assert "missing" in str(manifest.find_loss(store, "one"))
+
+
+def test_a_manifest_with_and_without_checksums_is_read(store: Store, tmp_path: Path) -> None:
+    manifest.commit_artifact(store, "a", make(tmp_path / "in", a="1"), {})
+    folder = folder_of(store, "a")
+    content = json.loads(store.read(f"{folder}/manifest.json"))
+    assert "checksum" not in content["files"][0]
+    content["files"][0]["checksum"] = "CRC32:g9zvtw=="
+    repoint(store, folder, json.dumps(content).encode())
+    assert manifest.find_loss(store, "a") is None
+    assert manifest.download_artifact(store, "a", tmp_path / "out") == {}

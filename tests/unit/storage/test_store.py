@@ -84,3 +84,15 @@ def test_only_a_local_store_has_paths(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).local_path("a") == tmp_path / "a"
     with pytest.raises(StorageError):
         Store("memory://x").local_path()
+
+
+def test_a_file_is_described_and_its_hash_comes_with_the_download(
+    store: Store, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"data")
+    sent = store.upload(source, "file")
+    assert store.describe("file").size_bytes == sent.size_bytes == 4
+    assert store.download("file", tmp_path / "target") == sent.sha256
+    with pytest.raises(FileNotFoundError):
+        store.describe("nowhere")

@@ -7,6 +7,7 @@ import torch
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.transfer import SentFile
 from dreambooth_ray.training.checkpoint import download, retention
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 
@@ -62,6 +63,17 @@ def test_rotation_deletes_nothing_while_the_newest_is_damaged(run: Store, tmp_pa
     damage(run, 30)
     retention.rotate_checkpoints(run, num_kept=1)
     assert retention.committed_steps(run) == [10, 20, 30]
+
+
+def test_rotation_reads_no_file_of_a_checkpoint(
+    run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20, 30):
+        commit(run, step, tmp_path)
+    for reading in ("sha256", "download"):
+        monkeypatch.setattr(Store, reading, None)
+    retention.rotate_checkpoints(run, num_kept=1)
+    assert retention.committed_steps(run) == [30]
 
 
 def test_weights_are_sorted_by_part(tmp_path: Path) -> None:
@@ -125,9 +137,9 @@ class Mortal(Store):
         self._die()
         return super().create(name, data)
 
-    def upload(self, local: Path, name: str) -> None:
+    def upload(self, local: Path, name: str) -> SentFile:
         self._die()
-        super().upload(local, name)
+        return super().upload(local, name)
 
     def remove(self, name: str) -> None:
         self._die()

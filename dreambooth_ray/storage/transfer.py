@@ -1,0 +1,261 @@
+"""Files on their way to storage and back: hashed as they pass, so that nothing is read twice.
+
+S3 computes CRC32 over whole objects, also over those that arrive in parts, and compares it with
+ours; SHA-256 over parts it gives back as a composite, which is nobody's hash of the file, and
+CRC32C and CRC64NVME need a package more here (awscrt).
+"""
+
+import base64
+import errno
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from dreambooth_ray.errors import StorageError
+
+_BLOCK_BYTES = 2**22
+_PART_BYTES, _MAX_PARTS = 2**25, 9_000
+# Parts on their way at a time: together they fill a fast network and take 128 MiB.
+_CONCURRENCY = 4
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+CallStorage = Callable[[Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """What is known of a file in storage.
+
+    checksum: as the store itself computes it over the whole file, "CRC32:<base64>", where it does
+    """
+
+    size_bytes: int
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
+class SentFile(StoredFile):
+    """A file that has been sent. sha256: of the bytes that were, in hexadecimal."""
+
+    sha256: str = ""
+
+
+class _RunningHash:
+    def __init__(self) -> None:
+        self._sha256, self._crc32, self._size_bytes = hashlib.sha256(), 0, 0
+
+    def update(self, block: bytes) -> None:
+        self._sha256.update(block)
+        self._crc32 = zlib.crc32(block, self._crc32)
+        self._size_bytes += len(block)
+
+    @property
+    def crc32(self) -> str:
+        return _encode_crc32(self._crc32)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def make_sent_file(self, checksum: str | None) -> SentFile:
+        return SentFile(self._size_bytes, checksum, self.sha256)
+
+
+def _encode_crc32(value: int) -> str:
+    return base64.b64encode(value.to_bytes(4, "big")).decode()
+
+
+def copy_file(source: Path, target: Path) -> SentFile:
+    """Copy a local file, hashing what is written."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with source.open("rb") as stream, target.open("wb") as out:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            out.write(block)
+            size_bytes += len(block)
+    return SentFile(size_bytes, None, digest.hexdigest())
+
+
+def upload_by_stream(filesystem: Any, path: str, local: Path) -> SentFile:
+    """Send a local file through any fsspec filesystem's own writer."""
+    running_hash = _RunningHash()
+    with local.open("rb") as stream, filesystem.open(path, "wb") as out:
+        while block := stream.read(_BLOCK_BYTES):
+            running_hash.update(block)
+            out.write(block)
+    return running_hash.make_sent_file(None)
+
+
+def upload_to_s3(filesystem: Any, path: str, local: Path, call_storage: CallStorage) -> SentFile:
+    """Send a local file to S3, in parts where it is large, with a CRC32 that the store checks.
+
+    A store that knows no such checksums gets the file without.
+
+    filesystem: s3fs's; call_storage: does one request, patiently
+    raises: StorageError if what the store received has another checksum
+    """
+    bucket, key, _ = filesystem.split_path(path)
+    upload = _S3Upload(filesystem, {"Bucket": bucket, "Key": key}, local, call_storage)
+    try:
+        sent = upload.send(with_checksum=True)
+    except StorageError as error:
+        if not _is_checksum_refused(error):
+            raise
+        sent = upload.send(with_checksum=False)
+    filesystem.invalidate_cache(path)
+    return sent
+
+
+def _is_checksum_refused(error: StorageError) -> bool:
+    """Whether a store said that it knows no such header, not that the checksum differs."""
+    answer = error.__cause__
+    response = getattr(answer.__cause__, "response", {}) if answer else {}
+    code = response.get("Error", {}).get("Code", "")
+    is_refused = isinstance(answer, OSError) and answer.errno in (errno.EINVAL, errno.ENOSYS)
+    return is_refused and "Digest" not in code and "Mismatch" not in code
+
+
+class _S3Upload:
+    """One file's way to S3. `target`: bucket and key, as every request has them."""
+
+    def __init__(
+        self, filesystem: Any, target: dict[str, str], local: Path, call_storage: CallStorage
+    ) -> None:
+        self._filesystem, self._target, self._local = filesystem, target, local
+        self._call_storage = call_storage
+
+    def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
+        def ask() -> Any:
+            return self._filesystem.call_s3(method, **self._target, **arguments)
+
+        answer: dict[str, Any] = self._call_storage(ask)
+        return answer
+
+    def send(self, with_checksum: bool) -> SentFile:
+        size_bytes = self._local.stat().st_size
+        with self._local.open("rb") as stream:
+            if size_bytes <= _PART_BYTES:
+                return self._send_whole(stream.read(), with_checksum)
+            return self._send_parts(stream, size_bytes, with_checksum)
+
+    def _send_whole(self, data: bytes, with_checksum: bool) -> SentFile:
+        running_hash = _RunningHash()
+        running_hash.update(data)
+        checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
+        answer = self._request("put_object", Body=data, **checksum)
+        return self._check_answer(answer, running_hash)
+
+    def _send_parts(self, stream: BinaryIO, size_bytes: int, with_checksum: bool) -> SentFile:
+        running_hash = _RunningHash()
+        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        kind = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
+        algorithm = {"ChecksumAlgorithm": "CRC32"} if with_checksum else {}
+        upload_id = {"UploadId": self._request(
+            "create_multipart_upload", **algorithm, **kind
+        )["UploadId"]}  # fmt: skip
+
+        def send_part(number_and_data: tuple[int, bytes]) -> dict[str, Any]:
+            number, data = number_and_data
+            checksum = {"ChecksumCRC32": _encode_crc32(zlib.crc32(data))} if with_checksum else {}
+            answer = self._request(
+                "upload_part", **upload_id, PartNumber=number, Body=data, **checksum
+            )
+            return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
+
+        def read_parts() -> Iterator[tuple[int, bytes]]:
+            number = 0
+            while data := stream.read(part_bytes):
+                running_hash.update(data)
+                number += 1
+                yield number, data
+
+        try:
+            parts = list(_map_few(send_part, read_parts()))
+            checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
+            return self._complete(upload_id, parts, checksum | kind, running_hash)
+        except BaseException:
+            with suppress(Exception):
+                self._filesystem.call_s3("abort_multipart_upload", **self._target, **upload_id)
+            raise
+
+    def _complete(
+        self,
+        upload_id: dict[str, Any],
+        parts: list[dict[str, Any]],
+        checksum: dict[str, str],
+        running_hash: _RunningHash,
+    ) -> SentFile:
+        try:
+            answer = self._request(
+                "complete_multipart_upload", **upload_id, MultipartUpload={"Parts": parts},
+                **checksum,
+            )  # fmt: skip
+        except FileNotFoundError:
+            # A first try may have completed it and its answer been lost: then the object is there.
+            answer = {}
+        return self._check_answer(answer, running_hash)
+
+    def _check_answer(self, answer: dict[str, Any], running_hash: _RunningHash) -> SentFile:
+        sent = running_hash.make_sent_file(f"CRC32:{running_hash.crc32}")
+        if answer.get("ChecksumCRC32") == running_hash.crc32:
+            return sent
+        stored = describe_in_s3(self._filesystem, self._target, self._call_storage)
+        if stored.size_bytes != sent.size_bytes or stored.checksum not in (None, sent.checksum):
+            raise StorageError(
+                f"storage: {self._target['Bucket']}/{self._target['Key']} arrived with "
+                f"{stored.size_bytes} bytes and checksum {stored.checksum}, and {sent.size_bytes} "
+                f"with {sent.checksum} were sent; check the network and the store"
+            )
+        return sent if stored.checksum else running_hash.make_sent_file(None)
+
+
+def describe_in_s3(
+    filesystem: Any, target: dict[str, str], call_storage: CallStorage
+) -> StoredFile:
+    """Size and whole-object checksum of an object, one request; raises FileNotFoundError."""
+
+    def ask() -> Any:
+        return filesystem.call_s3("head_object", **target, ChecksumMode="ENABLED")
+
+    answer: dict[str, Any] = call_storage(ask)
+    crc32 = answer.get("ChecksumCRC32")
+    is_whole = answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    # A composite one is told by the number of parts at its end.
+    if not crc32 or not is_whole or "-" in crc32:
+        return StoredFile(int(answer["ContentLength"]))
+    return StoredFile(int(answer["ContentLength"]), f"CRC32:{crc32}")
+
+
+def download_parts(read_range: Callable[[int, int], bytes], size_bytes: int, local: Path) -> str:
+    """Write a file of storage to a local path, some parts at a time; returns its SHA-256.
+
+    read_range: gives bytes from one offset up to another
+    """
+    digest = hashlib.sha256()
+    ranges = (
+        (begin, min(begin + _PART_BYTES, size_bytes)) for begin in range(0, size_bytes, _PART_BYTES)
+    )
+    with local.open("wb") as out:
+        for data in _map_few(lambda bounds: read_range(*bounds), ranges):
+            digest.update(data)
+            out.write(data)
+    return digest.hexdigest()
+
+
+def _map_few(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Results in order, of a few items at a time: no more of them are in memory."""
+    pending: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="transfer") as pool:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= _CONCURRENCY:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
