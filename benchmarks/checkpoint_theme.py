@@ -44,6 +44,7 @@ from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 
 CLASS_IMAGES = 8
@@ -115,7 +116,10 @@ def _measure_training(
     side_work, end_clock = SideWork(run), TrainingEndClock()
     loggers, rank = Loggers(run, config, 0, side_work), WorkerRank(0, 0, 0, 1)
     saver = CheckpointSaver(run, config, side_work, rank, _describe_run(config, directory))
-    sequence = StepSequence(run, dataset, side_work=side_work, loggers=loggers, saver=saver)
+    guard = NanGuard(dataset, config.train.precision)
+    sequence = StepSequence(
+        run, dataset, side_work=side_work, loggers=loggers, guard=guard, saver=saver
+    )
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         callbacks=[end_clock, sequence], enable_progress_bar=False,

@@ -78,6 +78,7 @@ METRIC_KEYS = {
     "val_prior_loss_bin{k}": "of the class images, in range k of noise levels",
     "restarts": "how often workers have been started again, once there is one",
     "side_failures": "failures of work beside the steps (loggers, samples), once there is one",
+    "skipped_steps": "steps skipped, as their gradient was no number, once there is one",
 }
 # Names of storage/paths.py that have no comment there, or too short a one for readers.
 FILES = {
@@ -465,9 +466,9 @@ def metric_keys() -> set[str]:
     if re.search(r'f"val_\{\w+\}_loss_bin\{\w+\}"', text):
         found |= {f"val_{half}_loss_bin{{k}}" for half in ("instance", "prior")}
     from dreambooth_ray.training.early_stopping import VALIDATION_LOSS  # noqa: PLC0415
-    from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS  # noqa: PLC0415
+    from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, SKIPPED  # noqa: PLC0415
 
-    return found | {VALIDATION_LOSS, FAILURES, RESTARTS}
+    return found | {VALIDATION_LOSS, FAILURES, RESTARTS, SKIPPED}
 
 
 # Files

@@ -67,19 +67,21 @@ def compute_sample_errors(
     return 2 * elementwise.mean(dim=(1, 2, 3))
 
 
-def compute_mean_errors(errors: Tensor, is_prior: Tensor) -> tuple[Tensor, Tensor]:
+def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, Tensor]:
     """Mean error over subject images, and over class images.
 
-    errors: (B,) float32, already weighted, if at all; is_prior: (B,) bool
+    errors: (B,) float32, already weighted, if at all; num_photographs: how many of them, the
+    first, are of subject images
     returns: two () float32; the second is 0 where the batch has no class image
     raises: ConfigError if the batch has no subject image
     """
-    if bool(is_prior.all()):
+    if num_photographs < 1:
         raise ConfigError(
             "a batch without a photograph can't be trained on; check train.batch_size"
         )
-    instance = errors[~is_prior].mean()
-    prior = errors[is_prior].mean() if bool(is_prior.any()) else torch.zeros_like(instance)
+    instance = errors[:num_photographs].mean()
+    has_priors = num_photographs < len(errors)
+    prior = errors[num_photographs:].mean() if has_priors else torch.zeros_like(instance)
     return instance, prior
 
 

@@ -6,8 +6,8 @@ L tokens, D their width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,18 +32,28 @@ class Batch:
     """One worker's share of a step, or a part of it. Lightning moves it to the device in place.
 
     latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64;
-    is_prior: (B,) bool; step counts from 0; hidden: (B, L, D) text embeddings, where the text
-    encoder is frozen, else None; ends_step: whether the optimizer steps after this part
+    num_photographs: rows of photographs, which come first; step counts from 0; hidden: (B, L, D)
+    text embeddings, where the text encoder is frozen, else None; ends_step: whether the optimizer
+    steps after this part
     """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     input_ids: Tensor
-    is_prior: Tensor
+    num_photographs: int
     step: int
     hidden: Tensor | None = None
     ends_step: bool = True
+
+    def pin_memory(self) -> "Batch":
+        """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
+        tensors: dict[str, Any] = {
+            name: value.pin_memory()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 class CachedImage(NamedTuple):
@@ -182,7 +192,7 @@ class TrainingDataset(IterableDataset[Batch]):
         share = batch_positions(step, size, *self._rank_and_world_size)
         part_size = len(share) // self.accumulate
         positions = share[part * part_size : (part + 1) * part_size]
-        latents, captions, keys, is_prior = [], [], [], []
+        latents, captions, keys = [], [], []
         for offset in (0, size) if self._priors else (0,):
             for position in positions:
                 # A sample's key is its index in the global batch, never a worker's rank.
@@ -191,14 +201,13 @@ class TrainingDataset(IterableDataset[Batch]):
                 latents.append(self._sample_latents(image.latents, step, key))
                 captions.append(self._choose_caption(image.captions, step, key))
                 keys.append(key)
-                is_prior.append(offset > 0)
         ids, hidden = self._captions.look_up(captions)
         return Batch(
             latents=torch.stack(latents),
             noise=self._sample_noise(step, keys, tuple(latents[0].shape)),
             timesteps=self._sample_timesteps(step, keys),
             input_ids=ids,
-            is_prior=torch.tensor(is_prior),
+            num_photographs=len(positions),
             step=step,
             hidden=hidden,
             ends_step=part == self.accumulate - 1,

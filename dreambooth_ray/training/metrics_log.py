@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dreambooth_ray.errors import CheckpointError
@@ -9,8 +10,9 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 
 REMOTE_INTERVAL_S = 5.0
-# In a step's metrics once there are any: of the workers, and of work beside the steps.
-RESTARTS, FAILURES = "restarts", "side_failures"
+# In a step's metrics once there are any: of the workers, of work beside the steps, and steps
+# whose gradient was no number.
+RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
@@ -23,7 +25,7 @@ def read_metrics(store: Store) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends records; a local file at once, an object store every few seconds.
+    """Appends records in a thread of its own; an object store gets them every few seconds.
 
     Opening at step `start` drops the lines of later steps: a resumed run writes them anew,
     so each step stands there once.
@@ -40,20 +42,39 @@ class MetricsLog:
         self._store = store
         self.records = records
         self._lines = [json.dumps(r) + "\n" for r in records]
-        self._written_at = 0.0
+        self._num_written, self._written_at_s = 0, 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics log")
+        self._pending: list[Future[None]] = []
         self.flush()
 
-    def append(self, record: dict[str, float]) -> None:
-        """Add one step."""
-        line = json.dumps(record) + "\n"
-        self._lines.append(line)
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Add steps, without waiting for storage. raises: what an earlier write failed with"""
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+        self._lines += [json.dumps(record) + "\n" for record in records]
         if self._store.is_local:
-            with self._store.local_path(paths.METRICS).open("a") as stream:
-                stream.write(line)
-        elif time.monotonic() - self._written_at > REMOTE_INTERVAL_S:
-            self.flush()
+            self._pending.append(self._pool.submit(self._append_lines))
+        elif not self._pending and time.monotonic() - self._written_at_s > REMOTE_INTERVAL_S:
+            self._pending.append(self._pool.submit(self._write_all))
 
     def flush(self) -> None:
-        """Bring the whole file up to date."""
-        self._store.write(paths.METRICS, "".join(self._lines).encode())
-        self._written_at = time.monotonic()
+        """Bring the whole file up to date, and wait until it is; from any thread."""
+        self._pool.submit(self._write_all).result()
+
+    def close(self) -> None:
+        """The last flush, and the end of the thread."""
+        try:
+            self.flush()
+        finally:
+            self._pool.shutdown()
+
+    def _append_lines(self) -> None:
+        num_lines = len(self._lines)
+        with self._store.local_path(paths.METRICS).open("a") as stream:
+            stream.write("".join(self._lines[self._num_written : num_lines]))
+        self._num_written = num_lines
+
+    def _write_all(self) -> None:
+        num_lines = len(self._lines)
+        self._store.write(paths.METRICS, "".join(self._lines[:num_lines]).encode())
+        self._num_written, self._written_at_s = num_lines, time.monotonic()

@@ -22,6 +22,7 @@ from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
+from dreambooth_ray.training.nan_guard import skip_unless_finite
 from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
 from dreambooth_ray.training.sharding import shard_networks
 
@@ -30,7 +31,7 @@ class DreamBoothModule(pl.LightningModule):
     """UNet and text encoder, of which the weights that `apply_method` has marked are trained.
 
     The VAE stays outside, frozen and cached, and so does a text encoder that is frozen.
-    After each optimizer step `build_metrics` returns its metrics, equal on every worker.
+    After each optimizer step `take_values` returns its values, still on the device.
     """
 
     def __init__(self, config: Config, components: Components) -> None:
@@ -59,18 +60,17 @@ class DreamBoothModule(pl.LightningModule):
         """Prediction error of one batch, halves weighted by prior.weight."""
         generator = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
         self._seed_dropout(generator.initial_seed())
-        instance, prior = objective.compute_mean_errors(self.compute_errors(batch), batch.is_prior)
-        self._part_losses.append(torch.stack([instance, prior]).detach())
-        if batch.ends_step:
-            own_losses = torch.stack(self._part_losses).mean(dim=0)
-            all_losses = (
-                own_losses
-                if self.trainer.world_size == 1
-                else cast(Tensor, self.all_gather(own_losses))
-            )
-            self._halves = all_losses.reshape(-1, 2).mean(dim=0)
-            self._part_losses = []
-        return objective.prior_preserving_loss(instance, prior, self.config.prior.weight)
+        loss, halves = self.compute_loss(batch)
+        self._part_losses.append(halves.detach())
+        return loss
+
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """() loss of a batch, and (2,) its halves; nothing is read from the device."""
+        instance, prior = objective.compute_mean_errors(
+            self.compute_errors(batch), batch.num_photographs
+        )
+        loss = objective.prior_preserving_loss(instance, prior, self.config.prior.weight)
+        return loss, torch.stack([instance, prior])
 
     def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed formats a stack for each kind of device that this process does not use.
@@ -176,25 +176,34 @@ class DreamBoothModule(pl.LightningModule):
         if not (is_cpu and bool(norm + 1e-6 <= max_norm)):
             nn.utils.clip_grads_with_norm_(trained_weights, max_norm, norm, foreach=True)
         self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.config.train.precision != "16-mixed":  # its scaler skips such steps itself
+            skip_unless_finite(optimizer, self._grad_norm)
 
-    @property
-    def step_losses(self) -> tuple[float, float]:
-        """Both halves of the last step's loss, equal on all workers."""
-        instance, prior = (float(x) for x in self._halves)
-        return instance, prior
+    def take_values(self) -> tuple[Tensor, Tensor]:
+        """(2,) this worker's loss halves of the step just taken, and () its gradient's norm.
+
+        Both on the device; the norm is equal on all workers, from before clipping.
+        """
+        losses, self._part_losses = torch.stack(self._part_losses).mean(dim=0), []
+        if self.config.train.strategy == "deepspeed":
+            engine = cast(Any, self.trainer.strategy).deepspeed_engine
+            return losses, torch.as_tensor(engine.get_global_grad_norm(), device=losses.device)
+        assert self._grad_norm is not None
+        return losses, self._grad_norm
 
     @property
     def images_a_step(self) -> int:
         """Photographs and class images that one optimizer step sees, over all workers."""
         return self.config.images_a_step
 
-    def build_metrics(self, step: int) -> dict[str, float]:
-        """The metrics of optimizer step `step`, which has just been taken and counts from 1."""
-        instance, prior = (float(x) for x in self._halves.double())
+    def build_metrics(
+        self, step: int, instance: float, prior: float, grad_norm: float
+    ) -> dict[str, float]:
+        """The metrics of optimizer step `step`, which counts from 1.
+
+        instance, prior: halves of the loss, over all workers
+        """
         schedulers: Any = self.lr_schedulers()
-        if self.config.train.strategy == "deepspeed":
-            engine = cast(Any, self.trainer.strategy).deepspeed_engine
-            self._grad_norm = torch.as_tensor(float(engine.get_global_grad_norm()))
         return {
             "step": step,
             "images_seen": step * self.images_a_step,
@@ -202,7 +211,7 @@ class DreamBoothModule(pl.LightningModule):
             "instance_loss": instance,
             "prior_loss": prior,
             "lr": float(self._lr_before(schedulers, step)),
-            "grad_norm": float(self._grad_norm) if self._grad_norm is not None else float("nan"),
+            "grad_norm": grad_norm,
         }
 
     def _lr_before(self, schedulers: Any, step: int) -> float:

@@ -32,8 +32,9 @@ from dreambooth_ray.training.checkpoint import restore
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, find_worker_rank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.early_stopping import validation_losses
-from dreambooth_ray.training.metrics_log import FAILURES, read_metrics
+from dreambooth_ray.training.metrics_log import FAILURES, SKIPPED, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.strategy import make_strategy
@@ -73,7 +74,7 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
             config, world_size, universal=bool(restored_state and restored_state.is_universal)
         )
         trainer = _make_trainer(config, dataset, strategy, [*extra_callbacks, sequence])
-        loader = DataLoader(dataset, batch_size=None)
+        loader = DataLoader(dataset, batch_size=None, pin_memory=config.cluster.gpus)
         try:
             state_path = str(restored_state.state) if restored_state else None
             trainer.fit(module, loader, ckpt_path=state_path, weights_only=False)
@@ -129,7 +130,8 @@ def _make_sequence(
     """past_records: the metrics up to the step that training goes on from"""
     context = ray.train.get_context()
     worker_rank = find_worker_rank(context)
-    num_failures = int(past_records[-1].get(FAILURES, 0)) if past_records else 0
+    last_record = past_records[-1] if past_records else {}
+    num_failures = int(last_record.get(FAILURES, 0))
     side_work = SideWork(run, num_failures, is_first=worker_rank.rank == 0)
     loggers = Loggers(run, config, dataset.start, side_work)
     about: dict[str, object] = {
@@ -142,6 +144,7 @@ def _make_sequence(
         dataset,
         side_work=side_work,
         loggers=loggers,
+        guard=NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0))),
         saver=CheckpointSaver(run, config, side_work, worker_rank, about, loggers.upload_logs),
         validation=validation,
         sampler=PromptSampler(config, Path(job.model_directory)),

@@ -14,18 +14,19 @@ from pytorch_lightning.callbacks import Callback
 
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
-from dreambooth_ray.training.callbacks.nan_guard import check_finite
 from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.callbacks.step_metrics import StepMetrics
 from dreambooth_ray.training.callbacks.validation import Validation
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver
 from dreambooth_ray.training.dataset import Batch, TrainingDataset
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.nan_guard import NanGuard
 
 
 class StepSequence(Callback):
-    """Lightning's only callback of the product. `metrics`: of the last step."""
+    """Lightning's only callback of the product. `metrics`: of the last step that was read."""
 
     def __init__(
         self,
@@ -34,17 +35,20 @@ class StepSequence(Callback):
         *,
         side_work: SideWork,
         loggers: Loggers,
+        guard: NanGuard,
         saver: CheckpointSaver | None = None,
         validation: Validation | None = None,
         sampler: PromptSampler | None = None,
         num_restarts: int = 0,
+        read_every: int | None = None,
     ) -> None:
-        """num_restarts: of the run so far"""
+        """num_restarts: of the run so far; read_every: as StepMetrics has it"""
         self._run, self._dataset, self._side_work, self._loggers = run, dataset, side_work, loggers
+        self._guard, self._step_metrics = guard, StepMetrics(read_every)
         self._saver, self._validation, self._sampler = saver, validation, sampler
         self._num_restarts = num_restarts
         self._metrics_log: MetricsLog | None = None
-        self._last_step_s = time.monotonic()
+        self._last_read_s = time.monotonic()
         self.metrics: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,7 +60,7 @@ class StepSequence(Callback):
             self._loggers.open(self._metrics_log.records)
         if self._saver is not None:
             self._saver.start(self._metrics_log)
-        self._last_step_s = time.monotonic()
+        self._last_read_s = time.monotonic()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -77,19 +81,21 @@ class StepSequence(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """After a part of a step that ends it: check, validate, record, sample, save."""
+        """After a part of a step that ends it: validate, record, sample, save."""
         if not batch.ends_step:
             return
         assert isinstance(pl_module, DreamBoothModule)
         step = trainer.global_step
-        check_finite(pl_module.step_losses, batch.step + 1, self._dataset)
-        self.metrics = pl_module.build_metrics(step) | self._run_validation(
-            trainer, pl_module, step
-        )
-        self._record_metrics(pl_module)
+        record = self._run_validation(trainer, pl_module, step) | self._count_side_events()
+        wants_stop = self._saver is not None and self._saver.wants_stop
+        self._step_metrics.add(trainer, pl_module, record, wants_stop)
+        is_save_due = self._saver is not None and self._saver.is_due(trainer)
+        if is_save_due or self._step_metrics.is_due(step, pl_module.device):
+            self._record_metrics(pl_module)
+            trainer.should_stop = trainer.should_stop or self._step_metrics.is_stop_requested
         self._sample_images(pl_module, step)
-        if self._saver is not None:
-            self._saver.after_step(trainer, self.metrics)
+        if self._saver is not None and self._saver.is_due(trainer):
+            self._saver.save(trainer, self.metrics)
 
     def _run_validation(
         self, trainer: pl.Trainer, module: DreamBoothModule, step: int
@@ -100,15 +106,32 @@ class StepSequence(Callback):
         trainer.should_stop = trainer.should_stop or self._validation.has_stalled
         return values
 
-    def _record_metrics(self, module: DreamBoothModule) -> None:
-        if self._metrics_log is None:
-            return
+    def _count_side_events(self) -> dict[str, float]:
         counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
-        self.metrics |= {name: count for name, count in counts.items() if count}
-        self._metrics_log.append(self.metrics)
+        return {name: count for name, count in counts.items() if count}
+
+    def _record_metrics(self, module: DreamBoothModule) -> None:
+        """Read what is on the device, and write it down.
+
+        raises: DataError if too many steps in a row had no gradient that is a number
+        """
+        records = self._step_metrics.read(module.build_metrics)
+        for record in records:
+            self._guard.count(record)
+        if not records:
+            return
+        self.metrics = records[-1]
+        if self._metrics_log is not None:
+            self._metrics_log.append(records)
+            self._show_metrics(module, records)
+        self._guard.check()
+
+    def _show_metrics(self, module: DreamBoothModule, records: list[dict[str, float]]) -> None:
         now_s = time.monotonic()
-        self._loggers.log(self.metrics, module.images_a_step / max(now_s - self._last_step_s, 1e-9))
-        self._last_step_s = now_s
+        step_s = max(now_s - self._last_read_s, 1e-9) / len(records)
+        self._last_read_s = now_s
+        for record in records:
+            self._loggers.log(record, module.images_a_step / step_s)
 
     def _sample_images(self, module: DreamBoothModule, step: int) -> None:
         if self._sampler is None or self._metrics_log is None or not self._sampler.is_due(step):
@@ -119,15 +142,22 @@ class StepSequence(Callback):
             self._loggers.add_image(f"samples/{prompt}", image, step)
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """The end of a training that came to its end: last commit, metrics, loggers."""
+        """The end of a training that came to its end: last commit, metrics, loggers.
+
+        raises: as `on_train_batch_end`
+        """
+        assert isinstance(trainer.lightning_module, DreamBoothModule)
+        self._record_metrics(trainer.lightning_module)
         if self._saver is not None:
             self._saver.finish(trainer)
         if self._metrics_log is not None:
-            self._metrics_log.flush()
+            self._metrics_log.close()
         self._loggers.close()
 
     def abandon(self) -> None:
         """The end of a training that failed: what was good before the error is committed."""
         if self._saver is not None:
             self._saver.abandon()
+        if self._metrics_log is not None:
+            self._side_work.run("the last metrics", self._metrics_log.close, None)
         self._loggers.close()

@@ -57,13 +57,13 @@ class ValidationSet:
         self._batches: list[Batch] = []
 
     def load_batches(self) -> list[Batch]:
-        """All examples, B at a time; the last batch is filled up with its first example."""
+        """All examples, B at a time; the last batch is filled up with its last example."""
         if not self._batches:
             self._add_priors()
             examples = [(p, t) for p in range(len(self._means)) for t in self._timesteps]
             self.num_examples = len(examples)
             while len(examples) % _BATCH:
-                examples.append(examples[len(examples) // _BATCH * _BATCH])
+                examples.append(examples[-1])
             for start in range(0, len(examples), _BATCH):
                 self._batches.append(self._make_batch(examples[start : start + _BATCH], start))
         return self._batches
@@ -92,29 +92,30 @@ class ValidationSet:
             noise=sampled_noise,
             timesteps=torch.tensor([timestep for _, timestep in examples]),
             input_ids=ids,
-            is_prior=torch.tensor(
-                [image_index >= self._num_photographs for image_index, _ in examples]
-            ),
+            num_photographs=sum(image_index < self._num_photographs for image_index, _ in examples),
             step=0,
             hidden=hidden,
         )
 
     def summarize_losses(self, errors: Tensor) -> dict[str, float]:
         """Losses of both halves, altogether and by range of noise level. errors: (M,) float32."""
-        is_prior = torch.cat([b.is_prior for b in self._batches])[: self.num_examples].cpu()
+        num_photograph_examples = self._num_photographs * len(self._timesteps)
         levels = torch.arange(self.num_examples) % len(self._timesteps)
         bins = self._config.validation.bins
         level_bins = levels // (len(self._timesteps) // bins)
-        instance, prior = (float(x) for x in objective.compute_mean_errors(errors, is_prior))
+        instance, prior = (
+            float(x) for x in objective.compute_mean_errors(errors, num_photograph_examples)
+        )
         total = objective.prior_preserving_loss(instance, prior, self._config.prior.weight)
         losses = {VALIDATION_LOSS: total, "val_instance_loss": instance}
-        masks = {"instance": ~is_prior}
-        if bool(is_prior.any()):
+        halves = {"instance": slice(num_photograph_examples)}
+        if num_photograph_examples < self.num_examples:
             losses["val_prior_loss"] = prior
-            masks["prior"] = is_prior
-        for name, mask in masks.items():
+            halves["prior"] = slice(num_photograph_examples, None)
+        for name, half in halves.items():
             for k in range(bins):
-                losses[f"val_{name}_loss_bin{k}"] = float(errors[mask & (level_bins == k)].mean())
+                in_bin = errors[half][level_bins[half] == k]
+                losses[f"val_{name}_loss_bin{k}"] = float(in_bin.mean())
         return losses
 
 

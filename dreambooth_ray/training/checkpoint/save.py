@@ -171,21 +171,22 @@ class CheckpointSaver:
         if self._worker_rank.rank == 0:
             self._stop_request.start()
 
-    def after_step(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        """Save if it is time, or stop if that was asked for. metrics: of the step"""
-        if self._is_stop_requested(trainer):
-            trainer.should_stop = True
-        step, interval = trainer.global_step, self._config.checkpoint.every
-        if step % interval == 0 and self._has_stalled(trainer, step):
-            trainer.should_stop = True
-        if step % interval == 0 or step == self._config.train.steps or trainer.should_stop:
-            self._save(trainer, step, metrics)
+    @property
+    def wants_stop(self) -> bool:
+        """Whether the run was asked to stop, as this worker sees it."""
+        return self._stop_request.is_requested
 
-    def _is_stop_requested(self, trainer: pl.Trainer) -> bool:
-        """As the first worker sees it, so that all stop after the same step."""
-        if trainer.world_size == 1:
-            return self._stop_request.is_requested
-        return bool(trainer.strategy.broadcast(self._stop_request.is_requested))
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether to save after the step just taken."""
+        step, interval = trainer.global_step, self._config.checkpoint.every
+        return step % interval == 0 or step == self._config.train.steps or trainer.should_stop
+
+    def save(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Save, and stop if evaluations say so. metrics: of the step"""
+        step = trainer.global_step
+        if step % self._config.checkpoint.every == 0 and self._has_stalled(trainer, step):
+            trainer.should_stop = True
+        self._save(trainer, step, metrics)
 
     def _has_stalled(self, trainer: pl.Trainer, step: int) -> bool:
         """What the evaluations beside the training say, as the first worker reads it."""

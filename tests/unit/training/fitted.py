@@ -25,6 +25,7 @@ from dreambooth_ray.training.callbacks.validation import Validation, ValidationS
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.nan_guard import NanGuard
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
 
@@ -47,7 +48,7 @@ class Watch(pl.Callback):
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
             if self.save and trainer.global_step == 2:
                 trainer.save_checkpoint(self.save)
-            self.norms.append(float(torch.cat([g.flatten() for g in grads]).double().norm()))
+            self.norms.append(float(torch.nn.utils.get_total_norm([g.double() for g in grads])))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.on_end()
@@ -64,6 +65,7 @@ class Fitted:
         resume: Path | None = None,
         track: Store | None = None,
         keep: bool = False,
+        read_every: int | None = None,
         on_train_end: Callable[[], object] = lambda: None,
     ) -> None:
         """track: where metrics go; keep: checkpoints too."""
@@ -93,10 +95,12 @@ class Fitted:
             dataset,
             side_work=side_work,
             loggers=Loggers(run, config, dataset.start, side_work),
+            guard=NanGuard(dataset, config.train.precision),
             saver=CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {})
             if keep
             else None,
             validation=validation,
+            read_every=read_every,
         )
         self.watch = Watch(save, self.sequence, on_train_end)
         with warnings.catch_warnings():

@@ -14,31 +14,39 @@ def steps(store: Store) -> list[int]:
     return [r["step"] for r in read_metrics(store)]
 
 
-def test_lines_are_readable_at_once_and_rewound_on_resume(tmp_path: Path) -> None:
+def append(store: Store, start: int, step: int) -> None:
+    journal = MetricsLog(store, start)
+    journal.append([{"step": step}])
+    journal.close()
+
+
+def test_lines_are_readable_while_the_run_goes_on_and_rewound_on_resume(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     journal = MetricsLog(store, 0)
     for step in (1, 2, 3):
-        journal.append({"step": step, "loss": 0.1})
+        journal.append([{"step": step, "loss": 0.1}])
+    journal.flush()
     assert steps(store) == [1, 2, 3]
     resumed = MetricsLog(store, 2)
     assert steps(store) == [1, 2]
-    resumed.append({"step": 3, "loss": 0.2})
+    resumed.append([{"step": 3, "loss": 0.2}])
+    resumed.close()
     assert [r["loss"] for r in read_metrics(store)] == [0.1, 0.1, 0.2]
 
 
 def test_a_line_cut_by_a_crash_is_not_read(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    MetricsLog(store, 0).append({"step": 1})
+    append(store, 0, 1)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 2, "lo')
     assert steps(store) == [1]
-    MetricsLog(store, 1).append({"step": 2})
+    append(store, 1, 2)
     assert steps(store) == [1, 2]
 
 
 def test_lost_lines_are_not_papered_over(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    MetricsLog(store, 0).append({"step": 2})
+    append(store, 0, 2)
     with pytest.raises(CheckpointError, match="steps 1 to 2"):
         MetricsLog(store, 2)
 
@@ -47,7 +55,7 @@ def test_a_remote_journal_is_whole_after_a_flush(tmp_path: Path) -> None:
     store = Store(f"memory://{tmp_path.parent.name}-journal")
     journal = MetricsLog(store, 0)
     for step in range(1, 6):
-        journal.append({"step": step})
+        journal.append([{"step": step}])
     journal.flush()
     assert steps(store) == [1, 2, 3, 4, 5]
 

@@ -71,7 +71,7 @@ def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method:
             latents_and_noise = [torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2)]
             timesteps = torch.randint(0, 999, (2,), generator=generator)
             ids = torch.full((2, 16), 5)
-            batch = Batch(*latents_and_noise, timesteps, ids, torch.tensor([False, True]), step)
+            batch = Batch(*latents_and_noise, timesteps, ids, 1, step)
             if module.text_encoder is None:
                 batch.hidden = torch.ones(2, 16, 32)
             module.compute_errors(batch).mean().backward()

@@ -1,0 +1,74 @@
+"""Metrics of optimizer steps: left on the device, and read from there once every few steps.
+
+To read a value is to wait for all that the device still has to do. On a CPU that costs nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from dreambooth_ray.training.module import DreamBoothModule
+
+# Steps between reads on a GPU. A request to stop is heard as often.
+READ_EVERY = 10
+
+
+@dataclass(frozen=True)
+class _UnreadStep:
+    """record: what the host knew at the step; values: (4,), see `DreamBoothModule.take_values`."""
+
+    step: int
+    record: dict[str, float]
+    values: Tensor
+
+
+class StepMetrics:
+    """The metrics of steps not yet read, in order."""
+
+    def __init__(self, read_every: int | None = None) -> None:
+        """read_every: steps between reads; None is 1 on a CPU and READ_EVERY elsewhere"""
+        self._read_every = read_every
+        self._unread: list[_UnreadStep] = []
+        self.is_stop_requested = False
+
+    def add(
+        self,
+        trainer: pl.Trainer,
+        module: DreamBoothModule,
+        record: dict[str, float],
+        wants_stop: bool,
+    ) -> None:
+        """Keep the values of the step that has just been taken; a collective call.
+
+        record: what goes with its metrics; wants_stop: whether this worker was asked to stop
+        """
+        losses, grad_norm = module.take_values()
+        row = torch.cat([losses, torch.full_like(losses[:1], float(wants_stop))])
+        if trainer.world_size > 1:
+            row = cast(Tensor, module.all_gather(row)).reshape(-1, 3).mean(dim=0)
+        values = torch.cat([row, grad_norm.detach().reshape(1)])
+        self._unread.append(_UnreadStep(trainer.global_step, record, values))
+
+    def is_due(self, step: int, device: torch.device) -> bool:
+        """Whether it is time to read, after this step."""
+        default = 1 if device.type == "cpu" else READ_EVERY
+        return step % (self._read_every or default) == 0
+
+    def read(self, build_metrics: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+        """The metrics of all steps since the last read; `is_stop_requested` is of them too.
+
+        build_metrics: `DreamBoothModule.build_metrics`
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return []
+        rows = torch.stack([step.values for step in unread]).tolist()
+        self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _ in rows)
+        return [
+            build_metrics(step.step, instance, prior, grad_norm) | step.record
+            for step, (instance, prior, _, grad_norm) in zip(unread, rows, strict=True)
+        ]
