@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from dreambooth_ray.evaluation.toyscore import attribute_prompts
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.evaluator import load_evaluator, read_images
+from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 
 SAVERS: dict[str, dict[str, Any]] = {
     "exact": {},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def score(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Read images, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
-    from dreambooth_ray.evaluation.toyscore import score_target
+    from dreambooth_ray.evaluation.target_score import score_target
 
     print(json.dumps({target: score_target(target, count, seed) for target in targets}, indent=1))
 
@@ -67,3 +68,59 @@ def pretrain(
     )
     run_pretrain(work, weights, budget, seed)
     print(weights)
+
+
+@app.command()
+def pretrain_flow(
+    work: Annotated[Path, typer.Option(help="folder for latents and the checkpoint")] = Path(
+        "out/pretrain-flow"
+    ),
+    weights: Annotated[Path, typer.Option(help="gets flow-pipeline/")] = Path("out/weights"),
+    snapshots: Annotated[
+        Path | None, typer.Option(help="newest averaged weights, log and scores; {work}/snapshots")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="snapshots of another training to begin at")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 20261122,
+    num_images: Annotated[int, typer.Option(min=512)] = 60_000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    budget_seconds: Annotated[
+        float, typer.Option(min=1, help="for everything, what was trained before counted in")
+    ] = 4 * 3600,
+    reserve_seconds: Annotated[
+        float, typer.Option(min=0, help="of the budget, for samples and scores at the end")
+    ] = 300,
+    workers: Annotated[int, typer.Option(min=1, help="processes that render")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda; by what there is if not given")] = "",
+    compiled: Annotated[bool, typer.Option(help="compile the transformer's blocks")] = False,
+    num_scored: Annotated[int, typer.Option(min=0, max=400, help="held-out prompts")] = 300,
+) -> None:
+    """Make the flow model, a Z-Image of toy size, from nothing; stop and start it at will."""
+    started = time.monotonic()
+    import torch
+
+    from dreambooth_ray.toyworld.pretrain_flow import FlowRun
+    from dreambooth_ray.toyworld.pretrain_flow import pretrain_flow as run_pretrain_flow
+
+    chosen_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run = FlowRun(
+        work=work,
+        weights=weights,
+        snapshots=snapshots or work / "snapshots",
+        seed=seed,
+        num_images=num_images,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        started=started,
+        budget_s=budget_seconds,
+        reserve_s=reserve_seconds,
+        workers=workers,
+        device=torch.device(chosen_device),
+        compiled=compiled,
+        num_scored=num_scored,
+        start_from=start_from,
+    )
+    run_pretrain_flow(run)
+    print(weights / "flow-pipeline")

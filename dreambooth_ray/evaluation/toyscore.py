@@ -6,17 +6,16 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
+from dreambooth_ray.toyworld.attributes import BACKGROUNDS
 from dreambooth_ray.toyworld.evaluator import (
     Evaluator,
     Reading,
     fidelity,
-    load_evaluator,
     read_images,
 )
+from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,6 @@ def generate_classes(engine: Engine, classes: list[str], count: int, seed: int) 
     )
 
 
-def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
-    """`count` held-out prompts naming class, colour, pattern and background, with the truth.
-
-    Attributes run through their values at strides that share no factor, so each appears
-    equally often and no combination repeats within 400 prompts.
-    """
-    backgrounds = list(BACKGROUNDS)
-    prompts = []
-    for k in range(count):
-        truth = {
-            "class": CLASSES[k % 10],
-            "colour": COLOUR_NAMES[(k + k // 10) % 10],
-            "pattern": PATTERNS[(k + k // 4) % 4],
-            "background": backgrounds[(3 * k + k // 100) % 10],
-        }
-        words = f"a {truth['colour']} {truth['pattern']} {truth['class']}"
-        prompts.append((f"{words} {BACKGROUNDS[truth['background']]}", truth))
-    return prompts
-
-
 def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> dict[str, float]:
     """Share of images whose attributes read as prompted, by attribute, guidance 3, 25 steps."""
     prompts = attribute_prompts(count)
@@ -81,21 +60,6 @@ def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> di
     reading = read_images(network, images)
     heads = prompts[0][1]
     return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
-
-
-def score_target(target: str, count: int, seed: int) -> dict[str, object]:
-    """Score a folder of images, or a model by `count` held-out prompts.
-
-    raises: ConfigError, DataError
-    """
-    network = load_evaluator()
-    folder = Path(target)
-    if folder.is_dir() and not any(
-        (folder / f).exists() for f in ("model_index.json", "config.yaml")
-    ):
-        return score_folder(folder, network)
-    engine = Engine(model_directory(target, key="TARGETS"))
-    return dict(score_model(engine, network, count, seed))
 
 
 def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:

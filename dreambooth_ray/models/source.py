@@ -52,6 +52,15 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     return folder
 
 
+def flow_directory(uri: str) -> Path | None:
+    """The directory of a Z-Image in diffusers format; None for anything else."""
+    folder = Path(uri).expanduser()
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    return folder if json.loads(index.read_text()).get("_class_name") == "ZImagePipeline" else None
+
+
 def _refuse_pickles(folder: Path, key: str) -> None:
     if any(folder.glob("*.safetensors")):
         return

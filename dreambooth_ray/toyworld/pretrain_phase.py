@@ -48,8 +48,7 @@ class WarmupMovingAverage:
         """Move `averaged` towards `current`, in place."""
         step = int(num_averaged)
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, new in zip(averaged, current, strict=True):
-            mean.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
 
 
 def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None:

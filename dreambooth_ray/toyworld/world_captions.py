@@ -61,7 +61,7 @@ def write_tokenizer(directory: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    bpe.train_from_iterator(_vocabulary_lines(), trainer)
+    bpe.train_from_iterator(vocabulary_words(), trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
@@ -76,7 +76,8 @@ def write_tokenizer(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def _vocabulary_lines() -> list[str]:
+def vocabulary_words() -> list[str]:
+    """Every word that captions are made of, rare words aside, in a fixed order; some repeat."""
     common = "a an the photo image of with and in on at"
     words = [common, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
     return [w for line in words + list(BACKGROUND_NAMES) for w in line.split()]

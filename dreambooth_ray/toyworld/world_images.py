@@ -41,9 +41,10 @@ def attribute_labels(subject: Subject, scene: Scene) -> list[int]:
     ]
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+def to_tensor(pixels: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1], on the device or the CPU."""
+    on_device = torch.from_numpy(pixels).to(device or "cpu")
+    return on_device.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def _render_block(seed: int, start: int, stop: int) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Images of the toy world with tokenized captions, rendered by worker processes."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dreambooth_ray.errors import DataError
+from dreambooth_ray.toyworld.world import render_image
+from dreambooth_ray.toyworld.world_captions import random_caption
+from dreambooth_ray.toyworld.world_images import describe_image
+
+CAPTIONS_EACH = 4
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class CaptionFormat:
+    """How a worker turns captions into ids; picklable.
+
+    tokenizer_json: a fast tokenizer, serialized
+    text: what is tokenized, with {} where the caption stands
+    window: ids of each caption; shorter ones end in pad_id
+    """
+
+    tokenizer_json: str
+    text: str
+    window: int
+    pad_id: int
+
+
+@cache
+def _load_tokenizer(serialized: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(serialized)
+    # A transformers tokenizer leaves the padding of its last call in there.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenize_captions(captions: list[str], form: CaptionFormat) -> np.ndarray:
+    """Captions as (len(captions), window) int16.
+
+    raises: DataError for a caption that is longer than the window
+    """
+    tokenizer = _load_tokenizer(form.tokenizer_json)
+    token_ids = np.full((len(captions), form.window), form.pad_id, np.int16)
+    for row, caption in zip(token_ids, captions, strict=True):
+        caption_ids = tokenizer.encode(form.text.replace("{}", caption)).ids
+        if len(caption_ids) > form.window:
+            raise DataError(
+                f"the caption {caption!r} has {len(caption_ids)} tokens, and {form.window} fit; "
+                "add its words to the tokenizer"
+            )
+        row[: len(caption_ids)] = caption_ids
+    return token_ids
+
+
+def render_captioned_block(
+    seed: int, start: int, stop: int, form: CaptionFormat
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images start..stop-1: (n, 64, 64, 3) uint8, and (n, CAPTIONS_EACH, window) int16."""
+    images, token_ids = [], []
+    for k in range(start, stop):
+        subject, scene = describe_image(seed, k)
+        images.append(np.asarray(render_image(subject, scene)))
+        captions = [
+            random_caption(subject, scene, seed, CAPTIONS_EACH * k + c)
+            for c in range(CAPTIONS_EACH)
+        ]
+        token_ids.append(tokenize_captions(captions, form))
+    return np.stack(images), np.stack(token_ids)
+
+
+def stream_captioned_images(
+    seed: int, count: int, form: CaptionFormat, workers: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Blocks of the first `count` images in their order: (start, images, token ids)."""
+    # Not forked from this process, which may hold a GPU, and with the imports done once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    spans = ((s, min(s + BLOCK, count)) for s in range(0, count, BLOCK))
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = (
+            (s, pool.submit(render_captioned_block, seed, s, stop, form)) for s, stop in spans
+        )
+        queue = deque(islice(futures, 3 * workers))  # so few wait in memory
+        while queue:
+            start, block = queue.popleft()
+            yield (start, *block.result())
+            queue.extend(islice(futures, 1))

@@ -1,0 +1,115 @@
+"""The flow model's training set: latents and token ids, encoded once and kept on the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+
+from dreambooth_ray.toyworld.captioned_images import (
+    CAPTIONS_EACH,
+    CaptionFormat,
+    stream_captioned_images,
+    tokenize_captions,
+)
+from dreambooth_ray.toyworld.flow_tokenizer import WINDOW, apply_chat_format
+from dreambooth_ray.toyworld.world_images import to_tensor
+
+CAPTION_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """latents: (B, C, 16, 16), unit variance; token_ids: (B, WINDOW); sigma: (B,), 1 is noise."""
+
+    latents: Tensor
+    token_ids: Tensor
+    noise: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class FlowDataset:
+    """latents: (N, C, 16, 16) float16; token_ids: (N, CAPTIONS_EACH, WINDOW) int16;
+    empty_ids: (WINDOW,), the empty caption; pad_id: what fills a caption up."""
+
+    latents: Tensor
+    token_ids: Tensor
+    empty_ids: Tensor
+    pad_id: int
+
+    def sample_batch(self, seed: int, step: int, size: int) -> FlowBatch:
+        """The batch of a step: a pure function of (seed, step, size) on one kind of device."""
+        device = self.latents.device
+        rng = torch.Generator(device).manual_seed(seed * 2654435761 % 2**31 + step)
+
+        def uniform(count: int) -> Tensor:
+            return torch.rand(count, device=device, generator=rng)
+
+        rows = torch.randint(len(self.latents), (size,), device=device, generator=rng)
+        columns = torch.randint(CAPTIONS_EACH, (size,), device=device, generator=rng)
+        latents = self.latents[rows].float()
+        is_empty = (uniform(size) < CAPTION_DROPOUT)[:, None]
+        token_ids = torch.where(is_empty, self.empty_ids, self.token_ids[rows, columns]).long()
+        noise = torch.randn(latents.shape, device=device, generator=rng)
+        # One level from each B-th of the range: less variance than independent samples.
+        sigma = (torch.arange(size, device=device) + uniform(size)) / size
+        return FlowBatch(latents, token_ids, noise, sigma)
+
+
+def caption_format(tokenizer: Qwen2Tokenizer) -> CaptionFormat:
+    """How worker processes tokenize captions, as ZImagePipeline tokenizes prompts."""
+    return CaptionFormat(
+        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        text=apply_chat_format(tokenizer, "{}"),
+        window=WINDOW,
+        pad_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def encode_world(
+    work: Path,
+    vae: AutoencoderKL,
+    tokenizer: Qwen2Tokenizer,
+    seed: int,
+    num_images: int,
+    workers: int,
+    log: Callable[[str], None],
+) -> None:
+    """Render and encode `num_images` images into `work`, unless they are there."""
+    paths = [work / "flow-latents.npy", work / "flow-captions.npy"]
+    if all(path.exists() for path in paths):
+        return
+    form = caption_format(tokenizer)
+    latents = np.empty((num_images, vae.config.latent_channels, 16, 16), np.float16)
+    token_ids = np.empty((num_images, CAPTIONS_EACH, WINDOW), np.int16)
+    blocks = stream_captioned_images(seed, num_images, form, workers)
+    for num_blocks, (start, images, block_ids) in enumerate(blocks):
+        stop = start + len(images)
+        pixels = to_tensor(images, vae.device)
+        # The posterior's deviation is 0.01 of the latents': its mean is what is learnt.
+        means = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 128)])
+        latents[start:stop] = (means * vae.config.scaling_factor).half().cpu().numpy()
+        token_ids[start:stop] = block_ids
+        if num_blocks % 64 == 63:
+            log(f"encoded {stop} of {num_images} images")
+    for path, array in zip(paths, (latents, token_ids), strict=True):
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, array)
+        partial.rename(path)
+
+
+def load_flow_dataset(work: Path, tokenizer: Qwen2Tokenizer, device: torch.device) -> FlowDataset:
+    """What encode_world left in `work`, on the device."""
+    latents, token_ids = (
+        torch.from_numpy(np.load(work / name)).to(device)
+        for name in ("flow-latents.npy", "flow-captions.npy")
+    )
+    form = caption_format(tokenizer)
+    empty_ids = torch.from_numpy(tokenize_captions([""], form)[0]).to(device)
+    return FlowDataset(latents, token_ids, empty_ids, form.pad_id)

@@ -1,0 +1,253 @@
+"""From nothing to the flow model: latents, one training by the clock, a diffusers directory.
+
+Made for a GPU that is lent for minutes as much as for a CPU overnight: the learning rate follows
+the share of the time that has passed, the newest averaged weights are written every minute, and a
+run that was stopped goes on from its checkpoint.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer
+
+from dreambooth_ray.toyworld.evaluator import load_evaluator
+from dreambooth_ray.toyworld.flow_dataset import (
+    FlowBatch,
+    FlowDataset,
+    encode_world,
+    load_flow_dataset,
+)
+from dreambooth_ray.toyworld.flow_forward import encode_tokens, predict_velocity, run_block
+from dreambooth_ray.toyworld.flow_model import (
+    assemble_pipeline,
+    load_flow_vae,
+    new_flow_text_encoder,
+    new_transformer,
+)
+from dreambooth_ray.toyworld.flow_samples import contact_sheet, sample_images, score_flow_images
+from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
+from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
+from dreambooth_ray.toyworld.pretrain_phase import WarmupMovingAverage
+
+SAVE_EVERY_S = 60.0
+WARMUP_STEPS = 300
+LOG_EVERY = 50
+PARTS = ("transformer", "text_encoder")
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """What one call does.
+
+    work: latents and the checkpoint; weights: gets flow-pipeline/; snapshots: averaged weights,
+    log, scores and contact sheet; started: time.monotonic() at which budget_s began;
+    num_scored: held-out prompts sampled at the end, within reserve_s; start_from: snapshots of an
+    earlier training to begin at, or None
+    """
+
+    work: Path
+    weights: Path
+    snapshots: Path
+    seed: int
+    num_images: int
+    batch_size: int
+    learning_rate: float
+    started: float
+    budget_s: float
+    reserve_s: float
+    workers: int
+    device: torch.device
+    compiled: bool
+    num_scored: int
+    start_from: Path | None = None
+
+    def log(self, line: str) -> None:
+        """Print a line and append it to the log, with the seconds since the start."""
+        line = f"{time.monotonic() - self.started:7.1f} s  {line}"
+        print(line, flush=True)
+        with (self.snapshots / "flow-log.txt").open("a") as stream:
+            stream.write(line + "\n")
+
+
+class FlowLoss(nn.Module):
+    """Squared error of the velocity, at noise levels spread evenly over 0 to 1."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, latent_channels: int) -> None:
+        super().__init__()
+        self.transformer = new_transformer(latent_channels)
+        self.text_encoder = new_flow_text_encoder(tokenizer)
+        self.pad_id = tokenizer.pad_token_id
+        self.block_forward: Callable[..., Tensor] = run_block
+
+    def forward(self, batch: FlowBatch) -> Tensor:
+        """The batch's mean loss, a scalar in float32."""
+        sigma = batch.sigma[:, None, None, None]
+        noisy = (1 - sigma) * batch.latents + sigma * batch.noise
+        velocity = predict_velocity(
+            self.transformer,
+            noisy,
+            1 - batch.sigma,
+            encode_tokens(self.text_encoder, batch.token_ids),
+            batch.token_ids != self.pad_id,
+            self.block_forward,
+        )
+        target = batch.latents - batch.noise
+        return (velocity.float() - target).square().mean()
+
+
+@dataclass
+class FlowTrainer:
+    """Weights, their average, the optimizer, and how far they are."""
+
+    loss: FlowLoss
+    averaged: FlowLoss
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    trained_s: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "loss": self.loss.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "trained_s": self.trained_s,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Take up a checkpoint."""
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.loss.load_state_dict(state["loss"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.trained_s = state["step"], state["trained_s"]
+
+
+def pretrain_flow(run: FlowRun) -> None:
+    """Make the flow model within the budget: flow-pipeline/ in `run.weights`."""
+    for folder in (run.work, run.weights, run.snapshots):
+        folder.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    tokenizer, vae = new_flow_tokenizer(), load_flow_vae().to(run.device)
+    run.log(f"device {run.device}, batch {run.batch_size}, {run.num_images} images")
+    encode_world(run.work, vae, tokenizer, run.seed, run.num_images, run.workers, run.log)
+    dataset = load_flow_dataset(run.work, tokenizer, run.device)
+    trainer = new_trainer(run, tokenizer, vae.config.latent_channels)
+    train(run, trainer, dataset)
+    write_snapshot(run, trainer)
+    pipeline = assemble_pipeline(
+        trainer.averaged.transformer, trainer.averaged.text_encoder, tokenizer, vae
+    )
+    if run.num_scored:
+        prompts = [prompt for prompt, _ in attribute_prompts(run.num_scored)]
+        images = sample_images(pipeline, prompts, run.seed)
+        contact_sheet(images[:100]).save(run.snapshots / "flow-samples.png")
+        scores = score_flow_images(images, load_evaluator())
+        (run.snapshots / "flow-scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        run.log(f"{run.num_scored} held-out prompts: {scores}")
+    pipeline.to(dtype=torch.float16).save_pretrained(run.weights / "flow-pipeline")
+    run.log(f"wrote {run.weights / 'flow-pipeline'}")
+
+
+def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -> FlowTrainer:
+    """A trainer at its checkpoint, at `run.start_from`'s weights, or untrained."""
+    torch.manual_seed(run.seed)
+    loss = FlowLoss(tokenizer, latent_channels)
+    if run.start_from is not None:
+        for part in PARTS:
+            state = load_file(run.start_from / f"{part}.safetensors")
+            getattr(loss, part).load_state_dict({k: v.float() for k, v in state.items()})
+    loss.to(run.device)
+    averaged = copy.deepcopy(loss).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(
+        loss.parameters(), lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    trainer = FlowTrainer(loss, averaged, optimizer)
+    if (run.work / "flow.pt").exists():
+        trainer.restore(run.work / "flow.pt")
+        run.log(f"went on from step {trainer.step}, {trainer.trained_s:.0f} s trained")
+    if run.compiled:
+        # A block at a time: one graph serves all blocks of a kind, in seconds.
+        loss.block_forward = torch.compile(run_block, dynamic=False)
+    return trainer
+
+
+def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
+    """Take steps until the budget, less its reserve, is spent."""
+    start_s, before_s = time.monotonic(), trainer.trained_s
+    available_s = run.budget_s - run.reserve_s - (start_s - run.started)
+    run.log(f"training for {available_s - before_s:.0f} s")
+    average = WarmupMovingAverage(0.999)
+    last_save_s, last_log = start_s, (start_s, trainer.step)
+    while trainer.trained_s < available_s:
+        rate = scale_rate(trainer.step, trainer.trained_s / available_s)
+        batch = dataset.sample_batch(run.seed, trainer.step, run.batch_size)
+        loss = take_step(run, trainer, batch, rate * run.learning_rate)
+        trainer.step += 1
+        average(list(trainer.averaged.parameters()), list(trainer.loss.parameters()), trainer.step)
+        now_s = time.monotonic()
+        if trainer.step % LOG_EVERY == 0:
+            mean_loss = loss.item()  # waits for the device, so that the clock is true
+            now_s = time.monotonic()
+            speed = (trainer.step - last_log[1]) / (now_s - last_log[0])
+            run.log(f"step {trainer.step} loss {mean_loss:.4f} {speed:.1f} steps/s")
+            last_log = (now_s, trainer.step)
+        trainer.trained_s = before_s + now_s - start_s
+        if now_s - last_save_s > SAVE_EVERY_S:
+            write_snapshot(run, trainer)
+            last_save_s = time.monotonic()
+    run.log(f"trained {trainer.step} steps")
+
+
+def scale_rate(step: int, progress: float) -> float:
+    """Of the learning rate: a warm-up by steps, then a cosine over the time, down to 1 %."""
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine)
+
+
+def take_step(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch, rate: float) -> Tensor:
+    """One optimizer step at a learning rate; returns the loss, still on the device."""
+    try:
+        loss = _compute_gradients(run, trainer, batch)
+    except Exception as error:
+        if trainer.loss.block_forward is run_block:
+            raise
+        run.log(f"not compiled: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        trainer.loss.block_forward = run_block
+        loss = _compute_gradients(run, trainer, batch)
+    nn.utils.clip_grad_norm_(trainer.loss.parameters(), 1.0, foreach=True)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = rate
+    trainer.optimizer.step()
+    return loss
+
+
+def _compute_gradients(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch) -> Tensor:
+    trainer.optimizer.zero_grad()
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        loss: Tensor = trainer.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def write_snapshot(run: FlowRun, trainer: FlowTrainer) -> None:
+    """The checkpoint in `work`, and the averaged weights in half precision in `snapshots`."""
+    trainer.save(run.work / "flow.pt")
+    for part in PARTS:
+        state = getattr(trainer.averaged, part).state_dict()
+        partial = run.snapshots / f"{part}.partial"
+        save_file({k: v.half().contiguous().cpu() for k, v in state.items()}, partial)
+        partial.replace(run.snapshots / f"{part}.safetensors")
