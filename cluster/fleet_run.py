@@ -15,7 +15,6 @@ from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.lease import PATIENCE_S
 from dreambooth_ray.storage.store import Store
 
 
@@ -71,8 +70,8 @@ def _train_subject(text: str) -> None:
     config = parse_config(text, "the fleet", [])
     display = QuietDisplay()
     prepared, run = prepare_run(config, display), open_run(config)
-    # A try that died with its host has left a lease behind, which nobody there gives back.
-    pipeline.train(prepared, run, display, PATIENCE_S)
+    # A try whose host was given up may show signs of life for a while.
+    pipeline.train(prepared, run, display, patience_s=2 * config.cluster.lease_s)
 
 
 def _wait_for_first(handles: Iterable[Any]) -> Any:

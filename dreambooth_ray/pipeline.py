@@ -25,7 +25,8 @@ from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import with_absolute_paths
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.lease import Lease
+from dreambooth_ray.storage.lease import LeaseExpiredError
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.run_state import RunState, read_run_state
@@ -73,15 +74,26 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
     patience_s: how long to wait for another process that works on the same run, or did
     raises: StorageError if it still does
     """
-    with Lease(run, patience_s):
-        _train(prepared, run, display)
+    lease_s, max_failures = prepared.config.cluster.lease_s, prepared.config.cluster.max_failures
+    for num_failures in range(max_failures + 1):
+        waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, display.say)
+        try:
+            with LeaseKeeper(waiter, display.say) as lease:
+                _train(prepared, run, display, lease)
+            return
+        except LeaseExpiredError as error:
+            if num_failures == max_failures:
+                raise
+            # Frozen or cut off, and perhaps followed: whoever holds the run now is heard of here.
+            display.say(f"WARNING: {error}; trying to take the run up again")
 
 
-def _train(prepared: PreparedRun, run: Store, display: Display) -> None:
+def _train(prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper) -> None:
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
-        state = _train_to_end(prepared, run, display)
+        state = _train_to_end(prepared, run, display, lease)
+        lease.check()
         if not state.is_trained:
             display.say(
                 f"stopped at step {state.committed_step}; `dreambooth resume` goes on from there"
@@ -97,7 +109,9 @@ def _train(prepared: PreparedRun, run: Store, display: Display) -> None:
                 raise error from None
 
 
-def _train_to_end(prepared: PreparedRun, run: Store, display: Display) -> RunState:
+def _train_to_end(
+    prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
+) -> RunState:
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
     with _evaluate_beside(prepared, run):
@@ -105,7 +119,7 @@ def _train_to_end(prepared: PreparedRun, run: Store, display: Display) -> RunSta
         if not state.is_trained:
             # While workers train: what this process needs at the end.
             with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
-                _train_to_last_step(prepared, run, display)
+                _train_to_last_step(prepared, run, display, lease)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
     if not state.is_trained and state.reason != "stopped":
@@ -144,7 +158,9 @@ def _evaluate_beside(prepared: PreparedRun, run: Store) -> AbstractContextManage
     return evaluate_checkpoints(with_absolute_paths(prepared.config), run, prepared.directory)
 
 
-def _train_to_last_step(prepared: PreparedRun, run: Store, display: Display) -> None:
+def _train_to_last_step(
+    prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
+) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
     config = prepared.config
     job = WorkerJob(
@@ -155,22 +171,24 @@ def _train_to_last_step(prepared: PreparedRun, run: Store, display: Display) -> 
         model_hash=model_hash(prepared.directory),
     )
     if config.prior.count:
-        _train_beside_priors(prepared, job, run, display)
+        _train_beside_priors(prepared, job, run, display, lease)
     else:
-        _run_workers(prepared, job, run, display)
+        _run_workers(prepared, job, run, display, lease)
 
 
-def _run_workers(prepared: PreparedRun, job: WorkerJob, run: Store, display: Display) -> None:
+def _run_workers(
+    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display, lease: LeaseKeeper
+) -> None:
     config = prepared.config
 
     def run_workers() -> None:
-        driver.run_workers(job, config.cluster, run, display.say)
+        driver.run_workers(job, config.cluster, run, lease, display.say)
 
     display.show_training(run, config, run_workers)
 
 
 def _train_beside_priors(
-    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display
+    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display, lease: LeaseKeeper
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
@@ -183,11 +201,15 @@ def _train_beside_priors(
     job = replace(job, priors_uri=prior_store.uri, num_priors=request.count)
     # With room for all, actors and workers start together; else actors come first.
     start_together = config.prior.stream and has_room(config.prior, config.cluster)
-    with PriorStream(
-        lambda: generate_missing_priors(prepared, request, display), request, prior_store, run
-    ) as stream:
+    with (
+        lease.ending(request.stop.set),
+        PriorStream(
+            lambda: generate_missing_priors(prepared, request, display), request, prior_store, run
+        ) as stream,
+    ):
         if not config.prior.stream:
             stream.wait_all()
         elif not start_together:
             stream.wait_first()
-        _run_workers(prepared, job, run, display)
+        lease.check()
+        _run_workers(prepared, job, run, display, lease)

@@ -48,6 +48,13 @@ class ClusterConfig(Section):
         description="to wait for machines that workers or prior actors need and that are not there",
     )
 
+    lease_s: float = Field(
+        120,
+        gt=0,
+        le=3600,
+        description="silence after which the process that works on a run is taken for dead",
+    )
+
     @property
     def ray_address(self) -> str | None:
         """address, or that of the cluster whose job this process is; None: a local Ray."""

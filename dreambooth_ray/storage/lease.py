@@ -1,158 +1,171 @@
-"""One process at a time works on a run: a lease, held by conditional writes and a heartbeat.
+"""One process at a time works on a thing: a lease, a numbered file that its holder renews.
 
-Each holder creates the next numbered lease; of several that try, one wins. A lease whose
-holder is dead or silent can be followed by the next number, and its holder, should it come
-back, sees that and stops.
+Each holder creates the next number by conditional write; of several that try, one wins. Clocks of
+machines differ, so nobody reads another's: whoever waits watches the file on its own monotonic
+clock, and a holder whose file has not changed for `lease_s` is taken for dead. The holder counts
+from the beginning of its last renewal, and gives up a little earlier (`_HOLD_SHARE`).
+
+A holder may still be frozen at any instruction and wake up when another has long gone on. No clock
+can exclude that; the number does: what a holder writes carries it, and what an older number wrote
+beyond the point at which a newer one took over is ignored (`fence.py`).
 """
 
 import contextlib
-import json
-import os
 import re
-import signal
-import socket
-import threading
 import time
-import uuid
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from dreambooth_ray.errors import DreamBoothError, StorageError
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.holder import Holder, new_holder, parse_holder
 from dreambooth_ray.storage.store import Store
 
-LEASES = "leases"
-_NAME = re.compile(r"(\d{6})\.json")
-_RENEW_INTERVAL_S, _SILENCE_S = 10.0, 90.0
-_POLL_S = 1.0
-# Beyond this a holder that is silent has been silent for too long.
-PATIENCE_S = _SILENCE_S + 2 * _RENEW_INTERVAL_S
+Clock = Callable[[], float]
+# Of lease_s: how often a holder renews, and when it gives up. The rest is for clocks that run at
+# other rates, and for workers that take a moment to end.
+_RENEW_SHARE, _HOLD_SHARE = 1 / 6, 5 / 6
+# Leases of this process that are known to be nobody's: giving them back has failed.
+_dropped_nonces: set[str] = set()
+
+
+class LeaseLostError(StorageError):
+    """Another process has taken over."""
+
+
+class LeaseExpiredError(LeaseLostError):
+    """Storage has not heard of the holder in time; nobody need have taken over."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lease, and when it was last heard of (Unix seconds)."""
+class Standing:
+    """The newest lease of a thing. number: 0 and no holder where there is none."""
 
-    host: str
-    boot: str
-    pid: int
-    started: float
-    seen: float
-    released: bool = False
-    nonce: str = ""  # of this attempt: tells our own lease from another's of the same process
+    number: int = 0
+    content: bytes = b""
+    holder: Holder | None = None
 
-    def is_gone(self, this_process: "Holder", now_s: float) -> bool:
-        """Released, dead on this machine, or silent for too long."""
-        if self.released or now_s - self.seen > _SILENCE_S:
+    @property
+    def is_free(self) -> bool:
+        """Never held, given back, or held by a process of this machine that has ended."""
+        holder = self.holder
+        if holder is None or holder.released or holder.nonce in _dropped_nonces:
             return True
-        if (self.host, self.boot) != (this_process.host, this_process.boot):
-            return False
-        # Where processes can not be looked up, silence alone decides.
-        return bool(this_process.started) and _start_ticks(self.pid) != self.started
+        return holder.is_dead_here()
+
+
+class SilenceWatch:
+    """For how long the holder of one thing has shown no sign of life, as seen from here."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: tuple[int, bytes] | None = None
+        self._since_s = 0.0
+        self.has_changed = False
+
+    def is_dead(self, standing: Standing) -> bool:
+        """Whether `standing`, read just now, has been the same for the length of its lease."""
+        now_s, seen = self._clock(), (standing.number, standing.content)
+        if seen != self._seen:
+            self.has_changed = self._seen is not None
+            self._seen, self._since_s = seen, now_s
+        return now_s - self._since_s >= (standing.holder or Holder()).lease_s
+
+
+class LeaseFiles:
+    """The leases of one thing: its numbered files."""
+
+    def __init__(
+        self, store: Store, prefix: str, digits: int = 6, clock: Clock = time.monotonic
+    ) -> None:
+        """prefix: of the files' names, a folder included: "leases/", "job_1/lease-" """
+        self.store, self.clock = store, clock
+        self._prefix, self._digits = prefix, digits
+        self._folder, _, start = prefix.rpartition("/")
+        self._name = re.compile(rf"{re.escape(start)}(\d{{{digits}}})\.json")
+
+    def file(self, number: int) -> str:
+        """The lease of that number."""
+        return f"{self._prefix}{number:0{self._digits}d}.json"
+
+    def newest_number(self) -> int | None:
+        """None where there is no lease."""
+        matches = (self._name.fullmatch(name) for name in self.store.names(self._folder))
+        return max((int(match.group(1)) for match in matches if match), default=None)
+
+    def read_newest(self) -> Standing:
+        """How the thing stands now."""
+        number = self.newest_number()
+        if number is None:
+            return Standing()
+        try:
+            content = self.store.read(self.file(number))
+        except FileNotFoundError:  # its successor is there by now: the next look shows it
+            content = b""
+        return Standing(number, content, parse_holder(content))
+
+    def take_next(self, standing: Standing, lease_s: float, at_least: int = 1) -> "Lease | None":
+        """Follow a holder that is gone; None if another was quicker.
+
+        at_least: a lower bound for the number
+        """
+        number, holder = max(standing.number + 1, at_least), new_holder(lease_s)
+        began_s = self.clock()
+        # If no answer comes, nobody knows whether the lease is there; then nobody holds it.
+        _dropped_nonces.add(holder.nonce)
+        if not self.store.create(self.file(number), holder.as_json()):
+            return None
+        _dropped_nonces.discard(holder.nonce)
+        if standing.holder is not None:
+            # Tidiness: the highest number counts.
+            with contextlib.suppress(StorageError, OSError):
+                self.store.remove(self.file(standing.number))
+        return Lease(self, number, holder, began_s)
 
 
 class Lease:
-    """Held inside its `with` block, which a SIGINT ends if the lease is lost.
+    """A thing held by this process, as long as it renews. Starts no thread."""
 
-    raises: StorageError on entry, if somebody else holds it; on exit, if it was lost
-    """
+    def __init__(self, files: LeaseFiles, number: int, holder: Holder, renewed_at_s: float) -> None:
+        """renewed_at_s: when its first write began, by the clock of `files`"""
+        self.number = number
+        self._files, self._holder, self._renewed_at_s = files, holder, renewed_at_s
 
-    def __init__(self, store: Store, patience_s: float = 0.0) -> None:
-        """patience_s: how long a holder that may be dead, on another host, is waited for"""
-        self._store, self._stop, self._patience_s = store, threading.Event(), patience_s
-        self._own_holder = replace(_describe_this_process(), nonce=uuid.uuid4().hex)
-        self._number = 0
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._lost = False
+    @property
+    def renew_interval_s(self) -> float:
+        """Seconds between renewals."""
+        return self._holder.lease_s * _RENEW_SHARE
 
-    def __enter__(self) -> "Lease":
-        number, holder = self._read_newest()
-        deadline = time.monotonic() + self._patience_s
-        while holder is not None and not holder.is_gone(self._own_holder, time.time()):
-            if time.monotonic() < deadline:
-                time.sleep(_POLL_S)
-                number, holder = self._read_newest()
-                continue
-            raise StorageError(
-                f"{self._store.uri} is being worked on by process {holder.pid} on {holder.host}; "
-                "wait for it, end it, or choose another run_id"
+    @property
+    def seconds_left(self) -> float:
+        """Until others may take its holder for dead; at 0 the holder has to stop."""
+        hold_s = self._holder.lease_s * _HOLD_SHARE
+        return self._renewed_at_s + hold_s - self._files.clock()
+
+    def renew(self) -> None:
+        """Show that the holder lives.
+
+        raises: LeaseLostError if another has taken over, StorageError or OSError
+        """
+        began_s = self._files.clock()
+        newest_number = self._files.newest_number()
+        if newest_number is not None and newest_number > self.number:
+            raise LeaseLostError(
+                f"{self._files.store.uri} has been taken over by another process while this one "
+                "was silent, and two would spoil it; that one goes on"
             )
-        self._number = number + 1
-        if not self._store.create(self._lease_file(self._number), self._holder_json()):
-            raise StorageError(
-                f"{self._store.uri} has just been taken by another process; wait for it, end it, "
-                "or choose another run_id"
-            )
-        if number:
-            self._store.remove(self._lease_file(number))
-        self._thread.start()
-        return self
+        self._holder = self._holder.renewed()
+        self._files.store.write(self._files.file(self.number), self._holder.as_json())
+        self._renewed_at_s = began_s
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        if not self._lost:
-            self._store.write(self._lease_file(self._number), self._holder_json(released=True))
-        elif kind in (None, KeyboardInterrupt):
-            raise StorageError(
-                f"{self._store.uri} has been taken by another process while this one was silent, "
-                "and two would spoil it; that one goes on"
-            ) from error
+    def release(self) -> None:
+        """Give it back: whoever comes next need not wait.
 
-    def _renew(self) -> None:
-        while not self._stop.wait(_RENEW_INTERVAL_S):
-            try:
-                if self._read_newest()[0] > self._number:
-                    self._lost = True
-                    # Whatever it is that the holder does, here and now: nothing else ends it.
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
-                self._store.write(self._lease_file(self._number), self._holder_json())
-            except DreamBoothError:
-                continue  # what needs storage will say so
+        raises: StorageError or OSError; this process may take it again all the same
+        """
+        self.drop()
+        content = replace(self._holder.renewed(), released=True).as_json()
+        self._files.store.write(self._files.file(self.number), content)
 
-    def _read_newest(self) -> tuple[int, Holder | None]:
-        matches = (_NAME.fullmatch(name) for name in self._store.names(LEASES))
-        number = max((int(match.group(1)) for match in matches if match), default=0)
-        if not number:
-            return 0, None
-        try:
-            return number, Holder(**json.loads(self._store.read(self._lease_file(number))))
-        except (FileNotFoundError, ValueError, TypeError):
-            return number, None
-
-    def _lease_file(self, number: int) -> str:
-        return f"{LEASES}/{number:06d}.json"
-
-    def _holder_json(self, released: bool = False) -> bytes:
-        return json.dumps(
-            {**asdict(self._own_holder), "seen": time.time(), "released": released}
-        ).encode()
-
-
-def _describe_this_process() -> Holder:
-    pid = os.getpid()
-    return Holder(socket.gethostname(), _boot_id(), pid, _start_ticks(pid) or 0.0, time.time())
-
-
-def _boot_id() -> str:
-    """What tells this boot, and this container, of a machine from others of its name."""
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
-
-
-def _start_ticks(pid: int) -> float | None:
-    """When a process of this machine was started, in clock ticks since boot; None if none is."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else float(fields[19])
+    def drop(self) -> None:
+        """Hold it no more, without a word to others: they have to wait, this process need not."""
+        _dropped_nonces.add(self._holder.nonce)

@@ -13,6 +13,7 @@ from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_of
 from dreambooth_ray.training.run_monitor import RunMonitor
@@ -21,22 +22,28 @@ from dreambooth_ray.training.worker_job import WorkerJob
 
 
 def run_workers(
-    job: WorkerJob, cluster: ClusterConfig, run: Store, say: Callable[[str], None] = print
+    job: WorkerJob,
+    cluster: ClusterConfig,
+    run: Store,
+    lease: LeaseKeeper,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Run the workers to the last step; worker deaths up to cluster.max_failures are survived.
 
+    lease: of the run; the workers are ended if it is lost
     say: gets a line for the person now and then
-    raises: DreamBoothError with the first worker's own words, or with what is missing
+    raises: LeaseLostError; DreamBoothError with the first worker's own words or what is missing
     """
     restarts = RestartRecorder(run, cluster.max_failures)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         storage_path = run.uri if run.is_local else scratch
         trainer = _make_trainer(job, cluster, restarts, storage_path)
-        with RunMonitor(run, cluster, say, trainer.end) as monitor:
+        with RunMonitor(run, cluster, say, trainer.end) as monitor, lease.ending(trainer.end):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
+                lease.check()
                 raise _explain_failure(error, restarts.count, run) from error
         if monitor.reason is not None:
             raise DreamBoothError(

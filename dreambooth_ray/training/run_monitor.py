@@ -10,7 +10,8 @@ from typing import Any
 import ray
 
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.storage.lease import LeaseLostError
+from dreambooth_ray.storage.persistent_check import PersistentCheck
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.stop_request import request_stop
 from dreambooth_ray.training.worker_messages import read_new_messages
@@ -67,12 +68,13 @@ class RunMonitor:
         self._ended, self._stop_requested = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._monitor_run, name="watch", daemon=True)
         self._patience = PatienceTimer(cluster.wait_s)
+        self._messages_check = PersistentCheck("reading the workers' messages", say)
         self._handler: Any = None
         self.reason: str | None = None
 
     def __enter__(self) -> "RunMonitor":
         self._read_names: set[str] = set()
-        read_new_messages(self._run, self._read_names)
+        read_new_messages(self._run, self._read_names)  # those of earlier attempts
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         self._thread.start()
@@ -88,7 +90,8 @@ class RunMonitor:
         self._thread.join()
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
-        self._print_messages()
+        if not isinstance(error, LeaseLostError):
+            self._messages_check.run(self._print_messages)
 
     @property
     def is_stopping(self) -> bool:
@@ -99,24 +102,24 @@ class RunMonitor:
         self._stop_requested.set()
 
     def _monitor_run(self) -> None:
-        is_written = False
-        while not self._ended.wait(_INTERVAL_S):
-            try:
-                if self._stop_requested.is_set() and not is_written:
-                    self._say("SIGTERM: saving a checkpoint, then ending")
-                    request_stop(self._run)
-                    is_written = True
-                self._print_messages()
-            except DreamBoothError:
-                continue  # storage is away: workers say so if it stays away
-            if self._lacks_machines():
-                return
+        stop_check = PersistentCheck("asking the workers to stop", self._say)
+        machines_check = PersistentCheck("looking at the cluster's machines", self._say)
+        is_stop_written = False
+        while not self._ended.wait(_INTERVAL_S) and self.reason is None:
+            if self._stop_requested.is_set() and not is_stop_written:
+                is_stop_written = stop_check.run(self._write_stop_request)
+            self._messages_check.run(self._print_messages)
+            machines_check.run(self._look_for_machines)
+
+    def _write_stop_request(self) -> None:
+        request_stop(self._run)
+        self._say("SIGTERM: saving a checkpoint, then ending")
 
     def _print_messages(self) -> None:
         for text in read_new_messages(self._run, self._read_names):
             self._say(text)
 
-    def _lacks_machines(self) -> bool:
+    def _look_for_machines(self) -> None:
         alive_hosts = [node for node in ray.nodes() if node["Alive"]]
         resources: dict[str, float] = {}
         for node in alive_hosts:
@@ -124,7 +127,6 @@ class RunMonitor:
                 resources[kind] = resources.get(kind, 0.0) + amount
         missing_machines = describe_missing_machines(self._cluster, resources, len(alive_hosts))
         if not self._patience.is_over(missing_machines is not None, time.monotonic()):
-            return False
+            return
         self.reason = f"waited {self._cluster.wait_s:g} s in vain: {missing_machines}"
         self._end()
-        return True

@@ -34,9 +34,11 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         self._is_local = cluster.ray_address is None
         self._restarts = restarts
         self._controller: ControllerThread | None = None
+        self._is_ended = False
 
     def end(self) -> None:
-        """Kill the workers and let `fit` return; from any thread."""
+        """Kill the workers and let `fit` return, or never begin; from any thread."""
+        self._is_ended = True
         if self._controller is not None:
             self._controller.end()
 
@@ -51,6 +53,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         if self._is_local and type(settings["scaling_policy"]) is FixedScalingPolicy:
             settings["scaling_policy"] = NoAutoscalerPolicy(self.scaling_config)
         self._controller = ControllerThread(settings, self._is_local)
+        if self._is_ended:
+            self._controller.end()
         return self._controller.run()
 
 

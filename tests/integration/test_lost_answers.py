@@ -14,7 +14,7 @@ from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.lease import LEASES, Lease
+from dreambooth_ray.storage.lease_keeper import LEASES, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
 from serve.job_store import JobStore
 from tests.fault_proxy import FaultProxy, once_each
@@ -101,13 +101,14 @@ def test_photographs_are_uploaded_whole(
 
 
 def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultProxy) -> None:
-    with Lease(store):
-        assert proxy.dropped
-        assert store.names(LEASES) == ["000001.json"]
-        with pytest.raises(StorageError, match="is being worked on"):
-            Lease(store).__enter__()
-    with Lease(store):
-        assert store.names(LEASES) == ["000002.json"]
+    lease = LeaseWaiter(run_leases(store), 60.0).take()
+    assert proxy.dropped
+    assert store.names(LEASES) == ["000001.json"]
+    with pytest.raises(StorageError, match="is being trained"):
+        LeaseWaiter(run_leases(store), 60.0).take()
+    lease.release()
+    assert LeaseWaiter(run_leases(store), 60.0).take().number == 2
+    assert store.names(LEASES) == ["000002.json"]
 
 
 def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:

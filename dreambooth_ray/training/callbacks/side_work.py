@@ -69,13 +69,15 @@ class SideWork:
             self._reported_kinds.add(kind)
         if not (is_new and self._is_first):
             return
-        text = f"{task_name} failed: {_in_one_line(error)}; training goes on without"
+        self.say(f"warning: {task_name} failed: {_in_one_line(error)}; training goes on without")
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches the run, in the thread: storage may be away, and nobody waits."""
         if threading.current_thread() is self._thread:
-            self._post_warning(text)
+            self._post_message(text)
         else:
-            # Storage may be away, and the training thread does not wait for it.
             with suppress(queue.Full):
-                self._tasks.put_nowait(("telling of a failure", lambda: self._post_warning(text)))
+                self._tasks.put_nowait(("telling of a failure", lambda: self._post_message(text)))
 
     def close(self, timeout_s: float) -> None:
         """Finish what waits; what takes longer than `timeout_s` is left behind and said."""
@@ -84,9 +86,9 @@ class SideWork:
             self._tasks.put(None, timeout=timeout_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._post_warning(
-                f"loggers did not end within {timeout_s:.0f} s; the run ends without them, and "
-                "their last values may be missing there. metrics.jsonl has all"
+            self._post_message(
+                f"warning: loggers did not end within {timeout_s:.0f} s; the run ends without "
+                "them, and their last values may be missing there. metrics.jsonl has all"
             )
 
     def _run_tasks(self) -> None:
@@ -97,9 +99,9 @@ class SideWork:
             except BaseException as error:  # a logger may even ask the process to exit
                 self.note_failure(task_name, error)
 
-    def _post_warning(self, text: str) -> None:
+    def _post_message(self, text: str) -> None:
         with suppress(Exception):  # who can't be told goes on without knowing
-            post_message(self._run, f"warning: {text}")
+            post_message(self._run, text)
 
 
 def _in_one_line(error: BaseException) -> str:

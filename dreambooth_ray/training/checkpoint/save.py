@@ -1,6 +1,5 @@
 """When checkpoints are made, and how they reach storage while training goes on."""
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from torch import distributed
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.persistent_check import PersistentCheck
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
@@ -115,26 +115,34 @@ def _part_file(host: int) -> str:
 class StopRequest:
     """Whether somebody has asked the run to stop, looked up beside the training thread."""
 
-    def __init__(self, run: Store) -> None:
+    def __init__(
+        self, run: Store, say: Callable[[str], None], interval_s: float | None = None
+    ) -> None:
         self._run, self._is_seen = run, threading.Event()
+        self._check = PersistentCheck("looking for requests to stop", say)
         self._ended = threading.Event()
-        self._interval_s = 0.5 if run.is_local else 2.0
+        self._interval_s = interval_s or (0.5 if run.is_local else 2.0)
 
     def start(self) -> None:
         """Poll from now on."""
         threading.Thread(target=self._poll_storage, name="stop request", daemon=True).start()
 
     def _poll_storage(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        while not self._ended.wait(self._interval_s) and not self.is_requested:
             # Whatever storage answers now, the next poll may see more.
-            with contextlib.suppress(Exception):
-                if is_stop_requested(self._run):
-                    self._is_seen.set()
-                    return
+            self._check.run(self._look_once)
+
+    def _look_once(self) -> None:
+        if is_stop_requested(self._run):
+            self._is_seen.set()
 
     def end(self) -> None:
         """Poll no more."""
         self._ended.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until the request is seen; whether it was."""
+        return self._is_seen.wait(timeout_s)
 
     @property
     def is_requested(self) -> bool:
@@ -162,7 +170,7 @@ class CheckpointSaver:
         self._run, self._config, self._worker_rank, self._about = run, config, worker_rank, about
         self._side_work = side_work
         self._uploader = CheckpointUploader(run, config, side_work, worker_rank, on_commit)
-        self._stop_request = StopRequest(run)
+        self._stop_request = StopRequest(run, side_work.say)
         self.waited_s = 0.0
 
     def start(self, metrics_log: MetricsLog | None) -> None:
