@@ -130,10 +130,13 @@ def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str,
 
 
 def _free_ports() -> dict[str, int]:
-    """Of each server; its gRPC port is 10000 above and must be free too."""
+    """Of each server; its gRPC port is 10000 above and must be free too.
+
+    Both lie below the ports that Linux gives to connections, which may take one at any moment.
+    """
     found: dict[str, int] = {}
     while len(found) < 4:
-        port = 20_000 + secrets.randbelow(20_000)
+        port = 20_000 + secrets.randbelow(2_000)
         if all(_is_free(p) for p in (port, port + 10_000)) and port not in found.values():
             found[("master", "volume", "filer", "s3")[len(found)]] = port
     return found
