@@ -115,7 +115,7 @@ def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[Prefl
         store.check_writable()
         probe = f".probe-{uuid.uuid4().hex}"
         first, second = store.create(probe, b"1"), store.create(probe, b"2")
-        store.remove(probe)
+        store.remove_file(probe)
     except (DreamBoothError, OSError, ImportError) as error:
         yield PreflightFinding("storage.uri", f"storage.uri={uri!r} can't be used: {error}")
         return

@@ -13,7 +13,8 @@ from dreambooth_ray.errors import CapacityError, StorageError
 from dreambooth_ray.runs import is_finished, read_run_config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.metrics_log import RESTARTS, read_metrics
+from dreambooth_ray.training.metrics_follower import MetricsFollower
+from dreambooth_ray.training.metrics_log import RESTARTS
 from dreambooth_ray.training.worker_messages import read_new_messages
 
 INTERVAL_S = 3.0
@@ -41,27 +42,32 @@ class RunProgress:
         return ", ".join(parts)
 
 
-def read_progress(
-    run: Store, config: Config, rate: ImageRate, price_an_hour: float | None
-) -> RunProgress:
-    """Read how a run stands now."""
-    records = read_metrics(run)
-    checkpoint_steps = committed_steps(run)[-1:] or [0]
-    if not records:
-        return RunProgress(0, config.train.steps, "", checkpoint_steps[0], None, None)
-    latest = records[-1]
-    images_s = rate.update(time.monotonic(), latest["images_seen"])
-    images_left = (config.train.steps - latest["step"]) * config.images_a_step
-    remaining_s = images_left / images_s if images_s > 0 else None
-    cost = None
-    if price_an_hour is not None and remaining_s is not None:
-        cost = price_an_hour * remaining_s / 3600
-    text = describe_step(latest, images_s) + f", {config.cluster.workers} workers"
-    if restarts := latest.get(RESTARTS):
-        text += f", restarted {restarts} times"
-    return RunProgress(
-        latest["step"], config.train.steps, text, checkpoint_steps[0], remaining_s, cost
-    )
+class ProgressReader:
+    """How a run stands, look by look: each asks storage for what is new."""
+
+    def __init__(self, run: Store, config: Config, price_an_hour: float | None) -> None:
+        self._run, self._config, self._price_an_hour = run, config, price_an_hour
+        self._metrics, self._rate = MetricsFollower(run), ImageRate()
+        self._checkpoint = 0
+
+    def read(self) -> RunProgress:
+        """Read how the run stands now."""
+        config, latest = self._config, self._metrics.read_latest()
+        self._checkpoint = max(committed_steps(self._run, self._checkpoint) or [self._checkpoint])
+        if latest is None:
+            return RunProgress(0, config.train.steps, "", self._checkpoint, None, None)
+        images_s = self._rate.update(time.monotonic(), latest["images_seen"])
+        images_left = (config.train.steps - latest["step"]) * config.images_a_step
+        remaining_s = images_left / images_s if images_s > 0 else None
+        cost = None
+        if self._price_an_hour is not None and remaining_s is not None:
+            cost = self._price_an_hour * remaining_s / 3600
+        text = describe_step(latest, images_s) + f", {config.cluster.workers} workers"
+        if restarts := latest.get(RESTARTS):
+            text += f", restarted {restarts} times"
+        return RunProgress(
+            latest["step"], config.train.steps, text, self._checkpoint, remaining_s, cost
+        )
 
 
 def watch_run(jobs: RayJobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
@@ -70,13 +76,13 @@ def watch_run(jobs: RayJobs, job: RunJob, price: float | None, say: Callable[[st
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
     run, seen_messages = Store(job.run_uri), set[str]()
-    config, rate, last_line = read_run_config(run), ImageRate(), ""
+    progress, last_line = ProgressReader(run, read_run_config(run), price), ""
     for _ in _ticks():
         try:
             # Restarts and warnings, from the run's beginning on.
             for message in read_new_messages(run, seen_messages):
                 say(message)
-            line = read_progress(run, config, rate, price).line()
+            line = progress.read().line()
             active = jobs.is_active(job)
             end_state = "" if active else jobs.state(job)
         except (requests.RequestException, ConnectionError, CapacityError, StorageError, OSError):

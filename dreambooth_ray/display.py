@@ -18,9 +18,11 @@ from rich.progress import (
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.metrics_log import read_metrics
+from dreambooth_ray.training.metrics_follower import MetricsFollower
 
 LINE_INTERVAL_S = 5.0
+# Between looks at metrics in an object store, which counts requests.
+_REMOTE_INTERVAL_S = 15.0
 
 
 class Meter(Protocol):
@@ -75,7 +77,7 @@ class TrainingDisplay:
             thread.join()
 
     def _show_metrics(self, run: Store, config: Config, is_over: threading.Event) -> None:
-        interval_s = 0.5 if run.is_local else 5.0
+        interval_s = 0.5 if run.is_local else _REMOTE_INTERVAL_S
         if self._console.is_terminal:
             with self._board.shown() as progress:
                 self._poll_metrics(
@@ -89,12 +91,11 @@ class TrainingDisplay:
     def _poll_metrics(
         self, run: Store, config: Config, is_over: threading.Event, interval_s: float, meter: Meter
     ) -> None:
-        rate = ImageRate()
+        rate, follower = ImageRate(), MetricsFollower(run)
         while True:
             is_last = is_over.wait(interval_s)
-            records = read_metrics(run)
-            if records:
-                latest = records[-1]
+            latest = follower.read_latest()
+            if latest is not None:
                 images_s = rate.update(time.monotonic(), latest["images_seen"])
                 meter.show(latest["step"], describe_step(latest, images_s))
             if is_last:

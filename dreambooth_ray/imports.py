@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 
-_POLL_S = 1.0
 # Packages that only some work needs, and the extra of ours that brings each.
 _EXTRAS = {
     "bitsandbytes": "gpu",
@@ -46,16 +45,17 @@ def large_imports() -> Iterator[None]:
 
 
 @contextmanager
-def imported_meanwhile(module: str, is_time: Callable[[], object]) -> Iterator[None]:
+def imported_meanwhile(module: str, is_time: Callable[[], object], poll_s: float) -> Iterator[None]:
     """A thread imports `module` once `is_time()`, while the block waits for other processes.
 
     Who imports it afterwards finds it there, or waits for the rest. An error is theirs to meet.
+    poll_s: seconds between looks
     """
     is_over = threading.Event()
 
     def import_when_time() -> None:
         with suppress(Exception):
-            while not is_over.wait(_POLL_S):
+            while not is_over.wait(poll_s):
                 if is_time():
                     with large_imports():
                         import_module(module)

@@ -34,6 +34,8 @@ from dreambooth_ray.training.stop_request import clear_stop_request
 from dreambooth_ray.training.worker_job import WorkerJob
 
 _EXPORT = "dreambooth_ray.bundles.bundle"
+# Between looks whether training has begun, in an object store, which counts requests.
+_REMOTE_POLL_S = 5.0
 
 
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
@@ -118,7 +120,8 @@ def _train_to_end(
         state = read_run_state(run, config)
         if not state.is_trained:
             # While workers train: what this process needs at the end.
-            with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS)):
+            poll_s = 1.0 if run.is_local else _REMOTE_POLL_S
+            with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS), poll_s):
                 _train_to_last_step(prepared, run, display, lease)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
@@ -145,7 +148,7 @@ def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) 
             "these steps are trained again"
         )
         manifest.remove_artifact(run, paths.checkpoint(step))
-        run.remove(paths.evaluation(step))
+        run.remove_file(paths.evaluation(step))
         has_discarded = True
     return has_discarded
 

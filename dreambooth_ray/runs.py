@@ -63,7 +63,7 @@ def open_run(config: Config, force: bool = False) -> Store:
     if differences:
         run.write(paths.CONFIG, dump_config(resolved).encode())
         for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
-            run.remove(stale_file)
+            run.remove_file(stale_file)
     return run
 
 

@@ -23,6 +23,7 @@ from dreambooth_ray.storage.store import Store
 POSTERIOR = "posterior.safetensors"
 NEAR_BITS = 6
 _CACHED_CHUNKS = 64
+_LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,11 @@ class PriorSet:
         return self._selection.accepted[position]
 
     def _wait_for_chunk(self, number: int) -> None:
+        pause_s = self._poll_s
         while not self._store.exists(f"{paths.prior_chunk(number)}.json"):
             reason = self._failure()
             if reason is not None:
                 raise DreamBoothError(f"no more class images come to {self._store.uri}: {reason}")
-            time.sleep(self._poll_s)
+            time.sleep(pause_s)
+            # A look into an object store is charged for.
+            pause_s = pause_s if self._store.is_local else min(1.5 * pause_s, _LONGEST_PAUSE_S)

@@ -22,7 +22,7 @@ from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint_selection import CheckpointSelection, write_selection
 
-_POLL_LOCAL_S, _POLL_REMOTE_S = 0.5, 5.0
+_POLL_LOCAL_S, _POLL_REMOTE_S = 0.5, 20.0
 _CLOSE_TIMEOUT_S = 10.0
 
 
@@ -64,16 +64,18 @@ class CheckpointFollower:
     ) -> None:
         """evaluate: scores the checkpoint of a step and stores its totals in the run."""
         self._run, self._choice, self._evaluate = run, choice, evaluate
+        # All there are, by step: read once, since nobody else evaluates this run meanwhile.
+        self._points: dict[int, ScoredCheckpoint] = {}
+        self._waiting_steps, self._newest_step = set[int](), 0
         self._training_ended = threading.Event()
         self._failures: dict[int, Exception] = {}
         self._side_work = SideWork(run)
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
 
     def __enter__(self) -> "CheckpointFollower":
-        write_selection(
-            self._run,
-            select_checkpoint(read_scored_checkpoints(self._run, self._choice), self._choice),
-        )
+        points = read_scored_checkpoints(self._run, self._choice)
+        self._points = {point.step: point for point in points}
+        write_selection(self._run, select_checkpoint(points, self._choice))
         self._thread.start()
         return self
 
@@ -108,23 +110,24 @@ class CheckpointFollower:
 
     def _evaluate_next(self) -> bool:
         """Evaluate the oldest checkpoint that was not yet; False if there is none."""
-        evaluated_steps = {point.step for point in read_scored_checkpoints(self._run, self._choice)}
-        todo = sorted(set(committed_steps(self._run)) - evaluated_steps - self._failures.keys())
-        if not todo:
+        new_steps = committed_steps(self._run, self._newest_step)
+        self._newest_step = max(new_steps, default=self._newest_step)
+        self._waiting_steps |= set(new_steps) - self._points.keys()
+        if not self._waiting_steps:
             return False
+        step = min(self._waiting_steps)
+        self._waiting_steps.remove(step)
         try:
-            self._evaluate_step(todo[0])
+            self._evaluate_step(step)
         except Exception as error:
-            self._failures[todo[0]] = error
-            self._side_work.note_failure(f"evaluation of the checkpoint of step {todo[0]}", error)
+            self._failures[step] = error
+            self._side_work.note_failure(f"evaluation of the checkpoint of step {step}", error)
         return True
 
     def _evaluate_step(self, step: int) -> None:
         scored = self._evaluate(step)
-        other_points = (
-            s for s in read_scored_checkpoints(self._run, self._choice) if s.step != step
-        )
-        points = sorted([*other_points, scored], key=lambda s: s.step)
+        self._points[step] = scored
+        points = sorted(self._points.values(), key=lambda s: s.step)
         selection = select_checkpoint(points, self._choice)
         write_selection(self._run, selection)
         log_evaluation = partial(self._log_evaluation, scored, points, selection)

@@ -9,7 +9,7 @@ from dreambooth_ray.priors.generation import PriorRequest
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 
-_POLL_S = 0.2
+_POLL_LOCAL_S, _POLL_REMOTE_S = 0.2, 3.0
 
 
 class PriorStream:
@@ -28,7 +28,7 @@ class PriorStream:
 
     def __enter__(self) -> "PriorStream":
         """Begin to generate."""
-        self._run.remove(paths.PRIOR_FAILURE)
+        self._run.remove_file(paths.PRIOR_FAILURE)
         self._thread.start()
         return self
 
@@ -36,7 +36,7 @@ class PriorStream:
         """Return when the first chunk is there; raises what ended the thread before it."""
         first = f"{paths.prior_chunk(0)}.json"
         while self._thread.is_alive() and not self._set.exists(first):
-            self._thread.join(_POLL_S)
+            self._thread.join(_POLL_LOCAL_S if self._set.is_local else _POLL_REMOTE_S)
         if self._error is not None:
             raise self._error
 

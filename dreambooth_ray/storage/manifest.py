@@ -69,7 +69,7 @@ def upload_files(store: Store, folder: str, local: Path) -> list[FileEntry]:
 
 def publish_folder(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
     """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
-    store.remove(f"{folder}/{MANIFEST}")
+    store.remove_file(f"{folder}/{MANIFEST}")
     manifest = _make_manifest(upload_files(store, folder, local), about)
     store.write(f"{folder}/{MANIFEST}", manifest)
     return manifest
@@ -247,7 +247,7 @@ def remove_artifact(store: Store, name: str) -> None:
         folder: str | None = str(json.loads(store.read(f"{name}.json"))["folder"])
     except (FileNotFoundError, ValueError, KeyError):
         folder = None
-    store.remove(f"{name}.json")
+    store.remove_file(f"{name}.json")
     if folder:
         store.remove(folder)
 

@@ -66,7 +66,7 @@ def retry_while_away(
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
-    if _error_names(error) & _PASSING or _is_bucket_gone(error):
+    if _error_names(error) & _PASSING or is_bucket_gone(error):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
 
@@ -78,7 +78,7 @@ def explain_error(error: BaseException, where: str, waited_s: float) -> str:
             f"storage {where}: access is denied ({error}); check the keys, AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or storage.options, and what they may do there"
         )
-    if _is_bucket_gone(error):
+    if is_bucket_gone(error):
         return f"storage {where}: there is no such bucket; make it, or correct storage.uri"
     if is_passing(error):
         return (
@@ -98,13 +98,14 @@ def _error_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _is_bucket_gone(error: BaseException) -> bool:
+def is_bucket_gone(error: BaseException) -> bool:
+    """Whether a store says that there is no such bucket."""
     text = str(error).lower()
     return isinstance(error, FileNotFoundError) and "bucket" in text and "not exist" in text
 
 
 def _is_answer(error: BaseException) -> bool:
     """What says that a name is or isn't there: for callers to handle."""
-    if _is_bucket_gone(error):
+    if is_bucket_gone(error):
         return False
     return isinstance(error, FileNotFoundError | FileExistsError)

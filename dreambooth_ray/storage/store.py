@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -13,8 +13,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage import transfer
-from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
+from dreambooth_ray.storage import local_files, s3_calls, transfer
+from dreambooth_ray.storage.retry import (
+    PATIENCE_S,
+    explain_local_error,
+    is_bucket_gone,
+    retry_while_away,
+)
 
 _PART_BYTES = 2**22
 _CREATE_TRIES = 5
@@ -60,7 +65,7 @@ class Store:
             ) from error
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        self.is_s3 = "s3" in fsspec.utils.get_protocol(uri)
+        self.is_s3 = s3_calls.is_s3(self._fs)
 
     @property
     def uri(self) -> str:
@@ -104,7 +109,7 @@ class Store:
             self._call_storage(lambda: self._write(probe, b"probe"), patience_s=0)
             if self.read(probe) != b"probe":
                 raise StorageError(f"{self.uri} gives back other bytes than were written to it")
-            self.remove(probe)
+            self.remove_file(probe)
         except OSError as error:
             raise StorageError(
                 f"storage {self.uri} is not writable ({error}); choose another storage.uri or "
@@ -112,12 +117,25 @@ class Store:
             ) from error
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder of that name is there."""
-        return bool(self._call_storage(lambda: self._fs.exists(self._full_path(name))))
+        """Whether a file of that name is there. One request."""
+        path = self._full_path(name)
+        if self.is_s3:
+            return self._call_storage(lambda: s3_calls.has_file(self._fs, path))
+        return bool(self._call_storage(lambda: self._fs.isfile(path)))
 
     def read(self, name: str) -> bytes:
-        """Content of a file; raises FileNotFoundError."""
-        return bytes(self._call_storage(lambda: self._fs.cat_file(self._full_path(name))))
+        """Content of a file; raises FileNotFoundError. One request."""
+        path = self._full_path(name)
+        if self.is_s3:
+            return self._call_storage(lambda: s3_calls.read_file(self._fs, path))
+        return bytes(self._call_storage(lambda: self._fs.cat_file(path)))
+
+    def read_from(self, name: str, start: int) -> bytes:
+        """Content of a file from byte `start` on, b"" beyond its end; raises FileNotFoundError."""
+        path = self._full_path(name)
+        if self.is_s3:
+            return self._call_storage(lambda: s3_calls.read_file(self._fs, path, start))
+        return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=start)))
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, in hexadecimal, read in parts; raises FileNotFoundError."""
@@ -136,24 +154,10 @@ class Store:
 
     def _write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with self._replace_file(name) as partial:
+            with local_files.replace_file(Path(self._full_path(name))) as partial:
                 partial.write_bytes(data)
         else:
             self._fs.pipe_file(self._full_path(name), data)
-
-    @contextmanager
-    def _replace_file(self, name: str) -> Iterator[Path]:
-        """A local file beside `name` that takes its place once it is whole and on disk."""
-        path = Path(self._full_path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            yield partial
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless another is there; whether the stored content is now `data`.
@@ -180,7 +184,7 @@ class Store:
     def _create(self, name: str, data: bytes) -> bool:
         path = self._full_path(name)
         if self.is_local:
-            return _create_by_link(Path(path), data)
+            return local_files.create_by_link(Path(path), data)
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -204,7 +208,7 @@ class Store:
 
     def _upload(self, local: Path, name: str) -> transfer.SentFile:
         if self.is_local:
-            with self._replace_file(name) as partial:
+            with local_files.replace_file(Path(self._full_path(name))) as partial:
                 return transfer.copy_file(local, partial)
         sent = transfer.upload_by_stream(self._fs, self._full_path(name), local)
         stored_bytes = int(self._fs.info(self._full_path(name))["size"])
@@ -251,44 +255,46 @@ class Store:
             size_bytes = self.describe(name).size_bytes
         return transfer.download_parts(read_range, size_bytes, partial)
 
-    def names(self, folder: str = "") -> list[str]:
-        """Names directly in a folder, sorted; empty if there is no such folder."""
-        names = [
-            PurePosixPath(path).name
-            for path in self._call_storage(lambda: self._list_folder(folder))
-        ]
-        return sorted(name for name in names if name and not name.endswith(".partial"))
+    def names(self, folder: str = "", after: str = "", limit: int | None = None) -> list[str]:
+        """Names directly in a folder, sorted; empty if there is no such folder.
 
-    def _list_folder(self, folder: str) -> list[str]:
+        after, limit: only names beyond this one, and no more than so many. What is left out costs
+        no request of S3.
+        """
+        names = self._call_storage(lambda: self._list_names(folder, after, limit))
+        return [name for name in names if not name.endswith(".partial")]
+
+    def _list_names(self, folder: str, after: str, limit: int | None) -> list[str]:
+        path = self._full_path(folder)
+        if self.is_s3:
+            return s3_calls.list_names(self._fs, path, after, limit)
         try:
             # A flat listing asks the store once, and fails if it can't answer.
-            return list(self._fs.ls(self._full_path(folder), detail=False))
+            found_paths = self._fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError) as error:
-            if "bucket" in str(error).lower():
+            if is_bucket_gone(error):
                 raise
             return []
+        names = sorted(PurePosixPath(found_path).name for found_path in found_paths)
+        return [name for name in names if name > after][:limit]
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file, if there. One request."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._call_storage(lambda: self._fs.rm_file(self._full_path(name)))
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there."""
         self._call_storage(lambda: self._remove(name))
 
     def _remove(self, name: str) -> None:
+        path = self._full_path(name)
+        if self.is_s3:
+            s3_calls.remove_file(self._fs, path)
+            s3_calls.remove_folder(self._fs, path)
+            return
         try:
-            if self._fs.exists(self._full_path(name)):
-                self._fs.rm(self._full_path(name), recursive=True)
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
         except FileNotFoundError:
             return  # somebody else was quicker
-
-
-def _create_by_link(path: Path, data: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(data)
-    try:
-        # A hard link appears whole, and fails where the name is taken.
-        path.hardlink_to(partial)
-    except FileExistsError:
-        return False
-    finally:
-        partial.unlink()
-    return True

@@ -9,7 +9,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 
-REMOTE_INTERVAL_S = 5.0
+REMOTE_INTERVAL_S = 10.0
 # In a step's metrics once there are any: of the workers, of work beside the steps, and steps
 # whose gradient was no number.
 RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
@@ -17,9 +17,10 @@ RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
     """Complete lines of a run's metrics, in order; empty if none was written yet."""
-    if not store.exists(paths.METRICS):
+    try:
+        text = store.read(paths.METRICS).decode()
+    except FileNotFoundError:
         return []
-    text = store.read(paths.METRICS).decode()
     # A last line without its end is still being written.
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

@@ -43,9 +43,10 @@ class Restart:
 
 def read_restarts(run: Store) -> list[Restart]:
     """All restarts of a run, in order."""
-    if not run.exists(paths.RESTARTS):
+    try:
+        return [Restart(**record) for record in json.loads(run.read(paths.RESTARTS))]
+    except FileNotFoundError:
         return []
-    return [Restart(**record) for record in json.loads(run.read(paths.RESTARTS))]
 
 
 class RestartPolicy:

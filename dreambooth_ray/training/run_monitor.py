@@ -17,6 +17,8 @@ from dreambooth_ray.training.stop_request import request_stop
 from dreambooth_ray.training.worker_messages import read_new_messages
 
 _INTERVAL_S = 1.0
+# Between looks for workers' messages in an object store, which counts requests.
+_REMOTE_MESSAGES_INTERVAL_S = 15.0
 
 
 def describe_missing_machines(
@@ -69,6 +71,7 @@ class RunMonitor:
         self._thread = threading.Thread(target=self._monitor_run, name="watch", daemon=True)
         self._patience = PatienceTimer(cluster.wait_s)
         self._messages_check = PersistentCheck("reading the workers' messages", say)
+        self._looked_at_s = time.monotonic()
         self._handler: Any = None
         self.reason: str | None = None
 
@@ -108,12 +111,20 @@ class RunMonitor:
         while not self._ended.wait(_INTERVAL_S) and self.reason is None:
             if self._stop_requested.is_set() and not is_stop_written:
                 is_stop_written = stop_check.run(self._write_stop_request)
-            self._messages_check.run(self._print_messages)
+            if self._are_messages_due():
+                self._messages_check.run(self._print_messages)
             machines_check.run(self._look_for_machines)
 
     def _write_stop_request(self) -> None:
         request_stop(self._run)
         self._say("SIGTERM: saving a checkpoint, then ending")
+
+    def _are_messages_due(self) -> bool:
+        now_s = time.monotonic()
+        is_due = self._run.is_local or now_s - self._looked_at_s >= _REMOTE_MESSAGES_INTERVAL_S
+        if is_due:
+            self._looked_at_s = now_s
+        return is_due
 
     def _print_messages(self) -> None:
         for text in read_new_messages(self._run, self._read_names):

@@ -16,4 +16,4 @@ def is_stop_requested(run: Store) -> bool:
 
 def clear_stop_request(run: Store) -> None:
     """Let a run go on."""
-    run.remove(paths.STOP)
+    run.remove_file(paths.STOP)

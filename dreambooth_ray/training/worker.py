@@ -112,9 +112,10 @@ def _open_priors(job: WorkerJob) -> PriorSet:
     run = Store(job.run_uri)
 
     def read_failure() -> str | None:
-        if not run.exists(paths.PRIOR_FAILURE):
+        try:
+            return str(json.loads(run.read(paths.PRIOR_FAILURE))["error"])
+        except FileNotFoundError:
             return None
-        return str(json.loads(run.read(paths.PRIOR_FAILURE))["error"])
 
     return PriorSet(Store(job.priors_uri), job.num_priors, read_failure)
 

@@ -48,7 +48,7 @@ def watched(name):
         return original(self, *arguments)
     setattr(Store, name, call)
 
-for name in ("upload", "write", "create", "remove"):
+for name in ("upload", "write", "create", "remove_file", "remove"):
     watched(name)
 
 def bring(phase):
@@ -101,8 +101,8 @@ def test_a_writer_killed_in_any_phase_leaves_whole_checkpoints(bucket: str, tmp_
         ["upload", "upload"],
         ["upload", "upload", "write"],
         ["upload", "upload", "write", "create"],
-        ["upload", "upload", "write", "create", "remove"],
-        ["upload", "upload", "write", "create", "remove", "remove"],
+        ["upload", "upload", "write", "create", "remove_file"],
+        ["upload", "upload", "write", "create", "remove_file", "remove"],
         "whole",
     ]
     for phase, log in enumerate(logs, start=1):

@@ -55,6 +55,7 @@ class CheckpointUploader:
         self._run, self._config = run, config
         self._side_work, self._worker_rank = side_work, worker_rank
         self._on_commit = on_commit
+        self._rotation = retention.CheckpointRotation(run, config)
         self.metrics_log: MetricsLog | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -87,12 +88,20 @@ class CheckpointUploader:
             manifest.commit_uploaded(self._run, name, folder, entries, about)
             self._side_work.run(
                 "removing old checkpoints",
-                lambda: retention.remove_old_checkpoints(self._run, self._config),
+                lambda: self._rotation.rotate_after(step, self._known_metrics(about)),
                 None,
             )
             self._on_commit()
         finally:
             shutil.rmtree(local, ignore_errors=True)
+
+    def _known_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
+        """The metrics that the run went on from, and those of the checkpoint just committed."""
+        records = self.metrics_log.records if self.metrics_log is not None else []
+        metrics = about.get("metrics")
+        if not isinstance(metrics, dict):
+            return records
+        return [*records, {"step": about["step"], **metrics}]
 
     def _wait_for_part(self, folder: str, host: int) -> list[manifest.FileEntry]:
         """What another host has uploaded, once it says so."""
@@ -121,7 +130,7 @@ class StopRequest:
         self._run, self._is_seen = run, threading.Event()
         self._check = PersistentCheck("looking for requests to stop", say)
         self._ended = threading.Event()
-        self._interval_s = interval_s or (0.5 if run.is_local else 2.0)
+        self._interval_s = interval_s or (0.5 if run.is_local else 10.0)
 
     def start(self) -> None:
         """Poll from now on."""

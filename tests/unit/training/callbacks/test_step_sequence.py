@@ -165,7 +165,7 @@ def test_old_checkpoints_that_can_not_be_removed_end_nothing(
     def fail(*_: Any) -> None:
         raise PermissionError("denied")
 
-    monkeypatch.setattr(retention, "remove_old_checkpoints", fail)
+    monkeypatch.setattr(retention, "rotate_checkpoints", fail)
     disturbed = Fitted(tiny_model, photos, priors, *OVERRIDES, track=run, keep=True)
     assert_whole(disturbed, undisturbed, run)
     assert "removing old checkpoints failed" in read_new_messages(run, set())[0]

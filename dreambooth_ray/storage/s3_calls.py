@@ -1,0 +1,95 @@
+"""Single requests to S3 where fsspec's general calls make several.
+
+By fsspec a read is HEAD and GET, a look for a file that is not there HEAD and LIST, a look into an
+empty folder two LISTs, and a removal four requests. Object stores count and charge each one.
+Paths are `bucket/key`. All raise what s3fs raises: FileNotFoundError, PermissionError, OSError.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+_MOST_KEYS = 1_000  # of one LIST and of one removal, as S3 has it
+
+
+def is_s3(filesystem: Any) -> bool:
+    """Whether these calls are for this filesystem."""
+    protocol = filesystem.protocol
+    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def read_file(filesystem: Any, path: str, start: int | None = None) -> bytes:
+    """GET, of all bytes or those from `start` on; b"" where a file ends before `start`."""
+    # With more than one part at a time it would ask for the size first.
+    if start is None:
+        return bytes(filesystem.cat_file(path, max_concurrency=1))
+    try:
+        return bytes(filesystem.cat_file(path, start=start))
+    except OSError as error:
+        if "range" in str(error).lower():
+            return b""
+        raise
+
+
+def has_file(filesystem: Any, path: str) -> bool:
+    """HEAD."""
+    bucket, key, _ = filesystem.split_path(path)
+    try:
+        filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_file(filesystem: Any, path: str) -> None:
+    """DELETE; what is not there is no error."""
+    filesystem.rm_file(path)
+
+
+def remove_folder(filesystem: Any, path: str) -> None:
+    """A LIST and a removal for each thousand keys; one LIST where there are none."""
+    while keys := _list_keys(filesystem, path):
+        filesystem.rm([f"{filesystem.split_path(path)[0]}/{key}" for key in keys])
+        if len(keys) < _MOST_KEYS:
+            return
+
+
+def _list_keys(filesystem: Any, path: str) -> list[str]:
+    bucket, key, _ = filesystem.split_path(path)
+    answer = filesystem.call_s3(
+        "list_objects_v2", Bucket=bucket, Prefix=_as_prefix(key), MaxKeys=_MOST_KEYS
+    )
+    return [str(item["Key"]) for item in answer.get("Contents", [])]
+
+
+def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = None) -> list[str]:
+    """Names directly in a folder, beyond `after`, at most `limit`: one LIST for each thousand."""
+    names: list[str] = []
+    for name in _iterate_names(filesystem, path, after, min(limit or _MOST_KEYS, _MOST_KEYS)):
+        names.append(name)
+        if limit is not None and len(names) == limit:
+            break
+    return names
+
+
+def _iterate_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:
+    bucket, key, _ = filesystem.split_path(path)
+    prefix = _as_prefix(key)
+    arguments: dict[str, Any] = {
+        "Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": page_size,
+    }  # fmt: skip
+    if after:
+        arguments["StartAfter"] = f"{prefix}{after}"
+    while True:
+        answer = filesystem.call_s3("list_objects_v2", **arguments)
+        keys = [str(item["Key"]) for item in answer.get("Contents", [])]
+        keys += [str(item["Prefix"]).rstrip("/") for item in answer.get("CommonPrefixes", [])]
+        names = sorted(key.removeprefix(prefix) for key in keys)
+        # A folder stands after its own name: it begins the answer though it was there before.
+        yield from (name for name in names if name and name > after)
+        if not answer.get("IsTruncated"):
+            return
+        arguments["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def _as_prefix(key: str) -> str:
+    return f"{key.rstrip('/')}/" if key else ""
