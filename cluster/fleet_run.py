@@ -33,10 +33,15 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     }
     entries = [FleetEntry(subject) for subject in fleet.subjects]
     for entry in entries:
-        config = configs[entry.subject.id]
-        run = Store(config.storage.uri).sub(paths.run(entry.subject.id))
-        if is_finished(run):
+        name = entry.subject.id
+        if is_finished(Store(configs[name].storage.uri).sub(paths.run(name))):
             entry.state, entry.note = "done", "was done before"
+            continue
+        # From now on the run says what it uses, though its turn may come days later: nobody
+        # collects that as garbage.
+        run = open_run(parse_config(config_texts[name], name, []))
+        if configs[name].prior.count:
+            pipeline.note_prior_use(prepared[name], run)
     queue = FleetQueue(entries, fleet.parallel, fleet.retries)
     waiting = [e for e in entries if e.state == "waiting"]
     if waiting:

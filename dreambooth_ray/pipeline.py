@@ -70,6 +70,12 @@ def generate_missing_priors(
     return generate_priors(request, store, config.prior, config.cluster, display.show_priors)
 
 
+def note_prior_use(prepared: PreparedRun, run: Store) -> None:
+    """Write down which set of class images a run uses, or is going to."""
+    request = plan_priors(prepared, prepared.config.prior.count)
+    run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
+
+
 def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float = 0.0) -> None:
     """Class images, training, bundle: from wherever the run stands to its end.
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dreambooth_ray.cli.gc import Delete, OlderThan, collect_garbage
+
 # ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
 
 app = typer.Typer(name="priors", help="Class images: list, make, verify, gc.", no_args_is_help=True)
@@ -70,14 +72,10 @@ def verify(
 @app.command()
 def gc(
     storage: Storage = "out",
-    delete: Annotated[bool, typer.Option("--delete", help="remove them, not only list")] = False,
+    delete: Delete = False,
+    older_than: OlderThan = "24h",
 ) -> None:
-    """List sets that no run uses and remains of broken writes; remove them with --delete."""
-    from dreambooth_ray.priors.prior_catalog import find_waste
-    from dreambooth_ray.storage.store import Store
+    """As `dreambooth gc`, of class images alone."""
+    from dreambooth_ray.storage import paths
 
-    store = Store(storage)
-    for name in find_waste(store):
-        if delete:
-            store.remove(name)
-        print(f"{'removed' if delete else 'unused'} {name}")
+    collect_garbage(storage, delete, older_than, f"{paths.PRIORS}/")

@@ -1,6 +1,7 @@
-"""The sets of class images in a storage: their contents, the runs that use them, the waste."""
+"""The sets of class images in a storage: their contents, the runs that use them."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -23,9 +24,9 @@ def list_sets(store: Store) -> list[PriorSetInfo]:
     """Every set of a storage, with the runs that use it."""
     users: dict[str, list[str]] = {}
     for run_id in store.names("runs"):
-        use = f"{paths.run(run_id)}/{paths.PRIOR_USE}"
-        if store.exists(use):
-            users.setdefault(str(json.loads(store.read(use))["set"]), []).append(run_id)
+        with suppress(FileNotFoundError):
+            use = json.loads(store.read(f"{paths.run(run_id)}/{paths.PRIOR_USE}"))
+            users.setdefault(str(use["set"]), []).append(run_id)
     return [
         _load_info(store, digest, users.get(digest, [])) for digest in store.names(paths.PRIORS)
     ]
@@ -64,25 +65,3 @@ def verify_set(store: Store, digest: str) -> list[str]:
         )
     problems = (manifest.find_damage(folder, paths.prior_chunk(n)) for n in _chunk_numbers(folder))
     return [problem for problem in problems if problem]
-
-
-def find_waste(store: Store) -> list[str]:
-    """Names in the storage that nothing needs: sets without a run, folders without a pointer."""
-    names = []
-    for info in list_sets(store):
-        root = paths.prior_set(info.digest)
-        if not info.runs:
-            names.append(root)
-            continue
-        folder = store.sub(root)
-        committed_folders = {
-            manifest.folder_of(folder, paths.prior_chunk(n)) for n in _chunk_numbers(folder)
-        }
-        names += [
-            f"{root}/{name}"
-            for name in folder.names()
-            if name.startswith("chunk-")
-            and not name.endswith(".json")
-            and name not in committed_folders
-        ]
-    return names

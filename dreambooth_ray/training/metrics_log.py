@@ -9,7 +9,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 
-REMOTE_INTERVAL_S = 10.0
+REMOTE_INTERVAL_S, _MOST_BYTES_A_S = 10.0, 100_000
 # In a step's metrics once there are any: of the workers, of work beside the steps, and steps
 # whose gradient was no number.
 RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
@@ -44,6 +44,7 @@ class MetricsLog:
         self.records = records
         self._lines = [json.dumps(r) + "\n" for r in records]
         self._num_written, self._written_at_s = 0, 0.0
+        self._interval_s = REMOTE_INTERVAL_S
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics log")
         self._pending: list[Future[None]] = []
         self.flush()
@@ -55,7 +56,7 @@ class MetricsLog:
         self._lines += [json.dumps(record) + "\n" for record in records]
         if self._store.is_local:
             self._pending.append(self._pool.submit(self._append_lines))
-        elif not self._pending and time.monotonic() - self._written_at_s > REMOTE_INTERVAL_S:
+        elif not self._pending and time.monotonic() - self._written_at_s > self._interval_s:
             self._pending.append(self._pool.submit(self._write_all))
 
     def flush(self) -> None:
@@ -77,5 +78,8 @@ class MetricsLog:
 
     def _write_all(self) -> None:
         num_lines = len(self._lines)
-        self._store.write(paths.METRICS, "".join(self._lines[:num_lines]).encode())
+        data = "".join(self._lines[:num_lines]).encode()
+        self._store.write(paths.METRICS, data)
+        # An object store takes whole files: a long one goes there less often.
+        self._interval_s = max(REMOTE_INTERVAL_S, len(data) / _MOST_BYTES_A_S)
         self._num_written, self._written_at_s = num_lines, time.monotonic()

@@ -70,7 +70,7 @@ def test_metrics_are_whole(faulty_uri: str) -> None:
     run = Store(f"{faulty_uri}/runs/one")
     log = MetricsLog(run, 0)
     for step in range(1, 30):
-        log.append({"step": step})
+        log.append([{"step": step}])
         log.flush()
         assert [r["step"] for r in read_metrics(run)] == list(range(1, step + 1))
 

@@ -79,10 +79,10 @@ def test_what_a_run_asks_again_and_again_is_one_request_a_look(
 def test_following_metrics_costs_what_is_new(run: Store, fault_proxy: FaultProxy) -> None:
     log, follower = MetricsLog(run, 0), MetricsFollower(run)
     for step in range(1, 2001):
-        log.append({"step": step, "loss": 0.5})
+        log.append([{"step": step, "loss": 0.5}])
     log.flush()
     assert follower.read_latest() == {"step": 2000, "loss": 0.5}
-    log.append({"step": 2001, "loss": 0.5})
+    log.append([{"step": 2001, "loss": 0.5}])
     log.flush()
     fault_proxy.forget()
     assert follower.read_latest() == {"step": 2001, "loss": 0.5}

@@ -2,7 +2,6 @@
 
 import io
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.generation import committed_chunks, open_set
-from dreambooth_ray.priors.prior_catalog import find_waste, list_sets, verify_set
+from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import manifest, paths
@@ -109,20 +108,12 @@ def test_own_images_take_the_place_of_generated_ones(worker: PriorWorker, storag
     assert Image.open(io.BytesIO(committed_image)).getpixel((5, 5)) == (10, 20, 30)
 
 
-def test_sets_are_listed_with_their_runs_and_waste_is_found(
-    worker: PriorWorker, storage: Store
-) -> None:
+def test_sets_are_listed_with_their_runs(worker: PriorWorker, storage: Store) -> None:
     worker.generate(0)
     storage.write("runs/mine/priors.json", f'{{"set": "{SPEC.digest}"}}'.encode())
     (info,) = list_sets(storage)
     assert (info.images, info.runs, info.prompts) == (2, ("mine",), ("a robot", "a car"))
     assert info.size_bytes > 1000
-    in_set(storage).write("chunk-000007-dead/000014.png", b"half")
-    open_set(storage, replace(SPEC, seed=5))
-    unused = paths.prior_set(replace(SPEC, seed=5).digest)
-    assert sorted(find_waste(storage)) == sorted(
-        [f"{paths.prior_set(SPEC.digest)}/chunk-000007-dead", unused]
-    )
 
 
 def test_the_model_hash_is_part_of_the_receipt(

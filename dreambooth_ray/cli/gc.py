@@ -1,0 +1,62 @@
+"""`dreambooth gc`: what a storage holds that nothing needs."""
+
+import re
+import time
+from typing import Annotated
+
+import typer
+
+from dreambooth_ray.errors import ConfigError
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
+Delete = Annotated[bool, typer.Option("--delete", help="remove it; without, it is only shown")]
+OlderThan = Annotated[
+    str, typer.Option(help="leave what is younger: a number and s, m, h or d, such as 36h")
+]
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def gc(storage: Storage = "out", delete: Delete = False, older_than: OlderThan = "24h") -> None:
+    """Show what nothing needs, or remove it: half uploads, unused class images and photographs.
+
+    What a run, a fleet or a lease uses stays.
+    """
+    collect_garbage(storage, delete, older_than)
+
+
+def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "") -> None:
+    """Print a line for each piece of garbage whose name begins with `prefix`, and a sum."""
+    from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
+    from dreambooth_ray.storage.store import Store
+
+    store, now_s = Store(storage), time.time()
+    items = [
+        item
+        for item in find_garbage(store, now_s - parse_age(older_than), now_s)
+        if item.name.startswith(prefix)
+    ]
+    num_bytes = num_removed = 0
+    for item in items:
+        if delete and not remove_garbage(store, item, now_s):
+            print(f"kept: a run has begun to use it\t{item.name}")
+            continue
+        num_removed, num_bytes = num_removed + 1, num_bytes + item.size_bytes
+        age_h = (now_s - item.modified_s) / 3600
+        print(
+            f"{'removed' if delete else 'unused'}\t{item.size_bytes / 1e6:.1f} MB\t{age_h:.0f} h\t"
+            f"{item.reason}\t{item.name}"
+        )
+    verb = "removed" if delete else "could go; remove with --delete"
+    print(f"{num_removed} things, {num_bytes / 1e6:.1f} MB {verb}")
+
+
+def parse_age(text: str) -> float:
+    """Seconds of a duration such as 24h; raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if match is None:
+        raise ConfigError(
+            f"--older-than={text!r} is no duration; give a number and s, m, h or d, such as 24h"
+        )
+    return float(match.group(1)) * _UNITS_S[match.group(2)]

@@ -1,0 +1,174 @@
+"""What a storage holds that nothing needs, and its removal.
+
+Whatever might still be in use stays: what is younger than a bound, what a run or its lease holds,
+what a pointer names. Pointers go before what they name, so that nobody finds a thing half gone.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.file_listing import list_files
+from dreambooth_ray.storage.store import Store
+
+# A lease that says it is held is believed for so long after it was last written.
+LEASE_S = 3600.0
+_LEASES, _PHOTOGRAPHS = "leases", "photographs/"
+# An artifact's folder: its name and a nonce; its pointer is the name with .json.
+_ARTIFACT_FOLDER = re.compile(r"(?P<name>.+)-[0-9a-f]{12}")
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that nothing needs.
+
+    name: relative to the storage; modified_s: Unix time of its newest change
+    """
+
+    name: str
+    reason: str
+    size_bytes: int
+    modified_s: float
+
+
+@dataclass(frozen=True)
+class RunUse:
+    """What a run holds. prior_set: digest; photographs: artifact names; is_held: by a process."""
+
+    run_id: str
+    prior_set: str | None
+    photographs: frozenset[str]
+    is_held: bool
+
+
+def find_garbage(storage: Store, before_s: float, now_s: float) -> list[Garbage]:
+    """Half uploads, class images and photographs that no run uses, sorted by name.
+
+    before_s: Unix time; what has changed since stays. now_s: Unix time
+    raises: StorageError
+    """
+    run_ids = storage.names("runs")
+    with ThreadPoolExecutor(_READERS) as pool:
+        uses = list(pool.map(lambda run_id: read_use(storage, run_id, now_s), run_ids))
+    found = [
+        *_find_in_runs(storage, [use.run_id for use in uses if not use.is_held]),
+        *_find_priors(storage, uses),
+        *_find_photographs(storage, frozenset[str]().union(*(use.photographs for use in uses))),
+    ]
+    return sorted(
+        (item for item in found if item.modified_s < before_s), key=lambda item: item.name
+    )
+
+
+def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
+    """Remove it, unless a run has come to use it meanwhile; whether it was removed."""
+    is_half_upload = _ARTIFACT_FOLDER.fullmatch(item.name) is not None
+    if not is_half_upload:
+        uses = [read_use(storage, run_id, now_s) for run_id in storage.names("runs")]
+        used_names = {paths.prior_set(use.prior_set) for use in uses if use.prior_set}
+        if item.name in used_names.union(*(use.photographs for use in uses)):
+            return False
+    if item.name.startswith(_PHOTOGRAPHS) and not is_half_upload:
+        manifest.remove_artifact(storage, item.name)
+        return True
+    for name in storage.names(item.name):
+        if name.endswith(".json"):
+            storage.remove_file(f"{item.name}/{name}")
+    storage.remove(item.name)
+    return True
+
+
+def read_use(storage: Store, run_id: str, now_s: float) -> RunUse:
+    """What a run holds; what can't be read counts as held."""
+    run = storage.sub(paths.run(run_id))
+    prior_set, photographs = None, frozenset[str]()
+    try:
+        prior_set = str(json.loads(run.read(paths.PRIOR_USE))["set"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        return RunUse(run_id, None, frozenset(), is_held=True)
+    try:
+        config = parse_config(run.read(paths.CONFIG).decode(), run.uri, [])
+        uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
+        photographs = frozenset("/".join(uri.rsplit("/", 2)[-2:]) for uri in uris)
+    except FileNotFoundError:
+        pass  # a folder that something else has left
+    except DreamBoothError:
+        return RunUse(run_id, prior_set, frozenset(), is_held=True)
+    return RunUse(run_id, prior_set, photographs, _is_held(run, now_s))
+
+
+def _is_held(run: Store, now_s: float) -> bool:
+    files = list_files(run, _LEASES)
+    if not files or now_s - files[-1].modified_s > LEASE_S:
+        return False
+    try:
+        return not json.loads(run.read(f"{_LEASES}/{files[-1].name}")).get("released", False)
+    except (FileNotFoundError, ValueError, AttributeError):
+        return True
+
+
+def _find_in_runs(storage: Store, run_ids: list[str]) -> Iterator[Garbage]:
+    for run_id in run_ids:
+        yield from _find_half_uploads(storage, paths.run(run_id), f"{paths.CHECKPOINTS}/")
+
+
+def _find_priors(storage: Store, uses: list[RunUse]) -> Iterator[Garbage]:
+    used_sets = {use.prior_set for use in uses}
+    growing_sets = {use.prior_set for use in uses if use.is_held}
+    for digest in storage.names(paths.PRIORS):
+        name = paths.prior_set(digest)
+        if digest not in used_sets:
+            yield from _describe(storage, name, "class images that no run uses")
+        elif digest not in growing_sets:
+            yield from _find_half_uploads(storage, name, "")
+
+
+def _find_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
+    yield from _find_half_uploads(storage, "", _PHOTOGRAPHS)
+    for name in storage.names(_PHOTOGRAPHS):
+        artifact = f"{_PHOTOGRAPHS}{name.removesuffix('.json')}"
+        if name.endswith(".json") and artifact not in used:
+            folder = manifest.folder_of(storage, artifact)
+            items = _describe(storage, folder, "photographs that no run uses") if folder else ()
+            for item in items:
+                yield replace(item, name=artifact)
+
+
+def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garbage]:
+    """Folders of artifacts that no pointer names.
+
+    owner: folder of what committed them, which pointers are relative to, "" for the storage
+    folder: where artifacts lie in it, "" or with a slash at its end
+    """
+    store, prefix = (storage.sub(owner), f"{owner}/") if owner else (storage, "")
+    names = set(store.names(folder.rstrip("/")))
+    candidates: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if match := _ARTIFACT_FOLDER.fullmatch(name):
+            candidates.setdefault(match.group("name"), []).append(name)
+    for artifact, folder_names in candidates.items():
+        named_folder = None
+        if f"{artifact}.json" in names:
+            named_folder = manifest.folder_of(store, f"{folder}{artifact}")
+            # A pointer that can't be followed is for those who read it to judge.
+            if named_folder is None:
+                continue
+        for name in folder_names:
+            if f"{folder}{name}" != named_folder:
+                yield from _describe(storage, f"{prefix}{folder}{name}", "half an upload")
+
+
+def _describe(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
+    """The folder as garbage; nothing where it holds no file."""
+    files = list_files(storage, name)
+    if files:
+        size_bytes = sum(file.size_bytes for file in files)
+        yield Garbage(name, reason, size_bytes, max(file.modified_s for file in files))
