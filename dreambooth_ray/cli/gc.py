@@ -19,9 +19,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def gc(storage: Storage = "out", delete: Delete = False, older_than: OlderThan = "24h") -> None:
-    """Show what nothing needs, or remove it: half uploads, unused class images and photographs.
-
-    What a run, a fleet or a lease uses stays.
+    """Show what nothing needs, or remove it: half uploads, unused class images and photographs,
+    jobs that ended a week ago. What a run, a fleet or a lease uses stays.
     """
     collect_garbage(storage, delete, older_than)
 
@@ -30,13 +29,12 @@ def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "
     """Print a line for each piece of garbage whose name begins with `prefix`, and a sum."""
     from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
     from dreambooth_ray.storage.store import Store
+    from serve.job_garbage import find_job_garbage
 
     store, now_s = Store(storage), time.time()
-    items = [
-        item
-        for item in find_garbage(store, now_s - parse_age(older_than), now_s)
-        if item.name.startswith(prefix)
-    ]
+    before_s = now_s - parse_age(older_than)
+    found = [*find_garbage(store, before_s, now_s), *find_job_garbage(store, before_s, now_s)]
+    items = [item for item in found if item.name.startswith(prefix)]
     num_bytes = num_removed = 0
     for item in items:
         if delete and not remove_garbage(store, item, now_s):

@@ -29,12 +29,14 @@ class Garbage:
     """A file or folder that nothing needs.
 
     name: relative to the storage; modified_s: Unix time of its newest change
+    marks: files elsewhere that only say something of it
     """
 
     name: str
     reason: str
     size_bytes: int
     modified_s: float
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
         if name.endswith(".json"):
             storage.remove_file(f"{item.name}/{name}")
     storage.remove(item.name)
+    for mark in item.marks:
+        storage.remove_file(mark)
     return True
 
 

@@ -25,6 +25,8 @@ _PASSING = {
     "ResponseParserError",
 }
 _PASSING_NUMBERS = {errno.EREMOTEIO, errno.EBUSY, errno.ETIMEDOUT, errno.EIO}
+# Codes of S3 that say the request did not arrive as it was sent.
+_SPOILED = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _LOCAL = {
     errno.ENOSPC: "the disk is full; make room",
@@ -68,11 +70,20 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
     if _error_names(error) & _PASSING or is_bucket_gone(error):
         return True
+    if _error_code(error) in _SPOILED:
+        return True
     return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
 
 
 def explain_error(error: BaseException, where: str, waited_s: float) -> str:
     """One line for a person: what is wrong with storage at `where`, and what to do."""
+    if _error_code(error) in ("ExpiredToken", "TokenRefreshRequired"):
+        return (
+            f"storage {where}: the keys have expired ({error}); get new ones, with their "
+            "AWS_SESSION_TOKEN or storage.options.token, and start again"
+        )
+    if _error_code(error) == "RequestTimeTooSkewed":
+        return f"storage {where}: this machine's clock is wrong ({error}); set it"
     if isinstance(error, PermissionError) or _error_names(error) & _NO_CREDENTIALS:
         return (
             f"storage {where}: access is denied ({error}); check the keys, AWS_ACCESS_KEY_ID and "
@@ -96,6 +107,12 @@ def explain_local_error(error: OSError, where: str) -> str | None:
 
 def _error_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _error_code(error: BaseException) -> str:
+    """S3's own word for an error; "" where it has none."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return str((answer or {}).get("Error", {}).get("Code", ""))
 
 
 def is_bucket_gone(error: BaseException) -> bool:

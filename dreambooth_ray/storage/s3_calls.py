@@ -5,6 +5,7 @@ empty folder two LISTs, and a removal four requests. Object stores count and cha
 Paths are `bucket/key`. All raise what s3fs raises: FileNotFoundError, PermissionError, OSError.
 """
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +49,22 @@ def remove_file(filesystem: Any, path: str) -> None:
 def remove_folder(filesystem: Any, path: str) -> None:
     """A LIST and a removal for each thousand keys; one LIST where there are none."""
     while keys := _list_keys(filesystem, path):
-        filesystem.rm([f"{filesystem.split_path(path)[0]}/{key}" for key in keys])
+        _remove_keys(filesystem, filesystem.split_path(path)[0], keys)
         if len(keys) < _MOST_KEYS:
             return
+
+
+def _remove_keys(filesystem: Any, bucket: str, keys: list[str]) -> None:
+    """One removal. What s3fs passes over in silence is raised: keys that the store has kept."""
+    objects = [{"Key": key} for key in keys]
+    answer = filesystem.call_s3(
+        "delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
+    )
+    for error in answer.get("Errors", []):
+        text = f"{error.get('Message', 'not removed')}: {bucket}/{error.get('Key')}"
+        if error.get("Code") == "AccessDenied":
+            raise PermissionError(text)
+        raise OSError(errno.EIO, text)
 
 
 def _list_keys(filesystem: Any, path: str) -> list[str]:
@@ -68,7 +82,7 @@ def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = 
         names.append(name)
         if limit is not None and len(names) == limit:
             break
-    return names
+    return sorted(names)
 
 
 def _iterate_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:

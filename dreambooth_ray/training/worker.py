@@ -35,6 +35,7 @@ from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import FAILURES, SKIPPED, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
+from dreambooth_ray.training.preemption import PreemptionNotice
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.strategy import make_strategy
@@ -149,6 +150,7 @@ def _make_sequence(
         saver=CheckpointSaver(run, config, side_work, worker_rank, about, loggers.upload_logs),
         validation=validation,
         sampler=PromptSampler(config, Path(job.model_directory)),
+        preemption=PreemptionNotice(),
         num_restarts=len(read_restarts(run)),
     )
 

@@ -1,6 +1,7 @@
 """How many requests the object store gets, by what the proxy counts."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.save import CheckpointUploader, WorkerRank
 from dreambooth_ray.training.metrics_follower import MetricsFollower
-from dreambooth_ray.training.metrics_log import MetricsLog
+from dreambooth_ray.training.metrics_log import MetricsLog, read_metrics
 from dreambooth_ray.training.stop_request import is_stop_requested
 from dreambooth_ray.training.worker_messages import post_message, read_new_messages
 from tests.fault_proxy import FaultProxy
+from tests.integration.conftest import Background, kill_tree, start_dreambooth
+from tests.integration.seaweed import Seaweed
 
 
 @pytest.fixture
@@ -62,6 +65,12 @@ def test_a_folder_in_pages_and_from_a_name_on(run: Store, fault_proxy: FaultProx
     assert fault_proxy.counts == {"DELETE": 1, "GET": 1, "POST": 1}
     # SeaweedFS goes on to list folders that have been emptied.
     assert not [name for name in run.names("folder") if name.endswith(".json")]
+
+
+def test_a_bucket_may_have_any_name(seaweed: Seaweed, fault_proxy: FaultProxy) -> None:
+    """The word in a path once looked like an answer that there is no such bucket."""
+    store = Store(seaweed.make_bucket("a-bucket"))
+    assert store.sub("nowhere").names() == []
 
 
 def test_what_a_run_asks_again_and_again_is_one_request_a_look(
@@ -151,3 +160,27 @@ def test_each_evaluation_is_read_once(run: Store, fault_proxy: FaultProxy) -> No
     assert kinds["LIST evaluation"] == 1
     assert kinds["PUT evaluation"] == 4
     assert kinds["LIST checkpoints"] <= 6
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_a_run_in_progress_asks_at_most_thirty_times_a_minute(
+    proxied_uri: str, fault_proxy: FaultProxy, photos: Path, tmp_path: Path
+) -> None:
+    """Beside its checkpoints: lease, requests to stop, messages, metrics and their display."""
+    run = Store(f"{proxied_uri}/runs/one")
+    process = start_dreambooth(
+        "train", "toy-robot.yaml", f"subject.photos={photos}", f"storage.uri={proxied_uri}",
+        "run_id=one", "prior.count=0", "train.steps=100000", "train.method=lora",
+        "checkpoint.every=100000", "sample.every=0", cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        Background(process, tmp_path).wait_until(lambda: len(read_metrics(run)) > 4, "step 5")
+        fault_proxy.forget()
+        time.sleep(120)  # what is measured is a rate
+        kinds = fault_proxy.kinds
+    finally:
+        kill_tree(process)
+    print(kinds)
+    assert not {"PUT data", "PUT pointer"} & kinds.keys()
+    assert sum(kinds.values()) <= 2 * 30

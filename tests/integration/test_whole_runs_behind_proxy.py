@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cluster.fleet_plan import load_fleet
+from cluster.fleet_run import run_fleet
 from cluster.session import session
 from dreambooth_ray import api
 from dreambooth_ray.config.load import load_config
@@ -66,6 +68,39 @@ def configure(photos: Path, name: str, *overrides: str) -> Config:
         [f"subject.photos={photos}", f"storage.uri=s3://whole-runs/{name}", "run_id=run",
          *SETTINGS, *overrides],
     )  # fmt: skip
+
+
+def test_a_fleet_behind_the_proxy_trains_every_subject(
+    proxy: FaultProxy, photos: Path, tmp_path: Path
+) -> None:
+    uri = "s3://whole-runs/fleet"
+    subjects = [
+        {"id": f"robot-{k}", "photos": str(photos), "class_noun": "robot"} for k in range(2)
+    ]
+    settings = [*SETTINGS, f"storage.uri={uri}", "cluster.workers=1", "train.method=lora"]
+    file = tmp_path / "subjects.yaml"
+    file.write_text(
+        json.dumps(
+            {"recipe": "toy-robot", "overrides": settings, "parallel": 2, "subjects": subjects}
+        )
+    )
+    proxy.schedule = FaultSchedule(0)
+    try:
+        entries = run_fleet(load_fleet(file), print)
+    finally:
+        proxy.schedule = lambda _: None
+    assert [(entry.state, entry.note) for entry in entries] == [("done", "")] * 2
+    storage, now_s = Store(uri), time.time() + 60
+    bundles = [storage.sub(f"runs/robot-{k}/{paths.BUNDLE}") for k in range(2)]
+    weights = [
+        [f["sha256"] for f in json.loads(bundle.read(manifest.MANIFEST))["files"]
+         if f["name"].endswith(".safetensors")]
+        for bundle in bundles
+    ]  # fmt: skip
+    assert weights[0] == weights[1] != []
+    assert len([name for name in storage.names("photographs") if name.endswith(".json")]) == 1
+    assert len(storage.names(paths.PRIORS)) == 1
+    assert all(remove_garbage(storage, i, now_s) for i in find_garbage(storage, now_s, now_s))
 
 
 @pytest.fixture(scope="module")

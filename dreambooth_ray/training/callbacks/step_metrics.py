@@ -19,7 +19,9 @@ READ_EVERY = 10
 
 @dataclass(frozen=True)
 class _UnreadStep:
-    """record: what the host knew at the step; values: (4,), see `DreamBoothModule.take_values`."""
+    """record: what the host knew at the step; values: (5,), see `DreamBoothModule.take_values`,
+    and between losses and norm, whether a worker wants to stop, and to look for notices.
+    """
 
     step: int
     record: dict[str, float]
@@ -34,6 +36,7 @@ class StepMetrics:
         self._read_every = read_every
         self._unread: list[_UnreadStep] = []
         self.is_stop_requested = False
+        self._is_look_requested = False
 
     def add(
         self,
@@ -41,15 +44,20 @@ class StepMetrics:
         module: DreamBoothModule,
         record: dict[str, float],
         wants_stop: bool,
+        wants_look: bool = False,
     ) -> None:
         """Keep the values of the step that has just been taken; a collective call.
 
         record: what goes with its metrics; wants_stop: whether this worker was asked to stop
+        wants_look: whether it is time, by its clock, to ask whether hosts are taken away
         """
         losses, grad_norm = module.take_values()
-        row = torch.cat([losses, torch.full_like(losses[:1], float(wants_stop))])
+        signals = [
+            torch.full_like(losses[:1], float(signal)) for signal in (wants_stop, wants_look)
+        ]
+        row = torch.cat([losses, *signals])
         if trainer.world_size > 1:
-            row = cast(Tensor, module.all_gather(row)).reshape(-1, 3).mean(dim=0)
+            row = cast(Tensor, module.all_gather(row)).reshape(-1, 4).mean(dim=0)
         values = torch.cat([row, grad_norm.detach().reshape(1)])
         self._unread.append(_UnreadStep(trainer.global_step, record, values))
 
@@ -67,8 +75,14 @@ class StepMetrics:
         if not unread:
             return []
         rows = torch.stack([step.values for step in unread]).tolist()
-        self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _ in rows)
+        self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _, _ in rows)
+        self._is_look_requested |= any(wants_look > 0 for *_, wants_look, _ in rows)
         return [
             build_metrics(step.step, instance, prior, grad_norm) | step.record
-            for step, (instance, prior, _, grad_norm) in zip(unread, rows, strict=True)
+            for step, (instance, prior, _, _, grad_norm) in zip(unread, rows, strict=True)
         ]
+
+    def take_look_request(self) -> bool:
+        """Whether a worker wanted to look in the steps read since the last call; on all alike."""
+        is_requested, self._is_look_requested = self._is_look_requested, False
+        return is_requested

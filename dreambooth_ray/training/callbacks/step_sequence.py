@@ -23,6 +23,8 @@ from dreambooth_ray.training.dataset import Batch, TrainingDataset
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
+from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.worker_messages import post_message
 
 
 class StepSequence(Callback):
@@ -39,6 +41,7 @@ class StepSequence(Callback):
         saver: CheckpointSaver | None = None,
         validation: Validation | None = None,
         sampler: PromptSampler | None = None,
+        preemption: PreemptionNotice | None = None,
         num_restarts: int = 0,
         read_every: int | None = None,
     ) -> None:
@@ -46,7 +49,7 @@ class StepSequence(Callback):
         self._run, self._dataset, self._side_work, self._loggers = run, dataset, side_work, loggers
         self._guard, self._step_metrics = guard, StepMetrics(read_every)
         self._saver, self._validation, self._sampler = saver, validation, sampler
-        self._num_restarts = num_restarts
+        self._preemption, self._num_restarts = preemption, num_restarts
         self._metrics_log: MetricsLog | None = None
         self._last_read_s = time.monotonic()
         self.metrics: dict[str, float] = {}
@@ -88,14 +91,26 @@ class StepSequence(Callback):
         step = trainer.global_step
         record = self._run_validation(trainer, pl_module, step) | self._count_side_events()
         wants_stop = self._saver is not None and self._saver.wants_stop
-        self._step_metrics.add(trainer, pl_module, record, wants_stop)
+        wants_look = self._preemption is not None and self._preemption.is_time_to_ask
+        self._step_metrics.add(trainer, pl_module, record, wants_stop, wants_look)
         is_save_due = self._saver is not None and self._saver.is_due(trainer)
         if is_save_due or self._step_metrics.is_due(step, pl_module.device):
             self._record_metrics(pl_module)
             trainer.should_stop = trainer.should_stop or self._step_metrics.is_stop_requested
+            is_save_due = self._are_hosts_leaving(step)
         self._sample_images(pl_module, step)
-        if self._saver is not None and self._saver.is_due(trainer):
+        if self._saver is not None and (is_save_due or self._saver.is_due(trainer)):
             self._saver.save(trainer, self.metrics)
+
+    def _are_hosts_leaving(self, step: int) -> bool:
+        """Whether there is a new notice that hosts will be taken away; a collective call."""
+        if self._preemption is None or not self._step_metrics.take_look_request():
+            return False
+        notice = self._preemption.ask()
+        if notice is not None and self._metrics_log is not None:
+            text = f"{notice}: a checkpoint is saved after step {step}"
+            self._side_work.submit("telling of a notice", lambda: post_message(self._run, text))
+        return notice is not None
 
     def _run_validation(
         self, trainer: pl.Trainer, module: DreamBoothModule, step: int

@@ -67,3 +67,36 @@ def test_answers_pass_through() -> None:
 def test_a_full_disk_is_named() -> None:
     assert "full" in str(explain_local_error(OSError(errno.ENOSPC, "No space left"), "/data"))
     assert explain_local_error(OSError(errno.ENOENT, "none"), "/data") is None
+
+
+def refusal(code: str, kind: type[OSError] = PermissionError) -> OSError:
+    """As s3fs raises what S3 has refused."""
+    error = kind(f"S3 says {code}")
+    error.__cause__ = S3Error({"Error": {"Code": code}})
+    return error
+
+
+class S3Error(Exception):
+    """As botocore's."""
+
+    def __init__(self, response: dict[str, dict[str, str]]) -> None:
+        super().__init__()
+        self.response = response
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("AccessDenied", "access is denied"),
+        ("ExpiredToken", "the keys have expired.*AWS_SESSION_TOKEN"),
+        ("RequestTimeTooSkewed", "clock is wrong"),
+    ],
+)
+def test_what_is_wrong_with_keys_is_said_in_plain_words(code: str, words: str) -> None:
+    with pytest.raises(StorageError, match=words):
+        Outage(refusal(code)).run(patience_s=180)
+
+
+@pytest.mark.parametrize("code", ["IncompleteBody", "BadDigest"])
+def test_what_was_spoiled_on_its_way_is_sent_again(code: str) -> None:
+    assert Outage(refusal(code, OSError)).run(patience_s=180) == "here"

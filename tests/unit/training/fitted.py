@@ -26,6 +26,7 @@ from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
+from dreambooth_ray.training.preemption import PreemptionNotice
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
 
@@ -66,6 +67,7 @@ class Fitted:
         track: Store | None = None,
         keep: bool = False,
         read_every: int | None = None,
+        preemption: PreemptionNotice | None = None,
         on_train_end: Callable[[], object] = lambda: None,
     ) -> None:
         """track: where metrics go; keep: checkpoints too."""
@@ -100,6 +102,7 @@ class Fitted:
             if keep
             else None,
             validation=validation,
+            preemption=preemption,
             read_every=read_every,
         )
         self.watch = Watch(save, self.sequence, on_train_end)

@@ -1,0 +1,49 @@
+"""Jobs in storage that no endpoint will look at any more."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from dreambooth_ray.storage.file_listing import ListedFile, list_files
+from dreambooth_ray.storage.garbage import Garbage
+from dreambooth_ray.storage.store import Store
+from serve.job_store import FOLDER
+
+# Endpoints forget their jobs themselves, after jobs.keep_s; these are of endpoints that are gone.
+ENDED_S = 7 * 86_400.0
+_JOB = re.compile(r"(?:.*[/-])?(job_[0-9a-f]{32})(?:/(?P<file>[^/]+))?")
+
+
+def find_job_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[Garbage]:
+    """Jobs that ended a week ago or longer, and jobs that were never wholly written or removed.
+
+    before_s: Unix time; what has changed since stays. now_s: Unix time
+    raises: StorageError
+    """
+    files_by_job: dict[str, list[ListedFile]] = {}
+    for file in list_files(storage, FOLDER):
+        if match := _JOB.fullmatch(file.name):
+            files_by_job.setdefault(match.group(1), []).append(file)
+    for job_id, files in sorted(files_by_job.items()):
+        modified_s = max(file.modified_s for file in files)
+        if modified_s >= before_s:
+            continue
+        reason = _find_reason(storage, job_id, {file.name for file in files}, now_s)
+        if reason is not None:
+            marks = [file.name for file in files if not file.name.startswith(f"{job_id}/")]
+            yield Garbage(
+                f"{FOLDER}/{job_id}", reason, sum(file.size_bytes for file in files), modified_s,
+                tuple(f"{FOLDER}/{name}" for name in marks),
+            )  # fmt: skip
+
+
+def _find_reason(storage: Store, job_id: str, names: set[str], now_s: float) -> str | None:
+    if f"{job_id}/request.json" not in names or f"{job_id}/state.json" not in names:
+        return "half a job"
+    try:
+        finished_at = json.loads(storage.read(f"{FOLDER}/{job_id}/state.json")).get("finished_at")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+    if finished_at is None or now_s - float(finished_at) < ENDED_S:
+        return None
+    return "a job that ended long ago"

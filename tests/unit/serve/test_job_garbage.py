@@ -1,0 +1,43 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.storage.garbage import remove_garbage
+from dreambooth_ray.storage.store import Store
+from serve.api_errors import APIError
+from serve.api_messages import GenerationRequest
+from serve.job_garbage import ENDED_S, find_job_garbage
+from serve.job_store import FOLDER, JobRecord, JobState, JobStore, new_job_id
+
+NOW_S = time.time() + 60
+
+
+def add_job(storage: Store, finished_at: float | None) -> str:
+    jobs, job_id = JobStore(storage.uri), new_job_id()
+    generation = GenerationRequest.model_validate({"prompt": "a robot", "model": "base"})
+    record = JobRecord(id=job_id, caller="me", model="base", created_at=1.0, generation=generation)
+    jobs.add(record, None)
+    jobs.set_state(job_id, JobState(finished_at=finished_at))
+    return job_id
+
+
+def test_jobs_that_ended_long_ago_and_halves_are_garbage(tmp_path: Path) -> None:
+    storage = Store(str(tmp_path))
+    old = add_job(storage, NOW_S - 2 * ENDED_S)
+    kept = [add_job(storage, NOW_S - 100), add_job(storage, None)]
+    half = new_job_id()
+    storage.write(f"{FOLDER}/{half}/image", b"upload")
+    items = list(find_job_garbage(storage, NOW_S, NOW_S))
+    assert {item.name.removeprefix(f"{FOLDER}/"): item.reason for item in items} == {
+        old: "a job that ended long ago",
+        half: "half a job",
+    }
+    assert list(find_job_garbage(storage, NOW_S - 3600, NOW_S)) == []
+    assert all(remove_garbage(storage, item, NOW_S) for item in items)
+    assert list(find_job_garbage(storage, NOW_S, NOW_S)) == []
+    with pytest.raises(APIError):
+        JobStore(storage.uri).read_record(old)
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert not [name for name in left if old in name or half in name]
+    assert all(JobStore(storage.uri).read_record(job_id).id == job_id for job_id in kept)
