@@ -11,6 +11,7 @@ from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
 
 
@@ -33,5 +34,6 @@ def make_subjects(storage: Path, model: str) -> dict[str, str]:
             }
             store = Store(str(storage)).sub(paths.run(run_id))
             manifest.publish_folder(store, paths.BUNDLE, Path(folder), metadata)
+            publish_run(store)
         folders[run_id] = str(storage / paths.run(run_id) / paths.BUNDLE)
     return folders

@@ -15,6 +15,7 @@ from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
 
 
@@ -34,8 +35,10 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     entries = [FleetEntry(subject) for subject in fleet.subjects]
     for entry in entries:
         name = entry.subject.id
-        if is_finished(Store(configs[name].storage.uri).sub(paths.run(name))):
+        run = Store(configs[name].storage.uri).sub(paths.run(name))
+        if is_finished(run):
             entry.state, entry.note = "done", "was done before"
+            publish_run(run)
             continue
         # From now on the run says what it uses, though its turn may come days later: nobody
         # collects that as garbage.

@@ -41,6 +41,7 @@ def train(
     from dreambooth_ray.display import QuietDisplay, TrainingDisplay
     from dreambooth_ray.preparation import prepare_run
     from dreambooth_ray.runs import is_finished, open_run
+    from dreambooth_ray.storage.catalog import publish_run
 
     config = _load_config(recipe, list(overrides))
     display = QuietDisplay() if quiet else TrainingDisplay()
@@ -53,6 +54,9 @@ def train(
             from dreambooth_ray import pipeline
 
             pipeline.train(prepared, run, display)
+    else:
+        # Its process may have ended between the bundle and this.
+        publish_run(run)
     return run.uri
 
 

@@ -25,6 +25,7 @@ from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import with_absolute_paths
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.lease import LeaseExpiredError
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
@@ -111,6 +112,7 @@ def _train(prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeep
             from dreambooth_ray.bundles.bundle import export_bundle
         try:
             export_bundle(prepared.config, prepared.directory, run, state)
+            publish_run(run)
             return
         except CheckpointError as error:
             if not _discard_damaged_checkpoints(run, state, display):

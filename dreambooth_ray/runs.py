@@ -5,6 +5,7 @@ Nothing heavy is imported here: who lists, watches or stops runs need not wait f
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from dreambooth_ray.config.load import (
     parse_config,
     parse_options,
 )
+from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.catalog import withdraw_run
+from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store, use_options
 
@@ -61,6 +65,7 @@ def open_run(config: Config, force: bool = False) -> Store:
             "with --force"
         )
     if differences:
+        withdraw_run(run)
         run.write(paths.CONFIG, dump_config(resolved).encode())
         for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
             run.remove_file(stale_file)
@@ -77,6 +82,20 @@ def read_run_config(run: Store) -> Config:
             "`dreambooth train` printed"
         ) from error
     return parse_config(text, f"{run.uri}/{paths.CONFIG}", [])
+
+
+def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
+    """Delete a run and what the catalog knows of it: its entry first, so that nobody is sent to it.
+
+    say: hears of a holder that may be dead and is waited for
+    raises: StorageError if a process works on it
+    """
+    with LeaseKeeper(LeaseWaiter(run_leases(run), ClusterConfig().lease_s, say=say), say):
+        withdraw_run(run)
+        for name in run.names():
+            if name != LEASES:
+                run.remove(name)
+    run.remove("")
 
 
 def is_finished(run: Store) -> bool:

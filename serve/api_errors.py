@@ -58,6 +58,11 @@ def busy_error(message: str, retry_after_s: float, code: str = "overloaded") -> 
     return APIError(503, code, message, retry_after_s=retry_after_s)
 
 
+def storage_away_error() -> APIError:
+    """503 for what only storage knows."""
+    return busy_error("storage does not answer; come again", 5.0, "storage_away")
+
+
 def model_not_found_error(model: str) -> APIError:
     """404, the same for what is not there and what is somebody else's."""
     text = f"model={model[:120]!r} is not served here; GET /v1/models lists what is"

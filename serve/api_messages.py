@@ -145,6 +145,9 @@ class ModelsAnswer(Answer):
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
+    has_more: bool = Field(False, description="whether another page follows")
+    first_id: str | None = None
+    last_id: str | None = Field(None, description="`after` for the next page")
 
 
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]

@@ -60,6 +60,18 @@ class Caller:
         """Whether the caller may use a subject or base model."""
         return self.key is None or any(fnmatch.fnmatchcase(subject, p) for p in self.key.subjects)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether the caller may use everything."""
+        return self.key is None or "*" in self.key.subjects
+
+    @property
+    def exact_subjects(self) -> tuple[str, ...] | None:
+        """All that the caller may use, where the key names each; None where it has patterns."""
+        if self.key is None or any(c in pattern for pattern in self.key.subjects for c in "*?["):
+            return None
+        return self.key.subjects
+
 
 def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[APIKey]:
     """Keys of the file and of the environment (the same YAML list); raises ConfigError."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -89,16 +89,22 @@ CallerDep = Annotated[Caller, Depends(_identify_caller)]
 
 
 @_router.get("/v1/models")
-async def list_models(app_state: AppStateDep, caller: CallerDep) -> ModelsAnswer:
-    """What can be drawn with."""
-    await app_state.catalog.refresh(app_state.config.refresh_s)
-    return ModelsAnswer(data=app_state.catalog.list_answers(caller.may_see))
+async def list_models(
+    app_state: AppStateDep,
+    caller: CallerDep,
+    limit: Annotated[int, Query(ge=1, le=1000, description="models at most")] = 100,
+    after: Annotated[
+        str | None, Query(max_length=120, description="`last_id` of the page before")
+    ] = None,
+) -> ModelsAnswer:
+    """What can be drawn with, page by page: base models, then subjects in a fixed order."""
+    return await app_state.catalog.list_page(limit, after, caller)
 
 
 @_router.get("/v1/models/{model}")
 async def get_model(model: str, app_state: AppStateDep, caller: CallerDep) -> ModelAnswer:
     """One of them; `subject@version` is answered as well."""
-    return app_state.catalog.build_answer(await app_state.catalog.resolve(model, caller.may_see))
+    return await app_state.catalog.find_model(model, caller.may_see)
 
 
 @_router.post("/v1/images/generations", response_model=ImagesAnswer)
@@ -230,7 +236,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
         watch_tasks = [
             asyncio.create_task(watch_task)
             for watch_task in (
-                app_state.catalog.watch_storage(),
+                app_state.catalog.prepare(),
                 app_state.job_runner.watch_jobs(),
                 *(pool.watch_replicas() for pool in app_state.pools.values()),
             )

@@ -1,7 +1,6 @@
 """Runs jobs: this gateway's own, and those whose runner has died."""
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -9,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from dreambooth_ray.config.serving import JobsConfig
-from dreambooth_ray.errors import ConfigError
 from serve.active_jobs import ActiveJob
 from serve.admission import Reservation
 from serve.api_errors import APIError, busy_error
@@ -18,11 +16,15 @@ from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import GenerationSpec, Upload
 from serve.image_service import ImageService
+from serve.job_state_writer import mark_cancelled, write_state
 from serve.job_store import JobRecord, JobState, JobStore, job_not_found_error, new_job_id
-from serve.webhooks import check_target
+from serve.poll_timer import PollTimer, log_failure
+from serve.webhooks import check_request
 
 _LOG = logging.getLogger("dreambooth.serve")
-_CHECK_INTERVAL_S = 1.0
+# With nothing to do a runner looks six times a minute: it is there for what others leave behind.
+_CHECK_INTERVAL_S, _IDLE_INTERVAL_S = 1.0, 10.0
+_FORGET_INTERVAL_S = 60.0
 _RETRY_S = 1.0
 WebhookNotifier = Callable[[str, dict[str, object]], Awaitable[bool]]
 
@@ -44,8 +46,9 @@ class JobRunner:
         self.owner = uuid.uuid4().hex
         self._active_jobs: dict[str, ActiveJob] = {}
         self._claim_lock = asyncio.Lock()
-        self._finished_ids: set[str] = set()
         self._num_open = 0
+        self._poll_timer = PollTimer(min(_CHECK_INTERVAL_S, config.lease_s / 4), _IDLE_INTERVAL_S)
+        self._next_forget_s = -float("inf")
 
     async def submit(
         self, caller: Caller, request: JobRequest | EditJobRequest, upload: Upload | None
@@ -54,7 +57,7 @@ class JobRunner:
         if request.stream:
             raise APIError(400, "invalid_value", "a job has no stream; ask for it", param="stream")
         if request.webhook_url:
-            await self._check_webhook(request.webhook_url)
+            await check_request(request.webhook_url, is_enabled=self._notify is not None)
         if self._num_open + 1 > self._config.waiting:
             raise busy_error(
                 f"{self._num_open} jobs wait and {self._config.waiting} is the most", 30.0
@@ -73,17 +76,9 @@ class JobRunner:
         )  # fmt: skip
         await asyncio.to_thread(self._job_store.add, record, upload)
         self._num_open += 1
+        self._poll_timer.wake()
         await self._claim_job(record)
         return await self.build_answer(record)
-
-    async def _check_webhook(self, url: str) -> None:
-        if self._notify is None:
-            text = "webhooks are off here: the endpoint has no signing secret"
-            raise APIError(400, "invalid_value", text, param="webhook_url")
-        try:
-            await asyncio.to_thread(check_target, url)
-        except ConfigError as error:
-            raise APIError(400, "invalid_value", str(error), param="webhook_url") from error
 
     async def find_job(self, caller: Caller, job_id: str) -> JobRecord:
         """A job of the caller's; raises APIError 404."""
@@ -122,58 +117,55 @@ class JobRunner:
         if active_job.task is not None:
             active_job.task.cancel()
             await asyncio.gather(active_job.task, return_exceptions=True)
-        await self._mark_cancelled(active_job.record.id)
-
-    async def _write_state(self, job_id: str, state: JobState) -> None:
-        """Write it to the end, though the task be cancelled: a thread can't be stopped half-way,
-        and must not write after the one that comes next."""
-        write_task = asyncio.create_task(
-            asyncio.to_thread(self._job_store.set_state, job_id, state)
-        )
-        try:
-            await asyncio.shield(write_task)
-        except asyncio.CancelledError:
-            await asyncio.wait([write_task])
-            raise
-
-    async def _mark_cancelled(self, job_id: str) -> JobState:
-        state = await asyncio.to_thread(self._job_store.read_state, job_id)
-        if state.finished_at is None:
-            update = {"status": "cancelled", "finished_at": time.time()}
-            state = state.model_copy(update=update)
-            await self._write_state(job_id, state)
-        return state
+        await mark_cancelled(self._job_store, active_job.record.id)
 
     async def watch_jobs(self) -> None:
         """Renew leases, write progress, take over what is orphaned, forget what is old."""
+        await asyncio.gather(self._sort_in_stored_jobs(), self._poll_jobs())
+
+    async def _sort_in_stored_jobs(self) -> None:
+        with log_failure("jobs.sort_failed"):
+            await asyncio.to_thread(self._job_store.sort_in_all, self._config.waiting)
+            self._poll_timer.wake()
+
+    async def _poll_jobs(self) -> None:
         while True:
-            try:
+            with log_failure("jobs.look_failed"):
                 await self.check_jobs()
-            except Exception as error:  # storage that is away comes back
-                _LOG.warning("jobs.look_failed", extra={"error": type(error).__name__})
-            await asyncio.sleep(min(_CHECK_INTERVAL_S, self._config.lease_s / 4))
+            await self._poll_timer.wait(bool(self._num_open or self._active_jobs))
 
     async def check_jobs(self) -> None:
-        """One round of `watch_jobs`."""
+        """One round of `watch_jobs`; looks at what is open, not at all that has ended."""
         for active_job in list(self._active_jobs.values()):
             await self._renew_lease(active_job)
-        job_ids = await asyncio.to_thread(self._job_store.list_ids)
-        self._num_open = len(set(job_ids) - self._finished_ids)
+        job_ids = await asyncio.to_thread(self._job_store.list_open_ids, self._config.waiting)
+        self._num_open = len(job_ids)
         for job_id in job_ids:
+            if len(self._active_jobs) >= self._config.concurrent:
+                break
             if job_id not in self._active_jobs:
                 await self._check_stored_job(job_id)
-        self._finished_ids &= set(job_ids)
         self._metrics.jobs.set(len(self._active_jobs))
+        await self._forget_ended()
 
     async def _check_stored_job(self, job_id: str) -> None:
-        with contextlib.suppress(APIError):
+        try:
             state = await asyncio.to_thread(self._job_store.read_state, job_id)
-            if state.is_over:
-                self._finished_ids.add(job_id)
-                if time.time() - (state.finished_at or 0) > self._config.keep_s:
-                    await asyncio.to_thread(self._job_store.remove, job_id)
-            elif len(self._active_jobs) < self._config.concurrent:
-                await self._claim_job(await asyncio.to_thread(self._job_store.read_record, job_id))
+            record = await asyncio.to_thread(self._job_store.read_record, job_id)
+        except APIError:  # removed by hand
+            await asyncio.to_thread(self._job_store.remove_open_mark, job_id)
+            return
+        if state.is_over:
+            await asyncio.to_thread(self._job_store.sort_in, job_id, state)
+        else:
+            await self._claim_job(record)
+
+    async def _forget_ended(self) -> None:
+        """Remove what ended longer ago than `keep_s`; asks once in a while."""
+        if time.monotonic() < self._next_forget_s:
+            return
+        self._next_forget_s = time.monotonic() + min(_FORGET_INTERVAL_S, self._config.keep_s / 4)
+        await asyncio.to_thread(self._job_store.forget_ended, time.time() - self._config.keep_s)
 
     async def _claim_job(self, record: JobRecord) -> None:
         async with self._claim_lock:
@@ -215,7 +207,7 @@ class JobRunner:
     async def _generate_images(self, active_job: ActiveJob, state: JobState) -> JobState:
         record, job_store = active_job.record, self._job_store
         if await asyncio.to_thread(job_store.is_cancelled, record.id):
-            return await self._mark_cancelled(record.id)
+            return await mark_cancelled(self._job_store, record.id)
         try:
             await self._generate_missing_images(active_job)
             update = {"status": "completed", "finished_at": time.time()}
@@ -223,7 +215,7 @@ class JobRunner:
             self._image_service.count_error(api_error)
             update = {"status": "failed", "finished_at": time.time(), **api_error.body}
         final_state = state.model_copy(update=update)
-        await self._write_state(record.id, final_state)
+        await write_state(self._job_store, record.id, final_state)
         return final_state
 
     async def _generate_missing_images(self, active_job: ActiveJob) -> None:
@@ -245,7 +237,7 @@ class JobRunner:
         try:
             queued_state = await asyncio.to_thread(job_store.read_state, record.id)
             running_state = queued_state.model_copy(update={"status": "running"})
-            await self._write_state(record.id, running_state)
+            await write_state(self._job_store, record.id, running_state)
             tasks += [
                 asyncio.create_task(self._generate_image(active_job, k, specs[k], reservation))
                 for k, reservation in zip(missing_indices, reservations, strict=True)
@@ -296,4 +288,4 @@ class JobRunner:
         event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": data}
         is_delivered = await self._notify(record.webhook_url, event)
         state = state.model_copy(update={"webhook": "delivered" if is_delivered else "failed"})
-        await self._write_state(record.id, state)
+        await write_state(self._job_store, record.id, state)

@@ -9,6 +9,9 @@ serve/jobs/{id}/
   cancel                  the caller wants no more of it
   0.png, 0.json ...       finished images and their receipts
   preview-0.png ...       the newest preview of each
+
+serve/jobs/open/{id}              there is something to do: what runners look at
+serve/jobs/ended/{seconds}-{id}   it ended then (Unix time): the oldest are forgotten first
 """
 
 import contextlib
@@ -37,6 +40,9 @@ from serve.generation_spec import EncodedImage, Upload
 FOLDER = "serve/jobs"
 _LEASE = re.compile(r"^lease-(\d{4})\.json$")
 _FILE = re.compile(r"^(preview-)?\d{1,3}\.(png|jpeg|webp)$")
+_OPEN, _ENDED = "open", "ended"
+_ENDED_NAME = re.compile(r"^(\d{12})-(job_[0-9a-f]{32})$")
+_MOST_A_LOOK, _ALL = 1000, 10**6
 
 
 class JobRecord(BaseModel):
@@ -96,19 +102,45 @@ class JobStore:
     def __init__(self, storage_uri: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = Store(storage_uri).sub(FOLDER), clock
 
-    def list_ids(self) -> list[str]:
-        """All jobs there are."""
-        return [n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)]
+    def list_open_ids(self, limit: int) -> list[str]:
+        """Jobs that are not over, in one request; `limit` of them at most."""
+        return [n for n in self._store.files_after(_OPEN, "", limit) if re.match(JOB_PATTERN, n)]
+
+    def list_ended(self, limit: int) -> list[tuple[str, float]]:
+        """Jobs that are over and not forgotten, and when they ended (Unix time), oldest first."""
+        matches = map(_ENDED_NAME.match, self._store.files_after(_ENDED, "", limit))
+        return [(m.group(2), float(m.group(1))) for m in matches if m]
+
+    def sort_in(self, job_id: str, state: JobState) -> None:
+        """Keep a job among the open ones until it is over, then among the ended; repeatable."""
+        if not state.is_over:
+            self._store.write(f"{_OPEN}/{job_id}", b"")
+            return
+        self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
+        self.remove_open_mark(job_id)
+
+    def remove_open_mark(self, job_id: str) -> None:
+        """Say that there is nothing to do for a job."""
+        self._store.remove_file(f"{_OPEN}/{job_id}")
+
+    def sort_in_all(self, max_open: int) -> None:
+        """`sort_in` for jobs of a version that did not, and for what a dead runner left between."""
+        ended_ids = {job_id for job_id, _ in self.list_ended(_ALL)}
+        job_ids = {n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)}
+        for job_id in job_ids - ended_ids - set(self.list_open_ids(max_open)):
+            with contextlib.suppress(APIError):
+                self.sort_in(job_id, self.read_state(job_id))
 
     def add(self, record: JobRecord, upload: Upload | None) -> None:
-        """A new job: its state is written last, and makes it count."""
+        """A new job: that it is open is written last, and makes it count."""
         if upload is not None:
             self._store.write(f"{record.id}/image", upload.image)
             if upload.mask is not None:
                 self._store.write(f"{record.id}/mask", upload.mask)
         self._store.write(f"{record.id}/request.json", record.model_dump_json().encode())
-        webhook = "pending" if record.webhook_url else None
-        self.set_state(record.id, JobState(webhook=webhook))
+        state = JobState(webhook="pending" if record.webhook_url else None)
+        self.set_state(record.id, state)
+        self.sort_in(record.id, state)
 
     def read_record(self, job_id: str) -> JobRecord:
         """raises APIError 404 if there is no such job."""
@@ -138,8 +170,10 @@ class JobStore:
             raise job_not_found_error(job_id) from error
 
     def set_state(self, job_id: str, state: JobState) -> None:
-        """Replace it."""
+        """Replace it; a job that is over with that is open no longer."""
         self._store.write(f"{job_id}/state.json", state.model_dump_json().encode())
+        if state.is_over:
+            self.sort_in(job_id, state)
 
     def set_progress(self, job_id: str, step: int, total: int, previews: dict[int, bytes]) -> None:
         """Write the steps of all its images, and new previews."""
@@ -200,10 +234,14 @@ class JobStore:
         self._store.write(self._lease_name(job_id, lease.number), self._encode_lease(lease.owner))
         return True
 
-    def remove(self, job_id: str) -> None:
-        """Forget it: what makes it known goes first."""
-        self._store.remove(f"{job_id}/request.json")
-        self._store.remove(job_id)
+    def forget_ended(self, before_s: float) -> None:
+        """Remove jobs that ended before a time: what makes them known first, their mark last."""
+        for job_id, ended_s in self.list_ended(_MOST_A_LOOK):
+            if ended_s > before_s:
+                return
+            self._store.remove_file(f"{job_id}/request.json")
+            self._store.remove(job_id)
+            self._store.remove_file(self._ended_name(job_id, ended_s))
 
     def build_answer(self, record: JobRecord, position: int | None) -> JobAnswer:
         """As GET /v1/jobs/{id} has it."""
@@ -242,6 +280,10 @@ class JobStore:
 
     def _encode_lease(self, owner: str, **extra_fields: str) -> bytes:
         return json.dumps({"owner": owner, "renewed_at": self._clock(), **extra_fields}).encode()
+
+    @staticmethod
+    def _ended_name(job_id: str, ended_s: float) -> str:
+        return f"{_ENDED}/{int(ended_s):012d}-{job_id}"
 
     @staticmethod
     def _lease_name(job_id: str, number: int) -> str:

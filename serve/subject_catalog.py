@@ -1,37 +1,38 @@
-"""What can be served: base models of the configuration, and the bundles committed in storage.
+"""What can be served: base models of the configuration, and the subjects of the storage's catalog.
 
-A bundle counts from the moment its manifest is there, and no longer than that.
+Nothing is listed to find a subject: its entry is one request, and its bundle's manifest another
+before it is drawn with. Storage is asked for nothing while nobody asks here.
 """
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dreambooth_ray.config.section import ID_PATTERN
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.manifest import MANIFEST
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, VersionRef
+from dreambooth_ray.storage.catalog_rebuild import is_complete, rebuild_catalog
 from dreambooth_ray.storage.store import Store
-from serve.api_errors import APIError, model_not_found_error
-from serve.api_messages import ModelAnswer
+from dreambooth_ray.storage.subject_version import SubjectVersion, is_id
+from serve.api_errors import APIError, model_not_found_error, storage_away_error
+from serve.api_messages import ModelAnswer, ModelsAnswer
+from serve.auth import Caller
+from serve.poll_timer import log_failure
 from serve.replica_messages import Artifact
+from serve.subject_lookup import SubjectLookup
+from serve.subject_pages import SubjectPages, find_position
 
 _LOG = logging.getLogger("dreambooth.serve")
-_ID = re.compile(ID_PATTERN)
-# Files a bundle may consist of: weights as safetensors alone, since a pickle can run code.
-_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
-_SUFFIXES = {".safetensors", ".json", ".txt", ".md", ".model"}
-_READERS = 16
-_MANIFEST_BYTES = 2**20
+# Storage that is away is not waited for by a request: what was read before stands.
+_PATIENCE_S = 2.0
+_TRIED_VERSIONS, _PAGES_AT_ONCE = 4, 4
+# Runs without entries, of earlier releases: so many are looked through by the endpoint itself.
+_MOST_RUNS_AT_START, _PREPARE_RETRY_S, _PREPARE_WAIT_S = 1000, 10.0, 5.0
 
 SubjectKind = Literal["base", "bundle", "adapter"]
 
@@ -40,8 +41,7 @@ SubjectKind = Literal["base", "bundle", "adapter"]
 class ServedSubject:
     """One version of a subject, or a base model.
 
-    version:  first 12 hex digits of the manifest's hash; empty for a base model
-    fault:    why it can't be used, or None
+    version: first 12 hex digits of the manifest's hash; empty for a base model
     """
 
     name: str
@@ -50,156 +50,171 @@ class ServedSubject:
     artifact: Artifact
     created: float
     prompt: str | None = None
-    fault: str | None = None
 
     @property
     def id(self) -> str:
         """As receipts name it: with its version."""
         return f"{self.name}@{self.version}" if self.version else self.name
 
-
-def parse_subject(run_id: str, manifest: bytes, default_created: float) -> ServedSubject | None:
-    """The subject a bundle's manifest describes; None if it is no manifest of a bundle.
-
-    default_created: seconds since the epoch, for manifests that do not say when they were made
-    """
-    digest = hashlib.sha256(manifest).hexdigest()
-    try:
-        content = json.loads(manifest)
-        about, files = content["about"], [str(f["name"]) for f in content["files"]]
-        kind, name = about["kind"], str(about.get("subject") or run_id)
-        created = float(about.get("created_at", default_created))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if kind not in ("bundle", "adapter") or not _ID.fullmatch(name):
-        return None
-    id_ = f"{name}@{digest[:12]}"
-    folder = f"{paths.run(run_id)}/{paths.BUNDLE}"
-    artifact = Artifact(id_, folder=folder, manifest_sha256=digest)
-    prompt = about.get("prompt")
-    return ServedSubject(
-        name, digest[:12], kind, artifact, created,
-        prompt if isinstance(prompt, str) else None, _find_fault(files),
-    )  # fmt: skip
-
-
-def _find_fault(files: list[str]) -> str | None:
-    for name in files:
-        if not _FILE.fullmatch(name) or ".." in name:
-            return "its manifest names a file outside the bundle"
-        # merges.txt, vocab.json and the like have suffixes; LICENSE has none and is harmless.
-        suffix = PurePosixPath(name).suffix
-        if suffix and suffix not in _SUFFIXES:
-            return (
-                f"it holds {PurePosixPath(name).name[:80]}; weights are read from safetensors alone"
-            )
-    return None
+    @classmethod
+    def from_version(cls, version: SubjectVersion) -> "ServedSubject":
+        """A committed version."""
+        artifact = Artifact(
+            f"{version.subject}@{version.version}",
+            folder=version.folder,
+            manifest_sha256=version.manifest_sha256,
+        )
+        return cls(
+            version.subject, version.version, version.kind, artifact, version.created_s,
+            version.prompt,
+        )  # fmt: skip
 
 
 class SubjectCatalog:
-    """All subjects, looked up in storage every `refresh_s`, and at once for an unknown name."""
+    """Finds subjects, and lists them page by page."""
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store, self._clock = Store(config.storage.uri), clock
-        self._refresh_s, self._refreshed_at_s = config.refresh_s, -float("inf")
+    def __init__(self, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._catalog = Catalog(Store(config.storage.uri), _PATIENCE_S)
+        self._lookup = SubjectLookup(self._catalog, config.refresh_s, clock)
+        self._pages = SubjectPages(self._catalog)
+        self._page_pool = ThreadPoolExecutor(_PAGES_AT_ONCE, "pages")
         self._bases = {
             name: ServedSubject(name, "", "base", Artifact(name, uri=uri), 0.0)
             for name, uri in config.models.items()
         }
-        self._subjects: dict[str, ServedSubject] = {}
-        self._subjects_by_run: dict[str, ServedSubject] = {}
-        self._refresh_lock = asyncio.Lock()
+        self._is_prepared = asyncio.Event()
+        self._is_prepared.set()
 
-    async def watch_storage(self) -> None:
-        """Keep the catalog fresh, for as long as the process lives."""
+    async def prepare(self) -> None:
+        """Make entries for the runs of earlier releases, where nobody has done so yet."""
+        self._is_prepared.clear()
         while True:
-            try:
-                await self.refresh(self._refresh_s)
-            except Exception as error:  # storage that is away comes back
-                _LOG.warning("subjects.refresh_failed", extra={"error": type(error).__name__})
-            await asyncio.sleep(self._refresh_s)
-
-    async def refresh(self, older_than_s: float = 0.0) -> None:
-        """Look into storage, unless that was done within the last `older_than_s`."""
-        async with self._refresh_lock:
-            if self._clock() - self._refreshed_at_s < older_than_s:
+            with log_failure("subjects.prepare_failed"):
+                await asyncio.to_thread(self._complete_catalog)
+                self._is_prepared.set()
                 return
-            self._subjects = await asyncio.to_thread(self._read_subjects)
-            self._refreshed_at_s = self._clock()
+            await asyncio.sleep(_PREPARE_RETRY_S)
 
-    def _read_subjects(self) -> dict[str, ServedSubject]:
-        run_ids = [n for n in self._store.names("runs") if _ID.fullmatch(n)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            subjects = [s for s in pool.map(self._read_subject, run_ids) if s is not None]
-        return {s.id: s for s in subjects}
+    def _complete_catalog(self) -> None:
+        if is_complete(self._catalog):
+            return
+        num_runs = len(self._catalog.store.names("runs", limit=_MOST_RUNS_AT_START + 1))
+        if num_runs <= _MOST_RUNS_AT_START:
+            rebuild_catalog(self._catalog)
+        else:
+            _LOG.warning(
+                f"subjects.catalog_incomplete: more than {_MOST_RUNS_AT_START} runs, and those of "
+                "earlier releases have no entries; run once: dreambooth catalog rebuild "
+                f"{self._catalog.store.uri}"
+            )
 
-    def _read_subject(self, run_id: str) -> ServedSubject | None:
-        name = f"{paths.run(run_id)}/{paths.BUNDLE}/{MANIFEST}"
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            manifest = self._store.read(name)
-            if len(manifest) > _MANIFEST_BYTES:
-                return None
-            subject = self._subjects_by_run.get(run_id)
-            digest = hashlib.sha256(manifest).hexdigest()
-            if subject is None or subject.artifact.manifest_sha256 != digest:
-                subject = parse_subject(run_id, manifest, time.time())
-                if subject is not None:
-                    self._subjects_by_run[run_id] = subject
-            return subject
-        return None
+    async def _wait_until_prepared(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_prepared.wait(), _PREPARE_WAIT_S)
 
     async def resolve(self, model: str | None, is_allowed: Callable[[str], bool]) -> ServedSubject:
         """The subject of a model id; the first base model if none is given.
 
         is_allowed(name): whether the caller may see a subject
-        raises: APIError 404 for what is unknown and what is not the caller's, 422 if unusable
+        raises: APIError 404 for what is unknown and what is not the caller's, 422 if unusable, 503
+            if storage does not answer and the subject was not looked up before
         """
         model_id = model or next(iter(self._bases))
-        if self._find_subject(model_id) is None:
-            # Perhaps committed a moment ago; a second read at most every half second.
-            with contextlib.suppress(OSError):
-                await self.refresh(0.5)
-        subject = self._find_subject(model_id)
-        if subject is None or not is_allowed(subject.name):
+        name, _, version = model_id.partition("@")
+        if not is_id(name) or not is_allowed(name):
             raise model_not_found_error(model_id)
-        if subject.fault:
-            text = f"model={subject.id!r} can't be used: {subject.fault}; commit the bundle anew"
-            raise APIError(422, "model_unusable", text, param="model")
-        return subject
+        if model_id in self._bases:
+            return self._bases[model_id]
+        for ref in await self._find_versions(name, version):
+            committed = await self._lookup.read_bundle(ref)
+            if committed is None or committed.subject != name:
+                continue  # deleted by hand: an older version may be there
+            if committed.fault:
+                text = (
+                    f"model={model_id!r} can't be used: {committed.fault}; commit the bundle anew"
+                )
+                raise APIError(422, "model_unusable", text, param="model")
+            return ServedSubject.from_version(committed)
+        raise model_not_found_error(model_id)
 
-    def _find_subject(self, model: str) -> ServedSubject | None:
-        if model in self._bases:
-            return self._bases[model]
-        if "@" in model:
-            return self._subjects.get(model)
-        versions = self.list_versions(model)
-        return versions[0] if versions else None
+    async def _find_versions(self, name: str, version: str) -> list[VersionRef]:
+        """Versions to try in turn: one if it is named, else the newest."""
+        entry = await self._lookup.read_entry(name)
+        if entry is None and not self._is_prepared.is_set():
+            await self._wait_until_prepared()
+            entry = await self._lookup.read_entry(name)
+        refs = list(entry.versions) if entry else []
+        return [r for r in refs if r.version == version] if version else refs[:_TRIED_VERSIONS]
 
-    def list_versions(self, name: str) -> list[ServedSubject]:
-        """All versions of a subject, newest first."""
-        subjects = [s for s in self._subjects.values() if s.name == name]
-        return sorted(subjects, key=lambda s: (s.created, s.artifact.folder or ""), reverse=True)
+    async def find_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
+        """A model as GET /v1/models/{model} has it; raises APIError as `resolve`."""
+        subject = await self.resolve(model, is_allowed)
+        if subject.kind == "base":
+            return _build_answer(subject)
+        entry = await self._lookup.read_entry(subject.name)
+        return _build_answer(subject, entry.versions if entry else ())
 
-    def list_answers(self, is_allowed: Callable[[str], bool]) -> list[ModelAnswer]:
-        """What a caller may use: base models, then each subject's newest version."""
-        names = sorted({s.name for s in self._subjects.values()} - set(self._bases))
-        subjects = [*self._bases.values(), *(self.list_versions(name)[0] for name in names)]
-        return [self.build_answer(s) for s in subjects if is_allowed(s.name) and s.fault is None]
+    async def list_page(self, limit: int, after: str | None, caller: Caller) -> ModelsAnswer:
+        """What a caller may use: base models, then subjects in the catalog's order.
 
-    def build_answer(self, subject: ServedSubject) -> ModelAnswer:
-        """As GET /v1/models has it."""
-        optional_fields: dict[str, Any] = {}
-        if subject.kind != "base":
-            optional_fields["versions"] = [s.id for s in self.list_versions(subject.name)]
-        return ModelAnswer(
-            id=subject.name,
-            created=int(subject.created),
-            owned_by="dreambooth",
-            kind=subject.kind,
-            prompt=subject.prompt,
-            **optional_fields,
+        after: the `last_id` of the page before
+        raises: APIError 400 for an `after` that can't be one, 503 if storage does not answer
+        """
+        await self._wait_until_prepared()
+        bases, start = self._find_start(after)
+        base_names = [name for name in bases if caller.may_see(name)]
+        answers = [_build_answer(self._bases[name]) for name in base_names[:limit]]
+        cursor: str | None = base_names[limit - 1] if len(base_names) > limit else None
+        if cursor is None:
+            entries, cursor = await self._read_page(start, limit - len(base_names), caller)
+            subjects = [(ServedSubject.from_version(e.newest), e) for e in entries]
+            answers += [_build_answer(s, e.versions) for s, e in subjects if e.newest.fault is None]
+        last_shown = answers[-1].id if answers else None
+        return ModelsAnswer(
+            data=answers,
+            has_more=cursor is not None,
+            first_id=answers[0].id if answers else None,
+            last_id=cursor or last_shown,
         )
+
+    def _find_start(self, after: str | None) -> tuple[list[str], str]:
+        """Base models that follow, and where subjects begin."""
+        bases = list(self._bases)
+        if after is None:
+            return bases, ""
+        if after in self._bases:
+            return bases[bases.index(after) + 1 :], ""
+        start = find_position(after)
+        if start is None:
+            text = f"after={after[:120]!r} is no model; give the last_id of the page before"
+            raise APIError(400, "invalid_value", text, param="after")
+        return [], start
+
+    async def _read_page(
+        self, start: str, limit: int, caller: Caller
+    ) -> tuple[list[CatalogEntry], str | None]:
+        def read() -> tuple[list[CatalogEntry], str | None]:
+            names, cursor = self._pages.list_subjects(
+                start, limit, caller, self._bases.__contains__
+            )
+            return self._pages.read_entries(names), cursor
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._page_pool, read)
+        except (StorageError, OSError) as error:
+            raise storage_away_error() from error
+
+
+def _build_answer(subject: ServedSubject, versions: tuple[VersionRef, ...] = ()) -> ModelAnswer:
+    """As GET /v1/models has it."""
+    optional_fields: dict[str, Any] = {}
+    if subject.kind != "base":
+        optional_fields["versions"] = [f"{subject.name}@{ref.version}" for ref in versions]
+    return ModelAnswer(
+        id=subject.name,
+        created=int(subject.created),
+        owned_by="dreambooth",
+        kind=subject.kind,
+        prompt=subject.prompt,
+        **optional_fields,
+    )

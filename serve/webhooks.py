@@ -15,6 +15,7 @@ from standardwebhooks import Webhook
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from dreambooth_ray.errors import ConfigError
+from serve.api_errors import APIError
 
 _LOG = logging.getLogger("dreambooth.serve")
 _TIMEOUT_S = 10.0
@@ -47,6 +48,17 @@ def check_secret(secret: str, name: str) -> str:
             "example what `openssl rand -base64 32` prints"
         ) from error
     return secret
+
+
+async def check_request(url: str, *, is_enabled: bool) -> None:
+    """Whether a job may have this webhook; raises APIError 400."""
+    if not is_enabled:
+        text = "webhooks are off here: the endpoint has no signing secret"
+        raise APIError(400, "invalid_value", text, param="webhook_url")
+    try:
+        await asyncio.to_thread(check_target, url)
+    except ConfigError as error:
+        raise APIError(400, "invalid_value", str(error), param="webhook_url") from error
 
 
 def check_target(url: str) -> str:

@@ -45,8 +45,8 @@ _LAYOUT: dict[str, re.Pattern[str]] = {
     "manifest": re.compile(r"/manifest\.json$"),
     "pointer": re.compile(r"/checkpoints/[^/]*\.json$|/chunk-\d+\.json$|/photographs/[^/]*\.json$"),
     "checkpoints": re.compile(r"/checkpoints/?$"),
-    "job": re.compile(r"^serve/jobs(/|$)"),
-    "catalog": re.compile(r"/?catalog(/|$)"),
+    "job": re.compile(r"(^|/)serve/jobs(/|$)"),
+    "catalog": re.compile(r"(^|/)catalog(_versions)?(/|$)|/catalog_complete\.json$"),
     "data": re.compile(""),
 }
 Rule = Callable[["Request"], bool]

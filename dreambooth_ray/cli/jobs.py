@@ -95,24 +95,37 @@ def stop(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> No
     print(f"{run} stopped")
 
 
-def ls(cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
-    """List the runs of a cluster: run id, state of its job, step, URI."""
-    from dreambooth_ray.errors import DreamBoothError
-    from dreambooth_ray.runs import is_finished
+def ls(
+    cluster: Annotated[str, typer.Option(help="runs of this cluster, newest first")] = "",
+    storage: Annotated[str, typer.Option(help="instead of a cluster: all runs in storage")] = "",
+    filter: Annotated[
+        str, typer.Option("--filter", "--subject", help="part of a run id, or a pattern with *")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="runs at most")] = 50,
+    after: Annotated[str, typer.Option(help="run id to go on after: the last one shown")] = "",
+    clusters: Clusters = CLUSTERS_FILE,
+) -> None:
+    """List runs of a cluster or a storage: run id, state, step of the checkpoint, URI."""
+    from dreambooth_ray.run_listing import select_page, summarize_runs
+    from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
-    from dreambooth_ray.training.checkpoint.retention import committed_steps
-    from dreambooth_ray.training.stop_request import is_stop_requested
 
-    _, jobs = _connect_to_cluster(cluster, clusters)
-    for run in jobs.runs():
-        try:
-            store = Store(run.run_uri)
-            step = (committed_steps(store) or [0])[-1]
-            is_stopped = is_stop_requested(store)
-            state = "finished" if is_finished(store) else "stopped" if is_stopped else run.state
-        except (DreamBoothError, OSError):
-            step, state = 0, f"{run.state} (storage does not answer)"
-        print(f"{run.run_id}\t{state}\tcheckpoint {step}\t{run.run_uri}")
+    if bool(cluster) == bool(storage):
+        raise ConfigError("ls lists a cluster or a storage; give --cluster NAME or --storage URI")
+    if storage:
+        store = Store(storage)
+        uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
+        states = dict.fromkeys(uris.values(), "unfinished")
+    else:
+        jobs = _connect_to_cluster(cluster, clusters)[1].runs()
+        uris = {job.run_id: job.run_uri for job in jobs}
+        states = {job.run_uri: job.state for job in jobs}
+    run_ids, has_more = select_page(uris, filter, after, limit)
+    summaries = summarize_runs([uris[run_id] for run_id in run_ids], states.__getitem__)
+    for run_id, summary in zip(run_ids, summaries, strict=True):
+        print(f"{run_id}\t{summary.state}\tcheckpoint {summary.step}\t{uris[run_id]}")
+    if has_more:
+        print(f"more: --after {run_ids[-1]}", file=sys.stderr)
 
 
 def resume_on(run: str, cluster: str, clusters: Path) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from dreambooth_ray.cli import (
     bench,
+    catalog,
     cluster,
     demo,
     doctor,
@@ -44,7 +45,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Train": [train.train, train.resume, fleet.fleet],
     "Look": [generate.generate, evaluate.evaluate, export.export],
     "Keep": [gc.gc],
-    "Serve": [serve.serve, serve.key],
+    "Serve": [serve.serve, serve.key, catalog.app],
     "Cluster": [jobs.submit, jobs.watch, jobs.logs, jobs.stop, jobs.ls, cluster.app],
     "Measure": [bench.app],
 }

@@ -133,7 +133,9 @@ class ServeConfig(Section):
     )
     safety: SafetyConfig = SafetyConfig()
     provenance: ProvenanceConfig = ProvenanceConfig()
-    refresh_s: float = Field(2.0, gt=0, description="how often storage is looked at for subjects")
+    refresh_s: float = Field(
+        2.0, gt=0, description="how long a subject's entry, or that there is none, is believed"
+    )
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import local_files, s3_calls, transfer
+from dreambooth_ray.storage.ordered_listing import list_after
 from dreambooth_ray.storage.retry import (
     PATIENCE_S,
     explain_local_error,
@@ -123,12 +124,15 @@ class Store:
             return self._call_storage(lambda: s3_calls.has_file(self._fs, path))
         return bool(self._call_storage(lambda: self._fs.isfile(path)))
 
-    def read(self, name: str) -> bytes:
-        """Content of a file; raises FileNotFoundError. One request."""
+    def read(self, name: str, patience_s: float = PATIENCE_S) -> bytes:
+        """Content of a file; raises FileNotFoundError. One request.
+
+        patience_s: how long remote storage that is away is waited for
+        """
         path = self._full_path(name)
         if self.is_s3:
-            return self._call_storage(lambda: s3_calls.read_file(self._fs, path))
-        return bytes(self._call_storage(lambda: self._fs.cat_file(path)))
+            return self._call_storage(lambda: s3_calls.read_file(self._fs, path), patience_s)
+        return bytes(self._call_storage(lambda: self._fs.cat_file(path), patience_s))
 
     def read_from(self, name: str, start: int) -> bytes:
         """Content of a file from byte `start` on, b"" beyond its end; raises FileNotFoundError."""
@@ -282,6 +286,17 @@ class Store:
         """Remove a file, if there. One request."""
         with suppress(FileNotFoundError, NotADirectoryError):
             self._call_storage(lambda: self._fs.rm_file(self._full_path(name)))
+
+    def files_after(
+        self, folder: str, after: str = "", limit: int = 1000, patience_s: float = PATIENCE_S
+    ) -> list[str]:
+        """Up to `limit` files at any depth below `folder` whose names come after `after`, in order.
+
+        Names are relative to `folder` and ordered by their bytes. On S3 it is one request for each
+        1,000, however many files there are; elsewhere one for each folder that the answer lies in.
+        """
+        path = self._full_path(folder)
+        return self._call_storage(lambda: list_after(self._fs, path, after, limit), patience_s)
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there."""

@@ -1,6 +1,7 @@
 // The public API and nothing else: what this page does, any client can do.
 
 const KEY = "dreambooth-key";
+const PAGES = 5;
 
 export class ApiError extends Error {
   constructor(status, body) {
@@ -31,9 +32,23 @@ async function checked(answer) {
   throw new ApiError(answer.status, body);
 }
 
+// The first of all models, and whether there are more than a list of choices can hold.
 export async function models() {
-  const answer = await checked(await fetch("/v1/models", { headers: headers() }));
-  return (await answer.json()).data;
+  const found = [];
+  let after = "";
+  for (let page = 0; page < PAGES; page += 1) {
+    const answer = await checked(await fetch(`/v1/models?limit=100${after}`, { headers: headers() }));
+    const { data, has_more, last_id } = await answer.json();
+    found.push(...data);
+    if (!has_more) return { found, more: false };
+    after = `&after=${encodeURIComponent(last_id)}`;
+  }
+  return { found, more: true };
+}
+
+export async function model(id) {
+  const path = `/v1/models/${encodeURIComponent(id)}`;
+  return (await checked(await fetch(path, { headers: headers() }))).json();
 }
 
 // Yields {step, total}, {position}, {preview: data URL} and at last {image: data URL, receipt}.

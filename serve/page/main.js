@@ -1,36 +1,59 @@
 // The page: a form, the pictures being drawn, the pictures that are kept.
 
-import { ApiError, draw, models, useKey } from "./api.js";
+import { ApiError, draw, model, models, useKey } from "./api.js";
 import { all, card, empty, forget, keep, make, samplingParams } from "./gallery.js";
 
 const $ = (id) => document.getElementById(id);
+const OTHER = "?";
 let running = null;
+// Of each subject, the prompt that it was trained with.
+let prompts = {};
 // Sampling parameters of the receipt in the form, those without a field of their own.
 let carried = {};
 
 async function showModels() {
   try {
-    const found = await models();
+    const { found, more } = await models();
+    prompts = Object.fromEntries(found.map((m) => [m.id, m.prompt]));
     for (const select of [$("model"), $("model2")]) {
       const before = select.value;
-      select.replaceChildren(...found.map((m) => make("option", { value: m.id, textContent: m.id })));
+      select.replaceChildren(...found.map((m) => option(m.id)));
+      if (more) select.append(make("option", { value: OTHER, textContent: "another, by its name …" }));
       if (found.some((m) => m.id === before)) select.value = before;
+      select.onchange = () => choose(select);
     }
     $("locked").hidden = true;
-    suggest(found);
+    suggest();
   } catch (error) {
     tell(error);
   }
 }
 
+const option = (id) => make("option", { value: id, textContent: id });
+
+// Of more subjects than a list can hold, one is named; the endpoint says whether it is there.
+async function choose(select) {
+  if (select.value === OTHER) {
+    const id = (window.prompt("Which subject?") ?? "").trim();
+    select.selectedIndex = 0;
+    if (id) {
+      try {
+        const found = await model(id);
+        prompts[id] = found.prompt;
+        if (![...select.options].some((o) => o.value === id)) select.prepend(option(id));
+        select.value = id;
+        $("message").textContent = "";
+      } catch (error) {
+        tell(error);
+      }
+    }
+  }
+  suggest();
+}
+
 // A subject's own prompt, so that its rare word need not be known by heart.
-function suggest(found) {
-  const known = Object.fromEntries(found.map((m) => [m.id, m.prompt]));
-  const show = () => {
-    $("prompt").placeholder = known[$("model").value] ?? "a red robot on the beach";
-  };
-  $("model").onchange = show;
-  show();
+function suggest() {
+  $("prompt").placeholder = prompts[$("model").value] ?? "a red robot on the beach";
 }
 
 function tell(error) {

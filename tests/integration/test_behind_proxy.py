@@ -13,6 +13,8 @@ from dreambooth_ray.data.prior_set import PriorRecord, read_records
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.priors.generation import committed_chunks
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.catalog import Catalog, publish_run, withdraw_run
+from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import download, retention
@@ -104,9 +106,9 @@ def test_a_job_is_done_once(faulty_uri: str) -> None:
     assert jobs.renew(job_id, lease)
     jobs.set_progress(job_id, 3, 10, {0: b"preview"})
     jobs.set_state(job_id, JobState(status="completed", finished_at=2.0))
-    assert jobs.list_ids() == [job_id]
+    assert (jobs.list_open_ids(9), jobs.list_ended(9)) == ([], [(job_id, 2.0)])
     assert jobs.build_answer(jobs.read_record(job_id), None).status == "completed"
-    jobs.remove(job_id)
+    jobs.forget_ended(before_s=3.0)
     with pytest.raises(APIError, match="is not known"):
         jobs.read_record(job_id)
 
@@ -114,14 +116,27 @@ def test_a_job_is_done_once(faulty_uri: str) -> None:
 def test_a_bundle_is_found_by_the_catalog(faulty_uri: str, tmp_path: Path) -> None:
     store = Store(faulty_uri)
     folder = files_of(tmp_path / "in", **{"model_index.json": "{}"})
-    for number in range(4):
-        about: dict[str, object] = {"kind": "bundle", "subject": f"robot-{number}"}
-        manifest.publish_folder(store, f"runs/r{number}/{paths.BUNDLE}", folder, about)
-    config = ServeConfig.model_validate({"storage": {"uri": faulty_uri}})
-    catalog = SubjectCatalog(config)
-    asyncio.run(catalog.refresh())
-    for number in range(4):
-        assert asyncio.run(catalog.resolve(f"robot-{number}", lambda _: True)).kind == "bundle"
+    for number in range(6):
+        about: dict[str, object] = {"kind": "bundle", "subject": f"robot-{number % 3}"}
+        run = store.sub(f"runs/r{number}")
+        manifest.publish_folder(run, paths.BUNDLE, folder, about | {"created_at": number})
+        publish_run(run)
+    withdraw_run(store.sub("runs/r0"))
+    withdraw_run(store.sub("runs/r3"))
+    subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": faulty_uri}}))
+
+    async def resolve(name: str) -> str | None:
+        return (await subjects.resolve(name, lambda _: True)).artifact.folder
+
+    with pytest.raises(APIError, match="is not served here"):
+        asyncio.run(resolve("robot-0"))
+    assert [asyncio.run(resolve(f"robot-{k}")) for k in (1, 2)] == [
+        "runs/r4/bundle",
+        "runs/r5/bundle",
+    ]
+    assert sorted(Catalog(store).list_subjects()) == ["robot-1", "robot-2"]
+    report = rebuild_catalog(Catalog(store))
+    assert (report.num_added, report.num_removed) == (2, 0)
 
 
 def test_a_schedule_is_the_same_for_the_same_seed() -> None:

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
+from dreambooth_ray.config.machines import StorageConfig
 from dreambooth_ray.config.serving import AuthConfig, ServeConfig
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.catalog import publish_run
+from dreambooth_ray.storage.store import Store
 from serve.auth import new_key
 from serve.image_files import read_receipt
 from serve.replica import Replica
 from tests.integration.conftest import kill_tree, start_dreambooth
 from tests.integration.site import Site
 from tests.integration.test_serve import wait_for_address
+from tests.unit.serve.test_subject_pages import write_entries
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the test extra is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -265,3 +270,34 @@ def test_the_page_of_dreambooth_serve(browser: Any, tmp_path: Path) -> None:
     finally:
         context.close()
         kill_tree(process)
+
+
+def test_of_more_subjects_than_a_list_holds_one_is_named(
+    browser: Any, config: ServeConfig, replica: Replica, tmp_path: Path
+) -> None:
+    storage = Store(str(tmp_path))
+    write_entries(str(tmp_path), {f"dog-{k}" for k in range(600)})
+    run = storage.sub("runs/zebra")
+    run.write(
+        "bundle/manifest.json",
+        b'{"about": {"kind": "bundle", "prompt": "a sks zebra"}, "files": []}',
+    )
+    publish_run(run)
+    storage.write(paths.CATALOG_COMPLETE, b"{}")
+    many = config.model_copy(update={"storage": StorageConfig(uri=str(tmp_path))})
+    with Site(many, replica) as site:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        open_page(page, site.address)
+        assert page.locator("#model option").count() == 501
+        for name, prompt in (("nobody", ROBOT), ("zebra", "a sks zebra")):
+            page.once("dialog", lambda dialog, name=name: dialog.accept(name))
+            page.select_option("#model", "?")
+            page.wait_for_function(
+                "([name, prompt]) => document.getElementById('prompt').placeholder === prompt"
+                " && (document.getElementById('model').value === name"
+                " || document.getElementById('message').textContent.includes(name))",
+                arg=[name, prompt],
+            )
+        assert page.input_value("#model") == "zebra"
+        page.close()

@@ -1,6 +1,7 @@
 """`dreambooth serve` as a process, and OpenAI's own client against it."""
 
 import base64
+import contextlib
 import io
 import re
 import shutil
@@ -17,7 +18,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.runs import delete_run
 from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
 from tests.integration.conftest import kill_tree, start_dreambooth
 
@@ -117,21 +120,55 @@ def test_the_openai_client_sees_that_others_are_before_it(endpoint: Endpoint) ->
 
 def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: Endpoint) -> None:
     client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-dog")
+    # An unknown name is remembered, and the commit is seen all the same.
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("my-dog")
     manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
-    committed = time.monotonic()
-    while "my-dog" not in [m.id for m in client.models.list()]:
-        assert time.monotonic() - committed < 60
+    publish_run(store)
+    assert [m.id for m in client.models.list()] == ["toyworld", "my-dog"]
+    first = client.models.list(extra_query={"limit": 1})
+    assert ([m.id for m in first.data], first.has_more) == (["toyworld"], True)  # type: ignore[attr-defined]
+    last_id = first.last_id  # type: ignore[attr-defined]
+    rest = client.models.list(extra_query={"limit": 1, "after": last_id})
+    assert ([m.id for m in rest.data], rest.has_more) == (["my-dog"], False)  # type: ignore[attr-defined]
+    wait_until_found(client, "my-dog")
     images = client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
     assert images.data is not None
     plain = client.images.generate(model="toyworld", prompt="a red robot", extra_body=QUICK)
     assert plain.data is not None
     # The same weights under another name.
     assert image(images.data[0].b64_json).tobytes() == image(plain.data[0].b64_json).tobytes()
-    shutil.rmtree(endpoint.storage / "runs/my-dog")
-    while "my-dog" in [m.id for m in client.models.list()]:
-        assert time.monotonic() - committed < 120
+    delete_run(store)
+    assert [m.id for m in client.models.list()] == ["toyworld"]
+    wait_until_lost(client, "my-dog")
     with pytest.raises(openai.NotFoundError):
         client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
+
+
+def test_a_subject_whose_files_are_removed_by_hand_is_refused(endpoint: Endpoint) -> None:
+    client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-cat")
+    manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
+    publish_run(store)
+    wait_until_found(client, "my-cat")
+    shutil.rmtree(endpoint.storage / "runs/my-cat")
+    wait_until_lost(client, "my-cat")
+
+
+def wait_until_found(client: openai.OpenAI, model: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.models.retrieve(model)
+            return
+        except openai.NotFoundError:
+            assert time.monotonic() < deadline
+
+
+def wait_until_lost(client: openai.OpenAI, model: str) -> None:
+    deadline = time.monotonic() + 120
+    with contextlib.suppress(openai.NotFoundError):
+        while client.models.retrieve(model):
+            assert time.monotonic() < deadline
 
 
 def test_a_reader_who_goes_away_frees_the_place(endpoint: Endpoint) -> None:

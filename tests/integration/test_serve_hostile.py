@@ -23,6 +23,7 @@ from schemathesis.checks import not_a_server_error
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
 from serve.deployment import build_app_state
 from serve.gateway import create_app
@@ -119,6 +120,8 @@ def test_bundles_that_are_traps(address: str, storage: Path) -> None:
     weights = storage / "aside/damaged/bundle/vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     (storage / "aside").rename(storage / "runs")
+    for run_id in ("pickled", "damaged"):
+        publish_run(store.sub(f"runs/{run_id}"))
     codes = {"pickled": "model_unusable", "damaged": "model_damaged"}
     for model_id, code in codes.items():
         body = {"prompt": "x", "model": model_id, "num_inference_steps": 1}

@@ -19,6 +19,8 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.storage.catalog import Catalog
+from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
 from dreambooth_ray.storage.store import Store
 from serve.deployment import build_app_state
 from serve.gateway import create_app
@@ -84,7 +86,12 @@ def test_an_adapter_samples_what_it_did(stored: Path) -> None:
         assert np.abs(np.asarray(image).astype(int) - np.asarray(output.image)).max() <= 1
 
 
-def test_a_subject_is_served(stored: Path) -> None:
+@pytest.mark.parametrize("is_rebuilt", [False, True])
+def test_a_subject_is_served(stored: Path, is_rebuilt: bool) -> None:
+    """Without a step of its own where runs are few; else after `dreambooth catalog rebuild`."""
+    if is_rebuilt:
+        report = rebuild_catalog(Catalog(Store(str(stored / "storage"))))
+        assert report.num_subjects == 2
     config = ServeConfig.model_validate(
         {
             "storage": {"uri": str(stored / "storage")},

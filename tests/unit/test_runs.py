@@ -6,8 +6,11 @@ import pytest
 
 from dreambooth_ray.config.load import dump_config, override_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.runs import find_run, open_run, read_run_config
+from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
+from dreambooth_ray.runs import delete_run, find_run, is_finished, open_run, read_run_config
+from dreambooth_ray.storage.catalog import Catalog, publish_run
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import read_end, write_end
 
 
@@ -28,6 +31,31 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     write_end(run, 5)
     assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
     assert read_end(run) is None
+
+
+def _commit(run: Store) -> Catalog:
+    run.write("bundle/manifest.json", b'{"about": {"kind": "bundle"}, "files": []}')
+    publish_run(run)
+    return Catalog(Store(run.uri.rpartition("/runs/")[0]))
+
+
+def test_a_run_that_starts_anew_is_served_no_longer(config: Config) -> None:
+    catalog = _commit(open_run(config))
+    assert catalog.list_subjects() == ["one"]
+    run = open_run(override_config(config, ["train.lr=1e-3"]), force=True)
+    assert catalog.list_subjects() == [] and not is_finished(run)
+
+
+def test_a_deleted_run_leaves_nothing(config: Config, tmp_path: Path) -> None:
+    run = open_run(config)
+    catalog = _commit(run)
+    holder = LeaseKeeper(LeaseWaiter(run_leases(run), lease_s=60.0), print)
+    with holder, pytest.raises(StorageError, match="is being trained by"):
+        delete_run(run)
+    assert catalog.list_subjects() == ["one"]
+    delete_run(run)
+    assert catalog.list_subjects() == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_where_a_run_works_may_change(config: Config) -> None:

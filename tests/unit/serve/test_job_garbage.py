@@ -10,8 +10,6 @@ from serve.api_messages import GenerationRequest
 from serve.job_garbage import ENDED_S, find_job_garbage
 from serve.job_store import FOLDER, JobRecord, JobState, JobStore, new_job_id
 
-NOW_S = time.time() + 60
-
 
 def add_job(storage: Store, finished_at: float | None) -> str:
     jobs, job_id = JobStore(storage.uri), new_job_id()
@@ -23,19 +21,20 @@ def add_job(storage: Store, finished_at: float | None) -> str:
 
 
 def test_jobs_that_ended_long_ago_and_halves_are_garbage(tmp_path: Path) -> None:
-    storage = Store(str(tmp_path))
-    old = add_job(storage, NOW_S - 2 * ENDED_S)
-    kept = [add_job(storage, NOW_S - 100), add_job(storage, None)]
+    # A minute from now, as the test runs: collecting a whole suite takes longer.
+    storage, now_s = Store(str(tmp_path)), time.time() + 60
+    old = add_job(storage, now_s - 2 * ENDED_S)
+    kept = [add_job(storage, now_s - 100), add_job(storage, None)]
     half = new_job_id()
     storage.write(f"{FOLDER}/{half}/image", b"upload")
-    items = list(find_job_garbage(storage, NOW_S, NOW_S))
+    items = list(find_job_garbage(storage, now_s, now_s))
     assert {item.name.removeprefix(f"{FOLDER}/"): item.reason for item in items} == {
         old: "a job that ended long ago",
         half: "half a job",
     }
-    assert list(find_job_garbage(storage, NOW_S - 3600, NOW_S)) == []
-    assert all(remove_garbage(storage, item, NOW_S) for item in items)
-    assert list(find_job_garbage(storage, NOW_S, NOW_S)) == []
+    assert list(find_job_garbage(storage, now_s - 3600, now_s)) == []
+    assert all(remove_garbage(storage, item, now_s) for item in items)
+    assert list(find_job_garbage(storage, now_s, now_s)) == []
     with pytest.raises(APIError):
         JobStore(storage.uri).read_record(old)
     left = [path.name for path in tmp_path.rglob("*")]

@@ -12,9 +12,10 @@ from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.subject_version import parse_version
 from serve.model_cache import ModelCache, estimate_loaded_bytes
 from serve.replica_messages import Artifact
-from serve.subject_catalog import parse_subject
+from serve.subject_catalog import ServedSubject
 
 
 def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
@@ -27,9 +28,9 @@ def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
 def _publish(tmp_path: Path, run_id: str, model: Path) -> Artifact:
     store = Store(str(tmp_path)).sub(f"runs/{run_id}")
     text = manifest.publish_folder(store, "bundle", model, {"kind": "bundle"})
-    subject = parse_subject(run_id, text, 0.0)
-    assert subject is not None
-    return subject.artifact
+    version = parse_version(run_id, text)
+    assert version is not None
+    return ServedSubject.from_version(version).artifact
 
 
 def test_bytes_are_those_of_the_loaded_weights(toy_model: Path) -> None:
@@ -120,6 +121,6 @@ def _publish_adapter(
     text = manifest.publish_folder(
         Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about
     )
-    subject = parse_subject(run_id, text, 0.0)
-    assert subject is not None
-    return subject.artifact
+    version = parse_version(run_id, text)
+    assert version is not None
+    return ServedSubject.from_version(version).artifact

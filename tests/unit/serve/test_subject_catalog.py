@@ -1,54 +1,93 @@
 import asyncio
 import json
+import shutil
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
 
 from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.catalog import Catalog, entry_name, publish_run, withdraw_run
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.subject_version import parse_version
 from serve.api_errors import APIError
-from serve.subject_catalog import SubjectCatalog, parse_subject
+from serve.auth import APIKey, Caller
+from serve.subject_catalog import SubjectCatalog
+
+EVERYBODY = Caller("address:x", None)
 
 
-def _commit(
+def _run(storage: Path, run_id: str) -> Store:
+    return Store(str(storage)).sub(f"runs/{run_id}")
+
+
+def _write_bundle(
     storage: Path, run_id: str, files: tuple[str, ...] = ("unet/a.safetensors",), **about: object
-) -> None:
-    folder = storage / "runs" / run_id / "bundle"
-    folder.mkdir(parents=True, exist_ok=True)
+) -> Store:
     content = {
         "about": {"kind": "bundle", "prompt": "a sks dog", **about},
         "files": [{"name": n, "size_bytes": 1, "sha256": "0" * 64} for n in files],
     }
-    (folder / "manifest.json").write_text(json.dumps(content))
+    run = _run(storage, run_id)
+    run.write("bundle/manifest.json", json.dumps(content).encode())
+    return run
 
 
-def _catalog(tmp_path: Path) -> SubjectCatalog:
-    return SubjectCatalog(
-        ServeConfig.model_validate({"storage": {"uri": str(tmp_path)}}), lambda: next(_time)
-    )
+def _commit(
+    storage: Path, run_id: str, files: tuple[str, ...] = ("unet/a.safetensors",), **about: object
+) -> Store:
+    run = _write_bundle(storage, run_id, files, **about)
+    publish_run(run)
+    return run
 
 
-_time = iter(range(0, 10**9, 10))
+class Clock:
+    """Moves on by itself, so that each look is at storage."""
+
+    def __init__(self, step_s: float = 100.0) -> None:
+        self.now_s, self.step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def _catalog(tmp_path: Path, clock: Clock | None = None) -> SubjectCatalog:
+    config = ServeConfig.model_validate({"storage": {"uri": str(tmp_path)}})
+    return SubjectCatalog(config, clock or Clock())
 
 
 def _allow_all(_: str) -> bool:
     return True
 
 
-def test_a_subject_counts_from_its_commit_to_its_removal(tmp_path: Path) -> None:
+def _refuse(work: Coroutine[None, None, object]) -> APIError:
+    with pytest.raises(APIError) as refused:
+        asyncio.run(work)
+    return refused.value
+
+
+async def _list_ids(catalog: SubjectCatalog, caller: Caller = EVERYBODY) -> list[str]:
+    return [answer.id for answer in (await catalog.list_page(100, None, caller)).data]
+
+
+def test_a_subject_counts_from_its_commit_to_its_deletion(tmp_path: Path) -> None:
     async def story() -> None:
         catalog = _catalog(tmp_path)
         with pytest.raises(APIError) as refused:
             await catalog.resolve("dog", _allow_all)
         assert refused.value.status == 404
-        _commit(tmp_path, "dog")
+        run = _commit(tmp_path, "dog")
         dog = await catalog.resolve("dog", _allow_all)
         assert dog.prompt == "a sks dog"
         assert (await catalog.resolve(dog.id, _allow_all)) == dog
-        assert [a.id for a in catalog.list_answers(_allow_all)] == ["toyworld", "dog"]
-        (tmp_path / "runs/dog/bundle/manifest.json").unlink()
-        await catalog.refresh()
+        assert (await catalog.find_model("dog", _allow_all)).versions == [dog.id]
+        assert await _list_ids(catalog) == ["toyworld", "dog"]
+        withdraw_run(run)
         with pytest.raises(APIError):
             await catalog.resolve("dog", _allow_all)
+        assert await _list_ids(catalog) == ["toyworld"]
 
     asyncio.run(story())
 
@@ -56,31 +95,43 @@ def test_a_subject_counts_from_its_commit_to_its_removal(tmp_path: Path) -> None
 def test_versions_are_newest_first(tmp_path: Path) -> None:
     async def story() -> None:
         catalog = _catalog(tmp_path)
-        _commit(tmp_path, "r1", subject="dog", created_at=5)
-        _commit(tmp_path, "r2", subject="dog", created_at=9)
-        _commit(tmp_path, "r3", subject="dog", created_at=7)
+        for run_id, created_at in (("r1", 5), ("r2", 9), ("r3", 7)):
+            _commit(tmp_path, run_id, subject="dog", created_at=created_at)
         newest = await catalog.resolve("dog", _allow_all)
         assert newest.artifact.folder == "runs/r2/bundle"
-        folders = [s.artifact.folder for s in catalog.list_versions("dog")]
+        ids = (await catalog.find_model("dog", _allow_all)).versions
+        subjects = [await catalog.resolve(id_, _allow_all) for id_ in ids]
+        folders = [subject.artifact.folder for subject in subjects]
         assert folders == ["runs/r2/bundle", "runs/r3/bundle", "runs/r1/bundle"]
-        old = catalog.list_versions("dog")[2].id
-        assert (await catalog.resolve(old, _allow_all)).artifact.folder == "runs/r1/bundle"
+
+    asyncio.run(story())
+
+
+def test_files_removed_by_hand_leave_the_version_before(tmp_path: Path) -> None:
+    async def story() -> None:
+        catalog = _catalog(tmp_path)
+        _commit(tmp_path, "r1", subject="dog", created_at=5)
+        _commit(tmp_path, "r2", subject="dog", created_at=9)
+        newest = await catalog.resolve("dog", _allow_all)
+        shutil.rmtree(tmp_path / "runs/r2")
+        assert (await catalog.resolve("dog", _allow_all)).artifact.folder == "runs/r1/bundle"
+        with pytest.raises(APIError) as refused:
+            await catalog.resolve(newest.id, _allow_all)
+        assert refused.value.status == 404
+        # Another bundle where the entry's was: not what was committed under this name.
+        _write_bundle(tmp_path, "r1", subject="dog", created_at=6)
+        with pytest.raises(APIError):
+            await catalog.resolve("dog", _allow_all)
 
     asyncio.run(story())
 
 
 def test_other_peoples_subjects_answer_as_if_they_were_not_there(tmp_path: Path) -> None:
-    async def story() -> None:
-        catalog = _catalog(tmp_path)
-        _commit(tmp_path, "dog")
-        with pytest.raises(APIError) as not_mine:
-            await catalog.resolve("dog", lambda name: name != "dog")
-        with pytest.raises(APIError) as not_there:
-            await catalog.resolve("cat", _allow_all)
-        assert not_mine.value.message.replace("dog", "cat") == not_there.value.message
-        assert [a.id for a in catalog.list_answers(lambda name: name != "dog")] == ["toyworld"]
-
-    asyncio.run(story())
+    _commit(tmp_path, "dog")
+    catalog = _catalog(tmp_path)
+    not_mine = _refuse(catalog.resolve("dog", lambda name: name != "dog"))
+    not_there = _refuse(catalog.resolve("cat", _allow_all))
+    assert not_mine.message.replace("dog", "cat") == not_there.message
 
 
 @pytest.mark.parametrize(
@@ -95,20 +146,105 @@ def test_other_peoples_subjects_answer_as_if_they_were_not_there(tmp_path: Path)
     ],
 )
 def test_a_bundle_with_a_pickle_or_a_way_out_is_refused(tmp_path: Path, name: str) -> None:
-    async def story() -> None:
-        catalog = _catalog(tmp_path)
-        _commit(tmp_path, "dog", ("unet/a.safetensors", name))
-        with pytest.raises(APIError) as refused:
-            await catalog.resolve("dog", _allow_all)
-        assert (refused.value.status, refused.value.code) == (422, "model_unusable")
+    _commit(tmp_path, "dog", ("unet/a.safetensors", name))
+    catalog = _catalog(tmp_path)
+    refused = _refuse(catalog.resolve("dog", _allow_all))
+    assert (refused.status, refused.code) == (422, "model_unusable")
+    assert asyncio.run(_list_ids(_catalog(tmp_path))) == ["toyworld"]
 
-    asyncio.run(story())
+
+def test_an_entry_says_nothing_of_what_a_bundle_holds(tmp_path: Path) -> None:
+    """Files are judged by the manifest, whatever an entry was made to say."""
+    _commit(tmp_path, "dog", ("unet/a.pkl",))
+    path = tmp_path / entry_name("dog")
+    entry = json.loads(path.read_text())
+    assert entry["newest"]["fault"]
+    path.write_text(json.dumps(entry | {"newest": entry["newest"] | {"fault": None}}))
+    assert _refuse(_catalog(tmp_path).resolve("dog", _allow_all)).status == 422
 
 
 @pytest.mark.parametrize(
     "manifest",
     [b"", b"[]", b"{}", b'{"about": 3, "files": []}', b'{"about": {"kind": "x"}, "files": []}',
-     b'{"about": {"kind": "bundle", "subject": "../x"}, "files": []}', b"[" * 10**5],
+     b'{"about": {"kind": "bundle", "subject": "../x"}, "files": []}', b"[" * 10**5,
+     b'{"about": {"kind": "bundle", "created_at": 1e999}, "files": []}'],
 )  # fmt: skip
 def test_what_is_no_manifest_is_no_subject(manifest: bytes) -> None:
-    assert parse_subject("run", manifest, 0.0) is None
+    assert parse_version("run", manifest) is None
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 101, "dog@", "dög", "a b", "~3f", "a\n"])
+def test_odd_names_are_unknown_and_cost_nothing(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list[str]()
+    monkeypatch.setattr(Catalog, "read", lambda _, name: names.append(name))
+    catalog = _catalog(tmp_path)
+    if name:
+        assert _refuse(catalog.resolve(name, _allow_all)).status == 404
+    assert [n for n in names if n != "dog"] == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [(b"{", "cut off"), (b'{"format": 2}', "newer version"), (b"", "cut off")],
+)
+def test_a_damaged_entry_is_said_to_be_so(tmp_path: Path, damage: bytes, word: str) -> None:
+    _commit(tmp_path, "cat")
+    _commit(tmp_path, "dog")
+    (tmp_path / entry_name("dog")).write_bytes(damage)
+    catalog = _catalog(tmp_path)
+    refused = _refuse(catalog.resolve("dog", _allow_all))
+    assert (refused.status, refused.code) == (422, "model_unusable")
+    assert word in refused.message
+    # Nobody else's concern.
+    assert asyncio.run(_list_ids(_catalog(tmp_path))) == ["toyworld", "cat"]
+
+
+def test_storage_that_is_away_leaves_what_was_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("away")
+
+    async def story() -> None:
+        catalog = _catalog(tmp_path)
+        _commit(tmp_path, "dog")
+        dog = await catalog.resolve("dog", _allow_all)
+        monkeypatch.setattr(Store, "read", fail)
+        assert await catalog.resolve("dog", _allow_all) == dog
+        with pytest.raises(APIError) as refused:
+            await catalog.resolve("cat", _allow_all)
+        assert (refused.value.status, refused.value.code) == (503, "storage_away")
+        monkeypatch.setattr(Store, "files_after", fail)
+        with pytest.raises(APIError) as no_page:
+            await catalog.list_page(10, None, EVERYBODY)
+        assert no_page.value.code == "storage_away"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("num_runs", "is_made"), [(2, True), (3, False)])
+def test_runs_of_earlier_releases_get_entries_when_an_endpoint_starts(
+    tmp_path: Path, num_runs: int, is_made: bool, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("serve.subject_catalog._MOST_RUNS_AT_START", 2)
+    for k in range(num_runs):
+        _write_bundle(tmp_path, f"dog-{k}")
+
+    async def story() -> None:
+        catalog = _catalog(tmp_path)
+        await catalog.prepare()
+        assert ("dog-0" in await _list_ids(catalog)) == is_made
+
+    asyncio.run(story())
+    assert ("catalog rebuild" in caplog.text) != is_made
+
+
+def test_a_key_that_names_its_subjects_lists_those(tmp_path: Path) -> None:
+    for name in ("dog", "cat", "toyworld", "eel"):
+        _commit(tmp_path, name)
+    key = APIKey(name="k", sha256="0" * 64, subjects=("toyworld", "eel", "dog", "nobody"))
+    ids = asyncio.run(_list_ids(_catalog(tmp_path), Caller("key:k", key)))
+    assert ids[0] == "toyworld" and sorted(ids[1:]) == ["dog", "eel"]

@@ -1,0 +1,257 @@
+"""What a million subjects cost an endpoint, and whether an operation's requests grow with them.
+
+    python -m benchmarks.catalog --folder /tmp/million --json benchmarks/results/catalog.json
+    python -m benchmarks.catalog --storage s3://bucket/folder --json ...
+
+In a local folder: a gateway's process from its start to its first answer, look-ups and pages over
+HTTP, and its memory. In an object store: the requests of each operation at growing numbers of
+subjects. Both take part in one record. What is written is removed again.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalog_gateway import GatewayProcess
+from benchmarks.conditions import read_conditions, read_load_average
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.catalog import (
+    Catalog,
+    entry_name,
+    position,
+    publish_run,
+    version_name,
+    withdraw_run,
+)
+from dreambooth_ray.storage.manifest import MANIFEST
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.subject_version import parse_version
+
+LOOKUPS, UNKNOWN, PAGES, PAGE = 2000, 1000, 200, 100
+READY_S, LOOKUP_MS, PAGE_MS, MEMORY_BYTES = 10.0, 50.0, 100.0, 2**30
+_WRITES_AT_ONCE = 2000
+# What stands for a subject and its manifest's hash in a file that many are made of.
+_SUBJECT, _DIGEST = "SUBJECT", "c0ffee" * 10 + "c0ff"
+
+
+def subject_name(number: int) -> str:
+    """A name as people give them."""
+    return f"dog-{number:07d}"
+
+
+def make_manifest(subject: str) -> bytes:
+    """Of a bundle with this subject."""
+    about = {"kind": "bundle", "created_at": 1.0, "prompt": "a photo of a sks dog"}
+    return json.dumps({"format": 1, "about": about | {"subject": subject}, "files": []}).encode()
+
+
+def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of what commits of these subjects would leave in the catalog.
+
+    Filled in from those of one subject: a million of them are made.
+    """
+    entry_template, version_template = _make_templates()
+    for number in numbers:
+        subject = subject_name(number)
+        digest = hashlib.sha256(make_manifest(subject)).hexdigest()
+        for name, template in (
+            (entry_name(subject), entry_template),
+            (version_name(subject, digest[:12]), version_template),
+        ):
+            text = template.replace(_SUBJECT, subject).replace(_DIGEST, digest)
+            yield name, text.replace(_DIGEST[:12], digest[:12]).encode()
+
+
+def _make_templates() -> tuple[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = Catalog(Store(folder))
+        version = parse_version(_SUBJECT, make_manifest(_SUBJECT))
+        if version is None:
+            raise ValueError("the manifest of the benchmark is none")
+        catalog.add(version.model_copy(update={"manifest_sha256": _DIGEST}))
+        names = (entry_name(_SUBJECT), version_name(_SUBJECT, _DIGEST[:12]))
+        return tuple(catalog.store.read(name).decode() for name in names)  # type: ignore[return-value]
+
+
+def fill_folder(folder: Path, num_subjects: int) -> None:
+    """A local catalog; without fsync, unlike commits, as it is not kept."""
+    for prefix in range(256):
+        for part in (paths.CATALOG, paths.CATALOG_VERSIONS):
+            (folder / part / f"{prefix:02x}").mkdir(parents=True, exist_ok=True)
+    for name, data in make_files(range(num_subjects)):
+        (folder / name).write_bytes(data)
+    (folder / paths.CATALOG_COMPLETE).write_text('{"format": 1}')
+
+
+def fill_store(store: Store, numbers: range) -> None:
+    """The same in an object store, many writes at once."""
+    filesystem, root = store.filesystem
+    batch: dict[str, bytes] = {}
+    for name, data in make_files(numbers):
+        batch[f"{root}/{name}"] = data
+        if len(batch) == _WRITES_AT_ONCE:
+            filesystem.pipe(batch)
+            batch = {}
+    if batch:
+        filesystem.pipe(batch)
+
+
+def measure_folder(folder: Path, num_subjects: int) -> dict[str, Any]:
+    """A gateway in front of a local folder with so many subjects."""
+    folder.mkdir(parents=True)
+    try:
+        start_s = time.monotonic()
+        fill_folder(folder, num_subjects)
+        fill_s = time.monotonic() - start_s
+        rng = random.Random(0)
+        chosen = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
+        for subject in chosen:
+            manifest = folder / paths.run(subject) / paths.BUNDLE / MANIFEST
+            manifest.parent.mkdir(parents=True)
+            manifest.write_bytes(make_manifest(subject))
+        with GatewayProcess(str(folder)) as gateway:
+            record = _measure_gateway(gateway, chosen, rng)
+            record |= {"listed_once": list_all(folder) == num_subjects, "fill_s": fill_s}
+            record["memory_bytes"] = gateway.memory_bytes
+        return {"subjects": num_subjects, **record}
+    finally:
+        start_s = time.monotonic()
+        shutil.rmtree(folder)
+        print(f"removed in {time.monotonic() - start_s:.0f} s", flush=True)
+
+
+def _measure_gateway(
+    gateway: GatewayProcess, chosen: list[str], rng: random.Random
+) -> dict[str, Any]:
+    ready_s = gateway.ready_s
+    lookups = [gateway.get(f"/v1/models/{subject}", 200) for subject in chosen]
+    unknown = [gateway.get(f"/v1/models/nobody-{k}", 404) for k in range(UNKNOWN)]
+    pages = [
+        gateway.get(f"/v1/models?limit={PAGE}&after={rng.choice(chosen)}", 200)
+        for _ in range(PAGES)
+    ]
+    return {
+        "ready_s": round(ready_s, 3),
+        "lookup_ms": summarize(lookups),
+        "unknown_ms": summarize(unknown),
+        "page_ms": summarize(pages),
+    }
+
+
+def summarize(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: median, p99 and the longest."""
+    ordered = sorted(1000 * value for value in seconds)
+    return {
+        "median": round(ordered[len(ordered) // 2], 3),
+        "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 3),
+        "most": round(ordered[-1], 3),
+    }
+
+
+def list_all(folder: Path) -> int:
+    """How many subjects all pages together have; raises ValueError if one comes twice."""
+    catalog, num_listed, previous = Catalog(Store(str(folder))), 0, ""
+    while subjects := catalog.list_subjects(previous):
+        positions = [previous, *map(position, subjects)]
+        if positions != sorted(set(positions)):
+            raise ValueError(f"pages are not in order after {previous}")
+        num_listed, previous = num_listed + len(subjects), positions[-1]
+    return num_listed
+
+
+def measure_store(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
+    """Requests of each operation at each number of subjects."""
+    rows, num_filled = [], 0
+    try:
+        for num_subjects in sorted(sizes):
+            fill_store(store, range(num_filled, num_subjects))
+            num_filled = num_subjects
+            rows.append({"subjects": num_subjects, "requests": _count_operations(store)})
+            print(json.dumps(rows[-1]), flush=True)
+        return rows
+    finally:
+        store.remove("")
+
+
+def _count_operations(store: Store) -> dict[str, dict[str, int]]:
+    catalog, counter = Catalog(store), Counter[str]()
+    filesystem, _ = store.filesystem
+    filesystem.connect()
+
+    def note(request: Any, **_: Any) -> None:
+        is_list = "list-type=" in request.url
+        counter["LIST" if is_list else str(request.method)] += 1
+
+    filesystem.s3.meta.events.register("before-send.s3", note)
+    run = store.sub(paths.run("new"))
+    run.write(f"{paths.BUNDLE}/{MANIFEST}", make_manifest("new"))
+
+    def read_page() -> None:
+        for subject in catalog.list_subjects("", PAGE):
+            catalog.read(subject)
+
+    def read_unknown() -> None:
+        try:
+            catalog.read("nobody")
+        except FileNotFoundError:
+            return
+
+    operations: dict[str, Callable[[], object]] = {
+        "look-up": lambda: catalog.read(subject_name(7)),
+        "look-up of nothing": read_unknown,
+        f"page of {PAGE}": read_page,
+        "commit": lambda: publish_run(run),
+        "deletion": lambda: withdraw_run(run),
+    }
+    counts = {}
+    for name, operation in operations.items():
+        counter.clear()
+        operation()
+        counts[name] = dict(sorted(counter.items()))
+    filesystem.s3.meta.events.unregister("before-send.s3", note)
+    return counts
+
+
+def main() -> None:
+    """Measure what is asked for and add it to the record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="a local folder, made and removed")
+    parser.add_argument("--subjects", type=int, default=10**6, help="in the local folder")
+    parser.add_argument("--storage", help="an object store; all below it is removed")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 100_000])
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {}
+    if arguments.json and arguments.json.is_file():
+        record = json.loads(arguments.json.read_text())
+    conditions = read_conditions()
+    if arguments.folder:
+        row = measure_folder(arguments.folder, arguments.subjects)
+        bars = {
+            "ready_s": row["ready_s"] <= READY_S,
+            "lookup_p99_ms": row["lookup_ms"]["p99"] <= LOOKUP_MS,
+            "page_median_ms": row["page_ms"]["median"] <= PAGE_MS,
+            "page_p99_ms": row["page_ms"]["p99"] <= PAGE_MS,
+            "memory_bytes": row["memory_bytes"] <= MEMORY_BYTES,
+        }
+        record["folder"] = {**row, "reached": bars, "conditions": conditions}
+        record["folder"]["load_average_after"] = read_load_average()
+        print(json.dumps(record["folder"], indent=1), flush=True)
+    if arguments.storage:
+        rows = measure_store(Store(arguments.storage), arguments.sizes)
+        is_equal = all(row["requests"] == rows[0]["requests"] for row in rows)
+        record["store"] = {"rows": rows, "equal": is_equal, "conditions": conditions}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Makes the catalog agree with the runs there are: for those of earlier releases, after accidents.
+
+It may run beside commits, deletions and other rebuilds. It adds what it has read the manifest of,
+and removes only what it has looked for and not found: a commit writes its manifest before its
+version, so a version without its manifest was deleted.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.catalog import Catalog, position
+from dreambooth_ray.storage.subject_version import is_id
+
+_THREADS = 16
+_BATCH = 1000
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class RebuildReport:
+    """num_added, num_removed: versions; failures: what could not be made, a line a subject."""
+
+    num_runs: int
+    num_subjects: int
+    num_added: int
+    num_removed: int
+    failures: tuple[str, ...] = ()
+
+
+def is_complete(catalog: Catalog) -> bool:
+    """Whether a rebuild has ended well here, so that no run of an earlier release is missing."""
+    try:
+        return bool(catalog.store.read(paths.CATALOG_COMPLETE, patience_s=0.0))
+    except FileNotFoundError:
+        return False
+
+
+def rebuild_catalog(
+    catalog: Catalog, on_progress: OnProgress = lambda _unit, _num_done, _total: None
+) -> RebuildReport:
+    """Entries for all that is committed, and for nothing else.
+
+    Four requests a run and its subject, beside one for each 1,000 names.
+
+    on_progress: gets what is counted, how many of them are done, and how many there are
+    raises: StorageError
+    """
+    run_ids = [name for name in catalog.store.names("runs") if is_id(name)]
+    stored_keys = set(_list_version_keys(catalog))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        added = _map(pool, lambda run_id: _add_run(catalog, run_id), run_ids, "runs", on_progress)
+        committed_keys = {key for key, _ in filter(None, added)}
+        gone_keys = _map(
+            pool,
+            lambda key: _remove_if_gone(catalog, key),
+            sorted(stored_keys - committed_keys),
+            "stale versions",
+            on_progress,
+        )
+        subjects = {key.partition("@")[0] for key in stored_keys | committed_keys}
+        subjects.update(_list_entries(catalog))
+        failures = _map(
+            pool, lambda name: _settle(catalog, name), sorted(subjects), "subjects", on_progress
+        )
+    report = RebuildReport(
+        num_runs=len(run_ids),
+        num_subjects=len({key.partition("@")[0] for key in committed_keys}),
+        num_added=sum(is_new for _, is_new in filter(None, added)),
+        num_removed=sum(gone_keys),
+        failures=tuple(filter(None, failures)),
+    )
+    if not report.failures:
+        catalog.store.write(paths.CATALOG_COMPLETE, b'{"format": 1}')
+    return report
+
+
+def _add_run(catalog: Catalog, run_id: str) -> tuple[str, bool] | None:
+    """Key of the version a run has committed, and whether it was new; None without one."""
+    version = catalog.read_run(run_id)
+    if version is None:
+        return None
+    key = f"{version.subject}@{version.version}"
+    if catalog.read_version(version.subject, version.version) is not None:
+        return key, False
+    catalog.write_version(version)
+    # Deleted in between, its deletion may have come before the writing.
+    if catalog.read_run(run_id) != version:
+        catalog.remove(version.subject, version.version)
+        return None
+    return key, True
+
+
+def _remove_if_gone(catalog: Catalog, key: str) -> bool:
+    """Remove a version that no run has committed any more; whether it was one."""
+    subject, _, version = key.partition("@")
+    record = catalog.read_version(subject, version)
+    if record is not None and catalog.read_run(record.run_id) == record:
+        return False
+    catalog.remove(subject, version)
+    return True
+
+
+def _settle(catalog: Catalog, subject: str) -> str:
+    """Why the entry of a subject could not be written; "" if it was."""
+    try:
+        catalog.settle(subject)
+    except DreamBoothError as error:
+        return str(error)
+    return ""
+
+
+def _list_version_keys(catalog: Catalog) -> Iterator[str]:
+    """Every version that a file is there for, as subject@version."""
+    after = ""
+    while names := catalog.store.files_after(paths.CATALOG_VERSIONS, after):
+        keys = (name.rpartition("/")[2].removesuffix(".json") for name in names)
+        yield from (key for key in keys if is_id(key.partition("@")[0]))
+        after = names[-1]
+
+
+def _list_entries(catalog: Catalog) -> Iterator[str]:
+    after = ""
+    while subjects := catalog.list_subjects(after):
+        yield from subjects
+        after = position(subjects[-1])
+
+
+def _map(
+    pool: ThreadPoolExecutor,
+    work: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    unit: str,
+    on_progress: OnProgress,
+) -> list[_Result]:
+    """`work` of every item, in order, by the pool; a batch at a time, so that few wait in it."""
+    results: list[_Result] = []
+    for start in range(0, len(items), _BATCH):
+        results += pool.map(work, items[start : start + _BATCH])
+        on_progress(unit, len(results), len(items))
+    return results

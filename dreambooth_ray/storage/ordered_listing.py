@@ -1,0 +1,85 @@
+"""Listing files in the order of their names, from a name on, however many there are.
+
+An object store has that as one request (ListObjectsV2 with StartAfter). Elsewhere folders are read
+one by one, only those that the answer lies in, and sorted as an object store would: by the bytes of
+the whole name, in which a folder's name ends with a slash.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+from dreambooth_ray.storage import s3_calls
+from dreambooth_ray.storage.retry import is_bucket_gone
+
+# Of a folder: names directly in it, and whether each is a folder.
+ListFolder = Callable[[str], list[tuple[str, bool]]]
+_MOST_A_REQUEST = 1000
+
+
+def list_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str]:
+    """Up to `limit` files at any depth below `folder`, in order, that come after `after`.
+
+    filesystem: of fsspec; names are relative to `folder`
+    """
+    if s3_calls.is_s3(filesystem):
+        return _list_s3_after(filesystem, folder, after, limit)
+    is_local = "file" in filesystem.protocol
+
+    def list_folder(name: str) -> list[tuple[str, bool]]:
+        path = f"{folder}/{name}"
+        return _scan_local_folder(path) if is_local else _list_remote_folder(filesystem, path)
+
+    return list(islice(_walk(list_folder, "", after), limit))
+
+
+def _walk(list_folder: ListFolder, folder: str, after: str) -> Iterator[str]:
+    entries = [f"{folder}{name}/" if is_folder else f"{folder}{name}"
+               for name, is_folder in list_folder(folder)]  # fmt: skip
+    for entry in sorted(entries):
+        if not entry.endswith("/"):
+            if entry > after:
+                yield entry
+        elif entry > after or after.startswith(entry):
+            yield from _walk(list_folder, entry, after)
+
+
+def _scan_local_folder(path: str) -> list[tuple[str, bool]]:
+    try:
+        with os.scandir(path) as entries:
+            listed = [(entry.name, entry.is_dir()) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [(name, is_folder) for name, is_folder in listed if not name.endswith(".partial")]
+
+
+def _list_remote_folder(filesystem: Any, path: str) -> list[tuple[str, bool]]:
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if is_bucket_gone(error):
+            raise
+        return []
+    return [(PurePosixPath(e["name"]).name, e["type"] == "directory") for e in entries]
+
+
+def _list_s3_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str]:
+    """One request for each 1,000 names."""
+    bucket, key, _ = filesystem.split_path(folder)
+    prefix = f"{key}/" if key else ""
+    names: list[str] = []
+    while len(names) < limit:
+        answer = filesystem.call_s3(
+            "list_objects_v2",
+            Bucket=bucket,
+            Prefix=prefix,
+            StartAfter=prefix + (names[-1] if names else after),
+            MaxKeys=min(limit - len(names), _MOST_A_REQUEST),
+        )
+        page = [entry["Key"].removeprefix(prefix) for entry in answer.get("Contents", [])]
+        names += page
+        if not answer.get("IsTruncated") or not page:
+            break
+    return names

@@ -1,0 +1,27 @@
+"""Writes where a job stands from tasks that may be cancelled meanwhile."""
+
+import asyncio
+import time
+
+from serve.job_store import JobState, JobStore
+
+
+async def write_state(job_store: JobStore, job_id: str, state: JobState) -> None:
+    """Write it to the end, though the task be cancelled: a thread can't be stopped half-way,
+    and must not write after the one that comes next."""
+    write_task = asyncio.create_task(asyncio.to_thread(job_store.set_state, job_id, state))
+    try:
+        await asyncio.shield(write_task)
+    except asyncio.CancelledError:
+        await asyncio.wait([write_task])
+        raise
+
+
+async def mark_cancelled(job_store: JobStore, job_id: str) -> JobState:
+    """End a job that has not ended otherwise; returns how it ended."""
+    state = await asyncio.to_thread(job_store.read_state, job_id)
+    if state.finished_at is None:
+        update = {"status": "cancelled", "finished_at": time.time()}
+        state = state.model_copy(update=update)
+        await write_state(job_store, job_id, state)
+    return state

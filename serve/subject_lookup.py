@@ -1,0 +1,151 @@
+"""What storage says of a subject, remembered for moments: one request a look-up, whoever asks.
+
+Callers who ask for the same at once share one request. Names that are not known yet have threads of
+their own, few, and a queue with an end: a thousand names that do not exist cost a request each, and
+who asks for a subject that is in use waits for none of them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from dreambooth_ray.errors import CheckpointError, StorageError
+from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, VersionRef
+from dreambooth_ray.storage.subject_version import SubjectVersion
+from serve.api_errors import APIError, busy_error, storage_away_error
+from serve.bounded_cache import BoundedCache
+
+_LOG = logging.getLogger("dreambooth.serve")
+# References to versions, over all entries: some hundred bytes each.
+_KEPT_REFS, _KEPT_UNKNOWN, _KEPT_BUNDLES = 20_000, 10_000, 2_000
+_THREADS, _MOST_UNKNOWN_WAITING = 8, 500
+# How long a bundle is believed to be there: it goes by hand alone, its entry by a deletion.
+BUNDLE_TTL_S = 30.0
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class _Reading(Generic[_Value]):
+    """value: None for what is not there; fault: why it can't be read; read_at_s: by the clock"""
+
+    value: _Value | None
+    read_at_s: float
+    fault: str = ""
+
+
+class SubjectLookup:
+    """Reads entries, and manifests of bundles.
+
+    ttl_s: how long an entry, or that there is none, is believed
+    """
+
+    def __init__(
+        self, catalog: Catalog, ttl_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._catalog, self._ttl_s, self._clock = catalog, ttl_s, clock
+        self._entries = BoundedCache[_Reading[CatalogEntry]](_KEPT_REFS, _count_refs)
+        self._unknown = BoundedCache[_Reading[CatalogEntry]](_KEPT_UNKNOWN)
+        self._bundles = BoundedCache[_Reading[SubjectVersion]](_KEPT_BUNDLES)
+        self._known_pool = ThreadPoolExecutor(_THREADS, "known-subjects")
+        self._unknown_pool = ThreadPoolExecutor(_THREADS, "unknown-subjects")
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._num_unknown_waiting = 0
+
+    async def read_entry(self, subject: str) -> CatalogEntry | None:
+        """The entry of a subject; None if there is none.
+
+        While storage does not answer, what was read before stands.
+        raises: APIError 422 for an entry that can't be read, 503 if nothing was read before
+        """
+        reading = self._find_entry(subject)
+        if reading is None or self._clock() - reading.read_at_s >= self._ttl_s:
+            await self._share(f"entry {subject}", lambda: self._refresh_entry(subject))
+            reading = self._find_entry(subject)
+        if reading is None:
+            raise storage_away_error()
+        if reading.fault:
+            text = f"model={subject!r} can't be used: {reading.fault}"
+            raise APIError(422, "model_unusable", text, param="model")
+        return reading.value
+
+    async def read_bundle(self, ref: VersionRef) -> SubjectVersion | None:
+        """What a version's run has committed, by its manifest; None if that is gone or another.
+
+        raises: APIError 503 if storage does not answer and nothing was read before
+        """
+        reading = self._bundles.get(ref.run_id)
+        is_same = reading is not None and _is_version(reading, ref)
+        max_age_s = BUNDLE_TTL_S if is_same else self._ttl_s
+        if reading is None or self._clock() - reading.read_at_s >= max_age_s:
+            await self._share(f"bundle {ref.run_id}", lambda: self._refresh_bundle(ref.run_id))
+            reading = self._bundles.get(ref.run_id)
+        if reading is None:
+            raise storage_away_error()
+        return reading.value if _is_version(reading, ref) else None
+
+    def _find_entry(self, subject: str) -> _Reading[CatalogEntry] | None:
+        return self._entries.get(subject) or self._unknown.get(subject)
+
+    async def _share(self, key: str, start: Callable[[], Coroutine[None, None, None]]) -> None:
+        """One piece of work for all who want the same; who goes away ends it for nobody."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(start())
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        await asyncio.shield(task)
+
+    async def _refresh_entry(self, subject: str) -> None:
+        try:
+            if self._entries.get(subject) is not None:
+                reading = await self._run(self._known_pool, lambda: self._read_entry(subject))
+            else:
+                reading = await self._read_unknown_entry(subject)
+        except (StorageError, OSError) as error:
+            _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
+            return
+        for cache in (self._entries, self._unknown):
+            cache.drop(subject)
+        is_there = reading.value is not None or reading.fault
+        (self._entries if is_there else self._unknown).put(subject, reading)
+
+    async def _read_unknown_entry(self, subject: str) -> _Reading[CatalogEntry]:
+        if self._num_unknown_waiting >= _MOST_UNKNOWN_WAITING:
+            raise busy_error("many names are looked up just now; come again", 1.0)
+        self._num_unknown_waiting += 1
+        try:
+            return await self._run(self._unknown_pool, lambda: self._read_entry(subject))
+        finally:
+            self._num_unknown_waiting -= 1
+
+    def _read_entry(self, subject: str) -> _Reading[CatalogEntry]:
+        now_s = self._clock()
+        try:
+            return _Reading(self._catalog.read(subject), now_s)
+        except FileNotFoundError:
+            return _Reading(None, now_s)
+        except CheckpointError as error:
+            return _Reading(None, now_s, str(error))
+
+    async def _refresh_bundle(self, run_id: str) -> None:
+        now_s = self._clock()
+        try:
+            version = await self._run(self._known_pool, lambda: self._catalog.read_run(run_id))
+        except (StorageError, OSError) as error:
+            _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
+            return
+        self._bundles.put(run_id, _Reading(version, now_s))
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def _count_refs(reading: _Reading[CatalogEntry]) -> int:
+    return 1 + (len(reading.value.versions) if reading.value else 0)
+
+
+def _is_version(reading: _Reading[SubjectVersion], ref: VersionRef) -> bool:
+    return reading.value is not None and reading.value.version == ref.version
