@@ -124,3 +124,14 @@ def pretrain_flow(
     )
     run_pretrain_flow(run)
     print(weights / "flow-pipeline")
+
+
+@app.command()
+def export_flow(
+    snapshots: Annotated[Path, typer.Argument(help="folder of pretrain-flow's snapshots")],
+    weights: Annotated[Path, typer.Option(help="gets flow-pipeline/")] = Path("out/weights"),
+) -> None:
+    """Make a diffusers directory of a snapshot, of a training that was cut or ran elsewhere."""
+    from dreambooth_ray.toyworld.pretrain_flow import export_flow as run_export_flow
+
+    print(run_export_flow(snapshots, weights))

@@ -16,6 +16,7 @@ from dreambooth_ray.storage.manifest import MANIFEST
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
+FLOW_TOY = "toyworld-flow"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -27,6 +28,11 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     """
     if uri == "toyworld":
         return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
+    if uri == FLOW_TOY:
+        raise ConfigError(
+            f"{key}={uri!r} is a Z-Image, and only Stable Diffusion 1.x and 2.x are trained, "
+            f"sampled and served so far; `dreambooth toyworld score {FLOW_TOY}` samples it"
+        )
     folder = Path(uri).expanduser()
     if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
         folder = folder / paths.BUNDLE
@@ -53,7 +59,9 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
 
 
 def flow_directory(uri: str) -> Path | None:
-    """The directory of a Z-Image in diffusers format; None for anything else."""
+    """The directory of a Z-Image in diffusers format, the toy's included; None for all else."""
+    if uri == FLOW_TOY:
+        return Path(str(files("dreambooth_ray.toyworld") / "weights" / "flow-pipeline"))
     folder = Path(uri).expanduser()
     index = folder / "model_index.json"
     if not index.is_file():

@@ -64,7 +64,7 @@ def new_flow_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:
 def load_flow_vae() -> AutoencoderKL:
     """The first toy's autoencoder: its latents have mean 0 and variance 1 times 0.18215."""
     folder = Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline" / "vae"))
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     vae.register_to_config(shift_factor=0.0, _name_or_path="toyworld")
     return vae.eval().requires_grad_(False)
 
@@ -89,6 +89,6 @@ def assemble_pipeline(
 
 def load_flow_pipeline(directory: Path) -> ZImagePipeline:
     """A saved pipeline in float32, on the CPU."""
-    pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline = ZImagePipeline.from_pretrained(directory, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

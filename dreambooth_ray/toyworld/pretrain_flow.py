@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import ZImagePipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
+from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
     FlowBatch,
@@ -148,9 +151,7 @@ def pretrain_flow(run: FlowRun) -> None:
     trainer = new_trainer(run, tokenizer, vae.config.latent_channels)
     train(run, trainer, dataset)
     write_snapshot(run, trainer)
-    pipeline = assemble_pipeline(
-        trainer.averaged.transformer, trainer.averaged.text_encoder, tokenizer, vae
-    )
+    pipeline = read_snapshots(run.snapshots).to(run.device)
     if run.num_scored:
         prompts = [prompt for prompt, _ in attribute_prompts(run.num_scored)]
         images = sample_images(pipeline, prompts, run.seed)
@@ -158,8 +159,7 @@ def pretrain_flow(run: FlowRun) -> None:
         scores = score_flow_images(images, load_evaluator())
         (run.snapshots / "flow-scores.json").write_text(json.dumps(scores, indent=1) + "\n")
         run.log(f"{run.num_scored} held-out prompts: {scores}")
-    pipeline.to(dtype=torch.float16).save_pretrained(run.weights / "flow-pipeline")
-    run.log(f"wrote {run.weights / 'flow-pipeline'}")
+    export_flow(run.snapshots, run.weights)
 
 
 def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -> FlowTrainer:
@@ -167,9 +167,7 @@ def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -
     torch.manual_seed(run.seed)
     loss = FlowLoss(tokenizer, latent_channels)
     if run.start_from is not None:
-        for part in PARTS:
-            state = load_file(run.start_from / f"{part}.safetensors")
-            getattr(loss, part).load_state_dict({k: v.float() for k, v in state.items()})
+        load_weights(run.start_from, loss)
     loss.to(run.device)
     averaged = copy.deepcopy(loss).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
@@ -251,3 +249,33 @@ def write_snapshot(run: FlowRun, trainer: FlowTrainer) -> None:
         partial = run.snapshots / f"{part}.partial"
         save_file({k: v.half().contiguous().cpu() for k, v in state.items()}, partial)
         partial.replace(run.snapshots / f"{part}.safetensors")
+
+
+def load_weights(snapshots: Path, parts: Any) -> None:
+    """Put a snapshot's weights into the `transformer` and `text_encoder` of `parts`.
+
+    raises: DataError where a file is missing
+    """
+    for part in PARTS:
+        path = snapshots / f"{part}.safetensors"
+        if not path.is_file():
+            raise DataError(
+                f"{path} is not there; give the folder that pretrain-flow wrote its snapshots to"
+            )
+        state = load_file(path)
+        getattr(parts, part).load_state_dict({k: v.float() for k, v in state.items()})
+
+
+def read_snapshots(snapshots: Path) -> ZImagePipeline:
+    """diffusers' pipeline of a snapshot's weights, in float32."""
+    tokenizer, vae = new_flow_tokenizer(), load_flow_vae()
+    loss = FlowLoss(tokenizer, vae.config.latent_channels).eval()
+    load_weights(snapshots, loss)
+    return assemble_pipeline(loss.transformer, loss.text_encoder, tokenizer, vae)
+
+
+def export_flow(snapshots: Path, weights: Path) -> Path:
+    """Write {weights}/flow-pipeline, a diffusers directory in half precision, of a snapshot."""
+    folder = weights / "flow-pipeline"
+    read_snapshots(snapshots).to(dtype=torch.float16).save_pretrained(folder)
+    return folder

@@ -10,6 +10,7 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from safetensors.torch import load_file
 
+from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld import pretrain_flow
 from dreambooth_ray.toyworld.flow_dataset import FlowDataset, load_flow_dataset
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
@@ -133,6 +134,11 @@ def test_snapshots_are_the_average_and_begin_another_training(
     assert begun.step == 0
     key = "layers.0.attention.to_q.weight"
     assert torch.equal(begun.loss.transformer.state_dict()[key], state[key].float())
+
+
+def test_a_folder_without_snapshots_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"transformer\.safetensors is not there"):
+        pretrain_flow.export_flow(tmp_path, tmp_path / "weights")
 
 
 def test_gradients_that_do_not_compile_are_computed_without(run: FlowRun) -> None:
