@@ -35,6 +35,7 @@ from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.callbacks.loggers import Loggers
@@ -130,7 +131,7 @@ def _measure_training(
     trainer.fit(DreamBoothModule(config, parts), DataLoader(dataset, batch_size=None))
     sequence.finish(trainer)
     training_s, last_s = end_clock.at_s - start_s, time.perf_counter() - end_clock.at_s
-    newest = paths.checkpoint(committed_steps(run)[-1])
+    newest = find_checkpoint(run, committed_steps(run)[-1]).name
     training_share = 1 - saver.waited_s / training_s
     return {
         "case": f"{method}: a checkpoint every {interval_steps} steps",
@@ -158,7 +159,8 @@ def _measure_upload(method: str, storage: str, folder: Path, pairs: int) -> dict
     """Bytes a second of a commit, and of the same files copied without hashes or manifest."""
     run = Store(storage).sub(paths.run(method))
     source = folder / "files"
-    manifest.download_artifact(run, paths.checkpoint(committed_steps(run)[-1]), source)
+    newest = find_checkpoint(run, committed_steps(run)[-1])
+    manifest.download_artifact(run, newest.name, source)
     copies, numbers = Store(storage).sub("copies"), count()
     files, root = copies.filesystem
 

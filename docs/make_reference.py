@@ -83,7 +83,8 @@ METRIC_KEYS = {
 # Names of storage/paths.py that have no comment there, or too short a one for readers.
 FILES = {
     "config.yaml": "in a run: the resolved configuration, without keys of storage",
-    "metrics.jsonl": "in a run: one line an optimizer step, see [metrics](metrics.md)",
+    "metrics.jsonl": "in a run: one line an optimizer step, see [metrics](metrics.md); "
+    "of a run that was taken up again `metrics-000002.jsonl`, with the number of its lease",
     "bundle": "in a run: the model for diffusers, with `card.md` and a manifest; "
     "of a lora run the adapters alone",
     "adapter": "in a bundle of a lora run: the adapters in peft's format",
@@ -93,8 +94,10 @@ FILES = {
     "ray_train": "in a run: Ray Train's own files",
     "evaluations": "in a run: results of evaluations",
     "priors": "beside `runs`: class images, shared by all runs that ask for the same",
-    "end.json": "in a run: that its evaluations or validations ended it early",
-    "priors_failed.json": "in a run: why its class images could not be made",
+    "end.json": "in a run: that its evaluations or validations ended it early; "
+    "numbered like the metrics",
+    "priors_failed.json": "in a run: why its class images could not be made; "
+    "numbered like the metrics",
     "set.json": "in a set of class images: what it was asked for",
 }
 PLACEHOLDERS = {"run_id": "RUN_ID", "digest": "HASH"}
@@ -490,7 +493,8 @@ def run_files() -> str:
                 sys.exit(f"{value!r} in storage/paths.py has no comment; give it one")
             names.append((code(value), about))
         returns = getattr(node, "returns", None)
-        if isinstance(node, ast.FunctionDef) and returns and ast.unparse(returns) == "str":
+        is_name = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if is_name and returns and ast.unparse(returns) == "str":
             arguments = [example(a) for a in node.args.args]
             about = (ast.get_docstring(node) or "").splitlines()[0]
             shapes.append((code(getattr(paths, node.name)(*arguments)), cell(about)))
@@ -510,6 +514,8 @@ def run_files() -> str:
 
 def example(argument: ast.arg) -> object:
     """A value for an argument of a function in storage/paths.py."""
+    if argument.arg == "lease":
+        return 2
     is_number = argument.annotation is not None and ast.unparse(argument.annotation) == "int"
     return 400 if is_number else PLACEHOLDERS.get(argument.arg, argument.arg.upper())
 

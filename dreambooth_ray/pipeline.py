@@ -24,7 +24,7 @@ from dreambooth_ray.priors.generation import PriorRequest, generate_priors, has_
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import with_absolute_paths
-from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.lease import LeaseExpiredError
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
@@ -87,7 +87,8 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
     for num_failures in range(max_failures + 1):
         waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, display.say)
         try:
-            with LeaseKeeper(waiter, display.say) as lease:
+            newest = fence.read_history(run).newest_lease
+            with LeaseKeeper(waiter, display.say, at_least=newest + 1) as lease:
                 _train(prepared, run, display, lease)
             return
         except LeaseExpiredError as error:
@@ -98,6 +99,7 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
 
 
 def _train(prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper) -> None:
+    fence.record_takeover(run, lease.number)
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
@@ -124,12 +126,13 @@ def _train_to_end(
 ) -> RunState:
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
-    with _evaluate_beside(prepared, run):
+    with _evaluate_beside(prepared, run, lease):
         state = read_run_state(run, config)
         if not state.is_trained:
             # While workers train: what this process needs at the end.
+            metrics_file = fence.numbered(paths.METRICS, lease.number)
             poll_s = 1.0 if run.is_local else _REMOTE_POLL_S
-            with imported_meanwhile(_EXPORT, lambda: run.exists(paths.METRICS), poll_s):
+            with imported_meanwhile(_EXPORT, lambda: run.exists(metrics_file), poll_s):
                 _train_to_last_step(prepared, run, display, lease)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
@@ -147,26 +150,31 @@ def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) 
     Judged anew by reading them once more: a download that was cut off is no damage.
     """
     has_discarded = False
-    for step in {state.last_step, state.bundle_step}:
-        damage = manifest.find_damage(run, paths.checkpoint(step))
+    checkpoints = fence.read_history(run).checkpoints
+    for step in {state.last_step, state.bundle_step} & checkpoints.keys():
+        checkpoint = checkpoints[step]
+        damage = manifest.find_damage(run, checkpoint.name)
         if damage is None:
             continue
         display.say(
             f"WARNING: the checkpoint of step {step} is damaged ({damage}). It is discarded, and "
             "these steps are trained again"
         )
-        manifest.remove_artifact(run, paths.checkpoint(step))
-        run.remove_file(paths.evaluation(step))
+        manifest.remove_artifact(run, checkpoint.name)
+        run.remove_file(checkpoint.evaluation)
         has_discarded = True
     return has_discarded
 
 
-def _evaluate_beside(prepared: PreparedRun, run: Store) -> AbstractContextManager[None]:
+def _evaluate_beside(
+    prepared: PreparedRun, run: Store, lease: LeaseKeeper
+) -> AbstractContextManager[None]:
     if prepared.config.choice.rule == "last":
         return nullcontext()
     from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
-    return evaluate_checkpoints(with_absolute_paths(prepared.config), run, prepared.directory)
+    config = with_absolute_paths(prepared.config)
+    return evaluate_checkpoints(config, run, prepared.directory, lease.number)
 
 
 def _train_to_last_step(
@@ -180,6 +188,7 @@ def _train_to_last_step(
         model_directory=str(prepared.directory),
         storage_options=dict(config.storage.options),
         model_hash=model_hash(prepared.directory),
+        lease=lease.number,
     )
     if config.prior.count:
         _train_beside_priors(prepared, job, run, display, lease)
@@ -215,7 +224,11 @@ def _train_beside_priors(
     with (
         lease.ending(request.stop.set),
         PriorStream(
-            lambda: generate_missing_priors(prepared, request, display), request, prior_store, run
+            lambda: generate_missing_priors(prepared, request, display),
+            request,
+            prior_store,
+            run,
+            lease.number,
         ) as stream,
     ):
         if not config.prior.stream:

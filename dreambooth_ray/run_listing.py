@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.fence import parse_history
 from dreambooth_ray.storage.store import Store
 
 _READERS = 16
@@ -55,7 +56,7 @@ def _summarize_run(uri: str, state: str) -> RunSummary:
         run = Store(uri)
         names = set(run.names())
         checkpoints = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
-        step = max(paths.checkpoint_steps(checkpoints), default=0)
+        step = max(parse_history(checkpoints).checkpoints, default=0)
         if paths.BUNDLE in names and is_finished(run):
             return RunSummary(step, "finished")
         return RunSummary(step, "stopped" if paths.STOP in names else state)

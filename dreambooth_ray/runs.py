@@ -19,7 +19,7 @@ from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.catalog import withdraw_run
 from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.manifest import MANIFEST
@@ -67,7 +67,8 @@ def open_run(config: Config, force: bool = False) -> Store:
     if differences:
         withdraw_run(run)
         run.write(paths.CONFIG, dump_config(resolved).encode())
-        for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", paths.END):
+        ends = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
+        for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", *ends):
             run.remove_file(stale_file)
     return run
 

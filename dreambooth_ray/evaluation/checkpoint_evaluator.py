@@ -30,11 +30,11 @@ from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.sampling.engine import Engine
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.fence import CheckpointId, find_checkpoint
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_step
+from dreambooth_ray.training.checkpoint.download import restore_checkpoint
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
 
 
@@ -50,17 +50,19 @@ def check_choice(config: Config, directory: Path) -> None:
 
 
 @contextmanager
-def evaluate_checkpoints(config: Config, run: Store, directory: Path) -> Iterator[None]:
+def evaluate_checkpoints(
+    config: Config, run: Store, directory: Path, lease: int = 1
+) -> Iterator[None]:
     """Evaluate every checkpoint while the block trains.
 
-    config: with photographs that every host can read
+    config: with photographs that every host can read; lease: number of the run's lease
     raises: what an evaluation failed with, once the training is done
     """
     evaluator = RemoteEvaluator(config, run, directory)
     try:
-        with CheckpointFollower(run, config.choice, evaluator):
+        with CheckpointFollower(run, config.choice, evaluator, lease):
             yield
-        remove_old_checkpoints(run, config)
+        remove_old_checkpoints(run, config, lease)
     finally:
         evaluator.close()
 
@@ -112,17 +114,18 @@ class CheckpointEvaluator:
 
         raises: CheckpointError if it is damaged
         """
-        totals = self._compute_totals(self._load_components(step))
+        checkpoint = find_checkpoint(self._run, step)
+        totals = self._compute_totals(self._load_components(checkpoint))
         record = {"step": step, "protocol": self._protocol.name, "totals": totals}
-        self._run.write(paths.evaluation(step), json.dumps(record, indent=1).encode())
+        self._run.write(checkpoint.evaluation, json.dumps(record, indent=1).encode())
         return scored_from_totals(step, totals, self._config.choice)
 
-    def _load_components(self, step: int) -> Components:
+    def _load_components(self, checkpoint: CheckpointId) -> Components:
         parts = load_components(self._directory)
         apply_method(self._config, parts)
         with tempfile.TemporaryDirectory(prefix="dreambooth-judge-") as folder:
             load_trainable_params(
-                parts, load_trained_weights(restore_step(self._run, step, Path(folder)))
+                parts, load_trained_weights(restore_checkpoint(self._run, checkpoint, Path(folder)))
             )
         return parts
 

@@ -16,7 +16,7 @@ from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation import pareto_front
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.plot import plot_front
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.retention import committed_steps
@@ -35,9 +35,15 @@ def scored_from_totals(
 
 def read_scored_checkpoints(run: Store, choice: ChoiceConfig) -> list[ScoredCheckpoint]:
     """A run's evaluated checkpoints, by step."""
-    steps = paths.evaluation_steps(run.names(paths.EVALUATIONS))
-    totals = [json.loads(run.read(paths.evaluation(s)))["totals"] for s in steps]
-    return [scored_from_totals(s, t, choice) for s, t in zip(steps, totals, strict=True)]
+    evaluated = fence.parse_checkpoints(run.names(paths.EVALUATIONS))
+    if not evaluated:
+        return []
+    checkpoints = fence.read_history(run).select_valid(evaluated)
+    totals = [json.loads(run.read(checkpoint.evaluation))["totals"] for checkpoint in checkpoints]
+    return [
+        scored_from_totals(checkpoint.step, values, choice)
+        for checkpoint, values in zip(checkpoints, totals, strict=True)
+    ]
 
 
 def plot_run(run: Store, choice: ChoiceConfig) -> Image.Image | None:
@@ -60,10 +66,16 @@ class CheckpointFollower:
     """A context around a training; leaving it waits until the last checkpoint is evaluated."""
 
     def __init__(
-        self, run: Store, choice: ChoiceConfig, evaluate: Callable[[int], ScoredCheckpoint]
+        self,
+        run: Store,
+        choice: ChoiceConfig,
+        evaluate: Callable[[int], ScoredCheckpoint],
+        lease: int = 1,
     ) -> None:
-        """evaluate: scores the checkpoint of a step and stores its totals in the run."""
-        self._run, self._choice, self._evaluate = run, choice, evaluate
+        """evaluate: scores the checkpoint of a step and stores its totals in the run; lease: number
+        of the run's lease
+        """
+        self._run, self._choice, self._evaluate, self._lease = run, choice, evaluate, lease
         # All there are, by step: read once, since nobody else evaluates this run meanwhile.
         self._points: dict[int, ScoredCheckpoint] = {}
         self._waiting_steps, self._newest_step = set[int](), 0
@@ -75,7 +87,7 @@ class CheckpointFollower:
     def __enter__(self) -> "CheckpointFollower":
         points = read_scored_checkpoints(self._run, self._choice)
         self._points = {point.step: point for point in points}
-        write_selection(self._run, select_checkpoint(points, self._choice))
+        write_selection(self._run, select_checkpoint(points, self._choice), self._lease)
         self._thread.start()
         return self
 
@@ -129,7 +141,7 @@ class CheckpointFollower:
         self._points[step] = scored
         points = sorted(self._points.values(), key=lambda s: s.step)
         selection = select_checkpoint(points, self._choice)
-        write_selection(self._run, selection)
+        write_selection(self._run, selection, self._lease)
         log_evaluation = partial(self._log_evaluation, scored, points, selection)
         self._side_work.run("showing evaluations in TensorBoard", log_evaluation, None)
 

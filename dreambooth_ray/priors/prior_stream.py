@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from dreambooth_ray.priors.generation import PriorRequest
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
 _POLL_LOCAL_S, _POLL_REMOTE_S = 0.2, 3.0
@@ -19,16 +19,23 @@ class PriorStream:
     """
 
     def __init__(
-        self, generate: Callable[[], Store], request: PriorRequest, set_store: Store, run: Store
+        self,
+        generate: Callable[[], Store],
+        request: PriorRequest,
+        set_store: Store,
+        run: Store,
+        lease: int = 1,
     ):
+        """lease: number of the run's lease"""
         self._generate, self._request = generate, request
         self._set, self._run = set_store, run
+        self._failure_file = fence.numbered(paths.PRIOR_FAILURE, lease)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run_generation, name="priors", daemon=True)
 
     def __enter__(self) -> "PriorStream":
         """Begin to generate."""
-        self._run.remove_file(paths.PRIOR_FAILURE)
+        self._run.remove_file(self._failure_file)
         self._thread.start()
         return self
 
@@ -52,7 +59,7 @@ class PriorStream:
         except BaseException as error:  # handed to the thread that waits
             self._error = error
             text = json.dumps({"error": f"{error}"})
-            self._run.write(paths.PRIOR_FAILURE, text.encode())
+            self._run.write(self._failure_file, text.encode())
 
     def __exit__(
         self,

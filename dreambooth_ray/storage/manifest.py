@@ -256,11 +256,16 @@ def _read_manifest(store: Store, name: str) -> tuple[str, bytes]:
     try:
         pointer = json.loads(store.read(f"{name}.json"))
         folder, digest = str(pointer["folder"]), str(pointer["manifest_sha256"])
-        manifest = store.read(f"{folder}/{MANIFEST}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{store.uri}/{name} is not committed: {error}") from error
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{store.uri}/{name}.json is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{store.uri}/{name}.json is damaged: {error!r}") from error
+    try:
+        manifest = store.read(f"{folder}/{MANIFEST}")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{store.uri}/{name}.json points to {folder}, which is gone or was never whole"
+        ) from error
     if hashlib.sha256(manifest).hexdigest() != digest:
         raise CheckpointError(f"{store.uri}/{folder}/{MANIFEST} differs from its pointer")
     return folder, manifest

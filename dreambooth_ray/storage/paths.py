@@ -12,7 +12,7 @@ ADAPTER = "adapter"  # in a bundle
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"
-CHECKPOINT_SELECTION = "verdict.json"  # in a run: what its evaluations have decided
+CHECKPOINT_SELECTION = "verdict.json"  # in a run: what its evaluations decided; numbered too
 END = "end.json"  # in a run that they ended early
 EVALUATIONS = "evaluations"
 PRIORS = "priors"
@@ -25,7 +25,8 @@ RESTARTS = "restarts.json"  # in a run: why its workers were started again
 STOP = "stop"  # in a run: somebody asked it to checkpoint and end
 PRIOR_USE = "priors.json"  # in a run: the set it uses
 _CHUNK = re.compile(r"chunk-(\d{6})\.json")
-_STEP = re.compile(r"step-(\d{8})\.json")
+_STEP = re.compile(r"step-(\d{8})(?:-(\d{6}))?\.json")
+_TAKEOVER = re.compile(r"takeover-(\d{6})-step-(\d{8})\.json")
 
 
 def run(run_id: str) -> str:
@@ -59,22 +60,32 @@ def prior_image(index: int) -> str:
     return f"{index:06d}.png"
 
 
-def checkpoint(step: int) -> str:
-    """Artifact name of the checkpoint after `step` optimizer steps, in the run's folder."""
-    return f"{CHECKPOINTS}/step-{step:08d}"
+def checkpoint(step: int, lease: int = 0) -> str:
+    """Artifact name of the checkpoint after `step` steps by the holder of `lease`, in a run."""
+    return f"{CHECKPOINTS}/{_step_name(step, lease)}"
 
 
-def checkpoint_steps(names: list[str]) -> list[int]:
-    """Steps of the committed checkpoints among the names in a checkpoints folder, ascending."""
+def evaluation(step: int, lease: int = 0) -> str:
+    """File of the evaluation of that checkpoint, in a run."""
+    return f"{EVALUATIONS}/{_step_name(step, lease)}.json"
+
+
+def _step_name(step: int, lease: int) -> str:
+    return f"step-{step:08d}-{lease:06d}" if lease else f"step-{step:08d}"
+
+
+def checkpoints(names: list[str]) -> list[tuple[int, int]]:
+    """Step and lease of each pointer or evaluation among names in their folder, ascending."""
     matches = (_STEP.fullmatch(name) for name in names)
-    return sorted(int(match.group(1)) for match in matches if match)
+    return sorted((int(match.group(1)), int(match.group(2) or 0)) for match in matches if match)
 
 
-def evaluation(step: int) -> str:
-    """File of the evaluation of the checkpoint after `step` optimizer steps, in a run."""
-    return f"{EVALUATIONS}/step-{step:08d}.json"
+def takeover(lease: int, step: int) -> str:
+    """File that says from which step the holder of `lease` goes on, in a run."""
+    return f"{CHECKPOINTS}/takeover-{lease:06d}-step-{step:08d}.json"
 
 
-def evaluation_steps(names: list[str]) -> list[int]:
-    """Steps among the names in an evaluations folder, ascending."""
-    return checkpoint_steps(names)
+def takeovers(names: list[str]) -> tuple[tuple[int, int], ...]:
+    """Lease and step of each takeover among the names in a checkpoints folder, ascending."""
+    matches = (_TAKEOVER.fullmatch(name) for name in names)
+    return tuple(sorted((int(match.group(1)), int(match.group(2))) for match in matches if match))

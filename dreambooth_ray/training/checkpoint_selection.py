@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
 
@@ -17,18 +17,19 @@ class CheckpointSelection:
     stop: bool = False
 
 
-def read_selection(run: Store) -> CheckpointSelection:
-    """The newest of a run, or an empty one."""
+def read_selection(run: Store, lease: int = 0) -> CheckpointSelection:
+    """That of the holder of `lease`, or an empty one."""
     try:
-        content = json.loads(run.read(paths.CHECKPOINT_SELECTION))
+        content = json.loads(run.read(fence.numbered(paths.CHECKPOINT_SELECTION, lease)))
     except FileNotFoundError:
         return CheckpointSelection()
     return CheckpointSelection(content["best"], tuple(content["judged"]), content["stop"])
 
 
-def write_selection(run: Store, selection: CheckpointSelection) -> None:
-    """Replace the one in the run."""
-    run.write(paths.CHECKPOINT_SELECTION, json.dumps(asdict(selection)).encode())
+def write_selection(run: Store, selection: CheckpointSelection, lease: int = 0) -> None:
+    """Replace that of the holder of `lease`."""
+    name = fence.numbered(paths.CHECKPOINT_SELECTION, lease)
+    run.write(name, json.dumps(asdict(selection)).encode())
 
 
 def find_protected_steps(steps: Iterable[int], selection: CheckpointSelection) -> frozenset[int]:
@@ -38,14 +39,21 @@ def find_protected_steps(steps: Iterable[int], selection: CheckpointSelection) -
     )
 
 
-def write_end(run: Store, step: int) -> None:
-    """Note that a run ended early, at `step`, by its evaluations."""
-    run.write(paths.END, json.dumps({"step": step}).encode())
+def write_end(run: Store, step: int, lease: int = 0) -> None:
+    """Note that a run ended early, at `step`, by its evaluations; by the holder of `lease`."""
+    run.write(fence.numbered(paths.END, lease), json.dumps({"step": step}).encode())
 
 
-def read_end(run: Store) -> int | None:
-    """The step a run was ended at by its evaluations; None if it was not."""
-    try:
-        return int(json.loads(run.read(paths.END))["step"])
-    except FileNotFoundError:
-        return None
+def read_end(run: Store, names: list[str], history: fence.RunHistory) -> int | None:
+    """The step a run was ended at by its evaluations; None if it was not.
+
+    names: in the run's folder
+    """
+    for lease in fence.numbers_of(names, paths.END):
+        try:
+            step = int(json.loads(run.read(fence.numbered(paths.END, lease)))["step"])
+        except FileNotFoundError:
+            continue
+        if history.is_valid(step, lease):
+            return step
+    return None

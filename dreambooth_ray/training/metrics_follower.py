@@ -3,15 +3,19 @@
 import json
 from typing import Any
 
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
 
 class MetricsFollower:
-    """Remembers how far it has read. A look is one request, of the bytes since the one before."""
+    """Remembers how far it has read. A look is one request, of the bytes since the one before.
+
+    A look that finds none asks whether another holder's file is the newest by now.
+    """
 
     def __init__(self, run: Store) -> None:
         self._run = run
+        self._name: str | None = None
         self._num_bytes_read, self._last_line = 0, b""
         self._latest: dict[str, Any] | None = None
 
@@ -20,18 +24,30 @@ class MetricsFollower:
 
         raises: StorageError
         """
+        if self._name is not None and self._read_new(self._name):
+            return self._latest
+        numbers = fence.numbers_of(self._run.names(), paths.METRICS)
+        name = fence.numbered(paths.METRICS, numbers[0]) if numbers else None
+        if name is not None and name != self._name:
+            self._name, self._num_bytes_read, self._last_line = name, 0, b""
+            self._read_new(name)
+        return self._latest
+
+    def _read_new(self, name: str) -> bool:
+        """Whether there was anything new."""
         # The last line once more: where another stands there, a resumed run has dropped lines.
         start = self._num_bytes_read - len(self._last_line)
         try:
-            data = self._run.read_from(paths.METRICS, start)
+            data = self._run.read_from(name, start)
             if not data.startswith(self._last_line):
-                start, data = 0, self._run.read(paths.METRICS)
+                start, data = 0, self._run.read(name)
         except FileNotFoundError:
-            return self._latest
+            return False
         # A last line without its end is still being written.
         complete_lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        num_bytes_before = self._num_bytes_read
         if complete_lines:
             self._num_bytes_read = start + sum(map(len, complete_lines))
             self._last_line = complete_lines[-1]
             self._latest = json.loads(self._last_line)
-        return self._latest
+        return self._num_bytes_read != num_bytes_before

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line an optimizer step, readable while the run goes on."""
+"""metrics.jsonl: one line an optimizer step, readable while the run goes on.
+
+Each holder of a run writes its own (`storage/fence.py`), which begins with the lines before it.
+"""
 
 import json
 import time
@@ -6,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
 REMOTE_INTERVAL_S, _MOST_BYTES_A_S = 10.0, 100_000
@@ -15,12 +18,12 @@ REMOTE_INTERVAL_S, _MOST_BYTES_A_S = 10.0, 100_000
 RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
 
 
-def read_metrics(store: Store) -> list[dict[str, Any]]:
-    """Complete lines of a run's metrics, in order; empty if none was written yet."""
-    try:
-        text = store.read(paths.METRICS).decode()
-    except FileNotFoundError:
-        return []
+def read_metrics(store: Store, up_to_lease: int | None = None) -> list[dict[str, Any]]:
+    """Complete lines of a run's metrics, in order; empty if none was written yet.
+
+    up_to_lease: as holders up to that number have them
+    """
+    text = (fence.read_newest(store, paths.METRICS, up_to_lease) or b"").decode()
     # A last line without its end is still being written.
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -32,9 +35,13 @@ class MetricsLog:
     so each step stands there once.
     """
 
-    def __init__(self, store: Store, start: int) -> None:
-        """raises CheckpointError if lines up to `start` are missing. `records`: those up to it."""
-        records = [r for r in read_metrics(store) if r["step"] <= start]
+    def __init__(self, store: Store, start: int, lease: int = 1) -> None:
+        """raises CheckpointError if lines up to `start` are missing. `records`: those up to it.
+
+        lease: number of the holder's
+        """
+        self._name = fence.numbered(paths.METRICS, lease)
+        records = [r for r in read_metrics(store, max(1, lease)) if r["step"] <= start]
         if [r["step"] for r in records] != list(range(1, start + 1)):
             raise CheckpointError(
                 f"{store.uri}/{paths.METRICS} does not hold steps 1 to {start} once each, though "
@@ -48,6 +55,7 @@ class MetricsLog:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics log")
         self._pending: list[Future[None]] = []
         self.flush()
+        self._remove_older(lease)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add steps, without waiting for storage. raises: what an earlier write failed with"""
@@ -72,14 +80,20 @@ class MetricsLog:
 
     def _append_lines(self) -> None:
         num_lines = len(self._lines)
-        with self._store.local_path(paths.METRICS).open("a") as stream:
+        with self._store.local_path(self._name).open("a") as stream:
             stream.write("".join(self._lines[self._num_written : num_lines]))
         self._num_written = num_lines
 
     def _write_all(self) -> None:
         num_lines = len(self._lines)
         data = "".join(self._lines[:num_lines]).encode()
-        self._store.write(paths.METRICS, data)
+        self._store.write(self._name, data)
         # An object store takes whole files: a long one goes there less often.
         self._interval_s = max(REMOTE_INTERVAL_S, len(data) / _MOST_BYTES_A_S)
         self._num_written, self._written_at_s = num_lines, time.monotonic()
+
+    def _remove_older(self, lease: int) -> None:
+        """Those of earlier holders, for tidiness: the newest counts."""
+        if lease > 1:
+            for number in fence.numbers_of(self._store.names(), paths.METRICS, lease - 1):
+                self._store.remove_file(fence.numbered(paths.METRICS, number))

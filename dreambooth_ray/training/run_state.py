@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
@@ -49,32 +49,39 @@ def read_run_state(run: Store, config: Config) -> RunState:
 
     raises: StorageError
     """
-    names = set(run.names())
+    names = run.names()
     is_bundled = paths.BUNDLE in names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
-    steps = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
-    committed_step = max(paths.checkpoint_steps(steps), default=0)
-    last_step, reason = _find_end(run, config, names, committed_step if is_bundled else None)
+    checkpoint_names = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
+    history = fence.parse_history(checkpoint_names)
+    committed_step = max(history.checkpoints, default=0)
+    bundled_step = committed_step if is_bundled else None
+    last_step, reason = _find_end(run, config, names, history, bundled_step)
     if paths.STOP in names and committed_step != last_step:
         reason = "stopped"
     best_step = None
-    is_selecting = config.choice.rule == "best" and paths.CHECKPOINT_SELECTION in names
-    if is_selecting and committed_step == last_step:
-        best_step = read_selection(run).best
+    selection_leases = fence.numbers_of(names, paths.CHECKPOINT_SELECTION)
+    if config.choice.rule == "best" and selection_leases and committed_step == last_step:
+        best_step = read_selection(run, selection_leases[0]).best
     return RunState(committed_step, last_step, reason, best_step, is_bundled)
 
 
 def _find_end(
-    run: Store, config: Config, names: set[str], bundled_step: int | None
+    run: Store,
+    config: Config,
+    names: list[str],
+    history: fence.RunHistory,
+    bundled_step: int | None,
 ) -> tuple[int, EndReason]:
     """bundled_step: newest step of a run with a bundle, which needs no further look"""
     steps = config.train.steps
     if bundled_step is not None:
-        ended_early: EndReason = "stalled" if paths.END in names else "early"
+        ended_early: EndReason = "stalled" if fence.numbers_of(names, paths.END) else "early"
         return bundled_step, "configured" if bundled_step == steps else ended_early
-    if paths.END in names and (end_step := read_end(run)) is not None:
+    if (end_step := read_end(run, names, history)) is not None:
         return end_step, "stalled"
-    if config.validation.patience and paths.METRICS in names:
-        text = run.read(paths.METRICS).decode()
+    metrics_leases = fence.numbers_of(names, paths.METRICS)
+    if config.validation.patience and metrics_leases:
+        text = run.read(fence.numbered(paths.METRICS, metrics_leases[0])).decode()
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         losses = validation_losses([json.loads(line) for line in lines])
         stop_step = find_stop_step(losses, config.validation)

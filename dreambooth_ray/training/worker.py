@@ -21,7 +21,7 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.samples import PromptSampler
@@ -62,7 +62,7 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
     with restore.restored_checkpoint(run, config, job.model_hash, worker_rank) as restored_state:
         dataset.start = restored_state.step if restored_state else 0
         dataset.accumulate = config.parts(world_size)
-        past_records = [r for r in read_metrics(run) if r["step"] <= dataset.start]
+        past_records = [r for r in read_metrics(run, job.lease) if r["step"] <= dataset.start]
         if dataset.start >= read_run_state(run, config).last_step:
             return
         validation = (
@@ -110,11 +110,11 @@ def _make_dataset(
 
 
 def _open_priors(job: WorkerJob) -> PriorSet:
-    run = Store(job.run_uri)
+    run, name = Store(job.run_uri), fence.numbered(paths.PRIOR_FAILURE, job.lease)
 
     def read_failure() -> str | None:
         try:
-            return str(json.loads(run.read(paths.PRIOR_FAILURE))["error"])
+            return str(json.loads(run.read(name))["error"])
         except FileNotFoundError:
             return None
 
@@ -140,6 +140,7 @@ def _make_sequence(
         "strategy": config.train.strategy,
         "world_size": context.get_world_size(),
         "model_hash": job.model_hash,
+        "lease": job.lease,
     }
     return StepSequence(
         run,
@@ -147,11 +148,14 @@ def _make_sequence(
         side_work=side_work,
         loggers=loggers,
         guard=NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0))),
-        saver=CheckpointSaver(run, config, side_work, worker_rank, about, loggers.upload_logs),
+        saver=CheckpointSaver(
+            run, config, side_work, worker_rank, about, loggers.upload_logs, lease=job.lease
+        ),
         validation=validation,
         sampler=PromptSampler(config, Path(job.model_directory)),
         preemption=PreemptionNotice(),
         num_restarts=len(read_restarts(run)),
+        lease=job.lease,
     )
 
 

@@ -9,6 +9,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
 from dreambooth_ray.runs import delete_run, find_run, is_finished, open_run, read_run_config
 from dreambooth_ray.storage.catalog import Catalog, publish_run
+from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import read_end, write_end
@@ -30,7 +31,7 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     assert read_run_config(run).train.lr == 5e-6
     write_end(run, 5)
     assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
-    assert read_end(run) is None
+    assert read_end(run, run.names(), RunHistory()) is None
 
 
 def _commit(run: Store) -> Catalog:

@@ -44,12 +44,16 @@ class StepSequence(Callback):
         preemption: PreemptionNotice | None = None,
         num_restarts: int = 0,
         read_every: int | None = None,
+        lease: int = 1,
     ) -> None:
-        """num_restarts: of the run so far; read_every: as StepMetrics has it"""
+        """num_restarts: of the run so far; read_every: as StepMetrics has it; lease: number of the
+        run's lease
+        """
         self._run, self._dataset, self._side_work, self._loggers = run, dataset, side_work, loggers
         self._guard, self._step_metrics = guard, StepMetrics(read_every)
         self._saver, self._validation, self._sampler = saver, validation, sampler
         self._preemption, self._num_restarts = preemption, num_restarts
+        self._lease = lease
         self._metrics_log: MetricsLog | None = None
         self._last_read_s = time.monotonic()
         self.metrics: dict[str, float] = {}
@@ -59,7 +63,7 @@ class StepSequence(Callback):
         then loggers, and listens to requests to stop.
         """
         if trainer.is_global_zero:
-            self._metrics_log = MetricsLog(self._run, self._dataset.start)
+            self._metrics_log = MetricsLog(self._run, self._dataset.start, self._lease)
             self._loggers.open(self._metrics_log.records)
         if self._saver is not None:
             self._saver.start(self._metrics_log)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage import fence, manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.retention import committed_steps
 
 STATE = "state.ckpt"  # a file, or a folder with files of every worker
 AVERAGE = "average"  # in a state: averaged weights, by the names of the state_dict
@@ -23,8 +22,13 @@ class DownloadedCheckpoint:
 
 
 def restore_step(run: Store, step: int, local: Path) -> Path:
+    """Download the checkpoint of a step; returns the path of its state. raises: CheckpointError"""
+    return restore_checkpoint(run, fence.find_checkpoint(run, step), local)
+
+
+def restore_checkpoint(run: Store, checkpoint: fence.CheckpointId, local: Path) -> Path:
     """Download one checkpoint; returns the path of its state. raises: CheckpointError"""
-    manifest.download_artifact(run, paths.checkpoint(step), local)
+    manifest.download_artifact(run, checkpoint.name, local)
     return local / STATE
 
 
@@ -37,10 +41,10 @@ def restore_newest(
     raises: CheckpointError if there are checkpoints and none is intact
     """
     damages: list[str] = []
-    for step in reversed(committed_steps(run)):
+    for step, checkpoint in reversed(fence.read_history(run).checkpoints.items()):
         folder = local / str(step)
         try:
-            about = manifest.download_artifact(run, paths.checkpoint(step), folder)
+            about = manifest.download_artifact(run, checkpoint.name, folder)
         except CheckpointError as error:
             damages.append(str(error))
             on_damage(f"checkpoint of step {step} is passed over: {error}")

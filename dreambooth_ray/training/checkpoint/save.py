@@ -50,12 +50,13 @@ class CheckpointUploader:
         side_work: SideWork,
         worker_rank: WorkerRank,
         on_commit: Callable[[], None] = lambda: None,
+        lease: int = 0,
     ) -> None:
-        """on_commit: called after each commit, on the first host"""
-        self._run, self._config = run, config
+        """on_commit: called after each commit, on the first host; lease: number of the run's"""
+        self._run, self._config, self._lease = run, config, lease
         self._side_work, self._worker_rank = side_work, worker_rank
         self._on_commit = on_commit
-        self._rotation = retention.CheckpointRotation(run, config)
+        self._rotation = retention.CheckpointRotation(run, config, lease)
         self.metrics_log: MetricsLog | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -72,7 +73,7 @@ class CheckpointUploader:
             pending.result()
 
     def _upload(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
-        name = paths.checkpoint(step)
+        name = paths.checkpoint(step, self._lease)
         folder = f"{name}-{nonce}"
         try:
             entries = manifest.upload_files(self._run, folder, local)
@@ -174,11 +175,14 @@ class CheckpointSaver:
         worker_rank: WorkerRank,
         about: dict[str, object],
         on_commit: Callable[[], None] = lambda: None,
+        lease: int = 0,
     ) -> None:
-        """about: what a checkpoint's manifest says beside its step and metrics."""
+        """about: what a checkpoint's manifest says beside its step and metrics; lease: number of
+        the run's lease
+        """
         self._run, self._config, self._worker_rank, self._about = run, config, worker_rank, about
-        self._side_work = side_work
-        self._uploader = CheckpointUploader(run, config, side_work, worker_rank, on_commit)
+        self._side_work, self._lease = side_work, lease
+        self._uploader = CheckpointUploader(run, config, side_work, worker_rank, on_commit, lease)
         self._stop_request = StopRequest(run, side_work.say)
         self.waited_s = 0.0
 
@@ -216,10 +220,10 @@ class CheckpointSaver:
 
     def _end_early(self, step: int) -> bool:
         """Write down that the run ends here, if its evaluations say so."""
-        if not read_selection(self._run).stop:
+        if not read_selection(self._run, self._lease).stop:
             return False
         if step < self._config.train.steps:
-            write_end(self._run, step)
+            write_end(self._run, step, self._lease)
         return True
 
     def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.metrics_follower import MetricsFollower
 
@@ -31,9 +31,12 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> CountingStore:
     return CountingStore(f"memory://{tmp_path.parent.name}-{tmp_path.name.strip(chr(91))}")
 
 
-def write_steps(run: Store, num_steps: int, loss: float = 0.5, unfinished: str = "") -> None:
+def write_steps(
+    run: Store, num_steps: int, loss: float = 0.5, unfinished: str = "", lease: int = 1
+) -> None:
     lines = [json.dumps({"step": s, "loss": loss}) + "\n" for s in range(1, num_steps + 1)]
-    run.write(paths.METRICS, ("".join(lines) + unfinished).encode())
+    name = fence.numbered(paths.METRICS, lease)
+    run.write(name, ("".join(lines) + unfinished).encode())
 
 
 def read_step(follower: MetricsFollower) -> int | None:
@@ -68,3 +71,16 @@ def test_a_resumed_runs_lines_are_read_anew(run: CountingStore, num_steps: int) 
 def test_a_file_that_is_still_empty_has_no_step(run: CountingStore) -> None:
     run.write(paths.METRICS, b"")
     assert read_step(MetricsFollower(run)) is None
+
+
+@pytest.mark.parametrize("is_older_removed", [False, True])
+def test_another_holders_lines_are_followed(run: CountingStore, is_older_removed: bool) -> None:
+    follower = MetricsFollower(run)
+    write_steps(run, 10)
+    assert read_step(follower) == 10
+    write_steps(run, 8, loss=0.25, lease=2)
+    if is_older_removed:
+        run.remove_file(paths.METRICS)
+    assert follower.read_latest() == {"step": 8, "loss": 0.25}
+    write_steps(run, 12)
+    assert read_step(follower) == 8

@@ -34,6 +34,24 @@ def test_lines_are_readable_while_the_run_goes_on_and_rewound_on_resume(tmp_path
     assert [r["loss"] for r in read_metrics(store)] == [0.1, 0.1, 0.2]
 
 
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_holder_that_was_followed_and_woken_changes_no_line(tmp_path: Path, kind: str) -> None:
+    store = Store(str(tmp_path) if kind == "local" else f"memory://{tmp_path.name}-followed")
+    frozen = MetricsLog(store, 0, lease=1)
+    frozen.append([{"step": step, "loss": 0.1} for step in (1, 2, 3)])
+    frozen.flush()
+    heir = MetricsLog(store, 2, lease=2)
+    heir.append([{"step": 3, "loss": 0.2}])
+    heir.close()
+    frozen.append([{"step": 4, "loss": 0.1}])
+    frozen.close()
+    assert [r["loss"] for r in read_metrics(store)] == [0.1, 0.1, 0.2]
+    # A newer one leaves nobody's lines behind it.
+    MetricsLog(store, 3, lease=5).close()
+    assert store.names() == ["metrics-000005.jsonl"]
+    assert [r["loss"] for r in read_metrics(store)] == [0.1, 0.1, 0.2]
+
+
 def test_a_line_cut_by_a_crash_is_not_read(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     append(store, 0, 1)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
@@ -103,6 +104,47 @@ def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
     download.restore_newest(run, tmp_path / "out", words.append)
     assert len(words) == 1
     assert "step 20 is passed over" in words[0]
+
+
+@pytest.mark.parametrize("pointer", [None, b"", b"[]", b'{"folder": 1'])
+def test_a_pointer_to_nothing_is_passed_over_for_the_one_before(
+    run: Store, tmp_path: Path, pointer: bytes | None
+) -> None:
+    for step in (10, 20):
+        commit(run, step, tmp_path)
+    if pointer is None:
+        run.remove(str(manifest.folder_of(run, paths.checkpoint(20))))
+    else:
+        run.write(f"{paths.checkpoint(20)}.json", pointer)
+    words: list[str] = []
+    restored = download.restore_newest(run, tmp_path / "out", words.append)
+    assert restored is not None
+    assert restored.step == 10
+    assert ("which is gone" if pointer is None else "is damaged") in words[0]
+
+
+KEEP_ONE = parse_config(
+    "subject: {photos: none, class_noun: robot}\ncheckpoint: {keep: 1}", "test", []
+)
+
+
+def test_rotation_removes_what_counts_no_more(run: Store, tmp_path: Path) -> None:
+    commit(run, 10, tmp_path)
+    run.write(paths.takeover(2, 10), b"{}")
+    commit(run, 20, tmp_path)  # of a holder that was followed
+    retention.remove_old_checkpoints(run, KEEP_ONE, lease=2)
+    assert retention.committed_steps(run) == [10]
+    assert [name for name in run.names(paths.CHECKPOINTS) if "step-00000020" in name] == []
+
+
+def test_who_was_followed_removes_nothing(run: Store, tmp_path: Path) -> None:
+    for step in (10, 20):
+        commit(run, step, tmp_path)
+    run.write("leases/000002.json", b"{}")
+    retention.remove_old_checkpoints(run, KEEP_ONE, lease=1)
+    assert retention.committed_steps(run) == [10, 20]
+    retention.remove_old_checkpoints(run, KEEP_ONE, lease=2)
+    assert retention.committed_steps(run) == [20]
 
 
 @pytest.mark.parametrize(
