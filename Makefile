@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bench bars faults manifests docs check format clean
+.PHONY: demo test unit bench gpu bars faults manifests docs check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -36,6 +36,10 @@ bench: $(VENV)/.dev
 	for theme in $(THEMES); do $(BIN)/dreambooth bench $$theme --profile $(PROFILE) \
 	  --json benchmarks/results/$$theme.json > /dev/null || exit 1; done
 	$(BIN)/dreambooth bench report --readme docs/performance.md
+
+# What only a GPU can show, on one card, without Ray or a network; DRY=1 tries every path on a CPU.
+gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry --out out/gpu-dry.json)
 
 # Whole trainings and their bars: the demo, real photographs, another model's sizes, two subjects.
 bars: $(VENV)/.dev

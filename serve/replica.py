@@ -58,7 +58,6 @@ class Replica:
         self._config = config
         gpus = config.replicas.gpus
         self._device = "cuda" if gpus else "cpu"
-        self._dtype = torch.float16 if gpus else torch.float32
         if not gpus:
             torch.set_num_threads(1)
         self._cache = Path(tempfile.mkdtemp(prefix="dreambooth-serve-"))
@@ -80,7 +79,6 @@ class Replica:
             directory,
             max_batch=self._config.replicas.batch,
             device=self._device,
-            dtype=self._dtype,
             lives_long=True,
         )
         engine.start()

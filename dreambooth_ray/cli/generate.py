@@ -26,6 +26,12 @@ def generate(
     mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
     grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
+    device: Annotated[
+        str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (half on a GPU), float32, bfloat16 or float16")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
     *,
     params: SamplingParams,
@@ -48,6 +54,8 @@ def generate(
         mask=mask,
         strength=strength,
         grid=grid,
+        device=device,
+        dtype=dtype,
         on_progress=Stage("images"),
     )
     for path in paths:

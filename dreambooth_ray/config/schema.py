@@ -11,6 +11,7 @@ from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
+    Quantization,
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
@@ -21,6 +22,9 @@ class ModelConfig(Section):
     """Which Stable Diffusion to start from."""
 
     uri: Text = Field("toyworld", description="'toyworld', or a Stable Diffusion 1.x/2.x directory")
+    quantization: Quantization = Field(
+        "none", description="of the UNet's frozen linear layers, under adapters"
+    )
 
 
 class SubjectConfig(Section):
@@ -162,6 +166,27 @@ class Config(Section):
             raise ValueError(
                 "train.optimizer=adamw8bit (bitsandbytes) needs CUDA; set train.optimizer=adamw, "
                 "or cluster.gpus=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_are_frozen(self) -> "Config":
+        kind, train = self.model.quantization, self.train
+        if kind == "none":
+            return self
+        obstacle = None
+        if train.method != "lora":
+            obstacle = f"train.method={train.method} trains the weights themselves"
+        elif train.lora.dora:
+            obstacle = "train.lora.dora needs the norms of the weights"
+        elif train.strategy != "ddp":
+            obstacle = f"train.strategy={train.strategy} shards the weights"
+        elif train.compile != "none":
+            obstacle = f"train.compile={train.compile} was not tried with it"
+        if obstacle:
+            raise ValueError(
+                f"model.quantization={kind} and {obstacle}; set model.quantization=none, or "
+                "train.method=lora without dora, with train.strategy=ddp and train.compile=none"
             )
         return self
 

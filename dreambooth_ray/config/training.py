@@ -14,6 +14,9 @@ Precision = Annotated[
 ]
 
 
+Quantization = Literal["none", "int8", "fp8", "nf4"]
+
+
 class IdentifierConfig(Section):
     """The word that stands for a subject."""
 
@@ -91,6 +94,12 @@ class TrainConfig(Section):
     flip: bool = Field(False, description="mirror images at random")
     precision: Precision = Field("32", description="of the computation; weights stay in float32")
     gradient_checkpointing: bool = Field(False, description="compute twice to hold less")
+    compile: Literal["none", "blocks", "whole"] = Field(
+        "none", description="torch.compile of the UNet or of its transformer blocks; a minute more"
+    )
+    cuda_graphs: bool = Field(
+        True, description="on a GPU, launch a step's kernels at once, where one worker can"
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="the bundle gets averaged weights; 0.999 suits most"
     )
@@ -109,6 +118,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.method=kv trains the UNet's cross-attention keys and values alone; "
                 "set train.text_encoder=false, or take train.method=full or lora"
+            )
+        if self.compile != "none" and self.strategy != "ddp":
+            raise ValueError(
+                f"train.compile={self.compile} needs train.strategy=ddp, where a network is whole; "
+                f"with train.strategy={self.strategy} set train.compile=none"
             )
         if self.optimizer == "prodigy" and (self.lr < 0.01 or self.text_encoder_lr):
             raise ValueError(

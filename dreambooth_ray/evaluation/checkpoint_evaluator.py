@@ -28,6 +28,7 @@ from dreambooth_ray.evaluation.protocol import (
 from dreambooth_ray.evaluation.ray_actor import build_actor_class
 from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage.fence import CheckpointId, find_checkpoint
@@ -131,7 +132,8 @@ class CheckpointEvaluator:
 
     def _compute_totals(self, parts: Components) -> dict[str, float]:
         """Every total of the protocol for a model in memory."""
-        engine = Engine(parts, device=self._device)
+        dtype = resolve_sampling_dtype(resolve_device(self._device))
+        engine = Engine(parts, device=self._device, dtype=dtype)
         requests = [as_request(q, self._protocol, self._size_px) for q in self._prompts]
         images = [sample.image for sample in engine.sample(requests)]
         vectors = {uri: e.embed_images(images) for uri, e in self._encoders.items()}

@@ -128,7 +128,7 @@ class MemoryBudget:
     ) -> None:
         """tiled_area: latent pixels above which decoding is tiled and takes no more than there."""
         self.footprint, self._tiled_area = footprint, tiled_area
-        self.limit_bytes = limit_bytes or _memory_bytes(device)
+        self.limit_bytes = limit_bytes or _memory_bytes(device, footprint.weights_bytes)
 
     def max_rows(self, area: int) -> int:
         """UNet rows of `area` latent pixels that fit at once."""
@@ -161,7 +161,11 @@ class MemoryBudget:
         return side
 
 
-def _memory_bytes(device: torch.device) -> int:
+def _memory_bytes(device: torch.device, weights_bytes: int) -> int:
+    """What a model may use in all. On a GPU its weights are there already, and not free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_MEMORY)
+        free_bytes = torch.cuda.mem_get_info(device)[0]
+        # torch keeps what it has freed, and gives it out again.
+        free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(weights_bytes + free_bytes * _SHARE_OF_MEMORY)
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _SHARE_OF_MEMORY)

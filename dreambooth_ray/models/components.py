@@ -1,5 +1,6 @@
 """Load the parts of a Stable Diffusion 1.x or 2.x directory, of any size."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    # It tells at each import which of its kernels this machine can't load.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
 def load_components(directory: Path) -> Components:

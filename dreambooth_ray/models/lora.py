@@ -56,8 +56,9 @@ def inject_adapters(
 
 @contextmanager
 def _silence_peft_warnings() -> Iterator[None]:
-    """peft still calls transformers by an old name; no user can change that."""
+    """What no user can change: an old name of transformers, and merging, which is not done here."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )

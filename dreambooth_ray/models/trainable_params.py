@@ -13,18 +13,26 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.precision import autocast_dtype
+from dreambooth_ray.models.quantization import quantize_linear_layers
 
 _KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
 
 
-def apply_method(config: Config, parts: Components) -> None:
-    """Freeze all weights but the trainable ones, in place; for lora, add the adapters."""
+def apply_method(config: Config, parts: Components, *, quantizes: bool = False) -> None:
+    """Freeze all weights but the trainable ones, in place; for lora, add the adapters.
+
+    quantizes: whether the UNet's frozen layers become model.quantization's, as for training
+    """
     if config.loss.zero_terminal_snr:
         parts.schedule = DDPMScheduler.from_config(
             parts.schedule.config, rescale_betas_zero_snr=True
         )
     parts.unet.requires_grad_(False)
     parts.text_encoder.requires_grad_(False)
+    if quantizes:
+        dtype = autocast_dtype(config.train.precision)
+        quantize_linear_layers(parts.unet, config.model.quantization, dtype)
     _apply_to_weights(config, parts)
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorRecord
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.sampling.engine import Engine
@@ -35,8 +36,13 @@ class PriorWorker:
         use_options(set_uri, storage_options or {})
         torch.set_num_threads(1)
         self._components = load_components(Path(directory))
-        device = "cuda" if gpu else "cpu"
-        self._engine = Engine(self._components, max_batch=spec.chunk_size, device=device)
+        device = resolve_device("cuda" if gpu else "cpu")
+        self._engine = Engine(
+            self._components,
+            max_batch=spec.chunk_size,
+            device=str(device),
+            dtype=resolve_sampling_dtype(device),
+        )
         self._store, self._spec = Store(set_uri), spec
 
     def generate(self, number: int, image_files: list[bytes] | None = None) -> list[PriorRecord]:

@@ -5,7 +5,7 @@ features before the last block.
 """
 
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.graphed_forward import GraphedForward
+from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
 from dreambooth_ray.sampling.deepcache import DeepCache
 from dreambooth_ray.sampling.lora_batching import AdapterNames, LoraBatch
@@ -131,13 +133,13 @@ class AdaptedNetwork:
 class Row:
     """One row of a forward.
 
-    x:                (in_channels, h, w); prompt_embeds: (T, D)
+    x:                (in_channels, h, w); prompt_embeds: (T, D); timestep: a number or ()
     returns_features: whether the forward stores its features in `cached_features`
     cached_features:  (F, h, w) to use instead of the UNet's middle, or None
     """
 
     x: Tensor
-    timestep: float
+    timestep: float | Tensor
     prompt_embeds: Tensor
     adapter: str | None = None
     returns_features: bool = False
@@ -157,33 +159,37 @@ class _LoraUNet(PlainUNet):
         return super().forward(x, time, hidden)
 
 
-class _TracedUNet:
-    """The whole UNet by traces, one for each set of layers with adapters.
+class _RecordedUNet:
+    """The whole UNet by recordings, one for each set of layers with adapters.
 
-    A trace stays valid when adapters come and go: their weights are inputs of it.
+    A recording is a trace on a CPU, and CUDA graphs on a GPU. It stays valid when adapters come
+    and go: their weights are inputs of it.
     """
 
-    def __init__(self, adapted: AdaptedNetwork, warmup_calls: int) -> None:
-        self._adapted, self._warmup_calls = adapted, warmup_calls
-        self._traced_forwards: dict[tuple[str, ...], TracedForward] = {}
+    def __init__(self, adapted: AdaptedNetwork, warmup_calls: int, is_gpu: bool) -> None:
+        self._adapted, self._warmup_calls, self._is_gpu = adapted, warmup_calls, is_gpu
+        self._recordings: dict[tuple[str, ...], TracedForward | GraphedForward] = {}
 
     def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor | None:
         """The UNet's output for rows of one group; None where peft must run their adapters."""
         adapted = self._adapted
         if adapted.lora_batch is None:
-            return self._traced_forward(())(*inputs)
+            return self._recording(())(*inputs)
         adapter_names = adapted.loaded_names(adapters)
         if (lora_batch := adapted.find_batch(adapter_names)) is None:
             return None
         with lora_batch.route_rows(adapter_names):
-            return self._traced_forward(lora_batch.active_layers())(*inputs, *lora_batch.weights())
+            return self._recording(lora_batch.active_layers())(*inputs, *lora_batch.weights())
 
-    def _traced_forward(self, layer_names: tuple[str, ...]) -> TracedForward:
-        if layer_names not in self._traced_forwards:
-            self._traced_forwards[layer_names] = TracedForward(
-                _LoraUNet(self._adapted), self._warmup_calls
+    def _recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
+        if layer_names not in self._recordings:
+            network = _LoraUNet(self._adapted)
+            self._recordings[layer_names] = (
+                GraphedForward(network)
+                if self._is_gpu
+                else TracedForward(network, self._warmup_calls)
             )
-        return self._traced_forwards[layer_names]
+        return self._recordings[layer_names]
 
 
 class Denoiser:
@@ -193,19 +199,22 @@ class Denoiser:
         """warmup_calls: forwards before the UNet is traced."""
         self.adapted = AdaptedNetwork(unet)
         self._deepcache = DeepCache(unet)
-        self._traced_unet = _TracedUNet(self.adapted, warmup_calls)
         self._first_weight = unet.conv_in.weight
+        # As in training, where what is frozen is in half and what is trained is not.
+        self._is_mixed = has_mixed_dtypes(unet)
+        is_gpu = self._first_weight.device.type == "cuda"
+        self._recorded_unet = _RecordedUNet(self.adapted, warmup_calls, is_gpu)
         self.in_channels = int(unet.config.in_channels)
 
     @torch.no_grad()
     def __call__(self, rows: list[Row]) -> Tensor:
-        """(R, C, h, w) float32 predictions on the CPU; fills row.cached_features."""
+        """(R, C, h, w) float32 predictions; fills row.cached_features."""
         groups = self._group_rows(rows)
         if len(groups) == 1:
-            return self._predict_group(rows).float().cpu()
+            return self._predict_group(rows).float()
         prediction_by_row: dict[int, Tensor] = {}
         for indices in groups:
-            prediction = self._predict_group([rows[i] for i in indices]).float().cpu()
+            prediction = self._predict_group([rows[i] for i in indices]).float()
             prediction_by_row.update(zip(indices, prediction, strict=True))
         return torch.stack([prediction_by_row[i] for i in range(len(rows))])
 
@@ -223,7 +232,7 @@ class Denoiser:
         dtype, device = self._first_weight.dtype, self._first_weight.device
         inputs = (
             torch.stack([row.x for row in rows]).to(device, dtype),
-            torch.tensor([row.timestep for row in rows], dtype=torch.float32, device=device),
+            _stack_timesteps(rows, device),
             torch.stack([row.prompt_embeds for row in rows]).to(device, dtype),
         )
         adapters = [row.adapter for row in rows]
@@ -232,11 +241,12 @@ class Denoiser:
             with self._deepcache.replace_features(torch.stack(cached_features)):
                 return self._run_network(inputs, adapters, self._deepcache.network)
         if not any(row.returns_features for row in rows):
-            # On a GPU, Python runs ahead of the device: a trace gains little.
-            traced_output = (
-                self._traced_unet(*inputs, adapters=adapters) if device.type == "cpu" else None
+            recorded_output = (
+                None if self._is_mixed else self._recorded_unet(*inputs, adapters=adapters)
             )
-            return self._run_network(inputs, adapters) if traced_output is None else traced_output
+            return (
+                self._run_network(inputs, adapters) if recorded_output is None else recorded_output
+            )
         with self._deepcache.collect_features() as collected:
             prediction = self._run_network(inputs, adapters)
         for row, features in zip(rows, collected[0], strict=True):
@@ -246,7 +256,18 @@ class Denoiser:
     def _run_network(
         self, inputs: tuple[Tensor, ...], adapters: list[str | None], replacement: Any = None
     ) -> Tensor:
-        outputs = self.adapted(
-            *inputs, return_dict=False, adapters=adapters, replacement=replacement
-        )
+        autocast = autocast_mixed(self.adapted.network) if self._is_mixed else nullcontext()
+        with autocast:
+            outputs = self.adapted(
+                *inputs, return_dict=False, adapters=adapters, replacement=replacement
+            )
         return torch.as_tensor(outputs[0])
+
+
+def _stack_timesteps(rows: list[Row], device: torch.device) -> Tensor:
+    """(R,) float32; rows have numbers alone, or tensors alone."""
+    timesteps = [row.timestep for row in rows]
+    tensors = [time for time in timesteps if isinstance(time, Tensor)]
+    if len(tensors) == len(timesteps):
+        return torch.stack(tensors)
+    return torch.tensor(timesteps, dtype=torch.float32, device=device)

@@ -15,9 +15,15 @@ import torch
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.precision import (
+    place_for_sampling,
+    resolve_device,
+    resolve_sampling_dtype,
+)
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork, Denoiser, Row
+from dreambooth_ray.sampling.device_pacer import DevicePacer
 from dreambooth_ray.sampling.guidance import apply_guidance, build_rows, cache_features
 from dreambooth_ray.sampling.initial_latents import build_initial_state
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
@@ -46,20 +52,28 @@ class Engine:
         *,
         max_batch: int = 8,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         memory_limit_bytes: int | None = None,
         lives_long: bool = False,
     ) -> None:
         """model: a directory in diffusers format, or its loaded parts.
 
         max_batch:          most requests that share a step
+        device:             as torch names it; 'auto' is a GPU where there is one
+        dtype:              of the weights; None is half on a GPU and float32 on a CPU for a
+                            directory, and what they have now for loaded parts
         memory_limit_bytes: for weights and activations; 80 % of the memory if None
         lives_long:         trace the UNet at once, not after WARMUP_CALLS forwards
+        raises: ConfigError for a device that is not there
         """
         self._directory = model if isinstance(model, Path) else None
         parts = load_components(model) if isinstance(model, Path) else model
+        self.device = resolve_device(device)
+        if dtype is None and self._directory is not None:
+            dtype = resolve_sampling_dtype(self.device)
+        place_for_sampling(parts, self.device, dtype)
         for part in (parts.unet, parts.vae, parts.text_encoder):
-            part.to(device, dtype).eval()
+            part.eval()
         if self._directory is not None:
             # Saves a tenth of a batch of eight on a CPU; weights in training stay as they are.
             parts.unet.to(memory_format=torch.channels_last)
@@ -69,7 +83,7 @@ class Engine:
         self._prompt_encoder = PromptEncoder(parts.tokenizer, self._text_encoder)
         self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
-        self._queue = StepQueue()
+        self._queue, self._pacer = StepQueue(), DevicePacer(self.device)
         self._model_hash: str | None = None
         # _queue_changed guards the queue; _step_lock is held in a step: weights do not change then.
         self._queue_changed, self._step_lock = threading.Condition(), threading.RLock()
@@ -255,7 +269,7 @@ class Engine:
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,
                 self._denoiser.in_channels, (prompt_embeds[0], negative_embeds[0]),
-            )  # fmt: skip
+            ).to(self.device)  # fmt: skip
         except Exception as error:  # concerns this request alone
             handle.fail(error)
             return False
@@ -264,6 +278,7 @@ class Engine:
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:
         """One forward for all, one solver step for each."""
+        self._pacer.wait()
         states = [handle.state for handle in handles if handle.state is not None]
         rows: list[Row] = []
         for handle, state in zip(handles, states, strict=True):
@@ -275,6 +290,7 @@ class Engine:
             cache_features(handle.request, state, [row.cached_features for row, _ in outputs])
             prediction = apply_guidance(handle.request, state, *(value for _, value in outputs))
             advance_state(handle.request, state, prediction)
+        self._pacer.mark()
 
     def _deliver_results(self, handles: list[RequestHandle]) -> None:
         """Progress and previews to all, images to those that are finished."""

@@ -45,7 +45,7 @@ def build_rows(request: Request, state: SamplingState) -> list[Row]:
     ):
         cached_features = list(state.cached_features)
     return [
-        Row(model_input, state.step.timestep, embeds, request.adapter, returns_features, features)
+        Row(model_input, state.timestep, embeds, request.adapter, returns_features, features)
         for embeds, features in zip(prompt_embeds, cached_features, strict=False)
     ]
 

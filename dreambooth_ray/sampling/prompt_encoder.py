@@ -6,6 +6,7 @@ Legend: L the encoder's window in tokens, k chunks of it, D embedding width.
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork
 
 _WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
@@ -109,14 +111,16 @@ class PromptEncoder:
     def _build_forward(self, clip_skip: int, adapter: str | None) -> Callable[..., Tensor]:
         """A function of token ids (1, L) and an optional mask to embeddings (1, L, D)."""
         check_clip_skip(clip_skip, self._adapted.network)
+        is_mixed = has_mixed_dtypes(self._adapted.network)
 
         def forward(ids: Tensor, mask: Tensor | None = None) -> Tensor:
-            out = self._adapted(
-                ids,
-                attention_mask=mask,
-                output_hidden_states=bool(clip_skip),
-                adapters=[adapter],
-            )
+            with autocast_mixed(self._adapted.network) if is_mixed else nullcontext():
+                out = self._adapted(
+                    ids,
+                    attention_mask=mask,
+                    output_hidden_states=bool(clip_skip),
+                    adapters=[adapter],
+                )
             if not clip_skip:
                 return _as_tensor(out.last_hidden_state)
             norm = _find_final_norm(self._adapted.network)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +21,7 @@ OnPreview = Callable[[int, Image.Image], None]
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """A finished image and its latents, (C, h, w) float32 on the CPU."""
+    """A finished image and its latents, (C, h, w) float32 on the engine's device."""
 
     image: Image.Image
     latents: Tensor
@@ -39,6 +40,7 @@ class SamplingState:
     num_rows:            of the running step: 2 with guidance
     image_latents, noise, mask: of the image whose unmasked part stays
     inpainting_channels: (C', h, w) more input channels for UNets trained to inpaint
+    timesteps:           (steps,) float32, where the state is not on a CPU
     """
 
     solver_table: SolverTable
@@ -55,6 +57,23 @@ class SamplingState:
     noise: Tensor | None = None
     mask: Tensor | None = None
     inpainting_channels: Tensor | None = None
+    timesteps: Tensor | None = None
+
+    def to(self, device: torch.device) -> "SamplingState":
+        """The state on a device, where it then stays: a step copies nothing there or back."""
+        if device.type == "cpu":
+            return self
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        steps = [step.timestep for step in self.solver_table.steps]
+        self.timesteps = torch.tensor(steps, dtype=torch.float32).to(device)
+        return self
+
+    @property
+    def timestep(self) -> "float | Tensor":
+        """Of the next step: a number on a CPU, a () tensor on another device."""
+        return self.step.timestep if self.timesteps is None else self.timesteps[self.step_index]
 
     @property
     def step(self) -> SolverStep:

@@ -99,6 +99,7 @@ def _to_pixels(image: Image.Image) -> Tensor:
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) from -1 to 1, clamped, to images."""
-    values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray((one * 255).round().astype(np.uint8)) for one in values]
+    """(B, 3, H, W) from -1 to 1, clamped, to images; one copy to the host, of bytes."""
+    values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    levels = (values * 255).round().to(torch.uint8).cpu().numpy()
+    return [Image.fromarray(one) for one in levels]

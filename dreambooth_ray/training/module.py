@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
+from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
@@ -24,6 +24,7 @@ from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.nan_guard import skip_unless_finite
 from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
+from dreambooth_ray.training.recorded_forwards import RecordedForwards
 from dreambooth_ray.training.sharding import shard_networks
 
 
@@ -49,9 +50,15 @@ class DreamBoothModule(pl.LightningModule):
         self.average = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
-        self._recorder = (
-            TracedForward(PlainUNet(components.unet), 0) if _can_be_recorded(config) else None
-        )
+        if config.train.strategy == "ddp":
+            # The others shard and cast weights themselves.
+            cast_frozen_layers(self.unet, config.train.precision)
+            if self.text_encoder is not None:
+                cast_frozen_layers(self.text_encoder, config.train.precision)
+        if config.cluster.gpus:
+            # Convolutions of a GPU read channels last; others are copied there first.
+            self.unet.to(memory_format=torch.channels_last)
+        self._forwards = RecordedForwards(config, components.unet, self.text_encoder)
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._part_losses: list[Tensor] = []
@@ -81,7 +88,7 @@ class DreamBoothModule(pl.LightningModule):
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self._predict(noisy, batch.timesteps, self._embed_text(batch))
+        prediction = self._forwards.predict(noisy, batch.timesteps, self._embed_text(batch))
         target = objective.compute_target(
             self.schedule, batch.latents, batch.noise, batch.timesteps
         )
@@ -89,11 +96,6 @@ class DreamBoothModule(pl.LightningModule):
         if gamma := self.config.loss.min_snr_gamma:
             errors = errors * objective.compute_snr_weights(self.schedule, batch.timesteps, gamma)
         return errors
-
-    def _predict(self, *inputs: Tensor) -> Tensor:
-        if self._recorder is not None and self.device.type == "cpu":
-            return self._recorder(*inputs)
-        return torch.as_tensor(self.unet(*inputs, return_dict=False)[0])
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -124,9 +126,11 @@ class DreamBoothModule(pl.LightningModule):
         """(B, L, D) text embeddings: cached ones if the text encoder is frozen."""
         if batch.hidden is not None:
             return batch.hidden
-        assert self.text_encoder is not None
-        hidden: Tensor = self.text_encoder(batch.input_ids).last_hidden_state
-        return hidden
+        return self._forwards.embed_tokens(batch.input_ids)
+
+    def on_fit_start(self) -> None:
+        """What a GPU computes in float32, it computes in TF32."""
+        use_fast_float32(self.device)
 
     def configure_model(self) -> None:
         """Shard the networks, where the strategy leaves that to the module."""
@@ -227,15 +231,6 @@ class DreamBoothModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
         }
-
-
-def _can_be_recorded(config: Config) -> bool:
-    """Whether a forward is done by its layers alone, no hooks or casts, and often enough."""
-    train = config.train
-    is_plain = (
-        train.strategy == "ddp" and train.precision == "32" and not train.gradient_checkpointing
-    )
-    return is_plain and train.steps * train.accumulate > WARMUP_CALLS
 
 
 def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:

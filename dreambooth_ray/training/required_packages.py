@@ -9,6 +9,10 @@ from dreambooth_ray.imports import how_to_install
 
 def check_packages(config: Config) -> None:
     """raises ConfigError if something configured needs a package that is not installed."""
+    quantization = config.model.quantization
+    if quantization != "none":
+        package = "bitsandbytes" if quantization == "nf4" else "torchao"
+        _check_package(package, f"model.quantization={quantization}")
     if config.train.optimizer == "adamw8bit":
         _check_package("bitsandbytes", "train.optimizer=adamw8bit")
     if config.train.strategy == "deepspeed":

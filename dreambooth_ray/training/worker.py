@@ -55,7 +55,7 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     components = load_components(Path(job.model_directory))
-    apply_method(config, components)
+    apply_method(config, components, quantizes=True)
     dataset, validation_set = _make_dataset(job, config, components, (rank, world_size))
     module = DreamBoothModule(config, components)
     worker_rank = find_worker_rank(context)

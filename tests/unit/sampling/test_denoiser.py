@@ -6,7 +6,7 @@ from unittest.mock import patch
 import torch
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.sampling.denoiser import Denoiser, Row, _TracedUNet
+from dreambooth_ray.sampling.denoiser import Denoiser, Row, _RecordedUNet
 
 
 def make_rows(names: tuple[str | None, ...]) -> list[Row]:
@@ -15,7 +15,7 @@ def make_rows(names: tuple[str | None, ...]) -> list[Row]:
 
 def predict_untraced(denoiser: Denoiser, rows: list[Row]) -> torch.Tensor:
     """The prediction by the UNet itself."""
-    with patch.object(_TracedUNet, "__call__", return_value=None):
+    with patch.object(_RecordedUNet, "__call__", return_value=None):
         return denoiser(rows)
 
 
@@ -32,7 +32,7 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
                 assert torch.equal(denoiser(batch), predict_untraced(denoiser, batch))
 
     check()
-    assert [r.num_traces for r in denoiser._traced_unet._traced_forwards.values()] == [1]
+    assert [r.num_traces for r in denoiser._recorded_unet._recordings.values()] == [1]
     denoiser.adapted.add_adapter("one", adapters["one"] / "unet")
     denoiser.adapted.add_adapter("two", adapters["two"] / "unet")
     adapter_mixes += [
@@ -42,7 +42,7 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
         ("one", "two"),
     ]
     check()
-    assert all(r.num_traces == 1 for r in denoiser._traced_unet._traced_forwards.values())
+    assert all(r.num_traces == 1 for r in denoiser._recorded_unet._recordings.values())
     denoiser.adapted.remove_adapter("one")
     adapter_mixes = [("two", None, "two", None), (None,) * 4]
     check()

@@ -64,7 +64,7 @@ def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method:
     weights = []
     for steps in (WARMUP_CALLS + 1, WARMUP_CALLS):
         module = module_of(tiny_model, f"train.method={method}", f"train.steps={steps}")
-        assert (module._recorder is not None) == (steps > WARMUP_CALLS)
+        assert (module._forwards._traced_unet is not None) == (steps > WARMUP_CALLS)
         optimizer = module.configure_optimizers()["optimizer"]
         for step in range(5):
             generator = torch.Generator().manual_seed(step)

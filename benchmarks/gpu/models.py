@@ -1,0 +1,59 @@
+"""Models of published sizes with random weights, made on the device that is measured."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.source import model_directory
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """divisor: what all numbers of channels of Stable Diffusion 1.5 are divided by."""
+
+    name: str
+    divisor: int
+    side_px: int
+
+
+SD15 = ModelSize("Stable Diffusion 1.5", 1, 512)
+TINY = ModelSize("Stable Diffusion 1.5, an eighth of its channels", 8, 64)
+
+
+def make_parts(size: ModelSize, device: torch.device) -> Components:
+    """The parts of a size, float32; the toy's tokenizer, padded to 77, stands for CLIP's."""
+    torch.manual_seed(0)
+    width, groups = 768 // size.divisor, 32 // size.divisor
+    shared: Any = {"layers_per_block": 2, "norm_num_groups": groups}
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=size.side_px // 8, cross_attention_dim=width, attention_head_dim=8,
+            block_out_channels=tuple(c // size.divisor for c in (320, 640, 1280, 1280)), **shared,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=tuple(c // size.divisor for c in (128, 256, 512, 512)),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=size.side_px, **shared,
+        )  # fmt: skip
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=width, intermediate_size=4 * width,
+                num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
+                projection_dim=width,
+            )
+        )  # fmt: skip
+    return Components(
+        unet=unet,
+        vae=vae.eval().requires_grad_(False),
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(
+            model_directory("toyworld") / "tokenizer", model_max_length=77
+        ),
+        schedule=DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
+    )

@@ -1,0 +1,260 @@
+"""Training steps of the product's module, and of diffusers' script, on one device."""
+
+import hashlib
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+from benchmarks.ceiling import count_flops
+from benchmarks.gpu import device as devices
+from benchmarks.gpu.models import ModelSize, make_parts
+from benchmarks.plain_loop import PlainLoop
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.training.dataset import Batch, TrainingDataset
+from dreambooth_ray.training.module import DreamBoothModule
+
+WARMUP_STEPS = 5
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """settings: of the configuration; peer: whether diffusers' loop is timed beside it."""
+
+    name: str
+    settings: tuple[str, ...]
+    peer: bool = False
+
+    @property
+    def is_half(self) -> bool:
+        """Whether products are computed in half precision."""
+        return "train.precision=32" not in self.settings
+
+
+FULL = ("train.method=full", "train.text_encoder=false")
+LORA = ("train.method=lora",)
+BF16, FP32 = ("train.precision=bf16-mixed",), ("train.precision=32",)
+CASES = (
+    TrainingCase("lora, bf16", (*LORA, *BF16), peer=True),
+    TrainingCase("full, bf16", (*FULL, *BF16), peer=True),
+    TrainingCase("lora, bf16, without graphs", (*LORA, *BF16, "train.cuda_graphs=false")),
+    TrainingCase("full, bf16, without graphs", (*FULL, *BF16, "train.cuda_graphs=false")),
+    TrainingCase("lora, float32", (*LORA, *FP32), peer=True),
+    TrainingCase("full, float32", (*FULL, *FP32)),
+    TrainingCase("lora, bf16, 4 + 4 images", (*LORA, *BF16, "train.batch_size=4"), peer=True),
+    TrainingCase("lora, bf16, checkpointing", (*LORA, *BF16, "train.gradient_checkpointing=true")),
+    TrainingCase("full, bf16, checkpointing", (*FULL, *BF16, "train.gradient_checkpointing=true")),
+    TrainingCase("full, bf16, text encoder", ("train.method=full", *BF16)),
+    TrainingCase("full, bf16, 8-bit AdamW", (*FULL, *BF16, "train.optimizer=adamw8bit")),
+    TrainingCase("lora, int8", (*LORA, *BF16, "model.quantization=int8")),
+    TrainingCase("lora, fp8", (*LORA, *BF16, "model.quantization=fp8")),
+    TrainingCase("lora, nf4", (*LORA, *BF16, "model.quantization=nf4")),
+    TrainingCase("dora, bf16", (*LORA, *BF16, "train.lora.dora=true")),
+    TrainingCase("kv, bf16", ("train.method=kv", *BF16)),
+    TrainingCase("lora, bf16, blocks compiled", (*LORA, *BF16, "train.compile=blocks")),
+    TrainingCase("full, bf16, blocks compiled", (*FULL, *BF16, "train.compile=blocks")),
+)
+
+
+class PairedBatches(IterableDataset[Batch]):
+    """Batches whose second half stands for class images, which would come from an actor pool."""
+
+    def __init__(self, dataset: TrainingDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._dataset:
+            yield replace(batch, num_photographs=batch.num_photographs // 2)
+
+
+@dataclass
+class StepTimer(pl.Callback):
+    """Times the steps after WARMUP_STEPS, and counts the host's waits in the last of them."""
+
+    device: torch.device
+    steps_s: list[float] = field(default_factory=list)
+    waits: Counter[str] = field(default_factory=Counter)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    num_timed: int = 10
+    _start_s: float = 0.0
+    _counter: Any = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called by Lightning after each step."""
+        self.losses.append(outputs["loss"].detach())
+        steps_done = batch_idx + 1
+        if steps_done in (WARMUP_STEPS, WARMUP_STEPS + self.num_timed):
+            devices.finish_work(self.device)
+            if steps_done == WARMUP_STEPS:
+                self._start_s = time.perf_counter()
+            else:
+                self.steps_s.append((time.perf_counter() - self._start_s) / self.num_timed)
+                self._counter = devices.count_waits(self.device)
+                self.waits = self._counter.__enter__()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by Lightning after the last step."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+
+
+NUM_COUNTED = 3
+
+
+def make_config(size: ModelSize, is_gpu: bool, num_steps: int, settings: tuple[str, ...]) -> Config:
+    """A configuration of a case; a batch of 1 is one photograph and one class image."""
+    defaults = [
+        "run_id=gpu", "seed=7", "subject.photos=photos", "subject.class_noun=robot",
+        "prior.count=8", f"train.resolution={size.side_px}", f"train.steps={num_steps}",
+        "train.batch_size=1", "train.lr=1.0e-6", f"cluster.gpus={str(is_gpu).lower()}",
+        "cluster.workers=1",
+    ]  # fmt: skip
+    return parse_config("", "the benchmark", [*defaults, *settings])
+
+
+def make_photographs(count: int, side_px: int) -> list[Photograph]:
+    """Photographs of noise: what is on them costs nothing."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (count, side_px, side_px, 3), dtype=np.uint8)
+    return [
+        Photograph(Path(f"{k}.png"), Image.fromarray(p), ("a sks robot",))
+        for k, p in enumerate(pixels)
+    ]
+
+
+class OurTraining:
+    """The product's dataset and module under Lightning, less Ray, checkpoints and loggers."""
+
+    def __init__(
+        self, case: TrainingCase, size: ModelSize, device: torch.device, num_timed: int
+    ) -> None:
+        num_steps = WARMUP_STEPS + num_timed + NUM_COUNTED
+        self._device = device
+        self.config = make_config(size, device.type == "cuda", num_steps, case.settings)
+        parts = make_parts(size, device)
+        apply_method(self.config, parts, quantizes=True)
+        photographs = make_photographs(4, size.side_px)
+        # Both halves are photographs, the second is said to be class images.
+        size_doubled = self.config.train.model_copy(
+            update={"batch_size": 2 * self.config.train.batch_size}
+        )
+        doubled = self.config.model_copy(update={"train": size_doubled})
+        dataset = TrainingDataset(doubled, parts, [photographs], None, (0, 1))
+        parts.vae.to("cpu")
+        self.module = DreamBoothModule(self.config, parts)
+        self.timer = StepTimer(device, num_timed=num_timed)
+        self._loader = DataLoader(
+            PairedBatches(dataset), batch_size=None, pin_memory=device.type == "cuda"
+        )
+        self._trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            max_steps=num_steps, max_epochs=-1, devices=1, precision=self.config.train.precision,
+            logger=False, callbacks=[self.timer], enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+            gradient_clip_val=self.config.train.max_grad_norm,
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """All steps."""
+        self._trainer.fit(self.module, self._loader)
+
+    def hash_result(self) -> str:
+        """SHA-256 of all losses and of the trained weights."""
+        digest = hashlib.sha256(torch.stack(self.timer.losses).cpu().numpy().tobytes())
+        for name, weight in sorted(self.module.named_parameters()):
+            if weight.requires_grad:
+                digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def count_flops(self) -> int:
+        """Of a forward and a backward, products and convolutions."""
+        batch = next(iter(self._loader))
+        moved: dict[str, Any] = {
+            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(batch).items()
+        }
+        self.module.to(self._device)
+        half = torch.bfloat16 if self.config.train.precision == "bf16-mixed" else torch.float32
+
+        def work() -> None:
+            with torch.autocast(self._device.type, half, enabled=half != torch.float32):
+                errors = self.module.compute_errors(Batch(**moved))
+            torch.autograd.backward(errors.mean())
+
+        return count_flops(work)
+
+
+def measure_case(
+    case: TrainingCase, size: ModelSize, device: torch.device, num_timed: int
+) -> dict[str, Any]:
+    """Seconds a step, peak memory, utilisation, waits of the host; and the peer's."""
+    devices.free_memory(device)
+    training = OurTraining(case, size, device, num_timed)
+    training.run()
+    step_s = training.timer.steps_s[0]
+    record: dict[str, Any] = {
+        "step_s": round(step_s, 5),
+        **devices.read_peak(device),
+        "waits_a_step": {n: c / NUM_COUNTED for n, c in training.timer.waits.items()},
+        "last_loss": float(training.timer.losses[-1]),
+    }
+    train = training.config.train
+    # The counter sees neither what is computed twice nor what is compiled.
+    if not train.gradient_checkpointing and train.compile == "none":
+        flops = training.count_flops()
+        utilisation = devices.compute_utilisation(flops, step_s, case.is_half)
+        record |= {"flops": flops, "utilisation": utilisation}
+    del training
+    if case.peer:
+        record["diffusers"] = measure_peer(case, size, device, num_timed)
+        record["ratio"] = round(record["diffusers"]["step_s"] / step_s, 3)
+    return record
+
+
+def measure_peer(
+    case: TrainingCase, size: ModelSize, device: torch.device, num_timed: int
+) -> dict[str, Any]:
+    """diffusers' script: the same model, images and batch, on the same device."""
+    devices.free_memory(device)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        for folder in ("photos", "others"):
+            (Path(name) / folder).mkdir()
+            for photograph in make_photographs(4, size.side_px):
+                photograph.image.save(Path(name) / folder / photograph.path.name)
+        paths = (f"subject.photos={name}/photos", f"prior.folder={name}/others")
+        config = make_config(size, device.type == "cuda", 1, (*case.settings, *paths))
+        loop = PlainLoop(
+            config, "", make_parts(size, device), mixed_precision="bf16" if case.is_half else "no"
+        )
+        loop.run_steps(WARMUP_STEPS)
+        step_s = devices.time_work(lambda: loop.run_steps(1), device, num_timed)
+    return {"step_s": round(step_s, 5), **devices.read_peak(device)}
+
+
+def measure_repeats(size: ModelSize, device: torch.device) -> dict[str, Any]:
+    """Whether the same steps give the same weights, bit for bit, twice."""
+    record: dict[str, Any] = {}
+    for case in CASES[:3]:
+        hashes = set()
+        for _ in range(2):
+            devices.free_memory(device)
+            training = OurTraining(case, size, device, 1)
+            training.run()
+            hashes.add(training.hash_result())
+            del training
+        record[case.name] = "equal" if len(hashes) == 1 else "not equal"
+    return record

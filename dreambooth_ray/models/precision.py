@@ -1,0 +1,120 @@
+"""Where a model's parts lie, and in which dtype: the one place that decides it.
+
+Trained weights and optimizer states are float32, and so are latents, noise and the forward
+process. What is frozen has the dtype that is computed in, since autocast would cast it there at
+every step. The VAE stays in float32 unless its own configuration says that half is enough.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import Components
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device of a name: 'auto' is the GPU where there is one, else the CPU.
+
+    raises: ConfigError for a device that this machine does not have
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} is none; take auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r} is not supported; take auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        num_gpus = torch.cuda.device_count()
+        raise ConfigError(
+            f"device={name!r}: this machine has {num_gpus} GPUs that torch can use; take "
+            + ("cpu" if num_gpus == 0 else f"cuda:0 to cuda:{num_gpus - 1}")
+        )
+    return device
+
+
+def resolve_sampling_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What to sample in: 'auto' is half on a GPU (bfloat16 where it has that), else float32.
+
+    raises: ConfigError for another name
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype={name!r} is none; take auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def use_fast_float32(device: torch.device) -> None:
+    """Let a GPU multiply float32 in TF32: 10 bits of mantissa, several times as fast."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def place_for_sampling(parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move all parts to a device, in place; dtype None leaves every weight's as it is."""
+    use_fast_float32(device)
+    parts.unet.to(device, dtype)
+    parts.text_encoder.to(device, dtype)
+    parts.vae.to(device, None if dtype is None else choose_vae_dtype(parts.vae, dtype))
+    if device.type == "cuda":
+        # Half-precision convolutions of a GPU read channels last; others are copied there first.
+        parts.unet.to(memory_format=torch.channels_last)
+        parts.vae.to(memory_format=torch.channels_last)
+
+
+def choose_vae_dtype(vae: AutoencoderKL, dtype: torch.dtype) -> torch.dtype:
+    """float32 where the VAE asks for it (diffusers' `force_upcast`, true unless it is set)."""
+    return torch.float32 if getattr(vae.config, "force_upcast", True) else dtype
+
+
+def autocast_dtype(precision: str) -> torch.dtype:
+    """What products are computed in, by train.precision."""
+    return _AUTOCAST_DTYPES.get(precision, torch.float32)
+
+
+def cast_frozen_layers(model: nn.Module, precision: str) -> None:
+    """Give frozen linear and convolution layers the dtype that mixed precision computes in.
+
+    In place. Autocast casts these weights to it at every step, so results do not change; norms
+    and embeddings stay in float32. Nothing happens with precision '32'.
+    precision: as train.precision
+    """
+    dtype = autocast_dtype(precision)
+    if dtype == torch.float32:
+        return
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        weights = list(module.parameters(recurse=False))
+        # Quantized ones are in fewer bits already.
+        is_plain = all(weight.dtype == torch.float32 for weight in weights)
+        if is_plain and not any(weight.requires_grad for weight in weights):
+            for weight in weights:
+                weight.data = weight.data.to(dtype)
+
+
+def has_mixed_dtypes(network: nn.Module) -> bool:
+    """Whether some weights are in half and others in float32."""
+    dtypes = {weight.dtype for weight in network.parameters()}
+    return len(dtypes) > 1 and not dtypes.isdisjoint(HALF_DTYPES)
+
+
+def autocast_mixed(network: nn.Module) -> AbstractContextManager[object]:
+    """Autocast to the half that a network's frozen layers have; nothing where none has."""
+    half_weights = (weight for weight in network.parameters() if weight.dtype in HALF_DTYPES)
+    weight = next(half_weights, None)
+    if weight is None:
+        return nullcontext()
+    return torch.autocast(weight.device.type, weight.dtype)

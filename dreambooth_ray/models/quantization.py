@@ -1,0 +1,69 @@
+"""Frozen weights in fewer bits, under adapters that stay in float32 (QLoRA, arXiv 2305.14314).
+
+int8 and fp8 are torchao's weight-only types, nf4 is bitsandbytes'. Products are computed in the
+dtype that the weights had before.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dreambooth_ray.config.training import Quantization
+
+# Smaller layers save nothing, and the time embedding's decide much.
+_MIN_FEATURES = 64
+_KEPT = ("time_embedding", "time_emb_proj", "add_embedding")
+
+
+def quantize_linear_layers(model: nn.Module, kind: Quantization, dtype: torch.dtype) -> int:
+    """Quantize a frozen model's linear layers in place, before it gets adapters.
+
+    dtype: that products are computed in
+    returns: how many layers were quantized
+    """
+    if kind == "none":
+        return 0
+    names = [name for name, module in model.named_modules() if _is_quantizable(name, module)]
+    for name in names:
+        layer = model.get_submodule(name).to(dtype).requires_grad_(False)
+        if kind == "nf4":
+            model.set_submodule(name, _make_nf4_layer(layer, dtype))
+        else:
+            _quantize_by_torchao(layer, kind)
+    if kind == "nf4":
+        # peft asks the model, not its layers.
+        model.is_loaded_in_4bit = True  # type: ignore[assignment]
+    return len(names)
+
+
+def _is_quantizable(name: str, module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        and min(module.in_features, module.out_features) >= _MIN_FEATURES
+        and not any(part in name for part in _KEPT)
+    )
+
+
+def _quantize_by_torchao(layer: nn.Module, kind: Quantization) -> None:
+    from torchao import quantization  # noqa: PLC0415  an extra
+
+    settings = {
+        "int8": quantization.Int8WeightOnlyConfig,
+        "fp8": quantization.Float8WeightOnlyConfig,
+    }
+    quantization.quantize_(layer, settings[kind]())
+
+
+def _make_nf4_layer(layer: Any, dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes import nn as bnb_nn  # noqa: PLC0415  an extra
+
+    quantized = bnb_nn.Linear4bit(
+        layer.in_features, layer.out_features, bias=layer.bias is not None,
+        compute_dtype=dtype, quant_type="nf4",
+    )  # fmt: skip
+    quantized.weight = bnb_nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    quantized.bias = layer.bias
+    # It quantizes when it is moved to a device.
+    moved: nn.Module = quantized.to(layer.weight.device)
+    return moved

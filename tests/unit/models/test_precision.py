@@ -1,0 +1,83 @@
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models import precision
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.trainable_params import apply_method
+
+CPU = torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
+    assert precision.resolve_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"device='cuda': this machine has 0 GPUs.*take cpu"):
+        precision.resolve_device("cuda")
+    with pytest.raises(ConfigError, match="device='gpu' is none; take auto"):
+        precision.resolve_device("gpu")
+    with pytest.raises(ConfigError, match="device='meta' is not supported"):
+        precision.resolve_device("meta")
+    two_gpus = patch.object(torch.cuda, "device_count", return_value=2)
+    with two_gpus, pytest.raises(ConfigError, match="take cuda:0 to cuda:1"):
+        precision.resolve_device("cuda:2")
+
+
+def test_sampling_is_in_half_on_a_gpu_alone() -> None:
+    gpu = torch.device("cuda")
+    assert precision.resolve_sampling_dtype(CPU) == torch.float32
+    with patch.object(torch.cuda, "is_bf16_supported", return_value=True):
+        assert precision.resolve_sampling_dtype(gpu) in precision.HALF_DTYPES
+    with patch.object(torch.cuda, "is_bf16_supported", return_value=False):
+        assert precision.resolve_sampling_dtype(gpu) == torch.float16
+    assert precision.resolve_sampling_dtype(gpu, "float32") == torch.float32
+    with pytest.raises(ConfigError, match="dtype='fp8' is none; take auto, float32"):
+        precision.resolve_sampling_dtype(CPU, "fp8")
+
+
+def test_a_vae_keeps_float32_unless_it_says_otherwise(toy_parts: Components) -> None:
+    precision.place_for_sampling(toy_parts, CPU, torch.bfloat16)
+    assert toy_parts.vae.dtype == torch.float32
+    assert toy_parts.unet.dtype == toy_parts.text_encoder.dtype == torch.bfloat16
+    toy_parts.vae.register_to_config(force_upcast=False)
+    assert precision.choose_vae_dtype(toy_parts.vae, torch.bfloat16) == torch.bfloat16
+
+
+def test_parts_keep_their_dtypes_where_none_is_asked_for(toy_parts: Components) -> None:
+    toy_parts.text_encoder.to(torch.bfloat16)
+    precision.place_for_sampling(toy_parts, CPU, None)
+    assert toy_parts.unet.dtype == torch.float32
+    assert toy_parts.text_encoder.dtype == torch.bfloat16
+
+
+def test_frozen_layers_in_half_compute_what_autocast_computes(toy_parts: Components) -> None:
+    config = parse_config(
+        "subject: {photos: p, class_noun: robot}", "x",
+        ["train.method=lora", "train.precision=bf16-mixed"],
+    )  # fmt: skip
+    apply_method(config, toy_parts)
+    inputs = torch.randn(2, 8, 8, 8), torch.tensor([10, 600]), torch.randn(2, 32, 128)
+
+    def predict() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return torch.as_tensor(toy_parts.unet(*inputs, return_dict=False)[0])
+
+    before = predict()
+    assert not precision.has_mixed_dtypes(toy_parts.unet)
+    precision.cast_frozen_layers(toy_parts.unet, "bf16-mixed")
+    assert precision.has_mixed_dtypes(toy_parts.unet)
+    trained = [w for w in toy_parts.unet.parameters() if w.requires_grad]
+    assert trained
+    assert all(weight.dtype == torch.float32 for weight in trained)
+    assert torch.equal(predict(), before)
+    with torch.no_grad(), precision.autocast_mixed(toy_parts.unet):
+        assert torch.equal(toy_parts.unet(*inputs, return_dict=False)[0], before)
+
+
+def test_nothing_is_cast_without_mixed_precision(toy_parts: Components) -> None:
+    toy_parts.unet.requires_grad_(False)
+    precision.cast_frozen_layers(toy_parts.unet, "32")
+    assert toy_parts.unet.dtype == torch.float32
+    assert isinstance(precision.autocast_mixed(toy_parts.unet).__enter__(), type(None))
