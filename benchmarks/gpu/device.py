@@ -30,8 +30,14 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def reset_peak(device: torch.device) -> None:
+    """Count the peak anew: what was needed only to make a model is not a step's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def read_peak(device: torch.device) -> dict[str, int | None]:
-    """The most bytes that were in use, and that torch held, since `free_memory`."""
+    """The most bytes that were in use, and that torch held, since `reset_peak` or `free_memory`."""
     if device.type != "cuda":
         return {"allocated_bytes": None, "reserved_bytes": None}
     return {

@@ -100,6 +100,7 @@ class StepTimer(pl.Callback):
         if steps_done in (WARMUP_STEPS, WARMUP_STEPS + self.num_timed):
             devices.finish_work(self.device)
             if steps_done == WARMUP_STEPS:
+                devices.reset_peak(self.device)
                 self._start_s = time.perf_counter()
             else:
                 self.steps_s.append((time.perf_counter() - self._start_s) / self.num_timed)
@@ -241,6 +242,7 @@ def measure_peer(
             config, "", make_parts(size, device), mixed_precision="bf16" if case.is_half else "no"
         )
         loop.run_steps(WARMUP_STEPS)
+        devices.reset_peak(device)
         step_s = devices.time_work(lambda: loop.run_steps(1), device, num_timed)
     return {"step_s": round(step_s, 5), **devices.read_peak(device)}
 

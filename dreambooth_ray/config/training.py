@@ -97,6 +97,9 @@ class TrainConfig(Section):
     compile: Literal["none", "blocks", "whole"] = Field(
         "none", description="torch.compile of the UNet or of its transformer blocks; a minute more"
     )
+    deterministic: bool = Field(
+        False, description="on a GPU, prefer kernels that give the same numbers each time; slower"
+    )
     cuda_graphs: bool = Field(
         True, description="on a GPU, launch a step's kernels at once, where one worker can"
     )

@@ -21,12 +21,19 @@ MAX_GRAPHS = 24
 logger = logging.getLogger(__name__)
 
 InputKey = tuple[Any, ...]
+Address = tuple[torch.device, int] | None
+
+
+def _find_address(network: nn.Module) -> Address:
+    """Where the first weight lies, which moves when the others do."""
+    weight = next(network.parameters(), None)
+    return None if weight is None else (weight.device, weight.data_ptr())
 
 
 class GraphedForward:
     """Calls a network, or a graph of it; without gradients, from one thread at a time.
 
-    Weights may change in place, but not move. Inputs are copied to the graph's own.
+    Weights may change in place. Inputs are copied to the graph's own.
     """
 
     def __init__(self, network: nn.Module, warmup_calls: int = WARMUP_CALLS) -> None:
@@ -35,6 +42,7 @@ class GraphedForward:
         self._num_calls: dict[InputKey, int] = {}
         self._graphs: dict[InputKey, _Graph | None] = {}
         self._memory_pool: Any = None
+        self._address: Address = None
 
     @property
     def num_graphs(self) -> int:
@@ -44,6 +52,9 @@ class GraphedForward:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output, a tensor of the caller's own."""
+        if self._graphs and self._address != _find_address(self._network):
+            # Moved weights are elsewhere than the graphs read them.
+            self._graphs, self._num_calls = {}, {}
         key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
         if key not in self._graphs:
             self._num_calls[key] = self._num_calls.get(key, 0) + 1
@@ -54,6 +65,7 @@ class GraphedForward:
         return torch.as_tensor(self._network(*inputs)) if graph is None else graph(inputs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> "_Graph | None":
+        self._address = _find_address(self._network)
         if self._memory_pool is None:
             self._memory_pool = torch.cuda.graph_pool_handle()
         try:
@@ -121,6 +133,10 @@ class GraphedTraining:
             self._graphs[key] = self._record(inputs)
         graph = self._graphs[key]
         return torch.as_tensor(self._network(*inputs) if graph is None else graph(*inputs))
+
+    def release(self) -> None:
+        """Drop the graphs for good, and their memory: before the weights are moved."""
+        self._graphs = dict.fromkeys(self._graphs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Any:
         samples = tuple(

@@ -19,6 +19,11 @@ OnProgress = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]
 
 
+def copy_to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory, so that the host does not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class SampleOutput:
     """A finished image and its latents, (C, h, w) float32 on the engine's device."""
@@ -63,11 +68,11 @@ class SamplingState:
         """The state on a device, where it then stays: a step copies nothing there or back."""
         if device.type == "cpu":
             return self
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
         steps = [step.timestep for step in self.solver_table.steps]
-        self.timesteps = torch.tensor(steps, dtype=torch.float32).to(device)
+        self.timesteps = torch.tensor(steps, dtype=torch.float32)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.device.type == "cpu":
+                setattr(self, name, copy_to_gpu(value, device))
         return self
 
     @property

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreambooth_ray.objective import noise
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.request_handle import SamplingState
+from dreambooth_ray.sampling.request_handle import SamplingState, copy_to_gpu
 from dreambooth_ray.sampling.solvers import apply_step
 
 
@@ -19,6 +19,8 @@ def advance_state(request: Request, state: SamplingState, prediction: Tensor) ->
         noise_index = first_index + state.step_index
         shape = tuple(state.latents.shape)
         step_noise = noise.normal(request.seed, "solver", noise_index, [0], shape)[0]
+        if state.latents.device.type != "cpu":
+            step_noise = copy_to_gpu(step_noise, state.latents.device)
     p, q = step.clean_weights
     state.preview_latents = p * state.latents + q * prediction
     state.latents = apply_step(step, state.latents, prediction, state.history, step_noise)

@@ -132,6 +132,10 @@ class DreamBoothModule(pl.LightningModule):
         """What a GPU computes in float32, it computes in TF32."""
         use_fast_float32(self.device)
 
+    def on_fit_end(self) -> None:
+        """Lightning moves a module to the CPU when it has fitted it."""
+        self._forwards.release()
+
     def configure_model(self) -> None:
         """Shard the networks, where the strategy leaves that to the module."""
         if self.config.train.strategy == "fsdp2" and not self._is_sharded:

@@ -48,6 +48,12 @@ class RecordedForwards:
             return torch.as_tensor(self._text_encoder(input_ids))
         return self._graphed_text_encoder(input_ids)
 
+    def release(self) -> None:
+        """Drop the graphs: weights are about to move, and a graph reads them where they were."""
+        for graphed in (self._graphed_unet, self._graphed_text_encoder):
+            if graphed is not None:
+                graphed.release()
+
 
 class PlainTextEncoder(nn.Module):
     """A text encoder as a function from token ids to its last hidden state."""

@@ -172,6 +172,7 @@ def _make_trainer(
         callbacks=callbacks,
         accumulate_grad_batches=dataset.accumulate,
         precision=config.train.precision,
+        deterministic="warn" if config.train.deterministic else False,
         gradient_clip_val=config.train.max_grad_norm,
         logger=False,
         enable_checkpointing=False,

@@ -31,7 +31,7 @@ def check_command_line() -> None:
     sampled: list[Any] = []
 
     class RecordingEngine:
-        def __init__(self, directory: Path) -> None: ...
+        def __init__(self, directory: Path, **options: Any) -> None: ...
 
         def sample(self, requests: list[Any], on_progress: Any) -> list[Any]:
             sampled.extend(requests)

@@ -77,5 +77,18 @@ def test_training_is_recorded_once_and_only_with_gradients() -> None:
         with torch.no_grad():
             outputs.append(float(training(torch.zeros(3))[0]))
         outputs.append(float(training(torch.zeros(5))[0]))
-    assert outputs == [1, 1, 100, 100, 1, 1]
+        training.release()
+        outputs.append(float(training(torch.zeros(3))[0]))
+    assert outputs == [1, 1, 100, 100, 1, 1, 1]
     assert recording.call_count == 1
+
+
+def test_a_graph_is_recorded_anew_where_weights_have_moved() -> None:
+    layer = nn.Linear(3, 3)
+    forward = GraphedForward(layer, warmup_calls=1)
+    inputs = torch.zeros(2, 3)
+    forward(inputs)
+    assert float(forward(inputs)[0, 0]) == 100
+    layer.weight.data = layer.weight.data.clone()
+    assert torch.equal(forward(inputs), layer(inputs))
+    assert float(forward(inputs)[0, 0]) == 100

@@ -28,10 +28,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
 def test_sampling_is_in_half_on_a_gpu_alone() -> None:
     gpu = torch.device("cuda")
     assert precision.resolve_sampling_dtype(CPU) == torch.float32
-    with patch.object(torch.cuda, "is_bf16_supported", return_value=True):
-        assert precision.resolve_sampling_dtype(gpu) in precision.HALF_DTYPES
-    with patch.object(torch.cuda, "is_bf16_supported", return_value=False):
-        assert precision.resolve_sampling_dtype(gpu) == torch.float16
+    assert precision.resolve_sampling_dtype(gpu) == torch.float16
     assert precision.resolve_sampling_dtype(gpu, "float32") == torch.float32
     with pytest.raises(ConfigError, match="dtype='fp8' is none; take auto, float32"):
         precision.resolve_sampling_dtype(CPU, "fp8")
