@@ -42,6 +42,7 @@ def serve(
     """Serve base models and every subject in storage over HTTP, until interrupted."""
     from cluster.session import connection
     from dreambooth_ray.config.load import load_serve_config
+    from dreambooth_ray.models.source import refuse_flow_toy
 
     all_overrides = list(overrides or [])
     if config is not None and "=" in config:
@@ -50,6 +51,8 @@ def serve(
     all_overrides += [f"host={host}"] if host is not None else []
     all_overrides += [f"port={port}"] if port is not None else []
     settings = load_serve_config(config, all_overrides)
+    for name, uri in settings.models.items():
+        refuse_flow_toy(uri, f"models.{name}")
     # Read by Ray's processes when they start: the pools are looked at every second.
     for side in ("REPLICA", "HANDLE"):
         os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")

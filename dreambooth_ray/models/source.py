@@ -28,11 +28,7 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     """
     if uri == "toyworld":
         return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
-    if uri == FLOW_TOY:
-        raise ConfigError(
-            f"{key}={uri!r} is a Z-Image, and only Stable Diffusion 1.x and 2.x are trained, "
-            f"sampled and served so far; `dreambooth toyworld score {FLOW_TOY}` samples it"
-        )
+    refuse_flow_toy(uri, key)
     folder = Path(uri).expanduser()
     if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
         folder = folder / paths.BUNDLE
@@ -56,6 +52,15 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     for part in WEIGHTED:
         _refuse_pickles(folder / part, key)
     return folder
+
+
+def refuse_flow_toy(uri: str, key: str) -> None:
+    """raises: ConfigError for the model that nothing but `toyworld score` takes yet"""
+    if uri == FLOW_TOY:
+        raise ConfigError(
+            f"{key}={uri!r} is a Z-Image, and only Stable Diffusion 1.x and 2.x are trained, "
+            f"sampled and served so far; `dreambooth toyworld score {FLOW_TOY}` samples it"
+        )
 
 
 def flow_directory(uri: str) -> Path | None:
