@@ -56,7 +56,7 @@ def open_run(config: Config, force: bool = False) -> Store:
     if run.create(paths.CONFIG, dump_config(resolved).encode()):
         return run
     differences = _find_differences(
-        _identity_fields(read_run_config(run)), _identity_fields(resolved)
+        _identity_fields(with_absolute_paths(read_run_config(run))), _identity_fields(resolved)
     )
     if differences and not force:
         raise ConfigError(
@@ -118,13 +118,17 @@ def _find_differences(stored: Any, current: Any, key: str = "") -> list[str]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same configuration, with photographs found from any working directory."""
+    """The same configuration, with photographs and model found from any working directory."""
     subjects = [
         s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
         for s in config.all_subjects
     ]
     several = tuple(subjects) if config.subjects else ()
-    return config.model_copy(update={"subject": subjects[0], "subjects": several})
+    model = config.model
+    if model.uri != "toyworld":
+        path = Path(model.uri).expanduser().absolute()
+        model = model.model_copy(update={"uri": str(path)})
+    return config.model_copy(update={"subject": subjects[0], "subjects": several, "model": model})
 
 
 def _identity_fields(config: Config) -> dict[str, object]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import tokens
-from dreambooth_ray.models.source import PARTS, base_directory, model_directory, model_hash
+from dreambooth_ray.models.source import base_directory, model_directory, model_hash
+from dreambooth_ray.models.weight_files import STEMS, find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import MANIFEST, download_folder
@@ -27,19 +28,15 @@ _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8
 
 
 def estimate_loaded_bytes(directory: Path, bytes_per_weight: int) -> int:
-    """Bytes that a model's weights take once loaded, by the headers of its safetensors files."""
-    total = 0
-    for path in (p for part in PARTS for p in (directory / part).glob("*.safetensors")):
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size:
-                raise CheckpointError(f"{path.name} is no safetensors file; commit it anew")
-            header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                total += (end - begin) // _DTYPE_BYTES[tensor["dtype"]] * bytes_per_weight
-    return total
+    """Bytes that a model's weights take once loaded, by the headers of its safetensors files.
+
+    raises: ConfigError naming a file that is missing or cut off
+    """
+    return sum(
+        size_bytes // _DTYPE_BYTES.get(dtype, 1) * bytes_per_weight
+        for part in STEMS
+        for dtype, size_bytes in find_weights(directory / part, part).count_bytes().items()
+    )
 
 
 @dataclass

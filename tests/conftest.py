@@ -23,6 +23,7 @@ from dreambooth_ray.models.components import Components, load_components, quiet_
 from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.seaweed import FAULTS_VARIABLE
+from tests.published_models import SD15, SD15_INPAINTING, SD21, build_published
 
 torch.set_num_threads(1)
 # What the user's cache remembers is of other versions of the code.
@@ -201,3 +202,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Pat
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.5 as published, narrow and random."""
+    return build_published(SD15, tmp_path_factory.mktemp("published") / SD15)
+
+
+@pytest.fixture(scope="session")
+def sd15_inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its inpainting model, narrow and random."""
+    folder = tmp_path_factory.mktemp("published") / SD15_INPAINTING
+    return build_published(SD15_INPAINTING, folder)
+
+
+@pytest.fixture(scope="session")
+def sd21(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 2.1 as published, narrow and random."""
+    return build_published(SD21, tmp_path_factory.mktemp("published") / SD21)

@@ -11,7 +11,7 @@ from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.components import load_components, load_pipeline
+from dreambooth_ray.models.components import build_pipeline, load_components
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.storage import manifest, paths
@@ -108,9 +108,7 @@ def _write_weights(
         about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
         return about
     tokens.fold_embeddings(parts.text_encoder)
-    pipeline = load_pipeline(directory)
-    pipeline.unet, pipeline.text_encoder = parts.unet, parts.text_encoder
-    pipeline.tokenizer = parts.tokenizer
+    pipeline = build_pipeline(parts, directory)
     if config.loss.zero_terminal_snr:
         pipeline.scheduler = DDIMScheduler.from_config(
             pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"

@@ -2,21 +2,23 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth_ray.bundles import kohya, ldm
 from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.models import lora
-from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models import lora, tokens
+from dreambooth_ray.models.components import explained_loading, load_pipeline
+from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
 from dreambooth_ray.models.source import (
     adapted_base,
     base_directory,
@@ -27,6 +29,7 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.version import __version__
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
+Save = Callable[[Path], None]
 SUFFIX = ".safetensors"
 
 
@@ -52,59 +55,76 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
     if kind != "diffusers" and out.suffix != SUFFIX:
         raise ConfigError(f"--out={str(out)!r} must end in {SUFFIX} for --format={kind}")
     directory = model_directory(run, key="RUN")
-    write = {
-        "diffusers": _write_diffusers,
-        "lora": _write_lora,
-        "kohya": _write_kohya,
-        "single-file": _write_single_file,
-    }[kind]
-    partial = out.with_name(f"{out.stem}.{uuid.uuid4().hex}.partial{out.suffix}")
-    try:
+    partial_out = out.with_name(f"{out.stem}.{uuid.uuid4().hex}.partial{out.suffix}")
+    with _explained_writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(directory, partial, torch.float16 if half else torch.float32)
-        partial.rename(out)
-    except OSError as error:
-        raise StorageError(f"--out={str(out)!r} can't be written: {error}") from error
+    build = {
+        "diffusers": _build_diffusers,
+        "lora": _build_lora,
+        "kohya": _build_kohya,
+        "single-file": _build_single_file,
+    }[kind]
+    save = build(directory, torch.float16 if half else torch.float32)
+    with _explained_writing(out):
+        save(partial_out)
+        partial_out.rename(out)
     return out
 
 
-def _write_diffusers(directory: Path, out: Path, dtype: torch.dtype) -> None:
-    load_pipeline(directory).to(dtype).save_pretrained(out, safe_serialization=True)
+@contextmanager
+def _explained_writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"--out={str(out)!r} can't be written: {error}") from error
+
+
+def _build_diffusers(directory: Path, dtype: torch.dtype) -> Save:
+    pipeline = load_pipeline(directory).to(dtype)
     about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
-    manifest.write_local(out, about)
+
+    def save(out: Path) -> None:
+        pipeline.save_pretrained(out, safe_serialization=True)
+        manifest.write_local(out, about)
+
+    return save
 
 
-def _write_single_file(directory: Path, out: Path, dtype: torch.dtype) -> None:
+def _build_single_file(directory: Path, dtype: torch.dtype) -> Save:
     pipeline, is_v2 = load_pipeline(directory), _is_v2(directory)
+    tokenizer = pipeline.tokenizer
+    if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
+        _refuse_words("single-file", words)
     text_weights = pipeline.text_encoder.state_dict()
     weights = ldm.convert_unet(pipeline.unet.state_dict()) | ldm.convert_vae(
         pipeline.vae.state_dict()
     )
     weights |= ldm.convert_open_clip(text_weights) if is_v2 else ldm.convert_clip(text_weights)
-    _save_weights(weights, out, dtype, _model_spec(directory, adapter=False))
+    return partial(_save_weights, weights, dtype, _model_spec(directory, adapter=False))
 
 
-def _write_lora(directory: Path, out: Path, dtype: torch.dtype) -> None:
+def _build_lora(directory: Path, dtype: torch.dtype) -> Save:
+    """peft's own names under the part's, the one form in which diffusers reads every layer."""
     layers: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
     for part, adapter in _load_adapters(directory, "lora").items():
         scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
-        # Readers that know no alpha take it to be the rank: the scale goes into the weights.
-        scaled = {
-            k: v * scale if k.endswith("lora_B.weight") else v for k, v in adapter.weights.items()
-        }
-        layers |= {f"{part}.{k}": v for k, v in convert_state_dict_to_diffusers(scaled).items()}
+        # transformers 5 has dropped this level; readers take the names with it.
+        prefix = f"{part}.text_model." if part == "text_encoder" else f"{part}."
+        for name, weight in adapter.weights.items():
+            # Readers that know no alpha take it to be the rank: the scale goes into the weights.
+            scaled = weight * scale if name.endswith("lora_B.weight") else weight
+            layers[prefix + name.removeprefix("text_model.")] = scaled
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
     spec = _model_spec(directory, adapter=True)
-    _save_weights(
-        layers, out, dtype, {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
-    )
+    metadata = {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+    return partial(_save_weights, layers, dtype, metadata)
 
 
-def _write_kohya(directory: Path, out: Path, dtype: torch.dtype) -> None:
+def _build_kohya(directory: Path, dtype: torch.dtype) -> Save:
     weights: dict[str, Tensor] = {}
     adapters = _load_adapters(directory, "kohya")
     for part, adapter in adapters.items():
@@ -119,7 +139,7 @@ def _write_kohya(directory: Path, out: Path, dtype: torch.dtype) -> None:
     settings = next(iter(adapters.values())).settings
     spec = _model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), spec["modelspec.title"])
-    _save_weights(weights, out, dtype, {**spec, **kohya_metadata})
+    return partial(_save_weights, weights, dtype, {**spec, **kohya_metadata})
 
 
 def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
@@ -129,35 +149,42 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
             f"--format={kind}: {directory} has no adapters; it takes a run with "
             "train.method=lora, others can be exported as diffusers or single-file"
         )
+    if words := tokens.load_words(directory / paths.ADAPTER):
+        _refuse_words(kind, list(words))
     adapters = {}
     for folder in sorted((directory / paths.ADAPTER).iterdir(), reverse=True):
         if folder.is_dir():
-            settings = json.loads((folder / lora.SETTINGS).read_text())
-            stored_weights = load_file(folder / lora.WEIGHTS)
+            with explained_loading(folder):
+                settings = json.loads((folder / lora.SETTINGS).read_text())
+                stored_weights = load_file(folder / lora.WEIGHTS)
             weights = {k.removeprefix(lora.PREFIX): v for k, v in stored_weights.items()}
             adapters[folder.name] = AdapterWeights(settings, weights)
     return adapters
 
 
-def _load_config(directory: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((base_directory(directory) / part / file).read_text())
-    return config
+def _refuse_words(kind: str, words: list[str]) -> None:
+    raise ConfigError(
+        f"--format={kind}: the file would not hold the learned word {' '.join(words)}; take "
+        "--format=diffusers, which has it in its tokenizer and text encoder"
+    )
 
 
 def _is_v2(directory: Path) -> bool:
     """Whether the text encoder is 2.x's open_clip, told by its activation, or 1.x's CLIP."""
-    return bool(_load_config(directory, "text_encoder").get("hidden_act") == "gelu")
+    text_encoder = read_part_config(base_directory(directory), "text_encoder")
+    return bool(text_encoder["hidden_act"] == "gelu")
 
 
 def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
     """Metadata after Stability AI's model specification 1.0.0."""
-    about = read_bundle_about(directory)
-    factor = compute_latent_factor(_load_config(directory, "vae"))
-    side = about.get("resolution", str(_load_config(directory, "unet")["sample_size"] * factor))
+    about, base = read_bundle_about(directory), base_directory(directory)
+    factor = compute_latent_factor(read_part_config(base, "vae"))
+    sample_size = read_part_config(base, "unet")["sample_size"] or SAMPLE_SIZE
+    side = about.get("resolution", str(sample_size * factor))
     architecture = f"stable-diffusion-v{2 if _is_v2(directory) else 1}"
     title = f"{about.get('identifier', '')} {about.get('class_noun', '')}".strip()
     predicts = {"v_prediction": "v"}
-    kind = _load_config(directory, "scheduler", "scheduler_config.json")["prediction_type"]
+    kind = read_part_config(base, "scheduler")["prediction_type"]
     spec = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
@@ -173,7 +200,7 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
 
 
 def _save_weights(
-    weights: Mapping[str, Tensor], out: Path, dtype: torch.dtype, metadata: dict[str, str]
+    weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     save_file(tensors, out, metadata={"format": "pt", **metadata})

@@ -1,21 +1,46 @@
 """Adapters under the names of kohya's sd-scripts, which A1111 and ComfyUI read."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dreambooth_ray.errors import ConfigError
+
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+# sd-scripts looks for adapters inside Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D,
+# CLIPAttention and CLIPMLP alone, and passes over what else a file has (networks/lora.py).
+_READ_LAYERS = {
+    "unet": re.compile(
+        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)"
+        r"\.(attentions|resnets|downsamplers|upsamplers)\..+"
+    ),
+    "text_encoder": re.compile(r"(text_model\.)?encoder\.layers\.\d+\.(self_attn|mlp)\..+"),
+}
+
+
+def check_layers(part: str, layer_names: Iterable[str]) -> None:
+    """raises ConfigError naming a layer that readers of this format would pass over"""
+    unread_layers = sorted({n for n in layer_names if not _READ_LAYERS[part].fullmatch(n)})
+    if unread_layers:
+        raise ConfigError(
+            f"--format=kohya: its readers know no adapter of {unread_layers[0]} "
+            f"({len(unread_layers)} of {part}'s layers): take --format=lora, or single-file, which "
+            "has the adapters fused in"
+        )
 
 
 def rename_weights(part: str, weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """peft's weights of one part, layer.lora_A.weight, as lora_unet_layer.lora_down.weight.
 
     Each layer gets its alpha: readers scale by alpha / rank.
+    raises: ConfigError for layers that readers do not know
     """
     renamed = {}
+    check_layers(part, (name.removesuffix(".weight").rpartition(".")[0] for name in weights))
     for name, tensor in weights.items():
         layer, matrix = name.removesuffix(".weight").rsplit(".", 1)
         layer = PREFIXES[part] + layer.removeprefix("text_model.").replace(".", "_")

@@ -3,16 +3,16 @@
 Nothing heavy is imported here, as in `source`.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-
-from safetensors import safe_open
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.directory_checks import is_inpainting
+from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.source import base_directory
+from dreambooth_ray.models.weight_files import find_weights
 
 # Of a linear layer's weights and of a convolution's.
 _DIMENSIONS = (2, 4)
@@ -24,13 +24,19 @@ def check_method(config: Config, directory: Path) -> None:
     raises: ConfigError
     """
     train, directory = config.train, base_directory(directory)
-    if config.loss.zero_terminal_snr:
-        settings = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
-        if settings.get("prediction_type") != "v_prediction":
-            raise ConfigError(
-                "loss.zero_terminal_snr=true needs a model that predicts velocity: at zero SNR "
-                "the noise is all there is to see; set it false for this model"
-            )
+    if is_inpainting(directory):
+        num_channels = read_part_config(directory, "unet")["in_channels"]
+        raise ConfigError(
+            f"model.uri={config.model.uri!r} is an inpainting model, its UNet takes {num_channels} "
+            "channels: images can be generated with it, and it can't be trained; take the model "
+            "that it was made from"
+        )
+    prediction_type = read_part_config(directory, "scheduler")["prediction_type"]
+    if config.loss.zero_terminal_snr and prediction_type != "v_prediction":
+        raise ConfigError(
+            "loss.zero_terminal_snr=true needs a model that predicts velocity: at zero SNR "
+            "the noise is all there is to see; set it false for this model"
+        )
     if train.method == "lora":
         _check_targets(train, directory)
     _check_clip_skip(config, directory)
@@ -45,8 +51,7 @@ def check_method(config: Config, directory: Path) -> None:
 
 
 def _check_clip_skip(config: Config, directory: Path) -> None:
-    settings = json.loads((directory / "text_encoder" / "config.json").read_text())
-    num_layers = settings.get("num_hidden_layers", 12)
+    num_layers = read_part_config(directory, "text_encoder")["num_hidden_layers"]
     for key, params in (("prior", config.prior), ("sample", config.sample)):
         if params.clip_skip >= num_layers:
             raise ConfigError(
@@ -62,7 +67,7 @@ def _check_targets(train: TrainConfig, directory: Path) -> None:
     if train.text_encoder:
         checks.append(("text_target_modules", "text_encoder", train.lora.text_target_modules))
     for key, part, targets in checks:
-        layer_names = set(_list_layers(directory / part))
+        layer_names = set(_list_layers(directory / part, part))
         missing = [
             t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layer_names)
         ]
@@ -73,13 +78,9 @@ def _check_targets(train: TrainConfig, directory: Path) -> None:
             )
 
 
-def _list_layers(folder: Path) -> Iterator[str]:
+def _list_layers(folder: Path, part: str) -> Iterator[str]:
     """Names of linear layers and convolutions, from the headers of the weight files."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118  not a dictionary
-                layer, _, kind = name.rpartition(".")
-                if kind != "weight" or layer.endswith("embedding"):
-                    continue
-                if len(weights.get_slice(name).get_shape()) in _DIMENSIONS:
-                    yield layer
+    for name, shape in find_weights(folder, part).read_shapes().items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and not layer.endswith("embedding") and len(shape) in _DIMENSIONS:
+            yield layer

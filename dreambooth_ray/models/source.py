@@ -11,25 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.directory_checks import PARTS, check_directory
+from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import MANIFEST
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTED = ("unet", "vae", "text_encoder")
 FLOW_TOY = "toyworld-flow"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def model_directory(uri: str, key: str = "model.uri") -> Path:
     """The directory of a model: 'toyworld' is the one that ships; a run stands for its bundle.
 
+    What it holds has been looked at: it is absolute, of a family that is known, and whole.
+
     key: the setting to name in an error
-    raises: ConfigError naming what is missing
+    raises: ConfigError naming the file or folder that is missing or can't be used
     """
     if uri == "toyworld":
         return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
     refuse_flow_toy(uri, key)
-    folder = Path(uri).expanduser()
+    folder = Path(uri).expanduser().absolute()
     if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
         folder = folder / paths.BUNDLE
         if not folder.is_dir():
@@ -43,14 +44,10 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
         )
     if base := adapted_base(folder):
         return _checked_adapter(folder, *base, key)
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise ConfigError(
-                f"{key}={uri!r} has no {part}/ in it; it must be a Stable Diffusion directory in "
-                f"diffusers format, with {', '.join(PARTS)}"
-            )
-    for part in WEIGHTED:
-        _refuse_pickles(folder / part, key)
+    try:
+        check_directory(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={uri!r}: {error}") from error
     return folder
 
 
@@ -72,19 +69,6 @@ def flow_directory(uri: str) -> Path | None:
     if not index.is_file():
         return None
     return folder if json.loads(index.read_text()).get("_class_name") == "ZImagePipeline" else None
-
-
-def _refuse_pickles(folder: Path, key: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    what = (
-        f"{pickled[0]} alone, a pickle, which can run code when read" if pickled else "no weights"
-    )
-    raise ConfigError(
-        f"{key}: {folder} holds {what}; weights are read from safetensors alone: write them anew "
-        "with diffusers' save_pretrained(..., safe_serialization=True)"
-    )
 
 
 def adapted_base(folder: Path) -> tuple[str, str] | None:
@@ -130,8 +114,7 @@ def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
 def check_resolution(directory: Path, resolution: int) -> None:
     """raises ConfigError if an image of that side can't pass the VAE and the UNet."""
     directory = base_directory(directory)
-    vae = json.loads((directory / "vae" / "config.json").read_text())
-    unet = json.loads((directory / "unet" / "config.json").read_text())
+    vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
     factor = compute_latent_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)

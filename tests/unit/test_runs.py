@@ -59,6 +59,20 @@ def test_a_deleted_run_leaves_nothing(config: Config, tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_relative_model_is_found_from_any_folder(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = override_config(config, ["model.uri=models/m"])
+    run = open_run(relative)
+    assert read_run_config(run).model.uri == str(tmp_path / "models" / "m")
+    open_run(relative)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"model\.uri was"):
+        open_run(relative)
+
+
 def test_where_a_run_works_may_change(config: Config) -> None:
     open_run(config)
     open_run(override_config(config, ["cluster.workers=2", "checkpoint.keep=9"]))

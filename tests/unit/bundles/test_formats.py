@@ -1,7 +1,9 @@
 """Every format is read back by the library that reads it, and generates the same image."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import load_pipeline
 from tests.unit.models.test_lora_bundle import make_bundle
 
@@ -114,6 +117,91 @@ def test_diffusers_reads_a_single_file(
     assert np.abs(generate_image(read) - generate_image(own)).max() <= 1
     version = "2" if model == "second" else "1"
     assert metadata(out)["modelspec.architecture"] == f"stable-diffusion-v{version}"
+
+
+ALL_LAYERS = (
+    "train.lora.target_modules=[to_q,to_k,to_v,to_out.0,proj_in,proj_out,ff.net.0.proj,ff.net.2,"
+    "conv1,conv2,time_emb_proj,conv_shortcut,downsamplers.0.conv,upsamplers.0.conv]"
+)
+TEXT_LAYERS = "train.lora.text_target_modules=[q_proj,k_proj,v_proj,out_proj,fc1,fc2]"
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def published(request: pytest.FixtureRequest) -> Path:
+    return cast(Path, request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def published_bundle(tmp_path_factory: pytest.TempPathFactory, published: Path) -> Path:
+    """Adapters in every kind of layer of a published configuration."""
+    folder = tmp_path_factory.mktemp("published") / "b"
+    return make_bundle(folder, published, ALL_LAYERS, TEXT_LAYERS, "train.lora.alpha=3")
+
+
+@pytest.mark.parametrize("kind", ["lora", "kohya"])
+def test_every_layer_of_a_published_model_is_read_back(
+    published: Path, published_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    out = export_run(str(published_bundle), kind, tmp_path / "subject.safetensors")
+    pipeline = load_pipeline(published)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    expected, base = load_pipeline(published_bundle), load_pipeline(published)
+    num_changed = 0
+    for part in ("unet", "text_encoder"):
+        read, plain = getattr(pipeline, part).state_dict(), getattr(base, part).state_dict()
+        for name, weight in getattr(expected, part).state_dict().items():
+            assert torch.allclose(read[name], weight, atol=1e-5), name
+            num_changed += int(not torch.equal(weight, plain[name]))
+    with safe_open(out, "pt") as file:
+        num_layers = sum("lora_A" in n or "lora_down" in n for n in file.keys())  # noqa: SIM118
+    assert num_changed == num_layers > 100
+    predicts = "epsilon" if published.name.endswith("1.5") else "v"
+    assert metadata(out)["modelspec.prediction_type"] == predicts
+
+
+def test_a_published_model_becomes_a_single_file_and_a_directory(
+    published: Path, tmp_path: Path
+) -> None:
+    out = export_run(str(published), "single-file", tmp_path / "model.safetensors")
+    read, own = single_file(out, published), load_pipeline(published)
+    folder = export_run(str(published), "diffusers", tmp_path / "folder")
+    saved = StableDiffusionPipeline.from_pretrained(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        weights = getattr(own, part).state_dict()
+        for other in (read, saved):
+            other_weights = getattr(other, part).state_dict()
+            assert weights.keys() == other_weights.keys()
+            assert all(torch.equal(weights[k], other_weights[k]) for k in weights), part
+    assert np.abs(generate_image(saved) - generate_image(own)).max() <= 1
+    assert saved.tokenizer("a sks robot").input_ids == own.tokenizer("a sks robot").input_ids
+
+
+def test_what_readers_can_not_have_is_refused_by_name(
+    tmp_path: Path, tiny_model: Path, bundle: Path
+) -> None:
+    odd = make_bundle(tmp_path / "b", tiny_model, "train.lora.target_modules=[to_q,conv_in]")
+    with pytest.raises(ConfigError, match="no adapter of conv_in"):
+        export_run(str(odd), "kohya", tmp_path / "x.safetensors")
+    worded = shutil.copytree(bundle, tmp_path / "worded")
+    tokens.save_words({"<sks>": torch.zeros(32)}, worded / "adapter")
+    for kind in ("lora", "kohya", "single-file"):
+        with pytest.raises(ConfigError, match=rf"--format={kind}: .*learned word <sks>"):
+            export_run(str(worded), kind, tmp_path / "x.safetensors")
+
+
+def test_a_model_that_can_not_be_read_is_not_blamed_on_the_output(
+    bundle: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    (damaged / "adapter" / "unet" / "adapter_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"damaged/adapter/unet can't be loaded") as refused:
+        export_run(str(damaged), "lora", tmp_path / "x.safetensors")
+    assert "--out" not in str(refused.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"--out=.*can't be written"):
+        export_run(str(bundle), "lora", tmp_path / "file" / "x.safetensors")
 
 
 def test_a_single_file_of_an_adapter_bundle_has_it_fused(

@@ -19,8 +19,8 @@ from dreambooth_ray.models.source import (
 from tests.unit.models.test_lora import trained_parts
 
 
-def make_bundle(folder: Path, model: Path) -> Path:
-    parts = trained_parts(model)
+def make_bundle(folder: Path, model: Path, *overrides: str) -> Path:
+    parts = trained_parts(model, *overrides)
     lora.save_adapters(parts.unet, folder / "adapter" / "unet")
     lora.save_adapters(parts.text_encoder, folder / "adapter" / "text_encoder")
     about = {"kind": "adapter", "base_model": str(model), "base_hash": model_hash(model)}

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_keys_that_cannot_be_read_are_told_before_anything_starts(tmp_path: Path
 def test_mistakes_are_told_before_anything_starts(values: dict[str, object], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         build(ServeConfig.model_validate(values))
+
+
+def test_models_are_looked_at_before_anything_starts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    application = build(ServeConfig.model_validate({"models": {"a": tiny_model.name}}))
+    (config,) = application._bound_deployment.init_args
+    assert config.models == {"a": str(tiny_model)}
+    damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
+    (damaged / "unet" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"models\.b=.*unet/config\.json is missing"):
+        build(ServeConfig.model_validate({"models": {"a": str(tiny_model), "b": str(damaged)}}))
 
 
 def test_a_configuration_from_a_file_and_overrides(tmp_path: Path) -> None:

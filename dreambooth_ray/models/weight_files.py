@@ -1,0 +1,124 @@
+"""Which files hold a part's weights, and what their headers say of them.
+
+A part's weights are one file or shards with an index, whole or as a variant: Hugging Face's names
+for files in another precision, as in model.fp16.safetensors. Nothing heavy is imported here.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_json
+
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+# A header of JSON, never larger: the bound of safetensors' own reader.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """A part's files. variant: as from_pretrained takes it; None for files without one."""
+
+    variant: str | None
+    paths: tuple[Path, ...]
+
+    def read_shapes(self) -> dict[str, list[int]]:
+        """Shape of each tensor by name, from the headers; raises ConfigError naming the file."""
+        return {name: list(info["shape"]) for name, info in self._tensors()}
+
+    def count_bytes(self) -> dict[str, int]:
+        """Bytes of all tensors by their type, such as F16."""
+        sizes: dict[str, int] = {}
+        for _, info in self._tensors():
+            begin, end = info["data_offsets"]
+            sizes[info["dtype"]] = sizes.get(info["dtype"], 0) + end - begin
+        return sizes
+
+    def _tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path in self.paths:
+            yield from read_header(path).items()
+
+
+def find_weights(folder: Path, part: str) -> WeightFiles:
+    """The weights that a part is loaded from: whole files before variants, fp16 before others.
+
+    raises: ConfigError where there are none, pickles alone, or shards are missing
+    """
+    stem = STEMS[part]
+    for variant in (None, *_list_variants(folder, stem)):
+        tail = f".{variant}" if variant else ""
+        whole = folder / f"{stem}{tail}.safetensors"
+        index = folder / f"{stem}.safetensors.index{tail}.json"
+        if whole.is_file():
+            return WeightFiles(variant, (whole,))
+        if index.is_file():
+            return WeightFiles(variant, _list_shards(index))
+    raise ConfigError(_explain_absence(folder, stem))
+
+
+def _list_variants(folder: Path, stem: str) -> list[str]:
+    """Names of variants, fp16 first."""
+    whole = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
+    index = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    matches = [whole.fullmatch(name) or index.fullmatch(name) for name in names]
+    return sorted({m[1] for m in matches if m}, key=lambda variant: (variant != "fp16", variant))
+
+
+def _list_shards(index: Path) -> tuple[Path, ...]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ConfigError(f"{index} names no shards; copy the model directory again")
+    paths = tuple(index.parent / str(name) for name in sorted(set(files.values())))
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing, and {index.name} names it; copy it again")
+    return paths
+
+
+def _explain_absence(folder: Path, stem: str) -> str:
+    files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in files if Path(name).suffix in PICKLES]
+    others = [name for name in files if name.endswith(".safetensors")]
+    what = "no weights"
+    if pickled:
+        what = f"{pickled[0]} alone, a pickle, which can run code when read"
+    elif others:
+        what = f"{others[0]} and neither {stem}.safetensors nor an index of shards"
+    return (
+        f"{folder} holds {what}; weights are read from safetensors alone: write them anew "
+        "with diffusers' save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Type, shape and offsets of each tensor of a safetensors file, whose size must fit them.
+
+    raises: ConfigError naming a file that is cut off or something else
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = path.stat().st_size
+            if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError(f"{size} bytes, no header of {length}")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        ends = [info["data_offsets"][1] for info in header.values()]
+        if size != 8 + length + max(ends, default=0):
+            raise ValueError(f"{size} bytes instead of {8 + length + max(ends, default=0)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no whole safetensors file ({error}); copy it again"
+        ) from error
+    tensors: dict[str, dict[str, Any]] = header
+    return tensors

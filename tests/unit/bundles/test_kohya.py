@@ -1,0 +1,71 @@
+"""Names of layers against the rules by which readers of kohya's files look for them."""
+
+import pytest
+from torch import nn
+
+from dreambooth_ray.bundles import kohya
+from dreambooth_ray.errors import ConfigError
+from tests.published_models import SD15, SD21, build_full_width
+
+# Classes inside which sd-scripts' networks/lora.py looks for linear layers and convolutions.
+TARGET_CLASSES = {
+    "unet": {"Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"},
+    "text_encoder": {"CLIPAttention", "CLIPMLP"},
+}
+PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
+
+
+def read_names(network: nn.Module, part: str) -> dict[str, str]:
+    """sd-scripts' name of each layer that they know, by its own name: prefix, then '_' for '.'."""
+    # transformers had one more level when the names were chosen.
+    level = "text_model." if part == "text_encoder" else ""
+    return {
+        f"{name}.{child_name}": f"{PREFIXES[part]}.{level}{name}.{child_name}".replace(".", "_")
+        for name, module in network.named_modules()
+        if type(module).__name__ in TARGET_CLASSES[part]
+        for child_name, child in module.named_modules()
+        if isinstance(child, nn.Linear | nn.Conv2d)
+    }
+
+
+@pytest.mark.parametrize("model", [SD15, SD21])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_layers_are_named_as_their_readers_name_them(model: str, part: str) -> None:
+    network = build_full_width(model, part)
+    names = read_names(network, part)
+    assert len(set(names.values())) == len(names) > 60
+    weights = {f"{n}.lora_A.weight": nn.Parameter() for n in names}
+    written = kohya.rename_weights(part, weights, 1.0)
+    assert {n.split(".")[0] for n in written} == set(names.values())
+
+
+@pytest.mark.parametrize("model", [SD15, SD21])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_layers_that_readers_pass_over_are_refused(model: str, part: str) -> None:
+    network = build_full_width(model, part)
+    layers = {n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    unread_layers = layers - read_names(network, part).keys()
+    assert ("conv_in" in unread_layers) == (part == "unet")
+    for layer in unread_layers:
+        with pytest.raises(ConfigError, match=f"--format=kohya: .*{layer}"):
+            kohya.check_layers(part, [layer])
+
+
+def test_comfyui_knows_every_layer_by_the_same_name() -> None:
+    """Its key map: lora_unet_ and each weight's name in diffusers, and a table for CLIP."""
+    table = ("mlp.fc1", "mlp.fc2", *(f"self_attn.{x}_proj" for x in ("k", "q", "v", "out")))
+    for model in (SD15, SD21):
+        unet = build_full_width(model, "unet")
+        keys = {
+            "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            for name, _ in unet.named_parameters()
+            if name.endswith(".weight")
+        }
+        assert set(read_names(unet, "unet").values()) <= keys
+        keys = {
+            f"lora_te_text_model_encoder_layers_{b}_{c.replace('.', '_')}"
+            for b in range(32)
+            for c in table
+        }
+        text_encoder = build_full_width(model, "text_encoder")
+        assert set(read_names(text_encoder, "text_encoder").values()) <= keys
