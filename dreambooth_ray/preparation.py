@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.photographs import describe_unread
+from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import (
     identifier_warning,
     read_configured_subject,
@@ -53,6 +55,8 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     check_packages(config)
     for subject in config.all_subjects:
         split_photographs(config, read_configured_subject(config, subject))
+        if unread := describe_unread(photographs_folder(subject.photos)):
+            display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             display.say(f"warning: {warning}")

@@ -31,7 +31,8 @@ class SubjectConfig(Section):
     """Who is to be learnt."""
 
     photos: Text = Field(
-        description="folder, or its URI, of 1 to 100 photographs (JPEG, PNG, WebP)"
+        description="folder, or its URI, of 1 to 100 photographs "
+        "(JPEG, PNG, WebP, HEIC, AVIF, TIFF)"
     )
     identifier: Text = Field("sks", description="rare word that will stand for the subject")
     class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")

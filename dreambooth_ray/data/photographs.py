@@ -1,23 +1,38 @@
 """Reading people's photographs: every common format in, upright RGB out."""
 
+import mimetypes
 import warnings
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dreambooth_ray.data.color_profiles import convert_to_srgb
 from dreambooth_ray.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp",
+)  # fmt: skip
+_HEIF_SUFFIXES = (".heic", ".heif")
+# Cameras' own formats, which mimetypes does not know.
+_RAW_SUFFIXES = (
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".jxl",
+)  # fmt: skip
 MIN_SIDE_PX = 16
 MAX_PIXELS = 100_000_000
 
 
 def read_photograph(path: Path) -> Image.Image:
-    """Decode one photograph: EXIF rotation applied, transparency laid on white, RGB.
+    """Decode one photograph: EXIF rotation applied, transparency laid on white, RGB in sRGB.
+
+    Colours of a wide gamut are converted by the embedded profile. Of several images in a file, the
+    first.
 
     raises: DataError naming the file if it is truncated, not an image, below 16 px, or
         above 100 million pixels (checked before anything is decoded)
     """
+    if path.suffix.lower() in _HEIF_SUFFIXES:
+        _register_heif()
     try:
         with warnings.catch_warnings():
             # Our own bound below is stricter, and its message is for people.
@@ -27,7 +42,7 @@ def read_photograph(path: Path) -> Image.Image:
         raise DataError(
             f"{path} is too large to decode safely ({error}); reduce it first"
         ) from error
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"{path} is not a readable image ({error}); remove or replace it"
         ) from error
@@ -45,7 +60,14 @@ def read_photograph(path: Path) -> Image.Image:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(convert_to_srgb(ImageOps.exif_transpose(image)))
+
+
+@cache
+def _register_heif() -> None:
+    import pillow_heif  # noqa: PLC0415  a library of 20 MB, for those who have such files
+
+    pillow_heif.register_heif_opener()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -68,19 +90,55 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
         raise DataError(
             f"{key}={str(folder)!r} is not a folder; give one with 1 to {max_count} photographs"
         )
-    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-    paths = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+    paths = _list_photographs(folder)
     if not paths:
-        other_files = f" (its {len(files)} files have other endings)" if files else " (it is empty)"
+        num_files = len(_list_files(folder))
+        content = f"its {num_files} files have other endings" if num_files else "it is empty"
+        unread = describe_unread(folder)
         raise DataError(
-            f"{key}={str(folder)!r} holds no photograph{other_files}; put 1 to {max_count} files "
-            f"ending in {', '.join(SUFFIXES)} there"
+            f"{key}={str(folder)!r} holds no photograph ({unread or content}); put 1 to "
+            f"{max_count} files ending in {', '.join(SUFFIXES)} there"
         )
     if len(paths) > max_count:
         raise DataError(
             f"{key}={str(folder)!r} holds {len(paths)} photographs; at most {max_count}"
         )
     return paths
+
+
+def describe_unread(folder: Path) -> str:
+    """What looks like photographs in a folder and is not read, in words; "" if there is nothing.
+
+    Files in formats that are not read, and folders that hold photographs.
+    """
+    read_paths = set(_list_photographs(folder))
+    names = [
+        p.name for p in _list_files(folder) if p not in read_paths and _looks_like_photograph(p)
+    ]
+    for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
+        if count := len(_list_photographs(subfolder)):
+            names.append(f"the folder {subfolder.name}/ with {count} photographs")
+    return f"not used: {', '.join(names)}" if names else ""
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _list_photographs(folder: Path) -> list[Path]:
+    return [p for p in _list_files(folder) if p.suffix.lower() in SUFFIXES]
+
+
+def _looks_like_photograph(path: Path) -> bool:
+    """By the ending; without a known one, by the file's first bytes."""
+    kind = mimetypes.guess_type(path.name)[0]
+    if kind or path.suffix.lower() in _RAW_SUFFIXES:
+        return not kind or kind.startswith(("image/", "video/"))
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def crop_square(image: Image.Image, side_px: int) -> Image.Image:

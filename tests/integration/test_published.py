@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.training.metrics_log import FAILURES
 from tests.integration.conftest import Run, dreambooth
 from tests.published_models import CONFIGS, SD15, SD15_INPAINTING, SD21, SDXL, build_published
 
@@ -34,7 +35,7 @@ def test_a_half_precision_download_is_trained_and_exported(
     assert trained.returncode == 0, trained.stderr
     run = Run(tmp_path / trained.stdout.strip())
     assert [record["step"] for record in run.metrics] == [1, 2, 3, 4]
-    assert run.metrics[-1]["side_failures"] == 0
+    assert run.metrics[-1].get(FAILURES, 0) == 0
     generated = dreambooth(
         "generate", str(run.folder), "--out", "images", "--size", "64x64",
         "--num-inference-steps", "2", cwd=tmp_path,

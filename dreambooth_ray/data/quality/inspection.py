@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dreambooth_ray.data.captions import check_captions
-from dreambooth_ray.data.photographs import find_photographs
+from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.photo_checks import Photo, check_photo, measure_photo
@@ -97,8 +97,17 @@ def inspect_photographs(
         skipped.append("class noun: give --class-noun and an --encoder that reads sentences")
     else:
         issues += check_class_noun(photos, class_noun, noun_share(images))
-    issues += check_captions(paths, identifier, class_noun)
+    issues += check_captions(paths, identifier, class_noun) + check_unread(folder)
     return InspectionReport(str(folder), photos, issues, skipped)
+
+
+def check_unread(folder: Path) -> list[QualityIssue]:
+    """Files that look like photographs and are not read."""
+    unread = describe_unread(folder)
+    if not unread:
+        return []
+    sentence = f"{unread[0].upper()}{unread[1:]}; save them as JPEG or PNG, or move them away."
+    return [QualityIssue("unread", "warning", (), 1, 0, sentence)]
 
 
 def check_count(photos: Sequence[Photo]) -> list[QualityIssue]:
