@@ -103,6 +103,8 @@ def _write_weights(
                 lora.save_adapters(getattr(parts, part), stage / paths.ADAPTER / part)
         if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
             tokens.save_words(words, stage / paths.ADAPTER)
+        if config.loss.zero_terminal_snr:
+            parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
         uri = config.model.uri
         base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
         about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}

@@ -152,13 +152,13 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
     if words := tokens.load_words(directory / paths.ADAPTER):
         _refuse_words(kind, list(words))
     adapters = {}
-    for folder in sorted((directory / paths.ADAPTER).iterdir(), reverse=True):
-        if folder.is_dir():
+    for part in ("unet", "text_encoder"):
+        if (folder := directory / paths.ADAPTER / part).is_dir():
             with explained_loading(folder):
                 settings = json.loads((folder / lora.SETTINGS).read_text())
                 stored_weights = load_file(folder / lora.WEIGHTS)
             weights = {k.removeprefix(lora.PREFIX): v for k, v in stored_weights.items()}
-            adapters[folder.name] = AdapterWeights(settings, weights)
+            adapters[part] = AdapterWeights(settings, weights)
     return adapters
 
 

@@ -13,6 +13,7 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DDPMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -75,6 +76,8 @@ def load_components(directory: Path) -> Components:
         parts.unet, parts.text_encoder = _fuse_adapters(
             parts.unet, parts.text_encoder, parts.tokenizer, directory
         )
+        if (directory / paths.ADAPTER_SCHEDULER).is_dir():
+            parts.schedule = DDPMScheduler.from_pretrained(directory / paths.ADAPTER_SCHEDULER)
         return parts
     text_encoder = _load_part(CLIPTextModel, directory, "text_encoder")
     return Components(
@@ -153,6 +156,8 @@ def build_pipeline(parts: Components, directory: Path) -> StableDiffusionPipelin
         scheduler_name = read_part_config(base, "scheduler").get("_class_name", "DDPMScheduler")
         scheduler_class: Any = getattr(diffusers, scheduler_name, DDPMScheduler)
         scheduler = scheduler_class.from_pretrained(base, subfolder="scheduler")
+    if (directory / paths.ADAPTER_SCHEDULER).is_dir():
+        scheduler = DDIMScheduler.from_config(parts.schedule.config)
     has_processor = (base / _PROCESSOR / "preprocessor_config.json").is_file()
     pipeline = StableDiffusionPipeline(
         vae=parts.vae,

@@ -24,10 +24,7 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
 
     quantizes: whether the UNet's frozen layers become model.quantization's, as for training
     """
-    if config.loss.zero_terminal_snr:
-        parts.schedule = DDPMScheduler.from_config(
-            parts.schedule.config, rescale_betas_zero_snr=True
-        )
+    _rescale_schedule(config, parts)
     parts.unet.requires_grad_(False)
     parts.text_encoder.requires_grad_(False)
     if quantizes:
@@ -37,6 +34,24 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}
         tokens.add_trainable_words(parts.tokenizer, parts.text_encoder, words)
+
+
+def prepare_sampling(config: Config, parts: Components) -> None:
+    """Tokenizer and schedule of untrained parts as training has them, in place.
+
+    parts: with networks in training, whose learned words the tokenizer does not know
+    """
+    _rescale_schedule(config, parts)
+    if config.identifier.kind == "learned":
+        parts.tokenizer.add_tokens([config.word(s) for s in config.all_subjects])
+
+
+def _rescale_schedule(config: Config, parts: Components) -> None:
+    """For loss.zero_terminal_snr; sampling then has to begin at the last timestep, trailing."""
+    if config.loss.zero_terminal_snr:
+        parts.schedule = DDPMScheduler.from_config(
+            parts.schedule.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
 
 
 def _apply_to_weights(config: Config, parts: Components) -> None:

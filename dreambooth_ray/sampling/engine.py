@@ -180,6 +180,11 @@ class Engine:
                 f"{folder} brings learned words, which one tokenizer can't have for some requests "
                 "only; `dreambooth export --format diffusers` makes a model of its own of it"
             )
+        if (folder / "scheduler").is_dir():
+            raise ConfigError(
+                f"{folder} was trained with zero terminal SNR, a schedule that its base model has "
+                "not; `dreambooth export --format diffusers` makes a model of its own of it"
+            )
         with self._step_lock:
             self._denoiser.adapted.add_adapter(name, folder / "unet")
             if (folder / "text_encoder").is_dir():

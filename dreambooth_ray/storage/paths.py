@@ -9,6 +9,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BUNDLE = "bundle"
 ADAPTER = "adapter"  # in a bundle
+ADAPTER_SCHEDULER = "adapter/scheduler"  # in a bundle whose forward process is not its base's
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"

@@ -6,6 +6,7 @@ import numpy as np
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.trainable_params import prepare_sampling
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.module import DreamBoothModule
@@ -29,6 +30,7 @@ class PromptSampler:
         components.unet = module.unet
         if module.text_encoder is not None:
             components.text_encoder = module.text_encoder
+        prepare_sampling(self._config, components)
         engine = Engine(components, device=str(module.device))
         requests = self._make_requests()
         try:

@@ -12,7 +12,24 @@ from dreambooth_ray.storage.store import Store
 @pytest.fixture(scope="session")
 def priors(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Store:
     """Five class images."""
-    spec = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=2), 64, 0, 5)
-    store = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
-    PriorWorker(str(tiny_model), store.uri, spec, gpu=False).generate(0)
+    return make_priors(tmp_path_factory.mktemp("priors"), tiny_model, 2)
+
+
+@pytest.fixture(scope="session")
+def sd21_priors(tmp_path_factory: pytest.TempPathFactory, sd21: Path) -> Store:
+    """Five class images of a model as published."""
+    return make_priors(tmp_path_factory.mktemp("priors"), sd21, 1)
+
+
+@pytest.fixture(scope="session")
+def sd15_priors(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> Store:
+    """Five class images of a model as published."""
+    return make_priors(tmp_path_factory.mktemp("priors"), sd15, 1)
+
+
+def make_priors(folder: Path, model: Path, num_steps: int) -> Store:
+    params = SamplingParams(num_inference_steps=num_steps)
+    spec = PriorSpec("hash", ("a robot",), params, 64, 0, 5)
+    store = open_set(Store(str(folder)), spec)
+    PriorWorker(str(model), store.uri, spec, gpu=False).generate(0)
     return store

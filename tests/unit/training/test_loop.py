@@ -5,10 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.priors.generation import open_set
-from dreambooth_ray.priors.prior_spec import PriorSpec
-from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
 from tests.unit.training.fitted import Fitted
 
@@ -73,12 +69,10 @@ def test_less_memory_and_less_precision_come_to_about_the_same(
 @pytest.mark.parametrize("model", ["sd15", "sd21"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_published_models_learn(
-    request: pytest.FixtureRequest, photos: Path, tmp_path: Path, model: str, method: str
+    request: pytest.FixtureRequest, photos: Path, model: str, method: str
 ) -> None:
     directory: Path = request.getfixturevalue(model)
-    spec = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=1), 64, 0, 5)
-    class_images = open_set(Store(str(tmp_path)), spec)
-    PriorWorker(str(directory), class_images.uri, spec, gpu=False).generate(0)
+    class_images: Store = request.getfixturevalue(f"{model}_priors")
     run = Fitted(
         directory, photos, class_images, "train.steps=3", f"train.method={method}",
         "train.text_encoder=true", "identifier.kind=learned",
