@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dreambooth_ray.data.quality.issue import QualityIssue
 
-# CLIP's text encoder reads 75 tokens, a word being 1.3 of them on average.
+# CLIP's text encoder reads 75 tokens at once, a word being 1.3 of them on average.
 MAX_WORDS = 55
 
 
@@ -46,8 +46,11 @@ def _check_caption(name: str, text: str, required_words: list[str]) -> list[Qual
         broken = f"The caption of {name} is not UTF-8 text; save it as UTF-8."
         issues.append(QualityIssue("captions", "fault", (name,), text.count("\ufffd"), 0, broken))
     if len(words) > MAX_WORDS:
-        long = f"The caption of {name} has {len(words)} words; the model reads about {MAX_WORDS}."
-        issues.append(QualityIssue("captions", "warning", (name,), len(words), MAX_WORDS, long))
+        long = (
+            f"The caption of {name} has {len(words)} words; beyond about {MAX_WORDS} the "
+            "model reads it in parts, and a step takes longer."
+        )
+        issues.append(QualityIssue("captions", "note", (name,), len(words), MAX_WORDS, long))
     missing_words = [w for w in required_words if w.lower() not in text.lower()]
     if missing_words:
         lacks = (

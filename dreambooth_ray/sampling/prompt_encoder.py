@@ -10,13 +10,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from compel.embeddings_provider import EmbeddingsProvider, SplitLongTextMode
+from compel.embeddings_provider import EmbeddingsProvider
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.prompt_windows import SPLIT_MODE
 
 _WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
 MAX_WEIGHT = 5.0
@@ -161,7 +162,7 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]
             tokenizer,
             encoder,
             truncate=False,
-            split_long_text_mode=SplitLongTextMode.WORDS | SplitLongTextMode.COPY_FIRST_CLS_TOKEN,
+            split_long_text_mode=SPLIT_MODE,
         )
         self._embed = forward
 

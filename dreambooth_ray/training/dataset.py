@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import CLIPTokenizer
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
@@ -22,6 +21,7 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
+from dreambooth_ray.sampling.prompt_windows import embed_windows, tokenize_windows
 
 # Purposes of the shuffles; a further subject's photographs have _NEXT_SUBJECT added.
 _PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
@@ -31,10 +31,10 @@ _PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
 class Batch:
     """One worker's share of a step, or a part of it. Lightning moves it to the device in place.
 
-    latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64;
-    num_photographs: rows of photographs, which come first; step counts from 0; hidden: (B, L, D)
-    text embeddings, where the text encoder is frozen, else None; ends_step: whether the optimizer
-    steps after this part
+    latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64, or
+    (B, k, L) where captions are long; num_photographs: rows of photographs, which come first; step
+    counts from 0; hidden: (B, k L, D) text embeddings, where the text encoder is frozen, else None;
+    ends_step: whether the optimizer steps after this part
     """
 
     latents: Tensor
@@ -105,19 +105,21 @@ class PriorPool:
 class CaptionEmbeddings:
     """Token ids of all captions, and their embeddings where the text encoder is frozen.
 
-    ids: (K, L) int64; hidden: (K, L, D) float32 or None
+    Captions longer than the encoder's window are taken whole, in k windows; then all have k.
+
+    ids: (K, L) or (K, k, L) int64; hidden: (K, k L, D) float32 or None
     """
 
     def __init__(self, components: Components, captions: list[str]) -> None:
         unique_captions = sorted(set(captions))
         self._row = {caption: row for row, caption in enumerate(unique_captions)}
-        self.ids = tokenize_captions(components.tokenizer, unique_captions)
+        self.ids = tokenize_windows(components.tokenizer, unique_captions)
         self.hidden = (
             None if is_trained(components.text_encoder) else _embed_captions(components, self.ids)
         )
 
     def look_up(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
-        """(len(texts), L) ids and, where cached, (len(texts), L, D) embeddings."""
+        """The captions' rows of ids and, where cached, of embeddings."""
         rows = [self._row[caption] for caption in captions]
         return self.ids[rows], None if self.hidden is None else self.hidden[rows]
 
@@ -126,8 +128,14 @@ class CaptionEmbeddings:
 def _embed_captions(components: Components, ids: Tensor) -> Tensor:
     """One by one, so that a caption's embedding does not depend on its neighbours."""
     encoder = components.text_encoder
-    rows = [encoder(row[None].to(encoder.device)).last_hidden_state.cpu() for row in ids]
-    return torch.cat(rows)
+
+    def encode(rows: Tensor) -> Tensor:
+        return torch.cat([encoder(row[None]).last_hidden_state for row in rows])
+
+    end_id = components.tokenizer.eos_token_id
+    return torch.cat(
+        [embed_windows(encode, row[None].to(encoder.device), end_id).cpu() for row in ids]
+    )
 
 
 def encode_photographs(
@@ -136,18 +144,6 @@ def encode_photographs(
     """Encode photographs through the frozen VAE, each once for each orientation."""
     rows = [encode_posterior(components.vae, p.image, flip) for p in photographs]
     return PhotographPool(torch.stack(rows), [p.captions for p in photographs], subject_index)
-
-
-def tokenize_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(len(captions), L) int64, padded to the encoder's window."""
-    ids: Tensor = tokenizer(
-        captions,
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
-    return ids
 
 
 class TrainingDataset(IterableDataset[Batch]):

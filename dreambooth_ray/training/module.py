@@ -20,6 +20,7 @@ from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
+from dreambooth_ray.sampling.prompt_windows import embed_windows
 from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.nan_guard import skip_unless_finite
@@ -45,6 +46,7 @@ class DreamBoothModule(pl.LightningModule):
         if is_trained(components.text_encoder):
             self.text_encoder = components.text_encoder.train()
         self.schedule = components.schedule
+        self._end_id = int(components.tokenizer.eos_token_id)
         if config.train.gradient_checkpointing:
             _checkpoint_activations(self.unet, self.text_encoder)
         self.average = (
@@ -123,10 +125,10 @@ class DreamBoothModule(pl.LightningModule):
             self.average.update(trained_weights, self.trainer.global_step)
 
     def _embed_text(self, batch: Batch) -> Tensor:
-        """(B, L, D) text embeddings: cached ones if the text encoder is frozen."""
+        """(B, k L, D) text embeddings: cached ones if the text encoder is frozen."""
         if batch.hidden is not None:
             return batch.hidden
-        return self._forwards.embed_tokens(batch.input_ids)
+        return embed_windows(self._forwards.embed_tokens, batch.input_ids, self._end_id)
 
     def on_fit_start(self) -> None:
         """What a GPU computes in float32, it computes in TF32."""

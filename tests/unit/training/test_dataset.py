@@ -15,13 +15,16 @@ from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.priors.generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
+from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
+from dreambooth_ray.sampling.prompt_windows import tokenize_windows
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.dataset import (
     Batch,
     TrainingDataset,
     encode_photographs,
-    tokenize_captions,
 )
+from dreambooth_ray.training.module import DreamBoothModule
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_photographs_come_first_and_as_many_class_images(
 ) -> None:
     batch = make_dataset(make_config(photos)).make_batch(0)
     assert (batch.num_photographs, len(batch.latents)) == (4, 8)
-    ids = tokenize_captions(parts.tokenizer, ["a sks robot", "a robot"])
+    ids = tokenize_windows(parts.tokenizer, ["a sks robot", "a robot"])
     assert torch.equal(batch.input_ids[0], ids[0])
     assert torch.equal(batch.input_ids[-1], ids[1])
 
@@ -165,11 +168,31 @@ def test_embeddings_are_cached_where_the_text_encoder_is_frozen(
     assert torch.allclose(batch.hidden, embeddings, atol=1e-5)
 
 
+def test_long_captions_are_taken_whole(
+    photos: Path, toy_model: Path, make_dataset: Callable[..., TrainingDataset]
+) -> None:
+    """Subject captions in three windows; class images' in one, filled up with empty ones."""
+    frozen = load_components(toy_model)
+    frozen.text_encoder.requires_grad_(False)
+    text = "a sks robot on the beach beside a blue boat and a green house, " * 3 + "in snow"
+    config = make_config(photos, f"train.prompt={text}")
+    batch = make_dataset(config, parts=frozen).make_batch(0)
+    encoder = PromptEncoder(frozen.tokenizer, AdaptedNetwork(frozen.text_encoder))
+    expected = encoder.encode_pair(text, "a robot")
+    assert batch.hidden is not None
+    for row, embeddings in ((0, expected[0]), (-1, expected[1])):
+        assert torch.allclose(batch.hidden[row], embeddings[0], atol=1e-5)
+    with torch.no_grad():
+        trained = DreamBoothModule(config, load_components(toy_model))
+        batch.hidden = None
+        assert torch.allclose(trained._embed_text(batch)[0], expected[0][0], atol=1e-5)
+
+
 def test_captions_are_dropped_at_the_rate_asked_for(
     photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     dataset = make_dataset(make_config(photos, "loss.caption_dropout=0.25"))
-    empty = tokenize_captions(parts.tokenizer, [""])
+    empty = tokenize_windows(parts.tokenizer, [""])
     dropped = [
         bool((ids == empty).all())
         for step in range(40)
@@ -227,7 +250,7 @@ prior: {{count: 0}}
     texts = ["a sks robot", "a ohwx", "one ohwx"]
     captions_by_ids = dict(
         zip(
-            [tuple(ids.tolist()) for ids in tokenize_captions(parts.tokenizer, texts)],
+            [tuple(ids.tolist()) for ids in tokenize_windows(parts.tokenizer, texts)],
             texts,
             strict=True,
         )

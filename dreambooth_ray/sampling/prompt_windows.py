@@ -1,0 +1,62 @@
+"""Texts of any length as windows of tokens, split as `prompt_encoder` splits long prompts.
+
+Legend: B texts, k windows of a text, L tokens of a window, D embedding width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from compel.embeddings_provider import EmbeddingsProvider, SplitLongTextMode
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+SPLIT_MODE = SplitLongTextMode.WORDS | SplitLongTextMode.COPY_FIRST_CLS_TOKEN
+
+
+def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids, (B, L) int64 where every text fits one window, else (B, k, L).
+
+    Shorter texts end in windows of the empty text, as in `PromptEncoder.encode_pair`.
+    """
+    split_texts = [_split_text(tokenizer, text) for text in texts]
+    count = max(len(windows) for windows in split_texts)
+    if count == 1:
+        return torch.cat(split_texts)
+    empty = _split_text(tokenizer, "")
+    return torch.stack(
+        [torch.cat([windows, *[empty] * (count - len(windows))]) for windows in split_texts]
+    )
+
+
+def _split_text(tokenizer: CLIPTokenizer, text: str) -> Tensor:
+    """(k, L) int64 of one text."""
+    length = int(tokenizer.model_max_length)
+    ids: Tensor = tokenizer(
+        text, padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids
+    if ids.shape[1] <= length:
+        return ids
+    provider = EmbeddingsProvider(
+        tokenizer, None, truncate=False, device="cpu", split_long_text_mode=SPLIT_MODE
+    )
+    windows: Tensor = provider.get_token_ids_and_expand_weights([text], [1.0], device="cpu")[0]
+    return windows.view(-1, length)
+
+
+def embed_windows(encode: Callable[[Tensor], Tensor], ids: Tensor, end_id: int) -> Tensor:
+    """(B, L, D) or (B, k L, D) embeddings of ids from `tokenize_windows`.
+
+    encode: (N, L) ids to (N, L, D); end_id: of the token that ends a text
+    """
+    if ids.ndim == 2:
+        return encode(ids)
+    flat = encode(ids.flatten(0, 1))
+    hidden = flat.reshape(*ids.shape, flat.shape[-1])
+    # The first window's end says what the text is about: it stands at the end of each, as compel
+    # has it. Windows of the empty text end at once, and stay.
+    is_end = (ids == end_id) & ((ids == end_id).cumsum(dim=-1) == 1)
+    is_copied = is_end.clone()
+    is_copied[:, 0] = False
+    is_copied[:, :, 1] = False
+    first_end = (hidden[:, 0] * is_end[:, 0, :, None]).sum(dim=1)
+    return torch.where(is_copied[..., None], first_end[:, None, None], hidden).flatten(1, 2)
