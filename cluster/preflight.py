@@ -10,6 +10,7 @@ import requests
 
 from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
+from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.quality.inspection import inspect_photographs
@@ -43,6 +44,7 @@ def run_preflight(config: Config, entry: ClusterEntry | None = None) -> list[Pre
     checks: list[Callable[[], Iterator[PreflightFinding]]] = [
         lambda: _check_photographs(config),
         lambda: _check_identifiers(config),
+        lambda: _check_rates(config),
         lambda: _check_model(config, footprints),
         lambda: _check_storage(config, entry),
     ]
@@ -81,6 +83,11 @@ def _check_identifiers(config: Config) -> Iterator[PreflightFinding]:
         warning = identifier_warning(config.word(subject), subject.class_noun)
         if warning:
             yield PreflightFinding("subject.identifier", warning, fatal=False)
+
+
+def _check_rates(config: Config) -> Iterator[PreflightFinding]:
+    for warning in check_rates(config):
+        yield PreflightFinding(warning.partition("=")[0], warning, fatal=False)
 
 
 def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterator[PreflightFinding]:

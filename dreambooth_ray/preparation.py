@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import describe_unread
 from dreambooth_ray.data.remote_images import photographs_folder
@@ -53,6 +54,8 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     check_resolution(directory, config.train.resolution)
     check_method(config, directory)
     check_packages(config)
+    for rate_warning in check_rates(config):
+        display.say(f"warning: {rate_warning}")
     for subject in config.all_subjects:
         split_photographs(config, read_configured_subject(config, subject))
         if unread := describe_unread(photographs_folder(subject.photos)):

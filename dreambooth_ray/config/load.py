@@ -54,8 +54,11 @@ def _parse_and_validate(
         raise ConfigError(f"{origin} is not valid YAML: {error}; correct the file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
+    method = _read_method(tree)
     for override in overrides:
         _apply_override(tree, override)
+    if _read_method(tree) != method:
+        _remove_rates(tree, overrides)
     _refuse_unknown_keys(tree, schema, "", origin, all_keys(schema))
     try:
         return schema.model_validate(tree)
@@ -133,6 +136,19 @@ def _remove_key(tree: dict[str, Any], key: str) -> None:
     section, _, leaf = key.partition(".")
     if isinstance(tree.get(section), dict):
         tree[section].pop(leaf, None)
+
+
+def _read_method(tree: dict[str, Any]) -> object:
+    train = tree.get("train")
+    return train.get("method", "full") if isinstance(train, dict) else "full"
+
+
+def _remove_rates(tree: dict[str, Any], overrides: list[str]) -> None:
+    """Leave rates of a recipe to the defaults where another method takes the place of its own."""
+    overridden_keys = {override.partition("=")[0] for override in overrides}
+    for key in ("train.lr", "train.text_encoder_lr"):
+        if key not in overridden_keys and "train" not in overridden_keys:
+            _remove_key(tree, key)
 
 
 def _refuse_unknown_keys(

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from dreambooth_ray.config.learning_rates import default_rate
 from dreambooth_ray.config.section import Section, Text
 
 # YAML reads 32 as a number.
@@ -78,7 +79,11 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "adamw8bit", "prodigy"] = Field(
         "adamw", description="adamw8bit needs CUDA; prodigy finds its rate itself"
     )
-    lr: float = Field(5e-6, gt=0, description="for prodigy a factor on the rate it finds: 1")
+    lr: float = Field(
+        5e-6,
+        gt=0,
+        description="default 1e-4 for lora, 1e-5 for kv; for prodigy a factor on its own rate, 1",
+    )
     text_encoder_lr: float | None = Field(None, gt=0, description="null is train.lr")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up; linear and cosine fall to zero"
@@ -109,11 +114,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _text_encoder_by_method(cls, values: Any) -> Any:
+    def _defaults_by_method(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults: dict[str, Any] = {"lr": default_rate(values)}
         # Adapters and keys and values are used with the text encoder as it is, unless asked.
-        if isinstance(values, dict) and values.get("method", "full") != "full":
-            return {"text_encoder": False, **values}
-        return values
+        if values.get("method", "full") != "full":
+            defaults["text_encoder"] = False
+        return {**defaults, **values}
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "TrainConfig":

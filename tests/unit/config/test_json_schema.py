@@ -1,6 +1,7 @@
 """The schemas that ship are those of the code, and what ships is valid by them."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from typer.testing import CliRunner
 
 from dreambooth_ray.cli.main import app
 from dreambooth_ray.config.json_schema import Kind, json_schema
+from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.load import dump_config, load_config, recipe_names
+from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.source import check_resolution, model_directory
 
 RECIPES = files("dreambooth_ray") / "recipes"
 
@@ -32,6 +36,29 @@ def test_a_recipe_names_its_schema_and_is_valid(name: str) -> None:
     text = (RECIPES / name).read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
     assert find_errors("recipe", yaml.safe_load(text)) == []
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith("sd")])
+def test_recipes_by_memory_go_with_the_published_models(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    model: Path = request.getfixturevalue(name.partition("-")[0])
+    settings = ["subject.photos=p", "subject.class_noun=dog"]
+    assert load_config(name, settings).model.uri.startswith("stable-diffusion-")
+    config = load_config(name, [*settings, f"model.uri={model}"])
+    directory = model_directory(config.model.uri)
+    check_resolution(directory, config.train.resolution)
+    check_method(config, directory)
+    assert config.train.resolution == {"sd15": 512, "sd21": 768}[name[:4]]
+    assert config.train.precision == "bf16-mixed"
+    assert config.train.gradient_checkpointing == ("80gb" not in name)
+    assert check_rates(config) == []
+
+
+def test_there_is_a_recipe_for_each_model_method_and_memory() -> None:
+    sizes = ("lora-8gb", "lora-12gb", "full-24gb", "full-80gb")
+    names = {f"sd{version}-{size}.yaml" for version in (15, 21) for size in sizes}
+    assert names <= set(recipe_names())
 
 
 def test_a_resolved_configuration_is_valid() -> None:

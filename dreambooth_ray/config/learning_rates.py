@@ -1,0 +1,42 @@
+"""Learning rates that go with what is trained: a rate for whole weights moves no adapter."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreambooth_ray.config.schema import Config
+
+# Of train.lr where it is not given: of all weights, by DreamBooth's authors; of keys and values, by
+# Custom Diffusion's; of adapters, by diffusers' DreamBooth script.
+DEFAULT_RATES = {"full": 5e-6, "kv": 1e-5, "lora": 1e-4}
+# Prodigy finds the rate, and takes a factor on it.
+PRODIGY_FACTOR = 1.0
+_MIN_ADAPTER_RATE = 1e-5
+_MIN_WORD_RATE = 1e-4
+
+
+def default_rate(train: Mapping[str, Any]) -> float:
+    """train.lr for the other keys of the section."""
+    if train.get("optimizer") == "prodigy":
+        return PRODIGY_FACTOR
+    return DEFAULT_RATES.get(str(train.get("method", "full")), DEFAULT_RATES["full"])
+
+
+def check_rates(config: "Config") -> list[str]:
+    """Warnings about rates at which nothing would be learnt, each naming its key."""
+    train, warnings = config.train, []
+    if train.optimizer == "prodigy":
+        return []
+    if train.method == "lora" and train.lr < _MIN_ADAPTER_RATE:
+        warnings.append(
+            f"train.lr={train.lr:g} is a rate for all weights: adapters (train.method=lora) learn "
+            f"next to nothing at it; {DEFAULT_RATES['lora']:g} is usual"
+        )
+    word_rate = config.identifier.lr or train.lr
+    trains_word_alone = not (train.unet or train.text_encoder)
+    if config.identifier.kind == "learned" and trains_word_alone and word_rate < _MIN_WORD_RATE:
+        warnings.append(
+            f"identifier.lr={word_rate:g} moves a learned word that is trained alone next to "
+            "nowhere; 5e-4 to 5e-3 is usual"
+        )
+    return warnings
