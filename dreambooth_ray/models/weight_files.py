@@ -56,10 +56,10 @@ def find_weights(folder: Path, part: str) -> WeightFiles:
     stem = STEMS[part]
     for variant in (None, *_list_variants(folder, stem)):
         tail = f".{variant}" if variant else ""
-        whole = folder / f"{stem}{tail}.safetensors"
+        path = folder / f"{stem}{tail}.safetensors"
         index = folder / f"{stem}.safetensors.index{tail}.json"
-        if whole.is_file():
-            return WeightFiles(variant, (whole,))
+        if path.is_file():
+            return WeightFiles(variant, (path,))
         if index.is_file():
             return WeightFiles(variant, _list_shards(index))
     raise ConfigError(_explain_absence(folder, stem))
@@ -67,10 +67,10 @@ def find_weights(folder: Path, part: str) -> WeightFiles:
 
 def _list_variants(folder: Path, stem: str) -> list[str]:
     """Names of variants, fp16 first."""
-    whole = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
-    index = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
+    file_name = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
+    index_name = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    matches = [whole.fullmatch(name) or index.fullmatch(name) for name in names]
+    matches = [file_name.fullmatch(name) or index_name.fullmatch(name) for name in names]
     return sorted({m[1] for m in matches if m}, key=lambda variant: (variant != "fp16", variant))
 
 
@@ -88,12 +88,12 @@ def _list_shards(index: Path) -> tuple[Path, ...]:
 def _explain_absence(folder: Path, stem: str) -> str:
     files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     pickled = [name for name in files if Path(name).suffix in PICKLES]
-    others = [name for name in files if name.endswith(".safetensors")]
+    other_files = [name for name in files if name.endswith(".safetensors")]
     what = "no weights"
     if pickled:
         what = f"{pickled[0]} alone, a pickle, which can run code when read"
-    elif others:
-        what = f"{others[0]} and neither {stem}.safetensors nor an index of shards"
+    elif other_files:
+        what = f"{other_files[0]} and neither {stem}.safetensors nor an index of shards"
     return (
         f"{folder} holds {what}; weights are read from safetensors alone: write them anew "
         "with diffusers' save_pretrained(..., safe_serialization=True)"
