@@ -46,7 +46,7 @@ def test_a_flow_directory_is_recognised_by_its_pipeline(other_model: Path, tmp_p
     assert flow_directory(str(tmp_path)) == tmp_path
     assert flow_directory(str(other_model)) is None
     assert flow_directory(str(tmp_path / "nowhere")) is None
-    with pytest.raises(ConfigError, match="has no unet/"):
+    with pytest.raises(ConfigError, match="says ZImagePipeline"):
         model_directory(str(tmp_path))
 
 
