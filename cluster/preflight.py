@@ -17,6 +17,7 @@ from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import identifier_warning
 from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.memory.memory_advice import find_fitting_settings
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.source import check_resolution, model_directory
@@ -176,9 +177,8 @@ def _check_capacity(
     device = "GPU" if config.cluster.gpus else "host"
     for worker in footprints:
         if limit and worker.total_bytes > limit:
-            yield PreflightFinding(
-                _find_heaviest_key(config, worker), _describe_shortage(worker, limit, device)
-            )
+            text = _describe_shortage(worker, limit, device) + _advise(config, limit)
+            yield PreflightFinding(_find_heaviest_key(config, worker), text)
 
 
 def _find_heaviest_key(config: Config, worker: TrainingFootprint) -> str:
@@ -197,9 +197,17 @@ def _describe_shortage(worker: TrainingFootprint, limit: int, device: str) -> st
     return (
         f"a worker needs about {worker.total_bytes / _GIB:.1f} GiB ({states} trained weights with "
         f"optimizer, {frozen} frozen, {activations} activations), and the largest {device} has "
-        f"{limit / _GIB:.1f}; lower train.resolution or train.batch_size, raise train.accumulate, "
-        "or take train.method=lora"
+        f"{limit / _GIB:.1f}; "
     )
+
+
+def _advise(config: Config, limit: int) -> str:
+    """What would fit, cheapest first."""
+    fitting = find_fitting_settings(config, model_directory(config.model.uri), limit)
+    if fitting is None:
+        return "no setting makes it fit; lower train.resolution, or take a larger device"
+    settings, needed_bytes = fitting
+    return f"it would need {needed_bytes / _GIB:.1f} GiB with {', '.join(settings)}"
 
 
 def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:

@@ -319,3 +319,15 @@ class Config(Section):
 
 def _format_workers(workers: int | Span) -> str:
     return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"
+
+
+def can_be_graphed(config: Config) -> bool:
+    """Whether a GPU may launch a step as CUDA graphs: one forward and backward, without hooks."""
+    train = config.train
+    return (
+        train.cuda_graphs
+        and train.strategy == "ddp"
+        and config.cluster.span.max == 1
+        and train.accumulate == 1
+        and not train.gradient_checkpointing
+    )

@@ -5,56 +5,28 @@ lifetimes are real, so the peak is what the true pass would allocate, at no cost
 """
 
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from dreambooth_ray.errors import CapacityError
+from dreambooth_ray.memory.peak_tracker import PeakTracker
 
 _SHARE_OF_MEMORY = 0.8
 _MIB = 2**20
 
 
-class _PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the live bytes of all storages allocated inside it, without weights."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live_bytes = self.peak_bytes = 0
-        self._storage_bytes = WeakIdKeyDictionary()
-        for weight in network.parameters():
-            self._storage_bytes[weight.untyped_storage()] = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._track_storage, out)
-        return out
-
-    def _track_storage(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._storage_bytes:
-            return
-        size = storage.nbytes()
-        self._storage_bytes[storage] = size
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._release_bytes, size)
-
-    def _release_bytes(self, size: int) -> None:
-        self.live_bytes -= size
-
-
 def _peak_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _PeakTracker(network) as peak:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.no_grad(),
+        PeakTracker((network,)) as peak,
+    ):
         forward()
     return int(peak.peak_bytes)
 

@@ -1,6 +1,6 @@
 """How much memory a training step takes, from a model's configuration files alone.
 
-`meta_step` counts parameters and saved activations, once for each model and setting.
+`fake_step` counts weights and activations, once for each model and setting.
 """
 
 import contextlib
@@ -13,34 +13,38 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.schema import Config, can_be_graphed
 from dreambooth_ray.models.source import base_directory
 from dreambooth_ray.version import __version__
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
-# Bytes a trained parameter costs a worker, in float32: (whole on every worker, shared by all).
-# AdamW keeps two moments, 8 bytes; weight 4, gradient 4. A frozen parameter is its weight alone.
-BYTES_A_PARAMETER: dict[Strategy, tuple[int, int]] = {
-    "ddp": (16, 0),
-    "zero1": (8, 8),
-    "zero2": (4, 12),
-    "zero3": (0, 16),
-    "fsdp2": (0, 16),
+# Of 4 bytes of a trained weight, of its gradient and of each of the optimizer's states: which parts
+# every worker holds whole. What is not whole is shared by all.
+_IS_WHOLE: dict[Strategy, tuple[bool, bool, bool]] = {
+    "ddp": (True, True, True),
+    "zero1": (True, True, False),
+    "zero2": (True, False, False),
+    "zero3": (False, False, False),
+    "fsdp2": (False, False, False),
 }
-FROZEN_BYTES = 4
-COUNT_KEYS = ("trained", "frozen", "kept")
-# Gradients of activations and the kernels' work space, on top of what autograd saves: 1.3 to
-# 1.5 were measured at the toy model's size, see tests/integration/test_footprint.py.
-WORK_SPACE = 1.4
+# Bytes a trained parameter of the optimizer's states: two moments; in 8 bits, with their scales;
+# Prodigy keeps the first weights and a sum besides.
+_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "prodigy": 16.0}
+# On a GPU autocast keeps the inputs of norms in float32, and convolutions take work space. On an
+# H100 a step at the size of Stable Diffusion 1.5 (LoRA in bf16, 4 + 4 images) took so much more.
+_GPU_ACTIVATIONS = 1.3
+COUNT_KEYS = (
+    "trained", "frozen_unet", "frozen_text", "frozen_vae", "with_gradients", "activations",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainingFootprint:
     """Peak bytes of one worker during a step.
 
-    states: weights, gradients and optimizer of what is trained; frozen: the other weights;
-    activations: saved by the forward pass for the backward pass, and its work space
+    states: weights, optimizer and average of what is trained; frozen: the other weights;
+    activations: most of what a forward and a backward hold at once, gradients among it
     """
 
     states_bytes: int
@@ -61,14 +65,36 @@ def estimate_footprint(
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
     counts = _load_counts(config, base_directory(directory))
-    own_bytes, shared_bytes = BYTES_A_PARAMETER[strategy]
     # With elastic workers, the smallest number: each holds the most.
-    workers = config.cluster.span.min
-    return TrainingFootprint(
-        states_bytes=own_bytes * counts["trained"] + shared_bytes * counts["trained"] // workers,
-        frozen_bytes=FROZEN_BYTES * counts["frozen"],
-        activations_bytes=int(WORK_SPACE * counts["kept"]),
+    num_workers = config.cluster.span.min
+    weights, gradients, optimizer = (
+        1.0 if is_whole else 1.0 / num_workers for is_whole in _IS_WHOLE[strategy]
     )
+    train = config.train
+    bytes_a_parameter = 4 * weights + _OPTIMIZER_BYTES[train.optimizer] * optimizer
+    bytes_a_parameter += 4 if train.ema_decay else 0
+    activations_bytes = (
+        counts["with_gradients"]
+        if _IS_WHOLE[strategy][1]
+        else counts["activations"] + int(4 * gradients * counts["trained"])
+    )
+    if config.cluster.gpus:
+        activations_bytes += int((_GPU_ACTIVATIONS - 1) * counts["activations"])
+        # The graph of the backward writes gradients of its own.
+        activations_bytes += 4 * counts["trained"] if can_be_graphed(config) else 0
+    return TrainingFootprint(
+        states_bytes=int(bytes_a_parameter * counts["trained"]),
+        frozen_bytes=_sum_frozen(config, counts),
+        activations_bytes=activations_bytes,
+    )
+
+
+def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
+    """On a GPU, what a step needs; a host holds the others too."""
+    if not config.cluster.gpus:
+        return counts["frozen_unet"] + counts["frozen_text"] + counts["frozen_vae"]
+    is_text_trained = config.train.text_encoder or config.identifier.kind == "learned"
+    return counts["frozen_unet"] + (counts["frozen_text"] if is_text_trained else 0)
 
 
 def _load_counts(config: Config, directory: Path) -> dict[str, int]:
@@ -79,7 +105,7 @@ def _load_counts(config: Config, directory: Path) -> dict[str, int]:
         return {key: int(cached_counts[key]) for key in COUNT_KEYS}
     except (OSError, ValueError, TypeError, KeyError):
         # Imported only here: it takes seconds.
-        from dreambooth_ray.memory.meta_step import count_step  # noqa: PLC0415
+        from dreambooth_ray.memory.fake_step import count_step  # noqa: PLC0415
     counts = count_step(config, directory, images_per_worker(config))
     with contextlib.suppress(OSError):
         cache_path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +120,11 @@ def _cache_file(config: Config, directory: Path) -> Path:
     digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
     # A learned word is a row of the text encoder's table.
     words = sorted({config.word(s) for s in config.all_subjects})
-    digest.update(json.dumps([config.train.model_dump(mode="json"), words]).encode())
+    digest.update(
+        json.dumps(
+            [config.train.model_dump(mode="json"), config.model.quantization, words]
+        ).encode()
+    )
     digest.update(config.identifier.model_dump_json().encode())
     for path in sorted(directory.rglob("*config.json")):
         digest.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())

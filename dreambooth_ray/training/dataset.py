@@ -34,7 +34,7 @@ class Batch:
     latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64, or
     (B, k, L) where captions are long; num_photographs: rows of photographs, which come first; step
     counts from 0; hidden: (B, k L, D) text embeddings, where the text encoder is frozen, else None;
-    ends_step: whether the optimizer steps after this part
+    starts_step, ends_step: whether it is the first and the last part of its step
     """
 
     latents: Tensor
@@ -45,6 +45,7 @@ class Batch:
     step: int
     hidden: Tensor | None = None
     ends_step: bool = True
+    starts_step: bool = True
 
     def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
@@ -207,6 +208,7 @@ class TrainingDataset(IterableDataset[Batch]):
             step=step,
             hidden=hidden,
             ends_step=part == self.accumulate - 1,
+            starts_step=part == 0,
         )
 
     def describe_inputs(self, step: int) -> list[str]:

@@ -6,15 +6,14 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from diffusers import UNet2DConditionModel
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import CLIPTextModel
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.trainable_params import is_trained
@@ -48,7 +47,7 @@ class DreamBoothModule(pl.LightningModule):
         self.schedule = components.schedule
         self._end_id = int(components.tokenizer.eos_token_id)
         if config.train.gradient_checkpointing:
-            _checkpoint_activations(self.unet, self.text_encoder)
+            checkpoint_activations(self.unet, self.text_encoder)
         self.average = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
@@ -133,6 +132,11 @@ class DreamBoothModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """What a GPU computes in float32, it computes in TF32."""
         use_fast_float32(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Drop the last step's gradients now: Lightning does it after the forward only."""
+        if self.config.train.strategy != "deepspeed" and batch.starts_step:
+            self.optimizers().zero_grad(set_to_none=True)  # type: ignore[union-attr]
 
     def on_fit_end(self) -> None:
         """Lightning moves a module to the CPU when it has fitted it."""
@@ -237,9 +241,3 @@ class DreamBoothModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
         }
-
-
-def _checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:
-    unet.enable_gradient_checkpointing()
-    if text_encoder is not None:
-        cast(CLIPTextModel, text_encoder).gradient_checkpointing_enable({"use_reentrant": False})

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.schema import Config, can_be_graphed
 from dreambooth_ray.models.graphed_forward import GraphedTraining
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
 
@@ -28,10 +28,10 @@ class RecordedForwards:
         self._unet = PlainUNet(unet)
         self._text_encoder = None if text_encoder is None else PlainTextEncoder(text_encoder)
         self._traced_unet = TracedForward(self._unet, 0) if _can_be_traced(config) else None
-        can_be_graphed = _can_be_graphed(config)
-        self._graphed_unet = GraphedTraining(self._unet) if can_be_graphed else None
+        is_graphed = can_be_graphed(config)
+        self._graphed_unet = GraphedTraining(self._unet) if is_graphed else None
         self._graphed_text_encoder = (
-            GraphedTraining(self._text_encoder) if can_be_graphed and self._text_encoder else None
+            GraphedTraining(self._text_encoder) if is_graphed and self._text_encoder else None
         )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
@@ -77,15 +77,3 @@ def _can_be_traced(config: Config) -> bool:
         and not train.gradient_checkpointing
     )
     return is_plain and train.steps * train.accumulate > WARMUP_CALLS
-
-
-def _can_be_graphed(config: Config) -> bool:
-    """Whether a step is one forward and one backward, in one process, without hooks."""
-    train = config.train
-    return (
-        train.cuda_graphs
-        and train.strategy == "ddp"
-        and config.cluster.span.max == 1
-        and train.accumulate == 1
-        and not train.gradient_checkpointing
-    )

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.memory.training_memory import images_per_worker
-from dreambooth_ray.memory.meta_step import count_step
+from dreambooth_ray.memory.fake_step import count_step
 from dreambooth_ray.models.trainable_params import apply_method, is_trained
 
 torch.set_num_threads(1)

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from dreambooth_ray.errors import CapacityError
+from dreambooth_ray.memory.peak_tracker import PeakTracker
 from dreambooth_ray.memory.sampling_memory import (
     MemoryBudget,
     SamplingFootprint,
-    _PeakTracker,
     measure_footprint,
 )
 from dreambooth_ray.models.components import Components
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def test_the_estimate_is_near_a_real_forward(toy_parts: Components) -> None:
     footprint = measure_footprint(toy_parts.unet, toy_parts.vae, tokens=32)
     inputs = torch.randn(4, 8, 24, 24), torch.zeros(4), torch.randn(4, 32, 128)
-    with torch.no_grad(), _PeakTracker(toy_parts.unet) as peak:
+    with torch.no_grad(), PeakTracker((toy_parts.unet,)) as peak:
         toy_parts.unet(*inputs)
     assert footprint.row_bytes * 4 * 24 * 24 == pytest.approx(peak.peak_bytes, rel=0.35)
 

@@ -4,8 +4,8 @@ import pytest
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.memory import meta_step
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory import fake_step
+from dreambooth_ray.memory.training_memory import COUNT_KEYS, estimate_footprint
 
 
 def config_of(*overrides: str) -> Config:
@@ -23,16 +23,16 @@ def test_a_count_is_made_once_for_each_model_and_setting(
 
     def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
         counts.append(batch)
-        return {"trained": 1, "frozen": 1, "kept": 10}
+        return dict.fromkeys(COUNT_KEYS, 4)
 
-    monkeypatch.setattr(meta_step, "count_step", count_step)
+    monkeypatch.setattr(fake_step, "count_step", count_step)
     assert estimate_footprint(config, tiny_model) == estimate
     assert not counts
     assert estimate_footprint(config, tiny_model, "zero3").states_bytes == estimate.states_bytes
     for other in ("train.batch_size=8", "train.method=lora", "train.resolution=128"):
         assert (
             estimate_footprint(config_of("train.resolution=64", other), tiny_model).frozen_bytes
-            == 4
+            == 12
         )
     assert len(counts) == 3
 
