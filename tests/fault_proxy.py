@@ -41,7 +41,7 @@ _LAYOUT: dict[str, re.Pattern[str]] = {
     "stop": re.compile(r"/stop/?$"),
     "notice": re.compile(r"/notices(/|$)"),
     "metrics": re.compile(r"/metrics[^/]*\.jsonl$"),
-    "evaluation": re.compile(r"/evaluations(/|$)|/verdict\.json$"),
+    "evaluation": re.compile(r"/evaluations(/|$)|/verdict[^/]*\.json$"),
     "manifest": re.compile(r"/manifest\.json$"),
     "pointer": re.compile(r"/checkpoints/[^/]*\.json$|/chunk-\d+\.json$|/photographs/[^/]*\.json$"),
     "checkpoints": re.compile(r"/checkpoints/?$"),

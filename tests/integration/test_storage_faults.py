@@ -14,6 +14,7 @@ import pytest
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_log import read_metrics
@@ -109,7 +110,7 @@ def test_killed_workers_change_no_number(
     assert outcome(store) == undisturbed_by_strategy[name], f"killed after {at}"
     steps = committed_steps(store)
     assert steps[-1] == 40
-    assert not any(manifest.find_damage(store, paths.checkpoint(s)) for s in steps)
+    assert not any(manifest.find_damage(store, find_checkpoint(store, s).name) for s in steps)
 
 
 @pytest.mark.fault

@@ -22,6 +22,7 @@ from dreambooth_ray import api
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
 from dreambooth_ray.storage.store import Store
@@ -172,4 +173,4 @@ def test_a_run_behind_the_proxy_is_the_run_without(
     assert found_weights == weights
     assert found_names == names
     assert committed_steps(run) == [6]
-    assert manifest.find_damage(run, paths.checkpoint(6)) is None
+    assert manifest.find_damage(run, find_checkpoint(run, 6).name) is None
