@@ -18,6 +18,7 @@ from dreambooth_ray.config.load import dump_config, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.queue.owner_turns import OwnerTurns
 
 FleetState = Literal["waiting", "running", "done", "failed"]
 
@@ -89,6 +90,16 @@ class FleetEntry:
     seconds: float = 0.0
     note: str = ""
 
+    @property
+    def owner(self) -> str:
+        """Of the subject."""
+        return self.subject.owner
+
+    @property
+    def priority(self) -> int:
+        """Of the subject."""
+        return self.subject.priority
+
 
 @dataclass
 class FleetQueue:
@@ -97,27 +108,17 @@ class FleetQueue:
     entries: list[FleetEntry]
     parallel: int
     retries: int
-    served: Counter[str] = field(default_factory=Counter)
+    turns: OwnerTurns = field(default_factory=OwnerTurns)
 
     def next(self) -> FleetEntry | None:
-        """The entry to start now; None if all places are taken or nobody waits.
-
-        The owner who has been given least so far comes first; within an owner the highest priority,
-        then the order of the file. One who adds a hundred subjects delays nobody else's first.
-        """
-        waiting = [e for e in self.entries if e.state == "waiting"]
-        if not waiting or sum(e.state == "running" for e in self.entries) >= self.parallel:
+        """The entry to start now; None if all places are taken or nobody waits."""
+        if sum(e.state == "running" for e in self.entries) >= self.parallel:
             return None
-        fewest_starts = min(self.served[e.subject.owner] for e in waiting)
-        candidates = [e for e in waiting if self.served[e.subject.owner] == fewest_starts]
-        owner = candidates[0].subject.owner
-        chosen = max(
-            (e for e in candidates if e.subject.owner == owner), key=lambda e: e.subject.priority
-        )
-        chosen.state = "running"
-        chosen.tries += 1
-        self.served[owner] += 1
-        return chosen
+        entry = self.turns.take([e for e in self.entries if e.state == "waiting"])
+        if entry is not None:
+            entry.state = "running"
+            entry.tries += 1
+        return entry
 
     def finish(self, entry: FleetEntry, error: str | None, seconds: float) -> None:
         """Note how a try ended; a failed one waits again while it has tries left."""

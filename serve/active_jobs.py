@@ -2,16 +2,17 @@
 
 import asyncio
 
+from dreambooth_ray.storage.lease import Lease
 from serve import image_files
 from serve.admission import Reservation
-from serve.job_store import JobLease, JobRecord
+from serve.job_store import JobRecord
 from serve.replica_messages import Event, Preview, Progress
 
 
 class ActiveJob:
     """A job that runs: what of it is not in storage yet."""
 
-    def __init__(self, record: JobRecord, lease: JobLease) -> None:
+    def __init__(self, record: JobRecord, lease: Lease) -> None:
         self.record, self.lease = record, lease
         self.task: asyncio.Task[None] | None = None
         self.reservations: list[Reservation] = []

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from dreambooth_ray.queue.fair_queue import FairQueue, QueuedWork
 from serve.api_errors import APIError, busy_error
-from serve.fairness import FairQueue, QueuedImage
 
 _COLD_START_S = 30.0
 # Admitted images have to be done in time, though the machine may be busier than it was.
@@ -22,7 +22,7 @@ class Reservation:
 
     def __init__(self, admission: "AdmissionController", caller: str, cost: int) -> None:
         self._admission = admission
-        self.queued_image, self.remaining = QueuedImage(caller, cost), cost
+        self.queued_image, self.remaining = QueuedWork(caller, cost), cost
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> "Reservation":
@@ -63,7 +63,7 @@ class AdmissionController:
     ) -> None:
         """batch: images a replica takes at once; max_open: images that may wait or be sampled."""
         self.queue, self.in_hand = FairQueue(), set[Reservation]()
-        self._reservations: dict[QueuedImage, Reservation] = {}
+        self._reservations: dict[QueuedWork, Reservation] = {}
         self._batch, self._max_open, self._clock = batch, max_open, clock
         self.replicas, self.steps_per_s = 0, 0.0
         self.cold_start_s = _COLD_START_S

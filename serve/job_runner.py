@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from dreambooth_ray.config.serving import JobsConfig
+from dreambooth_ray.storage.lease import Lease
 from serve.active_jobs import ActiveJob
 from serve.admission import Reservation
 from serve.api_errors import APIError, busy_error
@@ -43,7 +43,6 @@ class JobRunner:
         """notify(url, event): POSTs to a webhook; True once it is delivered."""
         self._config, self._job_store, self._image_service = config, job_store, image_service
         self._metrics, self._notify = metrics, notify
-        self.owner = uuid.uuid4().hex
         self._active_jobs: dict[str, ActiveJob] = {}
         self._claim_lock = asyncio.Lock()
         self._num_open = 0
@@ -171,17 +170,15 @@ class JobRunner:
         async with self._claim_lock:
             if len(self._active_jobs) >= self._config.concurrent or record.id in self._active_jobs:
                 return
-            lease = await asyncio.to_thread(
-                self._job_store.claim, record.id, self.owner, self._config.lease_s
-            )
+            lease = await asyncio.to_thread(self._job_store.claim, record.id, self._config.lease_s)
             if lease is not None:
                 active_job = self._active_jobs[record.id] = ActiveJob(record, lease)
                 active_job.task = asyncio.create_task(self._run_job(active_job))
 
     async def _renew_lease(self, active_job: ActiveJob) -> None:
         job_id = active_job.record.id
-        if not await asyncio.to_thread(self._job_store.renew, job_id, active_job.lease):
-            # Another runner holds it now: this one must write no more.
+        if not await self._is_renewed(active_job.lease):
+            # Another runner holds it now, or may: this one must write no more.
             self._active_jobs.pop(job_id, None)
             if active_job.task is not None:
                 active_job.task.cancel()
@@ -191,6 +188,14 @@ class JobRunner:
             await asyncio.to_thread(self._job_store.set_progress, job_id, *progress)
         if await asyncio.to_thread(self._job_store.is_cancelled, job_id):
             await self._stop_job(active_job)
+
+    async def _is_renewed(self, lease: Lease) -> bool:
+        """False once another runner has taken over, or storage did not hear of this one in time."""
+        renewal = asyncio.to_thread(self._job_store.renew, lease)
+        try:
+            return await asyncio.wait_for(renewal, max(0.0, lease.seconds_left))
+        except TimeoutError:
+            return False
 
     async def _run_job(self, active_job: ActiveJob) -> None:
         job_id, job_store = active_job.record.id, self._job_store

@@ -4,7 +4,7 @@ serve/jobs/{id}/
   request.json            what was asked, and by whom
   image, mask             uploads, as they came
   state.json              status, times, error
-  lease-0000.json ...     who runs it; the highest number counts, and only while it is renewed
+  lease-0001.json ...     who runs it; the highest number counts, and only while it is renewed
   progress.json           steps, from time to time
   cancel                  the caller wants no more of it
   0.png, 0.json ...       finished images and their receipts
@@ -19,12 +19,12 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dreambooth_ray.queue.claims import Claims
+from dreambooth_ray.storage.lease import Clock, Lease
 from dreambooth_ray.storage.store import Store
 from serve.api_errors import APIError
 from serve.api_messages import (
@@ -38,7 +38,6 @@ from serve.api_messages import (
 from serve.generation_spec import EncodedImage, Upload
 
 FOLDER = "serve/jobs"
-_LEASE = re.compile(r"^lease-(\d{4})\.json$")
 _FILE = re.compile(r"^(preview-)?\d{1,3}\.(png|jpeg|webp)$")
 _OPEN, _ENDED = "open", "ended"
 _ENDED_NAME = re.compile(r"^(\d{12})-(job_[0-9a-f]{32})$")
@@ -83,14 +82,6 @@ class JobState(BaseModel):
         return self.finished_at is not None and self.webhook != "pending"
 
 
-@dataclass(frozen=True)
-class JobLease:
-    """A runner's claim on a job."""
-
-    number: int
-    owner: str
-
-
 def new_job_id() -> str:
     """Not to be guessed."""
     return f"job_{uuid.uuid4().hex}"
@@ -99,8 +90,10 @@ def new_job_id() -> str:
 class JobStore:
     """Reads and writes jobs. Blocking: call it from a thread."""
 
-    def __init__(self, storage_uri: str, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._clock = Store(storage_uri).sub(FOLDER), clock
+    def __init__(self, storage_uri: str, clock: Clock = time.monotonic) -> None:
+        """clock: that others' leases are watched by"""
+        self._store = Store(storage_uri).sub(FOLDER)
+        self._claims = Claims(self._store, clock)
 
     def list_open_ids(self, limit: int) -> list[str]:
         """Jobs that are not over, in one request; `limit` of them at most."""
@@ -116,6 +109,7 @@ class JobStore:
         if not state.is_over:
             self._store.write(f"{_OPEN}/{job_id}", b"")
             return
+        self._claims.forget(job_id)
         self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
         self.remove_open_mark(job_id)
 
@@ -213,26 +207,13 @@ class JobStore:
         """Whether that was said."""
         return self._store.exists(f"{job_id}/cancel")
 
-    def claim(self, job_id: str, owner: str, lease_s: float) -> JobLease | None:
-        """Become its runner, if it has none that is alive; one of several callers wins."""
-        newest = self._read_newest_lease(job_id)
-        number = 0
-        if newest is not None:
-            number, content = newest
-            if self._clock() - float(content.get("renewed_at", 0)) < lease_s:
-                return None
-            number += 1
-        lease = JobLease(number, owner)
-        # Of two attempts of one owner only one may win as well.
-        claim = self._encode_lease(owner, nonce=uuid.uuid4().hex)
-        return lease if self._store.create(self._lease_name(job_id, number), claim) else None
+    def claim(self, job_id: str, lease_s: float) -> Lease | None:
+        """Become its runner, if it has none that may live; one of several callers wins."""
+        return self._claims.claim(job_id, lease_s)
 
-    def renew(self, job_id: str, lease: JobLease) -> bool:
-        """Say that the runner is alive; False if another has taken over."""
-        if self._store.exists(self._lease_name(job_id, lease.number + 1)):
-            return False
-        self._store.write(self._lease_name(job_id, lease.number), self._encode_lease(lease.owner))
-        return True
+    def renew(self, lease: Lease) -> bool:
+        """Show that the runner lives; False once another has taken over, or its time is up."""
+        return self._claims.renew(lease)
 
     def forget_ended(self, before_s: float) -> None:
         """Remove jobs that ended before a time: what makes them known first, their mark last."""
@@ -268,26 +249,9 @@ class JobStore:
             error=state.error,
         )
 
-    def _read_newest_lease(self, job_id: str) -> tuple[int, dict[str, Any]] | None:
-        numbers = [int(m.group(1)) for m in map(_LEASE.match, self._store.names(job_id)) if m]
-        if not numbers:
-            return None
-        try:
-            content = json.loads(self._store.read(self._lease_name(job_id, max(numbers))))
-        except (FileNotFoundError, ValueError):
-            content = {}
-        return max(numbers), content
-
-    def _encode_lease(self, owner: str, **extra_fields: str) -> bytes:
-        return json.dumps({"owner": owner, "renewed_at": self._clock(), **extra_fields}).encode()
-
     @staticmethod
     def _ended_name(job_id: str, ended_s: float) -> str:
         return f"{_ENDED}/{int(ended_s):012d}-{job_id}"
-
-    @staticmethod
-    def _lease_name(job_id: str, number: int) -> str:
-        return f"{job_id}/lease-{number:04d}.json"
 
 
 def job_not_found_error(job_id: str) -> APIError:

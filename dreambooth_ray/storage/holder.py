@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 # Of leases that do not say how long they last: those of earlier versions.
-_DEFAULT_LEASE_S = 90.0
+DEFAULT_LEASE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Holder:
     released: bool = False
     nonce: str = ""
     num_renewals: int = 0
-    lease_s: float = _DEFAULT_LEASE_S
+    lease_s: float = DEFAULT_LEASE_S
 
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine that can be looked up."""
@@ -54,13 +54,14 @@ class Holder:
 _FIELDS = {entry.name for entry in fields(Holder)}
 
 
-def parse_holder(content: bytes) -> Holder:
+def parse_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S) -> Holder:
     """What a lease says; what is missing, malformed or of another version is left as unknown."""
+    unknown = Holder(lease_s=default_lease_s)
     try:
         values = json.loads(content)
-        return Holder(**{name: value for name, value in values.items() if name in _FIELDS})
+        return replace(unknown, **{name: values[name] for name in values.keys() & _FIELDS})
     except (ValueError, TypeError, AttributeError):
-        return Holder()
+        return unknown
 
 
 def new_holder(lease_s: float) -> Holder:

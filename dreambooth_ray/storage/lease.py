@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.holder import Holder, new_holder, parse_holder
+from dreambooth_ray.storage.holder import DEFAULT_LEASE_S, Holder, new_holder, parse_holder
 from dreambooth_ray.storage.store import Store
 
 Clock = Callable[[], float]
@@ -75,10 +75,17 @@ class LeaseFiles:
     """The leases of one thing: its numbered files."""
 
     def __init__(
-        self, store: Store, prefix: str, digits: int = 6, clock: Clock = time.monotonic
+        self,
+        store: Store,
+        prefix: str,
+        digits: int = 6,
+        clock: Clock = time.monotonic,
+        default_lease_s: float = DEFAULT_LEASE_S,
     ) -> None:
-        """prefix: of the files' names, a folder included: "leases/", "job_1/lease-" """
-        self.store, self.clock = store, clock
+        """prefix: of the files' names, a folder included: "leases/", "job_1/lease-"
+        default_lease_s: of leases that do not say how long they last
+        """
+        self.store, self.clock, self._default_lease_s = store, clock, default_lease_s
         self._prefix, self._digits = prefix, digits
         self._folder, _, start = prefix.rpartition("/")
         self._name = re.compile(rf"{re.escape(start)}(\d{{{digits}}})\.json")
@@ -101,7 +108,7 @@ class LeaseFiles:
             content = self.store.read(self.file(number))
         except FileNotFoundError:  # its successor is there by now: the next look shows it
             content = b""
-        return Standing(number, content, parse_holder(content))
+        return Standing(number, content, parse_holder(content, self._default_lease_s))
 
     def take_next(self, standing: Standing, lease_s: float, at_least: int = 1) -> "Lease | None":
         """Follow a holder that is gone; None if another was quicker.

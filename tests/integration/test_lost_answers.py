@@ -123,9 +123,9 @@ def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: 
 
 def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
     jobs, job = JobStore(store.uri), "job_" + "0" * 32
-    lease = jobs.claim(job, "runner", lease_s=60)
+    lease = jobs.claim(job, lease_s=60)
     assert lease is not None
     assert proxy.dropped
     # The same owner asks a second time: it has it already.
-    assert jobs.claim(job, "runner", lease_s=60) is None
-    assert jobs.renew(job, lease)
+    assert jobs.claim(job, lease_s=60) is None
+    assert jobs.renew(lease)

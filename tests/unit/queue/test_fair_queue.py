@@ -3,14 +3,14 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.fairness import FairQueue, QueuedImage
+from dreambooth_ray.queue.fair_queue import FairQueue, QueuedWork
 
 _IMAGES = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 150)), max_size=40)
 
 
-def _fill_queue(images: list[tuple[str, int]]) -> tuple[FairQueue, list[QueuedImage]]:
+def _fill_queue(images: list[tuple[str, int]]) -> tuple[FairQueue, list[QueuedWork]]:
     queue = FairQueue()
-    queued_images = [QueuedImage(caller, cost) for caller, cost in images]
+    queued_images = [QueuedWork(caller, cost) for caller, cost in images]
     for queued_image in queued_images:
         queue.add(queued_image)
     return queue, queued_images
@@ -26,8 +26,8 @@ def test_everyone_is_taken_once_and_each_callers_own_in_order(
         dequeued_images.append(queued_image)
     assert len(dequeued_images) == len(queued_images)
     for caller in "abcd":
-        assert [w for w in dequeued_images if w.caller == caller] == [
-            w for w in queued_images if w.caller == caller
+        assert [w for w in dequeued_images if w.owner == caller] == [
+            w for w in queued_images if w.owner == caller
         ]
     assert (len(queue), queue.steps) == (0, 0)
 
@@ -37,13 +37,13 @@ def test_one_image_is_not_held_up_by_anothers_thousand(queued: int, num_others: 
     queue = FairQueue()
     for caller in range(num_others):
         for _ in range(queued):
-            queue.add(QueuedImage(str(caller), 25))
-    own_image = QueuedImage("mine", 25)
+            queue.add(QueuedWork(str(caller), 25))
+    own_image = QueuedWork("mine", 25)
     queue.add(own_image)
     before = Counter[str]()
     while (queued_image := queue.take()) is not own_image:
         assert queued_image is not None
-        before[queued_image.caller] += 1
+        before[queued_image.owner] += 1
     assert max(before.values(), default=0) <= 2
 
 

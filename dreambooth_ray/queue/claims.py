@@ -1,0 +1,55 @@
+"""Claims on durable records: a lease beside each says which process works on it."""
+
+import threading
+import time
+
+from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostError, SilenceWatch
+from dreambooth_ray.storage.store import Store
+
+_PREFIX, _DIGITS = "lease-", 4
+
+
+class Claims:
+    """Claims of this process, for records that are folders of one store. For several threads.
+
+    A record whose runner has died is claimed once its lease has been silent for its length, counted
+    from the first look on; on the machine of the runner at once.
+    """
+
+    def __init__(self, records: Store, clock: Clock = time.monotonic) -> None:
+        self._records, self._clock = records, clock
+        self._watches: dict[str, SilenceWatch] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, name: str, lease_s: float) -> Lease | None:
+        """Become the record's runner, if it has none that may live; one of several callers wins.
+
+        raises: StorageError
+        """
+        files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
+        with self._lock:
+            watch = self._watches.setdefault(name, SilenceWatch(self._clock))
+        standing = files.read_newest()
+        if not (watch.is_dead(standing) or standing.is_free):
+            return None
+        lease = files.take_next(standing, lease_s)
+        if lease is not None:
+            self.forget(name)
+        return lease
+
+    def forget(self, name: str) -> None:
+        """Watch a record no longer: it is over, or claimed."""
+        with self._lock:
+            self._watches.pop(name, None)
+
+    @staticmethod
+    def renew(lease: Lease) -> bool:
+        """Show that the runner lives; False once another has taken over, or its time is up."""
+        try:
+            lease.renew()
+        except LeaseLostError:
+            return False
+        except (StorageError, OSError):
+            return lease.seconds_left > 0
+        return True
