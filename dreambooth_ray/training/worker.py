@@ -38,7 +38,7 @@ from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
-from dreambooth_ray.training.strategy import make_strategy
+from dreambooth_ray.training.strategy import make_strategy, precision_flag
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
@@ -171,7 +171,7 @@ def _make_trainer(
         plugins=[RayLightningEnvironment()],
         callbacks=callbacks,
         accumulate_grad_batches=dataset.accumulate,
-        precision=config.train.precision,
+        precision=precision_flag(config),
         deterministic="warn" if config.train.deterministic else False,
         gradient_clip_val=config.train.max_grad_norm,
         logger=False,
