@@ -34,6 +34,17 @@ def precision_flag(config: Config) -> Any:
     return None if config.train.strategy == "deepspeed" else config.train.precision
 
 
+def count_threads(config: Config, num_cores: int, num_local_workers: int) -> int:
+    """Threads of a worker on a host with so many cores: one, unless its optimizer alone is there.
+
+    A forward on a CPU is fastest with one; an offloaded optimizer walks through all its states.
+    """
+    if not (config.cluster.gpus and config.train.deepspeed.offload):
+        return 1
+    is_offloaded = config.train.strategy == "deepspeed"
+    return max(1, num_cores // num_local_workers) if is_offloaded else 1
+
+
 class DirectCheckpointIO(TorchCheckpointIO):
     """Writes a state once, straight to its file.
 
