@@ -27,8 +27,10 @@ from dreambooth_ray.evaluation.checkpoint_sampler import CheckpointSampler, is_s
 from dreambooth_ray.evaluation.protocol import load_protocol
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training import worker
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_log import read_metrics
+from dreambooth_ray.training.preemption import PreemptionNotice
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.worker import train_worker
 from dreambooth_ray.training.worker_job import WorkerJob
@@ -81,6 +83,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     context: Any = _Context(rank, world_size)
     ray.train.get_context = lambda: context
     ray.train.torch.get_device = lambda: torch.device("cpu")
+    worker.PreemptionNotice = lambda: PreemptionNotice(lambda: None)
     plan = json.loads((folder / "plan.json").read_text())
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/{plan['group']}", rank=rank, world_size=world_size,

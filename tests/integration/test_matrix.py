@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from itertools import combinations
@@ -76,6 +77,7 @@ class Matrix:
                 subprocess.Popen(
                     [*command, str(rank), str(world_size), str(self.folder)],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    env={**os.environ, "LOCAL_RANK": str(rank)},
                 )
                 for rank in range(world_size)
             ]  # fmt: skip
