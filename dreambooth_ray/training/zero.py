@@ -8,6 +8,7 @@ import ray.train.torch
 import torch
 from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy
+from torch import nn
 
 from dreambooth_ray.config.schema import Config
 
@@ -45,7 +46,7 @@ class ZeroPrecision(DeepSpeedPrecision):
     def __init__(self, precision: str) -> None:
         super().__init__("16-mixed" if precision == "16-mixed" else "32-true")
 
-    def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
+    def convert_module(self, module: nn.Module) -> nn.Module:
         """As it is."""
         return module
 
@@ -70,6 +71,17 @@ class _ZeroStrategy(DeepSpeedStrategy):
     def setup_environment(self) -> None:
         """As Lightning's, less its insistence on CUDA."""
         super(DeepSpeedStrategy, self).setup_environment()
+
+    def init_deepspeed(self) -> None:
+        """As Lightning's; CLIP looks at the shape of a weight before the weight is gathered."""
+        from deepspeed import zero  # noqa: PLC0415  an extra
+
+        assert self.lightning_module is not None
+        for module in self.lightning_module.modules():
+            positions = getattr(module, "position_embedding", None)
+            if isinstance(positions, nn.Embedding):
+                zero.register_external_parameter(module, positions.weight)
+        super().init_deepspeed()
 
     def setup_distributed(self) -> None:
         """As Lightning's, less its check of device indices, which Ray has already seen to."""
