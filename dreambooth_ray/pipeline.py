@@ -179,9 +179,7 @@ def _follow_checkpoints(prepared: PreparedRun, run: Store, lease: LeaseKeeper) -
         if config.choice.rule == "best":
             from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
-            stack.enter_context(
-                evaluate_checkpoints(config, run, prepared.directory, lease.number)
-            )
+            stack.enter_context(evaluate_checkpoints(config, run, prepared.directory, lease.number))
         yield
 
 

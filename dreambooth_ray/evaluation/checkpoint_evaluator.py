@@ -30,7 +30,7 @@ from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
-from dreambooth_ray.storage.fence import CheckpointId, find_checkpoint
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints

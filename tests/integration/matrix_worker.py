@@ -25,7 +25,8 @@ from dreambooth_ray.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower
 from dreambooth_ray.evaluation.checkpoint_sampler import CheckpointSampler, is_sample_due
 from dreambooth_ray.evaluation.protocol import load_protocol
-from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import worker
 from dreambooth_ray.training.checkpoint.retention import committed_steps
@@ -59,7 +60,7 @@ def run_row(config: Config, job: WorkerJob, rank: int) -> dict[str, Any]:
     curve: list[Any] = []
     if rank == 0:
         curve = read_metrics(run)
-        manifest.remove_artifact(run, paths.checkpoint(4))
+        manifest.remove_artifact(run, find_checkpoint(run, 4).name)
     distributed.barrier()
     train_worker(job)
     if rank:

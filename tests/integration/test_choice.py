@@ -13,6 +13,7 @@ from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
 from dreambooth_ray.evaluation.pareto_front import select_best
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from tests.integration.conftest import dreambooth, train
@@ -99,10 +100,12 @@ def test_a_resume_with_room_for_its_workers_alone_is_no_deadlock(
         run = Store(api.train(recipe, *settings, quiet=True))
         # As if the run had been cut off after step 2.
         manifest.remove_artifact(run, paths.BUNDLE)
-        manifest.remove_artifact(run, paths.checkpoint(4))
-        for step in (2, 4):
-            run.remove(paths.evaluation(step))
-        run.remove(paths.CHECKPOINT_SELECTION)
+        manifest.remove_artifact(run, find_checkpoint(run, 4).name)
+        for name in run.names(paths.EVALUATIONS):
+            run.remove(f"{paths.EVALUATIONS}/{name}")
+        for name in run.names():
+            if name.startswith(paths.CHECKPOINT_SELECTION.removesuffix(".json")):
+                run.remove(name)
         api.train(recipe, *settings, quiet=True)
     finally:
         ray.shutdown()
