@@ -23,6 +23,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
 from dreambooth_ray.evaluation.ray_actor import build_actor_class, has_room_beside
+from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
@@ -60,7 +61,9 @@ class CheckpointSampler:
         """
         checkpoint = find_checkpoint(self._run, step)
         parts = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
-        outputs = Engine(parts, device=self._device).sample(make_requests(self._config))
+        dtype = resolve_sampling_dtype(resolve_device(self._device))
+        engine = Engine(parts, device=self._device, dtype=dtype)
+        outputs = engine.sample(make_requests(self._config))
         with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as name:
             folder = Path(name)
             for index, output in enumerate(outputs):

@@ -1,12 +1,8 @@
 """Images of the sample prompts, sampled while training goes on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
@@ -31,19 +27,6 @@ def make_requests(config: Config) -> list[Request]:
     ]
 
 
-@contextmanager
-def _kept_dtypes(module: nn.Module) -> Iterator[None]:
-    """The engine computes in one precision; weights that have another get theirs back."""
-    dtypes = {
-        weight: weight.dtype for weight in module.parameters() if weight.dtype != torch.float32
-    }
-    try:
-        yield
-    finally:
-        for weight, dtype in dtypes.items():
-            weight.data = weight.data.to(dtype)
-
-
 class PromptSampler:
     """Samples with the weights a bundle would have now; training shares no randomness with it."""
 
@@ -65,7 +48,7 @@ class PromptSampler:
         prepare_sampling(self._config, components)
         requests = make_requests(self._config)
         try:
-            with module.averaged_weights(), _kept_dtypes(module):
+            with module.averaged_weights():
                 outputs = Engine(components, device=str(module.device)).sample(requests)
         finally:
             module.unet.train(self._config.train.unet)
