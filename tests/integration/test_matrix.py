@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,7 @@ class Matrix:
                 )
                 for rank in range(world_size)
             ]  # fmt: skip
-            for process in processes:
-                process.wait()
+            wait_for_all(processes)
             if not any(self._is_done(name) for name in todo):
                 (self.folder / f"{next(iter(todo))}-0.error").write_text("no result, no error")
 
@@ -98,6 +98,15 @@ class Matrix:
             pytest.fail(path.read_text(), pytrace=False)
         result: dict[str, Any] = json.loads((self.folder / f"{row_name(row)}.json").read_text())
         return result
+
+
+def wait_for_all(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Until all have ended; where one has failed, the others wait for it in vain."""
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):
+            for process in processes:
+                process.kill()
+        time.sleep(0.1)  # the interval of a poll, not a wait for time to pass
 
 
 def row_name(row: Row) -> str:
