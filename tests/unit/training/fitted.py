@@ -120,7 +120,11 @@ class Fitted:
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             loader = DataLoader(dataset, batch_size=None)
-            self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
+            try:
+                self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
+            except BaseException:
+                self.sequence.abandon()
+                raise
         self.sequence.finish(self.trainer)
 
     def _make_strategy(self, config: Config) -> dict[str, Any]:
