@@ -66,7 +66,19 @@ def connection(
     else:
         environment = nullcontext() if is_bare else environment_of_workers()
         with environment, _local_ray(processes, meanwhile):
+            _check_gpus(cluster)
             yield
+
+
+def _check_gpus(cluster: ClusterConfig) -> None:
+    """raises: ConfigError if GPUs are asked for and this machine, which won't grow, has none"""
+    import ray  # noqa: PLC0415
+
+    if cluster.gpus and not ray.cluster_resources().get("GPU"):
+        raise ConfigError(
+            "cluster.gpus=true: this machine has no GPU that Ray can see; set cluster.gpus=false, "
+            "or cluster.address to a cluster that has some"
+        )
 
 
 def _set_environment() -> None:

@@ -10,7 +10,8 @@ whoever resumes a run does not wait for what it has no use for.
 # ruff: noqa: PLC0415
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def _train_to_end(
 ) -> RunState:
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
-    with _evaluate_beside(prepared, run, lease):
+    with _follow_checkpoints(prepared, run, lease):
         state = read_run_state(run, config)
         if not state.is_trained:
             # While workers train: what this process needs at the end.
@@ -166,15 +167,20 @@ def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) 
     return has_discarded
 
 
-def _evaluate_beside(
-    prepared: PreparedRun, run: Store, lease: LeaseKeeper
-) -> AbstractContextManager[None]:
-    if prepared.config.choice.rule == "last":
-        return nullcontext()
-    from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
-
+@contextmanager
+def _follow_checkpoints(prepared: PreparedRun, run: Store, lease: LeaseKeeper) -> Iterator[None]:
+    """Evaluate and sample checkpoints beside the block, as far as the configuration asks for it."""
     config = with_absolute_paths(prepared.config)
-    return evaluate_checkpoints(config, run, prepared.directory, lease.number)
+    with ExitStack() as stack:
+        if config.sample.every and not config.train.has_whole_weights:
+            from dreambooth_ray.evaluation.checkpoint_sampler import sample_checkpoints
+
+            stack.enter_context(sample_checkpoints(config, run, prepared.directory))
+        if config.choice.rule == "best":
+            from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
+
+            stack.enter_context(evaluate_checkpoints(config, run, prepared.directory, lease.number))
+        yield
 
 
 def _train_to_last_step(

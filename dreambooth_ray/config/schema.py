@@ -81,7 +81,9 @@ class PriorConfig(SamplingParams):
 class SampleConfig(SamplingParams):
     """Sample images for TensorBoard while training."""
 
-    every: int = Field(0, ge=0, description="steps between samples; 0 draws none")
+    every: int = Field(
+        0, ge=0, description="steps between samples; 0 draws none; of checkpoints where sharded"
+    )
     prompts: tuple[Text, ...] = ("a {identifier} {class_noun}",)
 
 

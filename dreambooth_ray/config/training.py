@@ -112,6 +112,13 @@ class TrainConfig(Section):
         None, gt=0, lt=1, description="the bundle gets averaged weights; 0.999 suits most"
     )
 
+    @property
+    def has_whole_weights(self) -> bool:
+        """Whether a worker holds all weights, in float32, and its forward waits for no other."""
+        if self.strategy == "deepspeed":
+            return self.deepspeed.stage < 3 and self.precision != "16-mixed"
+        return self.strategy == "ddp"
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_by_method(cls, values: Any) -> Any:

@@ -1,7 +1,6 @@
 """Evaluates checkpoints while the run trains on, in a Ray actor of its own."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower, scored_from_totals
+from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.model_evaluation import EvaluationCase, build_case, load_references
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
@@ -25,18 +25,16 @@ from dreambooth_ray.evaluation.protocol import (
     evaluation_prompts,
     load_protocol,
 )
-from dreambooth_ray.evaluation.ray_actor import build_actor_class
+from dreambooth_ray.evaluation.ray_actor import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
-from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
-from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.sampling.engine import Engine
-from dreambooth_ray.storage.fence import CheckpointId, find_checkpoint
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_checkpoint
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
+from dreambooth_ray.training.worker_messages import post_message
 
 
 def check_choice(config: Config, directory: Path) -> None:
@@ -60,8 +58,23 @@ def evaluate_checkpoints(
     raises: what an evaluation failed with, once the training is done
     """
     evaluator = RemoteEvaluator(config, run, directory)
+    cluster = config.cluster
+    if not has_room_beside(cluster, ray.cluster_resources()):
+        post_message(
+            run,
+            f"the cluster's {'GPUs' if cluster.gpus else 'CPUs'} are all for cluster.workers: "
+            "checkpoints are kept, and evaluated once the training has ended"
+            + ("; choice.patience can't end it earlier" if config.choice.patience else ""),
+        )
     try:
-        with CheckpointFollower(run, config.choice, evaluator, lease):
+        with CheckpointFollower(
+            run,
+            config.choice,
+            evaluator,
+            lease,
+            lambda: has_room_beside(cluster, ray.cluster_resources()),
+            evaluator.close,
+        ):
             yield
         remove_old_checkpoints(run, config, lease)
     finally:
@@ -116,19 +129,12 @@ class CheckpointEvaluator:
         raises: CheckpointError if it is damaged
         """
         checkpoint = find_checkpoint(self._run, step)
-        totals = self._compute_totals(self._load_components(checkpoint))
+        totals = self._compute_totals(
+            load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
+        )
         record = {"step": step, "protocol": self._protocol.name, "totals": totals}
         self._run.write(checkpoint.evaluation, json.dumps(record, indent=1).encode())
         return scored_from_totals(step, totals, self._config.choice)
-
-    def _load_components(self, checkpoint: CheckpointId) -> Components:
-        parts = load_components(self._directory)
-        apply_method(self._config, parts)
-        with tempfile.TemporaryDirectory(prefix="dreambooth-judge-") as folder:
-            load_trainable_params(
-                parts, load_trained_weights(restore_checkpoint(self._run, checkpoint, Path(folder)))
-            )
-        return parts
 
     def _compute_totals(self, parts: Components) -> dict[str, float]:
         """Every total of the protocol for a model in memory."""
@@ -177,6 +183,7 @@ class RemoteEvaluator:
         return scored
 
     def close(self) -> None:
-        """End the actor."""
+        """End the actor; the next call starts another."""
         if self._actor is not None:
             ray.kill(self._actor)
+            self._actor = None

@@ -71,14 +71,20 @@ class CheckpointFollower:
         choice: ChoiceConfig,
         evaluate: Callable[[int], ScoredCheckpoint],
         lease: int = 1,
+        has_room: Callable[[], bool] = lambda: True,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        """evaluate: scores the checkpoint of a step and stores its totals in the run; lease: number
-        of the run's lease
+        """evaluate: scores the checkpoint of a step and stores its totals in the run.
+
+        lease: number of the run's lease; has_room: whether an evaluation takes nothing which the
+        training waits for; where it does, `release` gives it back, and checkpoints are evaluated
+        once the training has ended
         """
         self._run, self._choice, self._evaluate, self._lease = run, choice, evaluate, lease
         # All there are, by step: read once, since nobody else evaluates this run meanwhile.
         self._points: dict[int, ScoredCheckpoint] = {}
         self._waiting_steps, self._newest_step = set[int](), 0
+        self._has_room, self._release = has_room, release
         self._training_ended = threading.Event()
         self._failures: dict[int, Exception] = {}
         self._side_work = SideWork(run)
@@ -115,10 +121,14 @@ class CheckpointFollower:
         while True:
             # Read before the list: what is committed afterwards is seen next time.
             has_ended = self._training_ended.is_set()
-            if not self._side_work.run("looking for new checkpoints", self._evaluate_next, False):
-                if has_ended:
-                    return
-                self._training_ended.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
+            may_evaluate = has_ended or self._has_room()
+            if not may_evaluate:
+                self._release()
+            elif self._side_work.run("looking for new checkpoints", self._evaluate_next, False):
+                continue
+            if has_ended:
+                return
+            self._training_ended.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
 
     def _evaluate_next(self) -> bool:
         """Evaluate the oldest checkpoint that was not yet; False if there is none."""

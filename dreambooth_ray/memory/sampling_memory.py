@@ -109,6 +109,12 @@ class MemoryBudget:
             return 0
         return max(0, int(free_bytes / (area * self.footprint.row_bytes)))
 
+    def max_decoded(self, area: int) -> int:
+        """Images of `area` latent pixels that can be decoded at once; one at least."""
+        free_bytes = self.limit_bytes - self.footprint.weights_bytes
+        image_bytes = min(area, self._tiled_area) * self.footprint.decode_bytes
+        return max(1, int(free_bytes / image_bytes))
+
     def check_request(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
         """raises CapacityError if a single request does not fit, saying what would."""
         area = (width_px // factor) * (height_px // factor)

@@ -13,7 +13,7 @@ from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import PriorConfig
 from dreambooth_ray.data.prior_set import PriorRecord, read_records
-from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.errors import CapacityError, CheckpointError
 from dreambooth_ray.priors.actor_pool import ActorPool
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
@@ -86,6 +86,7 @@ def generate_priors(
         on_progress(min(len(select_records(spec, records).accepted), request.count), request.count)
 
     report_progress()
+    _check_gpus(prior_config, cluster)
     create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
     actor_pool = ActorPool(create_actor, prior_config.span, len(todo), cluster.wait_s)
     try:
@@ -105,6 +106,17 @@ def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
     cpus = min_actors * prior_config.num_cpus + workers
     gpus = min_actors * _num_gpus(prior_config, cluster.gpus) + (workers if cluster.gpus else 0)
     return bool(free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus)
+
+
+def _check_gpus(prior_config: PriorConfig, cluster: ClusterConfig) -> None:
+    """raises: CapacityError if an actor asks for more of a GPU than a machine of its own has"""
+    num_gpus = _num_gpus(prior_config, cluster.gpus)
+    num_present = ray.cluster_resources().get("GPU", 0.0)
+    if cluster.ray_address is None and num_gpus > num_present:
+        raise CapacityError(
+            f"a class-image actor asks for {num_gpus:g} GPUs and this machine has "
+            f"{num_present:g}; set prior.num_gpus=0, or cluster.address to a cluster that has them"
+        )
 
 
 def _num_gpus(prior_config: PriorConfig, gpu: bool) -> float:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorRecord
+from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.models.vae_posterior import encode_posterior
@@ -54,7 +55,7 @@ class PriorWorker:
         indices = list(spec.indices(number))
         if image_files is None:
             requests = [self._request(i) for i in indices]
-            images = [sample.image for sample in self._engine.sample(requests)]
+            images = self._sample_images(requests)
             receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
         else:
             images = [Image.open(io.BytesIO(data)).convert("RGB") for data in image_files]
@@ -71,6 +72,19 @@ class PriorWorker:
             about: dict[str, object] = {"records": [r.to_json() for r in records]}
             manifest.commit_artifact(self._store, paths.prior_chunk(number), folder, about)
         return records
+
+    def _sample_images(self, requests: list[Request]) -> list[Image.Image]:
+        """All images; where memory runs out, in smaller batches from then on.
+
+        raises: CapacityError if one image alone does not fit
+        """
+        while True:
+            try:
+                return [sample.image for sample in self._engine.sample(requests)]
+            except CapacityError:
+                if self._engine.max_batch == 1:
+                    raise
+                self._engine.max_batch //= 2
 
     def _posteriors(self, images: list[Image.Image]) -> torch.Tensor:
         rows = [encode_posterior(self._components.vae, image, flip=True) for image in images]

@@ -310,6 +310,9 @@ class Engine:
             if t.state and t.state.finished and not t.future.done()
         ]
         if finished:
-            images = self._codec.decode(torch.stack([latents for _, latents in finished]))
+            # As many as the memory was counted for, which may be fewer than share a step.
+            limit = self._validator.decode_limit(handles[0].shape)
+            parts = torch.split(torch.stack([latents for _, latents in finished]), limit)
+            images = [image for part in parts for image in self._codec.decode(part)]
             for (handle, latents), image in zip(finished, images, strict=True):
                 handle.finish(SampleOutput(image, latents))

@@ -53,6 +53,10 @@ class RequestValidator:
         """Most requests of a latent shape that may share a step."""
         return max(1, min(max_batch, self._budget.max_rows(shape[0] * shape[1]) // 2))
 
+    def decode_limit(self, shape: tuple[int, int]) -> int:
+        """Most latents of a shape that may be decoded at once."""
+        return self._budget.max_decoded(shape[0] * shape[1])
+
     def solver_table(self, request: Request) -> solvers.SolverTable:
         """The steps of a request: the last `strength` of them if it starts from an image.
 

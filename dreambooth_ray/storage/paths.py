@@ -16,6 +16,7 @@ RAY_TRAIN = "ray_train"
 CHECKPOINT_SELECTION = "verdict.json"  # in a run: what its evaluations decided; numbered too
 END = "end.json"  # in a run that they ended early
 EVALUATIONS = "evaluations"
+SAMPLES = "samples"  # in a run whose workers hold shares of the weights: sample images by step
 PRIORS = "priors"
 CATALOG = "catalog"  # beside `runs`: an entry for each subject, what endpoints look up
 CATALOG_VERSIONS = "catalog_versions"  # beside `runs`: the commits that entries are made of
@@ -84,6 +85,21 @@ def checkpoints(names: list[str]) -> list[tuple[int, int]]:
 def takeover(lease: int, step: int) -> str:
     """File that says from which step the holder of `lease` goes on, in a run."""
     return f"{CHECKPOINTS}/takeover-{lease:06d}-step-{step:08d}.json"
+
+
+def samples(step: int) -> str:
+    """Artifact name of the sample images of the checkpoint after `step` optimizer steps."""
+    return f"{SAMPLES}/step-{step:08d}"
+
+
+def sample_image(index: int) -> str:
+    """File of the image of sample prompt `index` in that artifact."""
+    return f"{index:03d}.png"
+
+
+def sampled_steps(names: list[str]) -> list[int]:
+    """Steps among the names in a samples folder, ascending."""
+    return [step for step, _ in checkpoints(names)]
 
 
 def takeovers(names: list[str]) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """The fine-tuning step as a LightningModule."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -22,10 +22,10 @@ from dreambooth_ray.objective import noise
 from dreambooth_ray.sampling.prompt_windows import embed_windows
 from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
+from dreambooth_ray.training.fully_sharded import shard_networks
 from dreambooth_ray.training.nan_guard import skip_unless_finite
 from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
-from dreambooth_ray.training.sharding import shard_networks
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -89,7 +89,8 @@ class DreamBoothModule(pl.LightningModule):
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self._forwards.predict(noisy, batch.timesteps, self._embed_text(batch))
+        with self._compute_precision():
+            prediction = self._predict(noisy, batch.timesteps, self._embed_text(batch))
         target = objective.compute_target(
             self.schedule, batch.latents, batch.noise, batch.timesteps
         )
@@ -97,6 +98,17 @@ class DreamBoothModule(pl.LightningModule):
         if gamma := self.config.loss.min_snr_gamma:
             errors = errors * objective.compute_snr_weights(self.schedule, batch.timesteps, gamma)
         return errors
+
+    def _compute_precision(self) -> AbstractContextManager[Any]:
+        """Of the networks alone: noise, target and loss are computed in float32 around them."""
+        if self.config.train.precision == "bf16-mixed":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+        if self.config.train.strategy == "deepspeed" and self.config.train.precision == "16-mixed":
+            noisy, hidden = noisy.half(), hidden.half()  # as DeepSpeed's weights are
+        return self._forwards.predict(noisy, timesteps, hidden)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ from dreambooth_ray.training.metrics_log import SKIPPED
 MAX_IN_A_ROW = 3
 # The scaler of train.precision=16-mixed finds its scale by steps that overflow: from 2**16 down.
 MAX_IN_A_ROW_SCALED = 20
+# Devices whose values the host has without waiting.
+FREE_TO_READ = {"cpu"}
 
 
 def skip_unless_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
@@ -20,7 +22,7 @@ def skip_unless_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
 
     grad_norm: () global norm, equal on all workers
     """
-    if optimizer.defaults.get("fused") and grad_norm.device.type != "cpu":
+    if optimizer.defaults.get("fused") and grad_norm.device.type not in FREE_TO_READ:
         # What torch's own gradient scaler sets: the kernel looks at it, and no host waits for it.
         optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
         return

@@ -69,9 +69,12 @@ class RunMonitor:
         self._run, self._cluster, self._say, self._end = run, cluster, say, end
         self._ended, self._stop_requested = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._monitor_run, name="watch", daemon=True)
-        self._patience = PatienceTimer(cluster.wait_s)
         self._messages_check = PersistentCheck("reading the workers' messages", say)
         self._looked_at_s = time.monotonic()
+        # A machine of its own gets no more of anything.
+        self._wait_s = cluster.wait_s if cluster.ray_address else 0.0
+        self._patience = PatienceTimer(self._wait_s)
+        self._has_told = False
         self._handler: Any = None
         self.reason: str | None = None
 
@@ -138,6 +141,11 @@ class RunMonitor:
                 resources[kind] = resources.get(kind, 0.0) + amount
         missing_machines = describe_missing_machines(self._cluster, resources, len(alive_hosts))
         if not self._patience.is_over(missing_machines is not None, time.monotonic()):
+            if missing_machines and not self._has_told:
+                self._say(f"waiting up to {self._wait_s:g} s for machines: {missing_machines}")
+                self._has_told = True
             return
-        self.reason = f"waited {self._cluster.wait_s:g} s in vain: {missing_machines}"
+        self.reason = str(missing_machines)
+        if self._wait_s:
+            self.reason = f"waited {self._wait_s:g} s in vain: {missing_machines}"
         self._end()

@@ -1,17 +1,16 @@
 """How several workers share one model: one function a strategy, on CPUs and GPUs alike."""
 
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import ray.train.torch
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
-from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from pytorch_lightning.strategies import Strategy
 from ray.train.lightning import RayDDPStrategy
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.training.fully_sharded import FullyShardedStrategy
+from dreambooth_ray.training.zero import make_zero_strategy
 
 
 def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
@@ -20,14 +19,30 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
     universal: whether a state that is to be loaded was made by `make_universal`
     """
     if config.train.strategy == "fsdp2":
-        return _RayFullyShardedStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
+        return FullyShardedStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
     if config.train.strategy == "deepspeed":
-        return _make_deepspeed(config, universal)
+        return make_zero_strategy(config, universal)
     # Buffers are constants here: nobody has to be told of them at every step.
     strategy: Strategy = RayDDPStrategy(
         gradient_as_bucket_view=True, broadcast_buffers=False, checkpoint_io=DirectCheckpointIO()
     )
     return strategy
+
+
+def precision_flag(config: Config) -> Any:
+    """What Lightning is told of the precision: nothing where the strategy brings its own."""
+    return None if config.train.strategy == "deepspeed" else config.train.precision
+
+
+def count_threads(config: Config, num_cores: int, num_local_workers: int) -> int:
+    """Threads of a worker on a host with so many cores: one, unless its optimizer alone is there.
+
+    A forward on a CPU is fastest with one; an offloaded optimizer walks through all its states.
+    """
+    if not (config.cluster.gpus and config.train.deepspeed.offload):
+        return 1
+    is_offloaded = config.train.strategy == "deepspeed"
+    return max(1, num_cores // num_local_workers) if is_offloaded else 1
 
 
 class DirectCheckpointIO(TorchCheckpointIO):
@@ -43,63 +58,3 @@ class DirectCheckpointIO(TorchCheckpointIO):
         """path: a local file."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
-
-
-class _RayFullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2, every worker with the device that Ray gave it."""
-
-    @property
-    def root_device(self) -> torch.device:
-        device: torch.device = ray.train.torch.get_device()
-        return device
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    def _determine_device_ids(self) -> list[int]:
-        return [self.root_device.index or 0]
-
-
-class _RayZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed, every worker with the device that Ray gave it, also where that is a CPU."""
-
-    @property
-    def root_device(self) -> torch.device:
-        device: torch.device = ray.train.torch.get_device()
-        # DeepSpeed wants to know which CPU.
-        return torch.device("cpu", 0) if device.type == "cpu" else device
-
-    def setup_environment(self) -> None:
-        """As Lightning's, less its insistence on CUDA."""
-        super(DeepSpeedStrategy, self).setup_environment()
-
-    def setup_distributed(self) -> None:
-        """As Lightning's, less its check of device indices, which Ray has already seen to."""
-        import deepspeed  # noqa: PLC0415  an extra
-
-        # Compiled on first use otherwise, and a worker killed then leaves a lock that the next
-        # one waits for without end. gloo does the same work.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
-
-
-def _make_deepspeed(config: Config, universal: bool) -> Strategy:
-    if not config.cluster.gpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    deepspeed_config = config.train.deepspeed
-    strategy = _RayZeroStrategy(
-        stage=deepspeed_config.stage,
-        offload_optimizer=deepspeed_config.offload,
-        overlap_comm=False,
-        logging_batch_size_per_gpu=1,
-        logging_level=logging.ERROR,
-        exclude_frozen_parameters=True,
-    )
-    assert isinstance(strategy.config, dict)
-    # The configured optimizer runs there too, without compiling another one.
-    strategy.config["zero_force_ds_cpu_optimizer"] = False
-    if universal:
-        strategy.config["checkpoint"] = {"load_universal": True}
-    return strategy

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
-from dreambooth_ray.training.strategy import make_strategy
+from dreambooth_ray.training.strategy import count_threads, make_strategy, precision_flag
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
@@ -48,11 +49,12 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
     extra_callbacks: callbacks beside the product's own
     """
     _silence_lightning()
-    torch.set_num_threads(1)
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
     run = Store(job.run_uri)
     context = ray.train.get_context()
+    num_cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(count_threads(config, num_cores, context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     components = load_components(Path(job.model_directory))
     apply_method(config, components, quantizes=True)
@@ -152,8 +154,10 @@ def _make_sequence(
             run, config, side_work, worker_rank, about, loggers.upload_logs, lease=job.lease
         ),
         validation=validation,
-        sampler=PromptSampler(config, Path(job.model_directory)),
         preemption=PreemptionNotice(),
+        sampler=PromptSampler(config, Path(job.model_directory))
+        if config.train.has_whole_weights
+        else None,
         num_restarts=len(read_restarts(run)),
         lease=job.lease,
     )
@@ -171,7 +175,7 @@ def _make_trainer(
         plugins=[RayLightningEnvironment()],
         callbacks=callbacks,
         accumulate_grad_batches=dataset.accumulate,
-        precision=config.train.precision,
+        precision=precision_flag(config),
         deterministic="warn" if config.train.deterministic else False,
         gradient_clip_val=config.train.max_grad_norm,
         logger=False,

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dreambooth_ray import api
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
 from dreambooth_ray.evaluation.pareto_front import select_best
-from dreambooth_ray.storage import paths
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from tests.integration.conftest import dreambooth, train
@@ -77,3 +80,34 @@ def test_a_run_whose_front_stalls_ends_early_and_stays_ended(
     process = dreambooth("resume", str(run.folder), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert run.metrics[-1]["step"] == last
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_a_resume_with_room_for_its_workers_alone_is_no_deadlock(
+    tmp_path: Path, photos: Path, tiny_model: Path, protocol: str
+) -> None:
+    """A checkpoint waits for its evaluation, and the only core is the worker's."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"subject: {{photos: {photos}, class_noun: robot}}")
+    settings = [
+        f"model.uri={tiny_model}", f"storage.uri={tmp_path}", "run_id=one", "choice.rule=best",
+        protocol, "train.resolution=64", "train.steps=4", "checkpoint.every=2", "prior.count=0",
+        "train.method=kv",
+    ]  # fmt: skip
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        run = Store(api.train(recipe, *settings, quiet=True))
+        # As if the run had been cut off after step 2.
+        manifest.remove_artifact(run, paths.BUNDLE)
+        manifest.remove_artifact(run, find_checkpoint(run, 4).name)
+        for name in run.names(paths.EVALUATIONS):
+            run.remove(f"{paths.EVALUATIONS}/{name}")
+        for name in run.names():
+            if name.startswith(paths.CHECKPOINT_SELECTION.removesuffix(".json")):
+                run.remove(name)
+        api.train(recipe, *settings, quiet=True)
+    finally:
+        ray.shutdown()
+    points = read_scored_checkpoints(run, ChoiceConfig(rule="best"))
+    assert [point.step for point in points] == [2, 4]

@@ -51,7 +51,7 @@ def check_configuration() -> None:
     from dreambooth_ray.pipeline import plan_priors
     from dreambooth_ray.preparation import PreparedRun
     from dreambooth_ray.priors.prior_worker import PriorWorker
-    from dreambooth_ray.training.callbacks.samples import PromptSampler
+    from dreambooth_ray.training.callbacks.samples import make_requests
 
     text, directory = "subject: {photos: p, class_noun: robot}", model_directory("toyworld")
     overrides = [f"prior.added={VALUE}", f"sample.added={VALUE}"]
@@ -66,7 +66,7 @@ def check_configuration() -> None:
     worker = object.__new__(PriorWorker)
     worker._spec = spec
     assert worker._request(0).params.added == VALUE  # type: ignore[attr-defined]
-    requests = PromptSampler(config, directory)._make_requests()
+    requests = make_requests(config)
     assert [r.params.added for r in requests] == [VALUE]  # type: ignore[attr-defined]
 
 

@@ -12,6 +12,21 @@ from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.module import DreamBoothModule
 
 
+def make_requests(config: Config) -> list[Request]:
+    """One request for each sample prompt."""
+    size_px = config.train.resolution
+    return [
+        Request(
+            prompt,
+            seed=config.seed,
+            params=config.sample.sampling_params,
+            width_px=size_px,
+            height_px=size_px,
+        )
+        for prompt in config.sample_prompts
+    ]
+
+
 class PromptSampler:
     """Samples with the weights a bundle would have now; training shares no randomness with it."""
 
@@ -31,27 +46,13 @@ class PromptSampler:
         if module.text_encoder is not None:
             components.text_encoder = module.text_encoder
         prepare_sampling(self._config, components)
-        engine = Engine(components, device=str(module.device))
-        requests = self._make_requests()
+        requests = make_requests(self._config)
         try:
             with module.averaged_weights():
-                outputs = engine.sample(requests)
+                outputs = Engine(components, device=str(module.device)).sample(requests)
         finally:
             module.unet.train(self._config.train.unet)
             if module.text_encoder is not None:
                 module.text_encoder.train()
         images = (np.asarray(output.image) for output in outputs)
         return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
-
-    def _make_requests(self) -> list[Request]:
-        size_px = self._config.train.resolution
-        return [
-            Request(
-                prompt,
-                seed=self._config.seed,
-                params=self._config.sample.sampling_params,
-                width_px=size_px,
-                height_px=size_px,
-            )
-            for prompt in self._config.sample_prompts
-        ]

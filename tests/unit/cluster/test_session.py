@@ -5,6 +5,7 @@ import ray
 
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.errors import ConfigError
 
 
 @pytest.fixture
@@ -35,3 +36,14 @@ def test_inside_of_a_job_its_cluster_is_meant(
         pass
     assert ray_arguments[0]["address"] == "10.0.0.1:6379"
     assert "num_cpus" not in ray_arguments[0]
+
+
+def test_gpus_that_this_machine_has_not_are_refused_by_name(
+    ray_arguments: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ConfigError, match=r"cluster\.gpus=true: this machine has no GPU"):
+        connection(ClusterConfig(gpus=True), 3).__enter__()
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    with connection(ClusterConfig(gpus=True), 3):
+        pass

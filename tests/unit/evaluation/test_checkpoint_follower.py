@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
+from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.checkpoint_follower import (
     CheckpointFollower,
@@ -15,6 +17,7 @@ from dreambooth_ray.evaluation.checkpoint_follower import (
 )
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.plot import plot_front
+from dreambooth_ray.evaluation.ray_actor import has_room_beside
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import download, retention
@@ -132,3 +135,25 @@ def test_the_plot_marks_the_best(count: int) -> None:
     assert plot.shape == (420, 560, 3)
     ringed = (plot == (42, 125, 63)).all(axis=-1).any()
     assert ringed == (count == 3)
+
+
+def test_nothing_is_evaluated_with_what_the_training_waits_for(tmp_path: Path) -> None:
+    """On as many GPUs as workers, an evaluation before or beside the training is a deadlock."""
+    run, released = Store(str(tmp_path / "run")), threading.Event()
+    evaluator = TableEvaluator(run)
+    commit(run, 5, tmp_path)
+    with CheckpointFollower(run, CHOICE, evaluator, 1, lambda: False, released.set):
+        assert released.wait(30)
+        assert evaluator.steps == []
+        commit(run, 10, tmp_path)
+    assert evaluator.steps == [5, 10]
+    assert read_selection(run).judged == (5, 10)
+
+
+def test_room_beside_a_training_is_more_than_its_workers_take() -> None:
+    for workers, num_gpus, has_room in ((1, 1, False), (1, 2, True), (4, 4, False), (4, 5, True)):
+        cluster = ClusterConfig(workers=workers, gpus=True)
+        assert has_room_beside(cluster, {"CPU": 64.0, "GPU": num_gpus}) == has_room
+        cluster = ClusterConfig(workers=workers)
+        assert has_room_beside(cluster, {"CPU": num_gpus}) == has_room
+    assert not has_room_beside(ClusterConfig(workers=Span(min=1, max=4)), {"CPU": 4.0})

@@ -29,6 +29,16 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         budget.check_request(1024, 1024, 8, rows=2)
 
 
+def test_as_many_images_are_decoded_at_once_as_fit() -> None:
+    budget = MemoryBudget(SamplingFootprint(1000, 1.0, 20.0), 200_000, CPU, tiled_area=64 * 64)
+    assert budget.max_rows(64 * 64) == 48
+    assert budget.max_decoded(64 * 64) == 2
+    assert budget.max_decoded(16 * 16) == 38
+    assert budget.max_decoded(640 * 640) == 2  # tiled: no more than at the tile's size
+    tight = MemoryBudget(SamplingFootprint(1000, 1.0, 20.0), 2_000, CPU, tiled_area=64 * 64)
+    assert tight.max_decoded(64 * 64) == 1
+
+
 def test_no_room_at_all_is_said() -> None:
     budget = MemoryBudget(SamplingFootprint(1000, 10.0, 20.0), 1100, CPU, tiled_area=1)
     with pytest.raises(CapacityError, match="no image would fit"):

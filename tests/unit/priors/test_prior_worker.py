@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
-from dreambooth_ray.errors import CheckpointError, DreamBoothError
+from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothError
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.vae_posterior import encode_posterior
@@ -18,6 +18,7 @@ from dreambooth_ray.priors.generation import committed_chunks, open_set
 from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
+from dreambooth_ray.sampling.denoiser import Denoiser, Row
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 
@@ -50,6 +51,37 @@ def test_a_chunk_is_the_same_whichever_worker_generates_it(
     for file in (POSTERIOR, paths.prior_image(2), paths.prior_image(3)):
         both = [manifest.read_file(in_set(s), paths.prior_chunk(1), file) for s in (storage, other)]
         assert both[0] == both[1]
+
+
+def test_memory_that_runs_out_makes_batches_smaller_and_no_image_another(
+    worker: PriorWorker,
+    storage: Store,
+    tmp_path: Path,
+    toy_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = worker.generate(0)
+    predict, num_rows = Denoiser.__call__, list[int]()
+
+    def predict_in_little_memory(self: Denoiser, rows: list[Row]) -> torch.Tensor:
+        num_rows.append(len(rows))
+        if len(rows) > 2:  # one image, with and without its prompt
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, rows)
+
+    monkeypatch.setattr(Denoiser, "__call__", predict_in_little_memory)
+    other = Store(str(tmp_path / "other"))
+    second_worker = PriorWorker(str(toy_model), open_set(other, SPEC).uri, SPEC, gpu=False)
+    assert second_worker.generate(0) == records
+    assert num_rows[0] == 4
+    assert set(num_rows[1:]) == {2}
+    monkeypatch.setattr(Denoiser, "__call__", _raise_out_of_memory)
+    with pytest.raises(CapacityError, match="out of memory in a batch of 1"):
+        second_worker.generate(1)
+
+
+def _raise_out_of_memory(*_: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_readers_posterior_is_that_of_the_committed_image(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,6 +8,8 @@ from dreambooth_ray.priors.generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.dataset import Batch
+from dreambooth_ray.training.module import DreamBoothModule
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,19 @@ def make_priors(folder: Path, model: Path, num_steps: int) -> Store:
     store = open_set(Store(str(folder)), spec)
     PriorWorker(str(model), store.uri, spec, gpu=False).generate(0)
     return store
+
+
+@pytest.fixture
+def broken_steps(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Steps, counted from 1, whose gradients are no numbers, though their loss is one."""
+    steps = set[int]()
+    compute_loss = DreamBoothModule.compute_loss
+
+    def compute_broken_loss(self: DreamBoothModule, batch: Batch) -> Any:
+        loss, halves = compute_loss(self, batch)
+        if batch.step + 1 in steps:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, halves
+
+    monkeypatch.setattr(DreamBoothModule, "compute_loss", compute_broken_loss)
+    return steps

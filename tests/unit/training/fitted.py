@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.models.components import load_components
@@ -27,6 +28,7 @@ from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.strategy import make_strategy, precision_flag
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
 
@@ -86,7 +88,8 @@ class Fitted:
         )
         self.module = DreamBoothModule(config, components)
         if resume:
-            dataset.start = torch.load(resume, weights_only=True)["global_step"]
+            progress = resume / "meta.pt" if resume.is_dir() else resume
+            dataset.start = torch.load(progress, weights_only=True)["global_step"]
         run = track or Store(f"memory://fitted-{uuid.uuid4().hex}")
         if resume and track is None:
             lines = (json.dumps({"step": step}) + "\n" for step in range(1, dataset.start + 1))
@@ -110,14 +113,25 @@ class Fitted:
             warnings.simplefilter("ignore")
             self.trainer = pl.Trainer(
                 max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", logger=False,
-                accumulate_grad_batches=config.train.accumulate, precision=config.train.precision,
+                accumulate_grad_batches=config.train.accumulate,
+                precision=precision_flag(config), **self._make_strategy(config),
                 gradient_clip_val=config.train.max_grad_norm,
                 callbacks=[self.sequence, self.watch],
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             loader = DataLoader(dataset, batch_size=None)
-            self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
+            try:
+                self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
+            except BaseException:
+                self.sequence.abandon()
+                raise
         self.sequence.finish(self.trainer)
+
+    def _make_strategy(self, config: Config) -> dict[str, Any]:
+        """Of one worker, this process; ddp of one is nothing."""
+        if config.train.strategy == "ddp":
+            return {}
+        return {"strategy": make_strategy(config, 1, universal=False)}
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

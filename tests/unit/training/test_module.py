@@ -8,6 +8,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.module import DreamBoothModule
 
@@ -79,3 +80,18 @@ def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method:
             optimizer.zero_grad()
         weights.append([p.detach().clone() for p in module.parameters()])
     assert all(map(torch.equal, *weights))
+
+
+def test_samples_leave_the_weights_in_training_as_they_were(tiny_model: Path) -> None:
+    settings = ("train.method=lora", "train.resolution=64", "sample.num_inference_steps=1")
+    module = module_of(tiny_model, *settings)
+    for weight in module.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+    before = {n: w.detach().clone() for n, w in module.named_parameters()}
+    (sample,) = PromptSampler(module.config, tiny_model).sample_images(module)
+    assert sample[1].shape == (64, 64, 3)
+    for name, weight in module.named_parameters():
+        assert weight.dtype == before[name].dtype
+        assert torch.equal(weight, before[name])
+    assert module.unet.training

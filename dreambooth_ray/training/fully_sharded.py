@@ -1,0 +1,106 @@
+"""FSDP2 under Ray Train: every worker holds a share of every weight, and saves its own.
+
+A checkpoint is torch.distributed.checkpoint's, of the trained weights and their optimizer's state.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from dreambooth_ray.errors import CheckpointError
+
+_WEIGHTS = "state_dict"
+# Lightning's file beside the tensors: steps, loops, schedules.
+_PROGRESS = "meta.pt"
+
+
+def shard_networks(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Each block of the trained networks in a group of its own, the rest in one."""
+    for network in module.children():
+        for group in _list_blocks(network):
+            fully_shard(group, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+
+
+def _list_blocks(network: nn.Module) -> list[nn.Module]:
+    blocks = []
+    for name in ("down_blocks", "up_blocks"):
+        blocks += list(getattr(network, name, []))
+    if isinstance(middle_block := getattr(network, "mid_block", None), nn.Module):
+        blocks.append(middle_block)
+    return blocks
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """Every worker with the device that Ray gave it; what is frozen is in no checkpoint."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """Of this worker."""
+        device: torch.device = ray.train.torch.get_device()
+        return device
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Of Lightning's sampler, which is not used."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def _determine_device_ids(self) -> list[int]:
+        return [self.root_device.index or 0]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Shards of the trained weights, on the CPU."""
+        return self._get_trained_weights(StateDictOptions(cpu_offload=True))
+
+    def _get_trained_weights(self, options: StateDictOptions) -> dict[str, Any]:
+        assert self.model is not None
+        names = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        state = get_model_state_dict(self.model, options=options)
+        return {name: weight for name, weight in state.items() if name in names}
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Trained weights and optimizers, whatever number of workers saved them.
+
+        raises: CheckpointError if a weight that is trained is not there
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        weights = {_WEIGHTS: self._get_trained_weights(StateDictOptions())}
+        _check_names(path, weights[_WEIGHTS])
+        load(weights, checkpoint_id=path)
+        self.model.load_state_dict(weights[_WEIGHTS], strict=False)
+        for index, optimizer in enumerate(self.optimizers):
+            key = f"optimizer_{index}"
+            state = {key: get_optimizer_state_dict(self.model, optimizer)}
+            load(state, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[key])
+        progress: dict[str, Any] = torch.load(path / _PROGRESS, weights_only=weights_only)
+        return progress
+
+
+def _check_names(path: Path, weights: dict[str, Any]) -> None:
+    metadata = FileSystemReader(path).read_metadata()
+    missing_names = sorted(
+        name for name in weights if f"{_WEIGHTS}.{name}" not in metadata.state_dict_metadata
+    )
+    if missing_names:
+        raise CheckpointError(
+            "the checkpoint holds other weights than the configuration trains, "
+            f"{missing_names[0]} for one; it is of another train.method or model"
+        )

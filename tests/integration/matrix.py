@@ -1,0 +1,71 @@
+"""The settings of a training that have to work together, and rows with every pair of them."""
+
+from allpairspy import AllPairs
+
+# In an order in which no pair is lost to what is refused.
+FACTORS: dict[str, dict[str, list[str]]] = {
+    "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
+    "validation": {
+        "none": [],
+        "validation": [
+            "validation.every=2", "validation.timesteps=4", "validation.class_images=1",
+        ],
+    },
+    "workers": {"1": [], "2": ["cluster.workers=2"]},
+    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
+    "choice": {"last": [], "best": ["choice.rule=best"]},
+    "strategy": {
+        "ddp": [],
+        "fsdp2": ["train.strategy=fsdp2"],
+        **{
+            f"zero{stage}": ["train.strategy=deepspeed", f"train.deepspeed.stage={stage}"]
+            for stage in (1, 2, 3)
+        },
+    },
+    "accumulate": {"1": [], "2": ["train.accumulate=2"]},
+    "average": {"none": [], "average": ["train.ema_decay=0.9"]},
+    "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
+    "method": {
+        "full": [],
+        "lora": ["train.method=lora"],
+        "dora": ["train.method=lora", "train.text_encoder=true", "train.lora.dora=true"],
+        "kv": ["train.method=kv"],
+        "word": ["identifier.kind=learned", "train.unet=false", "train.text_encoder=false"],
+        "lora and word": ["identifier.kind=learned", "train.method=lora"],
+    },
+}  # fmt: skip
+
+Row = dict[str, str]
+
+
+def is_refused(row: Row) -> bool:
+    """Whether a row, or the beginning of one, is refused as it is read."""
+    return row.get("average") == "average" and row.get("strategy", "ddp") != "ddp"
+
+
+def row_id(row: Row) -> str:
+    """A row in words, less what is nothing."""
+    values = [
+        row["strategy"],
+        row["method"],
+        row["precision"],
+        row.get("workers", "1"),
+        *row.values(),
+    ]
+    words = [value for value in values if value not in ("none", "kept", "last", "1", "32")]
+    return "-".join(dict.fromkeys(words))
+
+
+def overrides_of(row: Row) -> list[str]:
+    """What a row sets."""
+    return [setting for factor, value in row.items() for setting in FACTORS[factor][value]]
+
+
+def list_rows() -> list[Row]:
+    """Rows in which every pair of two factors' values comes, but those that are refused."""
+    names = list(FACTORS)
+    pairs = AllPairs(
+        [list(values) for values in FACTORS.values()],
+        filter_func=lambda values: not is_refused(dict(zip(names, values, strict=False))),
+    )
+    return [dict(zip(names, values, strict=True)) for values in pairs]

@@ -1,0 +1,183 @@
+"""Every two settings of a training together: from photographs, over a resume, to a bundle."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.sampling_params import SamplingParams
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_spec import PriorSpec
+from dreambooth_ray.priors.prior_worker import PriorWorker
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.store import Store
+from tests.integration.matrix import FACTORS, Row, is_refused, list_rows, overrides_of, row_id
+from tests.integration.test_choice import PROTOCOL
+
+SMALL = {
+    "train": {"resolution": 64, "steps": 4, "batch_size": 4, "lr": 1e-3},
+    "checkpoint": {"every": 2},
+    "prior": {"count": 5},
+}
+ROWS = list_rows()
+# In `make test`: sharded weights, samples of them, an average, a learned word.
+QUICK = [
+    {"strategy": "fsdp2", "method": "lora", "precision": "bf16", "samples": "samples"},
+    {"strategy": "zero3", "method": "kv", "precision": "bf16", "accumulate": "2"},
+    {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples"},
+    {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average"},
+    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
+]
+
+
+def test_the_rows_have_every_pair_that_is_not_refused() -> None:
+    for one, other in combinations(FACTORS, 2):
+        for pair in ((a, b) for a in FACTORS[one] for b in FACTORS[other]):
+            values = dict(zip((one, other), pair, strict=True))
+            assert any(values.items() <= row.items() for row in ROWS) != is_refused(values)
+
+
+@pytest.mark.parametrize("strategy", [s for s in FACTORS["strategy"] if s != "ddp"])
+def test_what_is_refused_is_refused_as_it_is_read(strategy: str) -> None:
+    row = {"strategy": strategy, "average": "average"}
+    assert is_refused(row)
+    text = "subject: {photos: p, class_noun: robot}"
+    with pytest.raises(ConfigError, match=r"train\.ema_decay needs train\.strategy=ddp"):
+        parse_config(text, "x", overrides_of(row))
+
+
+class Matrix:
+    """Rows as they came out, each run when it is first asked for, together with the rest."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], priors: Store) -> None:
+        self.folder, self._recipe, self._priors = folder, recipe, priors
+
+    def run(self, rows: list[Row], world_size: int) -> None:
+        """Run rows of so many workers in one group of processes; a new one after each failure."""
+        names = {row_name(row): overrides_of(row) for row in rows}
+        while todo := {n: s for n, s in names.items() if not self._is_done(n)}:
+            group = f"group-{world_size}-{len(todo)}"
+            plan = {"rows": todo, "recipe": yaml.safe_dump(self._recipe), "group": group,
+                    "priors": self._priors.uri}  # fmt: skip
+            (self.folder / "plan.json").write_text(json.dumps(plan))
+            command = [sys.executable, "-m", "tests.integration.matrix_worker"]
+            processes = [
+                subprocess.Popen(
+                    [*command, str(rank), str(world_size), str(self.folder)],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    env={**os.environ, "LOCAL_RANK": str(rank)},
+                )
+                for rank in range(world_size)
+            ]  # fmt: skip
+            wait_for_all(processes)
+            if not any(self._is_done(name) for name in todo):
+                (self.folder / f"{next(iter(todo))}-0.error").write_text("no result, no error")
+
+    def _is_done(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists() or bool(self._errors(name))
+
+    def _errors(self, name: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{name}-[0-9].error"))
+
+    def result(self, row: Row) -> dict[str, Any]:
+        """What a row came to; fails with its error."""
+        for path in self._errors(row_name(row)):
+            pytest.fail(path.read_text(), pytrace=False)
+        result: dict[str, Any] = json.loads((self.folder / f"{row_name(row)}.json").read_text())
+        return result
+
+
+def wait_for_all(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Until all have ended; where one has failed, the others wait for it in vain."""
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):
+            for process in processes:
+                process.kill()
+        time.sleep(0.1)  # the interval of a poll, not a wait for time to pass
+
+
+def row_name(row: Row) -> str:
+    """A row's run_id."""
+    return row_id(row).replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, photos: Path) -> Matrix:
+    folder = tmp_path_factory.mktemp("matrix")
+    protocol = folder / "protocol.yaml"
+    protocol.write_text(yaml.safe_dump({**PROTOCOL, "num_inference_steps": 2}))
+    spec = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=2), 64, 0, 5)
+    priors = open_set(Store(str(folder / "priors")), spec)
+    PriorWorker(str(tiny_model), priors.uri, spec, gpu=False).generate(0)
+    recipe = {
+        **SMALL,
+        "model": {"uri": str(tiny_model)},
+        "subject": {"photos": str(photos), "class_noun": "robot"},
+        "choice": {"protocol": str(protocol)},
+    }
+    return Matrix(folder, recipe, priors)
+
+
+@pytest.fixture(scope="module")
+def quick(matrix: Matrix) -> Matrix:
+    matrix.run(QUICK, world_size=1)
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def full(matrix: Matrix) -> Matrix:
+    for world_size in (1, 2):
+        matrix.run([row for row in ROWS if row["workers"] == str(world_size)], world_size)
+    return matrix
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row_id(row)) for row in QUICK])
+def test_a_few_rows(quick: Matrix, row: Row) -> None:
+    check_row(quick, row)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("row", [pytest.param(row, id=row_id(row)) for row in ROWS])
+def test_every_pair(full: Matrix, row: Row) -> None:
+    check_row(full, row)
+
+
+def check_row(matrix: Matrix, row: Row) -> None:
+    """Curves, samples and bundle are right."""
+    result = matrix.result(row)
+    curve = result["curve"]
+    assert [record["step"] for record in curve] == [1, 2, 3, 4]
+    assert all(math.isfinite(value) for record in curve for value in record.values())
+    assert ("val_loss" in curve[1]) == (row.get("validation") == "validation")
+    for before, after in zip(curve, result["resumed_curve"], strict=True):
+        assert after == pytest.approx(before, rel=1e-5)
+    run = Store(f"{matrix.folder}/runs/{row_name(row)}")
+    if row.get("samples") == "samples":
+        assert sampled_steps(run) == [2, 4]
+    about: dict[str, Any] = json.loads(run.read(f"{paths.BUNDLE}/manifest.json"))["about"]
+    assert about["step"] in ((2, 4) if row.get("choice") == "best" else (4,))
+    parts = load_components(model_directory(f"{run.uri}/{paths.BUNDLE}"))
+    for network in (parts.unet, parts.text_encoder):
+        assert all(bool(weight.isfinite().all()) for weight in network.parameters())
+
+
+def sampled_steps(run: Store) -> list[int]:
+    """Steps of which there are sample images."""
+    events = EventAccumulator(run.local_path(paths.TENSORBOARD).as_posix()).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("samples/")]
+    in_worker = {image.step for tag in tags for image in events.Images(tag)}
+    return sorted(in_worker | set(paths.sampled_steps(run.names(paths.SAMPLES))))
