@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from dreambooth_ray.memory.memory_advice import find_fitting_settings
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.memory.memory_advice import find_fitting_settings
 from dreambooth_ray.memory.training_memory import estimate_footprint
 
 
