@@ -117,11 +117,14 @@ class LeaseFiles:
         """
         number, holder = max(standing.number + 1, at_least), new_holder(lease_s)
         began_s = self.clock()
-        # If no answer comes, nobody knows whether the lease is there; then nobody holds it.
-        _dropped_nonces.add(holder.nonce)
-        if not self.store.create(self.file(number), holder.as_json()):
-            return None
-        _dropped_nonces.discard(holder.nonce)
+        try:
+            if not self.store.create(self.file(number), holder.as_json()):
+                return None
+        except BaseException:
+            # Without an answer nobody knows whether the lease is there; then nobody holds it. Not
+            # said before, or another thread of this process would take a lease just made for free.
+            _dropped_nonces.add(holder.nonce)
+            raise
         if standing.holder is not None:
             # Tidiness: the highest number counts.
             with contextlib.suppress(StorageError, OSError):

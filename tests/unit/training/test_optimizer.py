@@ -85,7 +85,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     [
         (["train.precision=16-mixed"], "16-mixed needs a GPU"),
         (["train.optimizer=adamw8bit"], "needs CUDA"),
-        (["train.optimizer=prodigy"], "set train.lr=1"),
+        (["train.optimizer=prodigy", "train.lr=1e-6"], "set train.lr=1"),
         (["train.optimizer=prodigy", "train.lr=1", "train.text_encoder_lr=1"], "no train.text_enc"),
         (["train.optimizer=prodigy", "train.lr=1", "identifier.lr=1"], "one rate for all"),
         (["train.accumulate=3"], "train.accumulate=3 can't part a worker's 2"),
