@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Matrix:
         """Run rows of so many workers in one group of processes; a new one after each failure."""
         names = {row_name(row): overrides_of(row) for row in rows}
         while todo := {n: s for n, s in names.items() if not self._is_done(n)}:
-            group = f"group-{world_size}-{len(todo)}"
+            # A file of its own each time: gloo would meet the ports of an earlier group in it.
+            group = f"group-{uuid.uuid4().hex}"
             plan = {"rows": todo, "recipe": yaml.safe_dump(self._recipe), "group": group,
                     "priors": self._priors.uri}  # fmt: skip
             (self.folder / "plan.json").write_text(json.dumps(plan))
