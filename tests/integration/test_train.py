@@ -46,7 +46,8 @@ def test_a_run_leaves_what_is_promised(undisturbed: Run) -> None:
     names = {p.name for p in undisturbed.folder.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "bundle", "tensorboard"}
     checkpoints = sorted(p.name for p in (undisturbed.folder / "checkpoints").glob("*.json"))
-    assert checkpoints == ["step-00000015.json", "step-00000016.json"]
+    # By step and the number of the lease that the run was held by.
+    assert checkpoints == ["step-00000015-000001.json", "step-00000016-000001.json"]
 
 
 def test_the_bundle_is_whole(undisturbed: Run) -> None:
