@@ -2,7 +2,7 @@
 
 from dreambooth_ray import pipeline
 from dreambooth_ray.preparation import PreparedRun
-from dreambooth_ray.priors.generation import PriorRequest, committed_chunks, open_set
+from dreambooth_ray.priors.prior_generation import PriorRequest, committed_chunks, open_set
 from dreambooth_ray.priors.prior_spec import missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store

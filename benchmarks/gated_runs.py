@@ -19,6 +19,7 @@ from benchmarks.class_images import generate_class_images
 from benchmarks.measure import ElapsedTime
 from benchmarks.step_gate_actor import StepGateActor
 from benchmarks.theme import Setting
+from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
@@ -31,7 +32,6 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.restarts import RestartRecorder
-from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.worker_job import WorkerJob
 
 ENDLESS = 1_000_000
@@ -81,7 +81,7 @@ def _make_trainer(
     """The trainer of the product's driver, on CPUs."""
     return Trainer(
         gated_worker.train,
-        cluster=config.cluster,
+        is_local=config.cluster.ray_address is None,
         restarts=RestartRecorder(run, 0),
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=config.cluster.workers),

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import ElapsedTime
+from dreambooth_ray.compat.accelerate import forget_accelerators
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
 
@@ -89,16 +89,14 @@ class PlainLoop:
         torch.set_num_threads(1)
         self._config, self._directory, train = config, directory, config.train
         # One process times several; accelerate keeps the first one's precision otherwise.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self._accelerator = Accelerator(
-            cpu=not config.cluster.gpus, mixed_precision=mixed_precision
-        )
+        forget_accelerators()
+        self.accelerator = Accelerator(cpu=not config.cluster.gpus, mixed_precision=mixed_precision)
         parts = parts or load_components(Path(directory))
-        self._vae, self._schedule = parts.vae, parts.schedule
-        self._unet, self._text_encoder = parts.unet.train(), parts.text_encoder
+        self.vae, self._schedule = parts.vae, parts.schedule
+        self.unet, self.text_encoder = parts.unet.train(), parts.text_encoder
         self._place_frozen(torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
         if train.gradient_checkpointing:
-            self._unet.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing()
         self._weights = self._select_weights()
         optimizer = torch.optim.AdamW(
             self._weights, lr=train.lr, weight_decay=train.weight_decay, eps=1e-8
@@ -108,41 +106,41 @@ class PlainLoop:
         loader = DataLoader(
             PairDataset(config, parts.tokenizer), batch_size=size, shuffle=True, collate_fn=collate
         )
-        prepare = self._accelerator.prepare
-        self._unet, self._optimizer, self._loader, self._scheduler = prepare(
-            self._unet, optimizer, loader, scheduler
+        prepare = self.accelerator.prepare
+        self.unet, self.optimizer, self._loader, self._scheduler = prepare(
+            self.unet, optimizer, loader, scheduler
         )
         if train.text_encoder:
-            self._text_encoder = prepare(self._text_encoder.train())
+            self.text_encoder = prepare(self.text_encoder.train())
         self._batches = self._repeat_batches()
 
     def _place_frozen(self, dtype: torch.dtype) -> None:
         """What the scripts don't train, they cast to the dtype of the computation."""
-        train, device = self._config.train, self._accelerator.device
-        self._vae.to(device, dtype)
+        train, device = self._config.train, self.accelerator.device
+        self.vae.to(device, dtype)
         if not train.text_encoder:
-            self._text_encoder.to(device, dtype)
+            self.text_encoder.to(device, dtype)
         if train.method == "lora":
-            self._unet.to(device, dtype)
+            self.unet.to(device, dtype)
 
     def _select_weights(self) -> list[torch.nn.Parameter]:
         train = self._config.train
         if train.method == "lora":
-            self._unet.requires_grad_(False)
-            self._text_encoder.requires_grad_(False)
+            self.unet.requires_grad_(False)
+            self.text_encoder.requires_grad_(False)
             rank = train.lora.rank
-            self._unet.add_adapter(
+            self.unet.add_adapter(
                 LoraConfig(
                     r=rank, lora_alpha=rank, init_lora_weights="gaussian",
                     target_modules=list(train.lora.target_modules),
                 )
             )  # fmt: skip
-            weights = [p for p in self._unet.parameters() if p.requires_grad]
+            weights = [p for p in self.unet.parameters() if p.requires_grad]
             for weight in weights:
                 weight.data = weight.data.float()
             return weights
-        self._text_encoder.requires_grad_(train.text_encoder)
-        models = (self._unet, self._text_encoder) if train.text_encoder else (self._unet,)
+        self.text_encoder.requires_grad_(train.text_encoder)
+        models = (self.unet, self.text_encoder) if train.text_encoder else (self.unet,)
         return list(itertools.chain(*(m.parameters() for m in models)))
 
     def _repeat_batches(self) -> Iterator[Any]:
@@ -158,38 +156,38 @@ class PlainLoop:
 
     def save(self, folder: Path) -> None:
         """What the scripts leave: a pipeline's directory, or an adapter's file."""
-        unet = self._accelerator.unwrap_model(self._unet)
+        unet = self.accelerator.unwrap_model(self.unet)
         if self._config.train.method == "lora":
             layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
             StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
             return
         pipeline = StableDiffusionPipeline.from_pretrained(
             self._directory, unet=unet,
-            text_encoder=self._accelerator.unwrap_model(self._text_encoder),
+            text_encoder=self.accelerator.unwrap_model(self.text_encoder),
             safety_checker=None, requires_safety_checker=False,
         )  # fmt: skip
         pipeline.save_pretrained(folder)
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
-        pixels = batch["pixel_values"].to(self._vae.dtype)
-        latents = self._vae.encode(pixels).latent_dist.sample() * self._vae.config.scaling_factor
+        pixels = batch["pixel_values"].to(self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
         noise = torch.randn_like(latents)
         last = self._schedule.config.num_train_timesteps
         timesteps = torch.randint(0, last, (len(latents),), device=latents.device).long()
         noisy = self._schedule.add_noise(latents, noise, timesteps)
-        hidden = self._text_encoder(batch["input_ids"], return_dict=False)[0]
-        prediction = self._unet(noisy, timesteps, hidden, return_dict=False)[0]
+        hidden = self.text_encoder(batch["input_ids"], return_dict=False)[0]
+        prediction = self.unet(noisy, timesteps, hidden, return_dict=False)[0]
         if self._schedule.config.prediction_type == "v_prediction":
             noise = self._schedule.get_velocity(latents, noise, timesteps)
         prediction, class_prediction = torch.chunk(prediction, 2, dim=0)
         target, class_target = torch.chunk(noise, 2, dim=0)
         loss = F.mse_loss(prediction.float(), target.float(), reduction="mean")
         prior_loss = F.mse_loss(class_prediction.float(), class_target.float(), reduction="mean")
-        self._accelerator.backward(loss + self._config.prior.weight * prior_loss)
-        if self._accelerator.sync_gradients:
-            self._accelerator.clip_grad_norm_(self._weights, self._config.train.max_grad_norm)
-        self._optimizer.step()
+        self.accelerator.backward(loss + self._config.prior.weight * prior_loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self._weights, self._config.train.max_grad_norm)
+        self.optimizer.step()
         self._scheduler.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         # The scripts show the loss on their progress bar and give it to the tracker.
-        self._accelerator.log({"loss": loss.detach().item()})
+        self.accelerator.log({"loss": loss.detach().item()})

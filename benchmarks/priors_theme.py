@@ -23,13 +23,13 @@ from benchmarks.measure import BenchmarkCase, ElapsedTime, compare_sides
 from benchmarks.sample_theme import make_pipeline
 from benchmarks.theme import Setting
 from cluster.session import connection
+from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import model_directory, model_hash
-from dreambooth_ray.priors.actor_pool import ActorPool
-from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
 from dreambooth_ray.storage.store import Store
@@ -37,6 +37,7 @@ from dreambooth_ray.storage.store import Store
 CHUNK = 8
 PROMPT = "a robot"
 GUIDANCE = 3.0
+WORDS = PoolWords("class-image", "lower --workers", "lower --workers")
 
 
 class PipelineSampler:
@@ -89,7 +90,7 @@ def _read_idle_s() -> float:
     return int(words[4]) / os.sysconf("SC_CLK_TCK")
 
 
-class PriorPool:
+class PriorActors:
     """Our pool, its actors alive from turn to turn; every turn samples new chunks."""
 
     def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
@@ -104,11 +105,14 @@ class PriorPool:
         store = open_set(Store(str(folder)), spec)
         remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
         workers = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
-        self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in workers]
-        self._processes = list[psutil.Process]()
         worker_iterator: Iterator[Any] = iter(workers)
         span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
-        self._actor_pool = ActorPool(lambda: next(worker_iterator), span, actors, wait_s)
+        self._actor_pool = ActorPool[Any](
+            lambda: next(worker_iterator), span, actors, wait_s, WORDS
+        )
+        # Answered once they have loaded, which the pool has asked of them.
+        self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in workers]
+        self._processes = list[psutil.Process]()
         self._next_chunk = 0
 
     def wait_until_ready(self) -> None:
@@ -119,9 +123,13 @@ class PriorPool:
         """So many chunks, committed."""
         chunk_numbers = list(range(self._next_chunk, self._next_chunk + chunks))
         self._next_chunk += chunks
+
+        def start_chunk(actor: Any, number: int) -> Any:
+            return actor.generate.remote(number)
+
         start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
         while chunk_numbers:
-            for number, _ in self._actor_pool.process_chunks(chunk_numbers, None):
+            for number, _ in self._actor_pool.process_chunks(chunk_numbers, start_chunk):
                 if number in chunk_numbers:
                     chunk_numbers.remove(number)
         return ElapsedTime(time.perf_counter() - start_s, self._cpu_s() - start_cpu_s)
@@ -141,8 +149,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         connection(ClusterConfig(), 3 * actors + 2, is_bare=True),
     ):
         ray.data.DataContext.get_current().enable_progress_bars = False
-        many = PriorPool(setting, steps, Path(name) / "many", actors)
-        one = PriorPool(setting, steps, Path(name) / "one", 1)
+        many = PriorActors(setting, steps, Path(name) / "many", actors)
+        one = PriorActors(setting, steps, Path(name) / "one", 1)
         many.wait_until_ready()
         one.wait_until_ready()
 

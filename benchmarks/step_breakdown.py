@@ -30,12 +30,12 @@ def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, A
         return run
 
     for name, (owner, method) in {
-        "denoiser, forward": (loop._unet, "forward"),
-        "text encoder, forward": (loop._text_encoder, "forward"),
-        "autoencoder": (loop._vae, "encode"),
-        "backward": (loop._accelerator, "backward"),
-        "clipping": (loop._accelerator, "clip_grad_norm_"),
-        "optimizer": (loop._optimizer, "step"),
+        "denoiser, forward": (loop.unet, "forward"),
+        "text encoder, forward": (loop.text_encoder, "forward"),
+        "autoencoder": (loop.vae, "encode"),
+        "backward": (loop.accelerator, "backward"),
+        "clipping": (loop.accelerator, "clip_grad_norm_"),
+        "optimizer": (loop.optimizer, "step"),
     }.items():
         setattr(owner, method, timed(name, getattr(owner, method)))
     torch.set_num_threads(1)

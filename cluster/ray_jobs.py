@@ -114,7 +114,9 @@ class RayJobs:
                 metadata=metadata,
             )
         except RuntimeError as error:
-            if "already" not in str(error):
+            # Ray's error has neither type nor status; whether the job is there tells them apart.
+            existing = self.find(run_id)
+            if existing is None or existing.submission_id != submission_id:
                 raise CapacityError(f"{self._entry.address} took no job: {error}") from error
         return RunJob(run_id, run.uri, "pending", submission_id, attempt, 0)
 

@@ -251,7 +251,8 @@ def _make_session_config(
 ) -> Config:
     """Configuration of a session: where it runs, and for how many actors."""
     from dreambooth_ray.config.machines import ClusterConfig
-    from dreambooth_ray.config.schema import PriorConfig, SubjectConfig
+    from dreambooth_ray.config.prior import PriorConfig
+    from dreambooth_ray.config.schema import SubjectConfig
 
     subject = SubjectConfig(photos=photos, identifier=case.identifier, class_noun=case.class_noun)
     cluster = ClusterConfig(address=address or None, gpus=gpus)

@@ -21,7 +21,7 @@ from dreambooth_ray.imports import imported_meanwhile, large_imports
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.preparation import Display, PreparedRun
 from dreambooth_ray.priors.class_folder import ClassImageFolder
-from dreambooth_ray.priors.generation import PriorRequest, generate_priors, has_room, open_set
+from dreambooth_ray.priors.prior_generation import PriorRequest, generate_priors, has_room, open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import with_absolute_paths

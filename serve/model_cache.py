@@ -20,7 +20,7 @@ from dreambooth_ray.models.source import base_directory, model_directory, model_
 from dreambooth_ray.models.weight_files import STEMS, find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.manifest import MANIFEST, download_folder
+from dreambooth_ray.storage.manifest import MANIFEST, download_whole
 from dreambooth_ray.storage.store import Store
 from serve.replica_messages import Artifact
 
@@ -192,12 +192,7 @@ class ModelCache:
             raise CheckpointError(f"model {artifact.id} has changed in storage; ask again")
         folder = self._cache / artifact.id
         shutil.rmtree(folder, ignore_errors=True)
-        try:
-            download_folder(store, str(artifact.folder), folder, manifest)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        (folder / MANIFEST).write_bytes(manifest)
+        download_whole(store, str(artifact.folder), folder, manifest)
         return folder
 
     def _add_engine(self, id_: str, directory: Path, size_bytes: int, *, base: bool) -> None:

@@ -76,9 +76,9 @@ def read_provenance(data: bytes) -> dict[str, Any]:
             c2pa.Reader(_media_type(data), io.BytesIO(data), context=context) as reader,
         ):
             content = json.loads(reader.json())
+    except c2pa.C2paError.ManifestNotFound:
+        return {"found": False}
     except c2pa.C2paError as error:
-        if "ManifestNotFound" in type(error).__name__ or "no JUMBF" in str(error):
-            return {"found": False}
         return {"found": True, "valid": False, "problems": [str(error)]}
     active = content["manifests"][content["active_manifest"]]
     problems = [

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.conditions import read_conditions
 from benchmarks.gpu import device as devices
-from benchmarks.gpu import sampling, training
+from benchmarks.gpu import sampling, train_cases
 from benchmarks.gpu.models import SD15, TINY
 from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.models.precision import resolve_device
@@ -55,8 +55,8 @@ def list_cases(size: Any, device: torch.device, is_dry: bool) -> list[tuple[str,
     """Name and measurement of each case, the most telling first."""
     num_timed = 2 if is_dry else 20
     cases = [
-        (f"training: {case.name}", partial(training.measure_case, case, size, device, num_timed))
-        for case in training.CASES
+        (f"training: {case.name}", partial(train_cases.measure_case, case, size, device, num_timed))
+        for case in train_cases.CASES
         if not (is_dry and ("adamw8bit" in case.name or "8-bit" in case.name))
     ]
     steps, repeats = (3, 1) if is_dry else (25, 2)
@@ -64,7 +64,7 @@ def list_cases(size: Any, device: torch.device, is_dry: bool) -> list[tuple[str,
         ("sampling", partial(sampling.measure, size, device, steps, repeats)),
         ("half precision", partial(sampling.measure_half_error, device, steps)),
     ]
-    repeated = ("repeats", partial(training.measure_repeats, size, device))
+    repeated = ("repeats", partial(train_cases.measure_repeats, size, device))
     # Those that compile come last: they take as long as all others.
     return [*cases[:2], *sampling_cases, *cases[2:-2], repeated, *cases[-2:]]
 

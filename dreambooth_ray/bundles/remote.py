@@ -1,8 +1,6 @@
 """Bundles in object storage, downloaded once and verified."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -38,18 +36,8 @@ def resolve_model(uri: str) -> str:
         ) from error
     folder = cache_folder() / manifest.bytes_hash(manifest_bytes)[:32]
     if not folder.is_dir():
-        _download_bundle(store, manifest_bytes, folder)
+        try:
+            manifest.download_whole(store, "", folder, manifest_bytes)
+        except OSError as error:
+            raise CheckpointError(f"{store.uri} can't be copied to {folder}: {error}") from error
     return str(folder)
-
-
-def _download_bundle(store: Store, manifest_bytes: bytes, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-    try:
-        manifest.download_folder(store, "", partial, manifest_bytes)
-        (partial / manifest.MANIFEST).write_bytes(manifest_bytes)
-        if not folder.is_dir():
-            partial.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"{store.uri} can't be copied to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

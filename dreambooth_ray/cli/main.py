@@ -23,8 +23,8 @@ from dreambooth_ray.cli import (
     identifier,
     jobs,
     preflight,
+    print_schema,
     priors,
-    schema,
     serve,
     toyworld,
     train,
@@ -38,7 +38,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Prepare": [
         doctor.doctor,
         identifier.identifier,
-        schema.schema,
+        print_schema.schema,
         preflight.preflight,
         priors.app,
     ],

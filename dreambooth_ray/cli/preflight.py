@@ -37,7 +37,7 @@ def preflight(
 
 def refuse_fatal_findings(config: "Config", entry: "ClusterEntry | None") -> None:
     """Print what preflight finds; raises ConfigError if a finding is fatal."""
-    from cluster.preflight import format_findings, run_preflight
+    from cluster.preflight_checks import format_findings, run_preflight
 
     findings = run_preflight(config, entry)
     for line in format_findings(findings):

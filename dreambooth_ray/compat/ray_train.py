@@ -1,11 +1,13 @@
-"""Ray Train's controller in a thread of the process that starts a run.
+"""Ray Train's trainer, with its controller in a thread of the process that starts a run.
 
-Ray Train runs it as an actor: a process more that starts and imports before any worker does, 2.5
-seconds of a start. It dies with its driver either way. Here it is at hand: a run is ended by a
-call, and failures are judged where the person reads.
+Ray Train runs the controller as an actor: a process more that starts and imports before any worker
+does, 2.5 seconds of a start. It dies with its driver either way. Here it is at hand: a run is ended
+by a call, and failures are judged where the person reads. Each helper of Ray Train is a process
+that starts, too: a second of processor time while the workers start.
 
-Of Ray Train's private parts this uses TrainController and its worker_group_cls, and three methods
-of WorkerGroup; tests/unit/training/test_controller.py holds them.
+Private: TorchTrainer._create_default_callbacks and _initialize_and_run_controller; TrainController,
+its worker_group_cls and _worker_group; of WorkerGroup what `_WorkerGroup` overrides and reads;
+three names of the environment.
 """
 
 import asyncio
@@ -18,13 +20,17 @@ from typing import Any
 
 import ray
 from ray.train import Result
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import (
     ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR,
     ENABLE_PREEMPTION_WATCHER_ENV_VAR,
     HEALTH_CHECK_INTERVAL_S_ENV_VAR,
 )
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+from dreambooth_ray.compat.ray_policies import FailFastPolicy, NoAutoscalerPolicy, RestartDecider
 
 # How long an ended run's thread is waited for: it may be inside a call of Ray.
 _END_TIMEOUT_S = 5.0
@@ -36,6 +42,47 @@ _SETTINGS = {
 }
 # An actor that asks whether hosts are about to be taken away. Nobody takes a local Ray's.
 _LOCAL_SETTINGS = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+_NEEDLESS_CALLBACKS = {
+    # Hands out shards of Ray Datasets: runs read their photographs themselves.
+    "DatasetsCallback",
+    # Gives back the machines of a controller actor that died. Ours is no actor, and what a driver
+    # has reserved is given back when it ends.
+    "PlacementGroupCleanerCallback",
+}
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Does not try again what can't go better, starts no helper in vain, and can be ended."""
+
+    def __init__(
+        self, *arguments: Any, is_local: bool, restarts: RestartDecider, **settings: Any
+    ) -> None:
+        """is_local: on a Ray of this process's own; restarts: whether failed workers start again"""
+        super().__init__(*arguments, **settings)
+        self._is_local, self._restarts = is_local, restarts
+        self._controller: ControllerThread | None = None
+        self._is_ended = False
+
+    def end(self) -> None:
+        """Kill the workers and let `fit` return, or never begin; from any thread."""
+        self._is_ended = True
+        if self._controller is not None:
+            self._controller.end()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [
+            callback for callback in callbacks if type(callback).__name__ not in _NEEDLESS_CALLBACKS
+        ]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["failure_policy"] = FailFastPolicy(settings["failure_policy"], self._restarts)
+        if self._is_local and type(settings["scaling_policy"]) is FixedScalingPolicy:
+            settings["scaling_policy"] = NoAutoscalerPolicy(self.scaling_config)
+        self._controller = ControllerThread(settings, self._is_local)
+        if self._is_ended:
+            self._controller.end()
+        return self._controller.run()
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]

@@ -61,6 +61,12 @@ class ClusterConfig(Section):
         return self.address or os.environ.get("RAY_ADDRESS")
 
     @property
+    def workers_text(self) -> str:
+        """workers as a configuration has them."""
+        workers = self.workers
+        return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"
+
+    @property
     def span(self) -> Span:
         """workers as bounds."""
         if isinstance(self.workers, Span):

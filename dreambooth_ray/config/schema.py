@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, Span, StorageConfig
+from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, StorageConfig
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 from dreambooth_ray.config.training import (
@@ -42,40 +43,6 @@ class SubjectConfig(Section):
     prompts: tuple[Text, ...] = Field(
         (), description="captions where none is given, one at random; none is train.prompt alone"
     )
-
-
-class PriorConfig(SamplingParams):
-    """Class images, made by the base model, that keep its knowledge of the class."""
-
-    count: int = Field(100, ge=0, description="class images; 0 trains without prior preservation")
-    folder: Text | None = Field(None, description="your own class photographs, instead of drawn")
-    stream: bool = Field(True, description="train while they are still being drawn")
-    actors: int | Span = Field(1, description="Ray actors that draw them; or {min, max}")
-    num_cpus: float = Field(1.0, ge=0, description="CPU cores of an actor, by Ray's counting")
-    num_gpus: float | None = Field(
-        None, ge=0, description="GPUs of an actor, fractions allowed; by cluster.gpus if not given"
-    )
-    resources: dict[str, float] = Field({}, description="Ray custom resources of an actor")
-    weight: float = Field(1.0, ge=0, description="lambda of the prior-preservation loss")
-    prompt: Text | tuple[Text, ...] = Field(
-        "a {class_noun}", description="{class_noun} is filled in; several take turns"
-    )
-    batch_size: int = Field(8, ge=1, description="images an actor draws at once")
-
-    @property
-    def span(self) -> Span:
-        """actors as bounds."""
-        if isinstance(self.actors, Span):
-            return self.actors
-        return Span(min=1, max=self.actors)
-
-    @model_validator(mode="after")
-    def _some_actor_and_prompt(self) -> "PriorConfig":
-        if isinstance(self.actors, int) and self.actors < 1:
-            raise ValueError(f"prior.actors={self.actors} must be at least 1")
-        if not self.prompt:
-            raise ValueError("prior.prompt is an empty list; give at least one")
-        return self
 
 
 class SampleConfig(SamplingParams):
@@ -200,7 +167,7 @@ class Config(Section):
             if size % num_workers:
                 raise ValueError(
                     f"train.batch_size={size} can't be shared evenly by {num_workers} workers, "
-                    f"which cluster.workers={_format_workers(self.cluster.workers)} allows; make "
+                    f"which cluster.workers={self.cluster.workers_text} allows; make "
                     "the one a multiple of the other"
                 )
         share = size // span.max
@@ -317,10 +284,6 @@ class Config(Section):
         """A template with {identifier} and {class_noun} of a subject."""
         words = template.replace("{identifier}", self.word(subject))
         return words.replace("{class_noun}", subject.class_noun)
-
-
-def _format_workers(workers: int | Span) -> str:
-    return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"
 
 
 def can_be_graphed(config: Config) -> bool:

@@ -42,6 +42,7 @@ def growing_set_index(seed: int, purpose: int, position: int, size: int, total: 
     if is_new:
         return head + num_introduced
     uniform, head_uniform = np.random.default_rng([seed, purpose, position]).random(2)
+    # A root of a uniform number is above it: newer items come more often than older ones.
     repeat_index = int((head + num_introduced) * uniform ** (1 / _LEAN))
     # Those of the head came all at once: none of them is newer than another.
     return repeat_index if repeat_index >= head else int(head * head_uniform)

@@ -7,7 +7,7 @@ import ray
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 
-ACTOR_RESTARTS = 3
+MAX_RESTARTS = 3
 
 
 def has_room_beside(cluster: ClusterConfig, resources: dict[str, float]) -> bool:
@@ -19,12 +19,17 @@ def has_room_beside(cluster: ClusterConfig, resources: dict[str, float]) -> bool
     return resources.get(kind, 0.0) >= cluster.span.max + 1
 
 
-def build_actor_class(kind: type, gpu: bool, num_cpus: float = 1) -> Any:
-    """`kind` as an actor with one core, and one GPU if `gpu`; a dead process is replaced."""
+def build_actor_class(
+    kind: type, gpu: bool, *, num_cpus: float = 1, max_restarts: int = MAX_RESTARTS
+) -> Any:
+    """`kind` as an actor with `num_cpus` cores, and one GPU if `gpu`.
+
+    max_restarts: how often Ray itself replaces a dead process and repeats its call; 0 for a pool's
+    """
     return ray.remote(
         num_cpus=num_cpus,
         num_gpus=1 if gpu else 0,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
+        max_restarts=max_restarts,
+        max_task_retries=max_restarts,
         runtime_env=worker_environment(),
     )(kind)

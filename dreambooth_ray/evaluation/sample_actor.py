@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from PIL import Image
-from ray.util import ActorPool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.actor_pool import ActorPool, PoolWords
+from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.protocol import (
     Encoders,
@@ -22,13 +21,18 @@ from dreambooth_ray.evaluation.protocol import (
     Protocol,
     split_chunks,
 )
-from dreambooth_ray.evaluation.ray_actor import ACTOR_RESTARTS, build_actor_class
+from dreambooth_ray.evaluation.ray_actor import build_actor_class
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request, png_receipt
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 
 _VECTORS = "vectors.safetensors"
+_WORDS = PoolWords(
+    "evaluation",
+    when_memory_runs_out="run again with fewer --actors",
+    when_room_is_short="run again with fewer --actors, or where there is more room",
+)
 
 
 def chunk_name(index: int) -> str:
@@ -57,9 +61,13 @@ class SampleActor:
         self._device = "cuda" if gpu else "cpu"
         self._directory, self._spec, self._prompts = Path(directory), spec, prompts
         self._store = Store(store_uri)
+
+    def ready(self) -> bool:
+        """Load model and encoders; True once they are."""
         self._engine = Engine(self._directory, device=self._device)
-        uris = sorted(set(encoder_uris(spec.protocol.encoders).values()))
+        uris = sorted(set(encoder_uris(self._spec.protocol.encoders).values()))
         self._encoders = [load_encoder(uri, self._device) for uri in uris]
+        return True
 
     def generate_samples(self, chunk: int) -> int:
         """Generate, embed and commit one chunk; returns how many images it holds."""
@@ -110,8 +118,8 @@ def generate_samples(
 ) -> None:
     """Commit every chunk that is missing; on_progress(done, total) is called in images.
 
-    An actor that dies is started again and its chunk generated again, with the same images.
-    raises: DreamBoothError if an actor keeps failing
+    An actor that dies is replaced and its chunk generated again, with the same images.
+    raises: DreamBoothError if chunks keep failing, CapacityError if no actor starts in time
     """
     committed, all_chunks = committed_chunks(store), split_chunks(len(prompts))
     todo = [k for k in range(len(all_chunks)) if k not in committed]
@@ -120,28 +128,25 @@ def generate_samples(
     if not todo:
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
-    actor_class = build_actor_class(SampleActor, gpu)
-    actor_handles: list[Any] = [
-        actor_class.remote(str(directory), store.uri, spec, prompts, gpu)
-        for _ in range(min(actors, len(todo)))
-    ]
+    actor_class = build_actor_class(SampleActor, gpu, max_restarts=0)
+
+    def create_actor() -> Any:
+        return actor_class.remote(str(directory), store.uri, spec, prompts, gpu)
+
+    def start_chunk(actor: Any, chunk: int) -> Any:
+        return actor.generate_samples.remote(chunk)
+
+    span = Span(min=1, max=actors)
+    actor_pool = ActorPool[int](create_actor, span, len(todo), ClusterConfig().wait_s, _WORDS)
     try:
-        for count in ActorPool(actor_handles).map_unordered(
-            lambda actor, k: actor.generate_samples.remote(k), todo
-        ):
-            num_done += count
-            on_progress(num_done, len(prompts))
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", error)
-        raise cause if isinstance(cause, DreamBoothError) else error from None
-    except ray.exceptions.RayError as error:
-        raise DreamBoothError(
-            f"an evaluation actor failed {ACTOR_RESTARTS + 1} times: {error}; run again to go on, "
-            "with fewer --actors if memory ran out"
-        ) from error
+        while todo:
+            for chunk, count in actor_pool.process_chunks(todo, start_chunk):
+                if chunk in todo:  # a slow one may come twice
+                    todo.remove(chunk)
+                    num_done += count
+                    on_progress(num_done, len(prompts))
     finally:
-        for actor in actor_handles:
-            ray.kill(actor)
+        actor_pool.close()
 
 
 def collect_samples(

@@ -10,11 +10,10 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dreambooth_ray.compat.torch_memory import PeakTracker, fake_tensors, list_weights
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.memory.peak_tracker import PeakTracker
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
@@ -42,7 +41,7 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
         apply_method(config, parts)
     counts = _count_weights(config, parts)
     _prepare_modules(config, parts)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         for model in (parts.unet, parts.text_encoder):
             _replace_tensors(model)
         counts["with_gradients"] = _find_peak(config, parts, batch, keeps_gradients=True)
@@ -66,13 +65,11 @@ def _build_parts(directory: Path, tokenizer: CLIPTokenizer) -> Components:
 def _replace_tensors(model: nn.Module) -> None:
     """Put fake tensors of a CPU there: the meta device knows neither autocast nor its kernels."""
     for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                fake = torch.empty_like(weight, device="cpu")
-                module._parameters[name] = nn.Parameter(fake, weight.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            fake = torch.empty_like(weight, device="cpu")
+            module.register_parameter(name, nn.Parameter(fake, weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
 def _prepare_modules(config: Config, parts: Components) -> None:
@@ -138,7 +135,7 @@ def _find_peak(config: Config, parts: Components, batch: int, *, keeps_gradients
     side = config.train.resolution // parts.latent_factor
     length, width = text_config.max_position_embeddings, text_config.hidden_size
     dtype = autocast_dtype(config.train.precision)
-    with PeakTracker((parts.unet, text_encoder)) as peak:
+    with PeakTracker(list_weights([parts.unet, text_encoder])) as peak:
         latents = torch.empty(batch, parts.unet.config.in_channels, side, side)
         timesteps = torch.zeros(batch, dtype=torch.int64)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -5,30 +5,16 @@ lifetimes are real, so the peak is what the true pass would allocate, at no cost
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dreambooth_ray.compat.torch_memory import measure_peak_bytes
 from dreambooth_ray.errors import CapacityError
-from dreambooth_ray.memory.peak_tracker import PeakTracker
 
 _SHARE_OF_MEMORY = 0.8
 _MIB = 2**20
-
-
-def _peak_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        torch.no_grad(),
-        PeakTracker((network,)) as peak,
-    ):
-        forward()
-    return int(peak.peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,7 @@ def _run_measurement(
     weights = sum(p.numel() * p.element_size() for part in (unet, vae) for p in part.parameters())
     area = side * side
     return SamplingFootprint(
-        weights, _peak_bytes(unet, forward) / area, _peak_bytes(vae, decode) / area
+        weights, measure_peak_bytes(unet, forward) / area, measure_peak_bytes(vae, decode) / area
     )
 
 

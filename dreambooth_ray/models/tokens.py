@@ -103,8 +103,7 @@ def add_words(
 
 def _extend_table(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> None:
     weights = torch.cat([table.weight.detach(), rows])
-    num_words, width = weights.shape
-    wider = nn.Embedding(num_words, width, _weight=weights)
+    wider = nn.Embedding.from_pretrained(weights, freeze=False)  # type: ignore[no-untyped-call]
     encoder.set_input_embeddings(wider)
     encoder.config.vocab_size = len(weights)
 

@@ -14,6 +14,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from dreambooth_ray.compat.torch import run_as_traced
+
 # Tracing a small UNet takes the time that about so many traced forwards save.
 WARMUP_CALLS = 100
 # Most traces of one network: one serves all shapes that it is right for.
@@ -67,7 +69,7 @@ class TracedForward:
                 return output
         trace = self._trace_by_key[key]
         return torch.as_tensor(
-            self._network(*inputs) if trace is None else _run_trace(trace, inputs)
+            self._network(*inputs) if trace is None else run_as_traced(trace, inputs)
         )
 
     @torch.no_grad()
@@ -98,16 +100,10 @@ def _trace_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 def _trace_matches(trace: Any, inputs: tuple[Tensor, ...], reference: Tensor) -> bool:
     try:
-        output = _run_keeping_rng(lambda *x: _run_trace(trace, x), inputs)
+        output = _run_keeping_rng(lambda *x: run_as_traced(trace, x), inputs)
     except RuntimeError:  # traced for other shapes
         return False
     return torch.equal(output, reference)
-
-
-def _run_trace(trace: Any, inputs: tuple[Tensor, ...]) -> Any:
-    # torch's graph optimizer has other derivatives, which round differently.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return trace(*inputs)
 
 
 def _run_keeping_rng(forward: Any, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -56,6 +56,8 @@ class PriorSpec:
 
 def select_records(spec: PriorSpec, records: dict[int, list[PriorRecord]]) -> PriorSelection:
     """The images that count, of the chunks committed without a gap from the first."""
+    # Which image is the n-th depends on all before it: blanks and doubles give way to later ones.
+    # Beyond a gap that is not known yet. So any number of actors, in any order, makes one set.
     selection = PriorSelection(accept_all=bool(spec.folder_digest))
     while selection.num_chunks in records:
         selection.extend(records[selection.num_chunks])

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from dreambooth_ray.priors.generation import PriorRequest
+from dreambooth_ray.priors.prior_generation import PriorRequest
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 

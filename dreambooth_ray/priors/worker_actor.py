@@ -20,13 +20,14 @@ class PriorWorkerActor:
         gpu: bool,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
+        self._arguments = directory, set_uri, spec, gpu, storage_options
+
+    def ready(self) -> bool:
+        """Load the model; True once it is."""
         with large_imports():
             from dreambooth_ray.priors.prior_worker import PriorWorker  # noqa: PLC0415  see above
 
-        self._worker = PriorWorker(directory, set_uri, spec, gpu, storage_options)
-
-    def ready(self) -> bool:
-        """True once the model is loaded."""
+        self._worker = PriorWorker(*self._arguments)
         return True
 
     def generate(self, number: int, image_files: list[bytes] | None = None) -> list["PriorRecord"]:

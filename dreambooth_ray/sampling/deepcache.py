@@ -7,7 +7,6 @@ its downsampling, and the last up block.
 Legend: R rows, F features, h, w latent sides.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +14,17 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from dreambooth_ray.compat.torch import copy_module
+
 
 class DeepCache:
     """`network` shares all weights with the UNet, and has only its outermost blocks."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._last_block = unet.up_blocks[-1]
-        first_block = _clone_module(unet.down_blocks[0])
+        first_block = copy_module(unet.down_blocks[0])
         first_block.downsamplers = None
-        self.network = _clone_module(unet)
+        self.network = copy_module(unet)
         self.network.down_blocks = nn.ModuleList([first_block])
         self.network.mid_block = None
         self.network.up_blocks = nn.ModuleList([self._last_block])
@@ -56,10 +57,3 @@ class DeepCache:
             yield
         finally:
             handle.remove()
-
-
-def _clone_module(module: Any) -> Any:
-    """A copy with its own list of children; the children themselves are shared."""
-    clone = copy.copy(module)
-    clone._modules = dict(module._modules)
-    return clone

@@ -15,14 +15,13 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
+from dreambooth_ray.compat.peft import mixed_adapters, unload_adapters
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.graphed_forward import GraphedForward
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
 from dreambooth_ray.sampling.deepcache import DeepCache
 from dreambooth_ray.sampling.lora_batching import AdapterNames, LoraBatch
-
-_BASE = "__base__"
 
 
 class AdaptedNetwork:
@@ -82,10 +81,7 @@ class AdaptedNetwork:
                 self._wrapped.delete_adapter(name)
             self.lora_batch = LoraBatch(self._wrapped)
             return
-        self.network = self._wrapped.unload()
-        # peft leaves this attribute behind, and would take it for an adapter.
-        with suppress(AttributeError):
-            del self.network.peft_config
+        self.network = unload_adapters(self._wrapped)
         self._wrapped = self.lora_batch = None
 
     def is_unbatchable(self, adapter: str | None) -> bool:
@@ -123,9 +119,7 @@ class AdaptedNetwork:
         if adapter_names[0] in self._unbatchable:
             self._wrapped.set_adapter(adapter_names[0])
             return network(*inputs, **options)
-        # As PeftModel.forward does, for a network that may not be its own.
-        peft_names = [a or _BASE for a in adapter_names]
-        with self._wrapped._enable_peft_forward_hooks(adapter_names=peft_names):
+        with mixed_adapters(self._wrapped, adapter_names):
             return network(*inputs, **options)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from dreambooth_ray.errors import CapacityError, ConfigError
-from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.precision import (
     place_for_sampling,
@@ -22,9 +21,9 @@ from dreambooth_ray.models.precision import (
 )
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
-from dreambooth_ray.sampling.denoiser import AdaptedNetwork, Denoiser, Row
+from dreambooth_ray.sampling.adapter_folder import check_adapter_folder
+from dreambooth_ray.sampling.denoiser import AdaptedNetwork, Denoiser
 from dreambooth_ray.sampling.device_pacer import DevicePacer
-from dreambooth_ray.sampling.guidance import apply_guidance, build_rows, cache_features
 from dreambooth_ray.sampling.initial_latents import build_initial_state
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.sampling.request import Request
@@ -35,8 +34,8 @@ from dreambooth_ray.sampling.request_handle import (
     SampleOutput,
 )
 from dreambooth_ray.sampling.request_validator import RequestValidator
+from dreambooth_ray.sampling.shared_step import advance_together
 from dreambooth_ray.sampling.step_queue import StepQueue
-from dreambooth_ray.sampling.trajectory import advance_state
 from dreambooth_ray.sampling.vae import LatentCodec
 
 
@@ -175,16 +174,7 @@ class Engine:
 
         raises: ConfigError if it is no LoRA, of another model, or has learned words
         """
-        if (folder / tokens.FILE).is_file():
-            raise ConfigError(
-                f"{folder} brings learned words, which one tokenizer can't have for some requests "
-                "only; `dreambooth export --format diffusers` makes a model of its own of it"
-            )
-        if (folder / "scheduler").is_dir():
-            raise ConfigError(
-                f"{folder} was trained with zero terminal SNR, a schedule that its base model has "
-                "not; `dreambooth export --format diffusers` makes a model of its own of it"
-            )
+        check_adapter_folder(folder)
         with self._step_lock:
             self._denoiser.adapted.add_adapter(name, folder / "unet")
             if (folder / "text_encoder").is_dir():
@@ -284,17 +274,8 @@ class Engine:
     def _advance_batch(self, handles: list[RequestHandle]) -> None:
         """One forward for all, one solver step for each."""
         self._pacer.wait()
-        states = [handle.state for handle in handles if handle.state is not None]
-        rows: list[Row] = []
-        for handle, state in zip(handles, states, strict=True):
-            rows += build_rows(handle.request, state)
-        predictions = iter(self._denoiser(rows))
-        remaining_rows = iter(rows)
-        for handle, state in zip(handles, states, strict=True):
-            outputs = [(next(remaining_rows), next(predictions)) for _ in range(state.num_rows)]
-            cache_features(handle.request, state, [row.cached_features for row, _ in outputs])
-            prediction = apply_guidance(handle.request, state, *(value for _, value in outputs))
-            advance_state(handle.request, state, prediction)
+        batch = [(h.request, h.state) for h in handles if h.state is not None]
+        advance_together(batch, self._denoiser)
         self._pacer.mark()
 
     def _deliver_results(self, handles: list[RequestHandle]) -> None:

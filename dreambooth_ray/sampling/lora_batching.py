@@ -12,9 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+
+from dreambooth_ray.compat.peft import (
+    has_adapter,
+    is_plain_lora,
+    list_lora_layers,
+    lora_rank,
+    lora_weights,
+)
 
 # Of each row: the adapter's name, or None for the network without one.
 AdapterNames = tuple[str | None, ...]
@@ -24,8 +30,7 @@ class LoraBatch:
     """The LoRA layers that peft put into a network; built again when adapters come or go."""
 
     def __init__(self, network: nn.Module) -> None:
-        lora_layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LoraLayer)]
-        self._layers = [_BatchedLayer(name, layer) for name, layer in lora_layers]
+        self._layers = [_BatchedLayer(name, m) for name, m in list_lora_layers(network)]
         self._names: AdapterNames = ()
 
     def supports(self, names: AdapterNames) -> bool:
@@ -42,7 +47,11 @@ class LoraBatch:
         return tuple(layer.name for layer in self._layers if layer.weights is not None)
 
     def replace_weights(self, weights: Sequence[Tensor]) -> None:
-        """Use these weights instead, in the order of `weights()`."""
+        """Use these weights instead, in the order of `weights()`.
+
+        A trace keeps every tensor that it meets as a constant, unless it is one of its inputs. So
+        weights go in as inputs and are put back here: one trace then serves whichever adapters.
+        """
         replacements = iter(weights)
         for layer in self._layers:
             if layer.weights is not None:
@@ -70,27 +79,24 @@ class _BatchedLayer:
 
     def __init__(self, name: str, layer: Any) -> None:
         self.name, self._layer, self.is_on = name, layer, False
+        # By its class: `layer.forward` may be the wrapper of an earlier LoraBatch, which is built
+        # anew whenever adapters come or go.
         self._original_forward = functools.partial(type(layer).forward, layer)
         self.weights: tuple[Tensor, Tensor] | None = None
         self._padded_weights: dict[tuple[str | None, int], tuple[Tensor, Tensor]] = {}
         layer.forward = self
 
     def supports(self, names: set[str | None]) -> bool:
-        layer_names = names & set(self._layer.lora_A)
-        if not layer_names:
-            return not names & set(self._layer.lora_embedding_A)
-        linear = isinstance(self._layer, Linear) and isinstance(self._layer.base_layer, nn.Linear)
-        biased = any(self._layer.lora_bias[name] for name in layer_names)
-        return linear and not biased and not layer_names & set(self._layer.lora_variant)
+        return is_plain_lora(self._layer, names)
 
     @torch.no_grad()
     def stack_weights(self, names: AdapterNames) -> None:
         """Stacks weights to (R, I, r) and (R, r, O); None where no row has any here."""
-        layer_names = {name for name in names if name in self._layer.lora_A}
+        layer_names = {name for name in names if name and has_adapter(self._layer, name)}
         if not layer_names:
             self.weights = None
             return
-        rank = max(self._layer.r[name] for name in layer_names)
+        rank = max(lora_rank(self._layer, name) for name in layer_names)
         padded_weights = [
             self._pad_weights(name if name in layer_names else None, rank) for name in names
         ]
@@ -106,9 +112,8 @@ class _BatchedLayer:
             down = like.new_zeros(layer.in_features, rank)
             up = like.new_zeros(rank, layer.out_features)
             if name is not None:
-                r = layer.r[name]
-                down[:, :r] = layer.lora_A[name].weight.T
-                up[:r] = layer.lora_B[name].weight.T * layer.scaling[name]
+                r = lora_rank(layer, name)
+                down[:, :r], up[:r] = lora_weights(layer, name)
             self._padded_weights[name, rank] = down, up
         return self._padded_weights[name, rank]
 
@@ -120,6 +125,9 @@ class _BatchedLayer:
         if self.weights is None:
             return base_output
         down, up = self.weights
+        # x down is (R, T, r), then up: never the product down up, which would be as large as the
+        # layer, for each row. Ranks differ between adapters, so all are padded with zeros to the
+        # largest, which adds nothing; a row without an adapter is all zeros.
         # By shape, not by len: a trace would store len as a constant.
         low = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down)
         tokens = base_output.reshape(base_output.shape[0], -1, base_output.shape[-1])

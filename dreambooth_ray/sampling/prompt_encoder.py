@@ -10,14 +10,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from compel.embeddings_provider import EmbeddingsProvider
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dreambooth_ray.compat.compel import embed_fragments
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork
-from dreambooth_ray.sampling.prompt_windows import SPLIT_MODE
 
 _WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
 MAX_WEIGHT = 5.0
@@ -77,9 +76,7 @@ class PromptEncoder:
         if len(parts) == 1 and parts[0][1] == 1.0 and len(ids) <= self._window:
             embedded = forward(self._tokenize_padded(prompt))
         else:
-            embedded = _Provider(self.tokenizer, self._adapted.network, forward).embed_fragments(
-                parts
-            )
+            embedded = embed_fragments(self.tokenizer, self._adapted.network, forward, parts)
         self._cache[key] = embedded
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
@@ -150,32 +147,3 @@ def _find_final_norm(encoder: Any) -> Callable[[Tensor], Any]:
         if name.endswith("final_layer_norm"):
             return part  # type: ignore[no-any-return]
     raise ConfigError("clip_skip needs a text encoder with a final layer norm, as CLIP's has")
-
-
-class _Provider(EmbeddingsProvider):  # type: ignore[misc]
-    """compel's chunks and weights over our own forward (its own has one fixed clip_skip)."""
-
-    def __init__(
-        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, forward: Callable[..., Tensor]
-    ) -> None:
-        super().__init__(
-            tokenizer,
-            encoder,
-            truncate=False,
-            split_long_text_mode=SPLIT_MODE,
-        )
-        self._embed = forward
-
-    def embed_fragments(self, parts: list[tuple[str, float]]) -> Tensor:
-        """Embeddings (1, k L, D) of weighted fragments."""
-        texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
-        return _as_tensor(
-            self.get_embeddings_for_weighted_prompt_fragments(
-                [texts], [weights], device=self.device
-            )
-        )
-
-    def _encode_token_ids_to_embeddings(
-        self, token_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        return self._embed(token_ids, attention_mask)

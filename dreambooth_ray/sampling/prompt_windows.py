@@ -6,11 +6,11 @@ Legend: B texts, k windows of a text, L tokens of a window, D embedding width.
 from collections.abc import Callable
 
 import torch
-from compel.embeddings_provider import EmbeddingsProvider, SplitLongTextMode
+from compel.embeddings_provider import EmbeddingsProvider
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-SPLIT_MODE = SplitLongTextMode.WORDS | SplitLongTextMode.COPY_FIRST_CLS_TOKEN
+from dreambooth_ray.compat.compel import SPLIT_MODE
 
 
 def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

@@ -105,7 +105,7 @@ def apply_step(
         after += step.noise_scale * z
     if step.keeps_history:
         history.insert(0, h)
-        del history[3:]
+        del history[3:]  # the newest is not in it yet: four in all, the most that any row weighs
     return after
 
 
@@ -143,6 +143,7 @@ def _ddim(
         spread = eta * float(
             np.sqrt((1 - alpha_bar_to) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_to))
         )
+        # What points to x0's noise and what is fresh have the target's variance together.
         towards = float(np.sqrt(1 - alpha_bar_to - spread**2))
         a, b = (target[0] * c + towards * n for c, n in zip(clean, noise, strict=True))
         steps.append(
@@ -277,6 +278,8 @@ def _dpmpp_2m(
     levels, kind, steps = _levels(sigmas), schedule.prediction_type, []
     for i in range(begin, num_steps):
         (alpha, sigma), (alpha_to, sigma_to) = levels[i], levels[i + 1]
+        # Exact if x0 were constant over the step. Second order: x0 at the step's middle, by a line
+        # through the last two; not at first (there is one), nor last (log-SNR ends in infinity).
         k = alpha * sigma_to / sigma - alpha_to
         weights: tuple[float, ...] = (-k,)
         if begin < i < num_steps - 1:

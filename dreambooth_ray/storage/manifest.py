@@ -9,6 +9,7 @@ start at pointers and see nothing else.
 
 import hashlib
 import json
+import shutil
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,6 +145,21 @@ def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> 
         if digest != file.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
     return about
+
+
+def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> None:
+    """As `download_folder`, manifest included; `local` appears whole or not at all.
+
+    Where several processes download the same, one of them makes `local`.
+    """
+    partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+    try:
+        download_folder(store, folder, partial, manifest)
+        (partial / MANIFEST).write_bytes(manifest)
+        if not local.is_dir():
+            partial.rename(local)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:

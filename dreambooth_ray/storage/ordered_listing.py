@@ -35,6 +35,21 @@ def list_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str
     return list(islice(_walk(list_folder, "", after), limit))
 
 
+def list_names(filesystem: Any, folder: str, after: str, limit: int | None) -> list[str]:
+    """Names directly in a folder that come after `after`, in order; none if there is no folder."""
+    if s3_calls.is_s3(filesystem):
+        return s3_calls.list_names(filesystem, folder, after, limit)
+    try:
+        # A flat listing asks the store once, and fails if it can't answer.
+        found_paths = filesystem.ls(folder, detail=False)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if is_bucket_gone(error):
+            raise
+        return []
+    names = sorted(PurePosixPath(found_path).name for found_path in found_paths)
+    return [name for name in names if name > after][:limit]
+
+
 def _walk(list_folder: ListFolder, folder: str, after: str) -> Iterator[str]:
     entries = [f"{folder}{name}/" if is_folder else f"{folder}{name}"
                for name, is_folder in list_folder(folder)]  # fmt: skip

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -14,13 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import local_files, s3_calls, transfer
-from dreambooth_ray.storage.ordered_listing import list_after
-from dreambooth_ray.storage.retry import (
-    PATIENCE_S,
-    explain_local_error,
-    is_bucket_gone,
-    retry_while_away,
-)
+from dreambooth_ray.storage.ordered_listing import list_after, list_names
+from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
 
 _PART_BYTES = 2**22
 _CREATE_TRIES = 5
@@ -265,22 +260,9 @@ class Store:
         after, limit: only names beyond this one, and no more than so many. What is left out costs
         no request of S3.
         """
-        names = self._call_storage(lambda: self._list_names(folder, after, limit))
-        return [name for name in names if not name.endswith(".partial")]
-
-    def _list_names(self, folder: str, after: str, limit: int | None) -> list[str]:
         path = self._full_path(folder)
-        if self.is_s3:
-            return s3_calls.list_names(self._fs, path, after, limit)
-        try:
-            # A flat listing asks the store once, and fails if it can't answer.
-            found_paths = self._fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if is_bucket_gone(error):
-                raise
-            return []
-        names = sorted(PurePosixPath(found_path).name for found_path in found_paths)
-        return [name for name in names if name > after][:limit]
+        names = self._call_storage(lambda: list_names(self._fs, path, after, limit))
+        return [name for name in names if not name.endswith(".partial")]
 
     def remove_file(self, name: str) -> None:
         """Remove a file, if there. One request."""

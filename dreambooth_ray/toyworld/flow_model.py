@@ -16,6 +16,8 @@ from diffusers import (
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
+from dreambooth_ray.compat.diffusers import name_source
+
 TEXT_WIDTH = 128
 SHIFT = 1.0  # of the noise levels; images this small need none
 
@@ -65,7 +67,8 @@ def load_flow_vae() -> AutoencoderKL:
     """The first toy's autoencoder: its latents have mean 0 and variance 1 times 0.18215."""
     folder = Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline" / "vae"))
     vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
-    vae.register_to_config(shift_factor=0.0, _name_or_path="toyworld")
+    vae.register_to_config(shift_factor=0.0)
+    name_source(vae, "toyworld")
     return vae.eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from transformers import CLIPTokenizer
 
+from dreambooth_ray.compat.diffusers import name_source
 from dreambooth_ray.toyworld.pretrain_denoiser import DenoiserLoss, cache_latents, denoiser_phase
 from dreambooth_ray.toyworld.pretrain_evaluator import (
     EvaluatorLoss,
@@ -94,7 +95,7 @@ def export_weights(work: Path, weights: Path) -> None:
     loss = DenoiserLoss(tokenizer)
     loss.load_state_dict(averaged_weights(work / "denoiser.pt"))
     vae = finish_vae(work)
-    vae.register_to_config(_name_or_path="toyworld")  # or it would name a folder of this machine
+    name_source(vae, "toyworld")
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=loss.text_encoder,

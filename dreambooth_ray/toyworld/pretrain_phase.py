@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 Batch = tuple[Tensor, ...]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -48,7 +48,8 @@ class WarmupMovingAverage:
         """Move `averaged` towards `current`, in place."""
         step = int(num_averaged)
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+        average_in_place = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average_in_place(list(averaged), list(current), step)
 
 
 def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None:

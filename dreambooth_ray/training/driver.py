@@ -8,6 +8,8 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig
 
+from dreambooth_ray.compat.ray_policies import worker_failures
+from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError, StorageError
@@ -17,7 +19,6 @@ from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_of
 from dreambooth_ray.training.run_monitor import RunMonitor
-from dreambooth_ray.training.trainer import Trainer
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
@@ -72,7 +73,7 @@ def _make_trainer(
     span = cluster.span
     return Trainer(
         train_loop,
-        cluster=cluster,
+        is_local=cluster.ray_address is None,
         restarts=restarts,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -92,7 +93,7 @@ def _make_trainer(
 
 
 def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
-    failures = list(getattr(error, "worker_failures", {}).values())
+    failures = worker_failures(error)
     for failure in failures:
         if isinstance(failure, PERMANENT):
             return failure

@@ -6,9 +6,7 @@ A checkpoint is torch.distributed.checkpoint's, of the trained weights and their
 from pathlib import Path
 from typing import Any
 
-import ray.train.torch
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
@@ -21,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from dreambooth_ray.compat.lightning_strategies import RayFullyShardedStrategy
 from dreambooth_ray.errors import CheckpointError
 
 _WEIGHTS = "state_dict"
@@ -45,22 +44,8 @@ def _list_blocks(network: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
+class FullyShardedStrategy(RayFullyShardedStrategy):
     """Every worker with the device that Ray gave it; what is frozen is in no checkpoint."""
-
-    @property
-    def root_device(self) -> torch.device:
-        """Of this worker."""
-        device: torch.device = ray.train.torch.get_device()
-        return device
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Of Lightning's sampler, which is not used."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    def _determine_device_ids(self) -> list[int]:
-        return [self.root_device.index or 0]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards of the trained weights, on the CPU."""

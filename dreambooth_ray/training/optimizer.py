@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
@@ -104,4 +104,5 @@ class ExponentialMovingAverage:
             self.weights[name] = self.weights[name].to(weight.device)
         means = [self.weights[name] for name in current]
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, [w.detach() for w in current.values()], 1 - decay)
+        average_in_place = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average_in_place(means, [w.detach() for w in current.values()], step)

@@ -5,11 +5,13 @@ The record, restarts.json, has one writer, the process that started the run.
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from dreambooth_ray.compat.ray_policies import WORKER_LOST
 from dreambooth_ray.errors import (
     CapacityError,
     CheckpointError,
@@ -81,11 +83,10 @@ class RestartPolicy:
 
 def is_outage(failure: BaseException) -> bool:
     """Whether something outside the training went away: a process, a host, a peer, storage."""
-    kinds = {kind.__name__ for kind in type(failure).__mro__}
-    if isinstance(failure, StorageError) or kinds & {
-        "RayError", "WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError",
-        "WorkerGroupStartupFailedError", "DistError",
-    }:  # fmt: skip
+    if isinstance(failure, (StorageError, *WORKER_LOST)):
+        return True
+    # Whoever holds such an error has torch; who has none is spared its import.
+    if (torch := sys.modules.get("torch")) and isinstance(failure, torch.distributed.DistError):
         return True
     return type(failure) is RuntimeError and _LOST_PEER.search(str(failure)) is not None
 

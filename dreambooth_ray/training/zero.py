@@ -4,12 +4,12 @@ import logging
 import os
 from typing import Any
 
-import ray.train.torch
 import torch
 from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import nn
 
+from dreambooth_ray.compat.lightning_strategies import RayZeroStrategy
 from dreambooth_ray.config.schema import Config
 
 
@@ -59,18 +59,8 @@ class ZeroPrecision(DeepSpeedPrecision):
         super().backward(tensor, *args, scale_wrt_gas=False, **kwargs)
 
 
-class _ZeroStrategy(DeepSpeedStrategy):
+class _ZeroStrategy(RayZeroStrategy):
     """Every worker with the device that Ray gave it, also where that is a CPU."""
-
-    @property
-    def root_device(self) -> torch.device:
-        device: torch.device = ray.train.torch.get_device()
-        # DeepSpeed wants to know which CPU.
-        return torch.device("cpu", 0) if device.type == "cpu" else device
-
-    def setup_environment(self) -> None:
-        """As Lightning's, less its insistence on CUDA."""
-        super(DeepSpeedStrategy, self).setup_environment()
 
     def init_deepspeed(self) -> None:
         """As Lightning's; CLIP looks at the shape of a weight before the weight is gathered."""
@@ -82,13 +72,3 @@ class _ZeroStrategy(DeepSpeedStrategy):
             if isinstance(positions, nn.Embedding):
                 zero.register_external_parameter(module, positions.weight)
         super().init_deepspeed()
-
-    def setup_distributed(self) -> None:
-        """As Lightning's, less its check of device indices, which Ray has already seen to."""
-        import deepspeed  # noqa: PLC0415  an extra
-
-        # Compiled on first use otherwise, and a worker killed then leaves a lock that the next
-        # one waits for without end. gloo does the same work.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()

@@ -11,7 +11,7 @@ from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.prior_set import PriorRecord, read_records
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
-from dreambooth_ray.priors.generation import committed_chunks
+from dreambooth_ray.priors.prior_generation import committed_chunks
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.catalog import Catalog, publish_run, withdraw_run
 from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog

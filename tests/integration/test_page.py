@@ -37,9 +37,8 @@ ROBOT = "a red robot on the beach"
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     storage = {"uri": str(tmp_path_factory.mktemp("page"))}
     models = {"toyworld": "toyworld", "other": "toyworld"}
-    return ServeConfig.model_validate(
-        {"storage": storage, "models": models, "replicas": {"batch": 2}}
-    )
+    settings = {"storage": storage, "models": models, "replicas": {"batch": 2}}
+    return ServeConfig.model_validate(settings)
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +277,8 @@ def test_of_more_subjects_than_a_list_holds_one_is_named(
     storage = Store(str(tmp_path))
     write_entries(str(tmp_path), {f"dog-{k}" for k in range(600)})
     run = storage.sub("runs/zebra")
-    run.write(
-        "bundle/manifest.json",
-        b'{"about": {"kind": "bundle", "prompt": "a sks zebra"}, "files": []}',
-    )
+    manifest = b'{"about": {"kind": "bundle", "prompt": "a sks zebra"}, "files": []}'
+    run.write("bundle/manifest.json", manifest)
     publish_run(run)
     storage.write(paths.CATALOG_COMPLETE, b"{}")
     many = config.model_copy(update={"storage": StorageConfig(uri=str(tmp_path))})

@@ -4,10 +4,12 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 OURS = {"dreambooth_ray", "cluster", "serve", "benchmarks", "tests"}
@@ -54,3 +56,28 @@ def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> N
         providers = {d.lower().replace("_", "-") for d in distributions.get(name, [name])}
         providers.add(f"{name}-skinny")  # mlflow
         assert providers & declared, f"{path} imports {name}, of {providers}"
+
+
+def read_requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *(extras[name] for name in (*RUNTIME, "bench"))]
+    return [Requirement(text) for requirements in lists for text in requirements]
+
+
+@pytest.mark.parametrize("requirement", read_requirements(), ids=lambda r: str(r.name))
+def test_every_library_is_bounded_on_both_sides(requirement: Requirement) -> None:
+    operators = {specifier.operator for specifier in requirement.specifier}
+    assert {">=", "<"} <= operators
+    with suppress(PackageNotFoundError):
+        assert version(requirement.name) in requirement.specifier
+
+
+def test_whose_private_api_is_used_is_bounded_by_the_next_minor_version() -> None:
+    bounds = {r.name: r.specifier for r in read_requirements()}
+    compat = (ROOT / "dreambooth_ray" / "compat").glob("[!_]*.py")
+    libraries = {path.stem.partition("_")[0] for path in compat} - {"prometheus", "lightning"}
+    for library in {*libraries, "prometheus-client", "pytorch-lightning"}:
+        major, minor, *_ = version(library).split(".")
+        assert f"{major}.{minor}" in bounds[library]
+        assert f"{major}.{int(minor) + 1}" not in bounds[library]

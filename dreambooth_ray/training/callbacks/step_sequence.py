@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from dreambooth_ray.compat.lightning_state import set_num_batches
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.samples import PromptSampler
@@ -74,11 +75,7 @@ class StepSequence(Callback):
     ) -> None:
         """Count parts of steps as this number of workers does."""
         num_batches = int(checkpoint["global_step"]) * trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update(
-                dict.fromkeys(("ready", "started", "processed", "completed"), num_batches)
-            )
+        set_num_batches(checkpoint, num_batches)
 
     def on_train_batch_end(
         self,

@@ -1,20 +1,22 @@
 """From the state of any strategy and any number of workers to plain weights, on any machine."""
 
-import argparse
 import contextlib
 import io
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
+from dreambooth_ray.compat.deepspeed import write_universal_state
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint.download import AVERAGE
 
 _TAG, _UNIVERSAL = "checkpoint", "universal"
+# Before the names of weights in a sharded state.
+_WEIGHTS = "state_dict."
 
 
 def load_trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -25,7 +27,7 @@ def load_trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in _load_weights(state).items():
-        part, _, weight_name = name.removeprefix("_forward_module.").partition(".")
+        part, _, weight_name = name.partition(".")
         parts.setdefault(part, {})[weight_name] = tensor
     return parts
 
@@ -53,27 +55,17 @@ def _load_weights(state: Path) -> dict[str, torch.Tensor]:
 
 def _load_sharded_weights(state: Path) -> dict[str, torch.Tensor]:
     """torch.distributed.checkpoint's format, its tensors put together in this process."""
-    checkpoint: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})  # type: ignore[no-untyped-call]
-    _load_state_dict(
-        checkpoint, storage_reader=FileSystemReader(state), planner=planner, no_dist=True
-    )
-    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
-    return weights
+    reader = FileSystemReader(state)
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(_WEIGHTS)
+    }
+    # Filled in place. Optimizer states, twice the size, are not asked for and not read.
+    load_distributed(weights, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(_WEIGHTS): tensor for name, tensor in weights.items()}
 
 
 def make_universal(state: Path) -> None:
     """Add to a DeepSpeed state a form that any number of workers can load."""
-    from deepspeed.checkpoint import ds_to_universal  # noqa: PLC0415  an extra
-
-    arguments = argparse.Namespace(
-        input_folder=str(state / _TAG),
-        output_folder=str(state / _UNIVERSAL),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        ds_to_universal.main(arguments)
+    write_universal_state(state / _TAG, state / _UNIVERSAL)

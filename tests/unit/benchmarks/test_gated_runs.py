@@ -19,11 +19,11 @@ def test_plain_loop_learns_what_its_method_names(tmp_path: Path) -> None:
         loop = PlainLoop(
             make_config(tmp_path, Setting(), name, 1), str(model_directory("toyworld"))
         )
-        text = [p.clone() for p in loop._text_encoder.parameters()]
+        text = [p.clone() for p in loop.text_encoder.parameters()]
         weights = [p.clone() for p in loop._weights]
         assert loop.run_steps(1).wall_s > 0
         assert any((a != b).any() for a, b in zip(weights, loop._weights, strict=True))
         changed = any(
-            (a != b).any() for a, b in zip(text, loop._text_encoder.parameters(), strict=True)
+            (a != b).any() for a, b in zip(text, loop.text_encoder.parameters(), strict=True)
         )
         assert changed == learns_text

@@ -1,12 +1,16 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 from ray.runtime_env import RuntimeEnv
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.ray_jobs import make_portable_config, runtime_env
+from cluster.ray_jobs import RayJobs, make_portable_config, runtime_env
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import CapacityError
 
 
 def config(photos: Path, *overrides: str) -> Config:
@@ -51,3 +55,42 @@ def test_runtime_environments_are_rays(code: str) -> None:
     assert environment["env_vars"]["A"] == "b"
     assert ("py_modules" in environment) == (code == "tree")
     assert ("image_uri" in environment) == (code == "image")
+
+
+class JobServer:
+    """Refuses every job; `jobs` are those it has, the last one submitted by somebody else."""
+
+    jobs: tuple[Any, ...] = ()
+    seen_by_client = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """As Ray's client."""
+
+    def list_jobs(self) -> tuple[Any, ...]:
+        # The first listing is from before the other one's submission.
+        type(self).seen_by_client += 1
+        return self.jobs if self.seen_by_client > 1 else ()
+
+    def submit_job(self, **settings: Any) -> None:
+        raise RuntimeError("Request failed with status code 500: anything at all")
+
+
+@pytest.mark.parametrize("has_job", [True, False])
+def test_a_refused_job_is_somebody_elses_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path, has_job: bool
+) -> None:
+    settings = config(photos, f"storage.uri={tmp_path}", "run_id=mine")
+    metadata = {"run_id": "mine", "run_uri": f"{tmp_path}/runs/mine", "attempt": "1"}
+    job = SimpleNamespace(
+        metadata=metadata, submission_id="mine.1", status=JobStatus.PENDING, start_time=1
+    )
+    monkeypatch.setattr(JobServer, "jobs", (job,) if has_job else ())
+    monkeypatch.setattr(JobServer, "seen_by_client", 0)
+    monkeypatch.setattr("cluster.ray_jobs.JobSubmissionClient", JobServer)
+    monkeypatch.setattr("cluster.ray_jobs.Dashboard.versions", lambda _: None)
+    jobs = RayJobs(ClusterEntry.model_validate({"address": "http://x:8265"}))
+    if has_job:
+        assert jobs.submit(settings).submission_id == "mine.1"
+    else:
+        with pytest.raises(CapacityError, match=r"took no job.*anything at all"):
+            jobs.submit(settings)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dreambooth_ray.compat.torch_memory import PeakTracker, list_weights
 from dreambooth_ray.errors import CapacityError
-from dreambooth_ray.memory.peak_tracker import PeakTracker
 from dreambooth_ray.memory.sampling_memory import (
     MemoryBudget,
     SamplingFootprint,
@@ -13,12 +13,16 @@ from dreambooth_ray.models.components import Components
 CPU = torch.device("cpu")
 
 
-def test_the_estimate_is_near_a_real_forward(toy_parts: Components) -> None:
+def test_the_estimate_is_near_a_real_forward(
+    toy_parts: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not what an engine of another test has measured, with hooks or adapters in its UNet.
+    monkeypatch.setattr("dreambooth_ray.memory.sampling_memory._footprint_cache", {})
     footprint = measure_footprint(toy_parts.unet, toy_parts.vae, tokens=32)
     inputs = torch.randn(4, 8, 24, 24), torch.zeros(4), torch.randn(4, 32, 128)
-    with torch.no_grad(), PeakTracker((toy_parts.unet,)) as peak:
+    with torch.no_grad(), PeakTracker(list_weights([toy_parts.unet])) as peak:
         toy_parts.unet(*inputs)
-    assert footprint.row_bytes * 4 * 24 * 24 == pytest.approx(peak.peak_bytes, rel=0.35)
+    assert footprint.row_bytes * 4 * 24 * 24 == pytest.approx(peak.peak_bytes, rel=0.1)
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:

@@ -14,8 +14,8 @@ from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothErro
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.vae_posterior import encode_posterior
-from dreambooth_ray.priors.generation import committed_chunks, open_set
 from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
+from dreambooth_ray.priors.prior_generation import committed_chunks, open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.sampling.denoiser import Denoiser, Row

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store

@@ -57,6 +57,65 @@ class Watch(pl.Callback):
         self.on_end()
 
 
+def make_sequence(
+    run: Store,
+    dataset: TrainingDataset,
+    config: Config,
+    validation: Validation | None,
+    keep: bool,
+    read_every: int | None,
+    preemption: PreemptionNotice | None,
+) -> StepSequence:
+    """keep: whether checkpoints are saved."""
+    side_work = SideWork(run)
+    saver = CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {}) if keep else None
+    return StepSequence(
+        run,
+        dataset,
+        side_work=side_work,
+        loggers=Loggers(run, config, dataset.start, side_work),
+        guard=NanGuard(dataset, config.train.precision),
+        saver=saver,
+        validation=validation,
+        preemption=preemption,
+        read_every=read_every,
+    )
+
+
+def strategy_settings(config: Config) -> dict[str, Any]:
+    """Of one worker, this process; ddp of one is nothing."""
+    if config.train.strategy == "ddp":
+        return {}
+    return {"strategy": make_strategy(config, 1, universal=False)}
+
+
+def fit(
+    module: DreamBoothModule,
+    dataset: TrainingDataset,
+    sequence: StepSequence,
+    watch: Watch,
+    resume: Path | None,
+) -> pl.Trainer:
+    """The trainer that has trained the module."""
+    config, train = module.config, module.config.train
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = pl.Trainer(
+            max_steps=train.steps, max_epochs=-1, accelerator="cpu", logger=False,
+            accumulate_grad_batches=train.accumulate, precision=precision_flag(config),
+            **strategy_settings(config),
+            gradient_clip_val=train.max_grad_norm, callbacks=[sequence, watch],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        loader = DataLoader(dataset, batch_size=None)
+        try:
+            trainer.fit(module, loader, ckpt_path=resume, weights_only=False)
+        except BaseException:
+            sequence.abandon()
+            raise
+    return trainer
+
+
 class Fitted:
     def __init__(
         self,
@@ -94,44 +153,12 @@ class Fitted:
         if resume and track is None:
             lines = (json.dumps({"step": step}) + "\n" for step in range(1, dataset.start + 1))
             run.write(paths.METRICS, "".join(lines).encode())
-        side_work = SideWork(run)
-        self.sequence = StepSequence(
-            run,
-            dataset,
-            side_work=side_work,
-            loggers=Loggers(run, config, dataset.start, side_work),
-            guard=NanGuard(dataset, config.train.precision),
-            saver=CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {})
-            if keep
-            else None,
-            validation=validation,
-            preemption=preemption,
-            read_every=read_every,
+        self.sequence = make_sequence(
+            run, dataset, config, validation, keep, read_every, preemption
         )
         self.watch = Watch(save, self.sequence, on_train_end)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.trainer = pl.Trainer(
-                max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", logger=False,
-                accumulate_grad_batches=config.train.accumulate,
-                precision=precision_flag(config), **self._make_strategy(config),
-                gradient_clip_val=config.train.max_grad_norm,
-                callbacks=[self.sequence, self.watch],
-                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            )  # fmt: skip
-            loader = DataLoader(dataset, batch_size=None)
-            try:
-                self.trainer.fit(self.module, loader, ckpt_path=resume, weights_only=False)
-            except BaseException:
-                self.sequence.abandon()
-                raise
+        self.trainer = fit(self.module, dataset, self.sequence, self.watch, resume)
         self.sequence.finish(self.trainer)
-
-    def _make_strategy(self, config: Config) -> dict[str, Any]:
-        """Of one worker, this process; ddp of one is nothing."""
-        if config.train.strategy == "ddp":
-            return {}
-        return {"strategy": make_strategy(config, 1, universal=False)}
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.priors.generation import open_set
+from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork

@@ -1,16 +1,10 @@
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import FailureConfig, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.train.v2._internal.execution.failure_handling import (
-    FailureDecision,
-    create_failure_policy,
-)
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from torch.distributed import DistNetworkError
 
 from dreambooth_ray.errors import ConfigError, DataError, DreamBoothError, StorageError
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.failure_policy import FailFastPolicy
 from dreambooth_ray.training.restarts import (
     RestartPolicy,
     RestartRecorder,
@@ -44,7 +38,16 @@ def test_an_own_error_without_a_kind_is_tried_once_more() -> None:
     assert not policy.should_restart([DreamBoothError("odd")], 0)
 
 
-@pytest.mark.parametrize("failure", [DEAD, LOST_PEER, StorageError("away")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        DEAD,
+        LOST_PEER,
+        StorageError("away"),
+        WorkerHealthCheckFailedError("no answer", DEAD),
+        DistNetworkError("no route"),
+    ],
+)
 def test_outages_count_by_attempts_without_progress(failure: Exception) -> None:
     policy = RestartPolicy(2)
     assert is_outage(failure)
@@ -77,15 +80,3 @@ def test_restarts_are_written_down_and_said() -> None:
     assert messages[1] == (
         "restart: attempt 3 goes on from step 0, because ValueError: operands of shape (2, 3)"
     )
-
-
-def test_the_controller_is_told_what_was_decided() -> None:
-    run = Store("memory://decisions")
-    policy = FailFastPolicy(create_failure_policy(FailureConfig()), RestartRecorder(run, 1))
-    startup = ControllerError(WorkerGroupStartupFailedError("gone"))
-    decisions = [
-        policy.make_decision(error)
-        for error in (WorkerGroupError("x", {0: DEAD}), startup, ControllerError(TypeError("x")))
-    ]
-    assert decisions == [FailureDecision.RETRY, FailureDecision.RAISE, FailureDecision.RAISE]
-    assert len(read_restarts(run)) == 1

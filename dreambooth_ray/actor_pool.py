@@ -1,46 +1,71 @@
-"""A pool of actors: given work when idle, replaced when they die, helped when slow."""
+"""A pool of Ray actors: given chunks when idle, replaced when they die, helped when slow.
+
+Not ray.util.ActorPool, nor Ray Data's: theirs wait without end for actors that have no room, end
+with the first that dies, and leave a slow chunk with the actor that is slow.
+"""
 
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dreambooth_ray.config.machines import Span
-from dreambooth_ray.data.prior_set import PriorRecord
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 
 MAX_ERRORS = 3
 MAX_DEATHS = 10
 # A chunk that takes this many times the median time is started by an idle actor as well.
 SLOW_TIMES = 2.0
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class PoolWords:
+    """What errors say of a pool.
+
+    work: what its chunks are of; when_memory_runs_out, when_room_is_short: what to do then
+    """
+
+    work: str
+    when_memory_runs_out: str
+    when_room_is_short: str
 
 
 @dataclass
 class _Task:
-    """What an actor does since `since_s`: loads (number None), or generates chunk `number`."""
+    """What an actor does since `since_s`: loads (number None), or works on chunk `number`."""
 
     actor: Any
     number: int | None
     since_s: float
 
 
-class ActorPool:
-    """Between span.min and span.max actors, as the cluster has room for them."""
+class ActorPool(Generic[_Result]):
+    """Between span.min and span.max actors, as the cluster has room for them.
+
+    An actor class has a method `ready`, which loads what the work needs: Ray gives an error of a
+    constructor back as text alone.
+    """
 
     def __init__(
-        self, create_actor: Callable[[], Any], span: Span, num_chunks: int, wait_s: float
+        self,
+        create_actor: Callable[[], Any],
+        span: Span,
+        num_chunks: int,
+        wait_s: float,
+        words: PoolWords,
     ) -> None:
-        """create_actor(): a new actor; num_chunks: to generate; wait_s: for room for the fewest."""
-        self._create_actor, self._wait_s = create_actor, wait_s
+        """create_actor(): a new actor; num_chunks: to do; wait_s: for room for the fewest."""
+        self._create_actor, self._wait_s, self._words = create_actor, wait_s, words
         self._min_actors = min(span.min, num_chunks)
         self._tasks: dict[Any, _Task] = {}
         self._idle: list[Any] = []
-        self._errors: Counter[int] = Counter()
+        self._errors: Counter[int | None] = Counter()
         self._deaths, self._durations = 0, list[float]()
         self._alive_s = time.monotonic()
         self._num_ready = 0
@@ -48,25 +73,25 @@ class ActorPool:
             self._start_actor()
 
     def process_chunks(
-        self, todo: list[int], images: Callable[[int], list[bytes]] | None
-    ) -> Iterator[tuple[int, list[PriorRecord]]]:
-        """Hand out chunks, wait for a result, yield the records of finished chunks.
+        self, todo: list[int], start: Callable[[Any, int], Any]
+    ) -> Iterator[tuple[int, _Result]]:
+        """Hand out chunks, wait for a result, yield what came of finished chunks; to be repeated.
 
+        A slow chunk is done twice, and may come twice, with the same result.
+        start(actor, number): begins a chunk; returns Ray's reference to its result
         raises: DreamBoothError if one chunk or all actors keep failing, CapacityError
         """
         if self._num_ready >= self._min_actors:
             for actor, number in self._assign_chunks(todo):
-                image_files = images(number) if images else None
-                ref = actor.generate.remote(number, image_files)
-                self._tasks[ref] = _Task(actor, number, time.monotonic())
+                self._tasks[start(actor, number)] = _Task(actor, number, time.monotonic())
                 self._idle.remove(actor)
         ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=0.5)
         self._check_alive()
         for ref in ready:
             task = self._tasks.pop(ref)
-            records = self._collect_records(ref, task)
-            if records is not None and task.number is not None:
-                yield task.number, records
+            is_done, result = self._collect_result(ref, task)
+            if is_done and task.number is not None:
+                yield task.number, result
 
     def close(self) -> None:
         """End all actors."""
@@ -91,24 +116,29 @@ class ActorPool:
             if t.number is not None and actor_counts[t.number] == 1 and now_s - t.since_s > limit_s
         ]
 
-    def _collect_records(self, ref: Any, task: _Task) -> list[PriorRecord] | None:
+    def _collect_result(self, ref: Any, task: _Task) -> tuple[bool, Any]:
+        """Whether the task is done, and its result."""
         try:
             result = ray.get(ref)
         except RayActorError as error:
             self._replace_actor(error)
-            return None
+            return False, None
         except RayTaskError as error:
-            self._idle.append(task.actor)
             self._count_error(task.number, error)
-            return None
+            if task.number is None:
+                ray.kill(task.actor)
+                self._start_actor()
+            else:
+                self._idle.append(task.actor)
+            return False, None
         self._idle.append(task.actor)
-        self._deaths = 0
         if task.number is None:
             self._num_ready += 1
-            return None
-        self._durations.append(time.monotonic() - task.since_s)
-        records: list[PriorRecord] = result
-        return records
+        else:
+            # Not where one has loaded: each may die of its first chunk.
+            self._deaths = 0
+            self._durations.append(time.monotonic() - task.since_s)
+        return True, result
 
     def _start_actor(self) -> None:
         actor = self._create_actor()
@@ -116,35 +146,32 @@ class ActorPool:
 
     def _replace_actor(self, error: RayActorError) -> None:
         self._deaths += 1
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, RayTaskError) and isinstance(cause.cause, DreamBoothError):
-            raise cause.cause from error
         if self._deaths > MAX_DEATHS:
             raise DreamBoothError(
-                f"class-image actors died {self._deaths} times in a row ({error}); if memory ran "
-                "out, lower prior.actors or prior.batch_size"
+                f"{self._words.work} actors died {self._deaths} times in a row ({error}); if "
+                f"memory ran out, {self._words.when_memory_runs_out}"
             ) from error
         self._start_actor()
 
     def _count_error(self, number: int | None, error: RayTaskError) -> None:
         if isinstance(error.cause, DreamBoothError):
             raise error.cause from error
-        self._errors[number or 0] += 1
-        if self._errors[number or 0] >= MAX_ERRORS:
+        self._errors[number] += 1
+        if self._errors[number] >= MAX_ERRORS:
+            what = "loading" if number is None else f"chunk {number}"
             raise DreamBoothError(
-                f"class-image chunk {number} failed {MAX_ERRORS} times: {error.cause!r}"
+                f"{self._words.work} {what} failed {MAX_ERRORS} times: {error.cause!r}"
             ) from error
 
     def _check_alive(self) -> None:
         """Give up if too few actors start, or none comes back: the cluster has no room."""
-        is_generating = any(task.number is not None for task in self._tasks.values())
-        if self._num_ready >= self._min_actors and (self._idle or is_generating):
+        is_working = any(task.number is not None for task in self._tasks.values())
+        if self._num_ready >= self._min_actors and (self._idle or is_working):
             self._alive_s = time.monotonic()
         if time.monotonic() - self._alive_s < self._wait_s:
             return
         raise CapacityError(
-            f"{self._num_ready} of at least {self._min_actors} class-image actors started within "
-            f"cluster.wait_s={self._wait_s:g} s; lower prior.actors, or ask for less by "
-            f"prior.num_cpus, prior.num_gpus or prior.resources. The cluster has "
-            f"{ray.cluster_resources()}"
+            f"{self._num_ready} of at least {self._min_actors} {self._words.work} actors started "
+            f"within {self._wait_s:g} s; {self._words.when_room_is_short}. The "
+            f"cluster has {ray.cluster_resources()}"
         )

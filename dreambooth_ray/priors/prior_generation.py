@@ -9,17 +9,23 @@ from typing import Any
 
 import ray
 
+from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.config.schema import PriorConfig
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.data.prior_set import PriorRecord, read_records
 from dreambooth_ray.errors import CapacityError, CheckpointError
-from dreambooth_ray.priors.actor_pool import ActorPool
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store, current_options
 
+_WORDS = PoolWords(
+    "class-image",
+    when_memory_runs_out="lower prior.actors or prior.batch_size",
+    when_room_is_short="lower prior.actors, ask for less by prior.num_cpus, prior.num_gpus or "
+    "prior.resources, or raise cluster.wait_s",
+)
 OnProgress = Callable[[int, int], None]
 
 
@@ -85,13 +91,18 @@ def generate_priors(
     def report_progress() -> None:
         on_progress(min(len(select_records(spec, records).accepted), request.count), request.count)
 
+    def start_chunk(actor: Any, number: int) -> Any:
+        return actor.generate.remote(number, request.images(number) if request.images else None)
+
     report_progress()
     _check_gpus(prior_config, cluster)
     create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
-    actor_pool = ActorPool(create_actor, prior_config.span, len(todo), cluster.wait_s)
+    actor_pool = ActorPool[list[PriorRecord]](
+        create_actor, prior_config.span, len(todo), cluster.wait_s, _WORDS
+    )
     try:
         while todo and not request.stop.is_set():
-            for number, chunk_records in actor_pool.process_chunks(todo, request.images):
+            for number, chunk_records in actor_pool.process_chunks(todo, start_chunk):
                 records[number] = chunk_records
                 report_progress()
             todo = missing_chunks(spec, request.count, records)

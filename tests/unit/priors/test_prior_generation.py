@@ -3,8 +3,8 @@
 import pytest
 
 from dreambooth_ray.config.machines import ClusterConfig, Span
-from dreambooth_ray.config.schema import PriorConfig
-from dreambooth_ray.priors import generation
+from dreambooth_ray.config.prior import PriorConfig
+from dreambooth_ray.priors import prior_generation
 
 CASES = [
     ({"CPU": 3.0}, PriorConfig(actors=4), ClusterConfig(workers=2), True),
@@ -29,5 +29,5 @@ def test_there_is_room_for_the_least_actors_and_every_worker(
     has_room: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(generation.ray, "available_resources", lambda: free)
-    assert generation.has_room(prior_config, cluster) is has_room
+    monkeypatch.setattr(prior_generation.ray, "available_resources", lambda: free)
+    assert prior_generation.has_room(prior_config, cluster) is has_room

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight import PreflightFinding, run_preflight
+from cluster.preflight_checks import PreflightFinding, run_preflight
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
@@ -28,7 +28,7 @@ def counted_once() -> Iterator[None]:
         return footprints[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cluster.preflight.estimate_footprint", remembered)
+        patch.setattr("cluster.preflight_checks.estimate_footprint", remembered)
         yield
 
 

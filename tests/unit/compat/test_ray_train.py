@@ -1,5 +1,6 @@
 """What of Ray Train's helpers a run goes without; the names are held against Ray's own."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,13 @@ from ray.train.v2._internal.execution.scaling_policy import (
     create_scaling_policy,
 )
 
-from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.compat.ray_policies import FailFastPolicy, NoAutoscalerPolicy
+from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.failure_policy import FailFastPolicy
 from dreambooth_ray.training.restarts import RestartRecorder
-from dreambooth_ray.training.trainer import Trainer
+from tests.unit.compat.private_api import check_parameters, check_source, find_private
 
+USER, INTERNAL = "ray_train.py", "ray.train.v2._internal"
 DATASETS, CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
 
 
@@ -25,13 +27,45 @@ def helpers(trainer: Any) -> set[str]:
     return {type(one).__name__ for one in trainer._create_default_callbacks()}
 
 
+def test_ray_train_still_has_what_is_used_of_it() -> None:
+    find_private(
+        "ray", "ray.train.torch", "TorchTrainer._create_default_callbacks",
+        "TorchTrainer._initialize_and_run_controller", user=USER,
+    )  # fmt: skip
+    controller, run, _, _ = find_private(
+        "ray", f"{INTERNAL}.execution.controller", "TrainController", "TrainController.run",
+        "TrainController.get_result", "TrainController.worker_group_cls", user=USER,
+    )  # fmt: skip
+    assert inspect.iscoroutinefunction(run)
+    check_source("ray", controller.__init__, ["self._worker_group"], user=USER)
+    group, init, decorate, environment, _ = find_private(
+        "ray", f"{INTERNAL}.execution.worker_group", "WorkerGroup",
+        "WorkerGroup._init_train_context_on_workers", "WorkerGroup._decorate_worker_log_file_paths",
+        "WorkerGroup._get_worker_runtime_env", "WorkerGroup.abort", user=USER,
+    )  # fmt: skip
+    parameters = ["workers", "sync_actor", "train_context_args"]
+    check_parameters("ray", init, parameters, user=USER)
+    check_parameters("ray", decorate, ["workers"], user=USER)
+    check_parameters("ray", environment, ["custom_runtime_env"], user=USER)
+    attributes = ("_train_run_context", "_storage_context", "_worker_callbacks_to_propagate")
+    check_source("ray", group.__init__, [f"self.{name}" for name in attributes], user=USER)
+    (init_worker,) = find_private(
+        "ray", f"{INTERNAL}.execution.worker_group.worker", "RayTrainWorker.init_train_context",
+        user=USER,
+    )  # fmt: skip
+    arguments = ["train_run_context", "distributed_context", "synchronization_actor",
+                 "storage_context", "worker_callbacks", "controller_actor"]  # fmt: skip
+    check_parameters("ray", init_worker, arguments, user=USER)
+    find_private(
+        "ray", f"{INTERNAL}.constants", "ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR",
+        "ENABLE_PREEMPTION_WATCHER_ENV_VAR", "HEALTH_CHECK_INTERVAL_S_ENV_VAR", user=USER,
+    )  # fmt: skip
+    find_private("ray", f"{INTERNAL}.execution.scaling_policy", "FixedScalingPolicy", user=USER)
+
+
 @pytest.fixture(autouse=True)
 def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def cluster(is_local: bool) -> ClusterConfig:
-    return ClusterConfig(address=None if is_local else "10.0.0.1:6379")
 
 
 def work() -> None:
@@ -40,7 +74,7 @@ def work() -> None:
 
 def make_trainer(is_local: bool, **settings: Any) -> Trainer:
     restarts = RestartRecorder(Store("memory://trainer"), 0)
-    return Trainer(work, cluster=cluster(is_local), restarts=restarts, **settings)
+    return Trainer(work, is_local=is_local, restarts=restarts, **settings)
 
 
 @pytest.mark.parametrize("is_local", [True, False])
@@ -60,7 +94,7 @@ def policies(
         controller_settings.update(settings, is_local=is_local)
         return SimpleNamespace(run=lambda: None)
 
-    monkeypatch.setattr("dreambooth_ray.training.trainer.ControllerThread", thread)
+    monkeypatch.setattr("dreambooth_ray.compat.ray_train.ControllerThread", thread)
     scaling = ScalingConfig(num_workers=workers)
     make_trainer(local_ray, scaling_config=scaling)._initialize_and_run_controller(
         scaling_policy=create_scaling_policy(scaling),
@@ -71,11 +105,7 @@ def policies(
 
 def test_alone_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = policies(monkeypatch, True, 2)
-    policy = settings["scaling_policy"]
-    # Without a client it can't ask, and no actor is started that would be asked.
-    policy.after_controller_start(None)
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
-    assert policy._coordinator_client is None
+    assert isinstance(settings["scaling_policy"], NoAutoscalerPolicy)
     assert isinstance(settings["failure_policy"], FailFastPolicy)
 
 

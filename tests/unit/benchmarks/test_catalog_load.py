@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.catalog import (
+from benchmarks.catalog_load import (
     fill_folder,
     list_all,
     make_files,

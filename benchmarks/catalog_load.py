@@ -1,7 +1,7 @@
 """What a million subjects cost an endpoint, and whether an operation's requests grow with them.
 
-    python -m benchmarks.catalog --folder /tmp/million --json benchmarks/results/catalog.json
-    python -m benchmarks.catalog --storage s3://bucket/folder --json ...
+    python -m benchmarks.catalog_load --folder /tmp/million --json benchmarks/results/catalog.json
+    python -m benchmarks.catalog_load --storage s3://bucket/folder --json ...
 
 In a local folder: a gateway's process from its start to its first answer, look-ups and pages over
 HTTP, and its memory. In an object store: the requests of each operation at growing numbers of

@@ -1,0 +1,23 @@
+"""One forward for several requests, and one solver step for each."""
+
+from collections.abc import Sequence
+
+from dreambooth_ray.sampling.denoiser import Denoiser, Row
+from dreambooth_ray.sampling.guidance import apply_guidance, build_rows, cache_features
+from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.sampling.request_handle import SamplingState
+from dreambooth_ray.sampling.trajectory import advance_state
+
+
+def advance_together(batch: Sequence[tuple[Request, SamplingState]], denoiser: Denoiser) -> None:
+    """Move the state of every request on by a step, in place; their latents are of one shape."""
+    rows: list[Row] = []
+    for request, state in batch:
+        rows += build_rows(request, state)
+    predictions = iter(denoiser(rows))
+    remaining_rows = iter(rows)
+    for request, state in batch:
+        outputs = [(next(remaining_rows), next(predictions)) for _ in range(state.num_rows)]
+        cache_features(request, state, [row.cached_features for row, _ in outputs])
+        prediction = apply_guidance(request, state, *(value for _, value in outputs))
+        advance_state(request, state, prediction)
