@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,12 +85,19 @@ class SubjectCatalog:
         self._is_prepared = asyncio.Event()
         self._is_prepared.set()
 
-    async def prepare(self) -> None:
-        """Make entries for the runs of earlier releases, where nobody has done so yet."""
+    def prepare(self) -> Coroutine[None, None, None]:
+        """Make entries for the runs of earlier releases, where nobody has done so yet.
+
+        Until what it returns has been awaited, who asks for an unknown subject waits for it.
+        """
         self._is_prepared.clear()
+        return self._prepare()
+
+    async def _prepare(self) -> None:
         while True:
             with log_failure("subjects.prepare_failed"):
                 await asyncio.to_thread(self._complete_catalog)
+                self._lookup.forget_entries()
                 self._is_prepared.set()
                 return
             await asyncio.sleep(_PREPARE_RETRY_S)
@@ -139,8 +146,9 @@ class SubjectCatalog:
 
     async def _find_versions(self, name: str, version: str) -> list[VersionRef]:
         """Versions to try in turn: one if it is named, else the newest."""
+        was_prepared = self._is_prepared.is_set()
         entry = await self._lookup.read_entry(name)
-        if entry is None and not self._is_prepared.is_set():
+        if entry is None and not was_prepared:
             await self._wait_until_prepared()
             entry = await self._lookup.read_entry(name)
         refs = list(entry.versions) if entry else []

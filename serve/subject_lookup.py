@@ -29,11 +29,15 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
-class _Reading(Generic[_Value]):
-    """value: None for what is not there; fault: why it can't be read; read_at_s: by the clock"""
+class CachedRead(Generic[_Value]):
+    """value: None for what is not there; fault: why it can't be read; read_at_s: by the clock
+
+    generation: of the look-up when the reading began
+    """
 
     value: _Value | None
     read_at_s: float
+    generation: int
     fault: str = ""
 
 
@@ -47,13 +51,18 @@ class SubjectLookup:
         self, catalog: Catalog, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._catalog, self._ttl_s, self._clock = catalog, ttl_s, clock
-        self._entries = BoundedCache[_Reading[CatalogEntry]](_KEPT_REFS, _count_refs)
-        self._unknown = BoundedCache[_Reading[CatalogEntry]](_KEPT_UNKNOWN)
-        self._bundles = BoundedCache[_Reading[SubjectVersion]](_KEPT_BUNDLES)
+        self._entries = BoundedCache[CachedRead[CatalogEntry]](_KEPT_REFS, _count_refs)
+        self._unknown = BoundedCache[CachedRead[CatalogEntry]](_KEPT_UNKNOWN)
+        self._bundles = BoundedCache[CachedRead[SubjectVersion]](_KEPT_BUNDLES)
         self._known_pool = ThreadPoolExecutor(_THREADS, "known-subjects")
         self._unknown_pool = ThreadPoolExecutor(_THREADS, "unknown-subjects")
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._num_unknown_waiting = 0
+        self._generation = 0
+
+    def forget_entries(self) -> None:
+        """Believe no reading of an entry that has begun before now."""
+        self._generation += 1
 
     async def read_entry(self, subject: str) -> CatalogEntry | None:
         """The entry of a subject; None if there is none.
@@ -62,8 +71,9 @@ class SubjectLookup:
         raises: APIError 422 for an entry that can't be read, 503 if nothing was read before
         """
         reading = self._find_entry(subject)
-        if reading is None or self._clock() - reading.read_at_s >= self._ttl_s:
-            await self._share(f"entry {subject}", lambda: self._refresh_entry(subject))
+        if not self._is_believed(reading):
+            key = f"entry {self._generation} {subject}"
+            await self._share(key, lambda: self._refresh_entry(subject))
             reading = self._find_entry(subject)
         if reading is None:
             raise storage_away_error()
@@ -87,8 +97,13 @@ class SubjectLookup:
             raise storage_away_error()
         return reading.value if _is_version(reading, ref) else None
 
-    def _find_entry(self, subject: str) -> _Reading[CatalogEntry] | None:
+    def _find_entry(self, subject: str) -> CachedRead[CatalogEntry] | None:
         return self._entries.get(subject) or self._unknown.get(subject)
+
+    def _is_believed(self, reading: CachedRead[CatalogEntry] | None) -> bool:
+        if reading is None or reading.generation != self._generation:
+            return False
+        return self._clock() - reading.read_at_s < self._ttl_s
 
     async def _share(self, key: str, start: Callable[[], Coroutine[None, None, None]]) -> None:
         """One piece of work for all who want the same; who goes away ends it for nobody."""
@@ -107,12 +122,15 @@ class SubjectLookup:
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
+        previous = self._find_entry(subject)
+        if previous is not None and previous.generation > reading.generation:
+            return
         for cache in (self._entries, self._unknown):
             cache.drop(subject)
         is_there = reading.value is not None or reading.fault
         (self._entries if is_there else self._unknown).put(subject, reading)
 
-    async def _read_unknown_entry(self, subject: str) -> _Reading[CatalogEntry]:
+    async def _read_unknown_entry(self, subject: str) -> CachedRead[CatalogEntry]:
         if self._num_unknown_waiting >= _MOST_UNKNOWN_WAITING:
             raise busy_error("many names are looked up just now; come again", 1.0)
         self._num_unknown_waiting += 1
@@ -121,31 +139,31 @@ class SubjectLookup:
         finally:
             self._num_unknown_waiting -= 1
 
-    def _read_entry(self, subject: str) -> _Reading[CatalogEntry]:
-        now_s = self._clock()
+    def _read_entry(self, subject: str) -> CachedRead[CatalogEntry]:
+        now_s, generation = self._clock(), self._generation
         try:
-            return _Reading(self._catalog.read(subject), now_s)
+            return CachedRead(self._catalog.read(subject), now_s, generation)
         except FileNotFoundError:
-            return _Reading(None, now_s)
+            return CachedRead(None, now_s, generation)
         except CheckpointError as error:
-            return _Reading(None, now_s, str(error))
+            return CachedRead(None, now_s, generation, str(error))
 
     async def _refresh_bundle(self, run_id: str) -> None:
-        now_s = self._clock()
+        now_s, generation = self._clock(), self._generation
         try:
             version = await self._run(self._known_pool, lambda: self._catalog.read_run(run_id))
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
-        self._bundles.put(run_id, _Reading(version, now_s))
+        self._bundles.put(run_id, CachedRead(version, now_s, generation))
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _count_refs(reading: _Reading[CatalogEntry]) -> int:
+def _count_refs(reading: CachedRead[CatalogEntry]) -> int:
     return 1 + (len(reading.value.versions) if reading.value else 0)
 
 
-def _is_version(reading: _Reading[SubjectVersion], ref: VersionRef) -> bool:
+def _is_version(reading: CachedRead[SubjectVersion], ref: VersionRef) -> bool:
     return reading.value is not None and reading.value.version == ref.version

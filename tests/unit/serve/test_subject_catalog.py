@@ -1,6 +1,8 @@
 import asyncio
 import json
 import shutil
+import threading
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -8,7 +10,13 @@ import pytest
 
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.catalog import Catalog, entry_name, publish_run, withdraw_run
+from dreambooth_ray.storage.catalog import (
+    Catalog,
+    CatalogEntry,
+    entry_name,
+    publish_run,
+    withdraw_run,
+)
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.storage.subject_version import parse_version
 from serve.api_errors import APIError
@@ -240,6 +248,48 @@ def test_runs_of_earlier_releases_get_entries_when_an_endpoint_starts(
 
     asyncio.run(story())
     assert ("catalog rebuild" in caplog.text) != is_made
+
+
+@pytest.mark.parametrize("first_asks", ["before it begins", "while it runs", "as it ends"])
+def test_who_asks_while_an_endpoint_starts_gets_what_is_there(
+    tmp_path: Path, first_asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of the time before, that there is no such subject, is not believed after it."""
+    _write_bundle(tmp_path, "dog")
+    is_first_read, may_complete = threading.Event(), threading.Event()
+    complete, read = SubjectCatalog._complete_catalog, Catalog.read
+
+    def complete_when_told(catalog: SubjectCatalog) -> None:
+        assert may_complete.wait(10)
+        complete(catalog)
+
+    def read_and_tell(catalog: Catalog, subject: str) -> CatalogEntry:
+        try:
+            return read(catalog, subject)
+        finally:
+            is_first = not is_first_read.is_set()
+            is_first_read.set()
+            if is_first and first_asks == "as it ends":
+                may_complete.set()
+                while not (tmp_path / "catalog_complete.json").exists():
+                    time.sleep(0.001)
+
+    monkeypatch.setattr(SubjectCatalog, "_complete_catalog", complete_when_told)
+    monkeypatch.setattr(Catalog, "read", read_and_tell)
+
+    async def story() -> None:
+        catalog = _catalog(tmp_path, Clock(step_s=0.0))
+        preparation = asyncio.create_task(catalog.prepare())
+        if first_asks != "before it begins":
+            await asyncio.sleep(0)
+        first = asyncio.create_task(catalog.resolve("dog", _allow_all))
+        await asyncio.to_thread(is_first_read.wait, 10)
+        may_complete.set()
+        await preparation
+        assert (await catalog.resolve("dog", _allow_all)).name == "dog"
+        assert (await first).name == "dog"
+
+    asyncio.run(story())
 
 
 def test_a_key_that_names_its_subjects_lists_those(tmp_path: Path) -> None:
