@@ -13,55 +13,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.measure import compute_quantiles, is_out_of_memory
+from benchmarks.random_models import SD15, ModelSize, make_parts
 from benchmarks.sample_theme import make_pipeline
 from benchmarks.theme import Setting
-from dreambooth_ray.models.source import model_directory
 
 TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
 LIMIT_S = 900
 
 
-def write_model(folder: Path, channel_divisor: int, side_px: int) -> None:
-    """SD 1.5's parts with random weights; the toy's tokenizer, padded to 77, stands for CLIP's.
-
-    thinner: what all numbers of channels are divided by
-    """
-    torch.manual_seed(0)
-    width, groups = 768 // channel_divisor, 32 // channel_divisor
-    tokenizer = CLIPTokenizer.from_pretrained(
-        model_directory("toyworld") / "tokenizer", model_max_length=77
-    )
+def write_model(folder: Path, size: ModelSize) -> None:
+    """The parts of a size, as a pipeline's directory."""
+    parts = make_parts(size, torch.device("cpu"))
     StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=tuple(c // channel_divisor for c in (128, 256, 512, 512)),
-            norm_num_groups=groups,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=side_px,
-        ),
-        unet=UNet2DConditionModel(
-            sample_size=side_px // 8, cross_attention_dim=width, attention_head_dim=8,
-            layers_per_block=2,
-            block_out_channels=tuple(c // channel_divisor for c in (320, 640, 1280, 1280)),
-            norm_num_groups=groups,
-        ),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408, hidden_size=width, intermediate_size=4 * width,
-                num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
-                projection_dim=width,
-            )
-        ),
-        tokenizer=tokenizer,
+        vae=parts.vae, unet=parts.unet, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer,
         scheduler=DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -72,14 +44,14 @@ def write_model(folder: Path, channel_divisor: int, side_px: int) -> None:
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Each task in a fresh process; `setting.model` is passed over: the size is the point."""
-    side_px = setting.pick(256, 512)
+    size = replace(SD15, divisor=setting.pick(8, 1), side_px=setting.pick(256, 512))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         model = Path(name) / "model"
-        write_model(model, setting.pick(8, 1), side_px)
+        write_model(model, size)
         results = {task: _run_in_process(task, model) for task in TASKS}
     return {"cases": [_make_case(kind, results) for kind in ("sample", "lora")], "configuration": {
-        "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": setting.pick(8, 1),
-        "threads": os.cpu_count(), "side_px": side_px, "dtype": "float32",
+        "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": size.divisor,
+        "threads": os.cpu_count(), "side_px": size.side_px, "dtype": "float32",
         "sampling": "one DDIM step with guidance, and decoding",
         "lora": "rank 8 on attention; two images; text encoder frozen",
     }}  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from benchmarks.conditions import read_conditions
 from benchmarks.gpu import device as devices
 from benchmarks.gpu import sampling, train_cases
-from benchmarks.gpu.models import SD15, TINY
+from benchmarks.random_models import SD15, TINY
 from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.models.precision import resolve_device
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.gpu import device as devices
-from benchmarks.gpu.models import ModelSize, make_parts
+from benchmarks.random_models import ModelSize, make_parts
 from benchmarks.sample_theme import make_equal_requests, make_mixed_requests, sample_batch
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import resolve_sampling_dtype

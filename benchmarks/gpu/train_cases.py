@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.ceiling import count_flops
 from benchmarks.gpu import device as devices
-from benchmarks.gpu.models import ModelSize, make_parts
 from benchmarks.plain_loop import PlainLoop
+from benchmarks.random_models import ModelSize, make_parts
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import Photograph

@@ -17,11 +17,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
+from dreambooth_ray.models.quantization import count_frozen_bytes
 from dreambooth_ray.models.trainable_params import apply_method, is_trained
-
-# Bytes a weight of a quantized layer, with its scales.
-_QUANTIZED_BYTES = {"int8": 1.02, "fp8": 1.02, "nf4": 0.53}
-_MIN_FEATURES = 64
 
 
 def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
@@ -39,8 +36,8 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     with torch.device("meta"):
         parts = _build_parts(directory, cast(CLIPTokenizer, tokenizer))
         apply_method(config, parts)
-    counts = _count_weights(config, parts)
     _prepare_modules(config, parts)
+    counts = _count_weights(config, parts)
     with fake_tensors():
         for model in (parts.unet, parts.text_encoder):
             _replace_tensors(model)
@@ -73,47 +70,27 @@ def _replace_tensors(model: nn.Module) -> None:
 
 
 def _prepare_modules(config: Config, parts: Components) -> None:
+    """As the training's module does, still without memory."""
     text_encoder = parts.text_encoder if is_trained(parts.text_encoder) else None
     parts.unet.train()
-    if config.train.strategy == "ddp":
-        cast_frozen_layers(parts.unet, config.train.precision)
     if text_encoder is not None:
         text_encoder.train()
-        cast_frozen_layers(text_encoder, config.train.precision)
+    if config.train.strategy == "ddp":
+        for model in (parts.unet, text_encoder):
+            if model is not None:
+                cast_frozen_layers(model, config.train.precision)
     if config.train.gradient_checkpointing:
         checkpoint_activations(parts.unet, text_encoder)
 
 
 def _count_weights(config: Config, parts: Components) -> dict[str, int]:
-    half_bytes = torch.finfo(autocast_dtype(config.train.precision)).bits // 8
-    layer_bytes = _QUANTIZED_BYTES.get(config.model.quantization, half_bytes)
-    if config.train.strategy != "ddp":
-        half_bytes = layer_bytes = 4
     models: tuple[nn.Module, ...] = (parts.unet, parts.text_encoder, parts.vae)
-    trained = sum(p.numel() for m in models for p in m.parameters() if p.requires_grad)
-    is_text_trained = is_trained(parts.text_encoder)
     return {
-        "trained": trained,
-        "frozen_unet": _count_frozen(parts.unet, layer_bytes, half_bytes),
-        "frozen_text": _count_frozen(
-            parts.text_encoder, *((half_bytes,) * 2 if is_text_trained else (4, 4))
-        ),
-        "frozen_vae": _count_frozen(parts.vae, 4, 4),
+        "trained": sum(p.numel() for m in models for p in m.parameters() if p.requires_grad),
+        "frozen_unet": count_frozen_bytes(parts.unet, config.model.quantization),
+        "frozen_text": count_frozen_bytes(parts.text_encoder, "none"),
+        "frozen_vae": count_frozen_bytes(parts.vae, "none"),
     }
-
-
-def _count_frozen(model: nn.Module, linear_bytes: float, convolution_bytes: float) -> int:
-    total = 0.0
-    for module in model.modules():
-        weights = [p for p in module.parameters(recurse=False) if not p.requires_grad]
-        size = 4.0
-        if isinstance(module, nn.Linear):
-            is_large = min(module.in_features, module.out_features) >= _MIN_FEATURES
-            size = linear_bytes if is_large else convolution_bytes
-        elif isinstance(module, nn.Conv2d):
-            size = convolution_bytes
-        total += sum(p.numel() for p in weights) * size
-    return int(total)
 
 
 def _find_peak(config: Config, parts: Components, batch: int, *, keeps_gradients: bool) -> int:

@@ -14,6 +14,8 @@ from dreambooth_ray.config.training import Quantization
 # Smaller layers save nothing, and the time embedding's decide much.
 _MIN_FEATURES = 64
 _KEPT = ("time_embedding", "time_emb_proj", "add_embedding")
+# Bytes of a quantized weight, with its share of the scales.
+_WEIGHT_BYTES = {"int8": 1.02, "fp8": 1.02, "nf4": 0.53}
 
 
 def quantize_linear_layers(model: nn.Module, kind: Quantization, dtype: torch.dtype) -> int:
@@ -43,6 +45,22 @@ def _is_quantizable(name: str, module: nn.Module) -> bool:
         and min(module.in_features, module.out_features) >= _MIN_FEATURES
         and not any(part in name for part in _KEPT)
     )
+
+
+def count_frozen_bytes(model: nn.Module, kind: Quantization) -> int:
+    """Bytes of a model's frozen weights, as `quantize_linear_layers` would leave them.
+
+    model: with frozen weights in the dtype that they have in training, if they are not quantized
+    """
+    total = 0.0
+    for module_name, module in model.named_modules():
+        is_quantized = kind != "none" and _is_quantizable(module_name, module)
+        for name, weight in module.named_parameters(recurse=False):
+            if not weight.requires_grad:
+                is_fewer = is_quantized and name == "weight"
+                size = _WEIGHT_BYTES[kind] if is_fewer else weight.element_size()
+                total += weight.numel() * size
+    return int(total)
 
 
 def _quantize_by_torchao(layer: nn.Module, kind: Quantization) -> None:

@@ -1,4 +1,4 @@
-"""Models of published sizes with random weights, made on the device that is measured."""
+"""Models of published sizes with random weights: the one table of these sizes."""
 
 from dataclasses import dataclass
 from typing import Any
