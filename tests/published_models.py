@@ -5,6 +5,7 @@ encoder's layers, are made smaller here. Weights get the names that the publishe
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 CONFIGS = Path(__file__).parent / "published"
 SD15, SD15_INPAINTING = "stable-diffusion-1.5", "stable-diffusion-1.5-inpainting"
 SD21, SDXL = "stable-diffusion-2.1", "stable-diffusion-xl-base-1.0"
-# Whole vocabularies, where they are at hand.
-_SHARED = Path("/work/shared/model-configs")
+# Whole vocabularies, where they are at hand: a folder with one of each model's name.
+_AT_HAND = Path(__file__).parents[2] / "shared" / "model-configs"
+_WHOLE_CONFIGS = Path(os.environ.get("MODEL_CONFIGS_DIR", _AT_HAND))
 _WIDTH = 32  # of norm_num_groups
 
 
@@ -110,9 +112,9 @@ def _rename_weights(folder: Path, rename: Callable[[str], str]) -> None:
 
 def _write_vocabulary(name: str, folder: Path) -> int:
     """CLIP's vocabulary where it is at hand, else a small one in its form; returns its size."""
-    if (_SHARED / name / "tokenizer" / "vocab.json").is_file():
+    if (_WHOLE_CONFIGS / name / "tokenizer" / "vocab.json").is_file():
         for file in ("vocab.json", "merges.txt"):
-            shutil.copyfile(_SHARED / name / "tokenizer" / file, folder / file)
+            shutil.copyfile(_WHOLE_CONFIGS / name / "tokenizer" / file, folder / file)
         return len(json.loads((folder / "vocab.json").read_text()))
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + k) for k in range(256 - len(letters))]

@@ -14,6 +14,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.evaluation import scores
+from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower, scored_from_totals
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
 from dreambooth_ray.evaluation.encoders import load_encoder
@@ -25,7 +26,6 @@ from dreambooth_ray.evaluation.protocol import (
     evaluation_prompts,
     load_protocol,
 )
-from dreambooth_ray.evaluation.ray_actor import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype

@@ -21,8 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
-from dreambooth_ray.evaluation.ray_actor import build_actor_class, has_room_beside
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest, paths

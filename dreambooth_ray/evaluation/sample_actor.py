@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.evaluation.actor_resources import build_actor_class
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.protocol import (
     Encoders,
@@ -21,7 +22,6 @@ from dreambooth_ray.evaluation.protocol import (
     Protocol,
     split_chunks,
 )
-from dreambooth_ray.evaluation.ray_actor import build_actor_class
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request, png_receipt
 from dreambooth_ray.storage import manifest

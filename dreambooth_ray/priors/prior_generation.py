@@ -18,7 +18,7 @@ from dreambooth_ray.errors import CapacityError, CheckpointError
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.store import Store, current_options
+from dreambooth_ray.storage.store import Store, get_storage_options
 
 _WORDS = PoolWords(
     "class-image",
@@ -146,7 +146,7 @@ def _actor_factory(
     )(PriorWorkerActor)
 
     def create_actor() -> Any:
-        directory, options = str(request.directory), current_options()
+        directory, options = str(request.directory), get_storage_options()
         return remote.remote(directory, set_store.uri, request.spec, num_gpus > 0, options)
 
     return create_actor

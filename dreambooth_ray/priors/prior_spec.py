@@ -73,8 +73,8 @@ def missing_chunks(spec: PriorSpec, count: int, records: dict[int, list[PriorRec
     lacking = count - len(selection.accepted)
     if lacking <= 0:
         return []
-    max_chunks = -(-count * MAX_GENERATED_RATIO // spec.chunk_size)
-    if selection.num_chunks >= max_chunks:
+    max_num_chunks = -(-count * MAX_GENERATED_RATIO // spec.chunk_size)
+    if selection.num_chunks >= max_num_chunks:
         raise DataError(
             f"only {len(selection.accepted)} of {count} class images can be told apart after "
             f"{selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; choose "

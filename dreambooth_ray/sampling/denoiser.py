@@ -124,7 +124,7 @@ class AdaptedNetwork:
 
 
 @dataclass
-class Row:
+class ForwardRow:
     """One row of a forward.
 
     x:                (in_channels, h, w); prompt_embeds: (T, D); timestep: a number or ()
@@ -201,7 +201,7 @@ class Denoiser:
         self.in_channels = int(unet.config.in_channels)
 
     @torch.no_grad()
-    def __call__(self, rows: list[Row]) -> Tensor:
+    def __call__(self, rows: list[ForwardRow]) -> Tensor:
         """(R, C, h, w) float32 predictions; fills row.cached_features."""
         groups = self._group_rows(rows)
         if len(groups) == 1:
@@ -212,7 +212,7 @@ class Denoiser:
             prediction_by_row.update(zip(indices, prediction, strict=True))
         return torch.stack([prediction_by_row[i] for i in range(len(rows))])
 
-    def _group_rows(self, rows: list[Row]) -> list[list[int]]:
+    def _group_rows(self, rows: list[ForwardRow]) -> list[list[int]]:
         """Rows that share a forward: one prompt length, adapters that mix, all or none cached."""
         groups: dict[tuple[int, str | None, bool], list[int]] = {}
         for index, row in enumerate(rows):
@@ -222,7 +222,7 @@ class Denoiser:
             ).append(index)
         return list(groups.values())
 
-    def _predict_group(self, rows: list[Row]) -> Tensor:
+    def _predict_group(self, rows: list[ForwardRow]) -> Tensor:
         dtype, device = self._first_weight.dtype, self._first_weight.device
         inputs = (
             torch.stack([row.x for row in rows]).to(device, dtype),
@@ -258,7 +258,7 @@ class Denoiser:
         return torch.as_tensor(outputs[0])
 
 
-def _stack_timesteps(rows: list[Row], device: torch.device) -> Tensor:
+def _stack_timesteps(rows: list[ForwardRow], device: torch.device) -> Tensor:
     """(R,) float32; rows have numbers alone, or tensors alone."""
     timesteps = [row.timestep for row in rows]
     tensors = [time for time in timesteps if isinstance(time, Tensor)]

@@ -6,7 +6,7 @@ Legend: C latent channels, h, w latent sides, F features before the UNet's last 
 import torch
 from torch import Tensor
 
-from dreambooth_ray.sampling.denoiser import Row
+from dreambooth_ray.sampling.denoiser import ForwardRow
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
 
@@ -24,7 +24,7 @@ def _is_guidance_on(request: Request, state: SamplingState) -> bool:
     return request.params.guidance_scale != 1 and start <= fraction_done < end
 
 
-def build_rows(request: Request, state: SamplingState) -> list[Row]:
+def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
     """The UNet's rows for a request's next step: with the prompt, then without."""
     prompt_embeds = [state.prompt_embeds]
     if needs_guidance(request, state):
@@ -45,7 +45,7 @@ def build_rows(request: Request, state: SamplingState) -> list[Row]:
     ):
         cached_features = list(state.cached_features)
     return [
-        Row(model_input, state.timestep, embeds, request.adapter, returns_features, features)
+        ForwardRow(model_input, state.timestep, embeds, request.adapter, returns_features, features)
         for embeds, features in zip(prompt_embeds, cached_features, strict=False)
     ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dreambooth_ray.sampling.denoiser import Denoiser, Row
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.guidance import apply_guidance, build_rows, cache_features
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
@@ -11,7 +11,7 @@ from dreambooth_ray.sampling.trajectory import advance_state
 
 def advance_together(batch: Sequence[tuple[Request, SamplingState]], denoiser: Denoiser) -> None:
     """Move the state of every request on by a step, in place; their latents are of one shape."""
-    rows: list[Row] = []
+    rows: list[ForwardRow] = []
     for request, state in batch:
         rows += build_rows(request, state)
     predictions = iter(denoiser(rows))

@@ -37,7 +37,7 @@ def use_options(uri: str, options: Mapping[str, Any]) -> None:
     os.environ[f"FSSPEC_{protocol.upper()}"] = json.dumps(fsspec.config.conf[protocol])
 
 
-def current_options() -> dict[str, Any]:
+def get_storage_options() -> dict[str, Any]:
     """What `use_options` got in this process, for a process on another machine."""
     return dict(_options)
 

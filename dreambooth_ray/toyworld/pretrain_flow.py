@@ -191,7 +191,7 @@ def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
     average = WarmupMovingAverage(0.999)
     last_save_s, last_log = start_s, (start_s, trainer.step)
     while trainer.trained_s < available_s:
-        rate = scale_rate(trainer.step, trainer.trained_s / available_s)
+        rate = compute_rate_factor(trainer.step, trainer.trained_s / available_s)
         batch = dataset.sample_batch(run.seed, trainer.step, run.batch_size)
         loss = take_step(run, trainer, batch, rate * run.learning_rate)
         trainer.step += 1
@@ -210,7 +210,7 @@ def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
     run.log(f"trained {trainer.step} steps")
 
 
-def scale_rate(step: int, progress: float) -> float:
+def compute_rate_factor(step: int, progress: float) -> float:
     """Of the learning rate: a warm-up by steps, then a cosine over the time, down to 1 %."""
     cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
     return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine)

@@ -56,7 +56,7 @@ def test_checkpoints_are_whole_and_rotated(
     for step in range(1, 6):
         local = files_of(tmp_path / str(step), **{"state.ckpt": f"state {step}", "more": "x"})
         uploader.submit(step, f"{step:012x}", local, {"step": step})
-        uploader.wait()
+        uploader.finish_upload()
     side_work.close(60)
     assert fault_proxy.faults
     assert side_work.num_failures == 0

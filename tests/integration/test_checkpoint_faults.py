@@ -62,7 +62,7 @@ def bring(phase):
             (local / name).write_text(f"{name} {step}")
         changes = phase if step == 3 else None
         uploader.submit(step, f"{step:012x}", local, {"step": step})
-        uploader.wait()
+        uploader.finish_upload()
 
 for phase in range(1, phases + 1):
     child = os.fork()

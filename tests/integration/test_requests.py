@@ -124,7 +124,7 @@ def count_commit(run: Store, proxy: FaultProxy, num_kept: int, scratch: Path) ->
         proxy.forget()
         about = {"step": step, "metrics": {"val_loss": 1.0 + step}}
         uploader.submit(step, f"{step:012x}", local, about)
-        uploader.wait()
+        uploader.finish_upload()
     return dict(proxy.kinds)
 
 

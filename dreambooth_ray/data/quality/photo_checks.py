@@ -91,9 +91,9 @@ def _check_exposure(photo: Photo) -> QualityIssue | None:
     low, high = photo.brightness
     if high >= DARK and low <= BRIGHT:
         return None
-    dark = high < DARK
-    value, bound = (high, DARK) if dark else (low, BRIGHT)
-    how = "so dark that nine tenths of it are nearly black" if dark else "almost all white"
+    is_dark = high < DARK
+    value, bound = (high, DARK) if is_dark else (low, BRIGHT)
+    how = "so dark that nine tenths of it are nearly black" if is_dark else "almost all white"
     return QualityIssue(
         "exposure", "warning", (photo.name,), round(value, 1), bound,
         f"{photo.name} is {how}; the subject's own colours are lost in it. Brighten or replace it.",

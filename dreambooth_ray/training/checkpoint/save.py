@@ -66,8 +66,8 @@ class CheckpointUploader:
         assert self._pending is None
         self._pending = self._pool.submit(self._upload, step, nonce, local, about)
 
-    def wait(self) -> None:
-        """Until nothing is under way; raises what went wrong with it."""
+    def finish_upload(self) -> None:
+        """Wait until nothing is under way; raises what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -150,8 +150,8 @@ class StopRequest:
         """Poll no more."""
         self._ended.set()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Until the request is seen; whether it was."""
+    def wait_until_seen(self, timeout_s: float) -> bool:
+        """Wait for the request; whether it was seen."""
         return self._is_seen.wait(timeout_s)
 
     @property
@@ -228,7 +228,7 @@ class CheckpointSaver:
 
     def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
         started_s = time.monotonic()
-        self._uploader.wait()
+        self._uploader.finish_upload()
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
         local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
         local.mkdir(mode=0o700, exist_ok=True)
@@ -243,13 +243,13 @@ class CheckpointSaver:
     def finish(self, trainer: pl.Trainer) -> None:
         """The run has not ended before its last checkpoint is committed."""
         self._stop_request.end()
-        self._uploader.wait()
+        self._uploader.finish_upload()
         trainer.strategy.barrier("committed")
 
     def abandon(self) -> None:
         """What was good before an error is kept; raises nothing in place of that error."""
         self._stop_request.end()
-        self._side_work.run("the last checkpoint's commit", self._uploader.wait, None)
+        self._side_work.run("the last checkpoint's commit", self._uploader.finish_upload, None)
 
 
 def find_worker_rank(context: Any) -> WorkerRank:

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import ClusterConfig, Span
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.evaluation.actor_resources import has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import (
     CheckpointFollower,
     plot_run,
@@ -17,7 +18,6 @@ from dreambooth_ray.evaluation.checkpoint_follower import (
 )
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.plot import plot_front
-from dreambooth_ray.evaluation.ray_actor import has_room_beside
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import download, retention

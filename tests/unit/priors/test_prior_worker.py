@@ -18,7 +18,7 @@ from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
 from dreambooth_ray.priors.prior_generation import committed_chunks, open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
-from dreambooth_ray.sampling.denoiser import Denoiser, Row
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 
@@ -63,7 +63,7 @@ def test_memory_that_runs_out_makes_batches_smaller_and_no_image_another(
     records = worker.generate(0)
     predict, num_rows = Denoiser.__call__, list[int]()
 
-    def predict_in_little_memory(self: Denoiser, rows: list[Row]) -> torch.Tensor:
+    def predict_in_little_memory(self: Denoiser, rows: list[ForwardRow]) -> torch.Tensor:
         num_rows.append(len(rows))
         if len(rows) > 2:  # one image, with and without its prompt
             raise torch.OutOfMemoryError("CUDA out of memory")

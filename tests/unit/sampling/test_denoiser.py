@@ -6,14 +6,14 @@ from unittest.mock import patch
 import torch
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.sampling.denoiser import Denoiser, Row, _RecordedUNet
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _RecordedUNet
 
 
-def make_rows(names: tuple[str | None, ...]) -> list[Row]:
-    return [Row(torch.randn(8, 16, 16), 500.0, torch.randn(32, 128), name) for name in names]
+def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
+    return [ForwardRow(torch.randn(8, 16, 16), 500.0, torch.randn(32, 128), name) for name in names]
 
 
-def predict_untraced(denoiser: Denoiser, rows: list[Row]) -> torch.Tensor:
+def predict_untraced(denoiser: Denoiser, rows: list[ForwardRow]) -> torch.Tensor:
     """The prediction by the UNet itself."""
     with patch.object(_RecordedUNet, "__call__", return_value=None):
         return denoiser(rows)

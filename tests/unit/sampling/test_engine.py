@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth_ray.config.sampling_params import SOLVERS
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.sampling.denoiser import Denoiser, Row
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 
@@ -160,7 +160,7 @@ def test_guidance_one_needs_half_the_rows(engine: Engine, monkeypatch: pytest.Mo
     rows: list[int] = []
     forward = Denoiser.__call__
 
-    def counting(self: Denoiser, batch: list[Row]) -> torch.Tensor:
+    def counting(self: Denoiser, batch: list[ForwardRow]) -> torch.Tensor:
         rows.append(len(batch))
         return forward(self, batch)
 

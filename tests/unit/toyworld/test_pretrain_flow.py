@@ -14,7 +14,7 @@ from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld import pretrain_flow
 from dreambooth_ray.toyworld.flow_dataset import FlowDataset, load_flow_dataset
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
-from dreambooth_ray.toyworld.pretrain_flow import FlowRun, new_trainer, scale_rate, train
+from dreambooth_ray.toyworld.pretrain_flow import FlowRun, compute_rate_factor, new_trainer, train
 
 
 def new_narrow_transformer(latent_channels: int) -> ZImageTransformer2DModel:
@@ -94,10 +94,10 @@ def test_a_batch_is_a_function_of_seed_and_step_and_drops_captions() -> None:
 
 
 def test_the_rate_warms_up_by_steps_and_falls_with_the_time() -> None:
-    assert scale_rate(0, 0.0) == pytest.approx(1 / 300)
-    assert scale_rate(1000, 0.0) == 1.0
-    assert scale_rate(1000, 0.5) == pytest.approx(0.505)
-    assert scale_rate(1000, 1.0) == pytest.approx(0.01)
+    assert compute_rate_factor(0, 0.0) == pytest.approx(1 / 300)
+    assert compute_rate_factor(1000, 0.0) == 1.0
+    assert compute_rate_factor(1000, 0.5) == pytest.approx(0.505)
+    assert compute_rate_factor(1000, 1.0) == pytest.approx(0.01)
 
 
 def test_a_training_goes_on_from_its_checkpoint(

@@ -1,4 +1,4 @@
-"""Ray actors of evaluations."""
+"""What an actor beside a training asks of the cluster, and whether there is room for it."""
 
 from typing import Any
 
