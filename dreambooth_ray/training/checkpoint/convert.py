@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def _load_sharded_weights(state: Path) -> dict[str, torch.Tensor]:
         if isinstance(entry, TensorStorageMetadata) and name.startswith(_WEIGHTS)
     }
     # Filled in place. Optimizer states, twice the size, are not asked for and not read.
-    load_distributed(weights, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # That one process reads it alone is what is meant.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load_distributed(weights, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_WEIGHTS): tensor for name, tensor in weights.items()}
 
 
