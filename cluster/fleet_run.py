@@ -14,9 +14,7 @@ from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
-from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.catalog import publish_run
-from dreambooth_ray.storage.store import Store
 
 
 def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry]:
@@ -35,14 +33,13 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     entries = [FleetEntry(subject) for subject in fleet.subjects]
     for entry in entries:
         name = entry.subject.id
-        run = Store(configs[name].storage.uri).sub(paths.run(name))
+        # From now on the run says what it uses, though its turn may come days later: nobody
+        # collects that as garbage. Of one that is done it must be what it was.
+        run = open_run(parse_config(config_texts[name], name, []), inputs=prepared[name].inputs)
         if is_finished(run):
             entry.state, entry.note = "done", "was done before"
             publish_run(run)
             continue
-        # From now on the run says what it uses, though its turn may come days later: nobody
-        # collects that as garbage.
-        run = open_run(parse_config(config_texts[name], name, []))
         if configs[name].prior.count:
             pipeline.note_prior_use(prepared[name], run)
     queue = FleetQueue(entries, fleet.parallel, fleet.retries)
@@ -77,7 +74,8 @@ def _train_subject(text: str) -> None:
     """One subject from wherever its run stands to its bundle."""
     config = parse_config(text, "the fleet", [])
     display = QuietDisplay()
-    prepared, run = prepare_run(config, display), open_run(config)
+    prepared = prepare_run(config, display)
+    run = open_run(config, inputs=prepared.inputs)
     # A try whose host was given up may show signs of life for a while.
     pipeline.train(prepared, run, display, patience_s=2 * config.cluster.lease_s)
 

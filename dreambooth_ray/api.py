@@ -47,7 +47,7 @@ def train(
     display = QuietDisplay() if quiet else TrainingDisplay()
     check_address(config)
     prepared = prepare_run(config, display)
-    run = open_run(config, force)
+    run = open_run(config, force, prepared.inputs, display.say)
     display.say(f"run {run.uri}")
     if not is_finished(run):
         with _ray_for(config, _import_pipeline):

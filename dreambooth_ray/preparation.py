@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dreambooth_ray.config.learning_rates import check_rates
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.photographs import describe_unread
+from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
+from dreambooth_ray.data.run_inputs import RunInputs, digest_files, record_photographs
 from dreambooth_ray.data.subject import (
     identifier_warning,
     read_configured_subject,
@@ -19,6 +21,7 @@ from dreambooth_ray.data.subject import (
 )
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.source import check_resolution, model_directory
+from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.required_packages import check_packages
 
@@ -42,6 +45,7 @@ class PreparedRun:
 
     config: Config
     directory: Path
+    inputs: RunInputs | None = None
 
 
 def prepare_run(config: Config, display: Display) -> PreparedRun:
@@ -56,8 +60,11 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     check_packages(config)
     for rate_warning in check_rates(config):
         display.say(f"warning: {rate_warning}")
+    records = []
     for subject in config.all_subjects:
-        split_photographs(config, read_configured_subject(config, subject))
+        photographs = read_configured_subject(config, subject)
+        split_photographs(config, photographs)
+        records.append(record_photographs(photographs, config.instance_prompts(subject)))
         if unread := describe_unread(photographs_folder(subject.photos)):
             display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
         warning = identifier_warning(config.word(subject), subject.class_noun)
@@ -68,4 +75,11 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
 
         check_choice(config, directory)
     Store(config.storage.uri).check_writable()
-    return PreparedRun(config, directory)
+    inputs = RunInputs(tuple(records), _digest_class_images(config.prior), directory)
+    return PreparedRun(config, directory, inputs)
+
+
+def _digest_class_images(prior: PriorConfig) -> str:
+    if not (prior.folder and prior.count):
+        return ""
+    return digest_files(find_photographs(Path(prior.folder), MAX_PHOTOGRAPHS, key="prior.folder"))

@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dreambooth_ray.config.load import (
     dump_config,
@@ -18,12 +17,15 @@ from dreambooth_ray.config.load import (
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
+from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.storage import fence, paths
+from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.run_changes import ConfigChange, find_changes, find_obstacles
+from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run
 from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
-from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training.run_state import find_last_step
 
 
 def find_run(uri: str, overrides: list[str]) -> Config:
@@ -44,33 +46,92 @@ def find_run(uri: str, overrides: list[str]) -> Config:
     return config.model_copy(update={"run_id": run_id, "storage": storage})
 
 
-def open_run(config: Config, force: bool = False) -> Store:
+def open_run(
+    config: Config,
+    force: bool = False,
+    inputs: RunInputs | None = None,
+    say: Callable[[str], None] = print,
+) -> Store:
     """The run's folder, with its configuration stored; an existing run must have the same.
 
-    force: go on with another configuration, which takes the place of the stored one
-    raises: ConfigError naming the keys that differ if run_id names a run of another configuration
+    force: go on with another configuration or other photographs, which take the place of the stored
+        ones; inputs: what it is trained on, where that was looked at; say: hears of a holder that
+        may be dead and is waited for
+    raises: ConfigError naming the keys that differ if run_id names a run of another configuration,
+        or, with force, what can't be taken up; StorageError if another process trains a run that is
+        to change
     """
     run_id = config.run_id or _new_run_id(config)
     resolved = with_absolute_paths(config).model_copy(update={"run_id": run_id})
     run = Store(config.storage.uri).sub(paths.run(run_id))
-    if run.create(paths.CONFIG, dump_config(resolved).encode()):
+    changes: list[ConfigChange] = []
+    stored = resolved
+    if not run.create(paths.CONFIG, dump_config(resolved).encode()):
+        stored = with_absolute_paths(read_run_config(run))
+        changes = find_changes(_identity_fields(stored), _identity_fields(resolved))
+    data_differences = _compare_inputs(run, inputs)
+    if not changes and not data_differences:
         return run
-    differences = _find_differences(
-        _identity_fields(with_absolute_paths(read_run_config(run))), _identity_fields(resolved)
-    )
-    if differences and not force:
+    _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
+    if not force:
+        texts = [*map(str, changes), *data_differences]
         raise ConfigError(
             f"run_id={run_id!r} is a run with another configuration ({run.uri}/{paths.CONFIG}): "
-            f"{'; '.join(differences)}; choose another run_id, resume that run as it is, or go on "
+            f"{'; '.join(texts)}; choose another run_id, resume that run as it is, or go on "
             "with --force"
         )
-    if differences:
-        withdraw_run(run)
-        run.write(paths.CONFIG, dump_config(resolved).encode())
-        ends = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
-        for stale_file in (f"{paths.BUNDLE}/{MANIFEST}", *ends):
-            run.remove_file(stale_file)
+    with LeaseKeeper(LeaseWaiter(run_leases(run), config.cluster.lease_s, say=say), say):
+        # What others did until the lease was ours counts.
+        _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
+        _store_changes(run, resolved, inputs)
     return run
+
+
+def _compare_inputs(run: Store, inputs: RunInputs | None) -> list[str]:
+    """What a run was trained on and is no longer there; one that does not know yet is told."""
+    if inputs is None or run.create(paths.INPUTS, inputs.to_json()):
+        return []
+    return inputs.describe_differences(run.read(paths.INPUTS))
+
+
+def _refuse_changes(
+    run: Store,
+    stored: Config,
+    current: Config,
+    changes: list[ConfigChange],
+    data_differences: list[str],
+    inputs: RunInputs | None,
+) -> None:
+    """raises: ConfigError for changes that a run with checkpoints can't take up"""
+    checkpoints = fence.read_history(run).checkpoints
+    if not checkpoints:
+        return
+    committed_step = max(checkpoints)
+    obstacles = find_obstacles(
+        stored, current, changes, data_differences, committed_step, find_last_step(run, current)
+    )
+    if inputs is not None and any(change.key == "model.uri" for change in changes):
+        about = manifest.read_about(run, checkpoints[committed_step].name)
+        digest = model_hash(inputs.model)
+        if about.get("model_hash", digest) != digest:
+            obstacles.append(
+                f"model.uri={current.model.uri!r} is another model than {run.uri} was trained "
+                "from; give that one, or another run_id"
+            )
+    if obstacles:
+        raise ConfigError("; ".join(obstacles))
+
+
+def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None:
+    """Let a run go on with another configuration: its bundle and its end are no more."""
+    withdraw_run(run)
+    ends = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
+    for stale_file in (f"{paths.BUNDLE}/{manifest.MANIFEST}", *ends):
+        run.remove_file(stale_file)
+    if inputs is not None:
+        run.write(paths.INPUTS, inputs.to_json())
+    # Last: whatever ends this process before, the run is as it was, and the change not made.
+    run.write(paths.CONFIG, dump_config(config).encode())
 
 
 def read_run_config(run: Store) -> Config:
@@ -101,20 +162,7 @@ def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
 
 def is_finished(run: Store) -> bool:
     """Whether a run has its bundle, committed."""
-    return run.exists(f"{paths.BUNDLE}/{MANIFEST}")
-
-
-def _find_differences(stored: Any, current: Any, key: str = "") -> list[str]:
-    """Each leaf that two dumped configurations differ in, as text."""
-    if isinstance(stored, dict) and isinstance(current, dict):
-        return [
-            text
-            for name in sorted(stored.keys() | current.keys())
-            for text in _find_differences(
-                stored.get(name), current.get(name), f"{key}.{name}" if key else name
-            )
-        ]
-    return [] if stored == current else [f"{key} was {stored!r} and is {current!r}"]
+    return run.exists(f"{paths.BUNDLE}/{manifest.MANIFEST}")
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -14,6 +14,8 @@ METRIC_KEYS = {
     "instance_loss": "mean error over the photographs of the step",
     "prior_loss": "mean error over the class images of the step; 0 without them",
     "lr": "learning rate of the step",
+    "text_encoder_lr": "learning rate of the text encoder, where it differs",
+    "identifier_lr": "learning rate of learned words, where it differs",
     "grad_norm": "global gradient norm before clipping",
     "val_loss": "validation loss, as loss",
     "val_instance_loss": "of the photographs looked at",
@@ -69,6 +71,11 @@ def metric_keys() -> set[str]:
     if re.search(r'f"val_\{\w+\}_loss_bin\{\w+\}"', text):
         found |= {f"val_{half}_loss_bin{{k}}" for half in ("instance", "prior")}
     from dreambooth_ray.training.early_stopping import VALIDATION_LOSS  # noqa: PLC0415
-    from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, SKIPPED  # noqa: PLC0415
+    from dreambooth_ray.training.metrics_log import (  # noqa: PLC0415
+        FAILURES,
+        PART_RATES,
+        RESTARTS,
+        SKIPPED,
+    )
 
-    return found | {VALIDATION_LOSS, FAILURES, RESTARTS, SKIPPED}
+    return found | {VALIDATION_LOSS, FAILURES, RESTARTS, SKIPPED, *PART_RATES.values()}

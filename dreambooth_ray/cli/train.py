@@ -6,6 +6,7 @@ import typer
 
 from dreambooth_ray.cli.jobs import resume_on
 from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
+from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -36,6 +37,12 @@ def resume(
 ) -> None:
     """Finish a run from its newest intact checkpoint; prints the run's URI."""
     if cluster:
+        if overrides or force:
+            changes = [*(overrides or []), *(["--force"] if force else [])]
+            raise ConfigError(
+                f"{' '.join(changes)}: with --cluster a run is taken up as it is; change it with "
+                "`dreambooth resume` from where its storage is reached, without --cluster"
+            )
         print(resume_on(run, cluster, clusters))
         return
     from dreambooth_ray import api

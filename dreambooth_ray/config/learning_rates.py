@@ -22,6 +22,22 @@ def default_rate(train: Mapping[str, Any]) -> float:
     return DEFAULT_RATES.get(str(train.get("method", "full")), DEFAULT_RATES["full"])
 
 
+def find_part_rates(config: "Config") -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each part that is trained.
+
+    Learned words are not decayed: their length has a meaning.
+    """
+    train = config.train
+    rates = {}
+    if train.unet:
+        rates["unet"] = (train.lr, train.weight_decay)
+    if config.identifier.kind == "learned":
+        rates["words"] = (config.identifier.lr or train.lr, 0.0)
+    if train.text_encoder:
+        rates["text_encoder"] = (train.text_encoder_lr or train.lr, train.weight_decay)
+    return rates
+
+
 def check_rates(config: "Config") -> list[str]:
     """Warnings about rates at which nothing would be learnt, each naming its key."""
     train, warnings = config.train, []

@@ -6,6 +6,7 @@ Nothing heavy is imported here: bad input is refused before torch is imported.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,21 @@ def check_resolution(directory: Path, resolution: int) -> None:
 def model_hash(directory: Path) -> str:
     """SHA-256 over names and contents of every weight and configuration file of a model.
 
-    Of an adapter bundle: over its base's hash and the adapter's files.
+    Of an adapter bundle: over its base's hash and the adapter's files. Files are read once a
+    process, as long as they stay as they are.
     """
-    digest = hashlib.sha256()
     base = adapted_base(directory)
-    if base:
-        digest.update(base[1].encode())
     parts = (paths.ADAPTER,) if base else PARTS
-    for path in sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file()):
+    files = sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file())
+    states = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _hash_files(directory, states, base[1] if base else "")
+
+
+@cache
+def _hash_files(directory: Path, states: tuple[tuple[Path, int, int], ...], prefix: str) -> str:
+    """states: each file with its size and its time, which tell whether to read it anew"""
+    digest = hashlib.sha256(prefix.encode())
+    for path, *_ in states:
         digest.update(path.relative_to(directory).as_posix().encode())
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

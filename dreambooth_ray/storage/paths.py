@@ -7,6 +7,7 @@ import re
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+INPUTS = "inputs.json"  # in a run: hashes of the photographs it is trained on, and their captions
 BUNDLE = "bundle"
 ADAPTER = "adapter"  # in a bundle
 ADAPTER_SCHEDULER = "adapter/scheduler"  # in a bundle whose forward process is not its base's

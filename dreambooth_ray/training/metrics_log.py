@@ -16,6 +16,8 @@ REMOTE_INTERVAL_S, _MOST_BYTES_A_S = 10.0, 100_000
 # In a step's metrics once there are any: of the workers, of work beside the steps, and steps
 # whose gradient was no number.
 RESTARTS, FAILURES, SKIPPED = "restarts", "side_failures", "skipped_steps"
+# Learning rates of parts where they differ from `lr`, named as their keys in a configuration.
+PART_RATES = {"text_encoder": "text_encoder_lr", "words": "identifier_lr"}
 
 
 def read_metrics(store: Store, up_to_lease: int | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
@@ -23,8 +24,14 @@ from dreambooth_ray.sampling.prompt_windows import embed_windows
 from dreambooth_ray.training.checkpoint.download import AVERAGE
 from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.fully_sharded import shard_networks
+from dreambooth_ray.training.metrics_log import PART_RATES
 from dreambooth_ray.training.nan_guard import skip_unless_finite
-from dreambooth_ray.training.optimizer import ExponentialMovingAverage, RateSchedule, make_optimizer
+from dreambooth_ray.training.optimizer import (
+    ExponentialMovingAverage,
+    apply_rates,
+    make_optimizer,
+    make_rate_schedule,
+)
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
 
@@ -145,6 +152,11 @@ class DreamBoothModule(pl.LightningModule):
         """What a GPU computes in float32, it computes in TF32."""
         use_fast_float32(self.device)
 
+    def on_train_start(self) -> None:
+        """Rates by the configuration, whatever a checkpoint has brought back."""
+        optimizer, schedulers = self.trainer.optimizers[0], cast(Any, self.lr_schedulers())
+        apply_rates(self.config, self, optimizer, schedulers)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Drop the last step's gradients now: Lightning does it after the forward only."""
         if self.config.train.strategy != "deepspeed" and batch.starts_step:
@@ -181,7 +193,8 @@ class DreamBoothModule(pl.LightningModule):
                 f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
         if self.average is not None:
-            self.average.weights = checkpoint[AVERAGE]
+            # None where the run that goes on had no average: it begins with the next step.
+            self.average.weights = checkpoint.get(AVERAGE, {})
 
     def configure_gradient_clipping(
         self,
@@ -229,27 +242,36 @@ class DreamBoothModule(pl.LightningModule):
 
         instance, prior: halves of the loss, over all workers
         """
-        schedulers: Any = self.lr_schedulers()
+        rate, further_rates = self._find_rates(step)
         return {
             "step": step,
             "images_seen": step * self.images_a_step,
             "loss": objective.prior_preserving_loss(instance, prior, self.config.prior.weight),
             "instance_loss": instance,
             "prior_loss": prior,
-            "lr": float(self._lr_before(schedulers, step)),
+            "lr": rate,
+            **further_rates,
             "grad_norm": grad_norm,
         }
 
-    def _lr_before(self, schedulers: Any, step: int) -> float:
+    def _find_rates(self, step: int) -> tuple[float, dict[str, float]]:
+        """The rate of a step, of the first part that is trained, and others that differ, by key."""
+        schedulers: Any = self.lr_schedulers()
         # The scheduler may or may not have moved on already; its table has not.
-        return float(schedulers.base_lrs[0] * schedulers.lr_lambdas[0](step - 1))
+        factor = schedulers.lr_lambdas[0](step - 1)
+        rates = [float(rate * factor) for rate in schedulers.base_lrs]
+        part_rates = find_part_rates(self.config)
+        groups = list(dict.fromkeys(part_rates.values()))
+        by_part = {part: rates[groups.index(rate)] for part, rate in part_rates.items()}
+        return rates[0], {
+            PART_RATES[part]: rate for part, rate in by_part.items() if rate != rates[0]
+        }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimizer under the configured schedule."""
-        train = self.config.train
         optimizer = make_optimizer(self.config, self)
-        rate = RateSchedule(train.lr_schedule, train.lr_warmup_steps, train.steps)
+        scheduler = LambdaLR(optimizer, make_rate_schedule(self.config.train))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }

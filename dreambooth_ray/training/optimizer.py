@@ -8,29 +8,28 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 
 
 def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
-    """Trained weights by learning rate and decay: one group, unless the configuration parts them.
-
-    Learned words are not decayed: their length has a meaning.
-    """
-    train = config.train
+    """Trained weights by rate and decay: one group, unless the configuration parts them."""
+    part_rates = find_part_rates(config)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
-        if not weight.requires_grad:
-            continue
-        rate, decay = train.lr, train.weight_decay
-        if name.endswith(".token_embedding.rows"):
-            rate, decay = config.identifier.lr or rate, 0.0
-        elif name.startswith("text_encoder."):
-            rate = train.text_encoder_lr or rate
-        groups.setdefault((rate, decay), []).append(weight)
+        if weight.requires_grad:
+            groups.setdefault(part_rates[_find_part(name)], []).append(weight)
     return [{"params": w, "lr": rate, "weight_decay": d} for (rate, d), w in groups.items()]
+
+
+def _find_part(name: str) -> str:
+    if name.endswith(".token_embedding.rows"):
+        return "words"
+    return "text_encoder" if name.startswith("text_encoder.") else "unet"
 
 
 def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
@@ -82,6 +81,28 @@ class RateSchedule:
         num_decay_steps = self.num_steps - self.num_warmup
         progress = min(1.0, (step - self.num_warmup) / max(1, num_decay_steps))
         return 1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def make_rate_schedule(train: TrainConfig) -> RateSchedule:
+    """As configured."""
+    return RateSchedule(train.lr_schedule, train.lr_warmup_steps, train.steps)
+
+
+def apply_rates(
+    config: Config, module: nn.Module, optimizer: Optimizer, scheduler: LambdaLR
+) -> None:
+    """Give an optimizer and its scheduler the configured rates, decays and schedule, in place.
+
+    A checkpoint brings back those that it was saved with, and its run may go on with others. Where
+    they are the same, nothing changes.
+    """
+    groups, rate_schedule = parameter_groups(config, module), make_rate_schedule(config.train)
+    factor = rate_schedule(scheduler.last_epoch)
+    scheduler.base_lrs = [group["lr"] for group in groups]
+    scheduler.lr_lambdas = [rate_schedule] * len(groups)
+    for group, configured in zip(optimizer.param_groups, groups, strict=True):
+        group["initial_lr"], group["weight_decay"] = configured["lr"], configured["weight_decay"]
+        group["lr"] = configured["lr"] * factor
 
 
 class ExponentialMovingAverage:

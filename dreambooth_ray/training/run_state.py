@@ -79,12 +79,22 @@ def _find_end(
         return bundled_step, "configured" if bundled_step == steps else ended_early
     if (end_step := read_end(run, names, history)) is not None:
         return end_step, "stalled"
+    stop_step = _find_early_step(run, config, names)
+    return (steps, "configured") if stop_step is None else (stop_step, "early")
+
+
+def find_last_step(run: Store, config: Config) -> int:
+    """Where a run would end with a configuration, that its evaluations ended it left aside."""
+    stop_step = _find_early_step(run, config, run.names())
+    return config.train.steps if stop_step is None else min(stop_step, config.train.steps)
+
+
+def _find_early_step(run: Store, config: Config, names: list[str]) -> int | None:
+    """The step at which a run's validation losses end it; None if they do not."""
     metrics_leases = fence.numbers_of(names, paths.METRICS)
-    if config.validation.patience and metrics_leases:
-        text = run.read(fence.numbered(paths.METRICS, metrics_leases[0])).decode()
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        losses = validation_losses([json.loads(line) for line in lines])
-        stop_step = find_stop_step(losses, config.validation)
-        if stop_step is not None:
-            return stop_step, "early"
-    return steps, "configured"
+    if not (config.validation.patience and metrics_leases):
+        return None
+    text = run.read(fence.numbered(paths.METRICS, metrics_leases[0])).decode()
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    losses = validation_losses([json.loads(line) for line in lines])
+    return find_stop_step(losses, config.validation)

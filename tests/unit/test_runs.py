@@ -1,12 +1,16 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dreambooth_ray.config.load import dump_config, override_config, parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
+from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.runs import delete_run, find_run, is_finished, open_run, read_run_config
 from dreambooth_ray.storage.catalog import Catalog, publish_run
 from dreambooth_ray.storage.fence import RunHistory
@@ -32,6 +36,91 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     write_end(run, 5)
     assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
     assert read_end(run, run.names(), RunHistory()) is None
+
+
+@pytest.fixture
+def half_way(config: Config, photos: Path, tmp_path: Path) -> Config:
+    """A run at step 150 of 400, on photographs of its own."""
+    shutil.copytree(photos, tmp_path / "photos")
+    settings = [f"subject.photos={tmp_path / 'photos'}", "train.steps=400", "train.resolution=64"]
+    config = override_config(config, [*settings, "prior.count=2"])
+    run = open_run(config, inputs=prepare_run(config, QuietDisplay()).inputs)
+    run.write("checkpoints/step-00000150.json", b"{}")
+    return config
+
+
+def test_a_change_that_is_refused_is_not_stored(half_way: Config) -> None:
+    run = find_store(half_way)
+    for overrides, said in (
+        (["train.steps=60"], r"train\.steps=60: the run is at step 150 already"),
+        (["train.lr=1e-3", "train.method=lora"], r"train\.method was 'full' and is 'lora'"),
+    ):
+        for force in (True, False):
+            with pytest.raises(ConfigError, match=said):
+                open_run(override_config(half_way, overrides), force)
+    assert read_run_config(run) == half_way
+
+
+def find_store(config: Config) -> Store:
+    return Store(f"{config.storage.uri}/runs/{config.run_id}")
+
+
+def test_nothing_is_changed_under_a_process_that_trains(half_way: Config) -> None:
+    run = find_store(half_way)
+    changed = override_config(half_way, ["train.lr=1e-3"])
+    with (
+        LeaseKeeper(LeaseWaiter(run_leases(run), lease_s=60.0), print),
+        pytest.raises(StorageError, match="is being trained by"),
+    ):
+        open_run(changed, force=True)
+    assert read_run_config(run) == half_way
+    open_run(changed, force=True)
+    assert read_run_config(run) == changed
+
+
+def test_other_photographs_are_another_run(half_way: Config) -> None:
+    folder = Path(half_way.subject.photos)
+    first, *others = sorted(folder.iterdir())
+
+    def take_up(force: bool = False) -> None:
+        open_run(half_way, force, prepare_run(half_way, QuietDisplay()).inputs)
+
+    take_up()
+    first.with_suffix(".txt").write_text("a sks robot on the moon")
+    with pytest.raises(ConfigError, match=rf"subject\.photos: 1 captions.*, of {first.name}"):
+        take_up()
+    first.with_suffix(".txt").unlink()
+    first.rename(folder / "zz.png")
+    with pytest.raises(ConfigError, match=r"in another order"):
+        take_up()
+    (folder / "zz.png").rename(first)
+    take_up()
+    for path in others:
+        path.unlink()
+    Image.new("RGB", (80, 80), "red").save(first)
+    with pytest.raises(ConfigError, match=r"of 3 photographs 3 are gone.*1 of 1 are new.*--force"):
+        take_up()
+    take_up(force=True)
+    take_up()
+
+
+def test_other_class_photographs_are_another_run(
+    half_way: Config, photos: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(photos, tmp_path / "class")
+    config = override_config(half_way, ["run_id=two", f"prior.folder={folder}"])
+    open_run(config, inputs=prepare_run(config, QuietDisplay()).inputs)
+    Image.new("RGB", (80, 80), "red").save(sorted(folder.iterdir())[0])
+    with pytest.raises(ConfigError, match=r"prior\.folder: its class photographs are others"):
+        open_run(config, inputs=prepare_run(config, QuietDisplay()).inputs)
+
+
+def test_a_run_of_an_earlier_release_remembers_from_now_on(half_way: Config) -> None:
+    run = find_store(half_way)
+    run.remove_file("inputs.json")
+    inputs = prepare_run(half_way, QuietDisplay()).inputs
+    open_run(half_way, inputs=inputs)
+    assert inputs is not None and run.read("inputs.json") == inputs.to_json()
 
 
 def _commit(run: Store) -> Catalog:

@@ -81,3 +81,47 @@ def test_published_models_learn(
     assert len(losses) == 3
     assert all(0 < loss < 10 for loss in losses)
     assert any(weight.grad is not None for weight in run.module.parameters())
+
+
+RATES = {
+    "rates": ("train.lr=1e-2", "train.text_encoder_lr=2e-3", "train.weight_decay=0.5"),
+    "more steps": ("train.steps=8",),
+    "a schedule": ("train.lr_schedule=linear", "train.lr_warmup_steps=3"),
+}
+
+
+@pytest.mark.parametrize("changes", RATES.values(), ids=RATES)
+def test_a_run_goes_on_at_the_rates_that_it_is_given_now(
+    tiny_model: Path, photos: Path, priors: Store, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    state = tmp_path / "state.ckpt"
+    base = (
+        "train.method=lora", "train.text_encoder=true", "train.text_encoder_lr=1e-4",
+        "train.lr_schedule=cosine", "train.steps=4",
+    )  # fmt: skip
+    Fitted(tiny_model, photos, priors, *base, save=state)
+    resumed = Fitted(tiny_model, photos, priors, *base, *changes, resume=state)
+    fresh = Fitted(tiny_model, photos, priors, *base, *changes)
+    rates = [
+        [(record["lr"], record["text_encoder_lr"]) for record in run.watch.records]
+        for run in (fresh, resumed)
+    ]
+    assert rates[1] == rates[0][2:]
+    for group, expected in zip(
+        resumed.trainer.optimizers[0].param_groups,
+        fresh.trainer.optimizers[0].param_groups,
+        strict=True,
+    ):
+        for name in ("lr", "initial_lr", "weight_decay"):
+            assert group[name] == expected[name]
+
+
+def test_an_average_may_begin_when_a_run_goes_on(
+    tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
+) -> None:
+    state = tmp_path / "state.ckpt"
+    base = ("train.method=lora", "train.steps=4")
+    Fitted(tiny_model, photos, priors, *base, save=state)
+    resumed = Fitted(tiny_model, photos, priors, *base, "train.ema_decay=0.9", resume=state)
+    average = resumed.module.average
+    assert average is not None and average.weights.keys() == resumed.weights.keys()

@@ -1,0 +1,95 @@
+"""What a run is trained on, as its folder remembers it: hashes of photographs, and captions."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.storage.manifest import file_hash
+
+
+@dataclass(frozen=True)
+class PhotographRecord:
+    """sha256: of the file; caption: its own, "" where it has the configuration's."""
+
+    name: str
+    sha256: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """photographs: of each subject, in order; class_images: digest of prior.folder's, "" without.
+
+    model: the directory of the model that is fine-tuned; where it lies is not remembered
+    """
+
+    photographs: tuple[tuple[PhotographRecord, ...], ...]
+    class_images: str
+    model: Path
+
+    def to_json(self) -> bytes:
+        """As stored in a run."""
+        subjects = [[asdict(record) for record in records] for records in self.photographs]
+        content = {"photographs": subjects, "class_images": self.class_images}
+        return json.dumps(content, indent=1).encode()
+
+    def describe_differences(self, stored: bytes) -> list[str]:
+        """What is no longer as `to_json` wrote it, each in words that begin with its key."""
+        content = json.loads(stored)
+        stored_subjects = [
+            tuple(PhotographRecord(**record) for record in records)
+            for records in content["photographs"]
+        ]
+        # Another number of subjects is a change of the configuration, which says so itself.
+        pairs = zip(stored_subjects, self.photographs, strict=False)
+        differences = [text for before, now in pairs if (text := _compare(before, now))]
+        # Another folder, or none, likewise.
+        if content["class_images"] and self.class_images not in ("", content["class_images"]):
+            differences.append("prior.folder: its class photographs are others than before")
+        return differences
+
+
+def record_photographs(
+    photographs: Sequence[Photograph], default_captions: tuple[str, ...]
+) -> tuple[PhotographRecord, ...]:
+    """Records of a subject's photographs; default_captions: of those that have none of their own"""
+    return tuple(
+        PhotographRecord(
+            photograph.path.name,
+            file_hash(photograph.path),
+            "" if photograph.captions == default_captions else photograph.caption,
+        )
+        for photograph in photographs
+    )
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over the contents of files, in order."""
+    return hashlib.sha256("".join(map(file_hash, paths)).encode()).hexdigest()
+
+
+def _compare(before: tuple[PhotographRecord, ...], now: tuple[PhotographRecord, ...]) -> str:
+    """What training would see otherwise; names do not count, their order does."""
+    contents = [
+        [(record.sha256, record.caption) for record in records] for records in (before, now)
+    ]
+    if contents[0] == contents[1]:
+        return ""
+    files = [Counter(record.sha256 for record in records) for records in (before, now)]
+    num_gone, num_new = (files[0] - files[1]).total(), (files[1] - files[0]).total()
+    if num_gone or num_new:
+        return (
+            f"subject.photos: of {len(before)} photographs {num_gone} are gone or were changed, "
+            f"and {num_new} of {len(now)} are new"
+        )
+    captions = {record.sha256: record.caption for record in before}
+    recaptioned = [record.name for record in now if captions[record.sha256] != record.caption]
+    if recaptioned:
+        return (
+            f"subject.photos: {len(recaptioned)} captions are others, of {recaptioned[0]} for one"
+        )
+    return "subject.photos: the photographs come in another order, by their names"

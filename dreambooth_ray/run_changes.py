@@ -1,0 +1,145 @@
+"""What may change of a run that is trained in part: each key is taken up, or refused with a reason.
+
+Pure: what is stored is read elsewhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth_ray.config.learning_rates import find_part_rates
+from dreambooth_ray.config.schema import Config
+
+_OTHER_WEIGHTS = "its checkpoints hold the weights that were trained so far, and no others"
+_OTHER_STATE = "its checkpoints hold the state of the optimizer that was used so far"
+_OTHER_SHARDS = "its checkpoints hold weights and optimizer as they were sharded so far"
+_OTHER_COUNT = "steps and images are counted by it, those that are done among them"
+_FIXED = {
+    "train.method": _OTHER_WEIGHTS,
+    "train.unet": _OTHER_WEIGHTS,
+    "train.text_encoder": _OTHER_WEIGHTS,
+    "train.lora.rank": _OTHER_WEIGHTS,
+    "train.lora.dora": _OTHER_WEIGHTS,
+    "train.lora.target_modules": _OTHER_WEIGHTS,
+    "train.lora.text_target_modules": _OTHER_WEIGHTS,
+    "identifier.kind": _OTHER_WEIGHTS,
+    "train.optimizer": _OTHER_STATE,
+    "train.strategy": _OTHER_SHARDS,
+    "train.deepspeed.stage": _OTHER_SHARDS,
+    "train.deepspeed.offload": _OTHER_SHARDS,
+    "train.batch_size": _OTHER_COUNT,
+}
+_RATES = ("train.lr", "train.text_encoder_lr", "identifier.lr", "train.weight_decay")
+_STEPS = ("train.steps", "train.images")
+# What matters without a further step: names, places, and which checkpoint the bundle is made of.
+_AT_END = ("subject.name", "subject.photos", "model.uri", "choice.", *_STEPS)
+_INSTEAD = "leave it, or train it as a new run with another run_id"
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A leaf that two configurations differ in."""
+
+    key: str
+    stored: Any
+    current: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.stored!r} and is {self.current!r}"
+
+
+def find_changes(stored: Any, current: Any, key: str = "") -> list[ConfigChange]:
+    """Each leaf that two dumped configurations differ in."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        return [
+            change
+            for name in sorted(stored.keys() | current.keys())
+            for change in find_changes(
+                stored.get(name), current.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if stored == current else [ConfigChange(key, stored, current)]
+
+
+def find_obstacles(
+    stored: Config,
+    current: Config,
+    changes: Sequence[ConfigChange],
+    data_differences: Sequence[str],
+    committed_step: int,
+    last_step: int,
+) -> list[str]:
+    """Why a run can't go on with `current`, each with key, reason and remedy; none if it can.
+
+    committed_step: of the newest checkpoint, 1 or more; last_step: where the run would end now
+    """
+    if last_step < committed_step:
+        return [
+            f"train.steps={last_step}: the run is at step {committed_step} already; give "
+            f"{committed_step} to end it there, more to go on, or another run_id"
+        ]
+    obstacles = [
+        f"{change}: {reason}; {_INSTEAD}"
+        for change in changes
+        if (reason := _find_reason(change, stored, current))
+    ]
+    if not obstacles and _grouping(stored) != _grouping(current):
+        keys = [change.key for change in changes if change.key in _RATES]
+        obstacles.append(
+            f"{', '.join(keys)}: rates that were one are several now, or the other way round, and "
+            f"{_OTHER_STATE}; {_INSTEAD}"
+        )
+    if not obstacles and last_step == committed_step:
+        obstacles = _find_idle_changes(current, changes, data_differences, last_step)
+    return obstacles
+
+
+def _find_idle_changes(
+    current: Config,
+    changes: Sequence[ConfigChange],
+    data_differences: Sequence[str],
+    last_step: int,
+) -> list[str]:
+    """Changes that nothing would come of, as the run takes no further step."""
+    has_ended_early = current.train.steps > last_step
+    idle_changes = [str(c) for c in changes if has_ended_early or not _matters_at_end(c.key)]
+    idle_changes += data_differences
+    if not idle_changes:
+        return []
+    remedy = "unset validation.patience or raise it" if has_ended_early else "raise train.steps"
+    return [
+        f"{'; '.join(idle_changes)}: the run is at its end, step {last_step}, and nothing would "
+        f"come of it; {remedy} as well, or choose another run_id"
+    ]
+
+
+def _matters_at_end(key: str) -> bool:
+    return any(key == name or key.startswith(name) for name in _AT_END)
+
+
+def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
+    """Why a key of a run that is trained in part can't change so; "" where it can."""
+    train = current.train
+    is_unused = (
+        (change.key.startswith("train.deepspeed.") and train.strategy != "deepspeed")
+        or (change.key.startswith("train.lora.") and train.method != "lora")
+        or (change.key == "train.lora.target_modules" and not train.unet)
+        or (change.key == "train.lora.text_target_modules" and not train.text_encoder)
+    )
+    if is_unused:
+        return ""
+    if change.key == "prior.count" and not (change.stored and change.current):
+        return _OTHER_COUNT
+    if change.key == "train.precision" and train.strategy == "deepspeed":
+        return _OTHER_SHARDS
+    num_words = [len(config.all_subjects) for config in (stored, current)]
+    is_learned = current.identifier.kind == "learned"
+    if change.key == "subjects" and is_learned and num_words[0] != num_words[1]:
+        return _OTHER_WEIGHTS
+    return _FIXED.get(change.key, "")
+
+
+def _grouping(config: Config) -> list[int]:
+    """For each part that is trained, the first that has the same rate and decay."""
+    rates = list(find_part_rates(config).values())
+    return [rates.index(rate) for rate in rates]
