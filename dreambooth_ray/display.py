@@ -108,10 +108,11 @@ def _format_workers(config: Config) -> str:
 
 
 def describe_step(record: dict[str, Any], images_s: float) -> str:
-    """Losses of both halves and the speed, as text."""
+    """The loss and its parts, and the speed, as text."""
+    output = f" + output {record['output_loss']:.4f}" if "output_loss" in record else ""
     return (
         f"loss {record['loss']:.4f} = subject {record['instance_loss']:.4f} "
-        f"+ class {record['prior_loss']:.4f}, {images_s:.1f} images/s"
+        f"+ class {record['prior_loss']:.4f}{output}, {images_s:.1f} images/s"
     )
 
 

@@ -12,6 +12,7 @@ from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
+from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.run_inputs import RunInputs, digest_files, record_photographs
 from dreambooth_ray.data.subject import (
@@ -64,6 +65,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     for subject in config.all_subjects:
         photographs = read_configured_subject(config, subject)
         split_photographs(config, photographs)
+        check_preserved_captions(config, subject, photographs)
         records.append(record_photographs(photographs, config.instance_prompts(subject)))
         if unread := describe_unread(photographs_folder(subject.photos)):
             display.say(f"warning: subject.photos={subject.photos!r}: {unread}")

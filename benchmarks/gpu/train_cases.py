@@ -23,7 +23,8 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.training.dataset import Batch, TrainingDataset
+from dreambooth_ray.training.batch import Batch
+from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
 WARMUP_STEPS = 5

@@ -10,9 +10,11 @@ from pages.markdown import ROOT, cell, code, page, table
 METRIC_KEYS = {
     "step": "optimizer step, from 1",
     "images_seen": "photographs and class images seen so far, over all workers",
-    "loss": "instance_loss plus prior.weight times prior_loss",
+    "loss": "instance_loss, plus prior_loss and output_loss by their weights in `prior`",
     "instance_loss": "mean error over the photographs of the step",
-    "prior_loss": "mean error over the class images of the step; 0 without them",
+    "prior_loss": "mean error over the class images of the step, 0 without them; with prior.kind "
+    "output, of the output that is kept",
+    "output_loss": "with prior.kind both: of the output that is kept, beside prior_loss",
     "lr": "learning rate of the step",
     "text_encoder_lr": "learning rate of the text encoder, where it differs",
     "identifier_lr": "learning rate of learned words, where it differs",

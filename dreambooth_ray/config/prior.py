@@ -1,4 +1,6 @@
-"""What is configured of class images."""
+"""What is configured of keeping what the model knows: class images, and its own output."""
+
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,9 +10,24 @@ from dreambooth_ray.config.section import Text
 
 
 class PriorConfig(SamplingParams):
-    """Class images, made by the base model, that keep its knowledge of the class."""
+    """What keeps the model's knowledge of the class.
 
-    count: int = Field(100, ge=0, description="class images; 0 trains without prior preservation")
+    Images that the base model makes (Ruiz et al. 2023), or its output on the photographs
+    themselves, under captions without the identifier.
+    """
+
+    kind: Literal["images", "output", "both"] = Field(
+        "images", description="what is kept: class images, the base model's output, or both"
+    )
+    output_weight: float = Field(
+        5.0, ge=0, description="weight of the loss that keeps the base model's output"
+    )
+    captions: Literal["stripped", "class"] | tuple[Text, ...] = Field(
+        "stripped",
+        description="under which its output is kept: the image's own without the identifier, "
+        "those of prior.prompt, or a list",
+    )
+    count: int = Field(100, ge=0, description="class images; 0 makes none, and so does kind output")
     folder: Text | None = Field(None, description="your own class photographs, instead of drawn")
     stream: bool = Field(True, description="train while they are still being drawn")
     actors: int | Span = Field(1, description="Ray actors that draw them; or {min, max}")
@@ -19,11 +36,22 @@ class PriorConfig(SamplingParams):
         None, ge=0, description="GPUs of an actor, fractions allowed; by cluster.gpus if not given"
     )
     resources: dict[str, float] = Field({}, description="Ray custom resources of an actor")
-    weight: float = Field(1.0, ge=0, description="lambda of the prior-preservation loss")
+    weight: float = Field(1.0, ge=0, description="lambda: weight of the loss over class images")
     prompt: Text | tuple[Text, ...] = Field(
         "a {class_noun}", description="{class_noun} is filled in; several take turns"
     )
     batch_size: int = Field(8, ge=1, description="images an actor draws at once")
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the base model's output is kept."""
+        return self.kind != "images"
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """Of the losses beside the subject's: over class images, then of the output."""
+        weights = {"images": (self.weight,), "output": (self.output_weight,)}
+        return weights.get(self.kind, (self.weight, self.output_weight))
 
     @property
     def span(self) -> Span:
@@ -31,6 +59,24 @@ class PriorConfig(SamplingParams):
         if isinstance(self.actors, Span):
             return self.actors
         return Span(min=1, max=self.actors)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _output_needs_no_images(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "output":
+            return {**values, "count": 0}
+        return values
+
+    @model_validator(mode="after")
+    def _both_are_kept(self) -> "PriorConfig":
+        if self.kind == "both" and not self.count:
+            raise ValueError(
+                "prior.kind=both keeps class images too, and prior.count=0 makes none; take "
+                "prior.kind=output"
+            )
+        if not self.captions:
+            raise ValueError("prior.captions is an empty list; give at least one")
+        return self
 
     @model_validator(mode="after")
     def _some_actor_and_prompt(self) -> "PriorConfig":

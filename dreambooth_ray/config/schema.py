@@ -250,13 +250,14 @@ class Config(Section):
     @property
     def class_prompts(self) -> tuple[str, ...]:
         """Prompts of the class images, in turns: those of every subject's class."""
-        templates = (
-            (self.prior.prompt,) if isinstance(self.prior.prompt, str) else self.prior.prompt
-        )
-        prompts = [
-            self.fill(template, subject) for subject in self.all_subjects for template in templates
-        ]
+        prompts = [p for subject in self.all_subjects for p in self.fill_class_prompts(subject)]
         return tuple(dict.fromkeys(prompts))
+
+    def fill_class_prompts(self, subject: SubjectConfig) -> tuple[str, ...]:
+        """Prompts of a subject's class."""
+        prompt = self.prior.prompt
+        templates = (prompt,) if isinstance(prompt, str) else prompt
+        return tuple(self.fill(template, subject) for template in templates)
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:

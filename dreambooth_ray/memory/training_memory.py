@@ -88,7 +88,7 @@ def estimate_footprint(
         activations_bytes += 4 * counts["trained"] if can_be_graphed(config) else 0
     return TrainingFootprint(
         states_bytes=int(bytes_a_parameter * counts["trained"]),
-        frozen_bytes=_sum_frozen(config, counts),
+        frozen_bytes=_sum_frozen(config, counts) + _count_untrained_copy(config, counts, strategy),
         activations_bytes=activations_bytes,
     )
 
@@ -99,6 +99,14 @@ def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
         return counts["frozen_unet"] + counts["frozen_text"] + counts["frozen_vae"]
     is_text_trained = config.train.text_encoder or config.identifier.kind == "learned"
     return counts["frozen_unet"] + (counts["frozen_text"] if is_text_trained else 0)
+
+
+def _count_untrained_copy(config: Config, counts: dict[str, int], strategy: Strategy) -> int:
+    """Of the base model beside the trained one, see `models.frozen_copy`."""
+    if not config.prior.keeps_output:
+        return 0
+    copied_bytes = 0 if config.train.method == "lora" else 4 * counts["trained"]
+    return copied_bytes + (0 if strategy == "ddp" else counts["frozen_unet"])
 
 
 def _load_counts(config: Config, directory: Path) -> dict[str, int]:
@@ -136,5 +144,6 @@ def _cache_file(config: Config, directory: Path) -> Path:
 
 
 def images_per_worker(config: Config) -> int:
-    """Images of both kinds in one worker's batch."""
-    return config.images_a_step // config.cluster.span.max // config.train.accumulate
+    """Images of both kinds in one worker's batch; a kept output's, as a second forward, again."""
+    num_images = config.images_a_step + (config.train.batch_size * config.prior.keeps_output)
+    return num_images // config.cluster.span.max // config.train.accumulate

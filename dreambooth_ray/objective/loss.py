@@ -3,6 +3,7 @@
 Legend: B batch, C latent channels, h, w latent sides.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -85,10 +86,15 @@ def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, T
     return instance, prior
 
 
-def prior_preserving_loss(instance: Number, prior: Number, prior_weight: float) -> Number:
-    """The two losses as one: error over subject images plus weighted error over class images.
+def prior_preserving_loss(
+    instance: Number, priors: Sequence[Number], weights: Sequence[float]
+) -> Number:
+    """The losses as one: error over subject images plus weighted errors of what is kept.
 
-    prior_weight: lambda, unitless
+    priors: errors over class images, or of the base model's output, or both, with their `weights`
     Source: Ruiz et al. 2023, arXiv 2208.12242, eq. 2.
     """
-    return instance + prior_weight * prior
+    loss = instance
+    for prior, weight in zip(priors, weights, strict=True):
+        loss = loss + weight * prior
+    return loss

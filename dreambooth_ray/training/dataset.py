@@ -6,55 +6,26 @@ L tokens, D their width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.preserved_captions import preserved_captions
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
-from dreambooth_ray.sampling.prompt_windows import embed_windows, tokenize_windows
+from dreambooth_ray.training.batch import Batch, PreservedCaptions
+from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, PreservedEmbeddings
 
 # Purposes of the shuffles; a further subject's photographs have _NEXT_SUBJECT added.
 _PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
-
-
-@dataclass
-class Batch:
-    """One worker's share of a step, or a part of it. Lightning moves it to the device in place.
-
-    latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64, or
-    (B, k, L) where captions are long; num_photographs: rows of photographs, which come first; step
-    counts from 0; hidden: (B, k L, D) text embeddings, where the text encoder is frozen, else None;
-    starts_step, ends_step: whether it is the first and the last part of its step
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    input_ids: Tensor
-    num_photographs: int
-    step: int
-    hidden: Tensor | None = None
-    ends_step: bool = True
-    starts_step: bool = True
-
-    def pin_memory(self) -> "Batch":
-        """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
-        tensors: dict[str, Any] = {
-            name: value.pin_memory()
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
 
 
 class CachedImage(NamedTuple):
@@ -103,42 +74,6 @@ class PriorPool:
         return CachedImage(self._priors.load_posterior(index)[: self._views], (caption,))
 
 
-class CaptionEmbeddings:
-    """Token ids of all captions, and their embeddings where the text encoder is frozen.
-
-    Captions longer than the encoder's window are taken whole, in k windows; then all have k.
-
-    ids: (K, L) or (K, k, L) int64; hidden: (K, k L, D) float32 or None
-    """
-
-    def __init__(self, components: Components, captions: list[str]) -> None:
-        unique_captions = sorted(set(captions))
-        self._row = {caption: row for row, caption in enumerate(unique_captions)}
-        self.ids = tokenize_windows(components.tokenizer, unique_captions)
-        self.hidden = (
-            None if is_trained(components.text_encoder) else _embed_captions(components, self.ids)
-        )
-
-    def look_up(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The captions' rows of ids and, where cached, of embeddings."""
-        rows = [self._row[caption] for caption in captions]
-        return self.ids[rows], None if self.hidden is None else self.hidden[rows]
-
-
-@torch.no_grad()
-def _embed_captions(components: Components, ids: Tensor) -> Tensor:
-    """One by one, so that a caption's embedding does not depend on its neighbours."""
-    encoder = components.text_encoder
-
-    def encode(rows: Tensor) -> Tensor:
-        return torch.cat([encoder(row[None]).last_hidden_state for row in rows])
-
-    end_id = components.tokenizer.eos_token_id
-    return torch.cat(
-        [embed_windows(encode, row[None].to(encoder.device), end_id).cpu() for row in ids]
-    )
-
-
 def encode_photographs(
     components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
 ) -> PhotographPool:
@@ -175,9 +110,28 @@ class TrainingDataset(IterableDataset[Batch]):
         captions = [
             c for subject in photographs for photograph in subject for c in photograph.captions
         ]
+        preserved = self._collect_preserved(photographs)
         self._captions = CaptionEmbeddings(
-            components, ["", *captions, *(priors.captions if priors else [])]
+            components, ["", *captions, *preserved, *(priors.captions if priors else [])]
         )
+        self._preserved = (
+            PreservedEmbeddings(components, self._captions, preserved) if preserved else None
+        )
+
+    def _collect_preserved(self, photographs: list[list[Photograph]]) -> list[str]:
+        if not self._config.prior.keeps_output:
+            return []
+        return [
+            preserved_caption
+            for subject_index, subject in enumerate(photographs)
+            for photograph in subject
+            for caption in photograph.captions
+            for preserved_caption in self._list_preserved(subject_index, caption)
+        ]
+
+    def _list_preserved(self, subject_index: int, caption: str) -> tuple[str, ...]:
+        subject = self._config.all_subjects[subject_index]
+        return preserved_captions(self._config, subject, caption)
 
     def __iter__(self) -> Iterator[Batch]:
         steps = range(self.start, self._config.train.steps)
@@ -209,7 +163,22 @@ class TrainingDataset(IterableDataset[Batch]):
             hidden=hidden,
             ends_step=part == self.accumulate - 1,
             starts_step=part == 0,
+            preserved=self._look_up_preserved(step, positions),
         )
+
+    def _look_up_preserved(self, step: int, positions: range) -> PreservedCaptions | None:
+        """What goes with the photographs: their captions, dropped ones too, less the identifier."""
+        if self._preserved is None:
+            return None
+        captions = []
+        for position in positions:
+            key = position - step * self._config.train.batch_size
+            choices = self._list_preserved(
+                position % len(self._photographs),
+                self._choose_one(self._get_photograph(position).captions, "caption", step, key),
+            )
+            captions.append(self._choose_one(choices, "preserved caption", step, key))
+        return self._preserved.look_up(captions)
 
     def describe_inputs(self, step: int) -> list[str]:
         """What the global batch of a step (from 0) is made of, in words."""
@@ -245,9 +214,13 @@ class TrainingDataset(IterableDataset[Batch]):
         seed, dropout = self._config.seed, self._config.loss.caption_dropout
         if dropout and float(noise.uniform(seed, "caption dropout", step, [key])) < dropout:
             return ""
+        return self._choose_one(captions, "caption", step, key)
+
+    def _choose_one(self, captions: tuple[str, ...], purpose: str, step: int, key: int) -> str:
         if len(captions) == 1:
             return captions[0]
-        return captions[int(noise.integers(seed, "caption", step, [key], len(captions)))]
+        seed = self._config.seed
+        return captions[int(noise.integers(seed, purpose, step, [key], len(captions)))]
 
     def _sample_noise(self, step: int, keys: list[int], shape: tuple[int, ...]) -> Tensor:
         """(B, C, h, w): normal, with a shift for each channel where loss.noise_offset says so.

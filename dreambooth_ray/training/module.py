@@ -1,7 +1,7 @@
 """The fine-tuning step as a LightningModule."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -16,13 +16,13 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.trainable_params import is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
-from dreambooth_ray.sampling.prompt_windows import embed_windows
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.checkpoint.download import AVERAGE
-from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.fully_sharded import shard_networks
 from dreambooth_ray.training.metrics_log import PART_RATES
 from dreambooth_ray.training.nan_guard import skip_unless_finite
@@ -32,6 +32,7 @@ from dreambooth_ray.training.optimizer import (
     make_optimizer,
     make_rate_schedule,
 )
+from dreambooth_ray.training.prediction_errors import PredictionErrors
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
 
@@ -52,40 +53,58 @@ class DreamBoothModule(pl.LightningModule):
         if is_trained(components.text_encoder):
             self.text_encoder = components.text_encoder.train()
         self.schedule = components.schedule
-        self._end_id = int(components.tokenizer.eos_token_id)
+        is_cast_here = config.train.strategy == "ddp"
+        if is_cast_here:
+            # The others shard and cast weights themselves.
+            cast_frozen_layers(self.unet, config.train.precision)
+            if self.text_encoder is not None:
+                cast_frozen_layers(self.text_encoder, config.train.precision)
+        # In a tuple: it is neither trained nor saved.
+        self._base_unets: tuple[nn.Module, ...] = ()
+        if config.prior.keeps_output:
+            self._base_unets = (copy_untrained(self.unet, shares_weights=is_cast_here),)
         if config.train.gradient_checkpointing:
             checkpoint_activations(self.unet, self.text_encoder)
         self.average = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
-        if config.train.strategy == "ddp":
-            # The others shard and cast weights themselves.
-            cast_frozen_layers(self.unet, config.train.precision)
-            if self.text_encoder is not None:
-                cast_frozen_layers(self.text_encoder, config.train.precision)
         if config.cluster.gpus:
             # Convolutions of a GPU read channels last; others are copied there first.
-            self.unet.to(memory_format=torch.channels_last)
-        self._forwards = RecordedForwards(config, components.unet, self.text_encoder)
+            for unet in (self.unet, *self._base_unets):
+                unet.to(memory_format=torch.channels_last)
+        self._forwards = RecordedForwards(
+            config, components.unet, self.text_encoder, *self._base_unets
+        )
+        end_id = int(components.tokenizer.eos_token_id)
+        self._errors = PredictionErrors(config, self.schedule, self._forwards, end_id)
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._part_losses: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Prediction error of one batch, halves weighted by prior.weight."""
+        """Prediction error of one batch, and weighted, of what is kept."""
         generator = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
         self._seed_dropout(generator.initial_seed())
-        loss, halves = self.compute_loss(batch)
-        self._part_losses.append(halves.detach())
+        loss, part_losses = self.compute_loss(batch)
+        self._part_losses.append(part_losses.detach())
         return loss
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """() loss of a batch, and (2,) its halves; nothing is read from the device."""
-        instance, prior = objective.compute_mean_errors(
-            self.compute_errors(batch), batch.num_photographs
-        )
-        loss = objective.prior_preserving_loss(instance, prior, self.config.prior.weight)
-        return loss, torch.stack([instance, prior])
+        """() loss of a batch, and (2,) or (3,) its parts; nothing is read from the device.
+
+        The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
+        """
+        prior_config = self.config.prior
+        if batch.preserved is None:
+            errors, priors = self.compute_errors(batch), []
+        else:
+            errors, output_errors = self._errors.compute_both_errors(batch, batch.preserved)
+            priors = [output_errors.mean()]
+        instance, class_error = objective.compute_mean_errors(errors, batch.num_photographs)
+        if prior_config.kind != "output":
+            priors.insert(0, class_error)
+        loss = objective.prior_preserving_loss(instance, priors, prior_config.loss_weights)
+        return loss, torch.stack([instance, *priors])
 
     def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed formats a stack for each kind of device that this process does not use.
@@ -95,27 +114,7 @@ class DreamBoothModule(pl.LightningModule):
 
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction, weighted as configured."""
-        noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        with self._compute_precision():
-            prediction = self._predict(noisy, batch.timesteps, self._embed_text(batch))
-        target = objective.compute_target(
-            self.schedule, batch.latents, batch.noise, batch.timesteps
-        )
-        errors = objective.compute_sample_errors(prediction, target, self.config.loss.huber_delta)
-        if gamma := self.config.loss.min_snr_gamma:
-            errors = errors * objective.compute_snr_weights(self.schedule, batch.timesteps, gamma)
-        return errors
-
-    def _compute_precision(self) -> AbstractContextManager[Any]:
-        """Of the networks alone: noise, target and loss are computed in float32 around them."""
-        if self.config.train.precision == "bf16-mixed":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def _predict(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
-        if self.config.train.strategy == "deepspeed" and self.config.train.precision == "16-mixed":
-            noisy, hidden = noisy.half(), hidden.half()  # as DeepSpeed's weights are
-        return self._forwards.predict(noisy, timesteps, hidden)
+        return self._errors.compute_errors(batch)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -142,15 +141,11 @@ class DreamBoothModule(pl.LightningModule):
             trained_weights = {n: p for n, p in self.named_parameters() if p.requires_grad}
             self.average.update(trained_weights, self.trainer.global_step)
 
-    def _embed_text(self, batch: Batch) -> Tensor:
-        """(B, k L, D) text embeddings: cached ones if the text encoder is frozen."""
-        if batch.hidden is not None:
-            return batch.hidden
-        return embed_windows(self._forwards.embed_tokens, batch.input_ids, self._end_id)
-
     def on_fit_start(self) -> None:
         """What a GPU computes in float32, it computes in TF32."""
         use_fast_float32(self.device)
+        for unet in self._base_unets:
+            unet.to(self.device)
 
     def on_train_start(self) -> None:
         """Rates by the configuration, whatever a checkpoint has brought back."""
@@ -219,7 +214,7 @@ class DreamBoothModule(pl.LightningModule):
             skip_unless_finite(optimizer, self._grad_norm)
 
     def take_values(self) -> tuple[Tensor, Tensor]:
-        """(2,) this worker's loss halves of the step just taken, and () its gradient's norm.
+        """(2,) or (3,) this worker's losses of the step just taken, and () its gradient's norm.
 
         Both on the device; the norm is equal on all workers, from before clipping.
         """
@@ -236,23 +231,29 @@ class DreamBoothModule(pl.LightningModule):
         return self.config.images_a_step
 
     def build_metrics(
-        self, step: int, instance: float, prior: float, grad_norm: float
+        self, step: int, part_losses: Sequence[float], grad_norm: float
     ) -> dict[str, float]:
         """The metrics of optimizer step `step`, which counts from 1.
 
-        instance, prior: halves of the loss, over all workers
+        part_losses: as of `compute_loss`, over all workers
         """
+        instance, *priors = part_losses
+        weights = self.config.prior.loss_weights
         rate, further_rates = self._find_rates(step)
-        return {
+        metrics = {
             "step": step,
             "images_seen": step * self.images_a_step,
-            "loss": objective.prior_preserving_loss(instance, prior, self.config.prior.weight),
+            "loss": objective.prior_preserving_loss(instance, priors, weights),
             "instance_loss": instance,
-            "prior_loss": prior,
+            "prior_loss": priors[0],
+            "output_loss": priors[-1],
             "lr": rate,
             **further_rates,
             "grad_norm": grad_norm,
         }
+        if self.config.prior.kind != "both":
+            del metrics["output_loss"]
+        return metrics
 
     def _find_rates(self, step: int) -> tuple[float, dict[str, float]]:
         """The rate of a step, of the first part that is trained, and others that differ, by key."""

@@ -42,7 +42,7 @@ class NanGuard:
 
     def count(self, metrics: dict[str, float]) -> None:
         """Look at the next step's metrics, equal on all workers; the count is among them then."""
-        values = (metrics["instance_loss"], metrics["prior_loss"], metrics["grad_norm"])
+        values = (metrics["loss"], metrics["grad_norm"])
         is_skipped = not all(math.isfinite(value) for value in values)
         self._num_in_a_row = self._num_in_a_row + 1 if is_skipped else 0
         self._num_skipped += is_skipped

@@ -4,27 +4,7 @@ from allpairspy import AllPairs
 
 # In an order in which no pair is lost to what is refused.
 FACTORS: dict[str, dict[str, list[str]]] = {
-    "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
-    "validation": {
-        "none": [],
-        "validation": [
-            "validation.every=2", "validation.timesteps=4", "validation.class_images=1",
-        ],
-    },
-    "workers": {"1": [], "2": ["cluster.workers=2"]},
-    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
     "choice": {"last": [], "best": ["choice.rule=best"]},
-    "strategy": {
-        "ddp": [],
-        "fsdp2": ["train.strategy=fsdp2"],
-        **{
-            f"zero{stage}": ["train.strategy=deepspeed", f"train.deepspeed.stage={stage}"]
-            for stage in (1, 2, 3)
-        },
-    },
-    "accumulate": {"1": [], "2": ["train.accumulate=2"]},
-    "average": {"none": [], "average": ["train.ema_decay=0.9"]},
-    "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
     "method": {
         "full": [],
         "lora": ["train.method=lora"],
@@ -33,6 +13,27 @@ FACTORS: dict[str, dict[str, list[str]]] = {
         "word": ["identifier.kind=learned", "train.unet=false", "train.text_encoder=false"],
         "lora and word": ["identifier.kind=learned", "train.method=lora"],
     },
+    "accumulate": {"1": [], "2": ["train.accumulate=2"]},
+    "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
+    "prior": {"images": [], "output": ["prior.kind=output"], "both": ["prior.kind=both"]},
+    "strategy": {
+        "ddp": [],
+        "fsdp2": ["train.strategy=fsdp2"],
+        **{
+            f"zero{stage}": ["train.strategy=deepspeed", f"train.deepspeed.stage={stage}"]
+            for stage in (1, 2, 3)
+        },
+    },
+    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
+    "average": {"none": [], "average": ["train.ema_decay=0.9"]},
+    "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
+    "validation": {
+        "none": [],
+        "validation": [
+            "validation.every=2", "validation.timesteps=4", "validation.class_images=1",
+        ],
+    },
+    "workers": {"1": [], "2": ["cluster.workers=2"]},
 }  # fmt: skip
 
 Row = dict[str, str]
@@ -52,7 +53,9 @@ def row_id(row: Row) -> str:
         row.get("workers", "1"),
         *row.values(),
     ]
-    words = [value for value in values if value not in ("none", "kept", "last", "1", "32")]
+    words = [
+        value for value in values if value not in ("none", "kept", "last", "images", "1", "32")
+    ]
     return "-".join(dict.fromkeys(words))
 
 

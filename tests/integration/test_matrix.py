@@ -36,12 +36,16 @@ SMALL = {
 ROWS = list_rows()
 # In `make test`: sharded weights, samples of them, an average, a learned word.
 QUICK = [
-    {"strategy": "fsdp2", "method": "lora", "precision": "bf16", "samples": "samples"},
-    {"strategy": "zero3", "method": "kv", "precision": "bf16", "accumulate": "2"},
+    {"strategy": "fsdp2", "method": "lora", "precision": "bf16", "samples": "samples",
+     "prior": "both"},
+    {"strategy": "zero3", "method": "kv", "precision": "bf16", "accumulate": "2",
+     "prior": "output"},
     {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples"},
-    {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average"},
-    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
-]
+    {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average",
+     "prior": "output"},
+    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed",
+     "prior": "output"},
+]  # fmt: skip
 
 
 def test_the_rows_have_every_pair_that_is_not_refused() -> None:

@@ -19,8 +19,8 @@ READ_EVERY = 10
 
 @dataclass(frozen=True)
 class _UnreadStep:
-    """record: what the host knew at the step; values: (5,), see `DreamBoothModule.take_values`,
-    and between losses and norm, whether a worker wants to stop, and to look for notices.
+    """record: what the host knew at the step; values: see `DreamBoothModule.take_values`, and
+    between losses and norm, whether a worker wants to stop, and to look for notices.
     """
 
     step: int
@@ -57,7 +57,7 @@ class StepMetrics:
         ]
         row = torch.cat([losses, *signals])
         if trainer.world_size > 1:
-            row = cast(Tensor, module.all_gather(row)).reshape(-1, 4).mean(dim=0)
+            row = cast(Tensor, module.all_gather(row)).reshape(-1, len(row)).mean(dim=0)
         values = torch.cat([row, grad_norm.detach().reshape(1)])
         self._unread.append(_UnreadStep(trainer.global_step, record, values))
 
@@ -78,8 +78,8 @@ class StepMetrics:
         self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _, _ in rows)
         self._is_look_requested |= any(wants_look > 0 for *_, wants_look, _ in rows)
         return [
-            build_metrics(step.step, instance, prior, grad_norm) | step.record
-            for step, (instance, prior, _, _, grad_norm) in zip(unread, rows, strict=True)
+            build_metrics(step.step, part_losses, grad_norm) | step.record
+            for step, (*part_losses, _, _, grad_norm) in zip(unread, rows, strict=True)
         ]
 
     def take_look_request(self) -> bool:

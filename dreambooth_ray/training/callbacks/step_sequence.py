@@ -14,13 +14,14 @@ from pytorch_lightning.callbacks import Callback
 
 from dreambooth_ray.compat.lightning_state import set_num_batches
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_metrics import StepMetrics
 from dreambooth_ray.training.callbacks.validation import Validation
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver
-from dreambooth_ray.training.dataset import Batch, TrainingDataset
+from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard

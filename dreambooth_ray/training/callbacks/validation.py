@@ -19,8 +19,9 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.side_work import SideWork
-from dreambooth_ray.training.dataset import Batch, CaptionEmbeddings
+from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings
 from dreambooth_ray.training.early_stopping import VALIDATION_LOSS, find_stop_step
 from dreambooth_ray.training.module import DreamBoothModule
 
@@ -106,7 +107,7 @@ class ValidationSet:
         instance, prior = (
             float(x) for x in objective.compute_mean_errors(errors, num_photograph_examples)
         )
-        total = objective.prior_preserving_loss(instance, prior, self._config.prior.weight)
+        total = objective.prior_preserving_loss(instance, [prior], [self._config.prior.weight])
         losses = {VALIDATION_LOSS: total, "val_instance_loss": instance}
         halves = {"instance": slice(num_photograph_examples)}
         if num_photograph_examples < self.num_examples:

@@ -26,7 +26,8 @@ def test_the_weight_applies_to_the_class_half_whatever_the_counts(
     weight: float, num_instance: int, num_prior: int
 ) -> None:
     errors = loss.compute_sample_errors(*errors_of(*[2.0] * num_instance, *[5.0] * num_prior))
-    total = loss.prior_preserving_loss(*loss.compute_mean_errors(errors, num_instance), weight)
+    instance, prior = loss.compute_mean_errors(errors, num_instance)
+    total = loss.prior_preserving_loss(instance, [prior], [weight])
     assert float(total) == pytest.approx(2 + 5 * weight, rel=1e-5)
 
 

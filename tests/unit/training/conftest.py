@@ -8,7 +8,7 @@ from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.dataset import Batch
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.module import DreamBoothModule
 
 

@@ -139,9 +139,10 @@ class Fitted:
         trained, held_out = split_photographs(
             config, read_configured_subject(config, config.subject)
         )
-        class_images = PriorSet(priors, config.prior.count)
+        class_images = PriorSet(priors, config.prior.count) if config.prior.count else None
         dataset = TrainingDataset(config, components, [trained], class_images, (0, 1))
-        self.validation_set = ValidationSet(config, components, held_out, class_images)
+        looked_at = held_out if held_out or class_images else trained
+        self.validation_set = ValidationSet(config, components, looked_at, class_images)
         validation = (
             Validation(config, self.validation_set, []) if config.validation.every else None
         )

@@ -185,7 +185,9 @@ def test_long_captions_are_taken_whole(
     with torch.no_grad():
         trained = DreamBoothModule(config, load_components(toy_model))
         batch.hidden = None
-        assert torch.allclose(trained._embed_text(batch)[0], expected[0][0], atol=1e-5)
+        assert torch.allclose(
+            trained._errors._embed_ids(batch.input_ids, batch.hidden)[0], expected[0][0], atol=1e-5
+        )
 
 
 def test_captions_are_dropped_at_the_rate_asked_for(

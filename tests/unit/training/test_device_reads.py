@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.step_metrics import READ_EVERY, StepMetrics
-from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from tests.unit.training.fitted import Fitted

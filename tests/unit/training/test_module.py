@@ -8,8 +8,8 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.samples import PromptSampler
-from dreambooth_ray.training.dataset import Batch
 from dreambooth_ray.training.module import DreamBoothModule
 
 

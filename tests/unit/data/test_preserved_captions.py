@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.preserved_captions import (
+    check_preserved_captions,
+    preserved_captions,
+    strip_word,
+)
+from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.errors import DataError
+
+
+def make_config(*overrides: str) -> Config:
+    return parse_config(
+        "subject: {photos: p, class_noun: dog}", "x", ["prior.kind=output", *overrides]
+    )
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "expected"),
+    [
+        ("a sks dog", "sks", "a dog"),
+        ("a photo of a SKS dog, in snow", "sks", "a photo of a dog, in snow"),
+        ("a dog, sks, asleep", "sks", "a dog, asleep"),
+        ("two skss beside a sks-like dog", "sks", "two skss beside a like dog"),
+        ("a <sks> dog", "<sks>", "a dog"),
+        ("a (x+y) dog", "(x+y)", "a dog"),
+        ("sks", "sks", ""),
+        ("ein sks Dackel, sks", "sks", "ein Dackel"),
+    ],
+)
+def test_an_identifier_is_taken_out_where_it_stands_alone(
+    caption: str, word: str, expected: str
+) -> None:
+    assert strip_word(caption, word) == expected
+
+
+def test_what_is_kept_is_the_caption_without_identifier_the_class_or_a_list() -> None:
+    config = make_config()
+    assert preserved_captions(config, config.subject, "a sks dog, running") == ("a dog, running",)
+    assert preserved_captions(config, config.subject, "sks") == ("a dog",)
+    config = make_config(
+        "prior.captions=class", 'prior.prompt=["a {class_noun}", "one {class_noun}"]'
+    )
+    assert preserved_captions(config, config.subject, "a sks dog") == ("a dog", "one dog")
+    config = make_config('prior.captions=["a {class_noun}", a cat]')
+    assert preserved_captions(config, config.subject, "a sks dog") == ("a dog", "a cat")
+    learned_config = make_config("identifier.kind=learned")
+    stripped = preserved_captions(learned_config, learned_config.subject, "a <sks> dog")
+    assert stripped == ("a dog",)
+
+
+def test_a_caption_without_identifier_is_refused_where_its_own_is_kept() -> None:
+    photograph = Photograph(Path("x.png"), Image.new("RGB", (8, 8)), ("a sks dog", "a dog"))
+    config = make_config()
+    with pytest.raises(DataError, match=r"'a dog' has no identifier 'sks'.*prior\.captions=class"):
+        check_preserved_captions(config, config.subject, [photograph])
+    check_preserved_captions(make_config("prior.captions=class"), config.subject, [photograph])
+    check_preserved_captions(make_config("prior.kind=images"), config.subject, [photograph])
