@@ -54,8 +54,11 @@ class StudyScorer:
 
     def __call__(self, parts: Components) -> Scores:
         """Every total, by protocol."""
-        engine = Engine(copy_for_sampling(parts))
-        return {name: self._score_protocol(engine, load_brief_protocol(name)) for name in PROTOCOLS}
+        return {name: self.score(parts, load_brief_protocol(name)) for name in PROTOCOLS}
+
+    def score(self, parts: Components, protocol: Protocol) -> dict[str, float]:
+        """Every total of one protocol."""
+        return self._score_protocol(Engine(copy_for_sampling(parts)), protocol)
 
     def _score_protocol(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
         prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))

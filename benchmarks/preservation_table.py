@@ -1,0 +1,210 @@
+"""Kinds of preservation side by side: at the end, at equal likeness, and at equal seconds."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Key of a score, and its column.
+TITLES = {
+    "dino": "subject fidelity, higher",
+    "prompt_fidelity": "prompt fidelity, higher",
+    "pres": "PRES, lower",
+    "div": "DIV, higher",
+    "class_div": "DIV of the bare class, higher",
+    "drift": "other classes lost, lower",
+}
+BASELINE = "images"
+_SECONDS_TITLES = {"seconds": "seconds of training", "with_images_s": "with class images"}
+_COMPARISONS = {
+    "equal_likeness": "At equal likeness",
+    "equal_seconds": "At equal seconds, class images included",
+}
+MORE_IS_BETTER = {"dino", "prompt_fidelity", "div", "class_div"}
+
+Curve = dict[str, list[float]]
+
+
+def summarize_cells(
+    lines: list[tuple[str, str, dict[str, Any]]], class_images_s: float
+) -> dict[str, Any]:
+    """Every number of the page, by method and kind.
+
+    lines: method, kind and cell; class_images_s: what the class images of a run take
+    """
+    methods: dict[str, dict[str, dict[int, Curve]]] = {}
+    for method, kind, line in lines:
+        curve = _read_curve(line)
+        if kind in ("images", "both"):
+            curve["with_images_s"] = [s + class_images_s for s in curve["seconds"]]
+        methods.setdefault(method, {}).setdefault(kind, {})[line["subject"]] = curve
+    return {"methods": {m: _summarize_method(kinds) for m, kinds in methods.items()}}
+
+
+def _read_curve(line: dict[str, Any]) -> Curve:
+    points = sorted(line["points"].items(), key=lambda item: int(item[0]))
+    curve: Curve = {key: [p["judged"][key] for _, p in points] for key in TITLES}
+    curve["steps"] = [float(step) for step, _ in points]
+    curve["seconds"] = [p["seconds"]["trained"] for _, p in points]
+    curve["with_images_s"] = curve["seconds"]
+    return curve
+
+
+def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
+    subjects = sorted(set.intersection(*(set(curves) for curves in kinds.values())))
+    chosen = {kind: [curves[s] for s in subjects] for kind, curves in kinds.items()}
+    return {
+        "subjects": subjects,
+        "last": {kind: _summarize_last(curves) for kind, curves in chosen.items()},
+        "front": {kind: _average_curves(curves) for kind, curves in chosen.items()},
+        "equal_likeness": {
+            kind: _compare_at_likeness(curves, chosen[BASELINE])
+            for kind, curves in chosen.items()
+            if kind != BASELINE
+        },
+        "equal_seconds": {
+            kind: _compare_at_seconds(curves, chosen[BASELINE])
+            for kind, curves in chosen.items()
+            if kind != BASELINE
+        },
+    }
+
+
+def _summarize_last(curves: list[Curve]) -> dict[str, Any]:
+    keys = (*TITLES, "seconds", "with_images_s")
+    return {key: _compute_spread([curve[key][-1] for curve in curves]) for key in keys}
+
+
+def _compute_spread(values: list[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
+
+
+def _average_curves(curves: list[Curve]) -> Curve:
+    return {
+        key: [round(float(value), 4) for value in np.mean([c[key] for c in curves], axis=0)]
+        for key in (*TITLES, "steps", "seconds", "with_images_s")
+    }
+
+
+def _compare_at_likeness(curves: list[Curve], baselines: list[Curve]) -> dict[str, Any]:
+    """Where both are as faithful to the subject: at the lesser of their greatest fidelities."""
+    pairs = []
+    for curve, baseline in zip(curves, baselines, strict=True):
+        fidelity = min(max(curve["dino"]), max(baseline["dino"]))
+        pairs.append(tuple(_read_at(c, "dino", fidelity) for c in (curve, baseline)))
+    return _compare_pairs(pairs)
+
+
+def _compare_at_seconds(curves: list[Curve], baselines: list[Curve]) -> dict[str, Any]:
+    """Where both have taken as long, class images included."""
+    pairs = []
+    for curve, baseline in zip(curves, baselines, strict=True):
+        seconds = min(curve["with_images_s"][-1], baseline["with_images_s"][-1])
+        pairs.append(tuple(_read_at(c, "with_images_s", seconds) for c in (curve, baseline)))
+    return _compare_pairs(pairs)
+
+
+def _read_at(curve: Curve, key: str, value: float) -> dict[str, float]:
+    """Every score where `key` first reaches a value, between two points by their distance.
+
+    Before the first point nothing is known: it is taken as it is.
+    """
+    values = curve[key]
+    index = next((k for k, reached in enumerate(values) if reached >= value), len(values) - 1)
+    share = 0.0
+    if index:
+        before, after = values[index - 1], values[index]
+        share = min(1.0, max(0.0, (after - value) / (after - before))) if after != before else 0.0
+    return {
+        name: (1 - share) * row[index] + share * row[max(index - 1, 0)]
+        for name, row in curve.items()
+    }
+
+
+def _compare_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any]:
+    """Means of a kind and of class images, and in how many subjects the kind is better."""
+    table = {}
+    for key in (*TITLES, "steps", "seconds", "with_images_s"):
+        is_better = [
+            (ours[key] > theirs[key]) if key in MORE_IS_BETTER else (ours[key] < theirs[key])
+            for ours, theirs in pairs
+        ]
+        table[key] = {
+            "kind": _compute_spread([ours[key] for ours, _ in pairs]),
+            BASELINE: _compute_spread([theirs[key] for _, theirs in pairs]),
+            "better_in": sum(is_better),
+        }
+    return table
+
+
+def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
+    """The summary as markdown."""
+    lines = [
+        "# Ways to keep what the model knows, measured",
+        "",
+        f"Random toy subjects, {setting['steps']} steps of {setting['photographs_a_step']} "
+        f"photographs; {setting['class_images']} class images take {setting['class_images_s']} s. "
+        "Seconds are the processor's. Made by `python -m benchmarks.preservation_study`; every "
+        "cell is in `preservation.json`.",
+    ]
+    for method, result in results["methods"].items():
+        lines += ["", f"## {method}, {len(result['subjects'])} subjects", "", *_format_last(result)]
+        for key, title in _COMPARISONS.items():
+            words = f"{title}: the kind / class images, and in how many subjects the kind is better"
+            lines += ["", words, "", *_format_pairs(result[key], len(result["subjects"]))]
+    return "\n".join(lines) + "\n"
+
+
+def _format_last(result: dict[str, Any]) -> list[str]:
+    titles = {**TITLES, **_SECONDS_TITLES}
+    return [
+        "| after the last step | " + " | ".join(titles.values()) + " |",
+        "| --- |" + " ---: |" * len(titles),
+        *(
+            f"| {kind} | "
+            + " | ".join(f"{row[k]['mean']:.3f} ± {row[k]['deviation']:.3f}" for k in titles)
+            + " |"
+            for kind, row in result["last"].items()
+        ),
+    ]
+
+
+def _format_pairs(table: dict[str, Any], num_subjects: int) -> list[str]:
+    titles = {
+        **TITLES,
+        "steps": "steps",
+        "seconds": "seconds",
+        "with_images_s": "with class images",
+    }
+    return [
+        "| kind | " + " | ".join(titles.values()) + " |",
+        "| --- |" + " ---: |" * len(titles),
+        *(
+            f"| {kind} | "
+            + " | ".join(
+                f"{row[k]['kind']['mean']:.3f} / {row[k][BASELINE]['mean']:.3f}, "
+                f"{row[k]['better_in']} of {num_subjects}"
+                for k in titles
+            )
+            + " |"
+            for kind, row in table.items()
+        ),
+    ]
+
+
+def plot_fronts(results: dict[str, Any], path: Path) -> None:
+    """Likeness to the subject against that of the bare class (PRES), a line a kind."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  takes a second
+
+    methods = results["methods"]
+    figure = Figure(figsize=(5 * len(methods), 4), layout="constrained")
+    for index, (method, result) in enumerate(methods.items()):
+        axes = figure.add_subplot(1, len(methods), index + 1)
+        for kind, curve in result["front"].items():
+            axes.plot(curve["dino"], curve["pres"], marker="o", label=kind)
+        axes.set(title=method, xlabel="subject fidelity", ylabel="PRES (lower keeps the class)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
