@@ -1,20 +1,22 @@
 """Export a run in other libraries' file formats; tests read each back with its library."""
 
 import json
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth_ray.bundles import kohya, ldm
+from dreambooth_ray.bundles import kohya, ldm, read_back
 from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import explained_loading, load_pipeline
@@ -29,8 +31,14 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.version import __version__
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
-Save = Callable[[Path], None]
 SUFFIX = ".safetensors"
+
+
+class Export(NamedTuple):
+    """How a file or folder is written, and read back by its reader; `check` raises ConfigError."""
+
+    save: Callable[[Path], None]
+    check: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,29 @@ class AdapterWeights:
     settings: dict[str, Any]
     weights: dict[str, Tensor]
 
+    @property
+    def scale(self) -> float:
+        """Factor of the product of the two matrices."""
+        return float(self.settings["lora_alpha"] / self.settings["r"])
+
+    def compute_deltas(self) -> dict[str, LayerDelta]:
+        """What was learnt, by layer without the level text_model."""
+        return {
+            layer.removeprefix("text_model."): LayerDelta(
+                multiply_factors(weight, self.weights[f"{layer}.lora_B.weight"], self.scale),
+                self.weights.get(f"{layer}.lora_magnitude_vector"),
+            )
+            for name, weight in self.weights.items()
+            if (layer := name.removesuffix(".lora_A.weight")) != name
+        }
+
 
 def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
     """Write a run, a bundle or a model directory as `kind` to `out`; returns what was written.
 
     out: a folder for diffusers, else a .safetensors file; neither may be there yet
     half: float16 instead of float32
-    raises: ConfigError, StorageError
+    raises: ConfigError, also where its reader does not read back what was learnt; StorageError
     """
     if kind not in get_args(Format):
         raise ConfigError(f"--format={kind!r} is none of {', '.join(get_args(Format))}")
@@ -64,10 +88,17 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
         "kohya": _build_kohya,
         "single-file": _build_single_file,
     }[kind]
-    save = build(directory, torch.float16 if half else torch.float32)
-    with _explained_writing(out):
-        save(partial_out)
-        partial_out.rename(out)
+    export = build(directory, torch.float16 if half else torch.float32)
+    try:
+        with _explained_writing(out):
+            export.save(partial_out)
+        export.check(partial_out)
+        with _explained_writing(out):
+            partial_out.rename(out)
+    finally:
+        if partial_out.is_dir():
+            shutil.rmtree(partial_out, ignore_errors=True)
+        partial_out.unlink(missing_ok=True)
     return out
 
 
@@ -79,8 +110,11 @@ def _explained_writing(out: Path) -> Iterator[None]:
         raise StorageError(f"--out={str(out)!r} can't be written: {error}") from error
 
 
-def _build_diffusers(directory: Path, dtype: torch.dtype) -> Save:
-    pipeline = load_pipeline(directory).to(dtype)
+def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
+    pipeline = load_pipeline(directory)
+    for part in read_back.PARTS:
+        read_back.refuse_overflow(getattr(pipeline, part).state_dict(), dtype)
+    pipeline = pipeline.to(dtype)
     about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
@@ -89,10 +123,10 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Save:
         pipeline.save_pretrained(out, safe_serialization=True)
         manifest.write_local(out, about)
 
-    return save
+    return Export(save, lambda out: read_back.check_folder(out, pipeline))
 
 
-def _build_single_file(directory: Path, dtype: torch.dtype) -> Save:
+def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     pipeline, is_v2 = load_pipeline(directory), _is_v2(directory)
     tokenizer = pipeline.tokenizer
     if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
@@ -102,29 +136,34 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Save:
         pipeline.vae.state_dict()
     )
     weights |= ldm.convert_open_clip(text_weights) if is_v2 else ldm.convert_clip(text_weights)
-    return partial(_save_weights, weights, dtype, _model_spec(directory, adapter=False))
+    return Export(
+        partial(_save_weights, weights, dtype, _model_spec(directory, adapter=False)),
+        lambda out: read_back.check_single_file(out, pipeline, dtype),
+    )
 
 
-def _build_lora(directory: Path, dtype: torch.dtype) -> Save:
+def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
     """peft's own names under the part's, the one form in which diffusers reads every layer."""
     layers: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
-    for part, adapter in _load_adapters(directory, "lora").items():
-        scale = adapter.settings["lora_alpha"] / adapter.settings["r"]
+    adapters = _load_adapters(directory, "lora")
+    for part, adapter in adapters.items():
         # transformers 5 has dropped this level; readers take the names with it.
         prefix = f"{part}.text_model." if part == "text_encoder" else f"{part}."
         for name, weight in adapter.weights.items():
             # Readers that know no alpha take it to be the rank: the scale goes into the weights.
-            scaled = weight * scale if name.endswith("lora_B.weight") else weight
-            layers[prefix + name.removeprefix("text_model.")] = scaled
+            scaled = weight * adapter.scale if name.endswith("lora_B.weight") else weight
+            # transformers passes over magnitudes that are named as peft names them, without an end.
+            end = ".weight" if name.endswith("lora_magnitude_vector") else ""
+            layers[prefix + name.removeprefix("text_model.") + end] = scaled
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
     spec = _model_spec(directory, adapter=True)
     metadata = {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
-    return partial(_save_weights, layers, dtype, metadata)
+    return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
 
 
-def _build_kohya(directory: Path, dtype: torch.dtype) -> Save:
+def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
     weights: dict[str, Tensor] = {}
     adapters = _load_adapters(directory, "kohya")
     for part, adapter in adapters.items():
@@ -139,7 +178,23 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Save:
     settings = next(iter(adapters.values())).settings
     spec = _model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), spec["modelspec.title"])
-    return partial(_save_weights, weights, dtype, {**spec, **kohya_metadata})
+    metadata = {**spec, **kohya_metadata}
+    return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
+
+
+def _export_adapters(
+    weights: Mapping[str, Tensor],
+    adapters: Mapping[str, AdapterWeights],
+    directory: Path,
+    metadata: dict[str, str],
+    dtype: torch.dtype,
+    kind: str,
+) -> Export:
+    learned = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
+    return Export(
+        partial(_save_weights, weights, dtype, metadata),
+        lambda out: read_back.check_adapters(out, directory, learned, dtype, kind),
+    )
 
 
 def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
@@ -202,5 +257,6 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
 def _save_weights(
     weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
+    read_back.refuse_overflow(weights, dtype)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     save_file(tensors, out, metadata={"format": "pt", **metadata})

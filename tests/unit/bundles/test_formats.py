@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth_ray.bundles import formats
 from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import tokens
@@ -220,3 +222,66 @@ def test_what_can_not_be_written_is_refused(tiny_model: Path, bundle: Path, tmp_
         export_run(str(bundle), "onnx", tmp_path / "x")
     with pytest.raises(StorageError, match="there already"):
         export_run(str(bundle), "lora", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "kohya"])
+def test_what_float16_has_no_number_for_is_refused(bundle: Path, tmp_path: Path, kind: str) -> None:
+    for factor, said in ((1e-9, r"--half: .*what \S+ learnt by"), (1e9, r"--half: .*beyond 65504")):
+        folder = shutil.copytree(bundle, tmp_path / f"{kind}-{factor}")
+        path = folder / "adapter" / "unet" / "adapter_model.safetensors"
+        weights = {
+            name: weight * factor if "lora_B" in name else weight
+            for name, weight in load_file(path).items()
+        }
+        save_file(weights, path, metadata={"format": "pt"})
+        with pytest.raises(ConfigError, match=said):
+            export_run(str(folder), kind, tmp_path / "x.safetensors", half=True)
+        assert not list(tmp_path.glob("x*"))
+        export_run(str(folder), kind, tmp_path / f"{factor}.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["lora", "kohya", "single-file", "diffusers"])
+def test_nothing_is_announced_that_its_reader_reads_otherwise(
+    bundle: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer left out of the file, or a weight that comes out otherwise."""
+    out = tmp_path / ("folder" if kind == "diffusers" else "x.safetensors")
+    if kind == "diffusers":
+        save_pretrained = StableDiffusionPipeline.save_pretrained
+
+        def save_spoilt(self: StableDiffusionPipeline, path: Path, **settings: Any) -> None:
+            save_pretrained(self, path, **settings)
+            file = next((path / "unet").glob("*.safetensors"))
+            weights = load_file(file)
+            weights["conv_in.weight"] += 1
+            save_file(weights, file, metadata={"format": "pt"})
+
+        monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", save_spoilt)
+    else:
+        save = formats._save_weights
+
+        def save_partly(weights: dict[str, torch.Tensor], *rest: Any) -> None:
+            layer = next(n for n in weights if "to_q" in n).partition(".lora")[0]
+            save({k: v for k, v in weights.items() if not k.startswith(layer)}, *rest)
+
+        monkeypatch.setattr(formats, "_save_weights", save_partly)
+    with pytest.raises(ConfigError, match=rf"--format={kind}: diffusers (reads|can't read)"):
+        export_run(str(bundle), kind, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dora_is_read_back_with_its_magnitudes(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b", tiny_model, "train.lora.dora=true", "train.lora.alpha=3")
+    out = export_run(str(folder), "lora", tmp_path / "x.safetensors")
+    pipeline = load_pipeline(tiny_model)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
+    expected = generate_image(load_pipeline(folder))
+    assert np.abs(generate_image(pipeline) - expected).max() <= 1
+    assert np.abs(generate_image(load_pipeline(tiny_model)) - expected).mean() > 0.5
+
+
+def test_a_model_without_an_index_becomes_a_single_file(sd15: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd15, tmp_path / "m")
+    (folder / "model_index.json").unlink()
+    shutil.rmtree(folder / "feature_extractor")
+    assert export_run(str(folder), "single-file", tmp_path / "x.safetensors").is_file()

@@ -1,0 +1,199 @@
+"""An exported file is read by the library that it was written for, before it is announced.
+
+Legend: r rank of an adapter, O and I a layer's output and flattened input.
+"""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.source import base_directory
+
+PARTS = ("unet", "text_encoder", "vae")
+# Relative error of what a layer learnt: of float32 by another order of products, of float16 by
+# its 11 bits.
+_TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """What an adapter adds to a layer. delta: (O, I); magnitude: (O,) of DoRA, or None"""
+
+    delta: Tensor
+    magnitude: Tensor | None
+
+
+def check_adapters(
+    path: Path,
+    directory: Path,
+    learned: Mapping[str, Mapping[str, LayerDelta]],
+    dtype: torch.dtype,
+    kind: str,
+) -> None:
+    """Load a LoRA file into the base model by diffusers, and compare every layer.
+
+    learned: by part and layer; dtype: of the file
+    raises: ConfigError naming a layer that is not read, or not as it was learnt
+    """
+    pipeline = load_pipeline(base_directory(directory))
+    with _reading(kind):
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    for part, layers in learned.items():
+        read_layers = _read_adapters(getattr(pipeline, part))
+        unread = sorted(layers.keys() ^ read_layers.keys())
+        if unread:
+            raise ConfigError(
+                f"--format={kind}: diffusers reads {len(read_layers)} of the {len(layers)} layers "
+                f"of {part} that were trained, and passes over {unread[0]}; take "
+                "--format=diffusers, which has them fused in"
+            )
+        for name, layer in layers.items():
+            error = _compare_deltas(read_layers[name], layer)
+            if not error <= _TOLERANCES[dtype]:
+                raise ConfigError(_explain_loss(f"{part}.{name}", error, dtype, kind))
+
+
+@contextmanager
+def _reading(kind: str) -> Iterator[None]:
+    """Raise whatever a reader raises inside the block as our own error, naming the format."""
+    try:
+        # What it warns of, the comparison that follows finds.
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:  # readers raise of every kind
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"--format={kind}: diffusers can't read back what was written: {text}; take another "
+            "--format"
+        ) from error
+
+
+def _explain_loss(layer: str, error: float, dtype: torch.dtype, kind: str) -> str:
+    if dtype == torch.float16:
+        return (
+            f"--half: float16 changes what {layer} learnt by {error:.0%}, its numbers are too "
+            "small or too large for it; export without --half"
+        )
+    return (
+        f"--format={kind}: diffusers reads {layer} otherwise than it was learnt, by {error:.0%}; "
+        "take --format=diffusers, which has it fused in"
+    )
+
+
+def multiply_factors(down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """(O, I) of (r, I) or (r, I/k^2, k, k), and (O, r) or (O, r, 1, 1)."""
+    return scale * (up.detach().float().flatten(1) @ down.detach().float().flatten(1))
+
+
+def _read_adapters(network: nn.Module) -> dict[str, LayerDelta]:
+    """Every adapter of a network, by the names that layers have without the level text_model."""
+    layers = {}
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            (adapter,) = module.lora_A
+            vectors: Any = module.lora_magnitude_vector
+            factors: list[Any] = [module.lora_A[adapter].weight, module.lora_B[adapter].weight]
+            delta = multiply_factors(factors[0], factors[1], module.scaling[adapter])
+            magnitude = vectors[adapter].weight.detach().flatten() if adapter in vectors else None
+            layers[name.removeprefix("text_model.")] = LayerDelta(delta, magnitude)
+    return layers
+
+
+def _compare_deltas(read: LayerDelta, learned: LayerDelta) -> float:
+    """Relative error of the worse of the two; infinite where one is missing."""
+    error = _relative_error(read.delta, learned.delta)
+    if learned.magnitude is None and read.magnitude is None:
+        return error
+    if learned.magnitude is None or read.magnitude is None:
+        return float("inf")
+    return max(error, _relative_error(read.magnitude, learned.magnitude))
+
+
+def _relative_error(read: Tensor, expected: Tensor) -> float:
+    if read.shape != expected.shape:
+        return float("inf")
+    difference = float((read.float() - expected.float()).norm())
+    return difference / float(expected.norm()) if difference else 0.0
+
+
+def check_folder(path: Path, pipeline: StableDiffusionPipeline) -> None:
+    """Load a directory by diffusers, and compare every weight and the tokenizer's words."""
+    dtype = pipeline.unet.dtype
+    with _reading("diffusers"):
+        read = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True)
+    _compare_pipelines(read, pipeline, dtype, "diffusers")
+    if read.tokenizer.get_vocab() != pipeline.tokenizer.get_vocab():
+        raise ConfigError("--format=diffusers: the tokenizer is read with other words; report this")
+
+
+def check_single_file(path: Path, pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> None:
+    """Load a single-file checkpoint by diffusers, and compare every weight."""
+    with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as folder:
+        # The reader wants the configurations of the model beside the file.
+        pipeline.save_config(folder)
+        for part in PARTS:
+            network = getattr(pipeline, part)
+            (Path(folder) / part).mkdir()
+            config = (
+                network.config if isinstance(network.config, dict) else network.config.to_dict()
+            )
+            text = json.dumps(dict(config), default=str)
+            (Path(folder) / part / "config.json").write_text(text)
+        pipeline.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
+        with _reading("single-file"):
+            read = StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=folder,
+                safety_checker=None,
+                feature_extractor=None,
+                local_files_only=True,
+                torch_dtype=dtype,
+            )
+        _compare_pipelines(read, pipeline, dtype, "single-file")
+
+
+def _compare_pipelines(
+    read: StableDiffusionPipeline, written: StableDiffusionPipeline, dtype: torch.dtype, kind: str
+) -> None:
+    """raises: ConfigError naming a weight that is read otherwise than it was written"""
+    for part in PARTS:
+        read_weights = getattr(read, part).state_dict()
+        weights = getattr(written, part).state_dict()
+        differing = sorted(read_weights.keys() ^ weights.keys()) or [
+            name
+            for name, weight in weights.items()
+            if not torch.equal(read_weights[name].to(dtype), weight.to(dtype))
+        ]
+        if differing:
+            raise ConfigError(
+                f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
+                f"than they were written, {differing[0]} for one; take another --format"
+            )
+
+
+def refuse_overflow(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """raises: ConfigError naming a weight that float16 has no number for"""
+    if dtype != torch.float16:
+        return
+    limit = torch.finfo(dtype).max
+    for name, weight in weights.items():
+        if bool((weight.detach().abs() > limit).any()):
+            raise ConfigError(
+                f"--half: {name} holds numbers beyond {limit:g}, float16's largest; export without "
+                "--half"
+            )
