@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from benchmarks.measure import compute_quantiles, is_out_of_memory
+from benchmarks.measure import compute_quantiles
 from benchmarks.random_models import SD15, ModelSize, make_parts
 from benchmarks.sample_theme import make_pipeline
 from benchmarks.theme import Setting
+from dreambooth_ray.memory.out_of_memory import is_out_of_memory
 
 TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
 LIMIT_S = 900

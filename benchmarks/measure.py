@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+
+from dreambooth_ray.memory.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,3 @@ def summarize_rates(
     if bar is not None:
         record["reached"] = bool(ratio["median"] >= bar)
     return record
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on whichever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -12,7 +12,7 @@ from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.preparation import PreparedRun, prepare_run
+from dreambooth_ray.preparation import PreparedRun, fit_into_memory, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage.catalog import publish_run
 
@@ -25,7 +25,11 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     configs = {
         name: parse_config(text, name, []) for name, text in dump_configurations(fleet).items()
     }
-    prepared = {name: prepare_run(config, QuietDisplay()) for name, config in configs.items()}
+    prepared = {
+        name: fit_into_memory(prepare_run(config, QuietDisplay()), say)
+        for name, config in configs.items()
+    }
+    configs = {name: run.config for name, run in prepared.items()}
     # Nothing is wrong with any of them: now photographs go where every host can read them.
     config_texts = {
         name: dump_config(make_portable_config(config)) for name, config in configs.items()

@@ -17,13 +17,17 @@ from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import identifier_warning
 from dreambooth_ray.errors import ConfigError, DreamBoothError
-from dreambooth_ray.memory.memory_advice import find_fitting_settings
+from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
+from dreambooth_ray.memory.memory_advice import (
+    describe_shortage,
+    find_fitting_settings,
+    find_heaviest_key,
+)
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.source import check_resolution, model_directory
 from dreambooth_ray.storage.store import Store
 
-_GIB = 2**30
 _BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into clusters.yaml"
 
 
@@ -36,10 +40,13 @@ class PreflightFinding:
     fatal: bool = True
 
 
-def run_preflight(config: Config, entry: ClusterEntry | None = None) -> list[PreflightFinding]:
+def run_preflight(
+    config: Config, entry: ClusterEntry | None = None, *, is_elsewhere: bool = False
+) -> list[PreflightFinding]:
     """Check everything that needs no start of Ray; fatal findings first.
 
     entry: the cluster that the run is meant for; none is this machine
+    is_elsewhere: it is meant for machines of which nothing is known yet
     """
     footprints: list[TrainingFootprint] = []
     checks: list[Callable[[], Iterator[PreflightFinding]]] = [
@@ -51,8 +58,30 @@ def run_preflight(config: Config, entry: ClusterEntry | None = None) -> list[Pre
     ]
     if entry is not None:
         checks += [lambda: _check_cluster(config, entry, footprints), lambda: _check_image(entry)]
+    elif config.cluster.gpus and not is_elsewhere:
+        checks += [lambda: _check_memory(config, footprints, min(read_gpu_memory(), default=0))]
     findings = [finding for check in checks for finding in check()]
     return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], None]) -> Config:
+    """For memory.fit: the configuration with what a worker's step needs to fit, which is said.
+
+    As it is where nothing helps, or where a cluster's GPUs are not there before they are needed.
+    """
+    if not (config.memory.fit and config.cluster.gpus) or entry.autoscaled:
+        return config
+    total_bytes = Dashboard(entry).capacity().gpu_memory_bytes
+    limit_bytes = usable_bytes(total_bytes, is_gpu=True)
+    directory = model_directory(config.model.uri)
+    fitting = find_fitting_settings(config, directory, limit_bytes) if total_bytes else None
+    if fitting is None:
+        return config
+    if fitting.settings:
+        say(f"memory.fit: a worker takes about {fitting.text}")
+    # Done: the cluster's own processes have nothing to look for.
+    memory = config.memory.model_copy(update={"fit": False})
+    return fitting.config.model_copy(update={"memory": memory})
 
 
 def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
@@ -173,41 +202,21 @@ def _check_capacity(
     elif not config.cluster.gpus and capacity.cpus < workers:
         text = f"cluster.workers={workers} want a CPU each, and the cluster has {capacity.cpus:g}; "
         yield PreflightFinding("cluster.workers", text + f"lower it, or add hosts; {_BY_ITSELF}")
-    limit = capacity.gpu_memory_bytes if config.cluster.gpus else capacity.memory_bytes
-    device = "GPU" if config.cluster.gpus else "host"
+    is_gpu = config.cluster.gpus
+    total_bytes = capacity.gpu_memory_bytes if is_gpu else capacity.memory_bytes
+    yield from _check_memory(config, footprints, total_bytes)
+
+
+def _check_memory(
+    config: Config, footprints: list[TrainingFootprint], total_bytes: int
+) -> Iterator[PreflightFinding]:
+    """total_bytes: of the device that a worker gets; 0 where it is not known"""
+    is_gpu = config.cluster.gpus
     for worker in footprints:
-        if limit and worker.total_bytes > limit:
-            text = _describe_shortage(worker, limit, device) + _advise(config, limit)
-            yield PreflightFinding(_find_heaviest_key(config, worker), text)
-
-
-def _find_heaviest_key(config: Config, worker: TrainingFootprint) -> str:
-    """The key that saves most."""
-    if worker.activations_bytes > worker.states_bytes:
-        is_smallest_batch = (
-            config.images_a_step // config.cluster.span.max // config.train.accumulate <= 2
-        )
-        return "train.resolution" if is_smallest_batch else "train.batch_size"
-    return "train.method"
-
-
-def _describe_shortage(worker: TrainingFootprint, limit: int, device: str) -> str:
-    parts = (worker.states_bytes, worker.frozen_bytes, worker.activations_bytes)
-    states, frozen, activations = (f"{part / _GIB:.1f}" for part in parts)
-    return (
-        f"a worker needs about {worker.total_bytes / _GIB:.1f} GiB ({states} trained weights with "
-        f"optimizer, {frozen} frozen, {activations} activations), and the largest {device} has "
-        f"{limit / _GIB:.1f}; "
-    )
-
-
-def _advise(config: Config, limit: int) -> str:
-    """What would fit, cheapest first."""
-    fitting = find_fitting_settings(config, model_directory(config.model.uri), limit)
-    if fitting is None:
-        return "no setting makes it fit; lower train.resolution, or take a larger device"
-    settings, needed_bytes = fitting
-    return f"it would need {needed_bytes / _GIB:.1f} GiB with {', '.join(settings)}"
+        if total_bytes and worker.total_bytes > usable_bytes(total_bytes, is_gpu=is_gpu):
+            directory = model_directory(config.model.uri)
+            text = describe_shortage(config, directory, worker, total_bytes)
+            yield PreflightFinding(find_heaviest_key(config, worker), text)
 
 
 def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:

@@ -157,7 +157,9 @@ def make_portable_config(config: Config) -> Config:
 
 def _make_run_id(config: Config) -> str:
     """A run id of the run's content: whoever submits it again means the same run."""
-    content = json.dumps(config.model_dump(mode="json", exclude={"cluster"}), sort_keys=True)
+    content = json.dumps(
+        config.model_dump(mode="json", exclude={"cluster", "memory"}), sort_keys=True
+    )
     noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
     return f"{noun}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 

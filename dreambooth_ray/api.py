@@ -39,18 +39,18 @@ def train(
     """
     from cluster.session import check_address
     from dreambooth_ray.display import QuietDisplay, TrainingDisplay
-    from dreambooth_ray.preparation import prepare_run
+    from dreambooth_ray.preparation import fit_into_memory, prepare_run
     from dreambooth_ray.runs import is_finished, open_run
     from dreambooth_ray.storage.catalog import publish_run
 
     config = _load_config(recipe, list(overrides))
     display = QuietDisplay() if quiet else TrainingDisplay()
     check_address(config)
-    prepared = prepare_run(config, display)
-    run = open_run(config, force, prepared.inputs, display.say)
+    prepared = fit_into_memory(prepare_run(config, display), display.say)
+    run = open_run(prepared.config, force, prepared.inputs, display.say)
     display.say(f"run {run.uri}")
     if not is_finished(run):
-        with _ray_for(config, _import_pipeline):
+        with _ray_for(prepared.config, _import_pipeline):
             from dreambooth_ray import pipeline
 
             pipeline.train(prepared, run, display)
@@ -252,7 +252,7 @@ def _make_session_config(
     """Configuration of a session: where it runs, and for how many actors."""
     from dreambooth_ray.config.machines import ClusterConfig
     from dreambooth_ray.config.prior import PriorConfig
-    from dreambooth_ray.config.schema import SubjectConfig
+    from dreambooth_ray.config.training import SubjectConfig
 
     subject = SubjectConfig(photos=photos, identifier=case.identifier, class_noun=case.class_noun)
     cluster = ClusterConfig(address=address or None, gpus=gpus)

@@ -4,7 +4,7 @@ Nothing heavy is imported here: a person who mistyped something waits for no tor
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,15 @@ from dreambooth_ray.data.subject import (
     read_configured_subject,
     split_photographs,
 )
+from dreambooth_ray.errors import CapacityError
+from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
+from dreambooth_ray.memory.memory_advice import (
+    describe_shortage,
+    find_fitting_settings,
+    find_heaviest_key,
+    is_installed,
+)
+from dreambooth_ray.memory.training_memory import estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.source import check_resolution, model_directory
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
@@ -85,3 +94,39 @@ def _digest_class_images(prior: PriorConfig) -> str:
     if not (prior.folder and prior.count):
         return ""
     return digest_files(find_photographs(Path(prior.folder), MAX_PHOTOGRAPHS, key="prior.folder"))
+
+
+def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> PreparedRun:
+    """Refuse a training whose step would not fit into this machine's GPUs, as far as they tell.
+
+    say: gets a line for the person
+    returns: as it was; with memory.fit, with the settings that make it fit
+    raises: CapacityError, with the settings that would fit, unless memory.fit is set
+    """
+    config, directory = prepared.config, prepared.directory
+    if not config.cluster.gpus:
+        return prepared
+    is_local = config.cluster.ray_address is None
+    # A worker may get any of them.
+    total_bytes = min(read_gpu_memory(), default=0) if is_local else 0
+    if not total_bytes:
+        if config.memory.fit:
+            say(f"warning: memory.fit=true changes nothing: {_why_unknown(is_local)}")
+        return prepared
+    footprint = estimate_footprint(config, directory)
+    limit_bytes = usable_bytes(total_bytes, is_gpu=True)
+    if footprint.total_bytes <= limit_bytes:
+        return prepared
+    if config.memory.fit:
+        fitting = find_fitting_settings(config, directory, limit_bytes, is_installed)
+        if fitting is not None:
+            say(f"memory.fit: a worker takes about {fitting.text}")
+            return replace(prepared, config=fitting.config)
+    shortage = describe_shortage(config, directory, footprint, total_bytes)
+    raise CapacityError(f"{find_heaviest_key(config, footprint)}: {shortage}")
+
+
+def _why_unknown(is_local: bool) -> str:
+    if is_local:
+        return "nvidia-smi tells of no GPU here"
+    return "the GPUs are a cluster's; `dreambooth submit --cluster` fits a run to those"

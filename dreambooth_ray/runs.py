@@ -181,7 +181,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
-    return config.model_dump(mode="json", exclude={"cluster", "storage", "checkpoint"})
+    return config.model_dump(mode="json", exclude={"cluster", "memory", "storage", "checkpoint"})
 
 
 def _new_run_id(config: Config) -> str:

@@ -26,7 +26,11 @@ class Head(BaseHTTPRequestHandler):
                 "state": "ALIVE",
                 "resourcesTotal": {"CPU": self.server.cpus, **self.server.gpus},
             }
-            host = {"raylet": raylet, "mem": [self.server.memory, 0, 0, 0], "gpus": []}
+            host = {
+                "raylet": raylet,
+                "mem": [self.server.memory, 0, 0, 0],
+                "gpus": self.server.cards,
+            }
             self._answer(200, {"data": {"summary": [host]}})
         elif self.path == "/api/version":
             self._answer(200, {"ray_version": self.server.ray})
@@ -54,6 +58,8 @@ class Server(ThreadingHTTPServer):
     memory = 64 * GIB
     cpus = 4.0
     gpus: dict[str, float] = {}  # noqa: RUF012
+    # As Ray's dashboard tells of them: MiB.
+    cards: list[dict[str, int]] = []  # noqa: RUF012
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dreambooth_ray.cli.preflight import (
     Clusters,
     Overrides,
     Recipe,
+    fit_memory,
     refuse_fatal_findings,
 )
 from dreambooth_ray.errors import ConfigError
@@ -46,10 +47,11 @@ def submit(
         from cluster.rayjob import submit_rayjob
 
         if check:
-            refuse_fatal_findings(config, None)
+            refuse_fatal_findings(config, None, is_elsewhere=True)
         print(submit_rayjob(config, image, namespace, apply=apply))
         return
     entry, jobs = _connect_to_cluster(cluster, clusters)
+    config = fit_memory(config, entry)
     if check:
         refuse_fatal_findings(config, entry)
     print(jobs.submit(config).run_id)

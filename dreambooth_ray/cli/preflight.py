@@ -31,15 +31,30 @@ def preflight(
     from dreambooth_ray.config.load import load_config
 
     entry = find_cluster(cluster, clusters) if cluster else None
-    refuse_fatal_findings(load_config(recipe, overrides or []), entry)
+    config = fit_memory(load_config(recipe, overrides or []), entry)
+    refuse_fatal_findings(config, entry)
     print("nothing stands in the way")
 
 
-def refuse_fatal_findings(config: "Config", entry: "ClusterEntry | None") -> None:
-    """Print what preflight finds; raises ConfigError if a finding is fatal."""
+def fit_memory(config: "Config", entry: "ClusterEntry | None") -> "Config":
+    """With memory.fit, the configuration that fits a cluster's GPUs; says what it changes."""
+    from cluster.preflight_checks import fit_to_cluster
+
+    if entry is None:
+        return config
+    return fit_to_cluster(config, entry, lambda line: print(line, file=sys.stderr))
+
+
+def refuse_fatal_findings(
+    config: "Config", entry: "ClusterEntry | None", *, is_elsewhere: bool = False
+) -> None:
+    """Print what preflight finds; raises ConfigError if a finding is fatal.
+
+    is_elsewhere: the run is meant for machines of which nothing is known yet
+    """
     from cluster.preflight_checks import format_findings, run_preflight
 
-    findings = run_preflight(config, entry)
+    findings = run_preflight(config, entry, is_elsewhere=is_elsewhere)
     for line in format_findings(findings):
         print(line, file=sys.stderr)
     fatal = [finding for finding in findings if finding.fatal]

@@ -81,6 +81,15 @@ class ClusterConfig(Section):
         return workers
 
 
+class MemoryConfig(Section):
+    """What is done where a training step would not fit into a GPU."""
+
+    fit: bool = Field(
+        False,
+        description="with cluster.gpus: set what makes a step fit, cheapest first, and say so",
+    )
+
+
 class StorageConfig(Section):
     """Where runs, checkpoints and class images are kept."""
 

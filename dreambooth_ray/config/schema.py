@@ -5,7 +5,12 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.config.machines import CheckpointConfig, ClusterConfig, StorageConfig
+from dreambooth_ray.config.machines import (
+    CheckpointConfig,
+    ClusterConfig,
+    MemoryConfig,
+    StorageConfig,
+)
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.section import ID_PATTERN, Section, Text
@@ -13,6 +18,7 @@ from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
     Quantization,
+    SubjectConfig,
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
@@ -25,23 +31,6 @@ class ModelConfig(Section):
     uri: Text = Field("toyworld", description="'toyworld', or a Stable Diffusion 1.x/2.x directory")
     quantization: Quantization = Field(
         "none", description="of the UNet's frozen linear layers, under adapters"
-    )
-
-
-class SubjectConfig(Section):
-    """Who is to be learnt."""
-
-    photos: Text = Field(
-        description="folder, or its URI, of 1 to 100 photographs "
-        "(JPEG, PNG, WebP, HEIC, AVIF, TIFF)"
-    )
-    identifier: Text = Field("sks", description="rare word that will stand for the subject")
-    class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
-    name: str | None = Field(
-        None, pattern=ID_PATTERN, description="served as, newest run first; none is the run_id"
-    )
-    prompts: tuple[Text, ...] = Field(
-        (), description="captions where none is given, one at random; none is train.prompt alone"
     )
 
 
@@ -76,6 +65,7 @@ class Config(Section):
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
+    memory: MemoryConfig = MemoryConfig()
     storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="before")

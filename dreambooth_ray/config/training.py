@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.learning_rates import default_rate
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 
 # YAML reads 32 as a number.
 Precision = Annotated[
@@ -16,6 +16,23 @@ Precision = Annotated[
 
 
 Quantization = Literal["none", "int8", "fp8", "nf4"]
+
+
+class SubjectConfig(Section):
+    """Who is to be learnt."""
+
+    photos: Text = Field(
+        description="folder, or its URI, of 1 to 100 photographs "
+        "(JPEG, PNG, WebP, HEIC, AVIF, TIFF)"
+    )
+    identifier: Text = Field("sks", description="rare word that will stand for the subject")
+    class_noun: Text = Field(description="what the subject is: dog, shoe, teapot")
+    name: str | None = Field(
+        None, pattern=ID_PATTERN, description="served as, newest run first; none is the run_id"
+    )
+    prompts: tuple[Text, ...] = Field(
+        (), description="captions where none is given, one at random; none is train.prompt alone"
+    )
 
 
 class IdentifierConfig(Section):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreambooth_ray.config.schema import Config, SubjectConfig
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError

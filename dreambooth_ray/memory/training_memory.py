@@ -36,6 +36,12 @@ _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "prodigy": 16.0}
 _GPU_ACTIVATIONS = 1.3
 # A process holds more than its allocator has given out: pieces between tensors, oneDNN's copies.
 _HOST_ACTIVATIONS = 1.5
+# Of the section `train`: what is no matter to a count, or comes in afterwards.
+_NOT_COUNTED = {
+    "steps", "images", "batch_size", "accumulate", "optimizer", "lr", "text_encoder_lr",
+    "compile", "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "prompt", "flip",
+    "deterministic", "cuda_graphs", "ema_decay", "deepspeed",
+}  # fmt: skip
 COUNT_KEYS = (
     "trained", "frozen_unet", "frozen_text", "frozen_vae", "with_gradients", "activations",
 )  # fmt: skip
@@ -59,13 +65,24 @@ class TrainingFootprint:
         return self.states_bytes + self.frozen_bytes + self.activations_bytes
 
 
+def find_strategy(config: Config) -> Strategy:
+    """What of a training's states workers share."""
+    strategy: Strategy = "fsdp2" if config.train.strategy == "fsdp2" else "ddp"
+    if config.train.strategy == "deepspeed":
+        strategies: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
+        strategy = strategies[config.train.deepspeed.stage - 1]
+    return strategy
+
+
 def estimate_footprint(
-    config: Config, directory: Path, strategy: Strategy = "ddp"
+    config: Config, directory: Path, strategy: Strategy | None = None
 ) -> TrainingFootprint:
     """Memory of one worker training `directory` as `config` says, without loading a weight.
 
+    strategy: another than the configuration's
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
+    strategy = strategy or find_strategy(config)
     counts = _load_counts(config, base_directory(directory))
     # With elastic workers, the smallest number: each holds the most.
     num_workers = config.cluster.span.min
@@ -73,7 +90,9 @@ def estimate_footprint(
         1.0 if is_whole else 1.0 / num_workers for is_whole in _IS_WHOLE[strategy]
     )
     train = config.train
-    bytes_a_parameter = 4 * weights + _OPTIMIZER_BYTES[train.optimizer] * optimizer
+    is_offloaded = config.cluster.gpus and train.strategy == "deepspeed" and train.deepspeed.offload
+    optimizer_bytes = 0.0 if is_offloaded else _OPTIMIZER_BYTES[train.optimizer]
+    bytes_a_parameter = 4 * weights + optimizer_bytes * optimizer
     bytes_a_parameter += 4 if train.ema_decay else 0
     activations_bytes = (
         counts["with_gradients"]
@@ -132,11 +151,8 @@ def _cache_file(config: Config, directory: Path) -> Path:
     digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
     # A learned word is a row of the text encoder's table.
     words = sorted({config.word(s) for s in config.all_subjects})
-    digest.update(
-        json.dumps(
-            [config.train.model_dump(mode="json"), config.model.quantization, words]
-        ).encode()
-    )
+    train = config.train.model_dump(mode="json", exclude=_NOT_COUNTED)
+    digest.update(json.dumps([train, config.model.quantization, words]).encode())
     digest.update(config.identifier.model_dump_json().encode())
     for path in sorted(directory.rglob("*config.json")):
         digest.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())

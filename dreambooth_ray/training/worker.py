@@ -20,6 +20,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
+from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.storage import fence, paths
@@ -47,10 +48,16 @@ def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> No
     """Train from the newest checkpoint, or from the start, to the last step.
 
     extra_callbacks: callbacks beside the product's own
+    raises: CapacityError, with what would fit, if it runs out of memory
     """
     _silence_lightning()
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
+    with explain_out_of_memory(config, Path(job.model_directory)):
+        _train(job, config, extra_callbacks)
+
+
+def _train(job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]) -> None:
     run = Store(job.run_uri)
     context = ray.train.get_context()
     num_cores = len(os.sched_getaffinity(0))

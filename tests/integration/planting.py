@@ -1,5 +1,6 @@
 """Code of ours that is changed in every process of a run, as a fault would."""
 
+import os
 from pathlib import Path
 
 # Runs at the start of every Python process that has its folder in PYTHONPATH, and changes a module
@@ -31,4 +32,5 @@ def plant(folder: Path, module: str, change: str) -> dict[str, str]:
     """Environment in which `change` is executed inside of `module` once it is imported."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITE.format(module=module, change=change))
-    return {"PYTHONPATH": str(folder)}
+    search_path = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, search_path))}

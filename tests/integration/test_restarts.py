@@ -53,6 +53,38 @@ def test_a_step_that_raises_ends_the_run_at_the_second_time(
     assert [(r.attempt, r.step) for r in read_restarts(run)] == [(2, 5)]
 
 
+OUT_OF_MEMORY = """
+import torch
+step_of = DreamBoothModule.training_step
+def training_step(self, batch, batch_idx):
+    if batch.step + 1 == 7:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. (planted)")
+    return step_of(self, batch, batch_idx)
+DreamBoothModule.training_step = training_step
+"""
+
+
+def test_out_of_memory_ends_the_run_at_once_with_what_would_fit(
+    photos: Path, storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in plant(tmp_path / "site", STEP, OUT_OF_MEMORY).items():
+        monkeypatch.setenv(name, value)
+    done = dreambooth(
+        "train", "toy-robot.yaml", f"subject.photos={photos}", storage, "run_id=too-large",
+        *SMALL, "cluster.workers=2", "sample.every=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB. (planted))" in last
+    assert "GiB were predicted; it would need" in last
+    assert " GiB with train." in last
+    assert done.stderr.count("it would need") == 1
+    assert "restart" not in done.stderr
+    run = Store(storage.removeprefix("storage.uri=")).sub("runs/too-large")
+    assert read_restarts(run) == []
+    assert committed_steps(run) == [5]
+
+
 def test_a_damaged_last_checkpoint_is_trained_again(
     photos: Path, storage: str, tmp_path: Path
 ) -> None:

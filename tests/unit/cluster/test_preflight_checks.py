@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight_checks import PreflightFinding, run_preflight
-from dreambooth_ray.config.load import load_config
+from cluster.preflight_checks import PreflightFinding, fit_to_cluster, run_preflight
+from dreambooth_ray.config.load import load_config, override_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.storage.store import Store
+from tests.footprints import estimate_by_formula, use_formula
+from tests.nvidia_smi import install_nvidia_smi
 from tests.ray_head import TOKEN, Server, ray_head
 
 
@@ -28,6 +30,8 @@ def counted_once() -> Iterator[None]:
         return footprints[key]
 
     with pytest.MonkeyPatch.context() as patch:
+        # What is advised is another test's.
+        use_formula(patch)
         patch.setattr("cluster.preflight_checks.estimate_footprint", remembered)
         yield
 
@@ -145,6 +149,44 @@ def test_too_few_gpus_are_found(photos: Path, tmp_path: Path, head: Server) -> N
     assert fatal_keys(
         run_preflight(make_config(photos, tmp_path, "cluster.gpus=true"), make_entry(head))
     ) == ["cluster.workers"]
+
+
+@pytest.fixture
+def large_config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of a run on GPUs whose step takes 4,900 MiB."""
+    monkeypatch.setattr("cluster.preflight_checks.estimate_footprint", estimate_by_formula)
+    return make_config(photos, tmp_path, "cluster.gpus=true", "cluster.workers=1")
+
+
+def test_gpus_that_are_too_small_are_found_with_what_would_fit(
+    large_config: Config, head: Server
+) -> None:
+    head.gpus, head.cards = {"GPU": 1.0}, [{"memoryTotal": 4096}]
+    findings = run_preflight(large_config, make_entry(head))
+    assert fatal_keys(findings) == ["train.method"]
+    assert "it would need" in findings[0].text
+    head.cards = [{"memoryTotal": 4096}, {"memoryTotal": 81920}]
+    assert fatal_keys(run_preflight(large_config, make_entry(head))) == []
+
+
+def test_a_run_is_fitted_to_a_clusters_gpus(large_config: Config, head: Server) -> None:
+    head.gpus, head.cards = {"GPU": 1.0}, [{"memoryTotal": 4096}]
+    lines: list[str] = []
+    assert fit_to_cluster(large_config, make_entry(head), lines.append) is large_config
+    wanted = override_config(large_config, ["memory.fit=true"])
+    fitted = fit_to_cluster(wanted, make_entry(head), lines.append)
+    assert fatal_keys(run_preflight(fitted, make_entry(head))) == []
+    assert "memory.fit: a worker takes about" in lines.pop()
+    assert not fitted.memory.fit
+    assert fit_to_cluster(wanted, make_entry(head, autoscaled=True), lines.append) is wanted
+
+
+def test_gpus_of_this_machine_are_looked_at(
+    large_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_nvidia_smi(tmp_path / "bin", monkeypatch, "0, GPU-aa11, 4096")
+    assert fatal_keys(run_preflight(large_config)) == ["train.method"]
+    assert fatal_keys(run_preflight(large_config, is_elsewhere=True)) == []
 
 
 def test_hosts_of_a_cluster_that_adds_them_by_itself_are_not_counted(

@@ -29,6 +29,9 @@ def test_a_count_is_made_once_for_each_model_and_setting(
     assert estimate_footprint(config, tiny_model) == estimate
     assert not counts
     assert estimate_footprint(config, tiny_model, "zero3").states_bytes == estimate.states_bytes
+    for same in ("train.steps=7", "train.optimizer=prodigy", "train.lr=1", "train.images=9"):
+        estimate_footprint(config_of("train.resolution=64", "train.lr=1", same), tiny_model)
+    assert not counts
     for other in ("train.batch_size=8", "train.method=lora", "train.resolution=128"):
         assert (
             estimate_footprint(config_of("train.resolution=64", other), tiny_model).frozen_bytes
@@ -44,6 +47,20 @@ def test_elastic_workers_count_as_their_fewest(tiny_model: Path) -> None:
     )
     fixed = estimate_footprint(config_of(*overrides, "cluster.workers=1"), tiny_model, "zero3")
     assert elastic.states_bytes == fixed.states_bytes > 0
+
+
+def test_the_configurations_strategy_decides_what_is_shared(tiny_model: Path) -> None:
+    overrides = "train.resolution=64", "train.batch_size=4", "cluster.workers=2"
+    whole = estimate_footprint(config_of(*overrides), tiny_model)
+    sharded = estimate_footprint(config_of(*overrides, "train.strategy=fsdp2"), tiny_model)
+    assert sharded.states_bytes == pytest.approx(whole.states_bytes / 2, rel=0.01)
+    zero = config_of(*overrides, "train.strategy=deepspeed", "cluster.gpus=true")
+    offloaded = config_of(
+        *overrides, "train.strategy=deepspeed", "train.deepspeed.offload=true", "cluster.gpus=true"
+    )
+    states = [estimate_footprint(config, tiny_model).states_bytes for config in (zero, offloaded)]
+    # Weights, and half of the two moments.
+    assert states[0] == pytest.approx(2 * states[1], rel=0.01)
 
 
 def test_a_damaged_cache_is_made_anew(
