@@ -58,13 +58,14 @@ def _format_result(case: dict[str, Any]) -> str:
     return text + (f"; memory {case['memory_ratio']:.2f}" if "memory_ratio" in case else "")
 
 
-def put_table(readme: Path, text: str) -> None:
+def put_table(readme: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the table between the marks of a file; raises ConfigError if they are not there."""
-    before, begin, remainder = readme.read_text().partition(BEGIN)
-    _, end, after = remainder.partition(END)
+    begin_mark, end_mark = marks
+    before, begin, remainder = readme.read_text().partition(begin_mark)
+    _, end, after = remainder.partition(end_mark)
     if not begin or not end:
-        raise ConfigError(f"{readme} has no {BEGIN} and {END} to put the table between")
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ConfigError(f"{readme} has no {begin_mark} and {end_mark} to put the table between")
+    readme.write_text(f"{before}{begin_mark}\n{text}\n{end_mark}{after}")
 
 
 def plot_ratios(records: list[dict[str, Any]], path: Path) -> None:

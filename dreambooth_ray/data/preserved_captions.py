@@ -2,7 +2,8 @@
 
 import re
 
-from dreambooth_ray.config.schema import Config, SubjectConfig
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
 
