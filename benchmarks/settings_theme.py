@@ -30,6 +30,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "half the side": (),
     "batch of 4": ("train.batch_size=4",),
     "batch of 4 in 4 parts": ("train.batch_size=4", "train.accumulate=4"),
+    "output preserved": ("prior.kind=output",),
+    "output and class images": ("prior.kind=both",),
     "gradient checkpointing": ("train.gradient_checkpointing=true",),
 }
 SMOKE = ("lora",)
@@ -38,9 +40,10 @@ PROCESSES = 6
 
 
 def images_a_turn(overrides: Sequence[str], passes: int) -> int:
-    """Images of both halves in so many forward passes of a worker, which are what is counted.
+    """Images of both halves in so many batches of a worker, which are what is counted.
 
-    A pass of an accumulating run sees a part of its batch.
+    A batch of an accumulating run is a part of its step's. A photograph under its caption without
+    identifier counts as the class image that it stands for.
     """
     values = dict(key.split("=") for key in overrides)
     batch, parts = int(values.get("train.batch_size", 1)), int(values.get("train.accumulate", 1))
