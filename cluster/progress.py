@@ -62,7 +62,7 @@ class ProgressReader:
         cost = None
         if self._price_an_hour is not None and remaining_s is not None:
             cost = self._price_an_hour * remaining_s / 3600
-        text = describe_step(latest, images_s) + f", {config.cluster.workers} workers"
+        text = describe_step(latest, images_s, config.prior) + f", {config.cluster.workers} workers"
         if restarts := latest.get(RESTARTS):
             text += f", restarted {restarts} times"
         return RunProgress(

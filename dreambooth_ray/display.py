@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.metrics_follower import MetricsFollower
@@ -97,7 +98,7 @@ class TrainingDisplay:
             latest = follower.read_latest()
             if latest is not None:
                 images_s = rate.update(time.monotonic(), latest["images_seen"])
-                meter.show(latest["step"], describe_step(latest, images_s))
+                meter.show(latest["step"], describe_step(latest, images_s, config.prior))
             if is_last:
                 return
 
@@ -107,13 +108,16 @@ def _format_workers(config: Config) -> str:
     return str(span.max) if span.min == span.max else f"{span.min} to {span.max}"
 
 
-def describe_step(record: dict[str, Any], images_s: float) -> str:
-    """The loss and its parts, and the speed, as text."""
-    output = f" + output {record['output_loss']:.4f}" if "output_loss" in record else ""
-    return (
-        f"loss {record['loss']:.4f} = subject {record['instance_loss']:.4f} "
-        f"+ class {record['prior_loss']:.4f}{output}, {images_s:.1f} images/s"
-    )
+def describe_step(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:
+    """The loss and its parts, with their weights, and the speed, as text."""
+    first_name = "output" if prior.kind == "output" else "class"
+    losses = {first_name: record["prior_loss"]}
+    if "output_loss" in record:
+        losses["output"] = record["output_loss"]
+    parts = [f"subject {record['instance_loss']:.4f}"]
+    for (name, loss), weight in zip(losses.items(), prior.loss_weights, strict=True):
+        parts.append(f"{'' if weight == 1 else f'{weight:g} x '}{name} {loss:.4f}")
+    return f"loss {record['loss']:.4f} = {' + '.join(parts)}, {images_s:.1f} images/s"
 
 
 class ImageRate:

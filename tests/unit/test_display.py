@@ -1,8 +1,10 @@
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.display import ImageRate, ProgressBoard, Stage, _LineMeter, describe_step
 
 
@@ -15,11 +17,23 @@ def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> 
     assert rate.update(16.0, 70) == 10.0
 
 
-def test_a_line_names_both_halves_and_the_speed() -> None:
-    record = {"loss": 0.3, "instance_loss": 0.1, "prior_loss": 0.2}
-    assert (
-        describe_step(record, 12.34) == "loss 0.3000 = subject 0.1000 + class 0.2000, 12.3 images/s"
-    )
+@pytest.mark.parametrize(
+    ("prior", "parts"),
+    [
+        ({}, "subject 0.1000 + class 0.2000"),
+        ({"weight": 0.5}, "subject 0.1000 + 0.5 x class 0.2000"),
+        ({"kind": "output"}, "subject 0.1000 + 5 x output 0.2000"),
+        ({"kind": "both"}, "subject 0.1000 + class 0.2000 + 5 x output 0.3000"),
+    ],
+)
+def test_a_line_names_the_parts_with_their_weights_and_the_speed(
+    prior: dict[str, Any], parts: str
+) -> None:
+    record = {"loss": 0.4, "instance_loss": 0.1, "prior_loss": 0.2}
+    if prior.get("kind") == "both":
+        record["output_loss"] = 0.3
+    text = describe_step(record, 12.34, PriorConfig.model_validate(prior))
+    assert text == f"loss 0.4000 = {parts}, 12.3 images/s"
 
 
 def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
