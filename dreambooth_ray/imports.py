@@ -1,10 +1,8 @@
 """Importing large libraries where a process is waited for."""
 
 import gc
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Packages that only some work needs, and the extra of ours that brings each.
 _EXTRAS = {
@@ -43,27 +41,3 @@ def large_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextmanager
-def imported_meanwhile(module: str, is_time: Callable[[], object], poll_s: float) -> Iterator[None]:
-    """A thread imports `module` once `is_time()`, while the block waits for other processes.
-
-    Who imports it afterwards finds it there, or waits for the rest. An error is theirs to meet.
-    poll_s: seconds between looks
-    """
-    is_over = threading.Event()
-
-    def import_when_time() -> None:
-        with suppress(Exception):
-            while not is_over.wait(poll_s):
-                if is_time():
-                    with large_imports():
-                        import_module(module)
-                    return
-
-    threading.Thread(target=import_when_time, name=f"import of {module}", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()

@@ -3,8 +3,8 @@
     photos -> Subject -> PriorSet -> Checkpoint -> Bundle
 
 Each stage is skipped when its committed result is there, so to resume is to run again.
-What needs diffusers is imported by the stage that needs it: workers start meanwhile, and
-whoever resumes a run does not wait for what it has no use for.
+What computes, a bundle's weights included, does so in Ray's workers: this process imports no
+diffusers, and may be on a small machine.
 """
 
 # ruff: noqa: PLC0415
@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dreambooth_ray.bundles.worker_export import export_by_task, export_in_worker
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.imports import imported_meanwhile, large_imports
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.preparation import Display, PreparedRun
 from dreambooth_ray.priors.class_folder import ClassImageFolder
@@ -34,10 +34,6 @@ from dreambooth_ray.training import driver
 from dreambooth_ray.training.run_state import RunState, read_run_state
 from dreambooth_ray.training.stop_request import clear_stop_request
 from dreambooth_ray.training.worker_job import WorkerJob
-
-_EXPORT = "dreambooth_ray.bundles.bundle"
-# Between looks whether training has begun, in an object store, which counts requests.
-_REMOTE_POLL_S = 5.0
 
 
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
@@ -111,10 +107,9 @@ def _train(prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeep
                 f"stopped at step {state.committed_step}; `dreambooth resume` goes on from there"
             )
             return
-        with large_imports():
-            from dreambooth_ray.bundles.bundle import export_bundle
         try:
-            export_bundle(prepared.config, prepared.directory, run, state)
+            if not state.is_bundled:
+                export_by_task(with_absolute_paths(prepared.config), prepared.directory, run)
             publish_run(run)
             return
         except CheckpointError as error:
@@ -130,11 +125,7 @@ def _train_to_end(
     with _follow_checkpoints(prepared, run, lease):
         state = read_run_state(run, config)
         if not state.is_trained:
-            # While workers train: what this process needs at the end.
-            metrics_file = fence.numbered(paths.METRICS, lease.number)
-            poll_s = 1.0 if run.is_local else _REMOTE_POLL_S
-            with imported_meanwhile(_EXPORT, lambda: run.exists(metrics_file), poll_s):
-                _train_to_last_step(prepared, run, display, lease)
+            _train_to_last_step(prepared, run, display, lease)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
     if not state.is_trained and state.reason != "stopped":
@@ -208,7 +199,9 @@ def _run_workers(
     config = prepared.config
 
     def run_workers() -> None:
-        driver.run_workers(job, config.cluster, run, lease, display.say)
+        driver.run_workers(
+            job, config.cluster, run, lease, display.say, on_trained=export_in_worker
+        )
 
     display.show_training(run, config, run_workers)
 

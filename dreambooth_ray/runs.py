@@ -19,7 +19,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.source import has_model_hash
 from dreambooth_ray.run_changes import ConfigChange, find_changes, find_obstacles
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run
@@ -112,8 +112,8 @@ def _refuse_changes(
     )
     if inputs is not None and any(change.key == "model.uri" for change in changes):
         about = manifest.read_about(run, checkpoints[committed_step].name)
-        digest = model_hash(inputs.model)
-        if about.get("model_hash", digest) != digest:
+        digest = str(about.get("model_hash", ""))
+        if digest and not has_model_hash(inputs.model, digest):
             obstacles.append(
                 f"model.uri={current.model.uri!r} is another model than {run.uri} was trained "
                 "from; give that one, or another run_id"

@@ -16,11 +16,17 @@ from pathlib import Path
 
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import tokens
-from dreambooth_ray.models.source import base_directory, model_directory, model_hash
+from dreambooth_ray.models.source import (
+    base_directory,
+    has_model_hash,
+    model_directory,
+    model_hash,
+)
 from dreambooth_ray.models.weight_files import STEMS, find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.manifest import MANIFEST, download_whole
+from dreambooth_ray.storage.artifact_files import download_whole
+from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from serve.replica_messages import Artifact
 
@@ -240,12 +246,12 @@ class ModelCache:
                 loaded = self._engines.get(base)
             if loaded is None:
                 directory = model_directory(uri, f"models.{base}")
-                if model_hash(directory) != digest:
+                if not has_model_hash(directory, digest):
                     continue
                 size = estimate_loaded_bytes(directory, self._bytes_per_weight)
                 self._add_engine(base, directory, size, base=True)
-                loaded = self._engines[base]
-            if loaded.base_hash == digest:
+                return self._engines[base]
+            if loaded.base_hash == digest or has_model_hash(model_directory(uri), digest):
                 return loaded
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "

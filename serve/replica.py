@@ -7,8 +7,6 @@ endpoint does not need it.
 # ruff: noqa: PLC0415
 
 import asyncio
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -21,6 +19,7 @@ from PIL import Image
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, StorageError
 from dreambooth_ray.imports import large_imports
+from dreambooth_ray.storage.scratch import ScratchFolder
 from serve.replica_messages import (
     Artifact,
     Event,
@@ -60,9 +59,9 @@ class Replica:
         self._device = "cuda" if gpus else "cpu"
         if not gpus:
             torch.set_num_threads(1)
-        self._cache = Path(tempfile.mkdtemp(prefix="dreambooth-serve-"))
+        self._cache = ScratchFolder(f"serve-{self.id}", config.storage.scratch)
         self._model_cache = ModelCache(
-            dict(config.models), config.storage.uri, self._cache, self._open_engine,
+            dict(config.models), config.storage.uri, self._cache.path, self._open_engine,
             memory_bytes=config.replicas.memory_bytes,
             max_adapters=config.replicas.adapters,
             bytes_per_weight=2 if gpus else 4,
@@ -192,7 +191,7 @@ class Replica:
         model_cache = getattr(self, "_model_cache", None)
         if model_cache is not None:
             model_cache.close()
-            shutil.rmtree(self._cache, ignore_errors=True)
+            self._cache.remove()
 
 
 def _build_request(sample_task: SampleTask, adapter: str | None) -> "Request":

@@ -1,7 +1,6 @@
 """The bundle of a finished run: a diffusers directory, a card and a manifest."""
 
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -11,13 +10,20 @@ from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.components import build_pipeline, load_components
+from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.source import model_hash
-from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
+from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
+from dreambooth_ray.models.trainable_params import (
+    apply_method,
+    check_trainable_params,
+    load_part,
+)
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import find_checkpoint
+from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_step
+from dreambooth_ray.training.checkpoint.download import restore_weights
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.run_state import RunState
 
@@ -47,12 +53,20 @@ subject: {meaning}.
 """
 
 
-def export_bundle(config: Config, directory: Path, run: Store, state: RunState) -> None:
+def export_bundle(
+    config: Config,
+    directory: Path,
+    run: Store,
+    state: RunState,
+    local_state: Path | None = None,
+) -> None:
     """Write `bundle/` of a trained run; nothing if it is there, whole.
 
-    With choice.rule=best, from the checkpoint with the best evaluation.
+    With choice.rule=best, from the checkpoint with the best evaluation. Of the checkpoint only the
+    weights are read, and one after the other.
 
     directory: the base model's
+    local_state: of the checkpoint that the bundle is made of, where this machine still has it
     raises: CheckpointError if the run is not trained to its end or its checkpoint is damaged
     """
     if state.is_bundled:
@@ -62,10 +76,12 @@ def export_bundle(config: Config, directory: Path, run: Store, state: RunState) 
             f"{run.uri} is at step {state.committed_step} of {state.last_step}; finish it with "
             "`dreambooth resume`"
         )
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bundle-") as folder:
+    with scratch_folder("bundle", config.storage.scratch) as folder:
         step = state.bundle_step
-        checkpoint = restore_step(run, step, Path(folder) / "checkpoint")
-        stage = Path(folder) / "bundle"
+        checkpoint = local_state or restore_weights(
+            run, find_checkpoint(run, step), folder / "checkpoint"
+        )
+        stage = folder / "bundle"
         about = _write_weights(config, directory, checkpoint, stage)
         (stage / "card.md").write_text(_render_card(config, run, step, state.last_step))
         about |= {"step": step, "created_at": time.time()}
@@ -78,7 +94,40 @@ def _write_weights(
     """Write the weights to `stage`; returns the manifest's `about`."""
     parts = load_components(directory)
     apply_method(config, parts)
-    load_trainable_params(parts, load_trained_weights(checkpoint))
+    weights = load_trained_weights(checkpoint)
+    check_trainable_params(parts, weights)
+    about = _describe(config)
+    load_part(parts.text_encoder, weights.get("text_encoder", {}))
+    if config.train.method == "lora":
+        load_part(parts.unet, weights.get("unet", {}))
+        _save_adapters(parts, stage)
+        if config.loss.zero_terminal_snr:
+            parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
+        uri = config.model.uri
+        base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
+        return about | {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
+    tokens.fold_embeddings(parts.text_encoder)
+    stream_unet(parts.unet, list_unet_sources(parts.unet, directory, weights.get("unet")))
+    pipeline = build_pipeline(parts, directory)
+    if config.loss.zero_terminal_snr:
+        pipeline.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+    # In float32: from_pretrained without a dtype mixes precisions over half weights.
+    pipeline.save_pretrained(stage, safe_serialization=True)
+    return about
+
+
+def _save_adapters(parts: Components, stage: Path) -> None:
+    for part in ("unet", "text_encoder"):
+        if lora.has_adapters(getattr(parts, part)):
+            lora.save_adapters(getattr(parts, part), stage / paths.ADAPTER / part)
+    if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
+        tokens.save_words(words, stage / paths.ADAPTER)
+
+
+def _describe(config: Config) -> dict[str, object]:
+    """What a bundle's manifest says of its subjects."""
     about: dict[str, object] = {
         "kind": "bundle",
         "method": config.train.method,
@@ -97,26 +146,6 @@ def _write_weights(
     }
     if config.subject.name is not None:
         about["subject"] = config.subject.name
-    if config.train.method == "lora":
-        for part in ("unet", "text_encoder"):
-            if lora.has_adapters(getattr(parts, part)):
-                lora.save_adapters(getattr(parts, part), stage / paths.ADAPTER / part)
-        if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
-            tokens.save_words(words, stage / paths.ADAPTER)
-        if config.loss.zero_terminal_snr:
-            parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
-        uri = config.model.uri
-        base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
-        about |= {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
-        return about
-    tokens.fold_embeddings(parts.text_encoder)
-    pipeline = build_pipeline(parts, directory)
-    if config.loss.zero_terminal_snr:
-        pipeline.scheduler = DDIMScheduler.from_config(
-            pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )
-    # In float32: from_pretrained without a dtype mixes precisions over half weights.
-    pipeline.save_pretrained(stage, safe_serialization=True)
     return about
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth_ray.bundles import kohya, ldm, read_back
@@ -27,11 +28,17 @@ from dreambooth_ray.models.source import (
     compute_latent_factor,
     model_directory,
 )
+from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
+from dreambooth_ray.models.tensor_files import (
+    SUFFIX,
+    TensorSource,
+    read_sources,
+    write_tensors,
+)
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.version import __version__
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
-SUFFIX = ".safetensors"
 
 
 class Export(NamedTuple):
@@ -112,9 +119,16 @@ def _explained_writing(out: Path) -> Iterator[None]:
 
 def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
     pipeline = load_pipeline(directory)
-    for part in read_back.PARTS:
-        read_back.refuse_overflow(getattr(pipeline, part).state_dict(), dtype)
-    pipeline = pipeline.to(dtype)
+    # The UNet is written as it is read; the others are small.
+    unet_sources = _list_sources(pipeline.unet, directory, dtype)
+    unet_weights = read_sources(unet_sources)
+    for weights in (
+        unet_weights, pipeline.text_encoder.state_dict(), pipeline.vae.state_dict()
+    ):  # fmt: skip
+        read_back.refuse_overflow(weights, dtype)
+    pipeline.vae.to(dtype)
+    pipeline.text_encoder.to(dtype)
+    stream_unet(pipeline.unet, unet_sources)
     about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
@@ -123,7 +137,7 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
         pipeline.save_pretrained(out, safe_serialization=True)
         manifest.write_local(out, about)
 
-    return Export(save, lambda out: read_back.check_folder(out, pipeline))
+    return Export(save, lambda out: read_back.check_folder(out, pipeline, unet_weights, dtype))
 
 
 def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
@@ -132,14 +146,22 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
         _refuse_words("single-file", words)
     text_weights = pipeline.text_encoder.state_dict()
-    weights = ldm.convert_unet(pipeline.unet.state_dict()) | ldm.convert_vae(
-        pipeline.vae.state_dict()
-    )
+    weights = ldm.convert_vae(pipeline.vae.state_dict())
     weights |= ldm.convert_open_clip(text_weights) if is_v2 else ldm.convert_clip(text_weights)
+    unet_sources = _list_sources(pipeline.unet, directory, dtype)
+    sources = ldm.convert_unet(unet_sources)
+    sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
     return Export(
-        partial(_save_weights, weights, dtype, _model_spec(directory, adapter=False)),
-        lambda out: read_back.check_single_file(out, pipeline, dtype),
+        partial(_write_sources, sources, dtype, _model_spec(directory, adapter=False)),
+        lambda out: read_back.check_single_file(out, pipeline, read_sources(unet_sources), dtype),
     )
+
+
+def _list_sources(
+    unet: UNet2DConditionModel, directory: Path, dtype: torch.dtype
+) -> dict[str, TensorSource]:
+    sources = list_unet_sources(unet, directory)
+    return {name: source.as_type(dtype) for name, source in sources.items()}
 
 
 def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
@@ -257,6 +279,12 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
 def _save_weights(
     weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
-    read_back.refuse_overflow(weights, dtype)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
-    save_file(tensors, out, metadata={"format": "pt", **metadata})
+    sources = {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
+    _write_sources(sources, dtype, metadata, out)
+
+
+def _write_sources(
+    sources: Mapping[str, TensorSource], dtype: torch.dtype, metadata: dict[str, str], out: Path
+) -> None:
+    read_back.refuse_overflow(read_sources(sources), dtype)
+    write_tensors(out, sources, {"format": "pt", **metadata})

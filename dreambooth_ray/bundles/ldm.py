@@ -6,10 +6,13 @@ Source: the modules' own numbering in openaimodel.UNetModel and model.Encoder/De
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_Weight = TypeVar("_Weight")
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -52,12 +55,12 @@ _BLOCK = re.compile(
 _MID = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
 
 
-def convert_unet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """UNet2DConditionModel's weights under "model.diffusion_model."."""
+def convert_unet(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
+    """UNet2DConditionModel's weights, or what stands for them, under "model.diffusion_model."."""
     return {f"model.diffusion_model.{_unet_name(k, weights)}": v for k, v in weights.items()}
 
 
-def _unet_name(name: str, all_names: Mapping[str, Tensor]) -> str:
+def _unet_name(name: str, all_names: Iterable[str]) -> str:
     for ours, theirs in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
@@ -92,7 +95,7 @@ def _unet_name(name: str, all_names: Mapping[str, Tensor]) -> str:
     )
 
 
-def _count_blocks(names: Mapping[str, Tensor], prefix: str) -> int:
+def _count_blocks(names: Iterable[str], prefix: str) -> int:
     return len({n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")})
 
 

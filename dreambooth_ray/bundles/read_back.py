@@ -130,18 +130,24 @@ def _relative_error(read: Tensor, expected: Tensor) -> float:
     return difference / float(expected.norm()) if difference else 0.0
 
 
-def check_folder(path: Path, pipeline: StableDiffusionPipeline) -> None:
-    """Load a directory by diffusers, and compare every weight and the tokenizer's words."""
-    dtype = pipeline.unet.dtype
+def check_folder(
+    path: Path, pipeline: StableDiffusionPipeline, unet: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Load a directory by diffusers, and compare every weight and the tokenizer's words.
+
+    unet: weights of that part; those of the pipeline's own need not be loaded for it
+    """
     with _reading("diffusers"):
         read = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True)
-    _compare_pipelines(read, pipeline, dtype, "diffusers")
+    _compare_pipelines(read, pipeline, unet, dtype, "diffusers")
     if read.tokenizer.get_vocab() != pipeline.tokenizer.get_vocab():
         raise ConfigError("--format=diffusers: the tokenizer is read with other words; report this")
 
 
-def check_single_file(path: Path, pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> None:
-    """Load a single-file checkpoint by diffusers, and compare every weight."""
+def check_single_file(
+    path: Path, pipeline: StableDiffusionPipeline, unet: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Load a single-file checkpoint by diffusers, and compare every weight. unet: that part's"""
     with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as folder:
         # The reader wants the configurations of the model beside the file.
         pipeline.save_config(folder)
@@ -164,16 +170,20 @@ def check_single_file(path: Path, pipeline: StableDiffusionPipeline, dtype: torc
                 local_files_only=True,
                 torch_dtype=dtype,
             )
-        _compare_pipelines(read, pipeline, dtype, "single-file")
+        _compare_pipelines(read, pipeline, unet, dtype, "single-file")
 
 
 def _compare_pipelines(
-    read: StableDiffusionPipeline, written: StableDiffusionPipeline, dtype: torch.dtype, kind: str
+    read: StableDiffusionPipeline,
+    written: StableDiffusionPipeline,
+    unet: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    kind: str,
 ) -> None:
     """raises: ConfigError naming a weight that is read otherwise than it was written"""
     for part in PARTS:
         read_weights = getattr(read, part).state_dict()
-        weights = getattr(written, part).state_dict()
+        weights = unet if part == "unet" else getattr(written, part).state_dict()
         differing = sorted(read_weights.keys() ^ weights.keys()) or [
             name
             for name, weight in weights.items()

@@ -1,19 +1,9 @@
 """Bundles in object storage, downloaded once and verified."""
 
-import os
-from pathlib import Path
-
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage import artifact_files, manifest, paths
+from dreambooth_ray.storage.file_hashes import cache_folder
 from dreambooth_ray.storage.store import Store
-
-
-def cache_folder() -> Path:
-    """Where downloaded bundles are cached: DREAMBOOTH_CACHE, or below the user's cache folder."""
-    if cache_dir := os.environ.get("DREAMBOOTH_CACHE"):
-        return Path(cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dreambooth"
 
 
 def resolve_model(uri: str) -> str:
@@ -37,7 +27,7 @@ def resolve_model(uri: str) -> str:
     folder = cache_folder() / manifest.bytes_hash(manifest_bytes)[:32]
     if not folder.is_dir():
         try:
-            manifest.download_whole(store, "", folder, manifest_bytes)
+            artifact_files.download_whole(store, "", folder, manifest_bytes)
         except OSError as error:
             raise CheckpointError(f"{store.uri} can't be copied to {folder}: {error}") from error
     return str(folder)

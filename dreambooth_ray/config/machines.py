@@ -94,6 +94,11 @@ class StorageConfig(Section):
     """Where runs, checkpoints and class images are kept."""
 
     uri: Text = Field("out", description="a folder, or s3://bucket/folder, or any fsspec URL")
+    scratch: Text | None = Field(
+        None,
+        description="folder on each host for checkpoints and bundles on their way; none is "
+        "the system's temporary folder (TMPDIR)",
+    )
     # May hold keys, so it is in no dump and in no text.
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -101,3 +106,12 @@ class StorageConfig(Section):
         repr=False,
         description="fsspec options: endpoint_url, key, secret; or by the environment, AWS_*",
     )
+
+    @field_validator("scratch")
+    @classmethod
+    def _absolute(cls, scratch: str | None) -> str | None:
+        if scratch is not None and not scratch.startswith(("/", "~")):
+            raise ValueError(
+                f"storage.scratch={scratch!r} must start with / or ~: it is a folder of every host"
+            )
+        return scratch

@@ -1,15 +1,16 @@
 """The model that a checkpoint's bundle would have, in memory."""
 
-import tempfile
 from pathlib import Path
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
 from dreambooth_ray.storage.fence import CheckpointId
+from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_checkpoint
+from dreambooth_ray.training.checkpoint.download import restore_weights
 
 
 def load_checkpoint_model(
@@ -21,7 +22,10 @@ def load_checkpoint_model(
     """
     parts = load_components(directory)
     apply_method(config, parts)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
-        state = restore_checkpoint(run, checkpoint, Path(folder))
-        load_trainable_params(parts, load_trained_weights(state))
+    with scratch_folder("sampling", config.storage.scratch) as folder:
+        try:
+            state = restore_weights(run, checkpoint, folder)
+            load_trainable_params(parts, load_trained_weights(state))
+        except FileNotFoundError as error:  # rotated away while it was read where it lies
+            raise CheckpointError(f"{run.uri}/{checkpoint.name} is gone: {error}") from error
     return parts

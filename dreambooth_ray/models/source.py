@@ -5,8 +5,7 @@ Nothing heavy is imported here: bad input is refused before torch is imported.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,14 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.directory_checks import PARTS, check_directory
 from dreambooth_ray.models.part_configs import read_part_config
+from dreambooth_ray.models.weight_files import PICKLES, STEMS, find_weights
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
 
 FLOW_TOY = "toyworld-flow"
+# Weights for other libraries, which diffusers passes over.
+_OTHER_FORMATS = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml")
 
 
 def model_directory(uri: str, key: str = "model.uri") -> Path:
@@ -93,7 +96,7 @@ def _checked_adapter(folder: Path, uri: str, digest: str, key: str) -> Path:
         raise ConfigError(
             f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
         ) from error
-    if model_hash(base) != digest:
+    if not has_model_hash(base, digest):
         raise ConfigError(
             f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
             "since; bring the old one back, or train again"
@@ -126,24 +129,50 @@ def check_resolution(directory: Path, resolution: int) -> None:
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over names and contents of every weight and configuration file of a model.
+    """SHA-256 over names and contents of every weight and configuration file that is loaded.
 
-    Of an adapter bundle: over its base's hash and the adapter's files. Files are read once a
-    process, as long as they stay as they are.
+    Of an adapter bundle: over its base's hash and the adapter's files. A file is read once, and
+    again only when it has changed.
     """
+    return _hash_files(directory, _is_loaded)
+
+
+def has_model_hash(directory: Path, digest: str) -> bool:
+    """Whether a digest, from a bundle or a checkpoint, is this model's.
+
+    Earlier versions took the hash over every file, also of weights that nothing loads.
+    """
+    return model_hash(directory) == digest or _hash_files(directory, lambda _: True) == digest
+
+
+def _hash_files(directory: Path, is_part: Callable[[Path], bool]) -> str:
+    digest = hashlib.sha256()
     base = adapted_base(directory)
+    if base:
+        digest.update(base[1].encode())
     parts = (paths.ADAPTER,) if base else PARTS
-    files = sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file())
-    states = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return _hash_files(directory, states, base[1] if base else "")
-
-
-@cache
-def _hash_files(directory: Path, states: tuple[tuple[Path, int, int], ...], prefix: str) -> str:
-    """states: each file with its size and its time, which tell whether to read it anew"""
-    digest = hashlib.sha256(prefix.encode())
-    for path, *_ in states:
-        digest.update(path.relative_to(directory).as_posix().encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for path in sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file()):
+        if is_part(path):
+            digest.update(path.relative_to(directory).as_posix().encode())
+            digest.update(bytes.fromhex(cached_file_hash(path)))
     return digest.hexdigest()
+
+
+def _is_loaded(path: Path) -> bool:
+    """Whether a file is read when its part is loaded: no other format's weights, no variant's."""
+    if path.suffix in _OTHER_FORMATS:
+        return False
+    if path.suffix != ".safetensors":
+        return True
+    names = loaded_weights(path.parent)
+    return not names or path.name in names
+
+
+def loaded_weights(folder: Path) -> frozenset[str]:
+    """Names of the weight files of one part that are loaded; none where they go by other names."""
+    if folder.name not in STEMS:
+        return frozenset()
+    try:
+        return frozenset(path.name for path in find_weights(folder, folder.name).paths)
+    except ConfigError:
+        return frozenset()

@@ -81,14 +81,43 @@ def load_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, 
     weights: by part and name, as in a checkpoint
     raises: CheckpointError unless they are exactly the weights that the method trains
     """
+    check_trainable_params(parts, weights)
     for part in ("unet", "text_encoder"):
-        model: nn.Module = getattr(parts, part)
-        part_weights = weights.get(part, {})
-        trainable_names = {n for n, p in model.named_parameters() if p.requires_grad}
-        mismatched_names = sorted(trainable_names ^ set(part_weights))
+        load_part(getattr(parts, part), weights.get(part, {}))
+
+
+def check_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """raises: CheckpointError unless these are exactly the weights that the method trains"""
+    for part in ("unet", "text_encoder"):
+        mismatched_names = sorted(
+            _trained_weights(getattr(parts, part)).keys() ^ set(weights.get(part, {}))
+        )
         if mismatched_names:
             raise CheckpointError(
                 f"the checkpoint holds other weights of {part} than the configuration trains, "
                 f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
-        model.load_state_dict(dict(part_weights), strict=False)
+
+
+def load_part(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load trained weights, by name, into one part."""
+    copy_weights(_trained_weights(model), weights)
+
+
+def _trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def copy_weights(params: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into parameters of the same names, one by one, in the order of names.
+
+    raises: CheckpointError if one has another shape
+    """
+    for name in sorted(params):
+        weight, param = weights[name], params[name]
+        if weight.shape != param.shape:
+            raise CheckpointError(
+                f"{name} has the shape {tuple(weight.shape)} in the checkpoint and "
+                f"{tuple(param.shape)} in the model; it is of another train.method or model"
+            )
+        param.data.copy_(weight)

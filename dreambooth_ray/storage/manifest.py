@@ -9,8 +9,9 @@ start at pointers and see nothing else.
 
 import hashlib
 import json
-import shutil
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from dreambooth_ray.storage.store import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# Of the names of an artifact's files, those that are wanted.
+Choice = Callable[[list[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -124,42 +127,45 @@ def _write_pointer(store: Store, name: str, folder: str, manifest: bytes) -> Non
             store.remove(str(stale_folder))
 
 
-def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]:
+def download_artifact(
+    store: Store, name: str, local: Path, choose: Choice = list
+) -> dict[str, object]:
     """Download artifact `name` into `local`, verifying every file; returns its `about`.
 
+    choose: which of its files, by their names
     raises: CheckpointError naming the first file that is missing or differs
     """
     folder, manifest = _read_manifest(store, name)
-    return download_folder(store, folder, local, manifest)
+    return download_folder(store, folder, local, manifest, choose)
 
 
-def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
+def download_folder(
+    store: Store, folder: str, local: Path, manifest: bytes, choose: Choice = list
+) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
     about, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
-    for file in files:
-        target, name = local / file.name, f"{folder}/{file.name}" if folder else file.name
-        try:
-            digest = store.download(name, target, file.size_bytes)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{store.uri}/{name} is missing") from error
+    for file in choose_files(files, choose):
+        name = f"{folder}/{file.name}" if folder else file.name
+        with missing_is_damage(store, name):
+            digest = store.download(name, local / file.name, file.size_bytes)
         if digest != file.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
     return about
 
 
-def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> None:
-    """As `download_folder`, manifest included; `local` appears whole or not at all.
+def choose_files(files: list[FileEntry], choose: Choice) -> list[FileEntry]:
+    """Those whose names are chosen."""
+    names = set(choose([file.name for file in files]))
+    return [file for file in files if file.name in names]
 
-    Where several processes download the same, one of them makes `local`.
-    """
-    partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+
+@contextmanager
+def missing_is_damage(store: Store, name: str) -> Iterator[None]:
+    """A block whose FileNotFoundError is a CheckpointError."""
     try:
-        download_folder(store, folder, partial, manifest)
-        (partial / MANIFEST).write_bytes(manifest)
-        if not local.is_dir():
-            partial.rename(local)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{store.uri}/{name} is missing") from error
 
 
 def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
@@ -183,8 +189,13 @@ def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], lis
 
 def read_about(store: Store, name: str) -> dict[str, object]:
     """What artifact `name` says of itself; raises CheckpointError if it is not committed."""
+    return read_entries(store, name)[1]
+
+
+def read_entries(store: Store, name: str) -> tuple[str, dict[str, object], list[FileEntry]]:
+    """Folder, `about` and files of artifact `name`; raises CheckpointError as `read_about`."""
     folder, manifest = _read_manifest(store, name)
-    return _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[0]
+    return folder, *_parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
 
 
 def read_file(store: Store, name: str, file: str) -> bytes:
@@ -192,13 +203,10 @@ def read_file(store: Store, name: str, file: str) -> bytes:
 
     raises: CheckpointError if it is not committed, has no such file, or differs
     """
-    folder, manifest = _read_manifest(store, name)
-    _, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    folder, _, files = read_entries(store, name)
     expected_hashes = [f.sha256 for f in files if f.name == file]
-    try:
+    with missing_is_damage(store, f"{folder}/{file}"):
         data = store.read(f"{folder}/{file}")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{store.uri}/{folder}/{file} is missing") from error
     if expected_hashes != [hashlib.sha256(data).hexdigest()]:
         raise CheckpointError(
             f"{store.uri}/{folder}/{file} differs from its manifest: it is damaged"
@@ -216,17 +224,14 @@ def folder_of(store: Store, name: str) -> str | None:
 
 def size_bytes(store: Store, name: str) -> int:
     """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
-    folder, manifest = _read_manifest(store, name)
-    return sum(
-        f.size_bytes for f in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]
-    )
+    return sum(file.size_bytes for file in read_entries(store, name)[2])
 
 
 def find_damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
     try:
-        folder, manifest = _read_manifest(store, name)
-        for file in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
+        folder, _, files = read_entries(store, name)
+        for file in files:
             if store.sha256(f"{folder}/{file.name}") != file.sha256:
                 return f"{folder}/{file.name} differs from its manifest"
     except CheckpointError as error:
@@ -242,8 +247,8 @@ def find_loss(store: Store, name: str) -> str | None:
     Sizes, and checksums where storage computes them and they were recorded; None if all agree.
     """
     try:
-        folder, manifest = _read_manifest(store, name)
-        for file in _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")[1]:
+        folder, _, files = read_entries(store, name)
+        for file in files:
             stored = store.describe(f"{folder}/{file.name}")
             has_other_checksum = None not in (stored.checksum, file.checksum) and (
                 stored.checksum != file.checksum

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig
@@ -21,6 +21,13 @@ from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_o
 from dreambooth_ray.training.run_monitor import RunMonitor
 from dreambooth_ray.training.worker_job import WorkerJob
 
+if TYPE_CHECKING:
+    from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+
+
+# Called with the job, and the state of the last checkpoint where it is still on the worker's host.
+OnTrained = Callable[[WorkerJob, "KeptCheckpoint | None"], None]
+
 
 def run_workers(
     job: WorkerJob,
@@ -28,18 +35,20 @@ def run_workers(
     run: Store,
     lease: LeaseKeeper,
     say: Callable[[str], None] = print,
+    on_trained: OnTrained = lambda *_: None,
 ) -> None:
     """Run the workers to the last step; worker deaths up to cluster.max_failures are survived.
 
     lease: of the run; the workers are ended if it is lost
     say: gets a line for the person now and then
+    on_trained: called in the first worker's process once training has come to an end
     raises: LeaseLostError; DreamBoothError with the first worker's own words or what is missing
     """
     restarts = RestartRecorder(run, cluster.max_failures)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         storage_path = run.uri if run.is_local else scratch
-        trainer = _make_trainer(job, cluster, restarts, storage_path)
+        trainer = _make_trainer(job, cluster, restarts, storage_path, on_trained)
         with RunMonitor(run, cluster, say, trainer.end) as monitor, lease.ending(trainer.end):
             try:
                 trainer.fit()
@@ -57,7 +66,11 @@ def run_workers(
 
 
 def _make_trainer(
-    job: WorkerJob, cluster: ClusterConfig, restarts: RestartRecorder, storage_path: str
+    job: WorkerJob,
+    cluster: ClusterConfig,
+    restarts: RestartRecorder,
+    storage_path: str,
+    on_trained: OnTrained,
 ) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
@@ -68,7 +81,8 @@ def _make_trainer(
         with large_imports():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
-        train_worker(WorkerJob(**settings, storage_options=storage_options))
+        job = WorkerJob(**settings, storage_options=storage_options)
+        train_worker(job, on_trained=on_trained)
 
     span = cluster.span
     return Trainer(

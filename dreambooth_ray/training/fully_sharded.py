@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from dreambooth_ray.compat.lightning_strategies import RayFullyShardedStrategy
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.training.own_paths import OwnPathsMixin
 
 _WEIGHTS = "state_dict"
 # Lightning's file beside the tensors: steps, loops, schedules.
@@ -44,7 +45,7 @@ def _list_blocks(network: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-class FullyShardedStrategy(RayFullyShardedStrategy):
+class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
     """Every worker with the device that Ray gave it; what is frozen is in no checkpoint."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -62,9 +63,10 @@ class FullyShardedStrategy(RayFullyShardedStrategy):
     ) -> dict[str, Any]:
         """Trained weights and optimizers, whatever number of workers saved them.
 
+        checkpoint_path: of this host
         raises: CheckpointError if a weight that is trained is not there
         """
-        path = Path(self.broadcast(checkpoint_path))
+        path = Path(checkpoint_path)
         assert self.model is not None
         weights = {_WEIGHTS: self._get_trained_weights(StateDictOptions())}
         _check_names(path, weights[_WEIGHTS])

@@ -18,11 +18,12 @@ from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
-from dreambooth_ray.models.trainable_params import is_trained
+from dreambooth_ray.models.tensor_files import LazyTensors
+from dreambooth_ray.models.trainable_params import copy_weights, is_trained
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
-from dreambooth_ray.training.checkpoint.download import AVERAGE
+from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
 from dreambooth_ray.training.fully_sharded import shard_networks
 from dreambooth_ray.training.metrics_log import PART_RATES
 from dreambooth_ray.training.nan_guard import skip_unless_finite
@@ -173,23 +174,32 @@ class DreamBoothModule(pl.LightningModule):
         if self.config.train.strategy != "ddp":
             return  # these decide themselves which shards they save
         names = {n for n, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: t for n, t in state.items() if n in names}
+        state = checkpoint[WEIGHTS]
+        checkpoint[WEIGHTS] = {n: t for n, t in state.items() if n in names}
         if self.average is not None:
             checkpoint[AVERAGE] = self.average.weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """raises: CheckpointError if the weights are not exactly those that are trained."""
-        names = {n for n, p in self.named_parameters() if p.requires_grad}
-        mismatched_names = sorted(names ^ set(checkpoint.get("state_dict", names)))
+        """Load the weights, one after the other, where they are in a file of their own.
+
+        raises: CheckpointError if the weights are not exactly those that are trained
+        """
+        trained_weights = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        names = trained_weights.keys()
+        mismatched_names = sorted(names ^ set(checkpoint.get(WEIGHTS, names)))
         if mismatched_names:
             raise CheckpointError(
                 "the checkpoint holds other weights than the configuration trains, "
                 f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
+        weights = checkpoint.get(WEIGHTS)
+        if isinstance(weights, LazyTensors):
+            copy_weights(trained_weights, weights)
+            # Lightning would read them all at once.
+            checkpoint[WEIGHTS] = {}
         if self.average is not None:
             # None where the run that goes on had no average: it begins with the next step.
-            self.average.weights = checkpoint.get(AVERAGE, {})
+            self.average.weights = dict(checkpoint.get(AVERAGE, {}))
 
     def configure_gradient_clipping(
         self,

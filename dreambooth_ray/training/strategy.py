@@ -9,6 +9,8 @@ from pytorch_lightning.strategies import Strategy
 from ray.train.lightning import RayDDPStrategy
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.models.tensor_files import list_sources, open_tensors, write_tensors
+from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS, tensor_file
 from dreambooth_ray.training.fully_sharded import FullyShardedStrategy
 from dreambooth_ray.training.zero import make_zero_strategy
 
@@ -24,7 +26,9 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
         return make_zero_strategy(config, universal)
     # Buffers are constants here: nobody has to be told of them at every step.
     strategy: Strategy = RayDDPStrategy(
-        gradient_as_bucket_view=True, broadcast_buffers=False, checkpoint_io=DirectCheckpointIO()
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+        checkpoint_io=DirectCheckpointIO(is_mapped=config.cluster.gpus),
     )
     return strategy
 
@@ -46,15 +50,44 @@ def count_threads(config: Config, num_cores: int, num_local_workers: int) -> int
 
 
 class DirectCheckpointIO(TorchCheckpointIO):
-    """Writes a state once, straight to its file.
+    """Writes a state once, straight to its files; what is trained to files of its own.
 
     Lightning's own builds it in memory, copies it and writes that, so that no half file
     is ever seen. Ours goes to a folder of its own, and is only seen once it is committed.
+    Weights apart from the rest are loaded one by one into their places, and whoever needs them
+    alone, to sample or to export, reads nothing else.
     """
+
+    def __init__(self, is_mapped: bool = False) -> None:
+        """is_mapped: map the optimizer's state from its file, since it goes to a GPU at once"""
+        self._is_mapped = is_mapped
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """path: a local file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        state, remainder = Path(path), dict(checkpoint)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        for key in (WEIGHTS, AVERAGE):
+            if key in remainder:
+                write_tensors(tensor_file(state, key), list_sources(remainder.pop(key)))
+        torch.save(remainder, state)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """path: a local file, of this version or an earlier one, which had all in it"""
+        state = Path(path)
+        files = {key: tensor_file(state, key) for key in (WEIGHTS, AVERAGE)}
+        weights = {key: open_tensors(file) for key, file in files.items() if file.is_file()}
+        # Not mapped: what is read is what the optimizer goes on with.
+        checkpoint: dict[str, Any] = torch.load(
+            state,
+            map_location=map_location or "cpu",
+            mmap=self._is_mapped,
+            weights_only=weights_only,
+        )
+        return checkpoint | weights

@@ -1,10 +1,11 @@
 """What runs in each Ray Train worker."""
 
+import gc
 import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_sequence import StepSequence
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.checkpoint import restore
-from dreambooth_ray.training.checkpoint.save import CheckpointSaver, find_worker_rank
+from dreambooth_ray.training.checkpoint.download import BaseModel
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.checkpoint.save import (
+    CheckpointSaver,
+    find_worker_rank,
+)
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import FAILURES, SKIPPED, read_metrics
@@ -44,20 +50,36 @@ from dreambooth_ray.training.strategy import count_threads, make_strategy, preci
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
-def train_worker(job: WorkerJob, extra_callbacks: Sequence[Callback] = ()) -> None:
+def train_worker(
+    job: WorkerJob,
+    extra_callbacks: Sequence[Callback] = (),
+    on_trained: Callable[[WorkerJob, KeptCheckpoint | None], None] = lambda *_: None,
+) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     extra_callbacks: callbacks beside the product's own
+    on_trained: called on the first worker once training has come to an end and is committed, with
+        the last checkpoint where its files are still here
     raises: CapacityError, with what would fit, if it runs out of memory
     """
     _silence_lightning()
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
     with explain_out_of_memory(config, Path(job.model_directory)):
-        _train(job, config, extra_callbacks)
+        kept_checkpoint = _train(job, config, extra_callbacks)
+    # The model and its optimizer, which refer to each other in circles: what comes needs the room.
+    gc.collect()
+    try:
+        if ray.train.get_context().get_world_rank() == 0:
+            on_trained(job, kept_checkpoint)
+    finally:
+        if kept_checkpoint is not None:
+            kept_checkpoint.scratch.remove()
 
 
-def _train(job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]) -> None:
+def _train(
+    job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]
+) -> KeptCheckpoint | None:
     run = Store(job.run_uri)
     context = ray.train.get_context()
     num_cores = len(os.sched_getaffinity(0))
@@ -68,18 +90,20 @@ def _train(job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]) 
     dataset, validation_set = _make_dataset(job, config, components, (rank, world_size))
     module = DreamBoothModule(config, components)
     worker_rank = find_worker_rank(context)
-    with restore.restored_checkpoint(run, config, job.model_hash, worker_rank) as restored_state:
+    base_model = BaseModel(Path(job.model_directory), job.model_hash)
+    with restore.restored_checkpoint(run, config, base_model, worker_rank) as restored_state:
         dataset.start = restored_state.step if restored_state else 0
         dataset.accumulate = config.parts(world_size)
         past_records = [r for r in read_metrics(run, job.lease) if r["step"] <= dataset.start]
         if dataset.start >= read_run_state(run, config).last_step:
-            return
+            return None
         validation = (
             Validation(config, validation_set, validation_losses(past_records))
             if validation_set
             else None
         )
         sequence = _make_sequence(job, config, run, dataset, past_records, validation)
+        sequence.on_loaded = restored_state.release if restored_state else None
         strategy = make_strategy(
             config, world_size, universal=bool(restored_state and restored_state.is_universal)
         )
@@ -92,6 +116,7 @@ def _train(job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]) 
             sequence.abandon()
             raise
         sequence.finish(trainer)
+        return sequence.kept_checkpoint
 
 
 def _make_dataset(

@@ -11,6 +11,7 @@ from torch import nn
 
 from dreambooth_ray.compat.lightning_strategies import RayZeroStrategy
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.training.own_paths import OwnPathsMixin
 
 
 def make_zero_strategy(config: Config, universal: bool) -> DeepSpeedStrategy:
@@ -59,7 +60,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         super().backward(tensor, *args, scale_wrt_gas=False, **kwargs)
 
 
-class _ZeroStrategy(RayZeroStrategy):
+class _ZeroStrategy(OwnPathsMixin, RayZeroStrategy):
     """Every worker with the device that Ray gave it, also where that is a CPU."""
 
     def init_deepspeed(self) -> None:

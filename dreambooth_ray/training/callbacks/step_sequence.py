@@ -5,6 +5,7 @@ order is written out. Only the loss's check, the metrics log and the checkpoint 
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_metrics import StepMetrics
 from dreambooth_ray.training.callbacks.validation import Validation
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
@@ -30,7 +32,11 @@ from dreambooth_ray.training.worker_messages import post_message
 
 
 class StepSequence(Callback):
-    """Lightning's only callback of the product. `metrics`: of the last step that was read."""
+    """Lightning's only callback of the product.
+
+    metrics: of the last step that was read
+    on_loaded: called once all workers have loaded their state
+    """
 
     def __init__(
         self,
@@ -59,11 +65,14 @@ class StepSequence(Callback):
         self._metrics_log: MetricsLog | None = None
         self._last_read_s = time.monotonic()
         self.metrics: dict[str, float] = {}
+        self.on_loaded: Callable[[], None] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first worker opens the metrics log, dropping what was written after the checkpoint,
         then loggers, and listens to requests to stop.
         """
+        if self.on_loaded is not None:
+            self.on_loaded()
         if trainer.is_global_zero:
             self._metrics_log = MetricsLog(self._run, self._dataset.start, self._lease)
             self._loggers.open(self._metrics_log.records)
@@ -157,6 +166,11 @@ class StepSequence(Callback):
         sample_images = partial(self._sampler.sample_images, module)
         for prompt, image in self._side_work.run("sampling", sample_images, no_images):
             self._loggers.add_image(f"samples/{prompt}", image, step)
+
+    @property
+    def kept_checkpoint(self) -> KeptCheckpoint | None:
+        """The last checkpoint, where its files are still here; whoever uses it removes them."""
+        return self._saver.kept if self._saver is not None else None
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The end of a training that came to its end: last commit, metrics, loggers.

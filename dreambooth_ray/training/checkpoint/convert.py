@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +14,103 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 
 from dreambooth_ray.compat.deepspeed import write_universal_state
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.checkpoint.download import AVERAGE
+from dreambooth_ray.models.tensor_files import LazyTensors, open_tensors
+from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS, tensor_file
 
 _TAG, _UNIVERSAL = "checkpoint", "universal"
-# Before the names of weights in a sharded state.
-_WEIGHTS = "state_dict."
+_SHARDED_PREFIX = f"{WEIGHTS}."
+_BATCH_BYTES = 2**28
 
 
-def load_trained_weights(state: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights of each trained part in a saved state: {"unet": ..., "text_encoder": ...}.
+def load_trained_weights(state: Path) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Weights of each trained part of a saved state, read when they are asked for.
 
-    The averaged ones where there are any.
+    {"unet": ..., "text_encoder": ...}, the averaged ones where there are any. Nobody holds the
+    whole state: neither the optimizer's part of it, nor the weights twice.
+
     raises: CheckpointError if the state is of a kind that nothing here reads
     """
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in _load_weights(state).items():
-        part, _, weight_name = name.partition(".")
-        parts.setdefault(part, {})[weight_name] = tensor
-    return parts
+    weights = _open_weights(state)
+    names: dict[str, dict[str, str]] = {}
+    for full_name in weights:
+        part, _, name = full_name.removeprefix("_forward_module.").partition(".")
+        names.setdefault(part, {})[name] = full_name
+    return {part: _select(weights, part_names) for part, part_names in names.items()}
 
 
-def _load_weights(state: Path) -> dict[str, torch.Tensor]:
-    checkpoint: dict[str, Any]
+def _select(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
+    return LazyTensors(names, lambda name: weights[names[name]])
+
+
+def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
+    for key in (AVERAGE, WEIGHTS):
+        if (file := tensor_file(state, key)).is_file():
+            return open_tensors(file)
     if state.is_file():
-        checkpoint = torch.load(state, map_location="cpu", weights_only=True)
-        weights: dict[str, torch.Tensor] = checkpoint.get(AVERAGE) or checkpoint["state_dict"]
+        # Of an earlier version, all in one file: mapped, so that only the weights are read.
+        checkpoint = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+        weights: Mapping[str, torch.Tensor] = checkpoint.get(AVERAGE) or checkpoint[WEIGHTS]
         return weights
     if (state / ".metadata").is_file():
-        return _load_sharded_weights(state)
+        return _open_sharded_weights(state)
     if (state / _TAG).is_dir():
-        from deepspeed.utils.zero_to_fp32 import (  # noqa: PLC0415  an extra
-            get_fp32_state_dict_from_zero_checkpoint,
-        )
-
-        with contextlib.redirect_stdout(io.StringIO()):
-            fp32_weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-                str(state), tag=_TAG, exclude_frozen_parameters=True
-            )
-        return dict(fp32_weights)
+        return _open_zero_weights(state)
     raise CheckpointError(f"{state} is no training state that this version knows")
 
 
-def _load_sharded_weights(state: Path) -> dict[str, torch.Tensor]:
-    """torch.distributed.checkpoint's format, its tensors put together in this process."""
-    reader = FileSystemReader(state)
+def _open_zero_weights(state: Path) -> LazyTensors:
+    """DeepSpeed's: stage 3 puts each weight together when asked, the others all of them at once."""
+    from deepspeed.utils.zero_to_fp32 import (  # noqa: PLC0415  an extra
+        get_fp32_state_dict_from_zero_checkpoint,
+    )
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        weights = get_fp32_state_dict_from_zero_checkpoint(
+            str(state), tag=_TAG, exclude_frozen_parameters=True, lazy_mode=True
+        )
+    return LazyTensors(weights, lambda name: weights[name].contiguous())
+
+
+def _open_sharded_weights(state: Path) -> LazyTensors:
+    """torch.distributed.checkpoint's: of each weight the pieces that workers wrote."""
+    metadata = FileSystemReader(state).read_metadata().state_dict_metadata
     weights = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and name.startswith(_WEIGHTS)
+        key.removeprefix(_SHARDED_PREFIX): entry
+        for key, entry in metadata.items()
+        if key.startswith(_SHARDED_PREFIX) and isinstance(entry, TensorStorageMetadata)
     }
-    # Filled in place. Optimizer states, twice the size, are not asked for and not read.
-    with warnings.catch_warnings():
-        # That one process reads it alone is what is meant.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load_distributed(weights, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(_WEIGHTS): tensor for name, tensor in weights.items()}
+    return LazyTensors(sorted(weights), _ShardedReader(state, weights))
+
+
+class _ShardedReader:
+    """Reads weights a few hundred megabytes at a time: each look at a state takes its time."""
+
+    def __init__(self, state: Path, weights: Mapping[str, TensorStorageMetadata]) -> None:
+        self._state, self._weights, self._names = state, weights, sorted(weights)
+        self._batch: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """A weight; quick where they are asked for by their names in order."""
+        if name not in self._batch:
+            self._batch = self._read_batch(name)
+        return self._batch.pop(name)
+
+    def _read_batch(self, first: str) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = {}
+        size_bytes = 0
+        for name in self._names[self._names.index(first) :]:
+            entry = self._weights[name]
+            weight = torch.empty(entry.size, dtype=entry.properties.dtype)
+            if batch and size_bytes + weight.nbytes > _BATCH_BYTES:
+                break
+            batch[name] = weight
+            size_bytes += weight.nbytes
+        tensors: dict[str, Any] = {f"{_SHARDED_PREFIX}{name}": w for name, w in batch.items()}
+        with warnings.catch_warnings():
+            # That it reads in this process alone, which is what no_dist asks for.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            load_distributed(tensors, storage_reader=FileSystemReader(self._state), no_dist=True)
+        return batch
 
 
 def make_universal(state: Path) -> None:

@@ -1,41 +1,70 @@
-"""The complete training state of a step, brought to this machine and verified."""
+"""The complete training state of a step, or its weights, on this machine and verified."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage import fence, manifest
+from dreambooth_ray.models.source import has_model_hash
+from dreambooth_ray.models.tensor_files import SUFFIX
+from dreambooth_ray.storage import artifact_files, fence
 from dreambooth_ray.storage.store import Store
 
 STATE = "state.ckpt"  # a file, or a folder with files of every worker
-AVERAGE = "average"  # in a state: averaged weights, by the names of the state_dict
+WEIGHTS = "state_dict"  # in a state, or in a file beside it: what is trained, by name
+AVERAGE = "average"  # likewise: averaged weights, by the same names
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a run fine-tunes: its directory on this host, and its hash."""
+
+    directory: Path
+    digest: str
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a checkpoint's digest is this model's; so is none."""
+        return digest in ("", self.digest) or has_model_hash(self.directory, digest)
 
 
 @dataclass(frozen=True)
 class DownloadedCheckpoint:
-    """A checkpoint on this machine, verified; about is what its manifest says of it."""
+    """A checkpoint on this machine, verified, not to be changed; about is what its manifest says.
+
+    state: in the folder asked for, or in the store, where that is a folder of this machine
+    """
 
     step: int
     state: Path
     about: dict[str, object]
 
 
-def restore_step(run: Store, step: int, local: Path) -> Path:
-    """Download the checkpoint of a step; returns the path of its state. raises: CheckpointError"""
-    return restore_checkpoint(run, fence.find_checkpoint(run, step), local)
+def tensor_file(state: Path, key: str) -> Path:
+    """The file beside a state that holds its tensors of one kind, WEIGHTS or AVERAGE."""
+    return state.with_name(f"{key}{SUFFIX}")
 
 
-def restore_checkpoint(run: Store, checkpoint: fence.CheckpointId, local: Path) -> Path:
-    """Download one checkpoint; returns the path of its state. raises: CheckpointError"""
-    manifest.download_artifact(run, checkpoint.name, local)
-    return local / STATE
+def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> Path:
+    """The weights of one checkpoint on this machine, and of their files no others than needed.
+
+    Returns the path of its state, for `load_trained_weights`. raises: CheckpointError
+    """
+    folder, _ = artifact_files.open_artifact(run, checkpoint.name, local, _choose_weights)
+    return folder / STATE
+
+
+def _choose_weights(names: list[str]) -> list[str]:
+    """The file of averaged weights, else of weights; all where they are in one with the rest."""
+    for key in (AVERAGE, WEIGHTS):
+        if f"{key}{SUFFIX}" in names:
+            return [f"{key}{SUFFIX}"]
+    return names
 
 
 def restore_newest(
     run: Store, local: Path, on_damage: Callable[[str], None] = lambda _: None
 ) -> DownloadedCheckpoint | None:
-    """Download the newest intact checkpoint; None if there is none at all.
+    """The newest intact checkpoint; None if there is none at all.
 
     A damaged one is passed over for the one before, after a word to on_damage.
     raises: CheckpointError if there are checkpoints and none is intact
@@ -44,23 +73,23 @@ def restore_newest(
     for step, checkpoint in reversed(fence.read_history(run).checkpoints.items()):
         folder = local / str(step)
         try:
-            about = manifest.download_artifact(run, checkpoint.name, folder)
+            found, about = artifact_files.open_artifact(run, checkpoint.name, folder)
         except CheckpointError as error:
             damages.append(str(error))
             on_damage(f"checkpoint of step {step} is passed over: {error}")
             continue
-        return DownloadedCheckpoint(step, folder / STATE, about)
+        return DownloadedCheckpoint(step, found / STATE, about)
     if damages:
         raise CheckpointError(f"no intact checkpoint in {run.uri}: {'; '.join(damages)}")
     return None
 
 
 def check_fits(
-    checkpoint: DownloadedCheckpoint, strategy: str, model_hash: str, run_uri: str
+    checkpoint: DownloadedCheckpoint, strategy: str, model: BaseModel, run_uri: str
 ) -> None:
     """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""
     about = checkpoint.about
-    if model_hash and about.get("model_hash", model_hash) != model_hash:
+    if not model.has_digest(str(about.get("model_hash", ""))):
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {run_uri} is of another model than "
             "model.uri; give the model that the run was started with"

@@ -1,7 +1,6 @@
 """How a group of workers starts from one checkpoint, whatever number of workers saved it."""
 
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import distributed
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage.scratch import ScratchFolder, shared_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import convert, download
 from dreambooth_ray.training.checkpoint.save import WorkerRank
@@ -21,56 +21,98 @@ from dreambooth_ray.training.worker_messages import post_message
 
 @dataclass(frozen=True)
 class RestoredState:
-    """Where a group of workers starts from; state is on each host at the same path."""
+    """Where a group of workers starts from; state is on this host, wherever its scratch is."""
 
     step: int
     state: Path
     is_universal: bool
+    scratch: ScratchFolder | None = None
+
+    def release(self) -> None:
+        """Remove the files, once all workers have loaded them; by the host's first worker."""
+        if self.scratch is not None:
+            self.scratch.remove()
 
 
 @contextmanager
 def restored_checkpoint(
-    run: Store, config: Config, model_hash: str, worker_rank: WorkerRank
+    run: Store, config: Config, model: download.BaseModel, worker_rank: WorkerRank
 ) -> Iterator[RestoredState | None]:
     """The newest intact checkpoint on this host, for the length of the block; a collective call.
 
     raises: CheckpointError if there are some and none can be used
     """
-    name = _broadcast_values([uuid.uuid4().hex])[0]
-    folder = Path(tempfile.gettempdir()) / f"dreambooth-restore-{name}"
-    own_state = None
+    name = f"restore-{_broadcast_values([uuid.uuid4().hex])[0]}"
+    scratch = None
     try:
+        own_checkpoint = None
         if worker_rank.local_rank == 0:
-            own_state = _download_checkpoint(
-                run, config, model_hash, folder, warns=worker_rank.rank == 0
+            scratch = ScratchFolder(name, config.storage.scratch)
+            own_checkpoint = _download_checkpoint(
+                run, config, model, scratch.path, warns=worker_rank.rank == 0
             )
-        first_state = _broadcast_values([own_state])[0]
-        if worker_rank.local_rank == 0 and own_state != first_state:
+        checkpoint = _broadcast_values([own_checkpoint])[0]
+        if worker_rank.local_rank == 0 and own_checkpoint != checkpoint:
             raise CheckpointError(
-                f"hosts found different checkpoints in {run.uri}: {own_state} and {first_state}; "
-                "is its storage the same for all of them?"
+                f"hosts found different checkpoints in {run.uri}: {own_checkpoint} and "
+                f"{checkpoint}; is its storage the same for all of them?"
             )
         _wait_for_workers()
-        yield first_state
+        if checkpoint is None:
+            yield None
+        else:
+            folder = shared_path(name, config.storage.scratch)
+            if checkpoint.stored_in is not None:
+                folder = run.local_path(checkpoint.stored_in)
+            yield RestoredState(
+                checkpoint.step, folder / checkpoint.file, checkpoint.is_universal, scratch
+            )
     finally:
-        if worker_rank.local_rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        if scratch is not None:
+            scratch.remove()
+
+
+@dataclass(frozen=True)
+class _FoundCheckpoint:
+    """What every host must have found alike.
+
+    stored_in: the folder in the run's store that has its files, None for a host's scratch folder
+    file: of the state, below that
+    """
+
+    step: int
+    file: str
+    is_universal: bool
+    stored_in: str | None
 
 
 def _download_checkpoint(
-    run: Store, config: Config, model_hash: str, folder: Path, warns: bool
-) -> RestoredState | None:
+    run: Store, config: Config, model: download.BaseModel, folder: Path, warns: bool
+) -> _FoundCheckpoint | None:
     checkpoint = download.restore_newest(
         run, folder, lambda text: post_message(run, f"warning: {text}") if warns else None
     )
     if checkpoint is None:
         return None
     strategy, world_size = config.train.strategy, _world_size()
-    download.check_fits(checkpoint, strategy, model_hash, run.uri)
-    reshard = strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size
-    if reshard:
-        convert.make_universal(checkpoint.state)
-    return RestoredState(checkpoint.step, checkpoint.state, reshard)
+    download.check_fits(checkpoint, strategy, model, run.uri)
+    state, reshard = checkpoint.state, False
+    if strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size:
+        state, reshard = _make_own(state, folder), True
+        convert.make_universal(state)
+    if state.is_relative_to(folder):
+        file = state.relative_to(folder).as_posix()
+        return _FoundCheckpoint(checkpoint.step, file, reshard, None)
+    stored_in = state.parent.relative_to(run.local_path()).as_posix()
+    return _FoundCheckpoint(checkpoint.step, state.name, reshard, stored_in)
+
+
+def _make_own(state: Path, folder: Path) -> Path:
+    """The same state where it can be added to: a copy, if it is the stored one."""
+    if state.is_relative_to(folder):
+        return state
+    shutil.copytree(state, folder / state.name)
+    return folder / state.name
 
 
 def _world_size() -> int:

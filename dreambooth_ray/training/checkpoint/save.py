@@ -1,15 +1,12 @@
 """When checkpoints are made, and how they reach storage while training goes on."""
 
 import json
-import shutil
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,10 +16,12 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.persistent_check import PersistentCheck
+from dreambooth_ray.storage.scratch import ScratchFolder, shared_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
 from dreambooth_ray.training.checkpoint.download import STATE
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 from dreambooth_ray.training.checkpoint_selection import read_selection, write_end
 from dreambooth_ray.training.metrics_log import MetricsLog
 from dreambooth_ray.training.stop_request import is_stop_requested
@@ -60,11 +59,22 @@ class CheckpointUploader:
         self.metrics_log: MetricsLog | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.kept: KeptCheckpoint | None = None
 
-    def submit(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
-        """Upload this host's files of `local`, and remove them; the first host commits."""
+    def submit(
+        self,
+        step: int,
+        nonce: str,
+        local: ScratchFolder,
+        about: dict[str, object],
+        is_kept: bool = False,
+    ) -> None:
+        """Upload this host's files of `local`, and remove them; the first host commits.
+
+        is_kept: once committed they stay, for whoever makes something of the last checkpoint
+        """
         assert self._pending is None
-        self._pending = self._pool.submit(self._upload, step, nonce, local, about)
+        self._pending = self._pool.submit(self._upload, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:
         """Wait until nothing is under way; raises what went wrong with it."""
@@ -72,11 +82,13 @@ class CheckpointUploader:
         if pending is not None:
             pending.result()
 
-    def _upload(self, step: int, nonce: str, local: Path, about: dict[str, object]) -> None:
+    def _upload(
+        self, step: int, nonce: str, local: ScratchFolder, about: dict[str, object], is_kept: bool
+    ) -> None:
         name = paths.checkpoint(step, self._lease)
         folder = f"{name}-{nonce}"
         try:
-            entries = manifest.upload_files(self._run, folder, local)
+            entries = manifest.upload_files(self._run, folder, local.path)
             if self._worker_rank.host:
                 part = json.dumps([asdict(entry) for entry in entries]).encode()
                 self._run.write(f"{folder}/{_part_file(self._worker_rank.host)}", part)
@@ -92,9 +104,12 @@ class CheckpointUploader:
                 lambda: self._rotation.rotate_after(step, self._known_metrics(about)),
                 None,
             )
+            if is_kept:
+                self.kept = KeptCheckpoint(step, local)
             self._on_commit()
         finally:
-            shutil.rmtree(local, ignore_errors=True)
+            if self.kept is None:
+                local.remove()
 
     def _known_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
         """The metrics that the run went on from, and those of the checkpoint just committed."""
@@ -230,15 +245,28 @@ class CheckpointSaver:
         started_s = time.monotonic()
         self._uploader.finish_upload()
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
-        local = Path(tempfile.gettempdir()) / f"dreambooth-checkpoint-{nonce}"
-        local.mkdir(mode=0o700, exist_ok=True)
+        scratch_name = f"checkpoint-{nonce}"
+        local = shared_path(scratch_name, self._config.storage.scratch)
+        folder = None
+        if self._worker_rank.local_rank == 0:
+            folder = ScratchFolder(scratch_name, self._config.storage.scratch)
+        trainer.strategy.barrier("scratch")
         trainer.save_checkpoint(local / STATE)
         trainer.strategy.barrier("checkpoint")
-        if self._worker_rank.local_rank == 0:
+        if folder is not None:
             values = {name: value for name, value in metrics.items() if name != "step"}
             about = {**self._about, "step": step, "metrics": values}
-            self._uploader.submit(step, nonce, local, about)
+            # Whole on this host, and the end: what is made of it need not come from storage.
+            is_kept = trainer.should_stop or step == self._config.train.steps
+            is_whole = self._worker_rank.num_hosts == 1 or self._config.train.strategy == "ddp"
+            is_first = self._worker_rank.rank == 0
+            self._uploader.submit(step, nonce, folder, about, is_kept and is_whole and is_first)
         self.waited_s += time.monotonic() - started_s
+
+    @property
+    def kept(self) -> KeptCheckpoint | None:
+        """The last checkpoint, on the first worker; whoever uses it removes its files."""
+        return self._uploader.kept
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The run has not ended before its last checkpoint is committed."""

@@ -18,6 +18,7 @@ from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.tensor_files import TensorSource
 from tests.unit.models.test_lora_bundle import make_bundle
 
 
@@ -258,13 +259,13 @@ def test_nothing_is_announced_that_its_reader_reads_otherwise(
 
         monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", save_spoilt)
     else:
-        save = formats._save_weights
+        save = formats._write_sources
 
-        def save_partly(weights: dict[str, torch.Tensor], *rest: Any) -> None:
+        def save_partly(weights: dict[str, TensorSource], *rest: Any) -> None:
             layer = next(n for n in weights if "to_q" in n).partition(".lora")[0]
             save({k: v for k, v in weights.items() if not k.startswith(layer)}, *rest)
 
-        monkeypatch.setattr(formats, "_save_weights", save_partly)
+        monkeypatch.setattr(formats, "_write_sources", save_partly)
     with pytest.raises(ConfigError, match=rf"--format={kind}: diffusers (reads|can't read)"):
         export_run(str(bundle), kind, out)
     assert list(tmp_path.iterdir()) == []

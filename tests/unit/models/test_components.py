@@ -1,3 +1,5 @@
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -6,8 +8,10 @@ import pytest
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.source import (
+    PARTS,
     check_resolution,
     flow_directory,
+    has_model_hash,
     model_directory,
     model_hash,
 )
@@ -71,3 +75,53 @@ def test_the_hash_sees_every_weight(other_model: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     assert model_hash(tmp_path / "m") != before
+
+
+# Of the toy model as it ships: bundles and sets of class images name it.
+TOY_HASH = "0479181d784bd8681ccf2c47cc2e0267dd024b71cd9e49de4f96863fdb729848"
+
+
+def test_the_toy_models_hash_is_what_stored_bundles_say() -> None:
+    assert model_hash(model_directory("toyworld")) == TOY_HASH
+
+
+def test_what_nothing_loads_is_not_part_of_the_hash(other_model: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "m"
+    shutil.copytree(other_model, directory)
+    before = model_hash(directory)
+    for name in (
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin", "vae/model.onnx",
+    ):  # fmt: skip
+        (directory / name).write_bytes(b"other weights")
+    assert model_hash(directory) == before
+    (directory / "tokenizer" / "merges.txt").write_text("of another tokenizer")
+    assert model_hash(directory) != before
+
+
+def test_a_hash_over_all_files_is_still_the_models(other_model: Path, tmp_path: Path) -> None:
+    """As bundles name it that were made before: over every file of each part."""
+    directory = tmp_path / "m"
+    shutil.copytree(other_model, directory)
+    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"x")
+    digest = hashlib.sha256()
+    for path in sorted(p for part in PARTS for p in (directory / part).rglob("*") if p.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    assert digest.hexdigest() != model_hash(directory)
+    assert has_model_hash(directory, digest.hexdigest())
+    assert not has_model_hash(directory, "0" * 64)
+
+
+def test_shards_are_hashed_by_their_index(other_model: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "m"
+    shutil.copytree(other_model, directory)
+    unet = directory / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "a-00001-of-00001.safetensors")
+    index = {"weight_map": {"conv_in.weight": "a-00001-of-00001.safetensors"}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    before = model_hash(directory)
+    (unet / "a.fp16.safetensors").write_bytes(b"x")
+    assert model_hash(directory) == before
+    (unet / "a-00001-of-00001.safetensors").write_bytes(b"x")
+    assert model_hash(directory) != before

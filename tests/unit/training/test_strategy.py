@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.training.own_paths import OwnPathsMixin
 from dreambooth_ray.training.strategy import DirectCheckpointIO, count_threads
 
 
@@ -29,3 +32,25 @@ def test_an_offloaded_optimizer_has_the_hosts_cores() -> None:
     # On CPUs the forward has one, and so has whatever offloads nothing.
     assert count_threads(parse_config(text, "x", [*offload]), 16, 1) == 1
     assert count_threads(parse_config(text, "x", ["cluster.gpus=true"]), 16, 1) == 1
+
+
+class FirstWorkersStrategy(SingleDeviceStrategy):
+    """Of a worker on another host than the first: it is told of that one's path."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return "/of/the/first" if isinstance(obj, str) else 7
+
+    def save_checkpoint(self, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
+        self.saved_to = self.broadcast(filepath)
+
+
+class OwnStrategy(OwnPathsMixin, FirstWorkersStrategy):
+    pass
+
+
+def test_each_host_saves_to_its_own_path() -> None:
+    strategy = OwnStrategy()
+    strategy.save_checkpoint({}, "/of/this/host")
+    assert strategy.saved_to == "/of/this/host"
+    assert strategy.broadcast("a nonce") == "/of/the/first"
+    assert strategy.broadcast(5) == 7

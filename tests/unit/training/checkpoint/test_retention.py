@@ -151,10 +151,10 @@ def test_who_was_followed_removes_nothing(run: Store, tmp_path: Path) -> None:
     ("about", "words"),
     [({"model_hash": "b"}, "another model"), ({"strategy": "fsdp2"}, "strategy=fsdp2")],
 )
-def test_what_does_not_fit_is_refused(about: dict[str, object], words: str) -> None:
+def test_what_does_not_fit_is_refused(about: dict[str, object], words: str, tmp_path: Path) -> None:
     restored = download.DownloadedCheckpoint(5, Path("x"), about)
     with pytest.raises(CheckpointError, match=words):
-        download.check_fits(restored, "ddp", "a", "run")
+        download.check_fits(restored, "ddp", download.BaseModel(tmp_path, "a"), "run")
 
 
 class Killed(BaseException):

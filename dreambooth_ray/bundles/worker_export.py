@@ -1,0 +1,87 @@
+"""Bundles are made where training is done: hosts with room for a model, and the libraries at hand.
+
+By the first training worker at its end, of the checkpoint that its host still has; else by a Ray
+task. Whoever started the run may be on a small machine, and imports nothing for it.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from dreambooth_ray.config.allocator import worker_environment
+from dreambooth_ray.config.load import dump_config, parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.imports import large_imports
+from dreambooth_ray.storage.fence import find_checkpoint, is_followed
+from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training.run_state import read_run_state
+from dreambooth_ray.training.worker_job import WorkerJob
+
+if TYPE_CHECKING:
+    from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+
+_TASK_RETRIES = 3
+
+
+def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> None:
+    """Make the bundle of a run that this process has trained to its end.
+
+    Nothing where evaluations are still to choose. What fails here is tried again, and said, by
+    who started the run.
+    """
+    config = parse_config(job.config, job.run_uri, [])
+    if config.choice.rule != "last":
+        return
+    with suppress(Exception):
+        run = Store(job.run_uri)
+        # What a holder that was followed still has in hand may count no more.
+        if not is_followed(run, job.lease):
+            own = find_checkpoint(run, checkpoint.step) if checkpoint else None
+            is_valid = own is not None and own.lease == job.lease
+            _export(config, job.model_directory, job.run_uri, checkpoint if is_valid else None)
+
+
+def export_by_task(config: Config, directory: Path, run: Store) -> None:
+    """Make the bundle of a trained run in a Ray worker, and wait for it.
+
+    config: with photographs that every host can read
+    raises: CheckpointError if its checkpoint is damaged; DreamBoothError
+    """
+    options = dict(config.storage.options)
+    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES, runtime_env=worker_environment())(
+        _export_stored
+    )
+    try:
+        ray.get(task.remote(dump_config(config), str(directory), run.uri, options))
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, DreamBoothError) else error from None
+    except ray.exceptions.RayError as error:
+        raise DreamBoothError(
+            f"the bundle of {run.uri} can't be made: {error}; `dreambooth resume` tries again"
+        ) from error
+
+
+def _export_stored(
+    config: str, directory: str, run_uri: str, storage_options: dict[str, Any]
+) -> None:
+    use_options(run_uri, storage_options)
+    _export(parse_config(config, run_uri, []), directory, run_uri, None)
+
+
+def _export(
+    config: Config, directory: str, run_uri: str, checkpoint: "KeptCheckpoint | None"
+) -> None:
+    with large_imports():
+        from dreambooth_ray.bundles.bundle import export_bundle  # noqa: PLC0415
+
+    run = Store(run_uri)
+    state = read_run_state(run, config)
+    if not state.is_trained:
+        return
+    is_same = checkpoint is not None and checkpoint.step == state.bundle_step
+    local_state = checkpoint.state if checkpoint is not None and is_same else None
+    export_bundle(config, Path(directory), run, state, local_state)

@@ -1,0 +1,145 @@
+"""Weights in safetensors files, one tensor at a time: no more of a model than that is in memory.
+
+Files are read, not mapped: mapped pages count as the process's own until the system takes them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dreambooth_ray.errors import CheckpointError
+
+SUFFIX = ".safetensors"
+# As safetensors names and orders them: wide types first, so that each tensor is aligned.
+_DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+# safetensors' own order of types, by which it sorts.
+_RANKS = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
+_HEADER_ALIGNMENT = 8
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for, and forgotten."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        """names: in the order in which they are best asked for"""
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def open_tensors(path: Path) -> LazyTensors:
+    """The tensors of a safetensors file; raises CheckpointError if it is damaged."""
+    try:
+        file: Any = safe_open(path, framework="pt", backend="pread")
+        return LazyTensors(file.keys(), file.get_tensor)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor that is read when it is written: its shape, the type it gets, and where it is."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSource":
+        """One that is in memory, or mapped into it."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def as_type(self, dtype: torch.dtype) -> "TensorSource":
+        """The same, to be written in another type."""
+        return replace(self, dtype=dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of it in the file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def list_sources(
+    tensors: Mapping[str, Tensor], *stored: Mapping[str, Tensor]
+) -> dict[str, TensorSource]:
+    """Sources of a model's tensors: of those that the `stored` mappings have, from there.
+
+    tensors: a state_dict, which tells shapes and types; stored: the first that has a name is asked
+    """
+    sources = {}
+    for name, tensor in tensors.items():
+        source = TensorSource.of(tensor)
+        holder = next((mapping for mapping in stored if name in mapping), None)
+        if holder is not None:
+            source = replace(source, read=partial(holder.__getitem__, name))
+        sources[name] = source
+    return sources
+
+
+def read_sources(sources: Mapping[str, TensorSource]) -> LazyTensors:
+    """The tensors of some sources as they are stored, each read when it is asked for."""
+    return LazyTensors(sources, lambda name: sources[name].read())
+
+
+def write_tensors(
+    path: Path, sources: Mapping[str, TensorSource], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file as safetensors itself does, byte for byte, tensor by tensor.
+
+    raises: CheckpointError if a tensor has another shape than its source says
+    """
+    names = sorted(sources, key=lambda name: (-_rank(sources[name].dtype), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in names:
+        source = sources[name]
+        end = offset + source.size_bytes
+        header[name] = {
+            "dtype": _DTYPES[source.dtype], "shape": list(source.shape),
+            "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            out.write(_tensor_bytes(name, sources[name]))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _rank(dtype: torch.dtype) -> int:
+    return _RANKS.index(_DTYPES[dtype])
+
+
+def _tensor_bytes(name: str, source: TensorSource) -> Any:
+    """The tensor's bytes, not copied, as a buffer."""
+    tensor = source.read().detach().to("cpu", source.dtype).contiguous()
+    if tuple(tensor.shape) != source.shape:
+        raise CheckpointError(
+            f"{name} has the shape {tuple(tensor.shape)} where {source.shape} is expected; it is "
+            "of another model"
+        )
+    return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -1,0 +1,55 @@
+"""The files of an artifact on this machine, whole."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage.manifest import (
+    MANIFEST,
+    Choice,
+    choose_files,
+    download_artifact,
+    download_folder,
+    missing_is_damage,
+    read_entries,
+)
+from dreambooth_ray.storage.store import Store
+
+
+def open_artifact(
+    store: Store, name: str, local: Path, choose: Choice = list
+) -> tuple[Path, dict[str, object]]:
+    """The files of artifact `name` on this machine, verified, and its `about`; not to be changed.
+
+    They are downloaded into `local`, unless the store is a folder of this machine: then they are
+    where they lie.
+    raises: CheckpointError naming the first file that is missing or differs
+    """
+    if not store.is_local:
+        return local, download_artifact(store, name, local, choose)
+    folder, about, files = read_entries(store, name)
+    for file in choose_files(files, choose):
+        file_name = f"{folder}/{file.name}"
+        with missing_is_damage(store, file_name):
+            digest = store.sha256(file_name)
+        if digest != file.sha256:
+            raise CheckpointError(
+                f"{store.uri}/{file_name} differs from its manifest: it is damaged"
+            )
+    return store.local_path(folder), about
+
+
+def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> None:
+    """As `download_folder`, manifest included; `local` appears whole or not at all.
+
+    Where several processes download the same, one of them makes `local`.
+    """
+    partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+    try:
+        download_folder(store, folder, partial, manifest)
+        (partial / MANIFEST).write_bytes(manifest)
+        if not local.is_dir():
+            partial.rename(local)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

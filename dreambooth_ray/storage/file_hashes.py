@@ -1,0 +1,89 @@
+"""SHA-256 of large local files, each read once: what has been computed is kept for this user.
+
+A hash is taken from the cache while path, size, inode and both times of the file are as they were.
+The cache decides which model a bundle is said to be of, so it is read only where nobody else
+could have written it, and a file that was changed a moment ago is not kept: another change
+within the clock's resolution would go unseen.
+"""
+
+import json
+import os
+import stat
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from dreambooth_ray.storage.manifest import file_hash
+
+_CACHE_FILE = "file-hashes.json"
+_MAX_ENTRIES = 4096
+_SETTLED_S = 3.0
+# Small files are read faster than the cache is.
+_MIN_BYTES = 2**20
+# Of this process, where the folder can't be used.
+_hashes: dict[str, list[object]] = {}
+
+
+def cache_folder() -> Path:
+    """What this user keeps between commands: DREAMBOOTH_CACHE, or below the user's cache folder."""
+    if cache_dir := os.environ.get("DREAMBOOTH_CACHE"):
+        return Path(cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dreambooth"
+
+
+def cached_file_hash(path: Path) -> str:
+    """SHA-256 of a local file, in hexadecimal; read only if it has changed since the last time."""
+    real_path = path.resolve()
+    before = real_path.stat()
+    if before.st_size < _MIN_BYTES:
+        return file_hash(real_path)
+    key, state = str(real_path), _describe_state(before)
+    for hashes in (_hashes, _read_cache()):
+        if hashes.get(key, [])[:-1] == state:
+            return str(hashes[key][-1])
+    digest = file_hash(real_path)
+    is_settled = time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_S
+    if is_settled and _describe_state(real_path.stat()) == state:
+        _hashes[key] = [*state, digest]
+        _write_cache(key)
+    return digest
+
+
+def _describe_state(status: os.stat_result) -> list[object]:
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_cache() -> dict[str, list[object]]:
+    """Empty unless file and folder are this user's own, and nobody else's to write."""
+    try:
+        path = cache_folder() / _CACHE_FILE
+        for place in (path.parent, path):
+            status = place.stat(follow_symlinks=False)
+            if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return {}
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RuntimeError):  # a user without a home folder among them
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {
+        key: entry for key, entry in content.items() if isinstance(entry, list) and len(entry) == 5
+    }
+
+
+def _write_cache(key: str) -> None:
+    """Add one of this process's hashes; without a folder to write, the process alone knows it."""
+    hashes = {**_read_cache(), key: _hashes[key]}
+    newest = dict(list(hashes.items())[-_MAX_ENTRIES:])
+    with suppress(OSError, RuntimeError):
+        path = cache_folder() / _CACHE_FILE
+        partial = path.with_name(f"{_CACHE_FILE}.{uuid.uuid4().hex}.partial")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+                json.dump(newest, f)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.bundles import worker_export
+from dreambooth_ray.config.load import dump_config, parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.tensor_files import open_tensors
+from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.runs import is_finished, open_run
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.scratch import ScratchFolder
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint.download import STATE
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.strategy import DirectCheckpointIO
+from dreambooth_ray.training.worker_job import WorkerJob
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model: Path) -> Config:
+    text = f"run_id: one\nsubject: {{photos: {tmp_path}, class_noun: robot}}"
+    overrides = [f"model.uri={tiny_model}", f"storage.uri={tmp_path}", "train.steps=5"]
+    return parse_config(text, "test", [*overrides, f"storage.scratch={tmp_path / 'scratch'}"])
+
+
+@pytest.fixture
+def run(config: Config) -> Store:
+    run = open_run(config)
+    run.write(paths.METRICS, b'{"step": 1, "loss": 1.0}\n')
+    return run
+
+
+@pytest.fixture
+def kept(config: Config, run: Store, tiny_model: Path) -> KeptCheckpoint:
+    """The committed checkpoint of the last step, of weights that are all 0.5."""
+    parts = load_components(tiny_model)
+    apply_method(config, parts)
+    weights = {
+        f"{name}.{key}": weight.detach().fill_(0.5)
+        for name in ("unet", "text_encoder")
+        for key, weight in getattr(parts, name).named_parameters()
+        if weight.requires_grad
+    }
+    scratch = ScratchFolder("checkpoint-one", config.storage.scratch)
+    DirectCheckpointIO().save_checkpoint({"state_dict": weights}, scratch.path / STATE)
+    manifest.commit_artifact(run, paths.checkpoint(5, lease=1), scratch.path, {"step": 5})
+    return KeptCheckpoint(5, scratch)
+
+
+def job_of(config: Config, run: Store, directory: Path) -> WorkerJob:
+    return WorkerJob(dump_config(config), run.uri, str(directory))
+
+
+def test_the_workers_own_files_are_used_and_storage_is_not_read(
+    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+) -> None:
+    folder = manifest.folder_of(run, paths.checkpoint(5, lease=1))
+    run.remove(f"{folder}/state_dict.safetensors")
+    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    assert is_finished(run)
+    written = open_tensors(
+        run.local_path(paths.BUNDLE) / "unet" / "diffusion_pytorch_model.safetensors"
+    )
+    original = open_tensors(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {name: tensor.shape for name, tensor in written.items()} == {
+        name: tensor.shape for name, tensor in original.items()
+    }
+    assert all((tensor == 0.5).all() for tensor in written.values())
+    # What it needed on the way is gone; the checkpoint is its owner's to remove.
+    assert [p for p in kept.scratch.path.parent.iterdir() if p.is_dir()] == [kept.scratch.path]
+
+
+def test_what_fails_in_the_worker_is_left_to_who_started_the_run(
+    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+) -> None:
+    (kept.scratch.path / "state_dict.safetensors").write_bytes(b"cut off")
+    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    assert not is_finished(run)
+    # Another process reads it from storage.
+    worker_export.export_in_worker(job_of(config, run, tiny_model), None)
+    assert is_finished(run)
+
+
+def test_where_evaluations_choose_the_worker_makes_none(
+    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+) -> None:
+    choice = config.choice.model_copy(update={"rule": "best"})
+    job = job_of(config.model_copy(update={"choice": choice}), run, tiny_model)
+    worker_export.export_in_worker(job, kept)
+    assert not is_finished(run)

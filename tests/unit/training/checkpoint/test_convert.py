@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed import checkpoint as dcp
+
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.fence import CheckpointId
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training.checkpoint import convert
+from dreambooth_ray.training.checkpoint.convert import load_trained_weights
+from dreambooth_ray.training.checkpoint.download import STATE, restore_newest, restore_weights
+from dreambooth_ray.training.strategy import DirectCheckpointIO
+
+WEIGHTS = {
+    "unet.b.weight": torch.arange(6.0).reshape(2, 3),
+    "unet.a.weight": torch.arange(4.0),
+    "text_encoder.c": torch.ones(3),
+}
+
+
+def state_of(weights: dict[str, torch.Tensor], **more: object) -> dict[str, object]:
+    moments = {k: {"exp_avg": torch.zeros_like(w)} for k, w in enumerate(weights.values())}
+    return {"state_dict": weights, "optimizer_states": [{"state": moments}], **more}
+
+
+def assert_same(state: Path, factor: float = 1.0) -> None:
+    parts = load_trained_weights(state)
+    assert {part: set(weights) for part, weights in parts.items()} == {
+        "unet": {"a.weight", "b.weight"}, "text_encoder": {"c"},
+    }  # fmt: skip
+    for name, weight in WEIGHTS.items():
+        part, _, own_name = name.partition(".")
+        assert torch.equal(parts[part][own_name], weight * factor)
+
+
+def test_weights_are_in_a_file_of_their_own(tmp_path: Path) -> None:
+    DirectCheckpointIO().save_checkpoint(state_of(WEIGHTS, global_step=7), tmp_path / STATE)
+    assert_same(tmp_path / STATE)
+    loaded = DirectCheckpointIO().load_checkpoint(tmp_path / STATE, weights_only=True)
+    assert loaded["global_step"] == 7
+    assert set(loaded["state_dict"]) == set(WEIGHTS)
+    assert torch.equal(loaded["state_dict"]["text_encoder.c"], torch.ones(3))
+    # The rest is there for the optimizer alone.
+    assert "state_dict" not in torch.load(tmp_path / STATE, weights_only=True)
+
+
+def test_averaged_weights_go_first(tmp_path: Path) -> None:
+    state = state_of(WEIGHTS, average={name: w * 2 for name, w in WEIGHTS.items()})
+    DirectCheckpointIO().save_checkpoint(state, tmp_path / STATE)
+    assert_same(tmp_path / STATE, 2.0)
+    loaded = DirectCheckpointIO().load_checkpoint(tmp_path / STATE, weights_only=True)
+    assert torch.equal(loaded["average"]["unet.a.weight"], WEIGHTS["unet.a.weight"] * 2)
+
+
+@pytest.mark.parametrize("more", [{}, {"average": {n: w * 2 for n, w in WEIGHTS.items()}}])
+def test_a_state_in_one_file_is_read_too(tmp_path: Path, more: dict[str, object]) -> None:
+    """As earlier versions saved it."""
+    torch.save(state_of(WEIGHTS, **more), tmp_path / STATE)
+    assert_same(tmp_path / STATE, 2.0 if more else 1.0)
+    loaded = DirectCheckpointIO().load_checkpoint(tmp_path / STATE, weights_only=True)
+    assert torch.equal(loaded["state_dict"]["text_encoder.c"], torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_are_put_together_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dcp.save(
+        {"state_dict": WEIGHTS, "optimizer_0": {"state": {"exp_avg": torch.zeros(2)}}},
+        checkpoint_id=tmp_path / STATE,
+        no_dist=True,
+    )
+    assert not distributed.is_initialized()
+    for batch_bytes in (2**28, 1):
+        monkeypatch.setattr(convert, "_BATCH_BYTES", batch_bytes)
+        assert_same(tmp_path / STATE)
+
+
+def test_an_unknown_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE).mkdir()
+    with pytest.raises(CheckpointError, match="no training state"):
+        load_trained_weights(tmp_path / STATE)
+
+
+def commit(run: Store, local: Path) -> None:
+    DirectCheckpointIO().save_checkpoint(state_of(WEIGHTS), local / STATE)
+    manifest.commit_artifact(run, paths.checkpoint(3), local, {"step": 3})
+
+
+def test_of_a_stored_checkpoint_the_weights_alone_are_fetched(tmp_path: Path) -> None:
+    run = Store(f"memory://{tmp_path.name}")
+    commit(run, tmp_path / "in")
+    assert_same(restore_weights(run, CheckpointId(3), tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["state_dict.safetensors"]
+
+
+def test_in_a_folder_of_this_machine_it_is_read_where_it_lies(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "run"))
+    commit(run, tmp_path / "in")
+    state = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    restored = restore_newest(run, tmp_path / "out")
+    assert restored is not None
+    assert restored.state == state
+    assert state.is_relative_to(tmp_path / "run")
+    assert not (tmp_path / "out").exists()
+    assert_same(state)
+
+
+def test_damage_to_the_weights_is_found_there(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "run"))
+    commit(run, tmp_path / "in")
+    weights = restore_weights(run, CheckpointId(3), tmp_path / "out").with_name(
+        "state_dict.safetensors"
+    )
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="differs from its manifest"):
+        restore_weights(run, CheckpointId(3), tmp_path / "out")
