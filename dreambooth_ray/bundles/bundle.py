@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
@@ -22,8 +24,8 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_weights
+from dreambooth_ray.training.checkpoint.convert import verified_weights
+from dreambooth_ray.training.checkpoint.download import CheckpointFiles, restore_weights
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.run_state import RunState
 
@@ -58,15 +60,16 @@ def export_bundle(
     directory: Path,
     run: Store,
     state: RunState,
-    local_state: Path | None = None,
+    kept_files: CheckpointFiles | None = None,
 ) -> None:
     """Write `bundle/` of a trained run; nothing if it is there, whole.
 
     With choice.rule=best, from the checkpoint with the best evaluation. Of the checkpoint only the
-    weights are read, and one after the other.
+    weights are read, one after the other, and hashed as they are: nothing is committed of a
+    damaged one. Its other files are not read: storage is asked for their sizes and checksums.
 
     directory: the base model's
-    local_state: of the checkpoint that the bundle is made of, where this machine still has it
+    kept_files: of the checkpoint that the bundle is made of, where this machine still has them
     raises: CheckpointError if the run is not trained to its end or its checkpoint is damaged
     """
     if state.is_bundled:
@@ -78,23 +81,32 @@ def export_bundle(
         )
     with scratch_folder("bundle", config.storage.scratch) as folder:
         step = state.bundle_step
-        checkpoint = local_state or restore_weights(
-            run, find_checkpoint(run, step), folder / "checkpoint"
-        )
-        stage = folder / "bundle"
-        about = _write_weights(config, directory, checkpoint, stage)
+        files, stage = _open_checkpoint(run, step, folder, kept_files), folder / "bundle"
+        with verified_weights(files) as weights:
+            about = _write_weights(config, directory, weights, stage)
         (stage / "card.md").write_text(_render_card(config, run, step, state.last_step))
         about |= {"step": step, "created_at": time.time()}
         manifest.publish_folder(run, paths.BUNDLE, stage, about)
 
 
+def _open_checkpoint(
+    run: Store, step: int, folder: Path, kept_files: CheckpointFiles | None
+) -> CheckpointFiles:
+    """raises: CheckpointError if a file of it is not in storage, or not what was sent"""
+    checkpoint = find_checkpoint(run, step)
+    if kept_files is None:
+        return restore_weights(run, checkpoint, folder / "checkpoint")
+    if loss := manifest.find_loss(run, checkpoint.name):
+        raise CheckpointError(f"{run.uri}/{loss}")
+    return kept_files
+
+
 def _write_weights(
-    config: Config, directory: Path, checkpoint: Path, stage: Path
+    config: Config, directory: Path, weights: Mapping[str, Mapping[str, Tensor]], stage: Path
 ) -> dict[str, object]:
     """Write the weights to `stage`; returns the manifest's `about`."""
     parts = load_components(directory)
     apply_method(config, parts)
-    weights = load_trained_weights(checkpoint)
     check_trainable_params(parts, weights)
     about = _describe(config)
     load_part(parts.text_encoder, weights.get("text_encoder", {}))

@@ -83,5 +83,5 @@ def _export(
     if not state.is_trained:
         return
     is_same = checkpoint is not None and checkpoint.step == state.bundle_step
-    local_state = checkpoint.state if checkpoint is not None and is_same else None
-    export_bundle(config, Path(directory), run, state, local_state)
+    kept_files = checkpoint.files if checkpoint is not None and is_same else None
+    export_bundle(config, Path(directory), run, state, kept_files)

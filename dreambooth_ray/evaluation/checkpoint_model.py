@@ -9,7 +9,7 @@ from dreambooth_ray.models.trainable_params import apply_method, load_trainable_
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint.convert import load_trained_weights
+from dreambooth_ray.training.checkpoint.convert import verified_weights
 from dreambooth_ray.training.checkpoint.download import restore_weights
 
 
@@ -24,8 +24,9 @@ def load_checkpoint_model(
     apply_method(config, parts)
     with scratch_folder("sampling", config.storage.scratch) as folder:
         try:
-            state = restore_weights(run, checkpoint, folder)
-            load_trainable_params(parts, load_trained_weights(state))
+            files = restore_weights(run, checkpoint, folder)
+            with verified_weights(files) as weights:
+                load_trainable_params(parts, weights)
         except FileNotFoundError as error:  # rotated away while it was read where it lies
             raise CheckpointError(f"{run.uri}/{checkpoint.name} is gone: {error}") from error
     return parts

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage.verified_file import VerifiedFile
 
 SUFFIX = ".safetensors"
 # As safetensors names and orders them: wide types first, so that each tensor is aligned.
@@ -27,6 +28,8 @@ _DTYPES = {
 # safetensors' own order of types, by which it sorts.
 _RANKS = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
 _HEADER_ALIGNMENT = 8
+# Of the header, before it.
+_LENGTH_BYTES = 8
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -55,6 +58,65 @@ def open_tensors(path: Path) -> LazyTensors:
         return LazyTensors(file.keys(), file.get_tensor)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+
+
+@dataclass(frozen=True)
+class _TensorRange:
+    """A tensor in a file; begin and end: its bytes after the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class VerifiedTensors(LazyTensors):
+    """The tensors of a safetensors file that is hashed as they are read.
+
+    Names are in the file's order, in which each byte is read once.
+    """
+
+    def __init__(self, path: Path, sha256: str) -> None:
+        """sha256: of the whole file, in hexadecimal; raises CheckpointError if it is damaged"""
+        self._file = VerifiedFile(path, sha256)
+        try:
+            self._data_begin, self._ranges = self._read_header()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._file.close()
+            raise CheckpointError(f"{path} is no safetensors file: {error!r}") from error
+        super().__init__(self._ranges, self._read_tensor)
+
+    def _read_header(self) -> tuple[int, dict[str, _TensorRange]]:
+        begin = _LENGTH_BYTES + int.from_bytes(self._file.read(0, _LENGTH_BYTES), "little")
+        header = json.loads(self._file.read(_LENGTH_BYTES, begin))
+        header.pop("__metadata__", None)
+        dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+        ranges = {
+            name: _TensorRange(
+                dtypes[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"]
+            )
+            for name, entry in header.items()
+        }
+        return begin, dict(sorted(ranges.items(), key=lambda item: item[1].begin))
+
+    def _read_tensor(self, name: str) -> Tensor:
+        tensor_range = self._ranges[name]
+        data = self._file.read(
+            self._data_begin + tensor_range.begin, self._data_begin + tensor_range.end
+        )
+        if len(data) != torch.Size(tensor_range.shape).numel() * tensor_range.dtype.itemsize:
+            raise CheckpointError(f"{name} has not the size that its file says: it is damaged")
+        if not data:
+            return torch.empty(tensor_range.shape, dtype=tensor_range.dtype)
+        return torch.frombuffer(data, dtype=tensor_range.dtype).reshape(tensor_range.shape)
+
+    def verify(self) -> None:
+        """Read what nobody has asked for; raises CheckpointError if the file is damaged."""
+        self._file.verify()
+
+    def close(self) -> None:
+        """No tensor can be read any more."""
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -123,7 +185,7 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for name in names:
             out.write(_tensor_bytes(name, sources[name]))
         out.flush()

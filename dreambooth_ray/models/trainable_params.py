@@ -82,7 +82,8 @@ def load_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, 
     raises: CheckpointError unless they are exactly the weights that the method trains
     """
     check_trainable_params(parts, weights)
-    for part in ("unet", "text_encoder"):
+    # In the order in which their file has them.
+    for part in ("text_encoder", "unet"):
         load_part(getattr(parts, part), weights.get(part, {}))
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.manifest import (
     MANIFEST,
-    Choice,
-    choose_files,
     download_artifact,
     download_folder,
     missing_is_damage,
@@ -17,9 +15,7 @@ from dreambooth_ray.storage.manifest import (
 from dreambooth_ray.storage.store import Store
 
 
-def open_artifact(
-    store: Store, name: str, local: Path, choose: Choice = list
-) -> tuple[Path, dict[str, object]]:
+def open_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str, object]]:
     """The files of artifact `name` on this machine, verified, and its `about`; not to be changed.
 
     They are downloaded into `local`, unless the store is a folder of this machine: then they are
@@ -27,9 +23,9 @@ def open_artifact(
     raises: CheckpointError naming the first file that is missing or differs
     """
     if not store.is_local:
-        return local, download_artifact(store, name, local, choose)
+        return local, download_artifact(store, name, local)
     folder, about, files = read_entries(store, name)
-    for file in choose_files(files, choose):
+    for file in files:
         file_name = f"{folder}/{file.name}"
         with missing_is_damage(store, file_name):
             digest = store.sha256(file_name)

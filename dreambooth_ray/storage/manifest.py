@@ -10,7 +10,7 @@ start at pointers and see nothing else.
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +20,6 @@ from dreambooth_ray.storage.store import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-# Of the names of an artifact's files, those that are wanted.
-Choice = Callable[[list[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -127,36 +125,33 @@ def _write_pointer(store: Store, name: str, folder: str, manifest: bytes) -> Non
             store.remove(str(stale_folder))
 
 
-def download_artifact(
-    store: Store, name: str, local: Path, choose: Choice = list
-) -> dict[str, object]:
+def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]:
     """Download artifact `name` into `local`, verifying every file; returns its `about`.
 
-    choose: which of its files, by their names
     raises: CheckpointError naming the first file that is missing or differs
     """
     folder, manifest = _read_manifest(store, name)
-    return download_folder(store, folder, local, manifest, choose)
+    return download_folder(store, folder, local, manifest)
 
 
-def download_folder(
-    store: Store, folder: str, local: Path, manifest: bytes, choose: Choice = list
-) -> dict[str, object]:
+def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
     about, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
-    for file in choose_files(files, choose):
+    download_files(store, folder, files, local)
+    return about
+
+
+def download_files(store: Store, folder: str, files: Iterable[FileEntry], local: Path) -> None:
+    """Download some files of `folder` into `local`, hashed on their way.
+
+    raises: CheckpointError naming the first that is missing or differs
+    """
+    for file in files:
         name = f"{folder}/{file.name}" if folder else file.name
         with missing_is_damage(store, name):
             digest = store.download(name, local / file.name, file.size_bytes)
         if digest != file.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
-    return about
-
-
-def choose_files(files: list[FileEntry], choose: Choice) -> list[FileEntry]:
-    """Those whose names are chosen."""
-    names = set(choose([file.name for file in files]))
-    return [file for file in files if file.name in names]
 
 
 @contextmanager
@@ -248,17 +243,24 @@ def find_loss(store: Store, name: str) -> str | None:
     """
     try:
         folder, _, files = read_entries(store, name)
-        for file in files:
-            stored = store.describe(f"{folder}/{file.name}")
-            has_other_checksum = None not in (stored.checksum, file.checksum) and (
-                stored.checksum != file.checksum
-            )
-            if stored.size_bytes != file.size_bytes or has_other_checksum:
-                return f"{folder}/{file.name} differs from its manifest"
     except CheckpointError as error:
         return str(error)
-    except FileNotFoundError as error:
-        return f"a file of {name} is missing: {error}"
+    return find_lost_file(store, folder, files)
+
+
+def find_lost_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
+    """As `find_loss`, of some files of a folder."""
+    for file in files:
+        name = f"{folder}/{file.name}"
+        try:
+            stored = store.describe(name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        has_other_checksum = None not in (stored.checksum, file.checksum) and (
+            stored.checksum != file.checksum
+        )
+        if stored.size_bytes != file.size_bytes or has_other_checksum:
+            return f"{name} differs from its manifest"
     return None
 
 

@@ -11,6 +11,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.save import CheckpointUploader, WorkerRank
@@ -118,9 +119,8 @@ def count_commit(run: Store, proxy: FaultProxy, num_kept: int, scratch: Path) ->
         {"step": step, "val_loss": 1.0 + step} for step in range(1, num_kept + 1)
     ]
     for step in (num_kept + 1, num_kept + 2):
-        local = scratch / f"{num_kept}-{step}"
-        local.mkdir()
-        (local / "state.ckpt").write_text("state")
+        local = ScratchFolder(f"{num_kept}-{step}", str(scratch))
+        (local.path / "state.ckpt").write_text("state")
         proxy.forget()
         about = {"step": step, "metrics": {"val_loss": 1.0 + step}}
         uploader.submit(step, f"{step:012x}", local, about)

@@ -85,15 +85,41 @@ def test_out_of_memory_ends_the_run_at_once_with_what_would_fit(
     assert committed_steps(run) == [5]
 
 
+def change_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, storage: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(
+        tmp_path_factory.mktemp("finished"), photos, storage, *ONE_WORKER, "run_id=damaged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("state_dict.safetensors", change_last_byte),
+        ("state.ckpt", cut_off),
+        ("state.ckpt", Path.unlink),
+    ],
+    ids=["weights changed", "optimizer cut off", "optimizer gone"],
+)
 def test_a_damaged_last_checkpoint_is_trained_again(
-    photos: Path, storage: str, tmp_path: Path
+    finished: Run, tmp_path: Path, file: str, damage: Callable[[Path], object]
 ) -> None:
-    run = train(tmp_path, photos, storage, *ONE_WORKER, "run_id=damaged")
+    """Weights, which an export reads, by any byte; the rest, which it does not, by its size."""
+    run = finished
     store, curve = Store(str(run.folder)), run.curve
     bundle = (run.folder / "bundle" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     store.remove(f"{paths.BUNDLE}/manifest.json")
-    state = next((run.folder / "checkpoints").glob("step-00000016-*/state.ckpt"))
-    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    damage(next((run.folder / "checkpoints").glob(f"step-00000016-*/{file}")))
     done = dreambooth("resume", store.uri, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WARNING: the checkpoint of step 16 is damaged" in done.stderr

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,14 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 
 from dreambooth_ray.compat.deepspeed import write_universal_state
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.tensor_files import LazyTensors, open_tensors
-from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS, tensor_file
+from dreambooth_ray.models.tensor_files import LazyTensors, VerifiedTensors, open_tensors
+from dreambooth_ray.storage.verified_file import VerifiedFile
+from dreambooth_ray.training.checkpoint.download import (
+    AVERAGE,
+    WEIGHTS,
+    CheckpointFiles,
+    tensor_file,
+)
 
 _TAG, _UNIVERSAL = "checkpoint", "universal"
 _SHARDED_PREFIX = f"{WEIGHTS}."
@@ -30,7 +36,34 @@ def load_trained_weights(state: Path) -> dict[str, Mapping[str, torch.Tensor]]:
 
     raises: CheckpointError if the state is of a kind that nothing here reads
     """
-    weights = _open_weights(state)
+    return _sort_by_part(_open_weights(state))
+
+
+@contextlib.contextmanager
+def verified_weights(files: CheckpointFiles) -> Iterator[dict[str, Mapping[str, torch.Tensor]]]:
+    """As `load_trained_weights`, of files that may be damaged.
+
+    Weights in a file of their own are hashed as they are read, and at the block's end it is known
+    whether they are whole. Others are read by the libraries that wrote them: verified before.
+
+    raises: CheckpointError, at the latest at the block's end, if a file differs from its manifest
+    """
+    file = _find_tensor_file(files.state)
+    if file is None or file.name not in files.digests:
+        folder = files.state.parent
+        for name, digest in files.digests.items():
+            with contextlib.closing(VerifiedFile(folder / name, digest)) as verified_file:
+                verified_file.verify()
+        yield load_trained_weights(files.state)
+        return
+    with contextlib.closing(VerifiedTensors(file, files.digests[file.name])) as tensors:
+        yield _sort_by_part(tensors)
+        tensors.verify()
+
+
+def _sort_by_part(
+    weights: Mapping[str, torch.Tensor],
+) -> dict[str, Mapping[str, torch.Tensor]]:
     names: dict[str, dict[str, str]] = {}
     for full_name in weights:
         part, _, name = full_name.removeprefix("_forward_module.").partition(".")
@@ -43,9 +76,8 @@ def _select(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> La
 
 
 def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
-    for key in (AVERAGE, WEIGHTS):
-        if (file := tensor_file(state, key)).is_file():
-            return open_tensors(file)
+    if file := _find_tensor_file(state):
+        return open_tensors(file)
     if state.is_file():
         # Of an earlier version, all in one file: mapped, so that only the weights are read.
         checkpoint = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
@@ -56,6 +88,11 @@ def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
     if (state / _TAG).is_dir():
         return _open_zero_weights(state)
     raise CheckpointError(f"{state} is no training state that this version knows")
+
+
+def _find_tensor_file(state: Path) -> Path | None:
+    files = (tensor_file(state, key) for key in (AVERAGE, WEIGHTS))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _open_zero_weights(state: Path) -> LazyTensors:

@@ -1,13 +1,13 @@
 """The complete training state of a step, or its weights, on this machine and verified."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.source import has_model_hash
 from dreambooth_ray.models.tensor_files import SUFFIX
-from dreambooth_ray.storage import artifact_files, fence
+from dreambooth_ray.storage import artifact_files, fence, manifest
 from dreambooth_ray.storage.store import Store
 
 STATE = "state.ckpt"  # a file, or a folder with files of every worker
@@ -39,18 +39,42 @@ class DownloadedCheckpoint:
     about: dict[str, object]
 
 
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Files of a checkpoint on this machine, not to be changed.
+
+    state: its state; digests: SHA-256 of the files that are still to be verified, by their names
+    in the state's folder
+    """
+
+    state: Path
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
 def tensor_file(state: Path, key: str) -> Path:
     """The file beside a state that holds its tensors of one kind, WEIGHTS or AVERAGE."""
     return state.with_name(f"{key}{SUFFIX}")
 
 
-def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> Path:
-    """The weights of one checkpoint on this machine, and of their files no others than needed.
+def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> CheckpointFiles:
+    """The files of one checkpoint that its weights are in, for `verified_weights`.
 
-    Returns the path of its state, for `load_trained_weights`. raises: CheckpointError
+    They are downloaded into `local`, unless the store is a folder of this machine: then they are
+    where they lie. The others are not read: they must be there as storage says it, by sizes and
+    checksums.
+
+    raises: CheckpointError naming a file that is missing or differs
     """
-    folder, _ = artifact_files.open_artifact(run, checkpoint.name, local, _choose_weights)
-    return folder / STATE
+    folder, _, files = manifest.read_entries(run, checkpoint.name)
+    if loss := manifest.find_lost_file(run, folder, files):
+        raise CheckpointError(f"{run.uri}/{loss}")
+    names = _choose_weights([file.name for file in files])
+    weight_files = [file for file in files if file.name in names]
+    if run.is_local:
+        digests = {file.name: file.sha256 for file in weight_files}
+        return CheckpointFiles(run.local_path(folder) / STATE, digests)
+    manifest.download_files(run, folder, weight_files, local)
+    return CheckpointFiles(local / STATE)
 
 
 def _choose_weights(names: list[str]) -> list[str]:

@@ -1,20 +1,24 @@
 """The last checkpoint of a training while its files are still on the host that saved it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from dreambooth_ray.storage.scratch import ScratchFolder
-from dreambooth_ray.training.checkpoint.download import STATE
+from dreambooth_ray.training.checkpoint.download import STATE, CheckpointFiles
 
 
 @dataclass(frozen=True)
 class KeptCheckpoint:
-    """The last checkpoint of a training, committed, and its files still on the first host."""
+    """The last checkpoint of a training, committed, and its files still on the first host.
+
+    digests: SHA-256 of each file as it was sent, by name
+    """
 
     step: int
     scratch: ScratchFolder
+    digests: Mapping[str, str]
 
     @property
-    def state(self) -> Path:
-        """As `load_trained_weights` takes it."""
-        return self.scratch.path / STATE
+    def files(self) -> CheckpointFiles:
+        """As `verified_weights` takes them."""
+        return CheckpointFiles(self.scratch.path / STATE, self.digests)

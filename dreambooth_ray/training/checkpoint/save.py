@@ -105,7 +105,8 @@ class CheckpointUploader:
                 None,
             )
             if is_kept:
-                self.kept = KeptCheckpoint(step, local)
+                digests = {entry.name: entry.sha256 for entry in entries}
+                self.kept = KeptCheckpoint(step, local, digests)
             self._on_commit()
         finally:
             if self.kept is None:

@@ -46,7 +46,8 @@ def kept(config: Config, run: Store, tiny_model: Path) -> KeptCheckpoint:
     scratch = ScratchFolder("checkpoint-one", config.storage.scratch)
     DirectCheckpointIO().save_checkpoint({"state_dict": weights}, scratch.path / STATE)
     manifest.commit_artifact(run, paths.checkpoint(5, lease=1), scratch.path, {"step": 5})
-    return KeptCheckpoint(5, scratch)
+    digests = {entry.name: entry.sha256 for entry in manifest.local_entries(scratch.path)}
+    return KeptCheckpoint(5, scratch, digests)
 
 
 def job_of(config: Config, run: Store, directory: Path) -> WorkerJob:
@@ -54,10 +55,14 @@ def job_of(config: Config, run: Store, directory: Path) -> WorkerJob:
 
 
 def test_the_workers_own_files_are_used_and_storage_is_not_read(
-    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+    config: Config,
+    run: Store,
+    kept: KeptCheckpoint,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = manifest.folder_of(run, paths.checkpoint(5, lease=1))
-    run.remove(f"{folder}/state_dict.safetensors")
+    for reading in ("sha256", "download"):
+        monkeypatch.setattr(Store, reading, None)
     worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
     assert is_finished(run)
     written = open_tensors(
@@ -70,6 +75,27 @@ def test_the_workers_own_files_are_used_and_storage_is_not_read(
     assert all((tensor == 0.5).all() for tensor in written.values())
     # What it needed on the way is gone; the checkpoint is its owner's to remove.
     assert [p for p in kept.scratch.path.parent.iterdir() if p.is_dir()] == [kept.scratch.path]
+
+
+@pytest.mark.parametrize("name", ["state_dict.safetensors", STATE])
+def test_a_checkpoint_that_storage_has_lost_gets_no_bundle(
+    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path, name: str
+) -> None:
+    run.remove(f"{manifest.folder_of(run, paths.checkpoint(5, lease=1))}/{name}")
+    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    assert not is_finished(run)
+
+
+def test_a_changed_byte_of_the_workers_own_files_is_found(
+    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+) -> None:
+    weights = kept.scratch.path / "state_dict.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    assert not is_finished(run)
+    assert not run.names(paths.BUNDLE)
 
 
 def test_what_fails_in_the_worker_is_left_to_who_started_the_run(

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.tensor_files import (
     TensorSource,
+    VerifiedTensors,
     list_sources,
     open_tensors,
     write_tensors,
@@ -43,6 +45,18 @@ def test_what_is_written_is_read_back_one_by_one(tmp_path: Path) -> None:
         assert torch.equal(tensors[name], tensor)
     with pytest.raises(KeyError):
         tensors["none"]
+
+
+def test_a_file_is_hashed_as_its_tensors_are_read(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "file", list_sources(TENSORS), {"format": "pt"})
+    digest = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    tensors = VerifiedTensors(tmp_path / "file", digest)
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():  # in another order than the file's
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    tensors.verify()
+    tensors.close()
 
 
 def test_tensors_come_from_the_first_mapping_that_has_them(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,13 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import convert
-from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import STATE, restore_newest, restore_weights
+from dreambooth_ray.training.checkpoint.convert import load_trained_weights, verified_weights
+from dreambooth_ray.training.checkpoint.download import (
+    STATE,
+    CheckpointFiles,
+    restore_newest,
+    restore_weights,
+)
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 
 WEIGHTS = {
@@ -27,7 +33,10 @@ def state_of(weights: dict[str, torch.Tensor], **more: object) -> dict[str, obje
 
 
 def assert_same(state: Path, factor: float = 1.0) -> None:
-    parts = load_trained_weights(state)
+    assert_same_parts(load_trained_weights(state), factor)
+
+
+def assert_same_parts(parts: Mapping[str, Mapping[str, torch.Tensor]], factor: float = 1.0) -> None:
     assert {part: set(weights) for part, weights in parts.items()} == {
         "unet": {"a.weight", "b.weight"}, "text_encoder": {"c"},
     }  # fmt: skip
@@ -93,30 +102,81 @@ def commit(run: Store, local: Path) -> None:
 def test_of_a_stored_checkpoint_the_weights_alone_are_fetched(tmp_path: Path) -> None:
     run = Store(f"memory://{tmp_path.name}")
     commit(run, tmp_path / "in")
-    assert_same(restore_weights(run, CheckpointId(3), tmp_path / "out"))
+    with verified_weights(restore_weights(run, CheckpointId(3), tmp_path / "out")) as parts:
+        assert_same_parts(parts)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["state_dict.safetensors"]
 
 
 def test_in_a_folder_of_this_machine_it_is_read_where_it_lies(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, tmp_path / "in")
-    state = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
     restored = restore_newest(run, tmp_path / "out")
     assert restored is not None
-    assert restored.state == state
-    assert state.is_relative_to(tmp_path / "run")
+    assert restored.state == files.state
+    assert files.state.is_relative_to(tmp_path / "run")
     assert not (tmp_path / "out").exists()
-    assert_same(state)
+    with verified_weights(files) as parts:
+        assert_same_parts(parts)
 
 
-def test_damage_to_the_weights_is_found_there(tmp_path: Path) -> None:
+def change_byte(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def read_all(files: CheckpointFiles) -> None:
+    with verified_weights(files) as parts:
+        for weights in parts.values():
+            dict(weights)
+
+
+def read_none(files: CheckpointFiles) -> None:
+    with verified_weights(files):
+        pass
+
+
+@pytest.mark.parametrize("read", [read_all, read_none])
+# In the header's length, a name, an offset, its padding, and the first and last of the numbers.
+@pytest.mark.parametrize("offset", [0, 7, 12, 66, 200, -52, -1])
+def test_damage_to_the_weights_is_found_where_they_lie(
+    tmp_path: Path, offset: int, read: Callable[[CheckpointFiles], None]
+) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, tmp_path / "in")
-    weights = restore_weights(run, CheckpointId(3), tmp_path / "out").with_name(
-        "state_dict.safetensors"
-    )
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="differs from its manifest"):
+    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    change_byte(files.state.with_name("state_dict.safetensors"), offset)
+    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"damaged|no safetensors file"):
+        read(files)
+
+
+@pytest.mark.parametrize("uri", ["{}", "memory:/{}"])
+@pytest.mark.parametrize("name", [STATE, "state_dict.safetensors"])
+def test_a_file_gone_or_cut_off_is_found_whether_it_is_read_or_not(
+    tmp_path: Path, uri: str, name: str
+) -> None:
+    run = Store(uri.format(tmp_path / "run"))
+    commit(run, tmp_path / "in")
+    file = f"{manifest.folder_of(run, paths.checkpoint(3))}/{name}"
+    run.write(file, run.read(file)[:-1])
+    with pytest.raises(CheckpointError, match=f"{name} differs from its manifest"):
         restore_weights(run, CheckpointId(3), tmp_path / "out")
+    run.remove(file)
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        restore_weights(run, CheckpointId(3), tmp_path / "out")
+
+
+def test_a_state_that_a_library_reads_is_verified_before(tmp_path: Path) -> None:
+    """Of an earlier version, or in shards: weights and optimizer are in the same files."""
+    run = Store(str(tmp_path / "run"))
+    (tmp_path / "in").mkdir()
+    torch.save(state_of(WEIGHTS), tmp_path / "in" / STATE)
+    manifest.commit_artifact(run, paths.checkpoint(3), tmp_path / "in", {"step": 3})
+    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    with verified_weights(files) as parts:
+        assert_same_parts(parts)
+    change_byte(files.state, -1)
+    with pytest.raises(CheckpointError, match=f"{STATE} differs"):
+        read_none(files)
