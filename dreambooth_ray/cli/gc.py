@@ -18,11 +18,18 @@ OlderThan = Annotated[
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def gc(storage: Storage = "out", delete: Delete = False, older_than: OlderThan = "24h") -> None:
+def gc(
+    storage: Storage = "out",
+    delete: Delete = False,
+    older_than: OlderThan = "24h",
+    scratch: Annotated[str, typer.Option(help="this host's storage.scratch, if it is set")] = "",
+) -> None:
     """Show what nothing needs, or remove it: half uploads, unused class images and photographs,
-    jobs that ended a week ago. What a run, a fleet or a lease uses stays.
+    jobs that ended a week ago, and what processes that died left on this host. What a run, a fleet
+    or a lease uses stays.
     """
     collect_garbage(storage, delete, older_than)
+    collect_scratch(scratch, delete, older_than)
 
 
 def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "") -> None:
@@ -48,6 +55,15 @@ def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "
         )
     verb = "removed" if delete else "could go; remove with --delete"
     print(f"{num_removed} things, {num_bytes / 1e6:.1f} MB {verb}")
+
+
+def collect_scratch(scratch: str, delete: bool, older_than: str) -> None:
+    """Print a line for each folder that a process of this host has left behind when it died."""
+    from dreambooth_ray.storage.scratch import find_stale_scratch, scratch_base, sweep_scratch
+
+    find = sweep_scratch if delete else find_stale_scratch
+    for folder in find(scratch_base(scratch or None), parse_age(older_than)):
+        print(f"{'removed' if delete else 'unused'}\tof a process that died\t{folder}")
 
 
 def parse_age(text: str) -> float:

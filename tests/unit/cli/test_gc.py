@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.cli.gc import collect_garbage, parse_age
+from dreambooth_ray.cli.gc import collect_garbage, collect_scratch, parse_age
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 
 NAME = "photographs/half-0123456789ab"
@@ -38,3 +39,22 @@ def test_garbage_is_shown_first_and_removed_when_asked(
     collect_garbage(store.uri, delete=True, older_than="0s")
     assert f"half an upload\t{NAME}" in capsys.readouterr().out
     assert store.names(NAME) == []
+
+
+def test_scratch_of_processes_that_died_goes_and_what_is_held_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = ScratchFolder("held", str(tmp_path))
+    stale = tmp_path / held.path.name.replace("held", "stale")
+    stale.mkdir()
+    try:
+        collect_scratch(str(tmp_path), delete=False, older_than="1h")
+        assert capsys.readouterr().out == ""
+        collect_scratch(str(tmp_path), delete=False, older_than="0s")
+        assert str(stale) in capsys.readouterr().out
+        assert stale.is_dir()
+        collect_scratch(str(tmp_path), delete=True, older_than="0s")
+        assert not stale.exists()
+        assert held.path.is_dir()
+    finally:
+        held.remove()
