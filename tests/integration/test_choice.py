@@ -1,6 +1,7 @@
 """The choice of a checkpoint while a run trains, by the command line and a real Ray."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_a_resume_with_room_for_its_workers_alone_is_no_deadlock(
     try:
         run = Store(api.train(recipe, *settings, quiet=True))
         # As if the run had been cut off after step 2.
-        manifest.remove_artifact(run, paths.BUNDLE)
+        shutil.rmtree(run.local_path(paths.BUNDLE))
         manifest.remove_artifact(run, find_checkpoint(run, 4).name)
         for name in run.names(paths.EVALUATIONS):
             run.remove(f"{paths.EVALUATIONS}/{name}")
