@@ -65,6 +65,9 @@ class OneWeightModule(DreamBoothModule):
         weight = next(p for p in self.parameters() if p.requires_grad)
         return weight.sum() * 0.0
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: the batch is none of the product's."""
+
     def configure_optimizers(self) -> Any:
         """The product's, with its state as after a step of all weights."""
         configured = super().configure_optimizers()
