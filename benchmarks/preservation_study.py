@@ -1,7 +1,7 @@
 """Ways to keep what the model knows, compared at equal likeness and at equal seconds.
 
     python -m benchmarks.preservation_study --work out/study
-        --json benchmarks/results/preservation.json
+        --json benchmarks/results/preservation.json --plot docs/how-to/preservation.png
 
 (in one line). Trainings as in `benchmarks.study`: random toy subjects, one process, one thread, no
 Ray. Each is scored along its way, so that kinds can be compared where they make the subject equally
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=10, help="0 writes what is there")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
-    parser.add_argument("--json", type=Path, help="the record; table and plot go beside it")
+    parser.add_argument("--json", type=Path, help="the record; its table goes beside it as .md")
+    parser.add_argument("--plot", type=Path, help="an image of likeness against drift")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -117,7 +118,8 @@ def main() -> None:
     record = {**results, "setting": setting, "conditions": read_conditions(), "cells": lines}
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     arguments.json.with_suffix(".md").write_text(format_page(results, setting))
-    plot_fronts(results, arguments.json.with_suffix(".png"))
+    if arguments.plot:
+        plot_fronts(results, arguments.plot)
 
 
 if __name__ == "__main__":
