@@ -1,12 +1,15 @@
 """Admission of images: which are refused at once, which wait, which are sampled now.
 
-Work is counted in denoising steps. At most `places` images are at the replicas at once. All others
-wait here, where callers take turns, and not in a replica's first-come queue.
+Work is counted in denoising steps of the pool's first model at its own size: what those of another
+model or size cost, replicas measure. At most `places` images are at the replicas at once. All
+others wait here, where callers take turns, and not in a replica's first-come queue.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from dreambooth_ray.queue.fair_queue import FairQueue, QueuedWork
@@ -15,14 +18,42 @@ from serve.api_errors import APIError, busy_error
 _COLD_START_S = 30.0
 # Admitted images have to be done in time, though the machine may be busier than it was.
 _MARGIN = 1.5
+# Sizes that share a replica's time, where a large image has to be done among others.
+_TURNS = 2.0
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """A request's images, all of one size.
+
+    steps: denoising steps of each; step_cost: of one of them
+    size_px: width and height, None for the model's own: images of one size share steps
+    """
+
+    steps: list[int]
+    step_cost: float = 1.0
+    size_px: tuple[int, int] | None = None
+
+    @property
+    def costs(self) -> list[int]:
+        """Of each image."""
+        return [count_cost(num_steps, self.step_cost) for num_steps in self.steps]
+
+
+def count_cost(num_steps: int, step_cost: float) -> int:
+    """Cost of some steps of an image, at least 1 unless none is left."""
+    return math.ceil(num_steps * step_cost)
 
 
 class Reservation:
     """A place for one image: `async with reservation:` waits for it and gives it back."""
 
-    def __init__(self, admission: "AdmissionController", caller: str, cost: int) -> None:
-        self._admission = admission
-        self.queued_image, self.remaining = QueuedWork(caller, cost), cost
+    def __init__(
+        self, admission: "AdmissionController", caller: str, num_steps: int, work: ImageWork
+    ) -> None:
+        self._admission, self.work = admission, work
+        self.remaining = count_cost(num_steps, work.step_cost)
+        self.queued_image = QueuedWork(caller, self.remaining)
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> "Reservation":
@@ -49,6 +80,10 @@ class Reservation:
             if self in self._admission.in_hand
             else self._admission.queue.position(self.queued_image)
         )
+
+    def set_remaining_steps(self, num_steps: int) -> None:
+        """So many of its own steps are left."""
+        self.remaining = count_cost(num_steps, self.work.step_cost)
 
     def close(self) -> None:
         """Give the place back, or stop waiting for it; may be called again."""
@@ -90,52 +125,76 @@ class AdmissionController:
         self.steps_per_s = steps_per_s or self.steps_per_s
         self._grant_places()
 
-    def estimate_s(self, caller: str, costs: list[int]) -> float:
+    def estimate_s(self, caller: str, work: ImageWork) -> float:
         """How long the images would take from now; 0 where no speed is known yet."""
         wait_s = 0.0 if self.replicas else self.cold_start_s
         if not self.steps_per_s:
             return wait_s
-        backlog = sum(t.remaining for t in self.in_hand) + self.queue.count_steps_ahead(
-            caller, sum(costs)
+        backlog = self._count_in_hand_ahead(work) + self.queue.count_steps_ahead(
+            caller, sum(work.costs)
         )
-        return wait_s + _MARGIN * backlog / self._total_steps_per_s + self.estimate_idle_s(costs)
+        return wait_s + _MARGIN * backlog / self._total_steps_per_s + self.estimate_idle_s(work)
 
-    def estimate_idle_s(self, costs: list[int]) -> float:
+    def _count_in_hand_ahead(self, work: ImageWork) -> int:
+        """Steps in hand that would be done before the images are.
+
+        Sizes take turns of equal time at a replica, so of another size no more than the images'
+        own, and the step that is under way; all, where no place is left.
+        """
+        if len(self.in_hand) >= self._num_places:
+            return sum(reservation.remaining for reservation in self.in_hand)
+        remaining_by_size: dict[tuple[int, int] | None, int] = {}
+        most_by_size: dict[tuple[int, int] | None, int] = {work.size_px: 2**62}
+        for reservation in self.in_hand:
+            size, step_cost = reservation.work.size_px, reservation.work.step_cost
+            remaining_by_size[size] = remaining_by_size.get(size, 0) + reservation.remaining
+            turn = sum(work.costs) + count_cost(self._batch, step_cost)
+            most_by_size[size] = max(most_by_size.get(size, 0), turn)
+        return sum(min(n, most_by_size[size]) for size, n in remaining_by_size.items())
+
+    def estimate_idle_s(self, work: ImageWork) -> float:
         """The same with nobody before them and replicas up: what no waiting makes shorter."""
         if not self.steps_per_s:
             return 0.0
-        # An image in a full batch moves a step in the time all of the batch does.
-        alone_s = max(costs) * self._batch / self.steps_per_s
-        return _MARGIN * max(sum(costs) / self._total_steps_per_s, alone_s)
+        # An image in a full batch moves a step in the time all of the batch does. Larger ones share
+        # a step with few, and take turns with the others.
+        sharing = max(1.0, min(self._batch, max(_TURNS, self._batch / work.step_cost)))
+        alone_s = max(work.costs) * sharing / self.steps_per_s
+        return _MARGIN * max(sum(work.costs) / self._total_steps_per_s, alone_s)
 
     @property
     def _total_steps_per_s(self) -> float:
         return self.steps_per_s * max(1, self.replicas)
 
-    def admit(self, caller: str, costs: list[int], deadline_s: float) -> list[Reservation]:
-        """Admit images of these costs, or refuse all of them.
+    @property
+    def _num_places(self) -> int:
+        # With no replica, one image goes through: it is what wakes the pool up.
+        return self.replicas * self._batch or 1
+
+    def admit(self, caller: str, work: ImageWork, deadline_s: float) -> list[Reservation]:
+        """Admit all images of a request, or refuse all of them.
 
         raises: APIError 503 with Retry-After, or 400 where coming again would not help
         """
-        idle_s = self.estimate_idle_s(costs)
+        idle_s = self.estimate_idle_s(work)
         if idle_s > deadline_s:
             text = (
                 f"deadline_s={deadline_s:g} is too short: this takes about {idle_s:.2g} s with "
-                "nobody before it; give it longer, or ask for fewer steps or images"
+                "nobody before it; give it longer, or ask for a smaller size, fewer steps or images"
             )
             raise APIError(400, "deadline_too_short", text, param="deadline_s")
-        estimate_s = self.estimate_s(caller, costs)
+        estimate_s = self.estimate_s(caller, work)
         num_open = len(self.queue) + len(self.in_hand)
-        if num_open + len(costs) > self._max_open:
+        if num_open + len(work.steps) > self._max_open:
             text = f"{num_open} images are under way and {self._max_open} is the most; come again"
             raise busy_error(text, max(1.0, estimate_s / 2))
         if estimate_s > deadline_s:
             raise busy_error(
                 f"this would take about {estimate_s:.0f} s and the deadline is {deadline_s:g} s; "
-                "come again, or ask for fewer steps",
+                "come again, or ask for a smaller size or fewer steps",
                 estimate_s - deadline_s, "deadline_unreachable",
             )  # fmt: skip
-        reservations = [Reservation(self, caller, cost) for cost in costs]
+        reservations = [Reservation(self, caller, n, work) for n in work.steps]
         for reservation in reservations:
             self._reservations[reservation.queued_image] = reservation
             self.queue.add(reservation.queued_image)
@@ -152,9 +211,7 @@ class AdmissionController:
         self._grant_places()
 
     def _grant_places(self) -> None:
-        # With no replica, one image goes through: it is what wakes the pool up.
-        places = self.replicas * self._batch or 1
-        while len(self.in_hand) < places:
+        while len(self.in_hand) < self._num_places:
             queued_image = self.queue.take()
             if queued_image is None:
                 return

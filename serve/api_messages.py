@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from dreambooth_ray.config.sampling_params import SamplingParams
+from serve.client_fields import ClientFields
 
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{12})?$"
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
@@ -23,7 +24,7 @@ class RequestMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ImageRequest(RequestMessage, SamplingParams):
+class ImageRequest(RequestMessage, ClientFields, SamplingParams):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")
@@ -32,7 +33,9 @@ class ImageRequest(RequestMessage, SamplingParams):
     n: int = Field(1, ge=1, le=100)
     size: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
     seed: int | None = Field(None, ge=0, lt=2**53, description="image k has seed + k")
-    response_format: Literal["b64_json"] = "b64_json"
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="url: signed, readable for a while; not for streams and jobs"
+    )
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int = Field(100, ge=0, le=100, description="quality of jpeg and webp")
     stream: bool = False
@@ -115,7 +118,8 @@ class Receipt(Answer, SamplingParams):
 class ImageAnswer(Answer):
     """One image."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
     receipt: Receipt
 
 

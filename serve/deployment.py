@@ -17,6 +17,7 @@ from serve.middleware import log_to_stderr
 from serve.provenance import Signer
 from serve.replica_pool import ReplicaPool
 from serve.safety import Safety
+from serve.signed_files import SignedFiles
 from serve.subject_catalog import SubjectCatalog
 from serve.webhooks import check_secret, deliver_event
 
@@ -35,7 +36,10 @@ def build_app_state(config: ServeConfig, handles: dict[str, Any]) -> AppState:
     job_runner = JobRunner(
         config.jobs, JobStore(config.storage.uri), image_service, metrics, notify
     )
-    return AppState(config, authenticator, catalog, pools, image_service, job_runner, metrics)
+    signed_files = SignedFiles(config.storage.uri, config.urls.keep_s)
+    return AppState(
+        config, authenticator, catalog, pools, image_service, job_runner, signed_files, metrics
+    )
 
 
 def _build_notifier(secret: str) -> WebhookNotifier:

@@ -1,8 +1,6 @@
 """HTTP: routes, and nothing else. What they mean is in image_service.py and job_runner.py."""
 
 import asyncio
-import base64
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,23 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.version import __version__
 from serve import multipart, provenance
-from serve.api_errors import APIError
+from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import (
     EditJobRequest,
     EditRequest,
     ErrorAnswer,
     GenerationRequest,
-    ImageAnswer,
     ImageRequest,
     ImagesAnswer,
     JobAnswer,
@@ -35,13 +31,17 @@ from serve.api_messages import (
     ModelsAnswer,
 )
 from serve.auth import Authenticator, Caller
+from serve.error_answers import add_error_handlers
 from serve.event_stream import EventStreamResponse, Operation, stream_events
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import Upload
+from serve.image_answers import refuse_urls, write_answer
 from serve.image_service import DEFAULT_POOL, ImageService
 from serve.job_runner import JobRunner
 from serve.middleware import RequestMiddleware
 from serve.replica_pool import ReplicaPool
+from serve.signed_files import ROUTE as FILES_ROUTE
+from serve.signed_files import SignedFiles
 from serve.subject_catalog import SubjectCatalog
 
 PAGE = Path(__file__).parent / "page"
@@ -60,6 +60,7 @@ class AppState:
     pools: dict[str, ReplicaPool]
     image_service: ImageService
     job_runner: JobRunner
+    signed_files: SignedFiles
     metrics: Metrics
 
 
@@ -107,10 +108,16 @@ async def get_model(model: str, app_state: AppStateDep, caller: CallerDep) -> Mo
     return await app_state.catalog.find_model(model, caller.may_see)
 
 
-@_router.post("/v1/images/generations", response_model=ImagesAnswer)
-async def generate(body: GenerationRequest, app_state: AppStateDep, caller: CallerDep) -> Response:
+@_router.post(
+    "/v1/images/generations",
+    response_model=ImagesAnswer,
+    dependencies=[Depends(multipart.check_json_type)],
+)
+async def generate(
+    request: Request, body: GenerationRequest, app_state: AppStateDep, caller: CallerDep
+) -> Response:
     """Draw from a prompt."""
-    return await _generate_images(app_state, caller, body, None, "image_generation")
+    return await _generate_images(request, caller, body, None, "image_generation")
 
 
 @_router.post(
@@ -118,19 +125,22 @@ async def generate(body: GenerationRequest, app_state: AppStateDep, caller: Call
     response_model=ImagesAnswer,
     openapi_extra=multipart.build_request_schema(EditRequest),
 )
-async def edit(request: Request, app_state: AppStateDep, caller: CallerDep) -> Response:
+async def edit(request: Request, caller: CallerDep) -> Response:
     """Draw on from an image; with a mask, only where the mask says."""
     body, upload = await multipart.read_form(request, EditRequest)
-    return await _generate_images(app_state, caller, body, upload, "image_edit")
+    return await _generate_images(request, caller, body, upload, "image_edit")
 
 
 async def _generate_images(
-    app_state: AppState,
+    request: Request,
     caller: Caller,
     body: ImageRequest,
     upload: Upload | None,
     operation: Operation,
 ) -> Response:
+    app_state = _get_app_state(request)
+    if body.stream:
+        refuse_urls(body, "streams: their events have the image itself")
     spec = await app_state.image_service.resolve_request(caller, body, upload)
     await app_state.authenticator.count_images(caller, body.n)
     reservations = app_state.image_service.admit(spec)
@@ -139,15 +149,22 @@ async def _generate_images(
             stream_events(app_state.image_service, spec, reservations, operation), reservations
         )
     encoded_images = await app_state.image_service.generate_before_deadline(spec, reservations)
-    images = [
-        ImageAnswer(b64_json=base64.b64encode(r.data).decode(), receipt=r.receipt)
-        for r in encoded_images
-    ]
-    size = f"{encoded_images[0].receipt.width}x{encoded_images[0].receipt.height}"
-    answer = ImagesAnswer(
-        created=int(time.time()), data=images, output_format=body.output_format, size=size
+    text = await write_answer(
+        request, app_state.signed_files, app_state.config.urls.base, body, encoded_images
     )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return Response(text, media_type="application/json")
+
+
+@_router.get(FILES_ROUTE + "/{name}", response_class=Response)
+async def get_file(
+    name: str, app_state: AppStateDep, signature: Annotated[str, Query(max_length=128)] = ""
+) -> Response:
+    """An image of an answer with response_format=url; asks for no key, the URL is one."""
+    try:
+        data = await asyncio.to_thread(app_state.signed_files.read, name, signature)
+    except (StorageError, OSError) as error:
+        raise storage_away_error() from error
+    return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
 
 @_router.post(
@@ -238,6 +255,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
             for watch_task in (
                 app_state.catalog.prepare(),
                 app_state.job_runner.watch_jobs(),
+                app_state.signed_files.watch_expired(),
                 *(pool.watch_replicas() for pool in app_state.pools.values()),
             )
         ]
@@ -255,43 +273,27 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     )
     app.state.app_state = app_state
     app.include_router(_router)
-    _handle_errors(app, app_state.metrics)
+    add_error_handlers(app, app_state.metrics)
     if (PAGE / "index.html").is_file():
+        app.add_api_route("/", _show_page, include_in_schema=False)
         app.mount("/page", StaticFiles(directory=PAGE))
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.add_middleware(
         RequestMiddleware,
         metrics=app_state.metrics,
         body_bytes=app_state.config.limits.body_bytes,
         behind_serve=behind_serve,
     )
+    if app_state.config.cors.origins:
+        # Outermost, so that a page elsewhere can read refusals as well.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=app_state.config.cors.origins,
+            allow_methods=["DELETE", "GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
     return app
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's form."""
-
-    def error_response(api_error: APIError) -> JSONResponse:
-        metrics.refusals.labels(api_error.code).inc()
-        return JSONResponse(api_error.body, api_error.status, headers=api_error.headers)
-
-    @app.exception_handler(APIError)
-    async def handle_api_error(request: Request, error: APIError) -> JSONResponse:
-        return error_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def handle_validation_error(
-        request: Request, error: RequestValidationError
-    ) -> JSONResponse:
-        return error_response(multipart.build_validation_error(list(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-        code = codes.get(error.status_code, "invalid_request")
-        return error_response(APIError(error.status_code, code, str(error.detail)))
-
-    @app.exception_handler(Exception)
-    async def handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        text = "something broke here; the request id is in the logs"
-        return error_response(APIError(500, "internal_error", text))
+async def _show_page() -> FileResponse:
+    return FileResponse(PAGE / "index.html")

@@ -33,8 +33,3 @@ class GenerationSpec:
     subject: ServedSubject
     sample_tasks: list[SampleTask]
     deadline_s: float
-
-    @property
-    def costs(self) -> list[int]:
-        """Steps of each image."""
-        return [d.steps for d in self.sample_tasks]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth_ray.config.serving import ServeConfig
 from serve import image_files
-from serve.admission import Reservation
+from serve.admission import ImageWork, Reservation
 from serve.api_errors import APIError, busy_error
 from serve.api_messages import EditRequest, ImageRequest, Receipt
 from serve.auth import Caller
@@ -154,7 +154,15 @@ class ImageService:
         raises: APIError 503 with Retry-After
         """
         deadline_s = spec.deadline_s if within_deadline else float("inf")
-        return self.find_pool(spec.subject).admission.admit(spec.caller.id, spec.costs, deadline_s)
+        admission, work = self.find_pool(spec.subject).admission, self._measure_work(spec)
+        return admission.admit(spec.caller.id, work, deadline_s)
+
+    def _measure_work(self, spec: GenerationSpec) -> ImageWork:
+        # All images of a request have one size.
+        first_task, pool = spec.sample_tasks[0], self.find_pool(spec.subject)
+        step_cost = pool.step_cost(spec.subject.artifact, first_task)
+        steps = [task.steps for task in spec.sample_tasks]
+        return ImageWork(steps, step_cost, first_task.size_px)
 
     async def generate_images(
         self,
@@ -191,7 +199,7 @@ class ImageService:
                 return await self.generate_images(spec, reservations, on_event)
         except TimeoutError as error:
             admission = self.find_pool(spec.subject).admission
-            retry_after_s = admission.estimate_s(spec.caller.id, spec.costs)
+            retry_after_s = admission.estimate_s(spec.caller.id, self._measure_work(spec))
             text = f"not done within {spec.deadline_s:g} s; come again"
             raise busy_error(text, max(1.0, retry_after_s), "deadline_exceeded") from error
 

@@ -15,6 +15,7 @@ from serve.api_messages import EditJobRequest, EditRequest, GenerationRequest, J
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import GenerationSpec, Upload
+from serve.image_answers import refuse_urls
 from serve.image_service import ImageService
 from serve.job_state_writer import mark_cancelled, write_state
 from serve.job_store import JobRecord, JobState, JobStore, job_not_found_error, new_job_id
@@ -61,6 +62,7 @@ class JobRunner:
             raise busy_error(
                 f"{self._num_open} jobs wait and {self._config.waiting} is the most", 30.0
             )
+        refuse_urls(request, "jobs: a job's answer has the paths of its images")
         spec = await self._image_service.resolve_request(caller, request, upload)
         request_class = EditRequest if isinstance(request, EditJobRequest) else GenerationRequest
         # Seed and version are fixed now: any runner generates the same images.

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api_errors import APIError
 from serve.gateway_metrics import Metrics
+from serve.signed_files import ROUTE as FILES_ROUTE
 
 _LOG = logging.getLogger("dreambooth.serve")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -54,6 +55,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers, started_s = Headers(scope=scope), time.monotonic()
+        is_head = scope["method"] == "HEAD"
+        scope = _tidy_scope(scope)
         client_request_id = headers.get("x-request-id", "")
         request_id = (
             client_request_id
@@ -71,6 +74,8 @@ class RequestMiddleware:
                 _add_security_headers(response_headers, scope["path"])
                 if not self._behind_serve:
                     response_headers["X-Request-Id"] = request_id
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -123,9 +128,19 @@ class RequestMiddleware:
         return receive_limited
 
 
+def _tidy_scope(scope: Scope) -> Scope:
+    """HEAD is asked as GET, and slashes too many are passed over, as clients join them."""
+    path = re.sub(r"/{2,}", "/", scope["path"])
+    path = path.rstrip("/") or "/"
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": path, "raw_path": path.encode(), "method": method}
+
+
 def _add_security_headers(headers: MutableHeaders, path: str) -> None:
     for name, value in _SECURITY_HEADERS.items():
         headers[name] = value
+    if path.startswith(FILES_ROUTE):
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     headers["Content-Security-Policy"] = _DOCS_CSP if path == "/docs" else _CSP
     if path.startswith("/v1/"):
         headers["Cache-Control"] = "no-store"

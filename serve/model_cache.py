@@ -139,6 +139,11 @@ class ModelCache:
         with self._state_lock:
             return [e.engine for e in self._engines.values()]
 
+    def list_engines(self) -> list[tuple[tuple[str, ...], Engine]]:
+        """Loaded engines, each with its id and those of its adapters."""
+        with self._state_lock:
+            return [((id_, *e.adapters), e.engine) for id_, e in self._engines.items()]
+
     def close(self) -> None:
         """Stop all engines and remove the cache."""
         for engine in self.engines:

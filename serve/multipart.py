@@ -68,8 +68,23 @@ def _build_upload(files: dict[str, bytes]) -> Upload:
     return Upload(files["image"], files.get("mask"))
 
 
+def check_json_type(request: Request) -> None:
+    """raises APIError 415 for a body that says it is something else than JSON
+
+    A page of another site can send every other type without asking the endpoint first.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        text = (
+            f"the body is {media_type[:80] or 'of no type'}; send JSON, with the header "
+            "Content-Type: application/json"
+        )
+        raise APIError(415, "unsupported_media_type", text)
+
+
 async def read_json(request: Request, body: type[M]) -> M:
     """A JSON body; raises APIError."""
+    check_json_type(request)
     try:
         content = json.loads(await request.body())
     except (ValueError, RecursionError) as error:

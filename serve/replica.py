@@ -25,6 +25,7 @@ from serve.replica_messages import (
     Event,
     Failed,
     Finished,
+    ModelCost,
     Pixels,
     Preview,
     Progress,
@@ -66,10 +67,10 @@ class Replica:
             max_adapters=config.replicas.adapters,
             bytes_per_weight=2 if gpus else 4,
         )  # fmt: skip
-        self._steps_done = 0
+        self._steps_done = 0.0
         self._backlog_steps, self._backlog_time_s = 0, 0.0
         self._steps_per_s = self._measure_speed()
-        self._last_report = (time.monotonic(), 0, False)
+        self._last_report = (time.monotonic(), 0.0, False)
 
     def _open_engine(self, directory: Path) -> "Engine":
         from dreambooth_ray.sampling.engine import Engine
@@ -118,6 +119,10 @@ class Replica:
     ) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, last_progress_s = asyncio.get_running_loop(), 0.0
+        side_px = lease.engine.model_side_px
+        step_cost = self._relative_price(lease.engine) * lease.engine.step_costs.cost(
+            sample_task.relative_size(side_px)
+        )
 
         def put_event(event: Event | None) -> None:
             with suppress(RuntimeError):  # the loop of a replica that is going away
@@ -125,7 +130,7 @@ class Replica:
 
         def on_progress(step: int, total: int) -> None:
             nonlocal last_progress_s
-            self._steps_done += 1
+            self._steps_done += step_cost
             now_s = time.monotonic()
             if now_s - last_progress_s >= sample_task.progress_interval_s:
                 last_progress_s = now_s
@@ -165,11 +170,30 @@ class Replica:
             steps_per_s=self._steps_per_s,
             active=sum(e.num_active for e in engines),
             waiting=sum(e.num_waiting for e in engines),
-            remaining_steps=sum(e.remaining_steps for e in engines),
-            steps_done=self._steps_done,
+            remaining_steps=self._count_remaining_steps(),
+            steps_done=round(self._steps_done),
             loaded_bytes=self._model_cache.size_bytes,
             loaded=self._model_cache.loaded_ids,
+            models=self._model_costs(),
         )
+
+    def _relative_price(self, engine: "Engine") -> float:
+        """Of an engine's step at its own size, in those that `steps_per_s` counts."""
+        # Until a full batch has been timed, all models are taken for equal.
+        return engine.step_costs.step_s * self._steps_per_s or 1.0
+
+    def _model_costs(self) -> tuple[ModelCost, ...]:
+        return tuple(
+            ModelCost(
+                ids, engine.model_side_px, self._relative_price(engine),
+                engine.step_costs.costs_by_size(),
+            )
+            for ids, engine in self._model_cache.list_engines()
+        )  # fmt: skip
+
+    def _count_remaining_steps(self) -> int:
+        engines = self._model_cache.engines
+        return round(sum(e.remaining_steps * self._relative_price(e) for e in engines))
 
     def _update_speed(self, now_s: float, active: int) -> None:
         """Steps a second as they are since the last report, if the batch was full then and now."""
@@ -184,8 +208,7 @@ class Replica:
         """What the scaling policy reads: steps to do, waiting ones included."""
         # A gateway that has gone quiet has no backlog.
         backlog = self._backlog_steps if time.monotonic() - self._backlog_time_s < 10 else 0
-        remaining = sum(e.remaining_steps for e in self._model_cache.engines)
-        return {"remaining_steps": float(remaining + backlog)}
+        return {"remaining_steps": float(self._count_remaining_steps() + backlog)}
 
     def __del__(self) -> None:
         model_cache = getattr(self, "_model_cache", None)

@@ -69,6 +69,17 @@ class SampleTask:
             return self.params.num_inference_steps
         return max(1, round(self.params.num_inference_steps * self.strength))
 
+    def relative_size(self, side_px: int) -> float:
+        """Its pixels over those of a model's own square; 1 where the model decides."""
+        return self.size_px[0] * self.size_px[1] / side_px**2 if self.size_px else 1.0
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        """Width and height; None where the model decides."""
+        if self.width_px is None or self.height_px is None:
+            return None
+        return self.width_px, self.height_px
+
     @property
     def fingerprint(self) -> str:
         """Of the prompt, for logs that must not show it."""
@@ -112,8 +123,27 @@ Event = Progress | Preview | Finished | Failed
 
 
 @dataclass(frozen=True)
+class ModelCost:
+    """What a loaded model's steps cost.
+
+    ids:           the model's and its adapters', as in Artifact
+    side_px:       of the images it was trained on
+    step_cost:     of a step at that size, in those of the model that steps_per_s is measured with
+    costs_by_size: of an image of so many times the pixels, relative to that; those measured
+    """
+
+    ids: tuple[str, ...]
+    side_px: int
+    step_cost: float
+    costs_by_size: dict[float, float]
+
+
+@dataclass(frozen=True)
 class ReplicaStatus:
-    """What a replica does now. steps_per_s is what a full batch reaches."""
+    """What a replica does now. steps_per_s is what a full batch reaches, at its first model's size.
+
+    Steps are counted in those.
+    """
 
     replica: str
     steps_per_s: float
@@ -123,3 +153,4 @@ class ReplicaStatus:
     steps_done: int
     loaded_bytes: int
     loaded: tuple[str, ...] = field(default=())
+    models: tuple[ModelCost, ...] = field(default=())

@@ -14,6 +14,7 @@ from ray.serve.exceptions import (
 )
 
 from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.queue.step_costs import estimate_step_cost
 from serve.admission import AdmissionController, Reservation
 from serve.api_errors import busy_error
 from serve.replica_messages import (
@@ -69,6 +70,16 @@ class ReplicaPool:
         self.admission.set_replicas(len(speeds), sum(speeds) / len(speeds) if speeds else 0.0)
         self.has_been_ready = self.has_been_ready or bool(speeds)
 
+    def step_cost(self, artifact: Artifact, sample_task: SampleTask) -> float:
+        """What a step of this image costs, in those that admission counts in."""
+        models = [model for status in self.statuses for model in status.models]
+        if not models:
+            return 1.0
+        # What is not loaded anywhere is taken for the first model.
+        model = next((m for m in models if artifact.id in m.ids), models[0])
+        size = sample_task.relative_size(model.side_px)
+        return model.step_cost * estimate_step_cost(size, model.costs_by_size)
+
     async def sample(
         self, artifact: Artifact, sample_task: SampleTask, reservation: Reservation
     ) -> AsyncIterator[Event]:
@@ -83,7 +94,7 @@ class ReplicaPool:
             try:
                 async for event in stream:
                     if isinstance(event, Progress):
-                        reservation.remaining = event.total - event.step
+                        reservation.set_remaining_steps(event.total - event.step)
                     is_finished = isinstance(event, Finished | Failed)
                     yield event
                 if is_finished:
@@ -98,7 +109,7 @@ class ReplicaPool:
                     text = "the replica that drew this died, and so did the next; come again"
                     raise busy_error(text, 5.0, "replica_died") from error
                 self.retries += 1
-                reservation.remaining = sample_task.steps
+                reservation.set_remaining_steps(sample_task.steps)
                 await asyncio.sleep(_RETRY_S)
                 _LOG.warning("pool.retry", extra={"pool": self.name, "error": type(error).__name__})
             finally:

@@ -25,8 +25,8 @@ def gc(
     scratch: Annotated[str, typer.Option(help="this host's storage.scratch, if it is set")] = "",
 ) -> None:
     """Show what nothing needs, or remove it: half uploads, unused class images and photographs,
-    jobs that ended a week ago, and what processes that died left on this host. What a run, a fleet
-    or a lease uses stays.
+    jobs that ended a week ago, images whose URL has expired, and what processes that died left on
+    this host. What a run, a fleet or a lease uses stays.
     """
     collect_garbage(storage, delete, older_than)
     collect_scratch(scratch, delete, older_than)
@@ -37,10 +37,15 @@ def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "
     from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
     from dreambooth_ray.storage.store import Store
     from serve.job_garbage import find_job_garbage
+    from serve.signed_files import find_expired_files
 
     store, now_s = Store(storage), time.time()
     before_s = now_s - parse_age(older_than)
-    found = [*find_garbage(store, before_s, now_s), *find_job_garbage(store, before_s, now_s)]
+    found = [
+        *find_garbage(store, before_s, now_s),
+        *find_job_garbage(store, before_s, now_s),
+        *find_expired_files(store, before_s, now_s),
+    ]
     items = [item for item in found if item.name.startswith(prefix)]
     num_bytes = num_removed = 0
     for item in items:

@@ -43,6 +43,7 @@ def serve(
     from cluster.session import connection
     from dreambooth_ray.config.load import load_serve_config
     from dreambooth_ray.models.source import refuse_flow_toy
+    from serve.listen_address import check_listen_address
 
     all_overrides = list(overrides or [])
     if config is not None and "=" in config:
@@ -53,6 +54,8 @@ def serve(
     settings = load_serve_config(config, all_overrides)
     for name, uri in settings.models.items():
         refuse_flow_toy(uri, f"models.{name}")
+    if not settings.cluster.ray_address:
+        check_listen_address(settings.host, settings.port)
     # Read by Ray's processes when they start: the pools are looked at every second.
     for side in ("REPLICA", "HANDLE"):
         os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")

@@ -81,6 +81,27 @@ class JobsConfig(Section):
     waiting: int = Field(1000, ge=1, description="unfinished jobs at once; the rest is refused")
 
 
+class UrlsConfig(Section):
+    """Images by URL, of response_format=url: signed, and readable by whoever has the URL."""
+
+    keep_s: float = Field(
+        3600.0, gt=0, le=7 * 86_400, description="how long an image and its URL are good"
+    )
+    base: Text | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/[^\s?#]*)?$",
+        description="what URLs begin with; null is the address the request came to",
+    )
+
+
+class CorsConfig(Section):
+    """Pages of other sites that may call the endpoint from a browser."""
+
+    origins: tuple[Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s*]+)$")], ...] = (
+        Field((), description="such as https://app.example, without a path; '*' is every site")
+    )
+
+
 class SafetyConfig(Section):
     """Prompts and images that are refused."""
 
@@ -127,6 +148,8 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     auth: AuthConfig = AuthConfig()
     jobs: JobsConfig = JobsConfig()
+    urls: UrlsConfig = UrlsConfig()
+    cors: CorsConfig = CorsConfig()
     webhook_secret_env: Text = Field(
         "DREAMBOOTH_WEBHOOK_SECRET",
         description="environment variable of the secret that signs webhooks, whsec_...",

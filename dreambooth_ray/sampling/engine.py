@@ -8,6 +8,7 @@ Legend: R rows of a forward, C latent channels, h, w latent sides, T tokens, D w
 """
 
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ from dreambooth_ray.models.precision import (
 )
 from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
+from dreambooth_ray.queue.step_costs import StepCosts
 from dreambooth_ray.sampling.adapter_folder import check_adapter_folder
+from dreambooth_ray.sampling.delivery import deliver_results
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork, Denoiser
 from dreambooth_ray.sampling.device_pacer import DevicePacer
 from dreambooth_ray.sampling.initial_latents import build_initial_state
@@ -83,6 +86,7 @@ class Engine:
         self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
         self._queue, self._pacer = StepQueue(), DevicePacer(self.device)
+        self.step_costs = StepCosts()
         self._model_hash: str | None = None
         # _queue_changed guards the queue; _step_lock is held in a step: weights do not change then.
         self._queue_changed, self._step_lock = threading.Condition(), threading.RLock()
@@ -137,9 +141,12 @@ class Engine:
 
     @property
     def remaining_steps(self) -> int:
-        """Denoising steps left, over all requests."""
+        """Denoising steps left, over all requests, in steps of the model's own size."""
         with self._queue_changed:
-            return sum(t.remaining_steps for t in self._queue.handles())
+            handles = self._queue.handles()
+        sizes = [self._validator.relative_size(t.shape) for t in handles]
+        costs = map(self.step_costs.cost, sizes)
+        return round(sum(t.remaining_steps * c for t, c in zip(handles, costs, strict=True)))
 
     @property
     def num_active(self) -> int:
@@ -234,17 +241,29 @@ class Engine:
                 )
             if not handles:
                 return False
+            started_s = time.monotonic()
             batch = [handle for handle in handles if self._start_request(handle)]
             try:
                 if batch:
                     self._advance_batch(batch)
-                    self._deliver_results(batch)
+                    deliver_results(
+                        batch, self._codec, self._validator.decode_limit(batch[0].shape)
+                    )
             except torch.OutOfMemoryError as error:
                 message = f"out of memory in a batch of {len(batch)}: {error}; lower max_batch"
                 self._fail_requests(batch, CapacityError(message))
             except Exception as error:  # a batch that fails must not stop the engine
                 self._fail_requests(batch, error)
+            if batch:
+                self._count_time(batch, time.monotonic() - started_s)
             return True
+
+    def _count_time(self, batch: list[RequestHandle], seconds: float) -> None:
+        shape = batch[0].shape
+        with self._queue_changed:
+            self._queue.charge(shape, seconds)
+        limit = self._validator.batch_limit(shape, self.max_batch)
+        self.step_costs.record(self._validator.relative_size(shape), len(batch), limit, seconds)
 
     @staticmethod
     def _fail_requests(handles: list[RequestHandle], error: Exception) -> None:
@@ -277,23 +296,3 @@ class Engine:
         batch = [(h.request, h.state) for h in handles if h.state is not None]
         advance_together(batch, self._denoiser)
         self._pacer.mark()
-
-    def _deliver_results(self, handles: list[RequestHandle]) -> None:
-        """Progress and previews to all, images to those that are finished."""
-        for handle in handles:
-            preview = None
-            if handle.wants_preview and handle.state is not None:
-                preview = self._codec.decode_preview(handle.state.preview_latents)
-            handle.report_progress(preview)
-        finished = [
-            (t, t.state.latents)
-            for t in handles
-            if t.state and t.state.finished and not t.future.done()
-        ]
-        if finished:
-            # As many as the memory was counted for, which may be fewer than share a step.
-            limit = self._validator.decode_limit(handles[0].shape)
-            parts = torch.split(torch.stack([latents for _, latents in finished]), limit)
-            images = [image for part in parts for image in self._codec.decode(part)]
-            for (handle, latents), image in zip(finished, images, strict=True):
-                handle.finish(SampleOutput(image, latents))

@@ -3,7 +3,6 @@
 Legend: L the encoder's window in tokens, k chunks of it, D embedding width.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,29 +16,9 @@ from dreambooth_ray.compat.compel import embed_fragments
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.prompt_weights import split_prompt
 
-_WEIGHTED = re.compile(r"\(([^():]+):\s*([0-9]*\.?[0-9]+)\s*\)")
-MAX_WEIGHT = 5.0
 _CACHE_SIZE = 256
-
-
-def split_prompt(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
-    """Text and weight of each part: "a (red:1.3) car" is three parts.
-
-    raises: ConfigError for a weight above MAX_WEIGHT
-    """
-    parts: list[tuple[str, float]] = []
-    end = 0
-    for match in _WEIGHTED.finditer(prompt):
-        weight = float(match[2])
-        if weight > MAX_WEIGHT:
-            raise ConfigError(
-                f"{field} weights {match[1]!r} by {match[2]}; at most {MAX_WEIGHT:g} is taken"
-            )
-        parts += [(prompt[end : match.start()], 1.0), (match[1], weight)]
-        end = match.end()
-    parts.append((prompt[end:], 1.0))
-    return [(text.strip(), weight) for text, weight in parts if text.strip()] or [("", 1.0)]
 
 
 class PromptEncoder:
@@ -72,9 +51,9 @@ class PromptEncoder:
             return self._cache[key]
         forward = self._build_forward(clip_skip, adapter)
         parts = split_prompt(prompt)
-        ids = self.tokenizer(prompt).input_ids
-        if len(parts) == 1 and parts[0][1] == 1.0 and len(ids) <= self._window:
-            embedded = forward(self._tokenize_padded(prompt))
+        plain_text = parts[0][0] if len(parts) == 1 and parts[0][1] == 1.0 else None
+        if plain_text is not None and self._fits_window(plain_text):
+            embedded = forward(self._tokenize_padded(plain_text))
         else:
             embedded = embed_fragments(self.tokenizer, self._adapted.network, forward, parts)
         self._cache[key] = embedded
@@ -99,6 +78,9 @@ class PromptEncoder:
     @property
     def _window(self) -> int:
         return int(self.tokenizer.model_max_length)
+
+    def _fits_window(self, text: str) -> bool:
+        return len(self.tokenizer(text).input_ids) <= self._window
 
     def _tokenize_padded(self, prompt: str) -> Tensor:
         ids: Tensor = self.tokenizer(

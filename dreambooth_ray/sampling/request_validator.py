@@ -5,7 +5,8 @@ from dreambooth_ray.memory.sampling_memory import MemoryBudget, measure_footprin
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 from dreambooth_ray.sampling import solvers
-from dreambooth_ray.sampling.prompt_encoder import check_clip_skip, split_prompt
+from dreambooth_ray.sampling.prompt_encoder import check_clip_skip
+from dreambooth_ray.sampling.prompt_weights import split_prompt
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.vae import TILED_ABOVE_PX, LatentCodec
 
@@ -48,6 +49,10 @@ class RequestValidator:
         if request.image is not None:
             return request.image.size
         return self.side_px, self.side_px
+
+    def relative_size(self, shape: tuple[int, int]) -> float:
+        """Pixels of a latent shape over those of the model's own size."""
+        return shape[0] * shape[1] * self.factor**2 / self.side_px**2
 
     def batch_limit(self, shape: tuple[int, int], max_batch: int) -> int:
         """Most requests of a latent shape that may share a step."""

@@ -10,9 +10,11 @@ Group = tuple[int, int]
 
 
 class StepQueue:
-    """First come, first served within a group; groups take turns."""
+    """First come, first served within a group; groups take turns of equal time."""
 
     def __init__(self) -> None:
+        # Seconds that each group has had, from those of the least one when it came.
+        self._seconds: dict[Group, float] = {}
         self._waiting: dict[Group, deque[RequestHandle]] = {}
         self._active: dict[Group, list[RequestHandle]] = {}
         self._turns: deque[Group] = deque()
@@ -22,15 +24,18 @@ class StepQueue:
         self._waiting.setdefault(group, deque()).append(handle)
         if group not in self._turns:
             self._turns.append(group)
+            self._seconds[group] = min(self._seconds.values(), default=0.0)
 
     def next_batch(self, batch_limit: Callable[[Group], int]) -> list[RequestHandle]:
-        """The requests of the next step, from the group whose turn it is; empty if none is left.
+        """The requests of the next step, from the group that has had the least time, so that small
+        images do not wait for each step of large ones; empty if none is left.
 
-        places(group): how many of a group may share a step
+        batch_limit(group): how many of a group may share a step
         """
         for _ in range(len(self._turns)):
-            group = self._turns[0]
-            self._turns.rotate(-1)
+            group = min(self._turns, key=self._seconds.__getitem__)
+            self._turns.remove(group)
+            self._turns.append(group)
             active = [t for t in self._active.get(group, []) if not t.future.done()]
             waiting = self._waiting.get(group, deque())
             while waiting and len(active) < batch_limit(group):
@@ -41,9 +46,15 @@ class StepQueue:
                 self._active[group] = active
                 return list(active)
             self._turns.remove(group)
+            self._seconds.pop(group)
             self._active.pop(group, None)
             self._waiting.pop(group, None)
         return []
+
+    def charge(self, group: Group, seconds: float) -> None:
+        """A step of a group has taken that long."""
+        if group in self._seconds:
+            self._seconds[group] += seconds
 
     def handles(self) -> list[RequestHandle]:
         """All requests that are neither done nor cancelled."""

@@ -7,11 +7,12 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import openai
 import pytest
@@ -79,6 +80,49 @@ def test_the_openai_client_lists_generates_and_edits(endpoint: Endpoint, tile: I
     assert image(edited.data[0].b64_json).size == (64, 64)
 
 
+def test_the_openai_client_sends_what_it_likes_and_reads_by_url(endpoint: Endpoint) -> None:
+    """The values that people's programs send along; the URL is read without a key."""
+    client = endpoint.client
+    by_url = client.images.generate(
+        model="toyworld", prompt="a red robot", response_format="url", quality="auto",
+        background="auto", moderation="auto", user="somebody", style="vivid", n=None,
+        extra_body=QUICK,
+    )  # fmt: skip
+    by_value = client.images.generate(model="toyworld", prompt="a red robot", extra_body=QUICK)
+    assert by_url.data is not None
+    assert by_value.data is not None
+    url = by_url.data[0].url
+    assert url is not None
+    assert url.startswith(f"{endpoint.address}/v1/images/files/")
+    with urllib.request.urlopen(url) as answer:
+        data = answer.read()
+    assert base64.b64encode(data).decode() == by_value.data[0].b64_json
+    forged = urllib.request.Request(url + "0", method="HEAD")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(forged)
+    assert refused.value.code == 403
+
+
+def test_the_openai_client_with_the_wrong_base_url_is_told(endpoint: Endpoint) -> None:
+    client = openai.OpenAI(base_url=endpoint.address, api_key="none", max_retries=0)
+    with pytest.raises(openai.NotFoundError, match=re.escape(f"{endpoint.address}/v1")):
+        client.images.generate(prompt="x")
+    with pytest.raises(openai.NotFoundError):
+        endpoint.client.chat.completions.create(model="toyworld", messages=[])
+    head = urllib.request.Request(f"{endpoint.address}/healthz", method="HEAD")
+    with urllib.request.urlopen(head) as answer:
+        assert (answer.status, answer.read()) == (200, b"")
+
+
+def test_a_second_endpoint_on_the_port_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    port = endpoint.address.rpartition(":")[2]
+    process = start_dreambooth("serve", "--port", port, cwd=tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith(f"error: port={port} is in use at 127.0.0.1")
+    assert errors.count("\n") == 1
+
+
 def test_the_openai_client_streams_three_partial_images(endpoint: Endpoint) -> None:
     stream = endpoint.client.images.generate(
         model="toyworld", prompt="a red robot", stream=True, partial_images=3,
@@ -92,7 +136,7 @@ def test_the_openai_client_sees_errors_of_each_class(endpoint: Endpoint) -> None
     client = endpoint.client
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="x", quality="hd")
-    assert (refused.value.param, refused.value.code) == ("quality", "unknown_parameter")
+    assert (refused.value.param, refused.value.code) == ("quality", "invalid_value")
     with pytest.raises(openai.NotFoundError):
         client.images.generate(model="nobody", prompt="x")
     with pytest.raises(openai.NotFoundError):
@@ -116,6 +160,35 @@ def test_the_openai_client_sees_that_others_are_before_it(endpoint: Endpoint) ->
     client.delete(f"/jobs/{job['id']}", cast_to=object)
     while read_metric(endpoint.address, "dreambooth_in_hand"):
         assert time.monotonic() < deadline
+
+
+def test_a_size_that_takes_too_long_is_refused_at_once(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="x", size="1024x1024", extra_body={"deadline_s": 20})
+    assert (refused.value.param, refused.value.code) == ("deadline_s", "deadline_too_short")
+    assert "smaller size" in refused.value.message
+
+
+def test_small_images_do_not_wait_for_a_large_one(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    large = {"prompt": "a red robot", "size": "256x256", "num_inference_steps": 150}
+    job = cast("dict[str, str]", client.post("/jobs", cast_to=object, body=large))
+    deadline = time.monotonic() + 60
+    while read_job(client, job["id"])["step"] == 0:
+        assert time.monotonic() < deadline
+    small = client.images.generate(prompt="a red robot", extra_body={"num_inference_steps": 25})
+    assert small.data is not None
+    state = read_job(client, job["id"])
+    assert state["status"] == "running"
+    assert state["step"] < 75
+    client.delete(f"/jobs/{job['id']}", cast_to=object)
+    while read_metric(endpoint.address, "dreambooth_in_hand"):
+        assert time.monotonic() < deadline
+
+
+def read_job(client: openai.OpenAI, job_id: str) -> "dict[str, Any]":
+    return cast("dict[str, Any]", client.get(f"/jobs/{job_id}", cast_to=object))
 
 
 def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: Endpoint) -> None:

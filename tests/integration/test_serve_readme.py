@@ -44,8 +44,9 @@ def readme_names(
         for block in blocks("python"):
             code = block.replace("http://localhost:8000", site.address).replace("db-...", key)
             exec(compile(code, str(README), "exec"), names)
-        with Image.open("robot.png") as image:
+        with Image.open("robot.png") as image, Image.open("by_url.png") as by_url:
             names["receipt_in_image"] = json.loads(image.info["receipt"])
+            assert by_url.tobytes() == image.tobytes()
     names["client"].close()
     names["api"].close()
     replica.__del__()

@@ -204,6 +204,20 @@ def test_progress_previews_and_remaining_steps(engine: Engine) -> None:
     assert engine.remaining_steps == engine.num_active == engine.num_waiting == 0
 
 
+def test_a_small_image_does_not_wait_for_each_step_of_a_large_one(toy_model: Path) -> None:
+    engine = Engine(toy_model)
+    large = engine.submit(replace(FAST, num_inference_steps=50, width_px=256, height_px=256))
+    for _ in range(2):
+        engine.run_step()
+    small = engine.submit(replace(FAST, num_inference_steps=20))
+    while not small.future.done():
+        engine.run_step()
+    # Turn by turn it would have 20 more.
+    assert large.step <= 2 + 14
+    assert engine.remaining_steps > 4 * large.remaining_steps
+    large.cancel()
+
+
 def test_a_cancelled_request_frees_its_place_within_a_step(toy_model: Path) -> None:
     engine = Engine(toy_model, max_batch=1)
     first, second = engine.submit(replace(FAST, num_inference_steps=50)), engine.submit(FAST)

@@ -4,22 +4,12 @@ import torch
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.sampling.denoiser import AdaptedNetwork
-from dreambooth_ray.sampling.prompt_encoder import PromptEncoder, split_prompt
+from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 
 
 @pytest.fixture
 def encoder(toy_parts: Components) -> PromptEncoder:
     return PromptEncoder(toy_parts.tokenizer, AdaptedNetwork(toy_parts.text_encoder))
-
-
-def test_fragments_carry_their_weights() -> None:
-    assert split_prompt("a (red:1.3) car (on grass:0.5)") == [
-        ("a", 1.0), ("red", 1.3), ("car", 1.0), ("on grass", 0.5),
-    ]  # fmt: skip
-    assert split_prompt("a (plain) dog") == [("a (plain) dog", 1.0)]
-    assert split_prompt("") == [("", 1.0)]
-    with pytest.raises(ConfigError, match="negative_prompt weights 'red' by 99"):
-        split_prompt("(red:99)", "negative_prompt")
 
 
 def test_a_plain_prompt_is_embedded_as_by_the_encoder_alone(
@@ -37,6 +27,17 @@ def test_weight_one_changes_nothing_and_others_do(encoder: PromptEncoder) -> Non
     stronger, weaker = encoder.encode("a (red:1.4) car"), encoder.encode("a (red:0.4) car")
     assert (stronger - plain).abs().max() > 0.1
     assert (weaker - plain).abs().max() > 0.1
+
+
+def test_escaped_brackets_reach_the_encoder_as_brackets(
+    encoder: PromptEncoder, toy_parts: Components
+) -> None:
+    ids = toy_parts.tokenizer("a (red) car", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        reference = toy_parts.text_encoder(ids).last_hidden_state
+    assert torch.equal(encoder.encode(r"a \(red\) car"), reference)
+    weighted = encoder.encode(r"a (\(red\):1.4) car")
+    assert (weighted - encoder.encode("a ((red:1.4) car")).abs().max() > 0.01
 
 
 def test_nothing_of_a_long_prompt_is_cut(encoder: PromptEncoder) -> None:

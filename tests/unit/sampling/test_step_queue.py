@@ -46,3 +46,22 @@ def test_shapes_take_turns() -> None:
     queue.add(small.shape, small)
     queue.add(large.shape, large)
     assert [queue.next_batch(lambda _: 4) for _ in range(4)] == [[small], [large], [small], [large]]
+
+
+def test_turns_are_of_equal_time() -> None:
+    """25 steps of a small image wait for some steps of a large one, not for 25."""
+    queue, small, large = StepQueue(), make_handle((8, 8)), make_handle((64, 64))
+    queue.add(large.shape, large)
+    for _ in range(3):
+        assert queue.next_batch(lambda _: 4) == [large]
+        queue.charge(large.shape, 1.0)
+    # What the large one has had before is not held against it, nor for the small one.
+    queue.add(small.shape, small)
+    turns = []
+    for _ in range(44):
+        batch = queue.next_batch(lambda _: 4)
+        turns.append(batch[0])
+        queue.charge(batch[0].shape, 1.0 if batch[0] is large else 0.05)
+    assert turns.count(large) in (2, 3)
+    small.cancel()
+    assert queue.next_batch(lambda _: 4) == [large]

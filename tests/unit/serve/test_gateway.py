@@ -109,7 +109,7 @@ def test_an_edit_keeps_what_the_mask_keeps(client: TestClient, tile: Image.Image
         ({"prompt": "x", "seed": -1}, "seed"),
         ({"prompt": "x", "model": "../etc"}, "model"),
         ({"prompt": "x", "model": "m" * 300}, "model"),
-        ({"prompt": "x", "response_format": "url"}, "response_format"),
+        ({"prompt": "x", "response_format": "link"}, "response_format"),
         ([], None),
         ("x", None),
     ],
@@ -176,7 +176,7 @@ def test_models_health_and_metrics(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({**QUICK, "quality": "hd"}, "unknown_parameter"),
+        ({**QUICK, "logo": "hd"}, "unknown_parameter"),
         ({**QUICK, "prompt": "x" * 2**21}, "body_too_large"),
         # Found out by the replica, when the stream has begun.
         ({**QUICK, "size": "40x40", "stream": True}, "invalid_value"),

@@ -1,0 +1,26 @@
+"""What requests get after a step: progress and previews to all, images to those that are done."""
+
+import torch
+
+from dreambooth_ray.sampling.request_handle import RequestHandle, SampleOutput
+from dreambooth_ray.sampling.vae import LatentCodec
+
+
+def deliver_results(handles: list[RequestHandle], codec: LatentCodec, decode_limit: int) -> None:
+    """For the requests of one step. decode_limit: images that may be decoded at once"""
+    for handle in handles:
+        preview = None
+        if handle.wants_preview and handle.state is not None:
+            preview = codec.decode_preview(handle.state.preview_latents)
+        handle.report_progress(preview)
+    finished = [
+        (t, t.state.latents)
+        for t in handles
+        if t.state and t.state.finished and not t.future.done()
+    ]
+    if finished:
+        # As many as the memory was counted for, which may be fewer than share a step.
+        parts = torch.split(torch.stack([latents for _, latents in finished]), decode_limit)
+        images = [image for part in parts for image in codec.decode(part)]
+        for (handle, latents), image in zip(finished, images, strict=True):
+            handle.finish(SampleOutput(image, latents))

@@ -1,0 +1,75 @@
+"""The answer of generations and edits: images by value, or kept and named by URL."""
+
+import asyncio
+import base64
+import time
+
+from fastapi import Request
+
+from dreambooth_ray.errors import StorageError
+from serve.api_errors import APIError, storage_away_error
+from serve.api_messages import ImageAnswer, ImageRequest, ImagesAnswer
+from serve.generation_spec import EncodedImage
+from serve.signed_files import SignedFiles
+
+
+def refuse_urls(body: ImageRequest, where: str) -> None:
+    """raises APIError where a request asks for URLs and there are none. where: ends the sentence"""
+    if body.response_format == "url":
+        text = f"response_format=url is not for {where}"
+        raise APIError(400, "invalid_value", text, param="response_format")
+
+
+async def write_answer(
+    request: Request,
+    signed_files: SignedFiles,
+    urls_base: str | None,
+    body: ImageRequest,
+    encoded_images: list[EncodedImage],
+) -> str:
+    """An ImagesAnswer as JSON, without the field that was not asked for.
+
+    urls_base: what URLs begin with; None for where the caller reached this endpoint
+    """
+    if body.response_format == "url":
+        base = urls_base or _find_base_url(request)
+        images = [
+            ImageAnswer(url=f"{base}{path}", receipt=encoded.receipt)
+            for encoded, path in zip(
+                encoded_images, await _keep_images(signed_files, body, encoded_images), strict=True
+            )
+        ]
+    else:
+        images = [
+            ImageAnswer(b64_json=base64.b64encode(e.data).decode(), receipt=e.receipt)
+            for e in encoded_images
+        ]
+    receipt = encoded_images[0].receipt
+    answer = ImagesAnswer(
+        created=int(time.time()),
+        data=images,
+        output_format=body.output_format,
+        size=f"{receipt.width}x{receipt.height}",
+    )
+    absent_field = "b64_json" if body.response_format == "url" else "url"
+    return answer.model_dump_json(exclude={"data": {"__all__": {absent_field}}})
+
+
+async def _keep_images(
+    signed_files: SignedFiles, body: ImageRequest, encoded_images: list[EncodedImage]
+) -> list[str]:
+    """Their signed paths."""
+    try:
+        return [
+            await asyncio.to_thread(signed_files.write, e.data, body.output_format)
+            for e in encoded_images
+        ]
+    except (StorageError, OSError) as error:
+        raise storage_away_error() from error
+
+
+def _find_base_url(request: Request) -> str:
+    """Where the caller reached this endpoint; https where a proxy in front of it speaks that."""
+    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
+    base_url = request.base_url.replace(scheme="https" if scheme == "https" else "http")
+    return str(base_url).rstrip("/")
