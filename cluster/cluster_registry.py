@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import PathText, Section, Text
+from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 
 FILE = Path("clusters.yaml")
@@ -24,9 +24,11 @@ class ClusterEntry(Section):
 
     address: Text = Field(description="URL of the Jobs API: http://HOST:8265, or https://...")
     token: str | None = Field(None, description="bearer token; rather token_file or token_env")
-    token_file: str | None = Field(None, description="file that holds it")
+    token_file: PathText | None = Field(None, description="file that holds it")
     token_env: str | None = Field(None, description="environment variable that holds it")
-    ca: str | None = Field(None, description="certificates to trust, PEM; none is the system's")
+    ca: PathText | None = Field(
+        None, description="certificates to trust, PEM; none is the system's"
+    )
     price_an_hour: float | None = Field(None, ge=0, description="of the whole cluster")
     code: Literal["tree", "installed", "image"] = Field(
         "tree", description="send this installation's code, or take what hosts or image have"
@@ -47,7 +49,7 @@ class ClusterEntry(Section):
     def read_token(self) -> str | None:
         """The token, from wherever it is; raises ConfigError if that is missing."""
         if self.token_file:
-            path = Path(self.token_file).expanduser()
+            path = Path(self.token_file)
             if not path.is_file():
                 raise ConfigError(f"token_file={self.token_file!r} is not a file")
             return path.read_text().strip()
@@ -64,14 +66,12 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
     raises: ConfigError naming file, key, or the names there are
     """
     try:
-        entries = yaml.safe_load(file.read_text()) or {}
+        entries = parse_yaml(read_text_file(file), str(file), dict[str, ClusterEntry]) or {}
     except FileNotFoundError as error:
         raise ConfigError(
             f"--clusters={str(file)!r} is not there; write one with a line such as "
             '`team: {address: "http://HOST:8265", token_env: TEAM_TOKEN}`'
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}; correct the file") from error
     if not isinstance(entries, dict) or name not in entries:
         names = ", ".join(entries) if isinstance(entries, dict) else ""
         raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {names or 'none'}")

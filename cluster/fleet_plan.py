@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from dreambooth_ray.config.load import dump_config, load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import PathText, Section, Text
+from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.owner_turns import OwnerTurns
 
@@ -27,7 +27,7 @@ class FleetSubject(Section):
     """One subject of a fleet."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="its run id")
-    photos: Text
+    photos: PathText
     class_noun: Text
     identifier: Text = "sks"
     owner: Text = Field("nobody", description="owners take turns")
@@ -38,7 +38,7 @@ class FleetSubject(Section):
 class FleetConfig(Section):
     """A fleet."""
 
-    recipe: Text
+    recipe: PathText
     overrides: tuple[str, ...] = Field((), description="key.path=value for all")
     parallel: int = Field(1, ge=1, description="subjects trained at once")
     retries: int = Field(2, ge=0, description="tries more for a subject that fails")
@@ -61,13 +61,11 @@ def load_fleet(path: Path) -> FleetConfig:
     raises: ConfigError naming file and key
     """
     try:
-        fleet = FleetConfig.model_validate(yaml.safe_load(path.read_text()))
+        fleet = FleetConfig.model_validate(parse_yaml(read_text_file(path), str(path), FleetConfig))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is not there; give a YAML file with recipe and subjects"
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}; correct the file") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -174,7 +174,7 @@ def export(
     from dreambooth_ray.models.components import quiet_libraries
 
     quiet_libraries()
-    return export_run(str(run), format, Path(out), half)
+    return export_run(str(run), format, Path(out).expanduser(), half)
 
 
 def _load_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
@@ -242,7 +242,7 @@ def _build_case(model: str, photos: str, identifier: str, class_noun: str) -> "E
             raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
     size_px = int(about["resolution"]) if "resolution" in about else None
     return build_case(
-        directory, Path(photos), known["--identifier"], known["--class-noun"], size_px
+        directory, Path(photos).expanduser(), known["--identifier"], known["--class-noun"], size_px
     )
 
 

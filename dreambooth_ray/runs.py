@@ -166,7 +166,7 @@ def is_finished(run: Store) -> bool:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same configuration, with photographs and model found from any working directory."""
+    """The same configuration, with all its files found from any working directory."""
     subjects = [
         s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
         for s in config.all_subjects
@@ -174,9 +174,15 @@ def with_absolute_paths(config: Config) -> Config:
     several = tuple(subjects) if config.subjects else ()
     model = config.model
     if model.uri != "toyworld":
-        path = Path(model.uri).expanduser().absolute()
+        path = Path(model.uri).absolute()
         model = model.model_copy(update={"uri": str(path)})
-    return config.model_copy(update={"subject": subjects[0], "subjects": several, "model": model})
+    prior, choice = config.prior, config.choice
+    if prior.folder:
+        prior = prior.model_copy(update={"folder": str(Path(prior.folder).absolute())})
+    if Path(choice.protocol).is_file():
+        choice = choice.model_copy(update={"protocol": str(Path(choice.protocol).absolute())})
+    changes = {"model": model, "prior": prior, "choice": choice}
+    return config.model_copy(update={"subject": subjects[0], "subjects": several, **changes})
 
 
 def _identity_fields(config: Config) -> dict[str, object]:

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from limits import RateLimitItem, parse
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from dreambooth_ray.config.serving import AuthConfig
+from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 from serve.api_errors import APIError
 
@@ -78,7 +78,7 @@ def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> 
     texts = []
     if config.keys_file is not None:
         try:
-            texts.append((config.keys_file, Path(config.keys_file).read_text()))
+            texts.append((config.keys_file, read_text_file(Path(config.keys_file))))
         except OSError as error:
             raise ConfigError(
                 f"auth.keys_file={config.keys_file!r} can't be read: {error}"
@@ -91,11 +91,13 @@ def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> 
 
 def _parse_keys(text: str, origin: str) -> list[APIKey]:
     try:
-        keys = TypeAdapter(list[APIKey]).validate_python(yaml.safe_load(text) or [])
+        keys = TypeAdapter(list[APIKey]).validate_python(
+            parse_yaml(text, origin, list[APIKey]) or []
+        )
         for key in keys:
             if key.rate is not None:
                 parse(key.rate)
-    except (ValidationError, ValueError, yaml.YAMLError) as error:
+    except (ValidationError, ValueError) as error:
         # Not the error's own text: it would show what stands in the file.
         raise ConfigError(
             f"{origin} is no list of keys ({type(error).__name__}); each needs name and sha256, "

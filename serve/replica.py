@@ -203,6 +203,10 @@ class Replica:
         if full and was_full and now_s > last_time_s:
             rate = (self._steps_done - last_steps_done) / (now_s - last_time_s)
             self._steps_per_s += _SPEED_UPDATE_WEIGHT * (rate - self._steps_per_s)
+        first_model = next(iter(self._config.models))
+        for ids, engine in self._model_cache.list_engines():
+            if ids[0] == first_model and engine.step_costs.step_s:
+                self._steps_per_s = max(self._steps_per_s, 1 / engine.step_costs.step_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy reads: steps to do, waiting ones included."""

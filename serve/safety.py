@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth_ray.config.serving import SafetyConfig
+from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 from serve.image_classifiers import (
     ImageClassifier,
@@ -118,12 +118,12 @@ def read_policy(path: str | None) -> Policy:
     """A policy file, or the one that ships; raises ConfigError naming what is wrong with it."""
     shipped = files("serve") / "policy.yaml"
     try:
-        text = Path(path).read_text() if path else shipped.read_text()
-        policy = Policy.model_validate(yaml.safe_load(text))
+        text = read_text_file(Path(path)) if path else shipped.read_text("utf-8")
+        policy = Policy.model_validate(parse_yaml(text, f"safety.policy={path}", Policy))
         for category in policy.categories.values():
             for phrase in (*category.phrases, *(p for part in category.combined for p in part)):
                 re.compile(phrase)
-    except (OSError, yaml.YAMLError, ValidationError, re.error) as error:
+    except (OSError, ValidationError, re.error) as error:
         raise ConfigError(f"safety.policy={path!r} can't be used: {error}") from error
     return policy
 

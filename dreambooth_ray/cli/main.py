@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from dreambooth_ray.cli import (
     toyworld,
     train,
 )
+from dreambooth_ray.config.section import expand_home
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.imports import how_to_install
 
@@ -80,7 +82,7 @@ def main() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     debug = "--debug" in sys.argv
     # Accepted anywhere on the line, not only before the verb.
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = [_expand_option(a) for a in sys.argv[1:] if a != "--debug"]
     try:
         app(arguments)
     except DreamBoothError as error:
@@ -92,6 +94,14 @@ def main() -> None:
         _exit_with_error(*_explain_missing_module(error), debug, error)
     except Exception as error:  # the edge: everything else becomes one line
         _exit_with_error(_as_defect(error), 1, debug, error)
+
+
+def _expand_option(argument: str) -> str:
+    """`--out=~/x` with the home folder, which shells leave to programs."""
+    name, equals, value = argument.partition("=")
+    if not (equals and name.startswith("--") and re.match(r"~(/|$)", value)):
+        return argument
+    return f"{name}={expand_home(value)}"
 
 
 def _as_defect(error: Exception) -> DreamBoothError:

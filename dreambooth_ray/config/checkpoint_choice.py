@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import PathText, Section
 
 
 class ChoiceConfig(Section):
@@ -13,7 +13,7 @@ class ChoiceConfig(Section):
     rule: Literal["last", "best"] = Field(
         "last", description="best: every checkpoint is evaluated on a worker beside the training"
     )
-    protocol: Text = Field("toyworld-brief", description="a shipped protocol, or a YAML file")
+    protocol: PathText = Field("toyworld-brief", description="a shipped protocol, or a YAML file")
     drift: Literal["pres", "drift"] = Field(
         "pres", description="what counts as drift; drift is other classes lost, of toy protocols"
     )

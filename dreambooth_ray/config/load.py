@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dreambooth_ray.config.key_types import KeyType
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.section import expand_home
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.config.validation_errors import explain_error
+from dreambooth_ray.config.yaml_text import parse_value, parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -39,7 +42,7 @@ def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
     if path is None:
         return _parse_and_validate("", "the defaults", overrides, ServeConfig)
     try:
-        text = Path(path).read_text()
+        text = read_text_file(Path(expand_home(path)))
     except OSError as error:
         raise ConfigError(f"CONFIG={path!r} can't be read: {error}; give a YAML file") from error
     return _parse_and_validate(text, path, overrides, ServeConfig)
@@ -48,15 +51,12 @@ def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
 def _parse_and_validate(
     text: str, origin: str, overrides: list[str], schema: type[_Schema]
 ) -> _Schema:
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {error}; correct the file") from error
+    tree = parse_yaml(text, origin, schema) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
     method = _read_method(tree)
     for override in overrides:
-        _apply_override(tree, override)
+        _apply_override(tree, override, schema)
     if _read_method(tree) != method:
         _remove_rates(tree, overrides)
     _refuse_unknown_keys(tree, schema, "", origin, all_keys(schema))
@@ -80,7 +80,7 @@ def parse_options(overrides: list[str]) -> dict[str, Any]:
     """storage.options alone, from `storage.options.name=value` overrides."""
     tree: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(tree, override)
+        _apply_override(tree, override, Config)
     options = tree.get("storage", {}).get("options", {})
     if not isinstance(options, dict):
         raise ConfigError("storage.options is a mapping: storage.options.endpoint_url=...")
@@ -99,33 +99,56 @@ def recipe_names() -> list[str]:
 
 
 def _read_recipe(recipe: str) -> tuple[str, str]:
-    path = Path(recipe)
+    path = Path(expand_home(recipe))
     if path.is_file():
-        return path.read_text(), str(path)
+        return read_text_file(path), str(path)
     name = path.name if path.suffix else f"{path.name}.yaml"
     if name in recipe_names() and str(path) in (name, path.stem):
-        return (files("dreambooth_ray") / "recipes" / name).read_text(), name
+        return (files("dreambooth_ray") / "recipes" / name).read_text("utf-8"), name
     names = ", ".join(recipe_names())
     raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {names}")
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
+    key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
     if alternative_key := _INSTEAD.get(key):
         _remove_key(tree, alternative_key)
-    *sections, leaf = key.split(".")
+    names, annotation = _find_key(schema, key)
     node = tree
-    for section in sections:
+    for section in names[:-1]:
         child = node.setdefault(section, {})
         if not isinstance(child, dict):
             raise ConfigError(f"{key}: {section!r} is a value, not a section; check the key")
         node = child
     try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}") from error
+        node[names[-1]] = parse_value(text, annotation)
+    except ValueError as error:
+        raise ConfigError(f"{key}={text!r}: {error}") from error
+
+
+def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
+    """The names on a key's way, and its type; a name that users choose may hold dots.
+
+    Of a key that is not known, the type is anything: it is refused later, with what it is like.
+    """
+    annotation: Any = schema
+    names, rest = list[str](), key.split(".")
+    while rest:
+        key_type = KeyType(annotation)
+        section = key_type.section()
+        if section is not None and rest[0] in section.model_fields:
+            names.append(rest.pop(0))
+            annotation = section.model_fields[names[-1]].annotation
+        elif key_type.is_free_mapping():
+            num_inner = 1 if key_type.child("").section() and len(rest) > 1 else 0
+            num_name = len(rest) - num_inner
+            names.append(".".join(rest[:num_name]))
+            rest, annotation = rest[num_name:], key_type.value_annotation()
+        else:
+            return [*names, *rest], Any
+    return names, annotation
 
 
 # Two ways to say one thing: the later one counts.

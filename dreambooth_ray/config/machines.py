@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import PathText, Section, Text
 
 
 class Span(Section):
@@ -93,8 +93,8 @@ class MemoryConfig(Section):
 class StorageConfig(Section):
     """Where runs, checkpoints and class images are kept."""
 
-    uri: Text = Field("out", description="a folder, or s3://bucket/folder, or any fsspec URL")
-    scratch: Text | None = Field(
+    uri: PathText = Field("out", description="a folder, or s3://bucket/folder, or any fsspec URL")
+    scratch: PathText | None = Field(
         None,
         description="folder on each host for checkpoints and bundles on their way; none is "
         "the system's temporary folder (TMPDIR)",

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dreambooth_ray.config.machines import Span
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.config.section import Text
+from dreambooth_ray.config.section import PathText, Text
 
 
 class PriorConfig(SamplingParams):
@@ -28,7 +28,9 @@ class PriorConfig(SamplingParams):
         "those of prior.prompt, or a list",
     )
     count: int = Field(100, ge=0, description="class images; 0 makes none, and so does kind output")
-    folder: Text | None = Field(None, description="your own class photographs, instead of drawn")
+    folder: PathText | None = Field(
+        None, description="your own class photographs, instead of drawn"
+    )
     stream: bool = Field(True, description="train while they are still being drawn")
     actors: int | Span = Field(1, description="Ray actors that draw them; or {min, max}")
     num_cpus: float = Field(1.0, ge=0, description="CPU cores of an actor, by Ray's counting")

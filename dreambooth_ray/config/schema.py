@@ -13,7 +13,7 @@ from dreambooth_ray.config.machines import (
 )
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.config.section import ID_PATTERN, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
@@ -28,7 +28,9 @@ from dreambooth_ray.config.training import (
 class ModelConfig(Section):
     """Which Stable Diffusion to start from."""
 
-    uri: Text = Field("toyworld", description="'toyworld', or a Stable Diffusion 1.x/2.x directory")
+    uri: PathText = Field(
+        "toyworld", description="'toyworld', or a Stable Diffusion 1.x/2.x directory"
+    )
     quantization: Quantization = Field(
         "none", description="of the UNet's frozen linear layers, under adapters"
     )

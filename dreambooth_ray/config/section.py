@@ -1,12 +1,22 @@
 """What every section of the configuration is made of."""
 
+import os.path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 # Names of runs, models and subjects: what may stand before an "@", in a URL and in a file name.
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def expand_home(path: str) -> str:
+    """A path or URI with ~ or ~user at its start made whole; others are as they are."""
+    return os.path.expanduser(path)  # noqa: PTH111  a Path would fold the slashes of a URI
+
+
+# A file, folder or URI; a relative one is relative to the working directory.
+PathText = Annotated[Text, AfterValidator(expand_home)]
 
 
 class Section(BaseModel):

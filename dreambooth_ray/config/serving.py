@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, model_validator
 
 from dreambooth_ray.config.machines import ClusterConfig, StorageConfig
-from dreambooth_ray.config.section import ID_PATTERN, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
 
 ModelId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
@@ -67,7 +67,7 @@ class LimitsConfig(Section):
 class AuthConfig(Section):
     """Who may ask. Without keys the endpoint is open to everybody who reaches its port."""
 
-    keys_file: str | None = Field(None, description="YAML list of keys; see `dreambooth key`")
+    keys_file: PathText | None = Field(None, description="YAML list of keys; see `dreambooth key`")
     # Counts of requests and images; redis keeps them for several gateways.
     counts_uri: Text = Field("async+memory://", description="storage of the package `limits`")
 
@@ -106,7 +106,7 @@ class SafetyConfig(Section):
     """Prompts and images that are refused."""
 
     prompts: bool = Field(True, description="check prompts against the policy")
-    policy: str | None = Field(None, description="policy file; none is the one that ships")
+    policy: PathText | None = Field(None, description="policy file; none is the one that ships")
     prompt_classifier: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="package.module:Class, beside the policy"
     )
@@ -116,7 +116,7 @@ class SafetyConfig(Section):
         description="classifier of finished images: yahoo-open-nsfw (needs the extra safety), "
         "diffusers (Stable Diffusion's own, with torch), or package.module:Class",
     )
-    images_model: str | None = Field(
+    images_model: PathText | None = Field(
         None, description="its weights; for diffusers a directory with a safety_checker"
     )
 
@@ -124,8 +124,8 @@ class SafetyConfig(Section):
 class ProvenanceConfig(Section):
     """C2PA manifests in the images; both files in PEM form, or neither."""
 
-    certificate: str | None = Field(None, description="certificate chain")
-    private_key: str | None = Field(None, description="its key")
+    certificate: PathText | None = Field(None, description="certificate chain")
+    private_key: PathText | None = Field(None, description="its key")
 
     @model_validator(mode="after")
     def _both_files_or_none(self) -> "ProvenanceConfig":
@@ -139,7 +139,7 @@ class ServeConfig(Section):
 
     host: Text = Field("127.0.0.1", description="address to listen at")
     port: int = Field(8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
-    models: dict[ModelId, Text] = Field(
+    models: dict[ModelId, PathText] = Field(
         {"toyworld": "toyworld"}, description="base models by id: 'toyworld' or a directory"
     )
     subjects: dict[ModelId, SubjectScale] = Field({}, description="subjects with own replicas")

@@ -223,6 +223,6 @@ class TrackingConfig(Section):
         ("tensorboard",), description="where metrics go; wandb and mlflow are extras to install"
     )
     project: Text = Field("dreambooth", description="wandb's project, mlflow's experiment")
-    mlflow_uri: Text | None = Field(
+    mlflow_uri: PathText | None = Field(
         None, description="of an mlflow server or a local folder; null is mlflow/ in the run"
     )

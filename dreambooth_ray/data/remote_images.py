@@ -23,7 +23,7 @@ def photographs_folder(photos: str) -> Path:
 
     raises: DataError where there is nothing, or where it differs from what was uploaded
     """
-    return _download_folder(photos.rstrip("/")) if is_remote(photos) else Path(photos)
+    return _download_folder(photos.rstrip("/")) if is_remote(photos) else Path(photos).expanduser()
 
 
 def upload_photographs(folder: Path, storage: Store) -> str:

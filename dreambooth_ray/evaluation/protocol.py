@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dreambooth_ray.config.sampling_params import (
@@ -16,6 +15,7 @@ from dreambooth_ray.config.sampling_params import (
     SamplingParams,
 )
 from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 
 Template = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"\{class_noun\}")]
@@ -71,9 +71,9 @@ def protocol_names() -> list[str]:
 
 def load_protocol(name: str, key: str = "--protocol") -> Protocol:
     """A shipped protocol by name, or a YAML file; raises ConfigError naming what is wrong."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path)
     elif name in protocol_names():
         shipped = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
         text = shipped.read_text(encoding="utf-8")
@@ -81,9 +81,7 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
         names = ", ".join(protocol_names())
         raise ConfigError(f"{key}={name!r} is neither a file nor one of {names}")
     try:
-        return Protocol.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}={name!r} is not YAML: {error}") from error
+        return Protocol.model_validate(parse_yaml(text, f"{key}={name}", Protocol))
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])

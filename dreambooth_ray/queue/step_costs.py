@@ -29,9 +29,14 @@ class StepCosts:
         self._num_steps: dict[float, float] = {}
 
     def record(self, size: float, num_images: int, max_images: int, seconds: float) -> None:
-        """Add a step of `num_images`, of `max_images` that would have had room in it."""
+        """Add a step of `num_images`, of `max_images` that would have had room in it.
+
+        One with room left counts where it was quicker than full ones were: those would be, too.
+        """
         if size < _FILLS_A_STEP and num_images < 0.75 * max_images:
-            return
+            measured_s = self._measured_s().get(size)
+            if measured_s is None or seconds / num_images >= measured_s:
+                return
         if size not in self._seconds:
             # The first step of a size traces or compiles.
             self._seconds[size] = self._num_steps[size] = 0.0

@@ -31,6 +31,19 @@ def test_a_batch_with_room_in_it_says_nothing_of_full_ones() -> None:
     for _ in range(3):
         step_costs.record(1.0, 8, 8, 0.2)
     assert step_costs.step_s == pytest.approx(0.025)
+    for _ in range(60):
+        step_costs.record(1.0, 1, 8, 0.1)
+    assert step_costs.step_s == pytest.approx(0.025)
+
+
+def test_a_batch_with_room_that_is_quicker_says_that_full_ones_are() -> None:
+    """A speed that was measured at a bad moment, such as a start, is not believed for ever."""
+    step_costs = StepCosts()
+    for _ in range(3):
+        step_costs.record(1.0, 8, 8, 8.0)
+    for _ in range(200):
+        step_costs.record(1.0, 1, 8, 0.1)
+    assert step_costs.step_s == pytest.approx(0.1, rel=0.01)
 
 
 def test_a_machine_that_has_become_slower_is_noticed() -> None:

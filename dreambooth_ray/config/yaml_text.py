@@ -1,0 +1,147 @@
+"""YAML as people write it, read by the types of the keys: what is text stays the text it is.
+
+YAML alone takes 1234 for a number, `no` for false, 2024-01-01 for a date and 1:30 for ninety, and
+of a key that is there twice it takes the last without a word.
+"""
+
+import codecs
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from dreambooth_ray.config.key_types import KeyType
+from dreambooth_ray.errors import ConfigError
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+_KEY_OF_LINE = re.compile(rb"^[\s\-{]*([\w.\-]+)\s*:")
+_NULL_TAG = "tag:yaml.org,2002:null"
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    raises: ConfigError naming file, line and key for another encoding; OSError
+    """
+    data = path.read_bytes()
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise ConfigError(f"{path} line 1 is {encoding}; save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        lines = data[: error.start].splitlines(keepends=True) or [b""]
+        line_number = len(lines) + lines[-1].endswith((b"\n", b"\r"))
+        line = data.splitlines()[line_number - 1]
+        match = _KEY_OF_LINE.match(line)
+        key = f", key {match[1].decode()}," if match else ""
+        raise ConfigError(
+            f"{path} line {line_number}{key} is not UTF-8 (byte 0x{data[error.start]:02x}); save "
+            "the file as UTF-8"
+        ) from error
+
+
+def parse_yaml(text: str, origin: str, annotation: Any) -> Any:
+    """A document's values by an annotation's types, for pydantic to validate; None if it is empty.
+
+    raises: ConfigError naming the origin, with line and key
+    """
+    loader = yaml.SafeLoader(text.removeprefix("\ufeff"))
+    loader.name = origin
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_duplicates(node, origin, "", set())
+        return _read_node(node, KeyType(annotation))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin}{_explain(error)}; correct the file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin} is nested too deeply; correct the file") from error
+
+
+def _explain(error: Exception) -> str:
+    """Where a document is no YAML and why, without its text: that may be a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        return f" is not valid YAML: {reason}"
+    return f" line {mark.line + 1}, column {mark.column + 1}: is not valid YAML: {problem}"
+
+
+def parse_value(text: str, annotation: Any) -> Any:
+    """A value of the command line by its key's type; a list or mapping is YAML's [a, b], {a: 1}.
+
+    raises: ValueError saying what is wrong with a list or mapping
+    """
+    key_type = KeyType(annotation)
+    stripped = text.strip()
+    if key_type.is_optional and stripped in ("", "null"):
+        return None
+    if stripped[:1] in "[{" and stripped and key_type.takes_collection(stripped[0]):
+        try:
+            return parse_yaml(stripped, "it", annotation)
+        except ConfigError as error:
+            if not key_type.is_text:
+                raise ValueError(str(error)) from error
+    if key_type.is_text:
+        return _unquote(text)
+    return key_type.read_scalar(stripped)
+
+
+def _unquote(text: str) -> str:
+    """Without quotes around the whole of it, which shells do not take away inside others."""
+    stripped = text.strip()
+    if len(stripped) < 2 or stripped[0] != stripped[-1] or stripped[0] not in "'\"":
+        return text
+    try:
+        value = yaml.safe_load(stripped)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, str) else text
+
+
+def _refuse_duplicates(node: Node, origin: str, at: str, seen_nodes: set[int]) -> None:
+    if id(node) in seen_nodes:
+        return
+    seen_nodes.add(id(node))
+    if isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            _refuse_duplicates(item, origin, f"{at}{index}.", seen_nodes)
+    if not isinstance(node, MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines and key != "<<":
+            raise ConfigError(
+                f"{origin} line {line}: key {at}{key} is there twice, first in line {lines[key]}; "
+                "keep one"
+            )
+        lines[key] = line
+        _refuse_duplicates(value_node, origin, f"{at}{key}.", seen_nodes)
+
+
+def _read_node(node: Node, key_type: KeyType) -> Any:
+    if isinstance(node, ScalarNode):
+        is_plain = node.style is None
+        if is_plain and node.tag == _NULL_TAG and (key_type.is_optional or not key_type.is_text):
+            return None
+        if key_type.is_text:
+            return node.value
+        if is_plain and key_type.is_number:
+            return key_type.read_scalar(node.value)
+    elif isinstance(node, SequenceNode) and key_type.takes_collection("["):
+        return [_read_node(item, key_type.item(index)) for index, item in enumerate(node.value)]
+    elif isinstance(node, MappingNode) and key_type.takes_collection("{"):
+        yaml.SafeLoader("").flatten_mapping(node)
+        return {
+            str(key.value): _read_node(value, key_type.child(str(key.value)))
+            for key, value in node.value
+        }
+    return yaml.SafeLoader("").construct_document(node)
