@@ -9,6 +9,7 @@ from typing import Literal
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth_ray.data.photographs import show_as_rgb
 from serve.api_errors import APIError
 from serve.api_messages import Receipt
 from serve.replica_messages import Pixels
@@ -59,8 +60,8 @@ def _check_size(image: Image.Image, param: str, max_px: int) -> None:
 
 
 def read_start_image(data: bytes, size_px: tuple[int, int] | None, max_px: int) -> Pixels:
-    """The `image` of an edit: RGB, at the size asked for."""
-    image = read_upload(data, "image", max_px).convert("RGB")
+    """The `image` of an edit as a viewer shows it: RGB, at the size asked for."""
+    image = show_as_rgb(read_upload(data, "image", max_px))
     if size_px is not None and image.size != size_px:
         image = image.resize(size_px, Image.Resampling.LANCZOS)
     return Pixels.from_image(image)

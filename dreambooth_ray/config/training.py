@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.learning_rates import default_rate
-from dreambooth_ray.config.section import ID_PATTERN, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
 
 # YAML reads 32 as a number.
 Precision = Annotated[
@@ -21,7 +21,7 @@ Quantization = Literal["none", "int8", "fp8", "nf4"]
 class SubjectConfig(Section):
     """Who is to be learnt."""
 
-    photos: Text = Field(
+    photos: PathText = Field(
         description="folder, or its URI, of 1 to 100 photographs "
         "(JPEG, PNG, WebP, HEIC, AVIF, TIFF)"
     )

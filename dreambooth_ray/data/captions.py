@@ -1,8 +1,10 @@
-"""Captions beside photographs: `photo.txt` for `photo.jpg`."""
+"""Issues of the captions beside photographs."""
 
 from pathlib import Path
 
+from dreambooth_ray.data.caption_files import find_captions, find_unused_captions, read_caption
 from dreambooth_ray.data.quality.issue import QualityIssue
+from dreambooth_ray.errors import DataError
 
 # CLIP's text encoder reads 75 tokens at once, a word being 1.3 of them on average.
 MAX_WORDS = 55
@@ -13,10 +15,11 @@ def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[
 
     identifier, class_noun: words that each caption should hold; "" for none
     """
-    texts = {p: _read_caption(p.with_suffix(".txt")) for p in paths}
+    caption_files = find_captions(paths)
+    texts = {p: _read_text(caption_files.get(p)) for p in paths}
+    issues = check_unused_captions(paths)
     if all(text is None for text in texts.values()):
-        return []
-    issues = []
+        return issues
     uncaptioned = tuple(p.name for p, text in texts.items() if text is None)
     if uncaptioned:
         issues.append(
@@ -30,10 +33,28 @@ def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[
     return issues
 
 
-def _read_caption(path: Path) -> str | None:
-    if not path.is_file():
+def check_unused_captions(paths: list[Path]) -> list[QualityIssue]:
+    """Files of captions in the photographs' folder that no photograph gets."""
+    files = find_unused_captions(paths[0].parent, paths) if paths else []
+    if not files:
+        return []
+    names = ", ".join(path.name for path in files[:5])
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    text = (
+        f"Not used: {names}{more}. A caption is a file of its photograph's name that ends in "
+        ".txt or .caption."
+    )
+    return [QualityIssue("captions", "warning", (), len(files), 0, text)]
+
+
+def _read_text(path: Path | None) -> str | None:
+    """A caption; of one that is no text, with marks where it can't be read."""
+    if path is None:
         return None
-    return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
+    try:
+        return read_caption(path)
+    except DataError:
+        return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
 
 
 def _check_caption(name: str, text: str, required_words: list[str]) -> list[QualityIssue]:

@@ -60,7 +60,12 @@ def read_photograph(path: Path) -> Image.Image:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
-        return _to_rgb(convert_to_srgb(ImageOps.exif_transpose(image)))
+        return show_as_rgb(image)
+
+
+def show_as_rgb(image: Image.Image) -> Image.Image:
+    """As a viewer shows it: upright by EXIF, in sRGB by its profile, transparency on white."""
+    return _to_rgb(convert_to_srgb(ImageOps.exif_transpose(image)))
 
 
 @cache
@@ -117,7 +122,10 @@ def describe_unread(folder: Path) -> str:
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
-            names.append(f"the folder {subfolder.name}/ with {count} photographs")
+            names.append(
+                f"the folder {subfolder.name}/ with {count} photographs (a folder is one subject; "
+                f"for that one give {str(subfolder)!r})"
+            )
     return f"not used: {', '.join(names)}" if names else ""
 
 

@@ -7,6 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.errors import CheckpointError, DataError
 from dreambooth_ray.storage import manifest, paths
@@ -33,9 +34,10 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     raises: DataError if the folder holds no photographs
     """
     files: list[Path] = []
-    for photograph in find_photographs(folder):
-        caption = photograph.with_suffix(".txt")
-        files += [photograph, caption] if caption.is_file() else [photograph]
+    photographs = find_photographs(folder)
+    captions = find_captions(photographs)
+    for photograph in photographs:
+        files += [photograph, captions[photograph]] if photograph in captions else [photograph]
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
+from dreambooth_ray.data.caption_files import find_captions, read_caption
 from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
@@ -38,13 +39,15 @@ class Photograph:
 def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> list[Photograph]:
     """All photographs of a folder, `side_px` square, each with its captions.
 
-    A file `photo.txt` beside `photo.jpg` is its caption; without it, `prompts` are its captions.
+    A file `photo.txt` or `photo.caption` beside `photo.jpg` is its caption; without one, `prompts`
+    are its captions.
     raises: DataError naming the first file that can't be used
     """
     default_captions = (prompts,) if isinstance(prompts, str) else prompts
-    photographs = []
-    for path in find_photographs(folder):
-        caption = _read_caption(path)
+    photographs, paths = [], find_photographs(folder)
+    caption_files = find_captions(paths)
+    for path in paths:
+        caption = read_caption(caption_files[path]) if path in caption_files else ""
         image = crop_square(read_photograph(path), side_px)
         photographs.append(Photograph(path, image, (caption,) if caption else default_captions))
     return photographs
@@ -84,18 +87,6 @@ def split_photographs(
     if not held_out:
         return photographs, photographs
     return photographs[:-held_out], photographs[-held_out:]
-
-
-def _read_caption(path: Path) -> str:
-    caption_path = path.with_suffix(".txt")
-    if not caption_path.is_file():
-        return ""
-    try:
-        return " ".join(caption_path.read_text(encoding="utf-8").split())
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{caption_path} is not UTF-8 text; save it as UTF-8 or remove it"
-        ) from error
 
 
 def identifier_warning(identifier: str, class_noun: str) -> str | None:

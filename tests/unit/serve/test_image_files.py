@@ -8,6 +8,7 @@ from serve.api_errors import APIError
 from serve.api_messages import Receipt
 from serve.image_files import encode_image, read_mask, read_receipt, read_start_image, read_upload
 from serve.replica_messages import Pixels
+from tests.unit.data.test_photographs import make_display_p3
 
 _RECEIPT = Receipt(
     model="toyworld", weights_sha256="0" * 64, prompt="a röbot\non the beach", negative_prompt="",
@@ -72,3 +73,17 @@ def test_a_start_image_has_the_size_asked_for(tile: Image.Image) -> None:
     pixels = read_start_image(_file(tile.convert("RGBA")), (32, 16), 2**22)
     assert (pixels.mode, pixels.width_px, pixels.height_px) == ("RGB", 32, 16)
     assert read_start_image(_file(tile, "WEBP"), None, 2**22).width_px == 64
+
+
+def test_a_start_image_is_read_as_viewers_show_it() -> None:
+    image = Image.new("RGB", (60, 40), (202, 59, 51))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    out = io.BytesIO()
+    image.save(out, "JPEG", exif=exif, icc_profile=make_display_p3(), quality=95)
+    pixels = read_start_image(out.getvalue(), None, 2**22)
+    assert (pixels.width_px, pixels.height_px) == (40, 60)
+    colour = pixels.to_image().getpixel((20, 30))
+    assert max(abs(a - b) for a, b in zip(colour, (220, 40, 40), strict=True)) <= 4
+    clear = read_start_image(_file(Image.new("RGBA", (16, 16), (9, 9, 9, 0))), None, 2**22)
+    assert clear.to_image().getpixel((3, 3)) == (255, 255, 255)
