@@ -10,18 +10,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 
+from dreambooth_ray.compat.ray_address import (
+    AddressError,
+    check_client_server,
+    check_head,
+    find_local_address,
+)
 from dreambooth_ray.compat.ray_start import only_needed_processes
 from dreambooth_ray.config.allocator import environment_of_workers
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
-_CONNECT_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 5.0
 
 
 @contextmanager
 def session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Ray, for the length of the block: the cluster at cluster.address, or a local one.
+    """Ray, for the length of the block: the cluster at its address, or a local one.
 
     meanwhile: what needs no Ray, such as large imports; done while a local one comes up
     raises: ConfigError if cluster.address can't be reached
@@ -53,10 +59,10 @@ def connection(
     if address:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, RuntimeError) as error:
             raise ConfigError(
-                f"cluster.address={address!r}: no Ray cluster answers there ({error}); check the "
-                "address, or leave it out to start a local Ray"
+                f"{cluster.address_origin}={address!r}: the Ray there takes no driver ({error}); "
+                f"check the address, or unset {cluster.address_origin} to start a local Ray"
             ) from error
         try:
             meanwhile()
@@ -132,22 +138,38 @@ def check_address(config: Config) -> None:
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
-    """Connect once to cluster.address, if there is one: Ray itself would try for minutes.
+    """Ask once whether a Ray of this version answers at the address, wherever that comes from.
 
-    raises: ConfigError if nothing answers
+    Within 10 s; Ray itself would try for minutes. Nothing is asked where a local Ray is started.
+    raises: ConfigError naming address and origin
     """
-    address = cluster.address
-    if not address:
+    address = cluster.ray_address
+    if address is None:
         return
+    origin = f"{cluster.address_origin}={address!r}"
+    remedy = f"unset {cluster.address_origin} to start a local Ray"
+    if address == "auto":
+        address = find_local_address() or ""
+        if not address:
+            raise ConfigError(f"{origin}: no Ray was started on this machine; {remedy}")
+        origin += f" (this machine's, {address})"
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{origin} is the address of a dashboard or Jobs API; give the head as host:6379 or "
+            f"ray://host:10001, send the run with `dreambooth submit`, or {remedy}"
+        )
+    is_client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
-        raise ConfigError(
-            f"cluster.address={address!r} is not of the form host:port or ray://host:port"
-        )
+        raise ConfigError(f"{origin} is not of the form host:port or ray://host:port; {remedy}")
     try:
-        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"cluster.address={address!r} can't be reached ({error}); check that the cluster is "
-            "up and the port open, or leave the key out to start a local Ray"
+            f"{origin} can't be reached ({error}); check that the cluster is up and the port open, "
+            f"or {remedy}"
         ) from error
+    try:
+        (check_client_server if is_client else check_head)(f"{host}:{port}", _ANSWER_TIMEOUT_S)
+    except AddressError as error:
+        raise ConfigError(f"{origin}: {error}; correct the address, or {remedy}") from error

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
 from dreambooth_ray.errors import DreamBoothError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
@@ -12,23 +13,21 @@ from dreambooth_ray.errors import DreamBoothError
 app = typer.Typer(
     name="catalog", help="Which subjects in storage are served.", no_args_is_help=True
 )
-Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
 
 
 @app.command()
-def rebuild(storage: Storage = "out") -> None:
+def rebuild(storage: StorageArguments = None) -> None:
     """Make it anew from the runs in storage: for those of earlier releases, or after an accident.
 
     Endpoints, commits and deletions may go on meanwhile.
     """
     from dreambooth_ray.storage.catalog import Catalog
     from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
-    from dreambooth_ray.storage.store import Store
 
     def show_progress(unit: str, num_done: int, total: int) -> None:
         print(f"{unit}: {num_done} of {total}", file=sys.stderr, flush=True)
 
-    report = rebuild_catalog(Catalog(Store(storage)), show_progress)
+    report = rebuild_catalog(Catalog(open_storage(storage)), show_progress)
     print(
         f"{report.num_subjects} subjects in {report.num_runs} runs; {report.num_added} versions "
         f"added, {report.num_removed} removed that were gone"
@@ -39,15 +38,14 @@ def rebuild(storage: Storage = "out") -> None:
 
 @app.command()
 def ls(
-    storage: Storage = "out",
+    storage: StorageArguments = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="subjects at most")] = 100,
     after: Annotated[str, typer.Option(help="subject to go on after: the last one shown")] = "",
 ) -> None:
     """List subjects: name, newest run, number of versions; in a fixed order, not sorted."""
     from dreambooth_ray.storage.catalog import Catalog, position
-    from dreambooth_ray.storage.store import Store
 
-    catalog = Catalog(Store(storage))
+    catalog = Catalog(open_storage(storage))
     subjects = catalog.list_subjects(position(after) if after else "", limit)
     for subject in subjects:
         try:

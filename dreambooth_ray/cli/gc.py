@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
 from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
-Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
 Delete = Annotated[bool, typer.Option("--delete", help="remove it; without, it is only shown")]
 OlderThan = Annotated[
     str, typer.Option(help="leave what is younger: a number and s, m, h or d, such as 36h")
@@ -19,7 +19,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def gc(
-    storage: Storage = "out",
+    storage: StorageArguments = None,
     delete: Delete = False,
     older_than: OlderThan = "24h",
     scratch: Annotated[str, typer.Option(help="this host's storage.scratch, if it is set")] = "",
@@ -28,7 +28,7 @@ def gc(
     jobs that ended a week ago, images whose URL has expired, and what processes that died left on
     this host. What a run, a fleet or a lease uses stays.
     """
-    collect_garbage(storage, delete, older_than)
+    collect_garbage(open_storage(storage, may_be_empty=True).uri, delete, older_than)
     collect_scratch(scratch, delete, older_than)
 
 

@@ -6,24 +6,28 @@ from typing import Annotated
 import typer
 
 from dreambooth_ray.cli.gc import Delete, OlderThan, collect_garbage
+from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
 
 # ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
 
 app = typer.Typer(name="priors", help="Class images: list, make, verify, gc.", no_args_is_help=True)
-Storage = Annotated[str, typer.Argument(help="storage.uri of the runs")]
 
 
 @app.command(name="list")
-def list_(storage: Storage = "out") -> None:
+def list_(storage: StorageArguments = None) -> None:
     """Show every set: images, size, runs that use it, prompts."""
     from rich.console import Console
     from rich.table import Table
 
     from dreambooth_ray.priors.prior_catalog import list_sets
-    from dreambooth_ray.storage.store import Store
 
+    store = open_storage(storage)
+    sets = list_sets(store)
+    if not sets:
+        print(f"no class images in {store.uri}")
+        return
     table = Table("set", "images", "MB", "runs", "prompts")
-    for info in list_sets(Store(storage)):
+    for info in sets:
         megabytes = f"{info.size_bytes / 1e6:.1f}"
         table.add_row(
             info.digest, str(info.images), megabytes, str(len(info.runs)), "; ".join(info.prompts)
@@ -54,13 +58,12 @@ def make(
 @app.command()
 def verify(
     digest: Annotated[str, typer.Argument(help="the set, as `priors list` shows it")],
-    storage: Storage = "out",
+    storage: StorageArguments = None,
 ) -> None:
     """Read every byte of a set and compare; exit code 1 if one is not as committed."""
     from dreambooth_ray.priors.prior_catalog import verify_set
-    from dreambooth_ray.storage.store import Store
 
-    problems = verify_set(Store(storage), digest)
+    problems = verify_set(open_storage(storage), digest)
     for problem in problems:
         print(problem)
     if problems:
@@ -71,11 +74,11 @@ def verify(
 
 @app.command()
 def gc(
-    storage: Storage = "out",
+    storage: StorageArguments = None,
     delete: Delete = False,
     older_than: OlderThan = "24h",
 ) -> None:
     """As `dreambooth gc`, of class images alone."""
     from dreambooth_ray.storage import paths
 
-    collect_garbage(storage, delete, older_than, f"{paths.PRIORS}/")
+    collect_garbage(open_storage(storage).uri, delete, older_than, f"{paths.PRIORS}/")

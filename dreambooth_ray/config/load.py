@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dreambooth_ray.config.key_types import KeyType
+from dreambooth_ray.config.machines import StorageConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import expand_home
 from dreambooth_ray.config.serving import ServeConfig
@@ -87,6 +88,15 @@ def parse_options(overrides: list[str]) -> dict[str, Any]:
     return options
 
 
+def load_storage(overrides: list[str]) -> StorageConfig:
+    """The storage section alone, from `storage.key=value` overrides.
+
+    raises: ConfigError naming the key at fault
+    """
+    subject = ["subject.photos=.", "subject.class_noun=any"]
+    return parse_config("", "the command line", [*subject, *overrides]).storage
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; parse_config reads it back to an equal Config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -134,20 +144,20 @@ def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
     Of a key that is not known, the type is anything: it is refused later, with what it is like.
     """
     annotation: Any = schema
-    names, rest = list[str](), key.split(".")
-    while rest:
+    names, name_parts = list[str](), key.split(".")
+    while name_parts:
         key_type = KeyType(annotation)
         section = key_type.section()
-        if section is not None and rest[0] in section.model_fields:
-            names.append(rest.pop(0))
+        if section is not None and name_parts[0] in section.model_fields:
+            names.append(name_parts.pop(0))
             annotation = section.model_fields[names[-1]].annotation
         elif key_type.is_free_mapping():
-            num_inner = 1 if key_type.child("").section() and len(rest) > 1 else 0
-            num_name = len(rest) - num_inner
-            names.append(".".join(rest[:num_name]))
-            rest, annotation = rest[num_name:], key_type.value_annotation()
+            num_inner = 1 if key_type.child("").section() and len(name_parts) > 1 else 0
+            num_name = len(name_parts) - num_inner
+            names.append(".".join(name_parts[:num_name]))
+            name_parts, annotation = name_parts[num_name:], key_type.value_annotation()
         else:
-            return [*names, *rest], Any
+            return [*names, *name_parts], Any
     return names, annotation
 
 

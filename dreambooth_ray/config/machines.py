@@ -58,7 +58,13 @@ class ClusterConfig(Section):
     @property
     def ray_address(self) -> str | None:
         """address, or that of the cluster whose job this process is; None: a local Ray."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        address = (self.address or os.environ.get("RAY_ADDRESS") or "").strip()
+        return None if address in ("", "local") else address
+
+    @property
+    def address_origin(self) -> str:
+        """What ray_address was set by."""
+        return "cluster.address" if self.address else "the environment's RAY_ADDRESS"
 
     @property
     def workers_text(self) -> str:

@@ -46,7 +46,7 @@ def readme_names(
             exec(compile(code, str(README), "exec"), names)
         with Image.open("robot.png") as image, Image.open("by_url.png") as by_url:
             names["receipt_in_image"] = json.loads(image.info["receipt"])
-            assert by_url.tobytes() == image.tobytes()
+            names["receipt_by_url"] = json.loads(by_url.info["receipt"])
     names["client"].close()
     names["api"].close()
     replica.__del__()
@@ -57,6 +57,7 @@ def test_images_receipts_and_edits(readme_names: dict[str, Any]) -> None:
     assert readme_names["receipt_in_image"] == {
         k: v for k, v in readme_names["receipt"].items() if v is not None
     }
+    assert readme_names["receipt_by_url"] == readme_names["receipt_in_image"]
     assert readme_names["event"].type == "image_generation.completed"
     assert readme_names["event"].b64_json
     assert readme_names["edited"].data[0].receipt["strength"] == 0.6

@@ -1,0 +1,84 @@
+"""What answers at a Ray address, asked before Ray itself tries for minutes.
+
+Ray's own client of the head (GCS) tries again and again, prints what it meets, and ends the process
+at last. The same question as one gRPC call has a deadline and an error.
+
+Private: init_grpc_channel of ray._private.grpc_utils, KV_NAMESPACE_CLUSTER of
+ray._private.ray_constants, check_version_info and read_ray_address of ray._private.utils,
+CLUSTER_METADATA_KEY of ray._common.usage.usage_constants, the generated gcs_service_pb2.
+"""
+
+import json
+
+
+class AddressError(Exception):
+    """What is wrong at an address, in words."""
+
+
+def find_local_address() -> str | None:
+    """Address of the cluster that `ray start` has noted on this machine, for `auto`."""
+    from ray._private.utils import read_ray_address
+
+    address: str | None = read_ray_address()
+    return address or None
+
+
+def check_head(address: str, timeout_s: float) -> None:
+    """Ask a cluster's head for its versions. address: host:port
+
+    raises: AddressError: no Ray, another version, no token
+    """
+    # ruff: noqa: PLC0415  as above
+    import grpc
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+    from ray._private.utils import check_version_info
+    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+
+    request = InternalKVGetRequest(namespace=KV_NAMESPACE_CLUSTER, key=CLUSTER_METADATA_KEY)
+    channel = init_grpc_channel(address)
+    try:
+        reply = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=timeout_s)
+        check_version_info(json.loads(reply.value), "this installation", raise_on_mismatch=True)
+    except grpc.RpcError as error:
+        raise AddressError(_explain_call(error)) from error
+    except ValueError as error:
+        raise AddressError(
+            "what answers there is no Ray head of a version that is known"
+        ) from error
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise AddressError(f"the cluster has another version: {text}") from error
+    finally:
+        channel.close()
+
+
+def check_client_server(address: str, timeout_s: float) -> None:
+    """That a Ray Client server may be at host:port: something that speaks gRPC.
+
+    raises: AddressError; versions and token are looked at by Ray's client as it connects
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    channel = init_grpc_channel(address)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+    except grpc.FutureTimeoutError as error:
+        raise AddressError("what answers there is no Ray Client server") from error
+    finally:
+        channel.close()
+
+
+def _explain_call(error: object) -> str:
+    import grpc
+
+    code = error.code() if isinstance(error, grpc.Call) else None
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return (
+            "the cluster refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
+            "cluster's own"
+        )
+    return f"what answers there is no Ray head ({code.name if code else error})"
