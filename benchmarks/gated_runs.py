@@ -3,6 +3,7 @@
 They are the runs of `dreambooth train`: Ray Train's worker, Lightning, tracking.
 """
 
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,19 +38,27 @@ from dreambooth_ray.training.worker_job import WorkerJob
 ENDLESS = 1_000_000
 
 
-def make_config(folder: Path, setting: Setting, name: str, workers: int, *overrides: str) -> Config:
+def make_config(
+    folder: Path,
+    setting: Setting,
+    name: str,
+    workers: int,
+    *overrides: str,
+    num_class_images: int = 8,
+) -> Config:
     """A run of the toy recipe without checkpoints, on photographs written to the folder."""
     photos, class_folder = folder / "photos", folder / "others"
     if not photos.exists():
         write_photographs(photos, 7, "robot", 5, 256)
-        for seed in range(8):
+        for seed in range(num_class_images):
             write_photographs(class_folder / str(seed), 100 + seed, "robot", 1, 256)
             (class_folder / str(seed) / "00.png").rename(class_folder / f"{seed}.png")
             (class_folder / str(seed)).rmdir()
     side_px = _read_side_px(setting.model)
     settings = [
         f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos}",
-        "subject.class_noun=robot", f"prior.folder={class_folder}", "prior.count=8",
+        "subject.class_noun=robot",
+        f"prior.folder={class_folder}", f"prior.count={num_class_images}",
         f"train.resolution={side_px}", f"train.batch_size={workers}", f"train.steps={ENDLESS}",
         f"train.method={'lora' if name.startswith('lora') else 'full'}", "train.lr=1.0e-6",
         f"checkpoint.every={ENDLESS}", f"cluster.workers={workers}", "cluster.max_failures=0",
@@ -76,19 +85,21 @@ def _read_side_px(model: str) -> int:
 
 
 def _make_trainer(
-    settings: dict[str, Any], config: Config, run: Store, allocator: Mapping[str, str]
+    settings: dict[str, Any], config: Config, storage_path: str, allocator: Mapping[str, str]
 ) -> Trainer:
-    """The trainer of the product's driver, on CPUs."""
+    """The trainer of the product's driver. storage_path: of Ray Train's own state."""
     return Trainer(
         gated_worker.train,
         is_local=config.cluster.ray_address is None,
-        restarts=RestartRecorder(run, 0),
+        restarts=RestartRecorder(Store(settings["job"]["run_uri"]), 0),
         train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=config.cluster.workers),
-        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.workers, use_gpu=config.cluster.gpus
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.cluster.gpus else "gloo"),
         run_config=RunConfig(
             name=paths.RAY_TRAIN,
-            storage_path=run.uri,
+            storage_path=storage_path,
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": {**allocator, "OMP_NUM_THREADS": "1"}},
         ),
@@ -134,11 +145,13 @@ def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) ->
 
     def train() -> None:
         settings = {"job": asdict(job), "gate_actor": gate_actor}
-        try:
-            _make_trainer(settings, config, run, allocator).fit()
-        except Exception as error:  # raised by the caller that waits at the gate actor
-            failure.append(error)
-            ray.kill(gate_actor)
+        with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
+            storage_path = run.uri if run.is_local else scratch
+            try:
+                _make_trainer(settings, config, storage_path, allocator).fit()
+            except Exception as error:  # raised by the caller that waits at the gate actor
+                failure.append(error)
+                ray.kill(gate_actor)
 
     thread = threading.Thread(target=train, name=str(config.run_id), daemon=True)
     thread.start()

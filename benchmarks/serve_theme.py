@@ -63,7 +63,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
         storage, answers = Path(name) / "storage", Path(name) / "answers"
         answers.mkdir()
-        bundles = make_subjects(storage, setting.model)
+        bundles = make_subjects(str(storage), setting.model)
         bench = ServeBenchmark(bundles, storage, answers, replicas, setting.model)
         with ExitStack() as stack:
             stack.enter_context(serve_fastapi.serve_pipelines(bundles, FASTAPI_PORT, replicas))

@@ -15,8 +15,11 @@ from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
 
 
-def make_subjects(storage: Path, model: str) -> dict[str, str]:
-    """Adapters of random weights, committed as runs would commit them; folders by name."""
+def make_subjects(storage: str, model: str) -> dict[str, str]:
+    """Adapters of random weights, committed as runs would commit them; folders by name.
+
+    storage: URI
+    """
     base_directory, folders, settings = model_directory(model), {}, LoraConfig()
     for k, run_id in enumerate(SUBJECTS):
         parts = load_components(base_directory)
@@ -32,8 +35,8 @@ def make_subjects(storage: Path, model: str) -> dict[str, str]:
                 "base_model": model,
                 "base_hash": model_hash(base_directory),
             }
-            store = Store(str(storage)).sub(paths.run(run_id))
+            store = Store(storage).sub(paths.run(run_id))
             manifest.publish_folder(store, paths.BUNDLE, Path(folder), metadata)
             publish_run(store)
-        folders[run_id] = str(storage / paths.run(run_id) / paths.BUNDLE)
+        folders[run_id] = f"{storage}/{paths.run(run_id)}/{paths.BUNDLE}"
     return folders

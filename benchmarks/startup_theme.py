@@ -62,7 +62,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         clusters = head.enter_context(_start_head(folder))
         # What replicas need comes up beside the head, and waits while runs are submitted.
         with connection(ClusterConfig(), 4, is_bare=True):
-            served = list(make_subjects(storage, setting.model))[: setting.pick(2, 4)]
+            served = list(make_subjects(str(storage), setting.model))[: setting.pick(2, 4)]
             first_start, *later_starts = _measure_submits(
                 folder, clusters, class_images, setting.pick(1, 4)
             )

@@ -79,6 +79,9 @@ class LocalCluster:
             if s3:
                 cluster._start_store()
             cluster._start_host(HEAD, cluster._ray_command(HEAD, head=True))
+            if wait:
+                # A worker gives up on a head that takes long to come up, as on a loaded machine.
+                cluster.wait_ready()
             for _ in range(num_hosts - 1):
                 cluster.add_worker()
             if wait:

@@ -52,19 +52,44 @@ app = typer.Typer(
 
 def _make_command(theme: str) -> Callable[..., None]:
     def measure(
-        workers: Annotated[str, typer.Option(help="numbers of workers or actors")] = "1,2",
+        workers: Annotated[
+            str, typer.Option(help="numbers of workers or actors; 1,2, or all that a cluster has")
+        ] = "",
         model: Annotated[str, typer.Option(help="as model.uri")] = "toyworld",
         profile: Annotated[str, typer.Option(help="smoke, within a minute, or full")] = "full",
         file: Annotated[Path | None, typer.Option("--json", help="where it goes")] = None,
+        address: Annotated[
+            str, typer.Option(help="train and serve: of a Ray cluster to measure instead")
+        ] = "",
+        storage: Annotated[str, typer.Option(help="with --address: that all hosts see")] = "out",
+        gpus: Annotated[bool, typer.Option("--gpus", help="with --address: one a worker")] = False,
     ) -> None:
-        _run_theme(theme, workers, model, profile, file)
+        if profile not in ("smoke", "full"):
+            raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
+        if address:
+            cluster = {"address": address, "storage": storage, "gpus": gpus}
+            _run_on_cluster(theme, workers, model, profile, file, cluster)
+        else:
+            _run_theme(theme, workers or "1,2", model, profile, file)
 
     return measure
 
 
+def _run_on_cluster(
+    theme: str, workers: str, model: str, profile: str, file: Path | None, cluster: dict[str, Any]
+) -> None:
+    """cluster: `address`, `storage` and `gpus` of a ClusterSetting"""
+    from benchmarks.cluster_throughput import ClusterSetting, run_cluster_benchmark
+    from benchmarks.theme import parse_workers
+
+    counts = parse_workers(workers) if workers else ()
+    setting = ClusterSetting(
+        model=model, workers=counts, profile="smoke" if profile == "smoke" else "full", **cluster
+    )
+    _write_record(run_cluster_benchmark(theme, setting), file)
+
+
 def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
-    if profile not in ("smoke", "full"):
-        raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
     # Before torch is imported: one thread each is how the peers are compared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from benchmarks.theme import Setting, parse_workers, run_theme

@@ -35,7 +35,7 @@ class FittingSettings:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _MemorySetting:
     """A setting that saves memory. package: that it needs, if any."""
 
     key: str
@@ -70,7 +70,7 @@ def find_fitting_settings(
         for candidate in _list_candidates(config)
         if not candidate.package or has_package(candidate.package)
     ]
-    settings: dict[str, _Candidate] = {}
+    settings: dict[str, _MemorySetting] = {}
     needed_bytes = estimate_footprint(config, directory).total_bytes
     for candidate in candidates:
         if needed_bytes <= limit_bytes:
@@ -96,8 +96,8 @@ def find_fitting_settings(
 
 
 def _list_cheaper(
-    settings: dict[str, _Candidate], key: str, candidates: list[_Candidate]
-) -> Iterator[dict[str, _Candidate]]:
+    settings: dict[str, _MemorySetting], key: str, candidates: list[_MemorySetting]
+) -> Iterator[dict[str, _MemorySetting]]:
     """Without a key, then with each value of it that comes before the one there."""
     yield {name: candidate for name, candidate in settings.items() if name != key}
     values = [candidate for candidate in candidates if candidate.key == key]
@@ -140,31 +140,31 @@ def find_heaviest_key(config: Config, footprint: TrainingFootprint) -> str:
     return "train.method"
 
 
-def _list_candidates(config: Config) -> Iterator[_Candidate]:
+def _list_candidates(config: Config) -> Iterator[_MemorySetting]:
     """Each on top of those before; those that the configuration does not allow are passed over."""
-    train, quantized = config.train, _Candidate("model.quantization", "nf4", "bitsandbytes")
+    train, quantized = config.train, _MemorySetting("model.quantization", "nf4", "bitsandbytes")
     if config.cluster.gpus:
         if train.precision == "32":
-            yield _Candidate("train.precision", "bf16-mixed")
-        yield _Candidate("train.cuda_graphs", False)
+            yield _MemorySetting("train.precision", "bf16-mixed")
+        yield _MemorySetting("train.cuda_graphs", False)
         if train.optimizer == "adamw":
-            yield _Candidate("train.optimizer", "adamw8bit", "bitsandbytes")
+            yield _MemorySetting("train.optimizer", "adamw8bit", "bitsandbytes")
     share = train.batch_size // config.cluster.span.max
     for num_parts in range(train.accumulate + 1, share + 1):
         if share % num_parts == 0:
-            yield _Candidate("train.accumulate", num_parts)
-    yield _Candidate("train.gradient_checkpointing", True)
+            yield _MemorySetting("train.accumulate", num_parts)
+    yield _MemorySetting("train.gradient_checkpointing", True)
     if config.cluster.gpus and config.model.quantization == "none":
         yield quantized
     if train.text_encoder and train.unet:
-        yield _Candidate("train.text_encoder", False)
+        yield _MemorySetting("train.text_encoder", False)
     if train.method == "full":
-        yield _Candidate("train.method", "lora")
+        yield _MemorySetting("train.method", "lora")
         if config.cluster.gpus and config.model.quantization == "none":
             yield quantized
 
 
-def _apply(config: Config, candidates: dict[str, _Candidate]) -> Config | None:
+def _apply(config: Config, candidates: dict[str, _MemorySetting]) -> Config | None:
     """The configuration with other values; None where that is not allowed.
 
     Rates of another method are left to its defaults, as on the command line.

@@ -1,0 +1,169 @@
+"""The endpoint on a cluster: offered load against latency, while replicas go from 1 to N and back.
+
+Loads are shares of what one replica has in the closed loop of one caller. Images are asked for by a
+Poisson process whether or not earlier ones have come.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray.serve
+
+from benchmarks.callers import GENERATE
+from benchmarks.cluster_throughput import ClusterSetting, find_head_address
+from benchmarks.serve_theme import run_callers, warm_up
+from benchmarks.served_subjects import make_subjects
+from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.errors import CapacityError, ConfigError
+from serve.app import build
+from serve.image_service import DEFAULT_POOL
+
+PORT, APPLICATION = 8765, "dreambooth-bench"
+# Of one replica's own rate: little, and for each of N replicas.
+LITTLE, MUCH = 0.3, 0.7
+# Phases of rising, or of falling, load at most: replicas come and go in their own time.
+MAX_PHASES = 12
+_POLL_S = 0.5
+
+
+def measure(setting: ClusterSetting, counts: tuple[int, ...]) -> dict[str, Any]:
+    """Phases of load on an endpoint of its own, which is taken down afterwards.
+
+    raises: ConfigError if the cluster serves something already
+    """
+    if ray.serve.status().applications:
+        raise ConfigError(
+            f"the cluster at {setting.address} serves {', '.join(ray.serve.status().applications)}:"
+            " bench would disturb it, and take its replicas; measure on a cluster that serves none"
+        )
+    config = make_serve_config(setting, max(counts))
+    make_subjects(setting.storage, setting.model)
+    try:
+        ray.serve.start(http_options={"host": "0.0.0.0", "port": PORT})
+        ray.serve.run(build(config), name=APPLICATION)
+        url = f"http://{find_head_address()}:{PORT}{GENERATE}"
+        warm_up(url, 1)
+        with _watch_replicas() as replicas:
+            cases = _run_phases(url, replicas, max(counts), setting.pick(8, 30))
+    finally:
+        ray.serve.shutdown()
+    return {
+        "cases": cases,
+        "replicas_by_second": replicas.history,
+        "configuration": {
+            "device": setting.device, "replicas": config.replicas.model_dump(mode="json"),
+            "seconds_a_phase": setting.pick(8, 30),
+        },
+    }  # fmt: skip
+
+
+def make_serve_config(setting: ClusterSetting, most: int) -> ServeConfig:
+    """From one replica to `most`; in smoke profile they come for less work, and go sooner."""
+    replicas = {
+        "minimum": 1, "maximum": most, "gpus": setting.gpus,
+        "target_steps": setting.pick(40, 400), "downscale_delay_s": setting.pick(5, 60),
+    }  # fmt: skip
+    return ServeConfig.model_validate(
+        {
+            "storage": {"uri": setting.storage},
+            "models": {"base": setting.model},
+            "replicas": replicas,
+            "cluster": {"address": setting.address},
+        }
+    )
+
+
+class ReplicaCount:
+    """How many replicas answer, looked at twice a second by a thread."""
+
+    def __init__(self) -> None:
+        self.history: list[tuple[float, int]] = []
+        self._ended, self._start_s = threading.Event(), time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="replicas", daemon=True)
+        self.now = count_replicas()
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self.now = count_replicas()
+            if not self.history or self.history[-1][1] != self.now:
+                self.history.append((round(time.monotonic() - self._start_s, 1), self.now))
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+
+@contextmanager
+def _watch_replicas() -> Iterator[ReplicaCount]:
+    replicas = ReplicaCount()
+    try:
+        yield replicas
+    finally:
+        replicas.end()
+
+
+def count_replicas() -> int:
+    """Replicas of the default pool that run."""
+    application = ray.serve.status().applications[APPLICATION]
+    return int(application.deployments[DEFAULT_POOL].replica_states.get("RUNNING", 0))
+
+
+def _run_phases(
+    url: str, replicas: ReplicaCount, most: int, seconds: float
+) -> list[dict[str, Any]]:
+    """One replica, more and more, N, fewer, and one again.
+
+    raises: CapacityError if replicas neither come nor go while load does
+    """
+    alone = run_callers(url, seconds, "--callers", "1")
+    rate = alone["images_per_s"]
+    cases = [{"phase": "one caller", **alone, "replicas": [replicas.now] * 2}]
+
+    def run_phase(phase: str, share: float) -> None:
+        before = replicas.now
+        record = run_callers(url, seconds, "--rate", str(share * rate))
+        # Arrivals are random: in a short phase not the rate that was asked for.
+        offered = round((record["images"] + record["failures"]) / seconds, 4)
+        cases.append(
+            {"phase": phase, **record, "offered_per_s": offered, "replicas": [before, replicas.now]}
+        )
+        print(cases[-1], file=sys.stderr)
+
+    def run_until(count: int, phase: str, share: float) -> None:
+        for _ in range(MAX_PHASES):
+            if replicas.now == count:
+                return
+            run_phase(phase, share)
+        raise CapacityError(
+            f"after {MAX_PHASES} phases of {seconds} s there are {replicas.now} replicas, not "
+            f"{count}; is there room for them on the cluster?"
+        )
+
+    run_phase("one replica", LITTLE)
+    run_until(most, "load rises", max(2.0, MUCH * most))
+    run_phase(f"{most} replicas", MUCH * most)
+    run_until(1, "load falls", LITTLE / 2)
+    run_phase("one replica again", LITTLE)
+    return cases
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """A row a phase."""
+    lines = [
+        "| phase | replicas | offered images/s | images/s | p50 s | p95 s | failures |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in record["cases"]:
+        before, after = case["replicas"]
+        offered = f"{case['offered_per_s']:.2f}" if "offered_per_s" in case else "one by one"
+        lines.append(
+            f"| {case['phase']} | {before} -> {after} | {offered} | {case['images_per_s']:.2f} "
+            f"| {case['p50_s']:.2f} | {case['p95_s']:.2f} | {case['failures']} |"
+        )
+    return "\n".join(lines)
