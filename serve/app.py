@@ -6,7 +6,6 @@ ServeConfig's keys as `args`.
 
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import ray.serve
@@ -14,8 +13,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
-from dreambooth_ray.models.source import model_directory
 from serve.auth import Authenticator
+from serve.base_models import check_models
 from serve.deployment import Gateway
 from serve.image_service import DEFAULT_POOL
 from serve.provenance import Signer
@@ -29,7 +28,7 @@ _SPARE_REQUESTS = 2
 def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
     _validate_config(args)
-    args = args.model_copy(update={"models": _check_models(args)})
+    args = args.model_copy(update={"models": check_models(args)})
     replicas = args.replicas
     default_scale = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
     pools = {DEFAULT_POOL: _build_pool(args, DEFAULT_POOL, default_scale)}
@@ -55,20 +54,6 @@ def _validate_config(config: ServeConfig) -> None:
         Signer(config.provenance)
     if secret := os.environ.get(config.webhook_secret_env):
         check_secret(secret, config.webhook_secret_env)
-
-
-def _check_models(config: ServeConfig) -> dict[str, str]:
-    """URIs of the models by id, absolute; raises ConfigError naming one that can't be loaded."""
-    uris = {}
-    for name, uri in config.models.items():
-        is_elsewhere = config.cluster.ray_address and not Path(uri).expanduser().exists()
-        if uri == "toyworld" or is_elsewhere:
-            # Hosts of a cluster have folders that this one has not: their replicas look.
-            uris[name] = uri
-        else:
-            model_directory(uri, f"models.{name}")
-            uris[name] = str(Path(uri).expanduser().absolute())
-    return uris
 
 
 def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:

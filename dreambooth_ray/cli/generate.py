@@ -37,6 +37,9 @@ def generate(
     params: SamplingParams,
 ) -> None:
     """Generate images with a trained subject; prints their paths."""
+    from dreambooth_ray.models.source import inspect_model
+
+    inspect_model(model, "MODEL")
     with large_imports():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import generate_files, parse_size

@@ -33,11 +33,13 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
+    from dreambooth_ray.models.source import inspect_model, model_directory
+
+    inspect_model(model, "MODEL")
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder
     from dreambooth_ray.models.components import load_components
-    from dreambooth_ray.models.source import model_directory
     from dreambooth_ray.sampling.engine import Engine
 
     parts = load_components(model_directory(model, key="MODEL"))

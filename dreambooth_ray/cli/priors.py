@@ -41,14 +41,15 @@ def make(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
 ) -> None:
     """Generate the class images a recipe needs, without training; prints their folder's URI."""
-    from cluster.session import session
-    from dreambooth_ray import pipeline
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
     from dreambooth_ray.preparation import prepare_run
 
     display = TrainingDisplay()
     prepared = prepare_run(load_config(recipe, overrides or []), display)
+    from cluster.session import session
+    from dreambooth_ray import pipeline
+
     request = pipeline.plan_priors(prepared, prepared.config.prior.count)
     with session(prepared.config):
         store = pipeline.generate_missing_priors(prepared, request, display)

@@ -40,9 +40,8 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
 ) -> None:
     """Serve base models and every subject in storage over HTTP, until interrupted."""
-    from cluster.session import connection
     from dreambooth_ray.config.load import load_serve_config
-    from dreambooth_ray.models.source import refuse_flow_toy
+    from serve.base_models import check_models
     from serve.listen_address import check_listen_address
 
     all_overrides = list(overrides or [])
@@ -52,10 +51,11 @@ def serve(
     all_overrides += [f"host={host}"] if host is not None else []
     all_overrides += [f"port={port}"] if port is not None else []
     settings = load_serve_config(config, all_overrides)
-    for name, uri in settings.models.items():
-        refuse_flow_toy(uri, f"models.{name}")
+    check_models(settings)
     if not settings.cluster.ray_address:
         check_listen_address(settings.host, settings.port)
+    from cluster.session import connection
+
     # Read by Ray's processes when they start: the pools are looked at every second.
     for side in ("REPLICA", "HANDLE"):
         os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")

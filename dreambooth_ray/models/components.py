@@ -35,6 +35,11 @@ from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths
 
 _PROCESSOR = "feature_extractor"
+# Of files that a person has to mend; the rest a disk may recover from.
+_PERMANENT_ERRNOS = (
+    None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EINVAL,
+)  # fmt: skip
 
 
 @dataclass
@@ -131,7 +136,7 @@ def explained_loading(folder: Path) -> Iterator[None]:
         if isinstance(error, MemoryError) or "allocate memory" in text:
             raise
         # Libraries raise OSError without a number for files that they miss.
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        if isinstance(error, OSError) and error.errno not in _PERMANENT_ERRNOS:
             raise StorageError(f"{folder} can't be read: {text}; try again") from error
         raise ConfigError(
             f"{folder} can't be loaded: {text}; copy the model directory again"

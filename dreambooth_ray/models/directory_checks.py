@@ -3,11 +3,13 @@
 Configurations and the headers of weights are read, no tensor is loaded; nothing heavy is imported.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
 from dreambooth_ray.models.weight_files import STEMS, find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
@@ -20,6 +22,7 @@ PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy",
 )
+_COPY_AGAIN = "copy it again, or take a model that diffusers has written"
 _WHAT = "it must be a Stable Diffusion 1.x or 2.x directory in diffusers format"
 
 
@@ -35,6 +38,9 @@ def check_directory(directory: Path) -> None:
             raise ConfigError(f"it has no {part}/ in it; {_WHAT}, with {', '.join(PARTS)}")
     configs = {part: read_part_config(directory, part) for part in ("unet", "vae", "text_encoder")}
     _check_classes(directory, configs)
+    for part, config in {**configs, "scheduler": read_part_config(directory, "scheduler")}.items():
+        if problem := find_bad_value(part, config):
+            raise ConfigError(f"{directory / part / CONFIG_FILES[part]}: {problem}; {_COPY_AGAIN}")
     _check_unet(directory, configs)
     _check_scheduler(directory)
     _check_tokenizer(directory, configs["text_encoder"])
@@ -59,16 +65,13 @@ def _check_classes(directory: Path, configs: dict[str, dict[str, Any]]) -> None:
         class_name = configs[part].get("_class_name", name)
         if class_name != name:
             raise ConfigError(f"{directory / part} is a {class_name}, not a {name}; {_WHAT}")
-    kind = configs["text_encoder"].get("model_type", "clip_text_model")
-    if kind != "clip_text_model":
-        raise ConfigError(f"{directory / 'text_encoder'} is a {kind}, not CLIP's; {_WHAT}")
 
 
 def _check_unet(directory: Path, configs: dict[str, dict[str, Any]]) -> None:
     unet, folder = configs["unet"], directory / "unet"
     if unet["addition_embed_type"] == "text_time":
         raise ConfigError(f"{folder} is Stable Diffusion XL's UNet; {_WHAT}")
-    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim"):
+    for key in ("addition_embed_type", "num_class_embeds", "encoder_hid_dim"):
         if unet[key] is not None:
             raise ConfigError(
                 f"{folder} needs inputs beside the prompt ({key}={unet[key]!r}); {_WHAT}"
@@ -116,6 +119,21 @@ def _check_tokenizer(directory: Path, text_encoder: dict[str, Any]) -> None:
             f"{folder} knows {len(words)} words and text_encoder/ {text_encoder['vocab_size']}; "
             "the parts are of different models"
         )
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            _check_special_tokens(folder / name, words)
+
+
+def _check_special_tokens(path: Path, words: Mapping[str, int]) -> None:
+    """A begin or an end that is no word would get a number that the text encoder has no row for."""
+    config = read_json(path)
+    if problem := find_bad_value("tokenizer", config):
+        raise ConfigError(f"{path}: {problem}; {_COPY_AGAIN}")
+    for key in ("bos_token", "eos_token", "pad_token"):
+        token = config.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and text not in words:
+            raise ConfigError(f"{path}: {key}={text!r} is no word of the tokenizer; {_COPY_AGAIN}")
 
 
 def _check_merges(path: Path, words: dict[str, int]) -> None:

@@ -55,6 +55,15 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     return folder
 
 
+def inspect_model(uri: str, key: str) -> None:
+    """Look at a model before anything heavy is imported; one in object storage is looked at later.
+
+    raises: ConfigError as `model_directory`
+    """
+    if "://" not in uri:
+        model_directory(uri, key)
+
+
 def refuse_flow_toy(uri: str, key: str) -> None:
     """raises: ConfigError for the model that nothing but `toyworld score` takes yet"""
     if uri == FLOW_TOY:

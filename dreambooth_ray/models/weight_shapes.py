@@ -10,8 +10,13 @@ from typing import Any
 Shapes = dict[str, list[int]]
 # One tensor for each layer of a part: what is there and not expected is of another model as well.
 _LAYERS = {
-    "unet": re.compile(r"(down|up)_blocks\.\d+\.resnets\.\d+\.conv2\.weight"),
-    "vae": re.compile(r"(encoder\.down|decoder\.up)_blocks\.\d+\.resnets\.\d+\.conv2\.weight"),
+    "unet": re.compile(
+        r"(down|up)_blocks\.\d+\.resnets\.\d+\.conv2\.weight|.+\.transformer_blocks\.\d+\.attn2\.to_k\.weight"
+    ),
+    "vae": re.compile(
+        r"(encoder\.down|decoder\.up)_blocks\.\d+\.resnets\.\d+\.conv2\.weight|(post_)?quant_conv\.weight"
+        r"|(en|de)coder\.mid_block\.attentions\.0\.group_norm\.weight"
+    ),
     "text_encoder": re.compile(r"encoder\.layers\.\d+\.mlp\.fc1\.weight"),
 }
 
@@ -71,22 +76,68 @@ def _expect_unet(config: Mapping[str, Any]) -> Shapes:
     widths = list(config["block_out_channels"])
     down = _spread(config["layers_per_block"], len(widths))
     up = [count + 1 for count in reversed(down)]
+    kernels = [[config.get(key, 3)] * 2 for key in ("conv_in_kernel", "conv_out_kernel")]
+    time_width = config.get("time_embedding_dim") or 4 * widths[0]
     return {
-        "conv_in.weight": [widths[0], config["in_channels"], 3, 3],
-        "conv_out.weight": [config["out_channels"], widths[0], 3, 3],
+        "conv_in.weight": [widths[0], config["in_channels"], *kernels[0]],
+        "conv_out.weight": [config["out_channels"], widths[0], *kernels[1]],
+        "time_embedding.linear_1.weight": [time_width, widths[0]],
         **_resnet_shapes("down", widths, down),
         **_resnet_shapes("up", widths[::-1], up),
+        **_expect_attention(config, widths, down, up),
     }
+
+
+def _expect_attention(
+    config: Mapping[str, Any], widths: list[int], down: list[int], up: list[int]
+) -> Shapes:
+    """Of transformers: how each begins, and a layer of each of their blocks.
+
+    down, up: numbers of them in a block of the one half and of the other
+    """
+    num_blocks = len(widths)
+    depths = _spread(config.get("transformer_layers_per_block", 1), num_blocks)
+    text_widths = _spread(config["cross_attention_dim"], num_blocks)
+    groups = [("mid_block", widths[-1], 1, depths[-1], text_widths[-1])]
+    for half, counts, order in (("down", down, 1), ("up", up, -1)):
+        types = config.get(f"{half}_block_types", ())
+        blocks = zip(widths[::order], counts, depths[::order], text_widths[::order], strict=True)
+        groups += [
+            (f"{half}_blocks.{index}", *block)
+            for index, (kind, block) in enumerate(zip(types, blocks, strict=False))
+            if kind.startswith("CrossAttn")
+        ]
+    shapes = {}
+    for prefix, width, count, depth, text_width in groups:
+        for name in (f"{prefix}.attentions.{layer}" for layer in range(count)):
+            is_linear = bool(config.get("use_linear_projection"))
+            shapes[f"{name}.proj_in.weight"] = [width, width, *([] if is_linear else [1, 1])]
+            for block in range(depth):
+                shapes[f"{name}.transformer_blocks.{block}.attn2.to_k.weight"] = [width, text_width]
+    return shapes
 
 
 def _expect_vae(config: Mapping[str, Any]) -> Shapes:
     widths, layers = list(config["block_out_channels"]), config["layers_per_block"]
+    latents = config["latent_channels"]
+    optional_shapes = {
+        "quant_conv.weight": ("use_quant_conv", [2 * latents, 2 * latents, 1, 1]),
+        "post_quant_conv.weight": ("use_post_quant_conv", [latents, latents, 1, 1]),
+        **{
+            f"{half}.mid_block.attentions.0.group_norm.weight": (
+                "mid_block_add_attention",
+                [widths[-1]],
+            )
+            for half in ("encoder", "decoder")
+        },
+    }
     return {
         "encoder.conv_in.weight": [widths[0], config["in_channels"], 3, 3],
-        "decoder.conv_in.weight": [widths[-1], config["latent_channels"], 3, 3],
+        "decoder.conv_in.weight": [widths[-1], latents, 3, 3],
         "decoder.conv_out.weight": [config["out_channels"], widths[0], 3, 3],
         **_resnet_shapes("encoder.down", widths, [layers] * len(widths)),
         **_resnet_shapes("decoder.up", widths[::-1], [layers + 1] * len(widths)),
+        **{name: shape for name, (key, shape) in optional_shapes.items() if config[key]},
     }
 
 

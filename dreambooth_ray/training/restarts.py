@@ -27,6 +27,8 @@ from dreambooth_ray.training.worker_messages import post_message
 
 # A person has to mend these: the next attempt would end the same way.
 PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
+# Of a program or of what is installed, which a second try finds as the first did.
+_DEFECTS = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
 # What torch's gloo backend says when the worker at the other end is gone. It raises plain
 # RuntimeErrors, so there is no type to go by.
 _LOST_PEER = re.compile(r"gloo|connection (closed|reset)|broken pipe|socket closed", re.IGNORECASE)
@@ -75,6 +77,8 @@ class RestartPolicy:
             return False
         if any(is_outage(failure) for failure in failures):
             return True
+        if any(isinstance(failure, _DEFECTS) for failure in failures):
+            return False
         signatures = {_error_signature(failure) for failure in failures}
         is_repeated = bool(signatures & self._seen_signatures)
         self._seen_signatures |= signatures

@@ -80,3 +80,10 @@ def test_restarts_are_written_down_and_said() -> None:
     assert messages[1] == (
         "restart: attempt 3 goes on from step 0, because ValueError: operands of shape (2, 3)"
     )
+
+
+def test_a_defect_is_not_tried_again_but_beside_an_outage() -> None:
+    for defect in (TypeError("x"), ImportError("no module"), NotImplementedError("x")):
+        assert not RestartPolicy(3).should_restart([defect], 0)
+        assert RestartPolicy(3).should_restart([defect, StorageError("gone")], 0)
+    assert RestartPolicy(3).should_restart([RuntimeError("x")], 0)
