@@ -180,8 +180,11 @@ def _compare_pipelines(
     dtype: torch.dtype,
     kind: str,
 ) -> None:
-    """raises: ConfigError naming a weight that is read otherwise than it was written"""
-    for part in PARTS:
+    """Each part of `read` is dropped once it is compared, the largest last: few are in memory.
+
+    raises: ConfigError naming a weight that is read otherwise than it was written
+    """
+    for part in reversed(PARTS):
         read_weights = getattr(read, part).state_dict()
         weights = unet if part == "unet" else getattr(written, part).state_dict()
         differing = sorted(read_weights.keys() ^ weights.keys()) or [
@@ -194,6 +197,7 @@ def _compare_pipelines(
                 f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
                 f"than they were written, {differing[0]} for one; take another --format"
             )
+        setattr(read, part, None)
 
 
 def refuse_overflow(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
