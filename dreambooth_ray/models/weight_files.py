@@ -20,6 +20,7 @@ STEMS = {
     "text_encoder": "model",
 }
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_LFS_POINTER = b"version https://git-lfs"
 # A header of JSON, never larger: the bound of safetensors' own reader.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -107,6 +108,11 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         with path.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ConfigError(
+                    f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` there"
+                )
+            stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
             size = path.stat().st_size
             if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):

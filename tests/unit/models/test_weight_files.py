@@ -66,3 +66,12 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, kept_bytes: int) -> Non
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"):
         read_header(path)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3438167540\n"
+    )
+    with pytest.raises(ConfigError, match=r"model\.safetensors is a pointer.*git lfs pull"):
+        read_header(path)
