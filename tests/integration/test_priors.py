@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,29 @@ def test_one_actor_or_several_and_one_killed_generate_the_same_set(
     request = PriorRequest(spec, 24, toy_model)
     set_of_one = generate(tmp_path / "one", request, 1)
     killed: list[int] = []
+    has_begun, has_ended = threading.Event(), threading.Event()
 
-    def kill_once(num_done: int, total: int) -> None:
-        busy = generating_actors()
-        if num_done and busy and not killed:
-            killed.append(busy[0].pid)
-            busy[0].kill()
+    def kill_one() -> None:
+        """The first that generates once a chunk is there."""
+        has_begun.wait(120)
+        while not killed and not has_ended.wait(0.002):
+            for actor in generating_actors()[:1]:
+                with suppress(psutil.NoSuchProcess):
+                    actor.kill()
+                    killed.append(actor.pid)
 
-    set_of_two = generate(tmp_path / "two", request, 2, kill_once)
+    def begin(num_done: int, total: int) -> None:
+        if num_done:
+            has_begun.set()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        set_of_two = generate(tmp_path / "two", request, 2, begin)
+    finally:
+        has_begun.set()
+        has_ended.set()
+        killer.join()
     assert killed
     assert content(set_of_one) == content(set_of_two)
     assert len(select_records(spec, committed_chunks(set_of_two)).accepted) >= 24
