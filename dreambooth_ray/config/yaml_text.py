@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import ReaderError
 
 from dreambooth_ray.config.key_types import KeyType
 from dreambooth_ray.errors import ConfigError
@@ -51,22 +52,24 @@ def parse_yaml(text: str, origin: str, annotation: Any) -> Any:
 
     raises: ConfigError naming the origin, with line and key
     """
-    loader = yaml.SafeLoader(text.removeprefix("\ufeff"))
-    loader.name = origin
     try:
-        node = loader.get_single_node()
+        node = yaml.SafeLoader(text.removeprefix("\ufeff")).get_single_node()
         if node is None:
             return None
         _refuse_duplicates(node, origin, "", set())
         return _read_node(node, KeyType(annotation))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin}{_explain(error)}; correct the file") from error
+        raise ConfigError(f"{origin}{_explain(error, text)}; correct the file") from error
     except RecursionError as error:
         raise ConfigError(f"{origin} is nested too deeply; correct the file") from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, text: str) -> str:
     """Where a document is no YAML and why, without its text: that may be a secret."""
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        encoding = "; it may be UTF-16, save it as UTF-8" if "\0" in text else ""
+        return f" line {line}: the character U+{error.character:04X} can't be there{encoding}"
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:
         reason = getattr(error, "reason", None) or type(error).__name__

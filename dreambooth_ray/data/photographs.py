@@ -35,8 +35,8 @@ def read_photograph(path: Path) -> Image.Image:
         _register_heif()
     try:
         with warnings.catch_warnings():
-            # Our own bound below is stricter, and its message is for people.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Our own bound below is stricter, and damaged metadata are not the image.
+            warnings.simplefilter("ignore")
             opened = Image.open(path)
     except Image.DecompressionBombError as error:
         raise DataError(
@@ -60,7 +60,8 @@ def read_photograph(path: Path) -> Image.Image:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
-        return show_as_rgb(image)
+        with warnings.catch_warnings(action="ignore"):
+            return show_as_rgb(image)
 
 
 def show_as_rgb(image: Image.Image) -> Image.Image:

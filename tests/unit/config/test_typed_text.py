@@ -218,6 +218,11 @@ def test_merged_keys_are_not_there_twice() -> None:
         (MINIMAL.encode("utf-32"), "line 1 is UTF-32"),
         ("seed: 1\nsubject:\n  class_noun: café\n".encode("latin-1"), "line 3, key class_noun,"),
         ("seed: 1\r\n# é\r\n".encode("cp1252"), "line 2 is not UTF-8"),
+        (
+            MINIMAL.encode("utf-16-le"),
+            "line 1: the character U+0000 can't be there; it may be UTF-16",
+        ),
+        (b"seed: 1\nmodel: {uri: a\x07b}\n", "line 2: the character U+0007 can't be there"),
     ],
 )
 def test_another_encoding_is_named_with_file_line_and_key(

@@ -150,6 +150,24 @@ def test_wide_colours_keep_their_transparency(tmp_path: Path) -> None:
     assert np.abs(np.array(read.getpixel((9, 9))) - np.array((220, 40, 40))).max() <= 4
 
 
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xde\xad" * 20,
+        b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='6' a='\xa8\xff'/>",
+    ],
+)
+def test_damaged_metadata_are_passed_over_without_a_word(
+    segment: bytes, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = save(Image.new("RGB", (32, 32)), tmp_path / "a.jpg")
+    data = path.read_bytes()
+    length = struct.pack(">H", len(segment) + 2)
+    path.write_bytes(data[:2] + b"\xff\xe1" + length + segment + data[2:])
+    assert read_photograph(path).size == (32, 32)
+    assert not recwarn.list
+
+
 def test_a_png_with_too_much_text_is_named(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("comment", "x" * 3_000_000, zip=True)
