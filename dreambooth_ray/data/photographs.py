@@ -103,7 +103,7 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
         unread = describe_unread(folder)
         raise DataError(
             f"{key}={str(folder)!r} holds no photograph ({unread or content}); put 1 to "
-            f"{max_count} files ending in {', '.join(SUFFIXES)} there"
+            f"{max_count} files ending in {', '.join(SUFFIXES)} there, or give the folder with them"
         )
     if len(paths) > max_count:
         raise DataError(
@@ -123,10 +123,7 @@ def describe_unread(folder: Path) -> str:
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
-            names.append(
-                f"the folder {subfolder.name}/ with {count} photographs (a folder is one subject; "
-                f"for that one give {str(subfolder)!r})"
-            )
+            names.append(f"the folder {subfolder.name}/ with {count} photographs")
     return f"not used: {', '.join(names)}" if names else ""
 
 
