@@ -82,6 +82,8 @@ class KeyType:
                 return _WORDS[text]
             # "007" is rather a name, or a secret.
             return int(text) if _WHOLE.fullmatch(text) and str(int(text)) == text else text
+        if bool in self._members and text.lower() in ("true", "false"):
+            return text.lower() == "true"
         if _WHOLE.fullmatch(text):
             return int(text)
         return float(text) if _NUMBER.fullmatch(text) else text
