@@ -119,21 +119,27 @@ def _check_tokenizer(directory: Path, text_encoder: dict[str, Any]) -> None:
             f"{folder} knows {len(words)} words and text_encoder/ {text_encoder['vocab_size']}; "
             "the parts are of different models"
         )
+    _check_special_tokens(folder, words)
+
+
+def _check_special_tokens(folder: Path, words: Mapping[str, int]) -> None:
+    """A begin or an end that is no word would get a number that the text encoder has no row for.
+
+    What the second file says goes before what the first does.
+    """
+    config: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            _check_special_tokens(folder / name, words)
-
-
-def _check_special_tokens(path: Path, words: Mapping[str, int]) -> None:
-    """A begin or an end that is no word would get a number that the text encoder has no row for."""
-    config = read_json(path)
+            config |= read_json(folder / name)
     if problem := find_bad_value("tokenizer", config):
-        raise ConfigError(f"{path}: {problem}; {_COPY_AGAIN}")
+        raise ConfigError(f"{folder}: {problem}; {_COPY_AGAIN}")
     for key in ("bos_token", "eos_token", "pad_token"):
         token = config.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None and text not in words:
-            raise ConfigError(f"{path}: {key}={text!r} is no word of the tokenizer; {_COPY_AGAIN}")
+            raise ConfigError(
+                f"{folder}: {key}={text!r} is no word of the tokenizer; {_COPY_AGAIN}"
+            )
 
 
 def _check_merges(path: Path, words: dict[str, int]) -> None:
