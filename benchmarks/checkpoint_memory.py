@@ -31,7 +31,7 @@ from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import manifest, paths

@@ -31,7 +31,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph, read_configured_subject, split_photographs
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.storage import manifest, paths

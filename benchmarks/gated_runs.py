@@ -26,7 +26,7 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import paths

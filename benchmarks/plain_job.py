@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from benchmarks.plain_loop import PlainLoop
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 
 def main(config_file: str, out: str) -> None:

@@ -33,7 +33,7 @@ from benchmarks.study import (
 from benchmarks.study_judge import StudyScorer, load_brief_protocol
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 # By name: whether class images are made, and what is set.
 KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {

@@ -25,10 +25,10 @@ from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
-from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
@@ -106,7 +106,7 @@ class PriorActors:
         remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
         workers = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
         worker_iterator: Iterator[Any] = iter(workers)
-        span, wait_s = Span(min=actors, max=actors), ClusterConfig().wait_s
+        span, wait_s = CountRange(min=actors, max=actors), ClusterConfig().wait_s
         self._actor_pool = ActorPool[Any](
             lambda: next(worker_iterator), span, actors, wait_s, WORDS
         )

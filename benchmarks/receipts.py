@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage import paths

@@ -15,7 +15,7 @@ from benchmarks.ceiling import count_unet_flops, measure_ceilings
 from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
 from benchmarks.theme import Setting
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 

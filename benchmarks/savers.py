@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.evaluator import load_evaluator, read_images

@@ -15,7 +15,7 @@ import torch
 from starlette.requests import Request
 
 from dreambooth_ray.models.components import load_pipeline
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 
 class BatchedPipeline:

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 
 from benchmarks.callers import GENERATE
 from dreambooth_ray.models.components import load_pipeline
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 BUNDLES = "BENCH_BUNDLES"
 _pipelines: dict[str, Any] = {}

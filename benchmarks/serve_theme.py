@@ -39,7 +39,7 @@ from benchmarks.theme import Setting
 from cluster.session import connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from serve.app import build
 

@@ -9,7 +9,7 @@ from benchmarks.callers import SUBJECTS
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store

@@ -33,7 +33,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorRecord, PriorSet, read_records
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.source import model_directory, model_hash
+from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker

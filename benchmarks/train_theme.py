@@ -29,7 +29,7 @@ from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.training.metrics_log import read_metrics
 
 METHODS = {"full with text encoder": 1.4, "lora": 1.8}

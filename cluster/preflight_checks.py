@@ -25,7 +25,7 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.source import check_resolution, model_directory
+from dreambooth_ray.models.model_directory import check_resolution, model_directory
 from dreambooth_ray.storage.store import Store
 
 _BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into clusters.yaml"

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dreambooth_ray.config.machines import Span
+from dreambooth_ray.config.machines import CountRange
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 
 MAX_ERRORS = 3
@@ -55,7 +55,7 @@ class ActorPool(Generic[_Result]):
     def __init__(
         self,
         create_actor: Callable[[], Any],
-        span: Span,
+        span: CountRange,
         num_chunks: int,
         wait_s: float,
         words: PoolWords,

@@ -82,7 +82,7 @@ def generate(
     settings: further fields of `sampling.request.Request`, such as guidance_scale=5.0
     raises: ConfigError naming the setting, CheckpointError, StorageError
     """
-    from dreambooth_ray.models.source import inspect_model
+    from dreambooth_ray.models.model_directory import inspect_model
 
     inspect_model(str(model), "MODEL")
     with large_imports():
@@ -134,7 +134,7 @@ def evaluate(
     out: folder or URI; the run's own, or out/evaluations
     raises: ConfigError, DataError, DreamBoothError
     """
-    from dreambooth_ray.models.source import inspect_model
+    from dreambooth_ray.models.model_directory import inspect_model
 
     inspect_model(str(model), "MODEL")
     from dreambooth_ray.display import Stage
@@ -176,7 +176,7 @@ def export(
     half: float16 instead of float32
     raises: ConfigError, StorageError
     """
-    from dreambooth_ray.models.source import inspect_model
+    from dreambooth_ray.models.model_directory import inspect_model
 
     inspect_model(str(run), "RUN")
     from dreambooth_ray.bundles.formats import export_run
@@ -237,7 +237,7 @@ def _build_case(model: str, photos: str, identifier: str, class_noun: str) -> "E
     """What to evaluate; the bundle says what the caller does not."""
     from dreambooth_ray.bundles.bundle import read_bundle_about
     from dreambooth_ray.evaluation.model_evaluation import build_case
-    from dreambooth_ray.models.source import model_directory
+    from dreambooth_ray.models.model_directory import model_directory
 
     directory = model_directory(model, key="MODEL")
     about = read_bundle_about(directory)

@@ -10,8 +10,8 @@ from dreambooth_ray.bundles.remote import resolve_model
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
-from dreambooth_ray.models.source import model_directory, model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
 from dreambooth_ray.sampling.request import Request, png_receipt

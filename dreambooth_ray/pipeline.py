@@ -18,7 +18,7 @@ from pathlib import Path
 from dreambooth_ray.bundles.worker_export import export_by_task, export_in_worker
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.preparation import Display, PreparedRun
 from dreambooth_ray.priors.class_folder import ClassImageFolder
 from dreambooth_ray.priors.prior_generation import PriorRequest, generate_priors, has_room, open_set

@@ -30,7 +30,7 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.source import check_resolution, model_directory
+from dreambooth_ray.models.model_directory import check_resolution, model_directory
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.required_packages import check_packages

@@ -19,7 +19,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.models.source import has_model_hash
+from dreambooth_ray.models.model_directory import has_model_hash
 from dreambooth_ray.run_changes import ConfigChange, find_changes, find_obstacles
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run

@@ -6,7 +6,7 @@ from dreambooth_ray.storage.lease import Lease
 from serve import image_files
 from serve.admission import Reservation
 from serve.job_store import JobRecord
-from serve.replica_messages import Event, Preview, Progress
+from serve.replica_messages import Event, Preview, SamplingProgress
 
 
 class ActiveJob:
@@ -23,7 +23,7 @@ class ActiveJob:
 
     def record_event(self, index: int, event: Event) -> None:
         """Keep progress until it is next written to storage."""
-        if isinstance(event, Progress):
+        if isinstance(event, SamplingProgress):
             self.steps[index], self.has_unsaved_progress = (event.step, event.total), True
         if isinstance(event, Preview):
             self.previews[index] = image_files.encode_image(event.pixels, None, "png")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 
 def check_models(config: ServeConfig) -> dict[str, str]:

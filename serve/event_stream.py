@@ -15,7 +15,7 @@ from serve.admission import Reservation
 from serve.api_errors import APIError
 from serve.generation_spec import EncodedImage, GenerationSpec
 from serve.image_service import ImageService
-from serve.replica_messages import Event, Preview, Progress
+from serve.replica_messages import Event, Preview, SamplingProgress
 
 _HEARTBEAT_S = 5.0
 Operation = Literal["image_generation", "image_edit"]
@@ -66,7 +66,7 @@ async def stream_events(
                 continue
             if event is None:
                 break
-            if isinstance(event, Progress):
+            if isinstance(event, SamplingProgress):
                 yield f": step {event.step} of {event.total}\n\n"
             # An image that is sampled again on another replica shows its first steps again.
             if isinstance(event, Preview) and num_shown < spec.request.partial_images:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import tokens
-from dreambooth_ray.models.source import (
+from dreambooth_ray.models.model_directory import (
     base_directory,
     has_model_hash,
     model_directory,

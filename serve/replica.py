@@ -28,9 +28,9 @@ from serve.replica_messages import (
     ModelCost,
     Pixels,
     Preview,
-    Progress,
     ReplicaStatus,
     SampleTask,
+    SamplingProgress,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Replica:
             now_s = time.monotonic()
             if now_s - last_progress_s >= sample_task.progress_interval_s:
                 last_progress_s = now_s
-                put_event(Progress(step, total))
+                put_event(SamplingProgress(step, total))
 
         def on_preview(step: int, image: Image.Image) -> None:
             put_event(Preview(step, Pixels.from_image(image)))

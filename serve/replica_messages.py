@@ -87,7 +87,7 @@ class SampleTask:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SamplingProgress:
     """Steps done."""
 
     step: int
@@ -119,7 +119,7 @@ class Failed:
     message: str
 
 
-Event = Progress | Preview | Finished | Failed
+Event = SamplingProgress | Preview | Finished | Failed
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from serve.replica_messages import (
     Event,
     Failed,
     Finished,
-    Progress,
     ReplicaStatus,
     SampleTask,
+    SamplingProgress,
 )
 
 _LOG = logging.getLogger("dreambooth.serve")
@@ -93,7 +93,7 @@ class ReplicaPool:
             is_finished = False
             try:
                 async for event in stream:
-                    if isinstance(event, Progress):
+                    if isinstance(event, SamplingProgress):
                         reservation.set_remaining_steps(event.total - event.step)
                     is_finished = isinstance(event, Finished | Failed)
                     yield event

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.models.components import Components, load_components, quiet_libraries
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.seaweed import FAULTS_VARIABLE
 from tests.published_models import SD15, SD15_INPAINTING, SD21, build_published

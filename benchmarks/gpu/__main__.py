@@ -64,7 +64,7 @@ def list_cases(size: Any, device: torch.device, is_dry: bool) -> list[tuple[str,
         ("sampling", partial(sampling.measure, size, device, steps, repeats)),
         ("half precision", partial(sampling.measure_half_error, device, steps)),
     ]
-    repeated = ("repeats", partial(train_cases.measure_repeats, size, device))
+    repeated = ("repeats", partial(train_cases.check_bit_equal_repeats, size, device))
     # Those that compile come last: they take as long as all others.
     return [*cases[:2], *sampling_cases, *cases[2:-2], repeated, *cases[-2:]]
 

@@ -12,8 +12,8 @@ from benchmarks.gpu import device as devices
 from benchmarks.random_models import ModelSize, make_parts
 from benchmarks.sample_theme import make_equal_requests, make_mixed_requests, sample_batch
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.precision import resolve_sampling_dtype
-from dreambooth_ray.models.source import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 

@@ -248,7 +248,7 @@ def measure_peer(
     return {"step_s": round(step_s, 5), **devices.read_peak(device)}
 
 
-def measure_repeats(size: ModelSize, device: torch.device) -> dict[str, Any]:
+def check_bit_equal_repeats(size: ModelSize, device: torch.device) -> dict[str, Any]:
     """Whether the same steps give the same weights, bit for bit, twice."""
     record: dict[str, Any] = {}
     for case in CASES[:3]:

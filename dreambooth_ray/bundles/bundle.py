@@ -13,7 +13,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
 from dreambooth_ray.models.trainable_params import (
     apply_method,

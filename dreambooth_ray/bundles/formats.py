@@ -21,13 +21,13 @@ from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import explained_loading, load_pipeline
-from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
-from dreambooth_ray.models.source import (
+from dreambooth_ray.models.model_directory import (
     adapted_base,
     base_directory,
     compute_latent_factor,
     model_directory,
 )
+from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
 from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
 from dreambooth_ray.models.tensor_files import (
     SUFFIX,
@@ -180,8 +180,8 @@ def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
             layers[prefix + name.removeprefix("text_model.") + end] = scaled
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
-    spec = _model_spec(directory, adapter=True)
-    metadata = {**spec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+    modelspec = _model_spec(directory, adapter=True)
+    metadata = {**modelspec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
     return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
 
 
@@ -198,9 +198,9 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
             part, adapter.weights, float(adapter.settings["lora_alpha"])
         )
     settings = next(iter(adapters.values())).settings
-    spec = _model_spec(directory, adapter=True)
-    kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), spec["modelspec.title"])
-    metadata = {**spec, **kohya_metadata}
+    modelspec = _model_spec(directory, adapter=True)
+    kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), modelspec["modelspec.title"])
+    metadata = {**modelspec, **kohya_metadata}
     return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
 
 
@@ -262,7 +262,7 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
     title = f"{about.get('identifier', '')} {about.get('class_noun', '')}".strip()
     predicts = {"v_prediction": "v"}
     kind = read_part_config(base, "scheduler")["prediction_type"]
-    spec = {
+    modelspec = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
         "modelspec.implementation": "diffusers",
@@ -272,8 +272,8 @@ def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
         "dreambooth_ray": __version__,
     }
     if about.get("prompt"):
-        spec["modelspec.trigger_phrase"] = about["prompt"]
-    return spec
+        modelspec["modelspec.trigger_phrase"] = about["prompt"]
+    return modelspec
 
 
 def _save_weights(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_pipeline
-from dreambooth_ray.models.source import base_directory
+from dreambooth_ray.models.model_directory import base_directory
 
 PARTS = ("unet", "text_encoder", "vae")
 # Relative error of what a layer learnt: of float32 by another order of products, of float16 by

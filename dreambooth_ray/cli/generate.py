@@ -37,7 +37,7 @@ def generate(
     params: SamplingParams,
 ) -> None:
     """Generate images with a trained subject; prints their paths."""
-    from dreambooth_ray.models.source import inspect_model
+    from dreambooth_ray.models.model_directory import inspect_model
 
     inspect_model(model, "MODEL")
     with large_imports():

@@ -33,7 +33,7 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.models.source import inspect_model, model_directory
+    from dreambooth_ray.models.model_directory import inspect_model, model_directory
 
     inspect_model(model, "MODEL")
     from dreambooth_ray.display import Stage

@@ -39,7 +39,7 @@ def score(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Read images, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
-    from dreambooth_ray.evaluation.target_score import score_target
+    from dreambooth_ray.evaluation.toyscore_targets import score_target
 
     print(json.dumps({target: score_target(target, count, seed) for target in targets}, indent=1))
 

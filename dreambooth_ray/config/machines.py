@@ -8,14 +8,14 @@ from pydantic import Field, field_validator, model_validator
 from dreambooth_ray.config.section import PathText, Section, Text
 
 
-class Span(Section):
+class CountRange(Section):
     """A number that may lie between two bounds."""
 
     min: int = Field(1, ge=1, description="at least so many")
     max: int = Field(1, ge=1, description="at most so many")
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Span":
+    def _in_order(self) -> "CountRange":
         if self.min > self.max:
             raise ValueError(f"min={self.min} is above max={self.max}")
         return self
@@ -35,7 +35,7 @@ class ClusterConfig(Section):
     """Where the work runs."""
 
     address: str | None = Field(None, description="Ray address; none starts a local Ray")
-    workers: int | Span = Field(
+    workers: int | CountRange = Field(
         1, description="training workers; {min, max}: as many as there is room for"
     )
     gpus: bool = Field(False, description="one GPU for each worker and each prior actor")
@@ -73,15 +73,15 @@ class ClusterConfig(Section):
         return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"
 
     @property
-    def span(self) -> Span:
+    def span(self) -> CountRange:
         """workers as bounds."""
-        if isinstance(self.workers, Span):
+        if isinstance(self.workers, CountRange):
             return self.workers
-        return Span(min=self.workers, max=self.workers)
+        return CountRange(min=self.workers, max=self.workers)
 
     @field_validator("workers")
     @classmethod
-    def _some_worker(cls, workers: int | Span) -> int | Span:
+    def _some_worker(cls, workers: int | CountRange) -> int | CountRange:
         if isinstance(workers, int) and workers < 1:
             raise ValueError(f"cluster.workers={workers} must be at least 1")
         return workers

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dreambooth_ray.config.machines import Span
+from dreambooth_ray.config.machines import CountRange
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.section import PathText, Text
 
@@ -32,7 +32,7 @@ class PriorConfig(SamplingParams):
         None, description="your own class photographs, instead of drawn"
     )
     stream: bool = Field(True, description="train while they are still being drawn")
-    actors: int | Span = Field(1, description="Ray actors that draw them; or {min, max}")
+    actors: int | CountRange = Field(1, description="Ray actors that draw them; or {min, max}")
     num_cpus: float = Field(1.0, ge=0, description="CPU cores of an actor, by Ray's counting")
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs of an actor, fractions allowed; by cluster.gpus if not given"
@@ -56,11 +56,11 @@ class PriorConfig(SamplingParams):
         return weights.get(self.kind, (self.weight, self.output_weight))
 
     @property
-    def span(self) -> Span:
+    def span(self) -> CountRange:
         """actors as bounds."""
-        if isinstance(self.actors, Span):
+        if isinstance(self.actors, CountRange):
             return self.actors
-        return Span(min=1, max=self.actors)
+        return CountRange(min=1, max=self.actors)
 
     @model_validator(mode="before")
     @classmethod

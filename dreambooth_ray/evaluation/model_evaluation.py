@@ -23,7 +23,7 @@ from dreambooth_ray.evaluation.protocol import (
     evaluation_prompts,
 )
 from dreambooth_ray.evaluation.sample_actor import collect_samples, encoder_uris, generate_samples
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.storage.manifest import file_hash
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.evaluator import load_evaluator

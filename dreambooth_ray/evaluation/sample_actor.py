@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
-from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.evaluation.actor_resources import build_actor_class
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.protocol import (
@@ -136,7 +136,7 @@ def generate_samples(
     def start_chunk(actor: Any, chunk: int) -> Any:
         return actor.generate_samples.remote(chunk)
 
-    span = Span(min=1, max=actors)
+    span = CountRange(min=1, max=actors)
     actor_pool = ActorPool[int](create_actor, span, len(todo), ClusterConfig().wait_s, _WORDS)
     try:
         while todo:

@@ -14,7 +14,7 @@ from typing import Literal
 from platformdirs import user_cache_path
 
 from dreambooth_ray.config.schema import Config, can_be_graphed
-from dreambooth_ray.models.source import base_directory
+from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.version import __version__
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]

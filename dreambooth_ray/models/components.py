@@ -24,13 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from dreambooth_ray.errors import ConfigError, DreamBoothError, StorageError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.part_configs import read_part_config
-from dreambooth_ray.models.source import (
+from dreambooth_ray.models.model_directory import (
     adapted_base,
     base_directory,
     compute_latent_factor,
     model_directory,
 )
+from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths
 

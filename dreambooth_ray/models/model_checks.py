@@ -10,8 +10,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.directory_checks import is_inpainting
+from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.models.part_configs import read_part_config
-from dreambooth_ray.models.source import base_directory
 from dreambooth_ray.models.weight_files import find_weights
 
 # Of a linear layer's weights and of a convolution's.

@@ -12,7 +12,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from dreambooth_ray.models import lora
-from dreambooth_ray.models.source import adapted_base, base_directory, loaded_weights
+from dreambooth_ray.models.model_directory import adapted_base, base_directory, loaded_weights
 from dreambooth_ray.models.tensor_files import (
     LazyTensors,
     TensorSource,

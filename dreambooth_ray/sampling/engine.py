@@ -15,12 +15,12 @@ import torch
 
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.precision import (
     place_for_sampling,
     resolve_device,
     resolve_sampling_dtype,
 )
-from dreambooth_ray.models.source import model_hash
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.queue.step_costs import StepCosts
 from dreambooth_ray.sampling.adapter_folder import check_adapter_folder

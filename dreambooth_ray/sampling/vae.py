@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_ray.models.source import compute_latent_factor
+from dreambooth_ray.models.model_directory import compute_latent_factor
 
 TILED_ABOVE_PX = 1024
 _PROBES = 12

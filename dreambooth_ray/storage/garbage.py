@@ -40,7 +40,7 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class RunUse:
+class RunReferences:
     """What a run holds. prior_set: digest; photographs: artifact names; is_held: by a process."""
 
     run_id: str
@@ -88,7 +88,7 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     return True
 
 
-def read_use(storage: Store, run_id: str, now_s: float) -> RunUse:
+def read_use(storage: Store, run_id: str, now_s: float) -> RunReferences:
     """What a run holds; what can't be read counts as held."""
     run = storage.sub(paths.run(run_id))
     prior_set, photographs = None, frozenset[str]()
@@ -97,7 +97,7 @@ def read_use(storage: Store, run_id: str, now_s: float) -> RunUse:
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError):
-        return RunUse(run_id, None, frozenset(), is_held=True)
+        return RunReferences(run_id, None, frozenset(), is_held=True)
     try:
         config = parse_config(run.read(paths.CONFIG).decode(), run.uri, [])
         uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
@@ -105,8 +105,8 @@ def read_use(storage: Store, run_id: str, now_s: float) -> RunUse:
     except FileNotFoundError:
         pass  # a folder that something else has left
     except DreamBoothError:
-        return RunUse(run_id, prior_set, frozenset(), is_held=True)
-    return RunUse(run_id, prior_set, photographs, _is_held(run, now_s))
+        return RunReferences(run_id, prior_set, frozenset(), is_held=True)
+    return RunReferences(run_id, prior_set, photographs, _is_held(run, now_s))
 
 
 def _is_held(run: Store, now_s: float) -> bool:
@@ -124,7 +124,7 @@ def _find_in_runs(storage: Store, run_ids: list[str]) -> Iterator[Garbage]:
         yield from _find_half_uploads(storage, paths.run(run_id), f"{paths.CHECKPOINTS}/")
 
 
-def _find_priors(storage: Store, uses: list[RunUse]) -> Iterator[Garbage]:
+def _find_priors(storage: Store, uses: list[RunReferences]) -> Iterator[Garbage]:
     used_sets = {use.prior_set for use in uses}
     growing_sets = {use.prior_set for use in uses if use.is_held}
     for digest in storage.names(paths.PRIORS):

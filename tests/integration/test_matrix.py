@@ -19,7 +19,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker

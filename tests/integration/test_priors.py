@@ -21,7 +21,7 @@ from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CapacityError, DataError
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.priors.prior_catalog import verify_set
 from dreambooth_ray.priors.prior_generation import PriorRequest, committed_chunks, generate_priors
 from dreambooth_ray.priors.prior_spec import PriorSpec, select_records

@@ -18,7 +18,7 @@ import openai
 import pytest
 from PIL import Image
 
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.runs import delete_run
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.catalog import publish_run

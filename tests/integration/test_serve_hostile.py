@@ -21,7 +21,7 @@ from PIL import Image
 from schemathesis.checks import not_a_server_error
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreambooth_ray.evaluation.target_score import score_target
+from dreambooth_ray.evaluation.toyscore_targets import score_target
 
 
 @pytest.mark.demo

@@ -47,7 +47,7 @@ def check_command_line() -> None:
 
 def check_configuration() -> None:
     from dreambooth_ray.config.load import dump_config, parse_config
-    from dreambooth_ray.models.source import model_directory
+    from dreambooth_ray.models.model_directory import model_directory
     from dreambooth_ray.pipeline import plan_priors
     from dreambooth_ray.preparation import PreparedRun
     from dreambooth_ray.priors.prior_worker import PriorWorker

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from dreambooth_ray import actor_pool
 from dreambooth_ray.actor_pool import MAX_DEATHS, MAX_ERRORS, ActorPool, PoolWords
-from dreambooth_ray.config.machines import Span
+from dreambooth_ray.config.machines import CountRange
 from dreambooth_ray.errors import CapacityError, DataError, DreamBoothError
 
 WORDS = PoolWords("test", "take less", "take fewer")
@@ -70,7 +70,7 @@ def run(pool: ActorPool[int], todo: list[int], start: Callable[[Any, int], Call]
 
 
 def make_pool(create_actor: Callable[[], Actor] = Actor, chunks: int = 6) -> ActorPool[int]:
-    return ActorPool(create_actor, Span(min=1, max=2), chunks, 60.0, WORDS)
+    return ActorPool(create_actor, CountRange(min=1, max=2), chunks, 60.0, WORDS)
 
 
 def test_every_chunk_is_done_and_all_actors_end(ray: LocalRay) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.source import has_model_hash
+from dreambooth_ray.models.model_directory import has_model_hash
 from dreambooth_ray.models.tensor_files import SUFFIX
 from dreambooth_ray.storage import artifact_files, fence, manifest
 from dreambooth_ray.storage.store import Store

@@ -4,7 +4,7 @@ from pathlib import Path
 from benchmarks.gated_runs import dump_portable_config, make_config
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.theme import Setting
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 
 def test_record_of_a_configuration_names_no_place_of_this_machine(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.gated_runs import make_config
 from benchmarks.step_breakdown import explain_missed_bar, measure_breakdown
 from benchmarks.theme import Setting
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 
 def test_parts_make_the_whole(tmp_path: Path) -> None:

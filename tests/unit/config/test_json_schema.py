@@ -14,7 +14,7 @@ from dreambooth_ray.config.json_schema import Kind, json_schema
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.load import dump_config, load_config, recipe_names
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.source import check_resolution, model_directory
+from dreambooth_ray.models.model_directory import check_resolution, model_directory
 
 RECIPES = files("dreambooth_ray") / "recipes"
 

@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.actor_resources import has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import (
@@ -156,4 +156,4 @@ def test_room_beside_a_training_is_more_than_its_workers_take() -> None:
         assert has_room_beside(cluster, {"CPU": 64.0, "GPU": num_gpus}) == has_room
         cluster = ClusterConfig(workers=workers)
         assert has_room_beside(cluster, {"CPU": num_gpus}) == has_room
-    assert not has_room_beside(ClusterConfig(workers=Span(min=1, max=4)), {"CPU": 4.0})
+    assert not has_room_beside(ClusterConfig(workers=CountRange(min=1, max=4)), {"CPU": 4.0})

@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import (
+from dreambooth_ray.models.model_directory import (
     PARTS,
     check_resolution,
     flow_directory,

@@ -16,7 +16,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from tests.published_models import CONFIGS, SDXL
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 
 NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 # A buffer of text encoders that were written long ago.

@@ -10,7 +10,7 @@ import torch
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.models.source import (
+from dreambooth_ray.models.model_directory import (
     base_directory,
     check_resolution,
     model_directory,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.traced_forward import MAX_TRACES, PlainUNet, TracedForward
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.weight_files import find_weights, read_header
 from tests.published_models import SD15, SD21, build_published
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.priors import prior_generation
 
 CASES = [
     ({"CPU": 3.0}, PriorConfig(actors=4), ClusterConfig(workers=2), True),
     ({"CPU": 2.0}, PriorConfig(), ClusterConfig(workers=2), False),
-    ({"CPU": 3.0}, PriorConfig(), ClusterConfig(workers=Span(min=1, max=3)), False),
+    ({"CPU": 3.0}, PriorConfig(), ClusterConfig(workers=CountRange(min=1, max=3)), False),
     ({"CPU": 8.0, "GPU": 2.0}, PriorConfig(), ClusterConfig(workers=2, gpus=True), False),
     (
         {"CPU": 8.0, "GPU": 2.5},

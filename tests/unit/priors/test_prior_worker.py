@@ -12,7 +12,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
 from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothError
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
 from dreambooth_ray.priors.prior_generation import committed_chunks, open_set

@@ -8,7 +8,7 @@ from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.source import model_hash
+from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.machines import ClusterConfig, Span
+from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import run_monitor
@@ -19,7 +19,7 @@ from dreambooth_ray.training.worker_messages import post_message, read_new_messa
 
 
 def test_what_is_missing_is_named() -> None:
-    cluster = ClusterConfig(workers=Span(min=3, max=4))
+    cluster = ClusterConfig(workers=CountRange(min=3, max=4))
     assert describe_missing_machines(cluster, {"CPU": 3.0}, 2) is None
     assert "at least 3 CPUs" in str(describe_missing_machines(cluster, {"CPU": 2.0}, 1))
     assert "GPUs" in str(

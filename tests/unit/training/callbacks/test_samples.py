@@ -8,7 +8,7 @@ import pytest
 from dreambooth_ray.bundles.bundle import export_bundle
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.models.source import model_directory
+from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage.store import Store

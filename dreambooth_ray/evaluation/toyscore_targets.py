@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dreambooth_ray.evaluation.toyscore import score_folder, score_model
-from dreambooth_ray.models.source import flow_directory, model_directory
+from dreambooth_ray.models.model_directory import flow_directory, model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_model import load_flow_pipeline
