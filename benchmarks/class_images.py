@@ -10,7 +10,7 @@ from dreambooth_ray.storage.store import Store
 
 def generate_class_images(prepared: PreparedRun) -> tuple[PriorRequest, Store]:
     """Generate the missing class images of a configuration; returns the request and the store."""
-    request = pipeline.plan_priors(prepared, prepared.config.prior.count)
+    request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
     store = open_set(Store(prepared.config.storage.uri), request.spec)
     records = committed_chunks(store)
     if missing_chunks(request.spec, request.count, records):

@@ -107,11 +107,11 @@ def generate_class_images(config: Config, directory: Path) -> PriorSet:
     records: dict[int, list[PriorRecord]] = {}
     while store.exists(f"{paths.prior_chunk(len(records))}.json"):
         records[len(records)] = read_records(store, len(records))
-    while chunk_numbers := missing_chunks(spec, prior.count, records):
+    while chunk_numbers := missing_chunks(spec, prior.num_images, records):
         worker = worker or PriorWorker(str(directory), store.uri, spec, gpu=False)
         for number in chunk_numbers:
             records[number] = worker.generate(number)
-    return PriorSet(store, prior.count)
+    return PriorSet(store, prior.num_images)
 
 
 class _ScoringCallback(Callback):

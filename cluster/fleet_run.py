@@ -44,7 +44,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
             entry.state, entry.note = "done", "was done before"
             publish_run(run)
             continue
-        if configs[name].prior.count:
+        if configs[name].prior.num_images:
             pipeline.note_prior_use(prepared[name], run)
     queue = FleetQueue(entries, fleet.parallel, fleet.retries)
     waiting = [e for e in entries if e.state == "waiting"]
@@ -65,8 +65,8 @@ def _generate_priors(prepared: list[PreparedRun], say: Callable[[str], None]) ->
     """Each set of class images once, however many subjects share it, before anybody needs it."""
     digests: set[str] = set()
     for subject in prepared:
-        if subject.config.prior.count:
-            request = pipeline.plan_priors(subject, subject.config.prior.count)
+        if subject.config.prior.num_images:
+            request = pipeline.plan_priors(subject, subject.config.prior.num_images)
             if request.spec.digest not in digests:
                 digests.add(request.spec.digest)
                 say(f"class images: {', '.join(subject.config.class_prompts)}")

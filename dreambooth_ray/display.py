@@ -110,12 +110,15 @@ def _format_workers(config: Config) -> str:
 
 def describe_step(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:
     """The loss and its parts, with their weights, and the speed, as text."""
-    first_name = "output" if prior.kind == "output" else "class"
-    losses = {first_name: record["prior_loss"]}
+    # By what a record has: a run may have gone on with another prior.kind.
+    weights = {"class": prior.weight, "output": prior.output_weight}
+    is_output = prior.kind == "output" and "output_loss" not in record
+    losses = {"output" if is_output else "class": record["prior_loss"]}
     if "output_loss" in record:
         losses["output"] = record["output_loss"]
     parts = [f"subject {record['instance_loss']:.4f}"]
-    for (name, loss), weight in zip(losses.items(), prior.loss_weights, strict=True):
+    for name, loss in losses.items():
+        weight = weights[name]
         parts.append(f"{'' if weight == 1 else f'{weight:g} x '}{name} {loss:.4f}")
     return f"loss {record['loss']:.4f} = {' + '.join(parts)}, {images_s:.1f} images/s"
 

@@ -70,7 +70,7 @@ def generate_missing_priors(
 
 def note_prior_use(prepared: PreparedRun, run: Store) -> None:
     """Write down which set of class images a run uses, or is going to."""
-    request = plan_priors(prepared, prepared.config.prior.count)
+    request = plan_priors(prepared, prepared.config.prior.num_images)
     run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
 
 
@@ -187,7 +187,7 @@ def _train_to_last_step(
         model_hash=model_hash(prepared.directory),
         lease=lease.number,
     )
-    if config.prior.count:
+    if config.prior.num_images:
         _train_beside_priors(prepared, job, run, display, lease)
     else:
         _run_workers(prepared, job, run, display, lease)
@@ -213,7 +213,7 @@ def _train_beside_priors(
     config = prepared.config
     # No more than the steps will use.
     num_trained = min(config.num_class_images, config.train.steps * config.train.batch_size)
-    num_priors = num_trained + config.prior.count - config.num_class_images
+    num_priors = num_trained + config.prior.num_images - config.num_class_images
     request = plan_priors(prepared, num_priors)
     prior_store = open_set(Store(config.storage.uri), request.spec)
     run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())

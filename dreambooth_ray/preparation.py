@@ -91,7 +91,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
 
 
 def _digest_class_images(prior: PriorConfig) -> str:
-    if not (prior.folder and prior.count):
+    if not (prior.folder and prior.num_images):
         return ""
     return digest_files(find_photographs(Path(prior.folder), MAX_PHOTOGRAPHS, key="prior.folder"))
 

@@ -128,7 +128,8 @@ def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
     )
     if is_unused:
         return ""
-    if change.key == "prior.count" and not (change.stored and change.current):
+    has_images = [bool(config.prior.num_images) for config in (stored, current)]
+    if change.key in ("prior.count", "prior.kind") and has_images[0] != has_images[1]:
         return _OTHER_COUNT
     if change.key == "train.precision" and train.strategy == "deepspeed":
         return _OTHER_SHARDS

@@ -19,7 +19,7 @@ METRIC_KEYS = {
     "text_encoder_lr": "learning rate of the text encoder, where it differs",
     "identifier_lr": "learning rate of learned words, where it differs",
     "grad_norm": "global gradient norm before clipping",
-    "val_loss": "validation loss, as loss",
+    "val_loss": "validation loss: of photographs and class images, not of an output that is kept",
     "val_instance_loss": "of the photographs looked at",
     "val_prior_loss": "of the class images kept for validation",
     "val_instance_loss_bin{k}": "of the photographs, in range k of noise levels; 0 has least noise",

@@ -44,7 +44,7 @@ subject: {meaning}.
 | steps | {steps} |
 | photographs a step | {batch_size} |
 | learning rate | {lr} |
-| class images | {prior_count}, weight {prior_weight} |
+| kept beside it | {kept} |
 | text encoder trained | {text_encoder} |
 | loss, first and last tenth of the steps | {first:.4f}, {last:.4f} |
 
@@ -185,13 +185,22 @@ def _render_card(config: Config, run: Store, step: int, last: int) -> str:
         steps=last if step == last else f"{step} of {last}, the best by evaluation",
         batch_size=config.train.batch_size,
         lr=config.train.lr,
-        prior_count=config.prior.count,
-        prior_weight=config.prior.weight,
+        kept=_describe_kept(config),
         text_encoder="yes" if config.train.text_encoder else "no",
         first=sum(losses[:tenth]) / tenth,
         last=sum(losses[-tenth:]) / tenth,
         config=dump_config(config),
     )
+
+
+def _describe_kept(config: Config) -> str:
+    prior = config.prior
+    kept = []
+    if prior.num_images:
+        kept.append(f"{prior.num_images} class images, weight {prior.weight:g}")
+    if prior.keeps_output:
+        kept.append(f"the base model's output, weight {prior.output_weight:g}")
+    return "; ".join(kept) or "nothing"
 
 
 def read_bundle_about(directory: Path) -> dict[str, str]:

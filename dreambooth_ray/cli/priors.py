@@ -50,7 +50,7 @@ def make(
     from cluster.session import session
     from dreambooth_ray import pipeline
 
-    request = pipeline.plan_priors(prepared, prepared.config.prior.count)
+    request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
     with session(prepared.config):
         store = pipeline.generate_missing_priors(prepared, request, display)
     print(store.uri)

@@ -1,6 +1,6 @@
 """What is configured of keeping what the model knows: class images, and its own output."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,11 @@ class PriorConfig(SamplingParams):
         return self.kind != "images"
 
     @property
+    def num_images(self) -> int:
+        """Class images of a run: `count`, where they are what is kept."""
+        return 0 if self.kind == "output" else self.count
+
+    @property
     def loss_weights(self) -> tuple[float, ...]:
         """Of the losses beside the subject's: over class images, then of the output."""
         weights = {"images": (self.weight,), "output": (self.output_weight,)}
@@ -62,19 +67,17 @@ class PriorConfig(SamplingParams):
             return self.actors
         return CountRange(min=1, max=self.actors)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _output_needs_no_images(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("kind") == "output":
-            return {**values, "count": 0}
-        return values
-
     @model_validator(mode="after")
     def _both_are_kept(self) -> "PriorConfig":
         if self.kind == "both" and not self.count:
             raise ValueError(
                 "prior.kind=both keeps class images too, and prior.count=0 makes none; take "
                 "prior.kind=output"
+            )
+        if self.kind == "output" and self.folder:
+            raise ValueError(
+                f"prior.folder={self.folder!r} has class images, and prior.kind=output trains on "
+                "none; leave it out, or take prior.kind=both"
             )
         if not self.captions:
             raise ValueError("prior.captions is an empty list; give at least one")

@@ -96,6 +96,11 @@ class Config(Section):
                 "train.unet=false and train.text_encoder=false leave nothing to train; "
                 "set one of them true, or identifier.kind=learned"
             )
+        if self.prior.keeps_output and not (self.train.unet or self.train.text_encoder):
+            raise ValueError(
+                f"prior.kind={self.prior.kind}: a word alone is learnt, and what the model makes "
+                "of captions without it can't change; take prior.kind=images"
+            )
         if self.identifier.lr and self.train.optimizer == "prodigy":
             raise ValueError(
                 "identifier.lr: train.optimizer=prodigy takes one rate for all; unset it"
@@ -170,12 +175,12 @@ class Config(Section):
                 "take a number that divides it"
             )
         if 0 < self.num_class_images < self.train.batch_size or (
-            self.prior.count and self.num_class_images <= 0
+            self.prior.num_images and self.num_class_images <= 0
         ):
-            num_held_out = self.prior.count - self.num_class_images
+            num_held_out = self.prior.num_images - self.num_class_images
             less = f" less validation.class_images={num_held_out}" if num_held_out else ""
             raise ValueError(
-                f"prior.count={self.prior.count}{less} is below train.batch_size="
+                f"prior.count={self.prior.num_images}{less} is below train.batch_size="
                 f"{self.train.batch_size}; a step needs that many different class images"
             )
         return self
@@ -219,15 +224,15 @@ class Config(Section):
     @property
     def images_a_step(self) -> int:
         """Photographs and class images that one optimizer step sees, over all workers."""
-        return self.train.batch_size * (2 if self.prior.count else 1)
+        return self.train.batch_size * (2 if self.prior.num_images else 1)
 
     @property
     def num_class_images(self) -> int:
         """Class images that are trained on: all but those kept for validation."""
         num_held_out = (
-            self.validation.class_images if self.validation.every and self.prior.count else 0
+            self.validation.class_images if self.validation.every and self.prior.num_images else 0
         )
-        return self.prior.count - num_held_out
+        return self.prior.num_images - num_held_out
 
     @property
     def all_subjects(self) -> tuple[SubjectConfig, ...]:
@@ -242,14 +247,14 @@ class Config(Section):
     @property
     def class_prompts(self) -> tuple[str, ...]:
         """Prompts of the class images, in turns: those of every subject's class."""
-        prompts = [p for subject in self.all_subjects for p in self.fill_class_prompts(subject)]
+        prompts = [self.fill(t, s) for s in self.all_subjects for t in self.class_templates]
         return tuple(dict.fromkeys(prompts))
 
-    def fill_class_prompts(self, subject: SubjectConfig) -> tuple[str, ...]:
-        """Prompts of a subject's class."""
+    @property
+    def class_templates(self) -> tuple[str, ...]:
+        """prior.prompt as several."""
         prompt = self.prior.prompt
-        templates = (prompt,) if isinstance(prompt, str) else prompt
-        return tuple(self.fill(template, subject) for template in templates)
+        return (prompt,) if isinstance(prompt, str) else prompt
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:

@@ -8,37 +8,64 @@ from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
 
 
+def has_word(caption: str, word: str) -> bool:
+    """Whether a word stands alone somewhere in a caption, in whatever case."""
+    return re.search(_alone(word), caption, flags=re.IGNORECASE) is not None
+
+
 def strip_word(caption: str, word: str) -> str:
     """A caption with a word taken out wherever it stands alone, in whatever case.
 
     "a photo of a sks dog, in snow" is "a photo of a dog, in snow" without sks.
     """
-    # Not \b: a learned word begins and ends with what is no letter.
-    alone = rf"(?<!\w){re.escape(word)}(?!\w)-?"
-    words = " ".join(re.sub(alone, " ", caption, flags=re.IGNORECASE).split())
+    words = " ".join(re.sub(_alone(word) + "-?", " ", caption, flags=re.IGNORECASE).split())
     # Commas that stood around it.
     return re.sub(r"\s*([,.;:!?])(\s*,)*", r"\1", words).strip(" ,")
+
+
+def _alone(word: str) -> str:
+    # Not \b: a learned word begins and ends with what is no letter.
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
 
 
 def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> tuple[str, ...]:
     """The captions, one at random a step, that go with an image of a caption.
 
-    raises: DataError if the caption has no identifier that could be taken out
+    raises: DataError if the caption has no identifier that could be taken out, or if one that is to
+        be kept has it
     """
     captions = config.prior.captions
-    if captions == "class":
-        return config.fill_class_prompts(subject)
     if captions != "stripped":
-        return tuple(config.fill(template, subject) for template in captions)
+        templates = config.class_templates if captions == "class" else captions
+        key = "prior.prompt" if captions == "class" else "prior.captions"
+        return _fill_without_words(config, subject, templates, key)
     word = config.word(subject)
-    stripped_caption = strip_word(caption, word)
-    if stripped_caption == " ".join(caption.split()):
+    if not has_word(caption, word):
         raise DataError(
             f"the caption {caption!r} has no identifier {word!r}: prior.kind={config.prior.kind} "
             "would hold this caption to what the base model makes of it, while it is trained to "
             "make the subject; put the identifier in, or set prior.captions=class"
         )
-    return (stripped_caption,) if stripped_caption else config.fill_class_prompts(subject)
+    for each in config.all_subjects:
+        caption = strip_word(caption, config.word(each))
+    if re.search(r"\w", caption):
+        return (caption,)
+    return _fill_without_words(config, subject, config.class_templates, "prior.prompt")
+
+
+def _fill_without_words(
+    config: Config, subject: SubjectConfig, templates: tuple[str, ...], key: str
+) -> tuple[str, ...]:
+    filled = tuple(config.fill(template, subject) for template in templates)
+    for text in filled:
+        for word in (config.word(each) for each in config.all_subjects):
+            if has_word(text, word):
+                raise DataError(
+                    f"{key}: {text!r} has the identifier {word!r}, and prior.kind="
+                    f"{config.prior.kind} would hold it to what the base model makes of it; take "
+                    "the identifier out"
+                )
+    return filled
 
 
 def check_preserved_captions(

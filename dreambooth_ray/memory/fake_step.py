@@ -86,6 +86,7 @@ def _prepare_modules(config: Config, parts: Components) -> None:
 def _count_weights(config: Config, parts: Components) -> dict[str, int]:
     models: tuple[nn.Module, ...] = (parts.unet, parts.text_encoder, parts.vae)
     return {
+        "trained_unet": sum(p.numel() for p in parts.unet.parameters() if p.requires_grad),
         "trained": sum(p.numel() for m in models for p in m.parameters() if p.requires_grad),
         "frozen_unet": count_frozen_bytes(parts.unet, config.model.quantization),
         "frozen_text": count_frozen_bytes(parts.text_encoder, "none"),

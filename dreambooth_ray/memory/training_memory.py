@@ -43,7 +43,8 @@ _NOT_COUNTED = {
     "deterministic", "cuda_graphs", "ema_decay", "deepspeed",
 }  # fmt: skip
 COUNT_KEYS = (
-    "trained", "frozen_unet", "frozen_text", "frozen_vae", "with_gradients", "activations",
+    "trained", "trained_unet", "frozen_unet", "frozen_text", "frozen_vae", "with_gradients",
+    "activations",
 )  # fmt: skip
 
 
@@ -124,8 +125,10 @@ def _count_untrained_copy(config: Config, counts: dict[str, int], strategy: Stra
     """Of the base model beside the trained one, see `models.frozen_copy`."""
     if not config.prior.keeps_output:
         return 0
-    copied_bytes = 0 if config.train.method == "lora" else 4 * counts["trained"]
-    return copied_bytes + (0 if strategy == "ddp" else counts["frozen_unet"])
+    bytes_a_weight = 4 if config.train.precision == "32" else 2
+    num_copied = 0 if config.train.method == "lora" else counts["trained_unet"]
+    # A whole copy where a strategy shards; what is frozen is in half there already, or in float32.
+    return bytes_a_weight * num_copied + (0 if strategy == "ddp" else counts["frozen_unet"])
 
 
 def _load_counts(config: Config, directory: Path) -> dict[str, int]:

@@ -102,7 +102,7 @@ class TrainingDataset(IterableDataset[Batch]):
             encode_photographs(components, photograph, flip, index)
             for index, photograph in enumerate(photographs)
         ]
-        num_held_out = config.prior.count - config.num_class_images
+        num_held_out = config.prior.num_images - config.num_class_images
         num_positions = config.train.steps * config.train.batch_size
         self._priors = (
             PriorPool(priors, priors.count - num_held_out, num_positions, flip) if priors else None

@@ -63,7 +63,9 @@ class DreamBoothModule(pl.LightningModule):
         # In a tuple: it is neither trained nor saved.
         self._base_unets: tuple[nn.Module, ...] = ()
         if config.prior.keeps_output:
-            self._base_unets = (copy_untrained(self.unet, shares_weights=is_cast_here),)
+            base_unet = copy_untrained(self.unet, shares_weights=is_cast_here)
+            cast_frozen_layers(base_unet, config.train.precision)
+            self._base_unets = (base_unet,)
         if config.train.gradient_checkpointing:
             checkpoint_activations(self.unet, self.text_encoder)
         self.average = (

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.models.precision import autocast_dtype
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.sampling.prompt_windows import embed_windows
 from dreambooth_ray.training.batch import Batch, PreservedCaptions
@@ -74,6 +75,9 @@ class PredictionErrors:
                 (noisy, batch.timesteps, batch.input_ids, batch.hidden),
                 (*kept, preserved.input_ids, preserved.hidden),
             )
+        dtype = autocast_dtype(self._config.train.precision)
+        # Its layers are in that dtype, whatever the strategy does with the trained ones.
+        with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
             kept_target = self._forwards.predict_untrained(*kept, preserved.base_hidden)
         target = objective.compute_target(
             self._schedule, batch.latents, batch.noise, batch.timesteps

@@ -28,9 +28,10 @@ class RecordedForwards:
 
         untrained_unet: the base model's, where its output is asked for
         """
-        for network in (unet, untrained_unet):
-            if isinstance(network, UNet2DConditionModel):
-                _compile(network, config)
+        if config.train.compile == "blocks":
+            unet.compile_repeated_blocks(fullgraph=True)
+        elif config.train.compile == "whole":
+            unet.compile(fullgraph=True)
         self._unet = PlainUNet(unet)
         self._text_encoder = None if text_encoder is None else PlainTextEncoder(text_encoder)
         self._traced_unet = TracedForward(self._unet, 0) if _can_be_traced(config) else None
@@ -78,13 +79,6 @@ class RecordedForwards:
         for graphed in (self._graphed_unet, self._graphed_text_encoder):
             if graphed is not None:
                 graphed.release()
-
-
-def _compile(unet: UNet2DConditionModel, config: Config) -> None:
-    if config.train.compile == "blocks":
-        unet.compile_repeated_blocks(fullgraph=True)
-    elif config.train.compile == "whole":
-        unet.compile(fullgraph=True)
 
 
 class PlainTextEncoder(nn.Module):

@@ -1,10 +1,21 @@
 """The settings of a training that have to work together, and rows with every pair of them."""
 
+from itertools import combinations, product
+
 from allpairspy import AllPairs
 
-# In an order in which no pair is lost to what is refused.
 FACTORS: dict[str, dict[str, list[str]]] = {
-    "choice": {"last": [], "best": ["choice.rule=best"]},
+    "validation": {
+        "none": [],
+        "validation": [
+            "validation.every=2", "validation.timesteps=4", "validation.class_images=1",
+        ],
+    },
+    "accumulate": {"1": [], "2": ["train.accumulate=2"]},
+    "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
+    "prior": {"images": [], "output": ["prior.kind=output"], "both": ["prior.kind=both"]},
+    "workers": {"1": [], "2": ["cluster.workers=2"]},
+    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
     "method": {
         "full": [],
         "lora": ["train.method=lora"],
@@ -13,9 +24,6 @@ FACTORS: dict[str, dict[str, list[str]]] = {
         "word": ["identifier.kind=learned", "train.unet=false", "train.text_encoder=false"],
         "lora and word": ["identifier.kind=learned", "train.method=lora"],
     },
-    "accumulate": {"1": [], "2": ["train.accumulate=2"]},
-    "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
-    "prior": {"images": [], "output": ["prior.kind=output"], "both": ["prior.kind=both"]},
     "strategy": {
         "ddp": [],
         "fsdp2": ["train.strategy=fsdp2"],
@@ -24,16 +32,9 @@ FACTORS: dict[str, dict[str, list[str]]] = {
             for stage in (1, 2, 3)
         },
     },
-    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
+    "choice": {"last": [], "best": ["choice.rule=best"]},
     "average": {"none": [], "average": ["train.ema_decay=0.9"]},
     "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
-    "validation": {
-        "none": [],
-        "validation": [
-            "validation.every=2", "validation.timesteps=4", "validation.class_images=1",
-        ],
-    },
-    "workers": {"1": [], "2": ["cluster.workers=2"]},
 }  # fmt: skip
 
 Row = dict[str, str]
@@ -41,6 +42,8 @@ Row = dict[str, str]
 
 def is_refused(row: Row) -> bool:
     """Whether a row, or the beginning of one, is refused as it is read."""
+    if row.get("method") == "word" and row.get("prior", "images") != "images":
+        return True  # a word alone changes nothing of what would be kept
     return row.get("average") == "average" and row.get("strategy", "ddp") != "ddp"
 
 
@@ -71,4 +74,12 @@ def list_rows() -> list[Row]:
         [list(values) for values in FACTORS.values()],
         filter_func=lambda values: not is_refused(dict(zip(names, values, strict=False))),
     )
-    return [dict(zip(names, values, strict=True)) for values in pairs]
+    rows = [dict(zip(names, values, strict=True)) for values in pairs]
+    usual_row = {name: next(iter(values)) for name, values in FACTORS.items()}
+    # It loses a pair here and there to what is refused.
+    for one, other in combinations(names, 2):
+        for pair in product(FACTORS[one], FACTORS[other]):
+            values = dict(zip((one, other), pair, strict=True))
+            if not (is_refused(values) or any(values.items() <= row.items() for row in rows)):
+                rows.append(usual_row | values)
+    return rows

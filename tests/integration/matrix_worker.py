@@ -95,7 +95,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         job = WorkerJob(
             config=dump_config(config), run_uri=f"{folder}/runs/{name}",
             model_directory=config.model.uri, priors_uri=plan["priors"],
-            num_priors=config.prior.count,
+            num_priors=config.prior.num_images,
         )  # fmt: skip
         try:
             result = run_row(config, job, rank)

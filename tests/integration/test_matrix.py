@@ -43,8 +43,7 @@ QUICK = [
     {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples"},
     {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average",
      "prior": "output"},
-    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed",
-     "prior": "output"},
+    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
 ]  # fmt: skip
 
 
@@ -61,6 +60,15 @@ def test_what_is_refused_is_refused_as_it_is_read(strategy: str) -> None:
     assert is_refused(row)
     text = "subject: {photos: p, class_noun: robot}"
     with pytest.raises(ConfigError, match=r"train\.ema_decay needs train\.strategy=ddp"):
+        parse_config(text, "x", overrides_of(row))
+
+
+@pytest.mark.parametrize("kind", ["output", "both"])
+def test_an_output_that_cant_change_is_refused_as_it_is_read(kind: str) -> None:
+    row = {"method": "word", "prior": kind}
+    assert is_refused(row)
+    text = "subject: {photos: p, class_noun: robot}"
+    with pytest.raises(ConfigError, match=rf"prior\.kind={kind}: a word alone is learnt"):
         parse_config(text, "x", overrides_of(row))
 
 

@@ -36,6 +36,13 @@ def test_a_line_names_the_parts_with_their_weights_and_the_speed(
     assert text == f"loss 0.4000 = {parts}, 12.3 images/s"
 
 
+def test_a_record_of_before_a_change_of_what_is_kept_is_shown_too() -> None:
+    record = {"loss": 0.4, "instance_loss": 0.1, "prior_loss": 0.2}
+    both = PriorConfig(kind="both")
+    assert "class 0.2000," in describe_step(record, 1.0, both)
+    assert "5 x output 0.3000," in describe_step({**record, "output_loss": 0.3}, 1.0, PriorConfig())
+
+
 def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
     said: list[str] = []
     meter = _LineMeter(said.append, 100)

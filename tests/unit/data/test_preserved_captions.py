@@ -54,6 +54,28 @@ def test_what_is_kept_is_the_caption_without_identifier_the_class_or_a_list() ->
     assert stripped == ("a dog",)
 
 
+def test_no_subjects_identifier_is_kept() -> None:
+    text = "subjects: [{photos: p, class_noun: dog}, {photos: q, identifier: zwx, class_noun: cat}]"
+    config = parse_config(text, "x", ["prior.kind=output"])
+    stripped = preserved_captions(config, config.subject, "a sks dog beside a zwx cat")
+    assert stripped == ("a dog beside a cat",)
+    for override, key in (
+        ('prior.captions=["a {identifier} {class_noun}"]', r"prior\.captions"),
+        ('prior.prompt="a sks {class_noun}"', r"prior\.prompt"),
+    ):
+        config = make_config(override, *(["prior.captions=class"] if "prompt" in key else []))
+        with pytest.raises(DataError, match=rf"{key}: 'a sks dog' has the identifier 'sks'"):
+            preserved_captions(config, config.subject, "a sks dog")
+
+
+@pytest.mark.parametrize("caption", ["dog, outdoors, grass,", "a dog , in snow", "who is this ?"])
+def test_punctuation_is_no_identifier(caption: str) -> None:
+    config = make_config()
+    with pytest.raises(DataError, match="has no identifier"):
+        preserved_captions(config, config.subject, caption)
+    assert preserved_captions(config, config.subject, "sks.") == ("a dog",)
+
+
 def test_a_caption_without_identifier_is_refused_where_its_own_is_kept() -> None:
     photograph = Photograph(Path("x.png"), Image.new("RGB", (8, 8)), ("a sks dog", "a dog"))
     config = make_config()

@@ -49,6 +49,24 @@ def test_elastic_workers_count_as_their_fewest(tiny_model: Path) -> None:
     assert elastic.states_bytes == fixed.states_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("overrides", "has_copy"),
+    [
+        (("train.method=lora",), False),
+        (("train.unet=false",), False),
+        (("train.method=full",), True),
+        (("train.method=lora", "train.strategy=fsdp2"), True),
+    ],
+)
+def test_the_copy_of_the_base_model_counts_where_there_is_one(
+    tiny_model: Path, overrides: tuple[str, ...], has_copy: bool
+) -> None:
+    overrides = ("train.resolution=64", "prior.count=4", *overrides)
+    alone = estimate_footprint(config_of(*overrides), tiny_model)
+    with_output = estimate_footprint(config_of(*overrides, "prior.kind=output"), tiny_model)
+    assert (with_output.frozen_bytes > alone.frozen_bytes) == has_copy
+
+
 def test_the_configurations_strategy_decides_what_is_shared(tiny_model: Path) -> None:
     overrides = "train.resolution=64", "train.batch_size=4", "cluster.workers=2"
     whole = estimate_footprint(config_of(*overrides), tiny_model)

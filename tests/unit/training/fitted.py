@@ -139,7 +139,9 @@ class Fitted:
         trained, held_out = split_photographs(
             config, read_configured_subject(config, config.subject)
         )
-        class_images = PriorSet(priors, config.prior.count) if config.prior.count else None
+        class_images = (
+            PriorSet(priors, config.prior.num_images) if config.prior.num_images else None
+        )
         dataset = TrainingDataset(config, components, [trained], class_images, (0, 1))
         looked_at = held_out if held_out or class_images else trained
         self.validation_set = ValidationSet(config, components, looked_at, class_images)

@@ -59,7 +59,7 @@ def make_dataset(prior_set: Store, parts: Components) -> Callable[..., TrainingD
         config: Config, rank: int = 0, world: int = 1, parts: Components = parts
     ) -> TrainingDataset:
         photographs = [read_configured_subject(config, subject) for subject in config.all_subjects]
-        priors = PriorSet(prior_set, config.prior.count) if config.prior.count else None
+        priors = PriorSet(prior_set, config.prior.num_images) if config.prior.num_images else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
 
     return make

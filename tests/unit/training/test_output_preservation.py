@@ -38,7 +38,7 @@ def make_step(
     config = parse_config(text, "x", [*SMALL, "prior.kind=output", *overrides])
     parts = load_components(model)
     apply_method(config, parts)
-    class_images = PriorSet(priors, config.prior.count) if config.prior.count else None
+    class_images = PriorSet(priors, config.prior.num_images) if config.prior.num_images else None
     photographs = read_configured_subject(config, config.subject)
     dataset = TrainingDataset(config, parts, [photographs], class_images, (0, 1))
     module = DreamBoothModule(config, parts)
