@@ -15,6 +15,7 @@ from dreambooth_ray.priors.prior_generation import committed_chunks
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.catalog import Catalog, publish_run, withdraw_run
 from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
+from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import download, retention
@@ -54,7 +55,9 @@ def test_checkpoints_are_whole_and_rotated(
     side_work = SideWork(run)
     uploader = CheckpointUploader(run, config, side_work, WorkerRank(0, 0, 0, 1))
     for step in range(1, 6):
-        local = files_of(tmp_path / str(step), **{"state.ckpt": f"state {step}", "more": "x"})
+        local = ScratchFolder(str(step), str(tmp_path))
+        for name, text in {"state.ckpt": f"state {step}", "more": "x"}.items():
+            (local.path / name).write_text(text)
         uploader.submit(step, f"{step:012x}", local, {"step": step})
         uploader.finish_upload()
     side_work.close(60)

@@ -25,6 +25,7 @@ WRITER = """
 import json, os, signal, sys
 from pathlib import Path
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.save import WorkerRank, CheckpointUploader
 from dreambooth_ray.training.callbacks.side_work import SideWork
@@ -56,10 +57,9 @@ def bring(phase):
     run = Store(f"{base}/{phase}")
     uploader = CheckpointUploader(run, config, SideWork(run), WorkerRank(0, 0, 0, 1))
     for step in (1, 2, 3):
-        local = scratch / f"{phase}-{step}"
-        local.mkdir()
+        local = ScratchFolder(f"{phase}-{step}", str(scratch))
         for name in ("state.ckpt", "more"):
-            (local / name).write_text(f"{name} {step}")
+            (local.path / name).write_text(f"{name} {step}")
         changes = phase if step == 3 else None
         uploader.submit(step, f"{step:012x}", local, {"step": step})
         uploader.finish_upload()
