@@ -104,6 +104,7 @@ def test_a_holder_frozen_for_twice_its_lease_and_woken_mixes_nothing_in(
         while heir.poll() is None and not is_late:
             is_late = time.monotonic() - frozen_at_s > 2 * LEASE_S
             time.sleep(0.05)
+        has_heir_ended = heir.poll() is not None
         send_to_tree(frozen.process, signal.SIGCONT)
         _, frozen_errors = frozen.process.communicate(timeout=300)
         _, errors = heir.communicate(timeout=300)
@@ -111,7 +112,8 @@ def test_a_holder_frozen_for_twice_its_lease_and_woken_mixes_nothing_in(
         kill_tree(heir)
     assert heir.returncode == 0, errors
     assert f"waiting up to {LEASE_S:g} s" in errors
-    assert frozen.process.returncode == 2, frozen_errors
+    # Followed by one who works: refused. By one who has ended: it finds a run that is finished.
+    assert frozen.process.returncode == (0 if has_heir_ended else 2), frozen_errors
     assert "another" in frozen_errors.strip().splitlines()[-1]
     assert Run(frozen.folder).curve == undisturbed_alone.curve
     assert is_finished(store)
