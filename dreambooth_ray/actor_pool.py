@@ -45,6 +45,12 @@ class _Task:
     since_s: float
 
 
+def find_own_error(error: RayTaskError) -> Exception:
+    """What a task raised, where that is an error of ours; else Ray's own, with the task's trace."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, DreamBoothError) else error
+
+
 class ActorPool(Generic[_Result]):
     """Between span.min and span.max actors, as the cluster has room for them.
 

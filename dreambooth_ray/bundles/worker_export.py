@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from dreambooth_ray.actor_pool import find_own_error
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
@@ -57,8 +58,7 @@ def export_by_task(config: Config, directory: Path, run: Store) -> None:
     try:
         ray.get(task.remote(dump_config(config), str(directory), run.uri, options))
     except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        raise cause if isinstance(cause, DreamBoothError) else error from None
+        raise find_own_error(error) from None
     except ray.exceptions.RayError as error:
         raise DreamBoothError(
             f"the bundle of {run.uri} can't be made: {error}; `dreambooth resume` tries again"

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from dreambooth_ray.actor_pool import find_own_error
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import photographs_folder
@@ -173,8 +174,7 @@ class RemoteEvaluator:
         try:
             scored: ScoredCheckpoint = ray.get(self._actor.evaluate.remote(step))
         except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            raise cause if isinstance(cause, DreamBoothError) else error from None
+            raise find_own_error(error) from None
         except ray.exceptions.RayError as error:
             raise DreamBoothError(
                 f"the checkpoint of step {step} can't be evaluated: {error}; `dreambooth resume` "

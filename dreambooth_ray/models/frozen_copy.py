@@ -2,8 +2,9 @@
 
 import copy
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from dreambooth_ray.compat.peft import list_lora_layers
 
 
 def copy_untrained(network: nn.Module, *, shares_weights: bool) -> nn.Module:
@@ -16,11 +17,6 @@ def copy_untrained(network: nn.Module, *, shares_weights: bool) -> nn.Module:
     shared = [p for p in network.parameters() if not p.requires_grad] if shares_weights else []
     # What deepcopy has in its memo, it takes for copied.
     untrained = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
-    _remove_adapters(untrained)
+    for name, layer in list_lora_layers(untrained):
+        untrained.set_submodule(name, layer.get_base_layer())
     return untrained.requires_grad_(False).eval()
-
-
-def _remove_adapters(network: nn.Module) -> None:
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            network.set_submodule(name, module.get_base_layer())

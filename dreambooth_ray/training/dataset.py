@@ -21,7 +21,7 @@ from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
-from dreambooth_ray.training.batch import Batch, PreservedCaptions
+from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, PreservedEmbeddings
 
 # Purposes of the shuffles; a further subject's photographs have _NEXT_SUBJECT added.
@@ -110,7 +110,8 @@ class TrainingDataset(IterableDataset[Batch]):
         captions = [
             c for subject in photographs for photograph in subject for c in photograph.captions
         ]
-        preserved = self._collect_preserved(photographs)
+        self._preserved_choices = self._list_preserved(photographs)
+        preserved = [c for choices in self._preserved_choices.values() for c in choices]
         self._captions = CaptionEmbeddings(
             components, ["", *captions, *preserved, *(priors.captions if priors else [])]
         )
@@ -118,20 +119,18 @@ class TrainingDataset(IterableDataset[Batch]):
             PreservedEmbeddings(components, self._captions, preserved) if preserved else None
         )
 
-    def _collect_preserved(self, photographs: list[list[Photograph]]) -> list[str]:
+    def _list_preserved(
+        self, photographs: list[list[Photograph]]
+    ) -> dict[tuple[int, str], tuple[str, ...]]:
+        """By subject and caption, the captions under which the base model's output is kept."""
         if not self._config.prior.keeps_output:
-            return []
-        return [
-            preserved_caption
-            for subject_index, subject in enumerate(photographs)
-            for photograph in subject
+            return {}
+        return {
+            (index, caption): preserved_captions(self._config, subject, caption)
+            for index, subject in enumerate(self._config.all_subjects)
+            for photograph in photographs[index]
             for caption in photograph.captions
-            for preserved_caption in self._list_preserved(subject_index, caption)
-        ]
-
-    def _list_preserved(self, subject_index: int, caption: str) -> tuple[str, ...]:
-        subject = self._config.all_subjects[subject_index]
-        return preserved_captions(self._config, subject, caption)
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         steps = range(self.start, self._config.train.steps)
@@ -144,6 +143,7 @@ class TrainingDataset(IterableDataset[Batch]):
         part_size = len(share) // self.accumulate
         positions = share[part * part_size : (part + 1) * part_size]
         latents, captions, keys = [], [], []
+        preserved: list[str] = []
         for offset in (0, size) if self._priors else (0,):
             for position in positions:
                 # A sample's key is its index in the global batch, never a worker's rank.
@@ -152,6 +152,8 @@ class TrainingDataset(IterableDataset[Batch]):
                 latents.append(self._sample_latents(image.latents, step, key))
                 captions.append(self._choose_caption(image.captions, step, key))
                 keys.append(key)
+                if self._preserved and not offset:
+                    preserved.append(self._choose_preserved(position, image.captions, step, key))
         ids, hidden = self._captions.look_up(captions)
         return Batch(
             latents=torch.stack(latents),
@@ -163,22 +165,16 @@ class TrainingDataset(IterableDataset[Batch]):
             hidden=hidden,
             ends_step=part == self.accumulate - 1,
             starts_step=part == 0,
-            preserved=self._look_up_preserved(step, positions),
+            preserved=self._preserved.look_up(preserved) if self._preserved else None,
         )
 
-    def _look_up_preserved(self, step: int, positions: range) -> PreservedCaptions | None:
-        """What goes with the photographs: their captions, dropped ones too, less the identifier."""
-        if self._preserved is None:
-            return None
-        captions = []
-        for position in positions:
-            key = position - step * self._config.train.batch_size
-            choices = self._list_preserved(
-                position % len(self._photographs),
-                self._choose_one(self._get_photograph(position).captions, "caption", step, key),
-            )
-            captions.append(self._choose_one(choices, "preserved caption", step, key))
-        return self._preserved.look_up(captions)
+    def _choose_preserved(
+        self, position: int, captions: tuple[str, ...], step: int, key: int
+    ) -> str:
+        """What goes with a photograph: its caption, a dropped one too, less the identifier."""
+        caption = self._choose_one(captions, "caption", step, key)
+        choices = self._preserved_choices[position % len(self._photographs), caption]
+        return self._choose_one(choices, "preserved caption", step, key)
 
     def describe_inputs(self, step: int) -> list[str]:
         """What the global batch of a step (from 0) is made of, in words."""

@@ -79,6 +79,7 @@ class RecordedForwards:
         for graphed in (self._graphed_unet, self._graphed_text_encoder):
             if graphed is not None:
                 graphed.release()
+        self._graphed_untrained_unet = None
 
 
 class PlainTextEncoder(nn.Module):
