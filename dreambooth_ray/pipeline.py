@@ -3,8 +3,9 @@
     photos -> Subject -> PriorSet -> Checkpoint -> Bundle
 
 Each stage is skipped when its committed result is there, so to resume is to run again.
-What computes, a bundle's weights included, does so in Ray's workers: this process imports no
-diffusers, and may be on a small machine.
+What computes, a bundle's weights included, does so in Ray's workers: this process holds no model,
+and may be on a small machine. It imports diffusers only to follow checkpoints (choice.rule=best,
+samples of sharded weights).
 """
 
 # ruff: noqa: PLC0415

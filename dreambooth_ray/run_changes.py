@@ -114,7 +114,7 @@ def _find_idle_changes(
 
 
 def _matters_at_end(key: str) -> bool:
-    return any(key == name or key.startswith(name) for name in _AT_END)
+    return key.startswith(_AT_END)
 
 
 def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:

@@ -69,7 +69,7 @@ def open_run(
     if not run.create(paths.CONFIG, dump_config(resolved).encode()):
         stored = with_absolute_paths(read_run_config(run))
         changes = find_changes(_identity_fields(stored), _identity_fields(resolved))
-    data_differences = _compare_inputs(run, inputs)
+    data_differences = _compare_inputs(run, inputs, may_tell=not changes)
     if not changes and not data_differences:
         return run
     _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
@@ -87,9 +87,14 @@ def open_run(
     return run
 
 
-def _compare_inputs(run: Store, inputs: RunInputs | None) -> list[str]:
-    """What a run was trained on and is no longer there; one that does not know yet is told."""
-    if inputs is None or run.create(paths.INPUTS, inputs.to_json()):
+def _compare_inputs(run: Store, inputs: RunInputs | None, *, may_tell: bool) -> list[str]:
+    """What a run was trained on and is no longer there.
+
+    may_tell: whether a run that does not know its inputs yet is told; not by who may be refused
+    """
+    if inputs is None or (may_tell and run.create(paths.INPUTS, inputs.to_json())):
+        return []
+    if not run.exists(paths.INPUTS):
         return []
     return inputs.describe_differences(run.read(paths.INPUTS))
 
@@ -130,7 +135,7 @@ def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None
         run.remove_file(stale_file)
     if inputs is not None:
         run.write(paths.INPUTS, inputs.to_json())
-    # Last: whatever ends this process before, the run is as it was, and the change not made.
+    # Last: whatever ends this process before, the next start still finds the change.
     run.write(paths.CONFIG, dump_config(config).encode())
 
 

@@ -8,6 +8,7 @@ from starlette.routing import Match, Mount
 
 from serve import multipart
 from serve.api_errors import APIError
+from serve.base_url import find_base_url
 from serve.gateway_metrics import Metrics
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -68,9 +69,11 @@ def _explain_path(app: FastAPI, request: Request) -> str:
     """What is at a path instead of nothing: the API's, under another base URL."""
     path = request.url.path
     api_path = path.rpartition("/v1/")[2].removeprefix("/")
-    if path.startswith("/page/") or not any(
-        _matches(app, f"/v1/{api_path}", method) for method in _METHODS
+    if (
+        path == "/page"
+        or path.startswith("/page/")
+        or not any(_matches(app, f"/v1/{api_path}", method) for method in _METHODS)
     ):
         return f"there is nothing at {path[:120]}; /docs lists what there is"
-    base_url = f"{str(request.base_url).rstrip('/')}/v1"
+    base_url = f"{find_base_url(request)}/v1"
     return f"there is nothing at {path[:120]}; the API is below {base_url}: set it as base_url"

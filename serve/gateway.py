@@ -269,6 +269,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # the middleware passes them over
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.app_state = app_state

@@ -9,6 +9,7 @@ from fastapi import Request
 from dreambooth_ray.errors import StorageError
 from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import ImageAnswer, ImageRequest, ImagesAnswer
+from serve.base_url import find_base_url
 from serve.generation_spec import EncodedImage
 from serve.signed_files import SignedFiles
 
@@ -32,7 +33,7 @@ async def write_answer(
     urls_base: what URLs begin with; None for where the caller reached this endpoint
     """
     if body.response_format == "url":
-        base = urls_base or _find_base_url(request)
+        base = (urls_base or find_base_url(request)).rstrip("/")
         images = [
             ImageAnswer(url=f"{base}{path}", receipt=encoded.receipt)
             for encoded, path in zip(
@@ -66,10 +67,3 @@ async def _keep_images(
         ]
     except (StorageError, OSError) as error:
         raise storage_away_error() from error
-
-
-def _find_base_url(request: Request) -> str:
-    """Where the caller reached this endpoint; https where a proxy in front of it speaks that."""
-    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
-    base_url = request.base_url.replace(scheme="https" if scheme == "https" else "http")
-    return str(base_url).rstrip("/")

@@ -246,6 +246,11 @@ class ModelCache:
 
     def _get_base_model(self, digest: str, id_: str) -> LoadedModel:
         """The engine of the base with this hash, loaded if it is not."""
+        with self._state_lock:
+            engines = [self._engines[base] for base in self._bases if base in self._engines]
+        for engine in engines:
+            if engine.base_hash == digest:
+                return engine
         for base, uri in self._bases.items():
             with self._state_lock:
                 loaded = self._engines.get(base)
@@ -256,7 +261,7 @@ class ModelCache:
                 size = estimate_loaded_bytes(directory, self._bytes_per_weight)
                 self._add_engine(base, directory, size, base=True)
                 return self._engines[base]
-            if loaded.base_hash == digest or has_model_hash(model_directory(uri), digest):
+            if has_model_hash(model_directory(uri), digest):
                 return loaded
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "

@@ -75,7 +75,7 @@ class ReplicaPool:
         models = [model for status in self.statuses for model in status.models]
         if not models:
             return 1.0
-        # What is not loaded anywhere is taken for the first model.
+        # What is not loaded anywhere is taken for one that is.
         model = next((m for m in models if artifact.id in m.ids), models[0])
         size = sample_task.relative_size(model.side_px)
         return model.step_cost * estimate_step_cost(size, model.costs_by_size)

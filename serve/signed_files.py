@@ -46,7 +46,8 @@ class SignedFiles:
     def read(self, name: str, signature: str) -> bytes:
         """An image that is kept; raises APIError 403 for another signature, 404 once it is gone."""
         match = _NAME.fullmatch(name)
-        if match is None or not hmac.compare_digest(self._sign(name), signature):
+        expected = self._sign(name).encode()
+        if match is None or not hmac.compare_digest(expected, signature.encode(errors="replace")):
             text = "the URL's signature does not fit; take the URL as the answer had it"
             raise APIError(403, "invalid_signature", text)
         try:

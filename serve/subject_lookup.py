@@ -32,7 +32,7 @@ _Value = TypeVar("_Value")
 class CachedRead(Generic[_Value]):
     """value: None for what is not there; fault: why it can't be read; read_at_s: by the clock
 
-    generation: of the look-up when the reading began
+    generation: of the look-up when the reading of an entry began
     """
 
     value: _Value | None

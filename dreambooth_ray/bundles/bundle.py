@@ -66,7 +66,8 @@ def export_bundle(
 
     With choice.rule=best, from the checkpoint with the best evaluation. Of the checkpoint only the
     weights are read, one after the other, and hashed as they are: nothing is committed of a
-    damaged one. Its other files are not read: storage is asked for their sizes and checksums.
+    damaged one. Its other files are not read: storage is asked for their sizes and checksums. Where
+    weights and optimizer share files (sharded strategies, earlier versions), all are read.
 
     directory: the base model's
     kept_files: of the checkpoint that the bundle is made of, where this machine still has them

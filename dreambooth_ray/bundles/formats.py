@@ -1,10 +1,11 @@
 """Export a run in other libraries' file formats; tests read each back with its library."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,9 +104,11 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
         with _explained_writing(out):
             partial_out.rename(out)
     finally:
-        if partial_out.is_dir():
-            shutil.rmtree(partial_out, ignore_errors=True)
-        partial_out.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed before is what is told
+            if partial_out.is_dir():
+                shutil.rmtree(partial_out)
+            else:
+                partial_out.unlink(missing_ok=True)
     return out
 
 
@@ -288,3 +291,5 @@ def _write_sources(
 ) -> None:
     read_back.refuse_overflow(read_sources(sources), dtype)
     write_tensors(out, sources, {"format": "pt", **metadata})
+    with out.open("rb") as written_file:
+        os.fsync(written_file.fileno())  # it is renamed to where nobody makes it again

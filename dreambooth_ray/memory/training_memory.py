@@ -153,7 +153,8 @@ def _cache_file(config: Config, directory: Path) -> Path:
     """A path that depends on everything the counts depend on."""
     digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
     # A learned word is a row of the text encoder's table.
-    words = sorted({config.word(s) for s in config.all_subjects})
+    is_learned = config.identifier.kind == "learned"
+    words = sorted({config.word(s) for s in config.all_subjects}) if is_learned else []
     train = config.train.model_dump(mode="json", exclude=_NOT_COUNTED)
     digest.update(json.dumps([train, config.model.quantization, words]).encode())
     digest.update(config.identifier.model_dump_json().encode())

@@ -1,6 +1,6 @@
 """Whether a model can be trained as configured, by its files alone.
 
-Nothing heavy is imported here, as in `source`.
+Nothing heavy is imported here, as in `model_directory`.
 """
 
 from collections.abc import Iterator

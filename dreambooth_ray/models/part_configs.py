@@ -1,7 +1,7 @@
 """Configuration files of a model directory's parts, with the defaults of diffusers' classes.
 
 Published files leave keys out: Stable Diffusion 1.5's scheduler names no prediction_type, and its
-VAE no scaling_factor. Nothing heavy is imported here, as in `source`.
+VAE no scaling_factor. Nothing heavy is imported here, as in `model_directory`.
 """
 
 import json

@@ -4,7 +4,6 @@ Files are read, not mapped: mapped pages count as the process's own until the sy
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -188,8 +187,6 @@ def write_tensors(
         out.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for name in names:
             out.write(_tensor_bytes(name, sources[name]))
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _rank(dtype: torch.dtype) -> int:

@@ -243,27 +243,29 @@ class Engine:
                 return False
             started_s = time.monotonic()
             batch = [handle for handle in handles if self._start_request(handle)]
+            is_done = False
             try:
                 if batch:
                     self._advance_batch(batch)
-                    deliver_results(
-                        batch, self._codec, self._validator.decode_limit(batch[0].shape)
-                    )
+                    most_decoded = self._validator.decode_limit(batch[0].shape)
+                    deliver_results(batch, self._codec, most_decoded)
+                is_done = True
             except torch.OutOfMemoryError as error:
                 message = f"out of memory in a batch of {len(batch)}: {error}; lower max_batch"
                 self._fail_requests(batch, CapacityError(message))
             except Exception as error:  # a batch that fails must not stop the engine
                 self._fail_requests(batch, error)
             if batch:
-                self._count_time(batch, time.monotonic() - started_s)
+                self._count_time(batch, time.monotonic() - started_s, is_done)
             return True
 
-    def _count_time(self, batch: list[RequestHandle], seconds: float) -> None:
+    def _count_time(self, batch: list[RequestHandle], seconds: float, is_done: bool) -> None:
         shape = batch[0].shape
         with self._queue_changed:
             self._queue.charge(shape, seconds)
-        limit = self._validator.batch_limit(shape, self.max_batch)
-        self.step_costs.record(self._validator.relative_size(shape), len(batch), limit, seconds)
+        if is_done:  # a step that failed tells no cost
+            limit = self._validator.batch_limit(shape, self.max_batch)
+            self.step_costs.record(self._validator.relative_size(shape), len(batch), limit, seconds)
 
     @staticmethod
     def _fail_requests(handles: list[RequestHandle], error: Exception) -> None:

@@ -21,7 +21,7 @@ _MAX_ENTRIES = 4096
 _SETTLED_S = 3.0
 # Small files are read faster than the cache is.
 _MIN_BYTES = 2**20
-# Of this process, where the folder can't be used.
+# Of this process: quicker than the folder, and there where that can't be used.
 _hashes: dict[str, list[object]] = {}
 
 
@@ -40,9 +40,10 @@ def cached_file_hash(path: Path) -> str:
     if before.st_size < _MIN_BYTES:
         return file_hash(real_path)
     key, state = str(real_path), _describe_state(before)
-    for hashes in (_hashes, _read_cache()):
-        if hashes.get(key, [])[:-1] == state:
-            return str(hashes[key][-1])
+    if _hashes.get(key, [])[:-1] != state and (stored := _read_cache().get(key)):
+        _hashes[key] = stored
+    if _hashes.get(key, [])[:-1] == state:
+        return str(_hashes[key][-1])
     digest = file_hash(real_path)
     is_settled = time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_S
     if is_settled and _describe_state(real_path.stat()) == state:

@@ -67,5 +67,7 @@ class PreservedEmbeddings:
     def look_up(self, captions: list[str]) -> PreservedCaptions:
         """A batch's."""
         ids, hidden = self._captions.look_up(captions)
-        base_hidden = self._base_hidden[[self._row[caption] for caption in captions]]
-        return PreservedCaptions(ids, base_hidden, hidden)
+        if hidden is not None:
+            return PreservedCaptions(ids, hidden, hidden)
+        rows = [self._row[caption] for caption in captions]
+        return PreservedCaptions(ids, self._base_hidden[rows], None)

@@ -83,7 +83,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
         state = Path(path)
         files = {key: tensor_file(state, key) for key in (WEIGHTS, AVERAGE)}
         weights = {key: open_tensors(file) for key, file in files.items() if file.is_file()}
-        # Not mapped: what is read is what the optimizer goes on with.
+        # Mapped only where it goes to a GPU at once: on a CPU the optimizer goes on with it.
         checkpoint: dict[str, Any] = torch.load(
             state,
             map_location=map_location or "cpu",

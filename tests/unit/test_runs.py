@@ -123,6 +123,15 @@ def test_a_run_of_an_earlier_release_remembers_from_now_on(half_way: Config) -> 
     assert inputs is not None and run.read("inputs.json") == inputs.to_json()
 
 
+def test_a_start_that_is_refused_tells_a_run_nothing(half_way: Config) -> None:
+    run = find_store(half_way)
+    run.remove_file("inputs.json")
+    inputs = prepare_run(half_way, QuietDisplay()).inputs
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        open_run(override_config(half_way, ["train.steps=77"]), inputs=inputs)
+    assert not run.exists("inputs.json")
+
+
 def _commit(run: Store) -> Catalog:
     run.write("bundle/manifest.json", b'{"about": {"kind": "bundle"}, "files": []}')
     publish_run(run)

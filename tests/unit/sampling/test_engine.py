@@ -275,3 +275,19 @@ def test_sizes_and_memory_are_checked_when_asked(toy_model: Path) -> None:
         engine.submit(replace(FAST, clip_skip=2))
     with pytest.raises(ConfigError, match="no files"):
         _ = engine.model_hash
+
+
+def test_a_step_that_fails_tells_no_cost(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[object] = []
+    monkeypatch.setattr(engine.step_costs, "record", lambda *cost: recorded.append(cost))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_advance_batch", fail)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            engine.sample([Request("a robot", seed=0, num_inference_steps=2)])
+    assert not recorded
+    engine.sample([Request("a robot", seed=0, num_inference_steps=2)])
+    assert len(recorded) == 2

@@ -98,7 +98,8 @@ def test_an_image_by_url_is_the_image_and_its_url_is_signed(
     name = re.search(r"files/(\d+)-", path)
     assert name is not None
     later = path.replace(name[1], f"{int(name[1]) + 60:0{len(name[1])}}")
-    for forged in (later, path[:-1] + ("0" if path[-1] != "0" else "1"), path.partition("?")[0]):
+    other_sign, unsigned = path[:-1] + ("0" if path[-1] != "0" else "1"), path.partition("?")[0]
+    for forged in (later, other_sign, unsigned, f"{unsigned}?signature=\u00e9"):
         refused = client.get(forged)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "invalid_signature")
 
@@ -144,6 +145,8 @@ def test_urls_are_refused_where_there_are_none(client: TestClient) -> None:
         ("OPTIONS", GENERATE, 405, "POST"),
         ("GET", "/nothing", 404, None),
         ("GET", "/page/nothing.js", 404, None),
+        ("GET", "/page", 404, None),
+        ("GET", "/page/", 404, None),
     ],
 )
 def test_what_is_not_there_is_404_and_what_is_asked_otherwise_405(
@@ -159,6 +162,8 @@ def test_a_client_with_the_wrong_base_url_is_told_the_right_one(client: TestClie
     for path in ("/images/generations", "/v1/v1/images/generations", "/api/v1/images/generations"):
         error = client.post(path, json=QUICK).json()["error"]
         assert "http://testserver/v1" in error["message"], error
+        behind_tls = client.post(path, json=QUICK, headers={"X-Forwarded-Proto": "https"})
+        assert "https://testserver/v1" in behind_tls.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations/", "//v1//images/generations"])
