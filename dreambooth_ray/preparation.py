@@ -129,4 +129,7 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
 def _why_unknown(is_local: bool) -> str:
     if is_local:
         return "nvidia-smi tells of no GPU here"
-    return "the GPUs are a cluster's; `dreambooth submit --cluster` fits a run to those"
+    return (
+        "the GPUs are a cluster's; `dreambooth submit --cluster` fits a run to those that are "
+        "there when it is submitted"
+    )

@@ -61,14 +61,16 @@ def _make_command(theme: str) -> Callable[..., None]:
         address: Annotated[
             str, typer.Option(help="train and serve: of a Ray cluster to measure instead")
         ] = "",
-        storage: Annotated[str, typer.Option(help="with --address: that all hosts see")] = "out",
+        storage: Annotated[str, typer.Option(help="with --address: that all hosts see")] = "",
         gpus: Annotated[bool, typer.Option("--gpus", help="with --address: one a worker")] = False,
     ) -> None:
         if profile not in ("smoke", "full"):
             raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
         if address:
-            cluster = {"address": address, "storage": storage, "gpus": gpus}
+            cluster = {"address": address, "storage": storage or "out", "gpus": gpus}
             _run_on_cluster(theme, workers, model, profile, file, cluster)
+        elif storage or gpus:
+            raise ConfigError("--storage and --gpus are of a cluster; give its --address as well")
         else:
             _run_theme(theme, workers or "1,2", model, profile, file)
 

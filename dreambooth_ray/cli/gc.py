@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
+from dreambooth_ray.cli.storage_argument import StorageArguments, read_storage
 from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
@@ -28,8 +28,12 @@ def gc(
     jobs that ended a week ago, images whose URL has expired, and what processes that died left on
     this host. What a run, a fleet or a lease uses stays.
     """
-    collect_garbage(open_storage(storage, may_be_empty=True).uri, delete, older_than)
-    collect_scratch(scratch, delete, older_than)
+    from dreambooth_ray.storage.store import use_options
+
+    config = read_storage(storage)
+    use_options(config.uri, config.options)
+    collect_garbage(config.uri, delete, older_than)
+    collect_scratch(scratch or config.scratch or "", delete, older_than)
 
 
 def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "") -> None:

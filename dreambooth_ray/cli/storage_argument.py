@@ -9,6 +9,7 @@ from dreambooth_ray.errors import ConfigError
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 if TYPE_CHECKING:
+    from dreambooth_ray.config.machines import StorageConfig
     from dreambooth_ray.storage.store import Store
 
 StorageArguments = Annotated[
@@ -21,13 +22,14 @@ StorageArguments = Annotated[
 _KNOWN_FOLDERS = ("runs", "priors", "photographs", "catalog", "serve", "fleets")
 
 
-def open_storage(arguments: list[str] | None, *, may_be_empty: bool = False) -> "Store":
-    """The storage that holds runs; `out` unless something else is given.
-
-    raises: ConfigError where nothing of ours lies, as at a mistaken address, unless it may be empty
-    """
-    from dreambooth_ray.config.load import load_config, load_storage, recipe_names
-    from dreambooth_ray.storage.store import Store, use_options
+def read_storage(arguments: list[str] | None) -> "StorageConfig":
+    """The storage that the arguments name; `out` unless something else is given."""
+    from dreambooth_ray.config.load import (
+        SUBJECT_OF_NO_MATTER,
+        load_config,
+        load_storage,
+        recipe_names,
+    )
 
     words = [a for a in arguments or [] if "=" not in a or "://" in a.partition("=")[0]]
     overrides = [a for a in arguments or [] if a not in words]
@@ -35,18 +37,23 @@ def open_storage(arguments: list[str] | None, *, may_be_empty: bool = False) -> 
         raise ConfigError(f"{words[1]!r} is one argument too many; give one storage")
     uri = words[0] if words else ""
     if uri.endswith((".yaml", ".yml")) or f"{uri}.yaml" in recipe_names():
-        storage = load_config(uri, [*_SUBJECT_OF_NO_MATTER, *overrides]).storage
-    else:
-        storage = load_storage(([f"storage.uri={uri}"] if uri else []) + overrides)
+        return load_config(uri, [*SUBJECT_OF_NO_MATTER, *overrides]).storage
+    return load_storage(([f"storage.uri={uri}"] if uri else []) + overrides)
+
+
+def open_storage(arguments: list[str] | None) -> "Store":
+    """The storage that holds runs, as `read_storage` has it.
+
+    raises: ConfigError where nothing of ours lies, as at a mistaken address
+    """
+    from dreambooth_ray.storage.store import Store, use_options
+
+    storage = read_storage(arguments)
     use_options(storage.uri, storage.options)
     store = Store(storage.uri)
-    if not may_be_empty and not any(store.names(folder, limit=1) for folder in _KNOWN_FOLDERS):
+    if not any(store.names(folder, limit=1) for folder in _KNOWN_FOLDERS):
         raise ConfigError(
             f"storage.uri={storage.uri!r} holds no runs, class images or catalog; give the "
             "storage.uri of the runs"
         )
     return store
-
-
-# A shipped recipe leaves them to the command line, and storage does not depend on them.
-_SUBJECT_OF_NO_MATTER = ("subject.photos=.", "subject.class_noun=any")

@@ -88,13 +88,16 @@ def parse_options(overrides: list[str]) -> dict[str, Any]:
     return options
 
 
+# A shipped recipe leaves them to the command line, and storage does not depend on them.
+SUBJECT_OF_NO_MATTER = ("subject.photos=.", "subject.class_noun=any")
+
+
 def load_storage(overrides: list[str]) -> StorageConfig:
     """The storage section alone, from `storage.key=value` overrides.
 
     raises: ConfigError naming the key at fault
     """
-    subject = ["subject.photos=.", "subject.class_noun=any"]
-    return parse_config("", "the command line", [*subject, *overrides]).storage
+    return parse_config("", "the command line", [*SUBJECT_OF_NO_MATTER, *overrides]).storage
 
 
 def dump_config(config: Config) -> str:

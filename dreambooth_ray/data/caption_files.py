@@ -4,6 +4,7 @@ import codecs
 import unicodedata
 from pathlib import Path
 
+from dreambooth_ray.data.photographs import list_files
 from dreambooth_ray.errors import DataError
 
 # DreamBooth tools write the first, kohya's scripts the second unless told otherwise.
@@ -39,11 +40,13 @@ def find_captions(photographs: list[Path]) -> dict[Path, Path]:
 
 def find_unused_captions(folder: Path, photographs: list[Path]) -> list[Path]:
     """Caption files of a folder that belong to no photograph, and files of captions for all."""
-    used = {path for photograph in photographs for path in _all_of(folder, photograph)}
-    loose = [path for path in _list_caption_files(folder) if path not in used]
+    names = {
+        _fold(name) for photograph in photographs for name in (photograph.stem, photograph.name)
+    }
+    loose = [path for path in _list_caption_files(folder) if _fold(path.stem) not in names]
     of_folder = [
         path
-        for path in _list_files(folder)
+        for path in list_files(folder)
         if path.suffix.lower() in _FOLDER_CAPTION_SUFFIXES or path.name.startswith("meta_")
     ]
     return sorted({*loose, *of_folder})
@@ -63,17 +66,8 @@ def read_caption(path: Path) -> str:
     return " ".join(text.replace("\ufeff", "").split())
 
 
-def _all_of(folder: Path, photograph: Path) -> list[Path]:
-    names = [_fold(photograph.stem), _fold(photograph.name)]
-    return [path for path in _list_caption_files(folder) if _fold(path.stem) in names]
-
-
 def _list_caption_files(folder: Path) -> list[Path]:
-    return [path for path in _list_files(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
-
-
-def _list_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return [path for path in list_files(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
 
 
 def _fold(name: str) -> str:

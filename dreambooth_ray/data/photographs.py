@@ -98,7 +98,7 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
         )
     paths = _list_photographs(folder)
     if not paths:
-        num_files = len(_list_files(folder))
+        num_files = len(list_files(folder))
         content = f"its {num_files} files have other endings" if num_files else "it is empty"
         unread = describe_unread(folder)
         raise DataError(
@@ -119,7 +119,7 @@ def describe_unread(folder: Path) -> str:
     """
     read_paths = set(_list_photographs(folder))
     names = [
-        p.name for p in _list_files(folder) if p not in read_paths and _looks_like_photograph(p)
+        p.name for p in list_files(folder) if p not in read_paths and _looks_like_photograph(p)
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
@@ -127,12 +127,13 @@ def describe_unread(folder: Path) -> str:
     return f"not used: {', '.join(names)}" if names else ""
 
 
-def _list_files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
+    """Files of a folder that are not hidden, by name."""
     return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
 def _list_photographs(folder: Path) -> list[Path]:
-    return [p for p in _list_files(folder) if p.suffix.lower() in SUFFIXES]
+    return [p for p in list_files(folder) if p.suffix.lower() in SUFFIXES]
 
 
 def _looks_like_photograph(path: Path) -> bool:

@@ -9,7 +9,7 @@ from dreambooth_ray.storage.manifest import (
     MANIFEST,
     download_artifact,
     download_folder,
-    missing_is_damage,
+    find_damaged_file,
     read_entries,
 )
 from dreambooth_ray.storage.store import Store
@@ -25,14 +25,8 @@ def open_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str,
     if not store.is_local:
         return local, download_artifact(store, name, local)
     folder, about, files = read_entries(store, name)
-    for file in files:
-        file_name = f"{folder}/{file.name}"
-        with missing_is_damage(store, file_name):
-            digest = store.sha256(file_name)
-        if digest != file.sha256:
-            raise CheckpointError(
-                f"{store.uri}/{file_name} differs from its manifest: it is damaged"
-            )
+    if damage := find_damaged_file(store, folder, files):
+        raise CheckpointError(f"{store.uri}/{damage}: the artifact is damaged")
     return store.local_path(folder), about
 
 

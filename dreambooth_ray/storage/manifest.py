@@ -10,7 +10,7 @@ start at pointers and see nothing else.
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -224,15 +224,19 @@ def size_bytes(store: Store, name: str) -> int:
 
 def find_damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
-    try:
-        folder, _, files = read_entries(store, name)
-        for file in files:
-            if store.sha256(f"{folder}/{file.name}") != file.sha256:
-                return f"{folder}/{file.name} differs from its manifest"
-    except CheckpointError as error:
-        return str(error)
-    except FileNotFoundError as error:
-        return f"a file of {name} is missing: {error}"
+    return _find_fault(store, name, find_damaged_file)
+
+
+def find_damaged_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
+    """As `find_damage`, of some files of a folder, which are read."""
+    for file in files:
+        name = f"{folder}/{file.name}"
+        try:
+            digest = store.sha256(name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if digest != file.sha256:
+            return f"{name} differs from its manifest"
     return None
 
 
@@ -241,11 +245,7 @@ def find_loss(store: Store, name: str) -> str | None:
 
     Sizes, and checksums where storage computes them and they were recorded; None if all agree.
     """
-    try:
-        folder, _, files = read_entries(store, name)
-    except CheckpointError as error:
-        return str(error)
-    return find_lost_file(store, folder, files)
+    return _find_fault(store, name, find_lost_file)
 
 
 def find_lost_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
@@ -256,12 +256,18 @@ def find_lost_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str
             stored = store.describe(name)
         except FileNotFoundError:
             return f"{name} is missing"
-        has_other_checksum = None not in (stored.checksum, file.checksum) and (
-            stored.checksum != file.checksum
-        )
-        if stored.size_bytes != file.size_bytes or has_other_checksum:
+        checksums = {stored.checksum, file.checksum} - {None}
+        if stored.size_bytes != file.size_bytes or len(checksums) > 1:
             return f"{name} differs from its manifest"
     return None
+
+
+def _find_fault(store: Store, name: str, find: Callable[..., str | None]) -> str | None:
+    try:
+        folder, _, files = read_entries(store, name)
+    except CheckpointError as error:
+        return str(error)
+    return find(store, folder, files)
 
 
 def remove_artifact(store: Store, name: str) -> None:

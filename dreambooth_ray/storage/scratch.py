@@ -29,6 +29,9 @@ def scratch_base(configured: str | None) -> Path:
     return Path(configured).expanduser() if configured else Path(tempfile.gettempdir())
 
 
+_swept_bases = set[Path]()
+
+
 class ScratchFolder:
     """A folder that this process owns; others of the host that know its name may write there."""
 
@@ -40,7 +43,9 @@ class ScratchFolder:
         self.path = shared_path(name, configured)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            sweep_scratch(self.path.parent)
+            if self.path.parent not in _swept_bases:  # once a process: others wait for this folder
+                _swept_bases.add(self.path.parent)
+                sweep_scratch(self.path.parent)
             self._lock = os.open(_lock_path(self.path), os.O_RDWR | os.O_CREAT, 0o600)
             with suppress(OSError):  # a file system without locks: nobody sweeps there either
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
