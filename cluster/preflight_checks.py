@@ -12,10 +12,12 @@ from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
-from dreambooth_ray.data.subject import identifier_warning
+from dreambooth_ray.data.subject import identifier_warning, read_configured_subject
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
@@ -100,12 +102,22 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
                 unreadable = True
                 yield PreflightFinding("subject.photos", str(error))
         if not unreadable:
+            yield from _check_captions(config, subject)
             side_px, word = config.train.resolution, config.word(subject)
             for photo_finding in inspect_photographs(
                 folder, side_px, word, subject.class_noun
             ).issues:
                 if photo_finding.severity != "note":
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
+
+
+def _check_captions(config: Config, subject: SubjectConfig) -> Iterator[PreflightFinding]:
+    if not config.prior.keeps_output:
+        return
+    try:
+        check_preserved_captions(config, subject, read_configured_subject(config, subject))
+    except DreamBoothError as error:
+        yield PreflightFinding("prior.captions", str(error))
 
 
 def _check_identifiers(config: Config) -> Iterator[PreflightFinding]:

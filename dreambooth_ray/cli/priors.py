@@ -7,6 +7,7 @@ import typer
 
 from dreambooth_ray.cli.gc import Delete, OlderThan, collect_garbage
 from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
+from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  heavy modules are imported by the verb that needs them
 
@@ -46,7 +47,13 @@ def make(
     from dreambooth_ray.preparation import prepare_run
 
     display = TrainingDisplay()
-    prepared = prepare_run(load_config(recipe, overrides or []), display)
+    config = load_config(recipe, overrides or [])
+    if not config.prior.num_images:
+        raise ConfigError(
+            f"prior.kind={config.prior.kind} with prior.count={config.prior.count} trains on no "
+            "class images; take prior.kind=images or both, and a count above 0"
+        )
+    prepared = prepare_run(config, display)
     from cluster.session import session
     from dreambooth_ray import pipeline
 

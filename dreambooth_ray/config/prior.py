@@ -1,8 +1,8 @@
 """What is configured of keeping what the model knows: class images, and its own output."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.machines import CountRange
 from dreambooth_ray.config.sampling_params import SamplingParams
@@ -66,6 +66,15 @@ class PriorConfig(SamplingParams):
         if isinstance(self.actors, CountRange):
             return self.actors
         return CountRange(min=1, max=self.actors)
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _a_word_or_a_list(cls, captions: Any) -> Any:
+        if isinstance(captions, str) and captions not in ("stripped", "class"):
+            raise ValueError(
+                "take stripped, class, or a list: prior.captions='[\"a {class_noun}\"]'"
+            )
+        return captions
 
     @model_validator(mode="after")
     def _both_are_kept(self) -> "PriorConfig":

@@ -13,4 +13,6 @@ def explain_error(error: Any) -> str:
         return f"{key} is not set; give it in the recipe or as {key}=..."
     if error["type"] == "string_too_short":
         return f"{key} is empty; give it in the recipe or as {key}=..."
+    if isinstance(error["input"], dict) and error["type"] == "value_error":
+        return message  # of a whole section: it names the keys that it is about
     return f"{key}={error['input']!r}: {message[:1].lower() + message[1:]}"

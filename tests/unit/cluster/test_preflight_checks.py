@@ -101,6 +101,13 @@ def test_a_damaged_photograph_is_found(photos: Path, tmp_path: Path) -> None:
     assert "half.png" in findings[0].text
 
 
+def test_a_caption_that_training_would_refuse_is_found(photos: Path, tmp_path: Path) -> None:
+    settings = "prior.kind=output", "train.prompt=a photo of a dog"
+    findings = run_preflight(make_config(photos, tmp_path, *settings))
+    assert fatal_keys(findings) == ["prior.captions"]
+    assert "has no identifier" in next(f.text for f in findings if f.fatal)
+
+
 def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
