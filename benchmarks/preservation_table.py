@@ -1,10 +1,11 @@
 """Kinds of preservation side by side: at the end, at equal likeness, and at equal seconds."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.study_table import compute_spread, format_spread
 
 # Key of a score, and its column.
 TITLES = {
@@ -73,12 +74,7 @@ def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
 
 def _summarize_last(curves: list[Curve]) -> dict[str, Any]:
     keys = (*TITLES, "seconds", "with_images_s")
-    return {key: _compute_spread([curve[key][-1] for curve in curves]) for key in keys}
-
-
-def _compute_spread(values: list[float]) -> dict[str, float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
+    return {key: compute_spread([curve[key][-1] for curve in curves]) for key in keys}
 
 
 def _average_curves(curves: list[Curve]) -> Curve:
@@ -132,8 +128,8 @@ def _compare_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any]:
             for ours, theirs in pairs
         ]
         table[key] = {
-            "kind": _compute_spread([ours[key] for ours, _ in pairs]),
-            BASELINE: _compute_spread([theirs[key] for _, theirs in pairs]),
+            "kind": compute_spread([ours[key] for ours, _ in pairs]),
+            BASELINE: compute_spread([theirs[key] for _, theirs in pairs]),
             "better_in": sum(is_better),
         }
     return table
@@ -163,9 +159,7 @@ def _format_last(result: dict[str, Any]) -> list[str]:
         "| after the last step | " + " | ".join(titles.values()) + " |",
         "| --- |" + " ---: |" * len(titles),
         *(
-            f"| {kind} | "
-            + " | ".join(f"{row[k]['mean']:.3f} ± {row[k]['deviation']:.3f}" for k in titles)
-            + " |"
+            f"| {kind} | " + " | ".join(format_spread(row[k]) for k in titles) + " |"
             for kind, row in result["last"].items()
         ),
     ]

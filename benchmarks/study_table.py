@@ -56,10 +56,11 @@ def _read_last_scores(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _make_row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: _compute_spread([row[key] for row in rows]) for key in SCORE_TITLES}
+    return {key: compute_spread([row[key] for row in rows]) for key in SCORE_TITLES}
 
 
-def _compute_spread(values: list[float]) -> dict[str, float]:
+def compute_spread(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation; 0 of a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
 
@@ -73,7 +74,7 @@ def _compute_changes(subjects: list[dict[str, dict[str, Any]]], method: str) -> 
             - _read_last_scores(cells[f"{method}, without class images"])[key]
             for cells in subjects
         ]
-        changes_by_key[key] = {**_compute_spread(changes), "lower_in": sum(c < 0 for c in changes)}
+        changes_by_key[key] = {**compute_spread(changes), "lower_in": sum(c < 0 for c in changes)}
     return changes_by_key
 
 
@@ -142,7 +143,7 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         head,
         "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
-            _format_line(kind, [_format_spread(row[key]) for key in SCORE_TITLES])
+            _format_line(kind, [format_spread(row[key]) for key in SCORE_TITLES])
             for kind, row in results["table"].items()
         ),
         "",
@@ -153,7 +154,7 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         *(
             _format_line(
                 method,
-                [f"{_format_spread(row[key])}, {row[key]['lower_in']}" for key in SCORE_TITLES],
+                [f"{format_spread(row[key])}, {row[key]['lower_in']}" for key in SCORE_TITLES],
             )
             for method, row in results["with_less_without"].items()
         ),
@@ -184,5 +185,6 @@ def _format_line(name: str, cells: list[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _format_spread(spread: dict[str, float]) -> str:
+def format_spread(spread: dict[str, float]) -> str:
+    """As "0.123 ± 0.045"."""
     return f"{spread['mean']:.3f} ± {spread['deviation']:.3f}"
