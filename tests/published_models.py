@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.families.tiny_tokenizers import write_clip_vocabulary
+
 CONFIGS = Path(__file__).parent / "published"
 SD15, SD15_INPAINTING = "stable-diffusion-1.5", "stable-diffusion-1.5-inpainting"
 SD21, SDXL = "stable-diffusion-2.1", "stable-diffusion-xl-base-1.0"
@@ -42,7 +44,7 @@ def build_published(
         network.save_pretrained(folder / part, variant=variant, max_shard_size=max_shard_size)
         (folder / part / "config.json").write_text(json.dumps(config, indent=2))
         if max_shard_size == "10GB":  # diffusers reads old names from single files alone
-            _rename_weights(folder / part, _PUBLISHED_NAMES.get(part, lambda name: name))
+            rename_weights(folder / part, _PUBLISHED_NAMES.get(part, lambda name: name))
     return folder
 
 
@@ -91,17 +93,17 @@ def _published_vae_name(name: str) -> str:
     return name
 
 
-def _published_text_name(name: str) -> str:
+def published_text_name(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
 _PUBLISHED_NAMES: dict[str, Callable[[str], str]] = {
     "vae": _published_vae_name,
-    "text_encoder": _published_text_name,
+    "text_encoder": published_text_name,
 }
 
 
-def _rename_weights(folder: Path, rename: Callable[[str], str]) -> None:
+def rename_weights(folder: Path, rename: Callable[[str], str]) -> None:
     for path in folder.glob("*.safetensors"):
         weights: dict[str, Tensor] = {rename(k): v for k, v in load_file(path).items()}
         if "text_model.embeddings.position_embedding.weight" in weights:
@@ -116,23 +118,7 @@ def _write_vocabulary(name: str, folder: Path) -> int:
         for file in ("vocab.json", "merges.txt"):
             shutil.copyfile(_WHOLE_CONFIGS / name / "tokenizer" / file, folder / file)
         return len(json.loads((folder / "vocab.json").read_text()))
-    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    letters += [chr(256 + k) for k in range(256 - len(letters))]
-    merges = [
-        ("r", "o"),
-        ("ro", "b"),
-        ("o", "t</w>"),
-        ("rob", "ot</w>"),
-        ("s", "k"),
-        ("sk", "s</w>"),
-    ]
-    words = [*letters, *(f"{x}</w>" for x in letters), *(a + b for a, b in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
-    (folder / "merges.txt").write_text("\n".join(lines))
-    return len(vocabulary)
+    return write_clip_vocabulary(folder)
 
 
 def build_full_width(name: str, part: str) -> nn.Module:

@@ -1,0 +1,1 @@
+"""What model families are held against: tiny models, reference latents, recorded steps."""

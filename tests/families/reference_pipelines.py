@@ -1,0 +1,72 @@
+"""What an engine's latents are held against: each family's own pipeline of diffusers, called live.
+
+guidance is the classic scale of all families, 1 is none: here it is made what a pipeline takes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
+
+
+def load_pipeline(directory: Path) -> Any:
+    """The pipeline that model_index.json names, in float32 on the CPU."""
+    pipeline = DiffusionPipeline.from_pretrained(
+        directory, torch_dtype=torch.float32, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def initial_latents(pipeline: Any, seed: int, size: tuple[int, int]) -> Tensor:
+    """Noise in the shape that the pipeline takes as `latents`; size: width and height in pixels."""
+    width, height = (pixels // pipeline.vae_scale_factor for pixels in size)
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    channels = denoiser.config.in_channels
+    if type(pipeline).__name__ == "Flux2KleinPipeline":  # patches of two by two
+        width, height = width // 2, height // 2
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, channels, height, width), generator=generator)
+
+
+def pipeline_latents(
+    directory: Path,
+    prompt: str,
+    negative_prompt: str | None = None,
+    latents: Tensor | None = None,
+    steps: int = 4,
+    guidance: float = 1.0,
+    size: tuple[int, int] = (64, 64),
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """Latents at the end, as the pipeline's `output_type="latent"` gives them.
+
+    latents: initial ones, of unit variance; without, those of `initial_latents` and `seed`
+    negative_prompt: None is whatever the pipeline takes then (zeros for SDXL, "" for others)
+    options: further arguments of the pipeline's call, as `cfg_normalization`
+    raises: ValueError for a negative prompt where the pipeline has none
+    """
+    pipeline = load_pipeline(directory)
+    name = type(pipeline).__name__
+    if latents is None:
+        latents = initial_latents(pipeline, seed, size)
+    arguments = {"guidance_scale": guidance, "negative_prompt": negative_prompt} | options
+    if name == "ZImagePipeline":  # positive + scale * (positive - negative)
+        arguments["guidance_scale"] = guidance - 1
+    if name == "Flux2KleinPipeline" and arguments.pop("negative_prompt"):
+        raise ValueError("Flux2KleinPipeline's negative prompt is always empty")
+    images: Tensor = pipeline(
+        prompt=prompt,
+        num_inference_steps=steps,
+        width=size[0],
+        height=size[1],
+        latents=latents,
+        output_type="latent",
+        **arguments,
+    ).images
+    return images

@@ -1,0 +1,121 @@
+"""Published configurations made small: every key stays, widths and numbers of layers shrink."""
+
+from collections.abc import Callable
+from typing import Any
+
+Config = dict[str, Any]
+_WIDTH = 16  # of a text encoder, and of the first block of a UNet or an autoencoder
+_GROUPS = 8  # of group norms
+
+
+def shrink_vae(config: Config) -> Config:
+    """Four blocks stay, so that a latent is an eighth of the image."""
+    blocks = [_WIDTH] * len(config["block_out_channels"])
+    return config | {
+        "block_out_channels": blocks,
+        "layers_per_block": 1,
+        "norm_num_groups": _GROUPS,
+        "sample_size": 64,
+    }
+
+
+def shrink_flow_vae(config: Config) -> Config:
+    return shrink_vae(config) | {"latent_channels": 4}
+
+
+def shrink_clip(config: Config) -> Config:
+    """The second encoder of SDXL becomes wider than the first one, as it is."""
+    width = _WIDTH if config["hidden_size"] <= 768 else 2 * _WIDTH
+    small = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    return config | small | {"num_attention_heads": 2, "num_hidden_layers": 3}
+
+
+def shrink_qwen(config: Config, num_hidden_layers: int = 3) -> Config:
+    return config | {
+        "head_dim": 8,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "max_window_layers": num_hidden_layers,
+        "num_attention_heads": 4,
+        "num_hidden_layers": num_hidden_layers,
+        "num_key_value_heads": 2,
+    }
+
+
+def shrink_deep_qwen(config: Config) -> Config:
+    """FLUX.2 Klein reads hidden states 9, 18 and 27: 28 layers have them all."""
+    return shrink_qwen(config, num_hidden_layers=28)
+
+
+def shrink_sd_unet(config: Config) -> Config:
+    widths = [_WIDTH, *[2 * _WIDTH] * (len(config["block_out_channels"]) - 1)]
+    return config | {
+        "attention_head_dim": 2,
+        "block_out_channels": widths,
+        "cross_attention_dim": _WIDTH,
+        "layers_per_block": 1,
+        "norm_num_groups": _GROUPS,
+        "sample_size": 8,
+    }
+
+
+def shrink_sdxl_unet(config: Config) -> Config:
+    text_width, time_width = _WIDTH + 2 * _WIDTH, 8
+    return config | {
+        "addition_time_embed_dim": time_width,
+        "attention_head_dim": [1, 2, 2],  # numbers of heads, as published
+        "block_out_channels": [_WIDTH, 2 * _WIDTH, 2 * _WIDTH],
+        "cross_attention_dim": text_width,
+        "layers_per_block": 1,
+        "norm_num_groups": _GROUPS,
+        "projection_class_embeddings_input_dim": 6 * time_width + 2 * _WIDTH,
+        "sample_size": 8,
+        "transformer_layers_per_block": [1, 1, 2],
+    }
+
+
+def shrink_z_image(config: Config) -> Config:
+    return config | {
+        "axes_dims": [8, 4, 4],  # their sum is the width of a head
+        "cap_feat_dim": _WIDTH,
+        "dim": 2 * _WIDTH,
+        "in_channels": 4,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+    }
+
+
+def shrink_flux2(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": _WIDTH,
+        "axes_dims_rope": [4, 4, 4, 4],
+        "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
+        "joint_attention_dim": 3 * _WIDTH,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "timestep_guidance_channels": 32,
+    }
+
+
+SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
+    "sd15": {"unet": shrink_sd_unet, "vae": shrink_vae, "text_encoder": shrink_clip},
+    "sdxl": {
+        "unet": shrink_sdxl_unet,
+        "vae": shrink_vae,
+        "text_encoder": shrink_clip,
+        "text_encoder_2": shrink_clip,
+    },
+    "z-image": {
+        "transformer": shrink_z_image,
+        "vae": shrink_flow_vae,
+        "text_encoder": shrink_qwen,
+    },
+    "flux2-klein": {
+        "transformer": shrink_flux2,
+        "vae": shrink_flow_vae,
+        "text_encoder": shrink_deep_qwen,
+    },
+}

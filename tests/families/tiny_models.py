@@ -1,0 +1,142 @@
+"""A directory of each model family as its pipeline reads it, with tiny seeded weights.
+
+The configurations are the published ones with every key, made small by `tiny_configs`. Weights come
+from numpy's generator, so they are the same on every machine and with every release of the
+libraries: what was recorded with them stays comparable.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    Flux2Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tests.families.tiny_configs import SHRINK, Config
+from tests.families.tiny_tokenizers import write_clip_vocabulary, write_qwen_tokenizer
+from tests.published_models import CONFIGS, SD15, SDXL, published_text_name, rename_weights
+
+FAMILY_CONFIGS = Path(__file__).parent / "published"
+RESOLUTION = 64  # pixels; latents are 8 by 8
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A directory to be built. changes: file of the directory to the keys that differ there."""
+
+    configs: Path
+    shrink: Mapping[str, Callable[[Config], Config]]
+    changes: Mapping[str, Config] = field(default_factory=dict)
+
+
+_NO_CHECKER = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+_TURBO = {"scheduler/scheduler_config.json": {"shift": 3.0}}
+_DISTILLED = {"model_index.json": {"is_distilled": True}}
+TINY_MODELS = {
+    "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
+    "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
+    "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
+    "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
+    "flux2-klein": TinyModel(FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"]),
+    "flux2-klein-distilled": TinyModel(
+        FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"], _DISTILLED
+    ),
+}
+_BUILD: dict[str, Callable[[Config], Any]] = {
+    "AutoencoderKL": AutoencoderKL.from_config,
+    "AutoencoderKLFlux2": AutoencoderKLFlux2.from_config,
+    "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+    "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(
+        CLIPTextConfig(**config)
+    ),
+    "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
+    "Qwen3ForCausalLM": lambda config: Qwen3ForCausalLM(Qwen3Config(**config)),
+    "UNet2DConditionModel": UNet2DConditionModel.from_config,
+    "ZImageTransformer2DModel": ZImageTransformer2DModel.from_config,
+}
+
+
+def build_tiny(
+    name: str, folder: Path, variant: str | None = None, max_shard_size: str = "10GB"
+) -> Path:
+    """Write the model `name` of TINY_MODELS to `folder`, which is made.
+
+    variant: of the weight files ("fp16"), in float16 if given
+    """
+    model = TINY_MODELS[name]
+    shutil.copytree(model.configs, folder, ignore=shutil.ignore_patterns("safety_checker"))
+    for file, keys in model.changes.items():
+        _change_json(folder / file, keys)
+    vocab_size = max(map(_write_tokenizer, sorted(folder.glob("tokenizer*"))))
+    for seed, part in enumerate(sorted(model.shrink)):
+        config_path = folder / part / "config.json"
+        config = model.shrink[part](json.loads(config_path.read_text()))
+        if "vocab_size" in config:
+            config["vocab_size"] = vocab_size
+        network = build_network(config)
+        fill_weights(network, seed, getattr(torch, config.get("torch_dtype", "float32")))
+        if variant:
+            network = network.half()
+        network.save_pretrained(folder / part, variant=variant, max_shard_size=max_shard_size)
+        config_path.write_text(json.dumps(config, indent=2))
+        if config.get("model_type") == "clip_text_model" and max_shard_size == "10GB":
+            rename_weights(folder / part, published_text_name)
+    return folder
+
+
+def build_network(config: Config) -> Any:
+    """A network of a part's config.json."""
+    class_name = config.get("_class_name") or config["architectures"][0]
+    return _BUILD[class_name](config)
+
+
+def fill_weights(network: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> None:
+    """Replace all weights: those of norms near one, biases near zero, all others by their inputs.
+
+    dtype: whose values they are rounded to. transformers loads a model in the type that its
+    configuration names, unless told otherwise: so it finds the same values either way.
+    """
+    generator = np.random.default_rng(seed)
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers(remove_duplicate=True))
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point() or name.endswith("inv_freq"):
+            continue
+        noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape), np.float32))
+        if name.endswith("running_var"):
+            noise = 0.5 + noise.abs()
+        elif tensor.ndim >= 2:
+            noise = noise / np.sqrt(tensor[0].numel())
+        elif name.endswith(("bias", "running_mean")):
+            noise = 0.1 * noise
+        else:
+            noise = 1 + 0.1 * noise
+        tensor.data.copy_(noise.to(dtype))
+
+
+def _write_tokenizer(folder: Path) -> int:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if settings["tokenizer_class"].startswith("Qwen2"):
+        return write_qwen_tokenizer(folder)
+    return write_clip_vocabulary(folder)
+
+
+def _change_json(path: Path, keys: Config) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys, indent=2))

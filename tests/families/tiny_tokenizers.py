@@ -1,0 +1,61 @@
+"""Tokenizers of the families' own classes with the bytes for a vocabulary."""
+
+import json
+from pathlib import Path
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
+
+# The words that these merges make take one token each, as in a real vocabulary.
+_CLIP_MERGES = [
+    ("r", "o"),
+    ("ro", "b"),
+    ("o", "t</w>"),
+    ("rob", "ot</w>"),
+    ("s", "k"),
+    ("sk", "s</w>"),
+]
+# The part of Qwen3's template that messages without tools and without reasoning go through.
+_QWEN_CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+_QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_QWEN_TOKENS = (*_QWEN_SPECIAL_TOKENS, "<think>", "</think>")
+
+
+def write_clip_vocabulary(folder: Path) -> int:
+    """Write vocab.json and merges.txt in CLIP's form; returns the vocabulary's size.
+
+    As in CLIP's own, `!` is the first token and `<|endoftext|>` the last one.
+    """
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters += [chr(256 + k) for k in range(256 - len(letters))]
+    words = [*letters, *(f"{x}</w>" for x in letters), *(a + b for a, b in _CLIP_MERGES)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in _CLIP_MERGES), ""]
+    (folder / "merges.txt").write_text("\n".join(lines))
+    return len(vocabulary)
+
+
+def write_qwen_tokenizer(folder: Path) -> int:
+    """Add what a folder with a tokenizer_config.json lacks; returns the vocabulary's size."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    vocabulary = {symbol: number for number, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], eos_token=settings["eos_token"])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(_QWEN_SPECIAL_TOKENS)})
+    tokenizer.add_tokens(list(_QWEN_TOKENS))
+    tokenizer.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings["chat_template"] = _QWEN_CHAT_TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return len(tokenizer)
