@@ -13,8 +13,8 @@ DENOISER_SUMS = {
     "sdxl": 1991.141,
     "z-image": 550.288,
     "z-image-turbo": 550.288,
-    "flux2-klein": 145.664,
-    "flux2-klein-distilled": 145.664,
+    "flux2-klein": 155.985,
+    "flux2-klein-distilled": 155.985,
 }
 
 

@@ -43,8 +43,9 @@ def shrink_qwen(config: Config, num_hidden_layers: int = 3) -> Config:
 
 
 def shrink_deep_qwen(config: Config) -> Config:
-    """FLUX.2 Klein reads hidden states 9, 18 and 27: 28 layers have them all."""
-    return shrink_qwen(config, num_hidden_layers=28)
+    """FLUX.2 Klein reads hidden states 9, 18 and 27: 28 layers have them all. Of 512 tokens, so
+    that narrow ones keep recordings small."""
+    return shrink_qwen(config, num_hidden_layers=28) | {"hidden_size": _WIDTH // 2}
 
 
 def shrink_sd_unet(config: Config) -> Config:
@@ -92,7 +93,7 @@ def shrink_flux2(config: Config) -> Config:
         "attention_head_dim": _WIDTH,
         "axes_dims_rope": [4, 4, 4, 4],
         "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
-        "joint_attention_dim": 3 * _WIDTH,
+        "joint_attention_dim": 3 * _WIDTH // 2,
         "num_attention_heads": 2,
         "num_layers": 2,
         "num_single_layers": 2,

@@ -84,7 +84,7 @@ def build_tiny(
     model = TINY_MODELS[name]
     shutil.copytree(model.configs, folder, ignore=shutil.ignore_patterns("safety_checker"))
     for file, keys in model.changes.items():
-        _change_json(folder / file, keys)
+        change_json(folder / file, keys)
     vocab_size = max(map(_write_tokenizer, sorted(folder.glob("tokenizer*"))))
     for seed, part in enumerate(sorted(model.shrink)):
         config_path = folder / part / "config.json"
@@ -138,5 +138,5 @@ def _write_tokenizer(folder: Path) -> int:
     return write_clip_vocabulary(folder)
 
 
-def _change_json(path: Path, keys: Config) -> None:
+def change_json(path: Path, keys: Config) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys, indent=2))

@@ -1,0 +1,99 @@
+"""Which runs of diffusers' training scripts are recorded, by family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks robot", "a photo of robot"
+PRIOR_LOSS_WEIGHT = 0.7
+RANK = 2
+_COMMON = ["--resolution=32", "--center_crop", "--seed=7", "--lr_warmup_steps=0"]
+# Without a rate weights stay, so each step's gradients belong to the same ones.
+_UNMOVED = ["--learning_rate=0", "--mixed_precision=no", "--dataloader_num_workers=0"]
+_PRIOR = [
+    "--with_prior_preservation",
+    f"--class_prompt={CLASS_PROMPT}",
+    f"--prior_loss_weight={PRIOR_LOSS_WEIGHT}",
+    "--num_class_images=4",
+    "--train_batch_size=1",
+]
+_TWO_ROWS = ["--train_batch_size=2"]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One run of a script. changes: of the scheduler's configuration"""
+
+    arguments: list[str]
+    num_steps: int = 2
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_prior(self) -> bool:
+        return "--with_prior_preservation" in self.arguments
+
+
+@dataclass(frozen=True)
+class GoldenFamily:
+    """A script and its cases. captioned: cases run as with a caption for each image"""
+
+    tiny_model: str
+    script: str
+    arguments: list[str]
+    cases: Mapping[str, GoldenCase]
+    captioned: tuple[str, ...] = ()
+
+    def all_arguments(self, case: str) -> list[str]:
+        """Without those that name folders."""
+        prompt = f"--instance_prompt={INSTANCE_PROMPT}"
+        steps = f"--max_train_steps={self.cases[case].num_steps}"
+        rows = self.cases[case].arguments
+        return [prompt, *_COMMON, *_UNMOVED, *self.arguments, steps, *rows]
+
+
+_V = {"prediction_type": "v_prediction"}
+_DIFFUSION_CASES = {
+    "plain": GoldenCase(_TWO_ROWS, num_steps=3),
+    "prior": GoldenCase(_PRIOR),
+    "text_encoder": GoldenCase([*_PRIOR, "--train_text_encoder"]),
+    "snr": GoldenCase([*_TWO_ROWS, "--snr_gamma=0.5"]),
+    "v_prediction": GoldenCase(_TWO_ROWS, changes=_V),
+    "snr_v_prediction": GoldenCase([*_TWO_ROWS, "--snr_gamma=0.5"], changes=_V),
+}
+_FLOW_CASES = {
+    "plain": GoldenCase(_TWO_ROWS, num_steps=3),
+    "prior": GoldenCase(_PRIOR),
+    "logit_normal": GoldenCase([*_TWO_ROWS, "--weighting_scheme=logit_normal"]),
+    "mode": GoldenCase([*_TWO_ROWS, "--weighting_scheme=mode"]),
+    "sigma_sqrt": GoldenCase([*_TWO_ROWS, "--weighting_scheme=sigma_sqrt"]),
+    "cosmap": GoldenCase([*_TWO_ROWS, "--weighting_scheme=cosmap"]),
+}
+_LORA = [f"--rank={RANK}", "--repeats=8"]
+GOLDEN_FAMILIES = {
+    "sd15": GoldenFamily("sd15", "train_dreambooth.py", [], _DIFFUSION_CASES),
+    "sd15-lora": GoldenFamily(
+        "sd15",
+        "train_dreambooth_lora.py",
+        [f"--rank={RANK}"],
+        {
+            "plain": GoldenCase(_TWO_ROWS),
+            "text_encoder": GoldenCase([*_PRIOR, "--train_text_encoder"]),
+        },
+    ),
+    "sdxl": GoldenFamily("sdxl", "train_dreambooth_lora_sdxl.py", _LORA, _DIFFUSION_CASES),
+    "z-image": GoldenFamily(
+        "z-image",
+        "train_dreambooth_lora_z_image.py",
+        [*_LORA, f"--lora_alpha={RANK}"],
+        _FLOW_CASES,
+        # Without captions the script concatenates lists as if they were tensors, and fails.
+        captioned=("prior",),
+    ),
+    "flux2-klein": GoldenFamily(
+        "flux2-klein",
+        "train_dreambooth_lora_flux2_klein.py",
+        # The script's default is of FLUX.2 dev's layers, and not what its pipeline reads.
+        [*_LORA, f"--lora_alpha={RANK}", "--text_encoder_out_layers", "9", "18", "27"],
+        _FLOW_CASES,
+    ),
+}
