@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 
+from cluster import waiting_process
 from dreambooth_ray.compat.ray_address import (
     AddressError,
     check_client_server,
     check_head,
     find_local_address,
 )
-from dreambooth_ray.compat.ray_start import only_needed_processes
+from dreambooth_ray.compat.ray_start import WaitingProcesses, only_needed_processes
 from dreambooth_ray.config.allocator import environment_of_workers
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
@@ -26,14 +27,21 @@ _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 5.0
 
 
 @contextmanager
-def session(config: Config, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+def session(
+    config: Config, meanwhile: Callable[[], object] = lambda: None, *, imports_ahead: bool = False
+) -> Iterator[None]:
     """Ray, for the length of the block: the cluster at its address, or a local one.
 
     meanwhile: what needs no Ray, such as large imports; done while a local one comes up
+    imports_ahead: whether processes of a local one, as many as train, import torch meanwhile
     raises: ConfigError if cluster.address can't be reached
     """
+    # With GPUs they don't: a process is told which are its own when it gets its work, and libraries
+    # may look at all that there are when they are imported.
+    has_gpus = config.cluster.gpus or bool(config.prior.num_gpus)
+    num_waiting = config.cluster.span.max if imports_ahead and not has_gpus else 0
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(config.cluster, config.processes, meanwhile):
+    with connection(config.cluster, config.processes, meanwhile, num_waiting=num_waiting):
         yield
 
 
@@ -44,12 +52,15 @@ def connection(
     meanwhile: Callable[[], object] = lambda: None,
     *,
     is_bare: bool = False,
+    num_waiting: int = 0,
 ) -> Iterator[None]:
     """Ray, as `session` has it, for any configuration with a cluster in it.
 
     processes: that are to run at once where a local Ray is started
     is_bare: its processes are as Python has them, and each actor of ours gets its environment by
         itself; for measurements beside others
+    num_waiting: processes of a local Ray that wait with torch imported; 0: as many as there are
+        CPUs, and nothing imported
     """
     check_cluster(cluster)
     address = cluster.ray_address
@@ -71,7 +82,7 @@ def connection(
             ray.shutdown()
     else:
         environment = nullcontext() if is_bare else environment_of_workers()
-        with environment, _local_ray(processes, meanwhile):
+        with environment, _local_ray(processes, meanwhile, num_waiting):
             _check_gpus(cluster)
             yield
 
@@ -96,15 +107,16 @@ def _set_environment() -> None:
 
 
 @contextmanager
-def _local_ray(processes: int, meanwhile: Callable[[], object]) -> Iterator[None]:
+def _local_ray(processes: int, meanwhile: Callable[[], object], num_waiting: int) -> Iterator[None]:
     """A Ray of this process's own, started in a thread: most of its start is waiting."""
     import ray  # noqa: PLC0415
 
     # The threads would take turns at Python's lock, 5 ms each, while there is Python to run.
     is_waiting = threading.Event()
+    waiting = WaitingProcesses(num_waiting, waiting_process.__name__) if num_waiting else None
 
     def start() -> None:
-        with only_needed_processes(is_waiting.set):
+        with only_needed_processes(is_waiting.set, waiting):
             ray.init(
                 # Else it would join whatever `ray start` has left running on this machine.
                 address="local",

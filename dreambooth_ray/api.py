@@ -50,7 +50,7 @@ def train(
     run = open_run(prepared.config, force, prepared.inputs, display.say)
     display.say(f"run {run.uri}")
     if not is_finished(run):
-        with _ray_for(prepared.config, _import_pipeline):
+        with _ray_for(prepared.config, _import_pipeline, imports_ahead=True):
             from dreambooth_ray import pipeline
 
             pipeline.train(prepared, run, display)
@@ -195,7 +195,7 @@ def _load_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
 
 
 def _ray_for(
-    config: Config, meanwhile: Callable[[], object] = lambda: None
+    config: Config, meanwhile: Callable[[], object] = lambda: None, *, imports_ahead: bool = False
 ) -> AbstractContextManager[None]:
     """Ray as `session` has it; who has connected to one already keeps that."""
     from cluster.session import session
@@ -203,7 +203,7 @@ def _ray_for(
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return nullcontext()
-    return session(config, meanwhile)
+    return session(config, meanwhile, imports_ahead=imports_ahead)
 
 
 def _import_pipeline() -> None:

@@ -31,7 +31,7 @@ def demo(
     path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
     config = load_config("toy-robot.yaml", [*path_overrides, *(overrides or [])])
     display = TrainingDisplay()
-    with session(config, meanwhile=_import_demo):
+    with session(config, meanwhile=_import_demo, imports_ahead=True):
         from dreambooth_ray.demo_report import compare_models, train_demo, write_report
 
         prepared = train_demo(config, out, display)

@@ -58,7 +58,7 @@ def make(
     from dreambooth_ray import pipeline
 
     request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
-    with session(prepared.config):
+    with session(prepared.config, imports_ahead=True):
         store = pipeline.generate_missing_priors(prepared, request, display)
     print(store.uri)
 

@@ -1,27 +1,52 @@
-"""A local Ray without the processes that one machine does not need.
+"""A local Ray without the processes that one machine does not need, and with those it does.
 
 `ray.init` starts an autoscaler's monitor, a log monitor and a dashboard, whatever it is told:
 1.3 seconds of a start and 1.1 of an end. Without a log monitor workers' output stays in Ray's log
-folder, which is where `log_to_driver=False` wants it.
+folder, which is where `log_to_driver=False` wants it. The raylet starts a process for each CPU, to
+wait for work: as many as there will be are enough, and these can import what the work needs.
 
 Private: Node.start_monitor, start_log_monitor and start_api_server of ray._private.node, get_node
-of ray._private.services, get_dashboard_dependency_error of ray._private.utils.
+and start_ray_process of ray._private.services, get_dashboard_dependency_error of
+ray._private.utils; the raylet's option num_prestart_python_workers and its settings
+preload_python_modules, raylet_client_connect_timeout_milliseconds and
+raylet_client_num_connect_attempts.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from dreambooth_ray.compat.ray_environment import default_environment
+
 _REGISTERED_TIMEOUT_S, _POLL_S = 30.0, 0.01
+# The raylet connects to its object store, in a thread beside it. Where that listens a moment too
+# late, one start in six, it sleeps a second. Together these are Ray's own ten.
+_CONNECT_AGAIN = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+}
+_NUM_WAITING, _PRELOADS = "--num_prestart_python_workers=", "RAY_preload_python_modules"
+
+
+@dataclass(frozen=True)
+class WaitingProcesses:
+    """How many processes wait for work from the start, and the module that each process imports."""
+
+    count: int
+    module: str
 
 
 @contextmanager
-def only_needed_processes(on_started: Callable[[], object]) -> Iterator[None]:
+def only_needed_processes(
+    on_started: Callable[[], object], waiting: WaitingProcesses | None = None
+) -> Iterator[None]:
     """A `ray.init` inside starts the GCS, a raylet, its agents and workers, and waits no longer.
 
     on_started: called when the raylet has been started and is only waited for
+    waiting: one process for each CPU if None, which imports nothing
     For threads: nobody else may start a Ray in this process meanwhile.
     """
     from ray._private import node, services, utils  # noqa: PLC0415  takes 0.2 s
@@ -37,7 +62,25 @@ def only_needed_processes(on_started: Callable[[], object]) -> Iterator[None]:
             (services, "get_node", wait_then_get),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
+        stack.enter_context(default_environment(_CONNECT_AGAIN))
+        if waiting is not None:
+            start_process = _make_start_process(services.start_ray_process, waiting.count)
+            stack.enter_context(mock.patch.object(services, "start_ray_process", start_process))
+            stack.enter_context(default_environment({_PRELOADS: waiting.module}))
         yield
+
+
+def _make_start_process(start_ray_process: Any, num_waiting: int) -> Any:
+    """Starts a process of Ray; a raylet with so many waiting processes."""
+
+    def start_process(command: list[str], *arguments: Any, **settings: Any) -> Any:
+        command = [
+            f"{_NUM_WAITING}{num_waiting}" if word.startswith(_NUM_WAITING) else word
+            for word in command
+        ]
+        return start_ray_process(command, *arguments, **settings)
+
+    return start_process
 
 
 def _start_nothing(*_: Any, **__: Any) -> None:

@@ -7,16 +7,16 @@ that starts, too: a second of processor time while the workers start.
 
 Private: TorchTrainer._create_default_callbacks and _initialize_and_run_controller; TrainController,
 its worker_group_cls and _worker_group; of WorkerGroup what `_WorkerGroup` overrides and reads;
-three names of the environment.
+SynchronizationActor, by its name there; three names of the environment.
 """
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
+from unittest import mock
 
 import ray
 from ray.train import Result
@@ -28,8 +28,9 @@ from ray.train.v2._internal.constants import (
 )
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 
+from dreambooth_ray.compat.ray_environment import default_environment
 from dreambooth_ray.compat.ray_policies import FailFastPolicy, NoAutoscalerPolicy, RestartDecider
 
 # How long an ended run's thread is waited for: it may be inside a call of Ray.
@@ -42,6 +43,7 @@ _SETTINGS = {
 }
 # An actor that asks whether hosts are about to be taken away. Nobody takes a local Ray's.
 _LOCAL_SETTINGS = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+_OWN_ENVIRONMENT = {"env_vars": {"OMP_NUM_THREADS": "1"}}
 _NEEDLESS_CALLBACKS = {
     # Hands out shards of Ray Datasets: runs read their photographs themselves.
     "DatasetsCallback",
@@ -119,6 +121,20 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         return custom_runtime_env
 
 
+class _OwnProcess:
+    """An actor's class, of which each actor gets a new process.
+
+    Without a runtime environment it would take one that waits, and has imported torch for one who
+    trains. It has only to be there before workers exchange something.
+    """
+
+    def __init__(self, actor_class: Any) -> None:
+        self._actor_class = actor_class
+
+    def options(self, **options: Any) -> Any:
+        return self._actor_class.options(**options, runtime_env=_OWN_ENVIRONMENT)
+
+
 class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _WorkerGroup
 
@@ -147,8 +163,9 @@ class ControllerThread:
         raises: what the controller raised
         """
         with (
-            _default_environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})),
+            default_environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})),
             _quiet_logs(),
+            _own_process_of_helper() if self._is_local else nullcontext(),
         ):
             self._thread.start()
             try:
@@ -193,16 +210,10 @@ class ControllerThread:
         return controller.get_result()
 
 
-@contextmanager
-def _default_environment(values: dict[str, str]) -> Iterator[None]:
-    """Settings of Ray Train, which reads them from the environment; the user's own go first."""
-    new_values = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(new_values)
-    try:
-        yield
-    finally:
-        for name in new_values:
-            os.environ.pop(name, None)
+def _own_process_of_helper() -> AbstractContextManager[object]:
+    """Inside, what workers exchange values through takes no process that waits."""
+    actor_class = _OwnProcess(worker_group.SynchronizationActor)
+    return mock.patch.object(worker_group, "SynchronizationActor", actor_class)
 
 
 @contextmanager

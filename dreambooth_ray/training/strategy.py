@@ -25,12 +25,24 @@ def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
     if config.train.strategy == "deepspeed":
         return make_zero_strategy(config, universal)
     # Buffers are constants here: nobody has to be told of them at every step.
-    strategy: Strategy = RayDDPStrategy(
+    strategy: Strategy = ReplicatedStrategy(
         gradient_as_bucket_view=True,
         broadcast_buffers=False,
         checkpoint_io=DirectCheckpointIO(is_mapped=config.cluster.gpus),
     )
     return strategy
+
+
+class ReplicatedStrategy(RayDDPStrategy):  # type: ignore[misc]
+    """DDP, where there is anybody to average gradients with.
+
+    The numbers are the same: the average of one is itself.
+    """
+
+    def configure_ddp(self) -> None:
+        """Wrap the module, unless this worker is alone."""
+        if self.world_size > 1:
+            super().configure_ddp()
 
 
 def precision_flag(config: Config) -> Any:

@@ -1,5 +1,6 @@
 import http.server
 import json
+import os
 import platform
 import socket
 import threading
@@ -18,6 +19,7 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 
 from cluster import session
 from cluster.session import check_cluster, connection
+from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import ConfigError
 
@@ -175,3 +177,29 @@ def test_gpus_that_this_machine_has_not_are_refused_by_name(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     with connection(ClusterConfig(gpus=True), 3):
         pass
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_ahead"),
+    [([], True), (["cluster.gpus=true"], False), (["prior.num_gpus=0.5"], False)],
+)
+def test_waiting_processes_import_ahead_unless_they_have_yet_to_be_told_their_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    ray_arguments: list[dict[str, Any]],
+    overrides: list[str],
+    is_ahead: bool,
+) -> None:
+    preloads: list[str | None] = []
+    start = ray.init
+
+    def record_and_start(**arguments: Any) -> None:
+        preloads.append(os.environ.get("RAY_preload_python_modules"))  # noqa: SIM112
+        start(**arguments)
+
+    monkeypatch.setattr(ray, "init", record_and_start)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    config = load_config("toy-robot.yaml", overrides)
+    for imports_ahead in (True, False):
+        with session.session(config, imports_ahead=imports_ahead):
+            pass
+    assert preloads == ["cluster.waiting_process" if is_ahead else None, None]

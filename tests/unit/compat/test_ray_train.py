@@ -61,6 +61,12 @@ def test_ray_train_still_has_what_is_used_of_it() -> None:
         "ENABLE_PREEMPTION_WATCHER_ENV_VAR", "HEALTH_CHECK_INTERVAL_S_ENV_VAR", user=USER,
     )  # fmt: skip
     find_private("ray", f"{INTERNAL}.execution.scaling_policy", "FixedScalingPolicy", user=USER)
+    # It must be what a group starts, by this name of that module.
+    start, _ = find_private(
+        "ray", f"{INTERNAL}.execution.worker_group.worker_group", "WorkerGroup._start_impl",
+        "SynchronizationActor", user=USER,
+    )  # fmt: skip
+    check_source("ray", start, ["sync_actor = SynchronizationActor.options("], user=USER)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.training.own_paths import OwnPathsMixin
-from dreambooth_ray.training.strategy import DirectCheckpointIO, count_threads
+from dreambooth_ray.training.strategy import (
+    DirectCheckpointIO,
+    ReplicatedStrategy,
+    count_threads,
+)
 
 
 def test_a_state_written_straight_is_read_as_lightning_reads_its_own(tmp_path: Path) -> None:
@@ -32,6 +37,33 @@ def test_an_offloaded_optimizer_has_the_hosts_cores() -> None:
     # On CPUs the forward has one, and so has whatever offloads nothing.
     assert count_threads(parse_config(text, "x", [*offload]), 16, 1) == 1
     assert count_threads(parse_config(text, "x", ["cluster.gpus=true"]), 16, 1) == 1
+
+
+class StrategyOfSome(ReplicatedStrategy):
+    """Of so many workers, without a process group."""
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+
+    @property
+    def world_size(self) -> int:
+        return self.num_workers
+
+    def _setup_model(self, model: Any) -> Any:
+        return ["wrapped", model]
+
+    def _register_ddp_hooks(self) -> None:
+        """On GPUs alone."""
+
+
+def test_gradients_are_averaged_where_there_is_somebody_to_do_it_with() -> None:
+    for num_workers in (1, 2):
+        strategy, module = StrategyOfSome(num_workers), LightningModule()
+        strategy.model = module
+        strategy.configure_ddp()
+        expected = module if num_workers == 1 else ["wrapped", module]
+        assert strategy.model == expected
 
 
 class FirstWorkersStrategy(SingleDeviceStrategy):
