@@ -1,0 +1,107 @@
+"""Checkpoints as published: configurations of their parts, and how many parameters these give."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.families.tiny_configs import Config
+from tests.families.tiny_models import FAMILY_CONFIGS, build_network
+from tests.published_models import CONFIGS, SD15, SDXL
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A checkpoint. num_params: by part; changes: of the configurations in `configs`, by part
+
+    said: what public text says of a part's size, where it is exact enough to be compared:
+    ("GiB", number with two places, in bfloat16) or ("parameters", number)
+    """
+
+    repository: str
+    configs: Path
+    num_params: Mapping[str, int]
+    changes: Mapping[str, Config] = field(default_factory=dict)
+    said: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+    def part_config(self, part: str) -> Config:
+        config: Config = json.loads((self.configs / part / "config.json").read_text())
+        return config | self.changes.get(part, {})
+
+    def build_on_meta(self, part: str) -> nn.Module:
+        """The network in full size, without memory."""
+        with torch.device("meta"):
+            network: nn.Module = build_network(self.part_config(part))
+        return network
+
+
+_KLEIN = FAMILY_CONFIGS / "flux.2-klein-base-4b"
+_QWEN3_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
+}
+_KLEIN_9B = {
+    "transformer": {
+        "joint_attention_dim": 12288,
+        "num_attention_heads": 32,
+        "num_layers": 8,
+        "num_single_layers": 24,
+    },
+    "text_encoder": _QWEN3_8B,
+}
+_Z_IMAGE_PARAMS = {
+    "transformer": 6_154_908_736,
+    "text_encoder": 4_022_468_096,
+    "vae": 83_819_683,
+}
+# diffusers' documentation (modular_diffusers/components_manager.md) prints these of Z-Image-Turbo.
+_Z_IMAGE_SAID = {
+    "transformer": ("GiB", 11.46),
+    "text_encoder": ("GiB", 7.49),
+    "vae": ("GiB", 0.16),
+}
+_KLEIN_4B_PARAMS = {
+    "transformer": 3_875_544_576,
+    "text_encoder": 4_022_468_096,
+    "vae": 84_046_115,
+}
+# A public loader of FLUX.2's autoencoder counts its file's parameters.
+_KLEIN_SAID = {"vae": ("parameters", 84_046_115)}
+PUBLISHED_MODELS = {
+    "sd15": PublishedModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        CONFIGS / SD15,
+        {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    ),
+    "sdxl": PublishedModel(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        CONFIGS / SDXL,
+        {
+            "unet": 2_567_463_684,
+            "vae": 83_653_863,
+            "text_encoder": 123_060_480,
+            "text_encoder_2": 694_659_840,
+        },
+    ),
+    "z-image": PublishedModel(
+        "Tongyi-MAI/Z-Image", FAMILY_CONFIGS / "z-image", _Z_IMAGE_PARAMS, said=_Z_IMAGE_SAID
+    ),
+    "z-image-turbo": PublishedModel(
+        "Tongyi-MAI/Z-Image-Turbo", FAMILY_CONFIGS / "z-image", _Z_IMAGE_PARAMS, said=_Z_IMAGE_SAID
+    ),
+    "flux2-klein-4b": PublishedModel(
+        "black-forest-labs/FLUX.2-klein-base-4B", _KLEIN, _KLEIN_4B_PARAMS, said=_KLEIN_SAID
+    ),
+    "flux2-klein-9b": PublishedModel(
+        "black-forest-labs/FLUX.2-klein-base-9B",
+        _KLEIN,
+        {"transformer": 9_078_581_248, "text_encoder": 8_190_735_360, "vae": 84_046_115},
+        _KLEIN_9B,
+        _KLEIN_SAID,
+    ),
+}
