@@ -82,9 +82,9 @@ def generate(
     settings: further fields of `sampling.request.Request`, such as guidance_scale=5.0
     raises: ConfigError naming the setting, CheckpointError, StorageError
     """
-    from dreambooth_ray.models.model_directory import inspect_model
+    from dreambooth_ray.models.model_directory import model_outline
 
-    inspect_model(str(model), "MODEL")
+    model_outline(str(model), "MODEL")
     with large_imports():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import find_prompt, open_engine, resolve_directory
@@ -134,9 +134,9 @@ def evaluate(
     out: folder or URI; the run's own, or out/evaluations
     raises: ConfigError, DataError, DreamBoothError
     """
-    from dreambooth_ray.models.model_directory import inspect_model
+    from dreambooth_ray.models.model_directory import model_outline
 
-    inspect_model(str(model), "MODEL")
+    model_outline(str(model), "MODEL")
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation.checkpoint_follower import plot_run
     from dreambooth_ray.evaluation.model_evaluation import REPORT, RESULTS, evaluate_model
@@ -176,9 +176,9 @@ def export(
     half: float16 instead of float32
     raises: ConfigError, StorageError
     """
-    from dreambooth_ray.models.model_directory import inspect_model
+    from dreambooth_ray.models.model_directory import model_outline
 
-    inspect_model(str(run), "RUN")
+    model_outline(str(run), "RUN")
     from dreambooth_ray.bundles.formats import export_run
     from dreambooth_ray.models.components import quiet_libraries
 

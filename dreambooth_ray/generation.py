@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.bundles.bundle import read_bundle_about
-from dreambooth_ray.bundles.remote import resolve_model
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
@@ -79,7 +78,7 @@ def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> E
 
 def resolve_directory(model: str) -> Path:
     """Where the model of a path or URI lies; raises ConfigError, CheckpointError."""
-    return model_directory(resolve_model(model), key="MODEL")
+    return model_directory(model, key="MODEL")
 
 
 def find_prompt(prompt: str, directory: Path, model: str) -> str:

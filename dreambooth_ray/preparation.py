@@ -14,7 +14,12 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.remote_images import photographs_folder
-from dreambooth_ray.data.run_inputs import RunInputs, digest_files, record_photographs
+from dreambooth_ray.data.run_inputs import (
+    RunInputs,
+    digest_files,
+    read_pins,
+    record_photographs,
+)
 from dreambooth_ray.data.subject import (
     identifier_warning,
     read_configured_subject,
@@ -30,8 +35,15 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.model_directory import check_resolution, model_directory
+from dreambooth_ray.models.model_directory import (
+    check_resolution,
+    model_directory,
+    model_outline,
+)
+from dreambooth_ray.models.model_source import pin_source
+from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.required_packages import check_packages
 
@@ -64,9 +76,11 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     raises: ConfigError, DataError, StorageError
     """
     use_options(config.storage.uri, config.storage.options)
-    directory = model_directory(config.model.uri)
-    check_resolution(directory, config.train.resolution)
-    check_method(config, directory)
+    set_cache_limit(config.storage.model_cache_gb)
+    source = _pin_model(config)
+    outline = model_outline(source)
+    check_resolution(outline, config.train.resolution)
+    check_method(config, outline)
     check_packages(config)
     for rate_warning in check_rates(config):
         display.say(f"warning: {rate_warning}")
@@ -84,10 +98,21 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     if config.choice.rule == "best":
         from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice  # noqa: PLC0415  loads torch
 
-        check_choice(config, directory)
+        check_choice(config, outline)
     Store(config.storage.uri).check_writable()
-    inputs = RunInputs(tuple(records), _digest_class_images(config.prior), directory)
-    return PreparedRun(config, directory, inputs)
+    class_images = _digest_class_images(config.prior)
+    # Last: what can be refused is, before anything large is fetched.
+    directory = model_directory(source)
+    pins = {config.model.uri: source} if source != config.model.uri else {}
+    return PreparedRun(config, directory, RunInputs(tuple(records), class_images, directory, pins))
+
+
+def _pin_model(config: Config) -> str:
+    """model.uri, at the commit that the run began with if it is of the hub."""
+    pins: dict[str, str] = {}
+    if config.run_id is not None:
+        pins = read_pins(Store(config.storage.uri).sub(paths.run(config.run_id)))
+    return pins.get(config.model.uri) or pin_source(config.model.uri, "model.uri")
 
 
 def _digest_class_images(prior: PriorConfig) -> str:

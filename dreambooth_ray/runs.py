@@ -20,6 +20,7 @@ from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.model_directory import has_model_hash
+from dreambooth_ray.models.model_source import make_absolute
 from dreambooth_ray.run_changes import ConfigChange, find_changes, find_obstacles
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run
@@ -177,10 +178,7 @@ def with_absolute_paths(config: Config) -> Config:
         for s in config.all_subjects
     ]
     several = tuple(subjects) if config.subjects else ()
-    model = config.model
-    if model.uri != "toyworld":
-        path = Path(model.uri).absolute()
-        model = model.model_copy(update={"uri": str(path)})
+    model = config.model.model_copy(update={"uri": make_absolute(config.model.uri)})
     prior, choice = config.prior, config.choice
     if prior.folder:
         prior = prior.model_copy(update={"folder": str(Path(prior.folder).absolute())})

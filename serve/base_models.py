@@ -3,18 +3,26 @@
 from pathlib import Path
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.models.model_directory import model_directory
+from dreambooth_ray.models.model_directory import model_directory, model_outline
+from dreambooth_ray.models.model_source import is_elsewhere, make_absolute, pin_source
 
 
 def check_models(config: ServeConfig) -> dict[str, str]:
-    """URIs of the models by id, absolute; raises ConfigError naming one that can't be loaded."""
+    """URIs of the models by id, as every host finds them, those of the hub at the commit of now.
+
+    Nothing large is fetched: replicas do that, each host for itself.
+    raises: ConfigError naming one that can't be loaded, StorageError
+    """
     uris = {}
     for name, uri in config.models.items():
-        is_elsewhere = config.cluster.ray_address and not Path(uri).expanduser().exists()
-        if uri == "toyworld" or is_elsewhere:
+        key, is_here = f"models.{name}", Path(uri).expanduser().exists()
+        if is_elsewhere(uri):
+            uris[name] = pin_source(uri, key)
+            model_outline(uris[name], key)
+        elif uri == "toyworld" or (config.cluster.ray_address and not is_here):
             # Hosts of a cluster have folders that this one has not: their replicas look.
             uris[name] = uri
         else:
-            model_directory(uri, f"models.{name}")
-            uris[name] = str(Path(uri).expanduser().absolute())
+            model_directory(uri, key)
+            uris[name] = make_absolute(uri)
     return uris

@@ -52,6 +52,7 @@ class Replica:
         with large_imports():
             import torch
 
+            from dreambooth_ray.models.weight_cache import set_cache_limit
             from serve.model_cache import ModelCache
 
         self.id = uuid.uuid4().hex[:12]
@@ -60,6 +61,7 @@ class Replica:
         self._device = "cuda" if gpus else "cpu"
         if not gpus:
             torch.set_num_threads(1)
+        set_cache_limit(config.storage.model_cache_gb)
         self._cache = ScratchFolder(f"serve-{self.id}", config.storage.scratch)
         self._model_cache = ModelCache(
             dict(config.models), config.storage.uri, self._cache.path, self._open_engine,

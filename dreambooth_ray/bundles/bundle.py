@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.run_inputs import read_pins
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_source import is_elsewhere
 from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
 from dreambooth_ray.models.trainable_params import (
     apply_method,
@@ -85,7 +87,10 @@ def export_bundle(
         files, stage = _open_checkpoint(run, step, folder, kept_files), folder / "bundle"
         with verified_weights(files) as weights:
             about = _write_weights(config, directory, weights, stage)
-        (stage / "card.md").write_text(_render_card(config, run, step, state.last_step))
+        base = _find_base(config, run)
+        if about["kind"] == "adapter":
+            about["base_model"] = base
+        (stage / "card.md").write_text(_render_card(config, run, base, step, state.last_step))
         about |= {"step": step, "created_at": time.time()}
         manifest.publish_folder(run, paths.BUNDLE, stage, about)
 
@@ -116,9 +121,7 @@ def _write_weights(
         _save_adapters(parts, stage)
         if config.loss.zero_terminal_snr:
             parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
-        uri = config.model.uri
-        base = uri if uri == "toyworld" else str(Path(uri).expanduser().resolve())
-        return about | {"kind": "adapter", "base_model": base, "base_hash": model_hash(directory)}
+        return about | {"kind": "adapter", "base_hash": model_hash(directory)}
     tokens.fold_embeddings(parts.text_encoder)
     stream_unet(parts.unet, list_unet_sources(parts.unet, directory, weights.get("unet")))
     pipeline = build_pipeline(parts, directory)
@@ -129,6 +132,13 @@ def _write_weights(
     # In float32: from_pretrained without a dtype mixes precisions over half weights.
     pipeline.save_pretrained(stage, safe_serialization=True)
     return about
+
+
+def _find_base(config: Config, run: Store) -> str:
+    """The base model as it is found again: of the hub, at the commit that the run began with."""
+    uri = read_pins(run).get(config.model.uri, config.model.uri)
+    is_name = uri == "toyworld" or is_elsewhere(uri)
+    return uri if is_name else str(Path(uri).expanduser().resolve())
 
 
 def _save_adapters(parts: Components, stage: Path) -> None:
@@ -171,7 +181,7 @@ Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` t
 as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
-def _render_card(config: Config, run: Store, step: int, last: int) -> str:
+def _render_card(config: Config, run: Store, base: str, step: int, last: int) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
@@ -180,9 +190,9 @@ def _render_card(config: Config, run: Store, step: int, last: int) -> str:
         meaning="; ".join(
             f"**{config.word(s)}** before **{s.class_noun}**" for s in config.all_subjects
         ),
-        usage=usage.format(prompt=config.instance_prompt, model=config.model.uri),
+        usage=usage.format(prompt=config.instance_prompt, model=base),
         method=config.train.method,
-        model=config.model.uri,
+        model=base,
         steps=last if step == last else f"{step} of {last}, the best by evaluation",
         batch_size=config.train.batch_size,
         lr=config.train.lr,

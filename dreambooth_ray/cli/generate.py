@@ -37,9 +37,9 @@ def generate(
     params: SamplingParams,
 ) -> None:
     """Generate images with a trained subject; prints their paths."""
-    from dreambooth_ray.models.model_directory import inspect_model
+    from dreambooth_ray.models.model_directory import model_outline
 
-    inspect_model(model, "MODEL")
+    model_outline(model, "MODEL")
     with large_imports():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import generate_files, parse_size

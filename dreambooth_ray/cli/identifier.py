@@ -33,9 +33,9 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.models.model_directory import inspect_model, model_directory
+    from dreambooth_ray.models.model_directory import model_directory, model_outline
 
-    inspect_model(model, "MODEL")
+    model_outline(model, "MODEL")
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder

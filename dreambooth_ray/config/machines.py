@@ -105,6 +105,11 @@ class StorageConfig(Section):
         description="folder on each host for checkpoints and bundles on their way; none is "
         "the system's temporary folder (TMPDIR)",
     )
+    model_cache_gb: float = Field(
+        50.0,
+        gt=0,
+        description="of models that were fetched, on each host; what is in use stays beyond it",
+    )
     # May hold keys, so it is in no dump and in no text.
     options: dict[str, Any] = Field(
         default_factory=dict,

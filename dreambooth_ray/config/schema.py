@@ -29,7 +29,9 @@ class ModelConfig(Section):
     """Which Stable Diffusion to start from."""
 
     uri: PathText = Field(
-        "toyworld", description="'toyworld', or a Stable Diffusion 1.x/2.x directory"
+        "toyworld",
+        description="'toyworld'; a directory, run or URL of one; or a model of the Hugging Face "
+        "Hub, owner/name or owner/name@revision",
     )
     quantization: Quantization = Field(
         "none", description="of the UNet's frozen linear layers, under adapters"

@@ -140,7 +140,7 @@ class ServeConfig(Section):
     host: Text = Field("127.0.0.1", description="address to listen at")
     port: int = Field(8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
     models: dict[ModelId, PathText] = Field(
-        {"toyworld": "toyworld"}, description="base models by id: 'toyworld' or a directory"
+        {"toyworld": "toyworld"}, description="base models by id, each as model.uri"
     )
     subjects: dict[ModelId, SubjectScale] = Field({}, description="subjects with own replicas")
     gateways: int = Field(1, ge=1, description="processes that speak HTTP")

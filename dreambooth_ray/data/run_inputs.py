@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import file_hash
+from dreambooth_ray.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,21 @@ class RunInputs:
     """photographs: of each subject, in order; class_images: digest of prior.folder's, "" without.
 
     model: the directory of the model that is fine-tuned; where it lies is not remembered
+    pins: what each model that the configuration names on the hub was when the run began, by what
+        it is called there: OWNER/NAME@COMMIT
     """
 
     photographs: tuple[tuple[PhotographRecord, ...], ...]
     class_images: str
     model: Path
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """As stored in a run."""
         subjects = [[asdict(record) for record in records] for records in self.photographs]
-        content = {"photographs": subjects, "class_images": self.class_images}
+        content: dict[str, object] = {"photographs": subjects, "class_images": self.class_images}
+        if self.pins:
+            content["models"] = dict(self.pins)
         return json.dumps(content, indent=1).encode()
 
     def describe_differences(self, stored: bytes) -> list[str]:
@@ -50,7 +57,24 @@ class RunInputs:
         # Another folder, or none, likewise.
         if content["class_images"] and self.class_images not in ("", content["class_images"]):
             differences.append("prior.folder: its class photographs are others than before")
+        differences += [
+            f"model.uri: {name!r} is {self.pins[name]} now, and the run was started with {pin}"
+            for name, pin in content.get("models", {}).items()
+            if self.pins.get(name, pin) != pin
+        ]
         return differences
+
+
+def read_pins(run: Store) -> dict[str, str]:
+    """What the models of a run were pinned to at its first start; empty for one that has not begun.
+
+    raises: StorageError
+    """
+    try:
+        pins = json.loads(run.read(paths.INPUTS, patience_s=0)).get("models", {})
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {str(name): str(pin) for name, pin in pins.items()}
 
 
 def record_photographs(

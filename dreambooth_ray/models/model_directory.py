@@ -12,6 +12,7 @@ from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.directory_checks import PARTS, check_directory
+from dreambooth_ray.models.model_source import fetch_source, is_elsewhere, outline_source
 from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.weight_files import PICKLES, STEMS, find_weights
 from dreambooth_ray.storage import paths
@@ -26,42 +27,52 @@ _OTHER_FORMATS = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".x
 def model_directory(uri: str, key: str = "model.uri") -> Path:
     """The directory of a model: 'toyworld' is the one that ships; a run stands for its bundle.
 
-    What it holds has been looked at: it is absolute, of a family that is known, and whole.
+    What lies elsewhere is fetched, once it is known to be usable. What it holds has been looked at:
+    it is absolute, of a family that is known, and whole.
 
-    key: the setting to name in an error
-    raises: ConfigError naming the file or folder that is missing or can't be used
+    uri: as `model_source` takes it; key: the setting to name in an error
+    raises: ConfigError naming the file or folder that is missing or can't be used, and what
+        `model_source.fetch_source` raises
     """
+    if folder := _find_shipped(uri, key):
+        return folder
+    if is_elsewhere(uri):
+        model_outline(uri, key)  # refused before anything large is on its way
+    return _check_model(fetch_source(uri, key), uri, key, whole=True)
+
+
+def model_outline(uri: str, key: str = "model.uri") -> Path:
+    """As `model_directory`, within moments and to look at alone: nothing large is fetched.
+
+    Of weights that are not on this host, the headers are there and not a tensor.
+    """
+    if folder := _find_shipped(uri, key):
+        return folder
+    return _check_model(outline_source(uri, key), uri, key, whole=False)
+
+
+def _find_shipped(uri: str, key: str) -> Path | None:
     if uri == "toyworld":
         return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
     refuse_flow_toy(uri, key)
-    folder = Path(uri).expanduser().absolute()
+    return None
+
+
+def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
+    """whole: the weights are here, those of an adapter's base among them"""
     if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
         folder = folder / paths.BUNDLE
         if not folder.is_dir():
             raise ConfigError(
                 f"{key}={uri!r} is a run without a bundle yet; finish it with `dreambooth resume`"
             )
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{key}={uri!r} is neither 'toyworld' nor a directory; give a run that `dreambooth "
-            "train` printed, or a Stable Diffusion 1.x or 2.x directory in diffusers format"
-        )
     if base := adapted_base(folder):
-        return _checked_adapter(folder, *base, key)
+        return _checked_adapter(folder, *base, key, whole)
     try:
         check_directory(folder)
     except ConfigError as error:
         raise ConfigError(f"{key}={uri!r}: {error}") from error
     return folder
-
-
-def inspect_model(uri: str, key: str) -> None:
-    """Look at a model before anything heavy is imported; one in object storage is looked at later.
-
-    raises: ConfigError as `model_directory`
-    """
-    if "://" not in uri:
-        model_directory(uri, key)
 
 
 def refuse_flow_toy(uri: str, key: str) -> None:
@@ -98,14 +109,15 @@ def adapted_base(folder: Path) -> tuple[str, str] | None:
         ) from error
 
 
-def _checked_adapter(folder: Path, uri: str, digest: str, key: str) -> Path:
+def _checked_adapter(folder: Path, uri: str, digest: str, key: str, whole: bool) -> Path:
+    is_here = whole or not is_elsewhere(uri)
     try:
-        base = model_directory(uri, key)
+        base = (model_directory if is_here else model_outline)(uri, key)
     except ConfigError as error:
         raise ConfigError(
             f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
         ) from error
-    if not has_model_hash(base, digest):
+    if is_here and not has_model_hash(base, digest):
         raise ConfigError(
             f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
             "since; bring the old one back, or train again"

@@ -6,7 +6,7 @@ for files in another precision, as in model.fp16.safetensors. Nothing heavy is i
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ STEMS = {
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _LFS_POINTER = b"version https://git-lfs"
 # A header of JSON, never larger: the bound of safetensors' own reader.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,32 @@ def find_weights(folder: Path, part: str) -> WeightFiles:
     raises: ConfigError where there are none, pickles alone, or shards are missing
     """
     stem = STEMS[part]
-    for variant in (None, *_list_variants(folder, stem)):
+    names = {p.name for p in folder.iterdir() if p.is_file()} if folder.is_dir() else set()
+    choice = choose_weights(names, stem)
+    if choice is None:
+        raise ConfigError(_explain_absence(folder, stem))
+    variant, name = choice
+    path = folder / name
+    return WeightFiles(variant, _list_shards(path) if path.suffix == ".json" else (path,))
+
+
+def choose_weights(names: Collection[str], stem: str) -> tuple[str | None, str] | None:
+    """Variant and file, or index of shards, that weights are loaded from; None if there is none.
+
+    names: of all files in a part's folder, here or elsewhere; stem: what theirs begin with
+    """
+    for variant in (None, *_list_variants(names, stem)):
         tail = f".{variant}" if variant else ""
-        path = folder / f"{stem}{tail}.safetensors"
-        index = folder / f"{stem}.safetensors.index{tail}.json"
-        if path.is_file():
-            return WeightFiles(variant, (path,))
-        if index.is_file():
-            return WeightFiles(variant, _list_shards(index))
-    raise ConfigError(_explain_absence(folder, stem))
+        for name in (f"{stem}{tail}.safetensors", f"{stem}.safetensors.index{tail}.json"):
+            if name in names:
+                return variant, name
+    return None
 
 
-def _list_variants(folder: Path, stem: str) -> list[str]:
+def _list_variants(names: Collection[str], stem: str) -> list[str]:
     """Names of variants, fp16 first."""
     file_name = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
     index_name = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     matches = [file_name.fullmatch(name) or index_name.fullmatch(name) for name in names]
     return sorted({m[1] for m in matches if m}, key=lambda variant: (variant != "fp16", variant))
 
@@ -115,7 +125,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
             size = path.stat().st_size
-            if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
+            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"{size} bytes, no header of {length}")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)

@@ -136,7 +136,7 @@ def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]
 
 def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
-    about, files = _parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    about, files = parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
     download_files(store, folder, files, local)
     return about
 
@@ -163,8 +163,8 @@ def missing_is_damage(store: Store, name: str) -> Iterator[None]:
         raise CheckpointError(f"{store.uri}/{name} is missing") from error
 
 
-def _parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
-    """raises: CheckpointError if it is cut off, malformed, or of a newer version"""
+def parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
+    """Its `about` and files; raises CheckpointError if cut off, malformed, or of a newer version"""
     try:
         content = json.loads(manifest)
         format_version = int(content.get("format", FORMAT))
@@ -190,7 +190,7 @@ def read_about(store: Store, name: str) -> dict[str, object]:
 def read_entries(store: Store, name: str) -> tuple[str, dict[str, object], list[FileEntry]]:
     """Folder, `about` and files of artifact `name`; raises CheckpointError as `read_about`."""
     folder, manifest = _read_manifest(store, name)
-    return folder, *_parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    return folder, *parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
 
 
 def read_file(store: Store, name: str, file: str) -> bytes:

@@ -1,5 +1,6 @@
 """Files under one URI. The only module that knows fsspec."""
 
+import functools
 import hashlib
 import json
 import os
@@ -136,6 +137,11 @@ class Store:
             return self._call_storage(lambda: s3_calls.read_file(self._fs, path, start))
         return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=start)))
 
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes of a file from one offset up to another; raises FileNotFoundError."""
+        path = self._full_path(name)
+        return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=begin, end=end)))
+
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, in hexadecimal, read in parts; raises FileNotFoundError."""
         return self._call_storage(lambda: self._sha256(name))
@@ -246,12 +252,9 @@ class Store:
         path = self._full_path(name)
         if self.is_local:
             return self._call_storage(lambda: transfer.copy_file(Path(path), partial)).sha256
-
-        def read_range(begin: int, end: int) -> bytes:
-            return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=begin, end=end)))
-
         if size_bytes is None:
             size_bytes = self.describe(name).size_bytes
+        read_range = functools.partial(self.read_range, name)
         return transfer.download_parts(read_range, size_bytes, partial)
 
     def names(self, folder: str = "", after: str = "", limit: int | None = None) -> list[str]:

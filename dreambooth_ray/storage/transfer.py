@@ -233,16 +233,25 @@ def describe_in_s3(
     return StoredFile(int(answer["ContentLength"]), f"CRC32:{crc32}")
 
 
-def download_parts(read_range: Callable[[int, int], bytes], size_bytes: int, local: Path) -> str:
+def download_parts(
+    read_range: Callable[[int, int], bytes], size_bytes: int, local: Path, goes_on: bool = False
+) -> str:
     """Write a file of storage to a local path, some parts at a time; returns its SHA-256.
 
     read_range: gives bytes from one offset up to another
+    goes_on: from what `local` holds of it already
     """
-    digest = hashlib.sha256()
+    digest, first = hashlib.sha256(), 0
+    if goes_on and local.is_file() and local.stat().st_size <= size_bytes:
+        first = local.stat().st_size
+        with local.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
     ranges = (
-        (begin, min(begin + _PART_BYTES, size_bytes)) for begin in range(0, size_bytes, _PART_BYTES)
+        (begin, min(begin + _PART_BYTES, size_bytes))
+        for begin in range(first, size_bytes, _PART_BYTES)
     )
-    with local.open("wb") as out:
+    with local.open("ab" if first else "wb") as out:
         for data in _map_few(lambda bounds: read_range(*bounds), ranges):
             digest.update(data)
             out.write(data)

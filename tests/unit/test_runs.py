@@ -8,6 +8,7 @@ from PIL import Image
 
 from dreambooth_ray.config.load import dump_config, override_config, parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.run_inputs import RunInputs, read_pins
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
 from dreambooth_ray.preparation import prepare_run
@@ -161,6 +162,7 @@ def test_a_relative_model_is_found_from_any_folder(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "m").mkdir(parents=True)
     relative = override_config(config, ["model.uri=models/m"])
     run = open_run(relative)
     assert read_run_config(run).model.uri == str(tmp_path / "models" / "m")
@@ -224,3 +226,22 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
 def test_nobody_waits_for_what_they_do_not_need(module: str, without: set[str]) -> None:
     code = f"import sys, {module}; assert not {without} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_model_of_the_hub_keeps_its_name_and_the_commit_of_its_first_start(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from_hub = override_config(config, ["model.uri=someone/tiny@v1"])
+    first, second = (f"someone/tiny@{digit * 40}" for digit in "ab")
+
+    def inputs(pin: str) -> RunInputs:
+        return RunInputs((), "", tmp_path, {"someone/tiny@v1": pin})
+
+    run = open_run(from_hub, inputs=inputs(first))
+    assert read_run_config(run).model.uri == "someone/tiny@v1"
+    assert read_pins(run) == {"someone/tiny@v1": first}
+    open_run(from_hub, inputs=inputs(first))
+    with pytest.raises(ConfigError, match=f"is {second} now, and the run was started with {first}"):
+        open_run(from_hub, inputs=inputs(second))
+    assert read_pins(Store(str(tmp_path / "none"))) == {}

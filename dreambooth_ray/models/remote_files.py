@@ -1,0 +1,239 @@
+"""A model's files elsewhere: which of them are read, their outline, and their way to this host.
+
+An outline is a model directory for looking at, made within moments: configurations are whole, and
+of weights the header alone is there, before a hole of the size of the rest. Nothing heavy is
+imported.
+"""
+
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
+from dreambooth_ray.models.weight_files import MAX_HEADER_BYTES, PICKLES, choose_weights
+from dreambooth_ray.storage.local_files import replace_file
+from dreambooth_ray.storage.transfer import download_parts
+
+INDEX = "model_index.json"
+# Of diffusers' parts and of transformers', as save_pretrained names them.
+_STEMS = ("diffusion_pytorch_model", "model")
+# Read by nothing here, and large.
+_UNREAD_PARTS = ("safety_checker", "image_encoder")
+_TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_PARTS_WITHOUT_INDEX = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_LENGTH_BYTES = 8
+# Of a weight file, in the first request: the headers of most are shorter.
+_HEADER_GUESS_BYTES = 2**18
+_READERS = 8
+_SMALL_FILE_BYTES = 2**22
+_PROGRESS_INTERVAL_S = 10.0
+
+
+class RemoteFiles(ABC):
+    """The files of one version of a model. sizes: bytes of each file by name."""
+
+    def __init__(self, uri: str, sizes: Mapping[str, int]) -> None:
+        """uri: for people"""
+        self.uri, self.sizes = uri, sizes
+        self._small_files: dict[str, bytes] = {}
+
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes of a file from one offset up to another; a small file is fetched once.
+
+        raises: StorageError, ConfigError where it may not be read
+        """
+        size_bytes = self.sizes[name]
+        if size_bytes > _SMALL_FILE_BYTES:
+            return self.fetch_range(name, begin, end)
+        if name not in self._small_files:
+            self._small_files[name] = self.fetch_range(name, 0, size_bytes) if size_bytes else b""
+        return self._small_files[name][begin:end]
+
+    def select(self) -> tuple[list[str], list[str]]:
+        """Configurations, and weight files, that loading the model reads."""
+        return select_files(self)
+
+    @abstractmethod
+    def fetch_range(self, name: str, begin: int, end: int) -> bytes:
+        """As `read_range`, from where the file lies."""
+
+    @abstractmethod
+    def check_file(self, name: str, path: Path, sha256: str) -> None:
+        """Raise StorageError or CheckpointError where a copy is not what is stored.
+
+        sha256: of the copy
+        """
+
+
+def select_files(files: RemoteFiles) -> tuple[list[str], list[str]]:
+    """Configurations, and weight files, that loading the model reads; no pickles, no copies.
+
+    Weights are chosen as in a directory: whole files before variants, fp16 before others.
+    raises: ConfigError where it is no model directory, or a part has pickles alone
+    """
+    names = [name for name in files.sizes if _is_safe(name)]
+    parts = _list_parts(files, names)
+    configs, weights = [INDEX] if INDEX in files.sizes else [], list[str]()
+    for part in parts:
+        own_names = {n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")}
+        configs += [
+            f"{part}/{n}" for n in own_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
+        ]
+        choices = [choose_weights(own_names, stem) for stem in _STEMS]
+        choice = next((choice for choice in choices if choice), None)
+        if choice is None:
+            _refuse_pickles(files, part, own_names)
+            continue
+        name = f"{part}/{choice[1]}"
+        if name.endswith(".json"):
+            configs.append(name)
+            weights += _list_shards(files, name)
+        else:
+            weights.append(name)
+    return sorted(configs), sorted(weights)
+
+
+def write_outline(files: RemoteFiles, folder: Path) -> None:
+    """Write the outline of a model to a folder; raises ConfigError, StorageError."""
+    configs, weights = files.select()
+
+    def write(name: str) -> None:
+        with replace_file(folder / name) as partial:
+            if name in configs:
+                partial.write_bytes(_read_file(files, name))
+            else:
+                partial.write_bytes(_read_header_bytes(files, name))
+                with partial.open("r+b") as stream:
+                    stream.truncate(files.sizes[name])
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="outline") as pool:
+        list(pool.map(write, [*configs, *weights]))
+
+
+def download_model(files: RemoteFiles, folder: Path) -> None:
+    """Download what loading reads, each file checked; what an earlier try has left is gone on with.
+
+    raises: CheckpointError, ConfigError, StorageError
+    """
+    configs, weights = files.select()
+    progress = _Progress(files.uri, sum(files.sizes[name] for name in weights))
+    for name in [*configs, *weights]:
+        path = folder / name
+        if not path.is_file():
+            _download(files, name, path, progress)
+
+
+def count_bytes(files: RemoteFiles) -> int:
+    """Bytes that `download_model` writes."""
+    return sum(files.sizes[name] for names in files.select() for name in names)
+
+
+def _download(files: RemoteFiles, name: str, path: Path, progress: "_Progress") -> None:
+    """A file is there under its name once it is whole and was checked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+
+    def read_range(begin: int, end: int) -> bytes:
+        data = files.read_range(name, begin, end)
+        progress.add(len(data))
+        return data
+
+    try:
+        sha256 = download_parts(read_range, files.sizes[name], partial, goes_on=True)
+        files.check_file(name, partial, sha256)
+    except (CheckpointError, StorageError):
+        if partial.is_file() and partial.stat().st_size == files.sizes[name]:
+            partial.unlink()  # whole and wrong: nothing to go on with
+        raise
+    partial.rename(path)
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
+    if INDEX in files.sizes:
+        index = _read_object(files, INDEX)
+        parts = [
+            key
+            for key, value in index.items()
+            if isinstance(value, list) and any(value) and key not in _UNREAD_PARTS
+        ]
+    else:
+        parts = [p for p in _PARTS_WITHOUT_INDEX if any(n.startswith(f"{p}/") for n in names)]
+    if not parts:
+        single_files = [n for n in names if n.endswith((".safetensors", *PICKLES)) and "/" not in n]
+        raise ConfigError(
+            f"{files.uri} is no model in diffusers format: it has no {INDEX}"
+            + (
+                f"; of {single_files[0]} alone: download it, and give its path"
+                if single_files
+                else ""
+            )
+        )
+    return parts
+
+
+def _refuse_pickles(files: RemoteFiles, part: str, own_names: set[str]) -> None:
+    if pickles := sorted(n for n in own_names if n.endswith(PICKLES)):
+        raise ConfigError(
+            f"{files.uri} has {part}/{pickles[0]} alone, a pickle, which can run code when read; "
+            "weights are read from safetensors: take another revision or model that has them"
+        )
+
+
+def _list_shards(files: RemoteFiles, index: str) -> list[str]:
+    weight_map = _read_object(files, index).get("weight_map")
+    folder = index.rpartition("/")[0]
+    shards = weight_map.values() if isinstance(weight_map, dict) else ()
+    names = sorted({f"{folder}/{shard}" for shard in shards})
+    if missing := [name for name in names if name not in files.sizes or not _is_safe(name)]:
+        raise ConfigError(f"{files.uri}: {index} names {missing[0]}, which is not there")
+    return names
+
+
+def _read_file(files: RemoteFiles, name: str) -> bytes:
+    return files.read_range(name, 0, files.sizes[name])
+
+
+def _read_object(files: RemoteFiles, name: str) -> dict[str, object]:
+    try:
+        content = json.loads(_read_file(files, name))
+    except ValueError as error:
+        raise ConfigError(f"{files.uri}: {name} holds no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{files.uri}: {name} holds no JSON object")
+    return content
+
+
+def _read_header_bytes(files: RemoteFiles, name: str) -> bytes:
+    """The beginning of a safetensors file up to its tensors; whether it is one, others look."""
+    size_bytes = files.sizes[name]
+    begin = files.read_range(name, 0, min(size_bytes, _HEADER_GUESS_BYTES))
+    length = _LENGTH_BYTES + int.from_bytes(begin[:_LENGTH_BYTES], "little")
+    if length > min(size_bytes, MAX_HEADER_BYTES):
+        return begin
+    if length > len(begin):
+        begin += files.read_range(name, len(begin), length)
+    return begin[:length]
+
+
+class _Progress:
+    """Says now and then how far a long download is, to who waits."""
+
+    def __init__(self, uri: str, total_bytes: int) -> None:
+        self._uri, self._total_bytes, self._num_bytes = uri, total_bytes, 0
+        self._said_at_s = time.monotonic()
+
+    def add(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if time.monotonic() - self._said_at_s > _PROGRESS_INTERVAL_S:
+            self._said_at_s = time.monotonic()
+            text = f"{self._num_bytes / 1e9:.1f} of {self._total_bytes / 1e9:.1f} GB"
+            print(f"{self._uri}: {text}", file=sys.stderr, flush=True)
