@@ -29,6 +29,7 @@ from benchmarks.measure import ElapsedTime
 from dreambooth_ray.compat.accelerate import forget_accelerators
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.families.stable_diffusion import FAMILY
 
 
 class PairDataset(Dataset[dict[str, Tensor]]):
@@ -132,7 +133,7 @@ class PlainLoop:
             self.unet.add_adapter(
                 LoraConfig(
                     r=rank, lora_alpha=rank, init_lora_weights="gaussian",
-                    target_modules=list(train.lora.target_modules),
+                    target_modules=list(train.lora.target_modules or FAMILY.lora_targets),
                 )
             )  # fmt: skip
             weights = [p for p in self.unet.parameters() if p.requires_grad]

@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.families.stable_diffusion import FAMILY
+from dreambooth_ray.models.families.stable_diffusion_functions import StableDiffusionFunctions
 from dreambooth_ray.models.model_directory import model_directory
 
 
@@ -46,7 +48,7 @@ def make_parts(size: ModelSize, device: torch.device) -> Components:
                 projection_dim=width,
             )
         )  # fmt: skip
-    return Components(
+    return StableDiffusionFunctions(FAMILY).assemble(
         unet=unet,
         vae=vae.eval().requires_grad_(False),
         text_encoder=text_encoder,

@@ -23,7 +23,7 @@ def make_subjects(storage: str, model: str) -> dict[str, str]:
     base_directory, folders, settings = model_directory(model), {}, LoraConfig()
     for k, run_id in enumerate(SUBJECTS):
         parts = load_components(base_directory)
-        lora.inject_adapters(parts.unet, settings, settings.target_modules, seed=k)
+        lora.inject_adapters(parts.unet, settings, parts.family.lora_targets, seed=k)
         generator = torch.Generator().manual_seed(k)
         for name, weight in parts.unet.named_parameters():
             if "lora_B" in name:

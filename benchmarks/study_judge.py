@@ -96,5 +96,7 @@ def copy_for_sampling(parts: Components) -> Components:
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
     return replace(
-        parts, unet=unet.to(memory_format=torch.channels_last), text_encoder=text_encoder
+        parts,
+        denoiser=unet.to(memory_format=torch.channels_last),
+        text_encoders={"text_encoder": text_encoder},
     )

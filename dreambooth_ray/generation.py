@@ -14,6 +14,7 @@ from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dty
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
 from dreambooth_ray.sampling.request import Request, png_receipt
+from dreambooth_ray.sampling.request_handle import SampleOutput
 
 
 def generate_files(
@@ -62,10 +63,10 @@ def generate_files(
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
     engine = open_engine(directory, device, dtype)
-    images = [output.image for output in engine.sample(requests, on_progress)]
-    paths = _save_images(images, requests, directory, out)
+    outputs = engine.sample(requests, on_progress)
+    paths = _save_images(outputs, directory, out)
     if grid:
-        paths.append(_save_grid(images, out))
+        paths.append(_save_grid([output.image for output in outputs], out))
     return paths
 
 
@@ -89,15 +90,13 @@ def find_prompt(prompt: str, directory: Path, model: str) -> str:
     return text
 
 
-def _save_images(
-    images: list[Image.Image], requests: list[Request], directory: Path, out: Path
-) -> list[Path]:
+def _save_images(outputs: list[SampleOutput], directory: Path, out: Path) -> list[Path]:
     """One file an image, with its receipt."""
     weights, paths = model_hash(directory), []
-    for request, image in zip(requests, images, strict=True):
-        paths.append(out / f"{request.seed:06d}.png")
-        receipt = png_receipt(request, model=directory.name, model_hash=weights)
-        image.save(paths[-1], pnginfo=receipt)
+    for output in outputs:
+        paths.append(out / f"{output.request.seed:06d}.png")
+        receipt = png_receipt(output.request, model=directory.name, model_hash=weights)
+        output.image.save(paths[-1], pnginfo=receipt)
     return paths
 
 

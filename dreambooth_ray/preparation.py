@@ -34,8 +34,11 @@ from dreambooth_ray.memory.memory_advice import (
     is_installed,
 )
 from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import (
+    base_directory,
     check_resolution,
     model_directory,
     model_outline,
@@ -81,6 +84,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     outline = model_outline(source)
     check_resolution(outline, config.train.resolution)
     check_method(config, outline)
+    config = fill_model_defaults(config, find_family(base_directory(outline)))
     check_packages(config)
     for rate_warning in check_rates(config):
         display.say(f"warning: {rate_warning}")

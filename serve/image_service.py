@@ -271,7 +271,7 @@ def _build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> R
         prompt=sample_task.prompt,
         negative_prompt=sample_task.negative_prompt,
         seed=sample_task.seed,
-        **sample_task.params.model_dump(),
+        **finished.params.model_dump(),
         width=pixels.width_px,
         height=pixels.height_px,
         strength=sample_task.strength if sample_task.image is not None else None,

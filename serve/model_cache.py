@@ -16,13 +16,14 @@ from pathlib import Path
 
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import tokens
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
     base_directory,
     has_model_hash,
     model_directory,
     model_hash,
 )
-from dreambooth_ray.models.weight_files import STEMS, find_weights
+from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.artifact_files import download_whole
@@ -40,8 +41,10 @@ def estimate_loaded_bytes(directory: Path, bytes_per_weight: int) -> int:
     """
     return sum(
         size_bytes // _DTYPE_BYTES.get(dtype, 1) * bytes_per_weight
-        for part in STEMS
-        for dtype, size_bytes in find_weights(directory / part, part).count_bytes().items()
+        for part in find_family(directory).networks
+        for dtype, size_bytes in find_weights(directory / part.name, part.name)
+        .count_bytes()
+        .items()
     )
 
 

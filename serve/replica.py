@@ -247,7 +247,12 @@ def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event
     if error is not None:
         return _build_failure(error)
     output: SampleOutput = request_handle.future.result()
-    return Finished(Pixels.from_image(output.image), lease.weights_sha256, lease.base_sha256)
+    return Finished(
+        Pixels.from_image(output.image),
+        lease.weights_sha256,
+        output.request.params,
+        lease.base_sha256,
+    )
 
 
 def _build_failure(error: BaseException) -> Failed:

@@ -104,10 +104,11 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The image, and the weights it was sampled with."""
+    """The image, the weights it was sampled with, and all parameters, the model's own too."""
 
     pixels: Pixels
     weights_sha256: str
+    params: SamplingParams
     base_sha256: str | None = None
 
 

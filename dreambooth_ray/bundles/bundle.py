@@ -14,9 +14,10 @@ from dreambooth_ray.data.run_inputs import read_pins
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
-from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.family import ModelFamily, find_family
+from dreambooth_ray.models.model_directory import base_directory, model_hash
 from dreambooth_ray.models.model_source import is_elsewhere
-from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
+from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.trainable_params import (
     apply_method,
     check_trainable_params,
@@ -34,8 +35,8 @@ from dreambooth_ray.training.run_state import RunState
 _CARD = """\
 # {title}
 
-A Stable Diffusion model fine-tuned with DreamBooth (arXiv 2208.12242). What stands for one
-subject: {meaning}.
+A model of {family}, fine-tuned with DreamBooth (arXiv 2208.12242). What stands for one subject:
+{meaning}.
 
 {usage}
 
@@ -90,7 +91,9 @@ def export_bundle(
         base = _find_base(config, run)
         if about["kind"] == "adapter":
             about["base_model"] = base
-        (stage / "card.md").write_text(_render_card(config, run, base, step, state.last_step))
+        family = find_family(base_directory(directory))
+        card = _render_card(config, family, run, base, step, state.last_step)
+        (stage / "card.md").write_text(card)
         about |= {"step": step, "created_at": time.time()}
         manifest.publish_folder(run, paths.BUNDLE, stage, about)
 
@@ -115,15 +118,19 @@ def _write_weights(
     apply_method(config, parts)
     check_trainable_params(parts, weights)
     about = _describe(config)
-    load_part(parts.text_encoder, weights.get("text_encoder", {}))
+    name = parts.family.denoiser.name
+    for encoder_name, encoder in parts.text_encoders.items():
+        load_part(encoder, weights.get(encoder_name, {}))
     if config.train.method == "lora":
-        load_part(parts.unet, weights.get("unet", {}))
+        load_part(parts.denoiser, weights.get(name, {}))
         _save_adapters(parts, stage)
         if config.loss.zero_terminal_snr:
             parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
         return about | {"kind": "adapter", "base_hash": model_hash(directory)}
-    tokens.fold_embeddings(parts.text_encoder)
-    stream_unet(parts.unet, list_unet_sources(parts.unet, directory, weights.get("unet")))
+    if parts.family.can("learned"):
+        tokens.fold_embeddings(parts.text_encoder)
+    sources = list_denoiser_sources(parts.denoiser, name, directory, weights.get(name))
+    stream_denoiser(parts.denoiser, sources)
     pipeline = build_pipeline(parts, directory)
     if config.loss.zero_terminal_snr:
         pipeline.scheduler = DDIMScheduler.from_config(
@@ -142,9 +149,11 @@ def _find_base(config: Config, run: Store) -> str:
 
 
 def _save_adapters(parts: Components, stage: Path) -> None:
-    for part in ("unet", "text_encoder"):
-        if lora.has_adapters(getattr(parts, part)):
-            lora.save_adapters(getattr(parts, part), stage / paths.ADAPTER / part)
+    for name, network in parts.networks.items():
+        if lora.has_adapters(network):
+            lora.save_adapters(network, stage / paths.ADAPTER / name)
+    if not parts.family.can("learned"):
+        return
     if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
         tokens.save_words(words, stage / paths.ADAPTER)
 
@@ -173,15 +182,17 @@ def _describe(config: Config) -> dict[str, object]:
 
 
 _USE = """\
-    from diffusers import StableDiffusionPipeline
-    pipeline = StableDiffusionPipeline.from_pretrained("path/of/this/directory")
+    from diffusers import {pipeline}
+    pipeline = {pipeline}.from_pretrained("path/of/this/directory")
     pipeline("{prompt}").images[0]"""
 _USE_ADAPTER = """\
 Adapters for `{model}`, in peft's format under adapter/. `dreambooth generate` takes this directory
 as it is; `dreambooth export` writes one file that diffusers, A1111 and ComfyUI read."""
 
 
-def _render_card(config: Config, run: Store, base: str, step: int, last: int) -> str:
+def _render_card(
+    config: Config, family: ModelFamily, run: Store, base: str, step: int, last: int
+) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
@@ -190,7 +201,10 @@ def _render_card(config: Config, run: Store, base: str, step: int, last: int) ->
         meaning="; ".join(
             f"**{config.word(s)}** before **{s.class_noun}**" for s in config.all_subjects
         ),
-        usage=usage.format(prompt=config.instance_prompt, model=base),
+        family=family.title,
+        usage=usage.format(
+            prompt=config.instance_prompt, model=base, pipeline=family.pipeline_classes[0]
+        ),
         method=config.train.method,
         model=base,
         steps=last if step == last else f"{step} of {last}, the best by evaluation",

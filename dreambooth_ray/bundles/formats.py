@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth_ray.bundles import kohya, ldm, read_back
 from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.bundles.model_spec import build_model_spec, is_v2
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.components import explained_loading, load_pipeline
+from dreambooth_ray.models.components import (
+    build_pipeline,
+    explained_loading,
+    load_components,
+    load_pipeline,
+)
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
     adapted_base,
     base_directory,
-    compute_latent_factor,
     model_directory,
 )
-from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
-from dreambooth_ray.models.streamed_unet import list_unet_sources, stream_unet
+from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.tensor_files import (
     SUFFIX,
     TensorSource,
@@ -37,7 +41,6 @@ from dreambooth_ray.models.tensor_files import (
     write_tensors,
 )
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.version import __version__
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
 
@@ -90,6 +93,11 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
     partial_out = out.with_name(f"{out.stem}.{uuid.uuid4().hex}.partial{out.suffix}")
     with _explained_writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+    family = find_family(base_directory(directory))
+    if kind not in family.export_formats:
+        raise ConfigError(
+            f"--format={kind} is not for {family.title}; take {', '.join(family.export_formats)}"
+        )
     build = {
         "diffusers": _build_diffusers,
         "lora": _build_lora,
@@ -121,17 +129,16 @@ def _explained_writing(out: Path) -> Iterator[None]:
 
 
 def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
-    pipeline = load_pipeline(directory)
-    # The UNet is written as it is read; the others are small.
-    unet_sources = _list_sources(pipeline.unet, directory, dtype)
-    unet_weights = read_sources(unet_sources)
-    for weights in (
-        unet_weights, pipeline.text_encoder.state_dict(), pipeline.vae.state_dict()
-    ):  # fmt: skip
-        read_back.refuse_overflow(weights, dtype)
-    pipeline.vae.to(dtype)
-    pipeline.text_encoder.to(dtype)
-    stream_unet(pipeline.unet, unet_sources)
+    parts = load_components(directory)
+    pipeline, name = build_pipeline(parts, directory), parts.family.denoiser.name
+    # The denoiser is written as it is read; the others are smaller.
+    denoiser_sources = _list_sources(parts.denoiser, name, directory, dtype)
+    denoiser_weights = read_sources(denoiser_sources)
+    read_back.refuse_overflow(denoiser_weights, dtype)
+    for network in (parts.vae, *parts.text_encoders.values()):
+        read_back.refuse_overflow(network.state_dict(), dtype)
+        network.to(dtype)
+    stream_denoiser(parts.denoiser, denoiser_sources)
     about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
@@ -140,30 +147,32 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
         pipeline.save_pretrained(out, safe_serialization=True)
         manifest.write_local(out, about)
 
-    return Export(save, lambda out: read_back.check_folder(out, pipeline, unet_weights, dtype))
+    return Export(save, lambda out: read_back.check_folder(out, parts, denoiser_weights, dtype))
 
 
 def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
-    pipeline, is_v2 = load_pipeline(directory), _is_v2(directory)
+    pipeline, uses_open_clip = load_pipeline(directory), is_v2(directory)
     tokenizer = pipeline.tokenizer
     if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
         _refuse_words("single-file", words)
     text_weights = pipeline.text_encoder.state_dict()
     weights = ldm.convert_vae(pipeline.vae.state_dict())
-    weights |= ldm.convert_open_clip(text_weights) if is_v2 else ldm.convert_clip(text_weights)
-    unet_sources = _list_sources(pipeline.unet, directory, dtype)
+    weights |= (
+        ldm.convert_open_clip(text_weights) if uses_open_clip else ldm.convert_clip(text_weights)
+    )
+    unet_sources = _list_sources(pipeline.unet, "unet", directory, dtype)
     sources = ldm.convert_unet(unet_sources)
     sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
     return Export(
-        partial(_write_sources, sources, dtype, _model_spec(directory, adapter=False)),
+        partial(_write_sources, sources, dtype, build_model_spec(directory, adapter=False)),
         lambda out: read_back.check_single_file(out, pipeline, read_sources(unet_sources), dtype),
     )
 
 
 def _list_sources(
-    unet: UNet2DConditionModel, directory: Path, dtype: torch.dtype
+    denoiser: Any, name: str, directory: Path, dtype: torch.dtype
 ) -> dict[str, TensorSource]:
-    sources = list_unet_sources(unet, directory)
+    sources = list_denoiser_sources(denoiser, name, directory)
     return {name: source.as_type(dtype) for name, source in sources.items()}
 
 
@@ -173,8 +182,8 @@ def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
     about: dict[str, Any] = {}
     adapters = _load_adapters(directory, "lora")
     for part, adapter in adapters.items():
-        # transformers 5 has dropped this level; readers take the names with it.
-        prefix = f"{part}.text_model." if part == "text_encoder" else f"{part}."
+        # transformers 5 has dropped this level of CLIP's; readers take the names with it.
+        prefix = f"{part}.text_model." if part.startswith("text_encoder") else f"{part}."
         for name, weight in adapter.weights.items():
             # Readers that know no alpha take it to be the rank: the scale goes into the weights.
             scaled = weight * adapter.scale if name.endswith("lora_B.weight") else weight
@@ -183,7 +192,7 @@ def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
             layers[prefix + name.removeprefix("text_model.") + end] = scaled
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
-    modelspec = _model_spec(directory, adapter=True)
+    modelspec = build_model_spec(directory, adapter=True)
     metadata = {**modelspec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
     return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
 
@@ -201,8 +210,8 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
             part, adapter.weights, float(adapter.settings["lora_alpha"])
         )
     settings = next(iter(adapters.values())).settings
-    modelspec = _model_spec(directory, adapter=True)
-    kohya_metadata = kohya.build_metadata(settings, _is_v2(directory), modelspec["modelspec.title"])
+    modelspec = build_model_spec(directory, adapter=True)
+    kohya_metadata = kohya.build_metadata(settings, is_v2(directory), modelspec["modelspec.title"])
     metadata = {**modelspec, **kohya_metadata}
     return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
 
@@ -232,7 +241,7 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
     if words := tokens.load_words(directory / paths.ADAPTER):
         _refuse_words(kind, list(words))
     adapters = {}
-    for part in ("unet", "text_encoder"):
+    for part in (part.name for part in find_family(base_directory(directory)).networks):
         if (folder := directory / paths.ADAPTER / part).is_dir():
             with explained_loading(folder):
                 settings = json.loads((folder / lora.SETTINGS).read_text())
@@ -247,36 +256,6 @@ def _refuse_words(kind: str, words: list[str]) -> None:
         f"--format={kind}: the file would not hold the learned word {' '.join(words)}; take "
         "--format=diffusers, which has it in its tokenizer and text encoder"
     )
-
-
-def _is_v2(directory: Path) -> bool:
-    """Whether the text encoder is 2.x's open_clip, told by its activation, or 1.x's CLIP."""
-    text_encoder = read_part_config(base_directory(directory), "text_encoder")
-    return bool(text_encoder["hidden_act"] == "gelu")
-
-
-def _model_spec(directory: Path, adapter: bool) -> dict[str, str]:
-    """Metadata after Stability AI's model specification 1.0.0."""
-    about, base = read_bundle_about(directory), base_directory(directory)
-    factor = compute_latent_factor(read_part_config(base, "vae"))
-    sample_size = read_part_config(base, "unet")["sample_size"] or SAMPLE_SIZE
-    side = about.get("resolution", str(sample_size * factor))
-    architecture = f"stable-diffusion-v{2 if _is_v2(directory) else 1}"
-    title = f"{about.get('identifier', '')} {about.get('class_noun', '')}".strip()
-    predicts = {"v_prediction": "v"}
-    kind = read_part_config(base, "scheduler")["prediction_type"]
-    modelspec = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": title or directory.name,
-        "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": predicts.get(kind, kind),
-        "dreambooth_ray": __version__,
-    }
-    if about.get("prompt"):
-        modelspec["modelspec.trigger_phrase"] = about["prompt"]
-    return modelspec
 
 
 def _save_weights(

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.components import load_pipeline
+from dreambooth_ray.models.components import Components, load_pipeline
 from dreambooth_ray.models.model_directory import base_directory
 
 PARTS = ("unet", "text_encoder", "vae")
@@ -131,17 +132,21 @@ def _relative_error(read: Tensor, expected: Tensor) -> float:
 
 
 def check_folder(
-    path: Path, pipeline: StableDiffusionPipeline, unet: Mapping[str, Tensor], dtype: torch.dtype
+    path: Path, parts: Components, denoiser: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Load a directory by diffusers, and compare every weight and the tokenizer's words.
+    """Load a directory by diffusers, and compare every weight and the tokenizers' words.
 
-    unet: weights of that part; those of the pipeline's own need not be loaded for it
+    parts: as written; denoiser: the weights of that one, which need not be loaded in `parts`
     """
+    pipeline_class = getattr(diffusers, parts.family.pipeline_classes[0])
     with _reading("diffusers"):
-        read = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True)
-    _compare_pipelines(read, pipeline, unet, dtype, "diffusers")
-    if read.tokenizer.get_vocab() != pipeline.tokenizer.get_vocab():
-        raise ConfigError("--format=diffusers: the tokenizer is read with other words; report this")
+        read = pipeline_class.from_pretrained(path, dtype=dtype, local_files_only=True)
+    _compare_networks(read, parts.networks, denoiser, dtype, "diffusers")
+    for name, tokenizer in parts.tokenizers.items():
+        if getattr(read, name).get_vocab() != tokenizer.get_vocab():
+            raise ConfigError(
+                f"--format=diffusers: the {name} is read with other words; report this"
+            )
 
 
 def check_single_file(
@@ -170,23 +175,26 @@ def check_single_file(
                 local_files_only=True,
                 torch_dtype=dtype,
             )
-        _compare_pipelines(read, pipeline, unet, dtype, "single-file")
+        networks = {part: getattr(pipeline, part) for part in PARTS}
+        _compare_networks(read, networks, unet, dtype, "single-file")
 
 
-def _compare_pipelines(
-    read: StableDiffusionPipeline,
-    written: StableDiffusionPipeline,
-    unet: Mapping[str, Tensor],
+def _compare_networks(
+    read: Any,
+    written: Mapping[str, nn.Module],
+    denoiser: Mapping[str, Tensor],
     dtype: torch.dtype,
     kind: str,
 ) -> None:
     """Each part of `read` is dropped once it is compared, the largest last: few are in memory.
 
+    written: by name, the denoiser first
+
     raises: ConfigError naming a weight that is read otherwise than it was written
     """
-    for part in reversed(PARTS):
+    for index, (part, network) in reversed(list(enumerate(written.items()))):
         read_weights = getattr(read, part).state_dict()
-        weights = unet if part == "unet" else getattr(written, part).state_dict()
+        weights = network.state_dict() if index else denoiser
         differing = sorted(read_weights.keys() ^ weights.keys()) or [
             name
             for name, weight in weights.items()

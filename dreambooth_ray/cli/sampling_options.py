@@ -20,7 +20,7 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
     defaults: of this verb, where they are not the parameters' own
     """
     options = [
-        _build_option(name, field, defaults.get(name, field.default))
+        _build_option(name, field, defaults.get(name))
         for name, field in SamplingParams.model_fields.items()
     ]
 
@@ -31,7 +31,9 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
         @functools.wraps(verb)
         def with_options(**values: Any) -> None:
             chosen = {name: values.pop(name) for name in SamplingParams.model_fields}
-            verb(**values, params=build_sampling_params(chosen))
+            # What nobody has given is the model's own choice.
+            given = {name: value for name, value in chosen.items() if value is not None}
+            verb(**values, params=build_sampling_params(given))
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -47,12 +49,13 @@ def _build_option(name: str, field: FieldInfo, default: object) -> inspect.Param
             bounds["min"] = bound.ge
         elif isinstance(bound, annotated_types.Le):
             bounds["max"] = bound.le
-    option = typer.Option(help=field.description, **bounds)
+    shown_default = True if default is not None else str(field.default)
+    option = typer.Option(help=field.description, show_default=shown_default, **bounds)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[_strip_annotations(field.annotation), option],
+        annotation=Annotated[_strip_annotations(field.annotation) | None, option],
     )
 
 

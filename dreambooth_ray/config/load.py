@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dreambooth_ray.config.key_types import KeyType
 from dreambooth_ray.config.machines import StorageConfig
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import expand_home
 from dreambooth_ray.config.serving import ServeConfig
@@ -101,8 +102,17 @@ def load_storage(overrides: list[str]) -> StorageConfig:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; parse_config reads it back to an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration as YAML; parse_config reads it back to an equal Config.
+
+    What nobody has set and the model's family chooses is left out.
+    """
+    tree = config.model_dump(mode="json")
+    for name in ("prior", "sample"):
+        for field in SamplingParams.model_fields.keys() - getattr(config, name).given_values:
+            del tree[name][field]
+    if "text_encoder" not in config.train.model_fields_set:
+        del tree["train"]["text_encoder"]
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def recipe_names() -> list[str]:

@@ -5,7 +5,8 @@ becomes an option of `dreambooth generate`, a key of prior, sample and protocols
 endpoint's requests and of receipts.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -13,8 +14,7 @@ from dreambooth_ray.config.section import Section
 from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.errors import ConfigError
 
-Solver = Literal["ddim", "plms", "euler", "euler_a", "dpmpp_2m"]
-SOLVERS: tuple[str, ...] = get_args(Solver)
+Solver = Literal["ddim", "plms", "euler", "euler_a", "heun", "dpmpp_2m"]
 KARRAS_SOLVERS = ("euler", "dpmpp_2m")
 MAX_STEPS = 1000
 # These are in every digest; the others where they differ from their defaults, so that sets of
@@ -98,7 +98,22 @@ class SamplingParams(Section):
     def sampling_params(self) -> "SamplingParams":
         """These alone, of a class that has inherited them."""
         values = {name: getattr(self, name) for name in SamplingParams.model_fields}
-        return SamplingParams.model_construct(**values)
+        fields_set = self.model_fields_set & values.keys()
+        return SamplingParams.model_construct(fields_set, **values)
+
+    @property
+    def given_values(self) -> dict[str, Any]:
+        """Those that somebody has set: the others are the model's own choice."""
+        given = self.model_fields_set & SamplingParams.model_fields.keys()
+        return {name: getattr(self, name) for name in SamplingParams.model_fields if name in given}
+
+    def fill_defaults(self, defaults: Mapping[str, Any]) -> "SamplingParams":
+        """All values, those that nobody has set by a model's own defaults.
+
+        raises: ConfigError where one does not go with what is set
+        """
+        values = {name: getattr(self, name) for name in SamplingParams.model_fields}
+        return build_sampling_params({**values, **defaults, **self.given_values})
 
     def identity_values(self) -> dict[str, Any]:
         """All values as JSON, to make a digest of; see _ALWAYS_IN_IDENTITY."""

@@ -50,11 +50,11 @@ class LoraConfig(Section):
 
     rank: int = Field(8, ge=1, description="inner dimension of an adapter")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null is rank")
-    target_modules: tuple[Text, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="layers of the UNet"
+    target_modules: tuple[Text, ...] | None = Field(
+        None, min_length=1, description="layers of the denoiser; null is the model's own choice"
     )
-    text_target_modules: tuple[Text, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "out_proj"), min_length=1, description="of the text encoder"
+    text_target_modules: tuple[Text, ...] | None = Field(
+        None, min_length=1, description="of the text encoders"
     )
     dora: bool = Field(False, description="learn a layer's magnitude apart from its direction")
 
@@ -179,11 +179,17 @@ class LossConfig(Section):
         False, description="rescale the schedule to end in pure noise; for velocity models"
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="share of empty captions")
-    timesteps: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="how noise levels are drawn"
+    timesteps: Literal["uniform", "logit_normal", "mode"] = Field(
+        "uniform", description="how noise levels are drawn; mode is for flow matching"
     )
     logit_mean: float = Field(0.0, description="of logit_normal; below 0 favours little noise")
     logit_std: float = Field(1.0, gt=0, description="of logit_normal")
+    mode_scale: float = Field(
+        1.29, ge=-1, le=1.75, description="of mode; above 0 favours the middle levels"
+    )
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = Field(
+        "none", description="of errors by noise level, for flow matching (SD 3, arXiv 2403.03206)"
+    )
 
 
 class ValidationConfig(Section):

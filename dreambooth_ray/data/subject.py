@@ -24,11 +24,24 @@ ORDINARY_WORDS = frozenset(_ORDINARY.split())
 
 @dataclass(frozen=True)
 class Photograph:
-    """One training photograph, cut square, with the captions it may get."""
+    """One training photograph, cut square, with the captions it may get.
+
+    original_px: width and height before it was resized and cut; None where it was not
+    """
 
     path: Path
     image: Image.Image
     captions: tuple[str, ...]
+    original_px: tuple[int, int] | None = None
+
+    @property
+    def frame(self) -> tuple[int, int, int, int, int, int]:
+        """Original height and width, top and left of the cut after resizing, height and width."""
+        width, height = self.original_px or self.image.size
+        side = self.image.height
+        scale = side / min(width, height)
+        top, left = (round((scale * extent - side) / 2) for extent in (height, width))
+        return height, width, top, left, side, self.image.width
 
     @property
     def caption(self) -> str:
@@ -48,8 +61,11 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> 
     caption_files = find_captions(paths)
     for path in paths:
         caption = read_caption(caption_files[path]) if path in caption_files else ""
-        image = crop_square(read_photograph(path), side_px)
-        photographs.append(Photograph(path, image, (caption,) if caption else default_captions))
+        photograph = read_photograph(path)
+        captions = (caption,) if caption else default_captions
+        photographs.append(
+            Photograph(path, crop_square(photograph, side_px), captions, photograph.size)
+        )
     return photographs
 
 

@@ -13,7 +13,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.subject import ORDINARY_WORDS
 from dreambooth_ray.evaluation.encoders import Encoder
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.sampling.request import Request
@@ -127,4 +127,5 @@ def _spread(vectors: Tensor) -> float:
 
 def build_sentence_encoder(parts: Components) -> Callable[[str], Tensor]:
     """A model's own text encoder as a function of sentences, to (1, T, D) states."""
-    return PromptEncoder(parts.tokenizer, AdaptedNetwork(parts.text_encoder)).encode
+    encoder = PromptEncoder(parts, {"text_encoder": AdaptedNetwork(parts.text_encoder)})
+    return lambda sentence: encoder.encode(sentence)["hidden"]

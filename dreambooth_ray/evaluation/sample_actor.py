@@ -74,12 +74,13 @@ class SampleActor:
         members = split_chunks(len(self._prompts))[chunk]
         spec = self._spec
         requests = [as_request(self._prompts[i], spec.protocol, spec.size_px) for i in members]
-        images = [sample.image for sample in self._engine.sample(requests)]
+        samples = self._engine.sample(requests)
+        images = [sample.image for sample in samples]
         vectors = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
-            for i, request, image in zip(members, requests, images, strict=True):
-                receipt = png_receipt(request, model_hash=self._spec.model_hash)
-                image.save(Path(folder) / image_name(i), pnginfo=receipt)
+            for i, sample in zip(members, samples, strict=True):
+                receipt = png_receipt(sample.request, model_hash=self._spec.model_hash)
+                sample.image.save(Path(folder) / image_name(i), pnginfo=receipt)
             save_file(vectors, Path(folder) / _VECTORS)
             about: dict[str, object] = {"kind": "evaluation chunk", "first": members[0]}
             manifest.commit_artifact(self._store, chunk_name(chunk), Path(folder), about)

@@ -5,20 +5,20 @@ cost in memory. It computes as a CPU does: attention there and on a GPU keeps no
 """
 
 from pathlib import Path
-from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.compat.torch_memory import PeakTracker, fake_tensors, list_weights
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.checkpointing import checkpoint_activations
-from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.components import Components, load_tokenizer
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
 from dreambooth_ray.models.quantization import count_frozen_bytes
 from dreambooth_ray.models.trainable_params import apply_method, is_trained
+
+_TIME_DTYPES = {"diffusion": torch.int64, "flow": torch.float32}
 
 
 def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
@@ -28,35 +28,23 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
         weights; peak bytes of activations `with_gradients`, and without them: `activations`
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
-    tokenizer = (
-        CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
-        if config.identifier.kind == "learned"
-        else None
-    )
+    family = find_family(directory)
     with torch.device("meta"):
-        parts = _build_parts(directory, cast(CLIPTokenizer, tokenizer))
+        parts = family.load_functions().build_empty(directory)
+        if config.identifier.kind == "learned":
+            encoder = family.text_encoders[0]
+            parts.tokenizers[encoder.tokenizer] = load_tokenizer(
+                directory, encoder.tokenizer, encoder.tokenizer_class
+            )
         apply_method(config, parts)
     _prepare_modules(config, parts)
     counts = _count_weights(config, parts)
     with fake_tensors():
-        for model in (parts.unet, parts.text_encoder):
+        for model in (parts.denoiser, *parts.text_encoders.values()):
             _replace_tensors(model)
         counts["with_gradients"] = _find_peak(config, parts, batch, keeps_gradients=True)
         counts["activations"] = _find_peak(config, parts, batch, keeps_gradients=False)
     return counts
-
-
-def _build_parts(directory: Path, tokenizer: CLIPTokenizer) -> Components:
-    unet = UNet2DConditionModel.from_config(
-        UNet2DConditionModel.load_config(directory, subfolder="unet")
-    )
-    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(directory, subfolder="vae"))
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig.from_pretrained(directory, subfolder="text_encoder")
-    )
-    vae.requires_grad_(False)
-    # A schedule needs no memory worth counting.
-    return Components(unet, vae, text_encoder, tokenizer, cast(DDPMScheduler, None))
 
 
 def _replace_tensors(model: nn.Module) -> None:
@@ -71,62 +59,67 @@ def _replace_tensors(model: nn.Module) -> None:
 
 def _prepare_modules(config: Config, parts: Components) -> None:
     """As the training's module does, still without memory."""
-    text_encoder = parts.text_encoder if is_trained(parts.text_encoder) else None
-    parts.unet.train()
-    if text_encoder is not None:
+    parts.denoiser.train()
+    trained_encoders = _list_trained_encoders(parts)
+    for text_encoder in trained_encoders.values():
         text_encoder.train()
     if config.train.strategy == "ddp":
-        for model in (parts.unet, text_encoder):
-            if model is not None:
-                cast_frozen_layers(model, config.train.precision)
+        for model in (parts.denoiser, *trained_encoders.values()):
+            cast_frozen_layers(model, config.train.precision)
     if config.train.gradient_checkpointing:
-        checkpoint_activations(parts.unet, text_encoder)
+        checkpoint_activations(parts.denoiser, trained_encoders.values())
+
+
+def _list_trained_encoders(parts: Components) -> dict[str, nn.Module]:
+    return {name: encoder for name, encoder in parts.text_encoders.items() if is_trained(encoder)}
 
 
 def _count_weights(config: Config, parts: Components) -> dict[str, int]:
-    models: tuple[nn.Module, ...] = (parts.unet, parts.text_encoder, parts.vae)
+    models: tuple[nn.Module, ...] = tuple(parts.networks.values())
     return {
-        "trained_unet": sum(p.numel() for p in parts.unet.parameters() if p.requires_grad),
+        "trained_unet": sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad),
         "trained": sum(p.numel() for m in models for p in m.parameters() if p.requires_grad),
-        "frozen_unet": count_frozen_bytes(parts.unet, config.model.quantization),
-        "frozen_text": count_frozen_bytes(parts.text_encoder, "none"),
+        "frozen_unet": count_frozen_bytes(parts.denoiser, config.model.quantization),
+        "frozen_text": sum(count_frozen_bytes(e, "none") for e in parts.text_encoders.values()),
         "frozen_vae": count_frozen_bytes(parts.vae, "none"),
     }
 
 
 def _find_peak(config: Config, parts: Components, batch: int, *, keeps_gradients: bool) -> int:
     """Peak bytes, without weights, of a forward and a backward."""
-    text_encoder: nn.Module = parts.text_encoder
-    is_text_trained = is_trained(text_encoder)
-    trained = [
-        weight
-        for model in (parts.unet, text_encoder)
-        for weight in model.parameters()
-        if weight.requires_grad
-    ]
+    trained_encoders = _list_trained_encoders(parts)
+    models = [parts.denoiser, *trained_encoders.values()]
+    trained = [w for model in models for w in model.parameters() if w.requires_grad]
     for weight in trained:
         weight.grad = None
     hooks = (
         [] if keeps_gradients else [w.register_post_accumulate_grad_hook(_drop) for w in trained]
     )
-    text_config = parts.text_encoder.config
-    side = config.train.resolution // parts.latent_factor
-    length, width = text_config.max_position_embeddings, text_config.hidden_size
-    dtype = autocast_dtype(config.train.precision)
-    with PeakTracker(list_weights([parts.unet, text_encoder])) as peak:
-        latents = torch.empty(batch, parts.unet.config.in_channels, side, side)
-        timesteps = torch.zeros(batch, dtype=torch.int64)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            hidden = (
-                text_encoder(torch.zeros(batch, length, dtype=torch.int64)).last_hidden_state
-                if is_text_trained
-                else torch.empty(batch, length, width)
-            )
-            prediction = parts.unet(latents, timesteps, hidden, return_dict=False)[0]
-        (prediction.float() - latents).square().mean().backward()
+    with PeakTracker(list_weights([parts.denoiser, *parts.text_encoders.values()])) as peak:
+        _run_step(config, parts, batch, trained_encoders)
     for hook in hooks:
         hook.remove()
     return int(peak.peak_bytes)
+
+
+def _run_step(
+    config: Config, parts: Components, batch: int, trained_encoders: dict[str, nn.Module]
+) -> None:
+    functions, dtype = parts.functions, autocast_dtype(config.train.precision)
+    side = config.train.resolution // parts.latent_factor
+    latents = torch.empty(batch, functions.latent_channels(parts.vae), side, side)
+    times = torch.zeros(batch, dtype=_TIME_DTYPES[parts.family.process])
+    conditioning = functions.example_conditioning(parts, batch, config.train.resolution)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        if trained_encoders:
+            text_functions = {
+                name: functions.text_function(name, encoder)
+                for name, encoder in parts.text_encoders.items()
+            }
+            conditioning = functions.embed_examples(parts, text_functions, conditioning)
+        function = functions.denoiser_function(parts.denoiser)
+        prediction = function(latents, times, *conditioning.values)
+    (prediction.float() - latents).square().mean().backward()
 
 
 def _drop(weight: Tensor) -> None:

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from dreambooth_ray.compat.torch_memory import measure_peak_bytes
 from dreambooth_ray.errors import CapacityError
+from dreambooth_ray.models.components import Components
 
 _SHARE_OF_MEMORY = 0.8
 _MIB = 2**20
@@ -19,7 +19,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class SamplingFootprint:
-    """Bytes: of the weights, of a UNet row a latent pixel, of a decoded image a latent pixel."""
+    """Bytes: of the weights; a latent pixel, of a row of a forward and of a decoded image."""
 
     weights_bytes: int
     row_bytes: float
@@ -33,44 +33,48 @@ class SamplingFootprint:
 _footprint_cache: dict[str, SamplingFootprint] = {}
 
 
-def measure_footprint(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int
-) -> SamplingFootprint:
-    """Measure one row at the model's own size, UNet and decoder; cached by kind of model."""
-    dtypes = unet.dtype, vae.dtype
-    model_key = f"{unet.config} {vae.config} {tokens} {dtypes} {unet.device.type}"
+def measure_footprint(parts: Components) -> SamplingFootprint:
+    """Measure one row at the model's own size, denoiser and decoder; cached by kind of model."""
+    denoiser, vae = parts.denoiser, parts.vae
+    dtypes = denoiser.dtype, vae.dtype
+    model_key = f"{denoiser.config} {vae.config} {dtypes} {denoiser.device.type}"
     if model_key not in _footprint_cache:
-        _footprint_cache[model_key] = _run_measurement(unet, vae, tokens)
+        _footprint_cache[model_key] = _run_measurement(parts)
     return _footprint_cache[model_key]
 
 
-def _run_measurement(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, tokens: int
-) -> SamplingFootprint:
-    side = int(unet.config.sample_size or 64)
-    weight, vae_weight = unet.conv_in.weight, next(vae.parameters())
+def _run_measurement(parts: Components) -> SamplingFootprint:
+    denoiser, vae, functions = parts.denoiser, parts.vae, parts.functions
+    side_px = functions.default_side(parts)
+    side = side_px // functions.latent_factor(vae)
+    weight, vae_weight = next(denoiser.parameters()), next(vae.parameters())
+    conditioning = functions.example_conditioning(parts, 1, side_px)
 
     def forward() -> None:
-        x = torch.empty(
-            1, unet.config.in_channels, side, side, dtype=weight.dtype, device=weight.device
-        )
-        hidden = torch.empty(
-            1, tokens, unet.config.cross_attention_dim, dtype=weight.dtype, device=weight.device
-        )
-        unet(x, torch.zeros(1, device=weight.device), hidden)
+        num_channels = functions.in_channels(denoiser, vae)
+        x = torch.empty(1, num_channels, side, side, dtype=weight.dtype, device=weight.device)
+        time = torch.zeros(1, device=weight.device)
+        given = conditioning.to(weight.device, weight.dtype)
+        functions.denoiser_function(denoiser)(x, time, *given.values)
 
     def decode() -> None:
         vae.disable_tiling()
-        z = torch.empty(
-            1, vae.config.latent_channels, side, side,
-            dtype=vae_weight.dtype, device=vae_weight.device,
-        )  # fmt: skip
-        vae.decode(z)
+        num_channels = functions.latent_channels(vae)
+        functions.decode(
+            vae,
+            torch.empty(
+                1, num_channels, side, side, dtype=vae_weight.dtype, device=vae_weight.device
+            ),
+        )
 
-    weights = sum(p.numel() * p.element_size() for part in (unet, vae) for p in part.parameters())
+    weights = sum(
+        p.numel() * p.element_size() for part in (denoiser, vae) for p in part.parameters()
+    )
     area = side * side
     return SamplingFootprint(
-        weights, measure_peak_bytes(unet, forward) / area, measure_peak_bytes(vae, decode) / area
+        weights,
+        measure_peak_bytes(denoiser, forward) / area,
+        measure_peak_bytes(vae, decode) / area,
     )
 
 
@@ -89,7 +93,7 @@ class MemoryBudget:
         self.limit_bytes = limit_bytes or _memory_bytes(device, footprint.weights_bytes)
 
     def max_rows(self, area: int) -> int:
-        """UNet rows of `area` latent pixels that fit at once."""
+        """Rows of a forward of `area` latent pixels that fit at once."""
         free_bytes = self.limit_bytes - self.footprint.weights_bytes
         if area * min(1.0, self._tiled_area / area) * self.footprint.decode_bytes > free_bytes:
             return 0

@@ -1,14 +1,11 @@
 """Activations that are computed twice instead of held (Chen et al. 2016, arXiv 1604.06174)."""
 
-from typing import cast
-
-from diffusers import UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextModel
+from collections.abc import Iterable
+from typing import Any
 
 
-def checkpoint_activations(unet: UNet2DConditionModel, text_encoder: nn.Module | None) -> None:
+def checkpoint_activations(denoiser: Any, text_encoders: Iterable[Any]) -> None:
     """Keep only the inputs of blocks for the backward, in place; works in training mode."""
-    unet.enable_gradient_checkpointing()
-    if text_encoder is not None:
-        cast(CLIPTextModel, text_encoder).gradient_checkpointing_enable({"use_reentrant": False})
+    denoiser.enable_gradient_checkpointing()
+    for text_encoder in text_encoders:
+        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""Load the parts of a Stable Diffusion 1.x or 2.x directory, of any size."""
+"""The loaded parts of a model of any family, of any size."""
 
 import errno
 import logging
@@ -6,35 +6,27 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+import transformers
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dreambooth_ray.errors import ConfigError, DreamBoothError, StorageError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.model_directory import (
-    adapted_base,
-    base_directory,
-    compute_latent_factor,
-    model_directory,
-)
-from dreambooth_ray.models.part_configs import read_part_config
+from dreambooth_ray.models.family import ModelFamily, Part, find_family
+from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
+from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
+from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths
 
-_PROCESSOR = "feature_extractor"
 # Of files that a person has to mend; the rest a disk may recover from.
 _PERMANENT_ERRNOS = (
     None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
@@ -44,18 +36,79 @@ _PERMANENT_ERRNOS = (
 
 @dataclass
 class Components:
-    """The parts that training touches, in float32. schedule is the forward process."""
+    """The parts of a model, and what computes with them.
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    schedule: DDPMScheduler
+    text_encoders, tokenizers: by the name of their folder; schedule: diffusers' scheduler, of the
+    forward process
+    """
+
+    functions: ModelFunctions
+    denoiser: Any
+    vae: Any
+    text_encoders: dict[str, Any]
+    tokenizers: dict[str, Any]
+    schedule: Any
+
+    @property
+    def family(self) -> ModelFamily:
+        """The model's family."""
+        return self.functions.family
 
     @property
     def latent_factor(self) -> int:
         """Pixels a latent spans, each way."""
-        return compute_latent_factor(self.vae.config)
+        return self.functions.latent_factor(self.vae)
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """All parts with weights by the name of their folder, the denoiser first."""
+        family = self.family
+        return {
+            family.denoiser.name: self.denoiser,
+            family.vae.name: self.vae,
+            **self.text_encoders,
+        }
+
+    @property
+    def text_forwards(self) -> dict[str, TextForward]:
+        """The text encoders as `ModelFunctions.encode_prompt` takes them, without adapters."""
+        return {
+            name: partial(_call_encoder, encoder) for name, encoder in self.text_encoders.items()
+        }
+
+    def set_network(self, name: str, network: Any) -> None:
+        """Put a network in the place of the one in that folder, in place."""
+        if name in self.text_encoders:
+            self.text_encoders[name] = network
+        elif name == self.family.denoiser.name:
+            self.denoiser = network
+        elif name == self.family.vae.name:
+            self.vae = network
+        else:
+            raise KeyError(name)
+
+    # Of a family with a UNet and one text encoder, such as the toy's.
+
+    @property
+    def unet(self) -> Any:
+        """The denoiser."""
+        return self.denoiser
+
+    @property
+    def text_encoder(self) -> Any:
+        """The first text encoder."""
+        return self.text_encoders["text_encoder"]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first tokenizer."""
+        return self.tokenizers["tokenizer"]
+
+
+def _call_encoder(
+    encoder: Any, ids: Tensor, mask: Tensor | None = None, output_hidden_states: bool = False
+) -> Any:
+    return encoder(ids, attention_mask=mask, output_hidden_states=output_hidden_states)
 
 
 def quiet_libraries() -> None:
@@ -78,29 +131,26 @@ def load_components(directory: Path) -> Components:
     quiet_libraries()
     if base := adapted_base(directory):
         parts = load_components(model_directory(base[0]))
-        parts.unet, parts.text_encoder = _fuse_adapters(
-            parts.unet, parts.text_encoder, parts.tokenizer, directory
-        )
+        _fuse_adapters(parts, directory)
         if (directory / paths.ADAPTER_SCHEDULER).is_dir():
-            parts.schedule = DDPMScheduler.from_pretrained(directory / paths.ADAPTER_SCHEDULER)
+            parts.schedule = type(parts.schedule).from_pretrained(
+                directory / paths.ADAPTER_SCHEDULER
+            )
         return parts
-    text_encoder = _load_part(CLIPTextModel, directory, "text_encoder")
-    return Components(
-        unet=_load_part(UNet2DConditionModel, directory, "unet"),
-        vae=_load_part(AutoencoderKL, directory, "vae").eval().requires_grad_(False),
-        text_encoder=text_encoder,
-        tokenizer=_load_tokenizer(directory, text_encoder.config.max_position_embeddings),
-        schedule=DDPMScheduler.from_pretrained(directory, subfolder="scheduler"),
-    )
+    return find_family(directory).load_functions().load(directory)
 
 
-def _load_part(network_class: type[Any], directory: Path, part: str) -> Any:
-    """A network from the files that `find_weights` names, in float32."""
-    with explained_loading(directory / part):
-        files = find_weights(directory / part, part)
-        network, info = network_class.from_pretrained(
+def load_network(directory: Path, part: Part) -> Any:
+    """A network from the files that `find_weights` names, in float32.
+
+    raises: ConfigError naming its folder
+    """
+    library: Any = diffusers if part.library == "diffusers" else transformers
+    with explained_loading(directory / part.name):
+        files = find_weights(directory / part.name, part.name)
+        network, info = getattr(library, part.class_name).from_pretrained(
             directory,
-            subfolder=part,
+            subfolder=part.name,
             variant=files.variant,
             dtype=torch.float32,
             use_safetensors=True,
@@ -113,12 +163,20 @@ def _load_part(network_class: type[Any], directory: Path, part: str) -> Any:
     return network
 
 
-def _load_tokenizer(directory: Path, max_length: int) -> CLIPTokenizer:
-    """max_length: positions of the text encoder, which some tokenizers do not know of."""
-    with explained_loading(directory / "tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
-    return tokenizer
+def build_empty_network(directory: Path, part: Part) -> Any:
+    """A network by its configuration alone, as the current torch device makes it."""
+    if part.library == "diffusers":
+        network_class = getattr(diffusers, part.class_name)
+        return network_class.from_config(network_class.load_config(directory, subfolder=part.name))
+    network_class = getattr(transformers, part.class_name)
+    config = network_class.config_class.from_pretrained(directory, subfolder=part.name)
+    return network_class(config)
+
+
+def load_tokenizer(directory: Path, name: str, class_name: str) -> Any:
+    """raises: ConfigError naming the folder"""
+    with explained_loading(directory / name):
+        return getattr(transformers, class_name).from_pretrained(directory, subfolder=name)
 
 
 @contextmanager
@@ -143,7 +201,7 @@ def explained_loading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def load_pipeline(directory: Path) -> StableDiffusionPipeline:
+def load_pipeline(directory: Path) -> DiffusionPipeline:
     """diffusers' own pipeline over a directory, float32, without safety checker or bar.
 
     Adapters are fused into their base.
@@ -151,48 +209,32 @@ def load_pipeline(directory: Path) -> StableDiffusionPipeline:
     return build_pipeline(load_components(directory), directory)
 
 
-def build_pipeline(parts: Components, directory: Path) -> StableDiffusionPipeline:
+def build_pipeline(parts: Components, directory: Path) -> DiffusionPipeline:
     """diffusers' own pipeline of loaded parts, with the scheduler of the directory they are from.
 
-    An image processor is taken along where there is one; only safety checkers need it.
+    directory: a model's, or an adapter bundle
     """
-    base = base_directory(directory)
-    with explained_loading(base / "scheduler"):
-        scheduler_name = read_part_config(base, "scheduler").get("_class_name", "DDPMScheduler")
-        scheduler_class: Any = getattr(diffusers, scheduler_name, DDPMScheduler)
-        scheduler = scheduler_class.from_pretrained(base, subfolder="scheduler")
+    pipeline = parts.functions.build_pipeline(parts, base_directory(directory))
     if (directory / paths.ADAPTER_SCHEDULER).is_dir():
-        scheduler = DDIMScheduler.from_config(parts.schedule.config)
-    has_processor = (base / _PROCESSOR / "preprocessor_config.json").is_file()
-    pipeline = StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=(
-            CLIPImageProcessor.from_pretrained(base, subfolder=_PROCESSOR)
-            if has_processor
-            else None
-        ),
-        requires_safety_checker=False,
-    )
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(parts.schedule.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _fuse_adapters(
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    bundle: Path,
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+def load_scheduler(directory: Path, default: str) -> Any:
+    """The scheduler of a directory; default: its class where the file names none we have"""
+    with explained_loading(directory / "scheduler"):
+        config = read_json(directory / "scheduler" / "scheduler_config.json")
+        name = str(config.get("_class_name", default))
+        scheduler_class: Any = getattr(diffusers, name, getattr(diffusers, default))
+        return scheduler_class.from_pretrained(directory, subfolder="scheduler")
+
+
+def _fuse_adapters(parts: Components, bundle: Path) -> None:
     folder = bundle / paths.ADAPTER
-    if (folder / "unet").is_dir():
-        unet = lora.fuse_adapters(unet, folder / "unet")
-    if (folder / "text_encoder").is_dir():
-        text_encoder = lora.fuse_adapters(text_encoder, folder / "text_encoder")
+    for name, network in parts.networks.items():
+        if (folder / name).is_dir():
+            fused: nn.Module = lora.fuse_adapters(network, folder / name)
+            parts.set_network(name, fused)
     if words := tokens.load_words(folder):
-        tokens.add_words(tokenizer, text_encoder, words)
-    return unet, text_encoder
+        tokens.add_words(parts.tokenizer, parts.text_encoder, words)

@@ -10,7 +10,7 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.config_values import find_bad_value
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
-from dreambooth_ray.models.weight_files import STEMS, find_weights
+from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -44,8 +44,8 @@ def check_directory(directory: Path) -> None:
     _check_unet(directory, configs)
     _check_scheduler(directory)
     _check_tokenizer(directory, configs["text_encoder"])
-    for part in STEMS:
-        _check_weights(directory, part, configs[part])
+    for part, config in configs.items():
+        _check_weights(directory, part, config)
 
 
 def is_inpainting(directory: Path) -> bool:

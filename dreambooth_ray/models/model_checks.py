@@ -10,6 +10,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.directory_checks import is_inpainting
+from dreambooth_ray.models.family import ModelFamily, find_family
+from dreambooth_ray.models.family_support import check_support
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.weight_files import find_weights
@@ -24,7 +26,9 @@ def check_method(config: Config, directory: Path) -> None:
     raises: ConfigError
     """
     train, directory = config.train, base_directory(directory)
-    if is_inpainting(directory):
+    family = find_family(directory)
+    check_support(config, family)
+    if family.can("inpainting") and is_inpainting(directory):
         num_channels = read_part_config(directory, "unet")["in_channels"]
         raise ConfigError(
             f"model.uri={config.model.uri!r} is an inpainting model, its UNet takes {num_channels} "
@@ -38,8 +42,9 @@ def check_method(config: Config, directory: Path) -> None:
             "the noise is all there is to see; set it false for this model"
         )
     if train.method == "lora":
-        _check_targets(train, directory)
-    _check_clip_skip(config, directory)
+        _check_targets(train, family, directory)
+    if family.can("clip_skip"):
+        _check_clip_skip(config, directory)
     if config.identifier.kind == "learned":
         # The only check that needs a library: the files alone do not answer it.
         from transformers import CLIPTokenizer  # noqa: PLC0415
@@ -60,12 +65,17 @@ def _check_clip_skip(config: Config, directory: Path) -> None:
             )
 
 
-def _check_targets(train: TrainConfig, directory: Path) -> None:
+def _check_targets(train: TrainConfig, family: ModelFamily, directory: Path) -> None:
+    lora = train.lora
     checks = []
     if train.unet:
-        checks.append(("target_modules", "unet", train.lora.target_modules))
+        targets = lora.target_modules or family.lora_targets
+        checks.append(("target_modules", family.denoiser.name, targets))
     if train.text_encoder:
-        checks.append(("text_target_modules", "text_encoder", train.lora.text_target_modules))
+        targets = lora.text_target_modules or family.text_lora_targets
+        checks += [
+            ("text_target_modules", part.name, targets) for part in family.trainable_text_encoders
+        ]
     for key, part, targets in checks:
         layer_names = set(_list_layers(directory / part, part))
         missing = [

@@ -1,4 +1,4 @@
-"""The files of a Stable Diffusion 1.x or 2.x directory, read without loading weights.
+"""The files of a model's directory, read without loading weights.
 
 Nothing heavy is imported here: bad input is refused before torch is imported.
 """
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.directory_checks import PARTS, check_directory
+from dreambooth_ray.models.family import find_family, list_families
 from dreambooth_ray.models.model_source import fetch_source, is_elsewhere, outline_source
-from dreambooth_ray.models.part_configs import read_part_config
-from dreambooth_ray.models.weight_files import PICKLES, STEMS, find_weights
+from dreambooth_ray.models.weight_files import PICKLES, find_weights
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
@@ -60,7 +59,7 @@ def _find_shipped(uri: str, key: str) -> Path | None:
 
 def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     """whole: the weights are here, those of an adapter's base among them"""
-    if (folder / paths.CONFIG).is_file() and not (folder / "unet").is_dir():
+    if (folder / paths.CONFIG).is_file() and not (folder / "vae").is_dir():
         folder = folder / paths.BUNDLE
         if not folder.is_dir():
             raise ConfigError(
@@ -69,10 +68,16 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     if base := adapted_base(folder):
         return _checked_adapter(folder, *base, key, whole)
     try:
-        check_directory(folder)
+        find_family(folder).check(folder)
     except ConfigError as error:
         raise ConfigError(f"{key}={uri!r}: {error}") from error
     return folder
+
+
+def known_models() -> str:
+    """Of which families there can be, in words."""
+    titles = [family.title for family in list_families()]
+    return " or ".join([", ".join(titles[:-1]), titles[-1]]) if titles[1:] else titles[0]
 
 
 def refuse_flow_toy(uri: str, key: str) -> None:
@@ -137,10 +142,9 @@ def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
 
 
 def check_resolution(directory: Path, resolution: int) -> None:
-    """raises ConfigError if an image of that side can't pass the VAE and the UNet."""
+    """raises ConfigError if an image of that side can't pass the VAE and the denoiser."""
     directory = base_directory(directory)
-    vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
-    factor = compute_latent_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    factor = find_family(directory).size_multiple(directory)
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise ConfigError(
@@ -171,7 +175,7 @@ def _hash_files(directory: Path, is_part: Callable[[Path], bool]) -> str:
     base = adapted_base(directory)
     if base:
         digest.update(base[1].encode())
-    parts = (paths.ADAPTER,) if base else PARTS
+    parts = (paths.ADAPTER,) if base else find_family(directory).parts
     for path in sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file()):
         if is_part(path):
             digest.update(path.relative_to(directory).as_posix().encode())
@@ -191,8 +195,6 @@ def _is_loaded(path: Path) -> bool:
 
 def loaded_weights(folder: Path) -> frozenset[str]:
     """Names of the weight files of one part that are loaded; none where they go by other names."""
-    if folder.name not in STEMS:
-        return frozenset()
     try:
         return frozenset(path.name for path in find_weights(folder, folder.name).paths)
     except ConfigError:

@@ -6,9 +6,9 @@ every step. The VAE stays in float32 unless its own configuration says that half
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from dreambooth_ray.errors import ConfigError
@@ -65,16 +65,17 @@ def use_fast_float32(device: torch.device) -> None:
 def place_for_sampling(parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
     """Move all parts to a device, in place; dtype None leaves every weight's as it is."""
     use_fast_float32(device)
-    parts.unet.to(device, dtype)
-    parts.text_encoder.to(device, dtype)
+    parts.denoiser.to(device, dtype)
+    for encoder in parts.text_encoders.values():
+        encoder.to(device, dtype)
     parts.vae.to(device, None if dtype is None else choose_vae_dtype(parts.vae, dtype))
     if device.type == "cuda":
         # Half-precision convolutions of a GPU read channels last; others are copied there first.
-        parts.unet.to(memory_format=torch.channels_last)
+        parts.denoiser.to(memory_format=torch.channels_last)
         parts.vae.to(memory_format=torch.channels_last)
 
 
-def choose_vae_dtype(vae: AutoencoderKL, dtype: torch.dtype) -> torch.dtype:
+def choose_vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
     """float32 where the VAE asks for it (diffusers' `force_upcast`, true unless it is set)."""
     return torch.float32 if getattr(vae.config, "force_upcast", True) else dtype
 

@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dreambooth_ray.compat.torch import run_as_traced
@@ -24,18 +23,6 @@ MAX_TRACES = 4
 _trace_lock = threading.Lock()
 
 InputKey = tuple[Any, ...]
-
-
-class PlainUNet(nn.Module):
-    """A UNet as a function from tensors to one tensor."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
-        """x: (R, C, h, w), time: (R,), hidden: (R, T, D); returns (R, C, h, w)."""
-        return torch.as_tensor(self.unet(x, time, hidden, return_dict=False)[0])
 
 
 class TracedForward:

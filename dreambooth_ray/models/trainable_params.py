@@ -6,7 +6,6 @@ Weights keep their names in training; a checkpoint holds only the trainable ones
 import re
 from collections.abc import Mapping
 
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from dreambooth_ray.config.schema import Config
@@ -25,11 +24,11 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
     quantizes: whether the UNet's frozen layers become model.quantization's, as for training
     """
     _rescale_schedule(config, parts)
-    parts.unet.requires_grad_(False)
-    parts.text_encoder.requires_grad_(False)
+    for network in (parts.denoiser, *parts.text_encoders.values()):
+        network.requires_grad_(False)
     if quantizes:
         dtype = autocast_dtype(config.train.precision)
-        quantize_linear_layers(parts.unet, config.model.quantization, dtype)
+        quantize_linear_layers(parts.denoiser, config.model.quantization, dtype)
     _apply_to_weights(config, parts)
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}
@@ -48,8 +47,9 @@ def prepare_sampling(config: Config, parts: Components) -> None:
 
 def _rescale_schedule(config: Config, parts: Components) -> None:
     """For loss.zero_terminal_snr; sampling then has to begin at the last timestep, trailing."""
-    if config.loss.zero_terminal_snr:
-        parts.schedule = DDPMScheduler.from_config(
+    # There is none where a model is only measured.
+    if config.loss.zero_terminal_snr and parts.schedule is not None:
+        parts.schedule = type(parts.schedule).from_config(
             parts.schedule.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
 
@@ -58,16 +58,29 @@ def _apply_to_weights(config: Config, parts: Components) -> None:
     train = config.train
     if train.method == "lora":
         if train.unet:
-            lora.inject_adapters(parts.unet, train.lora, train.lora.target_modules, config.seed)
+            targets = train.lora.target_modules or parts.family.lora_targets
+            lora.inject_adapters(parts.denoiser, train.lora, targets, config.seed)
         if train.text_encoder:
-            targets = train.lora.text_target_modules
-            lora.inject_adapters(parts.text_encoder, train.lora, targets, config.seed)
+            targets = train.lora.text_target_modules or parts.family.text_lora_targets
+            for index, encoder in enumerate(_list_trainable(parts)):
+                lora.inject_adapters(encoder, train.lora, targets, config.seed + index)
         return
-    parts.unet.requires_grad_(train.unet and train.method == "full")
-    parts.text_encoder.requires_grad_(train.text_encoder)
+    parts.denoiser.requires_grad_(train.unet and train.method == "full")
+    for encoder in _list_trainable(parts):
+        encoder.requires_grad_(train.text_encoder)
     if train.method == "kv":
-        for name, weight in parts.unet.named_parameters():
+        for name, weight in parts.denoiser.named_parameters():
             weight.requires_grad_(bool(_KEYS_AND_VALUES.search(name)))
+
+
+def _list_trainable(parts: Components) -> list[nn.Module]:
+    """The text encoders that can be trained, in their order."""
+    return [parts.text_encoders[part.name] for part in parts.family.trainable_text_encoders]
+
+
+def is_text_trained(parts: Components) -> bool:
+    """Whether any text encoder has a trainable weight."""
+    return any(is_trained(encoder) for encoder in parts.text_encoders.values())
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -83,21 +96,24 @@ def load_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, 
     """
     check_trainable_params(parts, weights)
     # In the order in which their file has them.
-    for part in ("text_encoder", "unet"):
-        load_part(getattr(parts, part), weights.get(part, {}))
+    for name, network in sorted(_list_networks(parts)):
+        load_part(network, weights.get(name, {}))
 
 
 def check_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """raises: CheckpointError unless these are exactly the weights that the method trains"""
-    for part in ("unet", "text_encoder"):
-        mismatched_names = sorted(
-            _trained_weights(getattr(parts, part)).keys() ^ set(weights.get(part, {}))
-        )
+    for part, network in _list_networks(parts):
+        mismatched_names = sorted(_trained_weights(network).keys() ^ set(weights.get(part, {})))
         if mismatched_names:
             raise CheckpointError(
                 f"the checkpoint holds other weights of {part} than the configuration trains, "
                 f"{mismatched_names[0]} for one; it is of another train.method or model"
             )
+
+
+def _list_networks(parts: Components) -> list[tuple[str, nn.Module]]:
+    """The parts that can be trained, by name."""
+    return [(parts.family.denoiser.name, parts.denoiser), *parts.text_encoders.items()]
 
 
 def load_part(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -14,11 +14,6 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json
 
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _LFS_POINTER = b"version https://git-lfs"
 # A header of JSON, never larger: the bound of safetensors' own reader.
@@ -49,12 +44,17 @@ class WeightFiles:
             yield from read_header(path).items()
 
 
+def weight_stem(part: str) -> str:
+    """Stem of a part's files: transformers' for text encoders, diffusers' for all else."""
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+
+
 def find_weights(folder: Path, part: str) -> WeightFiles:
     """The weights that a part is loaded from: whole files before variants, fp16 before others.
 
     raises: ConfigError where there are none, pickles alone, or shards are missing
     """
-    stem = STEMS[part]
+    stem = weight_stem(part)
     names = {p.name for p in folder.iterdir() if p.is_file()} if folder.is_dir() else set()
     choice = choose_weights(names, stem)
     if choice is None:

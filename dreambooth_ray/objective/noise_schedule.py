@@ -35,3 +35,13 @@ class NoiseSchedule:
                 "epsilon and v_prediction can be drawn"
             )
         return prediction_type
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Noise levels of flow matching, hashable: sigmas from the first down to 0, the last.
+
+    A solver of n steps has n + 1 of them.
+    """
+
+    sigmas: tuple[float, ...]

@@ -87,7 +87,7 @@ class PriorWorker:
                 self._engine.max_batch //= 2
 
     def _posteriors(self, images: list[Image.Image]) -> torch.Tensor:
-        rows = [encode_posterior(self._components.vae, image, flip=True) for image in images]
+        rows = [encode_posterior(self._components, image, flip=True) for image in images]
         return torch.stack(rows).contiguous()
 
     def _request(self, index: int) -> Request:

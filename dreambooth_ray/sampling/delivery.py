@@ -23,4 +23,4 @@ def deliver_results(handles: list[RequestHandle], codec: LatentCodec, decode_lim
         parts = torch.split(torch.stack([latents for _, latents in finished]), decode_limit)
         images = [image for part in parts for image in codec.decode(part)]
         for (handle, latents), image in zip(finished, images, strict=True):
-            handle.finish(SampleOutput(image, latents))
+            handle.finish(SampleOutput(image, latents, handle.request))

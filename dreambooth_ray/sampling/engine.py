@@ -1,7 +1,7 @@
 """The one sampler of the system: requests of all kinds share its denoising steps.
 
 Each step takes the requests of one latent shape, puts all their predictions, with and
-without the prompt, into one UNet forward, and moves each along its own solver. An image
+without the prompt, into one forward of the denoiser, and moves each along its own solver. An image
 does not depend on the other requests of its batch.
 
 Legend: R rows of a forward, C latent channels, h, w latent sides, T tokens, D width.
@@ -15,7 +15,9 @@ import torch
 
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.precision import (
     place_for_sampling,
     resolve_device,
@@ -23,13 +25,13 @@ from dreambooth_ray.models.precision import (
 )
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.queue.step_costs import StepCosts
-from dreambooth_ray.sampling.adapter_folder import check_adapter_folder
+from dreambooth_ray.sampling.adapter_set import AdapterSet
 from dreambooth_ray.sampling.delivery import deliver_results
-from dreambooth_ray.sampling.denoiser import AdaptedNetwork, Denoiser
+from dreambooth_ray.sampling.denoiser import Denoiser
 from dreambooth_ray.sampling.device_pacer import DevicePacer
 from dreambooth_ray.sampling.initial_latents import build_initial_state
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
-from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.sampling.request import Request, fill_request
 from dreambooth_ray.sampling.request_handle import (
     OnPreview,
     OnProgress,
@@ -65,7 +67,7 @@ class Engine:
         dtype:              of the weights; None is half on a GPU and float32 on a CPU for a
                             directory, and what they have now for loaded parts
         memory_limit_bytes: for weights and activations; 80 % of the memory if None
-        lives_long:         trace the UNet at once, not after WARMUP_CALLS forwards
+        lives_long:         trace the denoiser at once, not after WARMUP_CALLS forwards
         raises: ConfigError for a device that is not there
         """
         self._directory = model if isinstance(model, Path) else None
@@ -74,15 +76,15 @@ class Engine:
         if dtype is None and self._directory is not None:
             dtype = resolve_sampling_dtype(self.device)
         place_for_sampling(parts, self.device, dtype)
-        for part in (parts.unet, parts.vae, parts.text_encoder):
-            part.eval()
+        for network in parts.networks.values():
+            network.eval()
         if self._directory is not None:
             # Saves a tenth of a batch of eight on a CPU; weights in training stay as they are.
-            parts.unet.to(memory_format=torch.channels_last)
-        self._denoiser = Denoiser(parts.unet, 0 if lives_long else WARMUP_CALLS)
-        self._codec = LatentCodec(parts.vae)
-        self._text_encoder = AdaptedNetwork(parts.text_encoder)
-        self._prompt_encoder = PromptEncoder(parts.tokenizer, self._text_encoder)
+            parts.denoiser.to(memory_format=torch.channels_last)
+        self._denoiser = Denoiser(parts, 0 if lives_long else WARMUP_CALLS)
+        self._codec, self._functions = LatentCodec(parts), parts.functions
+        self._adapters = AdapterSet(parts, self._denoiser.adapted)
+        self._prompt_encoder = PromptEncoder(parts, self._adapters.text_encoders)
         self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
         self._queue, self._pacer = StepQueue(), DevicePacer(self.device)
@@ -108,7 +110,8 @@ class Engine:
         that samples; num_previews are spread evenly over the steps.
         raises: ConfigError naming the field, CapacityError if it can't fit into memory
         """
-        self._check_adapter(request)
+        request = fill_request(self._functions.family, request)
+        self._adapters.check(request.adapter)
         latent_shape = self._validator.latent_shape(request)
         solver_table = self._validator.solver_table(request)
         handle = RequestHandle(
@@ -177,33 +180,21 @@ class Engine:
     # Adapters
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA: {folder}/unet and, if there, {folder}/text_encoder, in peft's format.
-
-        raises: ConfigError if it is no LoRA, of another model, or has learned words
-        """
-        check_adapter_folder(folder)
+        """Load a LoRA in peft's format; raises ConfigError as `AdapterSet.add`."""
         with self._step_lock:
-            self._denoiser.adapted.add_adapter(name, folder / "unet")
-            if (folder / "text_encoder").is_dir():
-                self._text_encoder.add_adapter(name, folder / "text_encoder")
+            self._adapters.add(name, folder)
             self._prompt_encoder.clear_cache()
 
     def remove_adapter(self, name: str) -> None:
         """Remove a LoRA; requests that still wait for it fail."""
         with self._step_lock:
-            self._denoiser.adapted.remove_adapter(name)
-            self._text_encoder.remove_adapter(name)
+            self._adapters.remove(name)
             self._prompt_encoder.clear_cache()
 
     @property
     def adapters(self) -> set[str]:
         """Names of the loaded LoRAs."""
         return set(self._denoiser.adapted.names)
-
-    def _check_adapter(self, request: Request) -> None:
-        if request.adapter is not None and request.adapter not in self.adapters:
-            loaded_names = ", ".join(sorted(self.adapters)) or "none"
-            raise ConfigError(f"adapter={request.adapter!r} is not loaded; there is {loaded_names}")
 
     # Running
 
@@ -278,18 +269,26 @@ class Engine:
             return True
         try:
             request = handle.request
-            self._check_adapter(request)
-            prompt_embeds, negative_embeds = self._prompt_encoder.encode_pair(
-                request.prompt, request.negative_prompt, request.params.clip_skip, request.adapter
-            )
+            self._adapters.check(request.adapter)
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,
-                self._denoiser.in_channels, (prompt_embeds[0], negative_embeds[0]),
+                self._denoiser.in_channels, self._encode_prompts(handle),
             ).to(self.device)  # fmt: skip
         except Exception as error:  # concerns this request alone
             handle.fail(error)
             return False
         return True
+
+    def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning]:
+        """Of the prompt and of the negative prompt, one row each."""
+        request = handle.request
+        frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
+        first, second = self._prompt_encoder.encode_pair(
+            request.prompt, request.negative_prompt, request.params.clip_skip, request.adapter
+        )
+        frames = torch.tensor([frame], device=self.device)
+        add_frames = self._functions.add_frames
+        return add_frames(first, frames), add_frames(second, frames)
 
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:

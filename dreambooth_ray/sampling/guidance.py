@@ -6,6 +6,7 @@ Legend: C latent channels, h, w latent sides, F features before the UNet's last 
 import torch
 from torch import Tensor
 
+from dreambooth_ray.models.model_functions import ModelFunctions
 from dreambooth_ray.sampling.denoiser import ForwardRow
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
@@ -25,11 +26,11 @@ def _is_guidance_on(request: Request, state: SamplingState) -> bool:
 
 
 def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
-    """The UNet's rows for a request's next step: with the prompt, then without."""
-    prompt_embeds = [state.prompt_embeds]
+    """The denoiser's rows for a request's next step: with the prompt, then without."""
+    conditionings = [state.conditioning]
     if needs_guidance(request, state):
-        prompt_embeds.append(state.negative_embeds)
-    state.num_rows = len(prompt_embeds)
+        conditionings.append(state.negative_conditioning)
+    state.num_rows = len(conditionings)
     model_input = (
         state.latents
         if state.inpainting_channels is None
@@ -41,12 +42,14 @@ def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
     if (
         cache_every > 1
         and not returns_features
-        and len(state.cached_features) >= len(prompt_embeds)
+        and len(state.cached_features) >= len(conditionings)
     ):
         cached_features = list(state.cached_features)
     return [
-        ForwardRow(model_input, state.timestep, embeds, request.adapter, returns_features, features)
-        for embeds, features in zip(prompt_embeds, cached_features, strict=False)
+        ForwardRow(
+            model_input, state.timestep, conditioning, request.adapter, returns_features, features
+        )
+        for conditioning, features in zip(conditionings, cached_features, strict=False)
     ]
 
 
@@ -59,10 +62,15 @@ def cache_features(
 
 
 def apply_guidance(
-    request: Request, state: SamplingState, conditional: Tensor, unconditional: Tensor | None = None
+    functions: ModelFunctions,
+    request: Request,
+    state: SamplingState,
+    conditional: Tensor,
+    unconditional: Tensor | None = None,
 ) -> Tensor:
     """The guided prediction, (C, h, w).
 
+    functions: of the model's family, whose business its formula is
     conditional, unconditional: (C, h, w); the latter None where `needs_guidance` was false
     """
     if unconditional is not None:
@@ -72,7 +80,12 @@ def apply_guidance(
         guidance_delta = state.guidance_delta
     else:
         return conditional
-    guided_prediction = conditional + (request.params.guidance_scale - 1) * guidance_delta
+    guided_prediction = functions.guide(
+        conditional,
+        guidance_delta,
+        request.params.guidance_scale,
+        state.step_index / len(state.solver_table.steps),
+    )
     if request.params.guidance_rescale:
         # Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16.
         rescaled = guided_prediction * (conditional.std() / guided_prediction.std())

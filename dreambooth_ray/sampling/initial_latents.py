@@ -1,15 +1,16 @@
 """The initial latents and state of a request.
 
-Legend: C latent channels, h, w latent sides, T tokens, D embedding width.
+Legend: C latent channels, h, w latent sides.
 """
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
-from dreambooth_ray.sampling.solvers import SolverTable
+from dreambooth_ray.sampling.solver_steps import SolverTable
 from dreambooth_ray.sampling.vae import LatentCodec, blank_masked_pixels, latent_mask
 
 
@@ -19,19 +20,19 @@ def build_initial_state(
     solver_table: SolverTable,
     codec: LatentCodec,
     in_channels: int,
-    embeds: tuple[Tensor, Tensor],
+    conditionings: tuple[Conditioning, Conditioning],
 ) -> SamplingState:
     """The state from pure noise, or from an image with noise added.
 
-    shape:       (h, w)
-    in_channels: of the UNet; above C it is one trained to inpaint
-    embedded:    (T, D) of the prompt and of the negative prompt
+    shape: (h, w)
+    in_channels: of the denoiser; above C it is one trained to inpaint
+    conditionings: of the prompt and of the negative prompt, one row each
     """
     # On the CPU, as diffusers' pipeline does with torch.Generator().manual_seed(seed).
     generator = torch.Generator().manual_seed(request.seed)
     noise = torch.randn((1, codec.channels, *shape), generator=generator)[0]
     state = SamplingState(
-        solver_table, noise * solver_table.initial_scale, *embeds, preview_latents=noise
+        solver_table, noise * solver_table.initial_scale, *conditionings, preview_latents=noise
     )
     size_px = shape[1] * codec.factor, shape[0] * codec.factor
     image = _resize_image(request.image, size_px, Image.Resampling.LANCZOS)

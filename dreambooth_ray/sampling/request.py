@@ -1,5 +1,6 @@
 """A request to the sampling engine; invalid ones are refused early."""
 
+import copy
 import math
 from dataclasses import dataclass, fields
 
@@ -8,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_ray.config.sampling_params import SamplingParams, build_sampling_params
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import ModelFamily
 
 MAX_PROMPT_CHARACTERS = 10_000
 
@@ -55,7 +57,7 @@ class Request:
         """
         params = params or SamplingParams()
         if changed_params:
-            params = build_sampling_params({**params.model_dump(), **changed_params})
+            params = build_sampling_params({**params.given_values, **changed_params})
         values = {
             "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "params": params,
             "width_px": width_px, "height_px": height_px, "image": image, "strength": strength,
@@ -104,6 +106,14 @@ class Request:
             elif field.name not in ("image", "mask"):
                 values[field.name] = getattr(self, field.name)
         return values
+
+
+def fill_request(family: ModelFamily, request: Request) -> Request:
+    """With the family's own values for parameters that nobody has set."""
+    filled = copy.copy(request)
+    params = request.params.fill_defaults(family.sampling_defaults)
+    object.__setattr__(filled, "params", params)
+    return filled
 
 
 def png_receipt(request: Request, **more: str) -> PngInfo:

@@ -1,6 +1,6 @@
 """A submitted request: the caller's handle, and the engine's sampling state.
 
-Legend: C latent channels, h, w latent sides, T tokens, D embedding width.
+Legend: C latent channels, h, w latent sides.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.solvers import SolverStep, SolverTable
+from dreambooth_ray.sampling.solver_steps import SolverStep, SolverTable
 
 OnProgress = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]
@@ -26,10 +27,14 @@ def copy_to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """A finished image and its latents, (C, h, w) float32 on the engine's device."""
+    """A finished image and its latents, (C, h, w) float32 on the engine's device.
+
+    request: with all parameters as they were used, also those that it left to the model
+    """
 
     image: Image.Image
     latents: Tensor
+    request: Request
 
 
 @dataclass
@@ -37,7 +42,7 @@ class SamplingState:
     """The current state of one trajectory.
 
     latents:             (C, h, w) float32
-    prompt_embeds:       (T, D) of the prompt; negative_embeds: (T, D) of the negative prompt
+    conditioning:        of the prompt, one row; negative_conditioning: of the negative prompt
     preview_latents:     (C, h, w) the image that the last prediction leads to
     history:             predictions that the solver needs again, newest first
     guidance_delta:      last difference between both predictions, for guidance_every
@@ -50,8 +55,8 @@ class SamplingState:
 
     solver_table: SolverTable
     latents: Tensor
-    prompt_embeds: Tensor
-    negative_embeds: Tensor
+    conditioning: Conditioning
+    negative_conditioning: Conditioning
     preview_latents: Tensor
     step_index: int = 0
     history: list[Tensor] = field(default_factory=list)
@@ -73,6 +78,8 @@ class SamplingState:
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.device.type == "cpu":
                 setattr(self, name, copy_to_gpu(value, device))
+        self.conditioning = self.conditioning.to(device)
+        self.negative_conditioning = self.negative_conditioning.to(device)
         return self
 
     @property

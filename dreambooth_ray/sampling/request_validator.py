@@ -2,12 +2,12 @@
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.memory.sampling_memory import MemoryBudget, measure_footprint
+from dreambooth_ray.models.clip_text import check_clip_skip
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 from dreambooth_ray.sampling import solvers
-from dreambooth_ray.sampling.prompt_encoder import check_clip_skip
-from dreambooth_ray.sampling.prompt_weights import split_prompt
 from dreambooth_ray.sampling.request import Request
+from dreambooth_ray.sampling.request_features import check_features
+from dreambooth_ray.sampling.solver_steps import SolverTable
 from dreambooth_ray.sampling.vae import TILED_ABOVE_PX, LatentCodec
 
 
@@ -16,14 +16,13 @@ class RequestValidator:
 
     def __init__(self, parts: Components, codec: LatentCodec, limit_bytes: int | None) -> None:
         """limit_bytes: of memory; None for 80 % of it."""
-        unet = parts.unet.config
+        functions = parts.functions
         self.factor, self._parts = codec.factor, parts
-        self.side_px = int(unet.sample_size or 64) * codec.factor
-        self._multiple = codec.factor * 2 ** (len(unet.block_out_channels) - 1)
-        self._schedule = NoiseSchedule.from_config(parts.schedule.config)
-        footprint = measure_footprint(parts.unet, parts.vae, int(parts.tokenizer.model_max_length))
+        self.side_px = functions.default_side(parts)
+        self._multiple = functions.size_multiple(parts)
+        footprint = measure_footprint(parts)
         tiled_area = (TILED_ABOVE_PX // codec.factor) ** 2
-        self._budget = MemoryBudget(footprint, limit_bytes, parts.unet.device, tiled_area)
+        self._budget = MemoryBudget(footprint, limit_bytes, parts.denoiser.device, tiled_area)
 
     def latent_shape(self, request: Request) -> tuple[int, int]:
         """Latent height and width of a request.
@@ -36,9 +35,9 @@ class RequestValidator:
                 raise ConfigError(
                     f"{name}={side} must be a multiple of {self._multiple} for this model"
                 )
-        for field in ("prompt", "negative_prompt"):
-            split_prompt(getattr(request, field), field)
-        check_clip_skip(request.params.clip_skip, self._parts.text_encoder)
+        check_features(self._parts.family, request)
+        if request.params.clip_skip:
+            check_clip_skip(request.params.clip_skip, self._parts.text_encoder)
         rows = 1 if request.params.guidance_scale == 1 else 2
         self._budget.check_request(width, height, self.factor, rows)
         return height // self.factor, width // self.factor
@@ -62,7 +61,7 @@ class RequestValidator:
         """Most latents of a shape that may be decoded at once."""
         return self._budget.max_decoded(shape[0] * shape[1])
 
-    def solver_table(self, request: Request) -> solvers.SolverTable:
+    def solver_table(self, request: Request) -> SolverTable:
         """The steps of a request: the last `strength` of them if it starts from an image.
 
         raises: ConfigError if the solver can't take this model
@@ -71,6 +70,7 @@ class RequestValidator:
         total = params.num_inference_steps
         if request.image is not None:
             begin = total - max(1, round(total * request.strength))
-        return solvers.build_table(
-            self._schedule, params.solver, total, params.eta, params.karras, begin
+        schedule = self._parts.functions.noise_schedule(
+            self._parts, self.latent_shape(request), total
         )
+        return solvers.build_table(schedule, params.solver, total, params.eta, params.karras, begin)

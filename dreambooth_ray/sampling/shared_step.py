@@ -19,5 +19,7 @@ def advance_together(batch: Sequence[tuple[Request, SamplingState]], denoiser: D
     for request, state in batch:
         outputs = [(next(remaining_rows), next(predictions)) for _ in range(state.num_rows)]
         cache_features(request, state, [row.cached_features for row, _ in outputs])
-        prediction = apply_guidance(request, state, *(value for _, value in outputs))
+        prediction = apply_guidance(
+            denoiser.functions, request, state, *(value for _, value in outputs)
+        )
         advance_state(request, state, prediction)

@@ -12,11 +12,9 @@ divided by sqrt(1 + sigma^2). Time points and sigmas come from diffusers' own sc
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -26,43 +24,14 @@ from diffusers import (
 )
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.objective.noise_schedule import NoiseSchedule
-
-Pair = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class SolverStep:
-    """One row of a table.
-
-    level, next_level: (alpha, sigma) of the state before and after
-    history_weights:   (p, q) of h = p x + q m
-    clean_weights:     (p, q) of the predicted x0 = p x + q m
-    keeps_history:     whether h is stored for later steps
-    """
-
-    timestep: float
-    level: Pair
-    next_level: Pair
-    history_weights: Pair
-    clean_weights: Pair
-    a: float
-    b: tuple[float, ...]
-    noise_scale: float = 0.0
-    keeps_history: bool = True
-
-
-@dataclass(frozen=True)
-class SolverTable:
-    """All steps of one trajectory. initial_scale: of the standard normal it starts from."""
-
-    steps: tuple[SolverStep, ...]
-    initial_scale: float
+from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.sampling.flow_solvers import FLOW_BUILDERS
+from dreambooth_ray.sampling.solver_steps import Pair, SolverStep, SolverTable
 
 
 @functools.lru_cache(maxsize=512)
 def build_table(
-    schedule: NoiseSchedule,
+    schedule: NoiseSchedule | FlowSchedule,
     solver: str,
     num_steps: int,
     eta: float = 0.0,
@@ -73,6 +42,8 @@ def build_table(
 
     raises: ConfigError naming the field that can't be used
     """
+    if isinstance(schedule, FlowSchedule):
+        return FLOW_BUILDERS[solver](schedule, begin)
     if num_steps > schedule.settings.get("num_train_timesteps", 1000):
         raise ConfigError(f"num_inference_steps={num_steps} is more than the model was trained on")
     builders: dict[str, Callable[..., SolverTable]] = {
@@ -83,30 +54,6 @@ def build_table(
         "dpmpp_2m": _dpmpp_2m,
     }
     return builders[solver](schedule, num_steps, eta, karras, begin)
-
-
-def apply_step(
-    step: SolverStep,
-    x: torch.Tensor,
-    m: torch.Tensor,
-    history: list[torch.Tensor],
-    z: torch.Tensor | None,
-) -> torch.Tensor:
-    """The next state; `history` (newest first) is updated in place.
-
-    x, m, z: one shape, float32; z is needed where step.noise_scale is not 0
-    """
-    p, q = step.history_weights
-    h = m if (p, q) == (0.0, 1.0) else p * x + q * m
-    after = step.a * x + step.b[0] * h
-    for weight, past in zip(step.b[1:], history, strict=False):
-        after += weight * past
-    if step.noise_scale and z is not None:
-        after += step.noise_scale * z
-    if step.keeps_history:
-        history.insert(0, h)
-        del history[3:]  # the newest is not in it yet: four in all, the most that any row weighs
-    return after
 
 
 def _clean_weights(kind: str, alpha: float, sigma: float) -> Pair:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dreambooth_ray.objective import noise
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState, copy_to_gpu
-from dreambooth_ray.sampling.solvers import apply_step
+from dreambooth_ray.sampling.solver_steps import apply_step
 
 
 def advance_state(request: Request, state: SamplingState, prediction: Tensor) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.components import Components
 
 TILED_ABOVE_PX = 1024
 _PROBES = 12
@@ -22,10 +21,10 @@ _PROBES = 12
 class LatentCodec:
     """The VAE as the engine calls it; tiled above TILED_ABOVE_PX a side."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
-        self._vae = vae
-        self.factor = compute_latent_factor(vae.config)
-        self.channels = int(vae.config.latent_channels)
+    def __init__(self, parts: Components) -> None:
+        self._vae, self._functions = parts.vae, parts.functions
+        self.factor = self._functions.latent_factor(self._vae)
+        self.channels = self._functions.latent_channels(self._vae)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -41,17 +40,17 @@ class LatentCodec:
 
     def _decode_pixels(self, latents: Tensor) -> Tensor:
         weight = next(self._vae.parameters())
-        scaled = latents.to(weight.device, weight.dtype) / self._vae.config.scaling_factor
-        return torch.as_tensor(self._vae.decode(scaled, return_dict=False)[0]).float()
+        latents = latents.to(weight.device, weight.dtype)
+        return self._functions.decode(self._vae, latents).float()
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> Tensor:
-        """(C, h, w) float32: the mean of the posterior, scaled as the UNet sees it."""
+        """(C, h, w) float32: the mean of the posterior, as the denoiser takes it."""
         weight = next(self._vae.parameters())
         pixels = _to_pixels(image).to(weight.device, weight.dtype)
         self._set_tiling(max(image.size))
-        mean = torch.as_tensor(self._vae.encode(pixels[None]).latent_dist.mode())
-        return (mean[0].float() * float(self._vae.config.scaling_factor)).cpu()
+        mean, _ = self._functions.encode_images(self._vae, pixels[None])
+        return mean[0].float().cpu()
 
     def decode_preview(self, latents: Tensor) -> Image.Image:
         """A rough RGB image of (C, h, w) latents at 1/f of the size, then enlarged.

@@ -1,7 +1,7 @@
 """One worker's share of a step.
 
 Legend: B batch of one worker (photographs first, then class images), P photographs in it, C latent
-channels, h, w latent sides, k windows of a caption, L tokens, D their width.
+channels, h, w latent sides.
 """
 
 from dataclasses import dataclass, replace
@@ -9,43 +9,51 @@ from typing import Any
 
 from torch import Tensor
 
+from dreambooth_ray.models.conditioning import Conditioning
+
 
 @dataclass
 class PreservedCaptions:
-    """The captions of P photographs, without identifier.
+    """The captions of P photographs, without identifier; what they are is as in `Batch`.
 
-    input_ids: (P, L) or (P, k, L) int64; hidden: (P, k L, D) as in `Batch`; base_hidden:
-    (P, k L, D) their embeddings by the base model
+    base_conditioning: by the base model's text encoders
     """
 
-    input_ids: Tensor
-    base_hidden: Tensor
-    hidden: Tensor | None
+    base_conditioning: Conditioning
+    tokens: Conditioning | None
+    conditioning: Conditioning | None
 
     def pin_memory(self) -> "PreservedCaptions":
         """As `Batch.pin_memory`."""
-        hidden = None if self.hidden is None else self.hidden.pin_memory()
-        return PreservedCaptions(self.input_ids.pin_memory(), self.base_hidden.pin_memory(), hidden)
+        tokens, conditioning = self.tokens, self.conditioning
+        return PreservedCaptions(
+            self.base_conditioning.pin_memory(),
+            None if tokens is None else tokens.pin_memory(),
+            None if conditioning is None else conditioning.pin_memory(),
+        )
 
 
 @dataclass
 class Batch:
     """One worker's share of a step, or a part of it. Lightning moves it to the device in place.
 
-    latents, noise: (B, C, h, w) float32; timesteps: (B,) int64; input_ids: (B, L) int64, or
-    (B, k, L) where captions are long; num_photographs: rows of photographs, which come first; step
-    counts from 0; hidden: (B, k L, D) text embeddings, where the text encoder is frozen, else None;
+    latents, noise: (B, C, h, w) float32; times: (B,) of the forward process
+    tokens: of the captions, where a text encoder is trained, else None
+    conditioning: by the captions, where all text encoders are frozen, else None
+    frames: (B, 6) int64, of `ImageFrame`, from which image and from where in it the latents are
+    num_photographs: rows of photographs, which come first; step counts from 0
     starts_step, ends_step: whether it is the first and the last part of its step
     preserved: what the base model's output on the photographs is kept under, where it is kept
     """
 
     latents: Tensor
     noise: Tensor
-    timesteps: Tensor
-    input_ids: Tensor
+    times: Tensor
+    tokens: Conditioning | None
+    conditioning: Conditioning | None
+    frames: Tensor
     num_photographs: int
     step: int
-    hidden: Tensor | None = None
     ends_step: bool = True
     starts_step: bool = True
     preserved: PreservedCaptions | None = None
@@ -55,6 +63,6 @@ class Batch:
         pinned: dict[str, Any] = {
             name: value.pin_memory()
             for name, value in vars(self).items()
-            if isinstance(value, Tensor | PreservedCaptions)
+            if isinstance(value, Tensor | Conditioning | PreservedCaptions)
         }
         return replace(self, **pinned)

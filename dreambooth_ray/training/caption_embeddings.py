@@ -1,51 +1,55 @@
-"""Captions as the text encoder takes them, and their embeddings where those stay as they are.
+"""Captions as token ids, or as what the denoiser is told where the text encoders stay as they are.
 
-Legend: K different captions, P photographs, k windows of a caption, L tokens, D their width.
+Legend: K different captions, P photographs.
 """
 
 import torch
-from torch import Tensor
 
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.trainable_params import is_trained
-from dreambooth_ray.sampling.prompt_windows import embed_windows, tokenize_windows
+from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.models.trainable_params import is_text_trained
 from dreambooth_ray.training.batch import PreservedCaptions
 
 
 class CaptionEmbeddings:
-    """Token ids of all captions, and their embeddings where the text encoder is frozen.
+    """Token ids of all captions where a text encoder is trained, else what they are encoded to.
 
-    Captions longer than the encoder's window are taken whole, in k windows; then all have k.
+    Captions longer than an encoder's window are taken whole; then all have as many windows.
 
-    ids: (K, L) or (K, k, L) int64; hidden: (K, k L, D) float32 or None
+    tokens, conditioning: K rows; one of them is None
     """
 
     def __init__(self, components: Components, captions: list[str]) -> None:
         unique_captions = sorted(set(captions))
         self._row = {caption: row for row, caption in enumerate(unique_captions)}
-        self.ids = tokenize_windows(components.tokenizer, unique_captions)
-        self.hidden = (
-            None if is_trained(components.text_encoder) else _embed_captions(components, self.ids)
-        )
+        self.tokens: Conditioning | None = None
+        self.conditioning: Conditioning | None = None
+        if is_text_trained(components):
+            self.tokens = components.functions.tokenize(components, unique_captions)
+        else:
+            self.conditioning = encode_captions(components, unique_captions)
 
-    def look_up(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The captions' rows of ids and, where cached, of embeddings."""
+    def look_up(self, captions: list[str]) -> tuple[Conditioning | None, Conditioning | None]:
+        """The captions' rows of tokens and of conditioning."""
         rows = [self._row[caption] for caption in captions]
-        return self.ids[rows], None if self.hidden is None else self.hidden[rows]
+        return (
+            None if self.tokens is None else self.tokens.select(rows),
+            None if self.conditioning is None else self.conditioning.select(rows),
+        )
 
 
 @torch.no_grad()
-def _embed_captions(components: Components, ids: Tensor) -> Tensor:
-    """One by one, so that a caption's embedding does not depend on its neighbours."""
-    encoder = components.text_encoder
-
-    def encode(rows: Tensor) -> Tensor:
-        return torch.cat([encoder(row[None]).last_hidden_state for row in rows])
-
-    end_id = components.tokenizer.eos_token_id
-    return torch.cat(
-        [embed_windows(encode, row[None].to(encoder.device), end_id).cpu() for row in ids]
-    )
+def encode_captions(components: Components, captions: list[str]) -> Conditioning:
+    """K rows on the CPU, encoded one by one: none depends on its neighbours."""
+    functions = components.functions
+    if components.family.trainable_text_encoders:
+        # The same numbers as where they are trained, before the first step.
+        return embed_rows(components, functions.tokenize(components, captions))
+    rows = [
+        functions.encode_prompt(components, components.text_forwards, caption)
+        for caption in captions
+    ]
+    return functions.join_rows(rows).to(torch.device("cpu"))
 
 
 class PreservedEmbeddings:
@@ -61,13 +65,31 @@ class PreservedEmbeddings:
         unique_captions = sorted(set(captions))
         self._row = {caption: row for row, caption in enumerate(unique_captions)}
         self._captions = all_captions
-        ids, hidden = all_captions.look_up(unique_captions)
-        self._base_hidden = _embed_captions(components, ids) if hidden is None else hidden
+        tokens, conditioning = all_captions.look_up(unique_captions)
+        if conditioning is None:
+            assert tokens is not None
+            conditioning = embed_rows(components, tokens)
+        self._base_conditioning = conditioning
 
     def look_up(self, captions: list[str]) -> PreservedCaptions:
         """A batch's."""
-        ids, hidden = self._captions.look_up(captions)
-        if hidden is not None:
-            return PreservedCaptions(ids, hidden, hidden)
+        tokens, conditioning = self._captions.look_up(captions)
         rows = [self._row[caption] for caption in captions]
-        return PreservedCaptions(ids, self._base_hidden[rows], None)
+        return PreservedCaptions(self._base_conditioning.select(rows), tokens, conditioning)
+
+
+@torch.no_grad()
+def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
+    """Token ids of K captions, embedded one by one, on the CPU."""
+    functions = components.functions
+    text_functions = {
+        name: functions.text_function(name, encoder)
+        for name, encoder in components.text_encoders.items()
+    }
+    device = next(iter(components.text_encoders.values())).device
+    embed = functions.token_embedder(components, text_functions)
+    rows = [
+        embed(tokens.select(slice(row, row + 1)).to(device)).to(torch.device("cpu"))
+        for row in range(len(tokens))
+    ]
+    return Conditioning.join(rows)

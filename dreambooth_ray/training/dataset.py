@@ -1,8 +1,7 @@
-"""What training sees, prepared once: cached latents and token ids, addressed by step.
+"""What training sees, prepared once: cached latents and captions, addressed by step.
 
 Legend: N images, F orientations (as is, mirrored), C latent channels, h, w latent
-sides, B batch of one worker (photographs first, then class images), K different captions,
-L tokens, D their width.
+sides, B batch of one worker (photographs first, then class images).
 """
 
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
@@ -29,10 +29,11 @@ _PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
 
 
 class CachedImage(NamedTuple):
-    """One image: latents (F, 2, C, h, w), and the captions it may get."""
+    """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen."""
 
     latents: Tensor
     captions: tuple[str, ...]
+    frame: ImageFrame
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class PhotographPool:
 
     latents: Tensor
     captions: list[tuple[str, ...]]
+    frames: list[ImageFrame]
     subject_index: int = 0
 
     def choose_index(self, seed: int, position: int) -> int:
@@ -53,15 +55,18 @@ class PhotographPool:
 
     def get_image(self, index: int) -> CachedImage:
         """Image `index`."""
-        return CachedImage(self.latents[index], self.captions[index])
+        return CachedImage(self.latents[index], self.captions[index], self.frames[index])
 
 
 class PriorPool:
     """Class images, each read, and if need be waited for, when a step needs it."""
 
-    def __init__(self, priors: PriorSet, count: int, num_positions: int, flip: bool) -> None:
+    def __init__(
+        self, priors: PriorSet, count: int, num_positions: int, flip: bool, side_px: int
+    ) -> None:
         """count: how many of them, the first, are trained on; num_positions: of the whole run."""
         self._priors, self._views = priors, 2 if flip else 1
+        self._frame = ImageFrame.of_whole(side_px, side_px)
         self._count, self._num_positions = count, num_positions
 
     def choose_index(self, seed: int, position: int) -> int:
@@ -71,15 +76,18 @@ class PriorPool:
     def get_image(self, index: int) -> CachedImage:
         """Class image `index`, waited for if it is not there yet."""
         caption = self._priors.captions[self._priors.caption_index(index)]
-        return CachedImage(self._priors.load_posterior(index)[: self._views], (caption,))
+        latents = self._priors.load_posterior(index)[: self._views]
+        return CachedImage(latents, (caption,), self._frame)
 
 
 def encode_photographs(
     components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
 ) -> PhotographPool:
     """Encode photographs through the frozen VAE, each once for each orientation."""
-    rows = [encode_posterior(components.vae, p.image, flip) for p in photographs]
-    return PhotographPool(torch.stack(rows), [p.captions for p in photographs], subject_index)
+    rows = [encode_posterior(components, p.image, flip) for p in photographs]
+    frames = [ImageFrame(*p.frame) for p in photographs]
+    captions = [p.captions for p in photographs]
+    return PhotographPool(torch.stack(rows), captions, frames, subject_index)
 
 
 class TrainingDataset(IterableDataset[Batch]):
@@ -95,7 +103,7 @@ class TrainingDataset(IterableDataset[Batch]):
     ) -> None:
         """photographs: by subject; rank_and_world_size: (rank, world size)."""
         self._config, self._rank_and_world_size = config, rank_and_world_size
-        self._num_timesteps = int(components.schedule.config.num_train_timesteps)
+        self._process = components.functions.forward_process(components)
         self.start, self.accumulate = 0, config.train.accumulate
         flip = config.train.flip
         self._photographs = [
@@ -105,7 +113,11 @@ class TrainingDataset(IterableDataset[Batch]):
         num_held_out = config.prior.num_images - config.num_class_images
         num_positions = config.train.steps * config.train.batch_size
         self._priors = (
-            PriorPool(priors, priors.count - num_held_out, num_positions, flip) if priors else None
+            PriorPool(
+                priors, priors.count - num_held_out, num_positions, flip, config.train.resolution
+            )
+            if priors
+            else None
         )
         captions = [
             c for subject in photographs for photograph in subject for c in photograph.captions
@@ -142,7 +154,7 @@ class TrainingDataset(IterableDataset[Batch]):
         share = batch_positions(step, size, *self._rank_and_world_size)
         part_size = len(share) // self.accumulate
         positions = share[part * part_size : (part + 1) * part_size]
-        latents, captions, keys = [], [], []
+        latents, captions, keys, frames = [], [], [], []
         preserved: list[str] = []
         for offset in (0, size) if self._priors else (0,):
             for position in positions:
@@ -152,17 +164,19 @@ class TrainingDataset(IterableDataset[Batch]):
                 latents.append(self._sample_latents(image.latents, step, key))
                 captions.append(self._choose_caption(image.captions, step, key))
                 keys.append(key)
+                frames.append(image.frame)
                 if self._preserved and not offset:
                     preserved.append(self._choose_preserved(position, image.captions, step, key))
-        ids, hidden = self._captions.look_up(captions)
+        tokens, conditioning = self._captions.look_up(captions)
         return Batch(
             latents=torch.stack(latents),
             noise=self._sample_noise(step, keys, tuple(latents[0].shape)),
-            timesteps=self._sample_timesteps(step, keys),
-            input_ids=ids,
+            times=self._process.sample_times(self._config.loss, self._config.seed, step, keys),
+            tokens=tokens,
+            conditioning=conditioning,
+            frames=torch.tensor(frames),
             num_photographs=len(positions),
             step=step,
-            hidden=hidden,
             ends_step=part == self.accumulate - 1,
             starts_step=part == 0,
             preserved=self._preserved.look_up(preserved) if self._preserved else None,
@@ -230,12 +244,3 @@ class TrainingDataset(IterableDataset[Batch]):
                 seed, "noise offset", step, keys, (shape[0], 1, 1)
             )
         return sampled_noise
-
-    def _sample_timesteps(self, step: int, keys: list[int]) -> Tensor:
-        """(B,) int64, uniform or logit-normal (Esser et al. 2024, arXiv 2403.03206, 3.1)."""
-        seed, loss = self._config.seed, self._config.loss
-        if loss.timesteps == "uniform":
-            return noise.integers(seed, "timestep", step, keys, self._num_timesteps)
-        normal = noise.normal(seed, "timestep", step, keys, (1,))[:, 0]
-        fraction = torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
-        return (fraction * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)

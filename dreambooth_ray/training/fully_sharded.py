@@ -3,6 +3,7 @@
 A checkpoint is torch.distributed.checkpoint's, of the trained weights and their optimizer's state.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,17 @@ _WEIGHTS = "state_dict"
 _PROGRESS = "meta.pt"
 
 
-def shard_networks(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Each block of the trained networks in a group of its own, the rest in one."""
-    for network in module.children():
-        for group in _list_blocks(network):
+def shard_networks(
+    module: nn.Module, mesh: DeviceMesh, blocks: Mapping[str, Sequence[nn.Module]]
+) -> None:
+    """Each block of the trained networks in a group of its own, the rest in one.
+
+    blocks: by the name of their network
+    """
+    for name, network in module.named_children():
+        for group in blocks.get(name, ()):
             fully_shard(group, mesh=mesh)
         fully_shard(network, mesh=mesh)
-
-
-def _list_blocks(network: nn.Module) -> list[nn.Module]:
-    blocks = []
-    for name in ("down_blocks", "up_blocks"):
-        blocks += list(getattr(network, name, []))
-    if isinstance(middle_block := getattr(network, "mid_block", None), nn.Module):
-        blocks.append(middle_block)
-    return blocks
 
 
 class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):

@@ -38,9 +38,10 @@ from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
 
 class DreamBoothModule(pl.LightningModule):
-    """UNet and text encoder, of which the weights that `apply_method` has marked are trained.
+    """Denoiser and text encoders, of which the weights that `apply_method` has marked are trained.
 
-    The VAE stays outside, frozen and cached, and so does a text encoder that is frozen.
+    They are attributes by the names of their folders, as weights in checkpoints are called. The VAE
+    stays outside, frozen and cached, and so do text encoders that are frozen.
     After each optimizer step `take_values` returns its values, still on the device.
     """
 
@@ -49,40 +50,51 @@ class DreamBoothModule(pl.LightningModule):
         self.config = config
         # Only trained weights are in a checkpoint; on_load_checkpoint compares their names.
         self.strict_loading = False
-        self.unet = components.unet.train(is_trained(components.unet))
-        self.text_encoder: nn.Module | None = None
-        if is_trained(components.text_encoder):
-            self.text_encoder = components.text_encoder.train()
-        self.schedule = components.schedule
+        self._functions, self._denoiser_name = components.functions, components.family.denoiser.name
+        denoiser = components.denoiser.train(is_trained(components.denoiser))
+        self.add_module(self._denoiser_name, denoiser)
+        self._text_encoder_names = [
+            name for name, encoder in components.text_encoders.items() if is_trained(encoder)
+        ]
+        for name in self._text_encoder_names:
+            self.add_module(name, components.text_encoders[name].train())
         is_cast_here = config.train.strategy == "ddp"
         if is_cast_here:
             # The others shard and cast weights themselves.
-            cast_frozen_layers(self.unet, config.train.precision)
-            if self.text_encoder is not None:
-                cast_frozen_layers(self.text_encoder, config.train.precision)
+            for network in (denoiser, *self.text_encoders.values()):
+                cast_frozen_layers(network, config.train.precision)
         # In a tuple: it is neither trained nor saved.
-        self._base_unets: tuple[nn.Module, ...] = ()
+        self._base_denoisers: tuple[nn.Module, ...] = ()
         if config.prior.keeps_output:
-            base_unet = copy_untrained(self.unet, shares_weights=is_cast_here)
-            cast_frozen_layers(base_unet, config.train.precision)
-            self._base_unets = (base_unet,)
+            base_denoiser = copy_untrained(denoiser, shares_weights=is_cast_here)
+            cast_frozen_layers(base_denoiser, config.train.precision)
+            self._base_denoisers = (base_denoiser,)
         if config.train.gradient_checkpointing:
-            checkpoint_activations(self.unet, self.text_encoder)
+            checkpoint_activations(denoiser, self.text_encoders.values())
         self.average = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
         if config.cluster.gpus:
             # Convolutions of a GPU read channels last; others are copied there first.
-            for unet in (self.unet, *self._base_unets):
-                unet.to(memory_format=torch.channels_last)
+            for network in (denoiser, *self._base_denoisers):
+                network.to(memory_format=torch.channels_last)
         self._forwards = RecordedForwards(
-            config, components.unet, self.text_encoder, *self._base_unets
+            config, self._functions, denoiser, self.text_encoders, *self._base_denoisers
         )
-        end_id = int(components.tokenizer.eos_token_id)
-        self._errors = PredictionErrors(config, self.schedule, self._forwards, end_id)
+        self._errors = PredictionErrors(config, components, self._forwards)
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._part_losses: list[Tensor] = []
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer."""
+        return self.get_submodule(self._denoiser_name)
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Those that are trained, by name."""
+        return {name: self.get_submodule(name) for name in self._text_encoder_names}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Prediction error of one batch, and weighted, of what is kept."""
@@ -147,8 +159,8 @@ class DreamBoothModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """What a GPU computes in float32, it computes in TF32."""
         use_fast_float32(self.device)
-        for unet in self._base_unets:
-            unet.to(self.device)
+        for network in self._base_denoisers:
+            network.to(self.device)
 
     def on_train_start(self) -> None:
         """Rates by the configuration, whatever a checkpoint has brought back."""
@@ -168,7 +180,8 @@ class DreamBoothModule(pl.LightningModule):
         """Shard the networks, where the strategy leaves that to the module."""
         if self.config.train.strategy == "fsdp2" and not self._is_sharded:
             assert self.device_mesh is not None
-            shard_networks(self, self.device_mesh["data_parallel"])
+            groups = {self._denoiser_name: self._functions.list_blocks(self.denoiser)}
+            shard_networks(self, self.device_mesh["data_parallel"], groups)
             self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -237,11 +250,6 @@ class DreamBoothModule(pl.LightningModule):
         assert self._grad_norm is not None
         return losses, self._grad_norm
 
-    @property
-    def images_a_step(self) -> int:
-        """Photographs and class images that one optimizer step sees, over all workers."""
-        return self.config.images_a_step
-
     def build_metrics(
         self, step: int, part_losses: Sequence[float], grad_norm: float
     ) -> dict[str, float]:
@@ -254,7 +262,7 @@ class DreamBoothModule(pl.LightningModule):
         rate, further_rates = self._find_rates(step)
         metrics = {
             "step": step,
-            "images_seen": step * self.images_a_step,
+            "images_seen": step * self.config.images_a_step,
             "loss": objective.prior_preserving_loss(instance, priors, weights),
             "instance_loss": instance,
             "prior_loss": priors[0],

@@ -29,7 +29,7 @@ def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
 def _find_part(name: str) -> str:
     if name.endswith(".token_embedding.rows"):
         return "words"
-    return "text_encoder" if name.startswith("text_encoder.") else "unet"
+    return "text_encoder" if name.startswith("text_encoder") else "unet"
 
 
 def make_optimizer(config: Config, module: nn.Module) -> Optimizer:

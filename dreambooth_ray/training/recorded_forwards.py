@@ -1,17 +1,19 @@
 """The trained networks as a step calls them: recorded where that is the same, and quicker.
 
-Legend: B batch, C latent channels, h, w latent sides, L tokens, D their width.
+Legend: B batch, C latent channels, h, w latent sides, L tokens.
 """
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dreambooth_ray.config.schema import Config, can_be_graphed
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.graphed_forward import GraphedForward, GraphedTraining
-from dreambooth_ray.models.traced_forward import WARMUP_CALLS, PlainUNet, TracedForward
+from dreambooth_ray.models.model_functions import ModelFunctions
+from dreambooth_ray.models.traced_forward import WARMUP_CALLS, TracedForward
 
 
 class RecordedForwards:
@@ -20,78 +22,72 @@ class RecordedForwards:
     def __init__(
         self,
         config: Config,
-        unet: UNet2DConditionModel,
-        text_encoder: nn.Module | None,
-        untrained_unet: nn.Module | None = None,
+        functions: ModelFunctions,
+        denoiser: Any,
+        text_encoders: dict[str, nn.Module],
+        untrained_denoiser: nn.Module | None = None,
     ) -> None:
-        """text_encoder: None where it is frozen, as its embeddings are cached then
+        """text_encoders: by name, where they are trained: else what they encode to is cached
 
-        untrained_unet: the base model's, where its output is asked for
+        untrained_denoiser: the base model's, where its output is asked for
         """
         if config.train.compile == "blocks":
-            unet.compile_repeated_blocks(fullgraph=True)
+            denoiser.compile_repeated_blocks(fullgraph=True)
         elif config.train.compile == "whole":
-            unet.compile(fullgraph=True)
-        self._unet = PlainUNet(unet)
-        self._text_encoder = None if text_encoder is None else PlainTextEncoder(text_encoder)
-        self._traced_unet = TracedForward(self._unet, 0) if _can_be_traced(config) else None
-        is_graphed = can_be_graphed(config)
-        self._untrained_unet = None if untrained_unet is None else PlainUNet(untrained_unet)
-        self._traced_untrained_unet = (
-            TracedForward(self._untrained_unet, 0)
-            if self._untrained_unet and _can_be_traced(config)
-            else None
-        )
-        self._graphed_untrained_unet = (
-            GraphedForward(self._untrained_unet) if is_graphed and self._untrained_unet else None
-        )
-        self._graphed_unet = GraphedTraining(self._unet) if is_graphed else None
-        self._graphed_text_encoder = (
-            GraphedTraining(self._text_encoder) if is_graphed and self._text_encoder else None
-        )
+            denoiser.compile(fullgraph=True)
+        is_graphed, is_traced = can_be_graphed(config), _can_be_traced(config)
+        self._denoiser = functions.denoiser_function(denoiser)
+        self._traced = TracedForward(self._denoiser, 0) if is_traced else None
+        self._graphed = GraphedTraining(self._denoiser) if is_graphed else None
+        self._untrained = self._traced_untrained = self._graphed_untrained = None
+        if untrained_denoiser is not None:
+            self._untrained = functions.denoiser_function(untrained_denoiser)
+            self._traced_untrained = TracedForward(self._untrained, 0) if is_traced else None
+            self._graphed_untrained = GraphedForward(self._untrained) if is_graphed else None
+        self._text_functions = {
+            name: functions.text_function(name, encoder) for name, encoder in text_encoders.items()
+        }
+        self._graphed_text_encoders: dict[str, GraphedTraining] = {}
+        if is_graphed and functions.family.text_function_has_one_output:
+            self._graphed_text_encoders = {
+                name: GraphedTraining(function) for name, function in self._text_functions.items()
+            }
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
-        """(B, C, h, w) prediction. noisy: (B, C, h, w); timesteps: (B,); hidden: (B, L, D)"""
-        is_gpu = noisy.device.type == "cuda"
-        recorded = self._graphed_unet if is_gpu else self._traced_unet
-        inputs = noisy, timesteps, hidden
-        return self._unet(*inputs) if recorded is None else recorded(*inputs)
+    def predict(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """(B, C, h, w) prediction. noisy: (B, C, h, w); times: (B,); conditioning: B rows"""
+        recorded = self._graphed if noisy.device.type == "cuda" else self._traced
+        inputs = noisy, times, *conditioning.values
+        return self._denoiser(*inputs) if recorded is None else recorded(*inputs)
 
     @torch.no_grad()
-    def predict_untrained(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+    def predict_untrained(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         """The base model's prediction, as `predict`."""
-        assert self._untrained_unet is not None
+        assert self._untrained is not None
         is_gpu = noisy.device.type == "cuda"
-        recorded = self._graphed_untrained_unet if is_gpu else self._traced_untrained_unet
-        network = recorded or self._untrained_unet
-        assert network is not None
-        return torch.as_tensor(network(noisy, timesteps, hidden))
+        recorded = self._graphed_untrained if is_gpu else self._traced_untrained
+        network = recorded or self._untrained
+        return torch.as_tensor(network(noisy, times, *conditioning.values))
 
-    def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """(B, L, D) embeddings of (B, L) token ids by the trained text encoder."""
-        assert self._text_encoder is not None
-        if self._graphed_text_encoder is None or input_ids.device.type != "cuda":
-            return torch.as_tensor(self._text_encoder(input_ids))
-        return self._graphed_text_encoder(input_ids)
+    @property
+    def text_functions(self) -> dict[str, Callable[..., Any]]:
+        """The trained text encoders as functions of token ids (B, L), by name."""
+        return {name: self._find_text_function(name) for name in self._text_functions}
+
+    def _find_text_function(self, name: str) -> Callable[..., Any]:
+        function, graphed = self._text_functions[name], self._graphed_text_encoders.get(name)
+
+        def embed(input_ids: Tensor) -> Any:
+            is_gpu = input_ids.device.type == "cuda"
+            return graphed(input_ids) if graphed and is_gpu else function(input_ids)
+
+        return embed
 
     def release(self) -> None:
         """Drop the graphs: weights are about to move, and a graph reads them where they were."""
-        for graphed in (self._graphed_unet, self._graphed_text_encoder):
+        for graphed in (self._graphed, *self._graphed_text_encoders.values()):
             if graphed is not None:
                 graphed.release()
-        self._graphed_untrained_unet = None
-
-
-class PlainTextEncoder(nn.Module):
-    """A text encoder as a function from token ids to its last hidden state."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids: (B, L) int64; returns (B, L, D)."""
-        return cast(Tensor, cast(Any, self.text_encoder)(input_ids).last_hidden_state)
+        self._graphed_untrained = None
 
 
 def _can_be_traced(config: Config) -> bool:

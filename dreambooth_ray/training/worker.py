@@ -123,8 +123,9 @@ def _make_dataset(
     job: WorkerJob, config: Config, components: Components, rank_and_world_size: tuple[int, int]
 ) -> tuple[TrainingDataset, ValidationSet | None]:
     """Encode all images, and captions if the text encoder is frozen, on the worker's device."""
-    components.vae.to(ray.train.torch.get_device())
-    components.text_encoder.to(ray.train.torch.get_device())
+    used_here = (components.vae, *components.text_encoders.values())
+    for network in used_here:
+        network.to(ray.train.torch.get_device())
     splits = [
         split_photographs(config, read_configured_subject(config, s)) for s in config.all_subjects
     ]
@@ -138,8 +139,8 @@ def _make_dataset(
         if config.validation.every
         else None
     )
-    components.vae.to("cpu")
-    components.text_encoder.to("cpu")
+    for network in used_here:
+        network.to("cpu")
     return dataset, validation_set
 
 

@@ -42,17 +42,16 @@ class PromptSampler:
     def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
         components = load_components(self._model_directory)
-        components.unet = module.unet
-        if module.text_encoder is not None:
-            components.text_encoder = module.text_encoder
+        components.denoiser = module.denoiser
+        components.text_encoders |= module.text_encoders
         prepare_sampling(self._config, components)
         requests = make_requests(self._config)
         try:
             with module.averaged_weights():
                 outputs = Engine(components, device=str(module.device)).sample(requests)
         finally:
-            module.unet.train(self._config.train.unet)
-            if module.text_encoder is not None:
-                module.text_encoder.train()
+            module.denoiser.train(self._config.train.unet)
+            for text_encoder in module.text_encoders.values():
+                text_encoder.train()
         images = (np.asarray(output.image) for output in outputs)
         return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]

@@ -157,7 +157,7 @@ class StepSequence(Callback):
         step_s = max(now_s - self._last_read_s, 1e-9) / len(records)
         self._last_read_s = now_s
         for record in records:
-            self._loggers.log(record, module.images_a_step / step_s)
+            self._loggers.log(record, module.config.images_a_step / step_s)
 
     def _sample_images(self, module: DreamBoothModule, step: int) -> None:
         if self._sampler is None or self._metrics_log is None or not self._sampler.is_due(step):

@@ -16,6 +16,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
@@ -44,12 +45,14 @@ class ValidationSet:
         """priors: the whole set; its last images are those kept."""
         self._config, self._priors = config, priors
         validation = config.validation
-        num_timesteps = int(components.schedule.config.num_train_timesteps)
-        self._timesteps = [
-            int((i + 0.5) / validation.timesteps * num_timesteps)
-            for i in range(validation.timesteps)
-        ]
-        self._means = [encode_posterior(components.vae, p.image, False)[0, 0] for p in photographs]
+        self._process = components.functions.forward_process(components)
+        self._times = self._process.find_times(
+            [(i + 0.5) / validation.timesteps for i in range(validation.timesteps)]
+        )
+        self._means = [encode_posterior(components, p.image, False)[0, 0] for p in photographs]
+        side_px = config.train.resolution
+        self._frames = [ImageFrame(*p.frame) for p in photographs]
+        self._class_frame = ImageFrame.of_whole(side_px, side_px)
         self._image_captions = [p.captions[0] for p in photographs]
         self._captions = CaptionEmbeddings(
             components, self._image_captions + (priors.captions if priors else [])
@@ -61,7 +64,7 @@ class ValidationSet:
         """All examples, B at a time; the last batch is filled up with its last example."""
         if not self._batches:
             self._add_priors()
-            examples = [(p, t) for p in range(len(self._means)) for t in self._timesteps]
+            examples = [(p, t) for p in range(len(self._means)) for t in self._times]
             self.num_examples = len(examples)
             while len(examples) % _BATCH:
                 examples.append(examples[-1])
@@ -75,14 +78,15 @@ class ValidationSet:
             count = self._priors.count
             for index in range(count - self._config.validation.class_images, count):
                 self._means.append(self._priors.load_posterior(index)[0, 0])
+                self._frames.append(self._class_frame)
                 self._image_captions.append(
                     self._priors.captions[self._priors.caption_index(index)]
                 )
 
-    def _make_batch(self, examples: list[tuple[int, int]], start: int) -> Batch:
+    def _make_batch(self, examples: list[tuple[int, float]], start: int) -> Batch:
         latents = torch.stack([self._means[image_index] for image_index, _ in examples])
         keys = list(range(start, start + len(examples)))
-        ids, hidden = self._captions.look_up(
+        tokens, conditioning = self._captions.look_up(
             [self._image_captions[image_index] for image_index, _ in examples]
         )
         sampled_noise = noise.normal(
@@ -91,19 +95,20 @@ class ValidationSet:
         return Batch(
             latents=latents,
             noise=sampled_noise,
-            timesteps=torch.tensor([timestep for _, timestep in examples]),
-            input_ids=ids,
+            times=self._process.to_tensor([time for _, time in examples]),
+            tokens=tokens,
+            conditioning=conditioning,
+            frames=torch.tensor([self._frames[image_index] for image_index, _ in examples]),
             num_photographs=sum(image_index < self._num_photographs for image_index, _ in examples),
             step=0,
-            hidden=hidden,
         )
 
     def summarize_losses(self, errors: Tensor) -> dict[str, float]:
         """Losses of both halves, altogether and by range of noise level. errors: (M,) float32."""
-        num_photograph_examples = self._num_photographs * len(self._timesteps)
-        levels = torch.arange(self.num_examples) % len(self._timesteps)
+        num_photograph_examples = self._num_photographs * len(self._times)
+        levels = torch.arange(self.num_examples) % len(self._times)
         bins = self._config.validation.bins
-        level_bins = levels // (len(self._timesteps) // bins)
+        level_bins = levels // (len(self._times) // bins)
         instance, prior = (
             float(x) for x in objective.compute_mean_errors(errors, num_photograph_examples)
         )

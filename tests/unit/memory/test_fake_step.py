@@ -50,7 +50,7 @@ def measure_peak(config: Config, directory: Path) -> int:
     for model in (parts.unet, parts.text_encoder):
         cast_frozen_layers(model, config.train.precision)
     if config.train.gradient_checkpointing:
-        checkpoint_activations(parts.unet, text_encoder)
+        checkpoint_activations(parts.unet, [text_encoder] if text_encoder else [])
     trained = [
         w for m in (parts.unet, parts.text_encoder) for w in m.parameters() if w.requires_grad
     ]

@@ -18,7 +18,7 @@ def test_the_estimate_is_near_a_real_forward(
 ) -> None:
     # Not what an engine of another test has measured, with hooks or adapters in its UNet.
     monkeypatch.setattr("dreambooth_ray.memory.sampling_memory._footprint_cache", {})
-    footprint = measure_footprint(toy_parts.unet, toy_parts.vae, tokens=32)
+    footprint = measure_footprint(toy_parts)
     inputs = torch.randn(4, 8, 24, 24), torch.zeros(4), torch.randn(4, 32, 128)
     with torch.no_grad(), PeakTracker(list_weights([toy_parts.unet])) as peak:
         toy_parts.unet(*inputs)

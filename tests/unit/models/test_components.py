@@ -7,8 +7,8 @@ import pytest
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.models.model_directory import (
-    PARTS,
     check_resolution,
     flow_directory,
     has_model_hash,
@@ -105,7 +105,9 @@ def test_a_hash_over_all_files_is_still_the_models(other_model: Path, tmp_path: 
     shutil.copytree(other_model, directory)
     (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"x")
     digest = hashlib.sha256()
-    for path in sorted(p for part in PARTS for p in (directory / part).rglob("*") if p.is_file()):
+    for path in sorted(
+        p for part in FAMILY.parts for p in (directory / part).rglob("*") if p.is_file()
+    ):
         digest.update(path.relative_to(directory).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     assert digest.hexdigest() != model_hash(directory)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.families.stable_diffusion_functions import PlainUNet
 from dreambooth_ray.models.model_directory import model_directory
-from dreambooth_ray.models.traced_forward import MAX_TRACES, PlainUNet, TracedForward
+from dreambooth_ray.models.traced_forward import MAX_TRACES, TracedForward
 
 
 class Network(nn.Module):

@@ -89,9 +89,7 @@ def test_a_readers_posterior_is_that_of_the_committed_image(
 ) -> None:
     worker.generate(0)
     data = manifest.read_file(in_set(storage), paths.prior_chunk(0), paths.prior_image(1))
-    posterior = encode_posterior(
-        toy_parts.vae, Image.open(io.BytesIO(data)).convert("RGB"), flip=True
-    )
+    posterior = encode_posterior(toy_parts, Image.open(io.BytesIO(data)).convert("RGB"), flip=True)
     prior_set = PriorSet(in_set(storage), 2)
     assert torch.equal(prior_set.load_posterior(1), posterior)
     assert (prior_set.captions, prior_set.caption_index(1)) == (["a robot", "a car"], 1)

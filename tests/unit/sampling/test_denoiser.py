@@ -6,23 +6,29 @@ from unittest.mock import patch
 import torch
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _RecordedUNet
+from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _RecordedDenoiser
 
 
 def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
-    return [ForwardRow(torch.randn(8, 16, 16), 500.0, torch.randn(32, 128), name) for name in names]
+    return [
+        ForwardRow(
+            torch.randn(8, 16, 16), 500.0, Conditioning({"hidden": torch.randn(1, 32, 128)}), name
+        )
+        for name in names
+    ]
 
 
 def predict_untraced(denoiser: Denoiser, rows: list[ForwardRow]) -> torch.Tensor:
     """The prediction by the UNet itself."""
-    with patch.object(_RecordedUNet, "__call__", return_value=None):
+    with patch.object(_RecordedDenoiser, "__call__", return_value=None):
         return denoiser(rows)
 
 
 def test_traces_follow_rows_and_adapters_that_come_and_go(
     toy_model: Path, adapters: dict[str, Path]
 ) -> None:
-    denoiser = Denoiser(load_components(toy_model).unet.eval(), 0)
+    denoiser = Denoiser(load_components(toy_model), 0)
     adapter_mixes: list[tuple[str | None, ...]] = [(None,) * 4]
 
     def check() -> None:
@@ -32,7 +38,7 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
                 assert torch.equal(denoiser(batch), predict_untraced(denoiser, batch))
 
     check()
-    assert [r.num_traces for r in denoiser._recorded_unet._recordings.values()] == [1]
+    assert [r.num_traces for r in denoiser._recorded._recordings.values()] == [1]
     denoiser.adapted.add_adapter("one", adapters["one"] / "unet")
     denoiser.adapted.add_adapter("two", adapters["two"] / "unet")
     adapter_mixes += [
@@ -42,7 +48,7 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
         ("one", "two"),
     ]
     check()
-    assert all(r.num_traces == 1 for r in denoiser._recorded_unet._recordings.values())
+    assert all(r.num_traces == 1 for r in denoiser._recorded._recordings.values())
     denoiser.adapted.remove_adapter("one")
     adapter_mixes = [("two", None, "two", None), (None,) * 4]
     check()

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth_ray.config.sampling_params import SOLVERS
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
+from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
@@ -54,7 +54,7 @@ requests = st.builds(
     negative_prompt=st.sampled_from(["", "a hat"]),
     num_inference_steps=st.integers(1, 4),
     guidance_scale=st.sampled_from([1.0, 2.0, 7.5]),
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(FAMILY.solvers),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
     guidance_every=st.sampled_from([1, 2]),
     cache_every=st.sampled_from([1, 2]),

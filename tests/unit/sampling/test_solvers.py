@@ -14,7 +14,8 @@ from diffusers import (
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
-from dreambooth_ray.sampling.solvers import apply_step, build_table
+from dreambooth_ray.sampling.solver_steps import apply_step
+from dreambooth_ray.sampling.solvers import build_table
 
 BASE: dict[str, Any] = {
     "beta_start": 0.00085,

@@ -9,7 +9,7 @@ from dreambooth_ray.toyworld.world import photographs, random_subject
 
 
 def test_an_image_survives_latents_and_its_preview_resembles_it(toy_parts: Components) -> None:
-    codec = LatentCodec(toy_parts.vae)
+    codec = LatentCodec(toy_parts)
     (large,) = photographs(random_subject(7, class_noun="robot"), 7, 1)
     image = large.resize((64, 64), Image.Resampling.LANCZOS)
     latents = codec.encode(image)
@@ -26,7 +26,7 @@ def test_large_images_are_decoded_in_tiles(
     toy_parts: Components, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dreambooth_ray.sampling.vae.TILED_ABOVE_PX", 64)
-    codec = LatentCodec(toy_parts.vae)
+    codec = LatentCodec(toy_parts)
     toy_parts.vae.tile_latent_min_size, toy_parts.vae.tile_sample_min_size = 16, 64
     latents = torch.randn(1, codec.channels, 24, 24, generator=torch.Generator().manual_seed(1))
     (tiled,) = codec.decode(latents)

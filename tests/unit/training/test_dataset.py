@@ -12,12 +12,12 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.prompt_windows import tokenize_windows
 from dreambooth_ray.priors.prior_generation import open_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
-from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
-from dreambooth_ray.sampling.prompt_windows import tokenize_windows
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.dataset import (
     Batch,
@@ -65,9 +65,18 @@ def make_dataset(prior_set: Store, parts: Components) -> Callable[..., TrainingD
     return make
 
 
+def read_tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    assert batch.tokens is not None
+    fields = ("latents", "noise", "times", "frames")
+    return {name: getattr(batch, name) for name in fields} | batch.tokens.tensors
+
+
+def read_ids(batch: Batch) -> torch.Tensor:
+    return read_tensors(batch)["input_ids"]
+
+
 def are_equal(one: Batch, two: Batch) -> bool:
-    fields = ("latents", "noise", "timesteps", "input_ids")
-    return all(torch.equal(getattr(one, f), getattr(two, f)) for f in fields)
+    return all(map(torch.equal, read_tensors(one).values(), read_tensors(two).values()))
 
 
 def test_a_batch_is_a_pure_function_of_its_step(
@@ -88,9 +97,8 @@ def test_two_workers_see_together_what_one_sees(
     config = make_config(photos, "train.flip=true")
     full_batch = make_dataset(config).make_batch(3)
     shares = [make_dataset(config, rank, 2).make_batch(3) for rank in (0, 1)]
-    for field in ("latents", "noise", "timesteps", "input_ids"):
-        value = getattr(full_batch, field)
-        halves = [getattr(s, field) for s in shares]
+    for field, value in read_tensors(full_batch).items():
+        halves = [read_tensors(s)[field] for s in shares]
         joined = torch.cat([halves[0][:2], halves[1][:2], halves[0][2:], halves[1][2:]])
         assert torch.equal(value, joined), field
 
@@ -101,8 +109,8 @@ def test_photographs_come_first_and_as_many_class_images(
     batch = make_dataset(make_config(photos)).make_batch(0)
     assert (batch.num_photographs, len(batch.latents)) == (4, 8)
     ids = tokenize_windows(parts.tokenizer, ["a sks robot", "a robot"])
-    assert torch.equal(batch.input_ids[0], ids[0])
-    assert torch.equal(batch.input_ids[-1], ids[1])
+    assert torch.equal(read_ids(batch)[0], ids[0])
+    assert torch.equal(read_ids(batch)[-1], ids[1])
 
 
 def test_without_class_images_there_are_photographs_only(
@@ -151,8 +159,8 @@ def test_parts_of_a_step_are_together_the_step(
     dataset.start = 3
     one, two = dataset
     assert (one.ends_step, two.ends_step) == (False, True)
-    for field in ("latents", "noise", "timesteps", "input_ids"):
-        a, b, full_value = (getattr(x, field) for x in (one, two, full_batch))
+    for field, full_value in read_tensors(full_batch).items():
+        a, b = (read_tensors(x)[field] for x in (one, two))
         assert torch.equal(torch.cat([a[:2], b[:2], a[2:], b[2:]]), full_value)
 
 
@@ -162,10 +170,12 @@ def test_embeddings_are_cached_where_the_text_encoder_is_frozen(
     frozen = load_components(toy_model)
     frozen.text_encoder.requires_grad_(False)
     batch = make_dataset(make_config(photos), parts=frozen).make_batch(2)
+    trained = make_dataset(make_config(photos)).make_batch(2)
     with torch.no_grad():
-        embeddings = frozen.text_encoder(batch.input_ids).last_hidden_state
-    assert batch.hidden is not None
-    assert torch.allclose(batch.hidden, embeddings, atol=1e-5)
+        embeddings = frozen.text_encoder(read_ids(trained)).last_hidden_state
+    assert batch.conditioning is not None
+    assert batch.tokens is None
+    assert torch.allclose(batch.conditioning["hidden"], embeddings, atol=1e-5)
 
 
 def test_long_captions_are_taken_whole(
@@ -177,17 +187,21 @@ def test_long_captions_are_taken_whole(
     text = "a sks robot on the beach beside a blue boat and a green house, " * 3 + "in snow"
     config = make_config(photos, f"train.prompt={text}")
     batch = make_dataset(config, parts=frozen).make_batch(0)
-    encoder = PromptEncoder(frozen.tokenizer, AdaptedNetwork(frozen.text_encoder))
+    encoder = PromptEncoder(frozen, {"text_encoder": AdaptedNetwork(frozen.text_encoder)})
     expected = encoder.encode_pair(text, "a robot")
-    assert batch.hidden is not None
+    assert batch.conditioning is not None
     for row, embeddings in ((0, expected[0]), (-1, expected[1])):
-        assert torch.allclose(batch.hidden[row], embeddings[0], atol=1e-5)
+        hidden = batch.conditioning["hidden"][row]
+        assert torch.allclose(hidden, embeddings["hidden"][0], atol=1e-5)
     with torch.no_grad():
-        trained = DreamBoothModule(config, load_components(toy_model))
-        batch.hidden = None
-        assert torch.allclose(
-            trained._errors._embed_ids(batch.input_ids, batch.hidden)[0], expected[0][0], atol=1e-5
-        )
+        trained_parts = load_components(toy_model)
+        module = DreamBoothModule(config, trained_parts)
+        tokens = make_dataset(config, parts=trained_parts).make_batch(0).tokens
+        assert tokens is not None
+        embedded = trained_parts.functions.token_embedder(
+            trained_parts, module._forwards.text_functions
+        )(tokens)
+    assert torch.allclose(embedded["hidden"][0], expected[0]["hidden"][0], atol=1e-5)
 
 
 def test_captions_are_dropped_at_the_rate_asked_for(
@@ -198,10 +212,10 @@ def test_captions_are_dropped_at_the_rate_asked_for(
     dropped = [
         bool((ids == empty).all())
         for step in range(40)
-        for ids in dataset.make_batch(step).input_ids
+        for ids in read_ids(dataset.make_batch(step))
     ]
     assert 0.18 < sum(dropped) / len(dropped) < 0.32
-    assert not (make_dataset(make_config(photos)).make_batch(0).input_ids == empty).all(dim=1).any()
+    assert not (read_ids(make_dataset(make_config(photos)).make_batch(0)) == empty).all(dim=1).any()
 
 
 def test_offset_noise_shifts_whole_channels(
@@ -221,7 +235,7 @@ def test_logit_normal_timesteps_lie_where_they_are_put(
 ) -> None:
     def sample_timesteps(*overrides: str) -> torch.Tensor:
         dataset = make_dataset(make_config(photos, *overrides))
-        return torch.cat([dataset.make_batch(s).timesteps for s in range(60)]).float()
+        return torch.cat([dataset.make_batch(s).times for s in range(60)]).float()
 
     middle = sample_timesteps("loss.timesteps=logit_normal", "loss.logit_std=0.5")
     early = sample_timesteps(
@@ -260,7 +274,7 @@ prior: {{count: 0}}
     second_captions = set()
     for step in range(12):
         captions = [
-            captions_by_ids[tuple(ids.tolist())] for ids in dataset.make_batch(step).input_ids
+            captions_by_ids[tuple(ids.tolist())] for ids in read_ids(dataset.make_batch(step))
         ]
         assert captions[0] == "a sks robot"
         second_captions.add(captions[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.step_metrics import READ_EVERY, StepMetrics
@@ -28,15 +29,17 @@ KINDS = {
 
 
 def make_batch(module: DreamBoothModule, device: str) -> Batch:
-    is_frozen = module.text_encoder is None
+    ids = Conditioning({"input_ids": torch.full((3, 16), 5, device=device)})
+    hidden = Conditioning({"hidden": torch.ones(3, 16, 32, device=device)})
     return Batch(
         latents=torch.randn(3, 4, 16, 16, device=device),
         noise=torch.randn(3, 4, 16, 16, device=device),
-        timesteps=torch.full((3,), 40, device=device),
-        input_ids=torch.full((3, 16), 5, device=device),
+        times=torch.full((3,), 40, device=device),
+        tokens=ids if module.text_encoders else None,
+        conditioning=None if module.text_encoders else hidden,
+        frames=torch.zeros(3, 6, dtype=torch.int64, device=device),
         num_photographs=2,
         step=0,
-        hidden=torch.ones(3, 16, 32, device=device) if is_frozen else None,
     )
 
 

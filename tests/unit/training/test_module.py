@@ -6,6 +6,7 @@ import torch
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.training.batch import Batch
@@ -23,8 +24,8 @@ def module_of(model: Path, *overrides: str) -> DreamBoothModule:
 def test_a_frozen_text_encoder_is_not_even_held(tiny_model: Path) -> None:
     module = module_of(tiny_model, "train.text_encoder=false")
     optimised = module.configure_optimizers()["optimizer"].param_groups[0]["params"]
-    assert len(optimised) == len(list(module.unet.parameters()))
-    assert module.text_encoder is None
+    assert len(optimised) == len(list(module.denoiser.parameters()))
+    assert module.text_encoders == {}
 
 
 def test_a_checkpoint_holds_what_is_trained_and_is_compared_at_load(tiny_model: Path) -> None:
@@ -56,8 +57,9 @@ def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(tiny_model:
 
 
 def test_images_seen_count_both_halves(tiny_model: Path) -> None:
-    assert module_of(tiny_model, "train.batch_size=3").images_a_step == 6
-    assert module_of(tiny_model, "train.batch_size=3", "prior.count=0").images_a_step == 3
+    for overrides, num_images in (((), 6), (("prior.count=0",), 3)):
+        module = module_of(tiny_model, "train.batch_size=3", *overrides)
+        assert module.config.images_a_step == num_images
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "kv"])
@@ -65,16 +67,20 @@ def test_a_recorded_training_takes_the_very_same_steps(tiny_model: Path, method:
     weights = []
     for steps in (WARMUP_CALLS + 1, WARMUP_CALLS):
         module = module_of(tiny_model, f"train.method={method}", f"train.steps={steps}")
-        assert (module._forwards._traced_unet is not None) == (steps > WARMUP_CALLS)
+        assert (module._forwards._traced is not None) == (steps > WARMUP_CALLS)
         optimizer = module.configure_optimizers()["optimizer"]
         for step in range(5):
             generator = torch.Generator().manual_seed(step)
             latents_and_noise = [torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2)]
             timesteps = torch.randint(0, 999, (2,), generator=generator)
             ids = torch.full((2, 16), 5)
-            batch = Batch(*latents_and_noise, timesteps, ids, 1, step)
-            if module.text_encoder is None:
-                batch.hidden = torch.ones(2, 16, 32)
+            frames = torch.zeros(2, 6, dtype=torch.int64)
+            captions = (
+                (Conditioning({"input_ids": ids}), None)
+                if module.text_encoders
+                else (None, Conditioning({"hidden": torch.ones(2, 16, 32)}))
+            )
+            batch = Batch(*latents_and_noise, timesteps, *captions, frames, 1, step)
             module.compute_errors(batch).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -94,4 +100,4 @@ def test_samples_leave_the_weights_in_training_as_they_were(tiny_model: Path) ->
     for name, weight in module.named_parameters():
         assert weight.dtype == before[name].dtype
         assert torch.equal(weight, before[name])
-    assert module.unet.training
+    assert module.denoiser.training

@@ -43,7 +43,7 @@ def test_weights_are_grouped_by_rate(tiny_model: Path) -> None:
     module = DreamBoothModule(config, parts)
     groups = {g["lr"]: g for g in parameter_groups(config, module)}
     assert set(groups) == {5e-6, 1e-6, 1e-3}
-    assert len(groups[5e-6]["params"]) == len(list(module.unet.parameters()))
+    assert len(groups[5e-6]["params"]) == len(list(module.denoiser.parameters()))
     assert [tuple(p.shape) for p in groups[1e-3]["params"]] == [(1, 32)]
     assert groups[1e-3]["weight_decay"] == 0
 

@@ -63,6 +63,14 @@ def tokenize(parts: Components, texts: list[str]) -> Tensor:
     return ids
 
 
+def read_ids(parts: Components, batch: Batch) -> Tensor:
+    """Token ids of a batch's captions, which it has itself where a text encoder is trained."""
+    if batch.tokens is not None:
+        return batch.tokens["input_ids"]
+    num_class_images = len(batch.latents) - batch.num_photographs
+    return tokenize(parts, ["a sks robot"] * batch.num_photographs + ["a robot"] * num_class_images)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["output", "both"])
 def test_loss_and_gradients_are_those_of_two_explicit_forwards(
@@ -78,16 +86,16 @@ def test_loss_and_gradients_are_those_of_two_explicit_forwards(
     module.zero_grad()
 
     base = load_components(tiny_model)
-    noisy = parts.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy = parts.schedule.add_noise(batch.latents, batch.noise, batch.times)
     num = batch.num_photographs
-    hidden = parts.text_encoder(batch.input_ids).last_hidden_state
-    errors = (parts.unet(noisy, batch.timesteps, hidden).sample - batch.noise).square()
+    hidden = parts.text_encoder(read_ids(base, batch)).last_hidden_state
+    errors = (parts.unet(noisy, batch.times, hidden).sample - batch.noise).square()
     kept_ids = tokenize(base, ["a robot"] * num)
     kept_hidden = parts.text_encoder(kept_ids).last_hidden_state
-    kept = parts.unet(noisy[:num], batch.timesteps[:num], kept_hidden).sample
+    kept = parts.unet(noisy[:num], batch.times[:num], kept_hidden).sample
     with torch.no_grad():
         base_hidden = base.text_encoder(kept_ids).last_hidden_state
-        target = base.unet(noisy[:num], batch.timesteps[:num], base_hidden).sample
+        target = base.unet(noisy[:num], batch.times[:num], base_hidden).sample
     output = F.mse_loss(kept, target)
     expected_parts = [errors[:num].mean(), *([errors[num:].mean()] if kind == "both" else [])]
     weights = [1.0, *([0.5] if kind == "both" else []), 5.0]
@@ -117,12 +125,12 @@ def test_the_base_model_stays_takes_no_memory_again_and_is_in_no_checkpoint(
     tiny_model: Path, photos: Path, priors: Store
 ) -> None:
     module, parts, _ = make_step(tiny_model, photos, priors, *METHODS["lora"])
-    (base,) = module._base_unets
+    (base,) = module._base_denoisers
     shared = {weight.data_ptr() for weight in parts.unet.parameters()}
     assert all(weight.data_ptr() in shared for weight in base.parameters())
-    assert not any("base_unet" in name for name in module.state_dict())
+    assert not any("base_denoiser" in name for name in module.state_dict())
     full, parts, batch = make_step(tiny_model, photos, priors, *METHODS["full"])
-    (base,) = full._base_unets
+    (base,) = full._base_denoisers
     before = {name: weight.clone() for name, weight in base.named_parameters()}
     full.compute_loss(batch)[0].backward()
     move_weights(full)

@@ -18,7 +18,6 @@ from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 from dreambooth_ray.training.metrics_log import SKIPPED
 from dreambooth_ray.training.zero import ZeroPrecision
 from tests.unit.training.fitted import SMALL, Fitted
-from tests.unit.training.test_module import module_of
 
 FSDP2 = "train.strategy=fsdp2"
 STAGES = [f"train.deepspeed.stage={stage}" for stage in (2, 3)]
@@ -106,7 +105,7 @@ def test_a_sharded_step_without_a_gradient_that_is_a_number_is_skipped(
 
 def test_the_batch_keeps_its_precision_under_deepspeed(tiny_model: Path) -> None:
     """In bf16 the noise of the first timesteps has deviation 0, 0 and 0.0625."""
-    schedule = module_of(tiny_model).schedule
+    schedule = load_components(tiny_model).schedule
     timesteps = torch.tensor([0, 1, 5])
     latents, noise = ZeroPrecision("bf16-mixed").convert_input(
         [torch.zeros(3, 1, 1, 1), torch.ones(3, 1, 1, 1)]

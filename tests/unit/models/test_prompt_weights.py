@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.sampling.prompt_weights import MAX_WEIGHT, split_prompt
+from dreambooth_ray.models.prompt_weights import MAX_WEIGHT, split_prompt
 
 
 @pytest.mark.parametrize(

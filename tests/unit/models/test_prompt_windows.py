@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.sampling.denoiser import AdaptedNetwork
+from dreambooth_ray.models.prompt_windows import embed_windows, tokenize_windows
+from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
-from dreambooth_ray.sampling.prompt_windows import embed_windows, tokenize_windows
 
 LONG = "a red car on the beach beside a blue boat and a green house, "
 
@@ -25,23 +25,23 @@ def embed(parts: Components, texts: list[str]) -> torch.Tensor:
 def test_a_caption_is_embedded_as_the_engine_embeds_a_prompt(
     toy_parts: Components, num_repeats: int
 ) -> None:
-    encoder = PromptEncoder(toy_parts.tokenizer, AdaptedNetwork(toy_parts.text_encoder))
+    encoder = PromptEncoder(toy_parts, {"text_encoder": AdaptedNetwork(toy_parts.text_encoder)})
     text = LONG * num_repeats
     with torch.no_grad():
         embedded = embed(toy_parts, [text])
-    prompt = encoder.encode(text)
+    prompt = encoder.encode(text)["hidden"]
     assert embedded.shape == prompt.shape
     assert torch.allclose(embedded, prompt, atol=1e-5)
 
 
 def test_texts_of_several_lengths_are_embedded_as_pairs_are(toy_parts: Components) -> None:
-    encoder = PromptEncoder(toy_parts.tokenizer, AdaptedNetwork(toy_parts.text_encoder))
+    encoder = PromptEncoder(toy_parts, {"text_encoder": AdaptedNetwork(toy_parts.text_encoder)})
     with torch.no_grad():
         embedded = embed(toy_parts, [LONG * 3, "a hat", ""])
     long, short = encoder.encode_pair(LONG * 3, "a hat")
     _, empty = encoder.encode_pair(LONG * 3, "")
     for row, expected in zip(embedded, (long, short, empty), strict=True):
-        assert torch.allclose(row, expected[0], atol=1e-5)
+        assert torch.allclose(row, expected["hidden"][0], atol=1e-5)
 
 
 def test_short_texts_are_what_the_tokenizer_makes_of_them(toy_parts: Components) -> None:

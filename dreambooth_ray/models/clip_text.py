@@ -1,0 +1,99 @@
+"""Prompts through CLIP's text encoder: of any length, with weights, with layers left out.
+
+A prompt that fits the encoder's window and has no weights goes through it as diffusers' pipelines
+would send it. compel embeds the others: long ones in several windows, so that nothing is cut off
+silently.
+
+Legend: L the encoder's window in tokens, k windows of a prompt, D embedding width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from dreambooth_ray.compat.compel import embed_fragments
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.models.model_functions import TextForward
+from dreambooth_ray.models.prompt_weights import split_prompt
+
+# Token ids (1, L) and an optional mask to embeddings (1, L, D).
+EmbedForward = Callable[..., Tensor]
+
+
+def embed_prompt(
+    tokenizer: CLIPTokenizer, encoder: Any, forward: EmbedForward, prompt: str
+) -> Tensor:
+    """(1, k L, D) in the encoder's dtype, on its device.
+
+    encoder: for its device and its size; forward: what is called in its place
+    """
+    fragments = split_prompt(prompt)
+    is_plain = len(fragments) == 1 and fragments[0][1] == 1.0
+    if is_plain and _fits_window(tokenizer, fragments[0][0]):
+        return forward(_tokenize_padded(tokenizer, fragments[0][0]).to(encoder.device))
+    return embed_fragments(tokenizer, encoder, forward, fragments)
+
+
+def _fits_window(tokenizer: CLIPTokenizer, text: str) -> bool:
+    return len(tokenizer(text).input_ids) <= int(tokenizer.model_max_length)
+
+
+def _tokenize_padded(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
+    ids: Tensor = tokenizer(
+        prompt, padding="max_length", max_length=int(tokenizer.model_max_length),
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    return ids
+
+
+def pad_windows(embeds: Sequence[Tensor], empty: Callable[[], Conditioning]) -> list[Tensor]:
+    """(1, k L, D) each, of one length: the shorter end in windows of the empty prompt.
+
+    empty: gives the empty prompt's conditioning, whose `hidden` is one window
+    """
+    longest = max(e.shape[1] for e in embeds)
+    if all(e.shape[1] == longest for e in embeds):
+        return list(embeds)
+    window = empty()["hidden"]
+    return [
+        torch.cat([e] + [window] * ((longest - e.shape[1]) // window.shape[1]), dim=1)
+        for e in embeds
+    ]
+
+
+def skipping_forward(encoder: Any, forward: TextForward, clip_skip: int) -> EmbedForward:
+    """Token ids (1, L) and an optional mask to the last hidden state (1, L, D), or an earlier one.
+
+    encoder: whose final norm goes over an earlier one; forward: what is called in its place
+    raises: ConfigError if no layer would be left
+    """
+    check_clip_skip(clip_skip, encoder)
+
+    def embed(ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        outputs = forward(ids, mask, output_hidden_states=bool(clip_skip))
+        if not clip_skip:
+            return torch.as_tensor(outputs.last_hidden_state)
+        return torch.as_tensor(_find_final_norm(encoder)(outputs.hidden_states[-1 - clip_skip]))
+
+    return embed
+
+
+def check_clip_skip(clip_skip: int, encoder: Any) -> None:
+    """raises ConfigError if no layer would be left."""
+    layers = int(encoder.config.num_hidden_layers)
+    if clip_skip >= layers:
+        raise ConfigError(
+            f"clip_skip={clip_skip} leaves nothing of a text encoder of {layers} layers"
+        )
+
+
+def _find_final_norm(encoder: Any) -> Callable[[Tensor], Any]:
+    """The text model's last layer norm, under any wrapper."""
+    for name, part in encoder.named_modules():
+        if name.endswith("final_layer_norm"):
+            return part  # type: ignore[no-any-return]
+    raise ConfigError("clip_skip needs a text encoder with a final layer norm, as CLIP's has")

@@ -1,0 +1,147 @@
+"""The door for model families: what the rest of the product may know of a model.
+
+A family is a `ModelFamily`, which says what its directories look like and what it can do, and a
+`ModelFunctions` class, which computes with its parts. The first is read before anything heavy is
+imported, and names the second. `docs/add-a-model-family.md` shows how one is added.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_json
+
+if TYPE_CHECKING:
+    from dreambooth_ray.models.model_functions import ModelFunctions
+
+INDEX = "model_index.json"
+# Packages outside the tree name their `ModelFamily` under it.
+ENTRY_POINTS = "dreambooth_ray.families"
+BUILT_IN = ("dreambooth_ray.models.families.stable_diffusion:FAMILY",)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network, in a folder of its name. class_name: as diffusers or transformers call it."""
+
+    name: str
+    library: Literal["diffusers", "transformers"]
+    class_name: str
+
+
+@dataclass(frozen=True)
+class TextEncoderPart(Part):
+    """A text encoder and its tokenizer's folder. can_train: not of large language models"""
+
+    tokenizer: str = "tokenizer"
+    tokenizer_class: str = "CLIPTokenizer"
+    can_train: bool = False
+
+
+# What only some families can do; the rest refuse it by name.
+Feature = Literal[
+    "kv",  # train.method=kv
+    "learned",  # identifier.kind=learned
+    "prompt_weights",  # (red:1.3) in prompts
+    "clip_skip",
+    "deepcache",  # cache_every
+    "image_to_image",
+    "inpainting",
+]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What a family's directories look like, and what it can do.
+
+    pipeline_classes: of diffusers, as in model_index.json; the first is written into bundles
+    process: how its images are noised: DDPM's way, or along straight lines (flow matching)
+    lora_targets, text_lora_targets: names that adapted layers end with, where none are configured
+    sampling_defaults: of SamplingParams, where a request leaves them open
+    check: looks at a directory by its files alone; raises ConfigError
+    size_multiple: of a directory: what both sides of an image are multiples of, pixels
+    text_function_has_one_output: whether a CUDA graph can be made of it
+    functions: "module:class" of the `ModelFunctions`, imported when a model is loaded
+    """
+
+    name: str
+    title: str
+    pipeline_classes: tuple[str, ...]
+    denoiser: Part
+    vae: Part
+    text_encoders: tuple[TextEncoderPart, ...]
+    process: Literal["diffusion", "flow"]
+    functions: str
+    check: Callable[[Path], None]
+    size_multiple: Callable[[Path], int]
+    lora_targets: tuple[str, ...]
+    text_lora_targets: tuple[str, ...] = ()
+    features: frozenset[Feature] = frozenset()
+    methods: tuple[str, ...] = ("full", "lora")
+    solvers: tuple[str, ...] = ("euler",)
+    export_formats: tuple[str, ...] = ("diffusers", "lora")
+    text_function_has_one_output: bool = True
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> tuple[Part, ...]:
+        """All parts with weights, the denoiser first."""
+        return (self.denoiser, self.vae, *self.text_encoders)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of a directory, tokenizers and scheduler included."""
+        tokenizers = dict.fromkeys(encoder.tokenizer for encoder in self.text_encoders)
+        return (*(part.name for part in self.networks), *tokenizers, "scheduler")
+
+    @property
+    def trainable_text_encoders(self) -> tuple[TextEncoderPart, ...]:
+        """Those that can be trained."""
+        return tuple(encoder for encoder in self.text_encoders if encoder.can_train)
+
+    def load_functions(self) -> "ModelFunctions":
+        """What computes with the parts; imports torch and diffusers."""
+        module, _, name = self.functions.partition(":")
+        functions: ModelFunctions = getattr(importlib.import_module(module), name)(self)
+        return functions
+
+    def can(self, feature: Feature) -> bool:
+        """Whether it has a feature."""
+        return feature in self.features
+
+
+@functools.cache
+def list_families() -> tuple[ModelFamily, ...]:
+    """All families: those of the product, then those that installed packages bring."""
+    found = [_load_family(target) for target in BUILT_IN]
+    found += [entry.load() for entry in entry_points(group=ENTRY_POINTS)]
+    return tuple(found)
+
+
+def _load_family(target: str) -> ModelFamily:
+    module, _, name = target.partition(":")
+    family: ModelFamily = getattr(importlib.import_module(module), name)
+    return family
+
+
+def find_family(directory: Path) -> ModelFamily:
+    """The family of a directory in diffusers format, by its model_index.json.
+
+    A directory without one can only be of the first family, Stable Diffusion, whose trainers
+    left it out.
+    raises: ConfigError for a pipeline that no family has
+    """
+    families = list_families()
+    if not (directory / INDEX).is_file():
+        return families[0]
+    name = read_json(directory / INDEX).get("_class_name")
+    for family in families:
+        if name in family.pipeline_classes:
+            return family
+    known = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
+    raise ConfigError(f"its {INDEX} says {name}, a model that is not known; known are {known}")

@@ -1,0 +1,32 @@
+"""What a configuration leaves to the model: filled in once the model is known."""
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.models.family import ModelFamily
+
+
+def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
+    """The configuration with the family's own values where nobody has set one.
+
+    A run is stored with them, so that it goes on as it began whatever a later version prefers.
+    raises: ConfigError where one does not go with what is set
+    """
+    lora = config.train.lora
+    lora = lora.model_copy(
+        update={
+            "target_modules": lora.target_modules or family.lora_targets,
+            "text_target_modules": lora.text_target_modules or family.text_lora_targets or None,
+        }
+    )
+    sections = {
+        name: section.model_copy(
+            update=section.sampling_params.fill_defaults(family.sampling_defaults).model_dump()
+        )
+        for name, section in (("prior", config.prior), ("sample", config.sample))
+    }
+    train = config.train.model_copy(
+        update={
+            "lora": lora,
+            "text_encoder": config.train.text_encoder and bool(family.trainable_text_encoders),
+        }
+    )
+    return config.model_copy(update={"train": train, **sections})

@@ -1,0 +1,70 @@
+"""A denoiser that is written weight by weight, each read from its file when its turn comes.
+
+Of a model of full size nothing but the weight that is being written is in memory.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
+
+from dreambooth_ray.models import lora
+from dreambooth_ray.models.model_directory import adapted_base, base_directory, loaded_weights
+from dreambooth_ray.models.tensor_files import (
+    LazyTensors,
+    TensorSource,
+    list_sources,
+    open_tensors,
+    write_tensors,
+)
+from dreambooth_ray.storage import paths
+
+
+def list_denoiser_sources(
+    denoiser: Any, name: str, directory: Path, trained: Mapping[str, Tensor] | None = None
+) -> dict[str, TensorSource]:
+    """Where each weight of a denoiser is to be read from.
+
+    name: of its folder; directory: what it was loaded from, a model or an adapter bundle
+    trained: weights that take the place of the model's own
+    """
+    own_weights = denoiser.state_dict()
+    adapted_layers = _find_adapted_layers(directory, name)
+    stored = _open_stored(base_directory(directory) / name)
+    # What was fused is in memory, and so is what goes by another name in the file of an old model.
+    names = [
+        weight
+        for weight in own_weights
+        if weight in stored and weight.rpartition(".")[0] not in adapted_layers
+    ]
+    unchanged = LazyTensors(names, stored.__getitem__)
+    return list_sources(own_weights, trained or {}, unchanged)
+
+
+def _open_stored(folder: Path) -> Mapping[str, Tensor]:
+    names = loaded_weights(folder)
+    return open_tensors(folder / next(iter(names))) if len(names) == 1 else {}
+
+
+def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:
+    file = directory / paths.ADAPTER / name / lora.WEIGHTS
+    if adapted_base(directory) is None or not file.is_file():
+        return frozenset()
+    return frozenset(
+        weight.removeprefix(lora.PREFIX).partition(".lora_")[0] for weight in open_tensors(file)
+    )
+
+
+def stream_denoiser(denoiser: Any, sources: Mapping[str, TensorSource]) -> None:
+    """Have the denoiser's save_pretrained write its weights from these sources, one by one."""
+
+    def save_pretrained(save_directory: str | Path, **_: Any) -> None:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        denoiser.save_config(folder)
+        write_tensors(folder / SAFETENSORS_WEIGHTS_NAME, sources, {"format": "pt"})
+
+    # A pipeline saves its parts by this method.
+    denoiser.save_pretrained = save_pretrained

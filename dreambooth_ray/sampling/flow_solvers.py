@@ -1,0 +1,82 @@
+"""Solvers of flow matching as tables; see `solvers` for what a table is.
+
+Legend: x = (1 - sigma) x0 + sigma eps; m the velocity eps - x0 that the network predicts, so that
+x0 = x - sigma m. Times are sigmas.
+"""
+
+import itertools
+import math
+
+from dreambooth_ray.objective.noise_schedule import FlowSchedule
+from dreambooth_ray.sampling.solver_steps import Pair, SolverStep, SolverTable
+
+
+def _level(sigma: float) -> Pair:
+    return 1.0 - sigma, sigma
+
+
+def _make_step(
+    sigma: float,
+    sigma_to: float,
+    b: tuple[float, ...],
+    a: float = 1.0,
+    *,
+    stores_clean: bool = False,
+    keeps_history: bool = False,
+) -> SolverStep:
+    clean = 1.0, -sigma
+    return SolverStep(
+        sigma, _level(sigma), _level(sigma_to), clean if stores_clean else (0.0, 1.0), clean, a, b,
+        keeps_history=keeps_history,
+    )  # fmt: skip
+
+
+def build_flow_euler(schedule: FlowSchedule, begin: int) -> SolverTable:
+    """The straight line, as diffusers' FlowMatchEulerDiscreteScheduler."""
+    pairs = itertools.pairwise(schedule.sigmas[begin:])
+    return SolverTable(tuple(_make_step(s, to, (to - s,)) for s, to in pairs), 1.0)
+
+
+def build_flow_heun(schedule: FlowSchedule, begin: int) -> SolverTable:
+    """Heun's: Euler's step, then the mean of the velocities at both ends; the last is Euler's.
+
+    As diffusers' FlowMatchHeunDiscreteScheduler (Karras et al. 2022, arXiv 2206.00364, alg. 1).
+    """
+    steps = []
+    for sigma, to in itertools.pairwise(schedule.sigmas[begin:]):
+        step = to - sigma
+        steps.append(_make_step(sigma, to, (step,), keeps_history=True))
+        if to > 0:
+            steps.append(_make_step(to, to, (step / 2, -step / 2)))
+    return SolverTable(tuple(steps), 1.0)
+
+
+def build_flow_dpmpp_2m(schedule: FlowSchedule, begin: int) -> SolverTable:
+    """Lu et al. 2022, arXiv 2211.01095, algorithm 2, with alpha = 1 - sigma; see `_dpmpp_2m`."""
+    sigmas, steps = schedule.sigmas, []
+    num_steps = len(sigmas) - 1
+    for i in range(begin, num_steps):
+        (alpha, sigma), (alpha_to, sigma_to) = _level(sigmas[i]), _level(sigmas[i + 1])
+        k = alpha * sigma_to / sigma - alpha_to
+        weights: tuple[float, ...] = (-k,)
+        if begin < i < num_steps - 1:
+            before, now, after = (_log_snr(s) for s in sigmas[i - 1 : i + 2])
+            second = 0.5 * k * (after - now) / (now - before)
+            weights = (-k - second, second)
+        steps.append(
+            _make_step(
+                sigma, sigma_to, weights, sigma_to / sigma, stores_clean=True, keeps_history=True
+            )
+        )
+    return SolverTable(tuple(steps), 1.0)
+
+
+def _log_snr(sigma: float) -> float:
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
+
+
+FLOW_BUILDERS = {
+    "euler": build_flow_euler,
+    "heun": build_flow_heun,
+    "dpmpp_2m": build_flow_dpmpp_2m,
+}

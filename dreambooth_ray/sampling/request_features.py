@@ -1,0 +1,31 @@
+"""What of a request a model's family can't do: refused by name."""
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import ModelFamily
+from dreambooth_ray.models.prompt_weights import split_prompt
+from dreambooth_ray.sampling.request import Request
+
+
+def check_features(family: ModelFamily, request: Request) -> None:
+    """raises: ConfigError naming the field"""
+    params = request.params
+    if params.solver not in family.solvers:
+        raise ConfigError(
+            f"solver={params.solver!r} is not for {family.title}; take {', '.join(family.solvers)}"
+        )
+    asked = {
+        "clip_skip": params.clip_skip != 0,
+        "cache_every": params.cache_every > 1,
+        "image": request.image is not None and request.mask is None,
+        "mask": request.mask is not None,
+    }
+    features = {
+        "clip_skip": "clip_skip", "cache_every": "deepcache", "image": "image_to_image",
+        "mask": "inpainting",
+    }  # fmt: skip
+    for field, is_asked in asked.items():
+        if is_asked and features[field] not in family.features:
+            raise ConfigError(f"{field} is not for {family.title}; leave it out")
+    if family.can("prompt_weights"):
+        for field in ("prompt", "negative_prompt"):
+            split_prompt(getattr(request, field), field)
