@@ -64,6 +64,8 @@ def parameter(p: Any) -> tuple[str, ...]:
     words = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
     kind = " ".join([" or ".join(words) or kinds.get(annotation, "text, repeatable"), *limits])
     default = p.default.as_posix() if isinstance(p.default, Path) else p.default
+    if default is None and isinstance(getattr(p, "show_default", None), str):
+        default = p.show_default
     if p.required:
         shown = "*required*"
     elif default is None or default is False or default == "":

@@ -49,6 +49,7 @@ def _build_option(name: str, field: FieldInfo, default: object) -> inspect.Param
             bounds["min"] = bound.ge
         elif isinstance(bound, annotated_types.Le):
             bounds["max"] = bound.le
+    # Stable Diffusion's; other families have defaults of their own.
     shown_default = True if default is not None else str(field.default)
     option = typer.Option(help=field.description, show_default=shown_default, **bounds)
     return inspect.Parameter(

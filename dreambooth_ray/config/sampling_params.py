@@ -46,7 +46,11 @@ GuidanceScale = Annotated[
 class SamplingParams(Section):
     """How one image is sampled, whatever its prompt, seed and size."""
 
-    solver: Solver = Field("ddim", description="integrates the steps; dpmpp_2m needs the fewest")
+    solver: Solver = Field(
+        "ddim",
+        description="integrates the steps; dpmpp_2m needs the fewest; models of flow matching "
+        "take euler, heun and dpmpp_2m",
+    )
     num_inference_steps: NumInferenceSteps = 25
     guidance_scale: GuidanceScale = 3.0
     eta: Fraction = Field(
