@@ -68,7 +68,12 @@ _FLOW_CASES = {
     "sigma_sqrt": GoldenCase([*_TWO_ROWS, "--weighting_scheme=sigma_sqrt"]),
     "cosmap": GoldenCase([*_TWO_ROWS, "--weighting_scheme=cosmap"]),
 }
+_FEW_FLOW_CASES = {
+    "plain": GoldenCase(_TWO_ROWS),
+    "prior": GoldenCase(_PRIOR),
+}
 _LORA = [f"--rank={RANK}", "--repeats=8"]
+_SCALED_LORA = [*_LORA, f"--lora_alpha={RANK}"]
 GOLDEN_FAMILIES = {
     "sd15": GoldenFamily("sd15", "train_dreambooth.py", [], _DIFFUSION_CASES),
     "sd15-lora": GoldenFamily(
@@ -81,10 +86,14 @@ GOLDEN_FAMILIES = {
         },
     ),
     "sdxl": GoldenFamily("sdxl", "train_dreambooth_lora_sdxl.py", _LORA, _DIFFUSION_CASES),
+    "sd3": GoldenFamily("sd3", "train_dreambooth_lora_sd3.py", _LORA, _FEW_FLOW_CASES),
+    "flux1-dev": GoldenFamily(
+        "flux1-dev", "train_dreambooth_lora_flux.py", _SCALED_LORA, _FEW_FLOW_CASES
+    ),
     "z-image": GoldenFamily(
         "z-image",
         "train_dreambooth_lora_z_image.py",
-        [*_LORA, f"--lora_alpha={RANK}"],
+        _SCALED_LORA,
         _FLOW_CASES,
         # Without captions the script concatenates lists as if they were tensors, and fails.
         captioned=("prior",),
@@ -93,7 +102,7 @@ GOLDEN_FAMILIES = {
         "flux2-klein",
         "train_dreambooth_lora_flux2_klein.py",
         # The script's default is of FLUX.2 dev's layers, and not what its pipeline reads.
-        [*_LORA, f"--lora_alpha={RANK}", "--text_encoder_out_layers", "9", "18", "27"],
+        [*_SCALED_LORA, "--text_encoder_out_layers", "9", "18", "27"],
         _FLOW_CASES,
     ),
 }

@@ -1,8 +1,10 @@
 """What an engine's latents are held against: each family's own pipeline of diffusers, called live.
 
-guidance is the classic scale of all families, 1 is none: here it is made what a pipeline takes.
+guidance is the classic scale of all families, 1 is none: here it is made what a pipeline takes. Of
+FLUX.1 it is what the network is told.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from torch import Tensor
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 
 
+@functools.lru_cache(maxsize=4)
 def load_pipeline(directory: Path) -> Any:
-    """The pipeline that model_index.json names, in float32 on the CPU."""
+    """The pipeline that model_index.json names, in float32 on the CPU; a directory is read once."""
     pipeline = DiffusionPipeline.from_pretrained(
         directory, torch_dtype=torch.float32, local_files_only=True
     )
@@ -24,13 +27,14 @@ def load_pipeline(directory: Path) -> Any:
 
 def initial_latents(pipeline: Any, seed: int, size: tuple[int, int]) -> Tensor:
     """Noise in the shape that the pipeline takes as `latents`; size: width and height in pixels."""
+    name = type(pipeline).__name__
     width, height = (pixels // pipeline.vae_scale_factor for pixels in size)
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     channels = denoiser.config.in_channels
-    if type(pipeline).__name__ == "Flux2KleinPipeline":  # patches of two by two
+    if name in ("Flux2KleinPipeline", "FluxPipeline"):  # patches of two by two
         width, height = width // 2, height // 2
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, channels, height, width), generator=generator)
+    shape = (height * width, channels) if name == "FluxPipeline" else (channels, height, width)
+    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
 
 
 def pipeline_latents(
@@ -58,8 +62,8 @@ def pipeline_latents(
     arguments = {"guidance_scale": guidance, "negative_prompt": negative_prompt} | options
     if name == "ZImagePipeline":  # positive + scale * (positive - negative)
         arguments["guidance_scale"] = guidance - 1
-    if name == "Flux2KleinPipeline" and arguments.pop("negative_prompt"):
-        raise ValueError("Flux2KleinPipeline's negative prompt is always empty")
+    if "Flux" in name and arguments.pop("negative_prompt"):
+        raise ValueError(f"{name} has no negative prompt")
     images: Tensor = pipeline(
         prompt=prompt,
         num_inference_steps=steps,

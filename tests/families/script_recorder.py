@@ -18,6 +18,8 @@ _PARTS = {
     "UNet2DConditionModel": "unet",
     "ZImageTransformer2DModel": "transformer",
     "Flux2Transformer2DModel": "transformer",
+    "FluxTransformer2DModel": "transformer",
+    "SD3Transformer2DModel": "transformer",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder_2",
 }

@@ -53,7 +53,7 @@ def test_a_recorded_step_is_repeated(
         network.zero_grad()
         output = _forward(network, step)
         assert (output - step.tensors["output"]).abs().max() <= 1e-5
-        loss = _compute_loss(_compared(family, output), step)
+        loss = _compute_loss(_compared(family, output, step), step)
         assert loss.item() == pytest.approx(step.loss, rel=1e-5)
         loss.backward()
         gradients = {
@@ -83,8 +83,16 @@ def _forward(network: nn.Module, step: GoldenStep) -> Tensor:
     return torch.stack(output) if isinstance(output, list) else output
 
 
-def _compared(family: str, output: Tensor) -> Tensor:
-    """What the script compares with its target: Z-Image's sign, FLUX.2's unpacked tokens."""
+def _compared(family: str, output: Tensor, step: GoldenStep) -> Tensor:
+    """What the script compares with its target: Z-Image's sign, FLUX's unpacked tokens, or, of SD
+    3, an estimate of the clean latents."""
+    if family == "sd3":
+        return step.tensors["noisy_latents"] - step.tensors["sigmas"] * output
+    if family == "flux1-dev":
+        rows, num_tokens, _ = output.shape
+        side = int(num_tokens**0.5)
+        patches = output.reshape(rows, side, side, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return patches.reshape(rows, -1, 2 * side, 2 * side)
     if family == "z-image":
         return -output.squeeze(2)
     if family == "flux2-klein":

@@ -75,6 +75,45 @@ def shrink_sdxl_unet(config: Config) -> Config:
     }
 
 
+def shrink_t5(config: Config, width: int = _WIDTH) -> Config:
+    # Published files name their class, but for those that somebody cleaned.
+    small = {"architectures": ["T5EncoderModel"], "d_ff": 2 * _WIDTH, "d_kv": 8, "d_model": width}
+    return config | small | {"num_decoder_layers": 2, "num_heads": 2, "num_layers": 2}
+
+
+def shrink_wide_t5(config: Config) -> Config:
+    """SD 3 lays the two CLIP encoders' features, side by side, into its width."""
+    return shrink_t5(config, width=3 * _WIDTH)
+
+
+def shrink_flux1(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": _WIDTH,
+        "axes_dims_rope": [4, 6, 6],  # a default that goes with the width of a head
+        "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
+        "joint_attention_dim": _WIDTH,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "pooled_projection_dim": _WIDTH,
+    }
+
+
+def shrink_sd3(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": _WIDTH,
+        "caption_projection_dim": 2 * _WIDTH,
+        "in_channels": 4,
+        "joint_attention_dim": 3 * _WIDTH,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "out_channels": 4,
+        "pooled_projection_dim": 3 * _WIDTH,
+        "pos_embed_max_size": 16,
+        "sample_size": 8,
+    }
+
+
 def shrink_z_image(config: Config) -> Config:
     return config | {
         "axes_dims": [8, 4, 4],  # their sum is the width of a head
@@ -108,6 +147,19 @@ SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
         "vae": shrink_vae,
         "text_encoder": shrink_clip,
         "text_encoder_2": shrink_clip,
+    },
+    "flux1": {
+        "transformer": shrink_flux1,
+        "vae": shrink_flow_vae,
+        "text_encoder": shrink_clip,
+        "text_encoder_2": shrink_t5,
+    },
+    "sd3": {
+        "transformer": shrink_sd3,
+        "vae": shrink_flow_vae,
+        "text_encoder": shrink_clip,
+        "text_encoder_2": shrink_clip,
+        "text_encoder_3": shrink_wide_t5,
     },
     "z-image": {
         "transformer": shrink_z_image,

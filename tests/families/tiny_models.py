@@ -18,6 +18,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
@@ -28,10 +30,16 @@ from transformers import (
     CLIPTextModelWithProjection,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
 )
 
 from tests.families.tiny_configs import SHRINK, Config
-from tests.families.tiny_tokenizers import write_clip_vocabulary, write_qwen_tokenizer
+from tests.families.tiny_tokenizers import (
+    write_clip_vocabulary,
+    write_qwen_tokenizer,
+    write_t5_tokenizer,
+)
 from tests.published_models import CONFIGS, SD15, SDXL, published_text_name, rename_weights
 
 FAMILY_CONFIGS = Path(__file__).parent / "published"
@@ -53,6 +61,8 @@ _DISTILLED = {"model_index.json": {"is_distilled": True}}
 TINY_MODELS = {
     "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
     "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
+    "sd3": TinyModel(FAMILY_CONFIGS / "stable-diffusion-3-medium", SHRINK["sd3"]),
+    "flux1-dev": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"]),
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
     "flux2-klein": TinyModel(FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"]),
@@ -68,6 +78,9 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
         CLIPTextConfig(**config)
     ),
     "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
+    "FluxTransformer2DModel": FluxTransformer2DModel.from_config,
+    "SD3Transformer2DModel": SD3Transformer2DModel.from_config,
+    "T5EncoderModel": lambda config: T5EncoderModel(T5Config(**config)),
     "Qwen3ForCausalLM": lambda config: Qwen3ForCausalLM(Qwen3Config(**config)),
     "UNet2DConditionModel": UNet2DConditionModel.from_config,
     "ZImageTransformer2DModel": ZImageTransformer2DModel.from_config,
@@ -85,12 +98,14 @@ def build_tiny(
     shutil.copytree(model.configs, folder, ignore=shutil.ignore_patterns("safety_checker"))
     for file, keys in model.changes.items():
         change_json(folder / file, keys)
-    vocab_size = max(map(_write_tokenizer, sorted(folder.glob("tokenizer*"))))
+    index = json.loads((folder / "model_index.json").read_text())
+    tokenizers = [part for part in index if part.startswith("tokenizer")]
+    vocab_sizes = {part: _write_tokenizer(folder / part, index[part][1]) for part in tokenizers}
     for seed, part in enumerate(sorted(model.shrink)):
         config_path = folder / part / "config.json"
         config = model.shrink[part](json.loads(config_path.read_text()))
         if "vocab_size" in config:
-            config["vocab_size"] = vocab_size
+            config["vocab_size"] = vocab_sizes[part.replace("text_encoder", "tokenizer")]
         network = build_network(config)
         fill_weights(network, seed, getattr(torch, config.get("torch_dtype", "float32")))
         if variant:
@@ -131,10 +146,11 @@ def fill_weights(network: nn.Module, seed: int, dtype: torch.dtype = torch.float
         tensor.data.copy_(noise.to(dtype))
 
 
-def _write_tokenizer(folder: Path) -> int:
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    if settings["tokenizer_class"].startswith("Qwen2"):
+def _write_tokenizer(folder: Path, class_name: str) -> int:
+    if class_name.startswith("Qwen2"):
         return write_qwen_tokenizer(folder)
+    if class_name.startswith("T5"):
+        return write_t5_tokenizer(folder)
     return write_clip_vocabulary(folder)
 
 

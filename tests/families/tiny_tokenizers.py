@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer
+from transformers import Qwen2Tokenizer, T5Tokenizer
 
 # The words that these merges make take one token each, as in a real vocabulary.
 _CLIP_MERGES = [
@@ -44,6 +44,15 @@ def write_clip_vocabulary(folder: Path) -> int:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in _CLIP_MERGES), ""]
     (folder / "merges.txt").write_text("\n".join(lines))
     return len(vocabulary)
+
+
+def write_t5_tokenizer(folder: Path) -> int:
+    """Write a tokenizer with a token for each letter; returns the vocabulary's size."""
+    letters = [(chr(code), -2.0) for code in range(33, 127)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    tokenizer = T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
 def write_qwen_tokenizer(folder: Path) -> int:
