@@ -9,7 +9,8 @@ from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.models.model_directory import model_directory, model_hash
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_directory import base_directory, model_directory, model_hash
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.image_grid import image_grid as arrange
@@ -73,7 +74,8 @@ def generate_files(
 def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
     """An engine on a device by name; raises ConfigError for one that is not there."""
     chosen_device = resolve_device(device)
-    chosen_dtype = resolve_sampling_dtype(chosen_device, dtype)
+    half_dtype = find_family(base_directory(directory)).half_dtype
+    chosen_dtype = resolve_sampling_dtype(chosen_device, half_dtype, dtype)
     return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
 
 

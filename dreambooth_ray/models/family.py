@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 # Packages outside the tree name their `ModelFamily` under it.
 ENTRY_POINTS = "dreambooth_ray.families"
-BUILT_IN = ("dreambooth_ray.models.families.stable_diffusion:FAMILY",)
+BUILT_IN = (
+    "dreambooth_ray.models.families.stable_diffusion:FAMILY",
+    "dreambooth_ray.models.families.flux2_klein:FAMILY",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class ModelFamily:
     sampling_defaults: of SamplingParams, where a request leaves them open
     check: looks at a directory by its files alone; raises ConfigError
     size_multiple: of a directory: what both sides of an image are multiples of, pixels
+    methods: of train.method; without any, training is refused and `instead` says what to do
+    half_dtype: that a GPU samples in
+    has_guidance: whether guidance_scale means anything
+    choose_variant: of a directory: the family as it is there, where not all its models are alike
     text_function_has_one_output: whether a CUDA graph can be made of it
     functions: "module:class" of the `ModelFunctions`, imported when a model is loaded
     """
@@ -83,10 +90,14 @@ class ModelFamily:
     text_lora_targets: tuple[str, ...] = ()
     features: frozenset[Feature] = frozenset()
     methods: tuple[str, ...] = ("full", "lora")
+    instead: str = ""
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     text_function_has_one_output: bool = True
+    half_dtype: Literal["float16", "bfloat16"] = "float16"
+    has_guidance: bool = True
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    choose_variant: Callable[[Path], "ModelFamily"] | None = None
 
     @property
     def networks(self) -> tuple[Part, ...]:
@@ -142,6 +153,6 @@ def find_family(directory: Path) -> ModelFamily:
     name = read_json(directory / INDEX).get("_class_name")
     for family in families:
         if name in family.pipeline_classes:
-            return family
+            return family.choose_variant(directory) if family.choose_variant else family
     known = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
     raise ConfigError(f"its {INDEX} says {name}, a model that is not known; known are {known}")

@@ -22,6 +22,9 @@ def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
     for key, params in (("prior", config.prior), ("sample", config.sample)):
         if "solver" in params.given_values and params.solver not in family.solvers:
             yield f"{key}.solver", params.solver, f"take {', '.join(family.solvers)}"
+        is_guided = params.given_values.get("guidance_scale", 1) != 1
+        if is_guided and not family.has_guidance:
+            yield f"{key}.guidance_scale", params.guidance_scale, "leave it out"
         if params.clip_skip and not family.can("clip_skip"):
             yield f"{key}.clip_skip", params.clip_skip, "set it 0"
         if params.cache_every > 1 and not family.can("deepcache"):
@@ -31,7 +34,8 @@ def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
 def _list_methods(config: Config, family: ModelFamily) -> Iterator[Refusal]:
     train = config.train
     if train.method not in family.methods:
-        yield "train.method", train.method, f"take {' or '.join(family.methods)}"
+        remedy = f"take {' or '.join(family.methods)}" if family.methods else family.instead
+        yield "train.method", train.method, remedy
     is_asked = train.text_encoder and "text_encoder" in train.model_fields_set
     if is_asked and not family.trainable_text_encoders:
         yield "train.text_encoder", "true", "set it false: its text encoder stays as it is"

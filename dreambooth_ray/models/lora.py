@@ -37,7 +37,7 @@ def inject_adapters(
         r=lora_config.rank,
         # peft types it as an integer and only ever divides it by the rank.
         lora_alpha=lora_config.scale_alpha,
-        target_modules=list(targets),
+        target_modules=_name_layers(model, targets),
         use_dora=lora_config.dora,
     )
     with torch.random.fork_rng(devices=[]):
@@ -52,6 +52,20 @@ def inject_adapters(
                 f"train.lora: {', '.join(targets)} can't carry adapters in this model's "
                 f"{type(model).__name__}: {error}"
             ) from error
+
+
+def _name_layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """The targets; whole names for one that containers of layers end with as well as layers."""
+    names: list[str] = []
+    for target in targets:
+        matches = [
+            (name, module)
+            for name, module in model.named_modules()
+            if name == target or name.endswith(f".{target}")
+        ]
+        layers = [name for name, module in matches if not isinstance(module, nn.ModuleList)]
+        names += layers if len(layers) < len(matches) else [target]
+    return names
 
 
 @contextmanager

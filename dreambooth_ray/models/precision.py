@@ -41,15 +41,19 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def resolve_sampling_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """What to sample in: 'auto' is float16 on a GPU, as published pipelines are, else float32.
+def resolve_sampling_dtype(
+    device: torch.device, half_dtype: str, name: str = "auto"
+) -> torch.dtype:
+    """What to sample in: 'auto' is half on a GPU, as published pipelines are, else float32.
+
+    half_dtype: the family's
 
     On an H100 the toy's images in float16 were 0.05 levels of 255 from those in float32, and in
     bfloat16 0.44 (`python -m benchmarks.gpu`).
     raises: ConfigError for another name
     """
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return _DTYPES[half_dtype] if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
         raise ConfigError(f"dtype={name!r} is none; take auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]

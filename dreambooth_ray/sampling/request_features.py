@@ -13,6 +13,10 @@ def check_features(family: ModelFamily, request: Request) -> None:
         raise ConfigError(
             f"solver={params.solver!r} is not for {family.title}; take {', '.join(family.solvers)}"
         )
+    if params.guidance_scale != 1 and not family.has_guidance:
+        raise ConfigError(
+            f"guidance_scale={params.guidance_scale:g} is not for {family.title}; leave it out"
+        )
     asked = {
         "clip_skip": params.clip_skip != 0,
         "cache_every": params.cache_every > 1,

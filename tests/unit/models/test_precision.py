@@ -27,11 +27,12 @@ def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
 
 def test_sampling_is_in_half_on_a_gpu_alone() -> None:
     gpu = torch.device("cuda")
-    assert precision.resolve_sampling_dtype(CPU) == torch.float32
-    assert precision.resolve_sampling_dtype(gpu) == torch.float16
-    assert precision.resolve_sampling_dtype(gpu, "float32") == torch.float32
+    assert precision.resolve_sampling_dtype(CPU, "float16") == torch.float32
+    assert precision.resolve_sampling_dtype(gpu, "float16") == torch.float16
+    assert precision.resolve_sampling_dtype(gpu, "bfloat16") == torch.bfloat16
+    assert precision.resolve_sampling_dtype(gpu, "float16", "float32") == torch.float32
     with pytest.raises(ConfigError, match="dtype='fp8' is none; take auto, float32"):
-        precision.resolve_sampling_dtype(CPU, "fp8")
+        precision.resolve_sampling_dtype(CPU, "float16", "fp8")
 
 
 def test_a_vae_keeps_float32_unless_it_says_otherwise(toy_parts: Components) -> None:

@@ -1,0 +1,31 @@
+"""Prompts as messages to a chat model, whose hidden states a denoiser is told."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dreambooth_ray.errors import ConfigError
+
+
+def tokenize_chat(
+    tokenizer: Any, prompt: str, num_tokens: int, *, thinks: bool
+) -> tuple[Tensor, Tensor]:
+    """(1, num_tokens) token ids of a message of one user, padded, and their mask.
+
+    thinks: whether the answer that is asked for may begin with reasoning
+    raises: ConfigError for a prompt that is longer
+    """
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=thinks,
+    )
+    batch = tokenizer(text, return_tensors="pt", padding="max_length", max_length=num_tokens)
+    ids: Tensor = batch["input_ids"]
+    if ids.shape[1] > num_tokens:
+        raise ConfigError(
+            f"the prompt {prompt[:40]!r}... takes {ids.shape[1]} tokens, with the marks of its "
+            f"message, and the model reads {num_tokens}; shorten it"
+        )
+    return ids, batch["attention_mask"]

@@ -1,0 +1,68 @@
+"""FLUX.2 Klein: a transformer of packed latents, and three layers of a Qwen3 as text."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.part_configs import read_json
+
+IS_DISTILLED = "is_distilled"
+# Latents of the VAE that the transformer takes as one, each way.
+PATCH = 2
+_VAE_BLOCKS = [128, 256, 512, 512]  # where the VAE's configuration names none
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """model_index.json."""
+    return read_json(directory / INDEX)
+
+
+def _read_size_multiple(directory: Path) -> int:
+    config = read_json(directory / "vae" / "config.json")
+    return compute_latent_factor({"block_out_channels": _VAE_BLOCKS, **config}) * PATCH
+
+
+def _choose_variant(directory: Path) -> ModelFamily:
+    return DISTILLED if read_index(directory).get(IS_DISTILLED) else FAMILY
+
+
+def _check(directory: Path) -> None:
+    pass
+
+
+FAMILY = ModelFamily(
+    name="flux2-klein",
+    title="FLUX.2 Klein",
+    pipeline_classes=("Flux2KleinPipeline",),
+    denoiser=Part("transformer", "diffusers", "Flux2Transformer2DModel"),
+    vae=Part("vae", "diffusers", "AutoencoderKLFlux2"),
+    text_encoders=(
+        TextEncoderPart(
+            "text_encoder",
+            "transformers",
+            "Qwen3ForCausalLM",
+            tokenizer_class="Qwen2TokenizerFast",
+        ),
+    ),
+    process="flow",
+    functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
+    check=_check,
+    size_multiple=_read_size_multiple,
+    # As diffusers' script has them: of the blocks with two streams the image's attention alone.
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
+    solvers=("euler", "heun", "dpmpp_2m"),
+    half_dtype="bfloat16",
+    sampling_defaults={"solver": "euler", "num_inference_steps": 50, "guidance_scale": 4.0},
+    choose_variant=_choose_variant,
+)
+DISTILLED = replace(
+    FAMILY,
+    name="flux2-klein-distilled",
+    title="FLUX.2 Klein of 4 steps",
+    methods=(),
+    instead="it is distilled, and training would undo that: train FLUX.2-klein-base, of its size",
+    has_guidance=False,
+    sampling_defaults={"solver": "euler", "num_inference_steps": 4, "guidance_scale": 1.0},
+)

@@ -1,0 +1,195 @@
+"""What FLUX.2 Klein computes.
+
+Legend: B batch, C latent channels (those of the VAE in patches of two by two), h, w latent sides,
+H, W pixels, L tokens of a prompt, D width of three layers' hidden states together.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, Flux2KleinPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor, nn
+
+from dreambooth_ray.models.chat_text import tokenize_chat
+from dreambooth_ray.models.components import (
+    Components,
+    build_empty_network,
+    load_network,
+    load_scheduler,
+    load_tokenizer,
+)
+from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, PATCH, read_index
+from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
+from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
+from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+
+_ENCODER, _SCHEDULER = "text_encoder", "FlowMatchEulerDiscreteScheduler"
+_NUM_TOKENS = 512
+# Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
+_TEXT_LAYERS = (9, 18, 27)
+
+
+class PackedTransformer(nn.Module):
+    """A transformer of tokens as a function of latents."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
+        """x: (B, C, h, w), time: (B,) sigmas, hidden: (B, L, D); returns (B, C, h, w)."""
+        height, width = x.shape[-2:]
+        velocity: Tensor = self.transformer(
+            hidden_states=x.flatten(2).transpose(1, 2),
+            encoder_hidden_states=hidden,
+            timestep=time,
+            img_ids=_make_positions(height, width, 1, x.device),
+            txt_ids=_make_positions(1, 1, hidden.shape[1], x.device),
+            return_dict=False,
+        )[0]
+        return velocity.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _make_positions(height: int, width: int, length: int, device: torch.device) -> Tensor:
+    """(height width length, 4) int64: (0, row, column, token) of each token."""
+    sides = (torch.arange(side, device=device) for side in (1, height, width, length))
+    return torch.cartesian_prod(*sides)
+
+
+class Flux2KleinFunctions(ModelFunctions):
+    """A conditioning is `hidden`, (B, L, D): padding is part of it, and nothing masks it."""
+
+    def load(self, directory: Path) -> Components:
+        """As `ModelFunctions.load`."""
+        encoder = self.family.text_encoders[0]
+        return self._assemble(
+            load_network(directory, self.family.denoiser),
+            load_network(directory, self.family.vae).eval().requires_grad_(False),
+            load_network(directory, encoder),
+            load_tokenizer(directory, encoder.tokenizer, encoder.tokenizer_class),
+            load_scheduler(directory, _SCHEDULER),
+        )
+
+    def _assemble(
+        self, transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any, schedule: Any
+    ) -> Components:
+        return Components(
+            functions=self,
+            denoiser=transformer,
+            vae=vae,
+            text_encoders={_ENCODER: text_encoder},
+            tokenizers={"tokenizer": tokenizer},
+            schedule=schedule,
+        )
+
+    def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
+        """As `ModelFunctions.build_pipeline`."""
+        return Flux2KleinPipeline(
+            scheduler=load_scheduler(directory, _SCHEDULER),
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            transformer=parts.denoiser,
+            is_distilled=bool(read_index(directory).get(IS_DISTILLED, False)),
+        )
+
+    def build_empty(self, directory: Path) -> Components:
+        """As `ModelFunctions.build_empty`."""
+        transformer, vae, text_encoder = (
+            build_empty_network(directory, part) for part in self.family.networks
+        )
+        return self._assemble(transformer, vae.requires_grad_(False), text_encoder, None, None)
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """In patches, of mean 0 and deviation 1 by the VAE's statistics.
+
+        Its training takes the posterior's mode: there is no deviation.
+        """
+        latents = _to_patches(vae.encode(pixels).latent_dist.mode())
+        mean, deviation = _read_statistics(vae, latents)
+        normalized = (latents - mean) / deviation
+        return normalized, torch.zeros_like(normalized)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """As `ModelFunctions.decode`."""
+        mean, deviation = _read_statistics(vae, latents)
+        spatial_latents = _from_patches(latents * deviation + mean)
+        return torch.as_tensor(vae.decode(spatial_latents, return_dict=False)[0])
+
+    def latent_channels(self, vae: Any) -> int:
+        """The VAE's, of a patch."""
+        return int(vae.config.latent_channels) * PATCH**2
+
+    def latent_factor(self, vae: Any) -> int:
+        """The VAE's, times the patch."""
+        return compute_latent_factor(vae.config) * PATCH
+
+    def size_multiple(self, parts: Components) -> int:
+        """A latent's side."""
+        return self.latent_factor(parts.vae)
+
+    def default_side(self, parts: Components) -> int:
+        """The VAE's sample_size."""
+        return int(parts.vae.config.sample_size)
+
+    def encode_prompt(
+        self,
+        parts: Components,
+        encoders: Mapping[str, TextForward],
+        prompt: str,
+        clip_skip: int = 0,
+    ) -> Conditioning:
+        """Hidden states of three layers, side by side."""
+        ids, mask = tokenize_chat(parts.tokenizer, prompt, _NUM_TOKENS, thinks=False)
+        device = parts.text_encoder.device
+        states = encoders[_ENCODER](
+            ids.to(device), mask.to(device), output_hidden_states=True
+        ).hidden_states
+        return Conditioning({"hidden": torch.cat([states[k] for k in _TEXT_LAYERS], dim=-1)})
+
+    def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
+        """Of latents, sigmas and `hidden`."""
+        return PackedTransformer(denoiser)
+
+    def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
+        """Of any prompt."""
+        shape = batch, _NUM_TOKENS, int(parts.denoiser.config.joint_attention_dim)
+        return Conditioning({"hidden": torch.empty(shape)})
+
+    def forward_process(self, parts: Components) -> ForwardProcess:
+        """Of the scheduler's levels, which are not shifted in training."""
+        return FlowProcess(parts.schedule)
+
+    def noise_schedule(
+        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
+    ) -> NoiseSchedule | FlowSchedule:
+        """Shifted the more, the more tokens an image has."""
+        scheduler = type(parts.schedule).from_config(parts.schedule.config)
+        scheduler.set_timesteps(
+            sigmas=np.linspace(1.0, 1 / num_steps, num_steps),
+            mu=compute_empirical_mu(latent_shape[0] * latent_shape[1], num_steps),
+        )
+        return FlowSchedule(tuple(scheduler.sigmas.tolist()))
+
+
+def _read_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, C, 1, 1) mean and deviation of latents in patches, like `latents`."""
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    deviation = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+    return mean.to(latents), deviation.to(latents)
+
+
+def _to_patches(latents: Tensor) -> Tensor:
+    """(B, c, 2 h, 2 w) to (B, 4 c, h, w), channels in the order (channel, row, column)."""
+    return nn.functional.pixel_unshuffle(latents, PATCH)
+
+
+def _from_patches(latents: Tensor) -> Tensor:
+    """The way back."""
+    return nn.functional.pixel_shuffle(latents, PATCH)
