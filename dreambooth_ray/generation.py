@@ -74,8 +74,8 @@ def generate_files(
 def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
     """An engine on a device by name; raises ConfigError for one that is not there."""
     chosen_device = resolve_device(device)
-    half_dtype = find_family(base_directory(directory)).half_dtype
-    chosen_dtype = resolve_sampling_dtype(chosen_device, half_dtype, dtype)
+    family = find_family(base_directory(directory))
+    chosen_dtype = resolve_sampling_dtype(chosen_device, family, dtype)
     return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
 
 

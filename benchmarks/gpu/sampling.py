@@ -21,7 +21,7 @@ from dreambooth_ray.sampling.request import Request
 def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> dict[str, Any]:
     """Seconds for one image, eight alike and eight mixed, beside the pipeline; waits a step."""
     parts = make_parts(size, device)
-    dtype = resolve_sampling_dtype(device, parts.family.half_dtype)
+    dtype = resolve_sampling_dtype(device, parts.family)
     peer_parts = copy.deepcopy(parts)
     record: dict[str, Any] = {"dtype": str(dtype)}
     devices.free_memory(device)

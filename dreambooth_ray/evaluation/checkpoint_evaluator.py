@@ -139,8 +139,7 @@ class CheckpointEvaluator:
 
     def _compute_totals(self, parts: Components) -> dict[str, float]:
         """Every total of the protocol for a model in memory."""
-        device = resolve_device(self._device)
-        dtype = resolve_sampling_dtype(device, parts.family.half_dtype)
+        dtype = resolve_sampling_dtype(resolve_device(self._device), parts.family)
         engine = Engine(parts, device=self._device, dtype=dtype)
         requests = [as_request(q, self._protocol, self._size_px) for q in self._prompts]
         images = [sample.image for sample in engine.sample(requests)]

@@ -61,8 +61,7 @@ class CheckpointSampler:
         """
         checkpoint = find_checkpoint(self._run, step)
         parts = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
-        device = resolve_device(self._device)
-        dtype = resolve_sampling_dtype(device, parts.family.half_dtype)
+        dtype = resolve_sampling_dtype(resolve_device(self._device), parts.family)
         engine = Engine(parts, device=self._device, dtype=dtype)
         outputs = engine.sample(make_requests(self._config))
         with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as name:

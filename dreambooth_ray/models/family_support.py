@@ -9,6 +9,8 @@ from dreambooth_ray.models.family import ModelFamily
 
 def check_support(config: Config, family: ModelFamily) -> None:
     """raises: ConfigError naming the key and what to take instead"""
+    if not family.methods:
+        raise ConfigError(f"model.uri={config.model.uri!r} is a {family.title}: {family.instead}")
     for key, value, remedy in _list_unsupported(config, family):
         raise ConfigError(f"{key}={value} is not for {family.title}, the model's; {remedy}")
 
@@ -34,8 +36,7 @@ def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
 def _list_methods(config: Config, family: ModelFamily) -> Iterator[Refusal]:
     train = config.train
     if train.method not in family.methods:
-        remedy = f"take {' or '.join(family.methods)}" if family.methods else family.instead
-        yield "train.method", train.method, remedy
+        yield "train.method", train.method, f"take {' or '.join(family.methods)}"
     is_asked = train.text_encoder and "text_encoder" in train.model_fields_set
     if is_asked and not family.trainable_text_encoders:
         yield "train.text_encoder", "true", "set it false: its text encoder stays as it is"

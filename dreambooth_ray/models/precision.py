@@ -13,6 +13,7 @@ from torch import nn
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.family import ModelFamily
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,18 +43,17 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_sampling_dtype(
-    device: torch.device, half_dtype: str, name: str = "auto"
+    device: torch.device, family: ModelFamily, name: str = "auto"
 ) -> torch.dtype:
-    """What to sample in: 'auto' is half on a GPU, as published pipelines are, else float32.
-
-    half_dtype: the family's
+    """What to sample in: 'auto' is the family's half on a GPU, else float32.
 
     On an H100 the toy's images in float16 were 0.05 levels of 255 from those in float32, and in
-    bfloat16 0.44 (`python -m benchmarks.gpu`).
+    bfloat16 0.44 (`python -m benchmarks.gpu`); models that were published in bfloat16 may have
+    numbers that float16 has not.
     raises: ConfigError for another name
     """
     if name == "auto":
-        return _DTYPES[half_dtype] if device.type == "cuda" else torch.float32
+        return _DTYPES[family.half_dtype] if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
         raise ConfigError(f"dtype={name!r} is none; take auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]

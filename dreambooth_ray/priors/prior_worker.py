@@ -42,7 +42,7 @@ class PriorWorker:
             self._components,
             max_batch=spec.chunk_size,
             device=str(device),
-            dtype=resolve_sampling_dtype(device, self._components.family.half_dtype),
+            dtype=resolve_sampling_dtype(device, self._components.family),
         )
         self._store, self._spec = Store(set_uri), spec
 

@@ -74,7 +74,7 @@ class Engine:
         parts = load_components(model) if isinstance(model, Path) else model
         self.device = resolve_device(device)
         if dtype is None and self._directory is not None:
-            dtype = resolve_sampling_dtype(self.device, parts.family.half_dtype)
+            dtype = resolve_sampling_dtype(self.device, parts.family)
         place_for_sampling(parts, self.device, dtype)
         for network in parts.networks.values():
             network.eval()

@@ -20,7 +20,7 @@ from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.golden_values import fill_lora
 from tests.families.reference_pipelines import PIPELINE_STEPS, pipeline_latents
-from tests.families.tiny_models import TINY_MODELS, build_tiny
+from tests.families.tiny_models import build_tiny
 
 PROMPT, SIDE = "a photo of sks robot", 64
 TOLERANCE = 1e-4

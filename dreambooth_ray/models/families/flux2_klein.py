@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dreambooth_ray.models.families.flux2_klein_checks import PATCH, check_networks
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.pipeline_checks import check_parts
 
 IS_DISTILLED = "is_distilled"
-# Latents of the VAE that the transformer takes as one, each way.
-PATCH = 2
 _VAE_BLOCKS = [128, 256, 512, 512]  # where the VAE's configuration names none
 
 
@@ -29,7 +29,8 @@ def _choose_variant(directory: Path) -> ModelFamily:
 
 
 def _check(directory: Path) -> None:
-    pass
+    check_parts(directory, FAMILY)
+    check_networks(directory)
 
 
 FAMILY = ModelFamily(

@@ -23,7 +23,8 @@ from dreambooth_ray.models.components import (
     load_tokenizer,
 )
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, PATCH, read_index
+from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, read_index
+from dreambooth_ray.models.families.flux2_klein_checks import PATCH, TEXT_LAYERS
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
@@ -31,8 +32,6 @@ from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
 _ENCODER, _SCHEDULER = "text_encoder", "FlowMatchEulerDiscreteScheduler"
 _NUM_TOKENS = 512
-# Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
-_TEXT_LAYERS = (9, 18, 27)
 
 
 class PackedTransformer(nn.Module):
@@ -53,7 +52,7 @@ class PackedTransformer(nn.Module):
             txt_ids=_make_positions(1, 1, hidden.shape[1], x.device),
             return_dict=False,
         )[0]
-        return velocity.transpose(1, 2).unflatten(2, (height, width))
+        return velocity.transpose(1, 2).reshape(x.shape)
 
 
 def _make_positions(height: int, width: int, length: int, device: torch.device) -> Tensor:
@@ -151,7 +150,7 @@ class Flux2KleinFunctions(ModelFunctions):
         states = encoders[_ENCODER](
             ids.to(device), mask.to(device), output_hidden_states=True
         ).hidden_states
-        return Conditioning({"hidden": torch.cat([states[k] for k in _TEXT_LAYERS], dim=-1)})
+        return Conditioning({"hidden": torch.cat([states[k] for k in TEXT_LAYERS], dim=-1)})
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and `hidden`."""

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import Components, load_components
@@ -72,3 +74,22 @@ def test_the_same_weights_are_written_as_the_same_bytes(tiny_model: Path, tmp_pa
         lora.save_adapters(trained_parts(tiny_model).unet, tmp_path / name)
     for file in (lora.SETTINGS, lora.WEIGHTS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+class TwoStreams(nn.Module):
+    """One block whose last layer is in a list, and one whose last layer has that list's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleDict({"to_q": nn.Linear(4, 4), "to_out": nn.ModuleList()})
+        self.first["to_out"].append(nn.Linear(4, 4))
+        self.second = nn.ModuleDict({"to_q": nn.Linear(4, 4), "to_out": nn.Linear(4, 4)})
+
+
+def test_a_target_that_lists_of_layers_are_named_like_means_layers_alone() -> None:
+    model, settings = TwoStreams(), LoraConfig(rank=2)
+    lora.inject_adapters(model, settings, ("to_q", "to_out"), seed=0)
+    adapted = {
+        name.partition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert adapted == {"first.to_q", "second.to_q", "second.to_out"}

@@ -7,6 +7,8 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import precision
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.families.flux2_klein import FAMILY as KLEIN
+from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
 from dreambooth_ray.models.trainable_params import apply_method
 
 CPU = torch.device("cpu")
@@ -27,12 +29,12 @@ def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
 
 def test_sampling_is_in_half_on_a_gpu_alone() -> None:
     gpu = torch.device("cuda")
-    assert precision.resolve_sampling_dtype(CPU, "float16") == torch.float32
-    assert precision.resolve_sampling_dtype(gpu, "float16") == torch.float16
-    assert precision.resolve_sampling_dtype(gpu, "bfloat16") == torch.bfloat16
-    assert precision.resolve_sampling_dtype(gpu, "float16", "float32") == torch.float32
+    assert precision.resolve_sampling_dtype(CPU, SD) == torch.float32
+    assert precision.resolve_sampling_dtype(gpu, SD) == torch.float16
+    assert precision.resolve_sampling_dtype(gpu, KLEIN) == torch.bfloat16
+    assert precision.resolve_sampling_dtype(gpu, SD, "float32") == torch.float32
     with pytest.raises(ConfigError, match="dtype='fp8' is none; take auto, float32"):
-        precision.resolve_sampling_dtype(CPU, "float16", "fp8")
+        precision.resolve_sampling_dtype(CPU, SD, "fp8")
 
 
 def test_a_vae_keeps_float32_unless_it_says_otherwise(toy_parts: Components) -> None:

@@ -1,0 +1,83 @@
+"""Whether a directory holds a FLUX.2 Klein, by its files alone."""
+
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.qwen3_checks import check_qwen3
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+
+# Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
+TEXT_LAYERS = (9, 18, 27)
+# Latents of the VAE that the transformer takes as one, each way.
+PATCH = 2
+
+
+def check_networks(directory: Path) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    transformer = directory / "transformer"
+    counts = read_counts(
+        transformer / "config.json", "in_channels", "joint_attention_dim", "num_layers",
+        "num_single_layers", "num_attention_heads", "attention_head_dim",
+        timestep_guidance_channels=256,
+    )  # fmt: skip
+    check_shapes(transformer, expect_transformer(counts))
+    width = len(TEXT_LAYERS) * check_qwen3(
+        directory / "text_encoder", directory / "tokenizer", min_layers=TEXT_LAYERS[-1]
+    )
+    if counts["joint_attention_dim"] != width:
+        raise ConfigError(
+            f"{transformer} takes text of width {counts['joint_attention_dim']}, and three layers "
+            f"of text_encoder/ give {width}; the parts are of different models"
+        )
+    vae = read_counts(directory / "vae" / "config.json", latent_channels=32)
+    num_channels = vae["latent_channels"] * PATCH**2
+    if counts["in_channels"] != num_channels:
+        raise ConfigError(
+            f"{transformer} takes {counts['in_channels']} channels, and vae/ gives {num_channels} "
+            "in patches of two by two; the parts are of different models"
+        )
+
+
+def expect_transformer(counts: dict[str, int]) -> Shapes:
+    """Shape of each tensor; counts: of the configuration, by its keys"""
+    head = counts["attention_head_dim"]
+    width = counts["num_attention_heads"] * head
+    inner = 3 * width
+    square = [width, width]
+    norms = {"attn.norm_q.weight": [head], "attn.norm_k.weight": [head]}
+    both_streams: Shapes = {
+        **{
+            f"attn.{name}.weight": square
+            for name in (
+                "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
+                "to_add_out",
+            )
+        },
+        **norms,
+        "attn.norm_added_q.weight": [head],
+        "attn.norm_added_k.weight": [head],
+        **{f"{name}.linear_in.weight": [2 * inner, width] for name in ("ff", "ff_context")},
+        **{f"{name}.linear_out.weight": [width, inner] for name in ("ff", "ff_context")},
+    }  # fmt: skip
+    one_stream: Shapes = {
+        "attn.to_qkv_mlp_proj.weight": [3 * width + 2 * inner, width],
+        "attn.to_out.weight": [width, width + inner],
+        **norms,
+    }
+    embedder = "time_guidance_embed.timestep_embedder"
+    return {
+        f"{embedder}.linear_1.weight": [width, counts["timestep_guidance_channels"]],
+        f"{embedder}.linear_2.weight": square,
+        "double_stream_modulation_img.linear.weight": [6 * width, width],
+        "double_stream_modulation_txt.linear.weight": [6 * width, width],
+        "single_stream_modulation.linear.weight": [3 * width, width],
+        "x_embedder.weight": [width, counts["in_channels"]],
+        "context_embedder.weight": [width, counts["joint_attention_dim"]],
+        **repeat_shapes("transformer_blocks", counts["num_layers"], both_streams),
+        **repeat_shapes("single_transformer_blocks", counts["num_single_layers"], one_stream),
+        "norm_out.linear.weight": [2 * width, width],
+        "proj_out.weight": [counts["in_channels"], width],
+    }

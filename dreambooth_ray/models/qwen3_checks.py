@@ -1,0 +1,80 @@
+"""Whether a folder holds a Qwen3 and its tokenizer, by the files alone."""
+
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+
+
+def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
+    """The width of its hidden states.
+
+    min_layers: of which hidden states are read
+    raises: ConfigError naming the file
+    """
+    path = folder / "config.json"
+    counts = read_counts(
+        path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", head_dim=128,
+    )  # fmt: skip
+    if counts["num_hidden_layers"] < min_layers:
+        raise ConfigError(
+            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
+            f"{min_layers} are read; the parts are of different models"
+        )
+    # Tied to the embeddings, or of no use here.
+    check_shapes(folder, expect_qwen3(counts), unread=("lm_head.weight",))
+    check_chat_tokenizer(tokenizer, counts["vocab_size"])
+    return counts["hidden_size"]
+
+
+def expect_qwen3(counts: dict[str, int]) -> Shapes:
+    """Shape of each tensor; counts: of the configuration, by its keys"""
+    width, inner, head = counts["hidden_size"], counts["intermediate_size"], counts["head_dim"]
+    queries, keys = (counts[f"num_{k}_heads"] * head for k in ("attention", "key_value"))
+    layer: Shapes = {
+        "self_attn.q_proj.weight": [queries, width],
+        "self_attn.k_proj.weight": [keys, width],
+        "self_attn.v_proj.weight": [keys, width],
+        "self_attn.o_proj.weight": [width, queries],
+        "self_attn.q_norm.weight": [head],
+        "self_attn.k_norm.weight": [head],
+        "mlp.gate_proj.weight": [inner, width],
+        "mlp.up_proj.weight": [inner, width],
+        "mlp.down_proj.weight": [width, inner],
+        "input_layernorm.weight": [width],
+        "post_attention_layernorm.weight": [width],
+    }
+    return {
+        "model.embed_tokens.weight": [counts["vocab_size"], width],
+        **repeat_shapes("model.layers", counts["num_hidden_layers"], layer),
+        "model.norm.weight": [width],
+    }
+
+
+def check_chat_tokenizer(folder: Path, vocab_size: int) -> None:
+    """raises: ConfigError where words have no row in the encoder, or there is no chat template"""
+    if (folder / "tokenizer.json").is_file():
+        content = read_json(folder / "tokenizer.json")
+        words = content.get("model", {}).get("vocab", {})
+        numbers = [*words.values(), *(token["id"] for token in content.get("added_tokens", []))]
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        numbers = [*read_json(folder / "vocab.json").values()]
+    else:
+        raise ConfigError(
+            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy it again"
+        )
+    if not numbers or max(numbers) >= vocab_size:
+        raise ConfigError(
+            f"{folder} numbers its words up to {max(numbers, default=0)}, and text_encoder/ knows "
+            f"{vocab_size}; the parts are of different models"
+        )
+    has_template = (folder / "chat_template.jinja").is_file() or (
+        "chat_template" in read_json(folder / "tokenizer_config.json")
+    )
+    if not has_template:
+        raise ConfigError(
+            f"{folder} has no chat template, in tokenizer_config.json or chat_template.jinja; "
+            "copy it again"
+        )

@@ -1,0 +1,58 @@
+"""Stored weights against those that a part's configuration demands, by the files' headers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.weight_files import find_weights
+
+Shapes = dict[str, list[int]]
+
+
+def read_counts(path: Path, *names: str, **defaults: int) -> dict[str, int]:
+    """Keys of a configuration that are whole numbers above 0.
+
+    defaults: where a file leaves them out
+    raises: ConfigError naming the key
+    """
+    config: dict[str, Any] = defaults | read_json(path)
+    for name in (*names, *defaults):
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise ConfigError(
+                f"{path}: {name}={config.get(name)!r} must be a whole number above 0; copy the "
+                "model directory again"
+            )
+    return {name: config[name] for name in (*names, *defaults)}
+
+
+def check_shapes(
+    folder: Path, expected: Mapping[str, list[int]], unread: tuple[str, ...] = ()
+) -> None:
+    """raises: ConfigError naming a tensor that is missing, of another shape, or nowhere used
+
+    expected: of every tensor; unread: tensors that may be there as well
+    """
+    stored = find_weights(folder, folder.name).read_shapes()
+    for name, shape in expected.items():
+        if stored.get(name) != shape:
+            found = stored.get(name) or "no such tensor"
+            raise ConfigError(
+                f"{folder}: by config.json {name} is {shape}, and the weights have {found}; the "
+                "files are of different models"
+            )
+    if surplus := sorted(stored.keys() - expected.keys() - set(unread)):
+        raise ConfigError(
+            f"{folder}: the weights have {surplus[0]}, and by config.json there is no such tensor; "
+            "the files are of different models"
+        )
+
+
+def repeat_shapes(prefix: str, count: int, shapes: Mapping[str, list[int]]) -> Shapes:
+    """The shapes of so many equal blocks. prefix: before their numbers"""
+    return {
+        f"{prefix}.{index}.{name}": list(shape)
+        for index in range(count)
+        for name, shape in shapes.items()
+    }
