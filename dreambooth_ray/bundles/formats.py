@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dreambooth_ray.bundles import kohya, ldm, read_back
 from dreambooth_ray.bundles.bundle import read_bundle_about
-from dreambooth_ray.bundles.model_spec import build_model_spec, is_v2
+from dreambooth_ray.bundles.model_spec import build_model_spec
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import lora, tokens
@@ -27,6 +27,7 @@ from dreambooth_ray.models.components import (
     load_components,
     load_pipeline,
 )
+from dreambooth_ray.models.families.stable_diffusion import is_v2
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
     adapted_base,
@@ -151,7 +152,7 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
 
 
 def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
-    pipeline, uses_open_clip = load_pipeline(directory), is_v2(directory)
+    pipeline, uses_open_clip = load_pipeline(directory), is_v2(base_directory(directory))
     tokenizer = pipeline.tokenizer
     if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
         _refuse_words("single-file", words)
@@ -211,7 +212,9 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
         )
     settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
-    kohya_metadata = kohya.build_metadata(settings, is_v2(directory), modelspec["modelspec.title"])
+    kohya_metadata = kohya.build_metadata(
+        settings, is_v2(base_directory(directory)), modelspec["modelspec.title"]
+    )
     metadata = {**modelspec, **kohya_metadata}
     return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
 

@@ -68,6 +68,8 @@ class ModelFamily:
     sampling_defaults: of SamplingParams, where a request leaves them open
     check: looks at a directory by its files alone; raises ConfigError
     size_multiple: of a directory: what both sides of an image are multiples of, pixels
+    default_side: of a directory: of the square images that it was trained on, pixels
+    architecture: of a directory: as weight files name it (Stability AI's model specification)
     methods: of train.method; without any, training is refused and `instead` says what to do
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
@@ -86,6 +88,8 @@ class ModelFamily:
     functions: str
     check: Callable[[Path], None]
     size_multiple: Callable[[Path], int]
+    default_side: Callable[[Path], int]
+    architecture: Callable[[Path], str]
     lora_targets: tuple[str, ...]
     text_lora_targets: tuple[str, ...] = ()
     features: frozenset[Feature] = frozenset()

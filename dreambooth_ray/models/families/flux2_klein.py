@@ -11,7 +11,8 @@ from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
 
 IS_DISTILLED = "is_distilled"
-_VAE_BLOCKS = [128, 256, 512, 512]  # where the VAE's configuration names none
+# Where the VAE's configuration names none.
+_VAE_BLOCKS, _SIDE = [128, 256, 512, 512], 1024
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -22,6 +23,10 @@ def read_index(directory: Path) -> dict[str, Any]:
 def _read_size_multiple(directory: Path) -> int:
     config = read_json(directory / "vae" / "config.json")
     return compute_latent_factor({"block_out_channels": _VAE_BLOCKS, **config}) * PATCH
+
+
+def _read_default_side(directory: Path) -> int:
+    return int(read_json(directory / "vae" / "config.json").get("sample_size", _SIDE))
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
@@ -51,6 +56,8 @@ FAMILY = ModelFamily(
     functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
     check=_check,
     size_multiple=_read_size_multiple,
+    default_side=_read_default_side,
+    architecture=lambda _: "flux2-klein",
     # As diffusers' script has them: of the blocks with two streams the image's attention alone.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     solvers=("euler", "heun", "dpmpp_2m"),
