@@ -199,21 +199,23 @@ def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
 
 
 def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
+    base = base_directory(directory)
+    names = find_family(base).kohya_names
+    assert names is not None
     weights: dict[str, Tensor] = {}
     adapters = _load_adapters(directory, "kohya")
     for part, adapter in adapters.items():
         if adapter.settings["use_dora"]:
             raise ConfigError(
                 "--format=kohya: readers of that format differ on DoRA; take --format=lora, or "
-                "single-file, which has the adapters fused in"
+                "another that has the adapters fused in"
             )
-        weights |= kohya.rename_weights(
-            part, adapter.weights, float(adapter.settings["lora_alpha"])
-        )
+        alpha = float(adapter.settings["lora_alpha"])
+        weights |= kohya.rename_weights(names, part, adapter.weights, alpha)
     settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(
-        settings, is_v2(base_directory(directory)), modelspec["modelspec.title"]
+        settings, names.read_metadata(base), modelspec["modelspec.title"]
     )
     metadata = {**modelspec, **kohya_metadata}
     return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")

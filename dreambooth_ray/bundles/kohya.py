@@ -1,64 +1,88 @@
-"""Adapters under the names of kohya's sd-scripts, which A1111 and ComfyUI read."""
+"""Adapters under the names of kohya's sd-scripts, which A1111 and ComfyUI read.
+
+Legend: r rank of an adapter, O and I a layer's output and input.
+"""
 
 import json
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dreambooth_ray.errors import ConfigError
-
-PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
-# sd-scripts looks for adapters inside Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D,
-# CLIPAttention and CLIPMLP alone, and passes over what else a file has (networks/lora.py).
-_READ_LAYERS = {
-    "unet": re.compile(
-        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)"
-        r"\.(attentions|resnets|downsamplers|upsamplers)\..+"
-    ),
-    "text_encoder": re.compile(r"(text_model\.)?encoder\.layers\.\d+\.(self_attn|mlp)\..+"),
-}
+from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 
 
-def check_layers(part: str, layer_names: Iterable[str]) -> None:
-    """raises ConfigError naming a layer that readers of this format would pass over"""
-    unread_layers = sorted({n for n in layer_names if not _READ_LAYERS[part].fullmatch(n)})
-    if unread_layers:
+class _Factors(NamedTuple):
+    """An adapter's (r, I) and (O, r), or a convolution's with two axes more."""
+
+    down: Tensor
+    up: Tensor
+
+
+def find_layers(names: KohyaNames, part: str, layers: Iterable[str]) -> dict[str, KohyaLayer]:
+    """By layer; raises ConfigError naming one that readers of this format would pass over."""
+    found = {layer: names.find(part, layer) for layer in layers}
+    if unread_layers := sorted(layer for layer, place in found.items() if place is None):
         raise ConfigError(
             f"--format=kohya: its readers know no adapter of {unread_layers[0]} "
-            f"({len(unread_layers)} of {part}'s layers): take --format=lora, or single-file, which "
-            "has the adapters fused in"
+            f"({len(unread_layers)} of {part}'s layers): take --format=lora, or another that has "
+            "the adapters fused in"
         )
+    return {layer: place for layer, place in found.items() if place is not None}
 
 
-def rename_weights(part: str, weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def rename_weights(
+    names: KohyaNames, part: str, weights: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
     """peft's weights of one part, layer.lora_A.weight, as lora_unet_layer.lora_down.weight.
 
     Each layer gets its alpha: readers scale by alpha / rank.
     raises: ConfigError for layers that readers do not know
     """
+    layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
+    parts: dict[str, dict[int, _Factors]] = defaultdict(dict)
+    counts: dict[str, int] = {}
+    for layer, place in sorted(find_layers(names, part, layers).items()):
+        down, up = (weights[f"{layer}.lora_{x}.weight"] for x in ("A", "B"))
+        parts[place.name][place.part] = _Factors(down, up)
+        counts[place.name] = place.num_parts
     renamed = {}
-    check_layers(part, (name.removesuffix(".weight").rpartition(".")[0] for name in weights))
-    for name, tensor in weights.items():
-        layer, matrix = name.removesuffix(".weight").rsplit(".", 1)
-        layer = PREFIXES[part] + layer.removeprefix("text_model.").replace(".", "_")
-        direction = {"lora_A": "lora_down", "lora_B": "lora_up"}[matrix]
-        renamed[f"{layer}.{direction}.weight"] = tensor
-        renamed[f"{layer}.alpha"] = torch.tensor(alpha)
+    for name, factors_by_part in parts.items():
+        factors = _stack(factors_by_part, counts[name])
+        renamed[f"{name}.lora_down.weight"], renamed[f"{name}.lora_up.weight"] = factors
+        renamed[f"{name}.alpha"] = torch.tensor(alpha * counts[name])
     return renamed
 
 
-def build_metadata(settings: Mapping[str, Any], is_v2: bool, title: str) -> dict[str, str]:
-    """The metadata that sd-scripts write, as far as we have it. settings: peft's."""
+def _stack(parts: Mapping[int, _Factors], num_parts: int) -> _Factors:
+    """One adapter of num_parts times the rank, which does to each part what its own does."""
+    if num_parts == 1:
+        return parts[0]
+    (any_part, *_) = parts.values()
+    untrained = _Factors(*(torch.zeros_like(weight) for weight in any_part))
+    all_parts = [parts.get(index, untrained) for index in range(num_parts)]
+    return _Factors(
+        torch.cat([factors.down for factors in all_parts]),
+        torch.block_diag(*(factors.up for factors in all_parts)),  # type: ignore[no-untyped-call]
+    )
+
+
+def build_metadata(
+    settings: Mapping[str, Any], about: Mapping[str, str], title: str
+) -> dict[str, str]:
+    """The metadata that sd-scripts write, as far as we have it.
+
+    settings: peft's; about: the base model's
+    """
     rank, alpha = str(settings["r"]), str(settings["lora_alpha"])
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": alpha}),
-        "ss_base_model_version": "sd_v2" if is_v2 else "sd_v1",
-        "ss_v2": str(is_v2),
         "ss_output_name": title,
+        **about,
     }

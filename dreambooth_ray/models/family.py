@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.part_configs import read_json
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ModelFamily:
     default_side: of a directory: of the square images that it was trained on, pixels
     architecture: of a directory: as weight files name it (Stability AI's model specification)
     methods: of train.method; without any, training is refused and `instead` says what to do
+    kohya_names: where `export_formats` has "kohya"
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
     choose_variant: of a directory: the family as it is there, where not all its models are alike
@@ -97,6 +99,7 @@ class ModelFamily:
     instead: str = ""
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
+    kohya_names: KohyaNames | None = None
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"
     has_guidance: bool = True

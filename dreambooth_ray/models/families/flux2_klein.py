@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.families.flux2_klein_checks import PATCH, check_networks
+from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
@@ -61,6 +63,8 @@ FAMILY = ModelFamily(
     # As diffusers' script has them: of the blocks with two streams the image's attention alone.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     solvers=("euler", "heun", "dpmpp_2m"),
+    export_formats=("diffusers", "lora", "kohya"),
+    kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
     half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 50, "guidance_scale": 4.0},
     choose_variant=_choose_variant,

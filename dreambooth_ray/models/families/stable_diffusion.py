@@ -1,9 +1,11 @@
 """Stable Diffusion 1.x and 2.x: a UNet, and CLIP's text encoder."""
 
+import re
 from pathlib import Path
 
 from dreambooth_ray.models.directory_checks import PIPELINES, check_directory
 from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
 
@@ -27,6 +29,31 @@ def is_v2(directory: Path) -> bool:
 
 def _name_architecture(directory: Path) -> str:
     return f"stable-diffusion-v{2 if is_v2(directory) else 1}"
+
+
+_KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+# sd-scripts looks for adapters inside Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D,
+# CLIPAttention and CLIPMLP alone, and passes over what else a file has (networks/lora.py).
+_KOHYA_LAYERS = {
+    "unet": re.compile(
+        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)"
+        r"\.(attentions|resnets|downsamplers|upsamplers)\..+"
+    ),
+    "text_encoder": re.compile(r"(text_model\.)?encoder\.layers\.\d+\.(self_attn|mlp)\..+"),
+}
+
+
+def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+    """As `KohyaNames.find`."""
+    if not _KOHYA_LAYERS[part].fullmatch(layer):
+        return None
+    name = layer.removeprefix("text_model.").replace(".", "_")
+    return KohyaLayer(f"{_KOHYA_PREFIXES[part]}{name}")
+
+
+def _read_kohya_metadata(directory: Path) -> dict[str, str]:
+    is_second = is_v2(directory)
+    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
 FAMILY = ModelFamily(
@@ -59,5 +86,6 @@ FAMILY = ModelFamily(
     ),
     methods=("full", "lora", "kv"),
     export_formats=("diffusers", "lora", "kohya", "single-file"),
+    kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
     solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
 )

@@ -5,6 +5,8 @@ from torch import nn
 
 from dreambooth_ray.bundles import kohya
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.families.stable_diffusion import find_kohya_layer
+from dreambooth_ray.models.kohya_names import KohyaNames
 from tests.published_models import SD15, SD21, build_full_width
 
 # Classes inside which sd-scripts' networks/lora.py looks for linear layers and convolutions.
@@ -12,6 +14,7 @@ TARGET_CLASSES = {
     "unet": {"Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"},
     "text_encoder": {"CLIPAttention", "CLIPMLP"},
 }
+NAMES = KohyaNames(find_kohya_layer, lambda _: {})
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
@@ -34,8 +37,8 @@ def test_layers_are_named_as_their_readers_name_them(model: str, part: str) -> N
     network = build_full_width(model, part)
     names = read_names(network, part)
     assert len(set(names.values())) == len(names) > 60
-    weights = {f"{n}.lora_A.weight": nn.Parameter() for n in names}
-    written = kohya.rename_weights(part, weights, 1.0)
+    weights = {f"{n}.lora_{x}.weight": nn.Parameter() for n in names for x in ("A", "B")}
+    written = kohya.rename_weights(NAMES, part, weights, 1.0)
     assert {n.split(".")[0] for n in written} == set(names.values())
 
 
@@ -48,7 +51,7 @@ def test_layers_that_readers_pass_over_are_refused(model: str, part: str) -> Non
     assert ("conv_in" in unread_layers) == (part == "unet")
     for layer in unread_layers:
         with pytest.raises(ConfigError, match=f"--format=kohya: .*{layer}"):
-            kohya.check_layers(part, [layer])
+            kohya.find_layers(NAMES, part, [layer])
 
 
 def test_comfyui_knows_every_layer_by_the_same_name() -> None:

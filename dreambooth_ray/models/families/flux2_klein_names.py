@@ -1,0 +1,49 @@
+"""FLUX.2 Klein's layers under the names of its authors, which kohya's files and ComfyUI have."""
+
+import re
+
+from dreambooth_ray.models.kohya_names import KohyaLayer
+
+_PREFIX = "lora_unet_"
+# Queries, keys and values of both streams are one layer there.
+_DOUBLE = {
+    "attn.to_q": ("img_attn_qkv", 0),
+    "attn.to_k": ("img_attn_qkv", 1),
+    "attn.to_v": ("img_attn_qkv", 2),
+    "attn.add_q_proj": ("txt_attn_qkv", 0),
+    "attn.add_k_proj": ("txt_attn_qkv", 1),
+    "attn.add_v_proj": ("txt_attn_qkv", 2),
+    "attn.to_out.0": ("img_attn_proj", None),
+    "attn.to_add_out": ("txt_attn_proj", None),
+    "ff.linear_in": ("img_mlp_0", None),
+    "ff.linear_out": ("img_mlp_2", None),
+    "ff_context.linear_in": ("txt_mlp_0", None),
+    "ff_context.linear_out": ("txt_mlp_2", None),
+}
+_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+_OTHERS = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in_in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in_out_layer",
+    "proj_out": "final_layer_linear",
+}
+_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+
+
+def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+    """As `KohyaNames.find`."""
+    if layer in _OTHERS:
+        return KohyaLayer(f"{_PREFIX}{_OTHERS[layer]}")
+    match = _BLOCK.fullmatch(layer)
+    if match is None:
+        return None
+    is_single, number, rest = match.groups()
+    if is_single:
+        name = _SINGLE.get(rest)
+        return KohyaLayer(f"{_PREFIX}single_blocks_{number}_{name}") if name else None
+    if rest not in _DOUBLE:
+        return None
+    name, index = _DOUBLE[rest]
+    place = (0, 1) if index is None else (index, 3)
+    return KohyaLayer(f"{_PREFIX}double_blocks_{number}_{name}", *place)

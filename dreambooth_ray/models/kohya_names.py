@@ -1,0 +1,29 @@
+"""Under which names readers of kohya's files (sd-scripts, A1111, ComfyUI) look for adapters."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class KohyaLayer:
+    """Where readers have a layer: whole, or as one of equal parts of one of theirs.
+
+    part: from 0; they lie one behind the other in the layer's output
+    """
+
+    name: str
+    part: int = 0
+    num_parts: int = 1
+
+
+@dataclass(frozen=True)
+class KohyaNames:
+    """A family's.
+
+    find: by the name of a part and that of a layer; None for layers that readers pass over
+    read_metadata: of a directory: what sd-scripts write of a base model
+    """
+
+    find: Callable[[str, str], KohyaLayer | None]
+    read_metadata: Callable[[Path], Mapping[str, str]]
