@@ -75,7 +75,7 @@ def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], Non
         return config
     total_bytes = Dashboard(entry).capacity().gpu_memory_bytes
     limit_bytes = usable_bytes(total_bytes, is_gpu=True)
-    directory = model_outline(config.model.uri)
+    directory = model_outline(config.model.source)
     fitting = find_fitting_settings(config, directory, limit_bytes) if total_bytes else None
     if fitting is None:
         return config
@@ -134,7 +134,7 @@ def _check_rates(config: Config) -> Iterator[PreflightFinding]:
 
 def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterator[PreflightFinding]:
     try:
-        directory = model_outline(config.model.uri)
+        directory = model_outline(config.model.source)
     except DreamBoothError as error:
         yield PreflightFinding("model.uri", str(error))
         return
@@ -226,7 +226,7 @@ def _check_memory(
     is_gpu = config.cluster.gpus
     for worker in footprints:
         if total_bytes and worker.total_bytes > usable_bytes(total_bytes, is_gpu=is_gpu):
-            directory = model_outline(config.model.uri)
+            directory = model_outline(config.model.source)
             text = describe_shortage(config, directory, worker, total_bytes)
             yield PreflightFinding(find_heaviest_key(config, worker), text)
 

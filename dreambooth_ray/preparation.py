@@ -43,7 +43,7 @@ from dreambooth_ray.models.model_directory import (
     model_directory,
     model_outline,
 )
-from dreambooth_ray.models.model_source import pin_source
+from dreambooth_ray.models.model_source import make_absolute, pin_source
 from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
@@ -107,16 +107,18 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     class_images = _digest_class_images(config.prior)
     # Last: what can be refused is, before anything large is fetched.
     directory = model_directory(source)
-    pins = {config.model.uri: source} if source != config.model.uri else {}
+    name = make_absolute(config.model.source)
+    pins = {name: make_absolute(source)} if source not in (name, config.model.source) else {}
     return PreparedRun(config, directory, RunInputs(tuple(records), class_images, directory, pins))
 
 
 def _pin_model(config: Config) -> str:
-    """model.uri, at the commit that the run began with if it is of the hub."""
+    """The configured model; where it is of the hub, at the commits that the run began with."""
+    name = make_absolute(config.model.source)
     pins: dict[str, str] = {}
     if config.run_id is not None:
         pins = read_pins(Store(config.storage.uri).sub(paths.run(config.run_id)))
-    return pins.get(config.model.uri) or pin_source(config.model.uri, "model.uri")
+    return pins.get(name) or pin_source(config.model.source, "model.uri")
 
 
 def _digest_class_images(prior: PriorConfig) -> str:

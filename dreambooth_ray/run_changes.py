@@ -32,7 +32,8 @@ _FIXED = {
 _RATES = ("train.lr", "train.text_encoder_lr", "identifier.lr", "train.weight_decay")
 _STEPS = ("train.steps", "train.images")
 # What matters without a further step: names, places, and which checkpoint the bundle is made of.
-_AT_END = ("subject.name", "subject.photos", "model.uri", "choice.", *_STEPS)
+MODEL_KEYS = ("model.uri", "model.vae", "model.text_encoder", "model.prediction_type")
+_AT_END = ("subject.name", "subject.photos", *MODEL_KEYS, "choice.", *_STEPS)
 _INSTEAD = "leave it, or train it as a new run with another run_id"
 
 

@@ -21,7 +21,7 @@ from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.model_directory import has_model_hash
 from dreambooth_ray.models.model_source import make_absolute
-from dreambooth_ray.run_changes import ConfigChange, find_changes, find_obstacles
+from dreambooth_ray.run_changes import MODEL_KEYS, ConfigChange, find_changes, find_obstacles
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run
 from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
@@ -116,7 +116,7 @@ def _refuse_changes(
     obstacles = find_obstacles(
         stored, current, changes, data_differences, committed_step, find_last_step(run, current)
     )
-    if inputs is not None and any(change.key == "model.uri" for change in changes):
+    if inputs is not None and any(change.key in MODEL_KEYS for change in changes):
         about = manifest.read_about(run, checkpoints[committed_step].name)
         digest = str(about.get("model_hash", ""))
         if digest and not has_model_hash(inputs.model, digest):
@@ -178,7 +178,9 @@ def with_absolute_paths(config: Config) -> Config:
         for s in config.all_subjects
     ]
     several = tuple(subjects) if config.subjects else ()
-    model = config.model.model_copy(update={"uri": make_absolute(config.model.uri)})
+    own = config.model
+    uris = {name: getattr(own, name) for name in ("uri", "vae", "text_encoder")}
+    model = own.model_copy(update={k: uri and make_absolute(uri) for k, uri in uris.items()})
     prior, choice = config.prior, config.choice
     if prior.folder:
         prior = prior.model_copy(update={"folder": str(Path(prior.folder).absolute())})

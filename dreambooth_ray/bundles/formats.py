@@ -34,6 +34,7 @@ from dreambooth_ray.models.model_directory import (
     base_directory,
     model_directory,
 )
+from dreambooth_ray.models.single_file import METADATA_KEY, list_small_files
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.tensor_files import (
     SUFFIX,
@@ -164,8 +165,13 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     unet_sources = _list_sources(pipeline.unet, "unet", directory, dtype)
     sources = ldm.convert_unet(unet_sources)
     sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
+    metadata = build_model_spec(directory, adapter=False)
+    small_files = list_small_files(base_directory(directory))
+    if (directory / paths.ADAPTER_SCHEDULER).is_dir():
+        small_files["scheduler/scheduler_config.json"] = pipeline.scheduler.to_json_string()
+    metadata[METADATA_KEY] = json.dumps(small_files)
     return Export(
-        partial(_write_sources, sources, dtype, build_model_spec(directory, adapter=False)),
+        partial(_write_sources, sources, dtype, metadata),
         lambda out: read_back.check_single_file(out, pipeline, read_sources(unet_sources), dtype),
     )
 

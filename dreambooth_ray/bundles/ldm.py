@@ -12,43 +12,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dreambooth_ray.models.single_file_names import (
+    OPEN_CLIP_ENDS,
+    OPEN_CLIP_LAYERS,
+    RESNET_LAYERS,
+    UNET_ENDS,
+    VAE_ATTENTION,
+)
+
 _Weight = TypeVar("_Weight")
 
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_VAE_ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
-}
-_OPEN_CLIP = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-_OPEN_CLIP_ENDS = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
 _BLOCK = re.compile(
     r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)"
 )
@@ -61,7 +34,7 @@ def convert_unet(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
 
 
 def _unet_name(name: str, all_names: Iterable[str]) -> str:
-    for ours, theirs in _UNET_ENDS.items():
+    for ours, theirs in UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
     if middle := _MID.fullmatch(name):
@@ -101,7 +74,7 @@ def _count_blocks(names: Iterable[str], prefix: str) -> int:
 
 def _resnet_name(suffix: str) -> str:
     layer, _, leaf = suffix.partition(".")
-    return f"{_RESNET[layer]}.{leaf}"
+    return f"{RESNET_LAYERS[layer]}.{leaf}"
 
 
 def convert_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +98,7 @@ def _vae_name(name: str, num_up: int) -> str:
         if kind == "resnets":
             return f"{side}.mid.block_{int(index) + 1}.{suffix}"
         layer, _, leaf = suffix.rpartition(".")
-        return f"{side}.mid.attn_{int(index) + 1}.{_VAE_ATTENTION[layer]}.{leaf}"
+        return f"{side}.mid.attn_{int(index) + 1}.{VAE_ATTENTION[layer]}.{leaf}"
     block = _BLOCK.fullmatch(inner)
     if block is None:
         return name
@@ -152,8 +125,8 @@ def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {k.removeprefix("text_model."): v for k, v in weights.items()}
     converted = {}
     for name, tensor in weights.items():
-        if name in _OPEN_CLIP_ENDS:
-            converted[_OPEN_CLIP_ENDS[name]] = tensor
+        if name in OPEN_CLIP_ENDS:
+            converted[OPEN_CLIP_ENDS[name]] = tensor
             continue
         _, _, number, layer = name.split(".", 3)
         block_name, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
@@ -161,5 +134,5 @@ def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             rows = [weights[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
             converted[f"{block_name}.attn.in_proj_{leaf}"] = torch.cat(rows)
         elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
-            converted[f"{block_name}.{_OPEN_CLIP[module]}.{leaf}"] = tensor
+            converted[f"{block_name}.{OPEN_CLIP_LAYERS[module]}.{leaf}"] = tensor
     return {f"cond_stage_model.model.{k}": v for k, v in converted.items()}

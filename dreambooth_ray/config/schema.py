@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import (
     CheckpointConfig,
@@ -13,29 +14,15 @@ from dreambooth_ray.config.machines import (
 )
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, Section, Text
 from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
-    Quantization,
     SubjectConfig,
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
 )
-
-
-class ModelConfig(Section):
-    """Which Stable Diffusion to start from."""
-
-    uri: PathText = Field(
-        "toyworld",
-        description="'toyworld'; a directory, run or URL of one; or a model of the Hugging Face "
-        "Hub, owner/name or owner/name@revision",
-    )
-    quantization: Quantization = Field(
-        "none", description="of the UNet's frozen linear layers, under adapters"
-    )
 
 
 class SampleConfig(SamplingParams):

@@ -111,7 +111,8 @@ class HubFiles(RemoteFiles):
 
     def __init__(self, model: HubModel, siblings: list[Any]) -> None:
         """siblings: as the hub lists them, with sizes and hashes"""
-        super().__init__(str(model), {s.rfilename: int(s.size or 0) for s in siblings})
+        sizes = {s.rfilename: int(s.size or 0) for s in siblings}
+        super().__init__(str(model), sizes, f"hub {model}")
         self.model = model
         self._siblings = {s.rfilename: s for s in siblings}
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family, list_families
-from dreambooth_ray.models.model_source import fetch_source, is_elsewhere, outline_source
+from dreambooth_ray.models.model_location import fetch_source, outline_source
+from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
@@ -29,15 +30,16 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     What lies elsewhere is fetched, once it is known to be usable. What it holds has been looked at:
     it is absolute, of a family that is known, and whole.
 
-    uri: as `model_source` takes it; key: the setting to name in an error
+    uri: any text that `model_source` knows; key: the setting to name in an error
     raises: ConfigError naming the file or folder that is missing or can't be used, and what
-        `model_source.fetch_source` raises
+        `model_location.fetch_source` raises
     """
-    if folder := _find_shipped(uri, key):
-        return folder
-    if is_elsewhere(uri):
+    if uri == "toyworld":
+        return _shipped_directory()
+    refuse_flow_toy(uri, key)
+    if not parse_source(uri).is_directory:
         model_outline(uri, key)  # refused before anything large is on its way
-    return _check_model(fetch_source(uri, key), uri, key, whole=True)
+    return _check_model(fetch_source(uri, key, _shipped_directory()), uri, key, whole=True)
 
 
 def model_outline(uri: str, key: str = "model.uri") -> Path:
@@ -45,16 +47,14 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
 
     Of weights that are not on this host, the headers are there and not a tensor.
     """
-    if folder := _find_shipped(uri, key):
-        return folder
-    return _check_model(outline_source(uri, key), uri, key, whole=False)
-
-
-def _find_shipped(uri: str, key: str) -> Path | None:
     if uri == "toyworld":
-        return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
+        return _shipped_directory()
     refuse_flow_toy(uri, key)
-    return None
+    return _check_model(outline_source(uri, key, _shipped_directory()), uri, key, whole=False)
+
+
+def _shipped_directory() -> Path:
+    return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
 
 
 def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
@@ -115,7 +115,7 @@ def adapted_base(folder: Path) -> tuple[str, str] | None:
 
 
 def _checked_adapter(folder: Path, uri: str, digest: str, key: str, whole: bool) -> Path:
-    is_here = whole or not is_elsewhere(uri)
+    is_here = whole or parse_source(uri).is_directory
     try:
         base = (model_directory if is_here else model_outline)(uri, key)
     except ConfigError as error:

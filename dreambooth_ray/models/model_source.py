@@ -1,137 +1,101 @@
-"""What `model.uri` may be, and where its files come to lie on this host.
+"""What names a model: one text, wherever models are named.
 
-A directory, a model of the Hugging Face Hub (OWNER/NAME or OWNER/NAME@REVISION), or a URL of a
-directory, run or bundle. What lies elsewhere is fetched into this host's cache, once. Nothing
-heavy is imported here.
+URI, or URI?vae=URI&text_encoder=URI&prediction_type=KIND, where a part comes from elsewhere or a
+single file does not say what it predicts. A URI is a directory or a single file, a model of the
+Hugging Face Hub (OWNER/NAME or OWNER/NAME@REVISION), or a URL of a directory, file, run or bundle.
+Nothing heavy is imported here.
 """
 
-import hashlib
-import shutil
-import time
-import uuid
-from contextlib import suppress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
-from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.models import hub_files
 from dreambooth_ray.models.hub_errors import HubModel, HubUnreachableError, NoSuchModelError
-from dreambooth_ray.models.remote_files import (
-    RemoteFiles,
-    count_bytes,
-    download_model,
-    write_outline,
-)
-from dreambooth_ray.models.store_files import is_url, open_store_model
-from dreambooth_ray.models.weight_cache import add_to_cache, find_cached
-from dreambooth_ray.storage.file_hashes import cache_folder
+from dreambooth_ray.models.store_files import is_url
+from dreambooth_ray.models.weight_files import PICKLES
 
-_MAX_OUTLINE_AGE_S = 7 * 86_400.0
-_WHAT = "give a directory in diffusers format, a run, a hub id such as owner/name, or a URL"
+SUFFIXES = (".safetensors", *PICKLES)
+_WITH_OPTIONS = re.compile(r"(?P<uri>.+)\?(?P<options>(vae|text_encoder|prediction_type)=.*)")
 
 
-def is_elsewhere(uri: str) -> bool:
-    """Whether a model's files have to be fetched before they can be read here."""
-    return is_url(uri) or _find_hub_id(uri) is not None
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's URI, and what is not taken from there; "" where all is."""
+
+    uri: str
+    vae: str = ""
+    text_encoder: str = ""
+    prediction_type: str = ""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is all one directory of this host, or what ships."""
+        return self == ModelSource(self.uri) and not (
+            is_url(self.uri) or find_hub_id(self.uri) or self.uri.endswith(SUFFIXES)
+        )
+
+    def __str__(self) -> str:
+        options = {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name)}
+        return f"{self.uri}?{urlencode(options, safe='/:@~')}" if options else self.uri
 
 
-def make_absolute(uri: str) -> str:
+def parse_source(text: str) -> ModelSource:
+    """The source that a text names."""
+    match = _WITH_OPTIONS.fullmatch(text)
+    if match is None:
+        return ModelSource(text)
+    known = {field.name for field in fields(ModelSource)[1:]}
+    options = {name: value for name, value in parse_qsl(match["options"]) if name in known}
+    return ModelSource(match["uri"], **options)
+
+
+def make_absolute(text: str) -> str:
     """The same model, found from any working directory."""
-    is_name = uri == "toyworld" or is_elsewhere(uri)
-    return uri if is_name else str(Path(uri).expanduser().absolute())
+    return _map_uris(text, lambda uri, _: _make_uri_absolute(uri))
 
 
-def pin_source(uri: str, key: str) -> str:
-    """The same model, at the commit that a hub id means now; others are as they are.
-
-    raises: as `fetch_source`
-    """
-    hub_id = _find_hub_id(uri)
-    if hub_id is None:
-        return uri
-    try:
-        return str(hub_files.pin_model(hub_id))
-    except DreamBoothError as error:
-        raise _explain(uri, key, error) from error
-
-
-def fetch_source(uri: str, key: str) -> Path:
-    """Where a model's files lie on this host, fetched if they were not there.
+def pin_source(text: str, key: str) -> str:
+    """The same model, at the commits that ids of the hub mean now; others are as they are.
 
     key: the setting to name in an error
-    raises: ConfigError where it is no model or may not be read, CheckpointError, StorageError
+    raises: ConfigError where there is no such model or it may not be read, StorageError
     """
-    return _locate(uri, key, whole=True)
+
+    def pin(uri: str, name: str) -> str:
+        hub_id = find_hub_id(uri)
+        try:
+            return str(hub_files.pin_model(hub_id)) if hub_id else uri
+        except DreamBoothError as error:
+            own_key = key if name == "uri" else f"model.{name}"
+            raise explain_source(uri, own_key, error) from error
+
+    return _map_uris(text, pin)
 
 
-def outline_source(uri: str, key: str) -> Path:
-    """As `fetch_source`, to look at alone: of weights that are not here the headers alone are."""
-    return _locate(uri, key, whole=False)
-
-
-def _find_hub_id(uri: str) -> HubModel | None:
-    """None for what is a path: a directory or file that is there goes before the hub."""
+def find_hub_id(uri: str) -> HubModel | None:
+    """The model of the hub that a URI is; None for a path: what is there goes before the hub."""
     return None if Path(uri).expanduser().exists() else hub_files.parse_hub_id(uri)
 
 
-def _locate(uri: str, key: str, *, whole: bool) -> Path:
-    hub_id = _find_hub_id(uri)
-    try:
-        if hub_id is not None:
-            return _locate_on_hub(hub_id, whole)
-        if is_url(uri):
-            files = open_store_model(uri)
-            return find_cached(files.cache_key) or _fetch(files, files.cache_key, whole)
-    except DreamBoothError as error:
-        raise _explain(uri, key, error) from error
-    folder = Path(uri).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"{key}={uri!r} is neither 'toyworld' nor a directory; {_WHAT}")
-    return folder
-
-
-def _locate_on_hub(hub_id: HubModel, whole: bool) -> Path:
-    model = hub_files.pin_model(hub_id)
-    key = hashlib.sha256(f"hub {model}".encode()).hexdigest()[:32]
-    if cached := find_cached(key):
-        return cached
-    try:
-        files = hub_files.open_hub_model(model)
-    except HubUnreachableError:
-        if snapshot := hub_files.find_any_snapshot(model):
-            return snapshot
-        raise
-    configs, weights = files.select()
-    snapshot = hub_files.find_hub_snapshot(files, [*configs, *weights])
-    return snapshot or _fetch(files, key, whole)
-
-
-def _fetch(files: RemoteFiles, key: str, whole: bool) -> Path:
-    if whole:
-        return add_to_cache(key, count_bytes(files), lambda folder: download_model(files, folder))
-    outline = cache_folder() / "outlines" / key
-    if not outline.is_dir():
-        _remove_old_outlines(outline.parent)
-        partial = outline.with_name(f"{key}.{uuid.uuid4().hex}.partial")
-        try:
-            write_outline(files, partial)
-            if not outline.is_dir():
-                partial.rename(outline)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return outline
-
-
-def _remove_old_outlines(folder: Path) -> None:
-    """Those of models that were not looked at anew for long; somebody may be reading others."""
-    for outline in folder.iterdir() if folder.is_dir() else ():
-        with suppress(OSError):
-            if time.time() - outline.stat().st_mtime > _MAX_OUTLINE_AGE_S:
-                shutil.rmtree(outline)
-
-
-def _explain(uri: str, key: str, error: DreamBoothError) -> DreamBoothError:
+def explain_source(uri: str, key: str, error: DreamBoothError) -> DreamBoothError:
     """The same kind of error, with its key; of a hub id that might have been meant as a path."""
     is_unknown = isinstance(error, NoSuchModelError | HubUnreachableError)
     path = str(Path(uri).expanduser().absolute())
     other = f"; nor is there a directory {path}" if is_unknown and not is_url(uri) else ""
     return type(error)(f"{key}={uri!r}: {error}{other}")
+
+
+def _make_uri_absolute(uri: str) -> str:
+    is_name = uri == "toyworld" or is_url(uri) or find_hub_id(uri) is not None
+    return uri if is_name else str(Path(uri).expanduser().absolute())
+
+
+def _map_uris(text: str, work: Callable[[str, str], str]) -> str:
+    """work: gets each URI, and the name of what it is of"""
+    source = parse_source(text)
+    names = [name for name in ("uri", "vae", "text_encoder") if getattr(source, name)]
+    return str(replace(source, **{name: work(getattr(source, name), name) for name in names}))

@@ -36,9 +36,9 @@ _PROGRESS_INTERVAL_S = 10.0
 class RemoteFiles(ABC):
     """The files of one version of a model. sizes: bytes of each file by name."""
 
-    def __init__(self, uri: str, sizes: Mapping[str, int]) -> None:
-        """uri: for people"""
-        self.uri, self.sizes = uri, sizes
+    def __init__(self, uri: str, sizes: Mapping[str, int], version: str) -> None:
+        """uri: for people; version: another where a file is another"""
+        self.uri, self.sizes, self.version = uri, sizes, version
         self._small_files: dict[str, bytes] = {}
 
     def read_range(self, name: str, begin: int, end: int) -> bytes:
@@ -53,9 +53,9 @@ class RemoteFiles(ABC):
             self._small_files[name] = self.fetch_range(name, 0, size_bytes) if size_bytes else b""
         return self._small_files[name][begin:end]
 
-    def select(self) -> tuple[list[str], list[str]]:
-        """Configurations, and weight files, that loading the model reads."""
-        return select_files(self)
+    def select(self, part: str = "") -> tuple[list[str], list[str]]:
+        """Configurations, and weight files, that loading the model reads, or that part alone."""
+        return select_files(self, part)
 
     @abstractmethod
     def fetch_range(self, name: str, begin: int, end: int) -> bytes:
@@ -69,26 +69,28 @@ class RemoteFiles(ABC):
         """
 
 
-def select_files(files: RemoteFiles) -> tuple[list[str], list[str]]:
+def select_files(files: RemoteFiles, part: str = "") -> tuple[list[str], list[str]]:
     """Configurations, and weight files, that loading the model reads; no pickles, no copies.
 
     Weights are chosen as in a directory: whole files before variants, fp16 before others.
+    part: the only one that is needed; a repository may be such a part itself
     raises: ConfigError where it is no model directory, or a part has pickles alone
     """
     names = [name for name in files.sizes if _is_safe(name)]
-    parts = _list_parts(files, names)
+    prefixes = _list_prefixes(files, names, part)
     configs, weights = [INDEX] if INDEX in files.sizes else [], list[str]()
-    for part in parts:
-        own_names = {n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")}
+    for prefix in prefixes:
+        own_names = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+        own_names = {n for n in own_names if "/" not in n}
         configs += [
-            f"{part}/{n}" for n in own_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
+            prefix + n for n in own_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
         ]
         choices = [choose_weights(own_names, stem) for stem in _STEMS]
         choice = next((choice for choice in choices if choice), None)
         if choice is None:
-            _refuse_pickles(files, part, own_names)
+            _refuse_pickles(files, prefix, own_names)
             continue
-        name = f"{part}/{choice[1]}"
+        name = prefix + choice[1]
         if name.endswith(".json"):
             configs.append(name)
             weights += _list_shards(files, name)
@@ -97,9 +99,9 @@ def select_files(files: RemoteFiles) -> tuple[list[str], list[str]]:
     return sorted(configs), sorted(weights)
 
 
-def write_outline(files: RemoteFiles, folder: Path) -> None:
+def write_outline(files: RemoteFiles, folder: Path, part: str = "") -> None:
     """Write the outline of a model to a folder; raises ConfigError, StorageError."""
-    configs, weights = files.select()
+    configs, weights = files.select(part)
 
     def write(name: str) -> None:
         with replace_file(folder / name) as partial:
@@ -114,12 +116,12 @@ def write_outline(files: RemoteFiles, folder: Path) -> None:
         list(pool.map(write, [*configs, *weights]))
 
 
-def download_model(files: RemoteFiles, folder: Path) -> None:
+def download_model(files: RemoteFiles, folder: Path, part: str = "") -> None:
     """Download what loading reads, each file checked; what an earlier try has left is gone on with.
 
     raises: CheckpointError, ConfigError, StorageError
     """
-    configs, weights = files.select()
+    configs, weights = files.select(part)
     progress = _Progress(files.uri, sum(files.sizes[name] for name in weights))
     for name in [*configs, *weights]:
         path = folder / name
@@ -127,9 +129,9 @@ def download_model(files: RemoteFiles, folder: Path) -> None:
             _download(files, name, path, progress)
 
 
-def count_bytes(files: RemoteFiles) -> int:
+def count_bytes(files: RemoteFiles, part: str = "") -> int:
     """Bytes that `download_model` writes."""
-    return sum(files.sizes[name] for names in files.select() for name in names)
+    return sum(files.sizes[name] for names in files.select(part) for name in names)
 
 
 def _download(files: RemoteFiles, name: str, path: Path, progress: "_Progress") -> None:
@@ -157,6 +159,13 @@ def _is_safe(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
+def _list_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]:
+    """Of the names of the parts that are read; raises ConfigError where there are none."""
+    if part:
+        return [f"{part}/" if f"{part}/config.json" in files.sizes else ""]
+    return [f"{name}/" for name in _list_parts(files, names)]
+
+
 def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
     if INDEX in files.sizes:
         index = _read_object(files, INDEX)
@@ -180,19 +189,19 @@ def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
     return parts
 
 
-def _refuse_pickles(files: RemoteFiles, part: str, own_names: set[str]) -> None:
+def _refuse_pickles(files: RemoteFiles, prefix: str, own_names: set[str]) -> None:
     if pickles := sorted(n for n in own_names if n.endswith(PICKLES)):
         raise ConfigError(
-            f"{files.uri} has {part}/{pickles[0]} alone, a pickle, which can run code when read; "
+            f"{files.uri} has {prefix}{pickles[0]} alone, a pickle, which can run code when read; "
             "weights are read from safetensors: take another revision or model that has them"
         )
 
 
 def _list_shards(files: RemoteFiles, index: str) -> list[str]:
     weight_map = _read_object(files, index).get("weight_map")
-    folder = index.rpartition("/")[0]
+    prefix = index[: index.rfind("/") + 1]
     shards = weight_map.values() if isinstance(weight_map, dict) else ()
-    names = sorted({f"{folder}/{shard}" for shard in shards})
+    names = sorted({f"{prefix}{shard}" for shard in shards})
     if missing := [name for name in names if name not in files.sizes or not _is_safe(name)]:
         raise ConfigError(f"{files.uri}: {index} names {missing[0]}, which is not there")
     return names

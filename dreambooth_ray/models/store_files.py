@@ -3,10 +3,8 @@
 Nothing heavy is imported.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -16,17 +14,26 @@ from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.manifest import MANIFEST, bytes_hash, parse_manifest
 from dreambooth_ray.storage.store import Store
 
-_HEX_DIGITS = 32
-
 
 def is_url(uri: str) -> bool:
     """Whether a model's URI is a URL rather than a path."""
     return "://" in uri
 
 
-def open_store_model(uri: str) -> "StoreFiles":
+def open_store_file(uri: str) -> "StoreFiles":
+    """A single file at a URL; raises ConfigError where it is not there, StorageError."""
+    folder, _, name = uri.rpartition("/")
+    store = Store(folder)
+    entries = {f.name: (f.size_bytes, f.modified_s) for f in list_files(store) if f.name == name}
+    if not entries:
+        raise ConfigError(f"{uri} is not there")
+    return SingleStoreFile(store, entries)
+
+
+def open_store_model(uri: str, part: str = "") -> "StoreFiles":
     """The files of a model, a run or a bundle at a URL.
 
+    part: it may be of such a part alone
     raises: ConfigError where there is none, CheckpointError, StorageError
     """
     store = Store(uri.rstrip("/"))
@@ -41,7 +48,9 @@ def open_store_model(uri: str) -> "StoreFiles":
     entries = {file.name: (file.size_bytes, file.modified_s) for file in list_files(store)}
     if not entries:
         raise ConfigError(f"{uri} has no files; give a model directory, or a run with its bundle")
-    if INDEX not in entries and not any(name.startswith("unet/") for name in entries):
+    is_part = bool(part) and "config.json" in entries
+    is_model = INDEX in entries or any(name.startswith("unet/") for name in entries)
+    if not (is_part or is_model):
         raise ConfigError(
             f"{uri} is neither a model directory ({INDEX}) nor a run with a committed bundle; "
             "finish a run with `dreambooth resume`"
@@ -54,14 +63,9 @@ class StoreFiles(RemoteFiles):
 
     def __init__(self, store: Store, entries: Mapping[str, tuple[int, object]]) -> None:
         """entries: size of each file, and what tells this version of it from others"""
-        super().__init__(store.uri, {name: size for name, (size, _) in entries.items()})
+        sizes = {name: size for name, (size, _) in entries.items()}
+        super().__init__(store.uri, sizes, json.dumps([store.uri, sorted(entries.items())]))
         self._store, self._entries = store, entries
-
-    @cached_property
-    def cache_key(self) -> str:
-        """Of this version in the cache: another where a file has changed."""
-        text = json.dumps([self.uri, sorted(self._entries.items())])
-        return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
 
     def fetch_range(self, name: str, begin: int, end: int) -> bytes:
         """See the base class."""
@@ -71,21 +75,24 @@ class StoreFiles(RemoteFiles):
         """See the base class. What storage does not tell a hash of is compared by size alone."""
 
 
+class SingleStoreFile(StoreFiles):
+    """One file of weights."""
+
+    def select(self, part: str = "") -> tuple[list[str], list[str]]:
+        """That one."""
+        return [], list(self.sizes)
+
+
 class BundleFiles(StoreFiles):
     """The files of a bundle, whose manifest says what each must be."""
 
     def __init__(self, store: Store, manifest: bytes) -> None:
         _, files = parse_manifest(manifest, f"{store.uri}/{MANIFEST}")
-        self._digest, self._manifest = bytes_hash(manifest), manifest
         entries = {file.name: (file.size_bytes, file.sha256) for file in files}
-        super().__init__(store, entries | {MANIFEST: (len(manifest), self._digest)})
+        super().__init__(store, entries | {MANIFEST: (len(manifest), bytes_hash(manifest))})
+        self._manifest, self.version = manifest, bytes_hash(manifest)
 
-    @cached_property
-    def cache_key(self) -> str:
-        """See the base class."""
-        return self._digest[:_HEX_DIGITS]
-
-    def select(self) -> tuple[list[str], list[str]]:
+    def select(self, part: str = "") -> tuple[list[str], list[str]]:
         """All of them."""
         weights = [name for name in self.sizes if name.endswith(".safetensors")]
         return sorted(self.sizes.keys() - set(weights)), sorted(weights)

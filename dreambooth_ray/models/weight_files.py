@@ -116,6 +116,11 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
     raises: ConfigError naming a file that is cut off or something else
     """
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """As `read_header`, with what the file says of itself."""
     try:
         with path.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -128,7 +133,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"{size} bytes, no header of {length}")
             header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
         ends = [info["data_offsets"][1] for info in header.values()]
         if size != 8 + length + max(ends, default=0):
             raise ValueError(f"{size} bytes instead of {8 + length + max(ends, default=0)}")
@@ -136,5 +141,4 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"{path} is no whole safetensors file ({error}); copy it again"
         ) from error
-    tensors: dict[str, dict[str, Any]] = header
-    return tensors
+    return header, metadata

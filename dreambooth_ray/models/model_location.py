@@ -1,0 +1,248 @@
+"""Where a model's files come to lie on this host: fetched, converted and put together, once each.
+
+What lies elsewhere is fetched into the host's cache, a single file is converted there, and a model
+whose parts are of several sources is a folder of links to them. Nothing heavy is imported here.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.models import hub_files, single_file
+from dreambooth_ray.models.hub_errors import HubModel, HubUnreachableError
+from dreambooth_ray.models.model_source import (
+    SUFFIXES,
+    ModelSource,
+    explain_source,
+    find_hub_id,
+    parse_source,
+)
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.remote_files import (
+    RemoteFiles,
+    count_bytes,
+    download_model,
+    write_outline,
+)
+from dreambooth_ray.models.store_files import is_url, open_store_file, open_store_model
+from dreambooth_ray.models.weight_cache import add_to_cache, find_cached
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
+
+_MAX_OUTLINE_AGE_S = 7 * 86_400.0
+_SHIPPED = "toyworld"
+_WHAT = (
+    "give a directory in diffusers format, a single .safetensors file, a run, a model of the hub "
+    "such as owner/name, or a URL"
+)
+
+
+def fetch_source(text: str, key: str, shipped: Path) -> Path:
+    """Where a model's files lie on this host, fetched if they were not there.
+
+    key: the setting to name in an error; shipped: the directory of 'toyworld'
+    raises: ConfigError where it is no model or may not be read, CheckpointError, StorageError
+    """
+    return _ModelLocator(shipped, key, whole=True).locate(parse_source(text))
+
+
+def outline_source(text: str, key: str, shipped: Path) -> Path:
+    """As `fetch_source`, to look at alone: of weights that are not here the headers alone are."""
+    return _ModelLocator(shipped, key, whole=False).locate(parse_source(text))
+
+
+class _ModelLocator:
+    """whole: with the weights, or else their headers alone."""
+
+    def __init__(self, shipped: Path, key: str, *, whole: bool) -> None:
+        self._shipped, self._key, self._whole = shipped, key, whole
+
+    def locate(self, source: ModelSource) -> Path:
+        """The model's folder; raises as `fetch_source`."""
+        if source.prediction_type and not source.uri.endswith(SUFFIXES):
+            raise ConfigError(
+                f"model.prediction_type={source.prediction_type} is for single files; the "
+                f"scheduler of {source.uri!r} says what it predicts: unset it"
+            )
+        base = self._locate_uri(source.uri, source.prediction_type)
+        if source.vae or source.text_encoder:
+            base = _find_whole_model(base, self._key, source.uri)
+        parts = {
+            name: self._locate_part(uri, name, base)
+            for name in ("vae", "text_encoder")
+            if (uri := getattr(source, name))
+        }
+        return _link_parts(base, parts) if parts else base
+
+    def _locate_uri(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
+        """part: of a model of which no more is needed"""
+        if uri == _SHIPPED:
+            return self._shipped
+        try:
+            if hub_id := find_hub_id(uri):
+                return self._locate_on_hub(hub_id, part)
+            if is_url(uri) and uri.endswith(SUFFIXES):
+                return self._locate_remote_file(uri, prediction_type)
+            if is_url(uri):
+                return self._fetch(open_store_model(uri, part), part)
+            path = Path(uri).expanduser().absolute()
+            if path.is_file() and path.suffix in SUFFIXES:
+                return self._convert(path, prediction_type)
+        except DreamBoothError as error:
+            raise explain_source(uri, self._key, error) from error
+        if not path.is_dir():
+            raise ConfigError(
+                f"{self._key}={uri!r} is neither 'toyworld' nor a directory or file here; {_WHAT}"
+            )
+        return path
+
+    def _locate_on_hub(self, hub_id: HubModel, part: str) -> Path:
+        model = hub_files.pin_model(hub_id)
+        if cached := find_cached(_digest(f"hub {model} {part}")):
+            return cached
+        try:
+            files = hub_files.open_hub_model(model)
+        except HubUnreachableError:
+            if snapshot := hub_files.find_any_snapshot(model):
+                return snapshot
+            raise
+        configs, weights = files.select(part)
+        snapshot = hub_files.find_hub_snapshot(files, [*configs, *weights])
+        return snapshot or self._fetch(files, part)
+
+    def _fetch(self, files: RemoteFiles, part: str) -> Path:
+        key = _digest(f"{files.version} {part}")
+        if not self._whole:
+            outline = find_cached(key)
+            return outline or _make_outline(key, lambda to: write_outline(files, to, part))
+        size_bytes = count_bytes(files, part)
+        return add_to_cache(key, size_bytes, lambda to: download_model(files, to, part))
+
+    def _convert(self, path: Path, prediction_type: str) -> Path:
+        model = single_file.read_single_file(path, prediction_type or None)
+        settings = json.dumps(dict(model.small_files), sort_keys=True)
+        if not self._whole:
+            state = path.stat()
+            key = _digest(f"{path} {state.st_size} {state.st_mtime_ns} {settings}")
+            return _make_outline(
+                key, lambda folder: single_file.write_directory(model, folder, whole=False)
+            )
+        key = _digest(f"single file {cached_file_hash(path)} {settings}")
+        return add_to_cache(
+            key,
+            single_file.count_bytes(model),
+            lambda folder: single_file.write_directory(model, folder),
+        )
+
+    def _locate_remote_file(self, uri: str, prediction_type: str) -> Path:
+        files = open_store_file(uri)
+        (name,) = files.sizes
+        if not self._whole:
+            key = _digest(f"file {files.version}")
+            return self._convert(
+                _make_outline(key, lambda folder: write_outline(files, folder)) / name,
+                prediction_type,
+            )
+
+        def fill(folder: Path) -> None:
+            source = folder / name
+            download_model(files, folder)
+            model = single_file.read_single_file(source, prediction_type or None)
+            single_file.write_directory(model, folder)
+            source.unlink()
+
+        key = _digest(f"single file {files.version} {prediction_type}")
+        return add_to_cache(key, 2 * files.sizes[name], fill)
+
+    def _locate_part(self, uri: str, part: str, base: Path) -> Path:
+        """The folder of a part that takes the place of a model's own; raises ConfigError."""
+        key = f"model.{part}"
+        path = Path(uri).expanduser().absolute()
+        if part == "vae" and path.is_file() and path.suffix in SUFFIXES:
+            return self._convert_vae(path, read_json(base / "vae" / "config.json"))
+        folder = _ModelLocator(self._shipped, key, whole=self._whole)._locate_uri(uri, part=part)
+        for candidate in (folder / part, folder):
+            if (candidate / "config.json").is_file():
+                return candidate
+        raise ConfigError(
+            f"{key}={uri!r} has neither {part}/config.json nor a config.json; give a model "
+            "directory, or one of such a part alone"
+        )
+
+    def _convert_vae(self, path: Path, config: dict[str, object]) -> Path:
+        tensors = single_file.read_vae(path)
+        state = path.stat()
+        version = cached_file_hash(path) if self._whole else f"{path} {state.st_mtime_ns}"
+        key = _digest(f"vae {version} {json.dumps(config, sort_keys=True)}")
+
+        def fill(folder: Path) -> None:
+            single_file.write_vae(path, tensors, config, folder, whole=self._whole)
+
+        return (
+            add_to_cache(key, path.stat().st_size, fill)
+            if self._whole
+            else (_make_outline(key, fill))
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _make_outline(key: str, write: Callable[[Path], None]) -> Path:
+    outline = cache_folder() / "outlines" / key
+    if not outline.is_dir():
+        _remove_old_outlines(outline.parent)
+        partial = outline.with_name(f"{key}.{uuid.uuid4().hex}.partial")
+        partial.mkdir(mode=0o700, parents=True)
+        try:
+            write(partial)
+            if not outline.is_dir():
+                partial.rename(outline)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return outline
+
+
+def _remove_old_outlines(folder: Path) -> None:
+    """Those of models that were not looked at anew for long; somebody may be reading others."""
+    for outline in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            if time.time() - outline.stat().st_mtime > _MAX_OUTLINE_AGE_S:
+                shutil.rmtree(outline)
+
+
+def _find_whole_model(folder: Path, key: str, uri: str) -> Path:
+    """A model's folder, or that of a run's bundle; raises ConfigError where parts are missing."""
+    if (folder / paths.BUNDLE).is_dir() and not (folder / "unet").is_dir():
+        folder = folder / paths.BUNDLE
+    if not (folder / "vae" / "config.json").is_file():
+        raise ConfigError(
+            f"{key}={uri!r} has no parts of its own that model.vae or model.text_encoder could "
+            "take the place of; give a whole model"
+        )
+    return folder
+
+
+def _link_parts(base: Path, parts: dict[str, Path]) -> Path:
+    """A model of links: to the base's own entries, and to the parts that take their place."""
+    entries = {path.name: path for path in base.iterdir()} | parts
+    text = json.dumps({name: str(path) for name, path in sorted(entries.items())})
+    folder = cache_folder() / "composed" / _digest(text)
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+        partial.mkdir(mode=0o700, parents=True)
+        try:
+            for name, path in entries.items():
+                (partial / name).symlink_to(path)
+            if not folder.is_dir():
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder

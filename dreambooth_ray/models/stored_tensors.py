@@ -1,0 +1,73 @@
+"""Tensors as bytes of safetensors files: copied from one to another without being loaded.
+
+Nothing heavy is imported.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.weight_files import read_header_and_metadata
+
+_BLOCK_BYTES = 2**24
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor's place in a file. begin, end: its bytes, from the file's beginning."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors by name, and what the file says of itself; raises ConfigError."""
+    header, metadata = read_header_and_metadata(path)
+    with path.open("rb") as stream:
+        data_begin = 8 + int.from_bytes(stream.read(8), "little")
+    tensors = {
+        name: StoredTensor(
+            info["dtype"], tuple(info["shape"]), *(data_begin + k for k in info["data_offsets"])
+        )
+        for name, info in header.items()
+    }
+    if other := next((n for n, t in tensors.items() if t.dtype not in _ITEM_BYTES), None):
+        raise ConfigError(
+            f"{path}: {other} is of type {tensors[other].dtype}, which is not trained or sampled; "
+            "take a file in float16, bfloat16 or float32"
+        )
+    return tensors, metadata
+
+
+def write_stored_tensors(
+    source: Path, tensors: Mapping[str, StoredTensor], target: Path, whole: bool
+) -> None:
+    """Write tensors of one file to another, by name; whole: with their bytes, else a hole.
+
+    In safetensors' own order: wide types first, so that each tensor is aligned.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-_ITEM_BYTES[item[1].dtype], item[0]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.end - tensor.begin
+        header[name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as out, source.open("rb") as stream:
+        out.write(len(text).to_bytes(8, "little") + text)
+        if not whole:
+            out.truncate(8 + len(text) + offset)
+            return
+        for _, tensor in ordered:
+            stream.seek(tensor.begin)
+            for begin in range(tensor.begin, tensor.end, _BLOCK_BYTES):
+                out.write(stream.read(min(_BLOCK_BYTES, tensor.end - begin)))
