@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dreambooth_ray.config.load import dump_config, load_config
+from dreambooth_ray.config.load import dump_config, layer_overrides, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import PathText, Section, Text
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
@@ -52,7 +52,8 @@ class FleetConfig(Section):
             f"subject.class_noun={subject.class_noun}",
             f"subject.identifier={subject.identifier}",
         ]
-        return load_config(self.recipe, [*self.overrides, *subject_overrides, *subject.overrides])
+        overrides = [*self.overrides, *subject_overrides]
+        return load_config(self.recipe, layer_overrides(overrides, list(subject.overrides)))
 
 
 def load_fleet(path: Path) -> FleetConfig:

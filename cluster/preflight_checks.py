@@ -35,11 +35,12 @@ _BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into 
 
 @dataclass(frozen=True)
 class PreflightFinding:
-    """One thing that is wrong (fatal) or doubtful, with the key to change."""
+    """One thing that is wrong (fatal) or doubtful, with the key to change; a note is neither."""
 
     key: str
     text: str
     fatal: bool = True
+    is_note: bool = False
 
 
 def run_preflight(
@@ -61,7 +62,7 @@ def run_preflight(
     if entry is not None:
         checks += [lambda: _check_cluster(config, entry, footprints), lambda: _check_image(entry)]
     elif config.cluster.gpus and not is_elsewhere:
-        checks += [lambda: _check_memory(config, footprints, min(read_gpu_memory(), default=0))]
+        checks += [lambda: _check_own_gpus(config, footprints)]
     findings = [finding for check in checks for finding in check()]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
@@ -141,12 +142,19 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
     try:
         check_resolution(directory, config.train.resolution)
         check_method(config, directory)
-        footprints.append(estimate_footprint(config, directory))
+        footprints.append(footprint := estimate_footprint(config, directory))
+        yield _note_memory(config, footprint)
     except DreamBoothError as error:
         yield PreflightFinding(str(error).split("=", maxsplit=1)[0].split(":")[0], str(error))
     except (OSError, ValueError, KeyError) as error:
         text = f"model.uri={config.model.uri!r} can't be read: {error}; its download is incomplete"
         yield PreflightFinding("model.uri", text)
+
+
+def _note_memory(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
+    needed, device = footprint.total_bytes / 2**30, "GPU" if config.cluster.gpus else "host"
+    text = f"a worker's step takes about {needed:.1f} GiB of its {device}'s memory"
+    return PreflightFinding("memory", text, fatal=False, is_note=True)
 
 
 def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[PreflightFinding]:
@@ -219,6 +227,19 @@ def _check_capacity(
     yield from _check_memory(config, footprints, total_bytes)
 
 
+def _check_own_gpus(
+    config: Config, footprints: list[TrainingFootprint]
+) -> Iterator[PreflightFinding]:
+    gpus_bytes = read_gpu_memory()
+    if not gpus_bytes and config.cluster.ray_address is None:
+        yield PreflightFinding(
+            "cluster.gpus",
+            "cluster.gpus=true, and nvidia-smi tells of no GPU of this machine; set "
+            "cluster.gpus=false, or cluster.address to a cluster that has some",
+        )
+    yield from _check_memory(config, footprints, min(gpus_bytes, default=0))
+
+
 def _check_memory(
     config: Config, footprints: list[TrainingFootprint], total_bytes: int
 ) -> Iterator[PreflightFinding]:
@@ -264,4 +285,10 @@ def _minor_version(text: str) -> str:
 
 def format_findings(findings: list[PreflightFinding]) -> list[str]:
     """A line a finding, for people."""
-    return [f"{'error' if f.fatal else 'warning'}: {f.key}: {f.text}" for f in findings]
+    return [f"{_name_kind(finding)}: {finding.key}: {finding.text}" for finding in findings]
+
+
+def _name_kind(finding: PreflightFinding) -> str:
+    if finding.is_note:
+        return "note"
+    return "error" if finding.fatal else "warning"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import requests
 
 from cluster.ray_jobs import RayJobs, RunJob
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.display import ImageRate, describe_step
+from dreambooth_ray.display import ImageRate, describe_step, describe_workers
 from dreambooth_ray.errors import CapacityError, StorageError
 from dreambooth_ray.runs import is_finished, read_run_config
 from dreambooth_ray.storage.store import Store
@@ -62,9 +63,9 @@ class ProgressReader:
         cost = None
         if self._price_an_hour is not None and remaining_s is not None:
             cost = self._price_an_hour * remaining_s / 3600
-        text = describe_step(latest, images_s, config.prior) + f", {config.cluster.workers} workers"
+        text = describe_step(latest, images_s, config.prior) + f", {describe_workers(config)}"
         if restarts := latest.get(RESTARTS):
-            text += f", restarted {restarts} times"
+            text += f", restarted {describe_count(int(restarts), 'time')}"
         return RunProgress(
             latest["step"], config.train.steps, text, self._checkpoint, remaining_s, cost
         )

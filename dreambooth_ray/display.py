@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
@@ -69,7 +70,7 @@ class TrainingDisplay:
         thread = threading.Thread(
             target=self._show_metrics, args=(run, config, is_over), daemon=True
         )
-        self.say(f"training {config.train.steps} steps on {_format_workers(config)} workers")
+        self.say(f"training {config.train.steps} steps on {describe_workers(config)}")
         thread.start()
         try:
             work()
@@ -103,9 +104,11 @@ class TrainingDisplay:
                 return
 
 
-def _format_workers(config: Config) -> str:
+def describe_workers(config: Config) -> str:
+    """How many are to train, in words."""
     span = config.cluster.span
-    return str(span.max) if span.min == span.max else f"{span.min} to {span.max}"
+    workers = describe_count(span.max, "worker")
+    return workers if span.min == span.max else f"{span.min} to {workers}"
 
 
 def describe_step(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:

@@ -14,7 +14,7 @@ _OTHER_WEIGHTS = "its checkpoints hold the weights that were trained so far, and
 _OTHER_STATE = "its checkpoints hold the state of the optimizer that was used so far"
 _OTHER_SHARDS = "its checkpoints hold weights and optimizer as they were sharded so far"
 _OTHER_COUNT = "steps and images are counted by it, those that are done among them"
-_FIXED = {
+FIXED_KEYS = {
     "train.method": _OTHER_WEIGHTS,
     "train.unet": _OTHER_WEIGHTS,
     "train.text_encoder": _OTHER_WEIGHTS,
@@ -138,7 +138,7 @@ def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
     is_learned = current.identifier.kind == "learned"
     if change.key == "subjects" and is_learned and num_words[0] != num_words[1]:
         return _OTHER_WEIGHTS
-    return _FIXED.get(change.key, "")
+    return FIXED_KEYS.get(change.key, "")
 
 
 def _grouping(config: Config) -> list[int]:

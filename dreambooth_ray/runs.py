@@ -24,7 +24,7 @@ from dreambooth_ray.models.model_source import make_absolute
 from dreambooth_ray.run_changes import MODEL_KEYS, ConfigChange, find_changes, find_obstacles
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import withdraw_run
-from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.run_state import find_last_step
 
@@ -161,7 +161,7 @@ def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
     with LeaseKeeper(LeaseWaiter(run_leases(run), ClusterConfig().lease_s, say=say), say):
         withdraw_run(run)
         for name in run.names():
-            if name != LEASES:
+            if name != paths.LEASES:
                 run.remove(name)
     run.remove("")
 

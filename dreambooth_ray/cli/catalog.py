@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.errors import DreamBoothError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
@@ -29,7 +30,8 @@ def rebuild(storage: StorageArguments = None) -> None:
 
     report = rebuild_catalog(Catalog(open_storage(storage)), show_progress)
     print(
-        f"{report.num_subjects} subjects in {report.num_runs} runs; {report.num_added} versions "
+        f"{describe_count(report.num_subjects, 'subject')} in "
+        f"{describe_count(report.num_runs, 'run')}; {describe_count(report.num_added, 'version')} "
         f"added, {report.num_removed} removed that were gone"
     )
     if report.failures:

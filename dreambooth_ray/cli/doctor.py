@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dreambooth_ray.config.counts import describe_count
+
 if TYPE_CHECKING:
     from dreambooth_ray.data.quality.inspection import InspectionReport
 
@@ -45,7 +47,8 @@ def doctor(
 
 
 def _print_report(report: "InspectionReport") -> None:
-    print(f"{report.folder}: {len(report.photos)} photographs, {report.worst_severity}")
+    num_photos = describe_count(len(report.photos), "photograph")
+    print(f"{report.folder}: {num_photos}, {report.worst_severity}")
     for issue in report.issues:
         number = f"{issue.check} {issue.value:g}, bound {issue.bound:g}"
         print(f"{issue.severity}: {issue.sentence} ({number})")

@@ -2,11 +2,13 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dreambooth_ray.cli.storage_argument import StorageArguments, read_storage
+from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage, read_storage
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
@@ -28,16 +30,20 @@ def gc(
     jobs that ended a week ago, images whose URL has expired, and what processes that died left on
     this host. What a run, a fleet or a lease uses stays.
     """
-    from dreambooth_ray.storage.store import use_options
+    scratch_folder = scratch or read_storage(storage).scratch or ""
+    # First: it is this host's, whatever the storage holds.
+    num_folders, folders_bytes = collect_scratch(scratch_folder, delete, older_than)
+    num_things, things_bytes = collect_garbage(open_storage(storage).uri, delete, older_than)
+    print_sum(num_folders + num_things, folders_bytes + things_bytes, delete)
 
-    config = read_storage(storage)
-    use_options(config.uri, config.options)
-    collect_garbage(config.uri, delete, older_than)
-    collect_scratch(scratch or config.scratch or "", delete, older_than)
 
+def collect_garbage(
+    storage: str, delete: bool, older_than: str, prefix: str = ""
+) -> tuple[int, int]:
+    """Print a line for each piece of garbage whose name begins with `prefix`.
 
-def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "") -> None:
-    """Print a line for each piece of garbage whose name begins with `prefix`, and a sum."""
+    returns: how many they are, and their bytes
+    """
     from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
     from dreambooth_ray.storage.store import Store
     from serve.job_garbage import find_job_garbage
@@ -62,17 +68,37 @@ def collect_garbage(storage: str, delete: bool, older_than: str, prefix: str = "
             f"{'removed' if delete else 'unused'}\t{item.size_bytes / 1e6:.1f} MB\t{age_h:.0f} h\t"
             f"{item.reason}\t{item.name}"
         )
-    verb = "removed" if delete else "could go; remove with --delete"
-    print(f"{num_removed} things, {num_bytes / 1e6:.1f} MB {verb}")
+    return num_removed, num_bytes
 
 
-def collect_scratch(scratch: str, delete: bool, older_than: str) -> None:
-    """Print a line for each folder that a process of this host has left behind when it died."""
+def collect_scratch(scratch: str, delete: bool, older_than: str) -> tuple[int, int]:
+    """Print a line for each folder that a process of this host has left behind when it died.
+
+    returns: how many they are, and their bytes
+    """
     from dreambooth_ray.storage.scratch import find_stale_scratch, scratch_base, sweep_scratch
 
-    find = sweep_scratch if delete else find_stale_scratch
-    for folder in find(scratch_base(scratch or None), parse_age(older_than)):
-        print(f"{'removed' if delete else 'unused'}\tof a process that died\t{folder}")
+    base, age_s = scratch_base(scratch or None), parse_age(older_than)
+    folders = find_stale_scratch(base, age_s)
+    sizes_bytes = {folder: _measure_folder(folder) for folder in folders}
+    if delete:
+        folders = sweep_scratch(base, age_s)
+    for folder in folders:
+        print(
+            f"{'removed' if delete else 'unused'}\t{sizes_bytes.get(folder, 0) / 1e6:.1f} MB\t"
+            f"of a process that died\t{folder}"
+        )
+    return len(folders), sum(sizes_bytes.get(folder, 0) for folder in folders)
+
+
+def _measure_folder(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def print_sum(num_things: int, num_bytes: int, delete: bool) -> None:
+    """The last line: what was removed, or could be."""
+    verb = "removed" if delete else "could go; remove with --delete"
+    print(f"{describe_count(num_things, 'thing')}, {num_bytes / 1e6:.1f} MB {verb}")
 
 
 def parse_age(text: str) -> float:

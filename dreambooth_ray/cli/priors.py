@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_ray.cli.gc import Delete, OlderThan, collect_garbage
+from dreambooth_ray.cli.gc import Delete, OlderThan, collect_garbage, print_sum
 from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
 from dreambooth_ray.errors import ConfigError
 
@@ -34,6 +34,10 @@ def list_(storage: StorageArguments = None) -> None:
             info.digest, str(info.images), megabytes, str(len(info.runs)), "; ".join(info.prompts)
         )
     Console().print(table)
+    print(
+        "Sets grow by whole batches of prior.batch_size: a run takes the first of a set, as many "
+        "as prior.count says."
+    )
 
 
 @app.command()
@@ -89,4 +93,5 @@ def gc(
     """As `dreambooth gc`, of class images alone."""
     from dreambooth_ray.storage import paths
 
-    collect_garbage(open_storage(storage).uri, delete, older_than, f"{paths.PRIORS}/")
+    storage_uri = open_storage(storage).uri
+    print_sum(*collect_garbage(storage_uri, delete, older_than, f"{paths.PRIORS}/"), delete)

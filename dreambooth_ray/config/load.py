@@ -57,6 +57,8 @@ def _parse_and_validate(
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
     method = _read_method(tree)
+    for key in _alternatives(overrides):
+        _remove_key(tree, key)
     for override in overrides:
         _apply_override(tree, override, schema)
     if _read_method(tree) != method:
@@ -136,8 +138,6 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    if alternative_key := _INSTEAD.get(key):
-        _remove_key(tree, alternative_key)
     names, annotation = _find_key(schema, key)
     node = tree
     for section in names[:-1]:
@@ -174,8 +174,19 @@ def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
     return names, annotation
 
 
-# Two ways to say one thing: the later one counts.
+# Two ways to say one thing: an override takes the place of either.
 _INSTEAD = {"train.images": "train.steps", "train.steps": "train.images"}
+
+
+def _alternatives(overrides: list[str]) -> set[str]:
+    keys = {override.partition("=")[0] for override in overrides}
+    return {_INSTEAD[key] for key in keys if key in _INSTEAD}
+
+
+def layer_overrides(overrides: list[str], later: list[str]) -> list[str]:
+    """Overrides and later ones that go before them, also where they say it by another key."""
+    replaced_keys = _alternatives(later)
+    return [o for o in overrides if o.partition("=")[0] not in replaced_keys] + later
 
 
 def _remove_key(tree: dict[str, Any], key: str) -> None:

@@ -27,7 +27,12 @@ class PriorConfig(SamplingParams):
         description="under which its output is kept: the image's own without the identifier, "
         "those of prior.prompt, or a list",
     )
-    count: int = Field(100, ge=0, description="class images; 0 makes none, and so does kind output")
+    count: int = Field(
+        100,
+        ge=0,
+        description="class images to train on, made in whole batches of prior.batch_size; 0 makes "
+        "none, and so does kind output",
+    )
     folder: PathText | None = Field(
         None, description="your own class photographs, instead of drawn"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.data.color_profiles import convert_to_srgb
 from dreambooth_ray.errors import DataError
 
@@ -100,6 +101,8 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
     if not paths:
         num_files = len(list_files(folder))
         content = f"its {num_files} files have other endings" if num_files else "it is empty"
+        if num_files == 1:
+            content = "its 1 file has another ending"
         unread = describe_unread(folder)
         raise DataError(
             f"{key}={str(folder)!r} holds no photograph ({unread or content}); put 1 to "
@@ -123,7 +126,7 @@ def describe_unread(folder: Path) -> str:
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
-            names.append(f"the folder {subfolder.name}/ with {count} photographs")
+            names.append(f"the folder {subfolder.name}/ with {describe_count(count, 'photograph')}")
     return f"not used: {', '.join(names)}" if names else ""
 
 

@@ -18,7 +18,7 @@ from dreambooth_ray.storage.store import Store
 
 # A lease that says it is held is believed for so long after it was last written.
 LEASE_S = 3600.0
-_LEASES, _PHOTOGRAPHS = "leases", "photographs/"
+_PHOTOGRAPHS = "photographs/"
 # An artifact's folder: its name and a nonce; its pointer is the name with .json.
 _ARTIFACT_FOLDER = re.compile(r"(?P<name>.+)-[0-9a-f]{12}")
 _READERS = 16
@@ -110,11 +110,11 @@ def read_use(storage: Store, run_id: str, now_s: float) -> RunReferences:
 
 
 def _is_held(run: Store, now_s: float) -> bool:
-    files = list_files(run, _LEASES)
+    files = list_files(run, paths.LEASES)
     if not files or now_s - files[-1].modified_s > LEASE_S:
         return False
     try:
-        return not json.loads(run.read(f"{_LEASES}/{files[-1].name}")).get("released", False)
+        return not json.loads(run.read(f"{paths.LEASES}/{files[-1].name}")).get("released", False)
     except (FileNotFoundError, ValueError, AttributeError):
         return True
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from dreambooth_ray.errors import StorageError
+from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease import (
     Clock,
     Lease,
@@ -22,14 +23,13 @@ from dreambooth_ray.storage.lease import (
 from dreambooth_ray.storage.persistent_check import PersistentCheck
 from dreambooth_ray.storage.store import Store
 
-LEASES = "leases"
 _LONGEST_POLL_S, _POLLS_A_LEASE = 5.0, 12
 _CLOCK_INTERVAL_S = 0.5
 
 
 def run_leases(run: Store, clock: Clock = time.monotonic) -> LeaseFiles:
     """The leases of a run."""
-    return LeaseFiles(run, f"{LEASES}/", clock=clock)
+    return LeaseFiles(run, f"{paths.LEASES}/", clock=clock)
 
 
 class LeaseWaiter:

@@ -1,6 +1,6 @@
 """Names of files and folders below storage.uri that one module writes and another reads.
 
-Manifests, leases, the files of an evaluation and the endpoint's jobs are named where they are made.
+Manifests, the files of an evaluation and the endpoint's jobs are named where they are made.
 """
 
 import re
@@ -12,6 +12,7 @@ BUNDLE = "bundle"
 ADAPTER = "adapter"  # in a bundle
 ADAPTER_SCHEDULER = "adapter/scheduler"  # in a bundle whose forward process is not its base's
 CHECKPOINTS = "checkpoints"
+LEASES = "leases"  # in a run: who works on it, a file a holder, numbered in their order
 TENSORBOARD = "tensorboard"
 RAY_TRAIN = "ray_train"
 CHECKPOINT_SELECTION = "verdict.json"  # in a run: what its evaluations decided; numbered too

@@ -11,6 +11,7 @@ from ray.train.torch import TorchConfig
 from dreambooth_ray.compat.ray_policies import worker_failures
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import worker_environment
+from dreambooth_ray.config.counts import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports
@@ -115,6 +116,6 @@ def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) 
     cause = cause_of(failures) if failures else str(error)
     kind = StorageError if any(isinstance(f, StorageError) for f in failures) else DreamBoothError
     return kind(
-        f"training failed in {run.uri} after {num_restarts} restarts: {cause}; "
+        f"training failed in {run.uri} after {describe_count(num_restarts, 'restart')}: {cause}; "
         f"`dreambooth resume {run.uri}` goes on from the last checkpoint once the cause is mended"
     )

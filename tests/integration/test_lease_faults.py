@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dreambooth_ray.runs import is_finished
-from dreambooth_ray.storage.lease_keeper import LEASES
+from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from tests.integration.conftest import (

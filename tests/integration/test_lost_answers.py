@@ -14,7 +14,8 @@ from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.lease_keeper import LEASES, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
+from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 from serve.job_store import JobStore
 from tests.fault_proxy import FaultProxy, once_each

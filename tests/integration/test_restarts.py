@@ -47,7 +47,7 @@ def test_a_step_that_raises_ends_the_run_at_the_second_time(
     )  # fmt: skip
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert "after 1 restarts: KeyError: 'planted at" in last
+    assert "after 1 restart: KeyError: 'planted at" in last
     assert "restart: attempt 2 goes on from step 5, because KeyError" in done.stderr
     run = Store(storage.removeprefix("storage.uri=")).sub("runs/raising")
     assert [(r.attempt, r.step) for r in read_restarts(run)] == [(2, 5)]

@@ -33,6 +33,12 @@ def assert_same(one: Run, two: Run) -> None:
     assert all(torch.equal(mine[k], yours[k]) for k in mine)
 
 
+def test_the_page_of_a_runs_files_has_all_of_them(undisturbed: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/run-files.md").read_text()
+    missing = [p.name for p in undisturbed.folder.iterdir() if f"`{p.name}`" not in page]
+    assert not missing
+
+
 def test_a_run_leaves_what_is_promised(undisturbed: Run) -> None:
     assert [r["step"] for r in undisturbed.metrics] == list(range(1, 17))
     first, last = undisturbed.metrics[0], undisturbed.metrics[-1]

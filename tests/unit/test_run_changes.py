@@ -1,11 +1,13 @@
 """Each key of a run that is trained in part is taken up, or refused with its reason."""
 
+from pathlib import Path
+
 import pytest
 
 from dreambooth_ray.config.load import all_keys, override_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.run_changes import find_changes, find_obstacles
+from dreambooth_ray.run_changes import FIXED_KEYS, find_changes, find_obstacles
 
 BASE = """
 subject: {photos: p, class_noun: robot}
@@ -145,3 +147,15 @@ def test_every_key_has_an_answer() -> None:
                 find_obstacles(stored, current, changes, (), 4, current.train.steps)
                 break
     assert num_tried > 40
+
+
+def test_the_page_on_training_names_all_that_can_not_change() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/training.md").read_text()
+    keys = {*FIXED_KEYS, "prior.count", "prior.kind", "train.precision", "subjects"}
+    (line,) = [line for line in page.splitlines() if line.startswith("- What the checkpoints")]
+    missing = [
+        key
+        for key in keys
+        if not any(f"`{name}`" in line for name in (key, key.rpartition(".")[0]))
+    ]
+    assert not missing

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.cli.gc import collect_garbage, collect_scratch, parse_age
+from dreambooth_ray.cli.gc import collect_garbage, collect_scratch, gc, parse_age
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
@@ -26,15 +26,13 @@ def test_garbage_is_shown_first_and_removed_when_asked(
 ) -> None:
     store = Store(str(tmp_path))
     store.write(f"{NAME}/photo.png", b"half")
-    collect_garbage(store.uri, delete=False, older_than="24h")
-    assert capsys.readouterr().out.startswith("0 things")
-    collect_garbage(store.uri, delete=False, older_than="0s", prefix="priors/")
-    assert capsys.readouterr().out.startswith("0 things")
-    collect_garbage(store.uri, delete=False, older_than="0s")
-    first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("unused\t")
-    assert first.endswith(NAME)
-    assert "remove with --delete" in last
+    assert collect_garbage(store.uri, delete=False, older_than="24h") == (0, 0)
+    assert collect_garbage(store.uri, delete=False, older_than="0s", prefix="priors/") == (0, 0)
+    assert capsys.readouterr().out == ""
+    assert collect_garbage(store.uri, delete=False, older_than="0s") == (1, 4)
+    line = capsys.readouterr().out.rstrip()
+    assert line.startswith("unused\t")
+    assert line.endswith(NAME)
     assert store.names(NAME) == ["photo.png"]
     collect_garbage(store.uri, delete=True, older_than="0s")
     assert f"half an upload\t{NAME}" in capsys.readouterr().out
@@ -47,14 +45,34 @@ def test_scratch_of_processes_that_died_goes_and_what_is_held_stays(
     held = ScratchFolder("held", str(tmp_path))
     stale = tmp_path / held.path.name.replace("held", "stale")
     stale.mkdir()
+    (stale / "weights").write_bytes(bytes(2_000_000))
     try:
-        collect_scratch(str(tmp_path), delete=False, older_than="1h")
+        assert collect_scratch(str(tmp_path), delete=False, older_than="1h") == (0, 0)
         assert capsys.readouterr().out == ""
-        collect_scratch(str(tmp_path), delete=False, older_than="0s")
-        assert str(stale) in capsys.readouterr().out
+        assert collect_scratch(str(tmp_path), delete=False, older_than="0s") == (1, 2_000_000)
+        line = capsys.readouterr().out
+        assert line.startswith("unused\t2.0 MB")
+        assert str(stale) in line
         assert stale.is_dir()
-        collect_scratch(str(tmp_path), delete=True, older_than="0s")
+        assert collect_scratch(str(tmp_path), delete=True, older_than="0s") == (1, 2_000_000)
         assert not stale.exists()
         assert held.path.is_dir()
     finally:
         held.remove()
+
+
+def test_the_sum_counts_a_storage_and_a_hosts_scratch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, scratch = Store(str(tmp_path / "out")), tmp_path / "scratch"
+    store.write(f"{NAME}/photo.png", bytes(1_000_000))
+    stale = scratch / "dreambooth-scratch-stale"
+    stale.mkdir(parents=True)
+    (stale / "weights").write_bytes(bytes(2_000_000))
+    gc([store.uri], older_than="0s", scratch=str(scratch))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 things, 3.0 MB could go")
+
+
+def test_a_storage_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no runs"):
+        gc([str(tmp_path / "nowhere")], scratch=str(tmp_path))

@@ -87,6 +87,13 @@ def test_a_file_becomes_configurations(tmp_path: Path) -> None:
     assert set(dump_configurations(fleet)) == {"one", "two"}
 
 
+def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET.replace("train.steps=8", "train.images=40"))
+    fleet = load_fleet(path)
+    assert [fleet.config_of(s).train.steps for s in fleet.subjects] == [4, 10]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

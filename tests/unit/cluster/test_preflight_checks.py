@@ -1,5 +1,6 @@
 """Faults planted one by one, each found by its key, against a dashboard that really speaks HTTP."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,12 @@ from typing import Any
 import pytest
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight_checks import PreflightFinding, fit_to_cluster, run_preflight
+from cluster.preflight_checks import (
+    PreflightFinding,
+    fit_to_cluster,
+    format_findings,
+    run_preflight,
+)
 from dreambooth_ray.config.load import load_config, override_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
@@ -124,7 +130,36 @@ def test_an_ordinary_word_and_a_small_image_are_doubted(photos: Path, tmp_path: 
         make_config(photos, tmp_path, "subject.identifier=dog", "train.resolution=256")
     )
     assert fatal_keys(findings) == []
-    assert {f.key for f in findings} == {"subject.identifier", "subject.photos"}
+    doubts = {f.key for f in findings if not f.is_note}
+    assert doubts == {"subject.identifier", "subject.photos"}
+
+
+@pytest.mark.parametrize("override", ["cluster.gpus=false", "cluster.gpus=true"])
+def test_what_a_worker_takes_is_told_whether_it_fits_or_not(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    install_nvidia_smi(tmp_path / "bin", monkeypatch, "0, GPU-aa11, 81920")
+    config = make_config(photos, tmp_path, override)
+    findings = run_preflight(config)
+    assert fatal_keys(findings) == []
+    (note,) = [line for line in format_findings(findings) if line.startswith("note: memory: ")]
+    device = "GPU" if config.cluster.gpus else "host"
+    assert re.search(rf"takes about \d+\.\d GiB of its {device}'s memory", note)
+
+
+def test_gpus_that_this_machine_has_not_are_missed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    install_nvidia_smi(tmp_path / "bin", monkeypatch)
+    config = make_config(photos, tmp_path, "cluster.gpus=true")
+    findings = run_preflight(config)
+    assert fatal_keys(findings) == ["cluster.gpus"]
+    assert "nvidia-smi tells of no GPU" in findings[0].text
+    # Of others nothing is known here.
+    assert fatal_keys(run_preflight(config, is_elsewhere=True)) == []
+    at_address = override_config(config, ["cluster.address=127.0.0.1:6379"])
+    assert fatal_keys(run_preflight(at_address)) == []
 
 
 def test_a_store_without_conditional_writes_is_found(

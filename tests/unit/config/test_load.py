@@ -12,6 +12,7 @@ from dreambooth_ray.config.load import (
     parse_config,
     recipe_names,
 )
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
 MINIMAL = "subject: {photos: photos, class_noun: dog}"
@@ -28,6 +29,27 @@ def test_overrides_apply_in_order_and_keep_their_yaml_types() -> None:
     config = parse_config(MINIMAL, "x", ["train.steps=5", "train.steps=7", "train.lr=1e-3"])
     assert config.train.steps == 7
     assert config.train.lr == 0.001
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_steps_and_images_given_together_have_to_agree(is_reversed: bool) -> None:
+    def give(*overrides: str) -> Config:
+        return parse_config(MINIMAL, "x", list(overrides[::-1] if is_reversed else overrides))
+
+    assert give("train.steps=26", "train.images=102").train.steps == 26
+    words = r"train\.images=102 is 26 steps of 4 images, and train\.steps=7 says otherwise"
+    with pytest.raises(ConfigError, match=words):
+        give("train.steps=7", "train.images=102")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override"),
+    [("steps: 7", "train.images=102"), ("images: 28", "train.steps=26")],
+)
+def test_one_of_steps_and_images_takes_the_place_of_a_recipes_other(
+    recipe: str, override: str
+) -> None:
+    assert parse_config(f"{MINIMAL}\ntrain: {{{recipe}}}", "x", [override]).train.steps == 26
 
 
 def test_a_recipe_file_is_read(tmp_path: Path) -> None:

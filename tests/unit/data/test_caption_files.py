@@ -104,6 +104,6 @@ def test_a_folder_of_kohyas_is_named_with_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "10_sks robot").mkdir()
     save(tmp_path / "10_sks robot", "a.png")
     with pytest.raises(
-        DataError, match=r"the folder 10_sks robot/ with 1 photographs.*give the folder with"
+        DataError, match=r"the folder 10_sks robot/ with 1 photograph.*give the folder with"
     ):
         find_photographs(tmp_path)

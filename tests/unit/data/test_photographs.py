@@ -188,7 +188,7 @@ def test_what_looks_like_a_photograph_and_is_not_read_is_named(tmp_path: Path) -
     (tmp_path / "10_sks robot").mkdir()
     save(paint_corner(), tmp_path / "10_sks robot" / "e.png")
     assert describe_unread(tmp_path) == (
-        "not used: IMG_1, b.gif, c.CR2, d.mov, the folder 10_sks robot/ with 1 photographs"
+        "not used: IMG_1, b.gif, c.CR2, d.mov, the folder 10_sks robot/ with 1 photograph"
     )
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"no photograph \(not used: IMG_1.*10_sks robot/"):
@@ -237,7 +237,7 @@ def test_folders_without_photographs_say_what_is_in_them(tmp_path: Path) -> None
     with pytest.raises(DataError, match="it is empty"):
         find_photographs(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="its 1 files have other endings"):
+    with pytest.raises(DataError, match="its 1 file has another ending"):
         find_photographs(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         find_photographs(tmp_path / "nowhere")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dreambooth_ray.cli.priors import list_ as list_priors
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
 from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothError
@@ -144,6 +145,14 @@ def test_sets_are_listed_with_their_runs(worker: PriorWorker, storage: Store) ->
     (info,) = list_sets(storage)
     assert (info.images, info.runs, info.prompts) == (2, ("mine",), ("a robot", "a car"))
     assert info.size_bytes > 1000
+
+
+def test_the_list_says_why_a_set_holds_more_than_was_asked_for(
+    worker: PriorWorker, storage: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.generate(0)
+    list_priors([storage.uri])
+    assert "whole batches of prior.batch_size" in capsys.readouterr().out
 
 
 def test_the_model_hash_is_part_of_the_receipt(

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.holder import Holder, new_holder
 from dreambooth_ray.storage.lease import Lease, LeaseFiles, LeaseLostError, SilenceWatch, Standing
-from dreambooth_ray.storage.lease_keeper import LEASES, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
+from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 
 LEASE_S = 60.0

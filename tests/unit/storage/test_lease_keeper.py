@@ -8,7 +8,8 @@ import pytest
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.lease import LeaseExpiredError, LeaseLostError
-from dreambooth_ray.storage.lease_keeper import LEASES, LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 
 # The keeper's threads run by the machine's clock: an expiry is awaited, nothing is timed.

@@ -99,8 +99,6 @@ def test_what_can_not_be_is_refused(overrides: list[str], words: str) -> None:
 def test_a_budget_of_images_is_a_number_of_steps() -> None:
     assert config_of("train.images=102").train.steps == 26
     assert config_of("train.images=102", "prior.count=0").train.steps == 51
-    assert config_of("train.images=102", "train.steps=7").train.steps == 7
-    assert config_of("train.steps=7", "train.images=102").train.steps == 26
     with pytest.raises(ConfigError, match="25 steps of 4 images"):
         text = "subject: {photos: p, class_noun: robot}\ntrain: {steps: 7, images: 100}"
         parse_config(text, "x", [])

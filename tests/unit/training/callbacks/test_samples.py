@@ -29,7 +29,7 @@ def test_samples_are_what_the_bundle_gives(
     fitted = Fitted(
         sd21, photos, sd21_priors, f"model.uri={sd21}", f"train.method={method}", *overrides,
         "train.text_encoder=true", "train.steps=2", "sample.every=1",
-        "sample.num_inference_steps=2", "prior.num_inference_steps=1", "train.lr=1e-2",
+        "sample.num_inference_steps=2", "prior.num_inference_steps=1", "train.lr=1e-3",
         track=run, keep=True,
     )  # fmt: skip
     config = fitted.module.config
