@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from dreambooth_ray.compat.torch_memory import PeakTracker, fake_tensors, list_weights
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.checkpointing import checkpoint_activations
-from dreambooth_ray.models.components import Components, load_tokenizer
+from dreambooth_ray.models.components import Components, load_tokenizer, quiet_libraries
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
+from dreambooth_ray.models.precision import (
+    autocast_dtype,
+    cast_frozen_layers,
+    cast_untrainable_encoders,
+)
 from dreambooth_ray.models.quantization import count_frozen_bytes
 from dreambooth_ray.models.trainable_params import apply_method, is_trained
 
@@ -28,6 +32,7 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
         weights; peak bytes of activations `with_gradients`, and without them: `activations`
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
+    quiet_libraries()
     family = find_family(directory)
     with torch.device("meta"):
         parts = family.load_functions().build_empty(directory)
@@ -60,6 +65,7 @@ def _replace_tensors(model: nn.Module) -> None:
 def _prepare_modules(config: Config, parts: Components) -> None:
     """As the training's module does, still without memory."""
     parts.denoiser.train()
+    cast_untrainable_encoders(parts, config.train.precision)
     trained_encoders = _list_trained_encoders(parts)
     for text_encoder in trained_encoders.values():
         text_encoder.train()

@@ -16,6 +16,8 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.family import ModelFamily
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+# Of a device's free memory: what is computed with them takes the rest.
+_SHARE_FOR_WEIGHTS = 0.9
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -87,6 +89,26 @@ def choose_vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
 def autocast_dtype(precision: str) -> torch.dtype:
     """What products are computed in, by train.precision."""
     return _AUTOCAST_DTYPES.get(precision, torch.float32)
+
+
+def choose_device(network: nn.Module, device: torch.device) -> torch.device:
+    """The device where a frozen network's weights fit into its free memory, else the CPU."""
+    if device.type != "cuda":
+        return device
+    needed_bytes = sum(w.numel() * w.element_size() for w in network.parameters())
+    free_bytes = torch.cuda.mem_get_info(device)[0]
+    return device if needed_bytes < _SHARE_FOR_WEIGHTS * free_bytes else torch.device("cpu")
+
+
+def cast_untrainable_encoders(parts: Components, precision: str) -> None:
+    """Give text encoders that can't be trained the dtype that is computed in, in place.
+
+    In float32 a language model would often take more than the denoiser, and more than a GPU has.
+    precision: as train.precision
+    """
+    for part in parts.family.text_encoders:
+        if not part.can_train:
+            parts.text_encoders[part.name].to(autocast_dtype(precision))
 
 
 def cast_frozen_layers(model: nn.Module, precision: str) -> None:

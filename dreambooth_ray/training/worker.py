@@ -23,6 +23,7 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store, use_options
@@ -84,11 +85,8 @@ def _train(
     context = ray.train.get_context()
     num_cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(count_threads(config, num_cores, context.get_local_world_size()))
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    components = load_components(Path(job.model_directory))
-    apply_method(config, components, quantizes=True)
-    dataset, validation_set = _make_dataset(job, config, components, (rank, world_size))
-    module = DreamBoothModule(config, components)
+    world_size = context.get_world_size()
+    module, dataset, validation_set = _load(job, config, (context.get_world_rank(), world_size))
     worker_rank = find_worker_rank(context)
     base_model = BaseModel(Path(job.model_directory), job.model_hash)
     with restore.restored_checkpoint(run, config, base_model, worker_rank) as restored_state:
@@ -119,13 +117,24 @@ def _train(
         return sequence.kept_checkpoint
 
 
+def _load(
+    job: WorkerJob, config: Config, rank_and_world_size: tuple[int, int]
+) -> tuple[DreamBoothModule, TrainingDataset, ValidationSet | None]:
+    """What is trained, and what on; the VAE and frozen text encoders are in memory no longer."""
+    components = load_components(Path(job.model_directory))
+    apply_method(config, components, quantizes=True)
+    dataset, validation_set = _make_dataset(job, config, components, rank_and_world_size)
+    return DreamBoothModule(config, components), dataset, validation_set
+
+
 def _make_dataset(
     job: WorkerJob, config: Config, components: Components, rank_and_world_size: tuple[int, int]
 ) -> tuple[TrainingDataset, ValidationSet | None]:
     """Encode all images, and captions if the text encoder is frozen, on the worker's device."""
+    cast_untrainable_encoders(components, config.train.precision)
     used_here = (components.vae, *components.text_encoders.values())
     for network in used_here:
-        network.to(ray.train.torch.get_device())
+        network.to(choose_device(network, ray.train.torch.get_device()))
     splits = [
         split_photographs(config, read_configured_subject(config, s)) for s in config.all_subjects
     ]

@@ -6,6 +6,7 @@ import numpy as np
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.precision import cast_untrainable_encoders
 from dreambooth_ray.models.trainable_params import prepare_sampling
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
@@ -45,6 +46,7 @@ class PromptSampler:
         components.denoiser = module.denoiser
         components.text_encoders |= module.text_encoders
         prepare_sampling(self._config, components)
+        cast_untrainable_encoders(components, self._config.train.precision)
         requests = make_requests(self._config)
         try:
             with module.averaged_weights():

@@ -1,3 +1,4 @@
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -6,10 +7,11 @@ import torch
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import precision
-from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.families.flux2_klein import FAMILY as KLEIN
 from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
 from dreambooth_ray.models.trainable_params import apply_method
+from tests.families.tiny_models import build_tiny
 
 CPU = torch.device("cpu")
 
@@ -81,3 +83,22 @@ def test_nothing_is_cast_without_mixed_precision(toy_parts: Components) -> None:
     precision.cast_frozen_layers(toy_parts.unet, "32")
     assert toy_parts.unet.dtype == torch.float32
     assert isinstance(precision.autocast_mixed(toy_parts.unet).__enter__(), type(None))
+
+
+def test_encoders_that_can_t_be_trained_are_computed_with_in_half(
+    toy_parts: Components, tmp_path: Path
+) -> None:
+    klein = load_components(build_tiny("flux2-klein", tmp_path / "klein"))
+    for precision_name, dtype in (("32", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        for parts in (toy_parts, klein):
+            precision.cast_untrainable_encoders(parts, precision_name)
+        assert toy_parts.text_encoder.dtype == torch.float32
+        assert klein.text_encoder.dtype == dtype
+
+
+def test_a_network_that_a_gpu_has_no_room_for_stays_on_the_host() -> None:
+    network, gpu = torch.nn.Linear(256, 1024, bias=False), torch.device("cuda")
+    assert precision.choose_device(network, CPU) == CPU
+    for free_bytes, device in ((2**21, gpu), (2**20, CPU)):
+        with patch.object(torch.cuda, "mem_get_info", return_value=(free_bytes, 2**30)):
+            assert precision.choose_device(network, gpu) == device
