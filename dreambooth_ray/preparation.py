@@ -43,7 +43,8 @@ from dreambooth_ray.models.model_directory import (
     model_directory,
     model_outline,
 )
-from dreambooth_ray.models.model_source import make_absolute, pin_source
+from dreambooth_ray.models.model_mirror import share_model
+from dreambooth_ray.models.model_source import make_absolute, parse_source, pin_source
 from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
@@ -106,10 +107,20 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     Store(config.storage.uri).check_writable()
     class_images = _digest_class_images(config.prior)
     # Last: what can be refused is, before anything large is fetched.
-    directory = model_directory(source)
+    directory = _fetch_model(config, source)
     name = make_absolute(config.model.source)
     pins = {name: make_absolute(source)} if source not in (name, config.model.source) else {}
     return PreparedRun(config, directory, RunInputs(tuple(records), class_images, directory, pins))
+
+
+def _fetch_model(config: Config, source: str) -> Path:
+    """Where the model lies here; on a cluster it is put into the storage for hosts that lack it."""
+    storage = Store(config.storage.uri)
+    # A folder as storage is one that all hosts see, and so are directories then.
+    is_everywhere = source == "toyworld" or (storage.is_local and parse_source(source).is_directory)
+    if config.cluster.ray_address is None or is_everywhere:
+        return model_directory(source)
+    return share_model(source, "model.uri", storage)
 
 
 def _pin_model(config: Config) -> str:

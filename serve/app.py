@@ -28,7 +28,9 @@ _SPARE_REQUESTS = 2
 def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
     _validate_config(args)
-    args = args.model_copy(update={"models": check_models(args)})
+    # Replicas do not see this process's environment.
+    cluster = args.cluster.model_copy(update={"address": args.cluster.ray_address})
+    args = args.model_copy(update={"models": check_models(args), "cluster": cluster})
     replicas = args.replicas
     default_scale = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
     pools = {DEFAULT_POOL: _build_pool(args, DEFAULT_POOL, default_scale)}

@@ -10,7 +10,7 @@ from dreambooth_ray.models.model_source import make_absolute, parse_source, pin_
 def check_models(config: ServeConfig) -> dict[str, str]:
     """URIs of the models by id, as every host finds them, those of the hub at the commit of now.
 
-    Nothing large is fetched: replicas do that, each host for itself.
+    Nothing large is fetched: replicas do that.
     raises: ConfigError naming one that can't be loaded, StorageError
     """
     uris = {}

@@ -23,6 +23,8 @@ from dreambooth_ray.models.model_directory import (
     model_directory,
     model_hash,
 )
+from dreambooth_ray.models.model_mirror import share_model
+from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
@@ -90,11 +92,16 @@ class ModelCache:
         memory_bytes: int,
         max_adapters: int,
         bytes_per_weight: int = 4,
+        shares_models: bool = False,
     ) -> None:
-        """bases: URI by id; cache: a folder of this replica's own; open_engine: starts one."""
+        """bases: URI by id; cache: a folder of this replica's own; open_engine: starts one
+
+        shares_models: replicas on other hosts take theirs from the storage, where one puts them
+        """
         self._bases, self._storage_uri, self._cache = bases, storage_uri, cache
         self._open_engine, self._bytes_per_weight = open_engine, bytes_per_weight
         self._memory_bytes, self._max_adapters = memory_bytes, max_adapters
+        self._shares_models = shares_models
         self._engines: OrderedDict[str, LoadedModel] = OrderedDict()
         # _state_lock protects the dictionaries; _load_lock lets one load run at a time.
         self._state_lock, self._load_lock = threading.RLock(), threading.Lock()
@@ -173,7 +180,7 @@ class ModelCache:
 
     def _load_artifact(self, artifact: Artifact) -> None:
         if artifact.uri is not None:
-            directory = model_directory(artifact.uri, "models")
+            directory = self._find_base(artifact.uri, "models")
             size = estimate_loaded_bytes(directory, self._bytes_per_weight)
             self._add_engine(artifact.id, directory, size, base=True)
             return
@@ -193,6 +200,11 @@ class ModelCache:
         finally:
             # Everything is in memory now; the next load verifies the bytes anew.
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _find_base(self, uri: str, key: str) -> Path:
+        if self._shares_models and not parse_source(uri).is_directory:
+            return share_model(uri, key, Store(self._storage_uri))
+        return model_directory(uri, key)
 
     def _fetch_bundle(self, artifact: Artifact) -> Path:
         """Download a bundle, every file against the manifest the gateway saw."""
@@ -258,13 +270,13 @@ class ModelCache:
             with self._state_lock:
                 loaded = self._engines.get(base)
             if loaded is None:
-                directory = model_directory(uri, f"models.{base}")
+                directory = self._find_base(uri, f"models.{base}")
                 if not has_model_hash(directory, digest):
                     continue
                 size = estimate_loaded_bytes(directory, self._bytes_per_weight)
                 self._add_engine(base, directory, size, base=True)
                 return self._engines[base]
-            if has_model_hash(model_directory(uri), digest):
+            if has_model_hash(self._find_base(uri, f"models.{base}"), digest):
                 return loaded
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "

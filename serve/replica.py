@@ -68,6 +68,7 @@ class Replica:
             memory_bytes=config.replicas.memory_bytes,
             max_adapters=config.replicas.adapters,
             bytes_per_weight=2 if gpus else 4,
+            shares_models=config.cluster.address is not None,
         )  # fmt: skip
         self._steps_done = 0.0
         self._backlog_steps, self._backlog_time_s = 0, 0.0

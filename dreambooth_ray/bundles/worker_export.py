@@ -16,6 +16,8 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.imports import large_imports
+from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.storage.fence import find_checkpoint, is_followed
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.run_state import read_run_state
@@ -56,7 +58,8 @@ def export_by_task(config: Config, directory: Path, run: Store) -> None:
         _export_stored
     )
     try:
-        ray.get(task.remote(dump_config(config), str(directory), run.uri, options))
+        model = str(directory), model_hash(directory)
+        ray.get(task.remote(dump_config(config), model, run.uri, options))
     except ray.exceptions.RayTaskError as error:
         raise find_own_error(error) from None
     except ray.exceptions.RayError as error:
@@ -66,10 +69,12 @@ def export_by_task(config: Config, directory: Path, run: Store) -> None:
 
 
 def _export_stored(
-    config: str, directory: str, run_uri: str, storage_options: dict[str, Any]
+    config: str, model: tuple[str, str], run_uri: str, storage_options: dict[str, Any]
 ) -> None:
+    """model: its directory, and its hash"""
     use_options(run_uri, storage_options)
-    _export(parse_config(config, run_uri, []), directory, run_uri, None)
+    directory = locate_model(*model, run_uri)
+    _export(parse_config(config, run_uri, []), str(directory), run_uri, None)
 
 
 def _export(

@@ -29,6 +29,8 @@ from dreambooth_ray.evaluation.protocol import (
 )
 from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage.fence import find_checkpoint
@@ -101,15 +103,18 @@ class CheckpointEvaluator:
         self,
         config: str,
         run_uri: str,
-        directory: str,
+        model: tuple[str, str],
         protocol: Protocol,
         storage_options: dict[str, Any],
     ) -> None:
-        """config: as YAML. raises: ConfigError, DataError for what can't be read on this host"""
+        """config: as YAML; model: the base model's directory, and its hash
+
+        raises: CheckpointError, ConfigError, DataError for what can't be read on this host
+        """
         use_options(run_uri, storage_options)
         torch.set_num_threads(1)
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
-        self._directory, self._protocol = Path(directory), protocol
+        self._directory, self._protocol = locate_model(*model, run_uri), protocol
         self._device = "cuda" if self._config.cluster.gpus else "cpu"
         case = run_case(self._config, self._directory)
         photographs = tuple(str(p) for p in case.photographs)
@@ -163,7 +168,8 @@ class RemoteEvaluator:
     def __init__(self, config: Config, run: Store, directory: Path) -> None:
         protocol = load_protocol(config.choice.protocol, "choice.protocol")
         options = dict(config.storage.options)
-        self._arguments = (dump_config(config), run.uri, str(directory), protocol, options)
+        model = str(directory), model_hash(directory)
+        self._arguments = (dump_config(config), run.uri, model, protocol, options)
         self._gpu = config.cluster.gpus
         self._actor: Any = None
 

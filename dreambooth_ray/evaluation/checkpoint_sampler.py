@@ -23,6 +23,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
+from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest, paths
@@ -46,13 +48,19 @@ class CheckpointSampler:
     """Samples the configured prompts with a checkpoint; lives in a Ray actor."""
 
     def __init__(
-        self, config: str, run_uri: str, directory: str, storage_options: dict[str, Any], gpu: bool
+        self,
+        config: str,
+        run_uri: str,
+        model: tuple[str, str],
+        storage_options: dict[str, Any],
+        gpu: bool,
     ) -> None:
-        """config: as YAML"""
+        """config: as YAML; model: the base model's directory, and its hash"""
         use_options(run_uri, storage_options)
         torch.set_num_threads(1)
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
-        self._directory, self._device = Path(directory), "cuda" if gpu else "cpu"
+        self._directory = locate_model(*model, run_uri)
+        self._device = "cuda" if gpu else "cpu"
 
     def sample(self, step: int) -> None:
         """Sample with the checkpoint of a step, and commit the images.
@@ -129,7 +137,8 @@ class SampleFollower:
         if self._actor is None:
             # No core is asked for: the few images are worth no wait of either side.
             self._actor = build_actor_class(CheckpointSampler, gpu, num_cpus=0).remote(
-                dump_config(config), self._run.uri, str(self._directory),
+                dump_config(config), self._run.uri,
+                (str(self._directory), model_hash(self._directory)),
                 dict(config.storage.options), gpu,
             )  # fmt: skip
         try:

@@ -20,6 +20,7 @@ from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
 
 FLOW_TOY = "toyworld-flow"
+_INDEX, _PROCESSOR = "model_index.json", "feature_extractor"
 # Weights for other libraries, which diffusers passes over.
 _OTHER_FORMATS = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml")
 
@@ -181,6 +182,19 @@ def _hash_files(directory: Path, is_part: Callable[[Path], bool]) -> str:
             digest.update(path.relative_to(directory).as_posix().encode())
             digest.update(bytes.fromhex(cached_file_hash(path)))
     return digest.hexdigest()
+
+
+def list_loaded_files(directory: Path) -> list[str]:
+    """Names of all files of a model that loading reads, as other hosts need them."""
+    is_adapter = adapted_base(directory) is not None
+    folders = (paths.ADAPTER,) if is_adapter else (*find_family(directory).parts, _PROCESSOR)
+    found = [directory / (MANIFEST if is_adapter else _INDEX)]
+    found += [p for folder in folders for p in sorted((directory / folder).rglob("*"))]
+    return [
+        path.relative_to(directory).as_posix()
+        for path in found
+        if path.is_file() and _is_loaded(path)
+    ]
 
 
 def _is_loaded(path: Path) -> bool:

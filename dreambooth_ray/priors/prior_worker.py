@@ -14,6 +14,7 @@ from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorRecord
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.prior_spec import PriorSpec
@@ -36,7 +37,7 @@ class PriorWorker:
     ) -> None:
         use_options(set_uri, storage_options or {})
         torch.set_num_threads(1)
-        self._components = load_components(Path(directory))
+        self._components = load_components(locate_model(directory, spec.model_hash, set_uri))
         device = resolve_device("cuda" if gpu else "cpu")
         self._engine = Engine(
             self._components,

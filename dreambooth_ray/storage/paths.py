@@ -20,6 +20,8 @@ END = "end.json"  # in a run that they ended early
 EVALUATIONS = "evaluations"
 SAMPLES = "samples"  # in a run whose workers hold shares of the weights: sample images by step
 PRIORS = "priors"
+MODELS = "models"  # beside `runs`: base models for hosts that lack them, by their hash
+MODEL_SOURCES = "models/sources"  # which of them a commit of the hub is
 CATALOG = "catalog"  # beside `runs`: an entry for each subject, what endpoints look up
 CATALOG_VERSIONS = "catalog_versions"  # beside `runs`: the commits that entries are made of
 CATALOG_COMPLETE = "catalog_complete.json"  # beside `runs`: all runs have entries, old ones too
@@ -36,6 +38,11 @@ _TAKEOVER = re.compile(r"takeover-(\d{6})-step-(\d{8})\.json")
 def run(run_id: str) -> str:
     """Folder of a run."""
     return f"runs/{run_id}"
+
+
+def model(digest: str) -> str:
+    """Artifact name of a base model."""
+    return f"{MODELS}/{digest}"
 
 
 def photographs(digest: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
 from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.callbacks.loggers import Loggers
@@ -66,6 +69,9 @@ def train_worker(
     _silence_lightning()
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
+    set_cache_limit(config.storage.model_cache_gb)
+    directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
+    job = replace(job, model_directory=str(directory))
     with explain_out_of_memory(config, Path(job.model_directory)):
         kept_checkpoint = _train(job, config, extra_callbacks)
     # The model and its optimizer, which refer to each other in circles: what comes needs the room.

@@ -67,11 +67,11 @@ def run_row(config: Config, job: WorkerJob, rank: int) -> dict[str, Any]:
         return {}
     if config.choice.rule == "best":
         protocol = load_protocol(config.choice.protocol, "choice.protocol")
-        evaluator = CheckpointEvaluator(job.config, run.uri, str(directory), protocol, {})
+        evaluator = CheckpointEvaluator(job.config, run.uri, (str(directory), ""), protocol, {})
         with CheckpointFollower(run, config.choice, evaluator.evaluate):
             pass
     if config.sample.every and not config.train.has_whole_weights:
-        sampler = CheckpointSampler(job.config, run.uri, str(directory), {}, gpu=False)
+        sampler = CheckpointSampler(job.config, run.uri, (str(directory), ""), {}, gpu=False)
         for step in filter(lambda step: is_sample_due(config, step), committed_steps(run)):
             sampler.sample(step)
     export_bundle(config, directory, run, read_run_state(run, config))

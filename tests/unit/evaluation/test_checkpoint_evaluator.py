@@ -61,7 +61,9 @@ def test_a_checkpoint_is_evaluated_by_the_protocol_and_its_numbers_are_kept(
     run = Store(str(tmp_path / "run"))
     commit(run, config, toy_model, tmp_path / "local")
     protocol = load_protocol(config.choice.protocol)
-    evaluator = CheckpointEvaluator(dump_config(config), run.uri, str(toy_model), protocol, {})
+    evaluator = CheckpointEvaluator(
+        dump_config(config), run.uri, (str(toy_model), ""), protocol, {}
+    )
     scored = evaluator.evaluate(5)
     totals = json.loads(run.read(paths.evaluation(5)))["totals"]
     assert (scored.step, scored.fidelity, scored.drift) == (5, totals["dino"], totals["pres"])

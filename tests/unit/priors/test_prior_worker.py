@@ -14,6 +14,7 @@ from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
 from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothError
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_mirror import publish_model
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
 from dreambooth_ray.priors.prior_generation import committed_chunks, open_set
@@ -52,6 +53,16 @@ def test_a_chunk_is_the_same_whichever_worker_generates_it(
     for file in (POSTERIOR, paths.prior_image(2), paths.prior_image(3)):
         both = [manifest.read_file(in_set(s), paths.prior_chunk(1), file) for s in (storage, other)]
         assert both[0] == both[1]
+
+
+def test_a_host_without_the_models_folder_takes_it_from_storage(
+    worker: PriorWorker, tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    other = Store(str(tmp_path / "other"))
+    publish_model(toy_model, SPEC.model_hash, other)
+    second_worker = PriorWorker("/nowhere", open_set(other, SPEC).uri, SPEC, gpu=False)
+    assert second_worker.generate(1) == worker.generate(1)
 
 
 def test_memory_that_runs_out_makes_batches_smaller_and_no_image_another(

@@ -1,0 +1,124 @@
+"""Models for the hosts of a cluster, which share a storage and no path: each fetches a model once.
+
+`models/HASH` in the storage is the model with that `model_hash`, committed as all artifacts are.
+Who starts work on a cluster puts its model there; a host that lacks it takes it from there into its
+own cache. A model of the hub is fetched from the hub by one host: it holds a lease meanwhile, and
+then writes down in `models/sources` which hash the commit has. Nothing heavy is imported.
+"""
+
+import hashlib
+import json
+import math
+import socket
+from pathlib import Path
+
+from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.models.model_directory import list_loaded_files, model_directory, model_hash
+from dreambooth_ray.models.model_source import find_hub_id, parse_source, pin_source
+from dreambooth_ray.models.weight_cache import add_to_cache, find_cached, models_folder
+from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.lease import LeaseFiles
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter
+from dreambooth_ray.storage.scratch import scratch_folder
+from dreambooth_ray.storage.store import Store
+
+_LEASE_S = 30.0
+_KEY_DIGITS = 32
+
+
+def share_model(uri: str, key: str, storage: Store) -> Path:
+    """As `model_directory`, for all hosts that share a storage.
+
+    raises: as `model_directory`
+    """
+    source = pin_source(uri, key)
+    if not _is_of_hub(source):
+        folder = model_directory(source, key)
+        publish_model(folder, model_hash(folder), storage)
+        return folder
+    digest = hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
+    mark = f"{paths.MODEL_SOURCES}/{digest}.json"
+    if folder_there := _find_shared(storage, mark):
+        return folder_there
+    leases = LeaseFiles(storage, f"{paths.MODEL_SOURCES}/{digest}-lease-")
+    with LeaseKeeper(LeaseWaiter(leases, _LEASE_S, math.inf, _say_nothing), _say_nothing):
+        if folder_there := _find_shared(storage, mark):
+            return folder_there
+        folder = model_directory(source, key)
+        weights = model_hash(folder)
+        publish_model(folder, weights, storage)
+        storage.write(mark, json.dumps({"source": source, "model_hash": weights}).encode())
+    return folder
+
+
+def publish_model(folder: Path, digest: str, storage: Store) -> None:
+    """Put a model into a storage, unless it is there. digest: its `model_hash`"""
+    name = paths.model(digest)
+    if manifest.find_loss(storage, name) is None:
+        return
+    with scratch_folder("model") as stage:
+        for file in list_loaded_files(folder):
+            (stage / file).parent.mkdir(parents=True, exist_ok=True)
+            (stage / file).symlink_to((folder / file).resolve())
+        manifest.commit_artifact(storage, name, stage, {"kind": "model"})
+
+
+def locate_model(directory: str, digest: str, uri: str) -> Path:
+    """A model's folder on this host, by where it lay on the host that started the work.
+
+    digest: its `model_hash`; uri: of a run or a set of class images in the storage that hosts share
+    raises: CheckpointError where this host has no such folder and the storage no such model
+    """
+    path = Path(directory)
+    if path.is_dir():
+        # In use by this process from now on, where it is of the cache.
+        held = find_cached(path.name) if path.parent == models_folder() else None
+        return held or path
+    try:
+        return _fetch_model(digest, Store(_find_storage(uri)))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"model.uri: {directory} is not on {socket.gethostname()}, and the storage that hosts "
+            f"share has no copy of it ({error}); put it there on every host, or start the work "
+            "anew with cluster.address set"
+        ) from error
+
+
+def _find_shared(storage: Store, mark: str) -> Path | None:
+    try:
+        return _fetch_model(str(json.loads(storage.read(mark))["model_hash"]), storage)
+    except (FileNotFoundError, CheckpointError):
+        return None  # nobody has put it there yet, or it was removed since
+
+
+def _fetch_model(digest: str, storage: Store) -> Path:
+    key, name = digest[:_KEY_DIGITS], paths.model(digest)
+    if cached := find_cached(key):
+        return cached
+    folder, _, files = manifest.read_entries(storage, name)
+    return add_to_cache(
+        key,
+        sum(file.size_bytes for file in files),
+        lambda local: manifest.download_files(storage, folder, files, local),
+    )
+
+
+def _find_storage(uri: str) -> str:
+    """The storage that a run or a set of class images lies in."""
+    for folder in ("runs", paths.PRIORS):
+        base, _, name = uri.rpartition(f"/{folder}/")
+        if base and "/" not in name:
+            return base
+    return uri
+
+
+def _is_of_hub(text: str) -> bool:
+    """Whether all that a source names is of the hub, at commits, or ships."""
+    source = parse_source(text)
+    uris = [uri for uri in (source.uri, source.vae, source.text_encoder) if uri]
+    hub_ids = [find_hub_id(uri) for uri in uris if uri != "toyworld"]
+    return bool(hub_ids) and all(model is not None and model.is_pinned for model in hub_ids)
+
+
+def _say_nothing(_: str) -> None:
+    """Who waits for a model hears of it from the download itself."""
