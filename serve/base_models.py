@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory, model_outline
-from dreambooth_ray.models.model_source import make_absolute, parse_source, pin_source
+from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source, pin_source
 
 
 def check_models(config: ServeConfig) -> dict[str, str]:
@@ -19,7 +19,7 @@ def check_models(config: ServeConfig) -> dict[str, str]:
         if not parse_source(uri).is_directory:
             uris[name] = make_absolute(pin_source(uri, key))
             model_outline(uris[name], key)
-        elif uri == "toyworld" or (config.cluster.ray_address and not is_here):
+        elif find_shipped(uri) or (config.cluster.ray_address and not is_here):
             # Hosts of a cluster have folders that this one has not: their replicas look.
             uris[name] = uri
         else:

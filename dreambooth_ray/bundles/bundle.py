@@ -16,7 +16,7 @@ from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.family import ModelFamily, find_family
 from dreambooth_ray.models.model_directory import base_directory, model_hash
-from dreambooth_ray.models.model_source import make_absolute, parse_source
+from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.trainable_params import (
     apply_method,
@@ -145,7 +145,7 @@ def _find_base(config: Config, run: Store) -> str:
     """The base model as it is found again: of the hub, at the commit that the run began with."""
     source = make_absolute(config.model.source)
     source = read_pins(run).get(source, source)
-    is_folder = source != "toyworld" and parse_source(source).is_directory
+    is_folder = not find_shipped(source) and parse_source(source).is_directory
     return str(Path(source).resolve()) if is_folder else source
 
 

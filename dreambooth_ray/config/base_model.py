@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     uri: PathText = Field(
         "toyworld",
-        description="'toyworld'; a directory, single .safetensors file, run or URL of one; or a "
-        "model of the Hugging Face Hub, owner/name or owner/name@revision",
+        description="'toyworld' or 'toyworld-flow'; a directory, single .safetensors file, run or "
+        "URL of one; or a model of the Hugging Face Hub, owner/name or owner/name@revision",
     )
     vae: PathText | None = Field(
         None, description="another VAE than the model's: as model.uri, or of such a part alone"

@@ -25,17 +25,23 @@ INDEX = "model_index.json"
 ENTRY_POINTS = "dreambooth_ray.families"
 BUILT_IN = (
     "dreambooth_ray.models.families.stable_diffusion:FAMILY",
+    "dreambooth_ray.models.families.z_image:FAMILY",
     "dreambooth_ray.models.families.flux2_klein:FAMILY",
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """A network, in a folder of its name. class_name: as diffusers or transformers call it."""
+    """A network, in a folder of its name.
+
+    class_name: as diffusers or transformers call it
+    wider_classes: that it is the inner part of, and is read from as well
+    """
 
     name: str
     library: Literal["diffusers", "transformers"]
     class_name: str
+    wider_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,25 @@ Nothing heavy is imported here: bad input is refused before torch is imported.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family, list_families
 from dreambooth_ray.models.model_location import fetch_source, outline_source
-from dreambooth_ray.models.model_source import parse_source
+from dreambooth_ray.models.model_source import find_shipped, parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
 
-FLOW_TOY = "toyworld-flow"
 _INDEX, _PROCESSOR = "model_index.json", "feature_extractor"
 # Weights for other libraries, which diffusers passes over.
 _OTHER_FORMATS = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml")
 
 
 def model_directory(uri: str, key: str = "model.uri") -> Path:
-    """The directory of a model: 'toyworld' is the one that ships; a run stands for its bundle.
+    """The directory of a model: 'toyworld' and 'toyworld-flow' ship; a run stands for its bundle.
 
     What lies elsewhere is fetched, once it is known to be usable. What it holds has been looked at:
     it is absolute, of a family that is known, and whole.
@@ -35,12 +33,11 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     raises: ConfigError naming the file or folder that is missing or can't be used, and what
         `model_location.fetch_source` raises
     """
-    if uri == "toyworld":
-        return _shipped_directory()
-    refuse_flow_toy(uri, key)
+    if shipped := find_shipped(uri):
+        return shipped
     if not parse_source(uri).is_directory:
         model_outline(uri, key)  # refused before anything large is on its way
-    return _check_model(fetch_source(uri, key, _shipped_directory()), uri, key, whole=True)
+    return _check_model(fetch_source(uri, key), uri, key, whole=True)
 
 
 def model_outline(uri: str, key: str = "model.uri") -> Path:
@@ -48,14 +45,9 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
 
     Of weights that are not on this host, the headers are there and not a tensor.
     """
-    if uri == "toyworld":
-        return _shipped_directory()
-    refuse_flow_toy(uri, key)
-    return _check_model(outline_source(uri, key, _shipped_directory()), uri, key, whole=False)
-
-
-def _shipped_directory() -> Path:
-    return Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline"))
+    if shipped := find_shipped(uri):
+        return shipped
+    return _check_model(outline_source(uri, key), uri, key, whole=False)
 
 
 def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
@@ -79,26 +71,6 @@ def known_models() -> str:
     """Of which families there can be, in words."""
     titles = [family.title for family in list_families()]
     return " or ".join([", ".join(titles[:-1]), titles[-1]]) if titles[1:] else titles[0]
-
-
-def refuse_flow_toy(uri: str, key: str) -> None:
-    """raises: ConfigError for the model that nothing but `toyworld score` takes yet"""
-    if uri == FLOW_TOY:
-        raise ConfigError(
-            f"{key}={uri!r} is a Z-Image, and only Stable Diffusion 1.x and 2.x are trained, "
-            f"sampled and served so far; `dreambooth toyworld score {FLOW_TOY}` samples it"
-        )
-
-
-def flow_directory(uri: str) -> Path | None:
-    """The directory of a Z-Image in diffusers format, the toy's included; None for all else."""
-    if uri == FLOW_TOY:
-        return Path(str(files("dreambooth_ray.toyworld") / "weights" / "flow-pipeline"))
-    folder = Path(uri).expanduser()
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return None
-    return folder if json.loads(index.read_text()).get("_class_name") == "ZImagePipeline" else None
 
 
 def adapted_base(folder: Path) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ from dreambooth_ray.models.model_source import (
     ModelSource,
     explain_source,
     find_hub_id,
+    find_shipped,
     parse_source,
 )
 from dreambooth_ray.models.part_configs import read_json
@@ -36,32 +37,31 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
 
 _MAX_OUTLINE_AGE_S = 7 * 86_400.0
-_SHIPPED = "toyworld"
 _WHAT = (
     "give a directory in diffusers format, a single .safetensors file, a run, a model of the hub "
     "such as owner/name, or a URL"
 )
 
 
-def fetch_source(text: str, key: str, shipped: Path) -> Path:
+def fetch_source(text: str, key: str) -> Path:
     """Where a model's files lie on this host, fetched if they were not there.
 
-    key: the setting to name in an error; shipped: the directory of 'toyworld'
+    key: the setting to name in an error
     raises: ConfigError where it is no model or may not be read, CheckpointError, StorageError
     """
-    return _ModelLocator(shipped, key, whole=True).locate(parse_source(text))
+    return _ModelLocator(key, whole=True).locate(parse_source(text))
 
 
-def outline_source(text: str, key: str, shipped: Path) -> Path:
+def outline_source(text: str, key: str) -> Path:
     """As `fetch_source`, to look at alone: of weights that are not here the headers alone are."""
-    return _ModelLocator(shipped, key, whole=False).locate(parse_source(text))
+    return _ModelLocator(key, whole=False).locate(parse_source(text))
 
 
 class _ModelLocator:
     """whole: with the weights, or else their headers alone."""
 
-    def __init__(self, shipped: Path, key: str, *, whole: bool) -> None:
-        self._shipped, self._key, self._whole = shipped, key, whole
+    def __init__(self, key: str, *, whole: bool) -> None:
+        self._key, self._whole = key, whole
 
     def locate(self, source: ModelSource) -> Path:
         """The model's folder; raises as `fetch_source`."""
@@ -82,8 +82,8 @@ class _ModelLocator:
 
     def _locate_uri(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
         """part: of a model of which no more is needed"""
-        if uri == _SHIPPED:
-            return self._shipped
+        if shipped := find_shipped(uri):
+            return shipped
         try:
             if hub_id := find_hub_id(uri):
                 return self._locate_on_hub(hub_id, part)
@@ -166,7 +166,7 @@ class _ModelLocator:
         path = Path(uri).expanduser().absolute()
         if part == "vae" and path.is_file() and path.suffix in SUFFIXES:
             return self._convert_vae(path, read_json(base / "vae" / "config.json"))
-        folder = _ModelLocator(self._shipped, key, whole=self._whole)._locate_uri(uri, part=part)
+        folder = _ModelLocator(key, whole=self._whole)._locate_uri(uri, part=part)
         for candidate in (folder / part, folder):
             if (candidate / "config.json").is_file():
                 return candidate

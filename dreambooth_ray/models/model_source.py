@@ -9,6 +9,7 @@ Nothing heavy is imported here.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -19,6 +20,8 @@ from dreambooth_ray.models.store_files import is_url
 from dreambooth_ray.models.weight_files import PICKLES
 
 SUFFIXES = (".safetensors", *PICKLES)
+# Models that the package has in it: folders of toyworld/weights.
+_SHIPPED = {"toyworld": "pipeline", "toyworld-flow": "flow-pipeline"}
 _WITH_OPTIONS = re.compile(r"(?P<uri>.+)\?(?P<options>(vae|text_encoder|prediction_type)=.*)")
 
 
@@ -41,6 +44,12 @@ class ModelSource:
     def __str__(self) -> str:
         options = {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name)}
         return f"{self.uri}?{urlencode(options, safe='/:@~')}" if options else self.uri
+
+
+def find_shipped(uri: str) -> Path | None:
+    """The directory of a model that the package has in it; None for all else."""
+    name = _SHIPPED.get(uri)
+    return Path(str(files("dreambooth_ray.toyworld") / "weights" / name)) if name else None
 
 
 def parse_source(text: str) -> ModelSource:
@@ -90,7 +99,7 @@ def explain_source(uri: str, key: str, error: DreamBoothError) -> DreamBoothErro
 
 
 def _make_uri_absolute(uri: str) -> str:
-    is_name = uri == "toyworld" or is_url(uri) or find_hub_id(uri) is not None
+    is_name = uri in _SHIPPED or is_url(uri) or find_hub_id(uri) is not None
     return uri if is_name else str(Path(uri).expanduser().absolute())
 
 

@@ -32,7 +32,7 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
             (directory / INDEX, _class_in_index(index, part)),
             (directory / part.name, _class_in_config(directory, part)),
         ):
-            if class_name != part.class_name:
+            if class_name not in (part.class_name, *part.wider_classes):
                 raise ConfigError(
                     f"{place} says that {part.name} is a {class_name}, not a {part.class_name}; "
                     f"{what}"
@@ -50,7 +50,8 @@ def _class_in_config(directory: Path, part: Part) -> str:
     if part.library == "diffusers":
         return str(config.get("_class_name", part.class_name))
     names = config.get("architectures") or [part.class_name]
-    return part.class_name if part.class_name in names else str(names[0])
+    known = {part.class_name, *part.wider_classes}
+    return next((str(name) for name in names if name in known), str(names[0]))
 
 
 def read_shapes(directory: Path, part: Part) -> dict[str, list[int]]:

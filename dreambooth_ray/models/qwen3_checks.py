@@ -5,6 +5,7 @@ from pathlib import Path
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.weight_files import find_weights
 
 
 def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
@@ -23,8 +24,14 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
             f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
             f"{min_layers} are read; the parts are of different models"
         )
+    names = find_weights(folder, folder.name).read_shapes()
+    is_bare = any(name.startswith("layers.") for name in names)
+    expected = {
+        name.removeprefix("model.") if is_bare else name: shape
+        for name, shape in expect_qwen3(counts).items()
+    }
     # Tied to the embeddings, or of no use here.
-    check_shapes(folder, expect_qwen3(counts), unread=("lm_head.weight",))
+    check_shapes(folder, expected, unread=("lm_head.weight",))
     check_chat_tokenizer(tokenizer, counts["vocab_size"])
     return counts["hidden_size"]
 

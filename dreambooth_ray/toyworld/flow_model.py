@@ -13,7 +13,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from dreambooth_ray.compat.diffusers import name_source
@@ -63,6 +63,22 @@ def new_flow_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:
     )
 
 
+def encode_tokens(text_encoder: Qwen3Model, token_ids: Tensor) -> Tensor:
+    """(B, L) ids, padded on the right, to the (B, L, width) that ZImagePipeline conditions on.
+
+    That is the last layer's input. Attention is causal, so no token sees the padding behind it.
+    """
+    hidden = text_encoder.embed_tokens(token_ids)
+    position_ids = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
+    rotation = text_encoder.rotary_emb(hidden, position_ids)
+    for layer in text_encoder.layers[:-1]:
+        hidden = layer(
+            hidden, attention_mask=None, position_ids=position_ids, position_embeddings=rotation
+        )
+    encoded: Tensor = hidden
+    return encoded
+
+
 def load_flow_vae() -> AutoencoderKL:
     """The first toy's autoencoder: its latents have mean 0 and variance 1 times 0.18215."""
     folder = Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline" / "vae"))
@@ -86,12 +102,5 @@ def assemble_pipeline(
         tokenizer=tokenizer,
         transformer=transformer,
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def load_flow_pipeline(directory: Path) -> ZImagePipeline:
-    """A saved pipeline in float32, on the CPU."""
-    pipeline = ZImagePipeline.from_pretrained(directory, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.errors import DataError
+from dreambooth_ray.models.families.z_image_forward import predict_data
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
     FlowBatch,
@@ -28,9 +29,9 @@ from dreambooth_ray.toyworld.flow_dataset import (
     encode_world,
     load_flow_dataset,
 )
-from dreambooth_ray.toyworld.flow_forward import encode_tokens, predict_velocity, run_block
 from dreambooth_ray.toyworld.flow_model import (
     assemble_pipeline,
+    encode_tokens,
     load_flow_vae,
     new_flow_text_encoder,
     new_transformer,
@@ -89,19 +90,17 @@ class FlowLoss(nn.Module):
         self.transformer = new_transformer(latent_channels)
         self.text_encoder = new_flow_text_encoder(tokenizer)
         self.pad_id = tokenizer.pad_token_id
-        self.block_forward: Callable[..., Tensor] = run_block
 
     def forward(self, batch: FlowBatch) -> Tensor:
         """The batch's mean loss, a scalar in float32."""
         sigma = batch.sigma[:, None, None, None]
         noisy = (1 - sigma) * batch.latents + sigma * batch.noise
-        velocity = predict_velocity(
+        velocity = predict_data(
             self.transformer,
             noisy,
             1 - batch.sigma,
             encode_tokens(self.text_encoder, batch.token_ids),
             batch.token_ids != self.pad_id,
-            self.block_forward,
         )
         target = batch.latents - batch.noise
         return (velocity.float() - target).square().mean()
@@ -179,7 +178,7 @@ def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -
         run.log(f"went on from step {trainer.step}, {trainer.trained_s:.0f} s trained")
     if run.compiled:
         # A block at a time: one graph serves all blocks of a kind, in seconds.
-        loss.block_forward = torch.compile(run_block, dynamic=False)
+        loss.transformer.compile_repeated_blocks(dynamic=False)
     return trainer
 
 
@@ -221,10 +220,10 @@ def take_step(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch, rate: float)
     try:
         loss = _compute_gradients(run, trainer, batch)
     except Exception as error:
-        if trainer.loss.block_forward is run_block:
+        if not run.compiled:
             raise
-        run.log(f"not compiled: {type(error).__name__}: {str(error).splitlines()[:1]}")
-        trainer.loss.block_forward = run_block
+        run.log(f"not compiled: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        torch.compiler.set_stance("force_eager")
         loss = _compute_gradients(run, trainer, batch)
     nn.utils.clip_grad_norm_(trainer.loss.parameters(), 1.0, foreach=True)
     for group in trainer.optimizer.param_groups:

@@ -48,6 +48,8 @@ class Sampled:
 
 
 FAMILIES = {
+    "z-image": Sampled(),
+    "z-image-turbo": Sampled(),
     "flux2-klein": Sampled(unpatch_flux2),
     "flux2-klein-distilled": Sampled(unpatch_flux2, guidance=(1.0,)),
 }

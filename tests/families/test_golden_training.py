@@ -26,7 +26,7 @@ from tests.families.golden_cases import (
 from tests.families.golden_values import GoldenStep, fill_lora, load_golden
 from tests.families.tiny_models import build_tiny
 
-FAMILIES = ["flux2-klein"]
+FAMILIES = ["z-image", "flux2-klein"]
 CASES = [(family, case) for family in FAMILIES for case in GOLDEN_FAMILIES[family].cases]
 # Keys of a recipe for an argument of a script.
 _SETTINGS = {

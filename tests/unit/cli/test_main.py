@@ -53,21 +53,6 @@ def make_huge(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        (["generate", "toyworld-flow", "--prompt", "a robot"], "MODEL"),
-        (["evaluate", "toyworld-flow"], "MODEL"),
-        (["train", "toy-robot", "model.uri=toyworld-flow"], "model.uri"),
-        (["serve", "models.flow=toyworld-flow"], "models.flow"),
-    ],
-)
-def test_the_flow_toy_is_refused_before_work_starts(call, arguments: list[str], key: str) -> None:  # type: ignore[no-untyped-def]
-    code, _, said = call(*arguments)
-    assert code == 2
-    assert f"{key}='toyworld-flow' is a Z-Image" in said
-
-
-@pytest.mark.parametrize(
     ("make", "words"),
     [
         (make_empty, "subject.photos"),

@@ -10,7 +10,6 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.models.model_directory import (
     check_resolution,
-    flow_directory,
     has_model_hash,
     model_directory,
     model_hash,
@@ -36,22 +35,6 @@ def test_a_missing_part_is_named(other_model: Path, tmp_path: Path, part: str) -
 def test_no_directory_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither 'toyworld' nor a directory"):
         model_directory(str(tmp_path / "nowhere"))
-
-
-def test_the_flow_toy_is_refused_by_name() -> None:
-    with pytest.raises(
-        ConfigError, match=r"base_model='toyworld-flow' is a Z-Image.*toyworld score"
-    ):
-        model_directory("toyworld-flow", key="base_model")
-
-
-def test_a_flow_directory_is_recognised_by_its_pipeline(other_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
-    assert flow_directory(str(tmp_path)) == tmp_path
-    assert flow_directory(str(other_model)) is None
-    assert flow_directory(str(tmp_path / "nowhere")) is None
-    with pytest.raises(ConfigError, match="says ZImagePipeline"):
-        model_directory(str(tmp_path))
 
 
 def test_a_run_without_a_bundle_says_how_to_finish(tmp_path: Path) -> None:

@@ -9,19 +9,20 @@ import torch
 from diffusers import ZImagePipeline
 
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.toyworld.flow_model import load_flow_pipeline, load_flow_vae
+from dreambooth_ray.toyworld.flow_model import load_flow_vae
 from dreambooth_ray.toyworld.flow_samples import contact_sheet, sample_images, score_flow_images
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
 from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
 from dreambooth_ray.toyworld.world_images import to_tensor
+from tests.families.reference_pipelines import load_pipeline
 
 SHIPPED = Path(str(files("dreambooth_ray.toyworld") / "weights" / "flow-pipeline"))
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> ZImagePipeline:
-    return load_flow_pipeline(SHIPPED)
+    return load_pipeline(SHIPPED)
 
 
 def test_it_is_small_and_its_tokenizer_is_the_codes(pipeline: ZImagePipeline) -> None:

@@ -1,0 +1,161 @@
+"""Z-Image's forward for a whole batch at once, over diffusers' own blocks.
+
+ZImageTransformer2DModel takes a list of images and a list of captions, and cuts and pads each in
+Python, by lengths that it reads from the tensors. That can't be traced, and costs more than the
+arithmetic of a small model. Here lengths stay tensors. Equal to the published forward: held by a
+test.
+
+Legend: B batch, C latent channels, h, w latent sides, L caption tokens of the longest row, a
+multiple of 32; N image tokens, padded to one; D the transformer's width, E of half a head.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+from torch import Tensor, nn
+
+from dreambooth_ray.models.families.z_image_checks import PATCH
+
+_KIND = "2-1"  # of an embedder and a final layer: patches of two by two, one frame
+
+
+class BatchedTransformer(nn.Module):
+    """The transformer as a function from tensors to the velocity, noise less data."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        _let_take_batches(transformer)
+        self.transformer = transformer
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        hidden: Tensor,
+        is_token: Tensor,
+        is_attended: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, C, h, w); time: (B,) sigmas; returns (B, C, h, w).
+
+        hidden: (B, L, width); is_token: (B, L) bool, the prompt's own tokens
+        is_attended: (B, L) bool, with the padding to the row's own multiple of 32; None where
+            that is L for all
+        """
+        # As the pipeline computes it: rounded likewise.
+        share_done = (1000 - 1000 * time) / 1000
+        return torch.neg(self.transformer(x, share_done, hidden, is_token, is_attended))
+
+
+def _let_take_batches(transformer: nn.Module) -> None:
+    """Have a transformer's own call take a batch of tensors too, in place.
+
+    Its own call, so that what shards, compiles or hooks modules finds it as any other.
+    """
+    if "forward" not in vars(transformer):
+        transformer.forward = MethodType(_forward, transformer)
+
+
+def _forward(transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any) -> Any:
+    """Lists as diffusers takes them, or what `predict_data` takes."""
+    if isinstance(x, list):
+        return type(transformer).forward(transformer, x, time, *inputs, **options)
+    return predict_data(transformer, x, time, *inputs)
+
+
+def predict_data(
+    transformer: Any,
+    x: Tensor,
+    share_done: Tensor,
+    hidden: Tensor,
+    is_token: Tensor,
+    is_attended: Tensor | None = None,
+) -> Tensor:
+    """What the transformer says of noisy latents: data less noise, (B, C, h, w).
+
+    share_done: (B,), 0 noise to 1 data; the others as of `BatchedTransformer`
+    """
+    rows, columns = x.shape[-2] // PATCH, x.shape[-1] // PATCH
+    time = transformer.t_embedder(share_done * transformer.t_scale).type_as(x)
+    image = transformer.all_x_embedder[_KIND](_patchify(x))
+    num_padding = -(rows * columns) % SEQ_MULTI_OF
+    if num_padding:
+        padding = transformer.x_pad_token.to(image).expand(x.shape[0], num_padding, -1)
+        image = torch.cat([image, padding], dim=1)
+    image_rotation, caption_rotation = _find_rotations(
+        transformer, (rows, columns, num_padding), is_token, is_attended
+    )
+    for block in transformer.noise_refiner:
+        image = _run_block(transformer, block, image, None, image_rotation, time)
+    caption = transformer.cap_embedder(hidden)
+    caption = torch.where(is_token[..., None], caption, transformer.cap_pad_token.to(caption))
+    for block in transformer.context_refiner:
+        caption = _run_block(transformer, block, caption, is_attended, caption_rotation)
+    both = torch.cat([image, caption.type_as(image)], dim=1)
+    mask = None if is_attended is None else F.pad(is_attended, (image.shape[1], 0), value=True)
+    rotation = torch.cat([image_rotation, caption_rotation], dim=1)
+    for block in transformer.layers:
+        both = _run_block(transformer, block, both, mask, rotation, time)
+    patches = transformer.all_final_layer[_KIND](both[:, : rows * columns], c=time)
+    return _unpatchify(patches, rows, columns)
+
+
+def _run_block(transformer: Any, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """inputs: tokens, their mask, their rotation and, of blocks that have it, the time"""
+    if transformer.gradient_checkpointing and torch.is_grad_enabled():
+        output: Tensor = transformer._gradient_checkpointing_func(block, *inputs)
+        return output
+    return torch.as_tensor(block(*inputs))
+
+
+def _find_rotations(
+    transformer: Any,
+    size: tuple[int, int, int],
+    is_token: Tensor,
+    is_attended: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(B, N, E) and (B, L, E) complex; one row where all are of one length.
+
+    size: rows and columns of image tokens, and padding behind them
+    """
+    rows, columns, num_padding = size
+    device, num_tokens = is_token.device, is_token.shape[1]
+    # The image follows its own caption, padded to a multiple of 32.
+    lengths = (
+        torch.full((1,), num_tokens, device=device)
+        if is_attended is None
+        else is_attended.sum(dim=1)
+    )
+    first = (lengths + 1)[:, None].expand(-1, rows * columns)
+    row = torch.arange(rows, device=device).repeat_interleave(columns).expand_as(first)
+    column = torch.arange(columns, device=device).repeat(rows).expand_as(first)
+    image = F.pad(torch.stack([first, row, column], dim=2), (0, 0, 0, num_padding))
+    token = torch.arange(1, num_tokens + 1, device=device).expand(lengths.shape[0], -1)
+    caption = F.pad(token[..., None], (0, 2))
+    return _rotate(transformer, image), _rotate(transformer, caption)
+
+
+def _rotate(transformer: Any, positions: Tensor) -> Tensor:
+    """(B, S, 3) positions to (B, S, E) unit numbers, as of diffusers' tables."""
+    angles = []
+    for axis, width in enumerate(transformer.axes_dims):
+        steps = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device)
+        frequencies = 1.0 / (transformer.rope_theta ** (steps / width))
+        angles.append(positions[..., axis, None].double() * frequencies)
+    angle = torch.cat(angles, dim=-1).float()
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _patchify(latents: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, N, 4 C), channels last within a patch."""
+    size, channels, height, width = latents.shape
+    patches = latents.reshape(size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def _unpatchify(patches: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, N, 4 C) to (B, C, h, w)."""
+    split = patches.reshape(patches.shape[0], rows, columns, PATCH, PATCH, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
