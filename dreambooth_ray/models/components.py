@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -22,16 +22,25 @@ from dreambooth_ray.errors import ConfigError, DreamBoothError, StorageError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.family import ModelFamily, Part, find_family
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths
+
+if TYPE_CHECKING:
+    from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 
 # Of files that a person has to mend; the rest a disk may recover from.
 _PERMANENT_ERRNOS = (
     None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EINVAL,
 )  # fmt: skip
+
+
+# Of the forward process, whatever solver a directory's own scheduler is.
+_SCHEDULERS = {
+    "diffusion": diffusers.DDPMScheduler,
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler,
+}
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Components:
     forward process
     """
 
-    functions: ModelFunctions
+    functions: "ModelFunctions"
     denoiser: Any
     vae: Any
     text_encoders: dict[str, Any]
@@ -70,7 +79,7 @@ class Components:
         }
 
     @property
-    def text_forwards(self) -> dict[str, TextForward]:
+    def text_forwards(self) -> "dict[str, TextForward]":
         """The text encoders as `ModelFunctions.encode_prompt` takes them, without adapters."""
         return {
             name: partial(_call_encoder, encoder) for name, encoder in self.text_encoders.items()
@@ -138,6 +147,37 @@ def load_components(directory: Path) -> Components:
             )
         return parts
     return find_family(directory).load_functions().load(directory)
+
+
+def load_parts(functions: "ModelFunctions", directory: Path) -> Components:
+    """Every part that a family names, from its folder."""
+    family = functions.family
+    return Components(
+        functions=functions,
+        denoiser=load_network(directory, family.denoiser),
+        vae=load_network(directory, family.vae).eval().requires_grad_(False),
+        text_encoders={part.name: load_network(directory, part) for part in family.text_encoders},
+        tokenizers={
+            part.tokenizer: load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
+            for part in family.text_encoders
+        },
+        schedule=_SCHEDULERS[family.process].from_pretrained(directory, subfolder="scheduler"),
+    )
+
+
+def build_empty_parts(functions: "ModelFunctions", directory: Path) -> Components:
+    """Every network that a family names, by its configuration alone."""
+    family = functions.family
+    return Components(
+        functions=functions,
+        denoiser=build_empty_network(directory, family.denoiser),
+        vae=build_empty_network(directory, family.vae).requires_grad_(False),
+        text_encoders={
+            part.name: build_empty_network(directory, part) for part in family.text_encoders
+        },
+        tokenizers={},
+        schedule=None,
+    )
 
 
 def load_network(directory: Path, part: Part) -> Any:

@@ -6,18 +6,17 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from dreambooth_ray.models.components import Components, build_empty_parts, load_parts
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.family import ModelFamily
+from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
-
-if TYPE_CHECKING:
-    from dreambooth_ray.models.components import Components
 
 
 class ImageFrame(NamedTuple):
@@ -53,20 +52,20 @@ class ModelFunctions(ABC):
 
     # Loading
 
-    @abstractmethod
-    def load(self, directory: Path) -> "Components":
+    def load(self, directory: Path) -> Components:
         """All parts in float32, the VAE frozen; raises ConfigError naming the part at fault."""
+        return load_parts(self, directory)
 
     @abstractmethod
-    def build_pipeline(self, parts: "Components", directory: Path) -> DiffusionPipeline:
+    def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """diffusers' own pipeline of loaded parts; directory: the base model's."""
 
-    @abstractmethod
-    def build_empty(self, directory: Path) -> "Components":
+    def build_empty(self, directory: Path) -> Components:
         """The networks by their configurations alone, as the current torch device makes them.
 
         On the meta device that costs no memory. The tokenizers and the schedule are left out.
         """
+        return build_empty_parts(self, directory)
 
     # Images
 
@@ -81,20 +80,20 @@ class ModelFunctions(ABC):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """(B, C, h, w) latents, as the denoiser has them, to (B, 3, H, W) about -1 to 1."""
 
-    @abstractmethod
     def latent_channels(self, vae: Any) -> int:
         """C."""
+        return int(vae.config.latent_channels)
 
-    @abstractmethod
     def latent_factor(self, vae: Any) -> int:
         """Pixels that a latent, as the denoiser has it, spans each way."""
+        return compute_latent_factor(vae.config)
 
     @abstractmethod
-    def size_multiple(self, parts: "Components") -> int:
+    def size_multiple(self, parts: Components) -> int:
         """What both sides of an image are multiples of, pixels."""
 
     @abstractmethod
-    def default_side(self, parts: "Components") -> int:
+    def default_side(self, parts: Components) -> int:
         """Side of the square images that the model was trained on, pixels."""
 
     # Text
@@ -102,7 +101,7 @@ class ModelFunctions(ABC):
     @abstractmethod
     def encode_prompt(
         self,
-        parts: "Components",
+        parts: Components,
         encoders: Mapping[str, TextForward],
         prompt: str,
         clip_skip: int = 0,
@@ -122,12 +121,12 @@ class ModelFunctions(ABC):
         """
         return first, second
 
-    def tokenize(self, parts: "Components", captions: Sequence[str]) -> Conditioning:
+    def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
         """Token ids of captions, for `token_embedder`; for families with trained encoders."""
         raise NotImplementedError(f"{self.family.title} trains no text encoder")
 
     def token_embedder(
-        self, parts: "Components", functions: Mapping[str, Callable[..., Any]]
+        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
     ) -> Callable[[Conditioning], Conditioning]:
         """A function that embeds what `tokenize` gave, in every step.
 
@@ -154,12 +153,12 @@ class ModelFunctions(ABC):
         """
 
     @abstractmethod
-    def example_conditioning(self, parts: "Components", batch: int, side_px: int) -> Conditioning:
+    def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of the usual size and with any contents, float32: to measure a forward with."""
 
     def embed_examples(
         self,
-        parts: "Components",
+        parts: Components,
         functions: Mapping[str, Callable[..., Any]],
         conditioning: Conditioning,
     ) -> Conditioning:
@@ -193,12 +192,12 @@ class ModelFunctions(ABC):
     # Noise
 
     @abstractmethod
-    def forward_process(self, parts: "Components") -> ForwardProcess:
+    def forward_process(self, parts: Components) -> ForwardProcess:
         """How training noises images."""
 
     @abstractmethod
     def noise_schedule(
-        self, parts: "Components", latent_shape: tuple[int, int], num_steps: int
+        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
     ) -> NoiseSchedule | FlowSchedule:
         """What a solver of so many steps goes along."""
 

@@ -15,13 +15,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 
 from dreambooth_ray.models.chat_text import tokenize_chat
-from dreambooth_ray.models.components import (
-    Components,
-    build_empty_network,
-    load_network,
-    load_scheduler,
-    load_tokenizer,
-)
+from dreambooth_ray.models.components import Components, load_scheduler
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, read_index
 from dreambooth_ray.models.families.flux2_klein_checks import PATCH, TEXT_LAYERS
@@ -30,7 +24,7 @@ from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
-_ENCODER, _SCHEDULER = "text_encoder", "FlowMatchEulerDiscreteScheduler"
+_ENCODER = "text_encoder"
 _NUM_TOKENS = 512
 
 
@@ -64,46 +58,16 @@ def _make_positions(height: int, width: int, length: int, device: torch.device) 
 class Flux2KleinFunctions(ModelFunctions):
     """A conditioning is `hidden`, (B, L, D): padding is part of it, and nothing masks it."""
 
-    def load(self, directory: Path) -> Components:
-        """As `ModelFunctions.load`."""
-        encoder = self.family.text_encoders[0]
-        return self._assemble(
-            load_network(directory, self.family.denoiser),
-            load_network(directory, self.family.vae).eval().requires_grad_(False),
-            load_network(directory, encoder),
-            load_tokenizer(directory, encoder.tokenizer, encoder.tokenizer_class),
-            load_scheduler(directory, _SCHEDULER),
-        )
-
-    def _assemble(
-        self, transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any, schedule: Any
-    ) -> Components:
-        return Components(
-            functions=self,
-            denoiser=transformer,
-            vae=vae,
-            text_encoders={_ENCODER: text_encoder},
-            tokenizers={"tokenizer": tokenizer},
-            schedule=schedule,
-        )
-
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
         return Flux2KleinPipeline(
-            scheduler=load_scheduler(directory, _SCHEDULER),
+            scheduler=load_scheduler(directory, "FlowMatchEulerDiscreteScheduler"),
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             tokenizer=parts.tokenizer,
             transformer=parts.denoiser,
             is_distilled=bool(read_index(directory).get(IS_DISTILLED, False)),
         )
-
-    def build_empty(self, directory: Path) -> Components:
-        """As `ModelFunctions.build_empty`."""
-        transformer, vae, text_encoder = (
-            build_empty_network(directory, part) for part in self.family.networks
-        )
-        return self._assemble(transformer, vae.requires_grad_(False), text_encoder, None, None)
 
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """In patches, of mean 0 and deviation 1 by the VAE's statistics.

@@ -17,22 +17,15 @@ from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
 from torch import Tensor, nn
 
 from dreambooth_ray.models.chat_text import tokenize_chat
-from dreambooth_ray.models.components import (
-    Components,
-    build_empty_network,
-    load_network,
-    load_scheduler,
-    load_tokenizer,
-)
+from dreambooth_ray.models.components import Components, load_scheduler
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.z_image_checks import PATCH
 from dreambooth_ray.models.families.z_image_forward import BatchedTransformer
-from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
-_ENCODER, _SCHEDULER = "text_encoder", "FlowMatchEulerDiscreteScheduler"
+_ENCODER = "text_encoder"
 _MAX_TOKENS = 512
 # Of an example: a caption of some length.
 _EXAMPLE_TOKENS = 64
@@ -45,45 +38,15 @@ class ZImageFunctions(ModelFunctions):
     row's own multiple of 32, which the transformer sees.
     """
 
-    def load(self, directory: Path) -> Components:
-        """As `ModelFunctions.load`."""
-        encoder = self.family.text_encoders[0]
-        return self._assemble(
-            load_network(directory, self.family.denoiser),
-            load_network(directory, self.family.vae).eval().requires_grad_(False),
-            load_network(directory, encoder),
-            load_tokenizer(directory, encoder.tokenizer, encoder.tokenizer_class),
-            load_scheduler(directory, _SCHEDULER),
-        )
-
-    def _assemble(
-        self, transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any, schedule: Any
-    ) -> Components:
-        return Components(
-            functions=self,
-            denoiser=transformer,
-            vae=vae,
-            text_encoders={_ENCODER: text_encoder},
-            tokenizers={"tokenizer": tokenizer},
-            schedule=schedule,
-        )
-
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
         return ZImagePipeline(
-            scheduler=load_scheduler(directory, _SCHEDULER),
+            scheduler=load_scheduler(directory, "FlowMatchEulerDiscreteScheduler"),
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             tokenizer=parts.tokenizer,
             transformer=parts.denoiser,
         )
-
-    def build_empty(self, directory: Path) -> Components:
-        """As `ModelFunctions.build_empty`."""
-        transformer, vae, text_encoder = (
-            build_empty_network(directory, part) for part in self.family.networks
-        )
-        return self._assemble(transformer, vae.requires_grad_(False), text_encoder, None, None)
 
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Shifted and scaled. diffusers trains on the posterior's mode: there is no deviation."""
@@ -95,14 +58,6 @@ class ZImageFunctions(ModelFunctions):
         """As `ModelFunctions.decode`."""
         raw = latents / vae.config.scaling_factor + _read_shift(vae)
         return torch.as_tensor(vae.decode(raw, return_dict=False)[0])
-
-    def latent_channels(self, vae: Any) -> int:
-        """The VAE's."""
-        return int(vae.config.latent_channels)
-
-    def latent_factor(self, vae: Any) -> int:
-        """The VAE's."""
-        return compute_latent_factor(vae.config)
 
     def size_multiple(self, parts: Components) -> int:
         """A patch's side."""

@@ -1,0 +1,58 @@
+"""Stored weights against the networks that configurations make.
+
+For families without tables of shapes of their own. Nothing is loaded, and torch and diffusers are
+imported, which takes seconds.
+"""
+
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import ModelFamily, Part
+from dreambooth_ray.models.pipeline_checks import read_shapes
+
+# Levels of names that transformers' releases do not agree on.
+_LEVELS = ("text_model.", "model.")
+
+
+def check_networks(directory: Path, family: ModelFamily) -> None:
+    """Every tensor of every part is there, and of its shape.
+
+    raises: ConfigError naming the part and the tensor
+    """
+    stored = {part: read_shapes(directory, part) for part in family.networks}
+    for part, shapes in stored.items():
+        expected = _expect_shapes(directory, part)
+        found = {_strip_levels(name): shape for name, shape in shapes.items()}
+        for name, shape in expected.items():
+            if found.get(name) != shape:
+                raise ConfigError(
+                    f"{directory / part.name}: by config.json {name} is {shape}, and the weights "
+                    f"have {found.get(name) or 'no such tensor'}; the files are of different models"
+                )
+
+
+def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
+    """Less tensors that are others under a second name, which files leave out."""
+    import torch  # noqa: PLC0415  takes seconds
+
+    from dreambooth_ray.models.components import (  # noqa: PLC0415
+        build_empty_network,
+        explained_loading,
+        quiet_libraries,
+    )
+
+    quiet_libraries()
+    with explained_loading(directory / part.name), torch.device("meta"):
+        network = build_empty_network(directory, part)
+    second_names = set(getattr(network, "_tied_weights_keys", None) or ())
+    return {
+        _strip_levels(name): list(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if name not in second_names
+    }
+
+
+def _strip_levels(name: str) -> str:
+    for level in _LEVELS:
+        name = name.removeprefix(level)
+    return name
