@@ -75,7 +75,7 @@ def generate(
 
     `Engine(model)` keeps a model loaded for more than one call.
 
-    model: a run, a bundle, or a Stable Diffusion directory
+    model: a run, a bundle, or a model as model.uri
     prompt: a bundle's own if empty
     device: auto (a GPU where there is one), cpu, cuda or cuda:N
     dtype: auto (half on a GPU, else float32), float32, bfloat16 or float16
@@ -127,7 +127,7 @@ def evaluate(
 ) -> Evaluation:
     """Generate a protocol's images and score them; called again, it goes on where it stood.
 
-    model: a run, a bundle, or a Stable Diffusion directory
+    model: a run, a bundle, or a model as model.uri
     protocol: dreambench, toyworld, or a YAML file; dino, clip: other encoders than its own
     photos, identifier, class_noun: the subject; a run knows its own
     actors, gpus: Ray actors that draw, and whether each has a GPU; address: of a Ray cluster
@@ -170,7 +170,7 @@ def export(
 ) -> Path:
     """Write a trained subject as other programs read it; returns the path.
 
-    run: a run, a bundle, or a Stable Diffusion directory
+    run: a run, a bundle, or a model as model.uri
     out: a folder for diffusers, else a .safetensors file; neither may be there yet
     format: diffusers, lora, kohya or single-file
     half: float16 instead of float32

@@ -44,7 +44,7 @@ from dreambooth_ray.models.model_directory import (
     model_outline,
 )
 from dreambooth_ray.models.model_mirror import share_model
-from dreambooth_ray.models.model_source import make_absolute, parse_source, pin_source
+from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source, pin_source
 from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
@@ -117,8 +117,8 @@ def _fetch_model(config: Config, source: str) -> Path:
     """Where the model lies here; on a cluster it is put into the storage for hosts that lack it."""
     storage = Store(config.storage.uri)
     # A folder as storage is one that all hosts see, and so are directories then.
-    is_everywhere = source == "toyworld" or (storage.is_local and parse_source(source).is_directory)
-    if config.cluster.ray_address is None or is_everywhere:
+    is_shared = storage.is_local and parse_source(source).is_directory
+    if config.cluster.ray_address is None or is_shared or find_shipped(source):
         return model_directory(source)
     return share_model(source, "model.uri", storage)
 

@@ -9,7 +9,7 @@ import typer
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
+    model: Annotated[str, typer.Argument(help="a run, a bundle, or a model as model.uri")],
     protocol: Annotated[
         str, typer.Option(help="dreambench, toyworld, or a YAML file of the same form")
     ] = "dreambench",

@@ -7,7 +7,7 @@ import typer
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
+    run: Annotated[str, typer.Argument(help="a run, a bundle, or a model as model.uri")],
     form: Annotated[
         str, typer.Option("--format", help="diffusers, lora, kohya or single-file")
     ] = "diffusers",

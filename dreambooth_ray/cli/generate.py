@@ -14,7 +14,7 @@ from dreambooth_ray.imports import large_imports
 
 @sampling_options()
 def generate(
-    model: Annotated[str, typer.Argument(help="a run, a bundle, or a Stable Diffusion directory")],
+    model: Annotated[str, typer.Argument(help="a run, a bundle, or a model as model.uri")],
     prompt: Annotated[
         str, typer.Option(help="what to draw; a bundle's own prompt if not given")
     ] = "",

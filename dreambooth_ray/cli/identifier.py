@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @sampling_options(num_inference_steps=20)
 def identifier(
-    model: Annotated[str, typer.Argument(help="toyworld, or a Stable Diffusion directory")],
+    model: Annotated[str, typer.Argument(help="a model, as model.uri")],
     class_noun: Annotated[str, typer.Option(help="what the subject is: dog, shoe")],
     word: Annotated[list[str] | None, typer.Option(help="also rank this one; repeatable")] = None,
     count: Annotated[int, typer.Option(min=1, help="words to draw images for")] = 8,

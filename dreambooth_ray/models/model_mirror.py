@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.model_directory import list_loaded_files, model_directory, model_hash
-from dreambooth_ray.models.model_source import find_hub_id, parse_source, pin_source
+from dreambooth_ray.models.model_source import find_hub_id, find_shipped, parse_source, pin_source
 from dreambooth_ray.models.weight_cache import add_to_cache, find_cached, models_folder
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import LeaseFiles
@@ -116,7 +116,7 @@ def _is_of_hub(text: str) -> bool:
     """Whether all that a source names is of the hub, at commits, or ships."""
     source = parse_source(text)
     uris = [uri for uri in (source.uri, source.vae, source.text_encoder) if uri]
-    hub_ids = [find_hub_id(uri) for uri in uris if uri != "toyworld"]
+    hub_ids = [find_hub_id(uri) for uri in uris if not find_shipped(uri)]
     return bool(hub_ids) and all(model is not None and model.is_pinned for model in hub_ids)
 
 

@@ -61,6 +61,7 @@ def find_garbage(storage: Store, before_s: float, now_s: float) -> list[Garbage]
     found = [
         *_find_in_runs(storage, [use.run_id for use in uses if not use.is_held]),
         *_find_priors(storage, uses),
+        *_find_half_uploads(storage, "", f"{paths.MODELS}/"),
         *_find_photographs(storage, frozenset[str]().union(*(use.photographs for use in uses))),
     ]
     return sorted(

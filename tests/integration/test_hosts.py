@@ -133,3 +133,25 @@ def test_hosts_whose_temporary_folders_differ_save_and_resume(
         manifest.remove_artifact(run, paths.checkpoint(8))
         run.remove(paths.BUNDLE)
     assert curves[0] == curves[1]
+
+
+def test_a_model_that_one_host_alone_has_trains_on_both(laptop: Laptop, toy_model: Path) -> None:
+    """Each host has a /tmp of its own."""
+    cluster = laptop.cluster
+    words = [
+        DREAMBOOTH, "train", "toy-robot", f"subject.photos={laptop.photos}", "run_id=own-folder",
+        *SETTINGS, "train.steps=4", "checkpoint.every=4", "cluster.workers=2",
+        "model.uri=/tmp/own-model",
+    ]  # fmt: skip
+    script = f'cp -r "{toy_model}" /tmp/own-model && exec "$@"'
+    done = subprocess.run(
+        cluster.command("head", ["sh", "-c", script, "sh", *words]),
+        env={**cluster.environment, "RAY_ADDRESS": cluster.address},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run, storage = Store(f"{RUNS}/runs/own-folder"), Store(RUNS)
+    assert is_finished(run)
+    (pointer,) = [name for name in storage.names(paths.MODELS) if name.endswith(".json")]
+    about = manifest.read_about(run, paths.checkpoint(4, 1))
+    assert pointer == f"{about['model_hash']}.json"
