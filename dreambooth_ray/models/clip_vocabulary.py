@@ -1,4 +1,4 @@
-"""The vocabulary of CLIP's tokenizer, which the text encoders of Stable Diffusion 1.x and 2.x have.
+"""The vocabulary of CLIP's tokenizer, which the text encoders of Stable Diffusion have.
 
 It ships as its merges alone (openai/CLIP, MIT licence). Nothing heavy is imported.
 """
@@ -8,8 +8,11 @@ import json
 from importlib.resources import files
 
 
-def make_clip_vocabulary() -> dict[str, str]:
-    """CLIP's: its words are the bytes, alone and at a word's end, and what its merges make."""
+def make_clip_vocabulary(folder: str = "tokenizer") -> dict[str, str]:
+    """Its files by name, in a tokenizer's folder.
+
+    Words are the bytes, alone and at a word's end, and what the merges make.
+    """
     packed = (files(__package__) / "layouts" / "clip_merges.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode("utf-8")
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -20,4 +23,4 @@ def make_clip_vocabulary() -> dict[str, str]:
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
     text = json.dumps(vocabulary, ensure_ascii=False)
-    return {"tokenizer/merges.txt": merges, "tokenizer/vocab.json": text}
+    return {f"{folder}/merges.txt": merges, f"{folder}/vocab.json": text}

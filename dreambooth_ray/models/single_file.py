@@ -1,6 +1,6 @@
 """Single-file models, as CivitAI, ComfyUI and A1111 have them, written as model directories.
 
-A file holds the weights of Stable Diffusion 1.x or 2.x under their original names, and neither
+A file holds the weights of Stable Diffusion 1.x, 2.x or XL under their original names, and neither
 configuration nor tokenizer: those of the published models come with this package, and are told by
 the weights' names and shapes. Files of `dreambooth export` say in their header what they were made
 of. Weights are copied as bytes, a piece at a time, in the type that they have. Nothing heavy is
@@ -11,43 +11,41 @@ Source of the names: `single_file_names`.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import single_file_names as names
-from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
-from dreambooth_ray.models.part_configs import DEFAULTS
 from dreambooth_ray.models.remote_files import INDEX
+from dreambooth_ray.models.single_file_layouts import (
+    drop_layers,
+    find_published_files,
+    read_own_files,
+)
 from dreambooth_ray.models.stored_tensors import (
+    Parts,
     StoredTensor,
     read_tensors,
     write_stored_tensors,
 )
 from dreambooth_ray.models.weight_files import PICKLES, weight_stem
-from dreambooth_ray.models.weight_shapes import find_mismatch
 
 SUFFIX = ".safetensors"
 # In the header of our own files: the small files of their directory, as JSON by name.
 METADATA_KEY = "dreambooth_ray.files"
 # CLIP's vocabulary, which comes with this package, is larger.
 _MAX_SMALL_BYTES = 200_000
-_NETWORKS = ("unet", "vae", "text_encoder")
-_PARTS = (*_NETWORKS, "tokenizer", "scheduler")
+_PARTS = (
+    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
+)  # fmt: skip
 _ATTENTION = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
 # Names that tell what else a file may be.
 _OTHERS = {
-    "conditioner.embedders.": "Stable Diffusion XL",
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "FLUX",
     "lora_": "a LoRA, which is no model by itself",
     "control_model.": "a ControlNet",
 }
-
-
-Parts = dict[str, dict[str, StoredTensor]]
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,14 @@ def read_single_file(path: Path, prediction_type: str | None = None) -> SingleFi
         )
     tensors, metadata = read_tensors(path)
     parts = _find_parts(path, tensors)
-    small_files = _read_own_files(metadata) or _find_published_files(path, parts)
+    if METADATA_KEY in metadata:
+        small_files = read_own_files(metadata[METADATA_KEY])
+    else:
+        is_v = "v_pred" in tensors  # a mark of SDXL's
+        chosen = prediction_type or ("v_prediction" if is_v else None)
+        small_files = find_published_files(path, parts, chosen, metadata)
     num_layers = json.loads(small_files["text_encoder/config.json"])["num_hidden_layers"]
-    _drop_layers(parts["text_encoder"], num_layers)
-    if METADATA_KEY not in metadata:
-        small_files = _set_prediction(path, small_files, prediction_type, metadata)
+    drop_layers(parts["text_encoder"], num_layers)
     return SingleFile(path, parts, small_files)
 
 
@@ -139,16 +140,17 @@ def write_vae(
 
 
 def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
-    """raises: ConfigError for what is no Stable Diffusion 1.x or 2.x"""
-    unet = _strip(tensors, names.UNET_PREFIX)
-    vae = _strip(tensors, names.VAE_PREFIX)
-    clip, open_clip = (_strip(tensors, p) for p in (names.CLIP_PREFIX, names.OPEN_CLIP_PREFIX))
+    """raises: ConfigError for what is no Stable Diffusion 1.x, 2.x or XL"""
+    unet, vae = (_strip(tensors, prefix) for prefix in (names.UNET_PREFIX, names.VAE_PREFIX))
+    text_encoders = _find_text_encoders(tensors)
     other = next((text for start, text in _OTHERS.items() if _has_name(tensors, start)), "")
-    if other or not unet or not (clip or open_clip):
-        what = f"is {other}" if other else f"has neither, but {next(iter(tensors), 'nothing')!r}"
+    if other or not unet or "text_encoder" not in text_encoders:
+        what = f"is {other}" if other else "has no text encoder that is known"
+        if not other and not unet:
+            what = f"has no UNet, but {next(iter(tensors), 'nothing')!r}"
         raise ConfigError(
-            f"{path} {what}; a single file must be a whole Stable Diffusion 1.x or 2.x, with a "
-            f"UNet ({names.UNET_PREFIX}*) and a text encoder (cond_stage_model.*)"
+            f"{path} {what}; a single file must be a whole Stable Diffusion 1.x, 2.x or XL, with a "
+            f"UNet ({names.UNET_PREFIX}*) and text encoders (cond_stage_model.*, conditioner.*)"
         )
     if not vae:
         raise ConfigError(f"{path} has no VAE (first_stage_model.*); take the file that has one")
@@ -160,8 +162,27 @@ def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
             if (ours := names.find_unet_name(name, num_layers))
         },
         "vae": dict(_convert_vae(vae, num_blocks)),
-        "text_encoder": dict(_convert_clip(clip) if clip else _convert_open_clip(open_clip)),
+        **text_encoders,
     }
+
+
+def _find_text_encoders(tensors: Mapping[str, StoredTensor]) -> Parts:
+    clip, open_clip, first, second = (
+        _strip(tensors, prefix)
+        for prefix in (
+            names.CLIP_PREFIX, names.OPEN_CLIP_PREFIX, names.XL_CLIP_PREFIX,
+            names.XL_OPEN_CLIP_PREFIX,
+        )
+    )  # fmt: skip
+    if first and second:
+        projected = dict(_convert_open_clip(second))
+        if (projection := second.get("text_projection")) is not None:
+            projected["text_projection.weight"] = replace(projection, is_transposed=True)
+        return {"text_encoder": dict(_convert_clip(first)), "text_encoder_2": projected}
+    if clip or open_clip:
+        text = _convert_clip(clip) if clip else _convert_open_clip(open_clip)
+        return {"text_encoder": dict(text)}
+    return {}
 
 
 def _strip(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
@@ -198,73 +219,3 @@ def _convert_open_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, 
             begin = tensor.begin + index * size_bytes
             shape = (tensor.shape[0] // len(our_names), *tensor.shape[1:])
             yield f"text_model.{ours}", StoredTensor(tensor.dtype, shape, begin, begin + size_bytes)
-
-
-def _drop_layers(text_encoder: dict[str, StoredTensor], num_layers: int) -> None:
-    """2.x uses all layers of open_clip but the last, which its files have."""
-    for name in [n for n in text_encoder if n.startswith("text_model.encoder.layers.")]:
-        if int(name.split(".")[3]) >= num_layers:
-            del text_encoder[name]
-
-
-def _read_own_files(metadata: Mapping[str, str]) -> dict[str, str]:
-    own_files: dict[str, str] = json.loads(metadata.get(METADATA_KEY, "{}"))
-    has_vocabulary = {"tokenizer/tokenizer.json", "tokenizer/merges.txt"} & own_files.keys()
-    return own_files if has_vocabulary or not own_files else own_files | make_clip_vocabulary()
-
-
-def _find_published_files(path: Path, parts: Parts) -> dict[str, str]:
-    """The small files of the published model whose weights have these shapes."""
-    layouts = json.loads((files(__package__) / "layouts" / "layouts.json").read_text("utf-8"))
-    problems = []
-    for layout in layouts.values():
-        problem = next(
-            filter(None, (_find_difference(layout, part, parts) for part in _NETWORKS)), ""
-        )
-        if not problem:
-            texts = {name: json.dumps(content, indent=2) for name, content in layout.items()}
-            return texts | make_clip_vocabulary()
-        problems.append(problem)
-    raise ConfigError(
-        f"{path} is of no size that is known ({', '.join(layouts)}): {problems[0]}; convert it to "
-        "a directory by the program that it was made with"
-    )
-
-
-def _find_difference(layout: Mapping[str, Any], part: str, parts: Parts) -> str:
-    config = DEFAULTS[part] | layout[f"{part}/config.json"]
-    tensors = dict(parts[part])
-    if part == "text_encoder":
-        _drop_layers(tensors, config["num_hidden_layers"])
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return find_mismatch(part, config, shapes)
-
-
-def _set_prediction(
-    path: Path,
-    small_files: Mapping[str, str],
-    prediction_type: str | None,
-    metadata: Mapping[str, str],
-) -> dict[str, str]:
-    """What the model predicts: by the caller, the header, the .yaml beside it, or as published."""
-    name = "scheduler/scheduler_config.json"
-    chosen = prediction_type or _find_prediction(path, metadata)
-    is_v2 = json.loads(small_files["text_encoder/config.json"]).get("hidden_act") == "gelu"
-    if chosen is None and is_v2:
-        raise ConfigError(
-            f"{path} is a Stable Diffusion 2.x and does not say what it predicts; set "
-            "model.prediction_type to v_prediction (of 768 pixels) or epsilon (of 512, the base)"
-        )
-    scheduler = json.loads(small_files[name]) | ({"prediction_type": chosen} if chosen else {})
-    return {**small_files, name: json.dumps(scheduler, indent=2)}
-
-
-def _find_prediction(path: Path, metadata: Mapping[str, str]) -> str | None:
-    kinds = {"v": "v_prediction", "epsilon": "epsilon", "v_prediction": "v_prediction"}
-    if kind := kinds.get(metadata.get("modelspec.prediction_type", "")):
-        return kind
-    sidecar = path.with_suffix(".yaml")  # A1111's
-    if not sidecar.is_file():
-        return None
-    is_v = 'parameterization: "v"' in sidecar.read_text("utf-8", errors="replace")
-    return "v_prediction" if is_v else "epsilon"

@@ -17,12 +17,19 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor's place in a file. begin, end: its bytes, from the file's beginning."""
+    """A tensor's place in a file. begin, end: its bytes, from the file's beginning.
+
+    is_transposed: there it is the transpose of a square matrix
+    """
 
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    is_transposed: bool = False
+
+
+Parts = dict[str, dict[str, StoredTensor]]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -69,5 +76,15 @@ def write_stored_tensors(
             return
         for _, tensor in ordered:
             stream.seek(tensor.begin)
+            if tensor.is_transposed:
+                out.write(_transpose(stream.read(tensor.end - tensor.begin), tensor))
+                continue
             for begin in range(tensor.begin, tensor.end, _BLOCK_BYTES):
                 out.write(stream.read(min(_BLOCK_BYTES, tensor.end - begin)))
+
+
+def _transpose(data: bytes, tensor: StoredTensor) -> bytes:
+    import numpy as np  # noqa: PLC0415  for this alone
+
+    numbers = np.frombuffer(data, dtype=f"u{_ITEM_BYTES[tensor.dtype]}")
+    return numbers.reshape(tensor.shape).T.tobytes()

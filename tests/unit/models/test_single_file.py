@@ -72,10 +72,17 @@ def list_published(name: str) -> dict[str, Tensor]:
 
 
 def write_published(path: Path, name: str, metadata: dict[str, str] | None = None) -> None:
-    """A file of the published size and names, of which the tensors are a hole."""
+    """A file of the published size and names."""
+    write_hole(path, list_published(name), metadata)
+
+
+def write_hole(
+    path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """A file of these weights' names and shapes, of which the tensors are a hole."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
-    for key, weight in list_published(name).items():
+    for key, weight in weights.items():
         dtype = "I64" if weight.dtype == torch.int64 else "F16"
         end = offset + weight.numel() * (8 if dtype == "I64" else 2)
         shape = list(weight.shape)
@@ -139,11 +146,11 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path, toy_model: Pat
     unet = {"model.diffusion_model.out.2.weight": one}
     vae = {"first_stage_model.quant_conv.weight": one}
     assert "a pickle, which can run code" in refusal(unet, "x.ckpt")
-    assert "Stable Diffusion XL" in refusal(unet | {"conditioner.embedders.0.x": one})
+    assert "has no text encoder that is known" in refusal(unet | vae)  # as SDXL's refiner
     assert "FLUX" in refusal({"model.diffusion_model.double_blocks.0.x": one})
     assert "Stable Diffusion 3" in refusal({"model.diffusion_model.joint_blocks.0.x": one})
     assert "a LoRA" in refusal({"lora_unet_down.lora_up.weight": one})
-    assert "has neither, but 'x'" in refusal({"x": one})
+    assert "has no UNet, but 'x'" in refusal({"x": one})
     assert "has no VAE" in refusal(unet | clip)
     assert "of no size that is known (stable-diffusion-1.5" in refusal(unet | clip | vae)
     fp8 = {"model.diffusion_model.out.2.weight": one.to(torch.float8_e4m3fn)}

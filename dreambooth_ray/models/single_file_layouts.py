@@ -1,0 +1,105 @@
+"""Which published model a single file's weights are of, and the small files that it needs.
+
+Nothing heavy is imported.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
+from dreambooth_ray.models.part_configs import DEFAULTS
+from dreambooth_ray.models.stored_tensors import Parts, StoredTensor
+from dreambooth_ray.models.weight_shapes import find_mismatch
+
+_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+def drop_layers(text_encoder: dict[str, StoredTensor], num_layers: int) -> None:
+    """2.x uses all layers of open_clip but the last, which its files have."""
+    for name in [n for n in text_encoder if n.startswith("text_model.encoder.layers.")]:
+        if int(name.split(".")[3]) >= num_layers:
+            del text_encoder[name]
+
+
+def read_own_files(text: str) -> dict[str, str]:
+    """The small files of a model that this package has exported, as its file's header has them."""
+    own_files: dict[str, str] = json.loads(text)
+    for folder in ("tokenizer", "tokenizer_2"):
+        vocabularies = {f"{folder}/tokenizer.json", f"{folder}/merges.txt"}
+        if f"{folder}/tokenizer_config.json" in own_files and not vocabularies & own_files.keys():
+            own_files |= make_clip_vocabulary(folder)
+    return own_files
+
+
+def find_published_files(
+    path: Path, parts: Parts, prediction_type: str | None, metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """The small files of the published model whose weights have these shapes.
+
+    prediction_type: what it predicts, where the caller knows; metadata: of the file's header
+    raises: ConfigError where none has, or nobody says what a 2.x predicts
+    """
+    layouts = json.loads((files(__package__) / "layouts" / "layouts.json").read_text("utf-8"))
+    problems = []
+    for layout in layouts.values():
+        networks = [part for part in _NETWORKS if f"{part}/config.json" in layout]
+        if set(networks) != parts.keys():
+            continue
+        problem = next(
+            filter(None, (_find_difference(layout, part, parts) for part in networks)), ""
+        )
+        if not problem:
+            texts = {name: json.dumps(content, indent=2) for name, content in layout.items()}
+            texts |= make_clip_vocabulary("tokenizer")
+            texts |= make_clip_vocabulary("tokenizer_2") if "text_encoder_2" in parts else {}
+            return _set_prediction(path, texts, prediction_type, metadata)
+        problems.append(problem)
+    raise ConfigError(
+        f"{path} is of no size that is known ({', '.join(layouts)}): {problems[0]}; convert it to "
+        "a directory by the program that it was made with"
+    )
+
+
+def _find_difference(layout: Mapping[str, Any], part: str, parts: Parts) -> str:
+    kind = part.removesuffix("_2")
+    config = DEFAULTS[kind] | layout[f"{part}/config.json"]
+    tensors = dict(parts[part])
+    if part == "text_encoder":
+        drop_layers(tensors, config["num_hidden_layers"])
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return find_mismatch(kind, config, shapes)
+
+
+def _set_prediction(
+    path: Path,
+    small_files: Mapping[str, str],
+    prediction_type: str | None,
+    metadata: Mapping[str, str],
+) -> dict[str, str]:
+    """What the model predicts: by the caller, the header, the .yaml beside it, or as published."""
+    name = "scheduler/scheduler_config.json"
+    chosen = prediction_type or _find_prediction(path, metadata)
+    first = json.loads(small_files["text_encoder/config.json"])
+    is_v2 = first.get("hidden_act") == "gelu"
+    if chosen is None and is_v2:
+        raise ConfigError(
+            f"{path} is a Stable Diffusion 2.x and does not say what it predicts; set "
+            "model.prediction_type to v_prediction (of 768 pixels) or epsilon (of 512, the base)"
+        )
+    scheduler = json.loads(small_files[name]) | ({"prediction_type": chosen} if chosen else {})
+    return {**small_files, name: json.dumps(scheduler, indent=2)}
+
+
+def _find_prediction(path: Path, metadata: Mapping[str, str]) -> str | None:
+    kinds = {"v": "v_prediction", "epsilon": "epsilon", "v_prediction": "v_prediction"}
+    if kind := kinds.get(metadata.get("modelspec.prediction_type", "")):
+        return kind
+    sidecar = path.with_suffix(".yaml")  # A1111's
+    if not sidecar.is_file():
+        return None
+    is_v = 'parameterization: "v"' in sidecar.read_text("utf-8", errors="replace")
+    return "v_prediction" if is_v else "epsilon"
