@@ -17,9 +17,9 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit
 
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
-# THIRD=0, 1 or 2 takes a third of them.
+# SHARE=K/N takes the K-th of N parts of them, from 0; K goes round.
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m fault $(if $(THIRD),--third $(THIRD))
+	$(BIN)/python -m pytest tests -m fault $(if $(SHARE),--share $(SHARE))
 
 # checkov over the rendered manifests and the Dockerfiles; its pins clash with ours: a venv of its own.
 manifests: $(VENV)/.dev $(CHECKOV)/.made
