@@ -23,13 +23,14 @@ def make_subjects(storage: str, model: str) -> dict[str, str]:
     base_directory, folders, settings = model_directory(model), {}, LoraConfig()
     for k, run_id in enumerate(SUBJECTS):
         parts = load_components(base_directory)
-        lora.inject_adapters(parts.unet, settings, parts.family.lora_targets, seed=k)
+        lora.inject_adapters(parts.denoiser, settings, parts.family.lora_targets, seed=k)
         generator = torch.Generator().manual_seed(k)
-        for name, weight in parts.unet.named_parameters():
+        for name, weight in parts.denoiser.named_parameters():
             if "lora_B" in name:
                 weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
         with tempfile.TemporaryDirectory() as folder:
-            lora.save_adapters(parts.unet, Path(folder) / paths.ADAPTER / "unet")
+            name = parts.family.denoiser.name
+            lora.save_adapters(parts.denoiser, Path(folder) / paths.ADAPTER / name)
             metadata: dict[str, object] = {
                 "kind": "adapter",
                 "base_model": model,

@@ -9,6 +9,7 @@ import typer
 
 from dreambooth_ray.cli.sampling_options import sampling_options
 from dreambooth_ray.config.sampling_params import SamplingParams
+from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreambooth_ray.evaluation.identifier_ranking import Candidate
@@ -33,9 +34,9 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.models.model_directory import model_directory, model_outline
+    from dreambooth_ray.models.model_directory import model_directory
 
-    model_outline(model, "MODEL")
+    _check_encoder(model)
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder
@@ -70,6 +71,18 @@ def identifier(
             "seed": seed,
         }
         out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
+
+
+def _check_encoder(model: str) -> None:
+    from dreambooth_ray.models.family import find_family
+    from dreambooth_ray.models.model_directory import base_directory, model_outline
+
+    family = find_family(base_directory(model_outline(model, "MODEL")))
+    if family.text_encoders[0].tokenizer_class != "CLIPTokenizer":
+        raise ConfigError(
+            f"MODEL={model!r} is a {family.title}: words are ranked by CLIP's text encoder, which "
+            "it has not; take a rare word such as 'sks'"
+        )
 
 
 def _print_ranking(ranked: "list[Candidate]") -> None:

@@ -23,7 +23,8 @@ from dreambooth_ray.evaluation.protocol import (
     evaluation_prompts,
 )
 from dreambooth_ray.evaluation.sample_actor import collect_samples, encoder_uris, generate_samples
-from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_directory import base_directory, model_hash
 from dreambooth_ray.storage.manifest import file_hash
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.evaluator import load_evaluator
@@ -53,9 +54,9 @@ class References:
 
 
 def make_spec(case: EvaluationCase, protocol: Protocol) -> EvaluationSpec:
-    """All that the numbers depend on."""
+    """All that the numbers depend on; raises ConfigError as `Protocol.fill`."""
     return EvaluationSpec(
-        protocol=protocol,
+        protocol=protocol.fill(find_family(base_directory(case.directory))),
         model_hash=model_hash(case.directory),
         identifier=case.identifier,
         class_noun=case.class_noun,

@@ -17,6 +17,7 @@ from dreambooth_ray.config.sampling_params import (
 from dreambooth_ray.config.section import Section, Text
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import ModelFamily
 
 Template = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"\{class_noun\}")]
 Kind = Literal["subject", "class", "other"]
@@ -56,6 +57,19 @@ class Protocol(SamplingParams):
         if not all(self.prompts.values()):
             raise ValueError("a list of prompts is empty; leave it out, or fill it")
         return self
+
+    def fill(self, family: ModelFamily) -> "Protocol":
+        """With the family's own values for sampling parameters that it leaves open.
+
+        raises: ConfigError where it names a solver that the family has not
+        """
+        params = self.sampling_params.fill_defaults(family.sampling_defaults)
+        if params.solver not in family.solvers:
+            raise ConfigError(
+                f"--protocol={self.name!r}: solver={params.solver} is not for {family.title}; take "
+                f"{', '.join(family.solvers)}, or leave it out"
+            )
+        return self.model_copy(update=params.model_dump())
 
     def manner(self, class_noun: str) -> Manner:
         """Which prompts a class noun takes."""

@@ -28,7 +28,7 @@ def check_method(config: Config, directory: Path) -> None:
     train, directory = config.train, base_directory(directory)
     family = find_family(directory)
     check_support(config, family)
-    if family.can("inpainting") and is_inpainting(directory):
+    if family.denoiser.name == "unet" and is_inpainting(directory):
         num_channels = read_part_config(directory, "unet")["in_channels"]
         raise ConfigError(
             f"model.uri={config.model.uri!r} is an inpainting model, its UNet takes {num_channels} "

@@ -19,6 +19,13 @@ _LAYERS = {
     ),
     "text_encoder": re.compile(r"encoder\.layers\.\d+\.mlp\.fc1\.weight"),
 }
+# Of attention in autoencoders.
+_OLD_NAMES = {
+    ".attentions.0.query.": ".attentions.0.to_q.",
+    ".attentions.0.key.": ".attentions.0.to_k.",
+    ".attentions.0.value.": ".attentions.0.to_v.",
+    ".attentions.0.proj_attn.": ".attentions.0.to_out.0.",
+}
 
 
 def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> str:
@@ -26,7 +33,7 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
 
     config: the part's, with defaults; shapes: of all stored tensors by name
     """
-    stored_shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+    stored_shapes = {_modern_name(name): shape for name, shape in shapes.items()}
     if problem := _find_contradiction(part, config):
         return problem
     expected_shapes = _EXPECTED[part](config)
@@ -38,6 +45,13 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
     if surplus := sorted(layers - expected_shapes.keys()):
         return f"the weights have {surplus[0]}, and by config.json there is no such layer"
     return ""
+
+
+def _modern_name(name: str) -> str:
+    """As today's libraries name it: text models had a level more, attention other names."""
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name.removeprefix("text_model.")
 
 
 def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
@@ -124,11 +138,12 @@ def _expect_vae(config: Mapping[str, Any]) -> Shapes:
         "quant_conv.weight": ("use_quant_conv", [2 * latents, 2 * latents, 1, 1]),
         "post_quant_conv.weight": ("use_post_quant_conv", [latents, latents, 1, 1]),
         **{
-            f"{half}.mid_block.attentions.0.group_norm.weight": (
-                "mid_block_add_attention",
-                [widths[-1]],
-            )
+            f"{half}.mid_block.attentions.0.{layer}.weight": ("mid_block_add_attention", shape)
             for half in ("encoder", "decoder")
+            for layer, shape in (
+                ("group_norm", [widths[-1]]),
+                *((name, [widths[-1]] * 2) for name in ("to_q", "to_k", "to_v", "to_out.0")),
+            )
         },
     }
     return {

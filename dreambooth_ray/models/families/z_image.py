@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreambooth_ray.models.families.z_image_checks import PATCH, check_networks
+from dreambooth_ray.models.families.z_image_names import find_kohya_layer
 from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json, read_part_config
 from dreambooth_ray.models.pipeline_checks import check_parts
@@ -55,6 +57,9 @@ FAMILY = ModelFamily(
     architecture=lambda _: "z-image",
     lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
     solvers=("euler", "heun", "dpmpp_2m"),
+    export_formats=("diffusers", "lora", "kohya"),
+    kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
+    features=frozenset(("image_to_image", "inpainting")),
     half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.0},
     choose_variant=_choose_variant,

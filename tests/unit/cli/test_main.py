@@ -52,6 +52,12 @@ def make_huge(folder: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
 
 
+def test_words_are_not_ranked_by_a_language_model(call) -> None:  # type: ignore[no-untyped-def]
+    code, _, said = call("identifier", "toyworld-flow", "--class-noun", "robot")
+    assert code == 2
+    assert "MODEL='toyworld-flow' is a Z-Image: words are ranked by CLIP's text encoder" in said
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

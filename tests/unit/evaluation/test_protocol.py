@@ -14,6 +14,8 @@ from dreambooth_ray.evaluation.protocol import (
     protocol_names,
     split_chunks,
 )
+from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
+from dreambooth_ray.models.families.z_image import FAMILY as Z_IMAGE
 
 
 def spec(protocol: Protocol, class_noun: str = "robot") -> EvaluationSpec:
@@ -78,6 +80,18 @@ def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
 def test_evaluations_keep_the_names_they_had_before_there_were_more_parameters() -> None:
     digests = [spec(load_protocol(name)).digest for name in protocol_names()]
     assert digests == ["31b5d2652aabe67d", "957317de92840fc4", "223351b8469decfd"]
+    filled = [spec(load_protocol(name).fill(SD)).digest for name in protocol_names()]
+    assert filled == digests
+
+
+def test_what_a_protocol_leaves_open_is_the_models_own() -> None:
+    protocol = load_protocol("toyworld")
+    filled = protocol.fill(Z_IMAGE)
+    assert (filled.solver, filled.num_inference_steps, filled.guidance_scale) == ("euler", 25, 3.0)
+    assert spec(filled).as_json()["protocol"] == filled.identity_values()
+    ddim = Protocol.model_validate({**protocol.model_dump(), "solver": "ddim"})
+    with pytest.raises(ConfigError, match=r"'toyworld': solver=ddim is not for Z-Image; take eul"):
+        ddim.fill(Z_IMAGE)
 
 
 def test_chunks_cover_every_image_once() -> None:

@@ -41,3 +41,18 @@ def test_models_go_with_their_configurations(
 def test_a_changed_key_is_a_mismatch(sd15: Path, part: str, key: str, value: Any) -> None:
     shapes = find_weights(sd15 / part, part).read_shapes()
     assert find_mismatch(part, {**read_part_config(sd15, part), key: value}, shapes)
+
+
+def test_attention_of_autoencoders_may_have_its_old_names(sd15: Path) -> None:
+    config, shapes = (
+        read_part_config(sd15, "vae"),
+        find_weights(sd15 / "vae", "vae").read_shapes(),
+    )
+    modern, old = ("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")
+    renamed = dict(shapes)
+    for new_name, old_name in zip(modern, old, strict=True):
+        renamed = {k.replace(f".{old_name}.", f".{new_name}."): v for k, v in renamed.items()}
+    assert renamed.keys() != shapes.keys()
+    assert find_mismatch("vae", config, renamed) == find_mismatch("vae", config, shapes) == ""
+    del shapes["decoder.mid_block.attentions.0.value.weight"]
+    assert "decoder.mid_block.attentions.0.to_v.weight" in find_mismatch("vae", config, shapes)

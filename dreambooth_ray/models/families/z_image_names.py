@@ -1,0 +1,27 @@
+"""Z-Image's layers under the names of its authors, which kohya's files and ComfyUI have."""
+
+import re
+
+from dreambooth_ray.models.kohya_names import KohyaLayer
+
+_PREFIX = "lora_unet_"
+# Queries, keys and values are one layer there.
+_LAYERS = {
+    "attention.to_q": ("attention_qkv", 0, 3),
+    "attention.to_k": ("attention_qkv", 1, 3),
+    "attention.to_v": ("attention_qkv", 2, 3),
+    "attention.to_out.0": ("attention_out", 0, 1),
+    "feed_forward.w1": ("feed_forward_w1", 0, 1),
+    "feed_forward.w2": ("feed_forward_w2", 0, 1),
+    "feed_forward.w3": ("feed_forward_w3", 0, 1),
+}
+_BLOCK = re.compile(r"(layers|noise_refiner|context_refiner)\.(\d+)\.(.+)")
+
+
+def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+    """As `KohyaNames.find`; readers differ on what is in no block."""
+    match = _BLOCK.fullmatch(layer)
+    if match is None or match[3] not in _LAYERS:
+        return None
+    name, index, num_parts = _LAYERS[match[3]]
+    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", index, num_parts)
