@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
-from dreambooth_ray.models import lora
+from dreambooth_ray.models import lora, weight_cache
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.sampling.engine import Engine
@@ -16,6 +16,9 @@ from dreambooth_ray.storage.subject_version import parse_version
 from serve.model_cache import ModelCache, estimate_loaded_bytes
 from serve.replica_messages import Artifact
 from serve.subject_catalog import ServedSubject
+from tests.hub_server import HubServer
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
@@ -124,3 +127,24 @@ def _publish_adapter(
     version = parse_version(run_id, text)
     assert version is not None
     return ServedSubject.from_version(version).artifact
+
+
+def test_replicas_of_two_hosts_ask_the_hub_once(
+    hub: HubServer,
+    published_files: dict[str, bytes],
+    tmp_path: Path,
+    toy_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = f"someone/tiny@{hub.add('someone/tiny', published_files)}"
+    for host in ("one", "two"):
+        monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / host))
+        monkeypatch.setattr(weight_cache, "_held_locks", {})
+        model_cache = ModelCache(
+            {"tiny": uri}, str(tmp_path / "storage"), tmp_path / "cache", Engine,
+            memory_bytes=2**40, max_adapters=2, shares_models=True,
+        )  # fmt: skip
+        with model_cache.lease(Artifact("tiny", uri=uri)) as lease:
+            assert lease.weights_sha256 == model_hash(toy_model)
+        assert list((tmp_path / host / "models").glob(f"*/{UNET}"))
+    assert hub.bytes_sent[UNET] <= len(published_files[UNET]) + 2**18
