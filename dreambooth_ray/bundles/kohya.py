@@ -44,29 +44,36 @@ def rename_weights(
     """
     layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
     parts: dict[str, dict[int, _Factors]] = defaultdict(dict)
-    counts: dict[str, int] = {}
+    shares: dict[str, tuple[int, ...]] = {}
     for layer, place in sorted(find_layers(names, part, layers).items()):
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in ("A", "B"))
         parts[place.name][place.part] = _Factors(down, up)
-        counts[place.name] = place.num_parts
+        shares[place.name] = place.shares
     renamed = {}
     for name, factors_by_part in parts.items():
-        factors = _stack(factors_by_part, counts[name])
+        factors = _stack(factors_by_part, shares[name])
         renamed[f"{name}.lora_down.weight"], renamed[f"{name}.lora_up.weight"] = factors
-        renamed[f"{name}.alpha"] = torch.tensor(alpha * counts[name])
+        renamed[f"{name}.alpha"] = torch.tensor(alpha * len(shares[name]))
     return renamed
 
 
-def _stack(parts: Mapping[int, _Factors], num_parts: int) -> _Factors:
-    """One adapter of num_parts times the rank, which does to each part what its own does."""
-    if num_parts == 1:
+def _stack(parts: Mapping[int, _Factors], shares: tuple[int, ...]) -> _Factors:
+    """One adapter of as many times the rank as parts, which does to each what its own does."""
+    if len(shares) == 1:
         return parts[0]
-    (any_part, *_) = parts.values()
-    untrained = _Factors(*(torch.zeros_like(weight) for weight in any_part))
-    all_parts = [parts.get(index, untrained) for index in range(num_parts)]
+    all_parts = [parts.get(k) or _untrained(parts, shares, k) for k in range(len(shares))]
     return _Factors(
         torch.cat([factors.down for factors in all_parts]),
         torch.block_diag(*(factors.up for factors in all_parts)),  # type: ignore[no-untyped-call]
+    )
+
+
+def _untrained(parts: Mapping[int, _Factors], shares: tuple[int, ...], index: int) -> _Factors:
+    """An adapter of the part `index` that does nothing, as wide as the others'."""
+    (known, factors), *_ = parts.items()
+    height = len(factors.up) // shares[known] * shares[index]
+    return _Factors(
+        torch.zeros_like(factors.down), factors.up.new_zeros(height, factors.up.shape[1])
     )
 
 

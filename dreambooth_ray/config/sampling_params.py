@@ -38,7 +38,7 @@ GuidanceScale = Annotated[
         le=100,
         allow_inf_nan=False,
         description="weight of classifier-free guidance, 1 is none (Ho & Salimans 2022, "
-        "arXiv 2207.12598)",
+        "arXiv 2207.12598); FLUX.1 dev is told the number",
     ),
 ]
 

@@ -26,6 +26,7 @@ ENTRY_POINTS = "dreambooth_ray.families"
 BUILT_IN = (
     "dreambooth_ray.models.families.stable_diffusion:FAMILY",
     "dreambooth_ray.models.families.z_image:FAMILY",
+    "dreambooth_ray.models.families.flux1:FAMILY",
     "dreambooth_ray.models.families.flux2_klein:FAMILY",
 )
 
@@ -81,6 +82,8 @@ class ModelFamily:
     kohya_names: where `export_formats` has "kohya"
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
+    embeds_guidance: whether the denoiser is told it, and asked once: nothing is compared with a
+        prediction without the prompt
     choose_variant: of a directory: the family as it is there, where not all its models are alike
     text_function_has_one_output: whether a CUDA graph can be made of it
     functions: "module:class" of the `ModelFunctions`, imported when a model is loaded
@@ -109,6 +112,7 @@ class ModelFamily:
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"
     has_guidance: bool = True
+    embeds_guidance: bool = False
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     choose_variant: Callable[[Path], "ModelFamily"] | None = None
 

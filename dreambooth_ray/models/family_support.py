@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
@@ -27,6 +28,8 @@ def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
         is_guided = params.given_values.get("guidance_scale", 1) != 1
         if is_guided and not family.has_guidance:
             yield f"{key}.guidance_scale", params.guidance_scale, "leave it out"
+        if name := find_unguided(family, params):
+            yield f"{key}.{name}", getattr(params, name), "leave it out"
         if params.clip_skip and not family.can("clip_skip"):
             yield f"{key}.clip_skip", params.clip_skip, "set it 0"
         if params.cache_every > 1 and not family.can("deepcache"):
@@ -57,3 +60,11 @@ def _list_flow_losses(config: Config) -> Iterator[Refusal]:
         yield "loss.min_snr_gamma", loss.min_snr_gamma, "leave it out, or set loss.weighting"
     if loss.zero_terminal_snr:
         yield "loss.zero_terminal_snr", "true", "set it false: it begins in pure noise anyway"
+
+
+def find_unguided(family: ModelFamily, params: SamplingParams) -> str:
+    """The first that is about a prediction without the prompt, of a family that makes none."""
+    defaults = SamplingParams.model_fields
+    names = ("guidance_rescale", "guidance_interval", "guidance_every")
+    asked = (name for name in names if getattr(params, name) != defaults[name].default)
+    return next(asked, "") if family.embeds_guidance else ""

@@ -7,14 +7,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class KohyaLayer:
-    """Where readers have a layer: whole, or as one of equal parts of one of theirs.
+    """Where readers have a layer: whole, or as a part of one of theirs.
 
     part: from 0; they lie one behind the other in the layer's output
+    shares: sizes of all parts' outputs, each a multiple of the smallest
     """
 
     name: str
     part: int = 0
-    num_parts: int = 1
+    shares: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,10 @@ class ModelFunctions(ABC):
         """With what the denoiser is told of sizes. frames: (B, 6) int64 of `ImageFrame`"""
         return conditioning
 
+    def tell_guidance(self, conditioning: Conditioning, scale: float) -> Conditioning:
+        """With a request's guidance_scale, where the denoiser embeds it."""
+        return conditioning
+
     # Denoiser
 
     @abstractmethod

@@ -279,16 +279,10 @@ class Engine:
             return False
         return True
 
-    def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning]:
-        """Of the prompt and of the negative prompt, one row each."""
-        request = handle.request
+    def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning | None]:
         frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
-        first, second = self._prompt_encoder.encode_pair(
-            request.prompt, request.negative_prompt, request.params.clip_skip, request.adapter
-        )
         frames = torch.tensor([frame], device=self.device)
-        add_frames = self._functions.add_frames
-        return add_frames(first, frames), add_frames(second, frames)
+        return self._prompt_encoder.encode_request(handle.request, frames)
 
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:

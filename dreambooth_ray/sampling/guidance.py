@@ -22,13 +22,14 @@ def needs_guidance(request: Request, state: SamplingState) -> bool:
 def _is_guidance_on(request: Request, state: SamplingState) -> bool:
     start, end = request.params.guidance_interval
     fraction_done = state.step_index / len(state.solver_table.steps)
-    return request.params.guidance_scale != 1 and start <= fraction_done < end
+    is_asked = request.params.guidance_scale != 1 and state.negative_conditioning is not None
+    return is_asked and start <= fraction_done < end
 
 
 def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
     """The denoiser's rows for a request's next step: with the prompt, then without."""
     conditionings = [state.conditioning]
-    if needs_guidance(request, state):
+    if state.negative_conditioning is not None and needs_guidance(request, state):
         conditionings.append(state.negative_conditioning)
     state.num_rows = len(conditionings)
     model_input = (

@@ -20,13 +20,13 @@ def build_initial_state(
     solver_table: SolverTable,
     codec: LatentCodec,
     in_channels: int,
-    conditionings: tuple[Conditioning, Conditioning],
+    conditionings: tuple[Conditioning, Conditioning | None],
 ) -> SamplingState:
     """The state from pure noise, or from an image with noise added.
 
     shape: (h, w)
     in_channels: of the denoiser; above C it is one trained to inpaint
-    conditionings: of the prompt and of the negative prompt, one row each
+    conditionings: of the prompt and, if it is asked for, of the negative prompt, one row each
     """
     # On the CPU, as diffusers' pipeline does with torch.Generator().manual_seed(seed).
     generator = torch.Generator().manual_seed(request.seed)

@@ -12,6 +12,7 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
+from dreambooth_ray.sampling.request import Request
 
 _CACHE_SIZE = 256
 
@@ -47,6 +48,23 @@ class PromptEncoder:
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
         return encoded
+
+    def encode_request(
+        self, request: Request, frames: Tensor
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Of the prompt and, where guidance needs it, of the negative prompt, one row each.
+
+        frames: (1, 6) int64 of `ImageFrame`
+        """
+        functions, clip_skip = self._parts.functions, request.params.clip_skip
+        if functions.family.embeds_guidance:
+            row = self.encode(request.prompt, clip_skip, request.adapter)
+            told = functions.tell_guidance(row, request.params.guidance_scale)
+            return functions.add_frames(told, frames), None
+        first, second = self.encode_pair(
+            request.prompt, request.negative_prompt, clip_skip, request.adapter
+        )
+        return functions.add_frames(first, frames), functions.add_frames(second, frames)
 
     def encode_pair(
         self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapter: str | None = None

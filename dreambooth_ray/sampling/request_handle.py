@@ -42,7 +42,8 @@ class SamplingState:
     """The current state of one trajectory.
 
     latents:             (C, h, w) float32
-    conditioning:        of the prompt, one row; negative_conditioning: of the negative prompt
+    conditioning:        of the prompt, one row; negative_conditioning: of the negative prompt, None
+                         where guidance needs none
     preview_latents:     (C, h, w) the image that the last prediction leads to
     history:             predictions that the solver needs again, newest first
     guidance_delta:      last difference between both predictions, for guidance_every
@@ -56,7 +57,7 @@ class SamplingState:
     solver_table: SolverTable
     latents: Tensor
     conditioning: Conditioning
-    negative_conditioning: Conditioning
+    negative_conditioning: Conditioning | None
     preview_latents: Tensor
     step_index: int = 0
     history: list[Tensor] = field(default_factory=list)
@@ -79,7 +80,8 @@ class SamplingState:
             if isinstance(value, Tensor) and value.device.type == "cpu":
                 setattr(self, name, copy_to_gpu(value, device))
         self.conditioning = self.conditioning.to(device)
-        self.negative_conditioning = self.negative_conditioning.to(device)
+        if self.negative_conditioning is not None:
+            self.negative_conditioning = self.negative_conditioning.to(device)
         return self
 
     @property

@@ -38,7 +38,8 @@ class RequestValidator:
         check_features(self._parts.family, request)
         if request.params.clip_skip:
             check_clip_skip(request.params.clip_skip, self._parts.text_encoder)
-        rows = 1 if request.params.guidance_scale == 1 else 2
+        is_single = request.params.guidance_scale == 1 or self._parts.family.embeds_guidance
+        rows = 1 if is_single else 2
         self._budget.check_request(width, height, self.factor, rows)
         return height // self.factor, width // self.factor
 

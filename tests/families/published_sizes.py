@@ -72,6 +72,14 @@ _KLEIN_4B_PARAMS = {
 }
 # A public loader of FLUX.2's autoencoder counts its file's parameters.
 _KLEIN_SAID = {"vae": ("parameters", 84_046_115)}
+_FLUX1_PARAMS = {
+    "transformer": 11_901_408_320,
+    "text_encoder": 123_060_480,
+    "text_encoder_2": 4_762_310_656,
+    "vae": 83_819_683,
+}
+# Its published file names no class.
+_FLUX1_T5 = {"text_encoder_2": {"architectures": ["T5EncoderModel"]}}
 PUBLISHED_MODELS = {
     "sd15": PublishedModel(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -103,5 +111,14 @@ PUBLISHED_MODELS = {
         {"transformer": 9_078_581_248, "text_encoder": 8_190_735_360, "vae": 84_046_115},
         _KLEIN_9B,
         _KLEIN_SAID,
+    ),
+    "flux1-dev": PublishedModel(
+        "black-forest-labs/FLUX.1-dev", FAMILY_CONFIGS / "flux.1-dev", _FLUX1_PARAMS, _FLUX1_T5
+    ),
+    "flux1-schnell": PublishedModel(
+        "black-forest-labs/FLUX.1-schnell",
+        FAMILY_CONFIGS / "flux.1-dev",
+        _FLUX1_PARAMS | {"transformer": 11_891_178_560},
+        {"transformer": {"guidance_embeds": False}, **_FLUX1_T5},
     ),
 }

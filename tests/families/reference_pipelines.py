@@ -31,10 +31,18 @@ def initial_latents(pipeline: Any, seed: int, size: tuple[int, int]) -> Tensor:
     width, height = (pixels // pipeline.vae_scale_factor for pixels in size)
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     channels = denoiser.config.in_channels
-    if name in ("Flux2KleinPipeline", "FluxPipeline"):  # patches of two by two
+    if name == "FluxPipeline":
+        channels //= 4  # of patches of two by two
+    if name == "Flux2KleinPipeline":
         width, height = width // 2, height // 2
-    shape = (height * width, channels) if name == "FluxPipeline" else (channels, height, width)
-    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+    shape = (1, channels, height, width)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return pack_flux1(noise) if name == "FluxPipeline" else noise
+
+
+def pack_flux1(latents: Tensor) -> Tensor:
+    """(B, C, h, w) latents as FluxPipeline has them: (B, h w / 4, 4 C) patches of two by two."""
+    return torch.nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def pipeline_latents(

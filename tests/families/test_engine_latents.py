@@ -1,7 +1,7 @@
 """The engine's latents equal those of diffusers' own pipelines, alone and in company."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.golden_values import fill_lora
-from tests.families.reference_pipelines import PIPELINE_STEPS, pipeline_latents
+from tests.families.reference_pipelines import PIPELINE_STEPS, pack_flux1, pipeline_latents
 from tests.families.tiny_models import build_tiny
 
 PROMPT, SIDE = "a photo of sks robot", 64
@@ -38,18 +38,28 @@ def unpatch_flux2(parts: Any, latents: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(raw, 2)
 
 
+def pack(parts: Any, latents: Tensor) -> Tensor:
+    return pack_flux1(latents[None])[0]
+
+
 @dataclass(frozen=True)
 class Sampled:
-    """convert: the engine's latents to what the pipeline gives. guidance: beside none"""
+    """convert: the engine's latents to what the pipeline gives. guidance: beside none
+
+    options: further ones of the pipeline's call
+    """
 
     convert: Callable[[Any, Tensor], Tensor] = as_they_are
     guidance: tuple[float, ...] = (1.0, 4.0)
     negative: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES = {
     "z-image": Sampled(),
     "z-image-turbo": Sampled(),
+    "flux1-dev": Sampled(pack),
+    "flux1-schnell": Sampled(pack, guidance=(1.0,), options={"max_sequence_length": 256}),
     "flux2-klein": Sampled(unpatch_flux2),
     "flux2-klein-distilled": Sampled(unpatch_flux2, guidance=(1.0,)),
 }
@@ -100,7 +110,9 @@ def test_latents_are_the_pipeline_s(
     engines: dict[str, TinyEngine], name: str, steps: int, guidance: float
 ) -> None:
     (ours,) = engines[name].sample(make_request(steps, guidance))
-    theirs = pipeline_latents(engines[name].directory, PROMPT, steps=steps, guidance=guidance)
+    theirs = pipeline_latents(
+        engines[name].directory, PROMPT, steps=steps, guidance=guidance, **FAMILIES[name].options
+    )
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= TOLERANCE
 
@@ -122,7 +134,9 @@ def test_company_changes_nothing(engines: dict[str, TinyEngine], tmp_path: Path,
     ]
     (alone,) = tiny.sample(request)
     first, *rest = tiny.sample(request, *others)
-    theirs = pipeline_latents(tiny.directory, PROMPT, steps=4, guidance=guidance)
+    theirs = pipeline_latents(
+        tiny.directory, PROMPT, steps=4, guidance=guidance, **FAMILIES[name].options
+    )
     for ours in (alone, first):
         assert (ours - theirs).abs().max() <= TOLERANCE
     # The adapter is one that shows, and the others were what they are alone.

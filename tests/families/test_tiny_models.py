@@ -13,6 +13,7 @@ DENOISER_SUMS = {
     "sdxl": 1991.141,
     "sd3": 23.468,
     "flux1-dev": 250.439,
+    "flux1-schnell": 243.993,
     "z-image": 550.288,
     "z-image-turbo": 550.288,
     "flux2-klein": 155.985,

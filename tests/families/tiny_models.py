@@ -57,12 +57,17 @@ class TinyModel:
 
 _NO_CHECKER = {"safety_checker": [None, None], "feature_extractor": [None, None]}
 _TURBO = {"scheduler/scheduler_config.json": {"shift": 3.0}}
+_SCHNELL = {
+    "transformer/config.json": {"guidance_embeds": False},
+    "scheduler/scheduler_config.json": {"shift": 1.0, "use_dynamic_shifting": False},
+}
 _DISTILLED = {"model_index.json": {"is_distilled": True}}
 TINY_MODELS = {
     "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
     "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
     "sd3": TinyModel(FAMILY_CONFIGS / "stable-diffusion-3-medium", SHRINK["sd3"]),
     "flux1-dev": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"]),
+    "flux1-schnell": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"], _SCHNELL),
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
     "flux2-klein": TinyModel(FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"]),

@@ -45,5 +45,5 @@ def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
     if rest not in _DOUBLE:
         return None
     name, index = _DOUBLE[rest]
-    place = (0, 1) if index is None else (index, 3)
-    return KohyaLayer(f"{_PREFIX}double_blocks_{number}_{name}", *place)
+    name = f"{_PREFIX}double_blocks_{number}_{name}"
+    return KohyaLayer(name) if index is None else KohyaLayer(name, index, (1, 1, 1))

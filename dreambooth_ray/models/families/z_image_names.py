@@ -24,4 +24,4 @@ def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
     if match is None or match[3] not in _LAYERS:
         return None
     name, index, num_parts = _LAYERS[match[3]]
-    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", index, num_parts)
+    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", index, (1,) * num_parts)

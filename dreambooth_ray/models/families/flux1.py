@@ -1,0 +1,83 @@
+"""FLUX.1: a transformer of packed latents, T5's hidden states as text and CLIP's pooled one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dreambooth_ray.models.families.flux1_checks import EMBEDS_GUIDANCE, PATCH, check_networks
+from dreambooth_ray.models.families.flux1_names import find_kohya_layer
+from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.kohya_names import KohyaNames
+from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.pipeline_checks import check_parts
+
+# Where the VAE's configuration names none.
+_SIDE = 1024
+
+
+def _read_size_multiple(directory: Path) -> int:
+    return compute_latent_factor(read_part_config(directory, "vae")) * PATCH
+
+
+def _read_default_side(directory: Path) -> int:
+    return int(read_part_config(directory, "vae").get("sample_size", _SIDE))
+
+
+def _choose_variant(directory: Path) -> ModelFamily:
+    config = read_json(directory / "transformer" / "config.json")
+    return FAMILY if config.get(EMBEDS_GUIDANCE) else SCHNELL
+
+
+def _check(directory: Path) -> None:
+    check_parts(directory, FAMILY)
+    check_networks(directory)
+
+
+FAMILY = ModelFamily(
+    name="flux1",
+    title="FLUX.1 dev",
+    pipeline_classes=("FluxPipeline",),
+    denoiser=Part("transformer", "diffusers", "FluxTransformer2DModel"),
+    vae=Part("vae", "diffusers", "AutoencoderKL"),
+    text_encoders=(
+        TextEncoderPart("text_encoder", "transformers", "CLIPTextModel", can_train=True),
+        TextEncoderPart(
+            "text_encoder_2",
+            "transformers",
+            "T5EncoderModel",
+            tokenizer="tokenizer_2",
+            tokenizer_class="T5TokenizerFast",
+        ),
+    ),
+    process="flow",
+    functions="dreambooth_ray.models.families.flux1_functions:Flux1Functions",
+    check=_check,
+    size_multiple=_read_size_multiple,
+    default_side=_read_default_side,
+    architecture=lambda _: "flux-1-dev",
+    # As diffusers' script has them.
+    lora_targets=(
+        "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj",
+        "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
+        "ff_context.net.0.proj", "ff_context.net.2",
+    ),
+    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+    solvers=("euler", "heun", "dpmpp_2m"),
+    export_formats=("diffusers", "lora", "kohya"),
+    kohya_names=KohyaNames(find_kohya_layer, lambda _: {"ss_base_model_version": "flux1"}),
+    half_dtype="bfloat16",
+    embeds_guidance=True,
+    sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},
+    choose_variant=_choose_variant,
+)  # fmt: skip
+SCHNELL = replace(
+    FAMILY,
+    name="flux1-schnell",
+    title="FLUX.1 schnell",
+    architecture=lambda _: "flux-1-schnell",
+    methods=(),
+    instead="it is distilled, and training would undo that: train FLUX.1-dev, of its size",
+    has_guidance=False,
+    embeds_guidance=False,
+    sampling_defaults={"solver": "euler", "num_inference_steps": 4, "guidance_scale": 1.0},
+)

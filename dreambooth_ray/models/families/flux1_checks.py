@@ -1,0 +1,121 @@
+"""Whether a directory holds a FLUX.1, by its files alone."""
+
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.t5_checks import check_t5
+from dreambooth_ray.models.weight_files import find_weights
+from dreambooth_ray.models.weight_shapes import find_mismatch
+
+# Latents that the transformer takes as one token, each way.
+PATCH = 2
+EMBEDS_GUIDANCE = "guidance_embeds"
+_TIME_WIDTH = 256
+# Of FluxTransformer2DModel, where a configuration names none.
+_DEFAULTS = {
+    "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+}  # fmt: skip
+_AXES_DIMS = [16, 56, 56]
+
+
+def check_networks(directory: Path) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    folder = directory / "transformer"
+    path = folder / "config.json"
+    counts, config = read_counts(path, **_DEFAULTS), read_json(path)
+    axes = config.get("axes_dims_rope", _AXES_DIMS)
+    if sum(axes) != counts["attention_head_dim"]:
+        raise ConfigError(
+            f"{path}: axes_dims_rope={axes} must add up to "
+            f"attention_head_dim={counts['attention_head_dim']}"
+        )
+    outputs = config.get("out_channels") or counts["in_channels"]
+    if outputs != counts["in_channels"] or config.get("patch_size", 1) != 1:
+        raise ConfigError(
+            f"{path} is of a FLUX.1 that is shown images (in_channels={counts['in_channels']}, "
+            f"out_channels={outputs}); take FLUX.1-dev or FLUX.1-schnell"
+        )
+    check_shapes(folder, expect_transformer(counts, bool(config.get(EMBEDS_GUIDANCE))))
+    _check_fit(directory, counts)
+
+
+def _check_fit(directory: Path, counts: dict[str, int]) -> None:
+    """Whether the other parts are whole, and give what the transformer takes."""
+    configs = {part: read_part_config(directory, part) for part in ("vae", "text_encoder")}
+    for part, config in configs.items():
+        shapes = find_weights(directory / part, part).read_shapes()
+        if problem := find_mismatch(part, config, shapes):
+            raise ConfigError(f"{directory / part}: {problem}; the files are of different models")
+    channels = configs["vae"]["latent_channels"] * PATCH**2
+    text_width = check_t5(directory / "text_encoder_2", directory / "tokenizer_2")
+    for key, what, given, part in (
+        ("in_channels", "channels of patches", channels, "vae"),
+        ("joint_attention_dim", "text of width", text_width, "text_encoder_2"),
+        (
+            "pooled_projection_dim",
+            "a pooled text of width",
+            configs["text_encoder"]["hidden_size"],
+            "text_encoder",
+        ),
+    ):
+        if counts[key] != given:
+            raise ConfigError(
+                f"{directory / 'transformer'} takes {what} {counts[key]}, and {part}/ gives "
+                f"{given}; the parts are of different models"
+            )
+
+
+def expect_transformer(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
+    """Shape of each tensor; counts: of the configuration, by its keys"""
+    head = counts["attention_head_dim"]
+    width = counts["num_attention_heads"] * head
+    inner = 4 * width
+    pooled = counts["pooled_projection_dim"]
+    embedders = {"timestep_embedder": _TIME_WIDTH, "text_embedder": pooled}
+    if embeds_guidance:
+        embedders["guidance_embedder"] = _TIME_WIDTH
+    both_streams: Shapes = {
+        **_expect_linear("norm1.linear", width, 6 * width),
+        **_expect_linear("norm1_context.linear", width, 6 * width),
+    }
+    for name in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    ):  # fmt: skip
+        both_streams |= _expect_linear(f"attn.{name}", width, width)
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        both_streams[f"attn.{name}.weight"] = [head]
+    for name in ("ff", "ff_context"):
+        both_streams |= _expect_linear(f"{name}.net.0.proj", width, inner)
+        both_streams |= _expect_linear(f"{name}.net.2", inner, width)
+    one_stream: Shapes = {
+        **_expect_linear("norm.linear", width, 3 * width),
+        **_expect_linear("proj_mlp", width, inner),
+        **_expect_linear("proj_out", width + inner, width),
+        "attn.norm_q.weight": [head],
+        "attn.norm_k.weight": [head],
+    }
+    for name in ("to_q", "to_k", "to_v"):
+        one_stream |= _expect_linear(f"attn.{name}", width, width)
+    shapes: Shapes = {}
+    for name, inputs in embedders.items():
+        shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", inputs, width)
+        shapes |= _expect_linear(f"time_text_embed.{name}.linear_2", width, width)
+    return {
+        **shapes,
+        **_expect_linear("context_embedder", counts["joint_attention_dim"], width),
+        **_expect_linear("x_embedder", counts["in_channels"], width),
+        **repeat_shapes("transformer_blocks", counts["num_layers"], both_streams),
+        **repeat_shapes("single_transformer_blocks", counts["num_single_layers"], one_stream),
+        **_expect_linear("norm_out.linear", width, 2 * width),
+        **_expect_linear("proj_out", width, counts["in_channels"]),
+    }
+
+
+def _expect_linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}

@@ -1,0 +1,51 @@
+"""FLUX.1's layers under the names of its authors, which kohya's files and ComfyUI have."""
+
+import re
+from dataclasses import replace
+
+from dreambooth_ray.models.kohya_names import KohyaLayer
+
+_PREFIX, _CLIP_PREFIX = "lora_unet_", "lora_te1_text_model_"
+# Queries, keys and values are one layer there; of blocks with one stream, and a layer of four
+# times their width.
+_QKV, _QKV_MLP = (1, 1, 1), (1, 1, 1, 4)
+_DOUBLE = {
+    "attn.to_q": KohyaLayer("img_attn_qkv", 0, _QKV),
+    "attn.to_k": KohyaLayer("img_attn_qkv", 1, _QKV),
+    "attn.to_v": KohyaLayer("img_attn_qkv", 2, _QKV),
+    "attn.add_q_proj": KohyaLayer("txt_attn_qkv", 0, _QKV),
+    "attn.add_k_proj": KohyaLayer("txt_attn_qkv", 1, _QKV),
+    "attn.add_v_proj": KohyaLayer("txt_attn_qkv", 2, _QKV),
+    "attn.to_out.0": KohyaLayer("img_attn_proj"),
+    "attn.to_add_out": KohyaLayer("txt_attn_proj"),
+    "ff.net.0.proj": KohyaLayer("img_mlp_0"),
+    "ff.net.2": KohyaLayer("img_mlp_2"),
+    "ff_context.net.0.proj": KohyaLayer("txt_mlp_0"),
+    "ff_context.net.2": KohyaLayer("txt_mlp_2"),
+    "norm1.linear": KohyaLayer("img_mod_lin"),
+    "norm1_context.linear": KohyaLayer("txt_mod_lin"),
+}
+_SINGLE = {
+    "attn.to_q": KohyaLayer("linear1", 0, _QKV_MLP),
+    "attn.to_k": KohyaLayer("linear1", 1, _QKV_MLP),
+    "attn.to_v": KohyaLayer("linear1", 2, _QKV_MLP),
+    "proj_mlp": KohyaLayer("linear1", 3, _QKV_MLP),
+    "proj_out": KohyaLayer("linear2"),
+    "norm.linear": KohyaLayer("modulation_lin"),
+}
+_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+_CLIP_LAYER = re.compile(r"(?:text_model\.)?(encoder\.layers\.\d+\.(?:self_attn|mlp)\..+)")
+
+
+def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+    """As `KohyaNames.find`."""
+    if part == "text_encoder":
+        match = _CLIP_LAYER.fullmatch(layer)
+        return KohyaLayer(f"{_CLIP_PREFIX}{match[1].replace('.', '_')}") if match else None
+    match = _BLOCK.fullmatch(layer)
+    if match is None:
+        return None
+    is_single, number, rest = match.groups()
+    kind, table = ("single", _SINGLE) if is_single else ("double", _DOUBLE)
+    place = table.get(rest)
+    return place and replace(place, name=f"{_PREFIX}{kind}_blocks_{number}_{place.name}")
