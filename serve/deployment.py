@@ -7,8 +7,9 @@ import ray.serve
 from fastapi import FastAPI
 
 from dreambooth_ray.config.serving import ServeConfig
+from serve.app_state import AppState
 from serve.auth import Authenticator
-from serve.gateway import AppState, create_app
+from serve.gateway import create_app
 from serve.gateway_metrics import Metrics
 from serve.image_service import ImageService
 from serve.job_runner import JobRunner, WebhookNotifier

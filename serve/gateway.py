@@ -3,90 +3,38 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse, PlainTextResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.version import __version__
-from serve import multipart, provenance
+from serve import job_routes, multipart, provenance
 from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import (
-    EditJobRequest,
     EditRequest,
-    ErrorAnswer,
     GenerationRequest,
     ImageRequest,
     ImagesAnswer,
-    JobAnswer,
-    JobRequest,
     ModelAnswer,
     ModelsAnswer,
 )
-from serve.auth import Authenticator, Caller
+from serve.app_state import ERRORS, AppState, AppStateDep, CallerDep, get_app_state
+from serve.auth import Caller
 from serve.error_answers import add_error_handlers
 from serve.event_stream import EventStreamResponse, Operation, stream_events
-from serve.gateway_metrics import Metrics
 from serve.generation_spec import Upload
 from serve.image_answers import refuse_urls, write_answer
-from serve.image_service import DEFAULT_POOL, ImageService
-from serve.job_runner import JobRunner
+from serve.image_service import DEFAULT_POOL
 from serve.middleware import RequestMiddleware
-from serve.replica_pool import ReplicaPool
 from serve.signed_files import ROUTE as FILES_ROUTE
-from serve.signed_files import SignedFiles
-from serve.subject_catalog import SubjectCatalog
 
 PAGE = Path(__file__).parent / "page"
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 415, 422, 429, 503)
-}
-
-
-@dataclass
-class AppState:
-    """What the routes need; one instance a gateway."""
-
-    config: ServeConfig
-    authenticator: Authenticator
-    catalog: SubjectCatalog
-    pools: dict[str, ReplicaPool]
-    image_service: ImageService
-    job_runner: JobRunner
-    signed_files: SignedFiles
-    metrics: Metrics
-
-
-_router = APIRouter(responses=_ERRORS)
-_bearer = HTTPBearer(auto_error=False)
-
-
-def _get_app_state(request: Request) -> AppState:
-    app_state: AppState = request.app.state.app_state
-    return app_state
-
-
-async def _identify_caller(
-    request: Request, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Caller:
-    app_state = _get_app_state(request)
-    address = request.client.host if request.client else "unknown"
-    authorization = f"{key.scheme} {key.credentials}" if key else None
-    caller = app_state.authenticator.identify(authorization, address)
-    request.state.caller = caller.id
-    await app_state.authenticator.count_request(caller)
-    return caller
-
-
-AppStateDep = Annotated[AppState, Depends(_get_app_state)]
-CallerDep = Annotated[Caller, Depends(_identify_caller)]
+_router = APIRouter(responses=ERRORS)
 
 
 @_router.get("/v1/models")
@@ -138,7 +86,7 @@ async def _generate_images(
     upload: Upload | None,
     operation: Operation,
 ) -> Response:
-    app_state = _get_app_state(request)
+    app_state = get_app_state(request)
     if body.stream:
         refuse_urls(body, "streams: their events have the image itself")
     spec = await app_state.image_service.resolve_request(caller, body, upload)
@@ -164,43 +112,6 @@ async def get_file(
         data = await asyncio.to_thread(app_state.signed_files.read, name, signature)
     except (StorageError, OSError) as error:
         raise storage_away_error() from error
-    return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
-
-
-@_router.post(
-    "/v1/jobs",
-    status_code=202,
-    openapi_extra=multipart.build_request_schema(EditJobRequest, also_json=JobRequest),
-)
-async def submit_job(request: Request, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
-    """Draw without waiting: a generation as JSON, or an edit as a form."""
-    body: JobRequest | EditJobRequest
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        body, upload = await multipart.read_form(request, EditJobRequest)
-    else:
-        body, upload = await multipart.read_json(request, JobRequest), None
-    await app_state.authenticator.count_images(caller, body.n)
-    return await app_state.job_runner.submit(caller, body, upload)
-
-
-@_router.get("/v1/jobs/{job}")
-async def get_job(job: str, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
-    """Where a job stands."""
-    return await app_state.job_runner.build_answer(await app_state.job_runner.find_job(caller, job))
-
-
-@_router.delete("/v1/jobs/{job}")
-async def cancel_job(job: str, app_state: AppStateDep, caller: CallerDep) -> JobAnswer:
-    """Stop a job; what it has finished stays."""
-    return await app_state.job_runner.cancel(await app_state.job_runner.find_job(caller, job))
-
-
-@_router.get("/v1/jobs/{job}/files/{name}", response_class=Response)
-async def get_job_file(job: str, name: str, app_state: AppStateDep, caller: CallerDep) -> Response:
-    """An image of a job."""
-    data = await app_state.job_runner.read_file(
-        await app_state.job_runner.find_job(caller, job), name
-    )
     return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
 
 
@@ -274,6 +185,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     )
     app.state.app_state = app_state
     app.include_router(_router)
+    app.include_router(job_routes.router)
     add_error_handlers(app, app_state.metrics)
     if (PAGE / "index.html").is_file():
         app.add_api_route("/", _show_page, include_in_schema=False)

@@ -9,8 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from dreambooth_ray.config.serving import ServeConfig
+from serve.app_state import AppState
 from serve.deployment import build_app_state
-from serve.gateway import AppState, create_app
+from serve.gateway import create_app
 from serve.replica import Replica
 from serve.replica_messages import Artifact, Event, SampleTask
 

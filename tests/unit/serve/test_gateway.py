@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.sampling.request import Request
 from serve.api_messages import Receipt
+from serve.app_state import AppState
 from serve.auth import APIKey, new_key
-from serve.gateway import AppState
 from serve.image_files import read_receipt
 from serve.job_store import JobState, JobStore
 from serve.replica import Replica
