@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_pipeline
+from dreambooth_ray.models.family import INDEX
 from dreambooth_ray.models.model_directory import base_directory
+from dreambooth_ray.models.part_configs import read_json
 
 PARTS = ("unet", "text_encoder", "vae")
 # Relative error of what a layer learnt: of float32 by another order of products, of float16 by
@@ -142,13 +144,21 @@ def check_folder(
     """
     pipeline_class = getattr(diffusers, parts.family.pipeline_classes[0])
     with _reading("diffusers"):
-        read = pipeline_class.from_pretrained(path, dtype=dtype, local_files_only=True)
+        read = pipeline_class.from_pretrained(
+            path, dtype=dtype, local_files_only=True, **find_absent_parts(path)
+        )
     _compare_networks(read, parts.networks, denoiser, dtype, "diffusers")
     for name, tokenizer in parts.tokenizers.items():
         if getattr(read, name).get_vocab() != tokenizer.get_vocab():
             raise ConfigError(
                 f"--format=diffusers: the {name} is read with other words; report this"
             )
+
+
+def find_absent_parts(path: Path) -> dict[str, None]:
+    """Parts that a directory says it does not have: diffusers wants to be told of some of them."""
+    index = read_json(path / INDEX)
+    return {name: None for name, value in index.items() if value == [None, None]}
 
 
 def check_single_file(

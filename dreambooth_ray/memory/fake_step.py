@@ -119,8 +119,8 @@ def _run_step(
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if trained_encoders:
             text_functions = {
-                name: functions.text_function(name, encoder)
-                for name, encoder in parts.text_encoders.items()
+                part.name: functions.text_function(part.name, parts.text_encoders[part.name])
+                for part in parts.family.trainable_text_encoders
             }
             conditioning = functions.embed_examples(parts, text_functions, conditioning)
         function = functions.denoiser_function(parts.denoiser)

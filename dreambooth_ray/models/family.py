@@ -28,6 +28,7 @@ BUILT_IN = (
     "dreambooth_ray.models.families.z_image:FAMILY",
     "dreambooth_ray.models.families.flux1:FAMILY",
     "dreambooth_ray.models.families.flux2_klein:FAMILY",
+    "dreambooth_ray.models.families.stable_diffusion_3:FAMILY",
 )
 
 
@@ -47,11 +48,16 @@ class Part:
 
 @dataclass(frozen=True)
 class TextEncoderPart(Part):
-    """A text encoder and its tokenizer's folder. can_train: not of large language models"""
+    """A text encoder and its tokenizer's folder.
+
+    can_train: not of large language models
+    overflows: whether its activations leave float16's range: bfloat16 takes its place
+    """
 
     tokenizer: str = "tokenizer"
     tokenizer_class: str = "CLIPTokenizer"
     can_train: bool = False
+    overflows: bool = False
 
 
 # What only some families can do; the rest refuse it by name.
@@ -74,10 +80,12 @@ class ModelFamily:
     process: how its images are noised: DDPM's way, or along straight lines (flow matching)
     lora_targets, text_lora_targets: names that adapted layers end with, where none are configured
     sampling_defaults: of SamplingParams, where a request leaves them open
+    loss_defaults: of LossConfig, likewise
     check: looks at a directory by its files alone; raises ConfigError
     size_multiple: of a directory: what both sides of an image are multiples of, pixels
     default_side: of a directory: of the square images that it was trained on, pixels
     architecture: of a directory: as weight files name it (Stability AI's model specification)
+    max_side: of a directory: the longest side that an image can have, pixels; None is no limit
     methods: of train.method; without any, training is refused and `instead` says what to do
     kohya_names: where `export_formats` has "kohya"
     half_dtype: that a GPU samples in
@@ -114,6 +122,8 @@ class ModelFamily:
     has_guidance: bool = True
     embeds_guidance: bool = False
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    max_side: Callable[[Path], int] | None = None
+    loss_defaults: Mapping[str, Any] = field(default_factory=dict)
     choose_variant: Callable[[Path], "ModelFamily"] | None = None
 
     @property

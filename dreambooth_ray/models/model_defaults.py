@@ -23,10 +23,14 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
         )
         for name, section in (("prior", config.prior), ("sample", config.sample))
     }
+    given_loss = config.loss.model_fields_set
+    loss = config.loss.model_copy(
+        update={k: v for k, v in family.loss_defaults.items() if k not in given_loss}
+    )
     train = config.train.model_copy(
         update={
             "lora": lora,
             "text_encoder": config.train.text_encoder and bool(family.trainable_text_encoders),
         }
     )
-    return config.model_copy(update={"train": train, **sections})
+    return config.model_copy(update={"train": train, "loss": loss, **sections})

@@ -117,13 +117,17 @@ def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
 def check_resolution(directory: Path, resolution: int) -> None:
     """raises ConfigError if an image of that side can't pass the VAE and the denoiser."""
     directory = base_directory(directory)
-    factor = find_family(directory).size_multiple(directory)
+    family = find_family(directory)
+    factor = family.size_multiple(directory)
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise ConfigError(
             f"train.resolution={resolution} is not a multiple of {factor}, which this model "
             f"needs; try {near}"
         )
+    limit = family.max_side(directory) if family.max_side else resolution
+    if resolution > limit:
+        raise ConfigError(f"train.resolution={resolution} is above {limit}, this model's limit")
 
 
 def model_hash(directory: Path) -> str:

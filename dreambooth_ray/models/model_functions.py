@@ -96,6 +96,10 @@ class ModelFunctions(ABC):
     def default_side(self, parts: Components) -> int:
         """Side of the square images that the model was trained on, pixels."""
 
+    def max_side(self, parts: "Components") -> int | None:
+        """Longest side that an image can have, pixels; None where there is no limit."""
+        return None
+
     # Text
 
     @abstractmethod

@@ -13,7 +13,7 @@ from torch import nn
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.family import ModelFamily
+from dreambooth_ray.models.family import ModelFamily, TextEncoderPart
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 # Of a device's free memory: what is computed with them takes the rest.
@@ -72,8 +72,9 @@ def place_for_sampling(parts: Components, device: torch.device, dtype: torch.dty
     """Move all parts to a device, in place; dtype None leaves every weight's as it is."""
     use_fast_float32(device)
     parts.denoiser.to(device, dtype)
-    for encoder in parts.text_encoders.values():
-        encoder.to(device, dtype)
+    for part in parts.family.text_encoders:
+        encoder_dtype = None if dtype is None else _choose_encoder_dtype(part, dtype)
+        parts.text_encoders[part.name].to(device, encoder_dtype)
     parts.vae.to(device, None if dtype is None else choose_vae_dtype(parts.vae, dtype))
     if device.type == "cuda":
         # Half-precision convolutions of a GPU read channels last; others are copied there first.
@@ -84,6 +85,10 @@ def place_for_sampling(parts: Components, device: torch.device, dtype: torch.dty
 def choose_vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
     """float32 where the VAE asks for it (diffusers' `force_upcast`, true unless it is set)."""
     return torch.float32 if getattr(vae.config, "force_upcast", True) else dtype
+
+
+def _choose_encoder_dtype(part: TextEncoderPart, dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if part.overflows and dtype == torch.float16 else dtype
 
 
 def autocast_dtype(precision: str) -> torch.dtype:
@@ -108,7 +113,8 @@ def cast_untrainable_encoders(parts: Components, precision: str) -> None:
     """
     for part in parts.family.text_encoders:
         if not part.can_train:
-            parts.text_encoders[part.name].to(autocast_dtype(precision))
+            dtype = _choose_encoder_dtype(part, autocast_dtype(precision))
+            parts.text_encoders[part.name].to(dtype)
 
 
 def cast_frozen_layers(model: nn.Module, precision: str) -> None:

@@ -28,13 +28,18 @@ def read_counts(path: Path, *names: str, **defaults: int) -> dict[str, int]:
 
 
 def check_shapes(
-    folder: Path, expected: Mapping[str, list[int]], unread: tuple[str, ...] = ()
+    folder: Path,
+    expected: Mapping[str, list[int]],
+    unread: tuple[str, ...] = (),
+    dropped_prefix: str = "",
 ) -> None:
     """raises: ConfigError naming a tensor that is missing, of another shape, or nowhere used
 
     expected: of every tensor; unread: tensors that may be there as well
+    dropped_prefix: of stored names, which some libraries write and others do not
     """
-    stored = find_weights(folder, folder.name).read_shapes()
+    shapes = find_weights(folder, folder.name).read_shapes()
+    stored = {name.removeprefix(dropped_prefix): shape for name, shape in shapes.items()}
     for name, shape in expected.items():
         if stored.get(name) != shape:
             found = stored.get(name) or "no such tensor"

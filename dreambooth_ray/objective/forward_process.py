@@ -90,7 +90,14 @@ class FlowProcess:
     scripts do; they have the scheduler's shift.
     """
 
-    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+    def __init__(
+        self, scheduler: FlowMatchEulerDiscreteScheduler, *, preconditions: bool = False
+    ) -> None:
+        """preconditions: whether errors are those of the image that a velocity leads to
+
+        It is x_sigma - sigma velocity: its squared error is sigma^2 times the velocity's.
+        """
+        self._preconditions = preconditions
         # Largest first. Copied: sampling sets levels of its own.
         self._sigmas: Tensor = (
             scheduler.sigmas[: int(scheduler.config.num_train_timesteps)].clone().float()
@@ -137,9 +144,11 @@ class FlowProcess:
 
         Source: diffusers' compute_loss_weighting_for_sd3.
         """
+        weights: Tensor | None = None
         if loss.weighting == "sigma_sqrt":
-            weights: Tensor = times**-2.0
+            weights = times**-2.0
+        elif loss.weighting == "cosmap":
+            weights = 2 / (math.pi * (1 - 2 * times + 2 * times**2))
+        if not self._preconditions:
             return weights
-        if loss.weighting == "cosmap":
-            return 2 / (math.pi * (1 - 2 * times + 2 * times**2))
-        return None
+        return times**2 if weights is None else times**2 * weights

@@ -19,7 +19,7 @@ class RequestValidator:
         functions = parts.functions
         self.factor, self._parts = codec.factor, parts
         self.side_px = functions.default_side(parts)
-        self._multiple = functions.size_multiple(parts)
+        self._multiple, self._max_side = functions.size_multiple(parts), functions.max_side(parts)
         footprint = measure_footprint(parts)
         tiled_area = (TILED_ABOVE_PX // codec.factor) ** 2
         self._budget = MemoryBudget(footprint, limit_bytes, parts.denoiser.device, tiled_area)
@@ -35,6 +35,8 @@ class RequestValidator:
                 raise ConfigError(
                     f"{name}={side} must be a multiple of {self._multiple} for this model"
                 )
+            if self._max_side is not None and side > self._max_side:
+                raise ConfigError(f"{name}={side} is above {self._max_side}, this model's limit")
         check_features(self._parts.family, request)
         if request.params.clip_skip:
             check_clip_skip(request.params.clip_skip, self._parts.text_encoder)

@@ -83,8 +83,8 @@ def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
     """Token ids of K captions, embedded one by one, on the CPU."""
     functions = components.functions
     text_functions = {
-        name: functions.text_function(name, encoder)
-        for name, encoder in components.text_encoders.items()
+        part.name: functions.text_function(part.name, components.text_encoders[part.name])
+        for part in components.family.trainable_text_encoders
     }
     device = next(iter(components.text_encoders.values())).device
     embed = functions.token_embedder(components, text_functions)

@@ -86,7 +86,18 @@ GOLDEN_FAMILIES = {
         },
     ),
     "sdxl": GoldenFamily("sdxl", "train_dreambooth_lora_sdxl.py", _LORA, _DIFFUSION_CASES),
-    "sd3": GoldenFamily("sd3", "train_dreambooth_lora_sd3.py", _LORA, _FEW_FLOW_CASES),
+    "sd3": GoldenFamily(
+        "sd3",
+        "train_dreambooth_lora_sd3.py",
+        # The script's default for T5 is CLIP's length, and not what its pipeline reads.
+        [*_LORA, "--max_sequence_length=256"],
+        {
+            **_FEW_FLOW_CASES,
+            "sigma_sqrt": GoldenCase([*_TWO_ROWS, "--weighting_scheme=sigma_sqrt"]),
+            # With class images it embeds their caption by CLIP alone, and fails.
+            "text_encoder": GoldenCase([*_TWO_ROWS, "--train_text_encoder", "--text_encoder_lr=0"]),
+        },
+    ),
     "flux1-dev": GoldenFamily(
         "flux1-dev", "train_dreambooth_lora_flux.py", _SCALED_LORA, _FEW_FLOW_CASES
     ),

@@ -80,6 +80,24 @@ _FLUX1_PARAMS = {
 }
 # Its published file names no class.
 _FLUX1_T5 = {"text_encoder_2": {"architectures": ["T5EncoderModel"]}}
+# The files of 3.5 need consent: these are what diffusers' convert_sd3_to_diffusers.py writes.
+_SD35_MEDIUM: Config = {
+    "dual_attention_layers": list(range(13)),
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+}
+_SD35_LARGE: Config = {
+    "caption_projection_dim": 2432,
+    "num_attention_heads": 38,
+    "num_layers": 38,
+    "qk_norm": "rms_norm",
+}
+_SD3_TEXT = {
+    "text_encoder": 123_650_304,
+    "text_encoder_2": 694_659_840,
+    "text_encoder_3": 4_762_310_656,
+    "vae": 83_819_683,
+}
 PUBLISHED_MODELS = {
     "sd15": PublishedModel(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -95,6 +113,23 @@ PUBLISHED_MODELS = {
             "text_encoder": 123_060_480,
             "text_encoder_2": 694_659_840,
         },
+    ),
+    "sd3-medium": PublishedModel(
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        FAMILY_CONFIGS / "stable-diffusion-3-medium",
+        {"transformer": 2_028_328_000, **_SD3_TEXT},
+    ),
+    "sd3.5-medium": PublishedModel(
+        "stabilityai/stable-diffusion-3.5-medium",
+        FAMILY_CONFIGS / "stable-diffusion-3-medium",
+        {"transformer": 2_243_171_520},
+        {"transformer": _SD35_MEDIUM},
+    ),
+    "sd3.5-large": PublishedModel(
+        "stabilityai/stable-diffusion-3.5-large",
+        FAMILY_CONFIGS / "stable-diffusion-3-medium",
+        {"transformer": 8_056_627_520},
+        {"transformer": _SD35_LARGE},
     ),
     "z-image": PublishedModel(
         "Tongyi-MAI/Z-Image", FAMILY_CONFIGS / "z-image", _Z_IMAGE_PARAMS, said=_Z_IMAGE_SAID

@@ -12,6 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from dreambooth_ray.bundles.read_back import find_absent_parts
+
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 
 
@@ -19,7 +21,10 @@ PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 def load_pipeline(directory: Path) -> Any:
     """The pipeline that model_index.json names, in float32 on the CPU; a directory is read once."""
     pipeline = DiffusionPipeline.from_pretrained(
-        directory, torch_dtype=torch.float32, local_files_only=True
+        directory,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+        **find_absent_parts(directory),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

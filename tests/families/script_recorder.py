@@ -20,8 +20,6 @@ _PARTS = {
     "Flux2Transformer2DModel": "transformer",
     "FluxTransformer2DModel": "transformer",
     "SD3Transformer2DModel": "transformer",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
 }
 _DENOISERS = ("unet", "transformer")
 _NUM_FULL_GRADIENTS, _MAX_GRADIENT_SIZE = 8, 256  # stored whole, of a step
@@ -69,7 +67,7 @@ class ScriptRecorder:
     def _prepare(self, original: Any) -> Any:
         def prepare(accelerator: Accelerator, *args: Any, **options: Any) -> Any:
             for network in (arg for arg in args if isinstance(arg, nn.Module)):
-                part = _PARTS[type(network).__name__]
+                part = self._name_part(network)
                 self.parts[part] = network
                 fill_lora(part, network)
                 if part in _DENOISERS:
@@ -77,6 +75,14 @@ class ScriptRecorder:
             return original(accelerator, *args, **options)
 
         return prepare
+
+    def _name_part(self, network: nn.Module) -> str:
+        """Text encoders are prepared in their order."""
+        class_name = type(network).__name__
+        if class_name in _PARTS:
+            return _PARTS[class_name]
+        assert class_name.startswith("CLIPTextModel")
+        return "text_encoder_2" if "text_encoder" in self.parts else "text_encoder"
 
     def _see_forward(self, network: nn.Module, args: Any, options: Any, output: Any) -> None:
         names = network.forward.__wrapped__.__code__.co_varnames[1:]  # type: ignore[attr-defined]

@@ -61,6 +61,9 @@ FAMILIES = {
     "flux1-dev": Sampled(pack),
     "flux1-schnell": Sampled(pack, guidance=(1.0,), options={"max_sequence_length": 256}),
     "flux2-klein": Sampled(unpatch_flux2),
+    "sd3": Sampled(guidance=(1.0, 7.0)),
+    "sd3-without-t5": Sampled(guidance=(7.0,)),
+    "sd35": Sampled(guidance=(7.0,)),
     "flux2-klein-distilled": Sampled(unpatch_flux2, guidance=(1.0,)),
 }
 

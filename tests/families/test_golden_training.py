@@ -26,7 +26,7 @@ from tests.families.golden_cases import (
 from tests.families.golden_values import GoldenStep, fill_lora, load_golden
 from tests.families.tiny_models import build_tiny
 
-FAMILIES = ["z-image", "flux1-dev", "flux2-klein"]
+FAMILIES = ["z-image", "flux1-dev", "flux2-klein", "sd3"]
 CASES = [(family, case) for family in FAMILIES for case in GOLDEN_FAMILIES[family].cases]
 # Keys of a recipe for an argument of a script.
 _SETTINGS = {
@@ -34,6 +34,7 @@ _SETTINGS = {
     "--weighting_scheme=cosmap": "loss.weighting=cosmap",
     "--weighting_scheme=mode": "loss.timesteps=mode",
     "--weighting_scheme=logit_normal": "loss.timesteps=logit_normal",
+    "--train_text_encoder": "train.text_encoder=true",
 }
 
 
@@ -61,7 +62,8 @@ def build_module(
     config = fill_model_defaults(config, find_family(directory))
     parts = load_components(directory)
     apply_method(config, parts)
-    fill_lora(parts.family.denoiser.name, parts.denoiser)
+    for name, network in parts.networks.items():
+        fill_lora(name, network)
     module = DreamBoothModule(config, parts)
     return module, parts, [n for n, p in module.named_parameters() if p.requires_grad]
 
@@ -73,16 +75,18 @@ def list_prompts(step: GoldenStep, has_prior: bool) -> list[str]:
     return [INSTANCE_PROMPT] * (num_rows // 2) + [CLASS_PROMPT] * (num_rows // 2)
 
 
-def build_batch(step: GoldenStep, conditioning: Conditioning | None, has_prior: bool) -> Batch:
-    """A recorded step's inputs as ours."""
+def build_batch(
+    step: GoldenStep, embedded: tuple[Conditioning | None, Conditioning | None], has_prior: bool
+) -> Batch:
+    """A recorded step's inputs as ours. embedded: tokens and conditioning"""
     latents = step.tensors["latents"]
     frame = ImageFrame.of_whole(*step.tensors["pixel_values"].shape[-2:])
     return Batch(
         latents=latents,
         noise=step.tensors["noise"],
         times=step.tensors["sigmas"].flatten(),
-        tokens=None,
-        conditioning=conditioning,
+        tokens=embedded[0],
+        conditioning=embedded[1],
         frames=torch.tensor([frame] * len(latents)),
         num_photographs=len(latents) // 2 if has_prior else len(latents),
         step=0,
@@ -104,8 +108,8 @@ def test_a_step_is_the_script_s(directories: dict[str, Path], family: str, case:
     run = load_golden(family)[case]
     for step in run.steps:
         prompts = list_prompts(step, has_prior)
-        _, conditioning = CaptionEmbeddings(parts, prompts).look_up(prompts)
-        batch = build_batch(step, conditioning, has_prior)
+        embedded = CaptionEmbeddings(parts, prompts).look_up(prompts)
+        batch = build_batch(step, embedded, has_prior)
         assert_close(encode_as_recorded(parts, step), step.tensors["latents"])
         module.zero_grad()
         loss, _ = module.compute_loss(batch)

@@ -12,6 +12,8 @@ DENOISER_SUMS = {
     "sd15": 2039.815,
     "sdxl": 1991.141,
     "sd3": 23.468,
+    "sd3-without-t5": 22.832,
+    "sd35": 183.055,
     "flux1-dev": 250.439,
     "flux1-schnell": 243.993,
     "z-image": 550.288,

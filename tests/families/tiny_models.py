@@ -62,10 +62,21 @@ _SCHNELL = {
     "scheduler/scheduler_config.json": {"shift": 1.0, "use_dynamic_shifting": False},
 }
 _DISTILLED = {"model_index.json": {"is_distilled": True}}
+SD3_TRANSFORMER = "transformer/config.json"
+# As in 3.5 Medium, whose first layers have a second attention.
+_SD35 = {"qk_norm": "rms_norm", "dual_attention_layers": [0]}
+_NO_T5 = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+_SD3_WITHOUT_T5 = {k: v for k, v in SHRINK["sd3"].items() if k != "text_encoder_3"}
 TINY_MODELS = {
     "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
     "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
     "sd3": TinyModel(FAMILY_CONFIGS / "stable-diffusion-3-medium", SHRINK["sd3"]),
+    "sd3-without-t5": TinyModel(
+        FAMILY_CONFIGS / "stable-diffusion-3-medium", _SD3_WITHOUT_T5, {"model_index.json": _NO_T5}
+    ),
+    "sd35": TinyModel(
+        FAMILY_CONFIGS / "stable-diffusion-3-medium", SHRINK["sd3"], {SD3_TRANSFORMER: _SD35}
+    ),
     "flux1-dev": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"]),
     "flux1-schnell": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"], _SCHNELL),
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
@@ -104,7 +115,7 @@ def build_tiny(
     for file, keys in model.changes.items():
         change_json(folder / file, keys)
     index = json.loads((folder / "model_index.json").read_text())
-    tokenizers = [part for part in index if part.startswith("tokenizer")]
+    tokenizers = [part for part in index if part.startswith("tokenizer") and index[part][1]]
     vocab_sizes = {part: _write_tokenizer(folder / part, index[part][1]) for part in tokenizers}
     for seed, part in enumerate(sorted(model.shrink)):
         config_path = folder / part / "config.json"

@@ -1,0 +1,114 @@
+"""Stable Diffusion 3 and 3.5: a transformer of two streams, two of CLIP's encoders and a T5."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.models.families.stable_diffusion_3_checks import check_networks
+from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.pipeline_checks import check_parts
+
+T5 = "text_encoder_3"
+# Of SD3Transformer2DModel, where a configuration names none.
+_PATCH, _SAMPLE_SIZE, _PLACES = 2, 128, 96
+
+
+def _read_transformer(directory: Path) -> dict[str, Any]:
+    return read_json(directory / "transformer" / "config.json")
+
+
+def _read_latent_factor(directory: Path) -> int:
+    return compute_latent_factor(read_part_config(directory, "vae"))
+
+
+def _read_size_multiple(directory: Path) -> int:
+    patch = int(_read_transformer(directory).get("patch_size", _PATCH))
+    return _read_latent_factor(directory) * patch
+
+
+def _read_default_side(directory: Path) -> int:
+    size = int(_read_transformer(directory).get("sample_size", _SAMPLE_SIZE))
+    return _read_latent_factor(directory) * size
+
+
+def _read_max_side(directory: Path) -> int:
+    places = int(_read_transformer(directory).get("pos_embed_max_size", _PLACES))
+    return _read_size_multiple(directory) * places
+
+
+def _name_architecture(directory: Path) -> str:
+    """As sd-scripts name them."""
+    config = _read_transformer(directory)
+    if not config.get("qk_norm"):
+        return "stable-diffusion-3-m"
+    return f"stable-diffusion-3-5-{'medium' if config.get('dual_attention_layers') else 'large'}"
+
+
+def _choose_variant(directory: Path) -> ModelFamily:
+    index = read_json(directory / INDEX)
+    return WITHOUT_T5 if index.get(T5) == [None, None] else FAMILY
+
+
+def _check(directory: Path) -> None:
+    family = _choose_variant(directory)
+    check_parts(directory, family)
+    check_networks(directory, has_t5=family is FAMILY)
+
+
+def _describe_clip(number: str) -> TextEncoderPart:
+    return TextEncoderPart(
+        f"text_encoder{number}",
+        "transformers",
+        "CLIPTextModelWithProjection",
+        tokenizer=f"tokenizer{number}",
+        can_train=True,
+    )
+
+
+_CLIP_ENCODERS = (_describe_clip(""), _describe_clip("_2"))
+FAMILY = ModelFamily(
+    name="stable-diffusion-3",
+    title="Stable Diffusion 3 and 3.5",
+    pipeline_classes=(
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    ),
+    denoiser=Part("transformer", "diffusers", "SD3Transformer2DModel"),
+    vae=Part("vae", "diffusers", "AutoencoderKL"),
+    text_encoders=(
+        *_CLIP_ENCODERS,
+        TextEncoderPart(
+            T5,
+            "transformers",
+            "T5EncoderModel",
+            tokenizer="tokenizer_3",
+            tokenizer_class="T5TokenizerFast",
+            overflows=True,
+        ),
+    ),
+    process="flow",
+    functions=(
+        "dreambooth_ray.models.families.stable_diffusion_3_functions:StableDiffusion3Functions"
+    ),
+    check=_check,
+    choose_variant=_choose_variant,
+    size_multiple=_read_size_multiple,
+    default_side=_read_default_side,
+    max_side=_read_max_side,
+    architecture=_name_architecture,
+    # As diffusers' script has them: both streams, without 3.5's second attention.
+    lora_targets=(
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    ),
+    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+    solvers=("euler", "heun", "dpmpp_2m"),
+    text_function_has_one_output=False,
+    half_dtype="bfloat16",
+    sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 7.0},
+    loss_defaults={"timesteps": "logit_normal"},
+)  # fmt: skip
+WITHOUT_T5 = replace(FAMILY, text_encoders=_CLIP_ENCODERS)

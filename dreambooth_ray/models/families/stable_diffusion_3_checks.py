@@ -1,0 +1,161 @@
+"""Whether a directory holds a Stable Diffusion 3 or 3.5, by its files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.clip_checks import check_clip
+from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts
+from dreambooth_ray.models.t5_checks import check_t5
+from dreambooth_ray.models.weight_files import find_weights
+from dreambooth_ray.models.weight_shapes import find_mismatch
+
+# Of SD3Transformer2DModel, where a configuration names none.
+_DEFAULTS = {
+    "patch_size": 2, "in_channels": 16, "num_layers": 18, "attention_head_dim": 64,
+    "num_attention_heads": 18, "joint_attention_dim": 4096, "caption_projection_dim": 1152,
+    "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 96,
+}  # fmt: skip
+_TIME_WIDTH = 256
+_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+
+
+def check_networks(directory: Path, *, has_t5: bool) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    transformer = directory / "transformer"
+    counts = read_counts(transformer / "config.json", **_DEFAULTS)
+    form = read_json(transformer / "config.json")
+    _check_form(transformer / "config.json", counts, form)
+    check_shapes(transformer, expect_transformer(counts, form))
+    sizes = [
+        check_clip(directory / f"text_encoder{number}", directory / f"tokenizer{number}")
+        for number in ("", "_2")
+    ]
+    width, pooled_width = (sum(pair) for pair in zip(*sizes, strict=True))
+    text_width = counts["joint_attention_dim"]
+    if pooled_width != counts["pooled_projection_dim"] or width > text_width:
+        raise ConfigError(
+            f"{transformer} takes text of width {text_width} and {counts['pooled_projection_dim']} "
+            f"pooled, and text_encoder/ and text_encoder_2/ give {width} and {pooled_width}; the "
+            "parts are of different models"
+        )
+    if has_t5:
+        t5_width = check_t5(directory / "text_encoder_3", directory / "tokenizer_3")
+        if t5_width != text_width:
+            raise ConfigError(
+                f"{transformer} takes text of width {text_width}, and text_encoder_3/ gives "
+                f"{t5_width}; the parts are of different models"
+            )
+    _check_vae(directory, counts["in_channels"])
+    _check_scheduler(directory / "scheduler" / "scheduler_config.json")
+
+
+def _check_form(path: Path, counts: dict[str, int], form: dict[str, Any]) -> None:
+    if form.get("qk_norm") not in (None, "rms_norm"):
+        raise ConfigError(f"{path}: qk_norm={form['qk_norm']!r}; null and 'rms_norm' are known")
+    width = counts["num_attention_heads"] * counts["attention_head_dim"]
+    if counts["caption_projection_dim"] != width:
+        raise ConfigError(
+            f"{path}: caption_projection_dim={counts['caption_projection_dim']} must be the width "
+            f"of all heads, {width}"
+        )
+    if counts["in_channels"] != counts["out_channels"]:
+        raise ConfigError(
+            f"{path}: in_channels={counts['in_channels']}, out_channels={counts['out_channels']}; "
+            "a transformer that sees more than latents can't be taken"
+        )
+
+
+def _check_vae(directory: Path, num_channels: int) -> None:
+    folder, config = directory / "vae", read_part_config(directory, "vae")
+    shapes = find_weights(folder, "vae").read_shapes()
+    if problem := find_mismatch("vae", config, shapes):
+        raise ConfigError(f"{folder}: {problem}; the files are of different models")
+    if config["latent_channels"] != num_channels:
+        raise ConfigError(
+            f"{directory / 'transformer'} takes {num_channels} channels, and vae/ gives "
+            f"{config['latent_channels']}; the parts are of different models"
+        )
+
+
+def _check_scheduler(path: Path) -> None:
+    config = read_json(path)
+    name = config.get("_class_name", _SCHEDULER)
+    if name != _SCHEDULER:
+        raise ConfigError(f"{path} names {name}, and Stable Diffusion 3 has {_SCHEDULER}")
+    if config.get("num_train_timesteps", 1000) != 1000:
+        raise ConfigError(
+            f"{path}: num_train_timesteps={config['num_train_timesteps']!r}, and Stable Diffusion "
+            "3 has 1000"
+        )
+
+
+def expect_transformer(counts: dict[str, int], form: dict[str, Any]) -> Shapes:
+    """Shape of each tensor.
+
+    counts: of the configuration, by its keys; form: its qk_norm and dual_attention_layers
+    """
+    width = counts["num_attention_heads"] * counts["attention_head_dim"]
+    patch = counts["patch_size"]
+    embedders = {
+        "time_text_embed.timestep_embedder": _TIME_WIDTH,
+        "time_text_embed.text_embedder": counts["pooled_projection_dim"],
+    }
+    shapes: Shapes = {
+        "pos_embed.pos_embed": [1, counts["pos_embed_max_size"] ** 2, width],
+        "pos_embed.proj.weight": [width, counts["in_channels"], patch, patch],
+        "pos_embed.proj.bias": [width],
+        **_linear("context_embedder", width, counts["joint_attention_dim"]),
+        **_linear("norm_out.linear", 2 * width, width),
+        **_linear("proj_out", patch**2 * counts["out_channels"], width),
+    }
+    for name, inputs in embedders.items():
+        shapes |= _linear(f"{name}.linear_1", width, inputs)
+        shapes |= _linear(f"{name}.linear_2", width, width)
+    head_dim = counts["attention_head_dim"] if form.get("qk_norm") else None
+    dual_layers = form.get("dual_attention_layers") or ()
+    for index in range(counts["num_layers"]):
+        block = _expect_block(
+            width,
+            head_dim,
+            is_dual=index in dual_layers,
+            is_last=index == counts["num_layers"] - 1,
+        )
+        shapes |= {f"transformer_blocks.{index}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def _expect_block(width: int, head_dim: int | None, *, is_dual: bool, is_last: bool) -> Shapes:
+    """head_dim: where queries and keys are normed. The last block gives no text."""
+    shapes = _expect_attention("attn", width, head_dim)
+    for name in ("add_q_proj", "add_k_proj", "add_v_proj"):
+        shapes |= _linear(f"attn.{name}", width, width)
+    if head_dim:
+        shapes |= {f"attn.norm_added_{name}.weight": [head_dim] for name in ("q", "k")}
+    if is_dual:
+        shapes |= _expect_attention("attn2", width, head_dim)
+    shapes |= _linear("norm1.linear", (9 if is_dual else 6) * width, width)
+    shapes |= _linear("norm1_context.linear", (2 if is_last else 6) * width, width)
+    if not is_last:
+        shapes |= _linear("attn.to_add_out", width, width)
+    for name in ("ff",) if is_last else ("ff", "ff_context"):
+        shapes |= _linear(f"{name}.net.0.proj", 4 * width, width)
+        shapes |= _linear(f"{name}.net.2", width, 4 * width)
+    return shapes
+
+
+def _expect_attention(name: str, width: int, head_dim: int | None) -> Shapes:
+    shapes: Shapes = {}
+    for layer in ("to_q", "to_k", "to_v", "to_out.0"):
+        shapes |= _linear(f"{name}.{layer}", width, width)
+    if head_dim:
+        shapes |= {f"{name}.norm_{x}.weight": [head_dim] for x in ("q", "k")}
+    return shapes
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}
