@@ -48,7 +48,7 @@ def find_cached(key: str) -> Path | None:
     if not _record_path(folder).is_file():
         return None
     lock = _open_lock(folder)
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    _wait_for_lock(lock, fcntl.LOCK_SH)
     if not _is_whole(folder):
         os.close(lock)
         return None
@@ -170,10 +170,15 @@ def _count_bytes(folder: Path) -> int:
 def _locked_alone(folder: Path) -> Iterator[None]:
     lock = _open_lock(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for_lock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
+
+
+def _wait_for_lock(lock: int, kind: int) -> None:
+    with suppress(OSError):  # a file system without locks: nobody evicts there either
+        fcntl.flock(lock, kind)
 
 
 def _open_lock(folder: Path) -> int:

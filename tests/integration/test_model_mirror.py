@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.model_directory import model_directory, model_outline
+from dreambooth_ray.storage import manifest
+from dreambooth_ray.storage.store import Store
 from tests.hub_server import HubServer, read_folder
 from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 _SHARE = """
@@ -29,6 +34,22 @@ def hub(toy_model: Path) -> Iterator[HubServer]:
     server.add("someone/tiny", read_folder(toy_model))
     yield server
     server.close()
+
+
+@pytest.mark.fault
+def test_a_model_in_an_object_store(
+    seaweed: Seaweed, tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    with pointed_at(seaweed.environment):
+        uri = f"{seaweed.make_bucket('models')}/{uuid.uuid4().hex[:8]}/sd"
+        manifest.upload_files(Store(uri), "one", toy_model)
+        outline = model_outline(f"{uri}/one")
+        assert (outline / UNET).stat().st_size == (toy_model / UNET).stat().st_size
+        assert not (tmp_path / "cache" / "models").exists()
+        assert read_folder(model_directory(f"{uri}/one")) == read_folder(toy_model)
+        with pytest.raises(ConfigError, match=r"model\.uri='s3://.*/none'.*has no files"):
+            model_outline(f"{uri}/none")
 
 
 @pytest.mark.fault

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -16,7 +17,9 @@ from dreambooth_ray.models.hub_errors import HubModel
 from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
 from dreambooth_ray.models.model_source import pin_source
 from dreambooth_ray.models.weight_cache import models_folder
+from tests.families.tiny_models import build_tiny
 from tests.hub_server import STRANGER, TOKEN, HubServer, read_folder
+from tests.published_models import SD15, build_published
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 ID = "someone/tiny"
@@ -197,14 +200,23 @@ def test_what_another_program_has_downloaded_whole_is_not_fetched_again(
     assert dict(hub.bytes_sent) == {**before, "model_index.json": before["model_index.json"] * 2}
 
 
-def test_variants_and_shards_are_chosen_as_in_a_directory(hub: HubServer, tmp_path: Path) -> None:
-    from tests.published_models import SD15, build_published
+def build_variant(folder: Path) -> Path:
+    return build_published(SD15, folder, "fp16", "1MB")
 
-    folder = build_published(SD15, tmp_path / "m", "fp16", "1MB")
-    hub.add(ID, read_folder(folder) | {"unet/diffusion_pytorch_model.bin": b"x"})
+
+def build_other_family(folder: Path) -> Path:
+    return build_tiny("z-image", folder, max_shard_size="200KB")
+
+
+@pytest.mark.parametrize("build", [build_variant, build_other_family])
+def test_files_are_chosen_as_in_a_directory(
+    hub: HubServer, tmp_path: Path, build: Callable[[Path], Path]
+) -> None:
+    folder = build(tmp_path / "m")
+    hub.add(ID, read_folder(folder) | {"vae/diffusion_pytorch_model.bin": b"x"})
     directory = model_directory(ID)
     assert model_hash(directory) == model_hash(folder)
-    assert len(list((directory / "unet").glob("*.safetensors"))) > 1
+    assert len(list(directory.glob("*/*-of-*.safetensors"))) > 1
 
 
 def test_pickles_alone_are_refused_by_name(
