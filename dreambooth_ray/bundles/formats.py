@@ -27,7 +27,6 @@ from dreambooth_ray.models.components import (
     load_components,
     load_pipeline,
 )
-from dreambooth_ray.models.families.stable_diffusion import is_v2
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
     adapted_base,
@@ -153,26 +152,30 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
 
 
 def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
-    pipeline, uses_open_clip = load_pipeline(directory), is_v2(base_directory(directory))
-    tokenizer = pipeline.tokenizer
-    if words := sorted(tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)):
-        _refuse_words("single-file", words)
-    text_weights = pipeline.text_encoder.state_dict()
+    pipeline, base = load_pipeline(directory), base_directory(directory)
+    family = find_family(base)
+    for tokenizer in (getattr(pipeline, part.tokenizer) for part in family.text_encoders):
+        special = set(tokenizer.all_special_tokens)
+        if words := sorted(tokenizer.get_added_vocab().keys() - special):
+            _refuse_words("single-file", words)
+    assert family.single_file_encoders is not None
     weights = ldm.convert_vae(pipeline.vae.state_dict())
-    weights |= (
-        ldm.convert_open_clip(text_weights) if uses_open_clip else ldm.convert_clip(text_weights)
-    )
+    for part, place in family.single_file_encoders(base).items():
+        weights |= ldm.convert_text_encoder(getattr(pipeline, part).state_dict(), place)
     unet_sources = _list_sources(pipeline.unet, "unet", directory, dtype)
     sources = ldm.convert_unet(unet_sources)
     sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
+    sources |= {name: TensorSource.of(w) for name, w in ldm.mark_prediction(pipeline).items()}
     metadata = build_model_spec(directory, adapter=False)
-    small_files = list_small_files(base_directory(directory))
+    small_files = list_small_files(base)
     if (directory / paths.ADAPTER_SCHEDULER).is_dir():
         small_files["scheduler/scheduler_config.json"] = pipeline.scheduler.to_json_string()
     metadata[METADATA_KEY] = json.dumps(small_files)
     return Export(
         partial(_write_sources, sources, dtype, metadata),
-        lambda out: read_back.check_single_file(out, pipeline, read_sources(unet_sources), dtype),
+        lambda out: read_back.check_single_file(
+            out, pipeline, family, read_sources(unet_sources), dtype
+        ),
     )
 
 
@@ -217,7 +220,7 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
                 "another that has the adapters fused in"
             )
         alpha = float(adapter.settings["lora_alpha"])
-        weights |= kohya.rename_weights(names, part, adapter.weights, alpha)
+        weights |= kohya.rename_weights(names, base, part, adapter.weights, alpha)
     settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(

@@ -6,6 +6,7 @@ Legend: r rank of an adapter, O and I a layer's output and input.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,11 @@ class _Factors(NamedTuple):
     up: Tensor
 
 
-def find_layers(names: KohyaNames, part: str, layers: Iterable[str]) -> dict[str, KohyaLayer]:
+def find_layers(
+    names: KohyaNames, directory: Path, part: str, layers: Iterable[str]
+) -> dict[str, KohyaLayer]:
     """By layer; raises ConfigError naming one that readers of this format would pass over."""
-    found = {layer: names.find(part, layer) for layer in layers}
+    found = {layer: names.find(directory, part, layer) for layer in layers}
     if unread_layers := sorted(layer for layer, place in found.items() if place is None):
         raise ConfigError(
             f"--format=kohya: its readers know no adapter of {unread_layers[0]} "
@@ -35,17 +38,17 @@ def find_layers(names: KohyaNames, part: str, layers: Iterable[str]) -> dict[str
 
 
 def rename_weights(
-    names: KohyaNames, part: str, weights: Mapping[str, Tensor], alpha: float
+    names: KohyaNames, directory: Path, part: str, weights: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
     """peft's weights of one part, layer.lora_A.weight, as lora_unet_layer.lora_down.weight.
 
-    Each layer gets its alpha: readers scale by alpha / rank.
+    directory: the base model's. Each layer gets its alpha: readers scale by alpha / rank.
     raises: ConfigError for layers that readers do not know
     """
     layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
     parts: dict[str, dict[int, _Factors]] = defaultdict(dict)
     shares: dict[str, tuple[int, ...]] = {}
-    for layer, place in sorted(find_layers(names, part, layers).items()):
+    for layer, place in sorted(find_layers(names, directory, part, layers).items()):
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in ("A", "B"))
         parts[place.name][place.part] = _Factors(down, up)
         shares[place.name] = place.shares

@@ -10,71 +10,43 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_ENDS,
     OPEN_CLIP_LAYERS,
-    RESNET_LAYERS,
-    UNET_ENDS,
+    UNET_PREFIX,
     VAE_ATTENTION,
+    SingleFileEncoder,
+    UNetBlocks,
+    name_unet_weight,
 )
 
 _Weight = TypeVar("_Weight")
 
-_BLOCK = re.compile(
-    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)"
-)
 _MID = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.*)")
 
 
 def convert_unet(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
     """UNet2DConditionModel's weights, or what stands for them, under "model.diffusion_model."."""
-    return {f"model.diffusion_model.{_unet_name(k, weights)}": v for k, v in weights.items()}
-
-
-def _unet_name(name: str, all_names: Iterable[str]) -> str:
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(f"{ours}."):
-            return theirs + name.removeprefix(ours)
-    if middle := _MID.fullmatch(name):
-        kind, index, suffix = middle.groups()
-        if kind == "attentions":
-            return f"middle_block.{2 * int(index) + 1}.{suffix}"
-        return f"middle_block.{2 * int(index)}.{_resnet_name(suffix)}"
-    block = _BLOCK.fullmatch(name)
-    if block is None:
-        raise ValueError(f"{name} is no weight of a Stable Diffusion 1.x or 2.x UNet")
-    side, number, kind, index, suffix = block.groups()
-    i, j = int(number), int(index)
-    if side == "down":
-        # Each block's resnets, then its downsampler; block 0 is conv_in.
-        first = 1 + i * (_count_blocks(all_names, "down_blocks.0.resnets") + 1)
-        if kind == "downsamplers":
-            block_index = first + _count_blocks(all_names, "down_blocks.0.resnets")
-            return f"input_blocks.{block_index}.0.op.{suffix.removeprefix('conv.')}"
-        block_name = f"input_blocks.{first + j}"
-    else:
-        per_block = _count_blocks(all_names, "up_blocks.0.resnets")
-        if kind == "upsamplers":
-            # Behind the last resnet, and behind its attention where there is one.
-            layer_index = 2 if _count_blocks(all_names, f"up_blocks.{i}.attentions") else 1
-            return f"output_blocks.{i * per_block + per_block - 1}.{layer_index}.{suffix}"
-        block_name = f"output_blocks.{i * per_block + j}"
-    return (
-        f"{block_name}.1.{suffix}"
-        if kind == "attentions"
-        else f"{block_name}.0.{_resnet_name(suffix)}"
-    )
+    blocks = UNetBlocks.of_names(weights)
+    return {f"{UNET_PREFIX}{name_unet_weight(name, blocks)}": w for name, w in weights.items()}
 
 
 def _count_blocks(names: Iterable[str], prefix: str) -> int:
     return len({n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")})
 
 
-def _resnet_name(suffix: str) -> str:
-    layer, _, leaf = suffix.partition(".")
-    return f"{RESNET_LAYERS[layer]}.{leaf}"
+def mark_prediction(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+    """Names without contents by which ComfyUI and A1111 tell what an SDXL predicts."""
+    config = pipeline.scheduler.config
+    is_xl = hasattr(pipeline, "text_encoder_2")
+    if not is_xl or config.get("prediction_type") != "v_prediction":
+        return {}
+    names = ["v_pred", *(["ztsnr"] if config.get("rescale_betas_zero_snr") else [])]
+    return {name: torch.zeros(0) for name in names}
 
 
 def convert_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,22 +83,32 @@ def _vae_name(name: str, num_up: int) -> str:
     return f"{side}.{direction}.{i}.{direction}sample.{suffix}"
 
 
+def convert_text_encoder(
+    weights: Mapping[str, Tensor], place: SingleFileEncoder
+) -> dict[str, Tensor]:
+    """CLIPTextModel's weights, or those of one with a projection, as single files have them."""
+    convert = convert_clip if place.layers == "clip" else convert_open_clip
+    return {f"{place.prefix}{name}": weight for name, weight in convert(weights).items()}
+
+
 def convert_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIPTextModel's weights as Stable Diffusion 1.x has them."""
-    prefix = "cond_stage_model.transformer.text_model."
-    return {f"{prefix}{k.removeprefix('text_model.')}": v for k, v in weights.items()}
+    """Under transformers' own names of the time."""
+    return {f"text_model.{k.removeprefix('text_model.')}": v for k, v in weights.items()}
 
 
 def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIPTextModel's weights as Stable Diffusion 2.x has them: open_clip's layers.
+    """As open_clip's layers: queries, keys and values of a layer are one matrix there, (3 D, D).
 
-    Queries, keys and values of a layer are one matrix there, (3 D, D).
+    Its projection is the transpose of transformers'.
     """
     weights = {k.removeprefix("text_model."): v for k, v in weights.items()}
     converted = {}
     for name, tensor in weights.items():
         if name in OPEN_CLIP_ENDS:
             converted[OPEN_CLIP_ENDS[name]] = tensor
+            continue
+        if name == "text_projection.weight":
+            converted["text_projection"] = tensor.T.contiguous()
             continue
         _, _, number, layer = name.split(".", 3)
         block_name, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
@@ -135,4 +117,4 @@ def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[f"{block_name}.attn.in_proj_{leaf}"] = torch.cat(rows)
         elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
             converted[f"{block_name}.{OPEN_CLIP_LAYERS[module]}.{leaf}"] = tensor
-    return {f"cond_stage_model.model.{k}": v for k, v in converted.items()}
+    return converted

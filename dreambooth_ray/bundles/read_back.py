@@ -14,17 +14,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_pipeline
-from dreambooth_ray.models.family import INDEX
+from dreambooth_ray.models.family import INDEX, ModelFamily
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.models.part_configs import read_json
 
-PARTS = ("unet", "text_encoder", "vae")
 # Relative error of what a layer learnt: of float32 by another order of products, of float16 by
 # its 11 bits.
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2}
@@ -162,33 +161,40 @@ def find_absent_parts(path: Path) -> dict[str, None]:
 
 
 def check_single_file(
-    path: Path, pipeline: StableDiffusionPipeline, unet: Mapping[str, Tensor], dtype: torch.dtype
+    path: Path,
+    pipeline: DiffusionPipeline,
+    family: ModelFamily,
+    denoiser: Mapping[str, Tensor],
+    dtype: torch.dtype,
 ) -> None:
-    """Load a single-file checkpoint by diffusers, and compare every weight. unet: that part's"""
+    """Load a single-file checkpoint by diffusers, and compare every weight.
+
+    pipeline: as written; denoiser: the weights of that one
+    """
+    networks = {part.name: getattr(pipeline, part.name) for part in family.networks}
+    optional = {"safety_checker", "feature_extractor"} & pipeline.components.keys()
     with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as folder:
         # The reader wants the configurations of the model beside the file.
         pipeline.save_config(folder)
-        for part in PARTS:
-            network = getattr(pipeline, part)
+        for part, network in networks.items():
             (Path(folder) / part).mkdir()
             config = (
                 network.config if isinstance(network.config, dict) else network.config.to_dict()
             )
             text = json.dumps(dict(config), default=str)
             (Path(folder) / part / "config.json").write_text(text)
-        pipeline.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        for encoder in family.text_encoders:
+            getattr(pipeline, encoder.tokenizer).save_pretrained(Path(folder) / encoder.tokenizer)
         pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
         with _reading("single-file"):
-            read = StableDiffusionPipeline.from_single_file(
+            read = type(pipeline).from_single_file(
                 str(path),
                 config=folder,
-                safety_checker=None,
-                feature_extractor=None,
+                **dict.fromkeys(optional),
                 local_files_only=True,
                 torch_dtype=dtype,
             )
-        networks = {part: getattr(pipeline, part) for part in PARTS}
-        _compare_networks(read, networks, unet, dtype, "single-file")
+        _compare_networks(read, networks, denoiser, dtype, "single-file")
 
 
 def _compare_networks(

@@ -127,5 +127,6 @@ def _spread(vectors: Tensor) -> float:
 
 def build_sentence_encoder(parts: Components) -> Callable[[str], Tensor]:
     """A model's own text encoder as a function of sentences, to (1, T, D) states."""
-    encoder = PromptEncoder(parts, {"text_encoder": AdaptedNetwork(parts.text_encoder)})
+    adapted = {name: AdaptedNetwork(encoder) for name, encoder in parts.text_encoders.items()}
+    encoder = PromptEncoder(parts, adapted)
     return lambda sentence: encoder.encode(sentence)["hidden"]

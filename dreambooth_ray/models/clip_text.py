@@ -7,7 +7,7 @@ silently.
 Legend: L the encoder's window in tokens, k windows of a prompt, D embedding width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,19 +50,26 @@ def _tokenize_padded(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
     return ids
 
 
-def pad_windows(embeds: Sequence[Tensor], empty: Callable[[], Conditioning]) -> list[Tensor]:
-    """(1, k L, D) each, of one length: the shorter end in windows of the empty prompt.
+def pad_windows(
+    first: Conditioning, second: Conditioning, empty: Callable[[], Conditioning]
+) -> tuple[Conditioning, Conditioning]:
+    """Both with `hidden` (1, k L, D) of one length: the shorter ends in empty windows.
 
     empty: gives the empty prompt's conditioning, whose `hidden` is one window
     """
-    longest = max(e.shape[1] for e in embeds)
-    if all(e.shape[1] == longest for e in embeds):
-        return list(embeds)
+    longest = max(first["hidden"].shape[1], second["hidden"].shape[1])
+    return _pad_to(first, longest, empty), _pad_to(second, longest, empty)
+
+
+def _pad_to(
+    conditioning: Conditioning, length: int, empty: Callable[[], Conditioning]
+) -> Conditioning:
+    hidden = conditioning["hidden"]
+    if hidden.shape[1] == length:
+        return conditioning
     window = empty()["hidden"]
-    return [
-        torch.cat([e] + [window] * ((longest - e.shape[1]) // window.shape[1]), dim=1)
-        for e in embeds
-    ]
+    windows = [window] * ((length - hidden.shape[1]) // window.shape[1])
+    return Conditioning({**conditioning.tensors, "hidden": torch.cat([hidden, *windows], dim=1)})
 
 
 def skipping_forward(encoder: Any, forward: TextForward, clip_skip: int) -> EmbedForward:
@@ -82,10 +89,15 @@ def skipping_forward(encoder: Any, forward: TextForward, clip_skip: int) -> Embe
     return embed
 
 
-def check_clip_skip(clip_skip: int, encoder: Any) -> None:
-    """raises ConfigError if no layer would be left."""
+def strip_weights(prompt: str) -> str:
+    """The text of a prompt alone."""
+    return " ".join(text for text, _ in split_prompt(prompt))
+
+
+def check_clip_skip(clip_skip: int, encoder: Any, left_out: int = 0) -> None:
+    """raises ConfigError if no layer would be left. left_out: layers that the family leaves out"""
     layers = int(encoder.config.num_hidden_layers)
-    if clip_skip >= layers:
+    if clip_skip + left_out >= layers:
         raise ConfigError(
             f"clip_skip={clip_skip} leaves nothing of a text encoder of {layers} layers"
         )

@@ -3,9 +3,9 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from dreambooth_ray.errors import ConfigError, DreamBoothError, StorageError
 from dreambooth_ray.models import lora, tokens
-from dreambooth_ray.models.family import ModelFamily, Part, find_family
+from dreambooth_ray.models.family import INDEX, ModelFamily, Part, find_family
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
@@ -48,7 +48,7 @@ class Components:
     """The parts of a model, and what computes with them.
 
     text_encoders, tokenizers: by the name of their folder; schedule: diffusers' scheduler, of the
-    forward process
+    forward process; settings: of model_index.json, beside the parts' names
     """
 
     functions: "ModelFunctions"
@@ -57,6 +57,7 @@ class Components:
     text_encoders: dict[str, Any]
     tokenizers: dict[str, Any]
     schedule: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> ModelFamily:
@@ -162,6 +163,7 @@ def load_parts(functions: "ModelFunctions", directory: Path) -> Components:
             for part in family.text_encoders
         },
         schedule=_SCHEDULERS[family.process].from_pretrained(directory, subfolder="scheduler"),
+        settings=read_settings(directory),
     )
 
 
@@ -177,6 +179,7 @@ def build_empty_parts(functions: "ModelFunctions", directory: Path) -> Component
         },
         tokenizers={},
         schedule=None,
+        settings=read_settings(directory),
     )
 
 
@@ -211,6 +214,12 @@ def build_empty_network(directory: Path, part: Part) -> Any:
     network_class = getattr(transformers, part.class_name)
     config = network_class.config_class.from_pretrained(directory, subfolder=part.name)
     return network_class(config)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What model_index.json says beside the names of parts; empty where there is none."""
+    path = directory / INDEX
+    return read_json(path) if path.is_file() else {}
 
 
 def load_tokenizer(directory: Path, name: str, class_name: str) -> Any:

@@ -18,6 +18,8 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
+from dreambooth_ray.models.part_configs import first_part
+
 Count = Annotated[StrictInt, Field(ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
 Number = StrictInt | StrictFloat
@@ -147,7 +149,7 @@ def find_bad_value(part: str, config: Mapping[str, Any]) -> str:
     config: the part's, with defaults
     """
     try:
-        _CONFIGS[part].model_validate(dict(config))
+        _CONFIGS[first_part(part)].model_validate(dict(config))
     except PydanticError as error:
         first = error.errors()[0]
         key, value = first["loc"][0], config.get(str(first["loc"][0]))

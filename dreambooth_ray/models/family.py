@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.single_file_names import SingleFileEncoder
 
 if TYPE_CHECKING:
     from dreambooth_ray.models.model_functions import ModelFunctions
@@ -25,6 +26,7 @@ INDEX = "model_index.json"
 ENTRY_POINTS = "dreambooth_ray.families"
 BUILT_IN = (
     "dreambooth_ray.models.families.stable_diffusion:FAMILY",
+    "dreambooth_ray.models.families.stable_diffusion_xl:FAMILY",
     "dreambooth_ray.models.families.z_image:FAMILY",
     "dreambooth_ray.models.families.flux1:FAMILY",
     "dreambooth_ray.models.families.flux2_klein:FAMILY",
@@ -88,12 +90,14 @@ class ModelFamily:
     max_side: of a directory: the longest side that an image can have, pixels; None is no limit
     methods: of train.method; without any, training is refused and `instead` says what to do
     kohya_names: where `export_formats` has "kohya"
+    single_file_encoders: of a directory: where `export_formats` has "single-file", by part
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
     embeds_guidance: whether the denoiser is told it, and asked once: nothing is compared with a
         prediction without the prompt
     choose_variant: of a directory: the family as it is there, where not all its models are alike
     text_function_has_one_output: whether a CUDA graph can be made of it
+    layers_left_out: layers at a text encoder's end that are left out where clip_skip is 0
     functions: "module:class" of the `ModelFunctions`, imported when a model is loaded
     """
 
@@ -117,10 +121,12 @@ class ModelFamily:
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     kohya_names: KohyaNames | None = None
+    single_file_encoders: Callable[[Path], Mapping[str, SingleFileEncoder]] | None = None
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"
     has_guidance: bool = True
     embeds_guidance: bool = False
+    layers_left_out: int = 0
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     max_side: Callable[[Path], int] | None = None
     loss_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -176,10 +182,14 @@ def find_family(directory: Path) -> ModelFamily:
     """
     families = list_families()
     if not (directory / INDEX).is_file():
-        return families[0]
+        return _choose_variant(families[0], directory)
     name = read_json(directory / INDEX).get("_class_name")
     for family in families:
         if name in family.pipeline_classes:
-            return family.choose_variant(directory) if family.choose_variant else family
+            return _choose_variant(family, directory)
     known = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
     raise ConfigError(f"its {INDEX} says {name}, a model that is not known; known are {known}")
+
+
+def _choose_variant(family: ModelFamily, directory: Path) -> ModelFamily:
+    return family.choose_variant(directory) if family.choose_variant else family

@@ -22,9 +22,10 @@ class KohyaLayer:
 class KohyaNames:
     """A family's.
 
-    find: by the name of a part and that of a layer; None for layers that readers pass over
+    find: of a directory: by the name of a part and that of a layer; None for layers that readers
+        pass over
     read_metadata: of a directory: what sd-scripts write of a base model
     """
 
-    find: Callable[[str, str], KohyaLayer | None]
+    find: Callable[[Path, str, str], KohyaLayer | None]
     read_metadata: Callable[[Path], Mapping[str, str]]

@@ -4,6 +4,7 @@ The files are peft's: adapter_config.json and adapter_model.safetensors.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,16 @@ PREFIX = "base_model.model."
 
 
 def inject_adapters(
-    model: nn.Module, lora_config: training.LoraConfig, targets: tuple[str, ...], seed: int
+    model: nn.Module,
+    lora_config: training.LoraConfig,
+    targets: tuple[str, ...],
+    seed: int,
+    unused: tuple[str, ...] = (),
 ) -> None:
     """Add new adapters to the target layers, in place; freeze everything else.
 
     Their first weights depend on seed and target names alone; their effect starts at zero.
+    unused: modules whose layers get none
     raises: ConfigError if no layer of that name can have one
     """
     model.requires_grad_(False)
@@ -38,6 +44,7 @@ def inject_adapters(
         # peft types it as an integer and only ever divides it by the rank.
         lora_alpha=lora_config.scale_alpha,
         target_modules=_name_layers(model, targets),
+        exclude_modules="|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
         use_dora=lora_config.dora,
     )
     with torch.random.fork_rng(devices=[]):
@@ -73,6 +80,7 @@ def _silence_peft_warnings() -> Iterator[None]:
     """What no user can change: an old name of transformers, and merging, which is not done here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
+        warnings.filterwarnings("ignore", message="You have passed exclude_modules")
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.directory_checks import is_inpainting
 from dreambooth_ray.models.family import ModelFamily, find_family
 from dreambooth_ray.models.family_support import check_support
 from dreambooth_ray.models.model_directory import base_directory
@@ -28,13 +27,6 @@ def check_method(config: Config, directory: Path) -> None:
     train, directory = config.train, base_directory(directory)
     family = find_family(directory)
     check_support(config, family)
-    if family.denoiser.name == "unet" and is_inpainting(directory):
-        num_channels = read_part_config(directory, "unet")["in_channels"]
-        raise ConfigError(
-            f"model.uri={config.model.uri!r} is an inpainting model, its UNet takes {num_channels} "
-            "channels: images can be generated with it, and it can't be trained; take the model "
-            "that it was made from"
-        )
     prediction_type = read_part_config(directory, "scheduler")["prediction_type"]
     if config.loss.zero_terminal_snr and prediction_type != "v_prediction":
         raise ConfigError(
@@ -44,7 +36,7 @@ def check_method(config: Config, directory: Path) -> None:
     if train.method == "lora":
         _check_targets(train, family, directory)
     if family.can("clip_skip"):
-        _check_clip_skip(config, directory)
+        _check_clip_skip(config, family, directory)
     if config.identifier.kind == "learned":
         # The only check that needs a library: the files alone do not answer it.
         from transformers import CLIPTokenizer  # noqa: PLC0415
@@ -55,10 +47,11 @@ def check_method(config: Config, directory: Path) -> None:
         tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
 
 
-def _check_clip_skip(config: Config, directory: Path) -> None:
-    num_layers = read_part_config(directory, "text_encoder")["num_hidden_layers"]
+def _check_clip_skip(config: Config, family: ModelFamily, directory: Path) -> None:
+    configs = [read_part_config(directory, part.name) for part in family.text_encoders]
+    num_layers = min(encoder["num_hidden_layers"] for encoder in configs)
     for key, params in (("prior", config.prior), ("sample", config.sample)):
-        if params.clip_skip >= num_layers:
+        if params.clip_skip + family.layers_left_out >= num_layers:
             raise ConfigError(
                 f"{key}.clip_skip={params.clip_skip} leaves nothing of a text encoder of "
                 f"{num_layers} layers; set it lower"

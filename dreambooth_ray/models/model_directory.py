@@ -14,6 +14,7 @@ from dreambooth_ray.models.family import find_family, list_families
 from dreambooth_ray.models.model_location import fetch_source, outline_source
 from dreambooth_ray.models.model_source import find_shipped, parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
+from dreambooth_ray.models.weight_values import check_values
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
@@ -61,7 +62,10 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     if base := adapted_base(folder):
         return _checked_adapter(folder, *base, key, whole)
     try:
-        find_family(folder).check(folder)
+        family = find_family(folder)
+        family.check(folder)
+        if whole or parse_source(uri).is_directory:
+            check_values(folder, family)
     except ConfigError as error:
         raise ConfigError(f"{key}={uri!r}: {error}") from error
     return folder

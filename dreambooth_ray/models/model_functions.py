@@ -116,13 +116,18 @@ class ModelFunctions(ABC):
         raises: ConfigError for a prompt that the family can't take whole
         """
 
-    def pad_pair(
-        self, first: Conditioning, second: Conditioning, empty: Callable[[], Conditioning]
+    def encode_pair(
+        self,
+        parts: "Components",
+        encode: Callable[[str, int], Conditioning],
+        prompts: tuple[str, str],
+        clip_skip: int,
     ) -> tuple[Conditioning, Conditioning]:
         """A prompt's and a negative prompt's, so that both can share a forward where that helps.
 
-        empty: gives the empty prompt's
+        encode: a prompt, with clip_skip, as `encode_prompt` does
         """
+        first, second = (encode(prompt, clip_skip) for prompt in prompts)
         return first, second
 
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
@@ -141,6 +146,13 @@ class ModelFunctions(ABC):
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """A text encoder as a function from token ids (B, L) to one tensor, or to several."""
         raise NotImplementedError(f"{self.family.title} trains no text encoder")
+
+    def unused_layers(self, name: str, encoder: Any) -> tuple[str, ...]:
+        """Layers of a text encoder that nothing which the denoiser is told comes from.
+
+        They are never trained: gradients would not reach them.
+        """
+        return ()
 
     def add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """With what the denoiser is told of sizes. frames: (B, 6) int64 of `ImageFrame`"""

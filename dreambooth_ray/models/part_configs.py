@@ -14,7 +14,9 @@ CONFIG_FILES = {
     "unet": "config.json",
     "vae": "config.json",
     "text_encoder": "config.json",
+    "text_encoder_2": "config.json",
     "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
 # What UNet2DConditionModel, AutoencoderKL, CLIPTextConfig and DDPMScheduler take where a key is
@@ -32,6 +34,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 8,
         "cross_attention_dim": 1280,
         "addition_embed_type": None,
+        "addition_time_embed_dim": None,
+        "projection_class_embeddings_input_dim": None,
         "class_embed_type": None,
         "num_class_embeds": None,
         "encoder_hid_dim": None,
@@ -57,6 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 12,
         "num_attention_heads": 8,
         "max_position_embeddings": 77,
+        "projection_dim": 512,
         "hidden_act": "quick_gelu",
     },
     "tokenizer": {},
@@ -71,7 +76,12 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
 
     raises: ConfigError naming the file that is missing or no JSON object
     """
-    return DEFAULTS[part] | read_json(directory / part / CONFIG_FILES[part])
+    return DEFAULTS[first_part(part)] | read_json(directory / part / CONFIG_FILES[part])
+
+
+def first_part(part: str) -> str:
+    """The first part of a part's kind: text_encoder of text_encoder_2."""
+    return part.removesuffix("_2")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Names of Stable Diffusion's weights in its original single file, and diffusers' for the same.
 
 Tables are from diffusers' layers to those of CompVis' latent-diffusion (1.x) and of open_clip
-(2.x), as their modules number them: openaimodel.UNetModel, model.Encoder and Decoder. Sizes are
-read from the names. Nothing heavy is imported.
+(2.x), as their modules number them: openaimodel.UNetModel, model.Encoder and Decoder. Stable
+Diffusion XL's has both text encoders (Stability AI's generative-models, sgm). Sizes are read from
+the names. Nothing heavy is imported.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Literal, NamedTuple
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -14,6 +16,14 @@ CLIP_PREFIX = "cond_stage_model.transformer."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
 XL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
 XL_OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
+
+
+class SingleFileEncoder(NamedTuple):
+    """Whose names a text encoder's weights have in a single file, and before them."""
+
+    layers: Literal["clip", "open_clip"]
+    prefix: str
+
 
 RESNET_LAYERS = {
     "norm1": "in_layers.0",
@@ -53,6 +63,10 @@ OPEN_CLIP_ENDS = {
     "final_layer_norm.bias": "ln_final.bias",
 }
 
+_BLOCK = re.compile(
+    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)"
+)
+_MID = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
 _UNET_BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)")
 _UNET_MIDDLE = re.compile(r"middle_block\.(\d+)\.(.+)")
 _VAE_BLOCK = re.compile(r"(encoder|decoder)\.(down|up)\.(\d+)\.(.+)")
@@ -66,6 +80,65 @@ def count_unet_layers(names: Iterable[str]) -> int:
         int(n.split(".")[1]) for n in names if re.fullmatch(r"input_blocks\.\d+\.0\.op\..+", n)
     ]
     return min(numbers, default=3) - 1
+
+
+class UNetBlocks(NamedTuple):
+    """num_layers: resnets in each block of the first half; attended: blocks up with attention"""
+
+    num_layers: int
+    attended: Collection[int]
+
+    @classmethod
+    def of_names(cls, names: Collection[str]) -> "UNetBlocks":
+        """By the names of all weights."""
+        layers = {n.split(".")[3] for n in names if n.startswith("down_blocks.0.resnets.")}
+        attended = {int(n.split(".")[1]) for n in names if re.match(r"up_blocks\.\d+\.att", n)}
+        return cls(len(layers), attended)
+
+
+def name_unet_weight(name: str, blocks: UNetBlocks) -> str:
+    """The original name of a UNet's weight, without prefix; name: diffusers'
+
+    raises: ValueError for a name that no such UNet has
+    """
+    for ours, theirs in UNET_ENDS.items():
+        if name.startswith(f"{ours}."):
+            return theirs + name.removeprefix(ours)
+    if middle := _MID.fullmatch(name):
+        kind, index, suffix = middle.groups()
+        if kind == "attentions":
+            return f"middle_block.{2 * int(index) + 1}.{suffix}"
+        return f"middle_block.{2 * int(index)}.{_name_resnet_weight(suffix)}"
+    if block := _BLOCK.fullmatch(name):
+        return _name_block_weight(block, blocks)
+    raise ValueError(f"{name} is no weight of a Stable Diffusion UNet")
+
+
+def _name_block_weight(match: re.Match[str], blocks: UNetBlocks) -> str:
+    side, number, kind, index, suffix = match.groups()
+    i, j = int(number), int(index)
+    if side == "down":
+        # Each block's resnets, then its downsampler; block 0 is conv_in.
+        first = 1 + i * (blocks.num_layers + 1)
+        if kind == "downsamplers":
+            theirs = suffix.replace("conv", "op", 1)
+            return f"input_blocks.{first + blocks.num_layers}.0.{theirs}"
+        block_name = f"input_blocks.{first + j}"
+    else:
+        per_block = blocks.num_layers + 1
+        if kind == "upsamplers":
+            # Behind the last resnet, and behind its attention where there is one.
+            layer_index = 2 if i in blocks.attended else 1
+            return f"output_blocks.{i * per_block + per_block - 1}.{layer_index}.{suffix}"
+        block_name = f"output_blocks.{i * per_block + j}"
+    if kind == "attentions":
+        return f"{block_name}.1.{suffix}"
+    return f"{block_name}.0.{_name_resnet_weight(suffix)}"
+
+
+def _name_resnet_weight(suffix: str) -> str:
+    layer, _, leaf = suffix.rpartition(".")
+    return f"{RESNET_LAYERS[layer]}.{leaf}" if layer else RESNET_LAYERS[leaf]
 
 
 def find_unet_name(name: str, num_layers: int) -> str | None:

@@ -1,13 +1,22 @@
-"""Shapes that a part's configuration demands of its weights, a tensor for each of its layers.
+"""Shapes that the configurations of CLIP's families demand of their weights.
 
-Enough of them to tell weights of another model, or of another size; nothing heavy is imported.
+Nothing heavy is imported.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-Shapes = dict[str, list[int]]
+from dreambooth_ray.models.layer_shapes import (
+    Shapes,
+    expect_affine,
+    expect_clip_layer,
+    prefix_shapes,
+)
+from dreambooth_ray.models.part_configs import first_part
+from dreambooth_ray.models.unet_shapes import expect_unet, spread
+from dreambooth_ray.models.vae_shapes import OLD_NAMES, expect_vae
+
 # One tensor for each layer of a part: what is there and not expected is of another model as well.
 _LAYERS = {
     "unet": re.compile(
@@ -19,13 +28,6 @@ _LAYERS = {
     ),
     "text_encoder": re.compile(r"encoder\.layers\.\d+\.mlp\.fc1\.weight"),
 }
-# Of attention in autoencoders.
-_OLD_NAMES = {
-    ".attentions.0.query.": ".attentions.0.to_q.",
-    ".attentions.0.key.": ".attentions.0.to_k.",
-    ".attentions.0.value.": ".attentions.0.to_v.",
-    ".attentions.0.proj_attn.": ".attentions.0.to_out.0.",
-}
 
 
 def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> str:
@@ -33,7 +35,8 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
 
     config: the part's, with defaults; shapes: of all stored tensors by name
     """
-    stored_shapes = {_modern_name(name): shape for name, shape in shapes.items()}
+    part = first_part(part)
+    stored_shapes = {_find_name(part, name): shape for name, shape in shapes.items()}
     if problem := _find_contradiction(part, config):
         return problem
     expected_shapes = _EXPECTED[part](config)
@@ -47,11 +50,15 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
     return ""
 
 
-def _modern_name(name: str) -> str:
-    """As today's libraries name it: text models had a level more, attention other names."""
-    for old, new in _OLD_NAMES.items():
-        name = name.replace(old, new)
-    return name.removeprefix("text_model.")
+def _find_name(part: str, name: str) -> str:
+    """As today's libraries call a stored tensor."""
+    if part == "text_encoder":
+        return name.removeprefix("text_model.")
+    layer, _, kind = name.rpartition(".")
+    parent, _, last = layer.rpartition(".")
+    if part == "vae" and last in OLD_NAMES:
+        return f"{parent}.{OLD_NAMES[last]}.{kind}"
+    return name
 
 
 def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
@@ -68,104 +75,25 @@ def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
         if key in config and len(config[key]) != len(widths):
             return f"{key} and block_out_channels are of different lengths"
     if part == "unet":
-        head_dims = _spread(config["attention_head_dim"], len(widths))
+        head_dims = spread(config["attention_head_dim"], len(widths))
         if any(width % head_dim for width, head_dim in zip(widths, head_dims, strict=True)):
             return f"attention_head_dim={head_dims} does not divide block_out_channels={widths}"
     return ""
 
 
-def _spread(value: Any, count: int) -> list[int]:
-    return list(value) if isinstance(value, list) else [value] * count
-
-
-def _resnet_shapes(prefix: str, widths: list[int], counts: list[int]) -> Shapes:
-    return {
-        f"{prefix}_blocks.{block}.resnets.{layer}.conv2.weight": [width, width, 3, 3]
-        for block, (width, count) in enumerate(zip(widths, counts, strict=True))
-        for layer in range(count)
+def _expect_text_encoder(config: Mapping[str, Any]) -> Shapes:
+    width, inner_width = config["hidden_size"], config["intermediate_size"]
+    layer = expect_clip_layer(width, inner_width)
+    shapes: Shapes = {
+        "embeddings.token_embedding.weight": [config["vocab_size"], width],
+        "embeddings.position_embedding.weight": [config["max_position_embeddings"], width],
+        **expect_affine("final_layer_norm", width),
     }
-
-
-def _expect_unet(config: Mapping[str, Any]) -> Shapes:
-    widths = list(config["block_out_channels"])
-    down = _spread(config["layers_per_block"], len(widths))
-    up = [count + 1 for count in reversed(down)]
-    kernels = [[config.get(key, 3)] * 2 for key in ("conv_in_kernel", "conv_out_kernel")]
-    time_width = config.get("time_embedding_dim") or 4 * widths[0]
-    return {
-        "conv_in.weight": [widths[0], config["in_channels"], *kernels[0]],
-        "conv_out.weight": [config["out_channels"], widths[0], *kernels[1]],
-        "time_embedding.linear_1.weight": [time_width, widths[0]],
-        **_resnet_shapes("down", widths, down),
-        **_resnet_shapes("up", widths[::-1], up),
-        **_expect_attention(config, widths, down, up),
-    }
-
-
-def _expect_attention(
-    config: Mapping[str, Any], widths: list[int], down: list[int], up: list[int]
-) -> Shapes:
-    """Of transformers: how each begins, and a layer of each of their blocks.
-
-    down, up: numbers of them in a block of the one half and of the other
-    """
-    num_blocks = len(widths)
-    depths = _spread(config.get("transformer_layers_per_block", 1), num_blocks)
-    text_widths = _spread(config["cross_attention_dim"], num_blocks)
-    groups = [("mid_block", widths[-1], 1, depths[-1], text_widths[-1])]
-    for half, counts, order in (("down", down, 1), ("up", up, -1)):
-        types = config.get(f"{half}_block_types", ())
-        blocks = zip(widths[::order], counts, depths[::order], text_widths[::order], strict=True)
-        groups += [
-            (f"{half}_blocks.{index}", *block)
-            for index, (kind, block) in enumerate(zip(types, blocks, strict=False))
-            if kind.startswith("CrossAttn")
-        ]
-    shapes = {}
-    for prefix, width, count, depth, text_width in groups:
-        for name in (f"{prefix}.attentions.{layer}" for layer in range(count)):
-            is_linear = bool(config.get("use_linear_projection"))
-            shapes[f"{name}.proj_in.weight"] = [width, width, *([] if is_linear else [1, 1])]
-            for block in range(depth):
-                shapes[f"{name}.transformer_blocks.{block}.attn2.to_k.weight"] = [width, text_width]
+    for index in range(config["num_hidden_layers"]):
+        shapes |= prefix_shapes(f"encoder.layers.{index}", layer)
+    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
+        shapes["text_projection.weight"] = [config["projection_dim"], width]
     return shapes
 
 
-def _expect_vae(config: Mapping[str, Any]) -> Shapes:
-    widths, layers = list(config["block_out_channels"]), config["layers_per_block"]
-    latents = config["latent_channels"]
-    optional_shapes = {
-        "quant_conv.weight": ("use_quant_conv", [2 * latents, 2 * latents, 1, 1]),
-        "post_quant_conv.weight": ("use_post_quant_conv", [latents, latents, 1, 1]),
-        **{
-            f"{half}.mid_block.attentions.0.{layer}.weight": ("mid_block_add_attention", shape)
-            for half in ("encoder", "decoder")
-            for layer, shape in (
-                ("group_norm", [widths[-1]]),
-                *((name, [widths[-1]] * 2) for name in ("to_q", "to_k", "to_v", "to_out.0")),
-            )
-        },
-    }
-    return {
-        "encoder.conv_in.weight": [widths[0], config["in_channels"], 3, 3],
-        "decoder.conv_in.weight": [widths[-1], latents, 3, 3],
-        "decoder.conv_out.weight": [config["out_channels"], widths[0], 3, 3],
-        **_resnet_shapes("encoder.down", widths, [layers] * len(widths)),
-        **_resnet_shapes("decoder.up", widths[::-1], [layers + 1] * len(widths)),
-        **{name: shape for name, (key, shape) in optional_shapes.items() if config[key]},
-    }
-
-
-def _expect_text_encoder(config: Mapping[str, Any]) -> Shapes:
-    width, inner_width = config["hidden_size"], config["intermediate_size"]
-    return {
-        "embeddings.token_embedding.weight": [config["vocab_size"], width],
-        "embeddings.position_embedding.weight": [config["max_position_embeddings"], width],
-        **{
-            f"encoder.layers.{layer}.mlp.fc1.weight": [inner_width, width]
-            for layer in range(config["num_hidden_layers"])
-        },
-    }
-
-
-_EXPECTED = {"unet": _expect_unet, "vae": _expect_vae, "text_encoder": _expect_text_encoder}
+_EXPECTED = {"unet": expect_unet, "vae": expect_vae, "text_encoder": _expect_text_encoder}

@@ -70,11 +70,11 @@ class PromptEncoder:
         self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapter: str | None = None
     ) -> tuple[Conditioning, Conditioning]:
         """Of both, so that they can share a forward where their lengths differ."""
-        first, second = (
-            self.encode(text, clip_skip, adapter) for text in (prompt, negative_prompt)
-        )
-        return self._parts.functions.pad_pair(
-            first, second, lambda: self.encode("", clip_skip, adapter)
+        return self._parts.functions.encode_pair(
+            self._parts,
+            lambda text, layers: self.encode(text, layers, adapter),
+            (prompt, negative_prompt),
+            clip_skip,
         )
 
 

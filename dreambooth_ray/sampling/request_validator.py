@@ -39,7 +39,9 @@ class RequestValidator:
                 raise ConfigError(f"{name}={side} is above {self._max_side}, this model's limit")
         check_features(self._parts.family, request)
         if request.params.clip_skip:
-            check_clip_skip(request.params.clip_skip, self._parts.text_encoder)
+            left_out = self._parts.family.layers_left_out
+            for encoder in self._parts.text_encoders.values():
+                check_clip_skip(request.params.clip_skip, encoder, left_out)
         is_single = request.params.guidance_scale == 1 or self._parts.family.embeds_guidance
         rows = 1 if is_single else 2
         self._budget.check_request(width, height, self.factor, rows)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from dreambooth_ray.models.kohya_names import KohyaLayer
 
@@ -37,7 +38,7 @@ _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?(encoder\.layers\.\d+\.(?:self_attn|mlp)\..+)")
 
 
-def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | None:
     """As `KohyaNames.find`."""
     if part == "text_encoder":
         match = _CLIP_LAYER.fullmatch(layer)

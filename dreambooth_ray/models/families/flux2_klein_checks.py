@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.qwen3_checks import check_qwen3
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.weight_files import find_weights
+from dreambooth_ray.models.weight_shapes import find_mismatch
 
 # Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
 TEXT_LAYERS = (9, 18, 27)
@@ -32,7 +35,11 @@ def check_networks(directory: Path) -> None:
             f"{transformer} takes text of width {counts['joint_attention_dim']}, and three layers "
             f"of text_encoder/ give {width}; the parts are of different models"
         )
-    vae = read_counts(directory / "vae" / "config.json", latent_channels=32)
+    vae_folder = directory / "vae"
+    vae = read_counts(vae_folder / "config.json", latent_channels=32)
+    config = read_part_config(directory, "vae") | vae
+    if problem := find_mismatch("vae", config, find_weights(vae_folder, "vae").read_shapes()):
+        raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
     num_channels = vae["latent_channels"] * PATCH**2
     if counts["in_channels"] != num_channels:
         raise ConfigError(

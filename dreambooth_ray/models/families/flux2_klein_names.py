@@ -1,6 +1,7 @@
 """FLUX.2 Klein's layers under the names of its authors, which kohya's files and ComfyUI have."""
 
 import re
+from pathlib import Path
 
 from dreambooth_ray.models.kohya_names import KohyaLayer
 
@@ -31,7 +32,7 @@ _OTHERS = {
 _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 
 
-def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | None:
     """As `KohyaNames.find`."""
     if layer in _OTHERS:
         return KohyaLayer(f"{_PREFIX}{_OTHERS[layer]}")

@@ -3,32 +3,57 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.directory_checks import PIPELINES, check_directory
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.clip_unet_checks import (
+    Configs,
+    check_files,
+    check_widths,
+    choose_sampled_alone,
+    read_configs,
+    read_default_side,
+    read_size_multiple,
+)
 from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
-from dreambooth_ray.models.model_directory import compute_latent_factor
-from dreambooth_ray.models.part_configs import SAMPLE_SIZE, read_part_config
+from dreambooth_ray.models.part_configs import read_part_config
+from dreambooth_ray.models.pipeline_checks import describe_directory
+from dreambooth_ray.models.single_file_names import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    SingleFileEncoder,
+)
 
 
-def _read_size_multiple(directory: Path) -> int:
-    """The UNet halves latents at every block but the last."""
-    vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
-    blocks = len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2
-    return int(2**blocks)
+def _check(directory: Path) -> None:
+    """Read every file that loading depends on; raises ConfigError naming the file."""
+    configs = read_configs(directory, FAMILY)
+    _check_inputs(directory, configs)
+    check_widths(directory, FAMILY, configs)
+    check_files(directory, FAMILY, configs)
 
 
-def _read_default_side(directory: Path) -> int:
-    sample_size = read_part_config(directory, "unet")["sample_size"] or SAMPLE_SIZE
-    return int(sample_size) * compute_latent_factor(read_part_config(directory, "vae"))
+def _check_inputs(directory: Path, configs: Configs) -> None:
+    unet, folder, what = configs["unet"], directory / "unet", describe_directory(FAMILY)
+    if unet["addition_embed_type"] == "text_time":
+        raise ConfigError(f"{folder} is Stable Diffusion XL's UNet; {what}")
+    for key in ("addition_embed_type", "num_class_embeds", "encoder_hid_dim"):
+        if unet[key] is not None:
+            raise ConfigError(
+                f"{folder} needs inputs beside the prompt ({key}={unet[key]!r}); {what}"
+            )
 
 
-def is_v2(directory: Path) -> bool:
+def _choose_variant(directory: Path) -> ModelFamily:
+    return choose_sampled_alone(FAMILY, directory)
+
+
+def _is_v2(directory: Path) -> bool:
     """Whether the text encoder is 2.x's open_clip, told by its activation, or 1.x's CLIP."""
     return bool(read_part_config(directory, "text_encoder")["hidden_act"] == "gelu")
 
 
 def _name_architecture(directory: Path) -> str:
-    return f"stable-diffusion-v{2 if is_v2(directory) else 1}"
+    return f"stable-diffusion-v{2 if _is_v2(directory) else 1}"
 
 
 _KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
@@ -43,7 +68,7 @@ _KOHYA_LAYERS = {
 }
 
 
-def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | None:
     """As `KohyaNames.find`."""
     if not _KOHYA_LAYERS[part].fullmatch(layer):
         return None
@@ -51,15 +76,27 @@ def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
     return KohyaLayer(f"{_KOHYA_PREFIXES[part]}{name}")
 
 
+def _find_single_file_encoders(directory: Path) -> dict[str, SingleFileEncoder]:
+    clip = SingleFileEncoder("clip", CLIP_PREFIX)
+    open_clip = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+    return {"text_encoder": open_clip if _is_v2(directory) else clip}
+
+
 def _read_kohya_metadata(directory: Path) -> dict[str, str]:
-    is_second = is_v2(directory)
+    is_second = _is_v2(directory)
     return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
 FAMILY = ModelFamily(
     name="stable-diffusion",
     title="Stable Diffusion 1.x and 2.x",
-    pipeline_classes=PIPELINES,
+    # All of them are made of the same five parts.
+    pipeline_classes=(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionInpaintPipelineLegacy",
+    ),
     denoiser=Part("unet", "diffusers", "UNet2DConditionModel"),
     vae=Part("vae", "diffusers", "AutoencoderKL"),
     text_encoders=(
@@ -67,9 +104,10 @@ FAMILY = ModelFamily(
     ),
     process="diffusion",
     functions="dreambooth_ray.models.families.stable_diffusion_functions:StableDiffusionFunctions",
-    check=check_directory,
-    size_multiple=_read_size_multiple,
-    default_side=_read_default_side,
+    check=_check,
+    choose_variant=_choose_variant,
+    size_multiple=read_size_multiple,
+    default_side=read_default_side,
     architecture=_name_architecture,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
     text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -87,5 +125,6 @@ FAMILY = ModelFamily(
     methods=("full", "lora", "kv"),
     export_formats=("diffusers", "lora", "kohya", "single-file"),
     kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
+    single_file_encoders=_find_single_file_encoders,
     solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
 )

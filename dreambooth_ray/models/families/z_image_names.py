@@ -1,6 +1,7 @@
 """Z-Image's layers under the names of its authors, which kohya's files and ComfyUI have."""
 
 import re
+from pathlib import Path
 
 from dreambooth_ray.models.kohya_names import KohyaLayer
 
@@ -18,7 +19,7 @@ _LAYERS = {
 _BLOCK = re.compile(r"(layers|noise_refiner|context_refiner)\.(\d+)\.(.+)")
 
 
-def find_kohya_layer(part: str, layer: str) -> KohyaLayer | None:
+def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | None:
     """As `KohyaNames.find`; readers differ on what is in no block."""
     match = _BLOCK.fullmatch(layer)
     if match is None or match[3] not in _LAYERS:

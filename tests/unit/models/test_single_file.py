@@ -13,9 +13,14 @@ from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.directory_checks import check_directory
+from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.single_file import METADATA_KEY, read_single_file, write_directory
+from dreambooth_ray.models.single_file_names import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    SingleFileEncoder,
+)
 from dreambooth_ray.models.weight_files import find_weights
 from tests.published_models import SD15, SD15_INPAINTING, SD21, build_full_width
 
@@ -38,10 +43,10 @@ def test_what_was_exported_is_read_back_bit_by_bit(
     directory = request.getfixturevalue(model)
     file = export_run(str(directory), "single-file", tmp_path / "one.safetensors")
     write_directory(read_single_file(file), tmp_path / "back")
-    check_directory(tmp_path / "back")
+    FAMILY.check(tmp_path / "back")
     assert_equal(load_components(tmp_path / "back"), load_components(directory))
     write_directory(read_single_file(file), tmp_path / "outline", whole=False)
-    check_directory(tmp_path / "outline")
+    FAMILY.check(tmp_path / "outline")
     outline, whole = (
         find_weights(tmp_path / name / "unet", "unet").paths[0].stat()
         for name in ("outline", "back")
@@ -57,13 +62,15 @@ def list_published(name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = ldm.convert_unet(parts["unet"])
     weights |= ldm.convert_vae(parts["vae"])
     if name == SD21:  # the published files have the last layer too, and what nothing here reads
-        text = ldm.convert_open_clip(parts["text_encoder"])
+        place = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+        text = ldm.convert_text_encoder(parts["text_encoder"], place)
         last = "cond_stage_model.model.transformer.resblocks.22."
         text |= {n.replace(".22.", ".23."): w for n, w in text.items() if n.startswith(last)}
         text["cond_stage_model.model.text_projection"] = torch.empty(1024, 1024, device="meta")
         text["cond_stage_model.model.logit_scale"] = torch.empty((), device="meta")
     else:
-        text = ldm.convert_clip(parts["text_encoder"])
+        place = SingleFileEncoder("clip", CLIP_PREFIX)
+        text = ldm.convert_text_encoder(parts["text_encoder"], place)
         ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
         text[ids] = torch.empty(1, 77, dtype=torch.int64, device="meta")
     weights |= text
@@ -101,7 +108,7 @@ def test_files_of_the_published_sizes_are_told_by_their_weights(name: str, tmp_p
     write_published(file, name)
     write_directory(read_single_file(file, "v_prediction" if name == SD21 else None),
                     tmp_path / "m", whole=False)  # fmt: skip
-    check_directory(tmp_path / "m")
+    FAMILY.check(tmp_path / "m")
     for part in PARTS:
         expected = {
             k.removeprefix("text_model."): list(v.shape)

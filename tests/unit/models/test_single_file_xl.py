@@ -15,25 +15,26 @@ from dreambooth_ray.models.single_file import (
     read_single_file,
     write_directory,
 )
+from dreambooth_ray.models.single_file_names import (
+    XL_CLIP_PREFIX,
+    XL_OPEN_CLIP_PREFIX,
+    SingleFileEncoder,
+)
 from dreambooth_ray.models.weight_files import find_weights
 from tests.families.tiny_models import build_tiny
 from tests.published_models import CONFIGS, SDXL, build_full_width
 from tests.unit.models.test_single_file import write_hole
 
-_FIRST, _SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
-
 
 def convert(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Weights by their names in a single file, the second projection as open_clip has it."""
     weights = ldm.convert_unet(parts["unet"]) | ldm.convert_vae(parts["vae"])
-    second = dict(parts["text_encoder_2"])
-    projection = second.pop("text_projection.weight")
-    for start, prefix, text in (
-        ("cond_stage_model.transformer.", _FIRST, ldm.convert_clip(parts["text_encoder"])),
-        ("cond_stage_model.model.", _SECOND, ldm.convert_open_clip(second)),
-    ):
-        weights |= {prefix + name.removeprefix(start): w for name, w in text.items()}
-    return weights | {f"{_SECOND}text_projection": projection.T.contiguous()}
+    for part, place in {
+        "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
+        "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),
+    }.items():
+        weights |= ldm.convert_text_encoder(parts[part], place)
+    return weights
 
 
 def test_a_file_of_the_published_size_is_told_by_its_weights(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 That converter knows the published width alone.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_diffusers_reads_what_each_layer_learnt(only: str) -> None:
     layers = {name: shape for name, shape in OF_ONE_BLOCK.items() if name.endswith(only)}
     weights = make_weights(layers, generator=torch.Generator().manual_seed(0))
     assert FAMILY.kohya_names is not None
-    renamed = rename_weights(FAMILY.kohya_names, "transformer", weights, alpha=3.0)
+    renamed = rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=3.0)
     read = _convert_kohya_flux_lora_to_diffusers(dict(renamed))
     for layer in layers:
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in "AB")
@@ -83,7 +84,7 @@ def test_every_layer_has_the_name_and_shape_of_sd_scripts_files() -> None:
     written: dict[str, tuple[int, ...]] = {}
     for part, layers in (("transformer", LAYERS), ("text_encoder", clip_layers)):
         weights = make_weights(layers, device="meta")
-        renamed = rename_weights(FAMILY.kohya_names, part, weights, alpha=1.0)
+        renamed = rename_weights(FAMILY.kohya_names, Path(), part, weights, alpha=1.0)
         written |= {name: tuple(weight.shape) for name, weight in renamed.items()}
     for name, (num_blocks, inputs, outputs) in KOHYA_LAYERS.items():
         for block in range(num_blocks):
@@ -99,5 +100,5 @@ def test_layers_that_readers_pass_over_are_refused() -> None:
     for layer in ("norm_out.linear", "x_embedder", "transformer_blocks.0.x"):
         with pytest.raises(ConfigError, match=rf"no adapter of {layer} "):
             rename_weights(
-                FAMILY.kohya_names, "transformer", make_weights({layer: [4, 4]}), alpha=1.0
+                FAMILY.kohya_names, Path(), "transformer", make_weights({layer: [4, 4]}), alpha=1.0
             )

@@ -1,5 +1,7 @@
 """Adapters of every layer, read by diffusers' own converter of kohya's names."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux2_lora_to_diffusers
@@ -36,7 +38,7 @@ def test_diffusers_reads_what_each_layer_learnt(only: str) -> None:
     layers = {name: shape for name, shape in LAYERS.items() if name.endswith(only)}
     weights = make_weights(layers)
     assert FAMILY.kohya_names is not None
-    renamed = rename_weights(FAMILY.kohya_names, "transformer", weights, alpha=3.0)
+    renamed = rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=3.0)
     read = _convert_kohya_flux2_lora_to_diffusers(dict(renamed))
     for layer in layers:
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in "AB")
@@ -52,4 +54,4 @@ def test_layers_that_readers_pass_over_are_refused() -> None:
     for layer in ("norm_out.linear", "single_stream_modulation.linear", "transformer_blocks.0.x"):
         weights = make_weights({layer: [4, 4]})
         with pytest.raises(ConfigError, match=rf"no adapter of {layer} "):
-            rename_weights(FAMILY.kohya_names, "transformer", weights, alpha=1.0)
+            rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=1.0)

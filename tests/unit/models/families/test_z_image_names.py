@@ -1,5 +1,7 @@
 """Adapters of every layer, read by diffusers' own converter of kohya's names."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_z_image_lora_to_diffusers
@@ -34,7 +36,7 @@ def test_diffusers_reads_what_each_layer_learnt(only: str) -> None:
     layers = {name: shape for name, shape in LAYERS.items() if name.endswith(only)}
     weights = make_weights(layers)
     assert FAMILY.kohya_names is not None
-    renamed = rename_weights(FAMILY.kohya_names, "transformer", weights, alpha=3.0)
+    renamed = rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=3.0)
     read = _convert_non_diffusers_z_image_lora_to_diffusers(dict(renamed))
     for layer in layers:
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in "AB")
@@ -48,7 +50,9 @@ def test_diffusers_reads_what_each_layer_learnt(only: str) -> None:
 def test_comfyui_knows_every_layer_by_its_authors_name() -> None:
     """Its key map: lora_unet_ and each weight's name in the authors' network."""
     assert FAMILY.kohya_names is not None
-    renamed = rename_weights(FAMILY.kohya_names, "transformer", make_weights(LAYERS), alpha=1.0)
+    renamed = rename_weights(
+        FAMILY.kohya_names, Path(), "transformer", make_weights(LAYERS), alpha=1.0
+    )
     blocks = ("layers_0", "layers_1", "noise_refiner_0", "context_refiner_0")
     inner = ("attention_qkv", "attention_out", *(f"feed_forward_w{k}" for k in (1, 2, 3)))
     expected = {f"lora_unet_{block}_{layer}" for block in blocks for layer in inner}
@@ -60,4 +64,4 @@ def test_layers_that_readers_pass_over_are_refused() -> None:
     for layer in ("cap_embedder.1", "layers.0.adaLN_modulation.0", "t_embedder.mlp.0"):
         weights = make_weights({layer: [4, 4]})
         with pytest.raises(ConfigError, match=rf"no adapter of {layer} "):
-            rename_weights(FAMILY.kohya_names, "transformer", weights, alpha=1.0)
+            rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=1.0)

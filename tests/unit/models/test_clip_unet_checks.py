@@ -41,10 +41,10 @@ def test_a_relative_path_is_made_absolute(copied: Path, monkeypatch: pytest.Monk
     assert model_directory("m") == copied
 
 
-def test_stable_diffusion_xl_is_refused_by_name(sd15: Path, copied: Path) -> None:
+def test_parts_of_stable_diffusion_xl_are_told_apart(copied: Path) -> None:
     index = copied / "model_index.json"
     shutil.copyfile(CONFIGS / SDXL / "model_index.json", index)
-    with pytest.raises(ConfigError, match=r"model\.uri=.*StableDiffusionXLPipeline"):
+    with pytest.raises(ConfigError, match=r"model\.uri=.*no text_encoder_2/.*Stable Diffusion XL"):
         model_directory(str(copied))
     index.unlink()
     shutil.copyfile(CONFIGS / SDXL / "unet" / "config.json", copied / "unet" / "config.json")
@@ -65,7 +65,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no unet": (lambda m: shutil.rmtree(m / "unet"), "no unet/"),
     "no configuration": (lambda m: (m / "vae/config.json").unlink(), r"config\.json is missing"),
     "another pipeline": (
-        lambda m: change(m / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+        lambda m: change(m / "model_index.json", _class_name="AllegroPipeline"), "AllegroPipeline"),
     "an upscaler": (lambda m: change(m / "unet/config.json", num_class_embeds=1000), "num_class"),
     "a depth model": (lambda m: change(m / "unet/config.json", in_channels=5), "takes 5 channels"),
     "another encoder": (

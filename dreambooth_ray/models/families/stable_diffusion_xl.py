@@ -1,0 +1,178 @@
+"""Stable Diffusion XL: a UNet that is told of sizes, and two of CLIP's text encoders."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.clip_unet_checks import (
+    Configs,
+    check_files,
+    check_widths,
+    choose_sampled_alone,
+    read_configs,
+    read_default_side,
+    read_size_multiple,
+)
+from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
+from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
+from dreambooth_ray.models.pipeline_checks import describe_directory
+from dreambooth_ray.models.single_file_names import (
+    XL_CLIP_PREFIX,
+    XL_OPEN_CLIP_PREFIX,
+    SingleFileEncoder,
+    UNetBlocks,
+    name_unet_weight,
+)
+
+_NUM_SIZES = 6
+
+
+def _check(directory: Path) -> None:
+    """Read every file that loading depends on; raises ConfigError naming the file."""
+    if (directory / INDEX).is_file():
+        _refuse_refiner(read_json(directory / INDEX))
+    configs = read_configs(directory, FAMILY)
+    _check_inputs(directory, configs)
+    check_widths(directory, FAMILY, configs)
+    check_files(directory, FAMILY, configs)
+
+
+def _refuse_refiner(index: dict[str, Any]) -> None:
+    if index.get("requires_aesthetics_score") or index.get("text_encoder") == [None, None]:
+        raise ConfigError(
+            f"its {INDEX} is that of Stable Diffusion XL's refiner, which only goes on with the "
+            "base model's images; take the base model"
+        )
+
+
+def _check_inputs(directory: Path, configs: Configs) -> None:
+    unet, folder, what = configs["unet"], directory / "unet", describe_directory(FAMILY)
+    if unet["addition_embed_type"] != "text_time":
+        raise ConfigError(
+            f"{folder} is told of no sizes (addition_embed_type={unet['addition_embed_type']!r}); "
+            f"{what}"
+        )
+    for key in ("num_class_embeds", "encoder_hid_dim"):
+        if unet[key] is not None:
+            raise ConfigError(
+                f"{folder} needs inputs beside the prompt ({key}={unet[key]!r}); {what}"
+            )
+    second = configs["text_encoder_2"]
+    pooled = second["projection_dim"]
+    width = unet["projection_class_embeddings_input_dim"]
+    if width != _NUM_SIZES * unet["addition_time_embed_dim"] + pooled:
+        raise ConfigError(
+            f"{folder} takes pooled embeddings and sizes of width {width}, and text_encoder_2/ "
+            f"gives {pooled} beside {_NUM_SIZES} sizes; the parts are of different models"
+        )
+    lengths = {configs[p.name]["max_position_embeddings"] for p in FAMILY.text_encoders}
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"{directory}: text_encoder/ and text_encoder_2/ take prompts of different lengths; "
+            "the parts are of different models"
+        )
+    if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):
+        raise ConfigError(
+            f"{directory / 'vae'} gives latents with statistics of their own (latents_mean), as "
+            f"Playground's models have; {what}"
+        )
+
+
+def _choose_variant(directory: Path) -> ModelFamily:
+    path = directory / "scheduler" / CONFIG_FILES["scheduler"]
+    scheduler = read_part_config(directory, "scheduler") if path.is_file() else {}
+    is_trailing = scheduler.get("timestep_spacing") == "trailing"
+    return (
+        DISTILLED
+        if is_trailing and scheduler["prediction_type"] == "epsilon"
+        else choose_sampled_alone(FAMILY, directory)
+    )
+
+
+# Of sd-scripts' networks/lora.py: see `stable_diffusion`.
+_KOHYA_UNET = re.compile(
+    r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)"
+    r"\.(attentions|resnets|downsamplers|upsamplers)\.\d+\..+"
+)
+_KOHYA_TEXT = re.compile(r"(?:text_model\.)?(encoder\.layers\.\d+\.(?:self_attn|mlp)\..+)")
+_KOHYA_TEXT_PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+
+
+def _find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | None:
+    """As `KohyaNames.find`: the UNet's layers have the names of its authors."""
+    if part in _KOHYA_TEXT_PREFIXES:
+        match = _KOHYA_TEXT.fullmatch(layer)
+        path = f"text_model.{match[1]}" if match else ""
+        prefix = _KOHYA_TEXT_PREFIXES[part]
+    else:
+        unet = read_part_config(directory, "unet")
+        kinds = enumerate(unet["up_block_types"])
+        attended = [block for block, kind in kinds if kind.startswith("CrossAttn")]
+        blocks = UNetBlocks(unet["layers_per_block"], attended)
+        is_read = _KOHYA_UNET.fullmatch(layer)
+        path, prefix = name_unet_weight(layer, blocks) if is_read else "", "lora_unet"
+    return KohyaLayer(f"{prefix}_{path.replace('.', '_')}") if path else None
+
+
+FAMILY = ModelFamily(
+    name="stable-diffusion-xl",
+    title="Stable Diffusion XL",
+    pipeline_classes=(
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
+    denoiser=Part("unet", "diffusers", "UNet2DConditionModel"),
+    vae=Part("vae", "diffusers", "AutoencoderKL"),
+    text_encoders=(
+        TextEncoderPart("text_encoder", "transformers", "CLIPTextModel", can_train=True),
+        TextEncoderPart(
+            "text_encoder_2",
+            "transformers",
+            "CLIPTextModelWithProjection",
+            tokenizer="tokenizer_2",
+            can_train=True,
+        ),
+    ),
+    process="diffusion",
+    functions=(
+        "dreambooth_ray.models.families.stable_diffusion_xl_functions:StableDiffusionXLFunctions"
+    ),
+    check=_check,
+    choose_variant=_choose_variant,
+    size_multiple=read_size_multiple,
+    default_side=read_default_side,
+    architecture=lambda _: "stable-diffusion-xl-v1-base",
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+    features=frozenset(
+        ("kv", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting")
+    ),
+    methods=("full", "lora", "kv"),
+    export_formats=("diffusers", "lora", "kohya", "single-file"),
+    kohya_names=KohyaNames(
+        _find_kohya_layer,
+        lambda _: {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
+    ),
+    single_file_encoders=lambda _: {
+        "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
+        "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),
+    },
+    solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
+    text_function_has_one_output=False,
+    layers_left_out=1,
+    # diffusers' pipeline has its scheduler and this guidance; it takes 50 steps.
+    sampling_defaults={"solver": "euler", "num_inference_steps": 30, "guidance_scale": 5.0},
+)
+DISTILLED = replace(
+    FAMILY,
+    name="stable-diffusion-xl-distilled",
+    title="Stable Diffusion XL of few steps",
+    methods=(),
+    instead="its scheduler (timestep_spacing=trailing) is that of SDXL Turbo and Lightning, and "
+    "training would undo their distillation: train the base model",
+    sampling_defaults={"solver": "euler", "num_inference_steps": 4, "guidance_scale": 1.0},
+)

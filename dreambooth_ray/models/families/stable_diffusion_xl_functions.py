@@ -1,0 +1,217 @@
+"""What Stable Diffusion XL computes.
+
+Legend: B batch, C latent channels, h, w latent sides, k windows of a text, L tokens of a window,
+D embedding width of both encoders together, P width of the pooled embedding.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from dreambooth_ray.models import clip_text
+from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions, ids_name
+from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.models.model_functions import TextForward
+from dreambooth_ray.models.prompt_windows import embed_windows, tokenize_windows
+
+_FIRST, _SECOND = "text_encoder", "text_encoder_2"
+# The output of the layer before the last, without the final norm.
+_PENULTIMATE = -2
+
+
+class SizedUNet(nn.Module):
+    """A UNet that is told of sizes and of a pooled prompt, as a function of tensors."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, x: Tensor, time: Tensor, hidden: Tensor, pooled: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        """x: (B, C, h, w), time: (B,), hidden: (B, k L, D), pooled: (B, P), time_ids: (B, 6).
+
+        returns (B, C, h, w)
+        """
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        output = self.unet(x, time, hidden, added_cond_kwargs=added, return_dict=False)
+        return torch.as_tensor(output[0])
+
+
+class PenultimateEncoder(nn.Module):
+    """A text encoder as a function from token ids to the states that a UNet is told of."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids: (B, L) int64; returns (B, L, D)."""
+        outputs = self.text_encoder(input_ids, output_hidden_states=True)
+        return torch.as_tensor(outputs.hidden_states[_PENULTIMATE])
+
+
+class PooledEncoder(nn.Module):
+    """As `PenultimateEncoder`, and with the pooled embedding of each text."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids: (B, L) int64; returns (B, L, D) and (B, P)."""
+        outputs = self.text_encoder(input_ids, output_hidden_states=True)
+        return outputs.hidden_states[_PENULTIMATE], outputs.text_embeds
+
+
+class StableDiffusionXLFunctions(ClipUNetFunctions):
+    """A UNet that is told of two text encoders' states, a pooled embedding and sizes."""
+
+    def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
+        """Without a watermark."""
+        return StableDiffusionXLPipeline(
+            vae=parts.vae,
+            text_encoder=parts.text_encoders[_FIRST],
+            text_encoder_2=parts.text_encoders[_SECOND],
+            tokenizer=parts.tokenizers["tokenizer"],
+            tokenizer_2=parts.tokenizers["tokenizer_2"],
+            unet=parts.denoiser,
+            scheduler=load_scheduler(directory, "EulerDiscreteScheduler"),
+            force_zeros_for_empty_prompt=_is_empty_zero(parts),
+            add_watermarker=False,
+        )
+
+    # Text
+
+    def skipping_forward(
+        self, encoder: Any, forward: TextForward, clip_skip: int
+    ) -> clip_text.EmbedForward:
+        """The penultimate hidden state, or an earlier one, without the final norm."""
+        clip_text.check_clip_skip(clip_skip, encoder, self.family.layers_left_out)
+
+        def embed(ids: Tensor, mask: Tensor | None = None) -> Tensor:
+            hidden_states = forward(ids, mask, output_hidden_states=True).hidden_states
+            return torch.as_tensor(hidden_states[_PENULTIMATE - clip_skip])
+
+        return embed
+
+    def encode_prompt(
+        self,
+        parts: Components,
+        encoders: Mapping[str, TextForward],
+        prompt: str,
+        clip_skip: int = 0,
+    ) -> Conditioning:
+        """`hidden` of all windows; `pooled` of the first one, without weights, as compel has it."""
+        tokenizer, device = parts.tokenizers["tokenizer_2"], parts.text_encoders[_SECOND].device
+        windows = tokenize_windows(tokenizer, [clip_text.strip_weights(prompt)])
+        first_window = windows.flatten(0, -2)[:1].to(device)
+        return Conditioning(
+            {
+                "hidden": self.embed_text(parts, encoders, prompt, clip_skip),
+                "pooled": encoders[_SECOND](first_window, None).text_embeds,
+            }
+        )
+
+    def encode_pair(
+        self,
+        parts: Components,
+        encode: Callable[[str, int], Conditioning],
+        prompts: tuple[str, str],
+        clip_skip: int,
+    ) -> tuple[Conditioning, Conditioning]:
+        """No negative prompt is zeros where the model was trained so; clip_skip is none of its.
+
+        Both as in diffusers' pipeline.
+        """
+        prompt, negative_prompt = prompts
+        first = encode(prompt, clip_skip)
+        if not negative_prompt and _is_empty_zero(parts):
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in first.tensors.items()}
+            return first, Conditioning(zeros)
+        return clip_text.pad_windows(first, encode(negative_prompt, 0), lambda: encode("", 0))
+
+    def token_embedder(
+        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
+    ) -> Callable[[Conditioning], Conditioning]:
+        """As `encode_prompt`, without clip_skip."""
+        first, second = self.family.text_encoders
+        first_end, second_end = (
+            int(parts.tokenizers[part.tokenizer].eos_token_id) for part in (first, second)
+        )
+
+        def embed(tokens: Conditioning) -> Conditioning:
+            pooled: list[Tensor] = []
+
+            def encode_second(ids: Tensor) -> Tensor:
+                hidden, pooled_windows = functions[second.name](ids)
+                pooled.append(pooled_windows)
+                return torch.as_tensor(hidden)
+
+            ids, second_ids = tokens[ids_name(first)], tokens[ids_name(second)]
+            hidden = [
+                embed_windows(functions[first.name], ids, first_end),
+                embed_windows(encode_second, second_ids, second_end),
+            ]
+            num_windows = 1 if second_ids.ndim == 2 else second_ids.shape[1]
+            return Conditioning(
+                {"hidden": torch.cat(hidden, dim=-1), "pooled": pooled[0][::num_windows]}
+            )
+
+        return embed
+
+    def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
+        """The second gives the pooled embedding too."""
+        return PooledEncoder(encoder) if name == _SECOND else PenultimateEncoder(encoder)
+
+    def unused_layers(self, name: str, encoder: Any) -> tuple[str, ...]:
+        """Of the first, what lies behind its penultimate state; the second's is pooled."""
+        if name != _FIRST:
+            return ()
+        last_layer = int(encoder.config.num_hidden_layers) - 1
+        ends = (f"encoder.layers.{last_layer}", "final_layer_norm")
+        return tuple(name for name, _ in encoder.named_modules() if name.endswith(ends))
+
+    def add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
+        """With `time_ids`: original size, corner of what was cut out, and its size, as they are."""
+        time_ids = frames.to(conditioning["hidden"].device)
+        return Conditioning({**conditioning.tensors, "time_ids": time_ids})
+
+    # Denoiser
+
+    def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
+        """Of latents, timesteps, `hidden`, `pooled` and `time_ids`."""
+        return SizedUNet(denoiser)
+
+    def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
+        """Of one window."""
+        configs = [encoder.config for encoder in parts.text_encoders.values()]
+        width, length = sum(c.hidden_size for c in configs), configs[0].max_position_embeddings
+        return Conditioning(
+            {
+                "hidden": torch.empty(batch, length, width),
+                "pooled": torch.empty(batch, configs[1].projection_dim),
+                "time_ids": torch.full((batch, 6), side_px),
+            }
+        )
+
+    def embed_examples(
+        self,
+        parts: Components,
+        functions: Mapping[str, Callable[..., Any]],
+        conditioning: Conditioning,
+    ) -> Conditioning:
+        """Of one window of token ids."""
+        ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)
+        hidden, pooled = functions[_SECOND](ids)
+        hidden = torch.cat([functions[_FIRST](ids), hidden], dim=-1)
+        return Conditioning({**conditioning.tensors, "hidden": hidden, "pooled": pooled})
+
+
+def _is_empty_zero(parts: Components) -> bool:
+    return bool(parts.settings.get("force_zeros_for_empty_prompt", True))

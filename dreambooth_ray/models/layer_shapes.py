@@ -1,0 +1,71 @@
+"""Shapes of the weights of diffusers' and CLIP's layers, by the names that they have there."""
+
+from collections.abc import Mapping
+
+Shapes = dict[str, list[int]]
+
+
+def prefix_shapes(prefix: str, shapes: Mapping[str, list[int]]) -> Shapes:
+    """The same under `prefix.`."""
+    return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
+
+
+def expect_affine(name: str, *shape: int) -> Shapes:
+    """A layer with a bias, or a norm: its weight's shape, whose first axis is the bias's."""
+    return {f"{name}.weight": list(shape), f"{name}.bias": [shape[0]]}
+
+
+def expect_convolution(name: str, width: int, inner: int, kernel: int = 3) -> Shapes:
+    """From `inner` to `width` channels."""
+    return expect_affine(name, width, inner, kernel, kernel)
+
+
+def expect_resnet(inner: int, width: int, time_width: int | None = None) -> Shapes:
+    """ResnetBlock2D from `inner` to `width` channels. time_width: where it is told the time"""
+    shapes = {
+        **expect_affine("norm1", inner),
+        **expect_convolution("conv1", width, inner),
+        **expect_affine("norm2", width),
+        **expect_convolution("conv2", width, width),
+    }
+    if time_width is not None:
+        shapes |= expect_affine("time_emb_proj", width, time_width)
+    if inner != width:
+        shapes |= expect_convolution("conv_shortcut", width, inner, kernel=1)
+    return shapes
+
+
+def expect_transformer(width: int, text_width: int, depth: int, *, is_linear: bool) -> Shapes:
+    """Transformer2DModel of so many blocks. is_linear: its ends are no convolutions"""
+    block: Shapes = {
+        **{f"attn1.to_{x}.weight": [width, width] for x in "qkv"},
+        "attn2.to_q.weight": [width, width],
+        **{f"attn2.to_{x}.weight": [width, text_width] for x in "kv"},
+        **expect_affine("ff.net.0.proj", 8 * width, width),
+        **expect_affine("ff.net.2", width, 4 * width),
+    }
+    for name in ("norm1", "norm2", "norm3"):
+        block |= expect_affine(name, width)
+    for name in ("attn1.to_out.0", "attn2.to_out.0"):
+        block |= expect_affine(name, width, width)
+    ends: Shapes = {}
+    for name in ("proj_in", "proj_out"):
+        kernel = () if is_linear else (1, 1)
+        ends |= expect_affine(name, width, width, *kernel)
+    shapes = {**expect_affine("norm", width), **ends}
+    for index in range(depth):
+        shapes |= prefix_shapes(f"transformer_blocks.{index}", block)
+    return shapes
+
+
+def expect_clip_layer(width: int, inner_width: int) -> Shapes:
+    """CLIPEncoderLayer."""
+    shapes = {
+        **expect_affine("mlp.fc1", inner_width, width),
+        **expect_affine("mlp.fc2", width, inner_width),
+    }
+    for name in ("layer_norm1", "layer_norm2"):
+        shapes |= expect_affine(name, width)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= expect_affine(f"self_attn.{name}", width, width)
+    return shapes

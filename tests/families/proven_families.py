@@ -1,0 +1,98 @@
+"""The tiny models that the proof is for, and where their families differ from each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.families.reference_pipelines import pack_flux1
+
+
+def as_they_are(parts: Any, latents: Tensor) -> Tensor:
+    return latents
+
+
+def unpatch_flux2(parts: Any, latents: Tensor) -> Tensor:
+    """As Flux2KleinPipeline gives them: without the VAE's statistics, and not in patches."""
+    statistics = parts.vae.bn
+    deviation = (statistics.running_var + parts.vae.config.batch_norm_eps).sqrt()
+    raw = latents * deviation.view(-1, 1, 1) + statistics.running_mean.view(-1, 1, 1)
+    return torch.nn.functional.pixel_shuffle(raw, 2)
+
+
+def pack(parts: Any, latents: Tensor) -> Tensor:
+    """As FluxPipeline gives them: tokens of patches."""
+    return pack_flux1(latents[None])[0]
+
+
+@dataclass(frozen=True)
+class ProvenModel:
+    """What a tiny model is held against.
+
+    golden: of GOLDEN_FAMILIES, whose steps are repeated
+    inputs: what the script's denoiser calls each tensor of the conditioning; none to compare none
+    solver: what the pipeline's own scheduler is; guidance: scales that it is sampled with
+    negative_prompt: that the pipeline takes, where it takes one
+    options: further ones of the pipeline's call
+    compares_clean: whether the script compares an estimate of the clean latents, not the prediction
+    unread_formats: that diffusers reads at the published size alone; tests of names hold those
+    convert: (C, h, w) latents of the engine to those that the pipeline gives
+    other_weights: cases whose script weighs errors otherwise than its paper
+    text_rate: the script's own learning rate of text encoders, which the recording left as it is
+    """
+
+    golden: tuple[str, ...]
+    inputs: Mapping[str, str]
+    solver: str = "euler"
+    guidance: tuple[float, ...] = (1.0, 4.0)
+    negative_prompt: str | None = "blue"
+    convert: Callable[[Any, Tensor], Tensor] = as_they_are
+    other_weights: frozenset[str] = frozenset()
+    text_rate: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unread_formats: frozenset[str] = frozenset()
+    compares_clean: bool = False
+
+
+_HIDDEN = {"hidden": "encoder_hidden_states"}
+PROVEN_MODELS = {
+    "sd15": ProvenModel(("sd15", "sd15-lora"), _HIDDEN, solver="plms"),
+    "sdxl": ProvenModel(
+        ("sdxl",),
+        _HIDDEN | {"pooled": "text_embeds", "time_ids": "time_ids"},
+        # The script adds 1 behind the division; the paper, and diffusers' others, before it.
+        other_weights=frozenset({"snr_v_prediction"}),
+        text_rate=5e-6,
+    ),
+    # Its script's denoiser takes lists.
+    "z-image": ProvenModel(("z-image",), {}),
+    "z-image-turbo": ProvenModel((), {}),
+    # Guidance is what its denoiser is told: there is no negative prompt.
+    "flux1-dev": ProvenModel(
+        ("flux1-dev",),
+        {},
+        negative_prompt=None,
+        convert=pack,
+        unread_formats=frozenset({"kohya"}),
+    ),
+    "flux1-schnell": ProvenModel(
+        (),
+        {},
+        guidance=(1.0,),
+        negative_prompt=None,
+        convert=pack,
+        options={"max_sequence_length": 256},
+    ),
+    "sd3": ProvenModel(("sd3",), {}, guidance=(1.0, 7.0), compares_clean=True),
+    "sd3-without-t5": ProvenModel((), {}, guidance=(1.0, 7.0)),
+    "sd35": ProvenModel((), {}, guidance=(1.0, 7.0)),
+    # Its pipeline takes a negative prompt as embeddings alone.
+    "flux2-klein": ProvenModel(
+        ("flux2-klein",), _HIDDEN, negative_prompt=None, convert=unpatch_flux2
+    ),
+    "flux2-klein-distilled": ProvenModel(
+        (), {}, guidance=(1.0,), negative_prompt=None, convert=unpatch_flux2
+    ),
+}

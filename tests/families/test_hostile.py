@@ -1,0 +1,74 @@
+"""g. Damaged model directories: one line each, exit code 2, nothing started."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_directory import model_directory, model_outline
+from tests.families.hostile_directories import DAMAGES, POISONED
+from tests.families.proven_families import PROVEN_MODELS
+from tests.integration.conftest import dreambooth
+
+# What the files alone tell of, and what only their contents do.
+HOSTILE = [name for name, model in PROVEN_MODELS.items() if model.golden]
+
+
+@pytest.fixture
+def damaged(tiny_directories: dict[str, Path], tmp_path: Path, name: str) -> Path:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_directories[name], directory)
+    return directory
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_damage_of_every_part_is_refused_in_one_line(
+    tiny_directories: dict[str, Path], tmp_path: Path, name: str, damage: str
+) -> None:
+    good = tiny_directories[name]
+    model_directory(str(good))
+    for part in find_family(good).networks:
+        directory = tmp_path / part.name
+        shutil.copytree(good, directory)
+        DAMAGES[damage].apply(directory, part.name)
+        for look in (model_directory, model_outline):
+            with pytest.raises(ConfigError) as refused:
+                look(str(directory))
+            text = str(refused.value)
+            assert "\n" not in text
+            assert DAMAGES[damage].expected_word(part.name) in text, part.name
+            assert str(directory) in text
+        assert not (directory / POISONED).exists()
+
+
+VERBS = {
+    "preflight": ("preflight", "toy-robot.yaml"),
+    "train": ("train", "toy-robot.yaml"),
+    "generate": ("generate", "model", "--prompt", "a robot"),
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", ["NaN", "tensor missing", "pickle", "other class in the part"])
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_verb_refuses_before_anything_starts(
+    damaged: Path, photos: Path, tmp_path: Path, name: str, verb: str, damage: str
+) -> None:
+    part = find_family(damaged).denoiser.name
+    DAMAGES[damage].apply(damaged, part)
+    settings = [f"subject.photos={photos}", f"model.uri={damaged}", "train.resolution=64"]
+    arguments = [*VERBS[verb], *(settings if verb != "generate" else [])]
+    started_s = time.monotonic()
+    refused = dreambooth(*arguments, cwd=tmp_path)
+    seconds = time.monotonic() - started_s
+    assert refused.returncode == 2, refused.stderr
+    lines = [line for line in refused.stderr.splitlines() if "warning" not in line]
+    assert any(part in line for line in lines), (lines, f"{seconds:.1f} s")
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+    assert not (damaged / POISONED).exists()
