@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m "not demo and not fault"
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -m "not fault"
 
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
 # SHARE=K/N takes the K-th of N parts of them, from 0; K goes round.
