@@ -47,6 +47,7 @@ FAMILY = ModelFamily(
             "T5EncoderModel",
             tokenizer="tokenizer_2",
             tokenizer_class="T5TokenizerFast",
+            overflows=True,
         ),
     ),
     process="flow",

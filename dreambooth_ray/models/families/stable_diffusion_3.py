@@ -105,6 +105,7 @@ FAMILY = ModelFamily(
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     ),
     text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+    features=frozenset(("image_to_image", "inpainting")),
     solvers=("euler", "heun", "dpmpp_2m"),
     text_function_has_one_output=False,
     half_dtype="bfloat16",
