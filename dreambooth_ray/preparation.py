@@ -45,6 +45,7 @@ from dreambooth_ray.models.model_directory import (
 )
 from dreambooth_ray.models.model_mirror import share_model
 from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source, pin_source
+from dreambooth_ray.models.prompt_limits import check_prompts
 from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
@@ -85,7 +86,10 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     outline = model_outline(source)
     check_resolution(outline, config.train.resolution)
     check_method(config, outline)
-    config = fill_model_defaults(config, find_family(base_directory(outline)))
+    base = base_directory(outline)
+    config = fill_model_defaults(config, find_family(base))
+    check_prompts(base, (("prior.prompt", prompt) for prompt in config.class_prompts))
+    check_prompts(base, (("sample.prompts", prompt) for prompt in config.sample_prompts))
     check_packages(config)
     for rate_warning in check_rates(config):
         display.say(f"warning: {rate_warning}")
@@ -94,6 +98,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
         photographs = read_configured_subject(config, subject)
         split_photographs(config, photographs)
         check_preserved_captions(config, subject, photographs)
+        check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
         records.append(record_photographs(photographs, config.instance_prompts(subject)))
         if unread := describe_unread(photographs_folder(subject.photos)):
             display.say(f"warning: subject.photos={subject.photos!r}: {unread}")

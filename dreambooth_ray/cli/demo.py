@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from dreambooth_ray.imports import large_imports
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
+_RECIPES = {"toyworld": "toy-robot.yaml", "toyworld-flow": "toy-robot-flow.yaml"}
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, for example train.steps=200")
 ]
@@ -17,6 +18,10 @@ Overrides = Annotated[
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for images and report")] = Path("out/demo"),
+    model: Annotated[
+        Literal["toyworld", "toyworld-flow"],
+        typer.Option(help="a UNet that predicts noise, or a transformer that predicts velocity"),
+    ] = "toyworld",
     overrides: Overrides = None,
 ) -> None:
     """Learn one toy robot from five images and show what came of it."""
@@ -29,7 +34,7 @@ def demo(
     from dreambooth_ray.display import TrainingDisplay
 
     path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    config = load_config("toy-robot.yaml", [*path_overrides, *(overrides or [])])
+    config = load_config(_RECIPES[model], [*path_overrides, *(overrides or [])])
     display = TrainingDisplay()
     with session(config, meanwhile=_import_demo, imports_ahead=True):
         from dreambooth_ray.demo_report import compare_models, train_demo, write_report

@@ -89,6 +89,7 @@ class ModelFamily:
     architecture: of a directory: as weight files name it (Stability AI's model specification)
     max_side: of a directory: the longest side that an image can have, pixels; None is no limit
     methods: of train.method; without any, training is refused and `instead` says what to do
+    max_prompt_tokens: with the marks around a prompt; None where one of any length is taken
     kohya_names: where `export_formats` has "kohya"
     single_file_encoders: of a directory: where `export_formats` has "single-file", by part
     half_dtype: that a GPU samples in
@@ -118,6 +119,7 @@ class ModelFamily:
     features: frozenset[Feature] = frozenset()
     methods: tuple[str, ...] = ("full", "lora")
     instead: str = ""
+    max_prompt_tokens: int | None = None
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     kohya_names: KohyaNames | None = None

@@ -116,6 +116,13 @@ class ModelFunctions(ABC):
         raises: ConfigError for a prompt that the family can't take whole
         """
 
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """raises: ConfigError for a prompt that `encode_prompt` can't take whole
+
+        tokenizers: by the name of their folder; for families with `max_prompt_tokens`
+        """
+        raise NotImplementedError(f"{self.family.title} takes prompts of any length")
+
     def encode_pair(
         self,
         parts: "Components",

@@ -10,8 +10,9 @@ from tests.integration.conftest import dreambooth
 
 
 @pytest.mark.demo
-def test_the_demo_teaches_one_subject_and_keeps_the_rest(tmp_path: Path) -> None:
-    done = dreambooth("demo", "--out", str(tmp_path / "demo"), cwd=tmp_path)
+@pytest.mark.parametrize("model", ["toyworld", "toyworld-flow"])
+def test_the_demo_teaches_one_subject_and_keeps_the_rest(tmp_path: Path, model: str) -> None:
+    done = dreambooth("demo", "--model", model, "--out", str(tmp_path / "demo"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     fidelity = report["subject_fidelity"]

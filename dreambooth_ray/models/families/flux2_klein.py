@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.models.families.flux2_klein_checks import PATCH, check_networks
+from dreambooth_ray.models.families.flux2_klein_checks import MAX_TOKENS, PATCH, check_networks
 from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -65,6 +65,7 @@ FAMILY = ModelFamily(
     solvers=("euler", "heun", "dpmpp_2m"),
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
+    max_prompt_tokens=MAX_TOKENS,
     half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 50, "guidance_scale": 4.0},
     choose_variant=_choose_variant,

@@ -13,6 +13,7 @@ from dreambooth_ray.models.weight_shapes import find_mismatch
 TEXT_LAYERS = (9, 18, 27)
 # Latents of the VAE that the transformer takes as one, each way.
 PATCH = 2
+MAX_TOKENS = 512  # of a prompt with the marks of its message
 
 
 def check_networks(directory: Path) -> None:

@@ -18,14 +18,13 @@ from dreambooth_ray.models.chat_text import tokenize_chat
 from dreambooth_ray.models.components import Components, load_scheduler
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, read_index
-from dreambooth_ray.models.families.flux2_klein_checks import PATCH, TEXT_LAYERS
+from dreambooth_ray.models.families.flux2_klein_checks import MAX_TOKENS, PATCH, TEXT_LAYERS
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
 _ENCODER = "text_encoder"
-_NUM_TOKENS = 512
 
 
 class PackedTransformer(nn.Module):
@@ -109,12 +108,16 @@ class Flux2KleinFunctions(ModelFunctions):
         clip_skip: int = 0,
     ) -> Conditioning:
         """Hidden states of three layers, side by side."""
-        ids, mask = tokenize_chat(parts.tokenizer, prompt, _NUM_TOKENS, thinks=False)
+        ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=False)
         device = parts.text_encoder.device
         states = encoders[_ENCODER](
             ids.to(device), mask.to(device), output_hidden_states=True
         ).hidden_states
         return Conditioning({"hidden": torch.cat([states[k] for k in TEXT_LAYERS], dim=-1)})
+
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """As `ModelFunctions.check_prompt`."""
+        tokenize_chat(tokenizers["tokenizer"], prompt, MAX_TOKENS, thinks=False)
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and `hidden`."""
@@ -122,7 +125,7 @@ class Flux2KleinFunctions(ModelFunctions):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
-        shape = batch, _NUM_TOKENS, int(parts.denoiser.config.joint_attention_dim)
+        shape = batch, MAX_TOKENS, int(parts.denoiser.config.joint_attention_dim)
         return Conditioning({"hidden": torch.empty(shape)})
 
     def forward_process(self, parts: Components) -> ForwardProcess:

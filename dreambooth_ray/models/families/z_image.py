@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from dreambooth_ray.models.families.z_image_checks import PATCH, check_networks
+from dreambooth_ray.models.families.z_image_checks import MAX_TOKENS, PATCH, check_networks
 from dreambooth_ray.models.families.z_image_names import find_kohya_layer
 from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -60,6 +60,7 @@ FAMILY = ModelFamily(
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
     features=frozenset(("image_to_image", "inpainting")),
+    max_prompt_tokens=MAX_TOKENS,
     half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.0},
     choose_variant=_choose_variant,

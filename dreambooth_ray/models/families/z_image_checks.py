@@ -12,6 +12,7 @@ from dreambooth_ray.models.weight_shapes import find_mismatch
 
 # Latents that the transformer takes as one token, each way.
 PATCH = 2
+MAX_TOKENS = 512  # of a prompt with the marks of its message
 # Of ZImageTransformer2DModel, where a configuration names none.
 _DEFAULTS = {
     "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30,

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from dreambooth_ray.models.chat_text import tokenize_chat
 from dreambooth_ray.models.components import Components, load_scheduler
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.families.z_image_checks import PATCH
+from dreambooth_ray.models.families.z_image_checks import MAX_TOKENS, PATCH
 from dreambooth_ray.models.families.z_image_forward import BatchedTransformer
 from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
 _ENCODER = "text_encoder"
-_MAX_TOKENS = 512
 # Of an example: a caption of some length.
 _EXAMPLE_TOKENS = 64
 
@@ -78,13 +77,16 @@ class ZImageFunctions(ModelFunctions):
 
         The pipeline pads before it encodes: attention is causal, so no token sees the difference.
         """
-        limit = min(_MAX_TOKENS, int(parts.tokenizer.model_max_length))
-        ids, mask = tokenize_chat(parts.tokenizer, prompt, limit, thinks=True)
+        ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=True)
         ids = ids[mask.bool()][None].to(parts.text_encoder.device)
         outputs = encoders[_ENCODER](ids, output_hidden_states=True)
         hidden = outputs.hidden_states[-2]
         is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         return _pad(Conditioning({"hidden": hidden, "is_token": is_token}), SEQ_MULTI_OF)
+
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """As `ModelFunctions.check_prompt`."""
+        tokenize_chat(tokenizers["tokenizer"], prompt, MAX_TOKENS, thinks=True)
 
     def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
         """With zeros behind the shorter ones, which are marked."""

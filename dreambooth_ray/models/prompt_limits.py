@@ -1,0 +1,38 @@
+"""Captions that a model's family can't take whole: refused before work starts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import find_family
+
+# More than a chat template puts around a message.
+_NUM_MARKS = 32
+
+
+def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
+    """prompts: each with where it comes from, the setting or file to name
+
+    raises: ConfigError naming that, the prompt and the limit
+    """
+    family = find_family(directory)
+    if family.max_prompt_tokens is None:
+        return
+    # No token is less than a byte: of short ones there is nothing to count.
+    num_bytes = family.max_prompt_tokens - _NUM_MARKS
+    long_prompts = [(source, text) for source, text in prompts if len(text.encode()) > num_bytes]
+    if not long_prompts:
+        return
+    # Imported only here: it takes seconds.
+    from dreambooth_ray.models.components import load_tokenizer  # noqa: PLC0415
+
+    functions = family.load_functions()
+    tokenizers = {
+        part.tokenizer: load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
+        for part in family.text_encoders
+    }
+    for source, text in long_prompts:
+        try:
+            functions.check_prompt(tokenizers, text)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
