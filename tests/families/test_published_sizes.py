@@ -1,5 +1,12 @@
+import re
+from importlib.resources import files
+
 import pytest
 
+from dreambooth_ray.config.load import load_config
+from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_defaults import fill_model_defaults
 from tests.families.published_sizes import PUBLISHED_MODELS
 
 PARTS = [(name, part) for name, model in PUBLISHED_MODELS.items() for part in model.num_params]
@@ -13,3 +20,26 @@ def test_a_published_part_has_its_parameters(name: str, part: str) -> None:
     assert num_params == model.num_params[part]
     unit, number = model.said.get(part, ("parameters", num_params))
     assert number == (num_params if unit == "parameters" else round(2 * num_params / 2**30, 2))
+
+
+# Recipes that say what a step is predicted to take, by the model that they are for.
+RECIPES = {f"z-image-lora-{size}gb": "z-image" for size in (16, 24, 48, 80)}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_what_its_step_is_predicted_to_take(recipe: str) -> None:
+    model = PUBLISHED_MODELS[RECIPES[recipe]]
+    text = (files("dreambooth_ray.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    said = re.search(r"predicted to take ([\d.]+) GiB", text)
+    assert said is not None
+    config = load_config(recipe, ["subject.photos=photos", "subject.class_noun=dog"])
+    config = fill_model_defaults(config, find_family(model.configs))
+    footprint = estimate_footprint(config, model.configs)
+    assert footprint.total_bytes / 2**30 == pytest.approx(float(said[1]), abs=0.06)
+    bytes_a_weight = 0.5 if config.model.quantization == "nf4" else 2
+    weights = bytes_a_weight * model.num_params["transformer"]
+    # Norms and embeddings stay in float32, and four bits need scales.
+    assert weights <= footprint.frozen_bytes <= 1.1 * weights
+    card = float(recipe.removesuffix("gb").rpartition("-")[2]) * 1e9 / 2**30
+    assert footprint.total_bytes / 2**30 <= 0.9 * card
