@@ -79,7 +79,7 @@ def _reading(kind: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # readers raise of every kind
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
             f"--format={kind}: diffusers can't read back what was written: {text}; take another "
             "--format"

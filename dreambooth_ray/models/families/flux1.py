@@ -66,6 +66,7 @@ FAMILY = ModelFamily(
     solvers=("euler", "heun", "dpmpp_2m"),
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {"ss_base_model_version": "flux1"}),
+    features=frozenset(("image_to_image", "inpainting")),
     half_dtype="bfloat16",
     embeds_guidance=True,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},

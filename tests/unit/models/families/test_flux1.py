@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
@@ -68,7 +67,6 @@ def test_what_it_can_t_do_is_refused_by_name(dev: Path, setting: str, message: s
         ({"guidance_interval": (0.2, 0.8)}, "guidance_interval"),
         ({"guidance_rescale": 0.5}, "guidance_rescale"),
         ({"guidance_every": 2}, "guidance_every"),
-        ({"image": Image.new("RGB", (64, 64)), "mask": Image.new("L", (64, 64))}, "mask"),
     ],
 )
 def test_there_is_no_prediction_without_the_prompt(

@@ -1,0 +1,128 @@
+"""Start images and masks: latents of diffusers' own pipelines for them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    ZImageImg2ImgPipeline,
+    ZImageInpaintPipeline,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+
+from dreambooth_ray.models.components import load_components
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
+from tests.families.reference_pipelines import pack_flux1
+from tests.families.tiny_models import build_tiny
+
+PROMPT, SIDE, STEPS, STRENGTH = "a photo of sks robot", 64, 4, 0.5
+
+
+@dataclass(frozen=True)
+class StartImages:
+    """The pipelines of a tiny model. guidance: ours, and as the pipeline counts it
+
+    convert: (1, C, h, w) latents of the engine to those of the pipeline
+    """
+
+    image_pipeline: Any
+    mask_pipeline: Any
+    guidance: tuple[float, float]
+    convert: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+MODELS = {
+    "z-image": StartImages(ZImageImg2ImgPipeline, ZImageInpaintPipeline, (3.0, 2.0)),
+    "flux1-dev": StartImages(FluxImg2ImgPipeline, FluxInpaintPipeline, (3.0, 3.0), pack_flux1),
+    "flux1-schnell": StartImages(
+        FluxImg2ImgPipeline,
+        FluxInpaintPipeline,
+        (1.0, 0.0),
+        pack_flux1,
+        {"max_sequence_length": 256},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(directory: Path) -> Engine:
+    return Engine(load_components(directory))
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(autouse=True)
+def takes_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers samples the posterior of a start image; the engine takes its mode."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator: self.mean)
+
+
+def run_pipeline(pipeline_class: Any, directory: Path, **inputs: object) -> torch.Tensor:
+    model = MODELS[directory.name]
+    pipeline = pipeline_class.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    latents: torch.Tensor = pipeline(
+        prompt=PROMPT,
+        strength=STRENGTH,
+        num_inference_steps=STEPS,
+        guidance_scale=model.guidance[1],
+        height=SIDE,
+        width=SIDE,
+        generator=torch.Generator().manual_seed(5),
+        output_type="latent",
+        **model.options,
+        **inputs,
+    ).images
+    return latents
+
+
+def sample(engine: Engine, directory: Path, *images: Mapping[str, Any]) -> list[torch.Tensor]:
+    """As the pipeline gives latents; images: fields of a request each"""
+    model = MODELS[directory.name]
+    requests = [
+        Request(
+            PROMPT, 5, strength=STRENGTH, num_inference_steps=STEPS,
+            guidance_scale=model.guidance[0], **fields,
+        )
+        for fields in images
+    ]  # fmt: skip
+    return [model.convert(output.latents[None]) for output in engine.sample(requests)]
+
+
+def test_an_image_is_begun_from_as_diffusers_does(
+    engine: Engine, directory: Path, image: Image.Image
+) -> None:
+    (ours,) = sample(engine, directory, {"image": image})
+    theirs = run_pipeline(MODELS[directory.name].image_pipeline, directory, image=image)
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def test_what_a_mask_hides_is_generated_as_diffusers_does(
+    engine: Engine, directory: Path, image: Image.Image
+) -> None:
+    mask = Image.new("L", image.size)
+    mask.paste(255, (0, 0, SIDE // 2, SIDE))
+    ours, plain = sample(engine, directory, {"image": image, "mask": mask}, {"image": image})
+    theirs = run_pipeline(
+        MODELS[directory.name].mask_pipeline, directory, image=image, mask_image=mask
+    )
+    assert (ours - theirs).abs().max() <= 1e-4
+    assert (ours - plain).abs().max() > 1e-2
