@@ -24,6 +24,7 @@ def test_a_published_part_has_its_parameters(name: str, part: str) -> None:
 
 # Recipes that say what a step is predicted to take, by the model that they are for.
 RECIPES = {f"z-image-lora-{size}gb": "z-image" for size in (16, 24, 48, 80)}
+RECIPES |= dict.fromkeys(("sdxl-lora-16gb", "sdxl-lora-24gb", "sdxl-full-80gb"), "sdxl")
 
 
 @pytest.mark.fault
@@ -38,7 +39,10 @@ def test_a_recipe_says_what_its_step_is_predicted_to_take(recipe: str) -> None:
     footprint = estimate_footprint(config, model.configs)
     assert footprint.total_bytes / 2**30 == pytest.approx(float(said[1]), abs=0.06)
     bytes_a_weight = 0.5 if config.model.quantization == "nf4" else 2
-    weights = bytes_a_weight * model.num_params["transformer"]
+    held = [find_family(model.configs).denoiser.name] if config.train.method == "lora" else []
+    if config.train.text_encoder:
+        held += [name for name in model.num_params if name.startswith("text_encoder")]
+    weights = bytes_a_weight * sum(model.num_params[name] for name in held)
     # Norms and embeddings stay in float32, and four bits need scales.
     assert weights <= footprint.frozen_bytes <= 1.1 * weights
     card = float(recipe.removesuffix("gb").rpartition("-")[2]) * 1e9 / 2**30
