@@ -1,6 +1,7 @@
 """Checkpoints as published: configurations of their parts, and how many parameters these give."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,13 @@ class PublishedModel:
     def part_config(self, part: str) -> Config:
         config: Config = json.loads((self.configs / part / "config.json").read_text())
         return config | self.changes.get(part, {})
+
+    def write_configs(self, folder: Path) -> Path:
+        """A directory of configurations, without a weight."""
+        shutil.copytree(self.configs, folder)
+        for part in self.num_params:
+            (folder / part / "config.json").write_text(json.dumps(self.part_config(part)))
+        return folder
 
     def build_on_meta(self, part: str) -> nn.Module:
         """The network in full size, without memory."""

@@ -20,7 +20,7 @@ from tests.families.tiny_models import build_tiny
 from tests.integration.site import Site
 
 pytestmark = pytest.mark.fault
-FAMILIES = ["z-image", "flux1-dev", "sd3"]
+FAMILIES = ["z-image", "flux1-dev", "flux2-klein", "sd3"]
 # Alike in nothing but the model: the longer one is in step when the shorter one comes.
 FIRST: dict[str, Any] = {"num_inference_steps": 40, "guidance_scale": 3.0, "seed": 5}
 SECOND: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 5.0, "seed": 8}

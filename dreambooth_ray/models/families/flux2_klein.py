@@ -4,7 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.models.families.flux2_klein_checks import MAX_TOKENS, PATCH, check_networks
+from dreambooth_ray.models.families.flux2_klein_checks import (
+    MAX_TOKENS,
+    PATCH,
+    VAE_DEFAULTS,
+    check_networks,
+)
 from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -13,8 +18,6 @@ from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
 
 IS_DISTILLED = "is_distilled"
-# Where the VAE's configuration names none.
-_VAE_BLOCKS, _SIDE = [128, 256, 512, 512], 1024
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -22,13 +25,8 @@ def read_index(directory: Path) -> dict[str, Any]:
     return read_json(directory / INDEX)
 
 
-def _read_size_multiple(directory: Path) -> int:
-    config = read_json(directory / "vae" / "config.json")
-    return compute_latent_factor({"block_out_channels": _VAE_BLOCKS, **config}) * PATCH
-
-
-def _read_default_side(directory: Path) -> int:
-    return int(read_json(directory / "vae" / "config.json").get("sample_size", _SIDE))
+def _read_vae(directory: Path) -> dict[str, Any]:
+    return VAE_DEFAULTS | read_json(directory / "vae" / "config.json")
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
@@ -57,8 +55,8 @@ FAMILY = ModelFamily(
     process="flow",
     functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
     check=_check,
-    size_multiple=_read_size_multiple,
-    default_side=_read_default_side,
+    size_multiple=lambda directory: compute_latent_factor(_read_vae(directory)) * PATCH,
+    default_side=lambda directory: int(_read_vae(directory)["sample_size"]),
     architecture=lambda _: "flux2-klein",
     # As diffusers' script has them: of the blocks with two streams the image's attention alone.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),

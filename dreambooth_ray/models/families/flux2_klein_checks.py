@@ -1,9 +1,11 @@
 """Whether a directory holds a FLUX.2 Klein, by its files alone."""
 
 from pathlib import Path
+from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.part_configs import read_part_config
+from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.part_configs import DEFAULTS, read_json
 from dreambooth_ray.models.qwen3_checks import check_qwen3
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
@@ -11,6 +13,13 @@ from dreambooth_ray.models.weight_shapes import find_mismatch
 
 # Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
 TEXT_LAYERS = (9, 18, 27)
+# Of AutoencoderKLFlux2, where a configuration names none.
+VAE_DEFAULTS: dict[str, Any] = DEFAULTS["vae"] | {
+    "latent_channels": 32,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "sample_size": 1024,
+}
 # Latents of the VAE that the transformer takes as one, each way.
 PATCH = 2
 MAX_TOKENS = 512  # of a prompt with the marks of its message
@@ -22,6 +31,7 @@ def check_networks(directory: Path) -> None:
     raises: ConfigError naming the file
     """
     transformer = directory / "transformer"
+    check_scheduler(directory / "scheduler" / "scheduler_config.json")
     counts = read_counts(
         transformer / "config.json", "in_channels", "joint_attention_dim", "num_layers",
         "num_single_layers", "num_attention_heads", "attention_head_dim",
@@ -36,17 +46,35 @@ def check_networks(directory: Path) -> None:
             f"{transformer} takes text of width {counts['joint_attention_dim']}, and three layers "
             f"of text_encoder/ give {width}; the parts are of different models"
         )
-    vae_folder = directory / "vae"
-    vae = read_counts(vae_folder / "config.json", latent_channels=32)
-    config = read_part_config(directory, "vae") | vae
-    if problem := find_mismatch("vae", config, find_weights(vae_folder, "vae").read_shapes()):
-        raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
-    num_channels = vae["latent_channels"] * PATCH**2
+    num_channels = _check_vae(directory / "vae")
     if counts["in_channels"] != num_channels:
         raise ConfigError(
             f"{transformer} takes {counts['in_channels']} channels, and vae/ gives {num_channels} "
             "in patches of two by two; the parts are of different models"
         )
+
+
+def _check_vae(folder: Path) -> int:
+    """The channels of its latents in patches."""
+    path = folder / "config.json"
+    config = VAE_DEFAULTS | read_json(path)
+    if problem := find_bad_value("vae", config):
+        raise ConfigError(f"{path}: {problem}; copy it again")
+    num_channels = int(config["latent_channels"]) * PATCH**2
+    shapes = find_weights(folder, "vae").read_shapes()
+    problem = find_mismatch("vae", config, shapes)
+    if any(shapes.get(f"bn.running_{name}") != [num_channels] for name in ("mean", "var")):
+        problem = problem or f"its weights have no statistics (bn) of {num_channels} channels"
+    if problem:
+        raise ConfigError(f"{folder}: {problem}; the files are of different models")
+    return num_channels
+
+
+def check_scheduler(path: Path) -> None:
+    """raises: ConfigError for another than flow matching's"""
+    name = str(read_json(path).get("_class_name", ""))
+    if not name.startswith("FlowMatch"):
+        raise ConfigError(f"{path} says {name or 'nothing'}, not FlowMatchEulerDiscreteScheduler")
 
 
 def expect_transformer(counts: dict[str, int]) -> Shapes:
