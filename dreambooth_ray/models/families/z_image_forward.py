@@ -81,9 +81,9 @@ def predict_data(
     time = transformer.t_embedder(share_done * transformer.t_scale).type_as(x)
     image = transformer.all_x_embedder[_KIND](_patchify(x))
     num_padding = -(rows * columns) % SEQ_MULTI_OF
-    if num_padding:
-        padding = transformer.x_pad_token.to(image).expand(x.shape[0], num_padding, -1)
-        image = torch.cat([image, padding], dim=1)
+    # None of it too: the token then has a gradient of zeros, for which DDP waits.
+    padding = transformer.x_pad_token.to(image).expand(x.shape[0], num_padding, -1)
+    image = torch.cat([image, padding], dim=1)
     image_rotation, caption_rotation = _find_rotations(
         transformer, (rows, columns, num_padding), is_token, is_attended
     )
