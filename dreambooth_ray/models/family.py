@@ -186,7 +186,8 @@ def find_family(directory: Path) -> ModelFamily:
     if not (directory / INDEX).is_file():
         return _choose_variant(families[0], directory)
     name = read_json(directory / INDEX).get("_class_name")
-    for family in families:
+    # A package's goes before the product's own: whoever has installed it wants it.
+    for family in reversed(families):
         if name in family.pipeline_classes:
             return _choose_variant(family, directory)
     known = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)

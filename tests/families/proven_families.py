@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class ProvenModel:
     compares_clean: whether the script compares an estimate of the clean latents, not the prediction
     unread_formats: that diffusers reads at the published size alone; tests of names hold those
     convert: (C, h, w) latents of the engine to those that the pipeline gives
+    left_out: cases of what the family does not train
     other_weights: cases whose script weighs errors otherwise than its paper
     text_rate: the script's own learning rate of text encoders, which the recording left as it is
     """
@@ -49,6 +51,7 @@ class ProvenModel:
     guidance: tuple[float, ...] = (1.0, 4.0)
     negative_prompt: str | None = "blue"
     convert: Callable[[Any, Tensor], Tensor] = as_they_are
+    left_out: frozenset[str] = frozenset()
     other_weights: frozenset[str] = frozenset()
     text_rate: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -56,8 +59,11 @@ class ProvenModel:
     compares_clean: bool = False
 
 
+# Packages outside the tree name their `ProvenModel` under it, as their tiny model is called.
+ENTRY_POINTS = "dreambooth_ray.proven_models"
+OUTSIDE = {entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)}
 _HIDDEN = {"hidden": "encoder_hidden_states"}
-PROVEN_MODELS = {
+PROVEN_MODELS: dict[str, ProvenModel] = {
     "sd15": ProvenModel(("sd15", "sd15-lora"), _HIDDEN, solver="plms"),
     "sdxl": ProvenModel(
         ("sdxl",),
@@ -96,3 +102,4 @@ PROVEN_MODELS = {
         (), {}, guidance=(1.0,), negative_prompt=None, convert=unpatch_flux2
     ),
 }
+PROVEN_MODELS |= {name: load() for name, load in OUTSIDE.items()}
