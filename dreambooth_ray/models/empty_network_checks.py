@@ -44,12 +44,10 @@ def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
     quiet_libraries()
     with explained_loading(directory / part.name), torch.device("meta"):
         network = build_empty_network(directory, part)
-    second_names = set(getattr(network, "_tied_weights_keys", None) or ())
-    return {
-        _strip_levels(name): list(tensor.shape)
-        for name, tensor in network.state_dict().items()
-        if name not in second_names
-    }
+    # Files have a tied weight once, by the first of its names.
+    weights = network.state_dict(keep_vars=True)
+    first_names = {id(tensor): name for name, tensor in reversed(weights.items())}
+    return {_strip_levels(name): list(weights[name].shape) for name in sorted(first_names.values())}
 
 
 def _strip_levels(name: str) -> str:

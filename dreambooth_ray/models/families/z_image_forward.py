@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dreambooth_ray.models.families.z_image_checks import PATCH
 
@@ -105,8 +106,7 @@ def predict_data(
 def _run_block(transformer: Any, block: nn.Module, *inputs: Tensor | None) -> Tensor:
     """inputs: tokens, their mask, their rotation and, of blocks that have it, the time"""
     if transformer.gradient_checkpointing and torch.is_grad_enabled():
-        output: Tensor = transformer._gradient_checkpointing_func(block, *inputs)
-        return output
+        return torch.as_tensor(checkpoint(block, *inputs, use_reentrant=False))
     return torch.as_tensor(block(*inputs))
 
 
