@@ -10,9 +10,10 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Every theme's record of a folder, by name; raises ConfigError if there is none."""
+    """Every record of `bench` in a folder, by name; raises ConfigError if there is none."""
     contents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    records = [record for record in contents if "theme" in record]
+    # Programs of their own, `benchmarks.gpu` for one, write records of other shapes beside them.
+    records = [record for record in contents if {"theme", "setting"} <= record.keys()]
     if not records:
         raise ConfigError(
             f"{folder} holds no record; measure with `dreambooth bench THEME --json {folder}/...`"

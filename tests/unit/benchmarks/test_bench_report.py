@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+import benchmarks
 from benchmarks.bench_report import BEGIN, END, format_table, plot_ratios, put_table, read_records
 from dreambooth_ray.errors import ConfigError
 
@@ -54,6 +55,12 @@ def test_folder_without_records_is_refused(tmp_path: Path) -> None:
     (tmp_path / "savers.json").write_text("{}")
     with pytest.raises(ConfigError, match="no record"):
         read_records(tmp_path)
+
+
+def test_shipped_records_make_a_table_and_a_plot(tmp_path: Path) -> None:
+    records = read_records(Path(benchmarks.__file__).with_name("results"))
+    assert len(format_table(records).splitlines()) > len(records) > 5
+    plot_ratios(records, tmp_path / "ratios.svg")
 
 
 def test_plot_is_of_the_records(tmp_path: Path) -> None:
