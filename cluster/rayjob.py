@@ -1,6 +1,8 @@
 """A run as a RayJob: the manifest of k8s/base/rayjob, filled in from a recipe."""
 
 import copy
+import hashlib
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -9,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cluster.pod_checks import check_pod_settings
 from cluster.ray_jobs import make_portable_config
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
@@ -16,20 +19,24 @@ from dreambooth_ray.errors import CapacityError, ConfigError
 
 Resource = dict[str, Any]
 RECIPE = "recipe.yaml"
+# KubeRay refuses longer ones: it puts words and letters behind them.
+MAX_NAME_LENGTH = 47
 
 
 def submit_rayjob(config: Config, image: str, namespace: str, *, apply: bool) -> str:
     """The manifests of a run as YAML; with `apply` handed to kubectl, and its words returned.
 
-    raises: ConfigError without image, CapacityError if kubectl is missing or refuses
+    raises: ConfigError for settings that pods can't use, CapacityError if kubectl is missing or
+        refuses
     """
+    refuse_pod_settings(config, image, namespace)
+    if apply and not shutil.which("kubectl"):
+        raise CapacityError(
+            "--apply needs kubectl, which is not installed; leave it out, and apply what is printed"
+        )
     text = yaml.safe_dump_all(render_rayjob(config, image, namespace), sort_keys=False)
     if not apply:
         return text
-    if not shutil.which("kubectl"):
-        raise CapacityError(
-            "--apply needs kubectl, which is not installed; print and apply it there"
-        )
     result = subprocess.run(
         ["kubectl", "apply", "--filename", "-"],
         input=text, text=True, capture_output=True, check=False,
@@ -39,16 +46,32 @@ def submit_rayjob(config: Config, image: str, namespace: str, *, apply: bool) ->
     return result.stdout.strip()
 
 
-def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
-    """ConfigMap with the recipe and RayJob, both named after the run.
+def refuse_pod_settings(config: Config, image: str, namespace: str) -> None:
+    """raises: ConfigError that names each setting that pods can't use"""
+    findings = list(check_pod_settings(config, image, namespace))
+    if findings:
+        raise ConfigError("; also ".join(finding.text for finding in findings))
 
-    raises: ConfigError without an image
+
+def name_rayjob(run_id: str, storage_uri: str) -> str:
+    """The name of a run's RayJob and ConfigMap: another one for every other run.
+
+    Run ids have letters, lengths and signs that names of Kubernetes have not, and the same id may
+    be a run in another storage: what tells them apart is a hash.
     """
-    if not image:
-        raise ConfigError("--image is not given; name the image that the pods run")
+    words = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
+    digest = hashlib.sha256(f"{storage_uri.rstrip('/')} {run_id}".encode()).hexdigest()[:10]
+    prefix = f"dreambooth-{words}"[: MAX_NAME_LENGTH - len(digest) - 1].rstrip("-")
+    return f"{prefix}-{digest}"
+
+
+def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
+    """ConfigMap with the recipe and RayJob, both named after the run."""
     portable = make_portable_config(config)
-    name = f"dreambooth-{str(portable.run_id).lower().replace('.', '-').replace('_', '-')}"[:47]
-    meta = {"name": name.rstrip("-"), "namespace": namespace}
+    meta = {
+        "name": name_rayjob(str(portable.run_id), portable.storage.uri),
+        "namespace": namespace,
+    }
     labels = {"app.kubernetes.io/part-of": "dreambooth"}
     recipe = {
         "apiVersion": "v1",
@@ -63,8 +86,8 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
     group = "gpu" if portable.cluster.gpus else "cpu"
     for workers in cluster["workerGroupSpecs"]:
         if workers["groupName"] == group:
-            count = portable.cluster.workers
-            workers.update(replicas=count, minReplicas=count, maxReplicas=count)
+            span = portable.cluster.span
+            workers.update(replicas=span.min, minReplicas=span.min, maxReplicas=span.max)
     if not portable.cluster.gpus:
         cluster["workerGroupSpecs"] = [
             g for g in cluster["workerGroupSpecs"] if g["groupName"] != "gpu"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Cluster = Annotated[str, typer.Option("--cluster", help="name in the clusters file")]
 RunId = Annotated[str, typer.Argument(help="run id, as submit printed it")]
+NAMESPACE = "dreambooth"
 _STOP_TIMEOUT_S = 180.0
 
 
@@ -35,17 +36,25 @@ def submit(
     clusters: Clusters = CLUSTERS_FILE,
     check: Annotated[bool, typer.Option("--preflight/--no-preflight")] = True,
     k8s: Annotated[bool, typer.Option("--k8s", help="as a RayJob for Kubernetes")] = False,
-    image: Annotated[str, typer.Option(help="with --k8s: image of the pods")] = "",
-    namespace: Annotated[str, typer.Option(help="with --k8s")] = "dreambooth",
+    image: Annotated[
+        str, typer.Option(help="with --k8s: image of the pods, NAME@sha256:DIGEST")
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option(help=f"with --k8s: {NAMESPACE} if not given", show_default=False)
+    ] = "",
     apply: Annotated[bool, typer.Option("--apply", help="with --k8s: kubectl apply")] = False,
 ) -> None:
     """Start a run on a cluster; prints its run id at once. The same run is started once."""
     from dreambooth_ray.config.load import load_config
 
+    _refuse_unused_options(cluster, image, namespace, k8s=k8s, apply=apply)
     config = load_config(recipe, overrides or [])
     if k8s:
-        from cluster.rayjob import submit_rayjob
+        from cluster.rayjob import refuse_pod_settings, submit_rayjob
 
+        namespace = namespace or NAMESPACE
+        # First: what pods can't use is not looked for on this machine either.
+        refuse_pod_settings(config, image, namespace)
         if check:
             refuse_fatal_findings(config, None, is_elsewhere=True)
         print(submit_rayjob(config, image, namespace, apply=apply))
@@ -55,6 +64,19 @@ def submit(
     if check:
         refuse_fatal_findings(config, entry)
     print(jobs.submit(config).run_id)
+
+
+def _refuse_unused_options(
+    cluster: str, image: str, namespace: str, *, k8s: bool, apply: bool
+) -> None:
+    if k8s and cluster:
+        raise ConfigError(
+            f"--cluster={cluster!r} and --k8s are two places for one run; leave out one of them"
+        )
+    options = {"--image": image, "--namespace": namespace, "--apply": apply}
+    given = [name for name, value in options.items() if value]
+    if given and not k8s:
+        raise ConfigError(f"{', '.join(given)} is for pods alone; add --k8s, or leave it out")
 
 
 def watch(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:

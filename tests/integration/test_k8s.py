@@ -20,6 +20,7 @@ from cluster.rayjob import render_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.serving import ServeConfig
 from tests.integration import crd
+from tests.unit.cluster.test_pod_checks import IMAGE, REMOTE
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -148,11 +149,9 @@ def test_arguments_of_the_endpoint_are_a_configuration(overlay: str) -> None:
 
 @pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
 @pytest.mark.parametrize("gpus", ["true", "false"])
-def test_a_rendered_run_is_valid(gpus: str, photos: Path, tmp_path: Path) -> None:
-    overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path}", f"cluster.gpus={gpus}"]
-    recipe, job = render_rayjob(
-        load_config("toy-robot", overrides), "registry.example.com/d:1", "team"
-    )
+def test_a_rendered_run_is_valid(gpus: str) -> None:
+    config = load_config("toy-robot", [*REMOTE, f"cluster.gpus={gpus}"])
+    recipe, job = render_rayjob(config, IMAGE, "team")
     kubernetes_validate.validate(recipe, KUBERNETES, strict=True)
     schemas = crd.read_schemas(Path(str(CRDS)))
     assert crd.faults(schemas["ray.io/v1", "RayJob"], job) == []

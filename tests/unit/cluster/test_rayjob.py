@@ -1,18 +1,22 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster.rayjob import RECIPE, render_rayjob, submit_rayjob
+from cluster.rayjob import MAX_NAME_LENGTH, RECIPE, name_rayjob, render_rayjob, submit_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
-from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.config.section import ID_PATTERN
+from dreambooth_ray.errors import CapacityError
+from tests.unit.cluster.test_pod_checks import IMAGE, REMOTE
 
-IMAGE = "registry.example.com/dreambooth-ray:1"
+RUN_IDS = st.from_regex(ID_PATTERN, fullmatch=True)
 
 
-def test_a_recipe_becomes_a_job(photos: Path, tmp_path: Path) -> None:
-    overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path}", "cluster.workers=2"]
-    recipe, job = render_rayjob(load_config("toy-robot", overrides), IMAGE, "team")
+def test_a_recipe_becomes_a_job() -> None:
+    recipe, job = render_rayjob(load_config("toy-robot", [*REMOTE]), IMAGE, "team")
     config = parse_config(recipe["data"][RECIPE], "the job", [])
     assert config.run_id
     assert recipe["metadata"]["namespace"] == job["metadata"]["namespace"] == "team"
@@ -25,19 +29,42 @@ def test_a_recipe_becomes_a_job(photos: Path, tmp_path: Path) -> None:
     assert "dreambooth-recipe" not in text
 
 
-def test_gpus_keep_the_gpu_group(photos: Path, tmp_path: Path) -> None:
-    overrides = [f"subject.photos={photos}", f"storage.uri={tmp_path}", "cluster.gpus=true"]
-    _, job = render_rayjob(load_config("toy-robot", overrides), IMAGE, "team")
-    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+def test_gpus_keep_the_gpu_group() -> None:
+    config = load_config("toy-robot", [*REMOTE, "cluster.gpus=true"])
+    groups = render_rayjob(config, IMAGE, "team")[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert {g["groupName"]: g["replicas"] for g in groups} == {"gpu": 2, "cpu": 1}
 
 
-def test_what_is_missing_is_said(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_workers_may_lie_between_bounds() -> None:
+    config = load_config("toy-robot", [*REMOTE, "cluster.workers={min: 1, max: 2}"])
+    text = submit_rayjob(config, IMAGE, "team", apply=False)
+    job = list(yaml.safe_load_all(text))[1]
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 2)
+
+
+@given(RUN_IDS, RUN_IDS)
+def test_names_are_valid_and_never_collide(run_id: str, other: str) -> None:
+    name = name_rayjob(run_id, "s3://bucket/runs")
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
+    assert len(name) <= MAX_NAME_LENGTH
+    assert (name == name_rayjob(other, "s3://bucket/runs")) == (run_id == other)
+
+
+@pytest.mark.parametrize("other", ["my_dog", "My.Dog", "my-dog-", "my-dog" + "x" * 60])
+def test_ids_that_read_alike_have_names_of_their_own(other: str) -> None:
+    assert name_rayjob("my-dog", "s3://b/runs") != name_rayjob(other, "s3://b/runs")
+    assert name_rayjob("x" * 80 + "1", "s3://b") != name_rayjob("x" * 80 + "2", "s3://b")
+
+
+def test_one_id_in_two_storages_is_two_runs() -> None:
+    assert name_rayjob("my-dog", "s3://one/runs") != name_rayjob("my-dog", "s3://two/runs")
+    assert name_rayjob("my-dog", "s3://one/runs") == name_rayjob("my-dog", "s3://one/runs/")
+
+
+def test_without_kubectl_nothing_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config("toy-robot", [f"subject.photos={photos}", f"storage.uri={tmp_path}"])
-    with pytest.raises(ConfigError, match="--image is not given"):
-        render_rayjob(config, "", "team")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CapacityError, match="needs kubectl"):
-        submit_rayjob(config, IMAGE, "team", apply=True)
+        submit_rayjob(load_config("toy-robot", [*REMOTE]), IMAGE, "team", apply=True)
