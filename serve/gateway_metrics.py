@@ -1,6 +1,11 @@
 """Counters and gauges in Prometheus' form, one registry a gateway."""
 
+import uuid
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from serve.replica_pool import ReplicaPool
 
@@ -18,11 +23,31 @@ _POOL_GAUGES = {
 }
 
 
+class _LabelledRegistry(Collector):
+    """A registry's metrics, each with the gateway that they are of.
+
+    Every host's proxy hands a scrape to one of the gateways. By the label one gateway that is read
+    at several hosts counts once, and several gateways behind one host's proxy stay apart.
+    """
+
+    def __init__(self, registry: CollectorRegistry, gateway: str) -> None:
+        self._registry, self._gateway = registry, gateway
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "gateway": self._gateway})
+                for sample in metric.samples
+            ]
+            yield metric
+
+
 class Metrics:
     """What this gateway saw."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        self._labelled = _LabelledRegistry(registry, uuid.uuid4().hex[:8])
         self.requests = Counter(
             "dreambooth_requests",
             "answers by route and status",
@@ -67,5 +92,5 @@ class Metrics:
             self._pool_gauges[name].labels(pool.name).set(value)
 
     def format_prometheus(self) -> bytes:
-        """All of it."""
-        return generate_latest(self.registry)
+        """All of it, with the label `gateway`."""
+        return generate_latest(self._labelled)

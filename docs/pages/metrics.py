@@ -49,7 +49,8 @@ def metrics() -> str:
         "Metrics",
         "serve/gateway_metrics.py and dreambooth_ray/training",
         "## Of the endpoint",
-        "`GET /metrics` answers in Prometheus' text format. Every gateway counts for itself.",
+        "`GET /metrics` answers in Prometheus' text format. Every gateway counts for itself; "
+        "the label `gateway`, which all of them have, says which it is.",
         table(("name", "kind", "labels", "meaning"), *rows),
         "## Of a run",
         "`metrics.jsonl` in the run's folder has one JSON object a line, one line an optimizer "

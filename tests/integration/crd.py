@@ -1,13 +1,27 @@
 """KubeRay's custom resource definitions as JSON schemas, as strict as the API server is."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cel
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError, validators
 
 Tree = dict[str, Any]
+
+
+def _evaluate_rules(
+    _: Any, rules: list[Tree], instance: Any, __: Tree
+) -> Iterator[ValidationError]:
+    """Rules in the Common Expression Language, as for a new object: nothing was there before."""
+    for rule in rules:
+        if "oldSelf" not in rule["rule"] and not cel.evaluate(rule["rule"], {"self": instance}):
+            yield ValidationError(rule.get("message", rule["rule"]))
+
+
+_Validator = validators.extend(Draft202012Validator, {"x-kubernetes-validations": _evaluate_rules})
 
 
 @cache
@@ -47,7 +61,7 @@ def _tighten(schema: Tree, root: bool = False) -> Tree:
 
 def faults(schema: Tree, resource: Tree) -> list[str]:
     """What the schema has against a resource, each with its place."""
-    found = Draft202012Validator(schema).iter_errors(_without_nulls(resource))
+    found = _Validator(schema).iter_errors(_without_nulls(resource))
     return [f"{'.'.join(str(p) for p in e.absolute_path)}: {e.message}" for e in found]
 
 

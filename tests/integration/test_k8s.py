@@ -16,9 +16,11 @@ import pytest
 import ray
 import yaml
 
+from cluster.pod_checks import check_pod_settings
 from cluster.rayjob import render_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.serving import ServeConfig
+from serve.gateway_metrics import Metrics
 from tests.integration import crd
 from tests.unit.cluster.test_pod_checks import IMAGE, REMOTE
 
@@ -92,6 +94,23 @@ def test_a_planted_typo_is_found() -> None:
         assert any(plant in fault for fault in crd.faults(schemas["ray.io/v1", "RayJob"], broken))
 
 
+# A change of a RayJob, and what a rule of its definition says to it.
+RULES = {
+    "managedBy": ("somebody", "managedBy field value must be either"),
+    "deletionStrategy": ({"onSuccess": {"policy": "DeleteSelf"}}, "requires either BOTH onSuccess"),
+}
+
+
+@pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS_DIR names no folder with KubeRay's CRDs")
+@pytest.mark.parametrize("field", RULES)
+def test_rules_of_the_definitions_are_evaluated(field: str) -> None:
+    value, words = RULES[field]
+    job = copy.deepcopy(next(r for r in resources("kind") if r["kind"] == "RayJob"))
+    job["spec"][field] = value
+    schema = crd.read_schemas(Path(str(CRDS)))["ray.io/v1", "RayJob"]
+    assert any(words in fault for fault in crd.faults(schema, job))
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_is_locked_down(overlay: str) -> None:
     for resource in resources(overlay):
@@ -107,6 +126,37 @@ def test_every_pod_is_locked_down(overlay: str) -> None:
                 assert re.search(r":[\w.-]*\d[\w.-]*$", container["image"]), container["image"]
                 mounted = {m["name"] for m in container.get("volumeMounts", [])}
                 assert mounted <= {v["name"] for v in spec.get("volumes", [])} | {"data"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_budgets_let_nodes_drain(overlay: str) -> None:
+    """KubeRay's definitions have no scale subresource: of their pods a budget may say how many have
+    to stay, as a number, and no more. Where that is all there are, a drain never ends.
+    """
+    for resource in resources(overlay):
+        if resource["kind"] == "PodDisruptionBudget":
+            assert isinstance(resource["spec"].get("minAvailable"), int), describe_resource(
+                resource
+            )
+            assert "maxUnavailable" not in resource["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_head_services_of_jobs_and_endpoints_find_their_pods(overlay: str) -> None:
+    """KubeRay selects heads by `app.kubernetes.io/name: kuberay`, which a template may replace."""
+    for resource in resources(overlay):
+        for key in ("rayClusterSpec", "rayClusterConfig"):
+            if cluster := resource.get("spec", {}).get(key):
+                labels = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
+                assert labels.get("app.kubernetes.io/name", "kuberay") == "kuberay"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_recipes_ask_for_what_pods_can_reach(overlay: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] == "ConfigMap" and "recipe.yaml" in resource.get("data", {}):
+            config = parse_config(resource["data"]["recipe.yaml"], overlay, [])
+            assert list(check_pod_settings(config, IMAGE, "dreambooth")) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -180,7 +230,7 @@ def test_alert_rules_pass_promtool(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_metrics_in_rules_and_dashboard_are_metrics_of_ray() -> None:
+def test_metrics_in_rules_and_dashboard_are_metrics_of_ray_and_of_gateways() -> None:
     """Ray's own dashboards name what Ray exports; a name that is not there never fires."""
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     ray_metrics = set(
@@ -195,8 +245,12 @@ def test_metrics_in_rules_and_dashboard_are_metrics_of_ray() -> None:
     expressions += [rule["expr"] for g in rules["spec"]["groups"] for rule in g["rules"]]
     labels = {"ray_io_cluster", "ray_train_run_name"}
     used = {m for e in expressions for m in re.findall(r"\bray_[a-z_0-9]+", e)} - labels
+    own = {m for e in expressions for m in re.findall(r"\bdreambooth_[a-z_0-9]+", e)}
     assert used
     assert used <= ray_metrics, used - ray_metrics
+    gateway_metrics = set(re.findall(r"# TYPE (\w+)", Metrics().format_prometheus().decode()))
+    assert own
+    assert {m.removesuffix("_bucket") for m in own} <= gateway_metrics, own - gateway_metrics
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])

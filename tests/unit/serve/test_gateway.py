@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import re
 import threading
 from typing import Any
 
@@ -166,8 +167,8 @@ def test_models_health_and_metrics(client: TestClient) -> None:
         pass
     client.post(GENERATE, json=QUICK)
     text = client.get("/metrics").text
-    assert 'dreambooth_images_total{model="toyworld"} 1.0' in text
-    assert 'dreambooth_in_hand{pool="Replica"} 0.0' in text
+    assert re.search(r'dreambooth_images_total{gateway="\w+",model="toyworld"} 1.0', text)
+    assert re.search(r'dreambooth_in_hand{gateway="\w+",pool="Replica"} 0.0', text)
     headers = client.get("/healthz", headers={"x-request-id": "abc"}).headers
     assert headers["x-request-id"] == "abc"
     assert headers["x-content-type-options"] == "nosniff"
@@ -186,9 +187,9 @@ def test_refusals_are_counted_by_reason(
     client: TestClient, body: dict[str, Any], reason: str
 ) -> None:
     def count() -> float:
-        counter = f'dreambooth_refusals_total{{reason="{reason}"}} '
-        lines = client.get("/metrics").text.splitlines()
-        return sum(float(line.removeprefix(counter)) for line in lines if line.startswith(counter))
+        counter = rf'^dreambooth_refusals_total{{gateway="\w+",reason="{reason}"}} (\S+)$'
+        text = client.get("/metrics").text
+        return sum(float(count) for count in re.findall(counter, text, re.MULTILINE))
 
     before = count()
     assert reason in client.post(GENERATE, json=body).text
