@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,38 +108,30 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
-    """A random Stable Diffusion of sizes the toy has not: 77 tokens, 8x VAE, four blocks, v."""
-    folder = tmp_path_factory.mktemp("other") / "model"
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(toy_model / "tokenizer", model_max_length=77)
-    blocks = (16, 16, 32, 32)
+def save_random_model(
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    vae: dict[str, Any],
+    unet: dict[str, Any],
+    text_encoder: dict[str, Any],
+    scheduler: dict[str, Any],
+) -> None:
+    """Write a Stable Diffusion. vae to scheduler: what each configuration has beside the usual"""
+    num_blocks = len(vae["block_out_channels"])
     StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=blocks,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+            down_block_types=("DownEncoderBlock2D",) * num_blocks,
+            up_block_types=("UpDecoderBlock2D",) * num_blocks,
             latent_channels=4,
-            norm_num_groups=8,
-            sample_size=128,
+            **vae,
         ),
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=blocks,
-            layers_per_block=2,
-            cross_attention_dim=48,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        ),
+        unet=UNet2DConditionModel(attention_head_dim=4, norm_num_groups=8, **unet),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=48,
-                intermediate_size=96,
-                num_hidden_layers=3,
                 num_attention_heads=4,
-                max_position_embeddings=77,
+                max_position_embeddings=tokenizer.model_max_length,
+                **text_encoder,
             )
         ),
         tokenizer=tokenizer,
@@ -146,14 +139,35 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Pa
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            prediction_type="v_prediction",
-            set_alpha_to_one=False,
             steps_offset=1,
+            **scheduler,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
+    """A random Stable Diffusion of sizes the toy has not: 77 tokens, 8x VAE, four blocks, v."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(toy_model / "tokenizer", model_max_length=77)
+    blocks = (16, 16, 32, 32)
+    save_random_model(
+        folder,
+        tokenizer,
+        {"block_out_channels": blocks, "norm_num_groups": 8, "sample_size": 128},
+        {
+            "sample_size": 16,
+            "block_out_channels": blocks,
+            "layers_per_block": 2,
+            "cross_attention_dim": 48,
+        },
+        {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3},
+        {"prediction_type": "v_prediction", "set_alpha_to_one": False},
+    )
     return folder
 
 
@@ -168,42 +182,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Pat
     folder = tmp_path_factory.mktemp("tiny") / "model"
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(toy_model / "tokenizer", model_max_length=16)
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            norm_num_groups=4,
-            sample_size=64,
-        ),
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(16, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        ),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                max_position_embeddings=16,
-            )
-        ),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    save_random_model(
+        folder,
+        tokenizer,
+        {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "sample_size": 64},
+        {
+            "sample_size": 16,
+            "block_out_channels": (16, 32),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+        },
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1},
+        {},
+    )
     return folder
 
 

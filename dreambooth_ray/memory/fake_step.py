@@ -118,11 +118,9 @@ def _run_step(
     conditioning = functions.example_conditioning(parts, batch, config.train.resolution)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if trained_encoders:
-            text_functions = {
-                part.name: functions.text_function(part.name, parts.text_encoders[part.name])
-                for part in parts.family.trainable_text_encoders
-            }
-            conditioning = functions.embed_examples(parts, text_functions, conditioning)
+            training = functions.text_training
+            text_functions = training.text_functions(parts.trainable_text_encoders)
+            conditioning = training.embed_examples(parts, text_functions, conditioning)
         function = functions.denoiser_function(parts.denoiser)
         prediction = function(latents, times, *conditioning.values)
     (prediction.float() - latents).square().mean().backward()

@@ -5,7 +5,7 @@ of a window, D embedding width.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,20 @@ from dreambooth_ray.models import clip_text
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.family import TextEncoderPart
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
+from dreambooth_ray.models.model_functions import ModelFunctions, TextForward, TextForwards
 from dreambooth_ray.models.part_configs import SAMPLE_SIZE
-from dreambooth_ray.models.prompt_windows import tokenize_windows
+from dreambooth_ray.models.prompt_windows import limit_windows, tokenize_windows
+from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import DiffusionProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
 
-class ClipUNetFunctions(ModelFunctions):
+class ClipUNetFunctions(ModelFunctions, TextTraining):
     """Latents of diffusers' AutoencoderKL, DDPM's noise, prompts in windows."""
 
     def load(self, directory: Path) -> Components:
         """As `ModelFunctions.load`; tokens of a prompt are as many as its encoder has places."""
-        parts = super().load(directory)
-        for part in self.family.text_encoders:
-            tokenizer = parts.tokenizers[part.tokenizer]
-            positions = parts.text_encoders[part.name].config.max_position_embeddings
-            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-        return parts
+        return limit_windows(super().load(directory))
 
     # Images
 
@@ -73,7 +69,7 @@ class ClipUNetFunctions(ModelFunctions):
         """Token ids (1, L) and an optional mask to what the denoiser is told of them, (1, L, D)."""
 
     def embed_text(
-        self, parts: Components, encoders: Mapping[str, TextForward], prompt: str, clip_skip: int
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int
     ) -> Tensor:
         """(1, k L, D) by all encoders, side by side along D; see `clip_text`."""
         embeddings = []

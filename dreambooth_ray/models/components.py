@@ -80,6 +80,13 @@ class Components:
         }
 
     @property
+    def trainable_text_encoders(self) -> dict[str, Any]:
+        """Those that can be trained, by name, in their order."""
+        return {
+            part.name: self.text_encoders[part.name] for part in self.family.trainable_text_encoders
+        }
+
+    @property
     def text_forwards(self) -> "dict[str, TextForward]":
         """The text encoders as `ModelFunctions.encode_prompt` takes them, without adapters."""
         return {

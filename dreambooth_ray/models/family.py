@@ -62,6 +62,34 @@ class TextEncoderPart(Part):
     overflows: bool = False
 
 
+def clip_encoder(class_name: str = "CLIPTextModel", number: str = "") -> TextEncoderPart:
+    """One of CLIP's, which can be trained. number: behind the names of both folders, _2 say"""
+    return TextEncoderPart(
+        f"text_encoder{number}",
+        "transformers",
+        class_name,
+        tokenizer=f"tokenizer{number}",
+        can_train=True,
+    )
+
+
+def t5_encoder(number: str) -> TextEncoderPart:
+    """T5's. number: as of `clip_encoder`"""
+    return TextEncoderPart(
+        f"text_encoder{number}",
+        "transformers",
+        "T5EncoderModel",
+        tokenizer=f"tokenizer{number}",
+        tokenizer_class="T5TokenizerFast",
+        overflows=True,
+    )
+
+
+# Layers of attention: of UNets as of diffusers' transformers, and of CLIP.
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
 # What only some families can do; the rest refuse it by name.
 Feature = Literal[
     "kv",  # train.method=kv
@@ -74,7 +102,7 @@ Feature = Literal[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFamily:
     """What a family's directories look like, and what it can do.
 
@@ -106,7 +134,7 @@ class ModelFamily:
     title: str
     pipeline_classes: tuple[str, ...]
     denoiser: Part
-    vae: Part
+    vae: Part = Part("vae", "diffusers", "AutoencoderKL")
     text_encoders: tuple[TextEncoderPart, ...]
     process: Literal["diffusion", "flow"]
     functions: str

@@ -6,15 +6,23 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth_ray.models.components import Components, build_empty_parts, load_parts
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import (
+    Components,
+    build_empty_parts,
+    load_parts,
+    load_scheduler,
+)
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.model_directory import compute_latent_factor
+from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
 
@@ -42,12 +50,26 @@ class ImageFrame(NamedTuple):
 # Token ids (B, L), a mask (B, L) or None, and the keyword output_hidden_states, to what one of
 # transformers' encoders returns. In sampling it carries the adapters of a request.
 TextForward = Callable[..., Any]
+# By the name of their part.
+TextForwards = Mapping[str, TextForward]
 
 
 class ModelFunctions(ABC):
-    """One family's arithmetic. It holds no weights: parts are given to each function."""
+    """One family's arithmetic. It holds no weights: parts are given to each function.
+
+    scheduler_class: of diffusers, in its pipeline where a directory names none that is known
+    """
+
+    scheduler_class: ClassVar[str]
 
     def __init__(self, family: ModelFamily) -> None:
+        """raises: TypeError where the family says that it can what its functions can't"""
+        for says, kind in (
+            (bool(family.trainable_text_encoders), TextTraining),
+            (family.max_prompt_tokens is not None, LimitedPrompts),
+        ):
+            if says and not isinstance(self, kind):
+                raise TypeError(f"{type(self).__name__} of {family.title} is no {kind.__name__}")
         self.family = family
 
     # Loading
@@ -59,6 +81,14 @@ class ModelFunctions(ABC):
     @abstractmethod
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """diffusers' own pipeline of loaded parts; directory: the base model's."""
+
+    def pipeline_parts(self, parts: Components, directory: Path) -> dict[str, Any]:
+        """The parts by the names of their folders, as diffusers' pipelines take them."""
+        return {
+            "scheduler": load_scheduler(directory, self.scheduler_class),
+            **parts.networks,
+            **parts.tokenizers,
+        }
 
     def build_empty(self, directory: Path) -> Components:
         """The networks by their configurations alone, as the current torch device makes them.
@@ -104,24 +134,12 @@ class ModelFunctions(ABC):
 
     @abstractmethod
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """One row for a prompt, of any length and with weights where the family has them.
 
-        encoders: by the name of their part
         raises: ConfigError for a prompt that the family can't take whole
         """
-
-    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """raises: ConfigError for a prompt that `encode_prompt` can't take whole
-
-        tokenizers: by the name of their folder; for families with `max_prompt_tokens`
-        """
-        raise NotImplementedError(f"{self.family.title} takes prompts of any length")
 
     def encode_pair(
         self,
@@ -137,29 +155,12 @@ class ModelFunctions(ABC):
         first, second = (encode(prompt, clip_skip) for prompt in prompts)
         return first, second
 
-    def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
-        """Token ids of captions, for `token_embedder`; for families with trained encoders."""
-        raise NotImplementedError(f"{self.family.title} trains no text encoder")
-
-    def token_embedder(
-        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
-    ) -> Callable[[Conditioning], Conditioning]:
-        """A function that embeds what `tokenize` gave, in every step.
-
-        functions: of `text_function`, by the name of the part
-        """
-        raise NotImplementedError(f"{self.family.title} trains no text encoder")
-
-    def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
-        """A text encoder as a function from token ids (B, L) to one tensor, or to several."""
-        raise NotImplementedError(f"{self.family.title} trains no text encoder")
-
-    def unused_layers(self, name: str, encoder: Any) -> tuple[str, ...]:
-        """Layers of a text encoder that nothing which the denoiser is told comes from.
-
-        They are never trained: gradients would not reach them.
-        """
-        return ()
+    @property
+    def text_training(self) -> TextTraining:
+        """What computes with trained text encoders; raises: ConfigError where there is none."""
+        if isinstance(self, TextTraining):
+            return self
+        raise ConfigError(f"{self.family.title} trains no text encoder")
 
     def add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """With what the denoiser is told of sizes. frames: (B, 6) int64 of `ImageFrame`"""
@@ -182,18 +183,6 @@ class ModelFunctions(ABC):
     @abstractmethod
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of the usual size and with any contents, float32: to measure a forward with."""
-
-    def embed_examples(
-        self,
-        parts: Components,
-        functions: Mapping[str, Callable[..., Any]],
-        conditioning: Conditioning,
-    ) -> Conditioning:
-        """An example's conditioning, with what trained text encoders give in it computed by them.
-
-        functions: as of `token_embedder`
-        """
-        raise NotImplementedError(f"{self.family.title} trains no text encoder")
 
     def in_channels(self, denoiser: Any, vae: Any) -> int:
         """Channels that the denoiser takes: more than C where it was trained to inpaint."""

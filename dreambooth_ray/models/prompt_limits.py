@@ -1,13 +1,26 @@
 """Captions that a model's family can't take whole: refused before work starts."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family
 
 # More than a chat template puts around a message.
 _NUM_MARKS = 32
+
+
+class LimitedPrompts(ABC):
+    """A second base class of the `ModelFunctions` of a family with `max_prompt_tokens`."""
+
+    @abstractmethod
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """raises: ConfigError for a prompt that `encode_prompt` can't take whole
+
+        tokenizers: by the name of their folder
+        """
 
 
 def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
@@ -27,6 +40,7 @@ def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
     from dreambooth_ray.models.components import load_tokenizer  # noqa: PLC0415
 
     functions = family.load_functions()
+    assert isinstance(functions, LimitedPrompts)  # ModelFunctions sees to it
     tokenizers = {
         part.tokenizer: load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
         for part in family.text_encoders

@@ -1,6 +1,6 @@
 """Texts of any length as windows of tokens, split as `prompt_encoder` splits long prompts.
 
-Legend: B texts, k windows of a text, L tokens of a window, D embedding width.
+Legend: B texts, k windows of a text, L tokens of a window, D embedding width, P of what is pooled.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,16 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dreambooth_ray.compat.compel import SPLIT_MODE
+from dreambooth_ray.models.components import Components
+
+
+def limit_windows(parts: Components) -> Components:
+    """Parts whose tokenizers' windows have, in place, no more tokens than CLIP has places."""
+    for part in parts.family.trainable_text_encoders:
+        tokenizer = parts.tokenizers[part.tokenizer]
+        places = int(parts.text_encoders[part.name].config.max_position_embeddings)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+    return parts
 
 
 def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
@@ -60,3 +70,22 @@ def embed_windows(encode: Callable[[Tensor], Tensor], ids: Tensor, end_id: int) 
     is_copied[:, :, 1] = False
     first_end = (hidden[:, 0] * is_end[:, 0, :, None]).sum(dim=1)
     return torch.where(is_copied[..., None], first_end[:, None, None], hidden).flatten(1, 2)
+
+
+def embed_pooled_windows(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], ids: Tensor, end_id: int
+) -> tuple[Tensor, Tensor]:
+    """As `embed_windows`, and (B, P), the pooled embedding of each text's first window.
+
+    encode: (N, L) ids to (N, L, D) and (N, P)
+    """
+    pooled_windows: list[Tensor] = []
+
+    def encode_states(flat_ids: Tensor) -> Tensor:
+        hidden, pooled = encode(flat_ids)
+        pooled_windows.append(pooled)
+        return hidden
+
+    hidden = embed_windows(encode_states, ids, end_id)
+    num_windows = 1 if ids.ndim == 2 else ids.shape[1]
+    return hidden, pooled_windows[0][::num_windows]

@@ -62,25 +62,18 @@ def _apply_to_weights(config: Config, parts: Components) -> None:
             lora.inject_adapters(parts.denoiser, train.lora, targets, config.seed)
         if train.text_encoder:
             targets = train.lora.text_target_modules or parts.family.text_lora_targets
-            for index, (name, encoder) in enumerate(_list_trainable(parts)):
-                unused = parts.functions.unused_layers(name, encoder)
+            for index, (name, encoder) in enumerate(parts.trainable_text_encoders.items()):
+                unused = parts.functions.text_training.unused_layers(name, encoder)
                 lora.inject_adapters(encoder, train.lora, targets, config.seed + index, unused)
         return
     parts.denoiser.requires_grad_(train.unet and train.method == "full")
-    for name, encoder in _list_trainable(parts):
+    for name, encoder in parts.trainable_text_encoders.items():
         encoder.requires_grad_(train.text_encoder)
-        for layer in parts.functions.unused_layers(name, encoder):
+        for layer in parts.functions.text_training.unused_layers(name, encoder):
             encoder.get_submodule(layer).requires_grad_(False)
     if train.method == "kv":
         for name, weight in parts.denoiser.named_parameters():
             weight.requires_grad_(bool(_KEYS_AND_VALUES.search(name)))
-
-
-def _list_trainable(parts: Components) -> list[tuple[str, nn.Module]]:
-    """The text encoders that can be trained, by name, in their order."""
-    return [
-        (part.name, parts.text_encoders[part.name]) for part in parts.family.trainable_text_encoders
-    ]
 
 
 def is_text_trained(parts: Components) -> bool:

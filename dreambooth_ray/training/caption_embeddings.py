@@ -25,7 +25,7 @@ class CaptionEmbeddings:
         self.tokens: Conditioning | None = None
         self.conditioning: Conditioning | None = None
         if is_text_trained(components):
-            self.tokens = components.functions.tokenize(components, unique_captions)
+            self.tokens = components.functions.text_training.tokenize(components, unique_captions)
         else:
             self.conditioning = encode_captions(components, unique_captions)
 
@@ -44,7 +44,7 @@ def encode_captions(components: Components, captions: list[str]) -> Conditioning
     functions = components.functions
     if components.family.trainable_text_encoders:
         # The same numbers as where they are trained, before the first step.
-        return embed_rows(components, functions.tokenize(components, captions))
+        return embed_rows(components, functions.text_training.tokenize(components, captions))
     rows = [
         functions.encode_prompt(components, components.text_forwards, caption)
         for caption in captions
@@ -81,13 +81,10 @@ class PreservedEmbeddings:
 @torch.no_grad()
 def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
     """Token ids of K captions, embedded one by one, on the CPU."""
-    functions = components.functions
-    text_functions = {
-        part.name: functions.text_function(part.name, components.text_encoders[part.name])
-        for part in components.family.trainable_text_encoders
-    }
+    training = components.functions.text_training
+    text_functions = training.text_functions(components.trainable_text_encoders)
     device = next(iter(components.text_encoders.values())).device
-    embed = functions.token_embedder(components, text_functions)
+    embed = training.token_embedder(components, text_functions)
     rows = [
         embed(tokens.select(slice(row, row + 1)).to(device)).to(torch.device("cpu"))
         for row in range(len(tokens))

@@ -35,7 +35,7 @@ class PredictionErrors:
         self._config, self._forwards, self._functions = config, forwards, components.functions
         self._process = self._functions.forward_process(components)
         self._embed_tokens = (
-            self._functions.token_embedder(components, forwards.text_functions)
+            self._functions.text_training.token_embedder(components, forwards.text_functions)
             if forwards.text_functions
             else None
         )

@@ -44,9 +44,9 @@ class RecordedForwards:
             self._untrained = functions.denoiser_function(untrained_denoiser)
             self._traced_untrained = TracedForward(self._untrained, 0) if is_traced else None
             self._graphed_untrained = GraphedForward(self._untrained) if is_graphed else None
-        self._text_functions = {
-            name: functions.text_function(name, encoder) for name, encoder in text_encoders.items()
-        }
+        self._text_functions = (
+            functions.text_training.text_functions(text_encoders) if text_encoders else {}
+        )
         self._graphed_text_encoders: dict[str, GraphedTraining] = {}
         if is_graphed and functions.family.text_function_has_one_output:
             self._graphed_text_encoders = {

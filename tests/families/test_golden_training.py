@@ -159,12 +159,10 @@ def check_inputs(
     conditioning = batch.conditioning
     if conditioning is None:
         assert batch.tokens is not None
-        text_functions = {
-            name: functions.text_function(name, encoder)
-            for name, encoder in module.text_encoders.items()
-        }
+        training = functions.text_training
+        text_functions = training.text_functions(module.text_encoders)
         with torch.no_grad():
-            conditioning = functions.token_embedder(parts, text_functions)(batch.tokens)
+            conditioning = training.token_embedder(parts, text_functions)(batch.tokens)
     conditioning = functions.add_frames(conditioning, batch.frames)
     assert not model.inputs or conditioning.tensors.keys() == model.inputs.keys()
     for ours, theirs in model.inputs.items():

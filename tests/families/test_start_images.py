@@ -11,6 +11,8 @@ import torch
 from diffusers import (
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
     ZImageImg2ImgPipeline,
     ZImageInpaintPipeline,
 )
@@ -21,7 +23,8 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.reference_pipelines import pack_flux1
-from tests.families.tiny_models import build_tiny
+from tests.families.tiny_configs import SHRINK, shrink_flow_vae, shrink_sd3
+from tests.families.tiny_models import TINY_MODELS, TinyModel, build_tiny
 
 PROMPT, SIDE, STEPS, STRENGTH = "a photo of sks robot", 64, 4, 0.5
 
@@ -46,16 +49,33 @@ MODELS = {
     "flux1-schnell": StartImages(
         FluxImg2ImgPipeline,
         FluxInpaintPipeline,
+        StableDiffusion3Img2ImgPipeline,
+        StableDiffusion3InpaintPipeline,
         (1.0, 0.0),
         pack_flux1,
         {"max_sequence_length": 256},
     ),
+    "sd3-of-16-channels": StartImages(
+        StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline, (3.0, 3.0)
+    ),
 }
+
+
+def shrink_to_16_channels() -> TinyModel:
+    """diffusers' pipeline for masks takes Stable Diffusion 3's of so many alone."""
+    channels = {"in_channels": 16, "out_channels": 16}
+    shrink = SHRINK["sd3"] | {
+        "transformer": lambda config: shrink_sd3(config) | channels,
+        "vae": lambda config: shrink_flow_vae(config) | {"latent_channels": 16},
+    }
+    return TinyModel(TINY_MODELS["sd3"].configs, shrink)
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY_MODELS, "sd3-of-16-channels", shrink_to_16_channels())
+        return build_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
 
 
 @pytest.fixture(scope="module")

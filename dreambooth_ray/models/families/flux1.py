@@ -3,24 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
-from dreambooth_ray.models.families.flux1_checks import EMBEDS_GUIDANCE, PATCH, check_networks
+from dreambooth_ray.models.families.flux1_checks import (
+    EMBEDS_GUIDANCE,
+    MAX_TOKENS,
+    PATCH,
+    SCHNELL_MAX_TOKENS,
+    check_networks,
+)
 from dreambooth_ray.models.families.flux1_names import find_kohya_layer
-from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.family import CLIP_TARGETS, ModelFamily, Part, clip_encoder, t5_encoder
+from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor, read_vae_side
 from dreambooth_ray.models.kohya_names import KohyaNames
-from dreambooth_ray.models.model_directory import compute_latent_factor
-from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
-
-# Where the VAE's configuration names none.
-_SIDE = 1024
-
-
-def _read_size_multiple(directory: Path) -> int:
-    return compute_latent_factor(read_part_config(directory, "vae")) * PATCH
-
-
-def _read_default_side(directory: Path) -> int:
-    return int(read_part_config(directory, "vae").get("sample_size", _SIDE))
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
@@ -33,28 +28,16 @@ def _check(directory: Path) -> None:
     check_networks(directory)
 
 
-FAMILY = ModelFamily(
+FAMILY = make_flow_family(
     name="flux1",
     title="FLUX.1 dev",
     pipeline_classes=("FluxPipeline",),
     denoiser=Part("transformer", "diffusers", "FluxTransformer2DModel"),
-    vae=Part("vae", "diffusers", "AutoencoderKL"),
-    text_encoders=(
-        TextEncoderPart("text_encoder", "transformers", "CLIPTextModel", can_train=True),
-        TextEncoderPart(
-            "text_encoder_2",
-            "transformers",
-            "T5EncoderModel",
-            tokenizer="tokenizer_2",
-            tokenizer_class="T5TokenizerFast",
-            overflows=True,
-        ),
-    ),
-    process="flow",
+    text_encoders=(clip_encoder(), t5_encoder("_2")),
     functions="dreambooth_ray.models.families.flux1_functions:Flux1Functions",
     check=_check,
-    size_multiple=_read_size_multiple,
-    default_side=_read_default_side,
+    size_multiple=lambda directory: read_latent_factor(directory) * PATCH,
+    default_side=read_vae_side,
     architecture=lambda _: "flux-1-dev",
     # As diffusers' script has them.
     lora_targets=(
@@ -62,12 +45,11 @@ FAMILY = ModelFamily(
         "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
         "ff_context.net.0.proj", "ff_context.net.2",
     ),
-    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
-    solvers=("euler", "heun", "dpmpp_2m"),
+    text_lora_targets=CLIP_TARGETS,
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {"ss_base_model_version": "flux1"}),
+    max_prompt_tokens=MAX_TOKENS,
     features=frozenset(("image_to_image", "inpainting")),
-    half_dtype="bfloat16",
     embeds_guidance=True,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},
     choose_variant=_choose_variant,
@@ -79,6 +61,7 @@ SCHNELL = replace(
     architecture=lambda _: "flux-1-schnell",
     methods=(),
     instead="it is distilled, and training would undo that: train FLUX.1-dev, of its size",
+    max_prompt_tokens=SCHNELL_MAX_TOKENS,
     has_guidance=False,
     embeds_guidance=False,
     sampling_defaults={"solver": "euler", "num_inference_steps": 4, "guidance_scale": 1.0},

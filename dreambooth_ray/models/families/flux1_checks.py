@@ -11,6 +11,8 @@ from dreambooth_ray.models.weight_shapes import find_mismatch
 
 # Latents that the transformer takes as one token, each way.
 PATCH = 2
+# Of T5 in a prompt: of dev, and of schnell, by their authors.
+MAX_TOKENS, SCHNELL_MAX_TOKENS = 512, 256
 EMBEDS_GUIDANCE = "guidance_embeds"
 _TIME_WIDTH = 256
 # Of FluxTransformer2DModel, where a configuration names none.

@@ -12,6 +12,7 @@ from dreambooth_ray.models.families.flux2_klein_checks import (
 )
 from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.flow_family import make_flow_family
 from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json
@@ -38,7 +39,7 @@ def _check(directory: Path) -> None:
     check_networks(directory)
 
 
-FAMILY = ModelFamily(
+FAMILY = make_flow_family(
     name="flux2-klein",
     title="FLUX.2 Klein",
     pipeline_classes=("Flux2KleinPipeline",),
@@ -52,7 +53,6 @@ FAMILY = ModelFamily(
             tokenizer_class="Qwen2TokenizerFast",
         ),
     ),
-    process="flow",
     functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
     check=_check,
     size_multiple=lambda directory: compute_latent_factor(_read_vae(directory)) * PATCH,
@@ -60,11 +60,9 @@ FAMILY = ModelFamily(
     architecture=lambda _: "flux2-klein",
     # As diffusers' script has them: of the blocks with two streams the image's attention alone.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
-    solvers=("euler", "heun", "dpmpp_2m"),
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
     max_prompt_tokens=MAX_TOKENS,
-    half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 50, "guidance_scale": 4.0},
     choose_variant=_choose_variant,
 )

@@ -8,36 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 
 from dreambooth_ray.models.chat_text import tokenize_chat
-from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, read_index
 from dreambooth_ray.models.families.flux2_klein_checks import MAX_TOKENS, PATCH, TEXT_LAYERS
+from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_directory import compute_latent_factor
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
-from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.models.model_functions import TextForwards
+from dreambooth_ray.models.network_functions import NetworkFunction
+from dreambooth_ray.models.prompt_limits import LimitedPrompts
 
 _ENCODER = "text_encoder"
 
 
-class PackedTransformer(nn.Module):
+class PackedTransformer(NetworkFunction):
     """A transformer of tokens as a function of latents."""
-
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
         """x: (B, C, h, w), time: (B,) sigmas, hidden: (B, L, D); returns (B, C, h, w)."""
         height, width = x.shape[-2:]
-        velocity: Tensor = self.transformer(
+        velocity: Tensor = self.network(
             hidden_states=x.flatten(2).transpose(1, 2),
             encoder_hidden_states=hidden,
             timestep=time,
@@ -54,17 +50,13 @@ def _make_positions(height: int, width: int, length: int, device: torch.device) 
     return torch.cartesian_prod(*sides)
 
 
-class Flux2KleinFunctions(ModelFunctions):
+class Flux2KleinFunctions(FlowFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, D): padding is part of it, and nothing masks it."""
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
         return Flux2KleinPipeline(
-            scheduler=load_scheduler(directory, "FlowMatchEulerDiscreteScheduler"),
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            transformer=parts.denoiser,
+            **self.pipeline_parts(parts, directory),
             is_distilled=bool(read_index(directory).get(IS_DISTILLED, False)),
         )
 
@@ -92,20 +84,12 @@ class Flux2KleinFunctions(ModelFunctions):
         """The VAE's, times the patch."""
         return compute_latent_factor(vae.config) * PATCH
 
-    def size_multiple(self, parts: Components) -> int:
-        """A latent's side."""
-        return self.latent_factor(parts.vae)
-
-    def default_side(self, parts: Components) -> int:
-        """The VAE's sample_size."""
-        return int(parts.vae.config.sample_size)
+    def patch_side(self, parts: Components) -> int:
+        """Latents are patches."""
+        return 1
 
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """Hidden states of three layers, side by side."""
         ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=False)
@@ -116,7 +100,7 @@ class Flux2KleinFunctions(ModelFunctions):
         return Conditioning({"hidden": torch.cat([states[k] for k in TEXT_LAYERS], dim=-1)})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `ModelFunctions.check_prompt`."""
+        """As `LimitedPrompts.check_prompt`."""
         tokenize_chat(tokenizers["tokenizer"], prompt, MAX_TOKENS, thinks=False)
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
@@ -128,20 +112,12 @@ class Flux2KleinFunctions(ModelFunctions):
         shape = batch, MAX_TOKENS, int(parts.denoiser.config.joint_attention_dim)
         return Conditioning({"hidden": torch.empty(shape)})
 
-    def forward_process(self, parts: Components) -> ForwardProcess:
-        """Of the scheduler's levels, which are not shifted in training."""
-        return FlowProcess(parts.schedule)
-
-    def noise_schedule(
+    def compute_shift(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> NoiseSchedule | FlowSchedule:
-        """Shifted the more, the more tokens an image has."""
-        scheduler = type(parts.schedule).from_config(parts.schedule.config)
-        scheduler.set_timesteps(
-            sigmas=np.linspace(1.0, 1 / num_steps, num_steps),
-            mu=compute_empirical_mu(latent_shape[0] * latent_shape[1], num_steps),
-        )
-        return FlowSchedule(tuple(scheduler.sigmas.tolist()))
+    ) -> float:
+        """The more, the more tokens an image has; of the steps too, and not of the scheduler."""
+        shift: float = compute_empirical_mu(self.count_tokens(parts, latent_shape), num_steps)
+        return shift
 
 
 def _read_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,9 @@ from dreambooth_ray.models.clip_unet_checks import (
     check_widths,
     choose_sampled_alone,
     read_configs,
-    read_default_side,
-    read_size_multiple,
 )
-from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
+from dreambooth_ray.models.family import ModelFamily, clip_encoder
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.pipeline_checks import describe_directory
@@ -87,7 +86,7 @@ def _read_kohya_metadata(directory: Path) -> dict[str, str]:
     return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
 
 
-FAMILY = ModelFamily(
+FAMILY = make_clip_unet_family(
     name="stable-diffusion",
     title="Stable Diffusion 1.x and 2.x",
     # All of them are made of the same five parts.
@@ -97,34 +96,12 @@ FAMILY = ModelFamily(
         "StableDiffusionInpaintPipeline",
         "StableDiffusionInpaintPipelineLegacy",
     ),
-    denoiser=Part("unet", "diffusers", "UNet2DConditionModel"),
-    vae=Part("vae", "diffusers", "AutoencoderKL"),
-    text_encoders=(
-        TextEncoderPart("text_encoder", "transformers", "CLIPTextModel", can_train=True),
-    ),
-    process="diffusion",
+    text_encoders=(clip_encoder(),),
     functions="dreambooth_ray.models.families.stable_diffusion_functions:StableDiffusionFunctions",
     check=_check,
     choose_variant=_choose_variant,
-    size_multiple=read_size_multiple,
-    default_side=read_default_side,
     architecture=_name_architecture,
-    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
-    features=frozenset(
-        (
-            "kv",
-            "learned",
-            "prompt_weights",
-            "clip_skip",
-            "deepcache",
-            "image_to_image",
-            "inpainting",
-        )
-    ),
-    methods=("full", "lora", "kv"),
-    export_formats=("diffusers", "lora", "kohya", "single-file"),
+    features=frozenset((*CLIP_UNET_FEATURES, "learned")),
     kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
     single_file_encoders=_find_single_file_encoders,
-    solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
 )

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.families.stable_diffusion_3_checks import check_networks
-from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
-from dreambooth_ray.models.model_directory import compute_latent_factor
-from dreambooth_ray.models.part_configs import read_json, read_part_config
+from dreambooth_ray.models.family import (
+    CLIP_TARGETS,
+    INDEX,
+    ModelFamily,
+    Part,
+    clip_encoder,
+    t5_encoder,
+)
+from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor
+from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
 
 T5 = "text_encoder_3"
+# The pipeline's default.
+T5_TOKENS = 256
 # Of SD3Transformer2DModel, where a configuration names none.
 _PATCH, _SAMPLE_SIZE, _PLACES = 2, 128, 96
 
@@ -19,18 +28,14 @@ def _read_transformer(directory: Path) -> dict[str, Any]:
     return read_json(directory / "transformer" / "config.json")
 
 
-def _read_latent_factor(directory: Path) -> int:
-    return compute_latent_factor(read_part_config(directory, "vae"))
-
-
 def _read_size_multiple(directory: Path) -> int:
     patch = int(_read_transformer(directory).get("patch_size", _PATCH))
-    return _read_latent_factor(directory) * patch
+    return read_latent_factor(directory) * patch
 
 
 def _read_default_side(directory: Path) -> int:
     size = int(_read_transformer(directory).get("sample_size", _SAMPLE_SIZE))
-    return _read_latent_factor(directory) * size
+    return read_latent_factor(directory) * size
 
 
 def _read_max_side(directory: Path) -> int:
@@ -57,18 +62,8 @@ def _check(directory: Path) -> None:
     check_networks(directory, has_t5=family is FAMILY)
 
 
-def _describe_clip(number: str) -> TextEncoderPart:
-    return TextEncoderPart(
-        f"text_encoder{number}",
-        "transformers",
-        "CLIPTextModelWithProjection",
-        tokenizer=f"tokenizer{number}",
-        can_train=True,
-    )
-
-
-_CLIP_ENCODERS = (_describe_clip(""), _describe_clip("_2"))
-FAMILY = ModelFamily(
+_CLIP_ENCODERS = tuple(clip_encoder("CLIPTextModelWithProjection", k) for k in ("", "_2"))
+FAMILY = make_flow_family(
     name="stable-diffusion-3",
     title="Stable Diffusion 3 and 3.5",
     pipeline_classes=(
@@ -77,19 +72,7 @@ FAMILY = ModelFamily(
         "StableDiffusion3InpaintPipeline",
     ),
     denoiser=Part("transformer", "diffusers", "SD3Transformer2DModel"),
-    vae=Part("vae", "diffusers", "AutoencoderKL"),
-    text_encoders=(
-        *_CLIP_ENCODERS,
-        TextEncoderPart(
-            T5,
-            "transformers",
-            "T5EncoderModel",
-            tokenizer="tokenizer_3",
-            tokenizer_class="T5TokenizerFast",
-            overflows=True,
-        ),
-    ),
-    process="flow",
+    text_encoders=(*_CLIP_ENCODERS, t5_encoder("_3")),
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_3_functions:StableDiffusion3Functions"
     ),
@@ -104,12 +87,11 @@ FAMILY = ModelFamily(
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     ),
-    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+    text_lora_targets=CLIP_TARGETS,
+    max_prompt_tokens=T5_TOKENS,
     features=frozenset(("image_to_image", "inpainting")),
-    solvers=("euler", "heun", "dpmpp_2m"),
     text_function_has_one_output=False,
-    half_dtype="bfloat16",
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 7.0},
     loss_defaults={"timesteps": "logit_normal"},
 )  # fmt: skip
-WITHOUT_T5 = replace(FAMILY, text_encoders=_CLIP_ENCODERS)
+WITHOUT_T5 = replace(FAMILY, text_encoders=_CLIP_ENCODERS, max_prompt_tokens=None)

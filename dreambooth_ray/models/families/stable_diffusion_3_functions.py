@@ -11,40 +11,40 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
-from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.families.stable_diffusion_3 import T5
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
-from dreambooth_ray.models.prompt_windows import embed_windows, tokenize_windows
+from dreambooth_ray.models.families.stable_diffusion_3 import T5, T5_TOKENS
+from dreambooth_ray.models.flow_functions import FlowFunctions
+from dreambooth_ray.models.model_functions import TextForward, TextForwards
+from dreambooth_ray.models.network_functions import PENULTIMATE, NetworkFunction, PooledEncoder
+from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_windows import (
+    embed_pooled_windows,
+    limit_windows,
+    tokenize_windows,
+)
 from dreambooth_ray.models.t5_text import tokenize_t5
+from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import FlowSchedule
 
-_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _CLIP = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", T5: "tokenizer_3"}
-# The pipeline's default.
-_T5_TOKENS = 256
 # What the transformer's times count to.
 _TIMESTEPS = 1000
 
 
-class TimedTransformer(nn.Module):
+class TimedTransformer(NetworkFunction):
     """A transformer of timesteps as a function of sigmas."""
-
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
         """x: (B, C, h, w), time: (B,) sigmas, hidden: (B, k L + T, D), pooled: (B, P).
 
         returns (B, C, h, w)
         """
-        output = self.transformer(
+        output = self.network(
             hidden_states=x,
             encoder_hidden_states=hidden,
             pooled_projections=pooled,
@@ -54,20 +54,7 @@ class TimedTransformer(nn.Module):
         return torch.as_tensor(output[0])
 
 
-class PooledTextEncoder(nn.Module):
-    """One of CLIP's as a function from token ids to the states before its last layer, and more."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids: (B, L) int64; returns (B, L, width) and a pooled embedding of each text."""
-        outputs = self.text_encoder(input_ids, output_hidden_states=True)
-        return outputs.hidden_states[-2], outputs.text_embeds
-
-
-class StableDiffusion3Functions(ModelFunctions):
+class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
     """A conditioning is `hidden`, (B, k L + T, D), and `pooled`, (B, P).
 
     CLIP's windows come first, then T5's tokens: zeros where a directory has no T5.
@@ -77,39 +64,19 @@ class StableDiffusion3Functions(ModelFunctions):
 
     def load(self, directory: Path) -> Components:
         """As `ModelFunctions.load`; tokens of a window are as many as CLIP has places."""
-        parts = super().load(directory)
-        for name in _CLIP:
-            tokenizer = parts.tokenizers[_TOKENIZERS[name]]
-            places = int(parts.text_encoders[name].config.max_position_embeddings)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, places)
-        return parts
+        return limit_windows(super().load(directory))
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """Without T5 where the parts have none."""
-        return StableDiffusion3Pipeline(
-            transformer=parts.denoiser,
-            scheduler=load_scheduler(directory, _SCHEDULER),
-            vae=parts.vae,
-            **{name: parts.text_encoders.get(name) for name in _TOKENIZERS},
-            **{name: parts.tokenizers.get(name) for name in _TOKENIZERS.values()},
-        )
+        all_parts = dict.fromkeys((*_TOKENIZERS, *_TOKENIZERS.values()))
+        all_parts |= self.pipeline_parts(parts, directory)
+        return StableDiffusion3Pipeline(**all_parts)
 
     # Images
 
-    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Shifted and scaled as the VAE says."""
-        posterior = vae.encode(pixels).latent_dist
-        shift, factor = _read_statistics(vae)
-        return (posterior.mean - shift) * factor, posterior.std * factor
-
-    def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """As `ModelFunctions.decode`."""
-        shift, factor = _read_statistics(vae)
-        return torch.as_tensor(vae.decode(latents / factor + shift, return_dict=False)[0])
-
-    def size_multiple(self, parts: Components) -> int:
-        """A patch of the transformer."""
-        return parts.latent_factor * int(parts.denoiser.config.patch_size)
+    def patch_side(self, parts: Components) -> int:
+        """The transformer's."""
+        return int(parts.denoiser.config.patch_size)
 
     def default_side(self, parts: Components) -> int:
         """The transformer's sample_size."""
@@ -122,16 +89,16 @@ class StableDiffusion3Functions(ModelFunctions):
     # Text
 
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """CLIP's windows as in training; T5 takes the prompt whole, or not at all."""
         tokens = self._tokenize(parts, encoders, [prompt])
         functions = {name: _pool_states(encoders[name]) for name in _CLIP}
         return self.token_embedder(parts, functions)(tokens.to(_find_device(parts)))
+
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """As `LimitedPrompts.check_prompt`: by T5, where there is one."""
+        tokenize_t5(tokenizers[_TOKENIZERS[T5]], prompt, T5_TOKENS)
 
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
         """CLIP's ids, (B, L) where every caption fits one window, else (B, k, L), and T5's states.
@@ -142,7 +109,7 @@ class StableDiffusion3Functions(ModelFunctions):
 
     @torch.no_grad()
     def _tokenize(
-        self, parts: Components, encoders: Mapping[str, TextForward], captions: Sequence[str]
+        self, parts: Components, encoders: TextForwards, captions: Sequence[str]
     ) -> Conditioning:
         tensors = {
             name: tokenize_windows(parts.tokenizers[_TOKENIZERS[name]], list(captions))
@@ -153,17 +120,17 @@ class StableDiffusion3Functions(ModelFunctions):
             states = [_embed_by_t5(parts, encoders[T5], caption) for caption in captions]
             return Conditioning({**tensors, "t5": torch.cat(states)})
         width = int(parts.denoiser.config.joint_attention_dim)
-        return Conditioning({**tensors, "t5": torch.zeros(len(captions), _T5_TOKENS, width)})
+        return Conditioning({**tensors, "t5": torch.zeros(len(captions), T5_TOKENS, width)})
 
     def token_embedder(
-        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
+        self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """CLIP's part, before that of T5."""
         end_ids = [int(parts.tokenizers[_TOKENIZERS[name]].eos_token_id) for name in _CLIP]
 
         def embed(tokens: Conditioning) -> Conditioning:
             embeddings = [
-                _embed_by_clip(functions[name], tokens[name], end_id)
+                embed_pooled_windows(functions[name], tokens[name], end_id)
                 for name, end_id in zip(_CLIP, end_ids, strict=True)
             ]
             return _join_encoders(embeddings, tokens["t5"])
@@ -172,16 +139,13 @@ class StableDiffusion3Functions(ModelFunctions):
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """Of one of CLIP's."""
-        return PooledTextEncoder(encoder)
+        return PooledEncoder(encoder)
 
     def embed_examples(
-        self,
-        parts: Components,
-        functions: Mapping[str, Callable[..., Any]],
-        conditioning: Conditioning,
+        self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
-        length = conditioning["hidden"].shape[1] - _T5_TOKENS
+        length = conditioning["hidden"].shape[1] - T5_TOKENS
         ids = torch.zeros(len(conditioning), length, dtype=torch.int64)
         return _join_encoders(
             [functions[name](ids) for name in _CLIP], conditioning["hidden"][:, length:]
@@ -195,7 +159,7 @@ class StableDiffusion3Functions(ModelFunctions):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window of CLIP's."""
-        length = int(parts.text_encoder.config.max_position_embeddings) + _T5_TOKENS
+        length = int(parts.text_encoder.config.max_position_embeddings) + T5_TOKENS
         config = parts.denoiser.config
         return Conditioning(
             {
@@ -210,28 +174,14 @@ class StableDiffusion3Functions(ModelFunctions):
 
     def noise_schedule(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> NoiseSchedule | FlowSchedule:
+    ) -> FlowSchedule:
         """With the scheduler's shift; one by the image's size where it says so."""
         scheduler = type(parts.schedule).from_config(parts.schedule.config)
         options = {}
         if scheduler.config.use_dynamic_shifting:
-            patch = int(parts.denoiser.config.patch_size)
-            options["mu"] = calculate_shift(
-                (latent_shape[0] // patch) * (latent_shape[1] // patch),
-                *(
-                    scheduler.config[key]
-                    for key in (
-                        "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift",
-                    )
-                ),
-            )  # fmt: skip
+            options["mu"] = self.compute_shift(parts, latent_shape, num_steps)
         scheduler.set_timesteps(num_steps, **options)
         return FlowSchedule(tuple(scheduler.sigmas.tolist()))
-
-
-def _read_statistics(vae: Any) -> tuple[float, float]:
-    """Shift and factor of latents."""
-    return float(vae.config.shift_factor or 0), float(vae.config.scaling_factor)
 
 
 def _find_device(parts: Components) -> torch.device:
@@ -240,37 +190,18 @@ def _find_device(parts: Components) -> torch.device:
 
 
 def _pool_states(forward: TextForward) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """As `PooledTextEncoder`, of what is called in an encoder's place."""
+    """As `PooledEncoder`, of what is called in an encoder's place."""
 
     def embed(ids: Tensor) -> tuple[Tensor, Tensor]:
         outputs = forward(ids, None, output_hidden_states=True)
-        return outputs.hidden_states[-2], outputs.text_embeds
+        return outputs.hidden_states[PENULTIMATE], outputs.text_embeds
 
     return embed
 
 
-def _embed_by_clip(
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]], ids: Tensor, end_id: int
-) -> tuple[Tensor, Tensor]:
-    """(B, k L, width) of all windows, and the pooled embedding of each text's first one.
-
-    ids: (B, L) or (B, k, L)
-    """
-    pooled_windows: list[Tensor] = []
-
-    def encode_states(flat_ids: Tensor) -> Tensor:
-        hidden, pooled = encode(flat_ids)
-        pooled_windows.append(pooled)
-        return hidden
-
-    hidden = embed_windows(encode_states, ids, end_id)
-    num_windows = 1 if ids.ndim == 2 else ids.shape[1]
-    return hidden, pooled_windows[0][::num_windows]
-
-
 def _embed_by_t5(parts: Components, forward: TextForward, caption: str) -> Tensor:
     """(1, T, D) on the CPU; padding is not masked. raises ConfigError for one that is longer"""
-    ids = tokenize_t5(parts.tokenizers[_TOKENIZERS[T5]], caption, _T5_TOKENS)
+    ids = tokenize_t5(parts.tokenizers[_TOKENIZERS[T5]], caption, T5_TOKENS)
     # On a GPU without room for it, T5 is on the host.
     states: Tensor = forward(ids.to(parts.text_encoders[T5].device)).last_hidden_state
     return states.cpu()

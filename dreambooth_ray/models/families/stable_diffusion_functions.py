@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, k windows of
 of a window, D embedding width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,29 @@ from transformers import CLIPImageProcessor
 
 from dreambooth_ray.models import clip_text
 from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions
-from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_functions import TextForward
+from dreambooth_ray.models.model_functions import TextForward, TextForwards
+from dreambooth_ray.models.network_functions import LastStateEncoder, NetworkFunction
 from dreambooth_ray.models.prompt_windows import embed_windows
+from dreambooth_ray.models.text_training import TextFunctions
 
 _ENCODER = "text_encoder"
 _PROCESSOR = "feature_extractor"
 
 
-class PlainUNet(nn.Module):
+class PlainUNet(NetworkFunction):
     """A UNet as a function from tensors to one tensor."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
         """x: (B, C, h, w), time: (B,), hidden: (B, k L, D); returns (B, C, h, w)."""
-        return torch.as_tensor(self.unet(x, time, hidden, return_dict=False)[0])
-
-
-class PlainTextEncoder(nn.Module):
-    """A text encoder as a function from token ids to its last hidden state."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids: (B, L) int64; returns (B, L, D)."""
-        return torch.as_tensor(self.text_encoder(input_ids).last_hidden_state)
+        return torch.as_tensor(self.network(x, time, hidden, return_dict=False)[0])
 
 
 class StableDiffusionFunctions(ClipUNetFunctions):
     """One UNet that is told of the text encoder's states alone."""
+
+    scheduler_class = "DDPMScheduler"
 
     def assemble(
         self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, schedule: Any
@@ -68,11 +56,7 @@ class StableDiffusionFunctions(ClipUNetFunctions):
         """An image processor is taken along where there is one; only safety checkers need it."""
         has_processor = (directory / _PROCESSOR / "preprocessor_config.json").is_file()
         return StableDiffusionPipeline(
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            unet=parts.unet,
-            scheduler=load_scheduler(directory, "DDPMScheduler"),
+            **self.pipeline_parts(parts, directory),
             safety_checker=None,
             feature_extractor=(
                 CLIPImageProcessor.from_pretrained(directory, subfolder=_PROCESSOR)
@@ -89,17 +73,13 @@ class StableDiffusionFunctions(ClipUNetFunctions):
         return clip_text.skipping_forward(encoder, forward, clip_skip)
 
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """As diffusers' pipeline has it, where that takes the prompt; see `clip_text`."""
         return Conditioning({"hidden": self.embed_text(parts, encoders, prompt, clip_skip)})
 
     def token_embedder(
-        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
+        self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
         end_id, encode = int(parts.tokenizer.eos_token_id), functions[_ENCODER]
@@ -111,7 +91,7 @@ class StableDiffusionFunctions(ClipUNetFunctions):
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """To the last hidden state."""
-        return PlainTextEncoder(encoder)
+        return LastStateEncoder(encoder)
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, timesteps and `hidden`."""
@@ -124,10 +104,7 @@ class StableDiffusionFunctions(ClipUNetFunctions):
         return Conditioning({"hidden": torch.empty(shape)})
 
     def embed_examples(
-        self,
-        parts: Components,
-        functions: Mapping[str, Callable[..., Any]],
-        conditioning: Conditioning,
+        self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
         ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)

@@ -12,10 +12,9 @@ from dreambooth_ray.models.clip_unet_checks import (
     check_widths,
     choose_sampled_alone,
     read_configs,
-    read_default_side,
-    read_size_multiple,
 )
-from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
+from dreambooth_ray.models.family import INDEX, ModelFamily, clip_encoder
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
 from dreambooth_ray.models.pipeline_checks import describe_directory
@@ -117,7 +116,7 @@ def _find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | No
     return KohyaLayer(f"{prefix}_{path.replace('.', '_')}") if path else None
 
 
-FAMILY = ModelFamily(
+FAMILY = make_clip_unet_family(
     name="stable-diffusion-xl",
     title="Stable Diffusion XL",
     pipeline_classes=(
@@ -125,34 +124,14 @@ FAMILY = ModelFamily(
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
     ),
-    denoiser=Part("unet", "diffusers", "UNet2DConditionModel"),
-    vae=Part("vae", "diffusers", "AutoencoderKL"),
-    text_encoders=(
-        TextEncoderPart("text_encoder", "transformers", "CLIPTextModel", can_train=True),
-        TextEncoderPart(
-            "text_encoder_2",
-            "transformers",
-            "CLIPTextModelWithProjection",
-            tokenizer="tokenizer_2",
-            can_train=True,
-        ),
-    ),
-    process="diffusion",
+    text_encoders=(clip_encoder(), clip_encoder("CLIPTextModelWithProjection", "_2")),
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_xl_functions:StableDiffusionXLFunctions"
     ),
     check=_check,
     choose_variant=_choose_variant,
-    size_multiple=read_size_multiple,
-    default_side=read_default_side,
     architecture=lambda _: "stable-diffusion-xl-v1-base",
-    lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-    text_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
-    features=frozenset(
-        ("kv", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting")
-    ),
-    methods=("full", "lora", "kv"),
-    export_formats=("diffusers", "lora", "kohya", "single-file"),
+    features=frozenset(CLIP_UNET_FEATURES),
     kohya_names=KohyaNames(
         _find_kohya_layer,
         lambda _: {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
@@ -161,7 +140,6 @@ FAMILY = ModelFamily(
         "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
         "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),
     },
-    solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
     text_function_has_one_output=False,
     layers_left_out=1,
     # diffusers' pipeline has its scheduler and this guidance; it takes 50 steps.

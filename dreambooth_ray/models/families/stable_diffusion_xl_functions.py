@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h, w latent sides, k windows of a text, L to
 D embedding width of both encoders together, P width of the pooled embedding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,27 @@ from torch import Tensor, nn
 
 from dreambooth_ray.models import clip_text
 from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions, ids_name
-from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_functions import TextForward
-from dreambooth_ray.models.prompt_windows import embed_windows, tokenize_windows
+from dreambooth_ray.models.model_functions import TextForward, TextForwards
+from dreambooth_ray.models.network_functions import (
+    PENULTIMATE,
+    NetworkFunction,
+    PenultimateEncoder,
+    PooledEncoder,
+)
+from dreambooth_ray.models.prompt_windows import (
+    embed_pooled_windows,
+    embed_windows,
+    tokenize_windows,
+)
+from dreambooth_ray.models.text_training import TextFunctions
 
 _FIRST, _SECOND = "text_encoder", "text_encoder_2"
-# The output of the layer before the last, without the final norm.
-_PENULTIMATE = -2
 
 
-class SizedUNet(nn.Module):
+class SizedUNet(NetworkFunction):
     """A UNet that is told of sizes and of a pooled prompt, as a function of tensors."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
 
     def forward(
         self, x: Tensor, time: Tensor, hidden: Tensor, pooled: Tensor, time_ids: Tensor
@@ -39,49 +44,19 @@ class SizedUNet(nn.Module):
         returns (B, C, h, w)
         """
         added = {"text_embeds": pooled, "time_ids": time_ids}
-        output = self.unet(x, time, hidden, added_cond_kwargs=added, return_dict=False)
+        output = self.network(x, time, hidden, added_cond_kwargs=added, return_dict=False)
         return torch.as_tensor(output[0])
-
-
-class PenultimateEncoder(nn.Module):
-    """A text encoder as a function from token ids to the states that a UNet is told of."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids: (B, L) int64; returns (B, L, D)."""
-        outputs = self.text_encoder(input_ids, output_hidden_states=True)
-        return torch.as_tensor(outputs.hidden_states[_PENULTIMATE])
-
-
-class PooledEncoder(nn.Module):
-    """As `PenultimateEncoder`, and with the pooled embedding of each text."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids: (B, L) int64; returns (B, L, D) and (B, P)."""
-        outputs = self.text_encoder(input_ids, output_hidden_states=True)
-        return outputs.hidden_states[_PENULTIMATE], outputs.text_embeds
 
 
 class StableDiffusionXLFunctions(ClipUNetFunctions):
     """A UNet that is told of two text encoders' states, a pooled embedding and sizes."""
 
+    scheduler_class = "EulerDiscreteScheduler"
+
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """Without a watermark."""
         return StableDiffusionXLPipeline(
-            vae=parts.vae,
-            text_encoder=parts.text_encoders[_FIRST],
-            text_encoder_2=parts.text_encoders[_SECOND],
-            tokenizer=parts.tokenizers["tokenizer"],
-            tokenizer_2=parts.tokenizers["tokenizer_2"],
-            unet=parts.denoiser,
-            scheduler=load_scheduler(directory, "EulerDiscreteScheduler"),
+            **self.pipeline_parts(parts, directory),
             force_zeros_for_empty_prompt=_is_empty_zero(parts),
             add_watermarker=False,
         )
@@ -96,16 +71,12 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
 
         def embed(ids: Tensor, mask: Tensor | None = None) -> Tensor:
             hidden_states = forward(ids, mask, output_hidden_states=True).hidden_states
-            return torch.as_tensor(hidden_states[_PENULTIMATE - clip_skip])
+            return torch.as_tensor(hidden_states[PENULTIMATE - clip_skip])
 
         return embed
 
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """`hidden` of all windows; `pooled` of the first one, without weights, as compel has it."""
         tokenizer, device = parts.tokenizers["tokenizer_2"], parts.text_encoders[_SECOND].device
@@ -137,7 +108,7 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         return clip_text.pad_windows(first, encode(negative_prompt, 0), lambda: encode("", 0))
 
     def token_embedder(
-        self, parts: Components, functions: Mapping[str, Callable[..., Any]]
+        self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
         first, second = self.family.text_encoders
@@ -146,21 +117,13 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         )
 
         def embed(tokens: Conditioning) -> Conditioning:
-            pooled: list[Tensor] = []
-
-            def encode_second(ids: Tensor) -> Tensor:
-                hidden, pooled_windows = functions[second.name](ids)
-                pooled.append(pooled_windows)
-                return torch.as_tensor(hidden)
-
-            ids, second_ids = tokens[ids_name(first)], tokens[ids_name(second)]
-            hidden = [
-                embed_windows(functions[first.name], ids, first_end),
-                embed_windows(encode_second, second_ids, second_end),
-            ]
-            num_windows = 1 if second_ids.ndim == 2 else second_ids.shape[1]
+            first_ids, second_ids = tokens[ids_name(first)], tokens[ids_name(second)]
+            hidden = embed_windows(functions[first.name], first_ids, first_end)
+            second_hidden, pooled = embed_pooled_windows(
+                functions[second.name], second_ids, second_end
+            )
             return Conditioning(
-                {"hidden": torch.cat(hidden, dim=-1), "pooled": pooled[0][::num_windows]}
+                {"hidden": torch.cat([hidden, second_hidden], dim=-1), "pooled": pooled}
             )
 
         return embed
@@ -201,10 +164,7 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         )
 
     def embed_examples(
-        self,
-        parts: Components,
-        functions: Mapping[str, Callable[..., Any]],
-        conditioning: Conditioning,
+        self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
         ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.empty_network_checks import check_networks
-from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart
+from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart, t5_encoder
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
 
+NUM_TOKENS = 256  # of T5
 PATCH = 2  # latents that the transformer takes as one, each way
 
 
@@ -26,13 +27,12 @@ def _read_side(directory: Path) -> int:
     return side * compute_latent_factor(_read(directory, "vae"))
 
 
-def _encoder(number: str, class_name: str, tokenizer_class: str) -> TextEncoderPart:
+def _clip(number: str) -> TextEncoderPart:
     return TextEncoderPart(
         f"text_encoder{number}",
         "transformers",
-        class_name,
+        "CLIPTextModelWithProjection",
         tokenizer=f"tokenizer{number}",
-        tokenizer_class=tokenizer_class,
     )
 
 
@@ -41,12 +41,7 @@ FAMILY = ModelFamily(
     title="Stable Diffusion 3",
     pipeline_classes=("StableDiffusion3Pipeline",),
     denoiser=Part("transformer", "diffusers", "SD3Transformer2DModel"),
-    vae=Part("vae", "diffusers", "AutoencoderKL"),
-    text_encoders=(
-        _encoder("", "CLIPTextModelWithProjection", "CLIPTokenizer"),
-        _encoder("_2", "CLIPTextModelWithProjection", "CLIPTokenizer"),
-        _encoder("_3", "T5EncoderModel", "T5TokenizerFast"),
-    ),
+    text_encoders=(_clip(""), _clip("_2"), t5_encoder("_3")),
     process="flow",
     functions="dreambooth_sd3.functions:StableDiffusion3Functions",
     check=_check,
@@ -58,6 +53,7 @@ FAMILY = ModelFamily(
         *(f"attn.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")),
         *(f"attn.add_{layer}_proj" for layer in "qkv"),
     ),
+    max_prompt_tokens=NUM_TOKENS,
     solvers=("euler", "heun", "dpmpp_2m"),
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 7.0},
 )

@@ -11,27 +11,26 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.components import Components, load_scheduler
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
+from dreambooth_ray.models.flow_functions import FlowFunctions
+from dreambooth_ray.models.model_functions import TextForwards
+from dreambooth_ray.models.network_functions import NetworkFunction
+from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule
-from dreambooth_sd3 import PATCH
+from dreambooth_sd3 import NUM_TOKENS, PATCH
 
-_NUM_CLIP_TOKENS, _NUM_TOKENS = 77, 256
+_NUM_CLIP_TOKENS = 77
 
 
-class TimedTransformer(nn.Module):
+class TimedTransformer(NetworkFunction):
     """A transformer of timesteps as a function of sigmas."""
-
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer  # the first child, as the product expects it
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
         """x: (B, C, h, w), time: (B,), hidden: (B, L, D), pooled: (B, both CLIPs' width)."""
-        velocity: Tensor = self.transformer(
+        velocity: Tensor = self.network(
             hidden_states=x,
             timestep=1000 * time,
             encoder_hidden_states=hidden,
@@ -41,59 +40,34 @@ class TimedTransformer(nn.Module):
         return velocity
 
 
-class StableDiffusion3Functions(ModelFunctions):
+class StableDiffusion3Functions(FlowFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, D), and `pooled`."""
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """diffusers' own."""
-        return StableDiffusion3Pipeline(
-            scheduler=load_scheduler(directory, "FlowMatchEulerDiscreteScheduler"),
-            vae=parts.vae,
-            **parts.text_encoders,
-            **parts.tokenizers,
-            transformer=parts.denoiser,
-        )
+        return StableDiffusion3Pipeline(**self.pipeline_parts(parts, directory))
 
-    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Shifted and scaled."""
-        posterior, scale = vae.encode(pixels).latent_dist, vae.config.scaling_factor
-        return (posterior.mean - vae.config.shift_factor) * scale, posterior.std * scale
-
-    def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """The way back."""
-        raw = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return torch.as_tensor(vae.decode(raw, return_dict=False)[0])
-
-    def size_multiple(self, parts: Components) -> int:
-        """A patch."""
-        return self.latent_factor(parts.vae) * PATCH
+    def patch_side(self, parts: Components) -> int:
+        """Of all of them."""
+        return PATCH
 
     def default_side(self, parts: Components) -> int:
         """The transformer's sample_size."""
         return int(parts.denoiser.config.sample_size) * self.latent_factor(parts.vae)
 
     def encode_prompt(
-        self,
-        parts: Components,
-        encoders: Mapping[str, TextForward],
-        prompt: str,
-        clip_skip: int = 0,
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """CLIP's states side by side, then T5's, which reads the prompt whole."""
         device, tokenizers = parts.text_encoder.device, parts.tokenizers
         states, summaries = [], []
         for number in ("", "_2"):
-            ids = _tokenize(tokenizers[f"tokenizer{number}"], prompt, _NUM_CLIP_TOKENS, cut=True)
+            ids = _tokenize_clip(tokenizers[f"tokenizer{number}"], prompt)
             encode = encoders[f"text_encoder{number}"]
             output = encode(ids.to(device), output_hidden_states=True)
             states.append(output.hidden_states[-2])
             summaries.append(output.text_embeds)
-        ids = _tokenize(tokenizers["tokenizer_3"], prompt, _NUM_TOKENS)
-        if ids.shape[1] > _NUM_TOKENS:
-            raise ConfigError(
-                f"the prompt {prompt[:40]!r}... takes {ids.shape[1]} tokens, and the model reads "
-                f"{_NUM_TOKENS}; shorten it"
-            )
+        ids = tokenize_t5(tokenizers["tokenizer_3"], prompt, NUM_TOKENS)
         long_states = encoders["text_encoder_3"](ids.to(device))[0]
         clip_states = torch.cat(states, dim=-1)
         num_missing = long_states.shape[-1] - clip_states.shape[-1]
@@ -101,13 +75,17 @@ class StableDiffusion3Functions(ModelFunctions):
         hidden = torch.cat([clip_states, long_states], dim=1)
         return Conditioning({"hidden": hidden, "pooled": torch.cat(summaries, dim=-1)})
 
+    def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
+        """T5's is the limit: what CLIP reads of a prompt is cut, as diffusers does."""
+        tokenize_t5(tokenizers["tokenizer_3"], prompt, NUM_TOKENS)
+
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas, `hidden` and `pooled`."""
         return TimedTransformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
-        config, num_tokens = parts.denoiser.config, _NUM_CLIP_TOKENS + _NUM_TOKENS
+        config, num_tokens = parts.denoiser.config, _NUM_CLIP_TOKENS + NUM_TOKENS
         return Conditioning(
             {
                 "hidden": torch.empty(batch, num_tokens, config.joint_attention_dim),
@@ -128,9 +106,13 @@ class StableDiffusion3Functions(ModelFunctions):
         return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
 
-def _tokenize(tokenizer: Any, prompt: str, num_tokens: int, *, cut: bool = False) -> Tensor:
-    """(1, num_tokens) token ids, padded; more of a longer prompt, unless it is cut."""
+def _tokenize_clip(tokenizer: Any, prompt: str) -> Tensor:
+    """(1, L) token ids, padded or cut."""
     batch = tokenizer(
-        prompt, padding="max_length", max_length=num_tokens, truncation=cut, return_tensors="pt"
+        prompt,
+        padding="max_length",
+        max_length=_NUM_CLIP_TOKENS,
+        truncation=True,
+        return_tensors="pt",
     )
     return torch.as_tensor(batch.input_ids)

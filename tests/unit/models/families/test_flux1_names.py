@@ -1,20 +1,14 @@
-"""Adapters of every layer, by diffusers' own converter of kohya's names and against real files.
-
-That converter knows the published width alone.
-"""
+"""Adapters of every layer of FLUX.1 against files of kohya's sd-scripts."""
 
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
 from dreambooth_ray.bundles.kohya import rename_weights
-from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.families.flux1 import FAMILY
 from dreambooth_ray.models.families.flux1_checks import expect_transformer
 from tests.families.published_sizes import PUBLISHED_MODELS
+from tests.unit.models.families.kohya_layers import make_weights
 
 CONFIG = PUBLISHED_MODELS["flux1-dev"].part_config("transformer")
 SHAPES = expect_transformer(CONFIG, embeds_guidance=True)
@@ -24,7 +18,6 @@ LAYERS = {
     for name, shape in SHAPES.items()
     if len(shape) == 2 and "transformer_blocks" in name
 }
-OF_ONE_BLOCK = {name: shape for name, shape in LAYERS.items() if "_blocks.0." in name}
 # Of a file that sd-scripts wrote, each with its alpha: number of blocks, width of input and output.
 KOHYA_LAYERS = {
     "lora_te1_text_model_encoder_layers_{}_mlp_fc1": (12, 768, 3072),
@@ -49,30 +42,6 @@ KOHYA_LAYERS = {
 }
 
 
-def make_weights(layers: dict[str, list[int]], **options: Any) -> dict[str, torch.Tensor]:
-    return {
-        f"{layer}.lora_{letter}.weight": torch.randn(size, **options)
-        for layer, (height, width) in layers.items()
-        for letter, size in (("A", (1, width)), ("B", (height, 1)))
-    }
-
-
-@pytest.mark.parametrize("only", ["", "to_k", "proj_mlp"])
-def test_diffusers_reads_what_each_layer_learnt(only: str) -> None:
-    layers = {name: shape for name, shape in OF_ONE_BLOCK.items() if name.endswith(only)}
-    weights = make_weights(layers, generator=torch.Generator().manual_seed(0))
-    assert FAMILY.kohya_names is not None
-    renamed = rename_weights(FAMILY.kohya_names, Path(), "transformer", weights, alpha=3.0)
-    read = _convert_kohya_flux_lora_to_diffusers(dict(renamed))
-    for layer in layers:
-        down, up = (weights[f"{layer}.lora_{x}.weight"] for x in "AB")
-        read_down, read_up = (read.pop(f"transformer.{layer}.lora_{x}.weight") for x in "AB")
-        assert torch.allclose(read_up @ read_down, 3 * up @ down, atol=1e-4)
-    # What nobody trained comes with its neighbours, and does nothing.
-    assert all(not w.any() for name, w in read.items() if "lora_B" in name)
-    assert bool(read) == bool(only)
-
-
 def test_every_layer_has_the_name_and_shape_of_sd_scripts_files() -> None:
     assert FAMILY.kohya_names is not None
     clip = PUBLISHED_MODELS["flux1-dev"].build_on_meta("text_encoder")
@@ -93,12 +62,3 @@ def test_every_layer_has_the_name_and_shape_of_sd_scripts_files() -> None:
             assert (width, written.pop(f"{layer}.lora_up.weight")) == (inputs, (outputs, rank))
             assert written.pop(f"{layer}.alpha") == ()
     assert not written
-
-
-def test_layers_that_readers_pass_over_are_refused() -> None:
-    assert FAMILY.kohya_names is not None
-    for layer in ("norm_out.linear", "x_embedder", "transformer_blocks.0.x"):
-        with pytest.raises(ConfigError, match=rf"no adapter of {layer} "):
-            rename_weights(
-                FAMILY.kohya_names, Path(), "transformer", make_weights({layer: [4, 4]}), alpha=1.0
-            )

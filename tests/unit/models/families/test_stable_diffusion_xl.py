@@ -74,7 +74,7 @@ def test_a_long_prompt_is_taken_whole_and_pooled_by_its_first_window(
 def test_captions_are_embedded_as_prompts_are(
     parts: Components, encoder: PromptEncoder, captions: list[str]
 ) -> None:
-    rows = embed_rows(parts, parts.functions.tokenize(parts, captions))
+    rows = embed_rows(parts, parts.functions.text_training.tokenize(parts, captions))
     assert len(rows) == 2
     for row, caption in zip(
         (rows.select(slice(0, 1)), rows.select(slice(1, 2))), captions, strict=True
@@ -128,12 +128,10 @@ def test_layers_that_nothing_comes_from_are_not_trained(directory: Path, method:
     parts = load_components(directory)
     overrides = [f"train.method={method}", "train.text_encoder=true", "train.resolution=64"]
     apply_method(parse_config("subject: {photos: p, class_noun: x}", "x", overrides), parts)
-    tokens = parts.functions.tokenize(parts, ["a robot"])
-    functions = {
-        name: parts.functions.text_function(name, encoder)
-        for name, encoder in parts.text_encoders.items()
-    }
-    row = parts.functions.token_embedder(parts, functions)(tokens)
+    training = parts.functions.text_training
+    tokens = training.tokenize(parts, ["a robot"])
+    functions = training.text_functions(parts.text_encoders)
+    row = training.token_embedder(parts, functions)(tokens)
     sum(tensor.square().sum() for tensor in row.values).backward()  # type: ignore[union-attr]
     for encoder in parts.text_encoders.values():
         trained = {n: w for n, w in encoder.named_parameters() if w.requires_grad}

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,23 @@ def run(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "run"))
 
 
+Fit = Callable[..., Fitted]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model: Path, photos: Path, priors: Store) -> Fitted:
     return Fitted(tiny_model, photos, priors, *OVERRIDES, "tracking.loggers=[]")
+
+
+@pytest.fixture
+def fit(tiny_model: Path, photos: Path, priors: Store, run: Store) -> Fit:
+    """A run that keeps its checkpoints and says in `run` what went wrong."""
+
+    def fit(*overrides: str, **options: Any) -> Fitted:
+        settings = *OVERRIDES, *overrides
+        return Fitted(tiny_model, photos, priors, *settings, track=run, keep=True, **options)
+
+    return fit
 
 
 def assert_whole(disturbed: Fitted, undisturbed: Fitted, run: Store) -> None:
@@ -40,12 +55,7 @@ def assert_whole(disturbed: Fitted, undisturbed: Fitted, run: Store) -> None:
 
 
 def test_a_commit_that_is_late_finds_everything_it_needs(
-    tiny_model: Path,
-    photos: Path,
-    priors: Store,
-    run: Store,
-    undisturbed: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Fit, run: Store, undisturbed: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The upload of the last checkpoint begins only when Lightning's loop has ended."""
     loop_ended, upload = threading.Event(), manifest.upload_files
@@ -56,9 +66,7 @@ def test_a_commit_that_is_late_finds_everything_it_needs(
         return upload(store, folder, local)
 
     monkeypatch.setattr(manifest, "upload_files", late)
-    disturbed = Fitted(
-        tiny_model, photos, priors, *OVERRIDES, track=run, keep=True, on_train_end=loop_ended.set
-    )
+    disturbed = fit(on_train_end=loop_ended.set)
     assert_whole(disturbed, undisturbed, run)
     assert read_new_messages(run, set()) == []
 
@@ -91,22 +99,14 @@ class Broken(CSVLogger):
 
 @pytest.mark.parametrize("call", ["construct", "log", "flush", "close"])
 def test_a_logger_that_raises_is_said_once_and_the_run_is_whole(
-    tiny_model: Path,
-    photos: Path,
-    priors: Store,
-    run: Store,
-    undisturbed: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
-    call: str,
+    fit: Fit, run: Store, undisturbed: Fitted, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(Broken, "call", call)
     monkeypatch.setattr(
         "dreambooth_ray.training.callbacks.loggers.make_logger",
         lambda name, folder, config, start: Broken(folder),
     )
-    disturbed = Fitted(
-        tiny_model, photos, priors, *OVERRIDES, "tracking.loggers=[csv]", track=run, keep=True
-    )
+    disturbed = fit("tracking.loggers=[csv]")
     assert_whole(disturbed, undisturbed, run)
     assert read_new_messages(run, set()) == [
         f"warning: logger csv failed: ConnectionError: no {call}; training goes on without"
@@ -115,38 +115,25 @@ def test_a_logger_that_raises_is_said_once_and_the_run_is_whole(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_under_tensorboard_is_met_in_its_own_thread(
-    tiny_model: Path,
-    photos: Path,
-    priors: Store,
-    run: Store,
-    undisturbed: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Fit, run: Store, undisturbed: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    disturbed = Fitted(tiny_model, photos, priors, *OVERRIDES, track=run, keep=True)
+    disturbed = fit()
     assert_whole(disturbed, undisturbed, run)
     assert any("logger tensorboard failed" in text for text in read_new_messages(run, set()))
 
 
 def test_a_validation_that_fails_is_counted_in_the_metrics(
-    tiny_model: Path,
-    photos: Path,
-    priors: Store,
-    run: Store,
-    undisturbed: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Fit, run: Store, undisturbed: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: ValidationSet) -> None:
         raise OSError("class image 4 is gone")
 
     monkeypatch.setattr(ValidationSet, "load_batches", fail)
-    disturbed = Fitted(
-        tiny_model, photos, priors, *OVERRIDES, "validation.every=2", "prior.count=5",
-        "validation.class_images=2", track=run, keep=True,
-    )  # fmt: skip
+    disturbed = fit("validation.every=2", "prior.count=5", "validation.class_images=2")
     assert_whole(disturbed, undisturbed, run)
     assert [r.get(FAILURES) for r in read_metrics(run)] == [None, 1, 2]
     assert read_new_messages(run, set()) == [
@@ -155,17 +142,12 @@ def test_a_validation_that_fails_is_counted_in_the_metrics(
 
 
 def test_old_checkpoints_that_can_not_be_removed_end_nothing(
-    tiny_model: Path,
-    photos: Path,
-    priors: Store,
-    run: Store,
-    undisturbed: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
+    fit: Fit, run: Store, undisturbed: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise PermissionError("denied")
 
     monkeypatch.setattr(retention, "rotate_checkpoints", fail)
-    disturbed = Fitted(tiny_model, photos, priors, *OVERRIDES, track=run, keep=True)
+    disturbed = fit()
     assert_whole(disturbed, undisturbed, run)
     assert "removing old checkpoints failed" in read_new_messages(run, set())[0]

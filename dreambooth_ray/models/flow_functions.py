@@ -1,0 +1,92 @@
+"""What families of flow matching have in common.
+
+Legend: B batch, C latent channels, h, w latent sides, H, W pixels.
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_functions import ModelFunctions
+from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
+from dreambooth_ray.objective.noise_schedule import FlowSchedule
+
+
+class FlowFunctions(ModelFunctions):
+    """Straight lines from images to noise; latents with the VAE's shift and factor.
+
+    takes_mode: whether training takes the posterior's mode: there is no deviation then
+    """
+
+    scheduler_class = "FlowMatchEulerDiscreteScheduler"
+    takes_mode: ClassVar[bool] = False
+
+    # Images
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifted and scaled as the VAE says."""
+        posterior = vae.encode(pixels).latent_dist
+        shift, factor = _read_statistics(vae)
+        mean = (posterior.mean - shift) * factor
+        return mean, torch.zeros_like(mean) if self.takes_mode else posterior.std * factor
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """As `ModelFunctions.decode`."""
+        shift, factor = _read_statistics(vae)
+        return torch.as_tensor(vae.decode(latents / factor + shift, return_dict=False)[0])
+
+    @abstractmethod
+    def patch_side(self, parts: Components) -> int:
+        """Latents that a token spans each way."""
+
+    def size_multiple(self, parts: Components) -> int:
+        """A token's side."""
+        return self.latent_factor(parts.vae) * self.patch_side(parts)
+
+    def default_side(self, parts: Components) -> int:
+        """The VAE's sample_size."""
+        return int(parts.vae.config.sample_size)
+
+    # Noise
+
+    def forward_process(self, parts: Components) -> ForwardProcess:
+        """Of the scheduler's levels, which are not shifted in training where images shift them."""
+        return FlowProcess(parts.schedule)
+
+    def noise_schedule(
+        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
+    ) -> FlowSchedule:
+        """Evenly spread, then shifted as the scheduler has it: by image size where it says so."""
+        scheduler = type(parts.schedule).from_config(parts.schedule.config)
+        shift = self.compute_shift(parts, latent_shape, num_steps)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=shift)
+        return FlowSchedule(tuple(scheduler.sigmas.tolist()))
+
+    def compute_shift(
+        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
+    ) -> float:
+        """The more, the more tokens an image has: along the scheduler's line."""
+        config = parts.schedule.config
+        shift: float = calculate_shift(
+            self.count_tokens(parts, latent_shape),
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        return shift
+
+    def count_tokens(self, parts: Components, latent_shape: tuple[int, int]) -> int:
+        """Of an image."""
+        patch = self.patch_side(parts)
+        return (latent_shape[0] // patch) * (latent_shape[1] // patch)
+
+
+def _read_statistics(vae: Any) -> tuple[float, float]:
+    """Shift and factor of latents."""
+    return float(vae.config.shift_factor or 0), float(vae.config.scaling_factor)
