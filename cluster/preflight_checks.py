@@ -27,7 +27,8 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.model_directory import check_resolution, model_outline
+from dreambooth_ray.models.model_directory import check_resolution, model_directory, model_outline
+from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.storage.store import Store
 
 _BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into clusters.yaml"
@@ -144,6 +145,8 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
         check_method(config, directory)
         footprints.append(footprint := estimate_footprint(config, directory))
         yield _note_memory(config, footprint)
+        if parse_source(config.model.source).is_directory:
+            model_directory(config.model.source)  # last: it reads all weights
     except DreamBoothError as error:
         yield PreflightFinding(str(error).split("=", maxsplit=1)[0].split(":")[0], str(error))
     except (OSError, ValueError, KeyError) as error:

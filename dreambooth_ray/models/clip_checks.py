@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 
 # Of CLIPTextConfig, where a configuration names none.
@@ -13,7 +12,7 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def check_clip(folder: Path, tokenizer: Path) -> tuple[int, int]:
+def check_clip(folder: Path) -> tuple[int, int]:
     """The width of its states, and that of a pooled text.
 
     raises: ConfigError naming the file
@@ -29,7 +28,6 @@ def check_clip(folder: Path, tokenizer: Path) -> tuple[int, int]:
         unread=("embeddings.position_ids",),
         dropped_prefix="text_model.",
     )
-    _check_tokenizer(tokenizer, counts["vocab_size"], folder.name)
     return width, counts["projection_dim"]
 
 
@@ -57,19 +55,3 @@ def expect_clip(counts: dict[str, int]) -> Shapes:
         "final_layer_norm.bias": [width],
         "text_projection.weight": [counts["projection_dim"], width],
     }
-
-
-def _check_tokenizer(folder: Path, vocab_size: int, encoder: str) -> None:
-    if (folder / "tokenizer.json").is_file():
-        words = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        words = read_json(folder / "vocab.json")
-    else:
-        raise ConfigError(
-            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy it again"
-        )
-    if not words or max(words.values()) >= vocab_size:
-        raise ConfigError(
-            f"{folder} knows {len(words)} words and {encoder}/ {vocab_size}; the parts are of "
-            "different models"
-        )

@@ -3,18 +3,16 @@
 Configurations and the headers of weights are read, no tensor is loaded; nothing heavy is imported.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.config_values import find_bad_value
-from dreambooth_ray.models.family import ModelFamily, TextEncoderPart
+from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.part_configs import (
     CONFIG_FILES,
     SAMPLE_SIZE,
-    read_json,
     read_part_config,
 )
 from dreambooth_ray.models.pipeline_checks import check_parts, describe_directory, read_shapes
@@ -61,14 +59,11 @@ def check_widths(directory: Path, family: ModelFamily, configs: Configs) -> None
         )
 
 
-def check_files(directory: Path, family: ModelFamily, configs: Configs) -> None:
-    """Scheduler, tokenizers and weights, by their configurations.
+def check_weights(directory: Path, family: ModelFamily, configs: Configs) -> None:
+    """Weights by their configurations.
 
     raises: ConfigError naming the file
     """
-    _check_scheduler(directory, describe_directory(family))
-    for part in family.text_encoders:
-        _check_tokenizer(directory, part, configs[part.name])
     for network in family.networks:
         shapes = read_shapes(directory, network)
         if problem := find_mismatch(network.name, configs[network.name], shapes):
@@ -111,69 +106,3 @@ def read_size_multiple(directory: Path) -> int:
     vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
     blocks = len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2
     return int(2**blocks)
-
-
-def _check_scheduler(directory: Path, what: str) -> None:
-    scheduler = read_part_config(directory, "scheduler")
-    name, kind = str(scheduler.get("_class_name", "")), scheduler["prediction_type"]
-    if "Flow" in name or "EDM" in name:
-        raise ConfigError(f"{directory / 'scheduler'} is a {name}; {what}")
-    if kind not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"{directory / 'scheduler'} says prediction_type={kind!r}; epsilon and v_prediction "
-            "can be trained and sampled"
-        )
-
-
-def _check_tokenizer(directory: Path, part: TextEncoderPart, text_encoder: dict[str, Any]) -> None:
-    folder = directory / part.tokenizer
-    if (folder / "tokenizer.json").is_file():
-        words = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        words = read_json(folder / "vocab.json")
-        _check_merges(folder / "merges.txt", words)
-    else:
-        raise ConfigError(
-            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy it again"
-        )
-    if not words or max(words.values()) >= text_encoder["vocab_size"]:
-        raise ConfigError(
-            f"{folder} knows {len(words)} words and {part.name}/ {text_encoder['vocab_size']}; "
-            "the parts are of different models"
-        )
-    _check_special_tokens(folder, words)
-
-
-def _check_special_tokens(folder: Path, words: Mapping[str, int]) -> None:
-    """A begin or an end that is no word would get a number that the text encoder has no row for.
-
-    What the second file says goes before what the first does.
-    """
-    config: dict[str, Any] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            config |= read_json(folder / name)
-    if problem := find_bad_value("tokenizer", config):
-        raise ConfigError(f"{folder}: {problem}; {_COPY_AGAIN}")
-    for key in ("bos_token", "eos_token", "pad_token"):
-        token = config.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is not None and text not in words:
-            raise ConfigError(
-                f"{folder}: {key}={text!r} is no word of the tokenizer; {_COPY_AGAIN}"
-            )
-
-
-def _check_merges(path: Path, words: dict[str, int]) -> None:
-    """Each word longer than a letter is made by a merge, and each merge makes a word.
-
-    A file that was cut off would be read without a word, and prompts split otherwise.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    merged = {line.replace(" ", "") for line in lines[1:] if line.strip()}
-    long_words = {w for w in words if len(w.removesuffix("</w>")) > 1 and w[0] != "<"}
-    if differing := sorted((long_words - merged) | (merged - words.keys())):
-        raise ConfigError(
-            f"{path} and vocab.json differ in {len(differing)} words, {differing[0]!r} for one; "
-            "copy both again"
-        )

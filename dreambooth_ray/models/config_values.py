@@ -119,6 +119,18 @@ class _SchedulerConfig(_PartConfig):
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading"
 
 
+class _FlowSchedulerConfig(_PartConfig):
+    num_train_timesteps: Count = 1000
+    shift: Annotated[Number, Field(gt=0)] = 1.0
+    use_dynamic_shifting: StrictBool = False
+    base_shift: Number | None = 0.5
+    max_shift: Number | None = 1.15
+    base_image_seq_len: Count | None = 256
+    max_image_seq_len: Count | None = 4096
+    shift_terminal: Number | None = None
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+
+
 class _TokenizerConfig(_PartConfig):
     bos_token: Token = ""
     eos_token: Token = ""
@@ -132,6 +144,7 @@ _CONFIGS: dict[str, type[_PartConfig]] = {
     "vae": _VAEConfig,
     "text_encoder": _TextEncoderConfig,
     "scheduler": _SchedulerConfig,
+    "flow_scheduler": _FlowSchedulerConfig,
     "tokenizer": _TokenizerConfig,
 }
 

@@ -42,9 +42,10 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
 
 
 def model_outline(uri: str, key: str = "model.uri") -> Path:
-    """As `model_directory`, within moments and to look at alone: nothing large is fetched.
+    """As `model_directory`, within moments and to look at alone: nothing large is fetched or read.
 
-    Of weights that are not on this host, the headers are there and not a tensor.
+    Of weights that are not on this host, the headers are there and not a tensor; of those that are,
+    no more is looked at. What can be refused by that comes before anybody waits for the rest.
     """
     if shipped := find_shipped(uri):
         return shipped
@@ -52,7 +53,7 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
 
 
 def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
-    """whole: the weights are here, those of an adapter's base among them"""
+    """whole: the weights are here, those of an adapter's base among them, and are read"""
     if (folder / paths.CONFIG).is_file() and not (folder / "vae").is_dir():
         folder = folder / paths.BUNDLE
         if not folder.is_dir():
@@ -64,7 +65,7 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     try:
         family = find_family(folder)
         family.check(folder)
-        if whole or parse_source(uri).is_directory:
+        if whole:
             check_values(folder, family)
     except ConfigError as error:
         raise ConfigError(f"{key}={uri!r}: {error}") from error
@@ -92,14 +93,13 @@ def adapted_base(folder: Path) -> tuple[str, str] | None:
 
 
 def _checked_adapter(folder: Path, uri: str, digest: str, key: str, whole: bool) -> Path:
-    is_here = whole or parse_source(uri).is_directory
     try:
-        base = (model_directory if is_here else model_outline)(uri, key)
+        base = (model_directory if whole else model_outline)(uri, key)
     except ConfigError as error:
         raise ConfigError(
             f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
         ) from error
-    if is_here and not has_model_hash(base, digest):
+    if whole and not has_model_hash(base, digest):
         raise ConfigError(
             f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
             "since; bring the old one back, or train again"

@@ -6,6 +6,8 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part
 from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.scheduler_checks import check_scheduler
+from dreambooth_ray.models.tokenizer_checks import check_tokenizer
 from dreambooth_ray.models.weight_files import find_weights
 
 
@@ -17,6 +19,8 @@ def describe_directory(family: ModelFamily) -> str:
 def check_parts(directory: Path, family: ModelFamily) -> None:
     """Look for the folder of each part, and at the class that the index and the part itself name.
 
+    Scheduler and tokenizers are looked at whole, the weights not at all.
+
     raises: ConfigError naming the file
     """
     what = describe_directory(family)
@@ -27,6 +31,7 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
     for folder in family.parts:
         if not (directory / folder).is_dir():
             raise ConfigError(f"it has no {folder}/ in it; {what}, with {', '.join(family.parts)}")
+    check_scheduler(directory, family.process, what)
     for part in family.networks:
         for place, class_name in (
             (directory / INDEX, _class_in_index(index, part)),
@@ -37,6 +42,8 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
                     f"{place} says that {part.name} is a {class_name}, not a {part.class_name}; "
                     f"{what}"
                 )
+    for encoder in family.text_encoders:
+        check_tokenizer(directory, encoder)
 
 
 def _class_in_index(index: dict[str, Any], part: Part) -> str:

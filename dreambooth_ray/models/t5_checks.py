@@ -1,23 +1,21 @@
-"""Whether a folder holds a T5 encoder and its tokenizer, by the files alone."""
+"""Whether a folder holds a T5 encoder, by the files alone."""
 
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 
 _DEFAULTS = {"num_layers": 6, "relative_attention_num_buckets": 32}
 
 
-def check_t5(folder: Path, tokenizer: Path) -> int:
+def check_t5(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
     path = folder / "config.json"
     counts = read_counts(path, "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", **_DEFAULTS)
     config = read_json(path)
     # The second is the first one's table again.
     check_shapes(folder, expect_t5(counts, config), unread=("encoder.embed_tokens.weight",))
-    _check_tokenizer(tokenizer, folder.name, counts["vocab_size"])
     return counts["d_model"]
 
 
@@ -45,18 +43,3 @@ def expect_t5(counts: dict[str, int], config: dict[str, Any]) -> Shapes:
         f"encoder.block.0.{attention}.relative_attention_bias.weight": bias,
         "encoder.final_layer_norm.weight": [width],
     }
-
-
-def _check_tokenizer(folder: Path, part: str, vocab_size: int) -> None:
-    """raises: ConfigError where there is none, or its words have no row in the encoder"""
-    if not (folder / "tokenizer.json").is_file():
-        # SentencePiece's own file holds no list that can be read without it.
-        if (folder / "spiece.model").is_file():
-            return
-        raise ConfigError(f"{folder} has neither tokenizer.json nor spiece.model; copy it again")
-    words = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", [])
-    if not words or len(words) > vocab_size:
-        raise ConfigError(
-            f"{folder} has {len(words)} words, and {part}/ knows {vocab_size}; the parts are of "
-            "different models"
-        )

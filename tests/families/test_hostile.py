@@ -3,12 +3,16 @@
 import shutil
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models import model_directory as model_directory_module
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_directory, model_outline
+from dreambooth_ray.preparation import prepare_run
 from tests.families.hostile_directories import DAMAGES, POISONED
 from tests.families.proven_families import PROVEN_MODELS
 from tests.integration.conftest import dreambooth
@@ -35,7 +39,9 @@ def test_every_damage_of_every_part_is_refused_in_one_line(
         directory = tmp_path / part.name
         shutil.copytree(good, directory)
         DAMAGES[damage].apply(directory, part.name)
-        for look in (model_directory, model_outline):
+        # The values of weights are read last, once nothing else can be refused.
+        looks = (model_directory,) if damage == "NaN" else (model_directory, model_outline)
+        for look in looks:
             with pytest.raises(ConfigError) as refused:
                 look(str(directory))
             text = str(refused.value)
@@ -43,6 +49,25 @@ def test_every_damage_of_every_part_is_refused_in_one_line(
             assert DAMAGES[damage].expected_word(part.name) in text, part.name
             assert str(directory) in text
         assert not (directory / POISONED).exists()
+
+
+def test_what_a_family_can_not_do_is_refused_before_weights_are_read(
+    tiny_directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("all weights are read")
+
+    monkeypatch.setattr(model_directory_module, "check_values", read)
+    overrides = [f"model.uri={tiny_directories['z-image']}", f"storage.uri={tmp_path}"]
+    for setting, said in (
+        ("identifier.kind=learned", "identifier.kind=learned is not for Z-Image"),
+        ("train.method=kv", "train.method=kv is not for Z-Image"),
+        ("train.resolution=72", "train.resolution=72 is not a multiple of 16"),
+        ("prior.solver=ddim", "prior.solver=ddim is not for Z-Image"),
+    ):
+        config = parse_config("subject: {photos: p, class_noun: robot}", "x", [*overrides, setting])
+        with pytest.raises(ConfigError, match=said):
+            prepare_run(config, Mock())
 
 
 VERBS = {

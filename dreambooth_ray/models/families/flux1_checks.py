@@ -55,7 +55,7 @@ def _check_fit(directory: Path, counts: dict[str, int]) -> None:
         if problem := find_mismatch(part, config, shapes):
             raise ConfigError(f"{directory / part}: {problem}; the files are of different models")
     channels = configs["vae"]["latent_channels"] * PATCH**2
-    text_width = check_t5(directory / "text_encoder_2", directory / "tokenizer_2")
+    text_width = check_t5(directory / "text_encoder_2")
     for key, what, given, part in (
         ("in_channels", "channels of patches", channels, "vae"),
         ("joint_attention_dim", "text of width", text_width, "text_encoder_2"),

@@ -31,7 +31,6 @@ def check_networks(directory: Path) -> None:
     raises: ConfigError naming the file
     """
     transformer = directory / "transformer"
-    check_scheduler(directory / "scheduler" / "scheduler_config.json")
     counts = read_counts(
         transformer / "config.json", "in_channels", "joint_attention_dim", "num_layers",
         "num_single_layers", "num_attention_heads", "attention_head_dim",
@@ -68,13 +67,6 @@ def _check_vae(folder: Path) -> int:
     if problem:
         raise ConfigError(f"{folder}: {problem}; the files are of different models")
     return num_channels
-
-
-def check_scheduler(path: Path) -> None:
-    """raises: ConfigError for another than flow matching's"""
-    name = str(read_json(path).get("_class_name", ""))
-    if not name.startswith("FlowMatch"):
-        raise ConfigError(f"{path} says {name or 'nothing'}, not FlowMatchEulerDiscreteScheduler")
 
 
 def expect_transformer(counts: dict[str, int]) -> Shapes:

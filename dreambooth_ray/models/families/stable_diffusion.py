@@ -6,7 +6,7 @@ from pathlib import Path
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_unet_checks import (
     Configs,
-    check_files,
+    check_weights,
     check_widths,
     choose_sampled_alone,
     read_configs,
@@ -28,7 +28,7 @@ def _check(directory: Path) -> None:
     configs = read_configs(directory, FAMILY)
     _check_inputs(directory, configs)
     check_widths(directory, FAMILY, configs)
-    check_files(directory, FAMILY, configs)
+    check_weights(directory, FAMILY, configs)
 
 
 def _check_inputs(directory: Path, configs: Configs) -> None:

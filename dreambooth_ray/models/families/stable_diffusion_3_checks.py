@@ -31,10 +31,7 @@ def check_networks(directory: Path, *, has_t5: bool) -> None:
     form = read_json(transformer / "config.json")
     _check_form(transformer / "config.json", counts, form)
     check_shapes(transformer, expect_transformer(counts, form))
-    sizes = [
-        check_clip(directory / f"text_encoder{number}", directory / f"tokenizer{number}")
-        for number in ("", "_2")
-    ]
+    sizes = [check_clip(directory / f"text_encoder{number}") for number in ("", "_2")]
     width, pooled_width = (sum(pair) for pair in zip(*sizes, strict=True))
     text_width = counts["joint_attention_dim"]
     if pooled_width != counts["pooled_projection_dim"] or width > text_width:
@@ -44,7 +41,7 @@ def check_networks(directory: Path, *, has_t5: bool) -> None:
             "parts are of different models"
         )
     if has_t5:
-        t5_width = check_t5(directory / "text_encoder_3", directory / "tokenizer_3")
+        t5_width = check_t5(directory / "text_encoder_3")
         if t5_width != text_width:
             raise ConfigError(
                 f"{transformer} takes text of width {text_width}, and text_encoder_3/ gives "

@@ -1,0 +1,41 @@
+"""Whether a scheduler's configuration is one that a family's process can go by."""
+
+from pathlib import Path
+from typing import Literal
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
+
+
+def check_scheduler(directory: Path, process: Literal["diffusion", "flow"], what: str) -> None:
+    """what: a directory has to be, in words
+
+    raises: ConfigError naming the file
+    """
+    path = directory / "scheduler" / CONFIG_FILES["scheduler"]
+    if process == "flow":
+        _check_flow(path, what)
+    else:
+        _check_diffusion(directory, what)
+
+
+def _check_flow(path: Path, what: str) -> None:
+    config = read_json(path)
+    name = str(config.get("_class_name", ""))
+    if name and not name.startswith("FlowMatch"):
+        raise ConfigError(f"{path} says {name}, not FlowMatchEulerDiscreteScheduler; {what}")
+    if problem := find_bad_value("flow_scheduler", config):
+        raise ConfigError(f"{path}: {problem}; copy it again")
+
+
+def _check_diffusion(directory: Path, what: str) -> None:
+    scheduler = read_part_config(directory, "scheduler")
+    name, kind = str(scheduler.get("_class_name", "")), scheduler["prediction_type"]
+    if "Flow" in name or "EDM" in name:
+        raise ConfigError(f"{directory / 'scheduler'} is a {name}; {what}")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"{directory / 'scheduler'} says prediction_type={kind!r}; epsilon and v_prediction "
+            "can be trained and sampled"
+        )
