@@ -14,7 +14,9 @@ from dreambooth_ray.config.section import Section
 from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.errors import ConfigError
 
-Solver = Literal["ddim", "plms", "euler", "euler_a", "heun", "dpmpp_2m"]
+Solver = Literal["ddim", "plms", "euler", "euler_a", "heun", "dpmpp_2m", "lcm", "tcd"]
+# Whose steps add as much noise as eta says.
+ETA_SOLVERS = ("ddim", "tcd")
 KARRAS_SOLVERS = ("euler", "dpmpp_2m")
 MAX_STEPS = 1000
 # These are in every digest; the others where they differ from their defaults, so that sets of
@@ -48,13 +50,14 @@ class SamplingParams(Section):
 
     solver: Solver = Field(
         "ddim",
-        description="integrates the steps; dpmpp_2m needs the fewest; models of flow matching "
-        "take euler, heun and dpmpp_2m",
+        description="integrates the steps; dpmpp_2m needs the fewest; lcm and tcd are for models "
+        "distilled for them alone; models of flow matching take euler, heun and dpmpp_2m",
     )
     num_inference_steps: NumInferenceSteps = 25
     guidance_scale: GuidanceScale = 3.0
     eta: Fraction = Field(
-        0.0, description="noise added by each step, ddim alone: 0 deterministic, 1 as DDPM"
+        0.0,
+        description="noise added by each step: 0 none; of ddim, 1 as DDPM; of tcd, its gamma",
     )
     karras: bool = Field(
         False, description="sigmas after Karras et al. 2022, eq. 5; euler and dpmpp_2m"
@@ -77,10 +80,10 @@ class SamplingParams(Section):
 
     @field_validator("eta")
     @classmethod
-    def _has_noise_in_ddim_alone(cls, eta: float, info: ValidationInfo) -> float:
+    def _has_noise_of_a_solver(cls, eta: float, info: ValidationInfo) -> float:
         solver = info.data.get("solver", "ddim")
-        if eta and solver != "ddim":
-            raise ValueError(f"is for solver ddim alone, not {solver}")
+        if eta and solver not in ETA_SOLVERS:
+            raise ValueError(f"is for solvers {', '.join(ETA_SOLVERS)}, not {solver}")
         return eta
 
     @field_validator("karras")

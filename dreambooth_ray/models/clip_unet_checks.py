@@ -72,8 +72,24 @@ def check_weights(directory: Path, family: ModelFamily, configs: Configs) -> Non
             )
 
 
+# By the class of a directory's scheduler: that of models distilled for a few steps.
+_DISTILLED_SOLVERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
+
+
 def choose_sampled_alone(family: ModelFamily, directory: Path) -> ModelFamily:
-    """The family, without methods to train it by where its UNet sees a masked image."""
+    """The family, without methods to train it by where that would make no sense.
+
+    Its UNet sees a masked image, or was distilled for a few steps.
+    """
+    scheduler = _read_config(directory, "scheduler").get("_class_name")
+    if solver := _DISTILLED_SOLVERS.get(str(scheduler)):
+        return replace(
+            family,
+            methods=(),
+            instead=f"its scheduler ({scheduler}) is that of models distilled for a few steps, and "
+            "training would undo that: train the base model, with the base model's scheduler",
+            sampling_defaults={"solver": solver, "num_inference_steps": 4, "guidance_scale": 1.0},
+        )
     num_channels = _read_config(directory, "unet").get("in_channels")
     num_latent_channels = _read_config(directory, "vae").get("latent_channels")
     if num_channels == num_latent_channels:

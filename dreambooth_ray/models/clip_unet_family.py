@@ -19,7 +19,7 @@ make_clip_unet_family = partial(
     text_lora_targets=CLIP_TARGETS,
     methods=("full", "lora", "kv"),
     export_formats=("diffusers", "lora", "kohya", "single-file"),
-    solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m"),
+    solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m", "lcm", "tcd"),
 )
 CLIP_UNET_FEATURES = (
     "kv", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting",

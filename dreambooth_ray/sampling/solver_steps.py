@@ -1,8 +1,11 @@
 """A solver's steps as rows of a table, and how one is made; see `solvers` for the formula."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+from dreambooth_ray.errors import ConfigError
 
 Pair = tuple[float, float]
 
@@ -34,6 +37,28 @@ class SolverTable:
 
     steps: tuple[SolverStep, ...]
     initial_scale: float
+
+
+def clean_weights(kind: str, alpha: float, sigma: float) -> Pair:
+    """(p, q) of x0 = p x + q m."""
+    if kind == "v_prediction":
+        return alpha, -sigma
+    if alpha <= 0:
+        raise ConfigError(
+            "model.uri: a scheduler with zero terminal SNR needs a model that predicts velocity "
+            "(prediction_type v_prediction), this one predicts epsilon"
+        )
+    return 1 / alpha, -sigma / alpha
+
+
+def noise_weights(kind: str, alpha: float, sigma: float) -> Pair:
+    """(p, q) of eps = p x + q m."""
+    return (sigma, alpha) if kind == "v_prediction" else (0.0, 1.0)
+
+
+def find_level(alpha_bar: float) -> Pair:
+    """(alpha, sigma) by the share of the variance that is the image's."""
+    return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
 
 def apply_step(

@@ -25,8 +25,16 @@ from diffusers import (
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.sampling.consistency_solvers import build_lcm, build_tcd
 from dreambooth_ray.sampling.flow_solvers import FLOW_BUILDERS
-from dreambooth_ray.sampling.solver_steps import Pair, SolverStep, SolverTable
+from dreambooth_ray.sampling.solver_steps import (
+    Pair,
+    SolverStep,
+    SolverTable,
+    clean_weights,
+    find_level,
+    noise_weights,
+)
 
 
 @functools.lru_cache(maxsize=512)
@@ -52,25 +60,10 @@ def build_table(
         "euler": _euler,
         "euler_a": _euler_ancestral,
         "dpmpp_2m": _dpmpp_2m,
+        "lcm": build_lcm,
+        "tcd": build_tcd,
     }
     return builders[solver](schedule, num_steps, eta, karras, begin)
-
-
-def _clean_weights(kind: str, alpha: float, sigma: float) -> Pair:
-    """(p, q) of x0 = p x + q m."""
-    if kind == "v_prediction":
-        return alpha, -sigma
-    if alpha <= 0:
-        raise ConfigError(
-            "model.uri: a scheduler with zero terminal SNR needs a model that predicts velocity "
-            "(prediction_type v_prediction), this one predicts epsilon"
-        )
-    return 1 / alpha, -sigma / alpha
-
-
-def _noise_weights(kind: str, alpha: float, sigma: float) -> Pair:
-    """(p, q) of eps = p x + q m."""
-    return (sigma, alpha) if kind == "v_prediction" else (0.0, 1.0)
 
 
 def _ddim(
@@ -85,8 +78,8 @@ def _ddim(
     for t in scheduler.timesteps[begin:].tolist():
         alpha_bar, final_alpha_bar = alpha_bars[t], float(scheduler.final_alpha_cumprod)
         alpha_bar_to = alpha_bars[t - stride] if t >= stride else final_alpha_bar
-        level, target = _level(alpha_bar), _level(alpha_bar_to)
-        clean, noise = _clean_weights(kind, *level), _noise_weights(kind, *level)
+        level, target = find_level(alpha_bar), find_level(alpha_bar_to)
+        clean, noise = clean_weights(kind, *level), noise_weights(kind, *level)
         spread = eta * float(
             np.sqrt((1 - alpha_bar_to) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_to))
         )
@@ -99,10 +92,6 @@ def _ddim(
             )
         )
     return SolverTable(tuple(steps), 1.0)
-
-
-def _level(alpha_bar: float) -> Pair:
-    return float(np.sqrt(alpha_bar)), float(np.sqrt(1 - alpha_bar))
 
 
 # Adams-Bashforth weights by the number of predictions there are, newest first.
@@ -132,19 +121,22 @@ def _plms(
         alpha_bar_to = (
             alpha_bars[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
         )
-        level, target = _level(alpha_bar), _level(alpha_bar_to)
-        clean = _clean_weights(kind, *level)
+        level, target = find_level(alpha_bar), find_level(alpha_bar_to)
+        clean = clean_weights(kind, *level)
         a, b = _transfer_weights(kind, alpha_bar, alpha_bar_to)
         weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
         steps.append(SolverStep(float(t), level, target, (0.0, 1.0), clean, a, weights))
         if num_predictions == 1 and len(points) > 1:
             # Heun's correction: again from the state before the first step, which was
             # (x - b m) / a, by the mean of the predictions at both ends.
-            end, start = _level(alpha_bars[points[1]]), min(points[1] + stride, len(alpha_bars) - 1)
+            end, start = (
+                find_level(alpha_bars[points[1]]),
+                min(points[1] + stride, len(alpha_bars) - 1),
+            )
             a_again, b_again = _transfer_weights(kind, alpha_bars[start], alpha_bars[points[1]])
             corrected = (b_again / 2, b_again / 2 - a_again / a * b)
             correction = SolverStep(
-                float(points[1]), end, end, (0.0, 1.0), _clean_weights(kind, *end), a_again / a,
+                float(points[1]), end, end, (0.0, 1.0), clean_weights(kind, *end), a_again / a,
                 corrected, keeps_history=False,
             )  # fmt: skip
             steps.append(correction)
@@ -153,7 +145,10 @@ def _plms(
 
 def _transfer_weights(kind: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
     """Weights of x and m in formula (9) of the PNDM paper."""
-    (p, q), a = _noise_weights(kind, *_level(alpha_bar)), float(np.sqrt(alpha_bar_to / alpha_bar))
+    (p, q), a = (
+        noise_weights(kind, *find_level(alpha_bar)),
+        float(np.sqrt(alpha_bar_to / alpha_bar)),
+    )
     below = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
         alpha_bar * (1 - alpha_bar) * alpha_bar_to
     )
@@ -199,12 +194,12 @@ def _euler_table(
     for i, t in enumerate(scheduler.timesteps.tolist()):
         down, up = aims[i + 1]
         scale = 1 / float(np.hypot(1, sigmas[i + 1]))
-        noise = _noise_weights(kind, *levels[i])
+        noise = noise_weights(kind, *levels[i])
         # In sigma space x + (down - sigma) eps; both ends divided to unit variance.
         e = (down - sigmas[i]) * scale
         a = float(np.hypot(1, sigmas[i])) * scale
         step = SolverStep(
-            float(t), levels[i], levels[i + 1], (0.0, 1.0), _clean_weights(kind, *levels[i]),
+            float(t), levels[i], levels[i + 1], (0.0, 1.0), clean_weights(kind, *levels[i]),
             a + e * noise[0], (e * noise[1],), up * scale, keeps_history=False,
         )  # fmt: skip
         steps.append(step)
@@ -234,7 +229,7 @@ def _dpmpp_2m(
             ratio = np.log(sigmas[i - 1] / sigmas[i]) / np.log(sigmas[i] / sigmas[i + 1])
             second = 0.5 * k / float(ratio)
             weights = (-k - second, second)
-        clean = _clean_weights(kind, alpha, sigma)
+        clean = clean_weights(kind, alpha, sigma)
         step = SolverStep(
             float(scheduler.timesteps[i]), levels[i], levels[i + 1], clean, clean,
             sigma_to / sigma, weights,

@@ -36,7 +36,10 @@ def test_every_parameter_is_described() -> None:
     [
         (["prior.solver=magic"], r"prior\.solver='magic': .*dpmpp_2m"),
         (["prior.num_inference_steps=1001"], r"prior\.num_inference_steps=1001"),
-        (["prior.solver=euler", "prior.eta=0.5"], r"prior\.eta=0\.5: is for solver ddim alone"),
+        (
+            ["prior.solver=euler", "prior.eta=0.5"],
+            r"prior\.eta=0\.5: is for solvers ddim, tcd, not euler",
+        ),
         (["sample.karras=true"], r"sample\.karras=True: is for solvers euler, dpmpp_2m, not ddim"),
         (["sample.guidance_interval=[1, 0]"], r"sample\.guidance_interval=.*start must be below"),
     ],

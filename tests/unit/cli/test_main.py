@@ -113,7 +113,7 @@ def test_sampling_that_can_not_be_is_refused_before_anything_is_loaded(
     call, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     result = call("generate", "nowhere", "--eta", "0.5", "--solver", "euler")
-    assert_refused(result, "eta=0.5: is for solver ddim alone, not euler", tmp_path)
+    assert_refused(result, "eta=0.5: is for solvers ddim, tcd, not euler", tmp_path)
 
 
 def test_an_unreachable_cluster(call, tmp_path: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]

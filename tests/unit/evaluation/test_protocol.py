@@ -112,7 +112,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         ({"promts": {}}, "promts: Extra inputs"),
         ({"prompts": {"object": []}}, "empty"),
         ({"prompts": {"object": ["a dog"]}}, "prompts.object.0"),
-        ({"solver": "euler", "eta": 0.5}, "eta: .*is for solver ddim alone"),
+        ({"solver": "euler", "eta": 0.5}, "eta: .*is for solvers ddim, tcd"),
     ):
         path.write_text(yaml.safe_dump(tree | change))
         with pytest.raises(ConfigError, match=said):

@@ -9,9 +9,12 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
 )
 
+from dreambooth_ray.config.sampling_params import ETA_SOLVERS, KARRAS_SOLVERS
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 from dreambooth_ray.sampling.solver_steps import apply_step
@@ -33,6 +36,8 @@ CLASSES = {
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 
 
@@ -54,9 +59,9 @@ def sample_with_diffusers(
     for t in scheduler.timesteps:
         m = network(scheduler.scale_model_input(x, t), float(t))
         options: dict[str, Any] = {}
-        if solver == "ddim":
+        if solver in ETA_SOLVERS:
             options = {"eta": eta, "generator": generator}
-        if solver == "euler_a":
+        if solver in ("euler_a", "lcm"):
             options = {"generator": generator}
         x = scheduler.step(m, t, x, **options).prev_sample
     return x
@@ -70,7 +75,7 @@ def sample_with_table(
     x, history = z * solver_table.initial_scale, []
     for step in solver_table.steps:
         noise = None
-        if solver == "euler_a" or eta:
+        if step.noise_scale:
             noise = torch.randn(z.shape, generator=generator)
         x = apply_step(step, x, network(x, step.timestep), history, noise)
     return x
@@ -80,7 +85,7 @@ CASES = [
     (solver, eta, karras)
     for solver in CLASSES
     for eta, karras in [(0.0, False), (0.5, False), (1.0, False), (0.0, True)]
-    if (not eta or solver == "ddim") and (not karras or solver in ("euler", "dpmpp_2m"))
+    if (not eta or solver in ETA_SOLVERS) and (not karras or solver in KARRAS_SOLVERS)
 ]
 
 
@@ -100,7 +105,7 @@ def test_a_trajectory_is_that_of_diffusers(
     )
 
 
-@pytest.mark.parametrize("solver", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ["ddim", "euler", "euler_a", "dpmpp_2m", "lcm", "tcd"])
 def test_zero_terminal_snr(solver: str) -> None:
     config = {
         **BASE,
@@ -154,3 +159,10 @@ def test_the_truth_is_a_fixed_point(solver: str) -> None:
 def test_more_steps_than_were_trained_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_inference_steps=2000"):
         build_table(NoiseSchedule.from_config({**BASE}), "ddim", 2000)
+
+
+@pytest.mark.parametrize("solver", ["lcm", "tcd"])
+def test_more_steps_than_models_are_distilled_at_are_refused(solver: str) -> None:
+    schedule = NoiseSchedule.from_config({**BASE, "original_inference_steps": 40})
+    with pytest.raises(ConfigError, match=rf"num_inference_steps=41 is more than 40, .*{solver}"):
+        build_table(schedule, solver, 41)
