@@ -6,7 +6,7 @@ Nothing heavy is imported.
 from functools import partial
 
 from dreambooth_ray.models.clip_unet_checks import read_default_side, read_size_multiple
-from dreambooth_ray.models.family import ATTENTION_TARGETS, CLIP_TARGETS, ModelFamily, Part
+from dreambooth_ray.models.family import ATTENTION_TARGETS, CLIP_TARGETS, Feature, ModelFamily, Part
 
 # A family with such a UNet; takes the rest of a `ModelFamily`.
 make_clip_unet_family = partial(
@@ -21,6 +21,6 @@ make_clip_unet_family = partial(
     export_formats=("diffusers", "lora", "kohya", "single-file"),
     solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m", "lcm", "tcd"),
 )
-CLIP_UNET_FEATURES = (
+CLIP_UNET_FEATURES: tuple[Feature, ...] = (
     "kv", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting",
 )  # fmt: skip
