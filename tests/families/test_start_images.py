@@ -49,8 +49,6 @@ MODELS = {
     "flux1-schnell": StartImages(
         FluxImg2ImgPipeline,
         FluxInpaintPipeline,
-        StableDiffusion3Img2ImgPipeline,
-        StableDiffusion3InpaintPipeline,
         (1.0, 0.0),
         pack_flux1,
         {"max_sequence_length": 256},

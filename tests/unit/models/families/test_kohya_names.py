@@ -104,7 +104,11 @@ def test_diffusers_reads_what_each_layer_learnt(name: str, only: str) -> None:
     for layer in layers:
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in "AB")
         read_down, read_up = (read.pop(f"transformer.{layer}.lora_{x}.weight") for x in "AB")
-        assert torch.allclose(read_up @ read_down, 3 / RANK * up @ down, atol=1e-5)
+        # Of some inputs: the matrices themselves are large.
+        inputs = torch.randn(down.shape[1], 4) / down.shape[1] ** 0.5
+        learnt = 3 / RANK * up @ (down @ inputs)
+        assert torch.allclose(read_up @ (read_down @ inputs), learnt, atol=1e-4)
+        assert learnt.abs().max() > 0.1
     # What nobody trained comes with its neighbours, and does nothing.
     assert all(not w.any() for key, w in read.items() if "lora_B" in key)
     assert bool(read) == bool(only)

@@ -63,7 +63,7 @@ CONFIG, SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
         ("text_encoder/config.json", {"projection_dim": 8}, "text_projection.weight is"),
         ("text_encoder_3/config.json", {"num_layers": 3}, "encoder.block.2.* no such tensor"),
         ("vae/config.json", {"latent_channels": 8}, "the files are of different models"),
-        (SCHEDULER, {"_class_name": "DDIMScheduler"}, "names DDIMScheduler"),
+        (SCHEDULER, {"_class_name": "DDIMScheduler"}, "says DDIMScheduler"),
         (SCHEDULER, {"num_train_timesteps": 10}, "num_train_timesteps=10"),
     ],
 )
