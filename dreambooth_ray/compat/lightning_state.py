@@ -1,9 +1,12 @@
 """Of Lightning: counters inside its checkpoints, documented nowhere. Nothing is imported.
 
-Private: the progress of the training loop under "loops".
+Private: the progress of the training loop under "loops", and LambdaLR's `_step_count`.
 """
 
+import copy
 from typing import Any
+
+_LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
 def set_num_batches(checkpoint: dict[str, Any], num_batches: int) -> None:
@@ -11,3 +14,45 @@ def set_num_batches(checkpoint: dict[str, Any], num_batches: int) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), num_batches))
+
+
+def read_loop_states(trainer: Any) -> dict[str, Any]:
+    """The loops of a trainer that has done nothing yet, as a checkpoint has them."""
+    return {name: getattr(trainer, name).state_dict() for name in _LOOPS}
+
+
+def make_checkpoint(
+    loops: dict[str, Any],
+    num_steps: int,
+    optimizer: dict[str, Any],
+    scheduler: dict[str, Any],
+    version: str,
+) -> dict[str, Any]:
+    """What Lightning would save at the end of a batch of its first epoch, less the weights: of a
+    training of `num_steps` optimizer steps of one batch each.
+
+    loops: of `read_loop_states`; optimizer, scheduler: their states; version: of Lightning
+    """
+    loops = copy.deepcopy(loops)
+    progress = loops["fit_loop"]
+    for part in ("total", "current"):
+        progress["epoch_progress"][part].update(ready=1, started=1)
+        progress["epoch_loop.scheduler_progress"][part].update(ready=num_steps, completed=num_steps)
+        steps = progress["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        steps["step"][part].update(ready=num_steps, completed=num_steps)
+        steps["zero_grad"][part].update(ready=num_steps, started=num_steps, completed=num_steps)
+    progress["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - 1
+    checkpoint = {
+        "epoch": 0,
+        "global_step": num_steps,
+        "pytorch-lightning_version": version,
+        "loops": loops,
+        "callbacks": {},
+        "optimizer_states": [optimizer],
+        "lr_schedulers": [scheduler | {"_step_count": num_steps + 1}],
+    }
+    set_num_batches(checkpoint, num_steps)
+    # It counts a batch as completed after the callbacks, one of which saves.
+    for part in ("total", "current"):
+        progress["epoch_loop.batch_progress"][part]["completed"] = num_steps - 1
+    return checkpoint

@@ -1,9 +1,9 @@
 """Of peft: how it keeps the adapters of a layer, and how it mixes adapters in one forward.
 
 Private: PeftModel._enable_peft_forward_hooks and the adapter name `__base__`; the peft_config that
-`unload` leaves behind. Of LoraLayer, which is documented for users of whole models alone: lora_A,
-lora_B, lora_embedding_A, lora_bias, lora_variant, r, scaling, base_layer, in_features and
-out_features.
+`unload` leaves behind; the names of an adapter's weights in a network. Of LoraLayer, which is
+documented for users of whole models alone: lora_A, lora_B, lora_embedding_A, lora_bias,
+lora_variant, r, scaling, base_layer, in_features and out_features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,28 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 _BASE = "__base__"
+# What follows a layer's name in those of the weights that `inject_adapter_in_model` adds to it.
+_WEIGHT_SUFFIXES = {
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+}
 
 
 def list_lora_layers(network: nn.Module) -> list[tuple[str, Any]]:
     """Every layer that peft has put adapters into, by name."""
     return [(n, m) for n, m in network.named_modules() if isinstance(m, LoraLayer)]
+
+
+def parse_adapter_name(name: str) -> tuple[str, str]:
+    """The layer that a weight of an injected adapter belongs to, and which one it is.
+
+    returns: (layer, "down", "up" or DoRA's "magnitude")
+    """
+    for suffix, kind in _WEIGHT_SUFFIXES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), kind
+    raise ValueError(f"{name} is no weight of a LoRA or DoRA adapter")
 
 
 def has_adapter(layer: Any, name: str | None) -> bool:

@@ -18,6 +18,7 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
@@ -189,6 +190,13 @@ class TrainingDataset(IterableDataset[Batch]):
         caption = self._choose_one(captions, "caption", step, key)
         choices = self._preserved_choices[position % len(self._photographs), caption]
         return self._choose_one(choices, "preserved caption", step, key)
+
+    @property
+    def example_conditioning(self) -> Conditioning:
+        """Of one caption, where text encoders are frozen; all of them have its shape."""
+        conditioning = self._captions.conditioning
+        assert conditioning is not None
+        return conditioning.select([0])
 
     def describe_inputs(self, step: int) -> list[str]:
         """What the global batch of a step (from 0) is made of, in words."""

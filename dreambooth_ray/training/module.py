@@ -35,6 +35,7 @@ from dreambooth_ray.training.optimizer import (
 )
 from dreambooth_ray.training.prediction_errors import PredictionErrors
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.step_record import build_step_record
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -257,23 +258,8 @@ class DreamBoothModule(pl.LightningModule):
 
         part_losses: as of `compute_loss`, over all workers
         """
-        instance, *priors = part_losses
-        weights = self.config.prior.loss_weights
         rate, further_rates = self._find_rates(step)
-        metrics = {
-            "step": step,
-            "images_seen": step * self.config.images_a_step,
-            "loss": objective.prior_preserving_loss(instance, priors, weights),
-            "instance_loss": instance,
-            "prior_loss": priors[0],
-            "output_loss": priors[-1],
-            "lr": rate,
-            **further_rates,
-            "grad_norm": grad_norm,
-        }
-        if self.config.prior.kind != "both":
-            del metrics["output_loss"]
-        return metrics
+        return build_step_record(self.config, step, part_losses, grad_norm, rate) | further_rates
 
     def _find_rates(self, step: int) -> tuple[float, dict[str, float]]:
         """The rate of a step, of the first part that is trained, and others that differ, by key."""

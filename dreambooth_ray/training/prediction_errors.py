@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import LossConfig
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.precision import autocast_dtype
 from dreambooth_ray.objective import loss as objective
+from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.training.batch import Batch, PreservedCaptions
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
@@ -26,6 +28,25 @@ class ForwardInputs(NamedTuple):
     tokens: Conditioning | None
     conditioning: Conditioning | None
     frames: Tensor
+
+
+def autocast_networks(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """For the networks alone: noise, target and loss are computed in float32 around them.
+
+    precision: as train.precision
+    """
+    if precision == "bf16-mixed":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def weigh_errors(
+    process: ForwardProcess, loss: LossConfig, prediction: Tensor, target: Tensor, times: Tensor
+) -> Tensor:
+    """(B,) error of each sample, weighted as configured. prediction, target: (B, C, h, w)"""
+    errors = objective.compute_sample_errors(prediction, target, loss.huber_delta)
+    weights = process.compute_weights(loss, times)
+    return errors if weights is None else errors * weights
 
 
 class PredictionErrors:
@@ -51,15 +72,10 @@ class PredictionErrors:
         return self._weigh_errors(prediction, target, batch.times)
 
     def _weigh_errors(self, prediction: Tensor, target: Tensor, times: Tensor) -> Tensor:
-        errors = objective.compute_sample_errors(prediction, target, self._config.loss.huber_delta)
-        weights = self._process.compute_weights(self._config.loss, times)
-        return errors if weights is None else errors * weights
+        return weigh_errors(self._process, self._config.loss, prediction, target, times)
 
     def _compute_precision(self, latents: Tensor) -> AbstractContextManager[Any]:
-        """Of the networks alone: noise, target and loss are computed in float32 around them."""
-        if self._config.train.precision == "bf16-mixed":
-            return torch.autocast(latents.device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast_networks(self._config.train.precision, latents.device)
 
     def _predict(self, inputs: ForwardInputs) -> Tensor:
         noisy, conditioning = inputs.noisy, inputs.conditioning

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dreambooth_ray.compat.lightning_state import set_num_batches
+from dreambooth_ray.compat.lightning_state import make_checkpoint, read_loop_states, set_num_batches
 
 
 class Module(pl.LightningModule):
@@ -59,3 +59,31 @@ def test_a_training_goes_on_from_the_batches_that_are_set(tmp_path: Path) -> Non
     second.fit(Module(), loader, ckpt_path=str(tmp_path / "state"), weights_only=False)
     assert recount.first_batch == 6, "Lightning: the loop's counters are elsewhere"
     assert second.global_step == 4
+
+
+class SaveSecondStep(pl.Callback):
+    """Saves as our own callback does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_is_made_as_lightning_makes_it(tmp_path: Path) -> None:
+    loader = DataLoader(torch.ones(4, 1), batch_size=1)
+    trainer = make_trainer(4, 1)
+    trainer.callbacks.append(SaveSecondStep(tmp_path / "state"))  # type: ignore[attr-defined]
+    trainer.fit(Module(), loader)
+    saved = torch.load(tmp_path / "state", weights_only=False)
+    optimizer, version = saved["optimizer_states"][0], saved["pytorch-lightning_version"]
+    made = make_checkpoint(read_loop_states(make_trainer(4, 1)), 2, optimizer, {}, version)
+    del saved["state_dict"], saved["lr_schedulers"], made["lr_schedulers"]
+    # There is no scheduler here, and it counts its steps.
+    for state in (made, saved):
+        del state["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]
+    assert made == saved, "Lightning: a checkpoint has other counters"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from dreambooth_ray.compat.peft import (
@@ -13,6 +13,7 @@ from dreambooth_ray.compat.peft import (
     lora_rank,
     lora_weights,
     mixed_adapters,
+    parse_adapter_name,
     unload_adapters,
 )
 from tests.unit.compat.private_api import check_source, find_private
@@ -87,3 +88,14 @@ def test_an_unloaded_network_can_be_wrapped_again(model: PeftModel) -> None:
     network = unload_adapters(model)
     assert list_lora_layers(network) == []
     assert not hasattr(network, "peft_config")
+
+
+def test_weights_of_an_adapter_are_told_by_their_names() -> None:
+    network = Network()
+    inject_adapter_in_model(LoraConfig(r=1, target_modules=["first"], use_dora=True), network)
+    names = [name for name, weight in network.named_parameters() if "lora" in name]
+    assert [parse_adapter_name(name) for name in names] == [
+        ("first", "down"), ("first", "up"), ("first", "magnitude"),
+    ], "peft: weights of adapters are called otherwise"  # fmt: skip
+    with pytest.raises(ValueError, match="no weight of a LoRA"):
+        parse_adapter_name("first.base_layer.weight")

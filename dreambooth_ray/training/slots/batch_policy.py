@@ -1,0 +1,62 @@
+"""Which runs can be trained in one batch with others, and which of them together. Pure."""
+
+import json
+from collections.abc import Hashable
+
+from dreambooth_ray.config.schema import Config
+
+# Loggers that know one run in a process.
+_SINGLE_RUN_LOGGERS = {"wandb", "mlflow"}
+
+
+def find_obstacle(config: Config) -> str | None:
+    """The setting that keeps a run from sharing a batch with others; None if nothing does."""
+    train, prior = config.train, config.prior
+    single_run_loggers = sorted(_SINGLE_RUN_LOGGERS & set(config.tracking.loggers))
+    obstacles = {
+        f"train.method={train.method}": train.method != "lora",
+        "train.unet=false": not train.unet,
+        "train.text_encoder=true": train.text_encoder,
+        f"identifier.kind={config.identifier.kind}": config.identifier.kind != "rare_word",
+        f"train.strategy={train.strategy}": train.strategy != "ddp",
+        f"train.optimizer={train.optimizer}": train.optimizer != "adamw",
+        f"train.accumulate={train.accumulate}": train.accumulate != 1,
+        f"train.precision={train.precision}": train.precision == "16-mixed",
+        # The norms of weights in half would be others.
+        f"train.lora.dora with train.precision={train.precision}": (
+            train.lora.dora and train.precision != "32"
+        ),
+        f"train.compile={train.compile}": train.compile != "none",
+        "train.deterministic=true": train.deterministic,
+        f"model.quantization={config.model.quantization}": config.model.quantization != "none",
+        f"prior.kind={prior.kind}": prior.keeps_output,
+        f"validation.every={config.validation.every}": bool(config.validation.every),
+        f"choice.rule={config.choice.rule}": config.choice.rule != "last",
+        f"sample.every={config.sample.every}": bool(config.sample.every),
+        f"tracking.loggers={single_run_loggers}": bool(single_run_loggers),
+    }
+    return next((setting for setting, is_met in obstacles.items() if is_met), None)
+
+
+def batch_group(config: Config) -> Hashable:
+    """Runs of equal ones can share a batch: one network, inputs of equal shapes, one storage.
+
+    Seed, rates, schedule, steps, losses and their weights, and the rank are each run's own.
+    config: without an obstacle, with the model's defaults filled in
+    """
+    train = config.train
+    shared = {
+        "model": config.model.model_dump(mode="json"),
+        "targets": train.lora.target_modules,
+        "dora": train.lora.dora,
+        "resolution": train.resolution,
+        "batch_size": train.batch_size,
+        "precision": train.precision,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "cuda_graphs": train.cuda_graphs,
+        "has_class_images": bool(config.prior.num_images),
+        "zero_terminal_snr": config.loss.zero_terminal_snr,
+        "gpus": config.cluster.gpus,
+        "storage": config.storage.model_dump(mode="json"),
+    }
+    return json.dumps(shared, sort_keys=True)

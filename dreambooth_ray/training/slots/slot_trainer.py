@@ -1,0 +1,198 @@
+"""Adapters of several subjects, stepped by one forward and backward over shared frozen weights.
+
+What a subject learns depends on its own seed and steps only: rows of one slot meet no numbers of
+another. A batch has as many rows however many slots are taken, so who comes and goes changes no bit
+of the others.
+
+Legend: K slots, b rows of a slot, P numbers of the largest adapter.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.models.adapter_stack import AdapterStack, make_adapter
+from dreambooth_ray.models.checkpointing import checkpoint_activations
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.frozen_copy import copy_untrained
+from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
+from dreambooth_ray.objective.loss import compute_mean_errors, prior_preserving_loss
+from dreambooth_ray.training.batch import Batch
+from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.prediction_errors import autocast_networks, weigh_errors
+from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.slots.joined_batch import JoinedBatch, join_batches
+from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
+
+# New adapters that are remembered: most subjects of a fleet have one seed and one rank.
+_KEPT_ADAPTERS = 4
+
+
+@dataclass
+class SlotStep:
+    """What became of each subject in one step of the batch.
+
+    values: (3,) on the device: the losses over photographs and class images, and the norm of the
+    gradient from before clipping; failures: of subjects whose next batch can't be made
+    """
+
+    values: dict[SlotSubject, Tensor] = field(default_factory=dict)
+    failures: dict[SlotSubject, DreamBoothError] = field(default_factory=dict)
+
+
+class SlotTrainer:
+    """A batch of K slots. Runs of one `batch_group` can join it."""
+
+    def __init__(
+        self,
+        config: Config,
+        components: Components,
+        num_slots: int,
+        rank: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """config: of any run of the group; rank: the largest that a slot has room for
+
+        components: frozen, and left as they are
+        raises: ConfigError for layers that can't carry the adapters of several subjects
+        """
+        self.config, self._components = config, components
+        self._new_adapters: dict[tuple[LoraConfig, int], dict[str, Tensor]] = {}
+        self._device = device or torch.device("cpu")
+        self._functions, self._denoiser = components.functions, components.denoiser
+        self._process = self._functions.forward_process(components)
+        network: Any = copy_untrained(self._denoiser, shares_weights=True)
+        cast_frozen_layers(network, config.train.precision)
+        network = network.to(self._device).train()
+        use_fast_float32(self._device)
+        _refuse_dropout(network)
+        if self._device.type == "cuda":
+            network.to(memory_format=torch.channels_last)
+        if config.train.gradient_checkpointing:
+            checkpoint_activations(network, ())
+        widest = config.train.lora.model_copy(update={"rank": rank})
+        self._stack = AdapterStack(network, self.make_adapter(widest, 0), num_slots)
+        self._forwards = RecordedForwards(config, self._functions, network, {})
+        self._subjects: dict[int, SlotSubject] = {}
+        self._batch_key: Any = None
+
+    def make_adapter(self, lora_config: LoraConfig, seed: int) -> dict[str, Tensor]:
+        """The weights that a run alone begins with, by peft's names in the order of training.
+
+        Not to be changed: subjects of one seed begin with the same.
+        """
+        key = lora_config, seed
+        if key not in self._new_adapters:
+            if len(self._new_adapters) >= _KEPT_ADAPTERS:
+                self._new_adapters.pop(next(iter(self._new_adapters)))
+            self._new_adapters[key] = self._inject_adapter(lora_config, seed)
+        return self._new_adapters[key]
+
+    def _inject_adapter(self, lora_config: LoraConfig, seed: int) -> dict[str, Tensor]:
+        targets = lora_config.target_modules or self._components.family.lora_targets
+        return make_adapter(self._denoiser, lora_config, targets, seed)
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody is in."""
+        return len(self._stack) - len(self._subjects)
+
+    @property
+    def subjects(self) -> tuple[SlotSubject, ...]:
+        """Those in slots, in their order."""
+        return tuple(subject for _, subject in sorted(self._subjects.items()))
+
+    def join(
+        self, config: Config, dataset: TrainingDataset, state: AdapterState | None = None
+    ) -> SlotSubject:
+        """Put a subject into the first free slot.
+
+        dataset: of `config`, for one worker; state: of a checkpoint; without, it begins
+        raises: ConfigError if it does not fit what the batch was made for
+        """
+        lora_config = config.train.lora
+        if lora_config.rank > self._stack.rank:
+            raise ConfigError(
+                f"train.lora.rank={lora_config.rank} is above {self._stack.rank}, which the slots "
+                "were made for"
+            )
+        self._check_conditioning(dataset)
+        slot = next(s for s in range(len(self._stack)) if s not in self._subjects)
+        if state is None:
+            state = AdapterState(0, self.make_adapter(lora_config, config.seed))
+        subject = SlotSubject(config, dataset, self._stack, slot, state)
+        self._subjects[slot] = subject
+        return subject
+
+    def _check_conditioning(self, dataset: TrainingDataset) -> None:
+        """raises: ConfigError where captions are of more windows than others in the batch have"""
+        key = self._functions.batch_key(dataset.example_conditioning)
+        if not self._subjects:
+            self._batch_key = key
+        elif key != self._batch_key:
+            raise ConfigError(
+                "its captions fill another number of windows than those of the subjects that are "
+                "in slots"
+            )
+
+    def leave(self, subject: SlotSubject) -> None:
+        """Make a subject's slot free."""
+        del self._subjects[subject.slot]
+        self._stack.clear_slot(subject.slot)
+
+    def step(self) -> SlotStep:
+        """One optimizer step of every subject in a slot."""
+        result = SlotStep()
+        batches: dict[int, Batch] = {}
+        for subject in self.subjects:
+            try:
+                batches[subject.slot] = subject.dataset.make_batch(subject.step)
+            except DreamBoothError as error:
+                result.failures[subject] = error
+        if not batches:
+            return result
+        joined = join_batches(self._functions, batches, len(self._stack), self._device)
+        subjects = [self._subjects[slot] for slot in batches]
+        part_losses = self._compute_losses(joined, batches, subjects)
+        for subject, losses in zip(subjects, part_losses, strict=True):
+            norm = subject.update()
+            result.values[subject] = torch.cat([losses, norm.reshape(1)])
+        return result
+
+    def _compute_losses(
+        self, joined: JoinedBatch, batches: dict[int, Batch], subjects: Iterable[SlotSubject]
+    ) -> list[Tensor]:
+        """(2,) losses of each subject; the gradients of all are in the stack then."""
+        noisy = self._process.add_noise(joined.latents, joined.noise, joined.times)
+        with autocast_networks(self.config.train.precision, self._device):
+            prediction = self._forwards.predict(noisy, joined.times, joined.conditioning)
+        target = self._process.compute_target(joined.latents, joined.noise, joined.times)
+        losses, part_losses = [], []
+        for subject in subjects:
+            rows = joined.rows_of(subject.slot)
+            config, num_photographs = subject.config, batches[subject.slot].num_photographs
+            errors = weigh_errors(
+                self._process, config.loss, prediction[rows], target[rows], joined.times[rows]
+            )
+            instance, prior = compute_mean_errors(errors, num_photographs)
+            losses.append(prior_preserving_loss(instance, [prior], config.prior.loss_weights))
+            part_losses.append(torch.stack([instance, prior]).detach())
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        self._stack.collect_gradients()
+        return part_losses
+
+
+def _refuse_dropout(network: nn.Module) -> None:
+    """raises: ConfigError for a denoiser that draws at random: all slots would draw together"""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise ConfigError(
+                f"model.uri: its denoiser has dropout ({name}), which several subjects in one "
+                "batch can't have each of their own; train them without slots"
+            )

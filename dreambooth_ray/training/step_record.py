@@ -1,0 +1,30 @@
+"""What a run's metrics say of one optimizer step."""
+
+from collections.abc import Sequence
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.objective.loss import prior_preserving_loss
+
+
+def build_step_record(
+    config: Config, step: int, part_losses: Sequence[float], grad_norm: float, rate: float
+) -> dict[str, float]:
+    """The metrics of optimizer step `step`, which counts from 1.
+
+    part_losses: over photographs, then in the order of `PriorConfig.loss_weights`
+    grad_norm: from before clipping; rate: learning rate of the first part that is trained
+    """
+    instance, *priors = part_losses
+    record = {
+        "step": step,
+        "images_seen": step * config.images_a_step,
+        "loss": prior_preserving_loss(instance, priors, config.prior.loss_weights),
+        "instance_loss": instance,
+        "prior_loss": priors[0],
+        "output_loss": priors[-1],
+        "lr": rate,
+        "grad_norm": grad_norm,
+    }
+    if config.prior.kind != "both":
+        del record["output_loss"]
+    return record
