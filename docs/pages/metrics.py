@@ -65,7 +65,7 @@ def metric_keys() -> set[str]:
     """The keys that training writes, read from its source."""
     training = ROOT / "dreambooth_ray" / "training"
     found = set[str]()
-    for node in ast.walk(ast.parse((training / "module.py").read_text())):
+    for node in ast.walk(ast.parse((training / "step_record.py").read_text())):
         if isinstance(node, ast.Dict):
             keys = [k.value for k in node.keys if isinstance(k, ast.Constant)]
             found |= set(keys) if "images_seen" in keys else set()
