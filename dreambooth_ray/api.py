@@ -6,7 +6,7 @@ error unless `quiet`. Heavy modules are imported by the function that needs them
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    loras: Sequence[str] = (),
     quiet: bool = False,
     **settings: Any,
 ) -> "list[Image.Image]":
@@ -79,24 +80,36 @@ def generate(
     prompt: a bundle's own if empty
     device: auto (a GPU where there is one), cpu, cuda or cuda:N
     dtype: auto (half on a GPU, else float32), float32, bfloat16 or float16
+    loras: adapters to add, each a file of any trainer or a run, as "style.safetensors:0.8"
     settings: further fields of `sampling.request.Request`, such as guidance_scale=5.0
     raises: ConfigError naming the setting, CheckpointError, StorageError
     """
+    from dreambooth_ray.adapters.adapter_source import locate_adapters
     from dreambooth_ray.models.model_directory import model_outline
 
-    model_outline(str(model), "MODEL")
+    adapters = locate_adapters(loras, model_outline(str(model), "MODEL"), "loras")
     with large_imports():
         from dreambooth_ray.display import Stage
-        from dreambooth_ray.generation import find_prompt, open_engine, resolve_directory
+        from dreambooth_ray.generation import (
+            find_prompt,
+            list_uses,
+            load_adapters,
+            open_engine,
+            resolve_directory,
+        )
         from dreambooth_ray.sampling.request import Request
 
     directory = resolve_directory(str(model))
     text = find_prompt(prompt, directory, str(model))
     try:
-        requests = [Request(text, seed + index, **settings) for index in range(num_images)]
+        uses = list_uses(adapters)
+        requests = [
+            Request(text, seed + index, adapters=uses, **settings) for index in range(num_images)
+        ]
     except TypeError as error:
         raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
     engine = open_engine(directory, device, dtype)
+    load_adapters(engine, adapters)
     outputs = engine.sample(requests, None if quiet else Stage("images"))
     return [output.image for output in outputs]
 

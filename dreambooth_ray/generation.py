@@ -1,11 +1,13 @@
 """Images from a bundle to PNG files that say how to generate them again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from dreambooth_ray.adapters.adapter_source import LocalAdapter
 from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.errors import ConfigError, StorageError
@@ -31,6 +33,7 @@ def generate_files(
     image: Path | None = None,
     mask: Path | None = None,
     strength: float = 0.8,
+    adapters: Sequence[LocalAdapter] = (),
     grid: bool,
     device: str = "auto",
     dtype: str = "auto",
@@ -39,7 +42,8 @@ def generate_files(
     """Generate `num_images` images, image k with seed + k; returns the files written.
 
     size_px: width and height, the model's own if None; image, mask: an image to start from,
-    and what of it is generated anew; device, dtype: as `models.precision` resolves them;
+    and what of it is generated anew; adapters: to load, each with its weight; device,
+    dtype: as `models.precision` resolves them;
     on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
@@ -56,6 +60,7 @@ def generate_files(
             image=read_photograph(image) if image else None,
             mask=read_photograph(mask) if mask else None,
             strength=strength,
+            adapters=list_uses(adapters),
         )
         for index in range(num_images)
     ]
@@ -64,6 +69,7 @@ def generate_files(
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
     engine = open_engine(directory, device, dtype)
+    load_adapters(engine, adapters)
     outputs = engine.sample(requests, on_progress)
     paths = _save_images(outputs, directory, out)
     if grid:
@@ -77,6 +83,17 @@ def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> E
     family = find_family(base_directory(directory))
     chosen_dtype = resolve_sampling_dtype(chosen_device, family, dtype)
     return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
+
+
+def list_uses(adapters: Sequence[LocalAdapter]) -> tuple[AdapterUse, ...]:
+    """As a request names adapters that `load_adapters` has loaded."""
+    return tuple(AdapterUse(adapter.name, adapter.weight) for adapter in adapters)
+
+
+def load_adapters(engine: Engine, adapters: Sequence[LocalAdapter]) -> None:
+    """raises: ConfigError naming the adapter and what is wrong with it"""
+    for adapter in adapters:
+        engine.add_adapter(adapter.name, adapter.path)
 
 
 def resolve_directory(model: str) -> Path:

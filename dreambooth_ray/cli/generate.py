@@ -25,6 +25,13 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="image to start from")] = None,
     mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:WEIGHT]",
+            help="an adapter to add: a file of any trainer, or a run; may be given again",
+        ),
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
     device: Annotated[
         str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
@@ -37,9 +44,10 @@ def generate(
     params: SamplingParams,
 ) -> None:
     """Generate images with a trained subject; prints their paths."""
+    from dreambooth_ray.adapters.adapter_source import locate_adapters
     from dreambooth_ray.models.model_directory import model_outline
 
-    model_outline(model, "MODEL")
+    adapters = locate_adapters(lora or [], model_outline(model, "MODEL"), "--lora")
     with large_imports():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import generate_files, parse_size
@@ -56,6 +64,7 @@ def generate(
         image=image,
         mask=mask,
         strength=strength,
+        adapters=adapters,
         grid=grid,
         device=device,
         dtype=dtype,

@@ -7,14 +7,14 @@ imported, and names the second. `docs/add-a-model-family.md` shows how one is ad
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.kohya_names import KohyaNames
+from dreambooth_ray.models.kohya_names import FileLayer, KohyaNames
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.single_file_names import SingleFileEncoder
 
@@ -119,6 +119,8 @@ class ModelFamily:
     methods: of train.method; without any, training is refused and `instead` says what to do
     max_prompt_tokens: with the marks around a prompt; None where one of any length is taken
     kohya_names: where `export_formats` has "kohya"
+    list_file_layers: of a directory, by the name of a layer of the denoiser: more names that files
+        of adapters have for it, beside diffusers' and those of kohya_names
     single_file_encoders: of a directory: where `export_formats` has "single-file", by part
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
@@ -151,6 +153,7 @@ class ModelFamily:
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     kohya_names: KohyaNames | None = None
+    list_file_layers: Callable[[Path, str], Sequence[FileLayer]] | None = None
     single_file_encoders: Callable[[Path], Mapping[str, SingleFileEncoder]] | None = None
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"

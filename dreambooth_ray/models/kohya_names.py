@@ -29,3 +29,16 @@ class KohyaNames:
 
     find: Callable[[Path, str, str], KohyaLayer | None]
     read_metadata: Callable[[Path], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class FileLayer:
+    """A name that files of adapters have for a layer of ours, or for one that ours is in.
+
+    name: with dots; underscores are taken for the same
+    parts: which of the file's layer are ours, in our order; shares: as KohyaLayer
+    """
+
+    name: str
+    parts: tuple[int, ...] = (0,)
+    shares: tuple[int, ...] = (1,)

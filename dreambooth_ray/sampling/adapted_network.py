@@ -1,111 +1,103 @@
 """A network and its adapters: each row of a forward goes through its own."""
 
-import warnings
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from torch import nn
 
-from dreambooth_ray.compat.peft import mixed_adapters, unload_adapters
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer
+from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.sampling.lora_batching import AdapterNames, LoraBatch
+from dreambooth_ray.sampling.adapted_layer import AdaptedLayer
+from dreambooth_ray.sampling.lora_batching import AdapterMixes, LoraBatch, switched_on
 
 
 class AdaptedNetwork:
-    """A network and its LoRA adapters; rows of different adapters share a forward.
+    """A network and its adapters; rows of different ones share a forward.
 
-    Adapters that peft can't mix in one forward (DoRA) run in a separate one.
+    What is more than the product of two matrices beside a linear layer (DoRA, LoHa, LoKr,
+    convolutions) gets a forward of its own, with weights that are put together layer by layer.
     """
 
     def __init__(self, network: Any) -> None:
         self.network = network
-        self._wrapped: PeftModel | None = None
-        # Runs all loaded adapters in one forward.
+        self._layers: dict[str, AdaptedLayer] = {}
+        # Runs all loaded adapters of plain LoRA in one forward.
         self.lora_batch: LoraBatch | None = None
         self._unbatchable: set[str] = set()
         self.names: set[str] = set()
 
-    def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a folder in peft's format under a name.
+    def add_adapter(self, name: str, layers: Mapping[str, LayerAdapter]) -> None:
+        """Load an adapter under a name; layers: by their names.
 
-        raises: ConfigError if it holds no safetensors adapter, or doesn't fit the network
+        raises: ConfigError for a layer that the network has not
         """
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise ConfigError(
-                f"adapter {name!r}: {folder} has no adapter_model.safetensors (peft's format; "
-                "pickled weights are not read)"
-            )
-        config = PeftConfig.from_pretrained(folder)
-        try:
-            if self._wrapped is None:
-                self._wrapped = PeftModel.from_pretrained(
-                    self.network, folder, adapter_name=name, use_safetensors=True
-                )
-            else:
-                self._wrapped.load_adapter(folder, adapter_name=name, use_safetensors=True)
-        except (RuntimeError, ValueError) as error:
-            self._drop_adapter(name)
-            raise ConfigError(f"adapter {name!r} does not fit this model: {error}") from error
-        self._wrapped.eval().requires_grad_(False)
-        self.lora_batch = LoraBatch(self._wrapped)
+        modules = {layer: find_layer(self.network, layer) for layer in layers}
+        for layer, module in modules.items():
+            if not isinstance(getattr(module, "weight", None), nn.Parameter):
+                raise ConfigError(f"adapter {name!r}: {layer} is no layer of this model")
+        for layer, module in modules.items():
+            if layer not in self._layers:
+                assert module is not None
+                self._layers[layer] = AdaptedLayer(layer, module)
+            self._layers[layer].add(name, layers[layer])
+            if not self._layers[layer].can_batch(name):
+                self._unbatchable.add(name)
         self.names.add(name)
-        if getattr(config, "use_dora", False):
-            self._unbatchable.add(name)
+        self._renew_batch()
 
     def remove_adapter(self, name: str) -> None:
         """Remove an adapter; an unknown name is no error."""
-        if name in self.names:
-            self._drop_adapter(name)
-
-    def _drop_adapter(self, name: str) -> None:
         self.names.discard(name)
         self._unbatchable.discard(name)
-        if self._wrapped is None:
-            return
-        if self.names:
-            # peft warns which adapter is active now; here every row names its own.
-            with suppress(ValueError), warnings.catch_warnings(action="ignore"):
-                self._wrapped.delete_adapter(name)
-            self.lora_batch = LoraBatch(self._wrapped)
-            return
-        self.network = unload_adapters(self._wrapped)
-        self._wrapped = self.lora_batch = None
+        for layer in list(self._layers.values()):
+            layer.remove(name)
+            if not layer.adapters:
+                self._layers.pop(layer.name).restore()
+        self._renew_batch()
 
-    def is_unbatchable(self, adapter: str | None) -> bool:
-        """Whether rows of an adapter can't share a forward with others."""
-        return adapter in self._unbatchable
+    def _renew_batch(self) -> None:
+        self.lora_batch = LoraBatch(self._layers.values()) if self._layers else None
 
-    def loaded_names(self, adapters: list[str | None]) -> AdapterNames:
-        """The adapter name of each row, None where that adapter was removed."""
-        return tuple(a if a in self.names else None for a in adapters)
+    def is_unbatchable(self, mix: AdapterMix) -> bool:
+        """Whether rows of a mix can't share a forward with others."""
+        return any(use.name in self._unbatchable for use in mix)
 
-    def find_batch(self, adapter_names: AdapterNames) -> LoraBatch | None:
-        """The LoraBatch that runs these adapters; None where peft must do it."""
-        if (
-            self.lora_batch is None
-            or adapter_names[0] in self._unbatchable
-            or not self.lora_batch.supports(adapter_names)
-        ):
-            return None
-        return self.lora_batch
+    def loaded_mixes(self, mixes: Sequence[AdapterMix]) -> AdapterMixes:
+        """Of each row, what is loaded of its mix."""
+        return tuple(tuple(use for use in mix if use.name in self.names) for mix in mixes)
+
+    def find_batch(self, mixes: AdapterMixes) -> LoraBatch | None:
+        """The LoraBatch that runs these; None where their rows have a forward of their own."""
+        return None if self.is_unbatchable(mixes[0]) else self.lora_batch
+
+    @contextmanager
+    def route_rows(self, mixes: Sequence[AdapterMix]) -> Iterator[None]:
+        """Inside, row i of the network's input goes through mixes[i]; rows are of one group."""
+        loaded = self.loaded_mixes(mixes)
+        if self.lora_batch is None:
+            yield
+        elif self.find_batch(loaded) is not None:
+            with self.lora_batch.route_rows(loaded):
+                yield
+        else:
+            layers = list(self._layers.values())
+            for layer in layers:
+                layer.merge(loaded[0])
+            try:
+                with switched_on(layers):
+                    yield
+            finally:
+                for layer in layers:
+                    layer.merge(None)
 
     def __call__(
-        self, *inputs: Any, adapters: list[str | None], replacement: Any = None, **options: Any
+        self, *inputs: Any, adapters: Sequence[AdapterMix], replacement: Any = None, **options: Any
     ) -> Any:
         """The network's output for rows of one group.
 
         replacement: a module over the same layers, to call in its place
         """
-        network = replacement or self.network
-        if self._wrapped is None:
-            return network(*inputs, **options)
-        adapter_names = self.loaded_names(adapters)
-        if lora_batch := self.find_batch(adapter_names):
-            with lora_batch.route_rows(adapter_names):
-                return network(*inputs, **options)
-        if adapter_names[0] in self._unbatchable:
-            self._wrapped.set_adapter(adapter_names[0])
-            return network(*inputs, **options)
-        with mixed_adapters(self._wrapped, adapter_names):
-            return network(*inputs, **options)
+        with self.route_rows(adapters):
+            return (replacement or self.network)(*inputs, **options)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.graphed_forward import GraphedForward
@@ -33,7 +34,7 @@ class ForwardRow:
     x: Tensor
     timestep: float | Tensor
     conditioning: Conditioning
-    adapter: str | None = None
+    adapters: AdapterMix = ()
     returns_features: bool = False
     cached_features: Tensor | None = None
 
@@ -71,15 +72,15 @@ class _RecordedDenoiser:
         self._warmup_calls, self._is_gpu = warmup_calls, is_gpu
         self._recordings: dict[tuple[str, ...], TracedForward | GraphedForward] = {}
 
-    def __call__(self, *inputs: Tensor, adapters: list[str | None]) -> Tensor | None:
-        """The denoiser's output for rows of one group; None where peft must run their adapters."""
+    def __call__(self, *inputs: Tensor, adapters: list[AdapterMix]) -> Tensor | None:
+        """The denoiser's output for rows of one group; None where no recording can run it."""
         adapted = self._adapted
         if adapted.lora_batch is None:
             return self._recording(())(*inputs)
-        adapter_names = adapted.loaded_names(adapters)
-        if (lora_batch := adapted.find_batch(adapter_names)) is None:
+        mixes = adapted.loaded_mixes(adapters)
+        if (lora_batch := adapted.find_batch(mixes)) is None:
             return None
-        with lora_batch.route_rows(adapter_names):
+        with lora_batch.route_rows(mixes):
             return self._recording(lora_batch.active_layers())(*inputs, *lora_batch.weights())
 
     def _recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
@@ -122,13 +123,13 @@ class Denoiser:
 
     def _group_rows(self, rows: list[ForwardRow]) -> list[list[int]]:
         """Rows that share a forward: by their family, adapters that mix, all or none cached."""
-        groups: dict[tuple[Hashable, str | None, bool], list[int]] = {}
+        groups: dict[tuple[Hashable, AdapterMix, bool], list[int]] = {}
         for index, row in enumerate(rows):
-            unbatchable_adapter = row.adapter if self.adapted.is_unbatchable(row.adapter) else None
+            unbatchable_mix = row.adapters if self.adapted.is_unbatchable(row.adapters) else ()
             groups.setdefault(
                 (
                     self.functions.batch_key(row.conditioning),
-                    unbatchable_adapter,
+                    unbatchable_mix,
                     row.cached_features is None,
                 ),
                 [],
@@ -142,7 +143,7 @@ class Denoiser:
             _stack_timesteps(rows, device),
             *self.functions.join_rows([row.conditioning for row in rows]).to(device, dtype).values,
         )
-        adapters = [row.adapter for row in rows]
+        adapters = [row.adapters for row in rows]
         cached_features = [row.cached_features for row in rows if row.cached_features is not None]
         if cached_features and self._deepcache is not None:
             with self._deepcache.replace_features(torch.stack(cached_features)):
@@ -159,7 +160,7 @@ class Denoiser:
         return prediction
 
     def _run_network(
-        self, inputs: tuple[Tensor, ...], adapters: list[str | None], replacement: Any = None
+        self, inputs: tuple[Tensor, ...], adapters: list[AdapterMix], replacement: Any = None
     ) -> Tensor:
         network = self.adapted.network if replacement is None else replacement
         function = self.functions.denoiser_function(network)

@@ -16,7 +16,7 @@ import torch
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_directory import base_directory, model_hash
 from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.precision import (
     place_for_sampling,
@@ -83,7 +83,8 @@ class Engine:
             parts.denoiser.to(memory_format=torch.channels_last)
         self._denoiser = Denoiser(parts, 0 if lives_long else WARMUP_CALLS)
         self._codec, self._functions = LatentCodec(parts), parts.functions
-        self._adapters = AdapterSet(parts, self._denoiser.adapted)
+        base = base_directory(self._directory) if self._directory else None
+        self._adapters = AdapterSet(parts, self._denoiser.adapted, base)
         self._prompt_encoder = PromptEncoder(parts, self._adapters.text_encoders)
         self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
@@ -111,7 +112,7 @@ class Engine:
         raises: ConfigError naming the field, CapacityError if it can't fit into memory
         """
         request = fill_request(self._functions.family, request)
-        self._adapters.check(request.adapter)
+        self._adapters.check(request.adapters)
         latent_shape = self._validator.latent_shape(request)
         solver_table = self._validator.solver_table(request)
         handle = RequestHandle(
@@ -179,22 +180,26 @@ class Engine:
 
     # Adapters
 
-    def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA in peft's format; raises ConfigError as `AdapterSet.add`."""
+    def add_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter, of a file of any trainer or in peft's format; as `AdapterSet.add`."""
         with self._step_lock:
-            self._adapters.add(name, folder)
+            self._adapters.add(name, path)
             self._prompt_encoder.clear_cache()
 
     def remove_adapter(self, name: str) -> None:
-        """Remove a LoRA; requests that still wait for it fail."""
+        """Remove an adapter; requests that still wait for it fail."""
         with self._step_lock:
             self._adapters.remove(name)
             self._prompt_encoder.clear_cache()
 
     @property
     def adapters(self) -> set[str]:
-        """Names of the loaded LoRAs."""
+        """Names of the loaded adapters."""
         return set(self._denoiser.adapted.names)
+
+    def adapter_bytes(self, name: str) -> int:
+        """Memory that a loaded adapter takes."""
+        return self._adapters.num_bytes[name]
 
     # Running
 
@@ -269,7 +274,7 @@ class Engine:
             return True
         try:
             request = handle.request
-            self._adapters.check(request.adapter)
+            self._adapters.check(request.adapters)
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,
                 self._denoiser.in_channels, self._encode_prompts(handle),

@@ -48,7 +48,7 @@ def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
         cached_features = list(state.cached_features)
     return [
         ForwardRow(
-            model_input, state.timestep, conditioning, request.adapter, returns_features, features
+            model_input, state.timestep, conditioning, request.adapters, returns_features, features
         )
         for conditioning, features in zip(conditionings, cached_features, strict=False)
     ]

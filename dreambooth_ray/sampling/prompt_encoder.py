@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.precision import autocast_mixed, has_mixed_dtypes
@@ -23,25 +24,25 @@ class PromptEncoder:
     def __init__(self, parts: Components, adapted: dict[str, AdaptedNetwork]) -> None:
         """adapted: the text encoders with their LoRAs, by name"""
         self._parts, self._adapted = parts, adapted
-        self._cache: OrderedDict[tuple[str, int, str | None], Conditioning] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, AdapterMix], Conditioning] = OrderedDict()
 
     def clear_cache(self) -> None:
         """Drop what was encoded, because weights have changed."""
         self._cache.clear()
 
     @torch.no_grad()
-    def encode(self, prompt: str, clip_skip: int = 0, adapter: str | None = None) -> Conditioning:
+    def encode(self, prompt: str, clip_skip: int = 0, adapters: AdapterMix = ()) -> Conditioning:
         """One row, in the encoders' dtype, on their device.
 
         clip_skip: layers left out at the end
-        adapter:   of the text encoders, None for none
+        adapters:  of the text encoders
         """
-        key = (prompt, clip_skip, adapter)
+        key = (prompt, clip_skip, adapters)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         encoders = {
-            name: _build_forward(adapted, adapter) for name, adapted in self._adapted.items()
+            name: _build_forward(adapted, adapters) for name, adapted in self._adapted.items()
         }
         encoded = self._parts.functions.encode_prompt(self._parts, encoders, prompt, clip_skip)
         self._cache[key] = encoded
@@ -58,27 +59,27 @@ class PromptEncoder:
         """
         functions, clip_skip = self._parts.functions, request.params.clip_skip
         if functions.family.embeds_guidance:
-            row = self.encode(request.prompt, clip_skip, request.adapter)
+            row = self.encode(request.prompt, clip_skip, request.adapters)
             told = functions.tell_guidance(row, request.params.guidance_scale)
             return functions.add_frames(told, frames), None
         first, second = self.encode_pair(
-            request.prompt, request.negative_prompt, clip_skip, request.adapter
+            request.prompt, request.negative_prompt, clip_skip, request.adapters
         )
         return functions.add_frames(first, frames), functions.add_frames(second, frames)
 
     def encode_pair(
-        self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapter: str | None = None
+        self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapters: AdapterMix = ()
     ) -> tuple[Conditioning, Conditioning]:
         """Of both, so that they can share a forward where their lengths differ."""
         return self._parts.functions.encode_pair(
             self._parts,
-            lambda text, layers: self.encode(text, layers, adapter),
+            lambda text, layers: self.encode(text, layers, adapters),
             (prompt, negative_prompt),
             clip_skip,
         )
 
 
-def _build_forward(adapted: AdaptedNetwork, adapter: str | None) -> Callable[..., Any]:
+def _build_forward(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
     """A text encoder as `ModelFunctions.encode_prompt` takes it."""
     is_mixed = has_mixed_dtypes(adapted.network)
 
@@ -88,7 +89,7 @@ def _build_forward(adapted: AdaptedNetwork, adapter: str | None) -> Callable[...
                 ids,
                 attention_mask=mask,
                 output_hidden_states=output_hidden_states,
-                adapters=[adapter],
+                adapters=[adapters],
             )
 
     return forward

@@ -2,11 +2,13 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth_ray.config.adapter_mix import AdapterMix, AdapterUse, check_mix, describe_mix
 from dreambooth_ray.config.sampling_params import SamplingParams, build_sampling_params
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
@@ -22,7 +24,7 @@ class Request:
     width_px, height_px:  None for the model's own side; both or neither
     image, strength:      start image, and how much of the denoising is done on it (0 to 1]
     mask:                 white is generated, black is kept; needs an image of its size
-    adapter:              name of a LoRA that the engine has loaded
+    adapters:             that the engine has loaded, each with its weight; one alone by `adapter`
     """
 
     prompt: str
@@ -34,7 +36,7 @@ class Request:
     image: Image.Image | None
     strength: float
     mask: Image.Image | None
-    adapter: str | None
+    adapters: AdapterMix
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Request:
         strength: float = 0.8,
         mask: Image.Image | None = None,
         adapter: str | None = None,
+        adapters: Sequence[AdapterUse] = (),
         **changed_params: object,
     ) -> None:
         """changed_params: fields of SamplingParams, in place of those in `params`.
@@ -61,7 +64,7 @@ class Request:
         values = {
             "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "params": params,
             "width_px": width_px, "height_px": height_px, "image": image, "strength": strength,
-            "mask": mask, "adapter": adapter,
+            "mask": mask, "adapters": _join_adapters(adapter, adapters),
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -76,6 +79,7 @@ class Request:
                 )
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("strength", self.strength, 0, 1)
+        check_mix(self.adapters)
         self._check_size()
         self._check_images()
 
@@ -103,9 +107,15 @@ class Request:
         for field in fields(self):
             if field.name == "params":
                 values |= self.params.model_dump()
+            elif field.name == "adapters":
+                values["adapters"] = describe_mix(self.adapters)
             elif field.name not in ("image", "mask"):
                 values[field.name] = getattr(self, field.name)
         return values
+
+
+def _join_adapters(adapter: str | None, adapters: Sequence[AdapterUse]) -> AdapterMix:
+    return (*([AdapterUse(adapter)] if adapter is not None else []), *adapters)
 
 
 def fill_request(family: ModelFamily, request: Request) -> Request:

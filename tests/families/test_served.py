@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks.callers import SUBJECTS
 from benchmarks.served_subjects import make_subjects
+from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from serve.replica import Replica
@@ -59,11 +60,11 @@ def pixels(image: Any) -> np.ndarray[Any, Any]:
 def test_two_subjects_share_a_forward(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forwards: list[set[str | None]] = []
+    forwards: list[set[AdapterMix]] = []
     is_begun, original = threading.Event(), Denoiser.__call__
 
     def record(self: Denoiser, rows: list[ForwardRow]) -> Any:
-        forwards.append({row.adapter for row in rows})
+        forwards.append({row.adapters for row in rows})
         is_begun.set()
         return original(self, rows)
 
@@ -82,7 +83,7 @@ def test_two_subjects_share_a_forward(
     assert is_begun.wait(60)
     call(1, SECOND)
     first.join()
-    assert any(len(adapters) == 2 and None not in adapters for adapters in forwards)
+    assert any(len(adapters) == 2 and () not in adapters for adapters in forwards)
     for index, image in enumerate(alone):
         assert np.abs(pixels(image) - pixels(together[index])).max() <= 1
     assert np.abs(pixels(alone[0]) - pixels(alone[1])).max() > 1

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import KohyaLayer
+from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
 
 _PREFIX, _CLIP_PREFIX = "lora_unet_", "lora_te1_text_model_"
 # Queries, keys and values are one layer there; of blocks with one stream, and a layer of four
@@ -50,3 +50,46 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     kind, table = ("single", _SINGLE) if is_single else ("double", _DOUBLE)
     place = table.get(rest)
     return place and replace(place, name=f"{_PREFIX}{kind}_blocks_{number}_{place.name}")
+
+
+_TIMED = "time_text_embed"
+_OUTER = {
+    "x_embedder": FileLayer("img_in"),
+    "context_embedder": FileLayer("txt_in"),
+    f"{_TIMED}.timestep_embedder.linear_1": FileLayer("time_in.in_layer"),
+    f"{_TIMED}.timestep_embedder.linear_2": FileLayer("time_in.out_layer"),
+    f"{_TIMED}.text_embedder.linear_1": FileLayer("vector_in.in_layer"),
+    f"{_TIMED}.text_embedder.linear_2": FileLayer("vector_in.out_layer"),
+    f"{_TIMED}.guidance_embedder.linear_1": FileLayer("guidance_in.in_layer"),
+    f"{_TIMED}.guidance_embedder.linear_2": FileLayer("guidance_in.out_layer"),
+    "proj_out": FileLayer("final_layer.linear"),
+    # Its authors have the shift first, diffusers the scale.
+    "norm_out.linear": FileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
+}
+# XLabs' processors: of both streams, and of what has one.
+_XLABS = {
+    "attn.to_q": ("qkv_lora1", 0), "attn.to_k": ("qkv_lora1", 1), "attn.to_v": ("qkv_lora1", 2),
+    "attn.add_q_proj": ("qkv_lora2", 0), "attn.add_k_proj": ("qkv_lora2", 1),
+    "attn.add_v_proj": ("qkv_lora2", 2),
+    "attn.to_out.0": ("proj_lora1", None), "attn.to_add_out": ("proj_lora2", None),
+}  # fmt: skip
+_XLABS_SINGLE = {
+    "attn.to_q": ("qkv_lora", 0), "attn.to_k": ("qkv_lora", 1), "attn.to_v": ("qkv_lora", 2),
+    "proj_out": ("proj_lora", None),
+}  # fmt: skip
+
+
+def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
+    """As `ModelFamily.list_file_layers`."""
+    if layer in _OUTER:
+        return [_OUTER[layer]]
+    match = _BLOCK.fullmatch(layer)
+    if match is None:
+        return []
+    is_single, number, rest = match.groups()
+    kind, table = ("single", _XLABS_SINGLE) if is_single else ("double", _XLABS)
+    if rest not in table:
+        return []
+    name, part = table[rest]
+    name = f"{kind}_blocks.{number}.processor.{name}"
+    return [FileLayer(name) if part is None else FileLayer(name, (part,), _QKV)]

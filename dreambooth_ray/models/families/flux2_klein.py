@@ -10,7 +10,7 @@ from dreambooth_ray.models.families.flux2_klein_checks import (
     VAE_DEFAULTS,
     check_networks,
 )
-from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer
+from dreambooth_ray.models.families.flux2_klein_names import find_kohya_layer, list_file_layers
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.flow_family import make_flow_family
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -62,6 +62,7 @@ FAMILY = make_flow_family(
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
+    list_file_layers=list_file_layers,
     max_prompt_tokens=MAX_TOKENS,
     sampling_defaults={"solver": "euler", "num_inference_steps": 50, "guidance_scale": 4.0},
     choose_variant=_choose_variant,

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import KohyaLayer
+from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
 
 _PREFIX = "lora_unet_"
 # Queries, keys and values of both streams are one layer there.
@@ -48,3 +48,17 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     name, index = _DOUBLE[rest]
     name = f"{_PREFIX}double_blocks_{number}_{name}"
     return KohyaLayer(name) if index is None else KohyaLayer(name, index, (1, 1, 1))
+
+
+_MODULATIONS = {
+    "double_stream_modulation_img.linear": FileLayer("double_stream_modulation_img.lin"),
+    "double_stream_modulation_txt.linear": FileLayer("double_stream_modulation_txt.lin"),
+    "single_stream_modulation.linear": FileLayer("single_stream_modulation.lin"),
+    # Its authors have the shift first, diffusers the scale.
+    "norm_out.linear": FileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
+}
+
+
+def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
+    """As `ModelFamily.list_file_layers`."""
+    return [_MODULATIONS[layer]] if layer in _MODULATIONS else []

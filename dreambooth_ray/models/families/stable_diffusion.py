@@ -21,6 +21,7 @@ from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_PREFIX,
     SingleFileEncoder,
 )
+from dreambooth_ray.models.unet_file_layers import list_file_layers
 
 
 def _check(directory: Path) -> None:
@@ -103,5 +104,6 @@ FAMILY = make_clip_unet_family(
     architecture=_name_architecture,
     features=frozenset((*CLIP_UNET_FEATURES, "learned")),
     kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
+    list_file_layers=list_file_layers,
     single_file_encoders=_find_single_file_encoders,
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.families.stable_diffusion_3_checks import check_networks
+from dreambooth_ray.models.families.stable_diffusion_3_names import list_file_layers
 from dreambooth_ray.models.family import (
     CLIP_TARGETS,
     INDEX,
@@ -83,6 +84,7 @@ FAMILY = make_flow_family(
     max_side=_read_max_side,
     architecture=_name_architecture,
     # As diffusers' script has them: both streams, without 3.5's second attention.
+    list_file_layers=list_file_layers,
     lora_targets=(
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

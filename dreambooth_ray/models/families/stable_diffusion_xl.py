@@ -25,6 +25,7 @@ from dreambooth_ray.models.single_file_names import (
     UNetBlocks,
     name_unet_weight,
 )
+from dreambooth_ray.models.unet_file_layers import list_file_layers
 
 _NUM_SIZES = 6
 
@@ -136,6 +137,7 @@ FAMILY = make_clip_unet_family(
         _find_kohya_layer,
         lambda _: {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
     ),
+    list_file_layers=list_file_layers,
     single_file_encoders=lambda _: {
         "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
         "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import KohyaLayer
+from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
 
 _PREFIX = "lora_unet_"
 # Queries, keys and values are one layer there.
@@ -26,3 +26,13 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
         return None
     name, index, num_parts = _LAYERS[match[3]]
     return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", index, (1,) * num_parts)
+
+
+# diffusers numbers them by patch sizes.
+_OUTER = re.compile(r"all_(x_embedder|final_layer)\.\d+-\d+(\..+)?")
+
+
+def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
+    """As `ModelFamily.list_file_layers`."""
+    match = _OUTER.fullmatch(layer)
+    return [FileLayer(f"{match[1]}{match[2] or ''}")] if match else []

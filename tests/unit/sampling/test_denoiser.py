@@ -5,15 +5,20 @@ from unittest.mock import patch
 
 import torch
 
+from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.conditioning import Conditioning
+from dreambooth_ray.sampling.adapter_set import AdapterSet
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _RecordedDenoiser
 
 
 def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
     return [
         ForwardRow(
-            torch.randn(8, 16, 16), 500.0, Conditioning({"hidden": torch.randn(1, 32, 128)}), name
+            torch.randn(8, 16, 16),
+            500.0,
+            Conditioning({"hidden": torch.randn(1, 32, 128)}),
+            (AdapterUse(name),) if name else (),
         )
         for name in names
     ]
@@ -28,7 +33,8 @@ def predict_untraced(denoiser: Denoiser, rows: list[ForwardRow]) -> torch.Tensor
 def test_traces_follow_rows_and_adapters_that_come_and_go(
     toy_model: Path, adapters: dict[str, Path]
 ) -> None:
-    denoiser = Denoiser(load_components(toy_model), 0)
+    parts = load_components(toy_model)
+    denoiser = Denoiser(parts, 0)
     adapter_mixes: list[tuple[str | None, ...]] = [(None,) * 4]
 
     def check() -> None:
@@ -39,8 +45,9 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
 
     check()
     assert [r.num_traces for r in denoiser._recorded._recordings.values()] == [1]
-    denoiser.adapted.add_adapter("one", adapters["one"] / "unet")
-    denoiser.adapted.add_adapter("two", adapters["two"] / "unet")
+    adapter_set = AdapterSet(parts, denoiser.adapted)
+    for name in ("one", "two"):
+        adapter_set.add(name, adapters[name])
     adapter_mixes += [
         ("one", "one", "two", None),
         (None, "two", "one", "one"),

@@ -1,0 +1,147 @@
+"""What names an adapter, and where its files come to lie on this host. Nothing heavy is imported.
+
+URI or URI:WEIGHT: a .safetensors file of any trainer, a folder of peft's, or a run or bundle of a
+LoRA, on this host or at any URL that fsspec knows.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_ray.adapters.adapter_files import bind_adapter
+from dreambooth_ray.adapters.layer_table import LayerTable
+from dreambooth_ray.config.adapter_mix import AdapterUse, check_mix
+from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.models.model_directory import (
+    adapted_base,
+    base_directory,
+    has_model_hash,
+)
+from dreambooth_ray.models.model_location import fetch_source
+from dreambooth_ray.models.model_source import SUFFIXES, explain_source, find_hub_id
+from dreambooth_ray.models.remote_files import download_model
+from dreambooth_ray.models.store_files import is_url, open_store_file
+from dreambooth_ray.models.weight_cache import add_to_cache
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.file_hashes import cached_file_hash
+
+_WEIGHTED = re.compile(r"(?P<uri>.+):(?P<weight>[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)")
+_HASH_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """uri: as it was given; weight: what the adapter adds is multiplied by that"""
+
+    uri: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterSource":
+        """From "URI" or "URI:0.8"; a path that is there is taken whole."""
+        match = _WEIGHTED.fullmatch(text)
+        if match is None or Path(text).expanduser().exists():
+            return cls(text)
+        return cls(match["uri"], float(match["weight"]))
+
+
+@dataclass(frozen=True)
+class LocalAdapter:
+    """An adapter's files on this host.
+
+    path: a file, or a folder; base_hash: of the model that a bundle was trained on, else None
+    """
+
+    path: Path
+    weight: float
+    base_hash: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As an engine and receipts call it: its own name and what it is made of."""
+        own = self.path.parent if self.path.name == paths.ADAPTER else self.path
+        label = own.parent.name if own.name == paths.BUNDLE else own.name
+        return f"{label}@{hash_adapter(self.path)[:_HASH_DIGITS]}"
+
+
+def hash_adapter(path: Path) -> str:
+    """SHA-256 of a file, or over names and contents of a folder's."""
+    if path.is_file():
+        return cached_file_hash(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode())
+        digest.update(bytes.fromhex(cached_file_hash(file)))
+    return digest.hexdigest()
+
+
+def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
+    """An adapter's files, fetched if they were not here.
+
+    key: the option to name in an error
+    raises: ConfigError where there is none, CheckpointError, StorageError
+    """
+    path = Path(source.uri).expanduser().absolute()
+    try:
+        if is_url(source.uri) and source.uri.endswith(SUFFIXES):
+            path = _fetch_file(source.uri)
+        elif is_url(source.uri):
+            path = fetch_source(source.uri, key)
+    except DreamBoothError as error:
+        raise explain_source(source.uri, key, error) from error
+    if not path.exists():
+        hub = " (models of the hub are not read as adapters)" if find_hub_id(source.uri) else ""
+        raise ConfigError(
+            f"{key}={source.uri!r} is not there{hub}; give a .safetensors file, a folder of "
+            "peft's, or a run with train.method=lora"
+        )
+    return _open_bundle(path, source, key) if path.is_dir() else LocalAdapter(path, source.weight)
+
+
+def _open_bundle(folder: Path, source: AdapterSource, key: str) -> LocalAdapter:
+    if (folder / paths.CONFIG).is_file():
+        folder = folder / paths.BUNDLE
+    base = adapted_base(folder)
+    if base is None:
+        if (folder / "vae").is_dir():
+            raise ConfigError(
+                f"{key}={source.uri!r} is a whole model, no adapter; give a run with "
+                "train.method=lora"
+            )
+        return LocalAdapter(folder, source.weight)
+    return LocalAdapter(folder / paths.ADAPTER, source.weight, base[1])
+
+
+def _fetch_file(uri: str) -> Path:
+    files = open_store_file(uri)
+    (name,) = files.sizes
+    key = hashlib.sha256(f"adapter {files.version}".encode()).hexdigest()[:32]
+    return add_to_cache(key, files.sizes[name], lambda to: download_model(files, to)) / name
+
+
+def locate_adapters(texts: Iterable[str], directory: Path, key: str) -> list[LocalAdapter]:
+    """Adapters as options name them, each bound key by key to the layers of a model.
+
+    directory: the model's, or its outline
+    raises: ConfigError naming the adapter and what of it does not fit the model
+    """
+    sources = [AdapterSource.parse(text) for text in texts]
+    if not sources:
+        return []
+    check_mix([AdapterUse(source.uri, source.weight) for source in sources])
+    base = base_directory(directory)
+    table, adapters = LayerTable.of_directory(base), []
+    for source in sources:
+        adapter = locate_adapter(source, key)
+        if adapter.base_hash and not has_model_hash(base, adapter.base_hash):
+            raise ConfigError(
+                f"{key}={source.uri!r} was trained on another base model than {directory.name}"
+            )
+        try:
+            bind_adapter(adapter.path, table)
+        except ConfigError as error:
+            raise ConfigError(f"{key}={source.uri!r}: {error}") from error
+        adapters.append(adapter)
+    return adapters

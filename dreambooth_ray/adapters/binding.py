@@ -1,0 +1,278 @@
+"""Every key of an adapter's file, bound to a layer of a model by its name and its shape.
+
+Nothing heavy is imported: a file that does not fit is refused before anything is loaded.
+
+Legend: r rank, O and I a layer's output and flattened input, as the file has the layer.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.adapters.file_keys import group_keys, shorten
+from dreambooth_ray.adapters.layer_table import LayerPlace, LayerTable
+from dreambooth_ray.adapters.other_families import guess_family
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import list_families
+from dreambooth_ray.models.weight_files import read_header_and_metadata
+
+MAX_RANK = 4096
+_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_METADATA_KEY = "lora_adapter_metadata"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BoundLayer:
+    """A file's layer and what it is of the model's. keys: by role; rank: of its product"""
+
+    file_layer: str
+    places: tuple[LayerPlace, ...]
+    keys: Mapping[str, str]
+    kind: str
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A file, every key of which is bound. metadata: what diffusers or peft say of its scales."""
+
+    layers: tuple[BoundLayer, ...]
+    metadata: Mapping[str, Any]
+
+    @property
+    def kinds(self) -> set[str]:
+        """Of its layers: lora, loha, lokr, and dora where one has magnitudes."""
+        return {layer.kind for layer in self.layers} | {
+            "dora" for layer in self.layers if {"magnitude", "dora_scale"} & layer.keys.keys()
+        }
+
+
+def bind_file(path: Path, table: LayerTable) -> Binding:
+    """Bind a safetensors file to a model's layers.
+
+    raises: ConfigError for a file that is damaged, a key that binds nowhere, a shape that does not
+        fit, or a file of another family, named
+    """
+    header, metadata = read_header_and_metadata(path)
+    for key, info in header.items():
+        if info["dtype"] not in _DTYPES:
+            raise ConfigError(f"{shorten(key)} is of type {info['dtype']}, which holds no weights")
+    shapes = {key: tuple(info["shape"]) for key, info in header.items()}
+    return bind_keys(shapes, table, read_peft_metadata(metadata))
+
+
+def bind_keys(
+    shapes: Shapes, table: LayerTable, metadata: Mapping[str, Any] | None = None
+) -> Binding:
+    """As `bind_file`, of shapes by key."""
+    if not shapes:
+        raise ConfigError("it holds no tensors")
+    try:
+        groups = group_keys(shapes)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_explain_family(shapes, table)}") from error
+    taken: dict[tuple[str, str], str] = {}
+    layers = []
+    for file_layer, keys in groups.items():
+        places = table.find(file_layer)
+        if not places:
+            raise ConfigError(
+                f"{shorten(next(iter(keys.values())))} binds to no layer of this model of "
+                f"{table.family.title}{_explain_family(groups, table)}"
+            )
+        for place in places:
+            if (other := taken.setdefault((place.part, place.layer), file_layer)) != file_layer:
+                raise ConfigError(
+                    f"{shorten(file_layer)} and {shorten(other)} are both for {place.name}; files "
+                    "of two trainers may have been put together"
+                )
+        layers.append(_check_layer(file_layer, places, keys, shapes, table))
+    return Binding(tuple(layers), metadata or {})
+
+
+def _check_layer(
+    file_layer: str,
+    places: list[LayerPlace],
+    keys: Mapping[str, str],
+    shapes: Shapes,
+    table: LayerTable,
+) -> BoundLayer:
+    own_shapes = {role: shapes[key] for role, key in keys.items()}
+    expected = (places[0].file_rows, prod(places[0].shape[1:]))
+    try:
+        kind, found, rank = measure_factors(own_shapes)
+    except KeyError as error:
+        raise ConfigError(
+            f"{shorten(file_layer)} has no {error.args[0]} beside {', '.join(sorted(keys))}; the "
+            "file is not whole"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{shorten(file_layer)} has factors that do not go together: {error}"
+        ) from error
+    if found != expected:
+        raise ConfigError(
+            f"{shorten(file_layer)} changes a layer of {found[0]} by {found[1]}, and "
+            f"{places[0].name} is {expected[0]} by {expected[1]}; it is of another model"
+            f"{_explain_family([file_layer], table)}"
+        )
+    if rank is not None and not 0 < rank <= MAX_RANK:
+        raise ConfigError(f"{shorten(file_layer)} is of rank {rank}; 1 to {MAX_RANK} are taken")
+    _check_magnitude(file_layer, places, own_shapes, expected)
+    if prod(own_shapes.get("alpha", ())) != 1:
+        raise ConfigError(f"{shorten(keys['alpha'])} is no single number")
+    return BoundLayer(file_layer, tuple(places), keys, kind, rank)
+
+
+def measure_factors(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[str, tuple[int, int], int | None]:
+    """(kind, (O, I), rank) by the shapes of a layer's factors.
+
+    raises: KeyError with a missing role, ValueError where two do not go together
+    """
+    measures: dict[str, Callable[..., tuple[tuple[int, int], int | None]]] = {
+        "lora": _measure_lora, "embedding": _measure_embedding,
+        "loha": _measure_loha, "lokr": _measure_lokr,
+    }  # fmt: skip
+    kinds = {_KIND_OF_ROLE[role] for role in shapes if role in _KIND_OF_ROLE}
+    if len(kinds) != 1:
+        if not kinds:
+            raise KeyError("factors")
+        raise ValueError(f"of {' and '.join(sorted(kinds))} at once")
+    (kind,) = kinds
+    if any(not all(shape) for shape in shapes.values()):
+        raise ValueError("one of them is empty")
+    size, rank = measures[kind](shapes)
+    return ("lora" if kind == "embedding" else kind), size, rank
+
+
+_KIND_OF_ROLE = {
+    "down": "lora", "up": "lora", "mid": "lora",
+    "embedding_down": "embedding", "embedding_up": "embedding",
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+                    "loha"),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+                     "lokr_t2"), "lokr"),
+}  # fmt: skip
+
+
+def _measure_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
+    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
+    _require(len(down) in (2, 4) and len(up) in (2, 4), down, up)
+    _require(up[1] == down[0] and prod(up[2:]) == 1, down, up)
+    if mid is None:
+        return (up[0], prod(down[1:])), down[0]
+    _require(len(mid) == 4 and mid[:2] == (down[0], down[0]) and prod(down[2:]) == 1, down, mid)
+    return (up[0], down[1] * prod(mid[2:])), down[0]
+
+
+def _measure_embedding(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
+    """peft's of embeddings: (r, V) and (D, r), of a weight (V, D)."""
+    down, up = shapes["embedding_down"], shapes["embedding_up"]
+    _require(len(down) == len(up) == 2 and down[0] == up[1], down, up)
+    return (down[1], up[0]), down[0]
+
+
+def _measure_loha(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
+    sizes = set()
+    for number in (1, 2):
+        left, right = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"]
+        kernel = shapes.get(f"hada_t{number}")
+        _require(len(left) == 2 and len(right) == 2, left, right)
+        if kernel is None:
+            _require(left[1] == right[0], left, right)
+            sizes.add((left[0], right[1]))
+        else:  # the factors of a kernel have the rank first
+            _require(len(kernel) == 4 and kernel[:2] == (left[0], right[0]), left, right, kernel)
+            sizes.add((left[1], right[1] * prod(kernel[2:])))
+    _require(len(sizes) == 1, *sizes)
+    return sizes.pop(), shapes["hada_w1_b"][0]
+
+
+def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int | None]:
+    rank = None
+    if "lokr_w1" in shapes:
+        first = shapes["lokr_w1"]
+    else:
+        left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
+        _require(len(left) == len(right) == 2 and left[1] == right[0], left, right)
+        first, rank = (left[0], right[1]), right[0]
+    _require(len(first) == 2, first)
+    if "lokr_w2" in shapes:
+        second = shapes["lokr_w2"]
+    else:
+        left, right, kernel = shapes["lokr_w2_a"], shapes["lokr_w2_b"], shapes.get("lokr_t2")
+        if kernel is None:
+            _require(len(left) == 2 and left[1] == right[0], left, right)
+            second, rank = (left[0], *right[1:]), right[0]
+        else:
+            _require(len(kernel) == 4 and kernel[:2] == (left[0], right[0]), left, right, kernel)
+            second, rank = (left[1], right[1], *kernel[2:]), right[0]
+    _require(len(second) in (2, 4), second)
+    return (first[0] * second[0], first[1] * prod(second[1:])), rank
+
+
+def _require(is_right: bool, *shapes: tuple[int, ...]) -> None:
+    if not is_right:
+        raise ValueError(" and ".join(str(list(shape)) for shape in shapes))
+
+
+def _check_magnitude(
+    file_layer: str,
+    places: list[LayerPlace],
+    shapes: Mapping[str, tuple[int, ...]],
+    size: tuple[int, int],
+) -> None:
+    role = "magnitude" if "magnitude" in shapes else "dora_scale"
+    if role not in shapes:
+        return
+    axis = find_magnitude_axis(role, shapes[role], (size[0], *places[0].shape[1:]))
+    if axis is None:
+        raise ConfigError(
+            f"{shorten(file_layer)} has magnitudes {list(shapes[role])}, which are neither those "
+            f"of {size[0]} outputs nor of {places[0].shape[1]} inputs"
+        )
+    if axis == 1 and not all(place.is_whole for place in places):
+        raise ConfigError(
+            f"{shorten(file_layer)} has magnitudes over the inputs of a layer that is several here "
+            f"({places[0].name} and others); they can't be told apart"
+        )
+
+
+def find_magnitude_axis(role: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> int | None:
+    """0 for magnitudes of a weight's outputs, 1 of its inputs, None where they fit neither.
+
+    role: peft's are always of outputs; LyCORIS and OneTrainer say by their shape
+    """
+    count = prod(shape)
+    if role == "dora_scale" and len(shape) > 1 and shape[0] == 1 and weight[0] != 1:
+        return 1 if count == weight[1] else None
+    return 0 if count == weight[0] else None
+
+
+def _explain_family(names: Any, table: LayerTable) -> str:
+    guess = guess_family(names)
+    if guess is None or guess in table.family.title:
+        return ""
+    known = any(guess in family.title for family in list_families())
+    rest = "" if known else ", a family that is not known here"
+    return f"; by its names it is of {guess}{rest}"
+
+
+def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What diffusers wrote of an adapter's settings, `part.setting` to value.
+
+    raises: ConfigError
+    """
+    try:
+        values = json.loads(metadata.get(_METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise ConfigError(f"its metadata {_METADATA_KEY} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"its metadata {_METADATA_KEY} is no JSON object")
+    return values

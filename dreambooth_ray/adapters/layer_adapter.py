@@ -1,0 +1,128 @@
+"""What one adapter does to one layer's weight.
+
+Legend: r rank, O and I a layer's output and flattened input.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerAdapter:
+    """A product of factors, times a scale, that is added to a weight; DoRA's magnitudes beside it.
+
+    factors: by the roles of `file_keys`; rows: (begin, end) of the product that are the layer's,
+        in the layer's order, None for all
+    magnitude: of the sum's rows (axis 0) or columns (axis 1), None for none
+    """
+
+    factors: Mapping[str, Tensor]
+    scale: float = 1.0
+    rows: tuple[tuple[int, int], ...] | None = None
+    magnitude: Tensor | None = None
+    magnitude_axis: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the product of two matrices, and adds it."""
+        return self.factors.keys() == {"down", "up"} and self.magnitude is None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [*self.factors.values(), *([] if self.magnitude is None else [self.magnitude])]
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """(r, I) and (O, r), the second scaled: what a plain adapter adds is their product."""
+        down = self.factors["down"].flatten(1)
+        up = self._take_rows(self.factors["up"].flatten(1))
+        return down, up * self.scale
+
+    def to(self, device: torch.device | str) -> "LayerAdapter":
+        """With its tensors on a device."""
+        return LayerAdapter(
+            {role: factor.to(device) for role, factor in self.factors.items()},
+            self.scale,
+            self.rows,
+            None if self.magnitude is None else self.magnitude.to(device),
+            self.magnitude_axis,
+        )
+
+    def compute_delta(self, weight: Tensor) -> Tensor:
+        """What it adds to a weight, in the weight's shape, float32."""
+        product = self._take_rows(compute_product(self.factors)).reshape(weight.shape) * self.scale
+        if self.magnitude is None:
+            return product
+        base = weight.float()
+        adapted = base + product
+        other_axes = [axis for axis in range(weight.dim()) if axis != self.magnitude_axis]
+        norms = torch.linalg.vector_norm(adapted, dim=other_axes, keepdim=True)
+        scales = self.magnitude.float().reshape(norms.shape) / norms
+        return torch.as_tensor(adapted * scales - base)
+
+    def _take_rows(self, product: Tensor) -> Tensor:
+        if self.rows is None:
+            return product
+        return torch.cat([product[begin:end] for begin, end in self.rows])
+
+
+def sum_deltas(weight: Tensor, uses: Iterable[tuple[LayerAdapter, float]]) -> Tensor:
+    """A weight with several adapters added, each times its weight; float32."""
+    total = weight.float().clone()
+    for adapter, factor in uses:
+        total += factor * adapter.compute_delta(weight)
+    return total
+
+
+def compute_product(factors: Mapping[str, Tensor]) -> Tensor:
+    """(O, I) of the factors that the roles of `file_keys` name; float32."""
+    wide = {role: factor.float() for role, factor in factors.items()}
+    if "embedding_down" in wide:
+        return (wide["embedding_up"] @ wide["embedding_down"]).T
+    if "mid" in wide:
+        kernel = torch.einsum(
+            "op,pqkl,qi->oikl", wide["up"].flatten(1), wide["mid"], wide["down"].flatten(1)
+        )
+        return kernel.flatten(1)
+    if "down" in wide:
+        return wide["up"].flatten(1) @ wide["down"].flatten(1)
+    if "hada_w1_a" in wide:
+        return _multiply_half(wide, 1) * _multiply_half(wide, 2)
+    first = wide.get("lokr_w1")
+    first = wide["lokr_w1_a"] @ wide["lokr_w1_b"] if first is None else first
+    second = _second_kronecker(wide)
+    if second.dim() == 4:
+        first = first[:, :, None, None]
+    return torch.kron(first, second).flatten(1)
+
+
+def _multiply_half(factors: Mapping[str, Tensor], number: int) -> Tensor:
+    """One of LoHa's two products."""
+    left, right = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
+    kernel = factors.get(f"hada_t{number}")
+    if kernel is None:
+        return left @ right
+    return torch.einsum("pqkl,po,qi->oikl", kernel, left, right).flatten(1)
+
+
+def _second_kronecker(factors: Mapping[str, Tensor]) -> Tensor:
+    if "lokr_w2" in factors:
+        return factors["lokr_w2"]
+    left, right = factors["lokr_w2_a"], factors["lokr_w2_b"]
+    if "lokr_t2" in factors:
+        # torch.kron takes views.
+        return torch.einsum("pqkl,po,qi->oikl", factors["lokr_t2"], left, right).contiguous()
+    return (left @ right.flatten(1)).reshape(left.shape[0], *right.shape[1:])
+
+
+def find_layer(network: nn.Module, layer: str) -> nn.Module | None:
+    """A module by a name without levels that releases of transformers differ on."""
+    for name in (layer, f"text_model.{layer}", f"model.{layer}"):
+        try:
+            return network.get_submodule(name)
+        except AttributeError:
+            continue
+    return None

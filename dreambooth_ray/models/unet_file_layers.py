@@ -1,0 +1,23 @@
+"""A UNet's layers under the names of its authors, which files of other trainers have."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from dreambooth_ray.models.kohya_names import FileLayer
+from dreambooth_ray.models.single_file_names import UNetBlocks, name_unet_weight
+from dreambooth_ray.models.weight_files import find_weights
+
+
+def list_file_layers(directory: Path, layer: str) -> Sequence[FileLayer]:
+    """As `ModelFamily.list_file_layers`."""
+    try:
+        name = name_unet_weight(f"{layer}.weight", _read_blocks(directory))
+    except (ValueError, KeyError):  # a layer that only diffusers' UNets have
+        return ()
+    return (FileLayer(name.removesuffix(".weight")),)
+
+
+@lru_cache(maxsize=1)
+def _read_blocks(directory: Path) -> UNetBlocks:
+    return UNetBlocks.of_names(find_weights(directory / "unet", "unet").read_shapes())
