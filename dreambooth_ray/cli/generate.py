@@ -11,6 +11,16 @@ from dreambooth_ray.imports import large_imports
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")]
+Dtype = Annotated[str, typer.Option(help="auto (half on a GPU), float32, bfloat16 or float16")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:WEIGHT]",
+        help="an adapter to add: a file of any trainer, or a run; may be given again",
+    ),
+]
+
 
 @sampling_options()
 def generate(
@@ -25,20 +35,10 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="image to start from")] = None,
     mask: Annotated[Path | None, typer.Option(help="white is drawn anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps done on the image")] = 0.8,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[:WEIGHT]",
-            help="an adapter to add: a file of any trainer, or a run; may be given again",
-        ),
-    ] = None,
+    lora: Loras = None,
     grid: Annotated[bool, typer.Option("--grid", help="also one image of all")] = False,
-    device: Annotated[
-        str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (half on a GPU), float32, bfloat16 or float16")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("out/images"),
     *,
     params: SamplingParams,
