@@ -186,9 +186,10 @@ class ModelCache:
             return
         directory = self._fetch_bundle(artifact)
         try:
-            if (directory / paths.ADAPTER / tokens.FILE).is_file() or (
-                directory / paths.ADAPTER_SCHEDULER
-            ).is_dir():
+            if (
+                tokens.has_words(directory / paths.ADAPTER)
+                or (directory / paths.ADAPTER_SCHEDULER).is_dir()
+            ):
                 # Learned words need a tokenizer, so an engine, of their own; so does a schedule.
                 size = estimate_loaded_bytes(base_directory(directory), self._bytes_per_weight)
                 self._add_engine(artifact.id, directory, size, base=False)

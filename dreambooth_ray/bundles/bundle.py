@@ -127,8 +127,7 @@ def _write_weights(
         if config.loss.zero_terminal_snr:
             parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
         return about | {"kind": "adapter", "base_hash": model_hash(directory)}
-    if parts.family.can("learned"):
-        tokens.fold_embeddings(parts.text_encoder)
+    tokens.fold_embeddings(parts)
     sources = list_denoiser_sources(parts.denoiser, name, directory, weights.get(name))
     stream_denoiser(parts.denoiser, sources)
     pipeline = build_pipeline(parts, directory)
@@ -153,10 +152,7 @@ def _save_adapters(parts: Components, stage: Path) -> None:
     for name, network in parts.networks.items():
         if lora.has_adapters(network):
             lora.save_adapters(network, stage / paths.ADAPTER / name)
-    if not parts.family.can("learned"):
-        return
-    if words := tokens.learned_embeddings(parts.tokenizer, parts.text_encoder):
-        tokens.save_words(words, stage / paths.ADAPTER)
+    tokens.save_words(tokens.learned_embeddings(parts), stage / paths.ADAPTER)
 
 
 def _describe(config: Config) -> dict[str, object]:

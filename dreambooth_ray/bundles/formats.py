@@ -252,7 +252,7 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
             f"--format={kind}: {directory} has no adapters; it takes a run with "
             "train.method=lora, others can be exported as diffusers or single-file"
         )
-    if words := tokens.load_words(directory / paths.ADAPTER):
+    for words in tokens.load_words(directory / paths.ADAPTER).values():
         _refuse_words(kind, list(words))
     adapters = {}
     for part in (part.name for part in find_family(base_directory(directory)).networks):

@@ -37,10 +37,10 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     with torch.device("meta"):
         parts = family.load_functions().build_empty(directory)
         if config.identifier.kind == "learned":
-            encoder = family.text_encoders[0]
-            parts.tokenizers[encoder.tokenizer] = load_tokenizer(
-                directory, encoder.tokenizer, encoder.tokenizer_class
-            )
+            for encoder in family.trainable_text_encoders:
+                parts.tokenizers[encoder.tokenizer] = load_tokenizer(
+                    directory, encoder.tokenizer, encoder.tokenizer_class
+                )
         apply_method(config, parts)
     _prepare_modules(config, parts)
     counts = _count_weights(config, parts)

@@ -22,5 +22,5 @@ make_clip_unet_family = partial(
     solvers=("ddim", "plms", "euler", "euler_a", "dpmpp_2m", "lcm", "tcd"),
 )
 CLIP_UNET_FEATURES: tuple[Feature, ...] = (
-    "kv", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting",
+    "kv", "learned", "prompt_weights", "clip_skip", "deepcache", "image_to_image", "inpainting",
 )  # fmt: skip

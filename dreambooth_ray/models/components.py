@@ -292,5 +292,4 @@ def _fuse_adapters(parts: Components, bundle: Path) -> None:
         if (folder / name).is_dir():
             fused: nn.Module = lora.fuse_adapters(network, folder / name)
             parts.set_network(name, fused)
-    if words := tokens.load_words(folder):
-        tokens.add_words(parts.tokenizer, parts.text_encoder, words)
+    tokens.add_words(parts, tokens.load_words(folder))

@@ -44,7 +44,12 @@ def _list_methods(config: Config, family: ModelFamily) -> Iterator[Refusal]:
     if is_asked and not family.trainable_text_encoders:
         yield "train.text_encoder", "true", "set it false: its text encoder stays as it is"
     if config.identifier.kind == "learned" and not family.can("learned"):
-        yield "identifier.kind", "learned", "take rare_word"
+        reason = (
+            "diffusers' pipeline of it reads no learned word"
+            if family.trainable_text_encoders
+            else "its text encoder stays as it is"
+        )
+        yield "identifier.kind", "learned", f"take rare_word: {reason}"
 
 
 def _list_losses(config: Config) -> Iterator[Refusal]:

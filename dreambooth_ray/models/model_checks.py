@@ -43,8 +43,9 @@ def check_method(config: Config, directory: Path) -> None:
 
         from dreambooth_ray.models import tokens  # noqa: PLC0415
 
-        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer")
-        tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
+        for part in family.trainable_text_encoders:
+            tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder=part.tokenizer)
+            tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
 
 
 def _check_clip_skip(config: Config, family: ModelFamily, directory: Path) -> None:

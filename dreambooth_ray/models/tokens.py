@@ -1,10 +1,13 @@
-"""Learned identifiers: new words of the tokenizer, with trained embeddings.
+"""Learned identifiers: new words of CLIP's tokenizers, with trained embeddings.
+
+Each text encoder that can be trained learns its own embedding of a word.
 
 Legend: K new words, D width of an embedding.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +16,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_ray.errors import ConfigError
 
-FILE = "tokens.safetensors"
+if TYPE_CHECKING:
+    from dreambooth_ray.models.components import Components
+
+# Words and their embeddings, by the name of the text encoder.
+LearnedWords = Mapping[str, Mapping[str, Tensor]]
+_ENCODER, _FILE = "text_encoder", "tokens{}.safetensors"
 
 
 class LearnedTokens(nn.Module):
@@ -46,17 +54,24 @@ def check_words(tokenizer: CLIPTokenizer, words: list[str]) -> None:
             )
 
 
-def add_trainable_words(
-    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, str]
-) -> None:
+def add_trainable_words(parts: "Components", words: Mapping[str, str]) -> None:
     """Add trainable words, each initialised with the mean embedding of a text; in place.
 
     words: new word to its initial text
     """
-    table = encoder.get_input_embeddings()
-    rows = [_mean_embedding(tokenizer, table, text) for text in words.values()]
-    _add_to_tokenizer(tokenizer, table, list(words))
-    encoder.set_input_embeddings(LearnedTokens(table, torch.stack(rows)))
+    for tokenizer, encoder in _list_encoders(parts).values():
+        table = encoder.get_input_embeddings()
+        rows = [_mean_embedding(tokenizer, table, text) for text in words.values()]
+        _add_to_tokenizer(tokenizer, table, list(words))
+        encoder.set_input_embeddings(LearnedTokens(table, torch.stack(rows)))
+
+
+def _list_encoders(parts: "Components") -> dict[str, tuple[CLIPTokenizer, Any]]:
+    """Those that learn words, each with its tokenizer, by name."""
+    return {
+        part.name: (parts.tokenizers[part.tokenizer], parts.text_encoders[part.name])
+        for part in parts.family.trainable_text_encoders
+    }
 
 
 def _mean_embedding(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
@@ -75,30 +90,33 @@ def _add_to_tokenizer(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list
     tokenizer.add_tokens(words)
 
 
-def learned_embeddings(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> dict[str, Tensor]:
+def learned_embeddings(parts: "Components") -> LearnedWords:
     """Learned words with their embeddings, (D,) each; empty if there are none."""
-    learned = encoder.get_input_embeddings()
-    if not isinstance(learned, LearnedTokens):
-        return {}
-    size = learned.table.num_embeddings
-    words = tokenizer.convert_ids_to_tokens([size + k for k in range(len(learned.rows))])
-    return dict(zip(words, learned.rows.detach(), strict=True))
+    learned_words = {}
+    for name, (tokenizer, encoder) in _list_encoders(parts).items():
+        learned = encoder.get_input_embeddings()
+        if isinstance(learned, LearnedTokens):
+            size = learned.table.num_embeddings
+            words = tokenizer.convert_ids_to_tokens([size + k for k in range(len(learned.rows))])
+            learned_words[name] = dict(zip(words, learned.rows.detach(), strict=True))
+    return learned_words
 
 
-def fold_embeddings(encoder: CLIPTextModel) -> None:
-    """Make learned rows part of a plain table again, in place."""
-    learned = encoder.get_input_embeddings()
-    if isinstance(learned, LearnedTokens):
-        _extend_table(encoder, learned.table, learned.rows.detach())
+def fold_embeddings(parts: "Components") -> None:
+    """Make learned rows part of plain tables again, in place."""
+    for _, encoder in _list_encoders(parts).values():
+        learned = encoder.get_input_embeddings()
+        if isinstance(learned, LearnedTokens):
+            _extend_table(encoder, learned.table, learned.rows.detach())
 
 
-def add_words(
-    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, words: Mapping[str, Tensor]
-) -> None:
+def add_words(parts: "Components", learned_words: LearnedWords) -> None:
     """Add words with their embeddings, (D,) each, to a plain model, in place."""
-    table = encoder.get_input_embeddings()
-    _add_to_tokenizer(tokenizer, table, list(words))
-    _extend_table(encoder, table, torch.stack(list(words.values())).to(table.weight))
+    for name, (tokenizer, encoder) in _list_encoders(parts).items():
+        if words := learned_words.get(name):
+            table = encoder.get_input_embeddings()
+            _add_to_tokenizer(tokenizer, table, list(words))
+            _extend_table(encoder, table, torch.stack(list(words.values())).to(table.weight))
 
 
 def _extend_table(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> None:
@@ -108,13 +126,33 @@ def _extend_table(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> 
     encoder.config.vocab_size = len(weights)
 
 
-def save_words(words: Mapping[str, Tensor], folder: Path) -> None:
-    """Write words and embeddings, (1, D) each: one word is a textual inversion for diffusers."""
+def save_words(learned_words: LearnedWords, folder: Path) -> None:
+    """Write words and embeddings, (1, D) each, to a file for each text encoder.
+
+    One word is a textual inversion for diffusers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({w: v[None].cpu().contiguous() for w, v in words.items()}, folder / FILE)
+    for name, words in learned_words.items():
+        weights = {word: row[None].cpu().contiguous() for word, row in words.items()}
+        save_file(weights, words_path(folder, name))
 
 
-def load_words(folder: Path) -> dict[str, Tensor]:
+def words_path(folder: Path, encoder: str) -> Path:
+    """Of a text encoder's words: tokens.safetensors, and tokens_2.safetensors of the second."""
+    return folder / _FILE.format(encoder.removeprefix(_ENCODER))
+
+
+def has_words(folder: Path) -> bool:
+    """Whether there are files of `save_words`."""
+    return any(folder.glob(_FILE.format("*")))
+
+
+def load_words(folder: Path) -> LearnedWords:
     """Words and embeddings from `save_words`, (D,) each, sorted by word; empty if none."""
-    path = folder / FILE
-    return {w: v[0] for w, v in sorted(load_file(path).items())} if path.is_file() else {}
+    prefix, suffix = _FILE.split("{}")
+    return {
+        f"{_ENCODER}{path.name.removeprefix(prefix).removesuffix(suffix)}": {
+            word: row[0] for word, row in sorted(load_file(path).items())
+        }
+        for path in sorted(folder.glob(_FILE.format("*")))
+    }

@@ -32,17 +32,19 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
     _apply_to_weights(config, parts)
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}
-        tokens.add_trainable_words(parts.tokenizer, parts.text_encoder, words)
+        tokens.add_trainable_words(parts, words)
 
 
 def prepare_sampling(config: Config, parts: Components) -> None:
     """Tokenizer and schedule of untrained parts as training has them, in place.
 
-    parts: with networks in training, whose learned words the tokenizer does not know
+    parts: with networks in training, whose learned words the tokenizers do not know
     """
     _rescale_schedule(config, parts)
     if config.identifier.kind == "learned":
-        parts.tokenizer.add_tokens([config.word(s) for s in config.all_subjects])
+        words = [config.word(s) for s in config.all_subjects]
+        for part in parts.family.trainable_text_encoders:
+            parts.tokenizers[part.tokenizer].add_tokens(words)
 
 
 def _rescale_schedule(config: Config, parts: Components) -> None:

@@ -8,7 +8,7 @@ from dreambooth_ray.models import tokens
 
 def check_adapter_folder(folder: Path) -> None:
     """Refuse learned words and a schedule of its own; raises ConfigError."""
-    if (folder / tokens.FILE).is_file():
+    if tokens.has_words(folder):
         raise ConfigError(
             f"{folder} brings learned words, which one tokenizer can't have for some requests "
             "only; `dreambooth export --format diffusers` makes a model of its own of it"

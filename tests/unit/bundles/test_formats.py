@@ -188,7 +188,7 @@ def test_what_readers_can_not_have_is_refused_by_name(
     with pytest.raises(ConfigError, match="no adapter of conv_in"):
         export_run(str(odd), "kohya", tmp_path / "x.safetensors")
     worded = shutil.copytree(bundle, tmp_path / "worded")
-    tokens.save_words({"<sks>": torch.zeros(32)}, worded / "adapter")
+    tokens.save_words({"text_encoder": {"<sks>": torch.zeros(32)}}, worded / "adapter")
     for kind in ("lora", "kohya", "single-file"):
         with pytest.raises(ConfigError, match=rf"--format={kind}: .*learned word <sks>"):
             export_run(str(worded), kind, tmp_path / "x.safetensors")

@@ -57,21 +57,20 @@ def test_folded_and_read_back_it_means_the_same(toy_model: Path, tmp_path: Path)
     learned = parts.text_encoder.get_input_embeddings()
     learned.rows.data += torch.randn_like(learned.rows)
     reference = hidden(parts, "a <sks> robot")
-    words = tokens.learned_embeddings(parts.tokenizer, parts.text_encoder)
-    tokens.save_words(words, tmp_path)
-    tokens.fold_embeddings(parts.text_encoder)
+    tokens.save_words(tokens.learned_embeddings(parts), tmp_path)
+    tokens.fold_embeddings(parts)
     assert torch.equal(hidden(parts, "a <sks> robot"), reference)
     fresh = load_components(toy_model)
-    tokens.add_words(fresh.tokenizer, fresh.text_encoder, tokens.load_words(tmp_path))
+    tokens.add_words(fresh, tokens.load_words(tmp_path))
     assert torch.equal(hidden(fresh, "a <sks> robot"), reference)
     assert fresh.text_encoder.config.vocab_size == len(fresh.tokenizer)
 
 
 def test_diffusers_reads_one_word_as_a_textual_inversion(toy_model: Path, tmp_path: Path) -> None:
     parts = learned_parts(toy_model)
-    tokens.save_words(tokens.learned_embeddings(parts.tokenizer, parts.text_encoder), tmp_path)
+    tokens.save_words(tokens.learned_embeddings(parts), tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(toy_model)
-    pipeline.load_textual_inversion(str(tmp_path / tokens.FILE))
+    pipeline.load_textual_inversion(str(tokens.words_path(tmp_path, "text_encoder")))
     row = pipeline.text_encoder.get_input_embeddings().weight[-1]
     assert torch.equal(row, parts.text_encoder.get_input_embeddings().rows[0])
 

@@ -47,7 +47,6 @@ def test_schnell_is_sampled_without_guidance_and_never_trained(schnell: Path) ->
     ("setting", "message"),
     [
         ("train.method=kv", "train.method=kv is not for FLUX.1 dev.*take full or lora"),
-        ("identifier.kind=learned", "identifier.kind=learned is not for"),
         ("loss.min_snr_gamma=5", "loss.min_snr_gamma=5.0 is not for"),
         ("sample.solver=ddim", "sample.solver=ddim is not for.*take euler, heun, dpmpp_2m"),
         ("sample.clip_skip=1", "sample.clip_skip=1 is not for"),

@@ -38,7 +38,10 @@ def parts(directory: Path) -> Components:
     ("setting", "message"),
     [
         ("train.method=kv", "train.method=kv is not for Stable Diffusion 3.*take full or lora"),
-        ("identifier.kind=learned", "identifier.kind=learned is not for"),
+        (
+            "identifier.kind=learned",
+            "=learned is not for.*diffusers' pipeline of it reads no learned",
+        ),
         ("loss.min_snr_gamma=5", "loss.min_snr_gamma=5.0 is not for"),
         ("sample.solver=ddim", "sample.solver=ddim is not for.*take euler, heun, dpmpp_2m"),
         ("sample.clip_skip=1", "sample.clip_skip=1 is not for"),

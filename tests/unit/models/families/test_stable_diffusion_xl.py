@@ -192,10 +192,3 @@ def test_a_distilled_model_is_sampled_and_not_trained(directory: Path, tmp_path:
     change_json(folder / "scheduler/scheduler_config.json", {"timestep_spacing": "trailing"})
     with pytest.raises(ConfigError, match=r"model\.uri=.*distilled"):
         check_method(config, model_directory(str(folder)))
-
-
-def test_a_learned_word_is_refused_by_name(directory: Path) -> None:
-    overrides = [f"model.uri={directory}", "identifier.kind=learned"]
-    config = parse_config("subject: {photos: p, class_noun: x}", "x", overrides)
-    with pytest.raises(ConfigError, match=r"identifier\.kind=learned is not for Stable Diff"):
-        check_method(config, directory)
