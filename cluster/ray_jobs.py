@@ -14,9 +14,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import Dashboard, without_address_variables
+from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote, upload_photographs
 from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.models.model_mirror import send_model
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage.store import Store
 
@@ -140,7 +142,11 @@ class RayJobs:
 
 
 def make_portable_config(config: Config) -> Config:
-    """The same run, with its photographs in storage and a name that follows from its content."""
+    """The same run, with photographs and model in storage, named by its content.
+
+    What hosts find by its name, or by the folder that storage is itself, stays where it is.
+    raises: ConfigError for a model that can't be sent
+    """
     storage = Store(config.storage.uri)
     subjects = [
         s
@@ -150,9 +156,23 @@ def make_portable_config(config: Config) -> Config:
     ]
     portable_subjects = tuple(subjects) if config.subjects else ()
     cluster = config.cluster.model_copy(update={"address": None})
-    changes = {"subject": subjects[0], "subjects": portable_subjects, "cluster": cluster}
+    changes = {
+        "subject": subjects[0],
+        "subjects": portable_subjects,
+        "cluster": cluster,
+        "model": config.model if storage.is_local else _send_model(config.model, storage),
+    }
     portable = config.model_copy(update=changes)
     return portable.model_copy(update={"run_id": config.run_id or _make_run_id(portable)})
+
+
+def _send_model(model: ModelConfig, storage: Store) -> ModelConfig:
+    source = send_model(model.source, "model.uri", storage)
+    if source == model.source:
+        return model
+    # One model by now, whatever its parts were taken from.
+    own_parts = {"vae": None, "text_encoder": None, "prediction_type": None}
+    return model.model_copy(update={"uri": source, **own_parts})
 
 
 def _make_run_id(config: Config) -> str:

@@ -1,9 +1,10 @@
 """Models for the hosts of a cluster, which share a storage and no path: each fetches a model once.
 
 `models/HASH` in the storage is the model with that `model_hash`, committed as all artifacts are.
-Who starts work on a cluster puts its model there; a host that lacks it takes it from there into its
-own cache. A model of the hub is fetched from the hub by one host: it holds a lease meanwhile, and
-then writes down in `models/sources` which hash the commit has. Nothing heavy is imported.
+Who starts work on a cluster, or sends it there, puts its model there; a host that lacks it takes it
+from there into its own cache. A model of the hub is fetched from the hub by one host: it holds a
+lease meanwhile, and then writes down in `models/sources` which hash the commit has. Nothing heavy
+is imported.
 """
 
 import hashlib
@@ -12,9 +13,15 @@ import math
 import socket
 from pathlib import Path
 
-from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.model_directory import list_loaded_files, model_directory, model_hash
+from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.models.model_directory import (
+    adapted_base,
+    list_loaded_files,
+    model_directory,
+    model_hash,
+)
 from dreambooth_ray.models.model_source import find_hub_id, find_shipped, parse_source, pin_source
+from dreambooth_ray.models.store_files import is_url
 from dreambooth_ray.models.weight_cache import add_to_cache, find_cached, models_folder
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import LeaseFiles
@@ -51,6 +58,40 @@ def share_model(uri: str, key: str, storage: Store) -> Path:
     return folder
 
 
+def send_model(text: str, key: str, storage: Store) -> str:
+    """Where other hosts find a model: one of this host is put into the storage that they read.
+
+    key: the setting to name in an error
+    returns: the text as it is, of what ships, of models of the hub and of URLs
+    raises: as `model_directory`, and ConfigError for adapters whose base model lies on this host
+    """
+    if not _lies_here(text):
+        return text
+    folder = model_directory(text, key)
+    base = adapted_base(folder)
+    if base and _lies_here(base[0]):
+        raise ConfigError(
+            f"{key}={text!r} adapts {base[0]!r}, which lies on this machine, where the hosts of a "
+            "cluster do not see it; `dreambooth export --format diffusers` makes one model of "
+            "both: give that"
+        )
+    digest = model_hash(folder)
+    publish_model(folder, digest, storage)
+    return f"{storage.uri}/{paths.model(digest)}"
+
+
+def _lies_here(text: str) -> bool:
+    """Whether anything that a source names is a folder or a file of this host."""
+    return any(
+        not (find_shipped(uri) or is_url(uri) or find_hub_id(uri)) for uri in _list_uris(text)
+    )
+
+
+def _list_uris(text: str) -> list[str]:
+    source = parse_source(text)
+    return [uri for uri in (source.uri, source.vae, source.text_encoder) if uri]
+
+
 def publish_model(folder: Path, digest: str, storage: Store) -> None:
     """Put a model into a storage, unless it is there. digest: its `model_hash`"""
     name = paths.model(digest)
@@ -60,7 +101,15 @@ def publish_model(folder: Path, digest: str, storage: Store) -> None:
         for file in list_loaded_files(folder):
             (stage / file).parent.mkdir(parents=True, exist_ok=True)
             (stage / file).symlink_to((folder / file).resolve())
-        manifest.commit_artifact(storage, name, stage, {"kind": "model"})
+        manifest.commit_artifact(storage, name, stage, _read_about(folder))
+
+
+def _read_about(folder: Path) -> dict[str, object]:
+    """What a model's manifest says of it: of adapters, their base model."""
+    if adapted_base(folder) is None:
+        return {"kind": "model"}
+    about: dict[str, object] = json.loads((folder / manifest.MANIFEST).read_text())["about"]
+    return about
 
 
 def locate_model(directory: str, digest: str, uri: str) -> Path:
@@ -95,12 +144,14 @@ def _fetch_model(digest: str, storage: Store) -> Path:
     key, name = digest[:_KEY_DIGITS], paths.model(digest)
     if cached := find_cached(key):
         return cached
-    folder, _, files = manifest.read_entries(storage, name)
-    return add_to_cache(
-        key,
-        sum(file.size_bytes for file in files),
-        lambda local: manifest.download_files(storage, folder, files, local),
-    )
+    folder, about, files = manifest.read_entries(storage, name)
+
+    def fetch(local: Path) -> None:
+        manifest.download_files(storage, folder, files, local)
+        if "base_model" in about:  # adapters say by their manifest what they adapt
+            manifest.write_local(local, about)
+
+    return add_to_cache(key, sum(file.size_bytes for file in files), fetch)
 
 
 def _find_storage(uri: str) -> str:
@@ -114,9 +165,7 @@ def _find_storage(uri: str) -> str:
 
 def _is_of_hub(text: str) -> bool:
     """Whether all that a source names is of the hub, at commits, or ships."""
-    source = parse_source(text)
-    uris = [uri for uri in (source.uri, source.vae, source.text_encoder) if uri]
-    hub_ids = [find_hub_id(uri) for uri in uris if not find_shipped(uri)]
+    hub_ids = [find_hub_id(uri) for uri in _list_uris(text) if not find_shipped(uri)]
     return bool(hub_ids) and all(model is not None and model.is_pinned for model in hub_ids)
 
 

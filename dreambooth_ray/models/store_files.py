@@ -11,7 +11,7 @@ from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.remote_files import INDEX, RemoteFiles
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_listing import list_files
-from dreambooth_ray.storage.manifest import MANIFEST, bytes_hash, parse_manifest
+from dreambooth_ray.storage.manifest import MANIFEST, bytes_hash, parse_manifest, read_entries
 from dreambooth_ray.storage.store import Store
 
 
@@ -31,12 +31,12 @@ def open_store_file(uri: str) -> "StoreFiles":
 
 
 def open_store_model(uri: str, part: str = "") -> "StoreFiles":
-    """The files of a model, a run or a bundle at a URL.
+    """The files of a model, a run or a bundle at a URL, or of an artifact of a storage.
 
     part: it may be of such a part alone
     raises: ConfigError where there is none, CheckpointError, StorageError
     """
-    store = Store(uri.rstrip("/"))
+    store = _open_artifact(uri.rstrip("/")) or Store(uri.rstrip("/"))
     if store.exists(paths.CONFIG):
         store = store.sub(paths.BUNDLE)
     try:
@@ -56,6 +56,17 @@ def open_store_model(uri: str, part: str = "") -> "StoreFiles":
             "finish a run with `dreambooth resume`"
         )
     return StoreFiles(store, entries)
+
+
+def _open_artifact(uri: str) -> Store | None:
+    """The folder of a committed artifact, such as a model that `model_mirror` has put there."""
+    root, *name = uri.rsplit("/", 2)
+    storage, artifact = Store(root), "/".join(name)
+    # It knows an artifact by its pointer, which lies beside what it names.
+    if len(name) < 2 or not storage.exists(f"{artifact}.json"):
+        return None
+    folder, _, _ = read_entries(storage, artifact)
+    return storage.sub(folder)
 
 
 class StoreFiles(RemoteFiles):

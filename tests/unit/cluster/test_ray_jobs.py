@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,15 @@ from cluster.cluster_registry import ClusterEntry
 from cluster.ray_jobs import RayJobs, make_portable_config, runtime_env
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.errors import CapacityError
+from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_directory import (
+    adapted_base,
+    model_directory,
+    model_hash,
+    model_outline,
+)
+from dreambooth_ray.storage.manifest import write_local
 
 
 def config(photos: Path, *overrides: str) -> Config:
@@ -37,6 +46,60 @@ def test_photographs_go_to_remote_storage_by_hash(photos: Path) -> None:
     assert portable.subject.photos == repeated.subject.photos
     assert "://" in portable.subject.photos
     assert "/photographs/" in portable.subject.photos
+
+
+STORAGE_URI = "memory:///bucket/x"
+REMOTE = f"storage.uri={STORAGE_URI}"
+
+
+def test_a_model_of_this_machine_goes_to_remote_storage_by_hash(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a model at a URL there, for hosts that have no such folder."""
+    portable, repeated = (
+        make_portable_config(config(photos, REMOTE, f"model.uri={tiny_model}")) for _ in range(2)
+    )
+    assert portable.model.uri == f"{STORAGE_URI}/models/{model_hash(tiny_model)}"
+    assert portable == repeated
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "another-host"))
+    assert find_family(model_outline(portable.model.uri)).name == "stable-diffusion"
+    fetched = model_directory(portable.model.uri)
+    assert fetched != tiny_model
+    assert model_hash(fetched) == model_hash(tiny_model)
+
+
+def test_parts_of_this_machine_go_with_their_model(
+    photos: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy_model / "vae", tmp_path / "vae")
+    settings = REMOTE, "model.uri=toyworld", f"model.vae={tmp_path / 'vae'}"
+    portable = make_portable_config(config(photos, *settings))
+    assert portable.model.uri.startswith(f"{STORAGE_URI}/models/")
+    assert portable.model.vae is None
+    assert model_hash(model_directory(portable.model.uri)) == model_hash(toy_model)
+
+
+@pytest.mark.parametrize("uri", ["toyworld", "s3://bucket/model"])
+def test_a_model_that_hosts_find_themselves_is_named_as_it_was(photos: Path, uri: str) -> None:
+    assert make_portable_config(config(photos, REMOTE, f"model.uri={uri}")).model.uri == uri
+
+
+def test_adapters_go_with_what_they_say_of_their_base(
+    photos: Path, adapters: dict[str, Path], toy_model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(adapters["one"], folder / "adapter")
+    about = {"kind": "adapter", "base_model": "toyworld", "base_hash": model_hash(toy_model)}
+    write_local(folder, about)
+    portable = make_portable_config(config(photos, REMOTE, f"model.uri={folder}"))
+    fetched = model_directory(portable.model.uri)
+    assert fetched != folder
+    assert adapted_base(fetched) == ("toyworld", about["base_hash"])
+    write_local(
+        folder, about | {"base_model": str(tiny_model), "base_hash": model_hash(tiny_model)}
+    )
+    with pytest.raises(ConfigError, match=r"model\.uri=.*bundle' adapts .*lies on this machine"):
+        make_portable_config(config(photos, REMOTE, f"model.uri={folder}"))
 
 
 def test_no_address_travels_with_a_run(photos: Path, tmp_path: Path) -> None:
