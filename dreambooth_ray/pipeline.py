@@ -29,7 +29,7 @@ from dreambooth_ray.runs import with_absolute_paths
 from dreambooth_ray.storage import fence, manifest, paths
 from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.lease import LeaseExpiredError
-from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.run_state import RunState, read_run_state
@@ -83,10 +83,8 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
     """
     lease_s, max_failures = prepared.config.cluster.lease_s, prepared.config.cluster.max_failures
     for num_failures in range(max_failures + 1):
-        waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, display.say)
         try:
-            newest = fence.read_history(run).newest_lease
-            with LeaseKeeper(waiter, display.say, at_least=newest + 1) as lease:
+            with fence.keep_lease(run, lease_s, patience_s, display.say) as lease:
                 _train(prepared, run, display, lease)
             return
         except LeaseExpiredError as error:
@@ -179,19 +177,41 @@ def _train_to_last_step(
     prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
 ) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
+    job = make_worker_job(prepared, run, lease.number)
+    if prepared.config.prior.num_images:
+        _train_beside_priors(prepared, job, run, display, lease)
+    else:
+        _run_workers(prepared, job, run, display, lease)
+
+
+def make_worker_job(prepared: PreparedRun, run: Store, lease: int = 0) -> WorkerJob:
+    """What a worker is told of a run, less its class images. lease: number of the run's"""
     config = prepared.config
-    job = WorkerJob(
+    return WorkerJob(
         config=dump_config(with_absolute_paths(config)),
         run_uri=run.uri,
         model_directory=str(prepared.directory),
         storage_options=dict(config.storage.options),
         model_hash=model_hash(prepared.directory),
-        lease=lease.number,
+        lease=lease,
     )
-    if config.prior.num_images:
-        _train_beside_priors(prepared, job, run, display, lease)
-    else:
-        _run_workers(prepared, job, run, display, lease)
+
+
+def add_class_images(job: WorkerJob, prepared: PreparedRun) -> WorkerJob:
+    """The job with the set of class images that its run is trained on, which may be incomplete."""
+    if not prepared.config.prior.num_images:
+        return job
+    request = _plan_trained_priors(prepared)
+    prior_store = open_set(Store(prepared.config.storage.uri), request.spec)
+    return replace(job, priors_uri=prior_store.uri, num_priors=request.count)
+
+
+def _plan_trained_priors(prepared: PreparedRun) -> PriorRequest:
+    """No more than the steps will use, and those kept for validation."""
+    config = prepared.config
+    num_trained = min(config.num_class_images, config.train.steps * config.train.batch_size)
+    num_priors = num_trained + config.prior.num_images - config.num_class_images
+    return plan_priors(prepared, num_priors)
 
 
 def _run_workers(
@@ -212,10 +232,7 @@ def _train_beside_priors(
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
-    # No more than the steps will use.
-    num_trained = min(config.num_class_images, config.train.steps * config.train.batch_size)
-    num_priors = num_trained + config.prior.num_images - config.num_class_images
-    request = plan_priors(prepared, num_priors)
+    request = _plan_trained_priors(prepared)
     prior_store = open_set(Store(config.storage.uri), request.spec)
     run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
     job = replace(job, priors_uri=prior_store.uri, num_priors=request.count)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diffusers import DDIMScheduler
@@ -64,6 +64,7 @@ def export_bundle(
     run: Store,
     state: RunState,
     kept_files: CheckpointFiles | None = None,
+    load: Callable[[Path], Components] = load_components,
 ) -> None:
     """Write `bundle/` of a trained run; nothing if it is there, whole.
 
@@ -74,6 +75,7 @@ def export_bundle(
 
     directory: the base model's
     kept_files: of the checkpoint that the bundle is made of, where this machine still has them
+    load: a model's parts, to put the weights into
     raises: CheckpointError if the run is not trained to its end or its checkpoint is damaged
     """
     if state.is_bundled:
@@ -87,7 +89,7 @@ def export_bundle(
         step = state.bundle_step
         files, stage = _open_checkpoint(run, step, folder, kept_files), folder / "bundle"
         with verified_weights(files) as weights:
-            about = _write_weights(config, directory, weights, stage)
+            about = _write_weights(config, directory, weights, stage, load)
         base = _find_base(config, run)
         if about["kind"] == "adapter":
             about["base_model"] = base
@@ -111,10 +113,14 @@ def _open_checkpoint(
 
 
 def _write_weights(
-    config: Config, directory: Path, weights: Mapping[str, Mapping[str, Tensor]], stage: Path
+    config: Config,
+    directory: Path,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    stage: Path,
+    load: Callable[[Path], Components],
 ) -> dict[str, object]:
     """Write the weights to `stage`; returns the manifest's `about`."""
-    parts = load_components(directory)
+    parts = load(directory)
     apply_method(config, parts)
     check_trainable_params(parts, weights)
     about = _describe(config)

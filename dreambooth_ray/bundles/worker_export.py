@@ -4,6 +4,7 @@ By the first training worker at its end, of the checkpoint that its host still h
 task. Whoever started the run may be on a small machine, and imports nothing for it.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,12 @@ from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
+    from dreambooth_ray.models.components import Components
     from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 
 _TASK_RETRIES = 3
+# A model's parts from its directory.
+LoadParts = Callable[[Path], "Components"]
 
 
 def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> None:
@@ -39,12 +43,32 @@ def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> Non
     if config.choice.rule != "last":
         return
     with suppress(Exception):
-        run = Store(job.run_uri)
-        # What a holder that was followed still has in hand may count no more.
-        if not is_followed(run, job.lease):
-            own = find_checkpoint(run, checkpoint.step) if checkpoint else None
-            is_valid = own is not None and own.lease == job.lease
-            _export(config, job.model_directory, job.run_uri, checkpoint if is_valid else None)
+        _export_unless_followed(job, config, checkpoint, None)
+
+
+def export_from_parts(
+    job: WorkerJob, checkpoint: "KeptCheckpoint | None", load: "LoadParts"
+) -> None:
+    """Make the bundle of a run that this process has trained, with parts that it has in memory.
+
+    raises: CheckpointError if the checkpoint is damaged; StorageError
+    """
+    _export_unless_followed(job, parse_config(job.config, job.run_uri, []), checkpoint, load)
+
+
+def _export_unless_followed(
+    job: WorkerJob,
+    config: Config,
+    checkpoint: "KeptCheckpoint | None",
+    load: "LoadParts | None",
+) -> None:
+    run = Store(job.run_uri)
+    # What a holder that was followed still has in hand may count no more.
+    if not is_followed(run, job.lease):
+        own = find_checkpoint(run, checkpoint.step) if checkpoint else None
+        is_valid = own is not None and own.lease == job.lease
+        kept_checkpoint = checkpoint if is_valid else None
+        _export(config, job.model_directory, job.run_uri, kept_checkpoint, load)
 
 
 def export_by_task(config: Config, directory: Path, run: Store) -> None:
@@ -78,7 +102,11 @@ def _export_stored(
 
 
 def _export(
-    config: Config, directory: str, run_uri: str, checkpoint: "KeptCheckpoint | None"
+    config: Config,
+    directory: str,
+    run_uri: str,
+    checkpoint: "KeptCheckpoint | None",
+    load: "LoadParts | None" = None,
 ) -> None:
     with large_imports():
         from dreambooth_ray.bundles.bundle import export_bundle  # noqa: PLC0415
@@ -89,4 +117,5 @@ def _export(
         return
     is_same = checkpoint is not None and checkpoint.step == state.bundle_step
     kept_files = checkpoint.files if checkpoint is not None and is_same else None
-    export_bundle(config, Path(directory), run, state, kept_files)
+    further = {"load": load} if load is not None else {}
+    export_bundle(config, Path(directory), run, state, kept_files, **further)

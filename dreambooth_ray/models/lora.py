@@ -5,6 +5,7 @@ The files are peft's: adapter_config.json and adapter_model.safetensors.
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.objective import noise
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# torch has one generator for all threads, and first weights are drawn from it.
+_rng_lock = threading.Lock()
 # The prefix of weight names in peft's files.
 PREFIX = "base_model.model."
 
@@ -47,7 +50,7 @@ def inject_adapters(
         exclude_modules="|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
         use_dora=lora_config.dora,
     )
-    with torch.random.fork_rng(devices=[]):
+    with _rng_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             noise.generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
         )

@@ -12,11 +12,12 @@ own, and the one of the highest number counts.
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.lease_keeper import run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
 
 
@@ -113,6 +114,17 @@ def record_takeover(run: Store, lease: int) -> int:
         content = {"lease": lease, "step": step, "at": time.time()}
         run.write(paths.takeover(lease, step), json.dumps(content).encode())
     return step
+
+
+def keep_lease(
+    run: Store, lease_s: float, patience_s: float, say: Callable[[str], None]
+) -> LeaseKeeper:
+    """The next lease of a run, to be entered: its number is above all in the run's names.
+
+    patience_s: how long a holder that shows signs of life is waited for all the same
+    """
+    waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, say)
+    return LeaseKeeper(waiter, say, at_least=read_history(run).newest_lease + 1)
 
 
 def is_followed(run: Store, lease: int) -> bool:

@@ -66,7 +66,7 @@ def train_worker(
         the last checkpoint where its files are still here
     raises: CapacityError, with what would fit, if it runs out of memory
     """
-    _silence_lightning()
+    silence_lightning()
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
     set_cache_limit(config.storage.model_cache_gb)
@@ -144,7 +144,7 @@ def _make_dataset(
     splits = [
         split_photographs(config, read_configured_subject(config, s)) for s in config.all_subjects
     ]
-    priors = _open_priors(job) if job.num_priors else None
+    priors = open_priors(job) if job.num_priors else None
     dataset = TrainingDataset(
         config, components, [trained for trained, _ in splits], priors, rank_and_world_size
     )
@@ -159,7 +159,8 @@ def _make_dataset(
     return dataset, validation_set
 
 
-def _open_priors(job: WorkerJob) -> PriorSet:
+def open_priors(job: WorkerJob) -> PriorSet:
+    """The class images of a job, which may still be generated."""
     run, name = Store(job.run_uri), fence.numbered(paths.PRIOR_FAILURE, job.lease)
 
     def read_failure() -> str | None:
@@ -234,7 +235,7 @@ def _make_trainer(
     )
 
 
-def _silence_lightning() -> None:
+def silence_lightning() -> None:
     """Silence what Lightning says about loaders and samplers that we mean as they are."""
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -1,0 +1,262 @@
+"""A process that trains subjects in slots: they are handed in, and it says how each ends.
+
+One thread computes. What waits for storage does so in others: claims of runs, commits, bundles.
+They all tell the first by messages in one queue.
+"""
+
+import gc
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
+from dreambooth_ray.models.adapter_stack import copy_for_adapters
+from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.model_mirror import locate_model
+from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
+from dreambooth_ray.models.trainable_params import prepare_sampling
+from dreambooth_ray.models.weight_cache import set_cache_limit
+from dreambooth_ray.storage.store import use_options
+from dreambooth_ray.training.checkpoint.download import BaseModel
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.restarts import PERMANENT
+from dreambooth_ray.training.slots.slot_subject import SlotSubject
+from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
+from dreambooth_ray.training.slots.subject_run import SubjectEnd, SubjectRun
+from dreambooth_ray.training.strategy import count_threads
+from dreambooth_ray.training.worker import silence_lightning
+from dreambooth_ray.training.worker_job import WorkerJob
+
+# A claim that takes longer waits for a process that may have died; the batch goes on without it.
+_CLAIM_S = 2.0
+_CLAIM_THREADS, _END_THREADS = 32, 2
+
+# "trained": it has left its slot; "done", "stopped" and "failed" are ends.
+EventKind = Literal["joined", "trained", "done", "stopped", "failed"]
+# Makes a bundle with parts that carry the run's adapters.
+ExportWith = Callable[[WorkerJob, KeptCheckpoint | None, Callable[[Path], Components]], None]
+
+
+@dataclass(frozen=True)
+class SubjectEvent:
+    """What has become of a subject.
+
+    step: that it was at; note: why it failed; is_permanent: whether it would fail again
+    """
+
+    run_id: str
+    kind: EventKind
+    step: int = 0
+    note: str = ""
+    is_permanent: bool = False
+
+    @classmethod
+    def of_failure(cls, run_id: str, step: int, error: Exception) -> "SubjectEvent":
+        """Its end by an error."""
+        text = " ".join(str(error).split())[:500]
+        note = text if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {text}"
+        return cls(run_id, "failed", step, note, isinstance(error, PERMANENT))
+
+
+@dataclass(frozen=True)
+class _FailedClaim:
+    run_id: str
+    error: Exception
+
+
+# From other threads: a job, None for no more; a run that was claimed, or was not; an end.
+_Message = WorkerJob | SubjectRun | _FailedClaim | SubjectEvent | None
+
+
+class SlotWorker:
+    """Runs of one `batch_group` in a number of slots."""
+
+    def __init__(
+        self, job: WorkerJob, num_slots: int, rank: int, export: ExportWith, device: torch.device
+    ) -> None:
+        """job: any of the group, for the model; rank: the largest there is room for
+
+        export: makes a trained run's bundle; called in a thread
+        raises: ConfigError, CapacityError
+        """
+        silence_lightning()
+        use_options(job.run_uri, job.storage_options)
+        config = parse_config(job.config, job.run_uri, [])
+        set_cache_limit(config.storage.model_cache_gb)
+        self._directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
+        self._model = BaseModel(self._directory, job.model_hash)
+        torch.set_num_threads(count_threads(config, 1, 1))
+        self._config, self._export = config, export
+        self._components = _load_frozen(self._directory, config.train.precision, device)
+        prepare_sampling(config, self._components)
+        self._trainer = SlotTrainer(config, self._components, num_slots, rank, device)
+        self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._runs: dict[SlotSubject, SubjectRun] = {}
+        self._claimed: list[SubjectRun] = []
+        self._claims: dict[str, float] = {}
+        self._num_ending, self._is_closed = 0, False
+        self._claimers = ThreadPoolExecutor(_CLAIM_THREADS, thread_name_prefix="claim")
+        self._enders = ThreadPoolExecutor(_END_THREADS, thread_name_prefix="subject's end")
+
+    def add(self, job: WorkerJob) -> None:
+        """Hand in a run, from any thread; it waits here until a slot is free."""
+        self._messages.put(job)
+
+    def close(self) -> None:
+        """No more runs come: `run` ends with the last of them. From any thread."""
+        self._messages.put(None)
+
+    def run(self) -> Iterator[SubjectEvent]:
+        """Train what is handed in, and say what becomes of each.
+
+        raises: CapacityError, with what would fit, if it runs out of memory
+        """
+        with explain_out_of_memory(self._config, self._directory):
+            while not self._is_over:
+                yield from self._read_messages()
+                yield from self._join_claimed()
+                if self._trainer.subjects and not self._is_filling:
+                    yield from self._step()
+        self._claimers.shutdown()
+        self._enders.shutdown()
+
+    @property
+    def _is_over(self) -> bool:
+        is_idle = not (self._claims or self._claimed or self._runs or self._num_ending)
+        return self._is_closed and is_idle and self._messages.empty()
+
+    @property
+    def _is_filling(self) -> bool:
+        """Whether subjects are about to join, and fewer are there than the batch computes."""
+        now_s = time.monotonic()
+        quick_claims = sum(now_s - since_s < _CLAIM_S for since_s in self._claims.values())
+        return bool(quick_claims) and self._trainer.num_free > len(self._runs)
+
+    def _read_messages(self) -> Iterator[SubjectEvent]:
+        """All that are there; where nothing else is to be done, the next one is waited for."""
+        while True:
+            is_busy = bool(self._trainer.subjects) or bool(self._claimed)
+            try:
+                if is_busy and self._is_filling:
+                    message = self._messages.get(timeout=_CLAIM_S)
+                elif is_busy:
+                    message = self._messages.get_nowait()
+                else:
+                    message = self._messages.get()
+            except queue.Empty:
+                return
+            if isinstance(message, WorkerJob):
+                self._begin_claim(message)
+            elif isinstance(message, SubjectRun):
+                del self._claims[message.run_id]
+                self._claimed.append(message)
+            elif message is None:
+                self._is_closed = True
+            elif isinstance(message, _FailedClaim):
+                del self._claims[message.run_id]
+                yield SubjectEvent.of_failure(message.run_id, 0, message.error)
+            else:
+                self._num_ending -= 1
+                yield message
+            if self._is_over or self._claimed:
+                return
+
+    def _begin_claim(self, job: WorkerJob) -> None:
+        run = SubjectRun(job)
+        self._claims[run.run_id] = time.monotonic()
+
+        def claim() -> None:
+            try:
+                run.claim()
+            except Exception as error:
+                self._messages.put(_FailedClaim(run.run_id, error))
+            else:
+                self._messages.put(run)
+
+        self._claimers.submit(claim)
+
+    def _join_claimed(self) -> Iterator[SubjectEvent]:
+        while self._claimed and self._trainer.num_free:
+            run = self._claimed.pop(0)
+            try:
+                if (end := run.find_end()) is not None:
+                    self._begin_end(run, end, 0)
+                    continue
+                subject = run.join(self._trainer, self._components, self._model)
+            except Exception as error:
+                self._begin_failure(run, error, 0)
+                continue
+            self._runs[subject] = run
+            yield SubjectEvent(run.run_id, "joined", subject.step)
+
+    def _step(self) -> Iterator[SubjectEvent]:
+        step = self._trainer.step()
+        ends: dict[SlotSubject, SubjectEnd | Exception | None] = dict(step.failures)
+        if step.values:
+            rows = torch.stack(list(step.values.values())).tolist()
+            for subject, values in zip(step.values, rows, strict=True):
+                try:
+                    ends[subject] = self._runs[subject].follow_step(subject, values)
+                except Exception as error:  # of this subject's run alone
+                    ends[subject] = error
+        for subject, end in ends.items():
+            if end is None:
+                continue
+            self._trainer.leave(subject)
+            run = self._runs.pop(subject)
+            yield SubjectEvent(run.run_id, "trained", subject.step)
+            if isinstance(end, Exception):
+                self._begin_failure(run, end, subject.step)
+            else:
+                self._begin_end(run, end, subject.step)
+
+    def _begin_end(self, run: SubjectRun, end: SubjectEnd, step: int) -> None:
+        self._num_ending += 1
+
+        def finish() -> None:
+            try:
+                run.finish(end, self._make_bundle)
+            except Exception as error:
+                self._messages.put(SubjectEvent.of_failure(run.run_id, step, error))
+            else:
+                self._messages.put(SubjectEvent(run.run_id, end, step))
+
+        self._enders.submit(finish)
+
+    def _begin_failure(self, run: SubjectRun, error: Exception, step: int) -> None:
+        self._num_ending += 1
+
+        def abandon() -> None:
+            run.abandon()
+            self._messages.put(SubjectEvent.of_failure(run.run_id, step, error))
+
+        self._enders.submit(abandon)
+
+    def _make_bundle(self, job: WorkerJob, checkpoint: KeptCheckpoint | None) -> None:
+        is_dora = parse_config(job.config, job.run_uri, []).train.lora.dora
+
+        def load(directory: Path) -> Components:
+            network = copy_for_adapters(self._components.denoiser, shares_weights=is_dora)
+            return replace(self._components, denoiser=network)
+
+        self._export(job, checkpoint, load)
+
+
+def _load_frozen(directory: Path, precision: str, device: torch.device) -> Components:
+    """All parts, of which nothing is trained, where they encode images and captions."""
+    components = load_components(directory)
+    for network in components.networks.values():
+        network.requires_grad_(False)
+    cast_untrainable_encoders(components, precision)
+    for network in (components.vae, *components.text_encoders.values()):
+        network.to(choose_device(network, device))
+    gc.collect()
+    return components

@@ -1,0 +1,229 @@
+"""A subject's run while it is in a slot: its lease, its metrics, its checkpoints, its end.
+
+What is stored is what a run alone stores: whoever lists, watches, resumes or serves it sees no
+difference.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.data.subject import read_configured_subject, split_photographs
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.storage import fence
+from dreambooth_ray.storage.catalog import publish_run
+from dreambooth_ray.storage.scratch import ScratchFolder
+from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.training.callbacks.loggers import Loggers
+from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.checkpoint import restore
+from dreambooth_ray.training.checkpoint.download import STATE, BaseModel
+from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.checkpoint.save import CheckpointUploader, StopRequest, WorkerRank
+from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.metrics_log import (
+    FAILURES,
+    RESTARTS,
+    SKIPPED,
+    MetricsLog,
+    read_metrics,
+)
+from dreambooth_ray.training.nan_guard import NanGuard
+from dreambooth_ray.training.restarts import read_restarts
+from dreambooth_ray.training.run_state import read_run_state
+from dreambooth_ray.training.slots.slot_checkpoint import load_subject, save_subject
+from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
+from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
+from dreambooth_ray.training.stop_request import is_stop_requested
+from dreambooth_ray.training.worker import open_priors
+from dreambooth_ray.training.worker_job import WorkerJob
+
+SubjectEnd = Literal["done", "stopped"]
+# Makes the bundle of a trained run. It gets the job, and the last checkpoint's files while they
+# are still here.
+Export = Callable[[WorkerJob, KeptCheckpoint | None], None]
+# One process, on one host.
+_RANK = WorkerRank(0, 0, 0, 1)
+
+
+class SubjectRun:
+    """The run of one job. Claim it, then join, then look after each step, then finish or abandon.
+
+    raises: in all of them LeaseLostError, once the run is another process's
+    """
+
+    def __init__(self, job: WorkerJob, say: Callable[[str], None] = print) -> None:
+        """say: hears of a holder that may be dead and is waited for"""
+        use_options(job.run_uri, job.storage_options)
+        self.config = parse_config(job.config, job.run_uri, [])
+        self.run, self.job, self._say = Store(job.run_uri), job, say
+        self._stop_request = StopRequest(self.run, say)
+        self._metrics_log: MetricsLog | None = None
+        self._loggers: Loggers | None = None
+        self._side_work: SideWork | None = None
+        self._uploader: CheckpointUploader | None = None
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return str(self.config.run_id)
+
+    def claim(self) -> None:
+        """Become the run's one writer; may wait for one that died.
+
+        raises: StorageError if another process works on it
+        """
+        lease_s = self.config.cluster.lease_s
+        # A worker whose host was given up may show signs of life for a while.
+        self._lease = fence.keep_lease(self.run, lease_s, 2 * lease_s, self._say)
+        self._lease.__enter__()
+        try:
+            fence.record_takeover(self.run, self._lease.number)
+        except BaseException:
+            self._lease.__exit__(None, None, None)
+            raise
+        self.job = replace(self.job, lease=self._lease.number)
+
+    def find_end(self) -> SubjectEnd | None:
+        """How the run has ended before its training begins here: by a person, or long ago."""
+        if is_stop_requested(self.run):
+            return "stopped"
+        return "done" if read_run_state(self.run, self.config).is_trained else None
+
+    def join(self, trainer: SlotTrainer, components: Components, model: BaseModel) -> SlotSubject:
+        """Load what the run trains on, and its newest checkpoint, into a free slot.
+
+        raises: DataError, ConfigError, CheckpointError, StorageError
+        """
+        self._denoiser_name = components.family.denoiser.name
+        with restore.restored_checkpoint(self.run, self.config, model, _RANK) as restored_state:
+            state = None
+            if restored_state is not None:
+                new = trainer.make_adapter(self.config.train.lora, self.config.seed)
+                state = load_subject(restored_state.state, self._denoiser_name, new)
+            dataset = self._make_dataset(components)
+            subject = trainer.join(self.config, dataset, state)
+        try:
+            self._open(dataset, state)
+        except BaseException:
+            trainer.leave(subject)
+            raise
+        return subject
+
+    def _make_dataset(self, components: Components) -> TrainingDataset:
+        config = self.config
+        splits = [
+            split_photographs(config, read_configured_subject(config, subject))
+            for subject in config.all_subjects
+        ]
+        priors = open_priors(self.job) if self.job.num_priors else None
+        return TrainingDataset(
+            config, components, [trained for trained, _ in splits], priors, (0, 1)
+        )
+
+    def _open(self, dataset: TrainingDataset, state: AdapterState | None) -> None:
+        """Metrics, loggers and checkpoints, from the step that training goes on from."""
+        config, run, lease = self.config, self.run, self._lease.number
+        start = dataset.start = state.step if state else 0
+        records = [r for r in read_metrics(run, lease) if r["step"] <= start]
+        last_record = records[-1] if records else {}
+        side_work = self._side_work = SideWork(run, int(last_record.get(FAILURES, 0)))
+        self._loggers = Loggers(run, config, start, side_work)
+        self._guard = NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0)))
+        self._num_restarts = len(read_restarts(run))
+        self._uploader = CheckpointUploader(
+            run, config, side_work, _RANK, self._loggers.upload_logs, lease
+        )
+        self._metrics_log = self._uploader.metrics_log = MetricsLog(run, start, lease)
+        self._loggers.open(self._metrics_log.records)
+        self._stop_request.start()
+        self._stepped_at_s = time.monotonic()
+
+    def follow_step(self, subject: SlotSubject, values: list[float]) -> SubjectEnd | None:
+        """After a step: write it down, save if it is time; whether the subject is to leave.
+
+        values: of `SlotTrainer.step`
+        raises: DataError if too many steps in a row had no gradient that is a number
+        """
+        self._lease.check()
+        self._record(subject.build_record(subject.step, values))
+        end: SubjectEnd | None = None
+        if subject.is_done:
+            end = "done"
+        elif self._stop_request.is_requested:
+            end = "stopped"
+        if end or subject.step % self.config.checkpoint.every == 0:
+            self._save(subject, is_kept=end == "done")
+        return end
+
+    def _record(self, record: dict[str, float]) -> None:
+        assert self._metrics_log is not None
+        assert self._loggers is not None
+        assert self._side_work is not None
+        counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
+        record |= {name: count for name, count in counts.items() if count}
+        self._guard.count(record)
+        self._metrics = record
+        self._metrics_log.append([record])
+        now_s = time.monotonic()
+        step_s, self._stepped_at_s = max(now_s - self._stepped_at_s, 1e-9), now_s
+        self._loggers.log(record, self.config.images_a_step / step_s)
+        self._guard.check()
+
+    def _save(self, subject: SlotSubject, is_kept: bool) -> None:
+        assert self._uploader is not None
+        self._uploader.finish_upload()
+        nonce = uuid.uuid4().hex[:12]
+        folder = ScratchFolder(f"checkpoint-{nonce}", self.config.storage.scratch)
+        save_subject(subject, self._denoiser_name, folder.path / STATE)
+        about: dict[str, object] = {
+            "strategy": self.config.train.strategy,
+            "world_size": 1,
+            "model_hash": self.job.model_hash,
+            "lease": self._lease.number,
+            "step": subject.step,
+            "metrics": {name: value for name, value in self._metrics.items() if name != "step"},
+        }
+        self._uploader.submit(subject.step, nonce, folder, about, is_kept)
+
+    def finish(self, end: SubjectEnd, export: Export) -> None:
+        """Commit what is under way; of a trained run, make its bundle and publish it."""
+        try:
+            if self._uploader is not None:
+                self._uploader.finish_upload()
+            self._close()
+            self._lease.check()
+            if end == "done":
+                export(self.job, self._kept_checkpoint)
+                publish_run(self.run)
+        finally:
+            if kept_checkpoint := self._kept_checkpoint:
+                kept_checkpoint.scratch.remove()
+            self._stop_request.end()
+            self._lease.__exit__(None, None, None)
+
+    @property
+    def _kept_checkpoint(self) -> KeptCheckpoint | None:
+        return self._uploader.kept if self._uploader is not None else None
+
+    def _close(self) -> None:
+        if self._metrics_log is not None:
+            self._metrics_log.close()
+        if self._loggers is not None:
+            self._loggers.close()
+
+    def abandon(self) -> None:
+        """The end of a run that failed: what was good before is committed, and others may take it.
+
+        raises nothing in place of the error that it failed with
+        """
+        self._stop_request.end()
+        side_work = self._side_work or SideWork(self.run)
+        if self._uploader is not None:
+            side_work.run("the last checkpoint's commit", self._uploader.finish_upload, None)
+        side_work.run("the last metrics", self._close, None)
+        side_work.run("giving the lease back", lambda: self._lease.__exit__(None, None, None), None)
