@@ -1,102 +1,172 @@
-"""A fleet against the same subjects trained one after the other, in whole commands.
+"""Theme `fleet`: subjects in batches that they share, against other ways to train as many.
 
-    python -m benchmarks.fleet_theme --json benchmarks/results/fleet.json
-
-Both on a Ray of their own on this machine, with the same settings and one set of class images:
-the separate runs share theirs too, so what differs is one start of Ray and two subjects at once.
+Peers: `warm`, one loaded worker that trains one subject after another (steps alone, one thread);
+`separate`, `dreambooth train` of each, one after the other; `diffusers`, the plain LoRA loop as a
+program of its own for each, two at a time. Whole jobs go from the command to the saved adapters;
+class images are given to all of them.
 """
 
-import argparse
-import json
-import os
-import subprocess
+import itertools
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from benchmarks.conditions import read_conditions
+from benchmarks.ceiling import measure_ceilings
+from benchmarks.commands import run_command
+from benchmarks.fleet_steps import OVERRIDES, compare_steps, count_step_flops
+from benchmarks.gated_runs import dump_portable_config, make_config
+from benchmarks.measure import BenchmarkCase, ElapsedTime, compare_sides, make_timed
+from benchmarks.theme import Setting
+from dreambooth_ray.config.load import dump_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.training.metrics_log import read_metrics
 
-RECIPE = "toy-robot.yaml"
-SETTINGS = [
-    "train.method=lora", "cluster.workers=1", "prior.count=16", "prior.actors=1", "sample.every=0",
-]  # fmt: skip
-
-
-def time_command(*words: str) -> float:
-    """Seconds that `dreambooth WORDS` took."""
-    program = str(Path(sys.executable).with_name("dreambooth"))
-    start_s = time.perf_counter()
-    subprocess.run(
-        [program, *words], check=True, stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return time.perf_counter() - start_s
+NUM_SUBJECTS, NUM_STEPS, NUM_WORKERS = 32, 400, 2
+BARS = {"separate": 3.0, "diffusers": 2.5}
+DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
-def measure(count: int, steps: int, parallel: int, folder: Path) -> dict[str, Any]:
-    """Both sides in seconds, and how many times the fleet is quicker."""
-    names = [f"robot-{k}" for k in range(count)]
-    for seed, name in enumerate(names):
-        write_photographs(folder / "photos" / name, seed, "robot", 4, size_px=96)
-    settings = [*SETTINGS, f"train.steps={steps}"]
-
-    def time_separate_runs() -> float:
-        storage_override = f"storage.uri={folder / 'separate'}"
-        return sum(
-            time_command("train", RECIPE, *settings, storage_override, f"run_id={name}",
-                    f"subject.photos={folder / 'photos' / name}")
-            for name in names
-        )  # fmt: skip
-
-    def time_fleet() -> float:
-        subjects = [
-            {"id": name, "photos": str(folder / "photos" / name), "class_noun": "robot"}
-            for name in names
+def measure(setting: Setting) -> dict[str, Any]:
+    """Steps by the number of subjects; in full profile whole jobs as well."""
+    torch.set_num_threads(1)
+    counts = (1, 4) if setting.profile == "smoke" else (1, 2, 4, 8, 16, 32)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+        folder = Path(name)
+        config = make_config(folder, setting, "lora-steps", 1, *OVERRIDES)
+        cases = [
+            compare_steps(setting, folder, count, setting.pick(4, 12), setting.pick(2, 5))
+            for count in counts
         ]
-        overrides = [*settings, f"storage.uri={folder / 'fleet'}"]
-        file = folder / "subjects.yaml"
-        fleet_settings = {"recipe": RECIPE, "overrides": overrides, "parallel": parallel}
-        file.write_text(yaml.safe_dump({**fleet_settings, "subjects": subjects}))
-        return time_command("fleet", str(file))
-
-    fleet_s, separate_s = time_fleet(), time_separate_runs()
-    equal = all(
-        (folder / "fleet/runs" / name / "metrics.jsonl").read_bytes()
-        == (folder / "separate/runs" / name / "metrics.jsonl").read_bytes()
-        for name in names
-    )
+        flops = count_step_flops(config)
+        jobs: dict[str, Any] = {}
+        if setting.profile == "full":
+            jobs = _compare_jobs(setting, folder)
+            cases += jobs.pop("cases")
     return {
-        "subjects": count,
-        "steps": steps,
-        "parallel": parallel,
-        "seconds": {"fleet": round(fleet_s, 1), "separate": round(separate_s, 1)},
-        "separate_against_fleet": round(separate_s / fleet_s, 3),
-        "equal_curves": equal,
-        "conditions": read_conditions(),
+        "headline": {"warm": f"steps, {counts[-1]} subjects"},
+        "cases": cases,
+        **jobs,
+        "step_gflops": round(flops / 1e9, 3),
+        "ceiling_subject_steps_s": round(measure_ceilings()["matmul_gflops"] / (flops / 1e9), 1),
+        "configuration": {"run": dump_portable_config(config), "jobs": _describe_jobs()},
     }
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--subjects", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--parallel", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        record = measure(arguments.subjects, arguments.steps, arguments.parallel, Path(name))
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+def _describe_jobs() -> dict[str, int]:
+    return {"subjects": NUM_SUBJECTS, "steps": NUM_STEPS, "workers": NUM_WORKERS}
 
 
-if __name__ == "__main__":
-    main()
+class _Jobs:
+    """As many subjects, trained in one way after another; each turn in folders of its own."""
+
+    def __init__(self, setting: Setting, folder: Path, num_subjects: int, num_steps: int) -> None:
+        self._folder, self._turns = folder, itertools.count()
+        self.names = [f"robot-{number}" for number in range(num_subjects)]
+        for seed, name in enumerate(self.names):
+            write_photographs(folder / "subjects" / name, seed, "robot", 4, 256)
+        self._config = make_config(
+            folder, setting, "lora-jobs", 1, f"train.steps={num_steps}", "sample.every=0",
+            "train.text_encoder=false", "train.lr=1.0e-3", f"checkpoint.every={num_steps}",
+        )  # fmt: skip
+        self.storages: dict[str, Path] = {}
+
+    def _open_turn(self, side: str) -> Path:
+        turn = self._folder / f"{side}-{next(self._turns)}"
+        turn.mkdir()
+        self.storages[side] = turn / "out"
+        return turn
+
+    def _config_of(self, name: str, storage: Path) -> Config:
+        config = self._config
+        subject = config.subject.model_copy(
+            update={"photos": str(self._folder / "subjects" / name)}
+        )
+        storage_config = config.storage.model_copy(update={"uri": str(storage)})
+        return config.model_copy(
+            update={"run_id": name, "subject": subject, "storage": storage_config}
+        )
+
+    def run_fleet(self) -> None:
+        """In slots of two workers."""
+        turn = self._open_turn("slots")
+        recipe = turn / "recipe.yaml"
+        recipe.write_text(dump_config(self._config_of(self.names[0], turn / "out")))
+        subjects = [
+            {"id": name, "photos": str(self._folder / "subjects" / name), "class_noun": "robot"}
+            for name in self.names
+        ]
+        fleet = {"slots": len(self.names), "parallel": NUM_WORKERS, "subjects": subjects}
+        file = turn / "subjects.yaml"
+        file.write_text(yaml.safe_dump({"recipe": str(recipe), **fleet}))
+        run_command([DREAMBOOTH, "fleet", str(file)])
+
+    def run_separately(self) -> None:
+        """`dreambooth train` of one after the other."""
+        turn = self._open_turn("separate")
+        for name in self.names:
+            recipe = turn / f"{name}.yaml"
+            recipe.write_text(dump_config(self._config_of(name, turn / "out")))
+            run_command([DREAMBOOTH, "train", str(recipe)])
+
+    def run_plain(self) -> None:
+        """The plain loop's programs, two at a time, a thread each."""
+        turn = self._open_turn("diffusers")
+
+        def run_one(name: str) -> None:
+            recipe = turn / f"{name}.yaml"
+            recipe.write_text(dump_config(self._config_of(name, turn / "out")))
+            plain = [sys.executable, "-m", "benchmarks.plain_job"]
+            run_command([*plain, str(recipe), str(turn / name)])
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(run_one, self.names))
+
+    def compare_curves(self) -> float:
+        """Largest difference of a loss in slots from that of a run alone."""
+        differences = [0.0]
+        for name in self.names:
+            curves = [
+                [record["loss"] for record in read_metrics(Store(str(storage)).sub(f"runs/{name}"))]
+                for storage in (self.storages["slots"], self.storages["separate"])
+            ]
+            differences += [abs(a - b) for a, b in zip(*curves, strict=True)]
+        return max(differences)
+
+
+def _compare_jobs(
+    setting: Setting,
+    folder: Path,
+    num_subjects: int = NUM_SUBJECTS,
+    num_steps: int = NUM_STEPS,
+) -> dict[str, Any]:
+    """Each way once: minutes each."""
+    jobs = _Jobs(setting, folder, num_subjects, num_steps)
+    ours_s = make_timed(jobs.run_fleet)()
+    cases = []
+    for peer, run_peer in (("diffusers", jobs.run_plain), ("separate", jobs.run_separately)):
+        case = BenchmarkCase(
+            f"{num_subjects} subjects of {num_steps} steps", peer, num_subjects,
+            "subjects", BARS[peer],
+        )  # fmt: skip
+        cases.append(compare_sides(case, _repeat(ours_s), make_timed(run_peer), 1, warmups=0))
+    return {
+        "cases": cases,
+        "subjects_an_hour": {
+            "ours": round(3600 * cases[0]["ours"]["median"], 1),
+            **{case["peer"]: round(3600 * case["theirs"]["median"], 1) for case in cases},
+        },
+        "largest_loss_difference": jobs.compare_curves(),
+    }
+
+
+def _repeat(elapsed: ElapsedTime) -> Callable[[], ElapsedTime]:
+    """One measurement, compared with several peers: it takes minutes."""
+    return lambda: ElapsedTime(elapsed.wall_s)

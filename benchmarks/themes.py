@@ -11,6 +11,10 @@ THEMES: dict[str, tuple[str, str]] = {
     ),
     "priors": ("priors_theme", "Class images by several actors, against one and against Ray Data."),
     "scaling": ("scaling_theme", "Training on several workers against one, weak and strong."),
+    "fleet": (
+        "fleet_theme",
+        "Subjects in shared batches against one after another, warm, separate, and diffusers'.",
+    ),
     "serve": ("serve_theme", "The endpoint against @serve.batch and FastAPI around diffusers."),
     "checkpoint": (
         "checkpoint_theme",

@@ -4,7 +4,6 @@ What a person waits for: imports, processes, data, training, saving. Both are gi
 photographs and class images. `python -m benchmarks.wholejob` writes the full record.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,11 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import run_command
 from benchmarks.gated_runs import dump_portable_config, make_config
 from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
 from benchmarks.theme import Setting
 from dreambooth_ray.config.load import dump_config
-from dreambooth_ray.errors import DreamBoothError
 
 METHODS = ("lora", "full")
 # How many times as fast as the plain program, by steps.
@@ -50,23 +49,13 @@ def _compare_jobs(method: str, steps: int, recipe: Path, setting: Setting) -> di
     numbers, plain = count(), [sys.executable, "-m", "benchmarks.plain_job"]
 
     def ours() -> None:
-        _run_command([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
+        run_command([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
 
     def theirs() -> None:
-        _run_command([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
+        run_command([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
 
     case = BenchmarkCase(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
     return compare_sides(case, make_timed(ours), make_timed(theirs), setting.pick(1, 3))
-
-
-def _run_command(command: list[str]) -> None:
-    """One thread each, as in theme `train`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if result.returncode:
-        raise DreamBoothError(
-            f"{command[0]} ended with {result.returncode}: {result.stderr[-2000:]}"
-        )
 
 
 def main() -> None:

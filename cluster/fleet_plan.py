@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from dreambooth_ray.config.load import dump_config, layer_overrides, load_config
 from dreambooth_ray.config.schema import Config
@@ -20,7 +20,7 @@ from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.owner_turns import OwnerTurns
 
-FleetState = Literal["waiting", "running", "done", "failed"]
+FleetState = Literal["waiting", "running", "done", "stopped", "failed"]
 
 
 class FleetSubject(Section):
@@ -40,9 +40,23 @@ class FleetConfig(Section):
 
     recipe: PathText
     overrides: tuple[str, ...] = Field((), description="key.path=value for all")
-    parallel: int = Field(1, ge=1, description="subjects trained at once")
+    parallel: int = Field(
+        1, ge=1, description="subjects trained at once; with slots, workers that divide them"
+    )
+    slots: int = Field(
+        0, ge=0, description="subjects in batches that they share; 0 trains each by itself"
+    )
     retries: int = Field(2, ge=0, description="tries more for a subject that fails")
     subjects: tuple[FleetSubject, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_worker_has_a_slot(self) -> "FleetConfig":
+        if 0 < self.slots < self.parallel:
+            raise ValueError(
+                f"slots={self.slots} can't be divided by parallel={self.parallel} workers; give "
+                "more slots, or fewer workers"
+            )
+        return self
 
     def config_of(self, subject: FleetSubject) -> Config:
         """A subject's run; raises ConfigError naming the key at fault."""
@@ -119,19 +133,40 @@ class FleetQueue:
             entry.tries += 1
         return entry
 
-    def finish(self, entry: FleetEntry, error: str | None, seconds: float) -> None:
-        """Note how a try ended; a failed one waits again while it has tries left."""
+    def finish(
+        self, entry: FleetEntry, error: str | None, seconds: float, *, may_retry: bool = True
+    ) -> None:
+        """Note how a try ended; a failed one waits again while it has tries left.
+
+        may_retry: whether another try may end otherwise
+        """
         entry.seconds += seconds
         entry.note = error or ""
         if error is None:
             entry.state = "done"
         else:
-            entry.state = "waiting" if entry.tries <= self.retries else "failed"
+            entry.state = "waiting" if may_retry and entry.tries <= self.retries else "failed"
+
+    def stop(self, entry: FleetEntry, note: str, seconds: float) -> None:
+        """Note that a person has stopped a subject's run."""
+        entry.seconds += seconds
+        entry.state, entry.note = "stopped", note
+
+    def put_back(self, entry: FleetEntry, seconds: float) -> None:
+        """Let an entry wait again whose try was cut off through no fault of its own."""
+        entry.seconds += seconds
+        entry.tries -= 1
+        entry.state = "waiting"
+
+    def withdraw(self, entry: FleetEntry, seconds: float) -> None:
+        """Let an entry wait for another queue."""
+        self.put_back(entry, seconds)
+        self.entries.remove(entry)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing waits or runs."""
-        return all(e.state in ("done", "failed") for e in self.entries)
+        return all(e.state in ("done", "stopped", "failed") for e in self.entries)
 
 
 def run_queue(

@@ -1,17 +1,23 @@
-"""A fleet carried out: class images once for all, then a Ray task a subject."""
+"""A fleet carried out: class images once for all, then slots of shared batches, or a Ray task a
+subject.
+"""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, dump_configurations, run_queue
 from cluster.ray_jobs import make_portable_config
-from cluster.session import session
+from cluster.session import connection, session
+from cluster.slot_fleet import train_in_slots
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import DataError, DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, fit_into_memory, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage.catalog import publish_run
@@ -20,45 +26,69 @@ from dreambooth_ray.storage.catalog import publish_run
 def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry]:
     """Train every subject that has no bundle yet; returns all entries in the file's order.
 
-    raises: ConfigError or DataError for the first subject that can't be trained, before any is
+    raises: ConfigError or DataError for the first subject that can't be trained, before any is;
+        with slots, photographs that can't be used are the end of their subject alone
     """
-    configs = {
-        name: parse_config(text, name, []) for name, text in dump_configurations(fleet).items()
-    }
-    prepared = {
-        name: fit_into_memory(prepare_run(config, QuietDisplay()), say)
-        for name, config in configs.items()
-    }
-    configs = {name: run.config for name, run in prepared.items()}
-    # Nothing is wrong with any of them: now photographs go where every host can read them.
-    config_texts = {
-        name: dump_config(make_portable_config(config)) for name, config in configs.items()
-    }
     entries = [FleetEntry(subject) for subject in fleet.subjects]
-    for entry in entries:
+    prepared = _prepare(fleet, entries, say)
+    # Nothing is wrong with any of them: now photographs go where every host can read them.
+    portable = {
+        name: replace(run, config=make_portable_config(run.config))
+        for name, run in prepared.items()
+    }
+    usable = [entry for entry in entries if entry.state == "waiting"]
+    for entry in usable:
         name = entry.subject.id
         # From now on the run says what it uses, though its turn may come days later: nobody
         # collects that as garbage. Of one that is done it must be what it was.
-        run = open_run(parse_config(config_texts[name], name, []), inputs=prepared[name].inputs)
+        run = open_run(portable[name].config, inputs=prepared[name].inputs)
         if is_finished(run):
             entry.state, entry.note = "done", "was done before"
             publish_run(run)
             continue
-        if configs[name].prior.num_images:
+        if prepared[name].config.prior.num_images:
             pipeline.note_prior_use(prepared[name], run)
-    queue = FleetQueue(entries, fleet.parallel, fleet.retries)
-    waiting = [e for e in entries if e.state == "waiting"]
+    waiting = [e for e in usable if e.state == "waiting"]
     if waiting:
-        with session(configs[waiting[0].subject.id]):
+        with _start_ray(fleet, prepared[waiting[0].subject.id].config):
             _generate_priors([prepared[e.subject.id] for e in waiting], say)
+            if fleet.slots:
+                waiting = train_in_slots(fleet, waiting, portable, say)
             run_queue(
-                queue,
-                lambda e: _train_subject.remote(config_texts[e.subject.id]),
+                FleetQueue(waiting, fleet.parallel, fleet.retries),
+                lambda e: _train_subject.remote(dump_config(portable[e.subject.id].config)),
                 _wait_for_first,
                 _describe_failure,
                 say,
             )
     return entries
+
+
+def _prepare(
+    fleet: FleetConfig, entries: list[FleetEntry], say: Callable[[str], None]
+) -> dict[str, PreparedRun]:
+    """By subject's id, of those that can be trained."""
+    texts = dump_configurations(fleet)
+    prepared = {}
+    for entry in entries:
+        name = entry.subject.id
+        config = parse_config(texts[name], name, [])
+        try:
+            prepared[name] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
+        except DataError as error:
+            if not fleet.slots:
+                raise
+            entry.state, entry.note = "failed", str(error)
+            say(f"{name}: failed {error}")
+    return prepared
+
+
+def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[None]:
+    """Ray for the whole fleet. config: of any subject"""
+    if not fleet.slots:
+        return session(config)
+    num_processes = max(config.processes, fleet.parallel + config.prior.span.max)
+    return connection(config.cluster, num_processes)
 
 
 def _generate_priors(prepared: list[PreparedRun], say: Callable[[str], None]) -> None:

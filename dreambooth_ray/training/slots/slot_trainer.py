@@ -34,6 +34,10 @@ from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
 _KEPT_ADAPTERS = 4
 
 
+class MisfitError(ConfigError):
+    """A subject that can't share this batch, and can be trained by itself."""
+
+
 @dataclass
 class SlotStep:
     """What became of each subject in one step of the batch.
@@ -136,7 +140,7 @@ class SlotTrainer:
         if not self._subjects:
             self._batch_key = key
         elif key != self._batch_key:
-            raise ConfigError(
+            raise MisfitError(
                 "its captions fill another number of windows than those of the subjects that are "
                 "in slots"
             )

@@ -29,7 +29,7 @@ from dreambooth_ray.training.checkpoint.download import BaseModel
 from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 from dreambooth_ray.training.restarts import PERMANENT
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
-from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
+from dreambooth_ray.training.slots.slot_trainer import MisfitError, SlotTrainer
 from dreambooth_ray.training.slots.subject_run import SubjectEnd, SubjectRun
 from dreambooth_ray.training.strategy import count_threads
 from dreambooth_ray.training.worker import silence_lightning
@@ -39,8 +39,8 @@ from dreambooth_ray.training.worker_job import WorkerJob
 _CLAIM_S = 2.0
 _CLAIM_THREADS, _END_THREADS = 32, 2
 
-# "trained": it has left its slot; "done", "stopped" and "failed" are ends.
-EventKind = Literal["joined", "trained", "done", "stopped", "failed"]
+# "trained": it has left its slot; what follows are ends. A misfit can be trained by itself.
+EventKind = Literal["joined", "trained", "done", "stopped", "failed", "misfit"]
 # Makes a bundle with parts that carry the run's adapters.
 ExportWith = Callable[[WorkerJob, KeptCheckpoint | None, Callable[[Path], Components]], None]
 
@@ -63,7 +63,8 @@ class SubjectEvent:
         """Its end by an error."""
         text = " ".join(str(error).split())[:500]
         note = text if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {text}"
-        return cls(run_id, "failed", step, note, isinstance(error, PERMANENT))
+        kind: EventKind = "misfit" if isinstance(error, MisfitError) else "failed"
+        return cls(run_id, kind, step, note, isinstance(error, PERMANENT))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None
         (FLEET.replace("id: two", "id: one"), "'one' is there twice"),
         (FLEET.replace("photos: q", "photo: q"), r"subjects\.1"),
         ("recipe: [", "not valid YAML"),
+        (FLEET + "slots: 1\nparallel: 2", r"slots=1 can't be divided by parallel=2"),
         (FLEET.replace("[train.steps=8]", "[train.step=8]"), r"subject 'two'.*train\.steps"),
     ],
 )

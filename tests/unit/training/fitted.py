@@ -121,7 +121,7 @@ class Fitted:
         self,
         model: Path,
         photos: Path,
-        priors: Store,
+        priors: Store | None,
         *overrides: str,
         save: Path | None = None,
         resume: Path | None = None,
@@ -140,7 +140,9 @@ class Fitted:
             config, read_configured_subject(config, config.subject)
         )
         class_images = (
-            PriorSet(priors, config.prior.num_images) if config.prior.num_images else None
+            PriorSet(priors, config.prior.num_images)
+            if priors and config.prior.num_images
+            else None
         )
         dataset = TrainingDataset(config, components, [trained], class_images, (0, 1))
         looked_at = held_out if held_out or class_images else trained

@@ -1,0 +1,55 @@
+"""Which subjects of a fleet share a batch, and in how many slots. Pure."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.training.slots.batch_policy import batch_group, find_obstacle
+
+
+@dataclass(frozen=True)
+class SlotGroup:
+    """Subjects that can share a batch, by id in the fleet's order; rank: the largest of them."""
+
+    subject_ids: tuple[str, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """obstacles: of subjects that are trained by themselves: the setting that keeps them apart."""
+
+    groups: tuple[SlotGroup, ...]
+    obstacles: Mapping[str, str]
+
+
+def plan_slots(configs: Mapping[str, Config]) -> SlotPlan:
+    """configs: by subject's id, with the model's defaults filled in"""
+    members: dict[Hashable, list[str]] = {}
+    obstacles: dict[str, str] = {}
+    for subject_id, config in configs.items():
+        if (obstacle := find_obstacle(config)) is not None:
+            obstacles[subject_id] = obstacle
+        else:
+            members.setdefault(batch_group(config), []).append(subject_id)
+    groups = [
+        SlotGroup(tuple(ids), max(configs[subject_id].train.lora.rank for subject_id in ids))
+        for ids in members.values()
+    ]
+    return SlotPlan(tuple(groups), obstacles)
+
+
+def divide_slots(num_slots: int, num_workers: int, num_subjects: int) -> list[int]:
+    """Slots of each worker: equal shares, and not many more than there are subjects.
+
+    A batch computes all its slots, taken or not. Powers of two, where the subjects are fewer than
+    the slots: so one subject more or less leaves the others' numbers as they are, bit for bit.
+    """
+    num_workers = max(1, min(num_workers, num_slots, num_subjects))
+    shares = [
+        num_slots // num_workers + (worker < num_slots % num_workers)
+        for worker in range(num_workers)
+    ]
+    most_subjects = -(-num_subjects // num_workers)
+    enough = 1 << (most_subjects - 1).bit_length()
+    return [min(share, enough) for share in shares]

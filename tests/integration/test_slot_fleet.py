@@ -1,0 +1,100 @@
+"""A fleet in slots, killed again and again, on this machine."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from dreambooth_ray.runs import is_finished
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from dreambooth_ray.training.metrics_log import read_metrics
+from tests.integration.conftest import dreambooth, kill_tree, start_dreambooth
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
+
+NAMES = [f"robot-{number}" for number in range(6)]
+STEPS = 60
+SETTINGS = [
+    "train.method=lora", "train.text_encoder=false", "train.lr=1e-3", f"train.steps={STEPS}",
+    "prior.count=6", "prior.actors=1", "prior.num_inference_steps=3", "sample.every=0",
+    "checkpoint.every=10", "cluster.workers=1",
+]  # fmt: skip
+
+
+def write_fleet(folder: Path, storage: str) -> str:
+    subjects = []
+    for seed, name in enumerate(NAMES):
+        if not (folder / name).exists():
+            write_photographs(folder / name, seed, "robot", 3, size_px=96)
+        own = [f"seed={seed}", f"train.lora.rank={2 + seed}"]
+        subjects.append({"id": name, "photos": name, "class_noun": "robot", "overrides": own})
+    fleet = {"recipe": "toy-robot", "slots": 6, "parallel": 2, "subjects": subjects}
+    file = folder / f"{storage}.yaml"
+    file.write_text(yaml.safe_dump(fleet | {"overrides": [*SETTINGS, f"storage.uri={storage}"]}))
+    return file.name
+
+
+def run_of(folder: Path, storage: str, name: str) -> Store:
+    return Store(str(folder / storage)).sub(f"runs/{name}")
+
+
+def count_steps(folder: Path, storage: str) -> int:
+    """Steps of all subjects so far, by their metrics."""
+    return sum(len(read_metrics(run_of(folder, storage, name))) for name in NAMES)
+
+
+def wait_until(is_met: Callable[[], bool], process: psutil.Process | None = None) -> None:
+    while not is_met():
+        assert process is None or process.is_running()
+        time.sleep(0.2)  # the interval of a poll
+
+
+def find_workers(fleet_pid: int) -> list[psutil.Process]:
+    children = psutil.Process(fleet_pid).children(recursive=True)
+    return [child for child in children if "SlotActor" in " ".join(child.cmdline())]
+
+
+def test_killed_workers_and_a_killed_fleet_lose_no_subject_and_no_step(tmp_path: Path) -> None:
+    whole = dreambooth("fleet", write_fleet(tmp_path, "whole"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    file = write_fleet(tmp_path, "killed")
+    for fraction in (0.2, 0.6):
+        fleet = start_dreambooth("fleet", file, cwd=tmp_path)
+        for kill_at in (fraction, fraction + 0.2):
+            num_steps = int(kill_at * STEPS * len(NAMES))
+            wait_until(lambda n=num_steps: count_steps(tmp_path, "killed") >= n)  # type: ignore[misc]
+            if kill_at == fraction:
+                find_workers(fleet.pid)[0].kill()
+        kill_tree(fleet)
+    last = dreambooth("fleet", file, cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    for name in NAMES:
+        own, expected = (run_of(tmp_path, storage, name) for storage in ("killed", "whole"))
+        assert is_finished(own)
+        assert [record["step"] for record in read_metrics(own)] == list(range(1, STEPS + 1))
+        assert read_metrics(own) == read_metrics(expected)
+    again = dreambooth("fleet", file, cwd=tmp_path)
+    assert again.stdout.count("was done before") == len(NAMES)
+
+
+def test_a_subject_of_a_fleet_is_a_run_as_any_other(tmp_path: Path) -> None:
+    """It is listed, goes on alone with more steps, and its bundle samples."""
+    name = NAMES[0]
+    file = tmp_path / write_fleet(tmp_path, "out")
+    fleet = yaml.safe_load(file.read_text())
+    fleet["subjects"] = fleet["subjects"][:2]
+    file.write_text(yaml.safe_dump(fleet))
+    assert dreambooth("fleet", file.name, cwd=tmp_path).returncode == 0
+    listing = dreambooth("ls", "--storage", "out", cwd=tmp_path)
+    assert listing.stdout.count("robot-") == 2, listing.stdout
+    run = f"out/runs/{name}"
+    resumed = dreambooth("resume", run, "train.steps=70", "--force", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    steps = [record["step"] for record in read_metrics(run_of(tmp_path, "out", name))]
+    assert steps == list(range(1, 71))
+    image = dreambooth("generate", run, "--num-inference-steps", "2", cwd=tmp_path)
+    assert image.returncode == 0, image.stderr

@@ -1,0 +1,133 @@
+"""Subjects handed to workers that are played here: no Ray, no training."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.fleet_plan import FleetEntry, FleetQueue, FleetSubject
+from cluster.slot_fleet import SlotFleet, SlotWorkerHandle, WorkerLostError
+from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.training.slots.slot_worker import SubjectEvent
+from dreambooth_ray.training.worker_job import WorkerJob
+
+
+class PlayedWorker:
+    """Ends subjects in the order in which they came, as `plays` says of each try."""
+
+    def __init__(self, num_slots: int, plays: dict[str, list[str]]) -> None:
+        self.num_slots, self._plays = num_slots, plays
+        self.num_taken = self.most_taken = 0
+        self._events: deque[SubjectEvent | WorkerLostError] = deque()
+        self.is_closed = False
+
+    def add(self, job: WorkerJob | None) -> None:
+        if job is None:
+            self.is_closed = True
+            return
+        self.num_taken += 1
+        self.most_taken = max(self.most_taken, self.num_taken)
+        name = job.run_uri
+        play = self._plays[name].pop(0) if self._plays.get(name) else "done"
+        self._events.append(SubjectEvent(name, "joined"))
+        if play == "lost":
+            self._events.append(WorkerLostError("gone"))
+            return
+        if play != "refused":
+            self._events.append(SubjectEvent(name, "trained", 5))
+        kinds = {"broken": "failed", "refused": "failed", "permanent": "failed"}
+        is_permanent = play == "permanent"
+        note = play if play in kinds else ""
+        self._events.append(
+            SubjectEvent(name, kinds.get(play, play), 5, note, is_permanent)  # type: ignore[arg-type]
+        )
+
+    @property
+    def has_event(self) -> bool:
+        return bool(self._events)
+
+    def read_event(self) -> SubjectEvent | None:
+        event = self._events.popleft()
+        if isinstance(event, WorkerLostError):
+            raise event
+        if event.kind == "trained" or (event.kind == "failed" and event.note == "refused"):
+            self.num_taken -= 1
+        return event
+
+
+class Played:
+    def __init__(self, names: list[str], retries: int, **plays: list[str]) -> None:
+        self.entries = [
+            FleetEntry(FleetSubject(id=name, photos="p", class_noun="robot")) for name in names
+        ]
+        self.workers: list[PlayedWorker] = []
+        self.lines: list[str] = []
+        self.queue = FleetQueue(list(self.entries), len(names), retries)
+        jobs = {name: WorkerJob("", name, "") for name in names}
+
+        def start(num_slots: int) -> SlotWorkerHandle:
+            self.workers.append(PlayedWorker(num_slots, plays))
+            return self.workers[-1]
+
+        def wait(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle:
+            return next(h for h in handles if isinstance(h, PlayedWorker) and h.has_event)
+
+        self.fleet = SlotFleet(self.queue, jobs, start, wait, self.lines.append, 2)
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {entry.subject.id: entry.state for entry in self.entries}
+
+
+def test_each_subject_ends_as_its_worker_says() -> None:
+    played = Played(
+        ["a", "b", "c", "d", "e"], 1,
+        b=["stopped"], c=["permanent"], d=["broken"], e=["refused", "broken"],
+    )  # fmt: skip
+    played.fleet.run([2])
+    assert played.states == {
+        "a": "done", "b": "stopped", "c": "failed", "d": "done", "e": "failed",
+    }  # fmt: skip
+    tries = {entry.subject.id: entry.tries for entry in played.entries}
+    assert tries == {"a": 1, "b": 1, "c": 1, "d": 2, "e": 2}
+    assert "step 5" in played.entries[1].note
+    assert [worker.is_closed for worker in played.workers] == [True]
+
+
+def test_a_misfit_waits_for_being_trained_by_itself() -> None:
+    played = Played(["a", "b"], 0, a=["misfit"])
+    played.fleet.run([2])
+    assert played.states == {"a": "waiting", "b": "done"}
+    assert played.fleet.misfits == [played.entries[0]]
+    assert played.entries[0].tries == 0
+
+
+def test_a_lost_workers_subjects_go_to_others_and_are_none_the_worse() -> None:
+    played = Played(["a", "b", "c", "d"], 0, b=["lost"])
+    played.fleet.run([2, 1])
+    assert set(played.states.values()) == {"done"}
+    assert [worker.num_slots for worker in played.workers] == [2, 1, 2]
+    assert {entry.tries for entry in played.entries} == {1}
+    assert any("a worker is lost" in line for line in played.lines)
+
+
+def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
+    played = Played(["a"], 0, a=["lost"] * 9)
+    with pytest.raises(DreamBoothError, match="3 times without a step more"):
+        played.fleet.run([1])
+    assert len(played.workers) == 3
+
+
+Plays = st.lists(st.sampled_from(["done", "broken", "refused", "stopped"]), max_size=3)
+
+
+@given(
+    st.lists(Plays, min_size=1, max_size=12), st.lists(st.integers(1, 4), min_size=1, max_size=3)
+)
+def test_no_slot_has_two_and_every_subject_ends(plays: list[list[str]], shares: list[int]) -> None:
+    names = [f"s{number}" for number in range(len(plays))]
+    played = Played(names, 5, **dict(zip(names, plays, strict=True)))
+    played.fleet.run(shares)
+    assert set(played.states.values()) <= {"done", "stopped"}
+    assert all(worker.most_taken <= worker.num_slots for worker in played.workers)

@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.slot_plan import divide_slots, plan_slots
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.training.slots.batch_policy import find_obstacle
+
+SLOTTED = ("train.method=lora",)
+
+
+def make_config(*overrides: str) -> Config:
+    base = "run_id: one\nsubject: {photos: p, class_noun: robot}"
+    return parse_config(base, "x", [*SLOTTED, *overrides])
+
+
+OWN = (
+    "seed=4", "train.lr=1e-3", "train.steps=7", "train.lr_schedule=cosine", "prior.weight=0.5",
+    "loss.min_snr_gamma=5", "loss.huber_delta=1", "train.max_grad_norm=0.5", "train.lora.alpha=2",
+    "train.lora.rank=3", "train.ema_decay=0.9", "train.flip=true", "subject.identifier=zwx",
+    "checkpoint.every=3", "cluster.workers=2",
+)  # fmt: skip
+
+
+def test_what_is_a_runs_own_parts_nobody() -> None:
+    configs = {setting: make_config(setting) for setting in OWN}
+    plan = plan_slots(configs)
+    assert [group.subject_ids for group in plan.groups] == [OWN]
+    assert plan.groups[0].rank == 8
+    assert not plan.obstacles
+
+
+APART = (
+    "model.uri=other", "train.lora.dora=true", "train.resolution=64", "train.batch_size=4",
+    "train.precision=bf16-mixed", "prior.count=0", "train.gradient_checkpointing=true",
+    'train.lora.target_modules=["to_q"]', "loss.zero_terminal_snr=true", "storage.uri=elsewhere",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", APART)
+def test_what_shapes_the_batch_parts_them(setting: str) -> None:
+    plan = plan_slots({"a": make_config(), "b": make_config(setting), "c": make_config("seed=3")})
+    assert [group.subject_ids for group in plan.groups] == [("a", "c"), ("b",)]
+
+
+OBSTACLES = {
+    "train.method=full": ("train.method=full", "train.text_encoder=false"),
+    "train.method=kv": ("train.method=kv",),
+    "train.text_encoder=true": ("train.text_encoder=true",),
+    "train.unet=false": ("train.unet=false", "train.text_encoder=true"),
+    "identifier.kind=learned": ("identifier.kind=learned",),
+    "train.strategy=fsdp2": ("train.strategy=fsdp2",),
+    "train.optimizer=prodigy": ("train.optimizer=prodigy", "train.lr=1"),
+    "train.accumulate=2": ("train.accumulate=2",),
+    "train.lora.dora with train.precision=bf16-mixed": (
+        "train.lora.dora=true", "train.precision=bf16-mixed",
+    ),
+    "train.compile=blocks": ("train.compile=blocks",),
+    "train.deterministic=true": ("train.deterministic=true",),
+    "model.quantization=int8": ("model.quantization=int8",),
+    "prior.kind=both": ("prior.kind=both",),
+    "validation.every=5": ("validation.every=5",),
+    "choice.rule=best": ("choice.rule=best",),
+    "sample.every=5": ("sample.every=5",),
+    "tracking.loggers=['wandb']": ("tracking.loggers=[wandb, csv]",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_slots_can_t_do_is_named(obstacle: str) -> None:
+    config = make_config(*OBSTACLES[obstacle])
+    assert find_obstacle(config) == obstacle
+    assert plan_slots({"a": config}).obstacles == {"a": obstacle}
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 200))
+def test_workers_divide_the_slots_evenly(slots: int, workers: int, subjects: int) -> None:
+    shares = divide_slots(slots, workers, subjects)
+    assert 1 <= len(shares) <= min(workers, subjects)
+    assert max(shares) - min(shares) <= 1
+    assert sum(shares) <= slots
+    # Nobody waits for a slot that is there, and less than half of them are in vain.
+    assert sum(shares) == slots or sum(shares) >= subjects
+    assert all(share < 2 * -(-subjects // len(shares)) for share in shares)
+
+
+def test_one_subject_more_or_less_leaves_the_batch_as_it_is() -> None:
+    assert divide_slots(32, 1, 29) == divide_slots(32, 1, 32) == [32]
+    assert divide_slots(32, 2, 29) == [16, 16]
+    assert divide_slots(32, 1, 3) == [4]
