@@ -97,5 +97,7 @@ def make_single_steps(config: Config, num_steps: int) -> Callable[[], None]:
 
 def count_step_flops(config: Config) -> int:
     """Operations of one step of one subject, forward and backward."""
-    trainer = make_trainer(config, 1)
+    # So short a training is not traced: a trace's operations are not counted.
+    train = config.train.model_copy(update={"steps": 1})
+    trainer = make_trainer(config.model_copy(update={"train": train}), 1)
     return count_flops(trainer.step)
