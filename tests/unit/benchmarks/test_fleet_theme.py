@@ -21,7 +21,9 @@ def test_a_turn_takes_the_steps_of_every_subject(tmp_path: Path, tiny_model: Pat
     make_batched_steps(config, 2, 2)()
 
 
-def test_whole_jobs_of_a_fleet_share_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_jobs_of_a_fleet_share_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(fleet_theme, "run_command", commands.append)
     jobs = fleet_theme._Jobs(Setting(), tmp_path, 2, 5)
