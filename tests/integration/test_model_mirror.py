@@ -1,6 +1,7 @@
 """Hosts that share an object store and nothing else: each a process with a cache of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.model_directory import model_directory, model_outline
+from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
+from dreambooth_ray.models.model_mirror import send_model
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from tests.hub_server import HubServer, read_folder
@@ -50,6 +52,23 @@ def test_a_model_in_an_object_store(
         assert read_folder(model_directory(f"{uri}/one")) == read_folder(toy_model)
         with pytest.raises(ConfigError, match=r"model\.uri='s3://.*/none'.*has no files"):
             model_outline(f"{uri}/none")
+
+
+@pytest.mark.fault
+def test_a_model_that_was_sent_is_read_where_its_folder_is_not(
+    seaweed: Seaweed, tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "mine"
+    shutil.copytree(toy_model, own)
+    with pointed_at(seaweed.environment):
+        storage = Store(f"{seaweed.make_bucket('models')}/{uuid.uuid4().hex[:8]}")
+        uri = send_model(str(own), "model.uri", storage)
+        assert send_model(str(own), "model.uri", storage) == uri
+        shutil.rmtree(own)
+        monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+        assert (model_outline(uri) / UNET).stat().st_size == (toy_model / UNET).stat().st_size
+        assert not (tmp_path / "cache" / "models").exists()
+        assert model_hash(model_directory(uri)) == model_hash(toy_model)
 
 
 @pytest.mark.fault
