@@ -5,7 +5,7 @@ of a window, D embedding width.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from dreambooth_ray.models import clip_text
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.family import TextEncoderPart
-from dreambooth_ray.models.model_functions import ModelFunctions, TextForward, TextForwards
+from dreambooth_ray.models.model_functions import (
+    EncodePrompt,
+    ModelFunctions,
+    TextForward,
+    TextForwards,
+)
 from dreambooth_ray.models.part_configs import SAMPLE_SIZE
 from dreambooth_ray.models.prompt_windows import limit_windows, tokenize_windows
 from dreambooth_ray.models.text_training import TextTraining
@@ -81,11 +86,7 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         return torch.cat(embeddings, dim=-1)
 
     def encode_pair(
-        self,
-        parts: Components,
-        encode: Callable[[str, int], Conditioning],
-        prompts: tuple[str, str],
-        clip_skip: int,
+        self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
     ) -> tuple[Conditioning, Conditioning]:
         """The shorter ends in windows of the empty prompt."""
         first, second = (encode(prompt, clip_skip) for prompt in prompts)

@@ -21,10 +21,13 @@ class FlowFunctions(ModelFunctions):
     """Straight lines from images to noise; latents with the VAE's shift and factor.
 
     takes_mode: whether training takes the posterior's mode: there is no deviation then
+    spaces_evenly: whether levels are evenly spread before they are shifted, from 1 to 1 by the
+        number of steps, as the later pipelines of diffusers do; else as the scheduler spreads them
     """
 
     scheduler_class = "FlowMatchEulerDiscreteScheduler"
     takes_mode: ClassVar[bool] = False
+    spaces_evenly: ClassVar[bool] = True
 
     # Images
 
@@ -61,10 +64,14 @@ class FlowFunctions(ModelFunctions):
     def noise_schedule(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
     ) -> FlowSchedule:
-        """Evenly spread, then shifted as the scheduler has it: by image size where it says so."""
+        """Shifted as the scheduler has it: by the image's size where it says so."""
         scheduler = type(parts.schedule).from_config(parts.schedule.config)
-        shift = self.compute_shift(parts, latent_shape, num_steps)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=shift)
+        options: dict[str, Any] = {"num_inference_steps": num_steps}
+        if self.spaces_evenly:
+            options = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+        if scheduler.config.use_dynamic_shifting:
+            options["mu"] = self.compute_shift(parts, latent_shape, num_steps)
+        scheduler.set_timesteps(**options)
         return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
     def compute_shift(

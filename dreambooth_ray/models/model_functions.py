@@ -50,6 +50,8 @@ class ImageFrame(NamedTuple):
 # Token ids (B, L), a mask (B, L) or None, and the keyword output_hidden_states, to what one of
 # transformers' encoders returns. In sampling it carries the adapters of a request.
 TextForward = Callable[..., Any]
+# A prompt, with clip_skip, to its one row.
+EncodePrompt = Callable[[str, int], Conditioning]
 # By the name of their part.
 TextForwards = Mapping[str, TextForward]
 
@@ -142,15 +144,11 @@ class ModelFunctions(ABC):
         """
 
     def encode_pair(
-        self,
-        parts: "Components",
-        encode: Callable[[str, int], Conditioning],
-        prompts: tuple[str, str],
-        clip_skip: int,
+        self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
     ) -> tuple[Conditioning, Conditioning]:
         """A prompt's and a negative prompt's, so that both can share a forward where that helps.
 
-        encode: a prompt, with clip_skip, as `encode_prompt` does
+        encode: as `encode_prompt`
         """
         first, second = (encode(prompt, clip_skip) for prompt in prompts)
         return first, second

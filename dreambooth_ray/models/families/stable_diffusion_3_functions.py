@@ -28,7 +28,6 @@ from dreambooth_ray.models.prompt_windows import (
 from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule
 
 _CLIP = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", T5: "tokenizer_3"}
@@ -59,6 +58,8 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
 
     CLIP's windows come first, then T5's tokens: zeros where a directory has no T5.
     """
+
+    spaces_evenly = False
 
     # Loading
 
@@ -171,17 +172,6 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
     def forward_process(self, parts: Components) -> ForwardProcess:
         """Of the scheduler's levels; errors are those of the image, as diffusers' script has it."""
         return FlowProcess(parts.schedule, preconditions=True)
-
-    def noise_schedule(
-        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> FlowSchedule:
-        """With the scheduler's shift; one by the image's size where it says so."""
-        scheduler = type(parts.schedule).from_config(parts.schedule.config)
-        options = {}
-        if scheduler.config.use_dynamic_shifting:
-            options["mu"] = self.compute_shift(parts, latent_shape, num_steps)
-        scheduler.set_timesteps(num_steps, **options)
-        return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
 
 def _find_device(parts: Components) -> torch.device:

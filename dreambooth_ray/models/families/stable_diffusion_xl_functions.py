@@ -16,7 +16,7 @@ from dreambooth_ray.models import clip_text
 from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions, ids_name
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_functions import TextForward, TextForwards
+from dreambooth_ray.models.model_functions import EncodePrompt, TextForward, TextForwards
 from dreambooth_ray.models.network_functions import (
     PENULTIMATE,
     NetworkFunction,
@@ -90,11 +90,7 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         )
 
     def encode_pair(
-        self,
-        parts: Components,
-        encode: Callable[[str, int], Conditioning],
-        prompts: tuple[str, str],
-        clip_skip: int,
+        self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
     ) -> tuple[Conditioning, Conditioning]:
         """No negative prompt is zeros where the model was trained so; clip_skip is none of its.
 

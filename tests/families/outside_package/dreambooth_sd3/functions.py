@@ -19,7 +19,6 @@ from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
 from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule
 from dreambooth_sd3 import NUM_TOKENS, PATCH
 
 _NUM_CLIP_TOKENS = 77
@@ -42,6 +41,8 @@ class TimedTransformer(NetworkFunction):
 
 class StableDiffusion3Functions(FlowFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, D), and `pooled`."""
+
+    spaces_evenly = False  # as its scheduler has them
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """diffusers' own."""
@@ -96,14 +97,6 @@ class StableDiffusion3Functions(FlowFunctions, LimitedPrompts):
     def forward_process(self, parts: Components) -> ForwardProcess:
         """Along straight lines; errors are those of the image, as in diffusers' script."""
         return FlowProcess(parts.schedule, preconditions=True)
-
-    def noise_schedule(
-        self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> FlowSchedule:
-        """The scheduler's own, whatever the size."""
-        scheduler = type(parts.schedule).from_config(parts.schedule.config)
-        scheduler.set_timesteps(num_steps)
-        return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
 
 def _tokenize_clip(tokenizer: Any, prompt: str) -> Tensor:
