@@ -1,5 +1,6 @@
 """Files of this machine that are seen whole or not at all."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -34,3 +35,10 @@ def create_by_link(path: Path, data: bytes) -> bool:
     finally:
         partial.unlink()
     return True
+
+
+def remove_empty_folders(path: Path) -> None:
+    """Remove a folder and those below it that have no file, and no other process's new one."""
+    for folder, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()

@@ -17,7 +17,7 @@ from tests.integration.conftest import dreambooth, kill_tree, start_dreambooth
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 
 NAMES = [f"robot-{number}" for number in range(6)]
-STEPS = 60
+STEPS = 40
 SETTINGS = [
     "train.method=lora", "train.text_encoder=false", "train.lr=1e-3", f"train.steps={STEPS}",
     "prior.count=6", "prior.actors=1", "prior.num_inference_steps=3", "sample.every=0",
@@ -30,7 +30,7 @@ def write_fleet(folder: Path, storage: str) -> str:
     for seed, name in enumerate(NAMES):
         if not (folder / name).exists():
             write_photographs(folder / name, seed, "robot", 3, size_px=96)
-        own = [f"seed={seed}", f"train.lora.rank={2 + seed}"]
+        own = [f"train.lora.rank={2 + seed}", f"train.lr={1 + seed}e-4"]
         subjects.append({"id": name, "photos": name, "class_noun": "robot", "overrides": own})
     fleet = {"recipe": "toy-robot", "slots": 6, "parallel": 2, "subjects": subjects}
     file = folder / f"{storage}.yaml"

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.adapter_stack import copy_for_adapters
@@ -32,12 +33,15 @@ from dreambooth_ray.training.slots.slot_subject import SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import MisfitError, SlotTrainer
 from dreambooth_ray.training.slots.subject_run import SubjectEnd, SubjectRun
 from dreambooth_ray.training.strategy import count_threads
-from dreambooth_ray.training.worker import silence_lightning
+from dreambooth_ray.training.worker import open_priors, silence_lightning
 from dreambooth_ray.training.worker_job import WorkerJob
 
 # A claim that takes longer waits for a process that may have died; the batch goes on without it.
 _CLAIM_S = 2.0
+# So many joining at once are waited for, as a share of those that are there: one in so many.
+_CLAIMS_WORTH_WAITING = 4
 _CLAIM_THREADS, _END_THREADS = 32, 2
+_KEPT_PRIOR_SETS = 8
 
 # "trained": it has left its slot; what follows are ends. A misfit can be trained by itself.
 EventKind = Literal["joined", "trained", "done", "stopped", "failed", "misfit"]
@@ -103,6 +107,7 @@ class SlotWorker:
         self._runs: dict[SlotSubject, SubjectRun] = {}
         self._claimed: list[SubjectRun] = []
         self._claims: dict[str, float] = {}
+        self._prior_sets: dict[tuple[str, int], PriorSet] = {}
         self._num_ending, self._is_closed = 0, False
         self._claimers = ThreadPoolExecutor(_CLAIM_THREADS, thread_name_prefix="claim")
         self._enders = ThreadPoolExecutor(_END_THREADS, thread_name_prefix="subject's end")
@@ -136,10 +141,13 @@ class SlotWorker:
 
     @property
     def _is_filling(self) -> bool:
-        """Whether subjects are about to join, and fewer are there than the batch computes."""
+        """Whether so many are about to join that a step is better taken with them.
+
+        A free slot is computed too; and while a claim is waited for, all that are there wait.
+        """
         now_s = time.monotonic()
         quick_claims = sum(now_s - since_s < _CLAIM_S for since_s in self._claims.values())
-        return bool(quick_claims) and self._trainer.num_free > len(self._runs)
+        return _CLAIMS_WORTH_WAITING * quick_claims > len(self._runs)
 
     def _read_messages(self) -> Iterator[SubjectEvent]:
         """All that are there; where nothing else is to be done, the next one is waited for."""
@@ -191,12 +199,24 @@ class SlotWorker:
                 if (end := run.find_end()) is not None:
                     self._begin_end(run, end, 0)
                     continue
-                subject = run.join(self._trainer, self._components, self._model)
+                priors = self._open_priors(run.job)
+                subject = run.join(self._trainer, self._components, self._model, priors)
             except Exception as error:
                 self._begin_failure(run, error, 0)
                 continue
             self._runs[subject] = run
             yield SubjectEvent(run.run_id, "joined", subject.step)
+
+    def _open_priors(self, job: WorkerJob) -> PriorSet | None:
+        """Class images of a run, which those share that are trained on the same."""
+        if not job.num_priors:
+            return None
+        key = job.priors_uri, job.num_priors
+        if key not in self._prior_sets:
+            if len(self._prior_sets) >= _KEPT_PRIOR_SETS:
+                self._prior_sets.pop(next(iter(self._prior_sets)))
+            self._prior_sets[key] = open_priors(job)
+        return self._prior_sets[key]
 
     def _step(self) -> Iterator[SubjectEvent]:
         step = self._trainer.step()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.storage import fence
@@ -38,7 +39,6 @@ from dreambooth_ray.training.slots.slot_checkpoint import load_subject, save_sub
 from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
 from dreambooth_ray.training.stop_request import is_stop_requested
-from dreambooth_ray.training.worker import open_priors
 from dreambooth_ray.training.worker_job import WorkerJob
 
 SubjectEnd = Literal["done", "stopped"]
@@ -94,9 +94,16 @@ class SubjectRun:
             return "stopped"
         return "done" if read_run_state(self.run, self.config).is_trained else None
 
-    def join(self, trainer: SlotTrainer, components: Components, model: BaseModel) -> SlotSubject:
+    def join(
+        self,
+        trainer: SlotTrainer,
+        components: Components,
+        model: BaseModel,
+        priors: PriorSet | None,
+    ) -> SlotSubject:
         """Load what the run trains on, and its newest checkpoint, into a free slot.
 
+        priors: its class images
         raises: DataError, ConfigError, CheckpointError, StorageError
         """
         self._denoiser_name = components.family.denoiser.name
@@ -105,7 +112,7 @@ class SubjectRun:
             if restored_state is not None:
                 new = trainer.make_adapter(self.config.train.lora, self.config.seed)
                 state = load_subject(restored_state.state, self._denoiser_name, new)
-            dataset = self._make_dataset(components)
+            dataset = self._make_dataset(components, priors)
             subject = trainer.join(self.config, dataset, state)
         try:
             self._open(dataset, state)
@@ -114,13 +121,12 @@ class SubjectRun:
             raise
         return subject
 
-    def _make_dataset(self, components: Components) -> TrainingDataset:
+    def _make_dataset(self, components: Components, priors: PriorSet | None) -> TrainingDataset:
         config = self.config
         splits = [
             split_photographs(config, read_configured_subject(config, subject))
             for subject in config.all_subjects
         ]
-        priors = open_priors(self.job) if self.job.num_priors else None
         return TrainingDataset(
             config, components, [trained for trained, _ in splits], priors, (0, 1)
         )

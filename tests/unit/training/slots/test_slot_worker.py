@@ -117,7 +117,7 @@ def test_every_subject_ends_by_itself_in_a_run_as_any_other(
     assert Store(str(tmp_path / "out")).names("catalog")
 
 
-def test_a_cancelled_subject_goes_on_later_bit_for_bit(fleet: Fleet) -> None:
+def test_a_cancelled_subject_goes_on_later(fleet: Fleet) -> None:
     whole = [fleet.open("whole", "seed=2"), fleet.open("beside", "seed=3", "train.steps=4")]
     fleet.train(whole, 2)
     expected = fleet.run("whole").read("metrics.jsonl")
@@ -153,3 +153,44 @@ def test_a_trained_run_without_its_bundle_gets_it(fleet: Fleet) -> None:
     assert fleet.train([job], 1)["one"].kind == "done"
     assert is_finished(run)
     assert len(read_metrics(run)) == 2
+
+
+@pytest.mark.fault
+def test_29_subjects_learn_bit_for_bit_what_they_learn_beside_three_that_end_early(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    truncated = truncate_photograph(tmp_path / "truncated")
+    sick: dict[int, tuple[str, ...]] = {
+        3: ("train.lr=1e30",), 11: (f"subject.photos={truncated}",), 20: ("train.steps=5000",),
+    }  # fmt: skip
+
+    def own(number: int) -> tuple[str, ...]:
+        return (
+            f"seed={number}", f"train.lora.rank={1 + number % 4}", f"train.steps={4 + number % 5}",
+        )  # fmt: skip
+
+    jobs = [
+        fleet.open(f"robot-{number}", *own(number), *sick.get(number, ())) for number in range(32)
+    ]
+
+    def cancel(event: SubjectEvent) -> None:
+        if event.kind == "joined" and event.run_id == "robot-20":
+            request_stop(fleet.run("robot-20"))
+
+    events = fleet.train(jobs, 32, cancel)
+    kinds = [events[f"robot-{number}"].kind for number in sick]
+    assert kinds == ["failed", "failed", "stopped"]
+    others = [number for number in range(32) if number not in sick]
+    fleet.train([fleet.open(f"other-{number}", *own(number)) for number in others], 32)
+    for number in others:
+        assert events[f"robot-{number}"].kind == "done"
+        records = fleet.run(f"robot-{number}").read("metrics.jsonl")
+        assert len(records.splitlines()) == 4 + number % 5
+        assert records == fleet.run(f"other-{number}").read("metrics.jsonl")
+        adapters = [
+            fleet.run(f"{kind}-{number}").local_path("bundle/adapter/unet").joinpath(
+                "adapter_model.safetensors"
+            ).read_bytes()
+            for kind in ("robot", "other")
+        ]  # fmt: skip
+        assert adapters[0] == adapters[1]

@@ -1,0 +1,211 @@
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.queue.work_queue import (
+    ClaimedWork,
+    WorkMark,
+    WorkQueue,
+    WorkRecord,
+    end_name,
+)
+from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.store import Store
+
+LEASE_S = 30.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "queue"))
+
+
+@pytest.fixture
+def queue(store: Store) -> WorkQueue:
+    return WorkQueue(store)
+
+
+def add(queue: WorkQueue, work_id: str, owner: str = "ann", priority: int = 0, at: int = 0) -> None:
+    queue.add(
+        WorkRecord(id=work_id, owner=owner, payload=f"of {work_id}", priority=priority,
+                   created_ms=1_700_000_000_000 + at)
+    )  # fmt: skip
+
+
+def claim(queue: WorkQueue) -> ClaimedWork:
+    work = queue.claim_next(LEASE_S)
+    assert work is not None
+    return work
+
+
+def drain(queue: WorkQueue) -> list[str]:
+    """Ids in the order in which one process does them."""
+    ids = []
+    while (work := queue.claim_next(LEASE_S)) is not None:
+        ids.append(work.record.id)
+        queue.finish(work, "done")
+    return ids
+
+
+def test_work_is_done_in_the_order_of_priority_and_arrival(queue: WorkQueue) -> None:
+    add(queue, "late", at=9_000)
+    add(queue, "early", at=1)
+    add(queue, "urgent", priority=5, at=20_000)
+    add(queue, "unhurried", priority=-5)
+    assert [m.id for m in queue.list_marks("waiting")] == ["urgent", "early", "late", "unhurried"]
+    assert drain(queue) == ["urgent", "early", "late", "unhurried"]
+    assert [ended.id for ended in queue.list_ended()] == ["urgent", "early", "late", "unhurried"]
+    assert queue.claim_next(LEASE_S) is None
+
+
+def test_the_owner_of_whom_least_runs_is_next(queue: WorkQueue) -> None:
+    for number in range(3):
+        add(queue, f"ann-{number}", "ann", at=number)
+    add(queue, "bob-0", "bob/with a slash", at=50)
+    works = [claim(queue) for _ in range(4)]
+    assert [work.record.id for work in works] == ["ann-0", "bob-0", "ann-1", "ann-2"]
+    assert works[1].record.payload == "of bob-0"
+    assert {mark.owner for mark in queue.list_marks("running")} == {"ann", "bob/with a slash"}
+
+
+def test_an_owner_has_no_more_than_the_budget_at_once(queue: WorkQueue) -> None:
+    add(queue, "one")
+    add(queue, "two", at=5)
+    add(queue, "other", "bob")
+    first = claim(queue)
+    budget = {"ann": 1}
+    assert first.record.id == "one"
+    other = queue.claim_next(LEASE_S, budget)
+    assert other is not None
+    assert other.record.owner == "bob"
+    assert queue.claim_next(LEASE_S, budget) is None
+    queue.finish(first, "done")
+    assert queue.claim_next(LEASE_S, budget) is not None
+
+
+def test_an_id_is_there_once(queue: WorkQueue) -> None:
+    add(queue, "one")
+    with pytest.raises(ConfigError, match="'one' is in the queue already"):
+        add(queue, "one")
+    drain(queue)
+    with pytest.raises(ConfigError, match="already"):
+        add(queue, "one")
+
+
+def test_of_many_processes_each_piece_of_work_has_one(store: Store) -> None:
+    adder = WorkQueue(store)
+    for number in range(24):
+        add(adder, f"w{number}", f"owner-{number % 3}", at=number * 400)
+
+    def work_off(queue: WorkQueue) -> list[str]:
+        return drain(queue)
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [w for ids in pool.map(work_off, [WorkQueue(store) for _ in range(6)]) for w in ids]
+    # One of several claims may miss what another holds for a moment.
+    done += drain(adder)
+    assert Counter(done) == Counter({f"w{number}": 1 for number in range(24)})
+    assert not adder.list_marks("running")
+
+
+def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQueue) -> None:
+    add(queue, "one")
+    add(queue, "two", at=3)
+    claim(queue)
+    second = claim(queue)
+    # The holder's process id is another's by now.
+    dead = replace(new_holder(LEASE_S), started=1.0)
+    store.write("claims/one/lease-0001.json", dead.as_json())
+    other = WorkQueue(store)
+    assert other.claim_next(LEASE_S) is None
+    assert other.recover(LEASE_S) == ["one"]
+    again = claim(other)
+    assert again.record.id == "one"
+    assert again.num_tries == 3
+    assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
+    assert other.recover(LEASE_S, [second.record.id, "one"]) == []
+
+
+def test_a_mark_that_a_death_has_left_behind_is_passed_over(store: Store, queue: WorkQueue) -> None:
+    """Between the end's mark and the removal of the waiting one nothing is held back."""
+    add(queue, "one")
+    listed = WorkQueue(store)
+    (mark,) = listed.list_marks("waiting")
+    drain(queue)
+    assert listed._claim(mark, LEASE_S) is None
+    assert [ended.state for ended in queue.list_ended()] == ["done"]
+
+
+def test_cancelling_ends_what_waits_and_asks_who_runs(queue: WorkQueue) -> None:
+    add(queue, "waits", at=5)
+    add(queue, "runs")
+    running = claim(queue)
+    assert running.record.id == "runs"
+    assert queue.cancel("waits") == "cancelled"
+    assert queue.cancel("runs") == "asked"
+    assert queue.is_cancelled("runs")
+    queue.finish(running, "stopped", "as it was asked to")
+    assert not queue.is_cancelled("runs")
+    assert queue.cancel("runs") == queue.cancel("waits") == "over"
+    assert queue.claim_next(LEASE_S) is None
+    ended = {entry.id: entry for entry in queue.list_ended()}
+    assert {entry.state for entry in ended.values()} == {"cancelled", "stopped"}
+    assert queue.read_note(ended["runs"]) == "as it was asked to"
+    with pytest.raises(ConfigError, match="no work 'other'"):
+        queue.cancel("other")
+
+
+def test_work_past_its_deadline_is_not_begun(queue: WorkQueue) -> None:
+    for work_id, deadline_s in (("late", time.time() - 1), ("in-time", time.time() + 3600)):
+        queue.add(
+            WorkRecord(id=work_id, owner="ann", payload="", created_ms=1, deadline_s=deadline_s)
+        )
+    assert claim(queue).record.id == "in-time"
+    (ended,) = queue.list_ended()
+    assert (ended.id, ended.state) == ("late", "expired")
+    assert "deadline" in queue.read_note(ended)
+
+
+def test_what_is_given_back_keeps_its_turn_and_its_tries(queue: WorkQueue) -> None:
+    add(queue, "first")
+    add(queue, "second", at=9)
+    for tries in (1, 2, 3):
+        work = claim(queue)
+        assert (work.record.id, work.num_tries) == ("first", tries)
+        assert queue.renew(work)
+        queue.give_back(work)
+
+
+def test_pages_follow_each_other(queue: WorkQueue) -> None:
+    for number in range(7):
+        add(queue, f"w{number}", at=number * 700)
+    pages, after = [], ""
+    while page := queue.list_marks("waiting", after, 3):
+        pages.append([mark.id for mark in page])
+        after = page[-1].name
+    assert pages == [["w0", "w1", "w2"], ["w3", "w4", "w5"], ["w6"]]
+    drain(queue)
+    first = queue.list_ended("", 4)
+    assert len(first) == 4
+    assert len(queue.list_ended(end_name(first[-1]), 4)) == 3
+
+
+@given(
+    st.text(min_size=1, max_size=12),
+    st.integers(-99_999, 99_999),
+    st.integers(0, 10**14),
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+)
+def test_a_mark_says_all_of_a_turn(
+    owner: str, priority: int, created_ms: int, work_id: str
+) -> None:
+    mark = WorkMark(work_id, owner, priority, created_ms)
+    assert WorkMark.parse(mark.name) == mark
+    assert mark.name.count("/") == 3
