@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import quote, unquote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.claims import Claims
@@ -38,6 +38,8 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 MAX_PRIORITY = 99_999
 WorkEnd = Literal["done", "failed", "stopped", "cancelled", "expired"]
 _MOST_RUNNING = 10_000
+# Bytes, where letters beyond ASCII take several.
+_LONGEST_OWNER = 200
 # Marks of one owner that are tried for a claim: others may claim the first at the same moment.
 _TRIED_MARKS = 16
 
@@ -51,13 +53,22 @@ class WorkRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: Annotated[str, Field(pattern=ID_PATTERN)]
-    owner: Annotated[str, Field(min_length=1, max_length=80)]
+    owner: str
     payload: str
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     created_ms: Annotated[int, Field(ge=0)]
     deadline_s: float | None = None
     # Tells two that are added under one id apart.
     nonce: str = Field(default_factory=lambda: uuid.uuid4().hex)
+
+    @field_validator("owner")
+    @classmethod
+    def _is_a_folder(cls, owner: str) -> str:
+        if not owner or len(_quote_owner(owner)) > _LONGEST_OWNER:
+            raise ValueError(
+                f"owner={owner!r} is no name of a folder: empty, or too long; take another one"
+            )
+        return owner
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class WorkMark:
     def name(self) -> str:
         """Below `waiting` or `running`: sorted, it is the order of turns within an owner."""
         second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
-        folder = f"{quote(self.owner, safe='')}/{rank:06d}/{second:012d}"
+        folder = f"{_quote_owner(self.owner)}/{rank:06d}/{second:012d}"
         return f"{folder}/{self.created_ms:015d}-{self.id}"
 
     @classmethod
@@ -181,7 +192,7 @@ class WorkQueue:
         return None
 
     def _claim_of(self, owner: str, lease_s: float) -> ClaimedWork | None:
-        folder = quote(owner, safe="")
+        folder = _quote_owner(owner)
         names = self._store.files_after(f"waiting/{folder}", "", _TRIED_MARKS)
         for name in names:
             mark = WorkMark.parse(f"{folder}/{name}")
@@ -283,6 +294,11 @@ def end_name(ended: EndedWork) -> str:
 def _parse_end(name: str) -> EndedWork:
     ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
     return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
+
+
+def _quote_owner(owner: str) -> str:
+    """As a folder: dots alone would be other folders."""
+    return quote(owner, safe="").replace(".", "%2E")
 
 
 def _record_file(work_id: str) -> str:

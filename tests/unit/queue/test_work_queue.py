@@ -168,6 +168,7 @@ def test_work_past_its_deadline_is_not_begun(queue: WorkQueue) -> None:
             WorkRecord(id=work_id, owner="ann", payload="", created_ms=1, deadline_s=deadline_s)
         )
     assert claim(queue).record.id == "in-time"
+    assert queue.claim_next(LEASE_S) is None
     (ended,) = queue.list_ended()
     assert (ended.id, ended.state) == ("late", "expired")
     assert "deadline" in queue.read_note(ended)
@@ -181,6 +182,19 @@ def test_what_is_given_back_keeps_its_turn_and_its_tries(queue: WorkQueue) -> No
         assert (work.record.id, work.num_tries) == ("first", tries)
         assert queue.renew(work)
         queue.give_back(work)
+
+
+@pytest.mark.parametrize("owner", ["", "x" * 201, "\N{SNOWMAN}" * 40])
+def test_owners_that_are_no_folder_are_refused(owner: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a folder"):
+        WorkRecord(id="one", owner=owner, payload="", created_ms=1)
+
+
+@pytest.mark.parametrize("owner", [".", "..", "a/../b", "%2E", "ann smith"])
+def test_an_owners_name_leads_nowhere_else(queue: WorkQueue, store: Store, owner: str) -> None:
+    add(queue, "one", owner)
+    assert sorted(store.names()) == ["records", "waiting"]
+    assert claim(queue).record.owner == owner
 
 
 def test_pages_follow_each_other(queue: WorkQueue) -> None:
