@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.conditions import read_conditions
 from benchmarks.measure import compute_quantiles
-from dreambooth_ray.queue.work_queue import WorkMark, WorkQueue, WorkRecord
+from dreambooth_ray.queue.work_queue import WorkQueue
+from dreambooth_ray.queue.work_records import WorkMark, WorkRecord
 from dreambooth_ray.storage.store import Store
 
 NUM_OWNERS, ADDED_A_SECOND, CALLS = 100, 500, 30

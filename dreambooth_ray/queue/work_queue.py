@@ -18,96 +18,31 @@ object store lists from a name on. rank: higher priorities first.
 import hashlib
 import json
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Literal
-from urllib.parse import quote, unquote
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Literal
+from urllib.parse import unquote
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.claims import Claims
+from dreambooth_ray.queue.work_records import (
+    EndedWork,
+    WorkEnd,
+    WorkMark,
+    WorkRecord,
+    end_name,
+    parse_end,
+    quote_owner,
+)
 from dreambooth_ray.storage.lease import Clock, Lease
 from dreambooth_ray.storage.local_files import remove_empty_folders
 from dreambooth_ray.storage.store import Store
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
-MAX_PRIORITY = 99_999
-WorkEnd = Literal["done", "failed", "stopped", "cancelled", "expired"]
 _MOST_RUNNING = 10_000
-# Bytes, where letters beyond ASCII take several.
-_LONGEST_OWNER = 200
 # Marks of one owner that are tried for a claim: others may claim the first at the same moment.
 _TRIED_MARKS = 16
-
-
-class WorkRecord(BaseModel):
-    """A piece of work. payload: whatever who does it needs
-
-    priority: among its owner's, higher first; deadline_s: Unix time after which it is not begun
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: Annotated[str, Field(pattern=ID_PATTERN)]
-    owner: str
-    payload: str
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
-    created_ms: Annotated[int, Field(ge=0)]
-    deadline_s: float | None = None
-    # Tells two that are added under one id apart.
-    nonce: str = Field(default_factory=lambda: uuid.uuid4().hex)
-
-    @field_validator("owner")
-    @classmethod
-    def _is_a_folder(cls, owner: str) -> str:
-        if not owner or len(_quote_owner(owner)) > _LONGEST_OWNER:
-            raise ValueError(
-                f"owner={owner!r} is no name of a folder: empty, or too long; take another one"
-            )
-        return owner
-
-
-@dataclass(frozen=True)
-class WorkMark:
-    """What the name of a mark says, without its record."""
-
-    id: str
-    owner: str
-    priority: int
-    created_ms: int
-
-    @property
-    def name(self) -> str:
-        """Below `waiting` or `running`: sorted, it is the order of turns within an owner."""
-        second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
-        folder = f"{_quote_owner(self.owner)}/{rank:06d}/{second:012d}"
-        return f"{folder}/{self.created_ms:015d}-{self.id}"
-
-    @classmethod
-    def of(cls, record: WorkRecord) -> "WorkMark":
-        """Of a record."""
-        return cls(record.id, record.owner, record.priority, record.created_ms)
-
-    @classmethod
-    def parse(cls, name: str) -> "WorkMark":
-        """From its name."""
-        owner, rank, _, last = name.split("/")
-        created_ms, _, work_id = last.partition("-")
-        return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
-
-
-@dataclass(frozen=True)
-class EndedWork:
-    """Work that is over. note: why, where it was not done"""
-
-    id: str
-    state: WorkEnd
-    ended_ms: int
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +100,7 @@ class WorkQueue:
 
     def list_ended(self, after: str = "", limit: int = 50) -> list[EndedWork]:
         """A page, the earliest first, less the notes. after: `end_name` of the last one seen"""
-        return [_parse_end(name) for name in self._store.files_after("ended", after, limit)]
+        return [parse_end(name) for name in self._store.files_after("ended", after, limit)]
 
     def read_note(self, ended: EndedWork) -> str:
         """Why work ended as it did."""
@@ -192,7 +127,7 @@ class WorkQueue:
         return None
 
     def _claim_of(self, owner: str, lease_s: float) -> ClaimedWork | None:
-        folder = _quote_owner(owner)
+        folder = quote_owner(owner)
         names = self._store.files_after(f"waiting/{folder}", "", _TRIED_MARKS)
         for name in names:
             mark = WorkMark.parse(f"{folder}/{name}")
@@ -284,21 +219,6 @@ class WorkQueue:
     def _write_end(self, work_id: str, state: WorkEnd, note: str) -> None:
         ended = EndedWork(work_id, state, int(time.time() * 1000))
         self._store.write(f"ended/{end_name(ended)}", json.dumps({"note": note}).encode())
-
-
-def end_name(ended: EndedWork) -> str:
-    """Of its mark, below `ended`."""
-    return f"{ended.ended_ms // 1000:012d}/{ended.ended_ms:015d}-{ended.state}-{ended.id}"
-
-
-def _parse_end(name: str) -> EndedWork:
-    ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
-    return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
-
-
-def _quote_owner(owner: str) -> str:
-    """As a folder: dots alone would be other folders."""
-    return quote(owner, safe="").replace(".", "%2E")
 
 
 def _record_file(work_id: str) -> str:

@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.work_queue import (
-    ClaimedWork,
-    WorkMark,
-    WorkQueue,
-    WorkRecord,
-    end_name,
-)
+from dreambooth_ray.queue.work_queue import ClaimedWork, WorkQueue
+from dreambooth_ray.queue.work_records import WorkMark, WorkRecord, end_name
 from dreambooth_ray.storage.holder import new_holder
 from dreambooth_ray.storage.store import Store
 

@@ -1,0 +1,99 @@
+"""Work that waits, runs or is over: its record, and the names of the marks that say how it stands.
+
+What a mark's name says needs no request beside the listing of it.
+"""
+
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from urllib.parse import quote, unquote
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+MAX_PRIORITY = 99_999
+WorkEnd = Literal["done", "failed", "stopped", "cancelled", "expired"]
+# Bytes, where letters beyond ASCII take several.
+_LONGEST_OWNER = 200
+
+
+class WorkRecord(BaseModel):
+    """A piece of work. payload: whatever who does it needs
+
+    priority: among its owner's, higher first; deadline_s: Unix time after which it is not begun
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: Annotated[str, Field(pattern=ID_PATTERN)]
+    owner: str
+    payload: str
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    created_ms: Annotated[int, Field(ge=0)]
+    deadline_s: float | None = None
+    # Tells two that are added under one id apart.
+    nonce: str = Field(default_factory=lambda: uuid.uuid4().hex)
+
+    @field_validator("owner")
+    @classmethod
+    def _is_a_folder(cls, owner: str) -> str:
+        if not owner or len(quote_owner(owner)) > _LONGEST_OWNER:
+            raise ValueError(
+                f"owner={owner!r} is no name of a folder: empty, or too long; take another one"
+            )
+        return owner
+
+
+@dataclass(frozen=True)
+class WorkMark:
+    """What the name of a mark says, without its record."""
+
+    id: str
+    owner: str
+    priority: int
+    created_ms: int
+
+    @property
+    def name(self) -> str:
+        """Below `waiting` or `running`: sorted, it is the order of turns within an owner."""
+        second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
+        folder = f"{quote_owner(self.owner)}/{rank:06d}/{second:012d}"
+        return f"{folder}/{self.created_ms:015d}-{self.id}"
+
+    @classmethod
+    def of(cls, record: WorkRecord) -> "WorkMark":
+        """Of a record."""
+        return cls(record.id, record.owner, record.priority, record.created_ms)
+
+    @classmethod
+    def parse(cls, name: str) -> "WorkMark":
+        """From its name."""
+        owner, rank, _, last = name.split("/")
+        created_ms, _, work_id = last.partition("-")
+        return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
+
+
+@dataclass(frozen=True)
+class EndedWork:
+    """Work that is over. note: why, where it was not done"""
+
+    id: str
+    state: WorkEnd
+    ended_ms: int
+    note: str = ""
+
+
+def end_name(ended: EndedWork) -> str:
+    """Of its mark, below `ended`."""
+    return f"{ended.ended_ms // 1000:012d}/{ended.ended_ms:015d}-{ended.state}-{ended.id}"
+
+
+def parse_end(name: str) -> EndedWork:
+    """From the name of its mark, less the note."""
+    ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
+    return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
+
+
+def quote_owner(owner: str) -> str:
+    """As a folder: dots alone would be other folders."""
+    return quote(owner, safe="").replace(".", "%2E")
