@@ -77,9 +77,17 @@ def place_for_sampling(parts: Components, device: torch.device, dtype: torch.dty
         parts.text_encoders[part.name].to(device, encoder_dtype)
     parts.vae.to(device, None if dtype is None else choose_vae_dtype(parts.vae, dtype))
     if device.type == "cuda":
-        # Half-precision convolutions of a GPU read channels last; others are copied there first.
-        parts.denoiser.to(memory_format=torch.channels_last)
-        parts.vae.to(memory_format=torch.channels_last)
+        put_channels_last(parts.denoiser)
+        put_channels_last(parts.vae)
+
+
+def put_channels_last(network: Any) -> None:
+    """In place: a GPU's convolutions in half read channels last, and copy others there first.
+
+    Networks of videos stay as they are: their weights have an axis more.
+    """
+    if all(weight.ndim <= 4 for weight in network.parameters()):
+        network.to(memory_format=torch.channels_last)
 
 
 def choose_vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:

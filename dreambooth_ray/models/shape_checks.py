@@ -17,14 +17,18 @@ def read_counts(path: Path, *names: str, **defaults: int) -> dict[str, int]:
     defaults: where a file leaves them out
     raises: ConfigError naming the key
     """
-    config: dict[str, Any] = defaults | read_json(path)
-    for name in (*names, *defaults):
+    return find_counts(path, defaults | read_json(path), *names, *defaults)
+
+
+def find_counts(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, int]:
+    """As `read_counts`, of what a file holds or of a part of it. path: to name in an error"""
+    for name in names:
         if type(config.get(name)) is not int or config[name] < 1:
             raise ConfigError(
                 f"{path}: {name}={config.get(name)!r} must be a whole number above 0; copy the "
                 "model directory again"
             )
-    return {name: config[name] for name in (*names, *defaults)}
+    return {name: config[name] for name in names}
 
 
 def check_shapes(

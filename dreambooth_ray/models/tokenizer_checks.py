@@ -35,7 +35,9 @@ def check_tokenizer(directory: Path, part: TextEncoderPart) -> None:
 
 def _check_words(directory: Path, part: TextEncoderPart) -> None:
     folder = directory / part.tokenizer
-    num_rows = read_json(directory / part.name / "config.json").get("vocab_size")
+    config = read_json(directory / part.name / "config.json")
+    # Of a network that sees images too, among the keys of its language model.
+    num_rows = (config | (config.get("text_config") or {})).get("vocab_size")
     settings: dict[str, Any] = {}
     for name in _SETTINGS:
         if (folder / name).is_file():

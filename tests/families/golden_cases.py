@@ -115,6 +115,9 @@ GOLDEN_FAMILIES = {
         # Without captions the script concatenates lists as if they were tensors, and fails.
         captioned=("prior",),
     ),
+    "qwen-image": GoldenFamily(
+        "qwen-image", "train_dreambooth_lora_qwen_image.py", _SCALED_LORA, _FLOW_CASES
+    ),
     "flux2-klein": GoldenFamily(
         "flux2-klein",
         "train_dreambooth_lora_flux2_klein.py",

@@ -6,7 +6,7 @@ refusal has to name what `Damage.said` gives.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,19 +104,19 @@ def truncate_weights(directory: Path, part: str) -> None:
 
 
 def misfit_shape(directory: Path, part: str) -> None:
-    """The last tensor with two axes has a row more than its configuration says."""
+    """The last matrix has a row more than its configuration says."""
     path = _weights_path(directory / part)
     weights = load_file(path)
-    name = max(key for key, tensor in weights.items() if tensor.ndim == 2)
+    name = _name_last_matrix(weights)
     weights[name] = torch.cat([weights[name], weights[name][:1]])
     _save(weights, path)
 
 
 def remove_tensor(directory: Path, part: str) -> None:
-    """The last tensor with two axes is missing."""
+    """The last matrix is missing."""
     path = _weights_path(directory / part)
     weights = load_file(path)
-    del weights[max(key for key, tensor in weights.items() if tensor.ndim == 2)]
+    del weights[_name_last_matrix(weights)]
     _save(weights, path)
 
 
@@ -149,6 +149,12 @@ class _Poison:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self._path,)
+
+
+def _name_last_matrix(weights: Mapping[str, Tensor]) -> str:
+    """Of tensors with two axes, or with more where none has two."""
+    matrices = [name for name, tensor in weights.items() if tensor.ndim == 2]
+    return max(matrices or [name for name, tensor in weights.items() if tensor.ndim > 2])
 
 
 def _weights_path(folder: Path) -> Path:

@@ -24,7 +24,7 @@ def unpatch_flux2(parts: Any, latents: Tensor) -> Tensor:
 
 
 def pack(parts: Any, latents: Tensor) -> Tensor:
-    """As FluxPipeline gives them: tokens of patches."""
+    """As FluxPipeline and QwenImagePipeline give them: tokens of patches."""
     return pack_flux1(latents[None])[0]
 
 
@@ -33,7 +33,8 @@ class ProvenModel:
     """What a tiny model is held against.
 
     golden: of GOLDEN_FAMILIES, whose steps are repeated
-    inputs: what the script's denoiser calls each tensor of the conditioning; none to compare none
+    inputs: what the script's denoiser calls each tensor of the conditioning, as far as it is given
+        them; none to compare none
     solver: what the pipeline's own scheduler is; guidance: scales that it is sampled with
     negative_prompt: that the pipeline takes, where it takes one
     options: further ones of the pipeline's call
@@ -90,6 +91,11 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         negative_prompt=None,
         convert=pack,
         options={"max_sequence_length": 256},
+    ),
+    "qwen-image": ProvenModel(
+        ("qwen-image",),
+        _HIDDEN | {"is_token": "encoder_hidden_states_mask"},
+        convert=pack,
     ),
     "sd3": ProvenModel(("sd3",), {}, guidance=(1.0, 7.0), compares_clean=True),
     "sd3-without-t5": ProvenModel((), {}, guidance=(1.0, 7.0)),

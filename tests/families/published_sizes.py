@@ -106,6 +106,11 @@ _SD3_TEXT = {
     "text_encoder_3": 4_762_310_656,
     "vae": 83_819_683,
 }
+# Public catalogs of downloads count the transformer's parameters, and those of Qwen2.5-VL-7B.
+_QWEN_SAID = {
+    "transformer": ("parameters", 20_430_401_088),
+    "text_encoder": ("parameters", 8_292_166_656),
+}
 PUBLISHED_MODELS = {
     "sd15": PublishedModel(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -144,6 +149,12 @@ PUBLISHED_MODELS = {
     ),
     "z-image-turbo": PublishedModel(
         "Tongyi-MAI/Z-Image-Turbo", FAMILY_CONFIGS / "z-image", _Z_IMAGE_PARAMS, said=_Z_IMAGE_SAID
+    ),
+    "qwen-image": PublishedModel(
+        "Qwen/Qwen-Image",
+        FAMILY_CONFIGS / "qwen-image",
+        {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531},
+        said=_QWEN_SAID,
     ),
     "flux2-klein-4b": PublishedModel(
         "black-forest-labs/FLUX.2-klein-base-4B", _KLEIN, _KLEIN_4B_PARAMS, said=_KLEIN_SAID

@@ -15,6 +15,8 @@ from torch import Tensor
 from dreambooth_ray.bundles.read_back import find_absent_parts
 
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
+# Whose latents are tokens of patches.
+_PACKED = ("FluxPipeline", "QwenImagePipeline")
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,17 +38,17 @@ def initial_latents(pipeline: Any, seed: int, size: tuple[int, int]) -> Tensor:
     width, height = (pixels // pipeline.vae_scale_factor for pixels in size)
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     channels = denoiser.config.in_channels
-    if name == "FluxPipeline":
+    if name in _PACKED:
         channels //= 4  # of patches of two by two
     if name == "Flux2KleinPipeline":
         width, height = width // 2, height // 2
     shape = (1, channels, height, width)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return pack_flux1(noise) if name == "FluxPipeline" else noise
+    return pack_flux1(noise) if name in _PACKED else noise
 
 
 def pack_flux1(latents: Tensor) -> Tensor:
-    """(B, C, h, w) latents as FluxPipeline has them: (B, h w / 4, 4 C) patches of two by two."""
+    """(B, C, h, w) latents as pipelines of _PACKED have them, patches: (B, h w / 4, 4 C)."""
     return torch.nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
@@ -75,6 +77,9 @@ def pipeline_latents(
     arguments = {"guidance_scale": guidance, "negative_prompt": negative_prompt} | options
     if name == "ZImagePipeline":  # positive + scale * (positive - negative)
         arguments["guidance_scale"] = guidance - 1
+    if name == "QwenImagePipeline":  # whose guidance_scale is of models that are told it
+        del arguments["guidance_scale"]
+        arguments |= {"true_cfg_scale": guidance, "negative_prompt": negative_prompt or ""}
     if "Flux" in name and arguments.pop("negative_prompt"):
         raise ValueError(f"{name} has no negative prompt")
     images: Tensor = pipeline(

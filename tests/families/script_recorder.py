@@ -20,6 +20,7 @@ _PARTS = {
     "Flux2Transformer2DModel": "transformer",
     "FluxTransformer2DModel": "transformer",
     "SD3Transformer2DModel": "transformer",
+    "QwenImageTransformer2DModel": "transformer",
 }
 _DENOISERS = ("unet", "transformer")
 _NUM_FULL_GRADIENTS, _MAX_GRADIENT_SIZE = 8, 256  # stored whole, of a step
@@ -94,7 +95,8 @@ class ScriptRecorder:
                 self._seen[f"input.{name}"] = value
             elif isinstance(value, list):  # of Z-Image, whose script gives more than there are rows
                 for k, tensor in enumerate(value[:num_rows]):
-                    self._seen[f"input.{name}.{k}"] = tensor
+                    if isinstance(tensor, Tensor):
+                        self._seen[f"input.{name}.{k}"] = tensor
         first = output[0]
         self._seen["output"] = torch.stack(first) if isinstance(first, list) else first
 
@@ -120,7 +122,7 @@ class ScriptRecorder:
                     self._seen[ours] = whole
             prior = script.get("prior_loss")
             norms, gradients = self._gradients()
-            tensors = {k: v.detach().clone() for k, v in (self._seen | gradients).items()}
+            tensors = {k: _take_frame(v.detach()) for k, v in (self._seen | gradients).items()}
             prior_loss = None if prior is None else prior.item()
             self.steps.append(GoldenStep(tensors, loss.item(), prior_loss, norms))
             self._seen = {}
@@ -138,6 +140,13 @@ class ScriptRecorder:
         small = sorted(name for name in gradients if gradients[name].numel() <= _MAX_GRADIENT_SIZE)
         stride = len(small) // _NUM_FULL_GRADIENTS | 1  # odd: of lora_A and of lora_B
         return norms, {f"gradient.{name}": gradients[name] for name in small[::stride]}
+
+
+def _take_frame(tensor: Tensor) -> Tensor:
+    """A copy; of videos, (B, C, 1, h, w) or (B, 1, C, h, w), their only frame."""
+    if tensor.ndim == 5:
+        tensor = tensor.squeeze(2 if tensor.shape[2] == 1 else 1)
+    return tensor.clone()
 
 
 def _is_trained(name: str, network: nn.Module) -> bool:

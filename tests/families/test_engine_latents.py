@@ -17,6 +17,7 @@ from tests.families.proven_families import PROVEN_MODELS, ProvenModel
 from tests.families.reference_pipelines import PIPELINE_STEPS, pipeline_latents
 
 PROMPT = "a photo of sks robot"
+SIZE = {"width_px": 64, "height_px": 64}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LoadedModel:
         return {"negative_prompt": text} if text else {}
 
     def make_request(self, steps: int, guidance: float, **changes: Any) -> Request:
-        values = {"prompt": PROMPT, "seed": 0, "solver": self.model.solver} | changes
+        values = {"prompt": PROMPT, "seed": 0, "solver": self.model.solver, **SIZE} | changes
         return Request(num_inference_steps=steps, guidance_scale=guidance, **values)
 
     def sample(self, *requests: Request) -> list[Tensor]:

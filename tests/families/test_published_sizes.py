@@ -28,6 +28,8 @@ RECIPES = {f"z-image-lora-{size}gb": "z-image" for size in (16, 24, 48, 80)}
 RECIPES |= dict.fromkeys(("sdxl-lora-16gb", "sdxl-lora-24gb", "sdxl-full-80gb"), "sdxl")
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-4b" for size in (16, 24)}
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-9b" for size in (48, 80)}
+RECIPES |= {f"qwen-image-lora-{size}gb": "qwen-image" for size in (24, 48, 80)}
+BYTES_A_WEIGHT = {"nf4": 0.5, "int8": 1, "fp8": 1, "none": 2}
 
 
 # torch says that norms in float32 have no fused kernel.
@@ -44,7 +46,7 @@ def test_a_recipe_says_what_its_step_is_predicted_to_take(recipe: str, tmp_path:
     config = fill_model_defaults(config, find_family(directory))
     footprint = estimate_footprint(config, directory)
     assert footprint.total_bytes / 2**30 == pytest.approx(float(said[1]), abs=0.06)
-    bytes_a_weight = 0.5 if config.model.quantization == "nf4" else 2
+    bytes_a_weight = BYTES_A_WEIGHT[config.model.quantization]
     held = [find_family(model.configs).denoiser.name] if config.train.method == "lora" else []
     if config.train.text_encoder:
         held += [name for name in model.num_params if name.startswith("text_encoder")]

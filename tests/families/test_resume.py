@@ -15,7 +15,7 @@ from tests.families.tiny_models import build_tiny
 from tests.integration.conftest import Background, Run, kill_tree, start_dreambooth
 
 pytestmark = pytest.mark.fault
-FAMILIES = ["sdxl", "z-image", "flux1-dev", "flux2-klein", "sd3"]
+FAMILIES = ["sdxl", "z-image", "flux1-dev", "flux2-klein", "sd3", "qwen-image"]
 STRATEGIES = ["ddp", "fsdp2"]
 # A checkpoint at each step, so that steps take long enough to be met in one.
 SETTINGS = [

@@ -21,10 +21,11 @@ from tests.families.tiny_models import build_tiny
 from tests.integration.site import Site
 
 pytestmark = pytest.mark.fault
-FAMILIES = ["sdxl", "z-image", "flux1-dev", "flux2-klein", "sd3"]
-# Alike in nothing but the model: the longer one is in step when the shorter one comes.
-FIRST: dict[str, Any] = {"num_inference_steps": 40, "guidance_scale": 3.0, "seed": 5}
-SECOND: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 5.0, "seed": 8}
+FAMILIES = ["sdxl", "z-image", "flux1-dev", "flux2-klein", "sd3", "qwen-image"]
+# Alike in nothing but model and size: the longer one is in step when the shorter one comes.
+_SIZE = {"size": "64x64"}
+FIRST: dict[str, Any] = _SIZE | {"num_inference_steps": 40, "guidance_scale": 3.0, "seed": 5}
+SECOND: dict[str, Any] = _SIZE | {"num_inference_steps": 6, "guidance_scale": 5.0, "seed": 8}
 PROMPTS = "a photo of sks robot", "a cat by a house in the rain at night, in the style of a poster"
 
 
@@ -94,10 +95,9 @@ def test_a_receipt_repeats_its_image(client: openai.OpenAI) -> None:
     receipt = image.receipt
     assert receipt["model"].split("@")[0] == SUBJECTS[1]
     assert receipt["solver"]
-    named = {"seed", "negative_prompt", *SECOND}
-    again = draw(
-        client, receipt["model"], receipt["prompt"], {name: receipt[name] for name in named}
-    )
+    named = {"seed", "negative_prompt", *SECOND} - _SIZE.keys()
+    settings = {name: receipt[name] for name in named} | _SIZE
+    again = draw(client, receipt["model"], receipt["prompt"], settings)
     assert again.b64_json == image.b64_json or (pixels(again) == pixels(image)).all()
     assert again.receipt == receipt
 

@@ -11,6 +11,8 @@ import torch
 from diffusers import (
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     ZImageImg2ImgPipeline,
@@ -31,14 +33,14 @@ PROMPT, SIDE, STEPS, STRENGTH = "a photo of sks robot", 64, 4, 0.5
 
 @dataclass(frozen=True)
 class StartImages:
-    """The pipelines of a tiny model. guidance: ours, and as the pipeline counts it
+    """The pipelines of a tiny model. guidance: ours, and as the pipeline counts it, or None
 
     convert: (1, C, h, w) latents of the engine to those of the pipeline
     """
 
     image_pipeline: Any
     mask_pipeline: Any
-    guidance: tuple[float, float]
+    guidance: tuple[float, float | None]
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,6 +48,13 @@ class StartImages:
 MODELS = {
     "z-image": StartImages(ZImageImg2ImgPipeline, ZImageInpaintPipeline, (3.0, 2.0)),
     "flux1-dev": StartImages(FluxImg2ImgPipeline, FluxInpaintPipeline, (3.0, 3.0), pack_flux1),
+    "qwen-image": StartImages(
+        QwenImageImg2ImgPipeline,
+        QwenImageInpaintPipeline,
+        (3.0, None),
+        pack_flux1,
+        {"true_cfg_scale": 3.0, "negative_prompt": ""},
+    ),
     "flux1-schnell": StartImages(
         FluxImg2ImgPipeline,
         FluxInpaintPipeline,

@@ -140,6 +140,49 @@ def shrink_flux2(config: Config) -> Config:
     }
 
 
+def shrink_qwen_image(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": _WIDTH,
+        "axes_dims_rope": [4, 6, 6],  # their sum is the width of a head
+        "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
+        "joint_attention_dim": _WIDTH,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "out_channels": 4,
+    }
+
+
+def shrink_qwen_vae(config: Config) -> Config:
+    """Four blocks stay, so that a latent is an eighth of the image."""
+    statistics = {name: config[name][:4] for name in ("latents_mean", "latents_std")}
+    return config | statistics | {"base_dim": _WIDTH // 4, "num_res_blocks": 1, "z_dim": 4}
+
+
+def shrink_qwen_vl(config: Config) -> Config:
+    """Its language model has its keys inside, and outside once more."""
+    text = {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "max_window_layers": 3,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        # Their sum is half the width of a head.
+        "rope_scaling": config["rope_scaling"] | {"mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_heads": 2,
+        "out_hidden_size": _WIDTH,
+        "patch_size": 4,
+        "spatial_patch_size": 4,
+    }
+    inner = config["text_config"] | text | {"layer_types": ["full_attention"] * 3}
+    return config | text | {"text_config": inner, "vision_config": config["vision_config"] | vision}
+
+
 SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
     "sd15": {"unet": shrink_sd_unet, "vae": shrink_vae, "text_encoder": shrink_clip},
     "sdxl": {
@@ -165,6 +208,11 @@ SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
         "transformer": shrink_z_image,
         "vae": shrink_flow_vae,
         "text_encoder": shrink_qwen,
+    },
+    "qwen-image": {
+        "transformer": shrink_qwen_image,
+        "vae": shrink_qwen_vae,
+        "text_encoder": shrink_qwen_vl,
     },
     "flux2-klein": {
         "transformer": shrink_flux2,

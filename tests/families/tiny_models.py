@@ -17,8 +17,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -28,6 +30,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -81,6 +85,7 @@ TINY_MODELS = {
     "flux1-schnell": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"], _SCHNELL),
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
+    "qwen-image": TinyModel(FAMILY_CONFIGS / "qwen-image", SHRINK["qwen-image"]),
     "flux2-klein": TinyModel(FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"]),
     "flux2-klein-distilled": TinyModel(
         FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"], _DISTILLED
@@ -89,12 +94,17 @@ TINY_MODELS = {
 _BUILD: dict[str, Callable[[Config], Any]] = {
     "AutoencoderKL": AutoencoderKL.from_config,
     "AutoencoderKLFlux2": AutoencoderKLFlux2.from_config,
+    "AutoencoderKLQwenImage": AutoencoderKLQwenImage.from_config,
     "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(
         CLIPTextConfig(**config)
     ),
     "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
     "FluxTransformer2DModel": FluxTransformer2DModel.from_config,
+    "Qwen2_5_VLForConditionalGeneration": lambda config: Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(**config)
+    ),
+    "QwenImageTransformer2DModel": QwenImageTransformer2DModel.from_config,
     "SD3Transformer2DModel": SD3Transformer2DModel.from_config,
     "T5EncoderModel": lambda config: T5EncoderModel(T5Config(**config)),
     "Qwen3ForCausalLM": lambda config: Qwen3ForCausalLM(Qwen3Config(**config)),
@@ -121,7 +131,10 @@ def build_tiny(
         config_path = folder / part / "config.json"
         config = model.shrink[part](json.loads(config_path.read_text()))
         if "vocab_size" in config:
-            config["vocab_size"] = vocab_sizes[part.replace("text_encoder", "tokenizer")]
+            words = {"vocab_size": vocab_sizes[part.replace("text_encoder", "tokenizer")]}
+            config |= words
+            if "text_config" in config:
+                config["text_config"] |= words
         network = build_network(config)
         fill_weights(network, seed, getattr(torch, config.get("torch_dtype", "float32")))
         if variant:
@@ -153,6 +166,8 @@ def fill_weights(network: nn.Module, seed: int, dtype: torch.dtype = torch.float
         noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape), np.float32))
         if name.endswith("running_var"):
             noise = 0.5 + noise.abs()
+        elif name.endswith("gamma"):  # a norm's, of networks of videos
+            noise = 1 + 0.1 * noise
         elif tensor.ndim >= 2:
             noise = noise / np.sqrt(tensor[0].numel())
         elif name.endswith(("bias", "running_mean")):

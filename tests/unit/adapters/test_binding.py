@@ -88,7 +88,7 @@ def test_one_layer_has_many_names(name: str, part: str, layer: str) -> None:
     assert (place.part, place.layer) == (part, layer)
 
 
-@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein"])
+@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image"])
 def test_every_layer_of_a_family_is_found_by_its_own_name(model: str) -> None:
     table = read_table(model)
     for part, layers in table.layers.items():
@@ -104,6 +104,7 @@ def read_table(model: str) -> LayerTable:
         "sd3": "stable-diffusion-3-medium",
         "z-image": "z-image",
         "flux2-klein": "flux.2-klein-base-4b",
+        "qwen-image": "qwen-image",
     }
     directory = FAMILY_CONFIGS / folders[model]
     return build_table(find_family(directory), directory)
@@ -140,6 +141,16 @@ def read_table(model: str) -> LayerTable:
             ["single_transformer_blocks.4.attn.to_qkv_mlp_proj"],
         ),
         ("flux2-klein", "img_in", ["x_embedder"]),
+        (
+            "qwen-image",
+            "lora_unet_transformer_blocks_1_attn_to_out_0",
+            ["transformer_blocks.1.attn.to_out.0"],
+        ),
+        (
+            "qwen-image",
+            "diffusion_model.transformer_blocks.59.txt_mlp.net.0.proj",
+            ["transformer_blocks.59.txt_mlp.net.0.proj"],
+        ),
     ],
 )
 def test_names_of_authors_are_known(model: str, name: str, layers: list[str]) -> None:

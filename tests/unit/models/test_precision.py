@@ -47,6 +47,17 @@ def test_a_vae_keeps_float32_unless_it_says_otherwise(toy_parts: Components) -> 
     assert precision.choose_vae_dtype(toy_parts.vae, torch.bfloat16) == torch.bfloat16
 
 
+def test_weights_of_videos_have_no_channels_last(
+    toy_parts: Components,
+) -> None:
+    convolution = toy_parts.vae.encoder.conv_in.weight
+    precision.put_channels_last(toy_parts.vae)
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+    videos = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3), torch.nn.Conv2d(2, 3, 3))
+    precision.put_channels_last(videos)
+    assert all(weight.is_contiguous() for weight in videos.parameters())
+
+
 def test_parts_keep_their_dtypes_where_none_is_asked_for(toy_parts: Components) -> None:
     toy_parts.text_encoder.to(torch.bfloat16)
     precision.place_for_sampling(toy_parts, CPU, None)

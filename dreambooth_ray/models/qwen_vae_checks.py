@@ -1,0 +1,165 @@
+"""Whether a folder holds Qwen-Image's VAE, by its files alone.
+
+It is of videos: convolutions have three axes, and an image is a video of one frame.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.layer_shapes import (
+    Shapes,
+    expect_affine,
+    expect_convolution,
+    prefix_shapes,
+)
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.shape_checks import check_shapes, find_counts
+
+# Of AutoencoderKLQwenImage, where a configuration names none.
+_COUNTS = {"base_dim": 96, "z_dim": 16, "num_res_blocks": 2, "input_channels": 3}
+_LISTS: dict[str, list[Any]] = {
+    "dim_mult": [1, 2, 4, 4],
+    "temperal_downsample": [False, True, True],
+    "attn_scales": [],
+}
+_STATISTICS = ("latents_mean", "latents_std")
+_NUM_CHANNELS = 3  # of an image
+
+
+def read_qwen_vae(folder: Path) -> dict[str, Any]:
+    """Its configuration with the defaults of diffusers' class; raises: ConfigError"""
+    return _COUNTS | _LISTS | read_json(folder / "config.json")
+
+
+def compute_qwen_vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels that a latent spans each way."""
+    return int(2 ** len(config["temperal_downsample"]))
+
+
+def check_qwen_vae(folder: Path) -> int:
+    """The channels of its latents; raises: ConfigError naming the file"""
+    path, config = folder / "config.json", read_qwen_vae(folder)
+    counts = find_counts(path, config, *_COUNTS)
+    _check_lists(path, config)
+    if counts["input_channels"] != _NUM_CHANNELS:
+        raise ConfigError(
+            f"{path}: input_channels={counts['input_channels']}, and images have {_NUM_CHANNELS}; "
+            "it is of a Qwen-Image of layers"
+        )
+    _check_statistics(path, config, counts["z_dim"])
+    check_shapes(folder, expect_qwen_vae(config))
+    return counts["z_dim"]
+
+
+def _check_lists(path: Path, config: dict[str, Any]) -> None:
+    for name, kind in (("dim_mult", int), ("temperal_downsample", bool)):
+        if not isinstance(config[name], list) or any(type(x) is not kind for x in config[name]):
+            raise ConfigError(f"{path}: {name}={config[name]!r} must be a list of {kind.__name__}")
+    if len(config["dim_mult"]) != len(config["temperal_downsample"]) + 1:
+        raise ConfigError(
+            f"{path}: dim_mult={config['dim_mult']} must have one number more than "
+            f"temperal_downsample={config['temperal_downsample']}"
+        )
+    if min(config["dim_mult"]) < 1 or config["attn_scales"]:
+        raise ConfigError(
+            f"{path}: dim_mult={config['dim_mult']} must be above 0, and "
+            f"attn_scales={config['attn_scales']} empty"
+        )
+
+
+def _check_statistics(path: Path, config: dict[str, Any], num_channels: int) -> None:
+    for name in _STATISTICS:
+        values = config.get(name)
+        is_list = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+        if not is_list or len(config[name]) != num_channels:
+            raise ConfigError(f"{path}: {name} must be a list of z_dim={num_channels} numbers")
+    if min(config["latents_std"]) <= 0:
+        raise ConfigError(f"{path}: latents_std={config['latents_std']} must be above 0")
+
+
+def expect_qwen_vae(config: dict[str, Any]) -> Shapes:
+    """Shape of each tensor; config: with all keys"""
+    latents = config["z_dim"]
+    widths = [config["base_dim"] * factor for factor in config["dim_mult"]]
+    return {
+        **prefix_shapes("encoder", _expect_encoder(config, widths)),
+        **_expect_causal("quant_conv", 2 * latents, 2 * latents, kernel=1),
+        **_expect_causal("post_quant_conv", latents, latents, kernel=1),
+        **prefix_shapes("decoder", _expect_decoder(config, widths)),
+    }
+
+
+def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
+    blocks: list[Shapes] = []
+    inner = config["base_dim"]
+    for index, width in enumerate(widths):
+        blocks += [
+            _expect_residual(inner if not number else width, width)
+            for number in range(config["num_res_blocks"])
+        ]
+        if index < len(config["temperal_downsample"]):
+            resampled = expect_convolution("resample.1", width, width)
+            if config["temperal_downsample"][index]:
+                resampled |= expect_affine("time_conv", width, width, 3, 1, 1)
+            blocks.append(resampled)
+        inner = width
+    shapes = _expect_causal("conv_in", config["base_dim"], config["input_channels"])
+    for number, block in enumerate(blocks):
+        shapes |= prefix_shapes(f"down_blocks.{number}", block)
+    return shapes | _expect_end(inner, 2 * config["z_dim"])
+
+
+def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
+    upsampled = config["temperal_downsample"][::-1]
+    shapes = _expect_causal("conv_in", widths[-1], config["z_dim"])
+    for index, (above, width) in enumerate(pairwise([widths[-1], *widths[::-1]])):
+        # Upsampling has halved them.
+        inner = above // 2 if index else above
+        block: Shapes = {}
+        for number in range(config["num_res_blocks"] + 1):
+            block |= prefix_shapes(
+                f"resnets.{number}", _expect_residual(width if number else inner, width)
+            )
+        if index < len(upsampled):
+            block |= expect_convolution("upsamplers.0.resample.1", width // 2, width)
+            if upsampled[index]:
+                block |= expect_affine("upsamplers.0.time_conv", 2 * width, width, 3, 1, 1)
+        shapes |= prefix_shapes(f"up_blocks.{index}", block)
+    end = _expect_end(widths[0], config["input_channels"])
+    return shapes | end | _expect_middle(widths[-1])
+
+
+def _expect_end(width: int, num_channels: int) -> Shapes:
+    """The middle and the last layers, where both are as wide."""
+    return {
+        **_expect_middle(width),
+        "norm_out.gamma": [width, 1, 1, 1],
+        **_expect_causal("conv_out", num_channels, width),
+    }
+
+
+def _expect_middle(width: int) -> Shapes:
+    return {
+        **prefix_shapes("mid_block.resnets.0", _expect_residual(width, width)),
+        "mid_block.attentions.0.norm.gamma": [width, 1, 1],
+        **expect_affine("mid_block.attentions.0.to_qkv", 3 * width, width, 1, 1),
+        **expect_affine("mid_block.attentions.0.proj", width, width, 1, 1),
+        **prefix_shapes("mid_block.resnets.1", _expect_residual(width, width)),
+    }
+
+
+def _expect_residual(inner: int, width: int) -> Shapes:
+    shapes = {
+        "norm1.gamma": [inner, 1, 1, 1],
+        **_expect_causal("conv1", width, inner),
+        "norm2.gamma": [width, 1, 1, 1],
+        **_expect_causal("conv2", width, width),
+    }
+    return shapes if inner == width else shapes | _expect_causal("conv_shortcut", width, inner, 1)
+
+
+def _expect_causal(name: str, width: int, inner: int, kernel: int = 3) -> Shapes:
+    return expect_affine(name, width, inner, kernel, kernel, kernel)
