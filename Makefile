@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bench gpu bars faults manifests docs check format clean
+.PHONY: demo test unit bench gpu bars faults manifests image docs check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -28,6 +28,17 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 	  $(BIN)/kubectl kustomize $$overlay > out/manifests/$$(basename $$overlay).yaml || exit 1; done
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory out/manifests
 	$(CHECKOV)/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory k8s/docker
+
+# The image of KIND, built by buildah as root, over a Debian made by debootstrap or the image that BASE
+# names. pip in the build has the settings of pip here; the CPU's image wants torch's CPU build, from
+# an index or a folder in them. Then the CPU's image is run as pods run it, by runc.
+KIND ?= cpu
+IMAGE ?= dreambooth-ray:0.1.0-$(KIND)
+image: $(VENV)/.dev
+	$(BIN)/python k8s/docker/build.py $(KIND) --tag $(IMAGE) $(if $(BASE),--base $(BASE)) \
+	  $(if $(filter cpu,$(KIND)),--build-arg TORCH=torch==2.13.0+cpu)
+	$(if $(filter cpu,$(KIND)),DREAMBOOTH_IMAGE=$(IMAGE) \
+	  $(BIN)/python -m pytest tests/integration/test_image.py -m fault)
 
 # All themes of `dreambooth bench`, their plot, and the table of docs/performance.md. Wants a quiet machine.
 THEMES ?= sample train wholejob settings priors scaling serve checkpoint startup fullsize

@@ -83,6 +83,29 @@ class Network:
         """Remove the bridge; its hosts have to be gone."""
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
+    def add_namespace(self, name: str, number: int) -> tuple[str, str]:
+        """A network namespace on the bridge, without a process; its name and address.
+
+        number: last part of its address, 2 to 254
+        """
+        namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
+        outer_interface = self._outer_interface(address)
+        _run_command("ip", "netns", "add", namespace)
+        _run_command(
+            "ip", "link", "add", outer_interface, "type", "veth", "peer", "name", INTERFACE,
+            "netns", namespace,
+        )  # fmt: skip
+        _run_command("ip", "link", "set", outer_interface, "master", self.bridge, "up")
+        for words in (f"address add {address}/24 dev {INTERFACE}", f"link set {INTERFACE} up",
+                      "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
+            _run_command("ip", "-n", namespace, *words.split())
+        return namespace, address
+
+    def remove_namespace(self, namespace: str, address: str) -> None:
+        """Undo add_namespace, as far as it is there."""
+        for words in (["link", "del", self._outer_interface(address)], ["netns", "del", namespace]):
+            subprocess.run(["ip", *words], capture_output=True, check=False)
+
     def start(
         self,
         name: str,
@@ -95,19 +118,9 @@ class Network:
 
         number: last part of its address, 2 to 254
         """
-        namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
-        outer_interface = f"{self.bridge[3:]}-{number}"[:15]
         host_folder = folder / name
         (host_folder / "tmp").mkdir(parents=True, exist_ok=True)
-        _run_command("ip", "netns", "add", namespace)
-        _run_command(
-            "ip", "link", "add", outer_interface, "type", "veth", "peer", "name", INTERFACE,
-            "netns", namespace,
-        )  # fmt: skip
-        _run_command("ip", "link", "set", outer_interface, "master", self.bridge, "up")
-        for words in (f"address add {address}/24 dev {INTERFACE}", f"link set {INTERFACE} up",
-                      "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
-            _run_command("ip", "-n", namespace, *words.split())
+        namespace, address = self.add_namespace(name, number)
         script = (
             f"{_bind_shared_folders(host_folder / 'tmp')}"
             f'mount --rbind "{host_folder / "tmp"}" /tmp && '
@@ -132,18 +145,18 @@ class Network:
         (host_folder / "tmp" / _STARTED).unlink()
         return host
 
-    def _outer_interface(self, host: Host) -> str:
-        return f"{self.bridge[3:]}-{host.address.rpartition('.')[2]}"[:15]
+    def _outer_interface(self, address: str) -> str:
+        return f"{self.bridge[3:]}-{address.rpartition('.')[2]}"[:15]
 
     def cut(self, host: Host) -> None:
         """Pull the host's cable: nothing arrives, and no process is notified."""
-        _run_command("ip", "link", "set", self._outer_interface(host), "down")
+        _run_command("ip", "link", "set", self._outer_interface(host.address), "down")
 
     def mend(self, host: Host) -> None:
         """Undo cut, delay and slow."""
-        _run_command("ip", "link", "set", self._outer_interface(host), "up")
+        _run_command("ip", "link", "set", self._outer_interface(host.address), "up")
         subprocess.run(
-            ["tc", "qdisc", "del", "dev", self._outer_interface(host), "root"],
+            ["tc", "qdisc", "del", "dev", self._outer_interface(host.address), "root"],
             capture_output=True,
             check=False,
         )
@@ -159,7 +172,7 @@ class Network:
             "qdisc",
             "replace",
             "dev",
-            self._outer_interface(host),
+            self._outer_interface(host.address),
             "root",
             "netem",
             *words.split(),
@@ -173,7 +186,7 @@ class Network:
             "qdisc",
             "replace",
             "dev",
-            self._outer_interface(host),
+            self._outer_interface(host.address),
             "root",
             "tbf",
             *words.split(),
@@ -188,10 +201,7 @@ class Network:
         while host.is_alive and time.monotonic() < deadline:
             _reap(host.pid)
             time.sleep(_POLL_S)
-        subprocess.run(
-            ["ip", "link", "del", self._outer_interface(host)], capture_output=True, check=False
-        )
-        subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
+        self.remove_namespace(host.namespace, host.address)
 
 
 def shared_folders() -> list[Path]:

