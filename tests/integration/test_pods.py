@@ -14,6 +14,7 @@ import pytest
 import s3fs
 import yaml
 
+from dreambooth_ray.storage import paths
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.test_k8s import Resource, resources
 from tests.pods.images import IMAGE_VARIABLE, find_hindrance, mount_image, mount_servers
@@ -32,8 +33,8 @@ BUCKET = "dreambooth"
 KEYS = {"key": "development", "secret": "development-only"}
 # A run that is long enough to be disturbed, and short enough to wait for.
 SMALL = {"prior": {"count": 8, "actors": 1, "num_inference_steps": 4},
-         "train": {"steps": 60, "batch_size": 2, "resolution": 64},
-         "checkpoint": {"every": 10, "keep": 2},
+         "train": {"steps": 400, "batch_size": 2, "resolution": 64},
+         "checkpoint": {"every": 20, "keep": 2},
          "cluster": {"workers": 2, "lease_s": 20}}  # fmt: skip
 
 
@@ -95,12 +96,11 @@ def upload_photographs(site: Site, folder: Path) -> None:
     open_store(site).put(f"{folder}/", f"{BUCKET}/photographs/toy-robot/", recursive=True)
 
 
-def find_checkpoints(site: Site) -> set[int]:
-    """Steps of the checkpoints that lie in storage."""
-    store = open_store(site)
-    folder = f"{BUCKET}/runs/runs/toy-robot/checkpoints"
+def find_last_step(site: Site) -> int:
+    """The step of the newest checkpoint in storage; 0 without one."""
+    store, folder = open_store(site), f"{BUCKET}/runs/runs/toy-robot/checkpoints"
     names = [Path(path).name for path in store.ls(folder)] if store.exists(folder) else []
-    return {int("".join(c for c in name.partition("-")[0] if c.isdigit()) or 0) for name in names}
+    return max((step for step, _ in paths.checkpoints(names)), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,7 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     worker = job.workers[0]
     assert worker is not None
     worker.kill()
-    step = max(find_checkpoints(site))
-    wait_for_checkpoint(job, site, after=step)
+    wait_for_checkpoint(job, site, after=find_last_step(site))
     assert job.head is not None
     first_head = job.head.name
     job.head.kill()
@@ -126,7 +125,7 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
 def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
     def is_there() -> bool:
         assert not job.is_done(), job.log
-        return max(find_checkpoints(site), default=0) > after
+        return find_last_step(site) > after
 
     wait_until(is_there, 600)
 
