@@ -30,7 +30,10 @@ OVERLAYS = sorted(p.name for p in (ROOT / "k8s" / "overlays").iterdir())
 KUBERNETES = "1.34"
 CRDS = os.environ.get("KUBERAY_CRDS_DIR")
 # Kinds of operators whose schemas are not in any package: looked at by eye and by kustomize alone.
-FOREIGN = {"PodMonitor", "PrometheusRule", "ClusterQueue", "LocalQueue", "ResourceFlavor"}
+FOREIGN = {
+    "PodMonitor", "PrometheusRule", "ClusterQueue", "LocalQueue", "ResourceFlavor", "Gateway",
+    "HTTPRoute",
+}  # fmt: skip
 RAY_KINDS = {"RayJob", "RayService", "RayCluster"}
 
 Resource = dict[str, Any]

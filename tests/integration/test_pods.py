@@ -149,7 +149,9 @@ def test_the_subject_is_served(trained: JobOperator, site: Site, rendered: list[
 
 def draw_image(worker: Pod | None) -> None:
     assert worker is not None
-    with openai.OpenAI(base_url=f"http://{worker.address}:8000/v1", api_key="none") as client:
+    with openai.OpenAI(
+        base_url=f"http://{worker.address}:8000/v1", api_key="db-development-only"
+    ) as client:
         names = [model.id for model in client.models.list()]
         assert "toy-robot@toy-robot" in names or any("robot" in name for name in names), names
         subject = next(name for name in names if "robot" in name)

@@ -110,7 +110,9 @@ class Pod:
                               ("secret", self.site.store.secrets)):  # fmt: skip
             if kind in volume:
                 source = volume[kind].get("name") or volume[kind]["secretName"]
-                for key, text in entries[source].items():
+                is_optional = bool(volume[kind].get("optional"))
+                assert is_optional or source in entries, f"{self.name} waits for {kind} {source}"
+                for key, text in entries.get(source, {}).items():
                     (folder / key).write_text(text)
         # As kubelet does for fsGroup: of the group, and files made in it too.
         os.chown(folder, -1, group)
