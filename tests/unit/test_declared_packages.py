@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 # The last is a package that tests install, with a pyproject.toml of its own.
-OURS = {"dreambooth_ray", "cluster", "serve", "benchmarks", "tests", "dreambooth_sd3"}
+OURS = {"dreambooth_ray", "cluster", "serve", "benchmarks", "k8s", "tests", "dreambooth_sd3"}
 
 
 def find_imports(folder: str) -> dict[str, Path]:
