@@ -135,11 +135,11 @@ def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
     # The denoiser is written as it is read; the others are smaller.
     denoiser_sources = _list_sources(parts.denoiser, name, directory, dtype)
     denoiser_weights = read_sources(denoiser_sources)
+    stream_denoiser(parts.denoiser, denoiser_sources)
     read_back.refuse_overflow(denoiser_weights, dtype)
     for network in (parts.vae, *parts.text_encoders.values()):
         read_back.refuse_overflow(network.state_dict(), dtype)
         network.to(dtype)
-    stream_denoiser(parts.denoiser, denoiser_sources)
     about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
         about.pop(key, None)
@@ -163,6 +163,7 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     for part, place in family.single_file_encoders(base).items():
         weights |= ldm.convert_text_encoder(getattr(pipeline, part).state_dict(), place)
     unet_sources = _list_sources(pipeline.unet, "unet", directory, dtype)
+    pipeline.unet.to("meta")  # its sources have what is in no file
     sources = ldm.convert_unet(unet_sources)
     sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
     sources |= {name: TensorSource.of(w) for name, w in ldm.mark_prediction(pipeline).items()}
@@ -171,12 +172,13 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     if (directory / paths.ADAPTER_SCHEDULER).is_dir():
         small_files["scheduler/scheduler_config.json"] = pipeline.scheduler.to_json_string()
     metadata[METADATA_KEY] = json.dumps(small_files)
-    return Export(
-        partial(_write_sources, sources, dtype, metadata),
-        lambda out: read_back.check_single_file(
-            out, pipeline, family, read_sources(unet_sources), dtype
-        ),
-    )
+
+    def check(out: Path) -> None:
+        sources.clear()  # what was converted for them is needed no longer
+        unet_weights = read_sources(unet_sources)
+        read_back.check_single_file(out, pipeline, family, unet_weights, dtype)
+
+    return Export(partial(_write_sources, sources, dtype, metadata), check)
 
 
 def _list_sources(

@@ -6,9 +6,10 @@ Legend: r rank of an adapter, O and I a layer's output and flattened input.
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from dreambooth_ray.compat.libc import release_freed_memory
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_pipeline
 from dreambooth_ray.models.family import INDEX, ModelFamily
@@ -142,11 +144,14 @@ def check_folder(
     parts: as written; denoiser: the weights of that one, which need not be loaded in `parts`
     """
     pipeline_class = getattr(diffusers, parts.family.pipeline_classes[0])
-    with _reading("diffusers"):
-        read = pipeline_class.from_pretrained(
-            path, dtype=dtype, local_files_only=True, **find_absent_parts(path)
-        )
-    _compare_networks(read, parts.networks, denoiser, dtype, "diffusers")
+    read_pipeline = partial(
+        pipeline_class.from_pretrained,
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        **find_absent_parts(path),
+    )
+    read = _compare_networks(read_pipeline, parts.networks, denoiser, dtype, "diffusers")
     for name, tokenizer in parts.tokenizers.items():
         if getattr(read, name).get_vocab() != tokenizer.get_vocab():
             raise ConfigError(
@@ -186,44 +191,61 @@ def check_single_file(
         for encoder in family.text_encoders:
             getattr(pipeline, encoder.tokenizer).save_pretrained(Path(folder) / encoder.tokenizer)
         pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
-        with _reading("single-file"):
-            read = type(pipeline).from_single_file(
-                str(path),
-                config=folder,
-                **dict.fromkeys(optional),
-                local_files_only=True,
-                torch_dtype=dtype,
-            )
-        _compare_networks(read, networks, denoiser, dtype, "single-file")
+        read_pipeline = partial(
+            type(pipeline).from_single_file,
+            str(path),
+            config=folder,
+            **dict.fromkeys(optional),
+            local_files_only=True,
+            torch_dtype=dtype,
+        )
+        _compare_networks(read_pipeline, networks, denoiser, dtype, "single-file")
 
 
 def _compare_networks(
-    read: Any,
+    read_pipeline: Callable[..., Any],
     written: Mapping[str, nn.Module],
     denoiser: Mapping[str, Tensor],
     dtype: torch.dtype,
     kind: str,
-) -> None:
-    """Each part of `read` is dropped once it is compared, the largest last: few are in memory.
+) -> Any:
+    """Compare part by part, and let go of each as it was written and as it was read.
 
+    read_pipeline: with the parts that it is given in place of those it would read
     written: by name, the denoiser first
-
+    returns: the pipeline, its networks without weights but for the denoiser
     raises: ConfigError naming a weight that is read otherwise than it was written
     """
-    for index, (part, network) in reversed(list(enumerate(written.items()))):
-        read_weights = getattr(read, part).state_dict()
-        weights = network.state_dict() if index else denoiser
-        differing = sorted(read_weights.keys() ^ weights.keys()) or [
-            name
-            for name, weight in weights.items()
-            if not torch.equal(read_weights[name].to(dtype), weight.to(dtype))
-        ]
-        if differing:
-            raise ConfigError(
-                f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
-                f"than they were written, {differing[0]} for one; take another --format"
-            )
-        setattr(read, part, None)
+    read: Any = None
+    for part, network in reversed(written.items()):
+        del read
+        release_freed_memory()
+        with _reading(kind):
+            read = read_pipeline(**{n: other for n, other in written.items() if n != part})
+        is_denoiser = network is next(iter(written.values()))
+        weights = denoiser if is_denoiser else network.state_dict()
+        _compare_weights(part, getattr(read, part).state_dict(), weights, dtype, kind)
+        network.to("meta")
+    return read
+
+
+def _compare_weights(
+    part: str,
+    read_weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    kind: str,
+) -> None:
+    differing = sorted(read_weights.keys() ^ weights.keys()) or [
+        name
+        for name, weight in weights.items()
+        if not torch.equal(read_weights[name].to(dtype), weight.to(dtype))
+    ]
+    if differing:
+        raise ConfigError(
+            f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
+            f"than they were written, {differing[0]} for one; take another --format"
+        )
 
 
 def refuse_overflow(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:

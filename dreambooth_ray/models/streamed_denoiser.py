@@ -58,7 +58,11 @@ def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:
 
 
 def stream_denoiser(denoiser: Any, sources: Mapping[str, TensorSource]) -> None:
-    """Have the denoiser's save_pretrained write its weights from these sources, one by one."""
+    """Have the denoiser's save_pretrained write its weights from these sources, one by one.
+
+    What it holds itself is let go of: a mapped file counts as far as anybody has looked at it.
+    """
+    denoiser.to("meta")
 
     def save_pretrained(save_directory: str | Path, **_: Any) -> None:
         folder = Path(save_directory)

@@ -79,9 +79,12 @@ class Matrix:
         self.folder, self._recipe, self._priors = folder, recipe, priors
 
     def run(self, rows: list[Row], world_size: int) -> None:
-        """Run rows of so many workers in one group of processes; a new one after each failure."""
-        names = {row_name(row): overrides_of(row) for row in rows}
-        while todo := {n: s for n, s in names.items() if not self._is_done(n)}:
+        """Run rows of so many workers that have not been run."""
+        self.run_settings({row_name(row): overrides_of(row) for row in rows}, world_size)
+
+    def run_settings(self, settings: dict[str, list[str]], world_size: int) -> None:
+        """Run what is set, by name, in one group of processes; a new one after each failure."""
+        while todo := {n: s for n, s in settings.items() if not self._is_done(n)}:
             # A file of its own each time: gloo would meet the ports of an earlier group in it.
             group = f"group-{uuid.uuid4().hex}"
             plan = {"rows": todo, "recipe": yaml.safe_dump(self._recipe), "group": group,
@@ -106,11 +109,11 @@ class Matrix:
     def _errors(self, name: str) -> list[Path]:
         return sorted(self.folder.glob(f"{name}-[0-9].error"))
 
-    def result(self, row: Row) -> dict[str, Any]:
+    def read_result(self, name: str) -> dict[str, Any]:
         """What a row came to; fails with its error."""
-        for path in self._errors(row_name(row)):
+        for path in self._errors(name):
             pytest.fail(path.read_text(), pytrace=False)
-        result: dict[str, Any] = json.loads((self.folder / f"{row_name(row)}.json").read_text())
+        result: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         return result
 
 
@@ -172,7 +175,7 @@ def test_every_pair(full: Matrix, row: Row) -> None:
 
 def check_row(matrix: Matrix, row: Row) -> None:
     """Curves, samples and bundle are right."""
-    result = matrix.result(row)
+    result = matrix.read_result(row_name(row))
     curve = result["curve"]
     assert [record["step"] for record in curve] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for record in curve for value in record.values())

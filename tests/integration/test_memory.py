@@ -12,7 +12,7 @@ import pytest
 from benchmarks.checkpoint_memory import EXPORT_BAR, RESUME_BAR, run_in_process
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
-TASKS = ("resume", "bundle")
+TASKS = ("resume", "bundle", "diffusers", "single-file")
 SMALL_DIVISOR, LARGE_DIVISOR = 8, 4
 
 
@@ -42,8 +42,9 @@ def test_a_resume_holds_weights_and_optimizer_once(
     assert large["resume"]["peak_bytes"] - small["resume"]["peak_bytes"] <= RESUME_BAR * held_bytes
 
 
-def test_a_bundle_is_made_in_about_the_model_in_half_precision(
-    small: dict[str, dict[str, Any]], large: dict[str, dict[str, Any]]
+@pytest.mark.parametrize("kind", ["bundle", "diffusers", "single-file"])
+def test_an_export_holds_about_the_model_in_half_precision(
+    small: dict[str, dict[str, Any]], large: dict[str, dict[str, Any]], kind: str
 ) -> None:
     half_bytes = large["model"]["half_bytes"] - small["model"]["half_bytes"]
-    assert large["bundle"]["peak_bytes"] - small["bundle"]["peak_bytes"] <= EXPORT_BAR * half_bytes
+    assert large[kind]["peak_bytes"] - small[kind]["peak_bytes"] <= EXPORT_BAR * half_bytes
