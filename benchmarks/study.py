@@ -30,7 +30,7 @@ from benchmarks.study_judge import PROTOCOLS, StudyScorer, load_brief_protocol
 from benchmarks.study_table import format_page, summarize_cells
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.prior_set import PriorRecord, PriorSet, read_records
+from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSet, read_records
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash
@@ -104,7 +104,7 @@ def generate_class_images(config: Config, directory: Path) -> PriorSet:
     spec_record = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
     store.create(paths.PRIOR_SPEC, json.dumps(spec_record).encode())
     worker: PriorWorker | None = None
-    records: dict[int, list[PriorRecord]] = {}
+    records: dict[int, list[PriorImageRecord]] = {}
     while store.exists(f"{paths.prior_chunk(len(records))}.json"):
         records[len(records)] = read_records(store, len(records))
     while chunk_numbers := missing_chunks(spec, prior.num_images, records):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import requests
 
 from cluster.ray_jobs import RayJobs, RunJob
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import ImageRate, describe_step, describe_workers
 from dreambooth_ray.errors import CapacityError, StorageError

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store

@@ -146,11 +146,11 @@ class AdmissionController:
         remaining_by_size: dict[tuple[int, int] | None, int] = {}
         most_by_size: dict[tuple[int, int] | None, int] = {work.size_px: 2**62}
         for reservation in self.in_hand:
-            size, step_cost = reservation.work.size_px, reservation.work.step_cost
-            remaining_by_size[size] = remaining_by_size.get(size, 0) + reservation.remaining
+            size_px, step_cost = reservation.work.size_px, reservation.work.step_cost
+            remaining_by_size[size_px] = remaining_by_size.get(size_px, 0) + reservation.remaining
             turn = sum(work.costs) + count_cost(self._batch, step_cost)
-            most_by_size[size] = max(most_by_size.get(size, 0), turn)
-        return sum(min(n, most_by_size[size]) for size, n in remaining_by_size.items())
+            most_by_size[size_px] = max(most_by_size.get(size_px, 0), turn)
+        return sum(min(n, most_by_size[size_px]) for size_px, n in remaining_by_size.items())
 
     def estimate_idle_s(self, work: ImageWork) -> float:
         """The same with nobody before them and replicas up: what no waiting makes shorter."""

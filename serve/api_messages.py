@@ -18,13 +18,13 @@ Model = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
 Prompt = Annotated[str, StringConstraints(pattern=_NO_CONTROLS, max_length=10_000)]
 
 
-class RequestMessage(BaseModel):
+class RequestBase(BaseModel):
     """Base of requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ImageRequest(RequestMessage, ClientFields, SamplingParams):
+class ImageRequest(RequestBase, ClientFields, SamplingParams):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")

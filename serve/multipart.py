@@ -9,17 +9,17 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serve.api_errors import APIError
-from serve.api_messages import RequestMessage
+from serve.api_messages import RequestBase
 from serve.generation_spec import Upload
 
-M = TypeVar("M", bound=RequestMessage)
+M = TypeVar("M", bound=RequestBase)
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
 _MAX_FIELDS = 40
 _IMAGE_SCHEMA = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
 
 
 def build_request_schema(
-    form: type[RequestMessage], also_json: type[RequestMessage] | None = None
+    form: type[RequestBase], also_json: type[RequestBase] | None = None
 ) -> dict[str, Any]:
     """The request body for the OpenAPI document."""
     fields = form.model_json_schema()

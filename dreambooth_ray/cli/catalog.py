@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dreambooth_ray.cli.storage_argument import StorageArguments, open_storage
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.errors import DreamBoothError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick

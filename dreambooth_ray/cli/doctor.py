@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 
 if TYPE_CHECKING:
     from dreambooth_ray.data.quality.inspection import InspectionReport

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.data.color_profiles import convert_to_srgb
 from dreambooth_ray.errors import DataError
 

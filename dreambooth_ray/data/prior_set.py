@@ -27,7 +27,7 @@ _LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True)
-class PriorRecord:
+class PriorImageRecord:
     """One image of a chunk. caption_index: index into the set's captions."""
 
     index: int
@@ -44,7 +44,7 @@ class PriorRecord:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, row: dict[str, object]) -> "PriorRecord":
+    def from_json(cls, row: dict[str, object]) -> "PriorImageRecord":
         """A record from its row of the manifest."""
         return cls(
             int(str(row["index"])), int(str(row["fingerprint"]), 16), bool(row["blank"]),
@@ -52,12 +52,12 @@ class PriorRecord:
         )  # fmt: skip
 
 
-def read_records(store: Store, number: int) -> list[PriorRecord]:
+def read_records(store: Store, number: int) -> list[PriorImageRecord]:
     """Records of a committed chunk; raises CheckpointError if it is not, or damaged."""
     rows = manifest.read_about(store, paths.prior_chunk(number))["records"]
     if not isinstance(rows, list):
         raise CheckpointError(f"{store.uri}/{paths.prior_chunk(number)} has no records")
-    return [PriorRecord.from_json(row) for row in rows]
+    return [PriorImageRecord.from_json(row) for row in rows]
 
 
 class PriorSelection:
@@ -68,11 +68,11 @@ class PriorSelection:
 
     def __init__(self, accept_all: bool = False) -> None:
         self._accept_all = accept_all
-        self.accepted: list[PriorRecord] = []
-        self.rejected: list[PriorRecord] = []
+        self.accepted: list[PriorImageRecord] = []
+        self.rejected: list[PriorImageRecord] = []
         self.num_chunks = 0
 
-    def extend(self, records: list[PriorRecord]) -> None:
+    def extend(self, records: list[PriorImageRecord]) -> None:
         """Take the next chunk's records, which must come in order."""
         for record in records:
             is_duplicate = any(
@@ -127,7 +127,7 @@ class PriorSet:
         """Index into `captions` of the prompt that the image was generated from."""
         return self._load_record(position).caption_index
 
-    def _load_record(self, position: int) -> PriorRecord:
+    def _load_record(self, position: int) -> PriorImageRecord:
         while len(self._selection.accepted) <= position:
             self._wait_for_chunk(self._selection.num_chunks)
             self._selection.extend(read_records(self._store, self._selection.num_chunks))

@@ -13,7 +13,7 @@ from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.prior import PriorConfig
-from dreambooth_ray.data.prior_set import PriorRecord, read_records
+from dreambooth_ray.data.prior_set import PriorImageRecord, read_records
 from dreambooth_ray.errors import CapacityError, CheckpointError
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
 from dreambooth_ray.priors.worker_actor import PriorWorkerActor
@@ -44,7 +44,7 @@ class PriorRequest:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def committed_chunks(store: Store) -> dict[int, list[PriorRecord]]:
+def committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
     """Records of every intact chunk of a set; damaged ones are removed, to be generated again."""
     records = {}
     for name in store.names():
@@ -97,7 +97,7 @@ def generate_priors(
     report_progress()
     _check_gpus(prior_config, cluster)
     create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
-    actor_pool = ActorPool[list[PriorRecord]](
+    actor_pool = ActorPool[list[PriorImageRecord]](
         create_actor, prior_config.span, len(todo), cluster.wait_s, _WORDS
     )
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.data.prior_set import PriorRecord, PriorSelection
+from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSelection
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.objective.address import seed_of
 
@@ -54,7 +54,7 @@ class PriorSpec:
         return range(number * self.chunk_size, (number + 1) * self.chunk_size)
 
 
-def select_records(spec: PriorSpec, records: dict[int, list[PriorRecord]]) -> PriorSelection:
+def select_records(spec: PriorSpec, records: dict[int, list[PriorImageRecord]]) -> PriorSelection:
     """The images that count, of the chunks committed without a gap from the first."""
     # Which image is the n-th depends on all before it: blanks and doubles give way to later ones.
     # Beyond a gap that is not known yet. So any number of actors, in any order, makes one set.
@@ -64,7 +64,7 @@ def select_records(spec: PriorSpec, records: dict[int, list[PriorRecord]]) -> Pr
     return selection
 
 
-def missing_chunks(spec: PriorSpec, count: int, records: dict[int, list[PriorRecord]]) -> list[int]:
+def missing_chunks(spec: PriorSpec, count: int, records: dict[int, list[PriorImageRecord]]) -> list[int]:
     """Chunks to generate, in order, until `count` images count.
 
     raises: DataError if the model generates only images that it has generated before

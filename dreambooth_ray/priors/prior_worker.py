@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
-from dreambooth_ray.data.prior_set import POSTERIOR, PriorRecord
+from dreambooth_ray.data.prior_set import POSTERIOR, PriorImageRecord
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_mirror import locate_model
@@ -47,7 +47,7 @@ class PriorWorker:
         )
         self._store, self._spec = Store(set_uri), spec
 
-    def generate(self, number: int, image_files: list[bytes] | None = None) -> list[PriorRecord]:
+    def generate(self, number: int, image_files: list[bytes] | None = None) -> list[PriorImageRecord]:
         """Generate chunk `number`, or take PNG files of the set's size instead, and commit it.
 
         returns: its records, also where another actor has committed it first
@@ -62,7 +62,7 @@ class PriorWorker:
             images = [Image.open(io.BytesIO(data)).convert("RGB") for data in image_files]
             indices, receipts = indices[: len(images)], [PngInfo()] * len(images)
         records = [
-            PriorRecord(i, compute_fingerprint(p), is_blank(p), i % len(spec.prompts))
+            PriorImageRecord(i, compute_fingerprint(p), is_blank(p), i % len(spec.prompts))
             for i, p in zip(indices, images, strict=True)
         ]
         with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as name:

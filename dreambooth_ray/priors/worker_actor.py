@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth_ray.imports import large_imports
 
 if TYPE_CHECKING:
-    from dreambooth_ray.data.prior_set import PriorRecord
+    from dreambooth_ray.data.prior_set import PriorImageRecord
     from dreambooth_ray.priors.prior_spec import PriorSpec
 
 
@@ -30,6 +30,6 @@ class PriorWorkerActor:
         self._worker = PriorWorker(*self._arguments)
         return True
 
-    def generate(self, number: int, image_files: list[bytes] | None = None) -> list["PriorRecord"]:
+    def generate(self, number: int, image_files: list[bytes] | None = None) -> list["PriorImageRecord"]:
         """See PriorWorker."""
         return self._worker.generate(number, image_files)

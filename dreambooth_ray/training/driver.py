@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig
 from dreambooth_ray.compat.ray_policies import worker_failures
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import worker_environment
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports

@@ -9,7 +9,7 @@ import pytest
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.data.photographs import find_photographs
-from dreambooth_ray.data.prior_set import PriorRecord, read_records
+from dreambooth_ray.data.prior_set import PriorImageRecord, read_records
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.priors.prior_generation import committed_chunks
 from dreambooth_ray.storage import manifest, paths
@@ -84,7 +84,7 @@ def test_metrics_are_whole(faulty_uri: str) -> None:
 def test_class_images_are_whole(faulty_uri: str, tmp_path: Path) -> None:
     store = Store(f"{faulty_uri}/priors/set")
     for number in range(6):
-        record = PriorRecord(number, number, False, 0)
+        record = PriorImageRecord(number, number, False, 0)
         folder = files_of(tmp_path / str(number), a="1", b="2")
         about: dict[str, object] = {"records": [record.to_json()]}
         manifest.commit_artifact(store, paths.prior_chunk(number), folder, about)

@@ -146,10 +146,10 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
-        length = conditioning["hidden"].shape[1] - T5_TOKENS
-        ids = torch.zeros(len(conditioning), length, dtype=torch.int64)
+        num_clip_tokens = conditioning["hidden"].shape[1] - T5_TOKENS
+        ids = torch.zeros(len(conditioning), num_clip_tokens, dtype=torch.int64)
         return _join_encoders(
-            [functions[name](ids) for name in _CLIP], conditioning["hidden"][:, length:]
+            [functions[name](ids) for name in _CLIP], conditioning["hidden"][:, num_clip_tokens:]
         )
 
     # Denoiser and noise

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.data.prior_set import PriorRecord
+from dreambooth_ray.data.prior_set import PriorImageRecord
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.priors.prior_spec import (
     MAX_GENERATED_RATIO,
@@ -18,9 +18,9 @@ from dreambooth_ray.priors.prior_spec import (
 SPEC = PriorSpec("hash", ("a dog",), SamplingParams(), 64, 0, 4)
 
 
-def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[PriorRecord]:
+def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[PriorImageRecord]:
     """Records of images that all differ, but for blanks at the `bad` indices."""
-    return [PriorRecord(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
+    return [PriorImageRecord(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
 
 
 @example(1, set[int](), frozenset({0, 1, 2}))

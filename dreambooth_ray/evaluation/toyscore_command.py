@@ -8,7 +8,7 @@ from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 
 
-def score_target(target: str, count: int, seed: int) -> dict[str, object]:
+def score_folder_or_model(target: str, count: int, seed: int) -> dict[str, object]:
     """Score a folder of images, or a model by `count` held-out prompts.
 
     raises: ConfigError, DataError

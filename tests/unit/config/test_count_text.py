@@ -1,4 +1,4 @@
-from dreambooth_ray.config.counts import describe_count
+from dreambooth_ray.config.count_text import describe_count
 
 
 def test_one_is_not_many() -> None:
