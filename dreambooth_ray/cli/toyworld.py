@@ -41,7 +41,11 @@ def score(
     """Read images, or a model's answers to held-out prompts, with the evaluator; prints JSON."""
     from dreambooth_ray.evaluation.toyscore_command import score_folder_or_model
 
-    print(json.dumps({target: score_folder_or_model(target, count, seed) for target in targets}, indent=1))
+    print(
+        json.dumps(
+            {target: score_folder_or_model(target, count, seed) for target in targets}, indent=1
+        )
+    )
 
 
 @app.command()

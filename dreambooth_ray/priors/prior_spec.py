@@ -64,7 +64,9 @@ def select_records(spec: PriorSpec, records: dict[int, list[PriorImageRecord]]) 
     return selection
 
 
-def missing_chunks(spec: PriorSpec, count: int, records: dict[int, list[PriorImageRecord]]) -> list[int]:
+def missing_chunks(
+    spec: PriorSpec, count: int, records: dict[int, list[PriorImageRecord]]
+) -> list[int]:
     """Chunks to generate, in order, until `count` images count.
 
     raises: DataError if the model generates only images that it has generated before

@@ -47,7 +47,9 @@ class PriorWorker:
         )
         self._store, self._spec = Store(set_uri), spec
 
-    def generate(self, number: int, image_files: list[bytes] | None = None) -> list[PriorImageRecord]:
+    def generate(
+        self, number: int, image_files: list[bytes] | None = None
+    ) -> list[PriorImageRecord]:
         """Generate chunk `number`, or take PNG files of the set's size instead, and commit it.
 
         returns: its records, also where another actor has committed it first

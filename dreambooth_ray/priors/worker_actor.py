@@ -30,6 +30,8 @@ class PriorWorkerActor:
         self._worker = PriorWorker(*self._arguments)
         return True
 
-    def generate(self, number: int, image_files: list[bytes] | None = None) -> list["PriorImageRecord"]:
+    def generate(
+        self, number: int, image_files: list[bytes] | None = None
+    ) -> list["PriorImageRecord"]:
         """See PriorWorker."""
         return self._worker.generate(number, image_files)

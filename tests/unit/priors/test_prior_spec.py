@@ -18,7 +18,9 @@ from dreambooth_ray.priors.prior_spec import (
 SPEC = PriorSpec("hash", ("a dog",), SamplingParams(), 64, 0, 4)
 
 
-def chunk(spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()) -> list[PriorImageRecord]:
+def chunk(
+    spec: PriorSpec, number: int, bad: frozenset[int] = frozenset()
+) -> list[PriorImageRecord]:
     """Records of images that all differ, but for blanks at the `bad` indices."""
     return [PriorImageRecord(i, (2**40 - 1) << (40 * i), i in bad, 0) for i in spec.indices(number)]
 
