@@ -217,7 +217,7 @@ def _compare_networks(
     raises: ConfigError naming a weight that is read otherwise than it was written
     """
     read: Any = None
-    for part, network in reversed(written.items()):
+    for part, network in reversed(list(written.items())):
         del read
         release_freed_memory()
         with _reading(kind):
