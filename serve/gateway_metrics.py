@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from serve.replica_pool import ReplicaPool
 
@@ -36,7 +37,13 @@ class _LabelledRegistry(Collector):
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
             metric.samples = [
-                sample._replace(labels={**sample.labels, "gateway": self._gateway})
+                Sample(
+                    sample.name,
+                    {**sample.labels, "gateway": self._gateway},
+                    sample.value,
+                    sample.timestamp,
+                    sample.exemplar,
+                )
                 for sample in metric.samples
             ]
             yield metric
