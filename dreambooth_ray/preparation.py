@@ -155,13 +155,13 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
         return prepared
     is_local = config.cluster.ray_address is None
     # A worker may get any of them.
-    total_bytes = min(read_gpu_memory(), default=0) if is_local else 0
-    if not total_bytes:
+    gpu_memory_bytes = min(read_gpu_memory(), default=0) if is_local else 0
+    if not gpu_memory_bytes:
         if config.memory.fit:
             say(f"warning: memory.fit=true changes nothing: {_why_unknown(is_local)}")
         return prepared
     footprint = estimate_footprint(config, directory)
-    limit_bytes = usable_bytes(total_bytes, is_gpu=True)
+    limit_bytes = usable_bytes(gpu_memory_bytes, is_gpu=True)
     if footprint.total_bytes <= limit_bytes:
         return prepared
     if config.memory.fit:
@@ -169,7 +169,7 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
         if fitting is not None:
             say(f"memory.fit: a worker takes about {fitting.text}")
             return replace(prepared, config=fitting.config)
-    shortage = describe_shortage(config, directory, footprint, total_bytes)
+    shortage = describe_shortage(config, directory, footprint, gpu_memory_bytes)
     raise CapacityError(f"{find_heaviest_key(config, footprint)}: {shortage}")
 
 

@@ -137,8 +137,10 @@ def plan(
     from benchmarks.cluster_plan import Cluster, Workload, make_plan, measured_step_s
 
     if step_s is None:
-        step_s, source = measured_step_s(RESULTS)
-        print(f"step_s={step_s:.4f}, measured: {source}; --step-s names another", file=sys.stderr)
+        step_s, measured_on = measured_step_s(RESULTS)
+        print(
+            f"step_s={step_s:.4f}, measured: {measured_on}; --step-s names another", file=sys.stderr
+        )
     work = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
     _write_record(make_plan(work, cluster, seed), None)

@@ -139,13 +139,13 @@ def ls(
     if storage:
         store = Store(storage)
         uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
-        states = dict.fromkeys(uris.values(), "unfinished")
+        states_by_uri = dict.fromkeys(uris.values(), "unfinished")
     else:
         jobs = _connect_to_cluster(cluster, clusters)[1].runs()
         uris = {job.run_id: job.run_uri for job in jobs}
-        states = {job.run_uri: job.state for job in jobs}
+        states_by_uri = {job.run_uri: job.state for job in jobs}
     run_ids, has_more = select_page(uris, filter, after, limit)
-    summaries = summarize_runs([uris[run_id] for run_id in run_ids], states.__getitem__)
+    summaries = summarize_runs([uris[run_id] for run_id in run_ids], states_by_uri.__getitem__)
     for run_id, summary in zip(run_ids, summaries, strict=True):
         print(f"{run_id}\t{summary.state}\tcheckpoint {summary.step}\t{uris[run_id]}")
     if has_more:

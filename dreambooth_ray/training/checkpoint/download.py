@@ -108,7 +108,7 @@ def restore_newest(
     return None
 
 
-def check_fits(
+def check_same_model_and_strategy(
     checkpoint: DownloadedCheckpoint, strategy: str, model: BaseModel, run_uri: str
 ) -> None:
     """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""

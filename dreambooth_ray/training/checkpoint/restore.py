@@ -95,7 +95,7 @@ def _download_checkpoint(
     if checkpoint is None:
         return None
     strategy, world_size = config.train.strategy, _world_size()
-    download.check_fits(checkpoint, strategy, model, run.uri)
+    download.check_same_model_and_strategy(checkpoint, strategy, model, run.uri)
     state, reshard = checkpoint.state, False
     if strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size:
         state, reshard = _make_own(state, folder), True

@@ -154,7 +154,9 @@ def test_who_was_followed_removes_nothing(run: Store, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(about: dict[str, object], words: str, tmp_path: Path) -> None:
     restored = download.DownloadedCheckpoint(5, Path("x"), about)
     with pytest.raises(CheckpointError, match=words):
-        download.check_fits(restored, "ddp", download.BaseModel(tmp_path, "a"), "run")
+        download.check_same_model_and_strategy(
+            restored, "ddp", download.BaseModel(tmp_path, "a"), "run"
+        )
 
 
 class Killed(BaseException):
