@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -169,8 +169,33 @@ class FleetQueue:
         return all(e.state in ("done", "stopped", "failed") for e in self.entries)
 
 
+class SubjectQueue(Protocol):
+    """Who waits, runs and is done, in this process's memory or in storage."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing waits or runs."""
+
+    def next(self) -> FleetEntry | None:
+        """The entry to start now; None if there is none."""
+
+    def finish(
+        self, entry: FleetEntry, error: str | None, seconds: float, *, may_retry: bool = True
+    ) -> None:
+        """Note how a try ended."""
+
+    def stop(self, entry: FleetEntry, note: str, seconds: float) -> None:
+        """Note that a person has stopped a subject's run."""
+
+    def put_back(self, entry: FleetEntry, seconds: float) -> None:
+        """Let an entry wait again whose try was cut off through no fault of its own."""
+
+    def withdraw(self, entry: FleetEntry, seconds: float) -> None:
+        """Take an entry out that can't be trained here."""
+
+
 def run_queue(
-    queue: FleetQueue,
+    queue: SubjectQueue,
     start: Callable[[FleetEntry], Any],
     wait: Callable[[Iterable[Any]], Any],
     outcome: Callable[[Any], str | None],
@@ -186,6 +211,8 @@ def run_queue(
         while (entry := queue.next()) is not None:
             running[start(entry)] = entry, time.monotonic()
             say(f"{entry.subject.id}: try {entry.tries} begins")
+        if not running:
+            continue  # nothing waited after all
         handle = wait(list(running))
         entry, start_s = running.pop(handle)
         queue.finish(entry, outcome(handle), time.monotonic() - start_s)

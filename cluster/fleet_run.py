@@ -51,14 +51,14 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     waiting = [e for e in usable if e.state == "waiting"]
     if waiting:
         with _start_ray(fleet, prepared[waiting[0].subject.id].config):
-            _generate_priors([prepared[e.subject.id] for e in waiting], say)
+            generate_priors([prepared[e.subject.id] for e in waiting], say, set())
             if fleet.slots:
                 waiting = train_in_slots(fleet, waiting, portable, say)
             run_queue(
                 FleetQueue(waiting, fleet.parallel, fleet.retries),
-                lambda e: _train_subject.remote(dump_config(portable[e.subject.id].config)),
-                _wait_for_first,
-                _describe_failure,
+                lambda e: start_training(portable[e.subject.id].config),
+                wait_for_first,
+                describe_failure,
                 say,
             )
     return entries
@@ -91,9 +91,13 @@ def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[Non
     return connection(config.cluster, num_processes)
 
 
-def _generate_priors(prepared: list[PreparedRun], say: Callable[[str], None]) -> None:
-    """Each set of class images once, however many subjects share it, before anybody needs it."""
-    digests: set[str] = set()
+def generate_priors(
+    prepared: list[PreparedRun], say: Callable[[str], None], digests: set[str]
+) -> None:
+    """Each set of class images once, however many subjects share it, before anybody needs it.
+
+    digests: of the sets that are there; those that are made are added
+    """
     for subject in prepared:
         if subject.config.prior.num_images:
             request = pipeline.plan_priors(subject, subject.config.prior.num_images)
@@ -101,6 +105,11 @@ def _generate_priors(prepared: list[PreparedRun], say: Callable[[str], None]) ->
                 digests.add(request.spec.digest)
                 say(f"class images: {', '.join(subject.config.class_prompts)}")
                 pipeline.generate_missing_priors(subject, request, QuietDisplay())
+
+
+def start_training(config: Config) -> Any:
+    """Train a subject by itself; returns the handle of its task. config: with portable paths"""
+    return _train_subject.remote(dump_config(config))
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
@@ -114,12 +123,14 @@ def _train_subject(text: str) -> None:
     pipeline.train(prepared, run, display, patience_s=2 * config.cluster.lease_s)
 
 
-def _wait_for_first(handles: Iterable[Any]) -> Any:
+def wait_for_first(handles: Iterable[Any]) -> Any:
+    """The first of these tasks to end."""
     finished, _ = ray.wait(list(handles), num_returns=1)
     return finished[0]
 
 
-def _describe_failure(handle: Any) -> str | None:
+def describe_failure(handle: Any) -> str | None:
+    """Why a task that has ended failed; None if it did not."""
     try:
         ray.get(handle)
     except ray.exceptions.RayTaskError as error:

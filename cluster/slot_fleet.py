@@ -5,11 +5,12 @@ becomes of a lost worker's.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
-from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue
+from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, SubjectQueue
 from cluster.slot_actor import SlotActor
 from cluster.slot_plan import divide_slots, plan_slots
 from dreambooth_ray import pipeline
@@ -58,19 +59,19 @@ class SlotFleet:
 
     def __init__(
         self,
-        queue: FleetQueue,
-        jobs: Mapping[str, WorkerJob],
+        queue: SubjectQueue,
+        make_job: Callable[[FleetEntry], WorkerJob],
         start: Callable[[int], SlotWorkerHandle],
-        wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle],
+        wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle | None],
         say: Callable[[str], None],
         max_failures: int,
     ) -> None:
-        """queue: of the group's subjects, with a place for each; jobs: by subject's id
+        """queue: of the group's subjects, with a place for each
 
-        start: a worker of so many slots; wait: blocks until one of them has an event
+        start: a worker of so many slots; wait: until one of them has an event, or for a while
         max_failures: workers lost in a row without a step more in between
         """
-        self._queue, self._jobs, self._start, self._wait = queue, jobs, start, wait
+        self._queue, self._make_job, self._start, self._wait = queue, make_job, start, wait
         self._say, self._max_failures = say, max_failures
         self._workers: list[_Worker] = []
         self._steps: dict[str, int] = {}
@@ -85,7 +86,11 @@ class SlotFleet:
         self._workers = [_Worker(self._start(num_slots)) for num_slots in shares]
         while not self._queue.is_over:
             self._hand_out()
+            if self._queue.is_over:
+                break
             handle = self._wait([worker.handle for worker in self._workers])
+            if handle is None:
+                continue
             worker = next(w for w in self._workers if w.handle is handle)
             try:
                 event = handle.read_event()
@@ -108,7 +113,7 @@ class SlotFleet:
                 return
             worker.entries[entry.subject.id] = entry, time.monotonic()
             worker.num_taken += 1
-            worker.handle.add(self._jobs[entry.subject.id])
+            worker.handle.add(self._make_job(entry))
 
     def _note_event(self, worker: _Worker, event: "SubjectEvent") -> None:
         entry, since_s = worker.entries[event.run_id]
@@ -167,13 +172,14 @@ def train_in_slots(
     for subject_id, obstacle in plan.obstacles.items():
         say(f"{subject_id}: is trained by itself, as {obstacle} can't share a batch")
     for group in plan.groups:
-        jobs = {subject_id: _make_job(prepared[subject_id]) for subject_id in group.subject_ids}
+        jobs = {name: make_slot_job(prepared[name]) for name in group.subject_ids}
         first_id = group.subject_ids[0]
         cluster = prepared[first_id].config.cluster
         start, wait = start_ray_workers(jobs[first_id], group.rank, cluster.gpus)
         group_entries = [by_id[subject_id] for subject_id in group.subject_ids]
         queue = FleetQueue(group_entries, len(group_entries), fleet.retries)
-        slot_fleet = SlotFleet(queue, jobs, start, wait, say, cluster.max_failures)
+        find_job = partial(_find_job, jobs)
+        slot_fleet = SlotFleet(queue, find_job, start, wait, say, cluster.max_failures)
         shares = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
         say(f"{len(group_entries)} subjects share batches of {shares} slots")
         slot_fleet.run(shares)
@@ -181,7 +187,12 @@ def train_in_slots(
     return alone
 
 
-def _make_job(prepared: PreparedRun) -> WorkerJob:
+def _find_job(jobs: Mapping[str, WorkerJob], entry: FleetEntry) -> WorkerJob:
+    return jobs[entry.subject.id]
+
+
+def make_slot_job(prepared: PreparedRun) -> WorkerJob:
+    """What a worker is told of a subject, whose class images are there."""
     run = open_run(prepared.config)
     # Of an earlier time. Whoever stops the run from now on means this fleet.
     clear_stop_request(run)
@@ -222,15 +233,19 @@ class _RayWorker:
 
 
 def start_ray_workers(
-    job: WorkerJob, rank: int, gpu: bool
+    job: WorkerJob, rank: int, gpu: bool, wait_s: float | None = None
 ) -> tuple[Callable[[int], SlotWorkerHandle], Callable[[list[Any]], Any]]:
-    """`start` and `wait` of a SlotFleet, by Ray actors. job: any of the group"""
+    """`start` and `wait` of a SlotFleet, by Ray actors.
+
+    job: any of the group; wait_s: how long at most, None for however long it takes
+    """
 
     def start(num_slots: int) -> SlotWorkerHandle:
         return _RayWorker(job, num_slots, rank, gpu)
 
-    def wait(workers: list[_RayWorker]) -> _RayWorker:
-        ready, _ = ray.wait([worker.events for worker in workers], num_returns=1)
-        return next(worker for worker in workers if worker.events is ready[0])
+    def wait(workers: list[_RayWorker]) -> _RayWorker | None:
+        streams = [worker.events for worker in workers]
+        ready, _ = ray.wait(streams, num_returns=1, timeout=wait_s)
+        return next((worker for worker in workers if ready and worker.events is ready[0]), None)
 
     return start, wait

@@ -44,7 +44,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         preflight.preflight,
         priors.app,
     ],
-    "Train": [train.train, train.resume, fleet.fleet],
+    "Train": [train.train, train.resume, fleet.app],
     "Look": [generate.generate, evaluate.evaluate, export.export],
     "Keep": [gc.gc],
     "Serve": [serve.serve, serve.key, catalog.app],

@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -106,19 +106,16 @@ class WorkQueue:
         """Why work ended as it did."""
         return str(json.loads(self._store.read(f"ended/{end_name(ended)}"))["note"])
 
-    def claim_next(
-        self, lease_s: float, most_of_owner: Mapping[str, int] | None = None
-    ) -> ClaimedWork | None:
+    def claim_next(self, lease_s: float, most_of_owner: int | None = None) -> ClaimedWork | None:
         """The next work, now this process's: of the owner of whom least is running.
 
-        most_of_owner: how much of an owner's may run at once; others as much as there is
+        most_of_owner: how much of one owner's may run at once; None is no limit
         returns: None if nothing waits that may be begun
         """
         running = Counter(mark.owner for mark in self.list_marks("running", "", _MOST_RUNNING))
-        limits = most_of_owner or {}
         owners = [unquote(name) for name in self._store.names("waiting")]
         for owner in sorted(owners, key=lambda o: (running[o], self._num_given[o], o)):
-            if running[owner] >= limits.get(owner, _MOST_RUNNING):
+            if most_of_owner is not None and running[owner] >= most_of_owner:
                 continue
             work = self._claim_of(owner, lease_s)
             if work is not None:
@@ -194,9 +191,9 @@ class WorkQueue:
         self._store.write(f"cancelled/{work_id}", b"")
         return "asked"
 
-    def is_cancelled(self, work_id: str) -> bool:
-        """Whether somebody wants running work ended."""
-        return self._store.exists(f"cancelled/{work_id}")
+    def list_cancelled(self) -> list[str]:
+        """Running work that somebody wants ended."""
+        return self._store.names("cancelled")
 
     def recover(self, lease_s: float, own_ids: Iterable[str] = ()) -> list[str]:
         """Put back what processes that died had claimed; to be called from time to time.

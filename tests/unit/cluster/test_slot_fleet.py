@@ -73,7 +73,9 @@ class Played:
         def wait(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle:
             return next(h for h in handles if isinstance(h, PlayedWorker) and h.has_event)
 
-        self.fleet = SlotFleet(self.queue, jobs, start, wait, self.lines.append, 2)
+        self.fleet = SlotFleet(
+            self.queue, lambda e: jobs[e.subject.id], start, wait, self.lines.append, 2
+        )
 
     @property
     def states(self) -> dict[str, str]:
