@@ -80,12 +80,18 @@ class FleetStore:
 
         raises: ConfigError if no queue has it
         """
-        for group in self.list_groups():
-            try:
-                return self.open_queue(group).cancel(subject_id)
-            except ConfigError:
-                continue
+        for queue in map(self.open_queue, self.list_groups()):
+            if queue.has(subject_id):
+                return queue.cancel(subject_id)
         raise ConfigError(f"no subject {subject_id!r} in {self._store.uri}; `fleet ls` shows all")
+
+    def refuse_known(self, subject_id: str) -> None:
+        """raises: ConfigError if a queue has, or had, a subject of that id"""
+        if any(self.open_queue(group).has(subject_id) for group in self.list_groups()):
+            raise ConfigError(
+                f"subject {subject_id!r} is in the queue of {self._store.uri} already, or was; ids "
+                "name runs: take another one, or `dreambooth resume` that run"
+            )
 
 
 def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
@@ -97,6 +103,8 @@ def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
     for name, text in dump_configurations(fleet).items():
         run = prepare_run(parse_config(text, name, []), QuietDisplay())
         prepared[name] = fit_into_memory(run, say)
+    for subject_id, run in prepared.items():
+        FleetStore(run.config.storage.uri).refuse_known(subject_id)
     started_ms = int(time.time() * 1000)
     for subject in fleet.subjects:
         run = prepared[subject.id]

@@ -51,6 +51,7 @@ class StoredQueue:
         self.entries: list[FleetEntry] = []
 
     def __enter__(self) -> "StoredQueue":
+        self._queue.recover(self._lease_s)
         self._thread.start()
         return self
 

@@ -85,6 +85,10 @@ class WorkQueue:
                 self._store.write(f"waiting/{mark.name}", b"")
                 return
 
+    def has(self, work_id: str) -> bool:
+        """Whether work of that id was ever added."""
+        return self._store.exists(_record_file(work_id))
+
     def read(self, work_id: str) -> WorkRecord:
         """raises: ConfigError if there is no such work"""
         try:

@@ -98,3 +98,27 @@ def test_a_subject_of_a_fleet_is_a_run_as_any_other(tmp_path: Path) -> None:
     assert steps == list(range(1, 71))
     image = dreambooth("generate", run, "--num-inference-steps", "2", cwd=tmp_path)
     assert image.returncode == 0, image.stderr
+
+
+def test_a_killed_run_of_the_queue_is_taken_up_by_the_next(tmp_path: Path) -> None:
+    file = write_fleet(tmp_path, "queued")
+    assert dreambooth("fleet", "add", file, cwd=tmp_path).returncode == 0
+    again = dreambooth("fleet", "add", file, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "already" in again.stderr
+    assert (
+        dreambooth("fleet", "cancel", NAMES[5], "--storage", "queued", cwd=tmp_path).returncode == 0
+    )
+    run = ("fleet", "run", "--storage", "queued", "--slots", "6")
+    first = start_dreambooth(*run, cwd=tmp_path)
+    wait_until(lambda: count_steps(tmp_path, "queued") >= STEPS)
+    kill_tree(first)
+    second = dreambooth(*run, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    listing = dreambooth("fleet", "ls", "--storage", "queued", "--state", "ended", cwd=tmp_path)
+    assert listing.stdout.count(" done ") == 5, listing.stdout
+    assert listing.stdout.count(" cancelled ") == 1
+    for name in NAMES[:5]:
+        own = run_of(tmp_path, "queued", name)
+        assert is_finished(own)
+        assert [record["step"] for record in read_metrics(own)] == list(range(1, STEPS + 1))

@@ -104,3 +104,15 @@ def test_what_no_batch_can_have_ends_with_its_reason(stored: Stored) -> None:
         assert queue.next() is None
     assert stored.ended == {"a": "failed"}
     assert "by itself" in entry.note
+
+
+def test_what_a_killed_process_was_doing_is_done_by_the_next(stored: Stored) -> None:
+    stored.add("a")
+    killed = WorkQueue(stored.store).claim_next(60.0)
+    assert killed is not None
+    # As that of a process that has ended.
+    killed.lease.release()
+    with stored.open() as queue:
+        work_off(queue)
+    assert stored.ended == {"a": "done"}
+    assert queue.entries[0].tries == 3

@@ -85,7 +85,9 @@ def test_an_owner_has_no_more_than_the_budget_at_once(queue: WorkQueue) -> None:
 
 
 def test_an_id_is_there_once(queue: WorkQueue) -> None:
+    assert not queue.has("one")
     add(queue, "one")
+    assert queue.has("one")
     with pytest.raises(ConfigError, match="'one' is in the queue already"):
         add(queue, "one")
     drain(queue)
