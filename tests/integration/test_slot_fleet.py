@@ -13,6 +13,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import dreambooth, kill_tree, start_dreambooth
+from tests.unit.training.slots.test_slot_trainer import assert_close
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -76,7 +77,8 @@ def test_killed_workers_and_a_killed_fleet_lose_no_subject_and_no_step(tmp_path:
         own, expected = (run_of(tmp_path, storage, name) for storage in ("killed", "whole"))
         assert is_finished(own)
         assert [record["step"] for record in read_metrics(own)] == list(range(1, STEPS + 1))
-        assert read_metrics(own) == read_metrics(expected)
+        # To the bit where the batches are as large: what is left may share smaller ones.
+        assert_close(read_metrics(own), read_metrics(expected))
     again = dreambooth("fleet", file, cwd=tmp_path)
     assert again.stdout.count("was done before") == len(NAMES)
 
