@@ -1,15 +1,26 @@
 """Requests and answers, in the shape of OpenAI's Images API. Unknown fields are refused by name."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
+from dreambooth_ray.config.adapter_mix import MAX_ADAPTERS, MAX_WEIGHT
 from dreambooth_ray.config.sampling_params import SamplingParams
 from serve.client_fields import ClientFields
 
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{12})?$"
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+# Names below a folder: no part begins with a dot, so that none leads out of it.
+FILE_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9 _.+-]*/)*[A-Za-z0-9_][A-Za-z0-9 _.+-]*\.safetensors$"
 JOB_PATTERN = r"^job_[0-9a-f]{32}$"
 # Control characters have no meaning in a prompt and break the formats it is written into.
 _NO_CONTROLS = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$"
@@ -24,12 +35,46 @@ class RequestBase(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _parse_json(value: object) -> object:
+    """A list written as text: form fields have no lists."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is no JSON list") from error
+
+
+class AdapterChoice(RequestBase):
+    """One adapter of a request: of another subject on the same base, or of a file."""
+
+    model: Model | None = Field(None, description="a subject with adapters, on the same base model")
+    file: Annotated[str, StringConstraints(pattern=FILE_PATTERN, max_length=200)] | None = Field(
+        None, description="a name below the folder that the operator has set"
+    )
+    weight: float = Field(
+        1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False, description="of what it adds"
+    )
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="as receipts have it; other weights are refused"
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> "AdapterChoice":
+        if (self.model is None) == (self.file is None):
+            raise ValueError("give either model or file")
+        return self
+
+
 class ImageRequest(RequestBase, ClientFields, SamplingParams):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")
     prompt: Annotated[Prompt, StringConstraints(min_length=1)]
     negative_prompt: Prompt = ""
+    adapters: Annotated[tuple[AdapterChoice, ...], BeforeValidator(_parse_json)] = Field(
+        (), max_length=MAX_ADAPTERS, description="added to the model, each with its weight"
+    )
     n: int = Field(1, ge=1, le=100)
     size: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
     seed: int | None = Field(None, ge=0, lt=2**53, description="image k has seed + k")
@@ -97,6 +142,15 @@ def _require_sampling_params(schema: dict[str, Any]) -> None:
     schema["required"] = [*schema["required"], *params]
 
 
+class AdapterReceipt(Answer):
+    """An adapter that an image was drawn with, as a request takes it."""
+
+    model: str | None = None
+    file: str | None = None
+    weight: float
+    sha256: str
+
+
 class Receipt(Answer, SamplingParams):
     """Everything needed to draw the image again, on the weights of these hashes."""
 
@@ -113,6 +167,7 @@ class Receipt(Answer, SamplingParams):
     strength: float | None = None
     image_sha256: str | None = Field(None, description="of the start image's RGB bytes")
     mask_sha256: str | None = None
+    adapters: list[AdapterReceipt] = []
 
 
 class ImageAnswer(Answer):

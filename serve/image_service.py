@@ -17,11 +17,19 @@ from dreambooth_ray.config.serving import ServeConfig
 from serve import image_files
 from serve.admission import ImageWork, Reservation
 from serve.api_errors import APIError, busy_error
-from serve.api_messages import EditRequest, ImageRequest, Receipt
+from serve.api_messages import AdapterReceipt, EditRequest, ImageRequest, Receipt
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import EncodedImage, GenerationSpec, Upload
-from serve.replica_messages import Event, Failed, Finished, Pixels, Preview, SampleTask
+from serve.replica_messages import (
+    AdapterTask,
+    Event,
+    Failed,
+    Finished,
+    Pixels,
+    Preview,
+    SampleTask,
+)
 from serve.replica_pool import ReplicaPool
 from serve.safety import SafetyResult
 from serve.subject_catalog import ServedSubject, SubjectCatalog
@@ -80,6 +88,7 @@ class ImageService:
         first_task = SampleTask(
             request.prompt, seed, request.negative_prompt, request.sampling_params,
             width_px, height_px,
+            adapters=await self._resolve_adapters(caller, request),
             num_previews=request.partial_images,
             # Each report is a message between two processes: often only where somebody watches.
             progress_interval_s=_STREAM_PROGRESS_S if request.stream else _PROGRESS_S,
@@ -90,6 +99,22 @@ class ImageService:
         deadline_s = min(request.deadline_s or float("inf"), self._config.limits.deadline_s)
         return GenerationSpec(caller, request, subject, sample_tasks, deadline_s)
 
+    async def _resolve_adapters(
+        self, caller: Caller, request: ImageRequest
+    ) -> tuple[AdapterTask, ...]:
+        """Subjects are resolved to their versions of now; files are the replicas' business."""
+        tasks = []
+        for choice in request.adapters:
+            artifact = None
+            if choice.model is not None:
+                subject = await self._catalog.resolve(choice.model, caller.may_see)
+                if subject.kind != "adapter":
+                    text = f"adapters: model={choice.model!r} is no adapter but a whole model"
+                    raise APIError(400, "invalid_value", text, param="adapters")
+                artifact = subject.artifact
+            tasks.append(AdapterTask(choice.weight, artifact, choice.file, choice.sha256))
+        return tuple(tasks)
+
     def _check_bounds(self, request: ImageRequest) -> None:
         limits, side = self._config.limits, max(request.size_px or (0, 0))
         longest_prompt = max(len(request.prompt), len(request.negative_prompt))
@@ -98,6 +123,7 @@ class ImageService:
             ("num_inference_steps", request.num_inference_steps, limits.steps),
             ("size", side, limits.side_px),
             ("prompt", longest_prompt, limits.prompt_characters),
+            ("adapters", len(request.adapters), limits.adapters),
         )
         for param, value, limit in bounds:
             if value > limit:
@@ -277,6 +303,15 @@ def _build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> R
         strength=sample_task.strength if sample_task.image is not None else None,
         image_sha256=image_files.hash_pixels(sample_task.image),
         mask_sha256=image_files.hash_pixels(sample_task.mask),
+        adapters=[
+            AdapterReceipt(
+                model=task.artifact.id if task.artifact else None,
+                file=task.file,
+                weight=task.weight,
+                sha256=digest,
+            )
+            for task, digest in zip(sample_task.adapters, finished.adapter_sha256s, strict=True)
+        ],
     )
 
 

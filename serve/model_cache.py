@@ -1,23 +1,22 @@
 """The models a replica has loaded: engines by base or full model, adapters on their bases.
 
-Bounded in bytes and in adapters; what was unused for longest goes first, and never
-what is in use.
+Bounded in bytes; what was unused for longest goes first, and never what is in use.
 """
 
 import hashlib
-import json
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import tokens
-from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
+    adapted_base,
     base_directory,
     has_model_hash,
     model_directory,
@@ -25,58 +24,15 @@ from dreambooth_ray.models.model_directory import (
 )
 from dreambooth_ray.models.model_mirror import share_model
 from dreambooth_ray.models.model_source import parse_source
-from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.artifact_files import download_whole
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
-from serve.replica_messages import Artifact
-
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1}
-
-
-def estimate_loaded_bytes(directory: Path, bytes_per_weight: int) -> int:
-    """Bytes that a model's weights take once loaded, by the headers of its safetensors files.
-
-    raises: ConfigError naming a file that is missing or cut off
-    """
-    return sum(
-        size_bytes // _DTYPE_BYTES.get(dtype, 1) * bytes_per_weight
-        for part in find_family(directory).networks
-        for dtype, size_bytes in find_weights(directory / part.name, part.name)
-        .count_bytes()
-        .items()
-    )
-
-
-@dataclass
-class LoadedModel:
-    """An engine, and how many images are being sampled with it."""
-
-    engine: Engine
-    size_bytes: int
-    base_hash: str | None
-    num_users: int = 0
-    adapters: "OrderedDict[str, LoadedAdapter]" = field(default_factory=OrderedDict)
-
-
-@dataclass
-class LoadedAdapter:
-    """An adapter on an engine. weights_sha256: of base and adapter together."""
-
-    weights_sha256: str
-    num_users: int = 0
-
-
-@dataclass(frozen=True)
-class ModelLease:
-    """The engine and adapter that an image is sampled with."""
-
-    engine: Engine
-    adapter: str | None
-    weights_sha256: str
-    base_sha256: str | None
+from serve.adapter_cache import AdapterCache, LoadedAdapter
+from serve.adapter_folder import AdapterFolder
+from serve.loaded_model import LoadedModel, ModelLease, estimate_loaded_bytes
+from serve.replica_messages import AdapterTask, Artifact
 
 
 class ModelCache:
@@ -90,28 +46,69 @@ class ModelCache:
         open_engine: Callable[[Path], Engine],
         *,
         memory_bytes: int,
-        max_adapters: int,
+        adapters: AdapterCache,
+        folder: AdapterFolder,
         bytes_per_weight: int = 4,
         shares_models: bool = False,
     ) -> None:
         """bases: URI by id; cache: a folder of this replica's own; open_engine: starts one
 
+        folder: of the files that requests may name
         shares_models: replicas on other hosts take theirs from the storage, where one puts them
         """
         self._bases, self._storage_uri, self._cache = bases, storage_uri, cache
         self._open_engine, self._bytes_per_weight = open_engine, bytes_per_weight
-        self._memory_bytes, self._max_adapters = memory_bytes, max_adapters
+        self._memory_bytes, self._adapters, self._folder = memory_bytes, adapters, folder
         self._shares_models = shares_models
         self._engines: OrderedDict[str, LoadedModel] = OrderedDict()
         # _state_lock protects the dictionaries; _load_lock lets one load run at a time.
         self._state_lock, self._load_lock = threading.RLock(), threading.Lock()
 
     @contextmanager
-    def lease(self, artifact: Artifact) -> Iterator[ModelLease]:
+    def lease(
+        self, artifact: Artifact, adapters: Sequence[AdapterTask] = ()
+    ) -> Iterator[ModelLease]:
         """Lease what samples an artifact; it stays loaded for the length of the block.
 
+        adapters: to sample with beside it
         raises: CheckpointError if it is damaged, ConfigError, CapacityError
         """
+        with self._lease_model(artifact) as lease, ExitStack() as stack:
+            uses, digests = list(lease.adapters), []
+            for task in adapters:
+                name, digest = stack.enter_context(self._lease_adapter(lease, task))
+                uses.append(AdapterUse(name, task.weight))
+                digests.append(digest)
+            yield replace(lease, adapters=tuple(uses), adapter_sha256s=tuple(digests))
+
+    @contextmanager
+    def _lease_adapter(self, lease: ModelLease, task: AdapterTask) -> Iterator[tuple[str, str]]:
+        """Name and SHA-256 of an adapter on the lease's engine."""
+        path, digest = self._folder.locate(task.file) if task.file is not None else (None, None)
+        name = f"{task.file}@{str(digest)[:12]}" if task.artifact is None else task.artifact.id
+        adapter = self._adapters.acquire(lease.engine_id, name)
+        if adapter is None:
+            with self._load_lock:
+                adapter = self._adapters.acquire(lease.engine_id, name)
+                if adapter is None and path is not None and digest is not None:
+                    self._adapters.add(lease.engine_id, lease.engine, name, path, digest)
+                elif adapter is None and task.artifact is not None:
+                    self._load_beside(lease, task.artifact)
+                adapter = adapter or self._adapters.acquire(lease.engine_id, name)
+        if adapter is None:
+            raise CapacityError(f"adapter {name} was evicted while it was loaded; ask again")
+        try:
+            if task.sha256 not in (None, adapter.weights_sha256):
+                raise ConfigError(
+                    f"adapters: {task.file or name} has other weights now than sha256="
+                    f"{task.sha256} asks for; leave sha256 out to take them"
+                )
+            yield name, adapter.weights_sha256
+        finally:
+            self._adapters.release(adapter)
+
+    @contextmanager
+    def _lease_model(self, artifact: Artifact) -> Iterator[ModelLease]:
         acquired = self._acquire_lease(artifact)
         if acquired is None:
             with self._load_lock:
@@ -121,20 +118,20 @@ class ModelCache:
                     acquired = self._acquire_lease(artifact)
         if acquired is None:
             raise CapacityError(f"model {artifact.id} was evicted while it was loaded; ask again")
-        loaded, lease = acquired
+        loaded, lease, own_adapter = acquired
         try:
             yield lease
         finally:
             with self._state_lock:
                 loaded.num_users -= 1
-                if lease.adapter is not None:
-                    loaded.adapters[lease.adapter].num_users -= 1
+            if own_adapter is not None:
+                self._adapters.release(own_adapter)
 
     @property
     def loaded_ids(self) -> tuple[str, ...]:
         """Ids of what is loaded, adapters included."""
         with self._state_lock:
-            adapters = [name for e in self._engines.values() for name in e.adapters]
+            adapters = [name for id_ in self._engines for name in self._adapters.names(id_)]
             return (*self._engines, *adapters)
 
     @property
@@ -152,7 +149,9 @@ class ModelCache:
     def list_engines(self) -> list[tuple[tuple[str, ...], Engine]]:
         """Loaded engines, each with its id and those of its adapters."""
         with self._state_lock:
-            return [((id_, *e.adapters), e.engine) for id_, e in self._engines.items()]
+            return [
+                ((id_, *self._adapters.names(id_)), e.engine) for id_, e in self._engines.items()
+            ]
 
     def close(self) -> None:
         """Stop all engines and remove the cache."""
@@ -160,22 +159,22 @@ class ModelCache:
             engine.close()
         shutil.rmtree(self._cache, ignore_errors=True)
 
-    def _acquire_lease(self, artifact: Artifact) -> tuple[LoadedModel, ModelLease] | None:
+    def _acquire_lease(
+        self, artifact: Artifact
+    ) -> tuple[LoadedModel, ModelLease, LoadedAdapter | None] | None:
         with self._state_lock:
             for id_, loaded in self._engines.items():
+                engine, adapter = loaded.engine, None
                 if id_ == artifact.id:
-                    lease = ModelLease(loaded.engine, None, loaded.engine.model_hash, None)
-                elif artifact.id in loaded.adapters:
-                    adapter = loaded.adapters[artifact.id]
-                    adapter.num_users += 1
-                    loaded.adapters.move_to_end(artifact.id)
-                    base = loaded.engine.model_hash
-                    lease = ModelLease(loaded.engine, artifact.id, adapter.weights_sha256, base)
+                    lease = ModelLease(id_, engine, (), engine.model_hash, None)
+                elif loaded.base_hash and (adapter := self._adapters.acquire(id_, artifact.id)):
+                    mix, base = (AdapterUse(artifact.id),), engine.model_hash
+                    lease = ModelLease(id_, engine, mix, adapter.weights_sha256, base)
                 else:
                     continue
                 loaded.num_users += 1
                 self._engines.move_to_end(id_)
-                return loaded, lease
+                return loaded, lease, adapter
         return None
 
     def _load_artifact(self, artifact: Artifact) -> None:
@@ -194,7 +193,8 @@ class ModelCache:
                 size = estimate_loaded_bytes(base_directory(directory), self._bytes_per_weight)
                 self._add_engine(artifact.id, directory, size, base=False)
             elif (directory / paths.ADAPTER).is_dir():
-                self._add_adapter(artifact.id, directory)
+                loaded_id = self._find_base_engine(_read_base_hash(directory), artifact.id)
+                self._add_adapter(loaded_id, artifact.id, directory)
             else:
                 size = estimate_loaded_bytes(directory, self._bytes_per_weight)
                 self._add_engine(artifact.id, directory, size, base=False)
@@ -243,30 +243,36 @@ class ModelCache:
                 if not idle:
                     raise CapacityError(f"model {id_} waits for memory that others draw with")
                 evicted = self._engines.pop(idle[0])
+                self._adapters.drop_engine(idle[0])
             evicted.engine.close()
 
-    def _add_adapter(self, id_: str, directory: Path) -> None:
-        digest = str(json.loads((directory / MANIFEST).read_text())["about"]["base_hash"])
-        loaded = self._get_base_model(digest, id_)
-        with self._state_lock:
-            idle = [name for name, adapter in loaded.adapters.items() if not adapter.num_users]
-            full = len(loaded.adapters) >= self._max_adapters
-            if full and not idle:
-                raise CapacityError(f"model {id_} waits: {self._max_adapters} adapters are in use")
-            if full:
-                del loaded.adapters[idle[0]]
-                loaded.engine.remove_adapter(idle[0])
-        loaded.engine.add_adapter(id_, directory / paths.ADAPTER)
-        with self._state_lock:
-            loaded.adapters[id_] = LoadedAdapter(model_hash(directory))
+    def _load_beside(self, lease: ModelLease, artifact: Artifact) -> None:
+        """Load another subject's adapters on an engine; raises ConfigError where they don't fit."""
+        directory = self._fetch_bundle(artifact)
+        try:
+            base = _read_base_hash(directory)
+            with self._state_lock:
+                loaded = self._engines[lease.engine_id]
+            if base != loaded.base_hash:
+                raise ConfigError(
+                    f"adapters: model {artifact.id} was trained on another base than the model "
+                    "that is asked for"
+                )
+            self._add_adapter(lease.engine_id, artifact.id, directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
-    def _get_base_model(self, digest: str, id_: str) -> LoadedModel:
-        """The engine of the base with this hash, loaded if it is not."""
+    def _add_adapter(self, engine_id: str, id_: str, directory: Path) -> None:
+        engine, digest = self._engines[engine_id].engine, model_hash(directory)
+        self._adapters.add(engine_id, engine, id_, directory / paths.ADAPTER, digest)
+
+    def _find_base_engine(self, digest: str, id_: str) -> str:
+        """The id of the engine of the base with this hash, loaded if it is not."""
         with self._state_lock:
-            engines = [self._engines[base] for base in self._bases if base in self._engines]
-        for engine in engines:
+            engines = {base: self._engines[base] for base in self._bases if base in self._engines}
+        for base, engine in engines.items():
             if engine.base_hash == digest:
-                return engine
+                return base
         for base, uri in self._bases.items():
             with self._state_lock:
                 loaded = self._engines.get(base)
@@ -276,10 +282,16 @@ class ModelCache:
                     continue
                 size = estimate_loaded_bytes(directory, self._bytes_per_weight)
                 self._add_engine(base, directory, size, base=True)
-                return self._engines[base]
+                return base
             if has_model_hash(self._find_base(uri, f"models.{base}"), digest):
-                return loaded
+                return base
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "
             "to `models`"
         )
+
+
+def _read_base_hash(bundle: Path) -> str:
+    """Of the model that a bundle's adapters are for; "" for what is a model itself."""
+    base = adapted_base(bundle)
+    return base[1] if base else ""

@@ -34,10 +34,11 @@ from serve.replica_messages import (
 )
 
 if TYPE_CHECKING:
+    from dreambooth_ray.config.adapter_mix import AdapterMix
     from dreambooth_ray.sampling.engine import Engine
     from dreambooth_ray.sampling.request import Request
     from dreambooth_ray.sampling.request_handle import RequestHandle, SampleOutput
-    from serve.model_cache import ModelLease
+    from serve.loaded_model import ModelLease
 
 _WARM_UP_STEPS = 3
 # So full a batch counts as full; each report moves the estimate of speed by this weight.
@@ -53,6 +54,8 @@ class Replica:
             import torch
 
             from dreambooth_ray.models.weight_cache import set_cache_limit
+            from serve.adapter_cache import AdapterCache
+            from serve.adapter_folder import AdapterFolder
             from serve.model_cache import ModelCache
 
         self.id = uuid.uuid4().hex[:12]
@@ -66,7 +69,8 @@ class Replica:
         self._model_cache = ModelCache(
             dict(config.models), config.storage.uri, self._cache.path, self._open_engine,
             memory_bytes=config.replicas.memory_bytes,
-            max_adapters=config.replicas.adapters,
+            adapters=AdapterCache(config.replicas.adapters, config.replicas.adapter_bytes),
+            folder=AdapterFolder(config.adapters.folder, config.refresh_s),
             bytes_per_weight=2 if gpus else 4,
             shares_models=config.cluster.address is not None,
         )  # fmt: skip
@@ -107,7 +111,7 @@ class Replica:
         When the caller goes away the image's place is free within one step.
         """
         with ExitStack() as stack:
-            lease_context = self._model_cache.lease(artifact)
+            lease_context = self._model_cache.lease(artifact, sample_task.adapters)
             try:
                 # In a thread: it may load the model, or wait for room.
                 lease = await asyncio.to_thread(stack.enter_context, lease_context)
@@ -144,7 +148,7 @@ class Replica:
 
         try:
             request_handle = lease.engine.submit(
-                _build_request(sample_task, lease.adapter),
+                _build_request(sample_task, lease.adapters),
                 on_progress=on_progress,
                 on_preview=on_preview if sample_task.num_previews else None,
                 num_previews=sample_task.num_previews,
@@ -224,7 +228,7 @@ class Replica:
             self._cache.remove()
 
 
-def _build_request(sample_task: SampleTask, adapter: str | None) -> "Request":
+def _build_request(sample_task: SampleTask, adapters: "AdapterMix") -> "Request":
     from dreambooth_ray.sampling.request import Request
 
     return Request(
@@ -237,7 +241,7 @@ def _build_request(sample_task: SampleTask, adapter: str | None) -> "Request":
         image=sample_task.image.to_image() if sample_task.image else None,
         mask=sample_task.mask.to_image() if sample_task.mask else None,
         strength=sample_task.strength,
-        adapter=adapter,
+        adapters=adapters,
     )
 
 
@@ -253,6 +257,7 @@ def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event
         lease.weights_sha256,
         output.request.params,
         lease.base_sha256,
+        lease.adapter_sha256s,
     )
 
 

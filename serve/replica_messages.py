@@ -44,6 +44,20 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class AdapterTask:
+    """An adapter to sample with, beside the model itself.
+
+    artifact: of another subject; or file: a name below adapters.folder
+    sha256:   that its weights must have; None for whatever is there
+    """
+
+    weight: float
+    artifact: Artifact | None = None
+    file: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class SampleTask:
     """One image to sample, in the engine's terms.
 
@@ -59,6 +73,7 @@ class SampleTask:
     image: Pixels | None = None
     mask: Pixels | None = None
     strength: float = 0.8
+    adapters: tuple[AdapterTask, ...] = ()
     num_previews: int = 0
     progress_interval_s: float = 0.2
 
@@ -104,12 +119,16 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The image, the weights it was sampled with, and all parameters, the model's own too."""
+    """The image, the weights it was sampled with, and all parameters, the model's own too.
+
+    adapter_sha256s: of the task's adapters, in their order
+    """
 
     pixels: Pixels
     weights_sha256: str
     params: SamplingParams
     base_sha256: str | None = None
+    adapter_sha256s: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
+from dreambooth_ray.config.adapter_mix import MAX_ADAPTERS
 from dreambooth_ray.config.machines import ClusterConfig, StorageConfig
 from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
 
@@ -23,6 +24,7 @@ class ReplicasConfig(Section):
     batch: int = Field(8, ge=1, le=256, description="images that share a denoising step")
     memory_bytes: int = Field(8 * 2**30, ge=2**20, description="weights of loaded models a replica")
     adapters: int = Field(64, ge=1, description="adapters a replica keeps loaded")
+    adapter_bytes: int = Field(2 * 2**30, ge=2**10, description="their files' bytes, together")
     gpus: bool = Field(False, description="one GPU for each replica, float16")
 
     @model_validator(mode="after")
@@ -53,6 +55,7 @@ class LimitsConfig(Section):
     deadline_s: float = Field(
         120.0, gt=0, description="a request that can't be done by then is refused"
     )
+    adapters: int = Field(4, ge=0, le=MAX_ADAPTERS, description="adapters of one request")
     open_images: int = Field(512, ge=1, description="images under way; the rest is refused")
 
     @model_validator(mode="after")
@@ -62,6 +65,15 @@ class LimitsConfig(Section):
                 f"limits.open_images={self.open_images} is below limits.images={self.images}"
             )
         return self
+
+
+class AdaptersConfig(Section):
+    """Adapters of other trainers that requests may name."""
+
+    folder: PathText | None = Field(
+        None,
+        description="folder or URL of .safetensors files, the same for all hosts; null takes none",
+    )
 
 
 class AuthConfig(Section):
@@ -146,6 +158,7 @@ class ServeConfig(Section):
     gateways: int = Field(1, ge=1, description="processes that speak HTTP")
     replicas: ReplicasConfig = ReplicasConfig()
     limits: LimitsConfig = LimitsConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
     auth: AuthConfig = AuthConfig()
     jobs: JobsConfig = JobsConfig()
     urls: UrlsConfig = UrlsConfig()

@@ -80,7 +80,8 @@ function generate(request, signal) {
 function edit(request, image, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries({ ...request, stream: true, partial_images: 3 })) {
-    form.append(name, String(value));
+    // Lists go as JSON text.
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
   form.append("image", image);
   return fetch("/v1/images/edits", { method: "POST", signal, headers: headers(), body: form });

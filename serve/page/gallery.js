@@ -34,11 +34,15 @@ export const forget = (id) => transact("readwrite", (store) => store.delete(id))
 export const empty = () => transact("readwrite", (store) => store.clear());
 
 const SHOWN = { seed: "Seed", num_inference_steps: "Steps", guidance_scale: "Guidance",
-                solver: "Solver", negative_prompt: "Without", weights_sha256: "Weights" };
+                solver: "Solver", negative_prompt: "Without", adapters: "Adapters", weights_sha256: "Weights" };
 
 // Fields of a receipt that are no sampling parameters; a parameter that is added is none of them.
 const OTHERS = new Set(["model", "weights_sha256", "base_sha256", "prompt", "negative_prompt", "seed",
-                        "width", "height", "strength", "image_sha256", "mask_sha256"]);
+                        "width", "height", "strength", "image_sha256", "mask_sha256", "adapters"]);
+
+// As the form takes them: names and weights.
+export const adapterText = (receipt) =>
+  (receipt.adapters ?? []).map((one) => `${one.model ?? one.file}:${one.weight}`).join(", ");
 
 // The sampling parameters of a receipt, all of them.
 export const samplingParams = (receipt) =>
@@ -74,7 +78,7 @@ function details(receipt) {
   const labels = { ...SHOWN };
   for (const key of Object.keys(samplingParams(receipt))) labels[key] ??= key;
   for (const [key, label] of Object.entries(labels)) {
-    const value = receipt[key];
+    const value = key === "adapters" ? adapterText(receipt) : receipt[key];
     if (value === "" || value === undefined || value === null) continue;
     const shown = key === "weights_sha256" ? `${value.slice(0, 12)}…` : String(value);
     list.append(make("dt", { textContent: label }), make("dd", { textContent: shown }));

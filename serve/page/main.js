@@ -1,7 +1,7 @@
 // The page: a form, the pictures being drawn, the pictures that are kept.
 
 import { ApiError, draw, model, models, useKey } from "./api.js";
-import { all, card, empty, forget, keep, make, samplingParams } from "./gallery.js";
+import { adapterText, all, card, empty, forget, keep, make, samplingParams } from "./gallery.js";
 
 const $ = (id) => document.getElementById(id);
 const OTHER = "?";
@@ -72,8 +72,19 @@ function asked(model, seed) {
     size: $("size").value || "auto",
   };
   if ($("negative").value.trim()) request.negative_prompt = $("negative").value.trim();
+  const adapters = parseAdapters($("adapters").value);
+  if (adapters.length) request.adapters = adapters;
   if (seed !== "") request.seed = Number(seed);
   return request;
+}
+
+// "style.safetensors:0.8, subject": files end so, all else are subjects; a weight may follow.
+function parseAdapters(text) {
+  return text.split(",").map((one) => one.trim()).filter((one) => one).map((one) => {
+    const [, name, weight] = one.match(/^(.*?)(?::([-+]?[\d.]+(?:e[-+]?\d+)?))?$/i);
+    const kind = name.endsWith(".safetensors") ? "file" : "model";
+    return { [kind]: name, weight: weight === undefined ? 1 : Number(weight) };
+  });
 }
 
 function panel(label) {
@@ -160,6 +171,7 @@ function fill(receipt) {
   $("other").hidden = true;
   $("prompt").value = receipt.prompt;
   $("negative").value = receipt.negative_prompt;
+  $("adapters").value = adapterText(receipt);
   $("seed").value = receipt.seed;
   $("steps").value = receipt.num_inference_steps;
   $("guidance").value = receipt.guidance_scale;

@@ -13,7 +13,10 @@ from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.storage.subject_version import parse_version
-from serve.model_cache import ModelCache, estimate_loaded_bytes
+from serve.adapter_cache import AdapterCache
+from serve.adapter_folder import AdapterFolder
+from serve.loaded_model import estimate_loaded_bytes
+from serve.model_cache import ModelCache
 from serve.replica_messages import Artifact
 from serve.subject_catalog import ServedSubject
 from tests.hub_server import HubServer
@@ -24,7 +27,8 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
     return ModelCache(
         {"toyworld": "toyworld"}, str(tmp_path), tmp_path / "cache", Engine,
-        memory_bytes=memory_bytes, max_adapters=2,
+        memory_bytes=memory_bytes, adapters=AdapterCache(2, 2**30),
+        folder=AdapterFolder(None, 1.0),
     )  # fmt: skip
 
 
@@ -142,7 +146,8 @@ def test_replicas_of_two_hosts_ask_the_hub_once(
         monkeypatch.setattr(weight_cache, "_held_locks", {})
         model_cache = ModelCache(
             {"tiny": uri}, str(tmp_path / "storage"), tmp_path / "cache", Engine,
-            memory_bytes=2**40, max_adapters=2, shares_models=True,
+            memory_bytes=2**40, adapters=AdapterCache(2, 2**30),
+        folder=AdapterFolder(None, 1.0), shares_models=True,
         )  # fmt: skip
         with model_cache.lease(Artifact("tiny", uri=uri)) as lease:
             assert lease.weights_sha256 == model_hash(toy_model)
