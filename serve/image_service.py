@@ -15,18 +15,18 @@ from PIL import Image
 
 from dreambooth_ray.config.serving import ServeConfig
 from serve import image_files
+from serve.adapter_choices import resolve_adapters
 from serve.admission import ImageWork, Reservation
 from serve.api_errors import APIError, busy_error
-from serve.api_messages import AdapterReceipt, EditRequest, ImageRequest, Receipt
+from serve.api_messages import EditRequest, ImageRequest
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import EncodedImage, GenerationSpec, Upload
+from serve.receipts import build_receipt
 from serve.replica_messages import (
-    AdapterTask,
     Event,
     Failed,
     Finished,
-    Pixels,
     Preview,
     SampleTask,
 )
@@ -88,7 +88,7 @@ class ImageService:
         first_task = SampleTask(
             request.prompt, seed, request.negative_prompt, request.sampling_params,
             width_px, height_px,
-            adapters=await self._resolve_adapters(caller, request),
+            adapters=await resolve_adapters(self._catalog, caller, request.adapters),
             num_previews=request.partial_images,
             # Each report is a message between two processes: often only where somebody watches.
             progress_interval_s=_STREAM_PROGRESS_S if request.stream else _PROGRESS_S,
@@ -98,22 +98,6 @@ class ImageService:
         sample_tasks = [replace(first_task, seed=seed + k) for k in range(request.n)]
         deadline_s = min(request.deadline_s or float("inf"), self._config.limits.deadline_s)
         return GenerationSpec(caller, request, subject, sample_tasks, deadline_s)
-
-    async def _resolve_adapters(
-        self, caller: Caller, request: ImageRequest
-    ) -> tuple[AdapterTask, ...]:
-        """Subjects are resolved to their versions of now; files are the replicas' business."""
-        tasks = []
-        for choice in request.adapters:
-            artifact = None
-            if choice.model is not None:
-                subject = await self._catalog.resolve(choice.model, caller.may_see)
-                if subject.kind != "adapter":
-                    text = f"adapters: model={choice.model!r} is no adapter but a whole model"
-                    raise APIError(400, "invalid_value", text, param="adapters")
-                artifact = subject.artifact
-            tasks.append(AdapterTask(choice.weight, artifact, choice.file, choice.sha256))
-        return tuple(tasks)
 
     def _check_bounds(self, request: ImageRequest) -> None:
         limits, side = self._config.limits, max(request.size_px or (0, 0))
@@ -278,7 +262,7 @@ class ImageService:
             safety_result = self._checks.check_image(finished.pixels.to_image())
             if safety_result.refused:
                 raise _policy_error(safety_result, "image")
-        receipt = _build_receipt(spec.subject.id, sample_task, finished)
+        receipt = build_receipt(spec.subject.id, sample_task, finished)
         request = spec.request
         data = image_files.encode_image(
             finished.pixels, receipt, request.output_format, request.output_compression
@@ -286,33 +270,6 @@ class ImageService:
         if self._signer is not None:
             data = self._signer.sign(data, receipt.model_dump(exclude_none=True))
         return EncodedImage(data, receipt)
-
-
-def _build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> Receipt:
-    pixels: Pixels = finished.pixels
-    return Receipt(
-        model=model,
-        weights_sha256=finished.weights_sha256,
-        base_sha256=finished.base_sha256,
-        prompt=sample_task.prompt,
-        negative_prompt=sample_task.negative_prompt,
-        seed=sample_task.seed,
-        **finished.params.model_dump(),
-        width=pixels.width_px,
-        height=pixels.height_px,
-        strength=sample_task.strength if sample_task.image is not None else None,
-        image_sha256=image_files.hash_pixels(sample_task.image),
-        mask_sha256=image_files.hash_pixels(sample_task.mask),
-        adapters=[
-            AdapterReceipt(
-                model=task.artifact.id if task.artifact else None,
-                file=task.file,
-                weight=task.weight,
-                sha256=digest,
-            )
-            for task, digest in zip(sample_task.adapters, finished.adapter_sha256s, strict=True)
-        ],
-    )
 
 
 def _failure_error(event: Failed) -> APIError:

@@ -1,0 +1,29 @@
+"""The adapters that a request names, as replicas are told of them."""
+
+from collections.abc import Iterable
+
+from serve.api_errors import APIError
+from serve.api_messages import AdapterChoice
+from serve.auth import Caller
+from serve.replica_messages import AdapterTask
+from serve.subject_catalog import SubjectCatalog
+
+
+async def resolve_adapters(
+    catalog: SubjectCatalog, caller: Caller, choices: Iterable[AdapterChoice]
+) -> tuple[AdapterTask, ...]:
+    """Subjects are resolved to their versions of now; files are the replicas' business.
+
+    raises: APIError for a subject that is not there, not the caller's, or a whole model
+    """
+    tasks = []
+    for choice in choices:
+        artifact = None
+        if choice.model is not None:
+            subject = await catalog.resolve(choice.model, caller.may_see)
+            if subject.kind != "adapter":
+                text = f"adapters: model={choice.model!r} is no adapter but a whole model"
+                raise APIError(400, "invalid_value", text, param="adapters")
+            artifact = subject.artifact
+        tasks.append(AdapterTask(choice.weight, artifact, choice.file, choice.sha256))
+    return tuple(tasks)
