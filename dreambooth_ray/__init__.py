@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dreambooth_ray.version import __version__
 
 if TYPE_CHECKING:
+    from dreambooth_ray.adapter_editing import merge, resize
     from dreambooth_ray.api import evaluate, export, generate, train
     from dreambooth_ray.config.schema import Config
     from dreambooth_ray.sampling.engine import Engine
@@ -23,6 +24,8 @@ else:
         "evaluate": "dreambooth_ray.api",
         "export": "dreambooth_ray.api",
         "generate": "dreambooth_ray.api",
+        "merge": "dreambooth_ray.adapter_editing",
+        "resize": "dreambooth_ray.adapter_editing",
         "train": "dreambooth_ray.api",
     }
 
@@ -37,4 +40,14 @@ else:
         return sorted({*globals(), *_MODULES})
 
 
-__all__ = ["Config", "Engine", "__version__", "evaluate", "export", "generate", "train"]
+__all__ = [
+    "Config",
+    "Engine",
+    "__version__",
+    "evaluate",
+    "export",
+    "generate",
+    "merge",
+    "resize",
+    "train",
+]

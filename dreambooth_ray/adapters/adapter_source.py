@@ -51,12 +51,13 @@ class AdapterSource:
 class LocalAdapter:
     """An adapter's files on this host.
 
-    path: a file, or a folder; base_hash: of the model that a bundle was trained on, else None
+    path: a file, or a folder; base: URI and hash of the model that a bundle was trained on, else
+        None
     """
 
     path: Path
     weight: float
-    base_hash: str | None = None
+    base: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -111,7 +112,7 @@ def _open_bundle(folder: Path, source: AdapterSource, key: str) -> LocalAdapter:
                 "train.method=lora"
             )
         return LocalAdapter(folder, source.weight)
-    return LocalAdapter(folder / paths.ADAPTER, source.weight, base[1])
+    return LocalAdapter(folder / paths.ADAPTER, source.weight, base)
 
 
 def _fetch_file(uri: str) -> Path:
@@ -135,7 +136,7 @@ def locate_adapters(texts: Iterable[str], directory: Path, key: str) -> list[Loc
     table, adapters = LayerTable.of_directory(base), []
     for source in sources:
         adapter = locate_adapter(source, key)
-        if adapter.base_hash and not has_model_hash(base, adapter.base_hash):
+        if adapter.base and not has_model_hash(base, adapter.base[1]):
             raise ConfigError(
                 f"{key}={source.uri!r} was trained on another base model than {directory.name}"
             )

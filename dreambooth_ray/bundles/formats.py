@@ -2,10 +2,7 @@
 
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,9 @@ from torch import Tensor
 from dreambooth_ray.bundles import kohya, ldm, read_back
 from dreambooth_ray.bundles.bundle import read_bundle_about
 from dreambooth_ray.bundles.model_spec import build_model_spec
+from dreambooth_ray.bundles.new_path import check_new, explained_writing, new_path
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
-from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import (
     build_pipeline,
@@ -86,14 +84,10 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
     """
     if kind not in get_args(Format):
         raise ConfigError(f"--format={kind!r} is none of {', '.join(get_args(Format))}")
-    if out.exists():
-        raise StorageError(f"--out={str(out)!r} is there already; choose another or remove it")
+    check_new(out)
     if kind != "diffusers" and out.suffix != SUFFIX:
         raise ConfigError(f"--out={str(out)!r} must end in {SUFFIX} for --format={kind}")
     directory = model_directory(run, key="RUN")
-    partial_out = out.with_name(f"{out.stem}.{uuid.uuid4().hex}.partial{out.suffix}")
-    with _explained_writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     family = find_family(base_directory(directory))
     if kind not in family.export_formats:
         raise ConfigError(
@@ -106,27 +100,11 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
         "single-file": _build_single_file,
     }[kind]
     export = build(directory, torch.float16 if half else torch.float32)
-    try:
-        with _explained_writing(out):
+    with new_path(out) as partial_out:
+        with explained_writing(out):
             export.save(partial_out)
         export.check(partial_out)
-        with _explained_writing(out):
-            partial_out.rename(out)
-    finally:
-        with suppress(OSError):  # what failed before is what is told
-            if partial_out.is_dir():
-                shutil.rmtree(partial_out)
-            else:
-                partial_out.unlink(missing_ok=True)
     return out
-
-
-@contextmanager
-def _explained_writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"--out={str(out)!r} can't be written: {error}") from error
 
 
 def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
@@ -221,8 +199,8 @@ def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
                 "--format=kohya: readers of that format differ on DoRA; take --format=lora, or "
                 "another that has the adapters fused in"
             )
-        alpha = float(adapter.settings["lora_alpha"])
-        weights |= kohya.rename_weights(names, base, part, adapter.weights, alpha)
+        alpha, rank = float(adapter.settings["lora_alpha"]), int(adapter.settings["r"])
+        weights |= kohya.rename_weights(names, base, part, adapter.weights, alpha, rank)
     settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(

@@ -38,11 +38,17 @@ def find_layers(
 
 
 def rename_weights(
-    names: KohyaNames, directory: Path, part: str, weights: Mapping[str, Tensor], alpha: float
+    names: KohyaNames,
+    directory: Path,
+    part: str,
+    weights: Mapping[str, Tensor],
+    alpha: float,
+    rank: int | None = None,
 ) -> dict[str, Tensor]:
     """peft's weights of one part, layer.lora_A.weight, as lora_unet_layer.lora_down.weight.
 
-    directory: the base model's. Each layer gets its alpha: readers scale by alpha / rank.
+    directory: the base model's; rank: that alpha is for, None for that of each layer
+    Each layer gets an alpha: readers scale by alpha / rank.
     raises: ConfigError for layers that readers do not know
     """
     layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
@@ -55,8 +61,12 @@ def rename_weights(
     renamed = {}
     for name, factors_by_part in parts.items():
         factors = _stack(factors_by_part, shares[name])
-        renamed[f"{name}.lora_down.weight"], renamed[f"{name}.lora_up.weight"] = factors
-        renamed[f"{name}.alpha"] = torch.tensor(alpha * len(shares[name]))
+        num_parts = len(shares[name])
+        # A layer of another rank has its scale in its weights: diffusers mistakes other alphas.
+        factor = len(factors.down) / (rank * num_parts) if rank else 1.0
+        renamed[f"{name}.lora_down.weight"] = factors.down
+        renamed[f"{name}.lora_up.weight"] = factors.up * factor if factor != 1 else factors.up
+        renamed[f"{name}.alpha"] = torch.tensor(alpha * num_parts)
     return renamed
 
 

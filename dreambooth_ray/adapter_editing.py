@@ -1,0 +1,114 @@
+"""Adapters made of others: merged into one, or cut to a lower rank.
+
+Input is refused before torch is imported; heavy modules are imported by the function that needs
+them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.imports import large_imports
+
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from dreambooth_ray.adapters.rank_report import RankReport
+
+_TARGETS = ("bundle", "model")
+
+
+def merge(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    base: str = "",
+    into: str = "bundle",
+    rank: int | None = None,
+    half: bool = False,
+) -> "RankReport | None":
+    """Write the weighted sum of adapters; returns what the rank costs, None for a model.
+
+    sources: each a file of any trainer or a run, with its weight, as "style.safetensors:0.8"
+    out: a new folder; base: the model, of the first run among the sources if empty
+    into: bundle, adapters that `generate` takes as it takes a run; model, a model directory
+    rank: of a bundle's layers at most; None keeps all that LoRA has, and refuses other kinds
+    half: float16 instead of float32
+    raises: ConfigError, CheckpointError, StorageError
+    """
+    from dreambooth_ray.adapters.adapter_source import (
+        AdapterSource,
+        locate_adapter,
+        locate_adapters,
+    )
+    from dreambooth_ray.models.model_directory import (
+        adapted_base,
+        model_directory,
+        model_outline,
+    )
+
+    if into not in _TARGETS:
+        raise ConfigError(f"--into={into!r} is none of {', '.join(_TARGETS)}")
+    if rank is not None and into == "model":
+        raise ConfigError("--rank is for --into bundle; a model takes the whole sum")
+    _check_rank(rank)
+    folder = _check_out(out)
+    if not sources:
+        raise ConfigError("SOURCE is not given; name at least one adapter")
+    located = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
+    uri = base or next((adapter.base[0] for adapter in located if adapter.base), "")
+    if not uri:
+        raise ConfigError("--base is not given, and no source is a run that knows its base model")
+    outline = model_outline(uri, "--base")
+    if into == "bundle" and adapted_base(outline):
+        raise ConfigError(
+            f"--base={uri!r} is itself made of adapters; give it as a source, or --into model"
+        )
+    adapters = locate_adapters(sources, outline, "SOURCE")
+    with large_imports():
+        from dreambooth_ray.bundles.merge import merge_into_bundle, merge_into_model
+        from dreambooth_ray.models.components import quiet_libraries
+
+    quiet_libraries()
+    directory = model_directory(uri, "--base")
+    if into == "model":
+        merge_into_model(adapters, directory, folder, half=half)
+        return None
+    return merge_into_bundle(adapters, (uri, directory), folder, rank=rank, half=half)
+
+
+def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
+    """Write an adapter at a lower rank; returns what that costs, as relative Frobenius norms.
+
+    source: a .safetensors file of any trainer, a folder of peft's, or a run
+    out: a new file for a file, else a new folder; rank: that layers have at most
+    raises: ConfigError, CheckpointError, StorageError
+    """
+    from dreambooth_ray.adapters.adapter_source import AdapterSource, locate_adapter
+
+    _check_rank(rank)
+    path = _check_out(out)
+    adapter = locate_adapter(AdapterSource(source), "SOURCE")
+    if adapter.path.is_file() != (path.suffix == ".safetensors"):
+        wanted = "end in .safetensors" if adapter.path.is_file() else "be a folder"
+        raise ConfigError(f"--out={str(path)!r} must {wanted}, as SOURCE={source!r} does")
+    with large_imports():
+        from dreambooth_ray.bundles.resize import resize_adapter
+
+    try:
+        return resize_adapter(adapter, rank, path)
+    except ConfigError as error:
+        raise ConfigError(f"SOURCE={source!r}: {error}") from error
+
+
+def _check_rank(rank: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise ConfigError(f"--rank={rank} must be at least 1")
+
+
+def _check_out(out: str | Path) -> Path:
+    path = Path(out).expanduser()
+    if path.exists():
+        raise StorageError(f"--out={str(path)!r} is there already; choose another or remove it")
+    return path

@@ -1,0 +1,72 @@
+"""Products of two thin matrices, cut to a lower rank, and what of them that loses.
+
+Legend: r rank, O and I a layer's output and flattened input, k the new rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter
+
+
+@dataclass(frozen=True)
+class CutProduct:
+    """down: (k, I); up: (O, k); lost, whole: squared Frobenius norms of what went, and of all."""
+
+    down: Tensor
+    up: Tensor
+    lost: float
+    whole: float
+
+    @property
+    def error(self) -> float:
+        """Relative, in the Frobenius norm."""
+        return sqrt(self.lost / self.whole) if self.whole else 0.0
+
+
+def cut_product(down: Tensor, up: Tensor, rank: int) -> CutProduct:
+    """The best approximation (Eckart and Young 1936) of the product of (r, I) and (O, r)."""
+    if rank >= down.shape[0]:
+        norm = float((_gram(down.double()) * _gram(up.double().T)).sum())
+        return CutProduct(down.float(), up.float(), 0.0, max(norm, 0.0))
+    # The factors' triangles have the product's singular values, and are small.
+    left, left_triangle = torch.linalg.qr(up.double())
+    right, right_triangle = torch.linalg.qr(down.double().T)
+    inner_left, values, inner_right = torch.linalg.svd(left_triangle @ right_triangle.T)
+    return _cut(left @ inner_left, values, inner_right @ right.T, rank)
+
+
+def cut_matrix(matrix: Tensor, rank: int) -> CutProduct:
+    """As `cut_product`, of an (O, I) matrix."""
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return _cut(left, values, right, rank)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    return rows @ rows.T
+
+
+def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int) -> CutProduct:
+    kept = min(rank, len(values))
+    # Half of each value in each factor, so that neither overflows half precision.
+    roots = values[:kept].sqrt()
+    squares = values.square()
+    return CutProduct(
+        (roots[:, None] * right[:kept]).float(),
+        (left[:, :kept] * roots).float(),
+        float(squares[kept:].sum()),
+        float(squares.sum()),
+    )
+
+
+def join_products(uses: Sequence[tuple[LayerAdapter, float]]) -> tuple[Tensor, Tensor]:
+    """(sum of ranks, I) and (O, sum of ranks) of plain adapters, whose product is their sum."""
+    factors = [(*adapter.low_rank(), weight) for adapter, weight in uses]
+    return (
+        torch.cat([down.float() for down, _, _ in factors]),
+        torch.cat([up.float() * weight for _, up, weight in factors], dim=1),
+    )

@@ -1,0 +1,98 @@
+"""A bundle of adapters that nothing has trained: put together of others, in peft's format."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from dreambooth_ray.adapters.adapter import LayerKey
+from dreambooth_ray.adapters.adapter_files import SETTINGS, WEIGHTS
+from dreambooth_ray.adapters.layer_adapter import find_layer
+from dreambooth_ray.adapters.low_rank import CutProduct
+from dreambooth_ray.models.lora import PREFIX
+from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.model_source import make_absolute
+from dreambooth_ray.models.tensor_files import TensorSource, write_tensors
+from dreambooth_ray.storage import manifest, paths
+
+# Of a bundle that was trained: what stands for its subject.
+_SUBJECT_KEYS = ("identifier", "class_noun", "prompt", "subjects", "resolution")
+
+
+def write_adapter_bundle(
+    folder: Path,
+    products: Mapping[LayerKey, CutProduct],
+    networks: Mapping[str, nn.Module],
+    base: tuple[str, Path],
+    about: Mapping[str, object],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a bundle into a new folder.
+
+    networks: by part, on any device; base: the model's URI and its directory
+    about: of the sources' manifests, and how they were put together
+    """
+    for part, network in networks.items():
+        own = {layer: product for (name, layer), product in products.items() if name == part}
+        if own:
+            _write_part(folder / paths.ADAPTER / part, own, network, dtype)
+    uri, directory = base
+    subject = {key: about[key] for key in _SUBJECT_KEYS if key in about}
+    manifest.write_local(
+        folder,
+        {
+            **subject,
+            "kind": "adapter",
+            "method": "lora",
+            "sources": about.get("sources", []),
+            "base_model": make_absolute(uri),
+            "base_hash": model_hash(directory),
+            "created_at": time.time(),
+        },
+    )
+
+
+def _write_part(
+    folder: Path, products: Mapping[str, CutProduct], network: nn.Module, dtype: torch.dtype
+) -> None:
+    folder.mkdir(parents=True)
+    names = {module: name for name, module in network.named_modules()}
+    sources: dict[str, TensorSource] = {}
+    ranks: dict[str, int] = {}
+    for layer, product in products.items():
+        module = find_layer(network, layer)
+        assert module is not None
+        name, weight = names[module], module.get_parameter("weight")
+        down, up = product.down, product.up
+        if weight.dim() == 4:
+            down, up = down.reshape(-1, *weight.shape[1:]), up[:, :, None, None]
+        ranks[name] = len(down)
+        for suffix, factor in (("lora_A", down), ("lora_B", up)):
+            source = TensorSource.of(factor.contiguous()).as_type(dtype)
+            sources[f"{PREFIX}{name}.{suffix}.weight"] = source
+    write_tensors(folder / WEIGHTS, sources, {"format": "pt"})
+    (folder / SETTINGS).write_text(json.dumps(build_settings(ranks), indent=1, sort_keys=True))
+
+
+def build_settings(ranks: Mapping[str, int]) -> dict[str, object]:
+    """peft's of plain LoRA, by the ranks of layers; every scale is one."""
+    rank = max(ranks.values())
+    # peft takes patterns for ends of names, unless they begin so.
+    others = {f"^{re.escape(name)}": own for name, own in ranks.items() if own != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules="|".join(re.escape(name) for name in ranks),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+    )
+    values = config.to_dict()
+    return {
+        **{k: sorted(v) if isinstance(v, set) else v for k, v in values.items()},
+        "inference_mode": True,
+    }

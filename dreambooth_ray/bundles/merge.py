@@ -1,0 +1,143 @@
+"""Several adapters into one: a weighted sum, as a bundle of its own or in a model's weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth_ray.adapters.adapter import Adapter, LayerKey, read_adapter
+from dreambooth_ray.adapters.adapter_source import LocalAdapter
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer, sum_deltas
+from dreambooth_ray.adapters.layer_table import LayerTable
+from dreambooth_ray.adapters.low_rank import (
+    CutProduct,
+    cut_matrix,
+    cut_product,
+    join_products,
+)
+from dreambooth_ray.adapters.rank_report import RankReport
+from dreambooth_ray.bundles.adapter_bundle import write_adapter_bundle
+from dreambooth_ray.bundles.new_path import explained_writing, new_path
+from dreambooth_ray.bundles.read_back import refuse_overflow
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.components import Components, build_pipeline, load_components
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.sampling.adapter_folder import check_adapter_folder
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.manifest import MANIFEST
+
+Uses = list[tuple[LayerAdapter, float]]
+
+
+def merge_into_model(
+    adapters: Sequence[LocalAdapter], directory: Path, out: Path, *, half: bool = False
+) -> None:
+    """Write a model directory with the sum of all adapters in its weights.
+
+    directory: the base model's, or an adapter bundle, whose adapters are in it too; out: a new one
+    half: float16 instead of float32
+    raises: ConfigError, StorageError
+    """
+    parts = load_components(directory)
+    for key, uses in _collect(adapters, directory).items():
+        weight = _find_weight(parts.networks, key)
+        with torch.no_grad():
+            weight.copy_(sum_deltas(weight, uses))
+    dtype = torch.float16 if half else torch.float32
+    for network in parts.networks.values():
+        refuse_overflow(network.state_dict(), dtype)
+        network.to(dtype)
+    with new_path(out) as partial, explained_writing(out):
+        build_pipeline(parts, directory).save_pretrained(partial, safe_serialization=True)
+
+
+def merge_into_bundle(
+    adapters: Sequence[LocalAdapter],
+    base: tuple[str, Path],
+    out: Path,
+    *,
+    rank: int | None = None,
+    half: bool = False,
+) -> RankReport:
+    """Write an adapter bundle that adds what all adapters add together; returns what rank costs.
+
+    base: the model's URI and its directory; rank: None for the sum of all ranks, which loses
+    nothing; LoHa, LoKr and DoRA need one, as their sum has the rank of the layer
+    raises: ConfigError, StorageError
+    """
+    directory = base[1]
+    layers = _collect(adapters, directory)
+    needs_weights = not all(a.is_plain for uses in layers.values() for a, _ in uses)
+    if needs_weights and rank is None:
+        raise ConfigError(
+            "--rank is not given, and not all adapters are plain LoRA: the sum with others has the "
+            "rank of the layers; give --rank, or --into model, which loses nothing"
+        )
+    networks = _build_networks(directory, with_weights=needs_weights)
+    products = {
+        key: _sum_uses(_find_weight(networks, key), uses, rank) for key, uses in layers.items()
+    }
+    dtype = torch.float16 if half else torch.float32
+    for key, product in products.items():
+        name = ".".join(key)
+        refuse_overflow({f"{name} (down)": product.down, f"{name} (up)": product.up}, dtype)
+    with new_path(out) as partial, explained_writing(out):
+        write_adapter_bundle(partial, products, networks, base, _describe(adapters), dtype)
+    return RankReport.of({".".join(key): product for key, product in products.items()})
+
+
+def _collect(adapters: Sequence[LocalAdapter], directory: Path) -> dict[LayerKey, Uses]:
+    table = LayerTable.of_directory(directory)
+    layers: dict[LayerKey, Uses] = {}
+    for local in adapters:
+        if local.path.is_dir():
+            check_adapter_folder(local.path)
+        for key, layer in _read(local, table).layers.items():
+            layers.setdefault(key, []).append((layer, local.weight))
+    return layers
+
+
+def _read(local: LocalAdapter, table: LayerTable) -> Adapter:
+    try:
+        return read_adapter(local.path, table)
+    except ConfigError as error:
+        raise ConfigError(f"{local.path}: {error}") from error
+
+
+def _build_networks(directory: Path, *, with_weights: bool) -> Mapping[str, nn.Module]:
+    if with_weights:
+        return load_components(directory).networks
+    return _build_empty(directory).networks
+
+
+def _build_empty(directory: Path) -> Components:
+    with torch.device("meta"):
+        return find_family(directory).load_functions().build_empty(directory)
+
+
+def _find_weight(networks: Mapping[str, nn.Module], key: LayerKey) -> Tensor:
+    part, layer = key
+    module = find_layer(networks[part], layer)
+    assert module is not None
+    return module.get_parameter("weight").detach()
+
+
+def _sum_uses(weight: Tensor, uses: Uses, rank: int | None) -> CutProduct:
+    if all(adapter.is_plain for adapter, _ in uses):
+        down, up = join_products(uses)
+        return cut_product(down, up, rank or len(down))
+    assert rank is not None
+    delta = sum_deltas(weight, uses) - weight.float()
+    return cut_matrix(delta.flatten(1), rank)
+
+
+def _describe(adapters: Sequence[LocalAdapter]) -> dict[str, object]:
+    """Whose sum it is; its subject is the first bundle's."""
+    about: dict[str, object] = {}
+    for local in adapters:
+        if local.path.name == paths.ADAPTER and not about:
+            about.update(json.loads((local.path.parent / MANIFEST).read_text())["about"])
+    about["sources"] = [{"name": a.name, "weight": a.weight} for a in adapters]
+    return about

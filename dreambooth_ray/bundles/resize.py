@@ -1,0 +1,148 @@
+"""An adapter's file or bundle at a lower rank, and what that loses.
+
+Legend: O and I a layer's output and flattened input, k the new rank.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dreambooth_ray.adapters.adapter_files import SETTINGS, WEIGHTS
+from dreambooth_ray.adapters.adapter_source import LocalAdapter
+from dreambooth_ray.adapters.binding import measure_factors, read_peft_metadata
+from dreambooth_ray.adapters.file_keys import group_keys, shorten
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter
+from dreambooth_ray.adapters.low_rank import CutProduct, cut_matrix, cut_product
+from dreambooth_ray.adapters.rank_report import RankReport
+from dreambooth_ray.adapters.scales import LayerScales, check_finite
+from dreambooth_ray.bundles.adapter_bundle import build_settings
+from dreambooth_ray.bundles.new_path import explained_writing, new_path
+from dreambooth_ray.errors import CheckpointError, ConfigError
+from dreambooth_ray.models.lora import PREFIX
+from dreambooth_ray.models.tensor_files import TensorSource, open_tensors, write_tensors
+from dreambooth_ray.models.weight_files import read_header_and_metadata
+from dreambooth_ray.storage import manifest, paths
+
+_FACTORS = ("down", "up", "mid")
+_KEPT = ("magnitude", "dora_scale")
+_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """Of a file: tensors to write by key, and products by layer."""
+
+    tensors: Mapping[str, Tensor]
+    products: Mapping[str, CutProduct]
+    metadata: Mapping[str, str]
+
+
+def resize_adapter(adapter: LocalAdapter, rank: int, out: Path) -> RankReport:
+    """Write an adapter whose layers have at most rank `rank`, by the singular values of products.
+
+    Names of layers and DoRA's magnitudes stay; LoHa and LoKr become LoRA. A file gives a file, a
+    bundle a bundle; out: a new one
+    raises: ConfigError, StorageError
+    """
+    with new_path(out) as partial, explained_writing(out):
+        if adapter.path.is_file():
+            resized = _resize_file(adapter.path, rank)
+            _write(partial, resized)
+            return RankReport.of(resized.products)
+        return _resize_folder(adapter.path, rank, partial)
+
+
+def _resize_folder(folder: Path, rank: int, out: Path) -> RankReport:
+    """Of peft's folder, of one with such a folder for each part, or of a bundle's."""
+    is_bundle = folder.name == paths.ADAPTER and (folder.parent / manifest.MANIFEST).is_file()
+    shutil.copytree(folder, out / paths.ADAPTER if is_bundle else out)
+    products: dict[str, CutProduct] = {}
+    for file in sorted(out.rglob(WEIGHTS)):
+        resized = _resize_file(file, rank)
+        _write(file, resized)
+        values = json.loads((file.parent / SETTINGS).read_text())
+        ranks = {name.removeprefix(PREFIX): len(p.down) for name, p in resized.products.items()}
+        settings = build_settings(ranks) | {"use_dora": bool(values.get("use_dora"))}
+        (file.parent / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True))
+        products |= {f"{file.parent.name}.{n}": p for n, p in resized.products.items()}
+    if is_bundle:
+        about = json.loads((folder.parent / manifest.MANIFEST).read_text())["about"]
+        manifest.write_local(out, {**about, "resized_to_rank": rank})
+    return RankReport.of(products)
+
+
+def _resize_file(path: Path, rank: int) -> _Resized:
+    header, metadata = read_header_and_metadata(path)
+    scales = LayerScales(path, read_peft_metadata(metadata))
+    tensors: dict[str, Tensor] = {}
+    products: dict[str, CutProduct] = {}
+    try:
+        stored = open_tensors(path)
+        for layer, keys in group_keys(header).items():
+            read = {role: check_finite(key, stored[key]) for role, key in keys.items()}
+            products[layer], own = _resize_layer(layer, keys, read, rank, scales)
+            tensors |= own
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    kept = {k: v for k, v in metadata.items() if k not in (_METADATA, "format")}
+    if "ss_network_dim" in kept:
+        kept |= {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return _Resized(tensors, products, kept)
+
+
+def _resize_layer(
+    layer: str,
+    keys: Mapping[str, str],
+    read: Mapping[str, Tensor],
+    rank: int,
+    scales: LayerScales,
+) -> tuple[CutProduct, dict[str, Tensor]]:
+    try:
+        kind, size, own_rank = measure_factors({r: tuple(t.shape) for r, t in read.items()})
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{shorten(layer)} has factors that do not go together: {error}"
+        ) from error
+    scale = scales.find(layer, own_rank, read.get("alpha"))
+    factors = {r: t for r, t in read.items() if r not in (*_KEPT, "alpha")}
+    adapter = LayerAdapter(factors, scale)
+    if adapter.is_plain:
+        product = cut_product(*adapter.low_rank(), rank)
+    else:
+        product = cut_matrix(adapter.compute_delta(torch.empty(size)), rank)
+    return product, _name_tensors(layer, keys, read, product, is_lora=kind == "lora")
+
+
+def _name_tensors(
+    layer: str,
+    keys: Mapping[str, str],
+    read: Mapping[str, Tensor],
+    product: CutProduct,
+    *,
+    is_lora: bool,
+) -> dict[str, Tensor]:
+    """The layer's tensors under the keys that it had; new ones are kohya's."""
+    if "embedding_down" in keys:
+        raise ConfigError(f"{shorten(layer)} is an embedding; resize takes layers alone")
+    dtype = next(iter(read.values())).dtype
+    down, up = product.down, product.up
+    if is_lora and read["down"].dim() == 4:
+        kernel = read["mid"] if "mid" in read else read["down"]
+        down = down.reshape(len(down), read["down"].shape[1], *kernel.shape[2:])
+        up = up[:, :, None, None]
+    names = {role: keys.get(role, f"{layer}.lora_{role}.weight") for role in ("down", "up")}
+    named = {names["down"]: down.to(dtype), names["up"]: up.to(dtype)}
+    named |= {keys[role]: read[role] for role in _KEPT if role in keys}
+    if not is_lora or "alpha" in keys:  # readers take no alpha for the rank
+        named[keys.get("alpha", f"{layer}.alpha")] = torch.tensor(float(len(down)))
+    return named
+
+
+def _write(path: Path, resized: _Resized) -> None:
+    sources = {name: TensorSource.of(t.contiguous()) for name, t in resized.tensors.items()}
+    write_tensors(path, sources, {"format": "pt", **resized.metadata})
