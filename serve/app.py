@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
+from serve.adapter_settings import check_folder
 from serve.auth import Authenticator
 from serve.base_models import check_models
 from serve.deployment import Gateway
@@ -52,6 +53,7 @@ def _validate_config(config: ServeConfig) -> None:
     """Read what the gateways will read, so that a mistake is seen at once."""
     Authenticator(config.auth)
     read_policy(config.safety.policy)
+    check_folder(config)
     if config.provenance.certificate:
         Signer(config.provenance)
     if secret := os.environ.get(config.webhook_secret_env):

@@ -120,9 +120,9 @@ def _second_kronecker(factors: Mapping[str, Tensor]) -> Tensor:
 
 def find_layer(network: nn.Module, layer: str) -> nn.Module | None:
     """A module by a name without levels that releases of transformers differ on."""
-    for name in (layer, f"text_model.{layer}", f"model.{layer}"):
+    for level in ("", "text_model.", "model.", "language_model.", "model.language_model."):
         try:
-            return network.get_submodule(name)
+            return network.get_submodule(f"{level}{layer}")
         except AttributeError:
             continue
     return None

@@ -26,7 +26,7 @@ _TEXT_NAMES = {
     ("T5EncoderModel", 0): ("text_encoders.t5xxl.transformer.", "t5xxl.", "lora_te3_", "lora_te2_"),
 }
 # Levels of transformers' modules that were dropped, or that wrap the layers.
-_TEXT_LEVELS = re.compile(r"^(text_model|model)[._]")
+_TEXT_LEVELS = re.compile(r"^((text_model|model|language_model)[._])+")
 _LAYER_DIMS = (2, 4)
 
 

@@ -17,7 +17,9 @@ from dreambooth_ray.models.weight_files import find_weights
 from tests.unit.adapters.published_keys import make_tensors, write_file
 
 
-@pytest.mark.parametrize("model", ["sd15", "sdxl", "flux1-dev", "flux2-klein", "z-image"])
+@pytest.mark.parametrize(
+    "model", ["sd15", "sdxl", "flux1-dev", "flux2-klein", "z-image", "qwen-image"]
+)
 def test_kohya_files_that_are_written_are_read_back(
     tiny_directories: dict[str, Path], tmp_path: Path, model: str
 ) -> None:

@@ -13,6 +13,8 @@ from dreambooth_ray.adapters.layer_adapter import find_layer, sum_deltas
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.sampling.engine import Engine
+from dreambooth_ray.sampling.request import Request
 from tests.unit.adapters.published_keys import write_file
 
 TARGETS = ["to_q", "to_out.0", "conv1"]
@@ -68,6 +70,26 @@ def test_what_peft_makes_is_read_as_peft_merges_it(
         assert len(changed) == len(adapter.layers)
         for name, weight in merged.items():
             torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_an_embedding_can_have_an_adapter(
+    toy_model: Path, table: LayerTable, base: Components, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["token_embedding"],
+                        init_lora_weights=False)  # fmt: skip
+    model = get_peft_model(load_components(toy_model).text_encoder, config)
+    model.save_pretrained(tmp_path / "text_encoder", save_embedding_layers=False)
+    merged = model.merge_and_unload().get_input_embeddings().weight
+    ((key, own),) = read_adapter(tmp_path, table).layers.items()
+    assert key[0] == "text_encoder"
+    weight = base.text_encoder.get_input_embeddings().weight
+    torch.testing.assert_close(sum_deltas(weight, [(own, 1.0)]), merged, atol=1e-5, rtol=1e-4)
+    engine = Engine(toy_model)
+    plain = engine.sample([Request("a robot", 0, num_inference_steps=1)])[0].latents
+    engine.add_adapter("words", tmp_path)
+    request = Request("a robot", 0, num_inference_steps=1, adapter="words")
+    assert not torch.equal(engine.sample([request])[0].latents, plain)
 
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

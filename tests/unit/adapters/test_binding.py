@@ -44,6 +44,30 @@ def test_a_published_file_is_bound_key_by_key_or_refused_by_name(name: str) -> N
     assert ("dora" in binding.kinds) == ("dora" in name)
 
 
+@pytest.mark.parametrize("name", ["qwen_image_lora_diffusers", "qwen_image_lora_kohya"])
+def test_published_files_of_qwen_image(name: str) -> None:
+    shapes, table = read_shapes(name), read_table("qwen-image")
+    if name in REFUSED:
+        # As published, the product of its factors is far larger than the layer.
+        with pytest.raises(ConfigError, match=r"attn_add_k_proj changes .* is 3072 by 3072"):
+            bind_keys(shapes, table)
+        # With factors that fit, every name of it binds.
+        fitting = {
+            key: (1, 1) if key.endswith("w1") else find_size(table, key)
+            for key in shapes
+            if not key.endswith("alpha")
+        }
+        assert len(bind_keys(fitting, table).layers) == 8
+        return
+    binding = bind_keys(shapes, table)
+    assert sorted(key for layer in binding.layers for key in layer.keys.values()) == sorted(shapes)
+
+
+def find_size(table: LayerTable, key: str) -> tuple[int, ...]:
+    (place,) = table.find(key.rpartition(".")[0])
+    return place.shape
+
+
 def test_rows_of_fused_layers_are_found() -> None:
     table = published_flux1()
     rows = {place.layer: place.rows for place in table.find("lora_unet_single_blocks_7_linear1")}

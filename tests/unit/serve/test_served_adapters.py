@@ -22,6 +22,7 @@ from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.engine import Engine
 from serve.adapter_cache import AdapterCache
 from serve.adapter_folder import AdapterFolder
+from serve.adapter_settings import check_folder
 from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
@@ -217,6 +218,14 @@ def test_adapters_that_can_not_be_taken_are_refused_by_name(
 def test_a_subject_that_is_not_there_is_not_found(client: TestClient) -> None:
     answer = client.post(GENERATE, json=QUICK | {"adapters": [{"model": "nobody"}]})
     assert answer.status_code == 404
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_start(tmp_path: Path) -> None:
+    settings = {"adapters": {"folder": str(tmp_path / "absent")}}
+    with pytest.raises(ConfigError, match=r"adapters\.folder=.*absent' is no folder here"):
+        check_folder(ServeConfig.model_validate(settings))
+    check_folder(ServeConfig.model_validate({"adapters": {"folder": "s3://bucket/adapters"}}))
+    check_folder(ServeConfig())
 
 
 def test_without_a_folder_no_file_is_taken() -> None:
