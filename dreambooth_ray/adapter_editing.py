@@ -14,6 +14,7 @@ from dreambooth_ray.imports import large_imports
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
+    from dreambooth_ray.adapters.adapter_source import LocalAdapter
     from dreambooth_ray.adapters.rank_report import RankReport
 
 _TARGETS = ("bundle", "model")
@@ -37,16 +38,7 @@ def merge(
     half: float16 instead of float32
     raises: ConfigError, CheckpointError, StorageError
     """
-    from dreambooth_ray.adapters.adapter_source import (
-        AdapterSource,
-        locate_adapter,
-        locate_adapters,
-    )
-    from dreambooth_ray.models.model_directory import (
-        adapted_base,
-        model_directory,
-        model_outline,
-    )
+    from dreambooth_ray.models.model_directory import model_directory
 
     if into not in _TARGETS:
         raise ConfigError(f"--into={into!r} is none of {', '.join(_TARGETS)}")
@@ -54,18 +46,7 @@ def merge(
         raise ConfigError("--rank is for --into bundle; a model takes the whole sum")
     _check_rank(rank)
     folder = _check_out(out)
-    if not sources:
-        raise ConfigError("SOURCE is not given; name at least one adapter")
-    located = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
-    uri = base or next((adapter.base[0] for adapter in located if adapter.base), "")
-    if not uri:
-        raise ConfigError("--base is not given, and no source is a run that knows its base model")
-    outline = model_outline(uri, "--base")
-    if into == "bundle" and adapted_base(outline):
-        raise ConfigError(
-            f"--base={uri!r} is itself made of adapters; give it as a source, or --into model"
-        )
-    adapters = locate_adapters(sources, outline, "SOURCE")
+    uri, adapters = _locate_sources(sources, base, into)
     with large_imports():
         from dreambooth_ray.bundles.merge import merge_into_bundle, merge_into_model
         from dreambooth_ray.models.components import quiet_libraries
@@ -100,6 +81,31 @@ def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
         return resize_adapter(adapter, rank, path)
     except ConfigError as error:
         raise ConfigError(f"SOURCE={source!r}: {error}") from error
+
+
+def _locate_sources(
+    sources: Sequence[str], base: str, into: str
+) -> "tuple[str, list[LocalAdapter]]":
+    """The base model's URI, and the adapters, each bound to its layers."""
+    from dreambooth_ray.adapters.adapter_source import (
+        AdapterSource,
+        locate_adapter,
+        locate_adapters,
+    )
+    from dreambooth_ray.models.model_directory import adapted_base, model_outline
+
+    if not sources:
+        raise ConfigError("SOURCE is not given; name at least one adapter")
+    located = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
+    uri = base or next((adapter.base[0] for adapter in located if adapter.base), "")
+    if not uri:
+        raise ConfigError("--base is not given, and no source is a run that knows its base model")
+    outline = model_outline(uri, "--base")
+    if into == "bundle" and adapted_base(outline):
+        raise ConfigError(
+            f"--base={uri!r} is itself made of adapters; give it as a source, or --into model"
+        )
+    return uri, locate_adapters(sources, outline, "SOURCE")
 
 
 def _check_rank(rank: int | None) -> None:

@@ -22,7 +22,7 @@ from serve.api_messages import EditRequest, ImageRequest
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import EncodedImage, GenerationSpec, Upload
-from serve.receipts import build_receipt
+from serve.image_receipts import build_receipt
 from serve.replica_messages import (
     Event,
     Failed,

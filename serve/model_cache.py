@@ -30,7 +30,7 @@ from dreambooth_ray.storage.artifact_files import download_whole
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from serve.adapter_cache import AdapterCache, LoadedAdapter
-from serve.adapter_folder import AdapterFolder
+from serve.allowed_adapters import AdapterFolder
 from serve.loaded_model import LoadedModel, ModelLease, estimate_loaded_bytes
 from serve.replica_messages import AdapterTask, Artifact
 

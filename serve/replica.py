@@ -55,7 +55,7 @@ class Replica:
 
             from dreambooth_ray.models.weight_cache import set_cache_limit
             from serve.adapter_cache import AdapterCache
-            from serve.adapter_folder import AdapterFolder
+            from serve.allowed_adapters import AdapterFolder
             from serve.model_cache import ModelCache
 
         self.id = uuid.uuid4().hex[:12]

@@ -98,7 +98,7 @@ class RecordingReplica:
         from serve.replica import _build_request
         from serve.replica_messages import Finished, Pixels
 
-        self.requests.append(_build_request(sample_task, None))
+        self.requests.append(_build_request(sample_task, ()))
         yield Finished(Pixels.from_image(Image.new("RGB", (64, 64))), "0" * 64, sample_task.params)
 
     async def report_status(self, backlog_steps: int = 0) -> Any:

@@ -14,7 +14,7 @@ from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.storage.subject_version import parse_version
 from serve.adapter_cache import AdapterCache
-from serve.adapter_folder import AdapterFolder
+from serve.allowed_adapters import AdapterFolder
 from serve.loaded_model import estimate_loaded_bytes
 from serve.model_cache import ModelCache
 from serve.replica_messages import Artifact

@@ -21,8 +21,8 @@ from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.engine import Engine
 from serve.adapter_cache import AdapterCache
-from serve.adapter_folder import AdapterFolder
 from serve.adapter_settings import check_folder
+from serve.allowed_adapters import AdapterFolder
 from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
