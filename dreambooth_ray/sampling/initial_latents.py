@@ -11,7 +11,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.sampling.request_handle import SamplingState
 from dreambooth_ray.sampling.solver_steps import SolverTable
-from dreambooth_ray.sampling.vae import LatentCodec, blank_masked_pixels, latent_mask
+from dreambooth_ray.sampling.vae import LatentCodec, latent_mask
 
 
 def build_initial_state(
@@ -40,7 +40,9 @@ def build_initial_state(
     if image is not None:
         alpha, sigma = solver_table.steps[0].level
         image_latents = codec.encode(image)
-        state.latents = alpha * image_latents + sigma * noise
+        # As in diffusers' pipelines: what is generated anew at full strength begins in pure noise.
+        if mask is None or request.strength < 1:
+            state.latents = alpha * image_latents + sigma * noise
         if mask is not None and in_channels == codec.channels:
             state.image_latents, state.noise, state.mask = (
                 image_latents,
@@ -70,5 +72,4 @@ def _inpainting_channels(
     """(1 + C, h, w): the mask and the masked image's latents; without a mask all is generated."""
     mask = mask or Image.new("L", size_px, 255)
     image = image or Image.new("RGB", size_px, (128, 128, 128))
-    masked_image_latents = codec.encode(blank_masked_pixels(image, mask))
-    return torch.cat([latent_mask(mask, *shape), masked_image_latents])
+    return torch.cat([latent_mask(mask, *shape), codec.encode(image, hidden=mask)])

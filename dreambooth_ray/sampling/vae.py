@@ -44,10 +44,17 @@ class LatentCodec:
         return self._functions.decode(self._vae, latents).float()
 
     @torch.no_grad()
-    def encode(self, image: Image.Image) -> Tensor:
-        """(C, h, w) float32: the mean of the posterior, as the denoiser takes it."""
+    def encode(self, image: Image.Image, hidden: Image.Image | None = None) -> Tensor:
+        """(C, h, w) float32: the mean of the posterior, as the denoiser takes it.
+
+        hidden: a mask of its size; where that is white all colours are 0, the middle, as UNets
+            with channels for a masked image were trained
+        """
         weight = next(self._vae.parameters())
-        pixels = _to_pixels(image).to(weight.device, weight.dtype)
+        pixels = _to_pixels(image)
+        if hidden is not None:
+            pixels *= 1 - _to_binary(hidden)
+        pixels = pixels.to(weight.device, weight.dtype)
         self._set_tiling(max(image.size))
         mean, _ = self._functions.encode_images(self._vae, pixels[None])
         return mean[0].float().cpu()
@@ -81,14 +88,13 @@ class LatentCodec:
 
 def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
     """(1, height, width) float32 at latent size: 1 where white, to be generated."""
+    return F.interpolate(_to_binary(mask)[None], (height, width), mode="nearest")[0]
+
+
+def _to_binary(mask: Image.Image) -> Tensor:
+    """(1, H, W) float32: 1 where white."""
     grey = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
-    return F.interpolate((grey[None, None] >= 0.5).float(), (height, width), mode="nearest")[0]
-
-
-def blank_masked_pixels(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The image with grey where the mask is white, as 9-channel UNets were trained."""
-    hidden = mask.convert("L").point(lambda v: 255 if v >= 128 else 0)
-    return Image.composite(Image.new("RGB", image.size, (128, 128, 128)), image, hidden)
+    return (grey[None] >= 0.5).float()
 
 
 def _to_pixels(image: Image.Image) -> Tensor:

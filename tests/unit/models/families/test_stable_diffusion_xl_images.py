@@ -36,22 +36,26 @@ def image() -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def sample_pipeline(directory: Path, kind: str, engine: Engine, image: Any, **more: Any) -> Tensor:
+def sample_pipeline(
+    directory: Path, kind: str, engine: Engine, image: Any, strength: float = STRENGTH, **more: Any
+) -> Tensor:
     """diffusers' latents; it takes the image as the engine encodes it, where it would draw."""
     pipeline_class = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
     pipeline = pipeline_class(**load_pipeline(directory).components, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     latents: Tensor = pipeline(
-        prompt=PROMPT, image=engine._codec.encode(image)[None], strength=STRENGTH,
+        prompt=PROMPT, image=engine._codec.encode(image)[None], strength=strength,
         num_inference_steps=STEPS, guidance_scale=4.0, output_type="latent",
         generator=torch.Generator().manual_seed(3), **more,
     ).images  # fmt: skip
     return latents[0]
 
 
-def sample_engine(engine: Engine, image: Image.Image, **more: Any) -> Tensor:
+def sample_engine(
+    engine: Engine, image: Image.Image, strength: float = STRENGTH, **more: Any
+) -> Tensor:
     request = Request(
-        PROMPT, 3, num_inference_steps=STEPS, guidance_scale=4.0, image=image, strength=STRENGTH,
+        PROMPT, 3, num_inference_steps=STEPS, guidance_scale=4.0, image=image, strength=strength,
         **more,
     )  # fmt: skip
     return engine.sample([request])[0].latents
@@ -68,15 +72,16 @@ def test_an_image_to_image_request_is_the_pipelines_own(
     assert differ(sample_engine(engine, image), reference) <= 1e-4
 
 
+@pytest.mark.parametrize("strength", [STRENGTH, 1.0])
 def test_a_masked_request_is_the_pipelines_own(
-    directory: Path, engine: Engine, image: Image.Image
+    directory: Path, engine: Engine, image: Image.Image, strength: float
 ) -> None:
     mask = Image.new("L", image.size, 0)
     mask.paste(255, (0, 0, 64, 32))
     reference = sample_pipeline(
-        directory, "Inpaint", engine, image, mask_image=mask, width=64, height=64
+        directory, "Inpaint", engine, image, strength, mask_image=mask, width=64, height=64
     )
-    assert differ(sample_engine(engine, image, mask=mask), reference) <= 1e-4
+    assert differ(sample_engine(engine, image, strength, mask=mask), reference) <= 1e-4
 
 
 def test_saved_features_give_the_same_prediction(engine: Engine) -> None:
