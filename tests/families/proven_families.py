@@ -32,7 +32,8 @@ def pack(parts: Any, latents: Tensor) -> Tensor:
 class ProvenModel:
     """What a tiny model is held against.
 
-    golden: of GOLDEN_FAMILIES, whose steps are repeated
+    golden: of GOLDEN_FAMILIES, whose steps are repeated; without, it is a variant of another
+    published: of PUBLISHED_MODELS, whose memory is predicted
     inputs: what the script's denoiser calls each tensor of the conditioning, as far as it is given
         them; none to compare none
     solver: what the pipeline's own scheduler is; guidance: scales that it is sampled with
@@ -58,6 +59,7 @@ class ProvenModel:
     options: Mapping[str, Any] = field(default_factory=dict)
     unread_formats: frozenset[str] = frozenset()
     compares_clean: bool = False
+    published: str = ""
 
 
 # Packages outside the tree name their `ProvenModel` under it, as their tiny model is called.
@@ -65,16 +67,17 @@ ENTRY_POINTS = "dreambooth_ray.proven_models"
 OUTSIDE = {entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)}
 _HIDDEN = {"hidden": "encoder_hidden_states"}
 PROVEN_MODELS: dict[str, ProvenModel] = {
-    "sd15": ProvenModel(("sd15", "sd15-lora"), _HIDDEN, solver="plms"),
+    "sd15": ProvenModel(("sd15", "sd15-lora"), _HIDDEN, solver="plms", published="sd15"),
     "sdxl": ProvenModel(
         ("sdxl",),
         _HIDDEN | {"pooled": "text_embeds", "time_ids": "time_ids"},
         # The script adds 1 behind the division; the paper, and diffusers' others, before it.
         other_weights=frozenset({"snr_v_prediction"}),
         text_rate=5e-6,
+        published="sdxl",
     ),
     # Its script's denoiser takes lists.
-    "z-image": ProvenModel(("z-image",), {}),
+    "z-image": ProvenModel(("z-image",), {}, published="z-image"),
     "z-image-turbo": ProvenModel((), {}),
     # Guidance is what its denoiser is told: there is no negative prompt.
     "flux1-dev": ProvenModel(
@@ -83,6 +86,7 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         negative_prompt=None,
         convert=pack,
         unread_formats=frozenset({"kohya"}),
+        published="flux1-dev",
     ),
     "flux1-schnell": ProvenModel(
         (),
@@ -96,16 +100,25 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         ("qwen-image",),
         _HIDDEN | {"is_token": "encoder_hidden_states_mask"},
         convert=pack,
+        published="qwen-image",
     ),
-    "sd3": ProvenModel(("sd3",), {}, guidance=(1.0, 7.0), compares_clean=True),
+    "sd3": ProvenModel(
+        ("sd3",), {}, guidance=(1.0, 7.0), compares_clean=True, published="sd3-medium"
+    ),
     "sd3-without-t5": ProvenModel((), {}, guidance=(1.0, 7.0)),
     "sd35": ProvenModel((), {}, guidance=(1.0, 7.0)),
     # Its pipeline takes a negative prompt as embeddings alone.
     "flux2-klein": ProvenModel(
-        ("flux2-klein",), _HIDDEN, negative_prompt=None, convert=unpatch_flux2
+        ("flux2-klein",),
+        _HIDDEN,
+        negative_prompt=None,
+        convert=unpatch_flux2,
+        published="flux2-klein-4b",
     ),
     "flux2-klein-distilled": ProvenModel(
         (), {}, guidance=(1.0,), negative_prompt=None, convert=unpatch_flux2
     ),
 }
 PROVEN_MODELS |= {name: load() for name, load in OUTSIDE.items()}
+# One of each family that can be trained.
+TRAINED_MODELS = [name for name, model in PROVEN_MODELS.items() if model.golden]

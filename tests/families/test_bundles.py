@@ -14,14 +14,13 @@ from dreambooth_ray.models.components import load_pipeline
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_hash
 from tests.families.adapters import write_adapter
-from tests.families.proven_families import PROVEN_MODELS
+from tests.families.proven_families import PROVEN_MODELS, TRAINED_MODELS
 from tests.families.reference_pipelines import initial_latents
 
 PROMPT = "a photo of sks robot"
-TRAINED = [name for name, model in PROVEN_MODELS.items() if model.golden]
 
 
-@pytest.fixture(params=TRAINED, scope="module")
+@pytest.fixture(params=TRAINED_MODELS, scope="module")
 def base(request: pytest.FixtureRequest, tiny_directories: dict[str, Path]) -> Path:
     return tiny_directories[request.param]
 

@@ -14,11 +14,8 @@ from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_directory, model_outline
 from dreambooth_ray.preparation import prepare_run
 from tests.families.hostile_directories import DAMAGES, POISONED
-from tests.families.proven_families import PROVEN_MODELS
+from tests.families.proven_families import TRAINED_MODELS
 from tests.integration.conftest import dreambooth
-
-# What the files alone tell of, and what only their contents do.
-HOSTILE = [name for name, model in PROVEN_MODELS.items() if model.golden]
 
 
 @pytest.fixture
@@ -29,7 +26,7 @@ def damaged(tiny_directories: dict[str, Path], tmp_path: Path, name: str) -> Pat
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", TRAINED_MODELS)
 def test_every_damage_of_every_part_is_refused_in_one_line(
     tiny_directories: dict[str, Path], tmp_path: Path, name: str, damage: str
 ) -> None:
@@ -80,7 +77,7 @@ VERBS = {
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", ["NaN", "tensor missing", "pickle", "other class in the part"])
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", TRAINED_MODELS)
 def test_every_verb_refuses_before_anything_starts(
     damaged: Path, photos: Path, tmp_path: Path, name: str, verb: str, damage: str
 ) -> None:

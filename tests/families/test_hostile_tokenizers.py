@@ -8,9 +8,8 @@ import pytest
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_outline
-from tests.families.proven_families import PROVEN_MODELS
+from tests.families.proven_families import TRAINED_MODELS
 
-HOSTILE = [name for name, model in PROVEN_MODELS.items() if model.golden]
 # What a loader passes over where the others are there; each is tried on its own below.
 _PASSED_OVER = {"vocab.json", "merges.txt", "spiece.model"}
 
@@ -31,7 +30,7 @@ def list_files(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.97])
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", TRAINED_MODELS)
 def test_a_file_that_was_cut_off_is_named(
     tiny_directories: dict[str, Path], tmp_path: Path, name: str, share: float
 ) -> None:
@@ -49,7 +48,7 @@ def test_a_file_that_was_cut_off_is_named(
         assert str(damaged.parent) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", TRAINED_MODELS)
 def test_a_vocabulary_and_its_merges_are_read_where_they_are_alone(
     tiny_directories: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
@@ -74,7 +73,7 @@ def test_a_vocabulary_and_its_merges_are_read_where_they_are_alone(
         ('{"base_image_seq_len": "many"}', "base_image_seq_len='many'"),
     ],
 )
-@pytest.mark.parametrize("name", [n for n in HOSTILE if n not in ("sd15", "sdxl")])
+@pytest.mark.parametrize("name", [n for n in TRAINED_MODELS if n not in ("sd15", "sdxl")])
 def test_a_scheduler_of_another_kind_is_named(
     tiny_directories: dict[str, Path], tmp_path: Path, name: str, keys: str, said: str
 ) -> None:

@@ -17,8 +17,11 @@ from tests.families.tiny_models import build_tiny
 PACKAGE, ROOT = Path(__file__).parent / "outside_package", Path(__file__).parents[2]
 PROOF = [
     f"tests/families/test_{name}.py"
-    for name in ("golden_training", "engine_latents", "resume", "bundles", "served", "hostile")
-]
+    for name in (
+        "golden_training", "engine_latents", "resume", "bundles", "published_sizes", "memory",
+        "served", "hostile", "hostile_tokenizers",
+    )
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.load import load_config
+from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.memory.training_memory import estimate_footprint
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
+from tests.families.proven_families import PROVEN_MODELS, TRAINED_MODELS
 from tests.families.published_sizes import PUBLISHED_MODELS
 
 PARTS = [(name, part) for name, model in PUBLISHED_MODELS.items() for part in model.num_params]
@@ -23,12 +24,36 @@ def test_a_published_part_has_its_parameters(name: str, part: str) -> None:
     assert number == (num_params if unit == "parameters" else round(2 * num_params / 2**30, 2))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.fault
+@pytest.mark.parametrize("name", TRAINED_MODELS)
+def test_the_memory_of_a_step_is_predicted_at_published_size(name: str, tmp_path: Path) -> None:
+    """On the meta device: what is frozen is the denoiser in half, and checkpoints save memory."""
+    model = PUBLISHED_MODELS[PROVEN_MODELS[name].published]
+    directory = model.write_configs(tmp_path / "model")
+    family = find_family(directory)
+    overrides = ["train.method=lora", "train.precision=bf16-mixed", "cluster.gpus=true"]
+    overrides += [f"train.resolution={family.default_side(directory)}", "prior.count=0"]
+    footprints = []
+    for checkpointing in ("true", "false"):
+        overrides.append(f"train.gradient_checkpointing={checkpointing}")
+        config = parse_config("subject: {photos: p, class_noun: dog}", "x", overrides)
+        footprints.append(estimate_footprint(fill_model_defaults(config, family), directory))
+    held, whole = footprints
+    weights = 2 * model.num_params[family.denoiser.name]
+    assert weights <= held.frozen_bytes <= 1.1 * weights
+    assert held.frozen_bytes == whole.frozen_bytes
+    assert 0 < held.activations_bytes < whole.activations_bytes
+
+
 # Recipes that say what a step is predicted to take, by the model that they are for.
 RECIPES = {f"z-image-lora-{size}gb": "z-image" for size in (16, 24, 48, 80)}
 RECIPES |= dict.fromkeys(("sdxl-lora-16gb", "sdxl-lora-24gb", "sdxl-full-80gb"), "sdxl")
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-4b" for size in (16, 24)}
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-9b" for size in (48, 80)}
 RECIPES |= {f"qwen-image-lora-{size}gb": "qwen-image" for size in (24, 48, 80)}
+RECIPES |= {f"sd3-lora-{size}gb": "sd3-medium" for size in (16, 24)}
+RECIPES |= {"flux1-lora-48gb": "flux1-dev"}
 BYTES_A_WEIGHT = {"nf4": 0.5, "int8": 1, "fp8": 1, "none": 2}
 
 
@@ -39,7 +64,7 @@ BYTES_A_WEIGHT = {"nf4": 0.5, "int8": 1, "fp8": 1, "none": 2}
 def test_a_recipe_says_what_its_step_is_predicted_to_take(recipe: str, tmp_path: Path) -> None:
     model = PUBLISHED_MODELS[RECIPES[recipe]]
     text = (files("dreambooth_ray.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    said = re.search(r"predicted to take ([\d.]+) GiB", text)
+    said = re.search(r"step (?:is predicted to take|takes) ([\d.]+) GiB", text)
     assert said is not None
     config = load_config(recipe, ["subject.photos=photos", "subject.class_noun=dog"])
     directory = model.write_configs(tmp_path / "model")

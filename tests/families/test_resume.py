@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.restarts import read_restarts
+from tests.families.proven_families import TRAINED_MODELS
 from tests.families.tiny_models import build_tiny
 from tests.integration.conftest import Background, Run, kill_tree, start_dreambooth
 
 pytestmark = pytest.mark.fault
-FAMILIES = ["sdxl", "z-image", "flux1-dev", "flux2-klein", "sd3", "qwen-image"]
 STRATEGIES = ["ddp", "fsdp2"]
 # A checkpoint at each step, so that steps take long enough to be met in one.
 SETTINGS = [
@@ -25,7 +25,7 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=TRAINED_MODELS)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
 

@@ -7,5 +7,6 @@ MODEL = ProvenModel(
     inputs={"hidden": "encoder_hidden_states", "pooled": "pooled_projections"},
     # It compares images, and trains CLIP in one case.
     compares_clean=True,
+    published="sd3-medium",
     left_out=frozenset({"text_encoder"}),
 )
