@@ -113,7 +113,7 @@ def in_ray(proxy: FaultProxy, photos: Path) -> Iterator[None]:
 def outcome_of(storage: Store) -> Outcome:
     """Curve, hash of the weights, and what lies in the storage once garbage is collected.
 
-    Of names that hold a nonce or a time, their beginning.
+    Of names that hold a nonce, a time or a hash of both, their beginning.
     """
     run = storage.sub(paths.run("run"))
     files = json.loads(run.read(f"{paths.BUNDLE}/{manifest.MANIFEST}"))["files"]
@@ -122,7 +122,7 @@ def outcome_of(storage: Store) -> Outcome:
     for item in find_garbage(storage, now_s, now_s):
         assert remove_garbage(storage, item, now_s)
     names = [
-        re.sub(r"-[0-9a-f]{12}/|\d{9,}.*", "-", file.name)
+        re.sub(r"[-@][0-9a-f]{12}(/|\.json)|\d{9,}.*", "-", file.name)
         for file in list_files(storage)
         if not re.search(r"/(notices|leases)/|restarts\.json$", file.name)
     ]
