@@ -30,6 +30,9 @@ from dreambooth_ray.models.part_configs import read_json
 # its 11 bits.
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2}
 
+# What comparing a weight frees comes to some hundred megabytes of a model of full size.
+_WEIGHTS_BETWEEN_RELEASES = 32
+
 
 @dataclass(frozen=True)
 class LayerDelta:
@@ -236,11 +239,12 @@ def _compare_weights(
     dtype: torch.dtype,
     kind: str,
 ) -> None:
-    differing = sorted(read_weights.keys() ^ weights.keys()) or [
-        name
-        for name, weight in weights.items()
-        if not torch.equal(read_weights[name].to(dtype), weight.to(dtype))
-    ]
+    differing = sorted(read_weights.keys() ^ weights.keys())
+    for index, (name, weight) in enumerate([] if differing else weights.items()):
+        if not torch.equal(read_weights[name].to(dtype), weight.to(dtype)):
+            differing.append(name)
+        if index % _WEIGHTS_BETWEEN_RELEASES == 0:
+            release_freed_memory()
     if differing:
         raise ConfigError(
             f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
