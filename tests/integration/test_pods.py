@@ -18,7 +18,7 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.test_k8s import Resource, resources
 from tests.pods.images import IMAGE_VARIABLE, find_hindrance, mount_image, mount_servers
-from tests.pods.operator import JobOperator, ServiceOperator, start_template
+from tests.pods.operator import JobOperator, RayOperator, ServiceOperator, start_template
 from tests.pods.pod import Pod
 from tests.pods.site import Site
 from tests.waiting import wait_until
@@ -33,8 +33,8 @@ BUCKET = "dreambooth"
 KEYS = {"key": "development", "secret": "development-only"}
 # A run that is long enough to be disturbed, and short enough to wait for.
 SMALL = {"prior": {"count": 8, "actors": 1, "num_inference_steps": 4},
-         "train": {"steps": 400, "batch_size": 2, "resolution": 64},
-         "checkpoint": {"every": 20, "keep": 2},
+         "train": {"steps": 1000, "batch_size": 2, "resolution": 64},
+         "checkpoint": {"every": 50, "keep": 2},
          "cluster": {"workers": 2, "lease_s": 20}}  # fmt: skip
 
 
@@ -105,14 +105,15 @@ def find_last_step(site: Site) -> int:
 
 @pytest.fixture(scope="module")
 def trained(site: Site, rendered: list[Resource]) -> JobOperator:
-    """The RayJob, with a worker and then the head killed on the way."""
+    """The RayJob, with a worker killed, a worker drained and the head killed on the way."""
     job = JobOperator(site, find(rendered, "RayJob"))
     job.wait_until_ready()
     job.submit()
     wait_for_checkpoint(job, site, after=0)
-    worker = job.workers[0]
-    assert worker is not None
-    worker.kill()
+    get_worker(job, 0).kill()
+    wait_for_checkpoint(job, site, after=find_last_step(site))
+    # As a node that is drained: its preStop hook tells Ray, and the run saves a checkpoint.
+    get_worker(job, 1).stop()
     wait_for_checkpoint(job, site, after=find_last_step(site))
     assert job.head is not None
     first_head = job.head.name
@@ -120,6 +121,12 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     wait_until(job.is_done, 900)
     assert job.head.name != first_head
     return job
+
+
+def get_worker(operator: RayOperator, place: int) -> Pod:
+    worker = operator.workers[place]
+    assert worker is not None
+    return worker
 
 
 def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
@@ -133,6 +140,7 @@ def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
 def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site) -> None:
     store = open_store(site)
     assert len(trained.submitters) > 1
+    assert "will be taken away" in trained.log
     assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
 
 
@@ -143,12 +151,11 @@ def test_the_subject_is_served(trained: JobOperator, site: Site, rendered: list[
     service.deploy()
     wait_until(lambda: service.application_state() == "RUNNING", 400)
     service.wait_until_ready()
-    draw_image(service.workers[0])
+    draw_image(get_worker(service, 0))
     service.stop()
 
 
-def draw_image(worker: Pod | None) -> None:
-    assert worker is not None
+def draw_image(worker: Pod) -> None:
     with openai.OpenAI(
         base_url=f"http://{worker.address}:8000/v1", api_key="db-development-only"
     ) as client:
