@@ -4,7 +4,9 @@ No Kubernetes is here: `tests/pods` does what KubeRay, kubelet and the controlle
 rendered manifests. Redis and SeaweedFS are Debian's and PyPI's instead of their images.
 """
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from tests.integration.test_k8s import Resource, resources
 from tests.pods.images import IMAGE_VARIABLE, find_hindrance, mount_image, mount_servers
 from tests.pods.operator import JobOperator, RayOperator, ServiceOperator, start_template
 from tests.pods.pod import Pod
+from tests.pods.prometheus import query, run_prometheus
 from tests.pods.site import Site
 from tests.waiting import wait_until
 
@@ -144,15 +147,63 @@ def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site
     assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
 
 
-def test_the_subject_is_served(trained: JobOperator, site: Site, rendered: list[Resource]) -> None:
+@pytest.fixture(scope="module")
+def served(trained: JobOperator, site: Site, rendered: list[Resource]) -> Iterator[ServiceOperator]:
+    """The RayService, when it is ready; the job's pods are gone, as KubeRay removes them."""
     trained.stop()
     service = ServiceOperator(site, find(rendered, "RayService"))
     service.reconcile()
     service.deploy()
     wait_until(lambda: service.application_state() == "RUNNING", 400)
     service.wait_until_ready()
-    draw_image(get_worker(service, 0))
+    yield service
     service.stop()
+
+
+def test_the_subject_is_served(served: ServiceOperator) -> None:
+    draw_image(get_worker(served, 0))
+
+
+def test_without_a_key_nothing_is_served(served: ServiceOperator) -> None:
+    address = f"http://{get_worker(served, 0).address}:8000/v1"
+    with (
+        openai.OpenAI(base_url=address, api_key="db-another", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_panels_and_alerts_are_answered(
+    served: ServiceOperator, rendered: list[Resource], tmp_path: Path
+) -> None:
+    targets = {
+        "ray": [f"{pod.address}:8080" for pod in served.pods],
+        "gateway": [f"{get_worker(served, 0).address}:8000"],
+    }
+    labels = {"ray_io_cluster": served.cluster.name}
+    with run_prometheus(tmp_path / "prometheus", targets, labels) as address:
+        wait_until(
+            lambda: query(address, "dreambooth_queue") and query(address, "ray_node_mem_used")
+        )
+        draw_image(get_worker(served, 0))
+        wait_until(lambda: query(address, "rate(dreambooth_requests_total[5m])"))
+        answers = {text: query(address, text) for text in read_expressions()}
+    # Nothing failed, was refused or asked a GPU; and Ray Serve tells of itself after some time.
+    own = [text for text in answers if "dreambooth_" in text and "5.." not in text]
+    unanswered = {text for text in own if not answers[text]}
+    assert all("refusals" in text or " == 0 " in text or "> 100" in text for text in unanswered)
+    assert any("ray_node" in text and found for text, found in answers.items())
+
+
+def read_expressions() -> list[str]:
+    """What panels and rules ask, for every cluster."""
+    monitoring = resources("serve-gpu")
+    dashboard = find(monitoring, "ConfigMap", "dreambooth-dashboard")["data"]["dreambooth.json"]
+    texts = [t["expr"] for panel in json.loads(dashboard)["panels"] for t in panel["targets"]]
+    groups = find(monitoring, "PrometheusRule")["spec"]["groups"]
+    texts += [rule["expr"] for group in groups for rule in group["rules"]]
+    return [text.replace("$cluster", ".*") for text in texts]
 
 
 def draw_image(worker: Pod) -> None:
