@@ -136,15 +136,23 @@ class RestartRecorder:
 
     def should_restart(self, failures: Sequence[BaseException]) -> bool:
         """Decide; a restart is recorded and told to whoever watches the run."""
-        with suppress(StorageError):  # decided by what was there when storage last answered
-            self._step = (committed_steps(self._run)[-1:] or [0])[0]
+        self._find_step()
         if not self._policy.should_restart(failures, self._step):
             return False
-        self.record(cause_of(failures))
+        self._record(cause_of(failures))
         return True
 
     def record(self, cause: str) -> None:
-        """Record a restart, and post a message."""
+        """Record a restart that others have decided, and post a message."""
+        self._find_step()
+        self._record(cause)
+
+    def _find_step(self) -> None:
+        """Of the newest checkpoint, as it was when storage last answered."""
+        with suppress(StorageError):
+            self._step = (committed_steps(self._run)[-1:] or [0])[0]
+
+    def _record(self, cause: str) -> None:
         restart = Restart(self.count + 2, cause, self._step, self._clock())
         self._restarts.append(restart)
         try:

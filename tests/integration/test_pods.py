@@ -120,7 +120,7 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     wait_for_checkpoint(job, site, after=find_last_step(site))
     assert job.head is not None
     first_head = job.head.name
-    job.head.kill()
+    job.head.delete()
     wait_until(job.is_done, 900)
     assert job.head.name != first_head
     return job

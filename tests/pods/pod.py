@@ -176,6 +176,12 @@ class Pod:
         self.kill()
         return code
 
+    def delete(self) -> None:
+        """As a pod that is deleted without grace: its connections are closed by the kernel."""
+        if self.container:
+            self.container.kill()
+        self.kill()
+
     def kill(self) -> None:
         """As a node that loses power: its cable first, so that nothing says goodbye."""
         self.site.network.remove_namespace(self.namespace, self.address)

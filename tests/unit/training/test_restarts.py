@@ -5,6 +5,7 @@ from torch.distributed import DistNetworkError
 
 from dreambooth_ray.errors import ConfigError, DataError, DreamBoothError, StorageError
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.training import restarts
 from dreambooth_ray.training.restarts import (
     RestartPolicy,
     RestartRecorder,
@@ -80,6 +81,20 @@ def test_restarts_are_written_down_and_said() -> None:
     assert messages[1] == (
         "restart: attempt 3 goes on from step 0, because ValueError: operands of shape (2, 3)"
     )
+
+
+def test_a_restart_that_others_decide_names_the_newest_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A host is taken away: nothing failed, and checkpoints have come since the last failure."""
+    steps = [50]
+    monkeypatch.setattr(restarts, "committed_steps", lambda run: steps)
+    run = Store("memory://decided-elsewhere")
+    recorder = RestartRecorder(run, 3, lambda: 7.0)
+    assert recorder.should_restart([DEAD])
+    steps.append(150)
+    recorder.record("its host was taken away")
+    assert [restart.step for restart in read_restarts(run)] == [50, 150]
 
 
 def test_a_defect_is_not_tried_again_but_beside_an_outage() -> None:
