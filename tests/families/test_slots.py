@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.unit.training.fitted import Fitted
 from tests.unit.training.slots.slotted import LORA, Slotted
 from tests.unit.training.slots.test_slot_trainer import assert_close
 
+pytestmark = pytest.mark.fault
 SETTINGS = ("prior.count=0", "train.steps=2")
 SUBJECTS = {
     "first": ("train.lora.rank=3", "subject.identifier=sks"),

@@ -102,20 +102,20 @@ def test_the_others_of_a_sick_subject_learn_bit_for_bit_what_they_learn_without_
     curves, weights = [], []
     for is_there in (True, False):
         slotted = Slotted(tiny_model, photos, priors, 4, rank=MAX_RANK)
-        for number in range(4):
+        for number in range(3):
             if number == 1 and not is_there:
                 # Those behind are in other slots then.
                 continue
             subject = slotted.join(str(number), "train.steps=9", f"seed={number}")
             if number == 1:
                 happens(subject)
-        for _ in range(3):
+        for _ in range(2):
             slotted.step()
         names = {n: s for s, n in slotted.names.items() if n != "1"}
         weights.append({n: s.view_weights() for n, s in names.items() if not s.is_done})
         curves.append({n: slotted.curves[n] for n in names})
     assert curves[0] == curves[1]
-    assert weights[0].keys() == weights[1].keys() == {"0", "2", "3"}
+    assert weights[0].keys() == weights[1].keys() == {"0", "2"}
     for number, own in weights[0].items():
         assert all(torch.equal(own[name], w) for name, w in weights[1][number].items())
 
