@@ -22,6 +22,8 @@ from dreambooth_ray.training.worker_job import WorkerJob
 
 # Of claims. A process that dies on another host is missed after so long.
 _LEASE_S = 120.0
+# Subjects whose configurations are remembered, the newest; those that run are among them.
+_KEPT_RUNS = 512
 # Between looks at the queue while workers say nothing.
 _WAIT_S = 2.0
 
@@ -84,8 +86,10 @@ class FleetWorker:
     def _open_entry(self, record: WorkRecord) -> FleetEntry:
         """raises: ConfigError, DataError, StorageError if it can't be trained"""
         config = parse_config(record.payload, record.id, [])
-        prepared = prepare_run(config, QuietDisplay())
-        self._prepared[record.id] = prepared
+        # A queue may have more subjects than this process has room for.
+        while len(self._prepared) > max(_KEPT_RUNS, 4 * self._slots):
+            self._prepared.pop(next(iter(self._prepared)))
+        self._prepared[record.id] = prepare_run(config, QuietDisplay())
         subject = FleetSubject(
             id=record.id,
             photos=config.subject.photos,
