@@ -196,6 +196,9 @@ def make_slot_job(prepared: PreparedRun) -> WorkerJob:
     run = open_run(prepared.config)
     # Of an earlier time. Whoever stops the run from now on means this fleet.
     clear_stop_request(run)
+    if prepared.config.prior.num_images:
+        # Else the set might be collected as garbage.
+        pipeline.note_prior_use(prepared, run)
     return pipeline.add_class_images(pipeline.make_worker_job(prepared, run), prepared)
 
 

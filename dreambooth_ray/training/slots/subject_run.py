@@ -47,6 +47,7 @@ SubjectEnd = Literal["done", "stopped"]
 Export = Callable[[WorkerJob, KeptCheckpoint | None], None]
 # One process, on one host.
 _RANK = WorkerRank(0, 0, 0, 1)
+_CLOSE_TIMEOUT_S = 10.0
 
 
 class SubjectRun:
@@ -228,8 +229,11 @@ class SubjectRun:
         raises nothing in place of the error that it failed with
         """
         self._stop_request.end()
+        # Without one the run was never opened, and there is little to do.
         side_work = self._side_work or SideWork(self.run)
         if self._uploader is not None:
             side_work.run("the last checkpoint's commit", self._uploader.finish_upload, None)
         side_work.run("the last metrics", self._close, None)
         side_work.run("giving the lease back", lambda: self._lease.__exit__(None, None, None), None)
+        if self._loggers is None:
+            side_work.close(_CLOSE_TIMEOUT_S)
