@@ -5,7 +5,7 @@ CHECKOV ?= .venv-checkov
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit bench gpu bars faults manifests image docs check format clean
+.PHONY: demo test unit bench gpu bars faults manifests image pods docs check format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
@@ -31,7 +31,8 @@ manifests: $(VENV)/.dev $(CHECKOV)/.made
 
 # The image of KIND, built by buildah as root, over a Debian made by debootstrap or the image that BASE
 # names. pip in the build has the settings of pip here; the CPU's image wants torch's CPU build, from
-# an index or a folder in them. Then the CPU's image is run as pods run it, by runc.
+# an index or a folder in them. Then the CPU's image is run as pods run it, by runc. `make pods` runs
+# the overlays in pods of it, some quarter of an hour.
 KIND ?= cpu
 IMAGE ?= dreambooth-ray:0.1.0-$(KIND)
 image: $(VENV)/.dev
@@ -39,6 +40,10 @@ image: $(VENV)/.dev
 	  $(if $(filter cpu,$(KIND)),--build-arg TORCH=torch==2.13.0+cpu)
 	$(if $(filter cpu,$(KIND)),DREAMBOOTH_IMAGE=$(IMAGE) \
 	  $(BIN)/python -m pytest tests/integration/test_image.py -m fault)
+
+pods: $(VENV)/.dev
+	DREAMBOOTH_IMAGE=$(IMAGE) $(BIN)/python -m pytest -m fault \
+	  tests/integration/test_pods.py tests/integration/test_overlay_pods.py
 
 # All themes of `dreambooth bench`, their plot, and the table of docs/performance.md. Wants a quiet machine.
 THEMES ?= sample train wholejob settings priors scaling serve checkpoint startup fullsize

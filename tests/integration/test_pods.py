@@ -123,6 +123,7 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     job.head.delete()
     wait_until(job.is_done, 900)
     assert job.head.name != first_head
+    assert job.state() == "SUCCEEDED", job.log
     return job
 
 

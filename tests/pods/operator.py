@@ -144,6 +144,10 @@ class JobOperator(RayOperator):
             self.submit()
         return code == 0
 
+    def state(self) -> str:
+        """Ray's word for the job, by which KubeRay decides: a submitter ends well either way."""
+        return str(self.ask("GET", f"/api/jobs/{self.job_id}").json()["status"])
+
     @property
     def log(self) -> str:
         """What all submitters have printed."""
