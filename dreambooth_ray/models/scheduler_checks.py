@@ -1,5 +1,6 @@
 """Whether a scheduler's configuration is one that a family's process can go by."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,8 @@ def _check_flow(path: Path, what: str) -> None:
         raise ConfigError(f"{path} says {name}, not FlowMatchEulerDiscreteScheduler; {what}")
     if problem := find_bad_value("flow_scheduler", config):
         raise ConfigError(f"{path}: {problem}; copy it again")
+    if config.get("use_beta_sigmas") and find_spec("scipy") is None:
+        raise ConfigError(f"{path}: use_beta_sigmas=true needs scipy: `pip install scipy`")
 
 
 def _check_diffusion(directory: Path, what: str) -> None:

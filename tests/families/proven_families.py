@@ -24,7 +24,7 @@ def unpatch_flux2(parts: Any, latents: Tensor) -> Tensor:
 
 
 def pack(parts: Any, latents: Tensor) -> Tensor:
-    """As FluxPipeline and QwenImagePipeline give them: tokens of patches."""
+    """As the pipelines of FLUX.1, Chroma and Qwen-Image give them: tokens of patches."""
     return pack_flux1(latents[None])[0]
 
 
@@ -40,6 +40,8 @@ class ProvenModel:
     negative_prompt: that the pipeline takes, where it takes one
     options: further ones of the pipeline's call
     compares_clean: whether the script compares an estimate of the clean latents, not the prediction
+    has_no_script: whether it is trained and diffusers has no script for it: a test of its own has
+        the arithmetic of its nearest relative's
     unread_formats: that diffusers reads at the published size alone; tests of names hold those
     convert: (C, h, w) latents of the engine to those that the pipeline gives
     left_out: cases of what the family does not train
@@ -60,6 +62,7 @@ class ProvenModel:
     unread_formats: frozenset[str] = frozenset()
     compares_clean: bool = False
     published: str = ""
+    has_no_script: bool = False
 
 
 # Packages outside the tree name their `ProvenModel` under it, as their tiny model is called.
@@ -96,6 +99,14 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         convert=pack,
         options={"max_sequence_length": 256},
     ),
+    "chroma": ProvenModel(
+        (),
+        {},
+        convert=pack,
+        has_no_script=True,
+        unread_formats=frozenset({"kohya"}),
+        published="chroma",
+    ),
     "qwen-image": ProvenModel(
         ("qwen-image",),
         _HIDDEN | {"is_token": "encoder_hidden_states_mask"},
@@ -121,4 +132,6 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
 }
 PROVEN_MODELS |= {name: load() for name, load in OUTSIDE.items()}
 # One of each family that can be trained.
-TRAINED_MODELS = [name for name, model in PROVEN_MODELS.items() if model.golden]
+TRAINED_MODELS = [
+    name for name, model in PROVEN_MODELS.items() if model.golden or model.has_no_script
+]

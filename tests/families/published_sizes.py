@@ -150,6 +150,11 @@ PUBLISHED_MODELS = {
     "z-image-turbo": PublishedModel(
         "Tongyi-MAI/Z-Image-Turbo", FAMILY_CONFIGS / "z-image", _Z_IMAGE_PARAMS, said=_Z_IMAGE_SAID
     ),
+    "chroma": PublishedModel(
+        "lodestones/Chroma1-HD",
+        FAMILY_CONFIGS / "chroma",
+        {"transformer": 8_899_983_424, "text_encoder": 4_762_310_656, "vae": 83_819_683},
+    ),
     "qwen-image": PublishedModel(
         "Qwen/Qwen-Image",
         FAMILY_CONFIGS / "qwen-image",

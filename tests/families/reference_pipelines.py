@@ -16,7 +16,7 @@ from dreambooth_ray.bundles.read_back import find_absent_parts
 
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 # Whose latents are tokens of patches.
-_PACKED = ("FluxPipeline", "QwenImagePipeline")
+_PACKED = ("FluxPipeline", "QwenImagePipeline", "ChromaPipeline")
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,8 +82,11 @@ def pipeline_latents(
         arguments |= {"true_cfg_scale": guidance, "negative_prompt": negative_prompt or ""}
     if "Flux" in name and arguments.pop("negative_prompt"):
         raise ValueError(f"{name} has no negative prompt")
+    told: dict[str, Any] = {"prompt": prompt}
+    if name == "ChromaPipeline":
+        told = encode_for_chroma(pipeline, prompt, arguments.pop("negative_prompt") or "")
     images: Tensor = pipeline(
-        prompt=prompt,
+        **told,
         num_inference_steps=steps,
         width=size[0],
         height=size[1],
@@ -92,3 +95,20 @@ def pipeline_latents(
         **arguments,
     ).images
     return images
+
+
+def encode_for_chroma(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Tensor]:
+    """Both prompts as ChromaPipeline embeds them, with masks that mask.
+
+    Its own are numbers, which attention adds to what it compares: padding is seen then, which the
+    authors' code leaves out (huggingface/diffusers#12116).
+    """
+    hidden, _, mask, negative, _, negative_mask = pipeline.encode_prompt(
+        prompt, negative_prompt, device=torch.device("cpu")
+    )
+    return {
+        "prompt_embeds": hidden,
+        "prompt_attention_mask": mask.bool(),
+        "negative_prompt_embeds": negative,
+        "negative_prompt_attention_mask": negative_mask.bool(),
+    }

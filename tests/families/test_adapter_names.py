@@ -18,7 +18,7 @@ from tests.unit.adapters.published_keys import make_tensors, write_file
 
 
 @pytest.mark.parametrize(
-    "model", ["sd15", "sdxl", "flux1-dev", "flux2-klein", "z-image", "qwen-image"]
+    "model", ["sd15", "sdxl", "flux1-dev", "flux2-klein", "z-image", "qwen-image", "chroma"]
 )
 def test_kohya_files_that_are_written_are_read_back(
     tiny_directories: dict[str, Path], tmp_path: Path, model: str

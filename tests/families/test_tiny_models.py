@@ -18,6 +18,7 @@ DENOISER_SUMS = {
     "flux1-schnell": 243.993,
     "z-image": 550.288,
     "z-image-turbo": 550.288,
+    "chroma": 174.996,
     "qwen-image": 103.191,
     "flux2-klein": 155.985,
     "flux2-klein-distilled": 155.985,

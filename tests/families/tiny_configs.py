@@ -99,6 +99,21 @@ def shrink_flux1(config: Config) -> Config:
     }
 
 
+def shrink_chroma(config: Config) -> Config:
+    return config | {
+        "approximator_hidden_dim": _WIDTH,
+        "approximator_layers": 2,
+        "approximator_num_channels": 8,
+        "attention_head_dim": _WIDTH,
+        "axes_dims_rope": [4, 6, 6],
+        "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
+        "joint_attention_dim": _WIDTH,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+    }
+
+
 def shrink_sd3(config: Config) -> Config:
     return config | {
         "attention_head_dim": _WIDTH,
@@ -196,6 +211,11 @@ SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
         "vae": shrink_flow_vae,
         "text_encoder": shrink_clip,
         "text_encoder_2": shrink_t5,
+    },
+    "chroma": {
+        "transformer": shrink_chroma,
+        "vae": shrink_flow_vae,
+        "text_encoder": shrink_t5,
     },
     "sd3": {
         "transformer": shrink_sd3,

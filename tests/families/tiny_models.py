@@ -18,6 +18,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -83,6 +84,7 @@ TINY_MODELS = {
     ),
     "flux1-dev": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"]),
     "flux1-schnell": TinyModel(FAMILY_CONFIGS / "flux.1-dev", SHRINK["flux1"], _SCHNELL),
+    "chroma": TinyModel(FAMILY_CONFIGS / "chroma", SHRINK["chroma"]),
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
     "qwen-image": TinyModel(FAMILY_CONFIGS / "qwen-image", SHRINK["qwen-image"]),
@@ -95,6 +97,7 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
     "AutoencoderKL": AutoencoderKL.from_config,
     "AutoencoderKLFlux2": AutoencoderKLFlux2.from_config,
     "AutoencoderKLQwenImage": AutoencoderKLQwenImage.from_config,
+    "ChromaTransformer2DModel": ChromaTransformer2DModel.from_config,
     "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(
         CLIPTextConfig(**config)

@@ -17,6 +17,13 @@ from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
 
+# As diffusers' script has them.
+LORA_TARGETS = (
+    "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj",
+    "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
+    "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
+
 
 def _choose_variant(directory: Path) -> ModelFamily:
     config = read_json(directory / "transformer" / "config.json")
@@ -39,12 +46,7 @@ FAMILY = make_flow_family(
     size_multiple=lambda directory: read_latent_factor(directory) * PATCH,
     default_side=read_vae_side,
     architecture=lambda _: "flux-1-dev",
-    # As diffusers' script has them.
-    lora_targets=(
-        "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj",
-        "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
-        "ff_context.net.0.proj", "ff_context.net.2",
-    ),
+    lora_targets=LORA_TARGETS,
     text_lora_targets=CLIP_TARGETS,
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {"ss_base_model_version": "flux1"}),
@@ -54,7 +56,7 @@ FAMILY = make_flow_family(
     embeds_guidance=True,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},
     choose_variant=_choose_variant,
-)  # fmt: skip
+)
 SCHNELL = replace(
     FAMILY,
     name="flux1-schnell",

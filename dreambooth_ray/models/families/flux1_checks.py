@@ -1,6 +1,7 @@
 """Whether a directory holds a FLUX.1, by its files alone."""
 
 from pathlib import Path
+from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json, read_part_config
@@ -16,7 +17,7 @@ MAX_TOKENS, SCHNELL_MAX_TOKENS = 512, 256
 EMBEDS_GUIDANCE = "guidance_embeds"
 _TIME_WIDTH = 256
 # Of FluxTransformer2DModel, where a configuration names none.
-_DEFAULTS = {
+FLUX1_DEFAULTS = {
     "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
     "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
 }  # fmt: skip
@@ -30,7 +31,18 @@ def check_networks(directory: Path) -> None:
     """
     folder = directory / "transformer"
     path = folder / "config.json"
-    counts, config = read_counts(path, **_DEFAULTS), read_json(path)
+    counts, config = read_counts(path, **FLUX1_DEFAULTS), read_json(path)
+    check_transformer_form(path, counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
+    check_shapes(folder, expect_transformer(counts, bool(config.get(EMBEDS_GUIDANCE))))
+    _check_fit(directory, counts)
+
+
+def check_transformer_form(path: Path, counts: dict[str, int], title: str, models: str) -> None:
+    """title: of the family; models: of it that can be taken, in words
+
+    raises: ConfigError for positions of other widths, and for one that is shown images
+    """
+    config = read_json(path)
     axes = config.get("axes_dims_rope", _AXES_DIMS)
     if sum(axes) != counts["attention_head_dim"]:
         raise ConfigError(
@@ -40,31 +52,52 @@ def check_networks(directory: Path) -> None:
     outputs = config.get("out_channels") or counts["in_channels"]
     if outputs != counts["in_channels"] or config.get("patch_size", 1) != 1:
         raise ConfigError(
-            f"{path} is of a FLUX.1 that is shown images (in_channels={counts['in_channels']}, "
-            f"out_channels={outputs}); take FLUX.1-dev or FLUX.1-schnell"
+            f"{path} is of a {title} that is shown images (in_channels={counts['in_channels']}, "
+            f"out_channels={outputs}); take {models}"
         )
-    check_shapes(folder, expect_transformer(counts, bool(config.get(EMBEDS_GUIDANCE))))
-    _check_fit(directory, counts)
 
 
 def _check_fit(directory: Path, counts: dict[str, int]) -> None:
     """Whether the other parts are whole, and give what the transformer takes."""
-    configs = {part: read_part_config(directory, part) for part in ("vae", "text_encoder")}
-    for part, config in configs.items():
-        shapes = find_weights(directory / part, part).read_shapes()
-        if problem := find_mismatch(part, config, shapes):
-            raise ConfigError(f"{directory / part}: {problem}; the files are of different models")
-    channels = configs["vae"]["latent_channels"] * PATCH**2
-    text_width = check_t5(directory / "text_encoder_2")
-    for key, what, given, part in (
-        ("in_channels", "channels of patches", channels, "vae"),
-        ("joint_attention_dim", "text of width", text_width, "text_encoder_2"),
+    clip = read_part_config(directory, "text_encoder")
+    _check_part(directory, "text_encoder", clip)
+    texts = [
+        (
+            "joint_attention_dim",
+            "text of width",
+            check_t5(directory / "text_encoder_2"),
+            "text_encoder_2",
+        ),
         (
             "pooled_projection_dim",
             "a pooled text of width",
-            configs["text_encoder"]["hidden_size"],
+            clip["hidden_size"],
             "text_encoder",
         ),
+    ]
+    check_transformer_inputs(directory, counts, texts)
+
+
+def _check_part(directory: Path, part: str, config: dict[str, Any]) -> None:
+    shapes = find_weights(directory / part, part).read_shapes()
+    if problem := find_mismatch(part, config, shapes):
+        raise ConfigError(f"{directory / part}: {problem}; the files are of different models")
+
+
+def check_transformer_inputs(
+    directory: Path, counts: dict[str, int], texts: list[tuple[str, str, int, str]]
+) -> None:
+    """Whether the VAE is whole, and it and the text encoders give what the transformer takes.
+
+    texts: key of the transformer's configuration, what it is, what a text encoder gives and which
+    raises: ConfigError naming the part
+    """
+    vae = read_part_config(directory, "vae")
+    _check_part(directory, "vae", vae)
+    channels = int(vae["latent_channels"]) * PATCH**2
+    for key, what, given, part in (
+        ("in_channels", "channels of patches", channels, "vae"),
+        *texts,
     ):
         if counts[key] != given:
             raise ConfigError(
@@ -77,33 +110,19 @@ def expect_transformer(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width = counts["num_attention_heads"] * head
-    inner = 4 * width
     pooled = counts["pooled_projection_dim"]
     embedders = {"timestep_embedder": _TIME_WIDTH, "text_embedder": pooled}
     if embeds_guidance:
         embedders["guidance_embedder"] = _TIME_WIDTH
-    both_streams: Shapes = {
+    both_streams = {
         **_expect_linear("norm1.linear", width, 6 * width),
         **_expect_linear("norm1_context.linear", width, 6 * width),
+        **expect_two_streams(width, head),
     }
-    for name in (
-        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-    ):  # fmt: skip
-        both_streams |= _expect_linear(f"attn.{name}", width, width)
-    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-        both_streams[f"attn.{name}.weight"] = [head]
-    for name in ("ff", "ff_context"):
-        both_streams |= _expect_linear(f"{name}.net.0.proj", width, inner)
-        both_streams |= _expect_linear(f"{name}.net.2", inner, width)
-    one_stream: Shapes = {
+    one_stream = {
         **_expect_linear("norm.linear", width, 3 * width),
-        **_expect_linear("proj_mlp", width, inner),
-        **_expect_linear("proj_out", width + inner, width),
-        "attn.norm_q.weight": [head],
-        "attn.norm_k.weight": [head],
+        **expect_one_stream(width, head),
     }
-    for name in ("to_q", "to_k", "to_v"):
-        one_stream |= _expect_linear(f"attn.{name}", width, width)
     shapes: Shapes = {}
     for name, inputs in embedders.items():
         shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", inputs, width)
@@ -117,6 +136,34 @@ def expect_transformer(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
         **_expect_linear("norm_out.linear", width, 2 * width),
         **_expect_linear("proj_out", width, counts["in_channels"]),
     }
+
+
+def expect_two_streams(width: int, head: int) -> Shapes:
+    """Of a block with a stream for text, less what the time is told by."""
+    shapes: Shapes = {}
+    for name in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    ):  # fmt: skip
+        shapes |= _expect_linear(f"attn.{name}", width, width)
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        shapes[f"attn.{name}.weight"] = [head]
+    for name in ("ff", "ff_context"):
+        shapes |= _expect_linear(f"{name}.net.0.proj", width, 4 * width)
+        shapes |= _expect_linear(f"{name}.net.2", 4 * width, width)
+    return shapes
+
+
+def expect_one_stream(width: int, head: int) -> Shapes:
+    """Of a block with one stream, less what the time is told by."""
+    shapes: Shapes = {
+        **_expect_linear("proj_mlp", width, 4 * width),
+        **_expect_linear("proj_out", 5 * width, width),
+        "attn.norm_q.weight": [head],
+        "attn.norm_k.weight": [head],
+    }
+    for name in ("to_q", "to_k", "to_v"):
+        shapes |= _expect_linear(f"attn.{name}", width, width)
+    return shapes
 
 
 def _expect_linear(name: str, inputs: int, outputs: int) -> Shapes:

@@ -50,14 +50,14 @@ class GuidedTransformer(NetworkFunction):
             pooled_projections=pooled,
             timestep=time,
             guidance=guidance,
-            img_ids=_make_positions(rows, columns, x.device),
+            img_ids=make_image_positions(rows, columns, x.device),
             txt_ids=torch.zeros((hidden.shape[1], 3), dtype=torch.int64, device=x.device),
             return_dict=False,
         )[0]
         return nn.functional.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
 
 
-def _make_positions(rows: int, columns: int, device: torch.device) -> Tensor:
+def make_image_positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """(rows columns, 3) int64: (0, row, column) of each token."""
     return torch.cartesian_prod(*(torch.arange(side, device=device) for side in (1, rows, columns)))
 

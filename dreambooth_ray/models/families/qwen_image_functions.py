@@ -24,6 +24,7 @@ from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
 from dreambooth_ray.models.qwen_vae_checks import compute_qwen_vae_factor
+from dreambooth_ray.models.text_rows import join_text_rows
 
 _ENCODER = "text_encoder"
 # As QwenImagePipeline has it; what stands before the prompt is dropped.
@@ -118,11 +119,8 @@ class QwenImageFunctions(FlowFunctions, LimitedPrompts):
         _tokenize(tokenizers["tokenizer"], prompt)
 
     def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
-        """With zeros behind the shorter ones, which are marked."""
-        lengths = [row["hidden"].shape[1] for row in rows]
-        if len(set(lengths)) == 1:
-            return Conditioning.join(rows)
-        return Conditioning.join([_pad(row, max(lengths)) for row in rows])
+        """As `join_text_rows`."""
+        return join_text_rows(rows)
 
     def batch_key(self, conditioning: Conditioning) -> Hashable:
         """All can share a forward."""
@@ -167,19 +165,6 @@ def _tokenize(tokenizer: Any, prompt: str) -> Tensor:
             f"message, and the model reads {MAX_TOKENS}; shorten it"
         )
     return ids
-
-
-def _pad(row: Conditioning, num_tokens: int) -> Conditioning:
-    """With zeros to so many tokens, and with what is no padding."""
-    hidden = row["hidden"]
-    length = hidden.shape[1]
-    is_token = torch.arange(num_tokens, device=hidden.device)[None] < length
-    return Conditioning(
-        {
-            "hidden": F.pad(hidden, (0, 0, 0, num_tokens - length)),
-            "is_token": is_token.expand(len(row), -1),
-        }
-    )
 
 
 def _measure_tokens(prediction: Tensor) -> Tensor:

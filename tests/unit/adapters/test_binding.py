@@ -112,7 +112,7 @@ def test_one_layer_has_many_names(name: str, part: str, layer: str) -> None:
     assert (place.part, place.layer) == (part, layer)
 
 
-@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image"])
+@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image", "chroma"])
 def test_every_layer_of_a_family_is_found_by_its_own_name(model: str) -> None:
     table = read_table(model)
     for part, layers in table.layers.items():
@@ -129,6 +129,7 @@ def read_table(model: str) -> LayerTable:
         "z-image": "z-image",
         "flux2-klein": "flux.2-klein-base-4b",
         "qwen-image": "qwen-image",
+        "chroma": "chroma",
     }
     directory = FAMILY_CONFIGS / folders[model]
     return build_table(find_family(directory), directory)
@@ -165,6 +166,14 @@ def read_table(model: str) -> LayerTable:
             ["single_transformer_blocks.4.attn.to_qkv_mlp_proj"],
         ),
         ("flux2-klein", "img_in", ["x_embedder"]),
+        (
+            "chroma",
+            "lora_unet_single_blocks_3_linear1",
+            [
+                *(f"single_transformer_blocks.3.attn.to_{x}" for x in "qkv"),
+                "single_transformer_blocks.3.proj_mlp",
+            ],
+        ),
         (
             "qwen-image",
             "lora_unet_transformer_blocks_1_attn_to_out_0",

@@ -1,0 +1,61 @@
+"""Whether a directory holds a Chroma, by its files alone."""
+
+from pathlib import Path
+
+from dreambooth_ray.models.families.flux1_checks import (
+    FLUX1_DEFAULTS,
+    check_transformer_form,
+    check_transformer_inputs,
+    expect_one_stream,
+    expect_two_streams,
+)
+from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.t5_checks import check_t5
+
+_DEFAULTS = {
+    **{name: value for name, value in FLUX1_DEFAULTS.items() if "pooled" not in name},
+    "approximator_num_channels": 64,
+    "approximator_hidden_dim": 5120,
+    "approximator_layers": 5,
+}
+_APPROXIMATOR = "distilled_guidance_layer"
+
+
+def check_networks(directory: Path) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    folder = directory / "transformer"
+    counts = read_counts(folder / "config.json", **_DEFAULTS)
+    check_transformer_form(folder / "config.json", counts, "Chroma", "Chroma1-HD or Chroma1-Base")
+    check_shapes(folder, expect_transformer(counts))
+    text = ("joint_attention_dim", "text of width", check_t5(directory / "text_encoder"))
+    check_transformer_inputs(directory, counts, [(*text, "text_encoder")])
+
+
+def expect_transformer(counts: dict[str, int]) -> Shapes:
+    """Shape of each tensor; counts: of the configuration, by its keys"""
+    head = counts["attention_head_dim"]
+    width, inner = counts["num_attention_heads"] * head, counts["approximator_hidden_dim"]
+    layer = {
+        **expect_affine("linear_1", inner, inner),
+        **expect_affine("linear_2", inner, inner),
+    }
+    num_layers = counts["approximator_layers"]
+    return {
+        **expect_affine(f"{_APPROXIMATOR}.in_proj", inner, counts["approximator_num_channels"]),
+        **repeat_shapes(f"{_APPROXIMATOR}.layers", num_layers, layer),
+        **repeat_shapes(f"{_APPROXIMATOR}.norms", num_layers, {"weight": [inner]}),
+        **expect_affine(f"{_APPROXIMATOR}.out_proj", width, inner),
+        **expect_affine("context_embedder", width, counts["joint_attention_dim"]),
+        **expect_affine("x_embedder", width, counts["in_channels"]),
+        **repeat_shapes(
+            "transformer_blocks", counts["num_layers"], expect_two_streams(width, head)
+        ),
+        **repeat_shapes(
+            "single_transformer_blocks", counts["num_single_layers"], expect_one_stream(width, head)
+        ),
+        **expect_affine("proj_out", counts["in_channels"], width),
+    }

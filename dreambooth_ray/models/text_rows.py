@@ -1,0 +1,34 @@
+"""Hidden states of prompts of different lengths, in one forward.
+
+Legend: B batch, L tokens of a prompt, D width of the text encoder.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from dreambooth_ray.models.conditioning import Conditioning
+
+
+def join_text_rows(rows: Sequence[Conditioning]) -> Conditioning:
+    """All rows of `hidden`, (B, L, D), with zeros behind the shorter ones.
+
+    Where there are any, `is_token`, (B, L) bool, says what is no padding.
+    """
+    lengths = [row["hidden"].shape[1] for row in rows]
+    if len(set(lengths)) == 1:
+        return Conditioning.join(rows)
+    return Conditioning.join([_pad(row, max(lengths)) for row in rows])
+
+
+def _pad(row: Conditioning, num_tokens: int) -> Conditioning:
+    hidden = row["hidden"]
+    length = hidden.shape[1]
+    is_token = torch.arange(num_tokens, device=hidden.device)[None] < length
+    return Conditioning(
+        {
+            "hidden": F.pad(hidden, (0, 0, 0, num_tokens - length)),
+            "is_token": is_token.expand(len(row), -1),
+        }
+    )
