@@ -92,7 +92,7 @@ def test_a_subject_of_a_fleet_is_a_run_as_any_other(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(fleet))
     assert dreambooth("fleet", file.name, cwd=tmp_path).returncode == 0
     listing = dreambooth("ls", "--storage", "out", cwd=tmp_path)
-    assert listing.stdout.count("robot-") == 2, listing.stdout
+    assert listing.stdout.count("finished") == 2, listing.stdout
     run = f"out/runs/{name}"
     resumed = dreambooth("resume", run, "train.steps=70", "--force", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
