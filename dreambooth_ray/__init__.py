@@ -1,4 +1,4 @@
-"""DreamBooth fine-tuning of Stable Diffusion on Ray clusters.
+"""DreamBooth fine-tuning of text-to-image models on Ray clusters.
 
     import dreambooth_ray
     run = dreambooth_ray.train("toy-robot.yaml", "subject.photos=photos")
