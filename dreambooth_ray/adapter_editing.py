@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_ray.errors import ConfigError, StorageError
+from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.imports import large_imports
 
 # ruff: noqa: PLC0415
@@ -114,7 +114,8 @@ def _check_rank(rank: int | None) -> None:
 
 
 def _check_out(out: str | Path) -> Path:
+    from dreambooth_ray.bundles.new_path import check_new
+
     path = Path(out).expanduser()
-    if path.exists():
-        raise StorageError(f"--out={str(path)!r} is there already; choose another or remove it")
+    check_new(path)
     return path

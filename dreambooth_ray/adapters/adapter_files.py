@@ -5,8 +5,8 @@ from pathlib import Path
 from dreambooth_ray.adapters.binding import Binding, bind_file
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.peft_files import WEIGHTS
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SUFFIX = ".safetensors"
 
 

@@ -17,11 +17,11 @@ from dreambooth_ray.adapters.layer_table import LayerPlace, LayerTable
 from dreambooth_ray.adapters.other_families import guess_family
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import list_families
+from dreambooth_ray.models.peft_files import ADAPTER_METADATA_KEY
 from dreambooth_ray.models.weight_files import read_header_and_metadata
 
 MAX_RANK = 4096
 _DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_METADATA_KEY = "lora_adapter_metadata"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -270,9 +270,9 @@ def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     raises: ConfigError
     """
     try:
-        values = json.loads(metadata.get(_METADATA_KEY, "{}"))
+        values = json.loads(metadata.get(ADAPTER_METADATA_KEY, "{}"))
     except ValueError as error:
-        raise ConfigError(f"its metadata {_METADATA_KEY} is no JSON: {error}") from error
+        raise ConfigError(f"its metadata {ADAPTER_METADATA_KEY} is no JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"its metadata {_METADATA_KEY} is no JSON object")
+        raise ConfigError(f"its metadata {ADAPTER_METADATA_KEY} is no JSON object")
     return values

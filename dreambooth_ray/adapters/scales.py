@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dreambooth_ray.adapters.adapter_files import SETTINGS, WEIGHTS
 from dreambooth_ray.adapters.file_keys import shorten
 from dreambooth_ray.adapters.peft_settings import PeftSettings
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.lora import PREFIX
+from dreambooth_ray.models.peft_files import PREFIX, SETTINGS, WEIGHTS
 
 
 class LayerScales:

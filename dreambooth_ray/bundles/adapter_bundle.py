@@ -11,12 +11,11 @@ from peft import LoraConfig
 from torch import nn
 
 from dreambooth_ray.adapters.adapter import LayerKey
-from dreambooth_ray.adapters.adapter_files import SETTINGS, WEIGHTS
 from dreambooth_ray.adapters.layer_adapter import find_layer
 from dreambooth_ray.adapters.low_rank import CutProduct
-from dreambooth_ray.models.lora import PREFIX
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_source import make_absolute
+from dreambooth_ray.models.peft_files import PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.models.tensor_files import TensorSource, write_tensors
 from dreambooth_ray.storage import manifest, paths
 

@@ -18,7 +18,7 @@ from dreambooth_ray.bundles.model_spec import build_model_spec
 from dreambooth_ray.bundles.new_path import check_new, explained_writing, new_path
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models import lora, tokens
+from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import (
     build_pipeline,
     explained_loading,
@@ -31,6 +31,7 @@ from dreambooth_ray.models.model_directory import (
     base_directory,
     model_directory,
 )
+from dreambooth_ray.models.peft_files import ADAPTER_METADATA_KEY, PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.models.single_file import METADATA_KEY, list_small_files
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.tensor_files import (
@@ -183,7 +184,7 @@ def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
         settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
         about |= {f"{part}.{k}": v for k, v in settings.items()}
     modelspec = build_model_spec(directory, adapter=True)
-    metadata = {**modelspec, "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+    metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(about, sort_keys=True)}
     return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
 
 
@@ -238,9 +239,9 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
     for part in (part.name for part in find_family(base_directory(directory)).networks):
         if (folder := directory / paths.ADAPTER / part).is_dir():
             with explained_loading(folder):
-                settings = json.loads((folder / lora.SETTINGS).read_text())
-                stored_weights = load_file(folder / lora.WEIGHTS)
-            weights = {k.removeprefix(lora.PREFIX): v for k, v in stored_weights.items()}
+                settings = json.loads((folder / SETTINGS).read_text())
+                stored_weights = load_file(folder / WEIGHTS)
+            weights = {k.removeprefix(PREFIX): v for k, v in stored_weights.items()}
             adapters[part] = AdapterWeights(settings, weights)
     return adapters
 

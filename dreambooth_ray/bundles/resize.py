@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreambooth_ray.adapters.adapter_files import SETTINGS, WEIGHTS
 from dreambooth_ray.adapters.adapter_source import LocalAdapter
 from dreambooth_ray.adapters.binding import measure_factors, read_peft_metadata
 from dreambooth_ray.adapters.file_keys import group_keys, shorten
@@ -23,14 +22,13 @@ from dreambooth_ray.adapters.scales import LayerScales, check_finite
 from dreambooth_ray.bundles.adapter_bundle import build_settings
 from dreambooth_ray.bundles.new_path import explained_writing, new_path
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.models.lora import PREFIX
+from dreambooth_ray.models.peft_files import ADAPTER_METADATA_KEY, PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.models.tensor_files import TensorSource, open_tensors, write_tensors
 from dreambooth_ray.models.weight_files import read_header_and_metadata
 from dreambooth_ray.storage import manifest, paths
 
 _FACTORS = ("down", "up", "mid")
 _KEPT = ("magnitude", "dora_scale")
-_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def _resize_file(path: Path, rank: int) -> _Resized:
             tensors |= own
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
-    kept = {k: v for k, v in metadata.items() if k not in (_METADATA, "format")}
+    kept = {k: v for k, v in metadata.items() if k not in (ADAPTER_METADATA_KEY, "format")}
     if "ss_network_dim" in kept:
         kept |= {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return _Resized(tensors, products, kept)

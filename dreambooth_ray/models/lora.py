@@ -19,13 +19,11 @@ from torch import nn
 
 from dreambooth_ray.config import training
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.peft_files import PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.objective import noise
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # torch has one generator for all threads, and first weights are drawn from it.
 _rng_lock = threading.Lock()
-# The prefix of weight names in peft's files.
-PREFIX = "base_model.model."
 
 
 def inject_adapters(

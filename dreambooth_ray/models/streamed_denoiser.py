@@ -10,8 +10,8 @@ from typing import Any
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from dreambooth_ray.models import lora
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, loaded_weights
+from dreambooth_ray.models.peft_files import PREFIX, WEIGHTS
 from dreambooth_ray.models.tensor_files import (
     LazyTensors,
     TensorSource,
@@ -49,11 +49,11 @@ def _open_stored(folder: Path) -> Mapping[str, Tensor]:
 
 
 def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:
-    file = directory / paths.ADAPTER / name / lora.WEIGHTS
+    file = directory / paths.ADAPTER / name / WEIGHTS
     if adapted_base(directory) is None or not file.is_file():
         return frozenset()
     return frozenset(
-        weight.removeprefix(lora.PREFIX).partition(".lora_")[0] for weight in open_tensors(file)
+        weight.removeprefix(PREFIX).partition(".lora_")[0] for weight in open_tensors(file)
     )
 
 

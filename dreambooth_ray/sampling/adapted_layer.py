@@ -69,7 +69,12 @@ class AdaptedLayer:
         if not any(own_mixes):
             self.weights = None
             return
-        padded = [self._pad_factors(mix, max(ranks)) for mix in own_mixes]
+        # Of the last rows alone: callers choose weights freely, so mixes never repeat for sure.
+        keys = [(mix, max(ranks)) for mix in own_mixes]
+        self._padded_weights = {
+            key: self._padded_weights.get(key) or self._pad_factors(*key) for key in keys
+        }
+        padded = [self._padded_weights[key] for key in keys]
         self.weights = torch.stack([d for d, _ in padded]), torch.stack([u for _, u in padded])
 
     def _select(self, mix: AdapterMix) -> AdapterMix:
@@ -79,21 +84,19 @@ class AdaptedLayer:
         return int(self.adapters[name].factors["down"].shape[0])
 
     def _pad_factors(self, mix: AdapterMix, rank: int) -> tuple[Tensor, Tensor]:
-        """(I, rank) and (rank, O) of one mix, cached: the batch changes every few steps.
+        """(I, rank) and (rank, O) of one mix.
 
         The sum of products is the product of the factors side by side.
         """
-        if (mix, rank) not in self._padded_weights:
-            like = self._weight
-            down, up = like.new_zeros(like.shape[1], rank), like.new_zeros(rank, like.shape[0])
-            begin = 0
-            for use in mix:
-                own_down, own_up = self.adapters[use.name].low_rank()
-                end = begin + own_down.shape[0]
-                down[:, begin:end], up[begin:end] = own_down.T, own_up.T * use.weight
-                begin = end
-            self._padded_weights[mix, rank] = down, up
-        return self._padded_weights[mix, rank]
+        like = self._weight
+        down, up = like.new_zeros(like.shape[1], rank), like.new_zeros(rank, like.shape[0])
+        begin = 0
+        for use in mix:
+            own_down, own_up = self.adapters[use.name].low_rank()
+            end = begin + own_down.shape[0]
+            down[:, begin:end], up[begin:end] = own_down.T, own_up.T * use.weight
+            begin = end
+        return down, up
 
     def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         """x: (R, ..., I) where rows differ; returns (R, ..., O)."""

@@ -8,7 +8,7 @@ from torch import nn
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models import lora
+from dreambooth_ray.models import lora, peft_files
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_method
 
@@ -55,7 +55,7 @@ def test_peft_reads_what_was_written_and_fusing_gives_the_same(
 def test_a_pickled_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     parts = trained_parts(tiny_model)
     lora.save_adapters(parts.unet, tmp_path / "unet")
-    (tmp_path / "unet" / lora.WEIGHTS).unlink()
+    (tmp_path / "unet" / peft_files.WEIGHTS).unlink()
     torch.save({"x": torch.ones(1)}, tmp_path / "unet" / "adapter_model.bin")
     with pytest.raises(ConfigError, match="safetensors alone"):
         lora.fuse_adapters(load_components(tiny_model).unet, tmp_path / "unet")
@@ -72,7 +72,7 @@ def test_an_adapter_of_antiny_model_is_refused(
 def test_the_same_weights_are_written_as_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         lora.save_adapters(trained_parts(tiny_model).unet, tmp_path / name)
-    for file in (lora.SETTINGS, lora.WEIGHTS):
+    for file in (peft_files.SETTINGS, peft_files.WEIGHTS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

@@ -1,5 +1,6 @@
 """Rows of different adapters in one forward give what peft gives for each adapter alone."""
 
+import gc
 from collections.abc import Mapping
 
 import pytest
@@ -158,6 +159,21 @@ def test_a_row_can_go_through_several_adapters_with_weights(
         torch.testing.assert_close(outputs[row], merge(wrapped, mix)(x[row : row + 1])[0])
     mixed = (AdapterUse("dora", 0.6), AdapterUse("loha", -0.4), AdapterUse("narrow", 1.2))
     torch.testing.assert_close(adapted(x, adapters=[mixed] * 3), merge(wrapped, mixed)(x))
+
+
+def count_tensors() -> int:
+    gc.collect()
+    return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+
+def test_weights_that_nobody_uses_any_more_take_no_memory(adapted: AdaptedNetwork) -> None:
+    """Callers choose weights freely: each mix may come once in the life of an endpoint."""
+    x = torch.randn(1, 5, 4)
+    counts = []
+    for number in range(20):
+        adapted(x, adapters=[(AdapterUse("wide", 0.1 + number / 100),)])
+        counts.append(count_tensors())
+    assert max(counts[1:]) == counts[1]
 
 
 def test_an_adapter_that_goes_leaves_the_others() -> None:

@@ -3,18 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_ray.config.learning_rates import check_rates
-from dreambooth_ray.config.load import load_config, parse_config, recipe_names
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.families.qwen_image import FAMILY
-from dreambooth_ray.models.family_support import check_support
-from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import check_resolution
 from tests.families.tiny_models import build_tiny
-
-RECIPE = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora}"
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +17,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def parts(base: Path) -> Components:
     return load_components(base)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("train.text_encoder=true", "train.text_encoder=true is not for Qwen-Image"),
-        ("train.method=kv", "train.method=kv is not for Qwen-Image.*take full or lora"),
-        ("identifier.kind=learned", "identifier.kind=learned is not for"),
-        ("loss.min_snr_gamma=5", "loss.min_snr_gamma=5.0 is not for"),
-        ("sample.solver=ddim", "sample.solver=ddim is not for.*take euler, heun, dpmpp_2m"),
-        ("sample.clip_skip=1", "sample.clip_skip=1 is not for"),
-    ],
-)
-def test_what_it_can_t_do_is_refused_by_name(base: Path, setting: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_method(parse_config(RECIPE, "x", [setting]), base)
 
 
 def test_sides_are_whole_tokens(base: Path) -> None:
@@ -87,12 +63,3 @@ def test_guidance_turns_tokens_and_leaves_their_lengths(parts: Components) -> No
     assert torch.allclose(after.norm(dim=0), before.norm(dim=0), rtol=1e-5)
     cosines = torch.cosine_similarity(after, plain, dim=0)
     assert torch.allclose(cosines, torch.ones_like(cosines), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith("qwen-image")])
-def test_recipes_by_memory_ask_for_what_the_family_has(name: str) -> None:
-    config = load_config(name, ["subject.photos=p", "subject.class_noun=dog"])
-    assert config.model.uri == "Qwen/Qwen-Image"
-    check_support(config, FAMILY)
-    assert fill_model_defaults(config, FAMILY).prior.guidance_scale == 4.0
-    assert check_rates(config) == []

@@ -3,13 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_ray.config.learning_rates import check_rates
-from dreambooth_ray.config.load import load_config, parse_config, recipe_names
+from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.families.stable_diffusion_3 import FAMILY
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.family_support import check_support
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import check_resolution
@@ -59,14 +56,6 @@ def test_its_own_loss_is_taken_unless_another_is_asked_for(directory: Path) -> N
     assert config.loss.timesteps == "logit_normal"
     asked = parse_config(RECIPE, "x", ["loss.timesteps=uniform"])
     assert fill_model_defaults(asked, family).loss.timesteps == "uniform"
-
-
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith("sd3")])
-def test_recipes_by_memory_ask_for_what_the_family_has(name: str) -> None:
-    config = load_config(name, ["subject.photos=p", "subject.class_noun=dog"])
-    check_support(config, FAMILY)
-    assert fill_model_defaults(config, FAMILY).prior.guidance_scale == 7.0
-    assert check_rates(config) == []
 
 
 def test_a_long_prompt_goes_through_clip_in_windows(parts: Components) -> None:
