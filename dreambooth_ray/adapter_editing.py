@@ -48,7 +48,7 @@ def merge(
     folder = _check_out(out)
     uri, adapters = _locate_sources(sources, base, into)
     with large_imports():
-        from dreambooth_ray.bundles.merge import merge_into_bundle, merge_into_model
+        from dreambooth_ray.bundles.merged_adapters import merge_into_bundle, merge_into_model
         from dreambooth_ray.models.components import quiet_libraries
 
     quiet_libraries()

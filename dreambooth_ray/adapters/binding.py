@@ -102,9 +102,9 @@ def _check_layer(
     table: LayerTable,
 ) -> BoundLayer:
     own_shapes = {role: shapes[key] for role, key in keys.items()}
-    expected = (places[0].file_rows, prod(places[0].shape[1:]))
+    expected_size = (places[0].file_rows, prod(places[0].shape[1:]))
     try:
-        kind, found, rank = measure_factors(own_shapes)
+        kind, size, rank = measure_factors(own_shapes)
     except KeyError as error:
         raise ConfigError(
             f"{shorten(file_layer)} has no {error.args[0]} beside {', '.join(sorted(keys))}; the "
@@ -114,15 +114,15 @@ def _check_layer(
         raise ConfigError(
             f"{shorten(file_layer)} has factors that do not go together: {error}"
         ) from error
-    if found != expected:
+    if size != expected_size:
         raise ConfigError(
-            f"{shorten(file_layer)} changes a layer of {found[0]} by {found[1]}, and "
-            f"{places[0].name} is {expected[0]} by {expected[1]}; it is of another model"
+            f"{shorten(file_layer)} changes a layer of {size[0]} by {size[1]}, and "
+            f"{places[0].name} is {expected_size[0]} by {expected_size[1]}; it is of another model"
             f"{_explain_family([file_layer], table)}"
         )
     if rank is not None and not 0 < rank <= MAX_RANK:
         raise ConfigError(f"{shorten(file_layer)} is of rank {rank}; 1 to {MAX_RANK} are taken")
-    _check_magnitude(file_layer, places, own_shapes, expected)
+    _check_magnitude(file_layer, places, own_shapes, expected_size)
     if prod(own_shapes.get("alpha", ())) != 1:
         raise ConfigError(f"{shorten(keys['alpha'])} is no single number")
     return BoundLayer(file_layer, tuple(places), keys, kind, rank)
@@ -181,15 +181,20 @@ def _measure_embedding(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int
 def _measure_loha(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     sizes = set()
     for number in (1, 2):
-        left, right = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"]
+        left_shape, right_shape = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"]
         kernel = shapes.get(f"hada_t{number}")
-        _require(len(left) == 2 and len(right) == 2, left, right)
+        _require(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
         if kernel is None:
-            _require(left[1] == right[0], left, right)
-            sizes.add((left[0], right[1]))
+            _require(left_shape[1] == right_shape[0], left_shape, right_shape)
+            sizes.add((left_shape[0], right_shape[1]))
         else:  # the factors of a kernel have the rank first
-            _require(len(kernel) == 4 and kernel[:2] == (left[0], right[0]), left, right, kernel)
-            sizes.add((left[1], right[1] * prod(kernel[2:])))
+            _require(
+                len(kernel) == 4 and kernel[:2] == (left_shape[0], right_shape[0]),
+                left_shape,
+                right_shape,
+                kernel,
+            )
+            sizes.add((left_shape[1], right_shape[1] * prod(kernel[2:])))
     _require(len(sizes) == 1, *sizes)
     return sizes.pop(), shapes["hada_w1_b"][0]
 
@@ -199,20 +204,35 @@ def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
     if "lokr_w1" in shapes:
         first = shapes["lokr_w1"]
     else:
-        left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
-        _require(len(left) == len(right) == 2 and left[1] == right[0], left, right)
-        first, rank = (left[0], right[1]), right[0]
+        left_shape, right_shape = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
+        _require(
+            len(left_shape) == len(right_shape) == 2 and left_shape[1] == right_shape[0],
+            left_shape,
+            right_shape,
+        )
+        first, rank = (left_shape[0], right_shape[1]), right_shape[0]
     _require(len(first) == 2, first)
     if "lokr_w2" in shapes:
         second = shapes["lokr_w2"]
     else:
-        left, right, kernel = shapes["lokr_w2_a"], shapes["lokr_w2_b"], shapes.get("lokr_t2")
+        left_shape, right_shape, kernel = (
+            shapes["lokr_w2_a"],
+            shapes["lokr_w2_b"],
+            shapes.get("lokr_t2"),
+        )
         if kernel is None:
-            _require(len(left) == 2 and left[1] == right[0], left, right)
-            second, rank = (left[0], *right[1:]), right[0]
+            _require(
+                len(left_shape) == 2 and left_shape[1] == right_shape[0], left_shape, right_shape
+            )
+            second, rank = (left_shape[0], *right_shape[1:]), right_shape[0]
         else:
-            _require(len(kernel) == 4 and kernel[:2] == (left[0], right[0]), left, right, kernel)
-            second, rank = (left[1], right[1], *kernel[2:]), right[0]
+            _require(
+                len(kernel) == 4 and kernel[:2] == (left_shape[0], right_shape[0]),
+                left_shape,
+                right_shape,
+                kernel,
+            )
+            second, rank = (left_shape[1], right_shape[1], *kernel[2:]), right_shape[0]
     _require(len(second) in (2, 4), second)
     return (first[0] * second[0], first[1] * prod(second[1:])), rank
 
@@ -259,9 +279,9 @@ def _explain_family(names: Any, table: LayerTable) -> str:
     guess = guess_family(names)
     if guess is None or guess in table.family.title:
         return ""
-    known = any(guess in family.title for family in list_families())
-    rest = "" if known else ", a family that is not known here"
-    return f"; by its names it is of {guess}{rest}"
+    is_known = any(guess in family.title for family in list_families())
+    ending = "" if is_known else ", a family that is not known here"
+    return f"; by its names it is of {guess}{ending}"
 
 
 def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:

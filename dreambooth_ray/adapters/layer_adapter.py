@@ -101,21 +101,25 @@ def compute_product(factors: Mapping[str, Tensor]) -> Tensor:
 
 def _multiply_half(factors: Mapping[str, Tensor], number: int) -> Tensor:
     """One of LoHa's two products."""
-    left, right = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
+    left_factor, right_factor = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
     kernel = factors.get(f"hada_t{number}")
     if kernel is None:
-        return left @ right
-    return torch.einsum("pqkl,po,qi->oikl", kernel, left, right).flatten(1)
+        return left_factor @ right_factor
+    return torch.einsum("pqkl,po,qi->oikl", kernel, left_factor, right_factor).flatten(1)
 
 
 def _second_kronecker(factors: Mapping[str, Tensor]) -> Tensor:
     if "lokr_w2" in factors:
         return factors["lokr_w2"]
-    left, right = factors["lokr_w2_a"], factors["lokr_w2_b"]
+    left_factor, right_factor = factors["lokr_w2_a"], factors["lokr_w2_b"]
     if "lokr_t2" in factors:
         # torch.kron takes views.
-        return torch.einsum("pqkl,po,qi->oikl", factors["lokr_t2"], left, right).contiguous()
-    return (left @ right.flatten(1)).reshape(left.shape[0], *right.shape[1:])
+        return torch.einsum(
+            "pqkl,po,qi->oikl", factors["lokr_t2"], left_factor, right_factor
+        ).contiguous()
+    return (left_factor @ right_factor.flatten(1)).reshape(
+        left_factor.shape[0], *right_factor.shape[1:]
+    )
 
 
 def find_layer(network: nn.Module, layer: str) -> nn.Module | None:

@@ -135,8 +135,8 @@ class LayerTable:
     def find(self, file_layer: str) -> list[LayerPlace]:
         """The layers that a file's layer is, or is put together of; none where it is unknown."""
         for part, prefix in self._list_prefixes():
-            rest = file_layer.removeprefix(prefix)
-            if rest != file_layer and (places := self._find_in_part(part, rest)):
+            own_name = file_layer.removeprefix(prefix)
+            if own_name != file_layer and (places := self._find_in_part(part, own_name)):
                 return places
         return self._find_in_part(self._default_part, file_layer)
 
@@ -167,8 +167,8 @@ class LayerTable:
 def _list_text_prefixes(encoder: TextEncoderPart, number: int, index: int) -> tuple[str, ...]:
     """number: among all text encoders, from 1; index: among those of its class"""
     first = ("lora_te_", "text_encoders.qwen3.transformer.") if number == 1 else ()
-    named = _TEXT_NAMES.get((encoder.class_name, index), ())
-    return (f"lora_te{number}_", f"{encoder.name}.", *first, *named)
+    class_prefixes = _TEXT_NAMES.get((encoder.class_name, index), ())
+    return (f"lora_te{number}_", f"{encoder.name}.", *first, *class_prefixes)
 
 
 def _list_layers(tensors: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, tuple[int, ...]]]:

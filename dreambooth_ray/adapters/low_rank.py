@@ -34,31 +34,31 @@ def cut_product(down: Tensor, up: Tensor, rank: int) -> CutProduct:
         norm = float((_gram(down.double()) * _gram(up.double().T)).sum())
         return CutProduct(down.float(), up.float(), 0.0, max(norm, 0.0))
     # The factors' triangles have the product's singular values, and are small.
-    left, left_triangle = torch.linalg.qr(up.double())
-    right, right_triangle = torch.linalg.qr(down.double().T)
+    left_vectors, left_triangle = torch.linalg.qr(up.double())
+    right_vectors, right_triangle = torch.linalg.qr(down.double().T)
     inner_left, values, inner_right = torch.linalg.svd(left_triangle @ right_triangle.T)
-    return _cut(left @ inner_left, values, inner_right @ right.T, rank)
+    return _cut(left_vectors @ inner_left, values, inner_right @ right_vectors.T, rank)
 
 
 def cut_matrix(matrix: Tensor, rank: int) -> CutProduct:
     """As `cut_product`, of an (O, I) matrix."""
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return _cut(left, values, right, rank)
+    left_vectors, values, right_vectors = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return _cut(left_vectors, values, right_vectors, rank)
 
 
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int) -> CutProduct:
-    kept = min(rank, len(values))
+def _cut(left_vectors: Tensor, values: Tensor, right_vectors: Tensor, rank: int) -> CutProduct:
+    new_rank = min(rank, len(values))
     # Half of each value in each factor, so that neither overflows half precision.
-    roots = values[:kept].sqrt()
+    roots = values[:new_rank].sqrt()
     squares = values.square()
     return CutProduct(
-        (roots[:, None] * right[:kept]).float(),
-        (left[:, :kept] * roots).float(),
-        float(squares[kept:].sum()),
+        (roots[:, None] * right_vectors[:new_rank]).float(),
+        (left_vectors[:, :new_rank] * roots).float(),
+        float(squares[new_rank:].sum()),
         float(squares.sum()),
     )
 

@@ -87,10 +87,10 @@ def _resize_file(path: Path, rank: int) -> _Resized:
             tensors |= own
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
-    kept = {k: v for k, v in metadata.items() if k not in (ADAPTER_METADATA_KEY, "format")}
-    if "ss_network_dim" in kept:
-        kept |= {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    return _Resized(tensors, products, kept)
+    file_metadata = {k: v for k, v in metadata.items() if k not in (ADAPTER_METADATA_KEY, "format")}
+    if "ss_network_dim" in file_metadata:
+        file_metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return _Resized(tensors, products, file_metadata)
 
 
 def _resize_layer(
@@ -134,11 +134,11 @@ def _name_tensors(
         down = down.reshape(len(down), read["down"].shape[1], *kernel.shape[2:])
         up = up[:, :, None, None]
     names = {role: keys.get(role, f"{layer}.lora_{role}.weight") for role in ("down", "up")}
-    named = {names["down"]: down.to(dtype), names["up"]: up.to(dtype)}
-    named |= {keys[role]: read[role] for role in _KEPT if role in keys}
+    tensors_by_key = {names["down"]: down.to(dtype), names["up"]: up.to(dtype)}
+    tensors_by_key |= {keys[role]: read[role] for role in _KEPT if role in keys}
     if not is_lora or "alpha" in keys:  # readers take no alpha for the rank
-        named[keys.get("alpha", f"{layer}.alpha")] = torch.tensor(float(len(down)))
-    return named
+        tensors_by_key[keys.get("alpha", f"{layer}.alpha")] = torch.tensor(float(len(down)))
+    return tensors_by_key
 
 
 def _write(path: Path, resized: _Resized) -> None:
