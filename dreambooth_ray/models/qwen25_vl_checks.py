@@ -6,6 +6,7 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import expect_affine
 from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.qwen3_checks import expect_behind_attention, expect_decoder
 from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
@@ -69,13 +70,10 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     counts = find_counts(path, _read_text_config(config), *_TEXT_NAMES)
     vision_config = config.get("vision_config") or {}
     vision = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
-    width, vocab_size = counts["hidden_size"], counts["vocab_size"]
     return {
         **expect_vision(vision),
-        "model.embed_tokens.weight": [vocab_size, width],
-        **repeat_shapes("model.layers", counts["num_hidden_layers"], _expect_layer(counts)),
-        "model.norm.weight": [width],
-        "lm_head.weight": [vocab_size, width],
+        **expect_decoder(counts, _expect_layer(counts)),
+        "lm_head.weight": [counts["vocab_size"], counts["hidden_size"]],
     }
 
 
@@ -86,12 +84,7 @@ def _expect_layer(counts: dict[str, int]) -> Shapes:
         **expect_affine("self_attn.q_proj", width, width),
         **expect_affine("self_attn.k_proj", keys, width),
         **expect_affine("self_attn.v_proj", keys, width),
-        "self_attn.o_proj.weight": [width, width],
-        "mlp.gate_proj.weight": [inner, width],
-        "mlp.up_proj.weight": [inner, width],
-        "mlp.down_proj.weight": [width, inner],
-        "input_layernorm.weight": [width],
-        "post_attention_layernorm.weight": [width],
+        **expect_behind_attention(width, inner, width),
     }
 
 

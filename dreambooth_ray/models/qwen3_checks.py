@@ -44,19 +44,32 @@ def expect_qwen3(counts: dict[str, int]) -> Shapes:
         "self_attn.q_proj.weight": [queries, width],
         "self_attn.k_proj.weight": [keys, width],
         "self_attn.v_proj.weight": [keys, width],
-        "self_attn.o_proj.weight": [width, queries],
         "self_attn.q_norm.weight": [head],
         "self_attn.k_norm.weight": [head],
+        **expect_behind_attention(width, inner, queries),
+    }
+    return expect_decoder(counts, layer)
+
+
+def expect_decoder(counts: dict[str, int], layer: Shapes) -> Shapes:
+    """Of a Qwen's language model; layer: of each of its layers"""
+    width = counts["hidden_size"]
+    return {
+        "model.embed_tokens.weight": [counts["vocab_size"], width],
+        **repeat_shapes("model.layers", counts["num_hidden_layers"], layer),
+        "model.norm.weight": [width],
+    }
+
+
+def expect_behind_attention(width: int, inner: int, queries: int) -> Shapes:
+    """Of a layer, what all Qwens have alike: all but the projections of queries, keys, values."""
+    return {
+        "self_attn.o_proj.weight": [width, queries],
         "mlp.gate_proj.weight": [inner, width],
         "mlp.up_proj.weight": [inner, width],
         "mlp.down_proj.weight": [width, inner],
         "input_layernorm.weight": [width],
         "post_attention_layernorm.weight": [width],
-    }
-    return {
-        "model.embed_tokens.weight": [counts["vocab_size"], width],
-        **repeat_shapes("model.layers", counts["num_hidden_layers"], layer),
-        "model.norm.weight": [width],
     }
 
 
