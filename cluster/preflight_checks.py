@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import requests
 
@@ -13,6 +14,7 @@ from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
+from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.quality.inspection import inspect_photographs
@@ -96,13 +98,8 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
         except DreamBoothError as error:
             yield PreflightFinding("subject.photos", str(error))
             continue
-        unreadable = False
-        for path in paths:
-            try:
-                read_photograph(path)
-            except DreamBoothError as error:
-                unreadable = True
-                yield PreflightFinding("subject.photos", str(error))
+        unreadable = list(_find_unreadable(paths))
+        yield from unreadable
         if not unreadable:
             yield from _check_captions(config, subject)
             side_px, word = config.train.resolution, config.word(subject)
@@ -111,6 +108,19 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
             ).issues:
                 if photo_finding.severity != "note":
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
+
+
+def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:
+    """Photographs and captions of a folder that training could not read."""
+    for path in paths:
+        try:
+            read_photograph(path)
+        except DreamBoothError as error:
+            yield PreflightFinding("subject.photos", str(error))
+    try:
+        find_captions(paths)
+    except DreamBoothError as error:
+        yield PreflightFinding("subject.photos", str(error))
 
 
 def _check_captions(config: Config, subject: SubjectConfig) -> Iterator[PreflightFinding]:

@@ -1,73 +1,92 @@
-"""Which file is a photograph's caption, and what it says."""
+"""Which file says what of which photograph."""
 
-import codecs
 import unicodedata
 from pathlib import Path
 
+from dreambooth_ray.data.caption_rows import FOLDER_CAPTIONS, CaptionRow, read_caption_rows
+from dreambooth_ray.data.caption_text import Caption, read_caption
 from dreambooth_ray.data.photographs import list_files
 from dreambooth_ray.errors import DataError
 
 # DreamBooth tools write the first, kohya's scripts the second unless told otherwise.
 CAPTION_SUFFIXES = (".txt", ".caption")
-# Captions of a whole folder in one file, of datasets and of kohya's scripts: these are not read.
-_FOLDER_CAPTION_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+# Tables of captions in formats, or under names, that are not read.
+_TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def find_captions(photographs: list[Path]) -> dict[Path, Path]:
-    """The caption file of each photograph of a folder that has one.
+class CaptionFolder:
+    """The captions of a folder of photographs."""
 
-    `photo.txt` or `photo.caption` for `photo.jpg`, also `photo.jpg.txt`; letters' case and how a
-    file system composes accents do not matter where no name is just the same.
+    def __init__(self, folder: Path) -> None:
+        files = list_files(folder)
+        self.files = [path for path in files if path.suffix.lower() in CAPTION_SUFFIXES]
+        self.tables = [path for path in files if path.name.lower() in FOLDER_CAPTIONS]
+        self._rows: dict[str, list[CaptionRow]] | None = None
 
-    raises: DataError where a photograph has two that say different things
-    """
-    files = _list_caption_files(photographs[0].parent) if photographs else []
-    captions = {}
-    for photograph in photographs:
+    def find_files(self, photograph: Path) -> list[Path]:
+        """The caption files of a photograph alone.
+
+        `photo.txt` or `photo.caption` for `photo.jpg`, also `photo.jpg.txt`; letters' case and how
+        a file system composes accents do not matter where no name is just the same.
+        """
         names = (photograph.stem, photograph.name)
-        found_paths = [p for p in files if p.stem in names] or [
-            p for p in files if _fold(p.stem) in map(_fold, names)
+        return [path for path in self.files if path.stem in names] or [
+            path for path in self.files if _fold(path.stem) in map(_fold, names)
         ]
-        if len(found_paths) > 1 and len({read_caption(p) for p in found_paths}) > 1:
+
+    def find_caption(self, photograph: Path) -> Caption | None:
+        """What is said of a photograph; None where nothing is.
+
+        raises: DataError where it is no text, or where two captions say different things
+        """
+        captions = [(path.name, read_caption(path)) for path in self.find_files(photograph)]
+        captions += [
+            (f"{row.caption.path.name} line {row.line}", row.caption)
+            for row in self._find_rows(photograph)
+        ]
+        differing = [name for name, caption in captions if caption.text != captions[0][1].text]
+        if differing:
             raise DataError(
-                f"{photograph} has two captions that differ, {found_paths[0].name} and "
-                f"{found_paths[1].name}; remove one"
+                f"{photograph} has two captions that differ, {captions[0][0]} and "
+                f"{differing[0]}; remove one"
             )
-        if found_paths:
-            captions[photograph] = found_paths[0]
-    return captions
+        return captions[0][1] if captions else None
+
+    def find_unused(self, photographs: list[Path]) -> list[str]:
+        """Caption files that belong to no photograph, and tables of captions that are not read."""
+        names = {_fold(name) for path in photographs for name in (path.stem, path.name)}
+        loose = [path.name for path in self.files if _fold(path.stem) not in names]
+        folder = photographs[0].parent
+        of_folder = [
+            path.name
+            for path in list_files(folder)
+            if (path.suffix.lower() in _TABLE_SUFFIXES or path.name.startswith("meta_"))
+            and path not in self.tables
+        ]
+        return sorted({*loose, *of_folder})
+
+    def _find_rows(self, photograph: Path) -> list[CaptionRow]:
+        if self._rows is None:
+            rows: dict[str, list[CaptionRow]] = {}
+            for path in self.tables:
+                for row in read_caption_rows(path):
+                    rows.setdefault(_fold(row.name), []).append(row)
+            self._rows = rows
+        names = list(dict.fromkeys((photograph.name, photograph.stem)))
+        found_rows = [row for name in names for row in self._rows.get(_fold(name), [])]
+        return [row for row in found_rows if row.name in names] or found_rows
 
 
-def find_unused_captions(folder: Path, photographs: list[Path]) -> list[Path]:
-    """Caption files of a folder that belong to no photograph, and files of captions for all."""
-    names = {
-        _fold(name) for photograph in photographs for name in (photograph.stem, photograph.name)
-    }
-    loose = [path for path in _list_caption_files(folder) if _fold(path.stem) not in names]
-    of_folder = [
-        path
-        for path in list_files(folder)
-        if path.suffix.lower() in _FOLDER_CAPTION_SUFFIXES or path.name.startswith("meta_")
-    ]
-    return sorted({*loose, *of_folder})
+def find_captions(photographs: list[Path]) -> dict[Path, Caption]:
+    """The caption of each photograph of a folder that has one.
 
-
-def read_caption(path: Path) -> str:
-    """A caption on one line; a byte order mark is no part of it.
-
-    raises: DataError if it is not text in UTF-8, or in UTF-16 with its mark
+    raises: DataError where one can't be read, or two differ
     """
-    data = path.read_bytes()
-    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8 or remove it") from error
-    return " ".join(text.replace("\ufeff", "").split())
-
-
-def _list_caption_files(folder: Path) -> list[Path]:
-    return [path for path in list_files(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
+    if not photographs:
+        return {}
+    folder = CaptionFolder(photographs[0].parent)
+    captions = ((path, folder.find_caption(path)) for path in photographs)
+    return {path: caption for path, caption in captions if caption is not None}
 
 
 def _fold(name: str) -> str:

@@ -37,7 +37,10 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     photographs = find_photographs(folder)
     captions = find_captions(photographs)
     for photograph in photographs:
-        files += [photograph, captions[photograph]] if photograph in captions else [photograph]
+        files.append(photograph)
+        # A table of captions has those of several.
+        if photograph in captions and captions[photograph].path not in files:
+            files.append(captions[photograph].path)
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
-from dreambooth_ray.data.caption_files import find_captions, read_caption
+from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
@@ -52,15 +52,15 @@ class Photograph:
 def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> list[Photograph]:
     """All photographs of a folder, `side_px` square, each with its captions.
 
-    A file `photo.txt` or `photo.caption` beside `photo.jpg` is its caption; without one, `prompts`
-    are its captions.
+    A file `photo.txt` or `photo.caption` beside `photo.jpg` is its caption, or its line of the
+    folder's metadata.jsonl; without one, `prompts` are its captions.
     raises: DataError naming the first file that can't be used
     """
     default_captions = (prompts,) if isinstance(prompts, str) else prompts
     photographs, paths = [], find_photographs(folder)
-    caption_files = find_captions(paths)
+    own_captions = find_captions(paths)
     for path in paths:
-        caption = read_caption(caption_files[path]) if path in caption_files else ""
+        caption = own_captions[path].text if path in own_captions else ""
         photograph = read_photograph(path)
         captions = (caption,) if caption else default_captions
         photographs.append(

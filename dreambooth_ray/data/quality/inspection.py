@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
-from dreambooth_ray.data.captions import check_captions
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.quality import measurements
+from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.photo_checks import Photo, check_photo, measure_photo
 

@@ -114,6 +114,14 @@ def test_a_caption_that_training_would_refuse_is_found(photos: Path, tmp_path: P
     assert "has no identifier" in next(f.text for f in findings if f.fatal)
 
 
+def test_a_caption_that_can_not_be_read_is_found(photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "mine"))
+    (folder / f"{min(photos.glob('*.png')).stem}.txt").write_bytes(b"a sks robot\0")
+    findings = run_preflight(make_config(folder, tmp_path))
+    assert fatal_keys(findings) == ["subject.photos"]
+    assert "holds NUL" in next(f.text for f in findings if f.fatal)
+
+
 def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -1,3 +1,4 @@
+import json
 import unicodedata
 from pathlib import Path
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_ray.data.captions import check_captions
 from dreambooth_ray.data.photographs import find_photographs
+from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.data.subject import read_subject
 from dreambooth_ray.errors import DataError
@@ -46,22 +47,6 @@ def test_every_common_name_of_a_caption_is_found(
     assert check_captions(find_photographs(tmp_path), "sks", "robot") == []
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        "a sks café".encode("utf-8-sig"),
-        "a sks café".encode("utf-16"),
-        b"\xfe\xff" + "a sks café".encode("utf-16-be"),
-        "\ufeff\ufeffa\u00a0sks\r\n café\r\n".encode(),
-    ],
-)
-def test_marks_of_byte_order_are_no_part_of_a_caption(data: bytes, tmp_path: Path) -> None:
-    save(tmp_path, "a.png")
-    (tmp_path / "a.txt").write_bytes(data)
-    assert read_captions(tmp_path) == ["a sks café"]
-    assert check_captions(find_photographs(tmp_path), "sks", "") == []
-
-
 def test_two_captions_of_a_photograph_agree_or_are_refused(tmp_path: Path) -> None:
     save(tmp_path, "a.png")
     for name in ("a.txt", "a.caption"):
@@ -81,13 +66,54 @@ def test_a_name_that_is_just_the_same_goes_first(tmp_path: Path) -> None:
     assert read_captions(tmp_path) == ["upper", "lower"]
 
 
-@pytest.mark.parametrize("name", ["b.txt", "b.caption", "metadata.jsonl", "captions.csv"])
-def test_the_doctor_names_captions_that_nothing_uses(name: str, tmp_path: Path) -> None:
+def write_rows(folder: Path, *rows: dict[str, str], name: str = "metadata.jsonl") -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.jsonl"])
+def test_captions_of_a_folder_are_lines_of_one_file(name: str, tmp_path: Path) -> None:
+    save(tmp_path, "A.png", "b.png", "c.png", "d.png")
+    (tmp_path / "c.txt").write_text("three")
+    rows = [{"file_name": "a.PNG", "text": "one"}, {"file_name": "b.png", "text": "two"}]
+    write_rows(tmp_path, *rows, {"file_name": "elsewhere.png", "text": "x"}, name=name)
+    assert read_captions(tmp_path) == ["one", "two", "three", "default"]
+
+
+def test_a_line_and_a_file_that_differ_are_refused(tmp_path: Path) -> None:
     save(tmp_path, "a.png")
-    (tmp_path / name).write_text("a sks robot")
-    (issue,) = check_captions(find_photographs(tmp_path), "", "")
-    assert issue.severity == "warning"
-    assert name in issue.sentence
+    (tmp_path / "a.txt").write_text("one")
+    write_rows(tmp_path, {"file_name": "b.png", "text": "x"}, {"file_name": "a.png", "text": "two"})
+    with pytest.raises(DataError, match=r"that differ, a\.txt and metadata\.jsonl line 2; remove"):
+        read_captions(tmp_path)
+
+
+def test_lines_of_names_that_differ_in_case_alone(tmp_path: Path) -> None:
+    save(tmp_path, "A.png", "a.png")
+    rows = [{"file_name": name, "text": name} for name in ("A.png", "a.png")]
+    write_rows(tmp_path, *rows)
+    assert read_captions(tmp_path) == ["A.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "match"),
+    [
+        (
+            "a.txt",
+            b"x" * 1_000_000,
+            r"a\.txt has 1,000,000 bytes, and a caption has 16,384 at most",
+        ),
+        ("a.txt", b"\0" * 12, r"a\.txt holds NUL, which no text has"),
+        ("metadata.jsonl", b"\0" * 12, r"metadata\.jsonl holds NUL"),
+        ("metadata.jsonl", b'{"file_name": "a.png"', r"metadata\.jsonl, line 1 is not JSON"),
+    ],
+)
+def test_bad_captions_end_a_training_before_it_starts(
+    name: str, data: bytes, match: str, tmp_path: Path
+) -> None:
+    save(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=match):
+        read_captions(tmp_path)
 
 
 def test_captions_go_to_storage_with_their_photographs(tmp_path: Path) -> None:
@@ -98,6 +124,11 @@ def test_captions_go_to_storage_with_their_photographs(tmp_path: Path) -> None:
     (folder / "B.TXT").write_text("two")
     uri = upload_photographs(folder, Store(str(tmp_path / "out")))
     assert read_captions(photographs_folder(f"file://{uri}")) == ["one", "two"]
+    for path in (folder / "a.caption", folder / "B.TXT"):
+        path.unlink()
+    write_rows(folder, *({"file_name": f"{name}.png", "text": name} for name in "ab"))
+    uri = upload_photographs(folder, Store(str(tmp_path / "out")))
+    assert read_captions(photographs_folder(f"file://{uri}")) == ["a", "b"]
 
 
 def test_a_folder_of_kohyas_is_named_with_what_to_give(tmp_path: Path) -> None:

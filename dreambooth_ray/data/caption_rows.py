@@ -1,0 +1,88 @@
+"""Captions of a whole folder in one file, a JSON object a line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from dreambooth_ray.data.caption_text import (
+    MAX_CAPTION_BYTES,
+    Caption,
+    check_characters,
+    decode_text,
+    join_lines,
+)
+from dreambooth_ray.errors import DataError
+
+# metadata.jsonl is the name of Hugging Face's image folders and of diffusers' scripts.
+FOLDER_CAPTIONS = ("metadata.jsonl", "captions.jsonl")
+# The first that a line has. `image_path` and `caption` are what kohya's musubi-tuner writes, `tags`
+# what taggers do.
+_NAME_KEYS = ("file_name", "image_path", "image")
+_TEXT_KEYS = ("text", "caption", "prompt", "tags")
+MAX_FILE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """A line. name: the photograph's, without its folder; line: its number, from 1"""
+
+    name: str
+    caption: Caption
+    line: int
+
+
+def read_caption_rows(path: Path) -> list[CaptionRow]:
+    """All lines that name a photograph and say something of it.
+
+    raises: DataError naming the line that can't be read
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise DataError(
+            f"{path} has {size:,} bytes, above {MAX_FILE_BYTES:,}; keep the lines of these "
+            "photographs alone"
+        )
+    text, is_latin = decode_text(path.read_bytes(), path)
+    return list(_parse_rows(text, path, is_latin))
+
+
+def _parse_rows(text: str, path: Path, is_latin: bool) -> Iterator[CaptionRow]:
+    # Not splitlines(): a caption may hold characters that it takes for the end of a line.
+    for number, line in enumerate(text.replace("\ufeff", "").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is not JSON ({error}); mend it") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f'{path}, line {number} is no object; write {{"file_name": "a.jpg", "text": "..."}}'
+            )
+        name = _find_value(row, _NAME_KEYS, path, number)
+        value = _find_value(row, _TEXT_KEYS, path, number)
+        if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+            value = ", ".join(value)
+        if not isinstance(name, str) or not isinstance(value, str | None):
+            raise DataError(f"{path}, line {number}: file name and caption have to be text")
+        caption = join_lines(value or "")
+        check_characters(name + caption, f"{path}, line {number}")
+        if len(caption.encode()) > MAX_CAPTION_BYTES:
+            raise DataError(
+                f"{path}, line {number}: a caption has {MAX_CAPTION_BYTES:,} bytes at most; "
+                "shorten it"
+            )
+        # Names of Windows too; it takes both kinds of slashes.
+        yield CaptionRow(PureWindowsPath(name).name, Caption(caption, path, is_latin), number)
+
+
+def _find_value(row: dict[str, Any], keys: tuple[str, ...], path: Path, number: int) -> Any:
+    for key in keys:
+        if key in row:
+            return row[key]
+    raise DataError(
+        f"{path}, line {number} has none of the keys {', '.join(keys)}, but "
+        f"{', '.join(map(repr, row)) or 'none'}; name it so"
+    )

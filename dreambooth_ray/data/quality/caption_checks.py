@@ -1,0 +1,134 @@
+"""Issues of the captions beside photographs."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from dreambooth_ray.data.caption_files import CaptionFolder
+from dreambooth_ray.data.caption_text import Caption
+from dreambooth_ray.data.preserved_captions import has_word
+from dreambooth_ray.data.quality.issue import QualityIssue, Severity
+from dreambooth_ray.data.quality.subject_traits import find_traits
+from dreambooth_ray.errors import DataError
+
+# CLIP's text encoder reads 75 tokens at once, a word being 1.3 of them on average.
+MAX_WORDS = 55
+# A trait that most captions name, not all: who writes them, and what, forgets it now and then.
+MIN_TRAIT_SHARE, MIN_TRAIT_CAPTIONS = 0.75, 3
+# What is filled in, and what other trainers fill in.
+_FILLED_IN = ("{identifier}", "{class_noun}")
+_PLACEHOLDER = re.compile(r"\{\w+\}|\[(?:trigger|name|filewords)\]")
+
+
+def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[QualityIssue]:
+    """Issues of the captions of a folder; none if no photograph has a caption.
+
+    identifier, class_noun: words that each caption should hold; "" for none
+    """
+    if not paths:
+        return []
+    folder = CaptionFolder(paths[0].parent)
+    issues, captions, uncaptioned = _check_unused(folder, paths), {}, []
+    unread: dict[str, list[str]] = {}
+    for path in paths:
+        try:
+            caption = folder.find_caption(path)
+        except DataError as error:
+            unread.setdefault(str(error), []).append(path.name)
+            continue
+        if caption is None:
+            uncaptioned.append(path.name)
+        else:
+            captions[path.name] = caption
+    issues += [_issue("fault", tuple(names), f"{text}.") for text, names in unread.items()]
+    if uncaptioned and len(uncaptioned) < len(paths):
+        text = (
+            f"{len(uncaptioned)} of {len(paths)} photographs have no caption while others do; "
+            "they get the recipe's prompt."
+        )
+        issues.append(_issue("note", tuple(uncaptioned), text, len(uncaptioned)))
+    for name, caption in captions.items():
+        issues += _check_caption(name, caption, identifier, class_noun)
+    texts = {n: c.text.replace("{class_noun}", class_noun) for n, c in captions.items()}
+    return issues + check_traits(texts, class_noun)
+
+
+def check_traits(texts: dict[str, str], class_noun: str) -> list[QualityIssue]:
+    """Captions that say again and again how the subject always looks. texts: by photograph"""
+    traits = {name: find_traits(text, class_noun) for name, text in texts.items() if text}
+    if len(traits) < MIN_TRAIT_CAPTIONS or not class_noun:
+        return []
+    counts = Counter(trait for caption_traits in traits.values() for trait in caption_traits)
+    fixed = sorted(t for t, count in counts.items() if count >= MIN_TRAIT_SHARE * len(traits))
+    if not fixed:
+        return []
+    names = tuple(name for name, each in traits.items() if each.intersection(fixed))
+    share = max(counts[trait] for trait in fixed) / len(traits)
+    text = (
+        f"Of {len(traits)} captions {len(names)} call the subject {' and '.join(fixed)}. What "
+        "captions name is learnt by those words rather than by the identifier, so prompts would "
+        "have to name it too. Leave out what is always so; name what differs: place, light, pose."
+    )
+    return [QualityIssue("captions", "warning", names, round(share, 2), MIN_TRAIT_SHARE, text)]
+
+
+def _check_unused(folder: CaptionFolder, paths: list[Path]) -> list[QualityIssue]:
+    """Files of captions in the photographs' folder that no photograph gets."""
+    files = folder.find_unused(paths)
+    if not files:
+        return []
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    text = (
+        f"Not used: {', '.join(files[:5])}{more}. A caption is a file of its photograph's name "
+        "that ends in .txt or .caption, or a line of metadata.jsonl."
+    )
+    return [_issue("warning", (), text, len(files))]
+
+
+def _check_caption(
+    name: str, caption: Caption, identifier: str, class_noun: str
+) -> list[QualityIssue]:
+    text, num_words = caption.text, len(caption.text.split())
+    if not text:
+        empty = f"The caption of {name} is empty; write one, or remove the file."
+        return [QualityIssue("captions", "warning", (name,), 0, 1, empty)]
+    issues = []
+    if caption.is_latin:
+        latin = (
+            f"The caption of {name} is not UTF-8 and was read as Latin-1 (Windows-1252); save it "
+            "as UTF-8, so that every program reads the same."
+        )
+        issues.append(_issue("note", (name,), latin))
+    if num_words > MAX_WORDS:
+        long = (
+            f"The caption of {name} has {num_words} words; beyond about {MAX_WORDS} the "
+            "model reads it in parts, and a step takes longer."
+        )
+        issues.append(QualityIssue("captions", "note", (name,), num_words, MAX_WORDS, long))
+    unknown = sorted({m for m in _PLACEHOLDER.findall(text) if m not in _FILLED_IN})
+    if unknown:
+        literal = (
+            f"The caption of {name} holds {' and '.join(unknown)}, which is taken as it stands; "
+            f"only {' and '.join(_FILLED_IN)} are filled in."
+        )
+        issues.append(_issue("warning", (name,), literal, len(unknown)))
+    required = {"{identifier}": identifier, "{class_noun}": class_noun}
+    missing = [w for mark, w in required.items() if w and not _holds(text, w, mark)]
+    if missing:
+        lacks = (
+            f"The caption of {name} does not hold {' and '.join(map(repr, missing))}; the "
+            "subject is learnt under the words of its captions, so each should."
+        )
+        issues.append(_issue("warning", (name,), lacks, len(missing)))
+    return issues
+
+
+def _holds(text: str, word: str, mark: str) -> bool:
+    """Whether a word, or several of its kind, or the mark for it, stands in a caption."""
+    return mark in text or any(has_word(text, word + ending) for ending in ("", "s", "es"))
+
+
+def _issue(
+    severity: Severity, names: tuple[str, ...], sentence: str, value: float = 1
+) -> QualityIssue:
+    return QualityIssue("captions", severity, names, value, 0, sentence)
