@@ -7,7 +7,7 @@ an option or an address of it would be missed only after machines have come.
 import re
 from collections.abc import Iterator
 
-from cluster.preflight_checks import PreflightFinding
+from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote
 from dreambooth_ray.evaluation.protocol import protocol_names

@@ -3,23 +3,16 @@
 import platform
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import requests
 
 from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
+from cluster.preflight_finding import PreflightFinding
+from cluster.subject_checks import check_subjects
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.training import SubjectConfig
-from dreambooth_ray.data.caption_files import find_captions
-from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.data.preserved_captions import check_preserved_captions
-from dreambooth_ray.data.quality.inspection import inspect_photographs
-from dreambooth_ray.data.remote_images import photographs_folder
-from dreambooth_ray.data.subject import identifier_warning, read_configured_subject
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
@@ -36,16 +29,6 @@ from dreambooth_ray.storage.store import Store
 _BY_ITSELF = "for a cluster that adds them by itself, put autoscaled: true into clusters.yaml"
 
 
-@dataclass(frozen=True)
-class PreflightFinding:
-    """One thing that is wrong (fatal) or doubtful, with the key to change; a note is neither."""
-
-    key: str
-    text: str
-    fatal: bool = True
-    is_note: bool = False
-
-
 def run_preflight(
     config: Config, entry: ClusterEntry | None = None, *, is_elsewhere: bool = False
 ) -> list[PreflightFinding]:
@@ -56,8 +39,7 @@ def run_preflight(
     """
     footprints: list[TrainingFootprint] = []
     checks: list[Callable[[], Iterator[PreflightFinding]]] = [
-        lambda: _check_photographs(config),
-        lambda: _check_identifiers(config),
+        lambda: check_subjects(config),
         lambda: _check_rates(config),
         lambda: _check_model(config, footprints),
         lambda: _check_storage(config, entry),
@@ -88,55 +70,6 @@ def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], Non
     # Done: the cluster's own processes have nothing to look for.
     memory = config.memory.model_copy(update={"fit": False})
     return fitting.config.model_copy(update={"memory": memory})
-
-
-def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
-    for subject in config.all_subjects:
-        try:
-            folder = photographs_folder(subject.photos)
-            paths = find_photographs(folder)
-        except DreamBoothError as error:
-            yield PreflightFinding("subject.photos", str(error))
-            continue
-        unreadable = list(_find_unreadable(paths))
-        yield from unreadable
-        if not unreadable:
-            yield from _check_captions(config, subject)
-            side_px, word = config.train.resolution, config.word(subject)
-            for photo_finding in inspect_photographs(
-                folder, side_px, word, subject.class_noun
-            ).issues:
-                if photo_finding.severity != "note":
-                    yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
-
-
-def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:
-    """Photographs and captions of a folder that training could not read."""
-    for path in paths:
-        try:
-            read_photograph(path)
-        except DreamBoothError as error:
-            yield PreflightFinding("subject.photos", str(error))
-    try:
-        find_captions(paths)
-    except DreamBoothError as error:
-        yield PreflightFinding("subject.photos", str(error))
-
-
-def _check_captions(config: Config, subject: SubjectConfig) -> Iterator[PreflightFinding]:
-    if not config.prior.keeps_output:
-        return
-    try:
-        check_preserved_captions(config, subject, read_configured_subject(config, subject))
-    except DreamBoothError as error:
-        yield PreflightFinding("prior.captions", str(error))
-
-
-def _check_identifiers(config: Config) -> Iterator[PreflightFinding]:
-    for subject in config.all_subjects:
-        warning = identifier_warning(config.word(subject), subject.class_noun)
-        if warning:
-            yield PreflightFinding("subject.identifier", warning, fatal=False)
 
 
 def _check_rates(config: Config) -> Iterator[PreflightFinding]:

@@ -10,11 +10,11 @@ import pytest
 
 from cluster.cluster_registry import ClusterEntry
 from cluster.preflight_checks import (
-    PreflightFinding,
     fit_to_cluster,
     format_findings,
     run_preflight,
 )
+from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.load import load_config, override_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
