@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from dreambooth_ray.config.base_model import ModelConfig
+from dreambooth_ray.config.captions import CaptionsConfig
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import (
     CheckpointConfig,
@@ -47,6 +48,7 @@ class Config(Section):
         (), description="several in one run; `subject` is then the first"
     )
     identifier: IdentifierConfig = IdentifierConfig()
+    captions: CaptionsConfig = CaptionsConfig()
     prior: PriorConfig = PriorConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
@@ -76,6 +78,11 @@ class Config(Section):
                 f"subjects: identifiers {', '.join(identifiers)} are not all different; "
                 "each subject needs its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tags_hold_identifiers_whole(self) -> "Config":
+        self.captions.check_identifiers(self.word(subject) for subject in self.all_subjects)
         return self
 
     @model_validator(mode="after")

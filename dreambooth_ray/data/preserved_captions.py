@@ -4,28 +4,9 @@ import re
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
+from dreambooth_ray.data.caption_words import has_word, strip_word
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
-
-
-def has_word(caption: str, word: str) -> bool:
-    """Whether a word stands alone somewhere in a caption, in whatever case."""
-    return re.search(_alone(word), caption, flags=re.IGNORECASE) is not None
-
-
-def strip_word(caption: str, word: str) -> str:
-    """A caption with a word taken out wherever it stands alone, in whatever case.
-
-    "a photo of a sks dog, in snow" is "a photo of a dog, in snow" without sks.
-    """
-    words = " ".join(re.sub(_alone(word) + "-?", " ", caption, flags=re.IGNORECASE).split())
-    # Commas that stood around it.
-    return re.sub(r"\s*([,.;:!?])(\s*,)*", r"\1", words).strip(" ,")
-
-
-def _alone(word: str) -> str:
-    # Not \b: a learned word begins and ends with what is no letter.
-    return rf"(?<!\w){re.escape(word)}(?!\w)"
 
 
 def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> tuple[str, ...]:

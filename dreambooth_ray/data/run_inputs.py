@@ -85,7 +85,7 @@ def record_photographs(
         PhotographRecord(
             photograph.path.name,
             file_hash(photograph.path),
-            "" if photograph.captions == default_captions else photograph.caption,
+            "" if (photograph.own_caption,) == default_captions else photograph.own_caption,
         )
         for photograph in photographs
     )

@@ -8,6 +8,7 @@ from PIL import Image
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
+from dreambooth_ray.data.caption_variants import list_captions
 from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
@@ -27,12 +28,14 @@ class Photograph:
     """One training photograph, cut square, with the captions it may get.
 
     original_px: width and height before it was resized and cut; None where it was not
+    own_caption: what it came with, before it is varied; "" where it gets the recipe's prompts
     """
 
     path: Path
     image: Image.Image
     captions: tuple[str, ...]
     original_px: tuple[int, int] | None = None
+    own_caption: str = ""
 
     @property
     def frame(self) -> tuple[int, int, int, int, int, int]:
@@ -64,7 +67,7 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> 
         photograph = read_photograph(path)
         captions = (caption,) if caption else default_captions
         photographs.append(
-            Photograph(path, crop_square(photograph, side_px), captions, photograph.size)
+            Photograph(path, crop_square(photograph, side_px), captions, photograph.size, caption)
         )
     return photographs
 
@@ -72,15 +75,17 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> 
 def read_configured_subject(config: Config, subject: SubjectConfig) -> list[Photograph]:
     """The photographs of a configuration's subject, at its resolution.
 
-    {identifier} and {class_noun} are filled in, also in captions.
+    {identifier} and {class_noun} are filled in, and captions are varied as `captions` has it.
     """
     photographs = read_subject(
         photographs_folder(subject.photos),
         config.instance_prompts(subject),
         config.train.resolution,
     )
+    own_captions = [config.fill(p.own_caption, subject) for p in photographs]
     return [
-        replace(p, captions=tuple(config.fill(c, subject) for c in p.captions)) for p in photographs
+        replace(p, own_caption=own_caption, captions=list_captions(config, subject, own_caption))
+        for p, own_caption in zip(photographs, own_captions, strict=True)
     ]
 
 

@@ -33,6 +33,13 @@ FACTORS: dict[str, dict[str, list[str]]] = {
         },
     },
     "choice": {"last": [], "best": ["choice.rule=best"]},
+    "captions": {
+        "given": [],
+        "varied": [
+            'subject.prompts=["{identifier} {class_noun}, a, b, c"]',
+            "captions.shuffle=true", "captions.tag_dropout=0.3", "captions.variants=4",
+        ],
+    },
     "average": {"none": [], "average": ["train.ema_decay=0.9"]},
     "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
 }  # fmt: skip
@@ -57,7 +64,9 @@ def row_id(row: Row) -> str:
         *row.values(),
     ]
     words = [
-        value for value in values if value not in ("none", "kept", "last", "images", "1", "32")
+        value
+        for value in values
+        if value not in ("none", "kept", "last", "images", "given", "1", "32")
     ]
     return "-".join(dict.fromkeys(words))
 

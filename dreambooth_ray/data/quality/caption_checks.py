@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreambooth_ray.data.caption_files import CaptionFolder
 from dreambooth_ray.data.caption_text import Caption
-from dreambooth_ray.data.preserved_captions import has_word
+from dreambooth_ray.data.caption_words import has_word
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.subject_traits import find_traits
 from dreambooth_ray.errors import DataError

@@ -8,7 +8,6 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.preserved_captions import (
     check_preserved_captions,
     preserved_captions,
-    strip_word,
 )
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
@@ -18,25 +17,6 @@ def make_config(*overrides: str) -> Config:
     return parse_config(
         "subject: {photos: p, class_noun: dog}", "x", ["prior.kind=output", *overrides]
     )
-
-
-@pytest.mark.parametrize(
-    ("caption", "word", "expected"),
-    [
-        ("a sks dog", "sks", "a dog"),
-        ("a photo of a SKS dog, in snow", "sks", "a photo of a dog, in snow"),
-        ("a dog, sks, asleep", "sks", "a dog, asleep"),
-        ("two skss beside a sks-like dog", "sks", "two skss beside a like dog"),
-        ("a <sks> dog", "<sks>", "a dog"),
-        ("a (x+y) dog", "(x+y)", "a dog"),
-        ("sks", "sks", ""),
-        ("ein sks Dackel, sks", "sks", "ein Dackel"),
-    ],
-)
-def test_an_identifier_is_taken_out_where_it_stands_alone(
-    caption: str, word: str, expected: str
-) -> None:
-    assert strip_word(caption, word) == expected
 
 
 def test_what_is_kept_is_the_caption_without_identifier_the_class_or_a_list() -> None:

@@ -1,0 +1,27 @@
+"""Words in captions."""
+
+import re
+
+
+def has_word(caption: str, word: str) -> bool:
+    """Whether a word stands alone somewhere in a caption, in whatever case."""
+    return re.search(_alone(word), caption, flags=re.IGNORECASE) is not None
+
+
+def strip_word(caption: str, word: str) -> str:
+    """A caption with a word taken out wherever it stands alone, in whatever case.
+
+    "a photo of a sks dog, in snow" is "a photo of a dog, in snow" without sks.
+    """
+    return close_gaps(re.sub(_alone(word) + "-?", " ", caption, flags=re.IGNORECASE))
+
+
+def close_gaps(caption: str) -> str:
+    """A caption without the spaces and commas that stood around something taken out."""
+    words = " ".join(caption.split())
+    return re.sub(r"\s*([,.;:!?])(\s*,)*", r"\1", words).strip(" ,")
+
+
+def _alone(word: str) -> str:
+    # Not \b: a learned word begins and ends with what is no letter.
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
