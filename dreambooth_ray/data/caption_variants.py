@@ -23,7 +23,7 @@ def list_captions(config: Config, subject: SubjectConfig, own_caption: str) -> t
     own_caption: what the photograph came with, filled in; "" where it gets the recipe's prompts
     """
     templates = [config.fill(t, subject) for t in config.captions.templates] or [CAPTION]
-    captions = (own_caption,)
+    captions: tuple[str, ...] = (own_caption,)
     if not own_caption:
         captions, templates = config.instance_prompts(subject), [CAPTION]
     if not config.captions.varies_tags:
