@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dreambooth_ray.config.optimizers import TRAITS
+
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
 
@@ -19,7 +21,9 @@ def default_rate(train: Mapping[str, Any]) -> float:
     """train.lr for the other keys of the section."""
     if train.get("optimizer") == "prodigy":
         return PRODIGY_FACTOR
-    return DEFAULT_RATES.get(str(train.get("method", "full")), DEFAULT_RATES["full"])
+    traits = TRAITS.get(str(train.get("optimizer")), TRAITS["adamw"])
+    rate = DEFAULT_RATES.get(str(train.get("method", "full")), DEFAULT_RATES["full"])
+    return rate / traits.rate_divisor
 
 
 def find_part_rates(config: "Config") -> dict[str, tuple[float, float]]:
@@ -43,14 +47,21 @@ def check_rates(config: "Config") -> list[str]:
     train, warnings = config.train, []
     if train.optimizer == "prodigy":
         return []
-    if train.method == "lora" and train.lr < _MIN_ADAPTER_RATE:
+    divisor = TRAITS[train.optimizer].rate_divisor
+    if train.method == "lora" and train.lr < _MIN_ADAPTER_RATE / divisor:
         warnings.append(
             f"train.lr={train.lr:g} is a rate for all weights: adapters (train.method=lora) learn "
-            f"next to nothing at it; {DEFAULT_RATES['lora']:g} is usual"
+            f"next to nothing at it; {DEFAULT_RATES['lora'] / divisor:g} is usual"
+        )
+    if divisor > 1 and train.lr >= DEFAULT_RATES[train.method]:
+        warnings.append(
+            f"train.lr={train.lr:g} is a rate for AdamW: train.optimizer={train.optimizer} moves "
+            f"every weight by the whole of it; {DEFAULT_RATES[train.method] / divisor:g} is usual"
         )
     word_rate = config.identifier.lr or train.lr
     trains_word_alone = not (train.unet or train.text_encoder)
-    if config.identifier.kind == "learned" and trains_word_alone and word_rate < _MIN_WORD_RATE:
+    min_word_rate = _MIN_WORD_RATE / divisor
+    if config.identifier.kind == "learned" and trains_word_alone and word_rate < min_word_rate:
         warnings.append(
             f"identifier.lr={word_rate:g} moves a learned word that is trained alone next to "
             "nowhere; 5e-4 to 5e-3 is usual"

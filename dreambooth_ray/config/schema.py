@@ -191,11 +191,6 @@ class Config(Section):
                 f"train.ema_decay needs train.strategy=ddp: {train.strategy} has no worker with "
                 "whole weights; unset it, or take ddp"
             )
-        if train.strategy == "deepspeed" and train.optimizer != "adamw":
-            raise ValueError(
-                f"train.optimizer={train.optimizer} can't be sharded by train.strategy=deepspeed; "
-                "set train.optimizer=adamw, or train.strategy=ddp"
-            )
         return self
 
     def parts(self, num_workers: int) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.learning_rates import default_rate
+from dreambooth_ray.config.optimizers import OptimizerName, find_optimizer_obstacle
 from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
 
 # YAML reads 32 as a number.
@@ -93,13 +94,16 @@ class TrainConfig(Section):
     accumulate: int = Field(
         1, ge=1, description="parts that a worker's share of a step is computed in, for memory"
     )
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = Field(
-        "adamw", description="adamw8bit needs CUDA; prodigy finds its rate itself"
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw8bit needs CUDA; prodigy finds its rate itself; schedulefree-adamw "
+        "learns an average in the place of a schedule; adafactor and lion hold less",
     )
     lr: float = Field(
         5e-6,
         gt=0,
-        description="default 1e-4 for lora, 1e-5 for kv; for prodigy a factor on its own rate, 1",
+        description="default 1e-4 for lora, 1e-5 for kv, a fifth of each for lion; for prodigy a "
+        "factor on its own rate, 1",
     )
     text_encoder_lr: float | None = Field(None, gt=0, description="null is train.lr")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -164,6 +168,10 @@ class TrainConfig(Section):
                 f"train.optimizer=prodigy finds the rate itself and takes train.lr={self.lr} as a "
                 "factor on it, one for all weights; set train.lr=1 and no train.text_encoder_lr"
             )
+        if obstacle := find_optimizer_obstacle(
+            self.optimizer, self.strategy, self.lr_schedule, self.ema_decay
+        ):
+            raise ValueError(obstacle)
         return self
 
 

@@ -28,8 +28,9 @@ _TIME_DTYPES = {"diffusion": torch.int64, "flow": torch.float32}
 def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     """The size of a step of `batch` images.
 
-    returns: parameters `trained`; bytes `frozen_unet`, `frozen_text` and `frozen_vae` of the other
-        weights; peak bytes of activations `with_gradients`, and without them: `activations`
+    returns: parameters `trained`, and numbers that Adafactor keeps of them: `factored`; bytes
+        `frozen_unet`, `frozen_text` and `frozen_vae` of the other weights; peak bytes of
+        activations `with_gradients`, and without them: `activations`
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
     quiet_libraries()
@@ -82,13 +83,22 @@ def _list_trained_encoders(parts: Components) -> dict[str, nn.Module]:
 
 def _count_weights(config: Config, parts: Components) -> dict[str, int]:
     models: tuple[nn.Module, ...] = tuple(parts.networks.values())
+    trained = [p for model in models for p in model.parameters() if p.requires_grad]
     return {
         "trained_unet": sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad),
-        "trained": sum(p.numel() for m in models for p in m.parameters() if p.requires_grad),
+        "trained": sum(weight.numel() for weight in trained),
+        "factored": sum(_count_factored(weight.shape) for weight in trained),
         "frozen_unet": count_frozen_bytes(parts.denoiser, config.model.quantization),
         "frozen_text": sum(count_frozen_bytes(e, "none") for e in parts.text_encoders.values()),
         "frozen_vae": count_frozen_bytes(parts.vae, "none"),
     }
+
+
+def _count_factored(shape: torch.Size) -> int:
+    """Means that Adafactor keeps of a weight's squared gradients: over its last two axes."""
+    if len(shape) < 2:
+        return shape.numel()
+    return shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel()
 
 
 def _find_peak(config: Config, parts: Components, batch: int, *, keeps_gradients: bool) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
+from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config, can_be_graphed
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.version import __version__
@@ -28,9 +29,6 @@ _IS_WHOLE: dict[Strategy, tuple[bool, bool, bool]] = {
     "zero3": (False, False, False),
     "fsdp2": (False, False, False),
 }
-# Bytes a trained parameter of the optimizer's states: two moments; in 8 bits, with their scales;
-# Prodigy keeps the first weights and a sum besides.
-_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "prodigy": 16.0}
 # On a GPU autocast keeps the inputs of norms in float32, and convolutions take work space. On an
 # H100 a step at the size of Stable Diffusion 1.5 (LoRA in bf16, 4 + 4 images) took so much more.
 _GPU_ACTIVATIONS = 1.3
@@ -43,8 +41,8 @@ _NOT_COUNTED = {
     "deterministic", "cuda_graphs", "ema_decay", "deepspeed",
 }  # fmt: skip
 COUNT_KEYS = (
-    "trained", "trained_unet", "frozen_unet", "frozen_text", "frozen_vae", "with_gradients",
-    "activations",
+    "trained", "trained_unet", "factored", "frozen_unet", "frozen_text", "frozen_vae",
+    "with_gradients", "activations",
 )  # fmt: skip
 
 
@@ -92,9 +90,9 @@ def estimate_footprint(
     )
     train = config.train
     is_offloaded = config.cluster.gpus and train.strategy == "deepspeed" and train.deepspeed.offload
-    optimizer_bytes = 0.0 if is_offloaded else _OPTIMIZER_BYTES[train.optimizer]
-    bytes_a_parameter = 4 * weights + optimizer_bytes * optimizer
-    bytes_a_parameter += 4 if train.ema_decay else 0
+    optimizer_bytes = 0.0 if is_offloaded else _count_optimizer_bytes(train.optimizer, counts)
+    states_bytes = 4 * weights * counts["trained"] + optimizer_bytes * optimizer
+    states_bytes += 4 * counts["trained"] if train.ema_decay else 0
     activations_bytes = (
         counts["with_gradients"]
         if _IS_WHOLE[strategy][1]
@@ -107,10 +105,17 @@ def estimate_footprint(
         # The graph of the backward writes gradients of its own.
         activations_bytes += 4 * counts["trained"] if can_be_graphed(config) else 0
     return TrainingFootprint(
-        states_bytes=int(bytes_a_parameter * counts["trained"]),
+        states_bytes=int(states_bytes),
         frozen_bytes=_sum_frozen(config, counts) + _count_untrained_copy(config, counts, strategy),
         activations_bytes=activations_bytes,
     )
+
+
+def _count_optimizer_bytes(optimizer: str, counts: dict[str, int]) -> float:
+    """Of an optimizer's states, over all workers."""
+    traits = TRAITS[optimizer]
+    factored_bytes = 4.0 * counts["factored"] if traits.is_factored else 0.0
+    return traits.state_bytes * counts["trained"] + factored_bytes
 
 
 def _sum_frozen(config: Config, counts: dict[str, int]) -> int:

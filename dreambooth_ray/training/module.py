@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth_ray.config.learning_rates import find_part_rates
+from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
@@ -29,6 +30,8 @@ from dreambooth_ray.training.metrics_log import PART_RATES
 from dreambooth_ray.training.nan_guard import skip_unless_finite
 from dreambooth_ray.training.optimizer import (
     ExponentialMovingAverage,
+    ScheduleFreeAverage,
+    WeightAverage,
     apply_rates,
     make_optimizer,
     make_rate_schedule,
@@ -72,7 +75,7 @@ class DreamBoothModule(pl.LightningModule):
             self._base_denoisers = (base_denoiser,)
         if config.train.gradient_checkpointing:
             checkpoint_activations(denoiser, self.text_encoders.values())
-        self.average = (
+        self.average: WeightAverage | None = (
             ExponentialMovingAverage(config.train.ema_decay) if config.train.ema_decay else None
         )
         if config.cluster.gpus:
@@ -135,15 +138,11 @@ class DreamBoothModule(pl.LightningModule):
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """With the averaged weights in place of the current ones, where there are any."""
-        if self.average is None or not self.average.weights:
-            yield
-            return
-        trained_weights = {
-            n: p.data for n, p in self.named_parameters() if n in self.average.weights
-        }
+        averages = self.average.weights if self.average is not None else {}
+        trained_weights = {n: p.data for n, p in self.named_parameters() if n in averages}
         current_weights = {n: w.clone() for n, w in trained_weights.items()}
         for name, weight in trained_weights.items():
-            weight.copy_(self.average.weights[name])
+            weight.copy_(averages[name])
         try:
             yield
         finally:
@@ -192,8 +191,8 @@ class DreamBoothModule(pl.LightningModule):
         names = {n for n, p in self.named_parameters() if p.requires_grad}
         state = checkpoint[WEIGHTS]
         checkpoint[WEIGHTS] = {n: t for n, t in state.items() if n in names}
-        if self.average is not None:
-            checkpoint[AVERAGE] = self.average.weights
+        if self.average is not None and (averages := self.average.weights):
+            checkpoint[AVERAGE] = averages
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the weights, one after the other, where they are in a file of their own.
@@ -213,7 +212,7 @@ class DreamBoothModule(pl.LightningModule):
             copy_weights(trained_weights, weights)
             # Lightning would read them all at once.
             checkpoint[WEIGHTS] = {}
-        if self.average is not None:
+        if isinstance(self.average, ExponentialMovingAverage):
             # None where the run that goes on had no average: it begins with the next step.
             self.average.weights = dict(checkpoint.get(AVERAGE, {}))
 
@@ -277,6 +276,9 @@ class DreamBoothModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimizer under the configured schedule."""
         optimizer = make_optimizer(self.config, self)
+        if TRAITS[self.config.train.optimizer].averages:
+            names = {p: n for n, p in self.named_parameters() if p.requires_grad}
+            self.average = ScheduleFreeAverage(optimizer, names)
         scheduler = LambdaLR(optimizer, make_rate_schedule(self.config.train))
         return {
             "optimizer": optimizer,

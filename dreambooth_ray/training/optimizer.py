@@ -4,8 +4,9 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -40,6 +41,12 @@ def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
         return _make_prodigy(train, groups)
     if train.optimizer == "adamw8bit":
         return _make_adamw8bit(train, groups)
+    if train.optimizer == "adafactor":
+        return _make_adafactor(train, groups)
+    if train.optimizer == "lion":
+        return _make_lion(train, groups)
+    if train.optimizer == "schedulefree-adamw":
+        return _make_schedulefree(train, groups)
     # A fused step unscales gradients itself, behind the back of clipping.
     fused = train.precision != "16-mixed"
     return AdamW(groups, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
@@ -66,6 +73,39 @@ def _make_adamw8bit(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimiz
 
     optimizer: Optimizer = AdamW8bit(groups, lr=train.lr, weight_decay=train.weight_decay)
     return optimizer
+
+
+def _make_adafactor(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """At the configured rate, as trainers of images use it: the rate that the paper's own scaling
+    finds is relative to a weight's size, and an adapter's begins at zero.
+    """
+    from transformers.optimization import Adafactor  # noqa: PLC0415
+
+    optimizer: Optimizer = Adafactor(
+        groups,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    return optimizer
+
+
+def _make_lion(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    # Its `foreach` variant fails on a step without gradients, as `skip_unless_finite` makes them.
+    from lion_pytorch import Lion  # noqa: PLC0415
+
+    optimizer: Optimizer = Lion(groups, lr=train.lr, weight_decay=train.weight_decay)
+    return optimizer
+
+
+def _make_schedulefree(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """In training mode, and it stays in that: see `ScheduleFreeAverage`."""
+    from schedulefree import AdamWScheduleFree  # noqa: PLC0415
+
+    optimizer: Any = AdamWScheduleFree(groups, lr=train.lr, weight_decay=train.weight_decay)
+    optimizer.train()
+    return cast(Optimizer, optimizer)
 
 
 class RateSchedule:
@@ -103,6 +143,46 @@ def apply_rates(
     for group, configured in zip(optimizer.param_groups, groups, strict=True):
         group["initial_lr"], group["weight_decay"] = configured["lr"], configured["weight_decay"]
         group["lr"] = configured["lr"] * factor
+
+
+class WeightAverage(Protocol):
+    """weights: averages of trained weights, by name; none before the first step."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """By name."""
+
+    def update(self, current: Mapping[str, Tensor], step: int) -> None:
+        """After optimizer step `step`, counted from 1, which led to `current`."""
+
+
+class ScheduleFreeAverage:
+    """The average that schedule-free AdamW learns (arXiv 2405.15682).
+
+    A trained weight is y, between the average x and what is stepped, z: y = (1 - b) z + b x. The
+    optimizer's own `eval` turns y into x in place, and `train` back, which rounds both ways: a run
+    that was looked at would go on with other numbers. So x is computed beside y when it is needed.
+    """
+
+    def __init__(self, optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+        """names: of the weights that the optimizer steps"""
+        self._optimizer, self._names = optimizer, names
+
+    @property
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """x, by name; none before the first step."""
+        averages = {}
+        for group in self._optimizer.param_groups:
+            share = 1 - 1 / group["betas"][0]
+            for weight in group["params"]:
+                stepped = self._optimizer.state.get(weight, {}).get("z")
+                if stepped is not None:
+                    averages[self._names[weight]] = weight.detach().lerp(stepped, share)
+        return averages
+
+    def update(self, current: Mapping[str, Tensor], step: int) -> None:
+        """Nothing: the optimizer's step has done it."""
 
 
 class ExponentialMovingAverage:

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.imports import how_to_install
@@ -13,8 +14,8 @@ def check_packages(config: Config) -> None:
     if quantization != "none":
         package = "bitsandbytes" if quantization == "nf4" else "torchao"
         _check_package(package, f"model.quantization={quantization}")
-    if config.train.optimizer == "adamw8bit":
-        _check_package("bitsandbytes", "train.optimizer=adamw8bit")
+    if package := TRAITS[config.train.optimizer].package:
+        _check_package(package, f"train.optimizer={config.train.optimizer}")
     if config.train.strategy == "deepspeed":
         _check_package("deepspeed", "train.strategy=deepspeed")
     for name in ("wandb", "mlflow"):
@@ -26,5 +27,5 @@ def _check_package(package: str, setting: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"{setting} needs {package}, which is not installed: "
-            f"{how_to_install(package)}, or choose another"
+            f"{how_to_install(package) or f'pip install {package}'}, or choose another"
         )

@@ -40,6 +40,12 @@ FACTORS: dict[str, dict[str, list[str]]] = {
             "captions.shuffle=true", "captions.tag_dropout=0.3", "captions.variants=4",
         ],
     },
+    "optimizer": {
+        "adamw": [],
+        "adafactor": ["train.optimizer=adafactor"],
+        "lion": ["train.optimizer=lion", "train.lr=1e-4"],
+        "schedulefree": ["train.optimizer=schedulefree-adamw"],
+    },
     "average": {"none": [], "average": ["train.ema_decay=0.9"]},
     "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
 }  # fmt: skip
@@ -51,7 +57,14 @@ def is_refused(row: Row) -> bool:
     """Whether a row, or the beginning of one, is refused as it is read."""
     if row.get("method") == "word" and row.get("prior", "images") != "images":
         return True  # a word alone changes nothing of what would be kept
-    return row.get("average") == "average" and row.get("strategy", "ddp") != "ddp"
+    strategy, optimizer = row.get("strategy", "ddp"), row.get("optimizer", "adamw")
+    if optimizer in ("adafactor", "schedulefree") and strategy != "ddp":
+        return True  # their states are no shards of the weights
+    if optimizer == "lion" and strategy.startswith("zero"):
+        return True
+    if row.get("average") != "average":
+        return False
+    return strategy != "ddp" or optimizer == "schedulefree"
 
 
 def row_id(row: Row) -> str:
@@ -66,7 +79,7 @@ def row_id(row: Row) -> str:
     words = [
         value
         for value in values
-        if value not in ("none", "kept", "last", "images", "given", "1", "32")
+        if value not in ("none", "kept", "last", "images", "given", "1", "32", "adamw")
     ]
     return "-".join(dict.fromkeys(words))
 

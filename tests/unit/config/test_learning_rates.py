@@ -18,6 +18,9 @@ def make_config(*overrides: str) -> Config:
         (("train.method=lora",), 1e-4),
         (("train.method=kv",), 1e-5),
         (("train.optimizer=prodigy",), 1.0),
+        (("train.optimizer=lion",), 1e-6),
+        (("train.optimizer=lion", "train.method=lora"), 2e-5),
+        (("train.optimizer=adafactor", "train.method=lora"), 1e-4),
         (("train.method=lora", "train.lr=3e-5"), 3e-5),
     ],
 )
@@ -57,6 +60,8 @@ def test_a_recipes_rate_does_not_stay_with_another_method() -> None:
         (("train.lr=2e-6",), ""),
         (("train.method=lora",), ""),
         (("train.method=lora", "train.optimizer=prodigy"), ""),
+        (("train.method=lora", "train.optimizer=lion"), ""),
+        (("train.method=lora", "train.optimizer=lion", "train.lr=1e-4"), "train.lr=0.0001"),
     ],
 )
 def test_a_rate_that_can_not_learn_is_named(overrides: tuple[str, ...], key: str) -> None:
