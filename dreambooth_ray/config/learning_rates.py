@@ -23,7 +23,8 @@ def default_rate(train: Mapping[str, Any]) -> float:
         return PRODIGY_FACTOR
     traits = TRAITS.get(str(train.get("optimizer")), TRAITS["adamw"])
     rate = DEFAULT_RATES.get(str(train.get("method", "full")), DEFAULT_RATES["full"])
-    return rate / traits.rate_divisor
+    # As people write it: 5e-6 / 5 is 1.0000000000000002e-06.
+    return float(f"{rate / traits.rate_divisor:.6g}")
 
 
 def find_part_rates(config: "Config") -> dict[str, tuple[float, float]]:
