@@ -10,11 +10,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
 
+# Two processes at once, each with whole files of tests and servers of its own; JOBS=0 runs them in one.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m "not demo and not fault"
+	$(BIN)/python -m pytest tests -m "not demo and not fault" $(PARALLEL)
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/unit -m "not fault"
+	$(BIN)/python -m pytest tests/unit -m "not fault" $(PARALLEL)
 
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
 # SHARE=K/N takes the K-th of N parts of them, from 0; K goes round.

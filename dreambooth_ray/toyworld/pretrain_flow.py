@@ -22,6 +22,7 @@ from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.models.families.z_image_forward import predict_data
+from dreambooth_ray.models.precision import use_fast_float32
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
     FlowBatch,
@@ -142,7 +143,7 @@ def pretrain_flow(run: FlowRun) -> None:
     """Make the flow model within the budget: flow-pipeline/ in `run.weights`."""
     for folder in (run.work, run.weights, run.snapshots):
         folder.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")
+    use_fast_float32(run.device)
     tokenizer, vae = new_flow_tokenizer(), load_flow_vae().to(run.device)
     run.log(f"device {run.device}, batch {run.batch_size}, {run.num_images} images")
     encode_world(run.work, vae, tokenizer, run.seed, run.num_images, run.workers, run.log)
