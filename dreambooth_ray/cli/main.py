@@ -12,6 +12,7 @@ import typer
 
 from dreambooth_ray.cli import (
     bench,
+    caption,
     catalog,
     cluster,
     demo,
@@ -40,6 +41,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Try": [demo.demo, toyworld.app],
     "Prepare": [
         doctor.doctor,
+        caption.caption,
         identifier.identifier,
         print_schema.schema,
         preflight.preflight,

@@ -52,6 +52,10 @@ class CaptionFolder:
             )
         return captions[0][1] if captions else None
 
+    def is_in_table(self, photograph: Path) -> bool:
+        """Whether a line of a file for the whole folder is about a photograph."""
+        return bool(self._find_rows(photograph))
+
     def find_unused(self, photographs: list[Path]) -> list[str]:
         """Caption files that belong to no photograph, and tables of captions that are not read."""
         names = {_fold(name) for path in photographs for name in (path.stem, path.name)}

@@ -8,6 +8,12 @@ def has_word(caption: str, word: str) -> bool:
     return re.search(_alone(word), caption, flags=re.IGNORECASE) is not None
 
 
+def put_before(caption: str, word: str, noun: str) -> str:
+    """A caption with a word before the first place where a noun stands alone; as it is without."""
+    pattern = re.compile(_alone(noun), flags=re.IGNORECASE)
+    return pattern.sub(lambda match: f"{word} {match.group()}", caption, count=1)
+
+
 def strip_word(caption: str, word: str) -> str:
     """A caption with a word taken out wherever it stands alone, in whatever case.
 

@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from dreambooth_ray.data.caption_answers import hash_caption, read_answers
 from dreambooth_ray.data.caption_files import CaptionFolder
 from dreambooth_ray.data.caption_text import Caption
 from dreambooth_ray.data.caption_words import has_word
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.subject_traits import find_traits
 from dreambooth_ray.errors import DataError
+from dreambooth_ray.storage.manifest import file_hash
 
 # CLIP's text encoder reads 75 tokens at once, a word being 1.3 of them on average.
 MAX_WORDS = 55
@@ -49,6 +51,7 @@ def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[
         issues.append(_issue("note", tuple(uncaptioned), text, len(uncaptioned)))
     for name, caption in captions.items():
         issues += _check_caption(name, caption, identifier, class_noun)
+    issues += _check_answers(paths, {name: caption.text for name, caption in captions.items()})
     texts = {n: c.text.replace("{class_noun}", class_noun) for n, c in captions.items()}
     return issues + check_traits(texts, class_noun)
 
@@ -83,6 +86,29 @@ def _check_unused(folder: CaptionFolder, paths: list[Path]) -> list[QualityIssue
         "that ends in .txt or .caption, or a line of metadata.jsonl."
     )
     return [_issue("warning", (), text, len(files))]
+
+
+def _check_answers(paths: list[Path], texts: dict[str, str]) -> list[QualityIssue]:
+    """Captions that a model wrote for what was another photograph then. texts: by photograph"""
+    try:
+        answers = read_answers(paths[0].parent)
+    except DataError as error:
+        return [_issue("warning", (), f"{error}.")]
+    names = tuple(
+        path.name
+        for path in paths
+        if (answer := answers.get(path.name)) is not None
+        and hash_caption(texts.get(path.name, "")) == answer.caption_sha256
+        and file_hash(path) != answer.photograph_sha256
+    )
+    if not names:
+        return []
+    listed = ", ".join(names)
+    text = (
+        f"The caption of {listed} was written for another photograph of that name; caption it "
+        "anew: remove the caption and run `dreambooth caption`."
+    )
+    return [_issue("warning", names, text, len(names))]
 
 
 def _check_caption(

@@ -1,0 +1,1 @@
+"""Captions of photographs by a vision model, over the chat API that OpenAI's servers have."""

@@ -1,0 +1,97 @@
+"""What servers of the chat API say: answers, and errors."""
+
+import json
+import re
+from typing import Any
+
+from dreambooth_ray.data.caption_text import MAX_CAPTION_BYTES, check_characters, join_lines
+from dreambooth_ray.errors import DataError, DreamBoothError
+
+_MAX_ERROR_CHARACTERS = 200
+# Models that think aloud, and ways to begin or frame a caption that are no part of it.
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_HEADING = re.compile(r"^\W*caption\W*:\s*", re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u00ab": "\u00bb"}
+
+
+class NoAnswerError(DreamBoothError):
+    """One image that a server has no caption for; for others it may have one."""
+
+
+class PassingError(NoAnswerError):
+    """What may be gone at the next try.
+
+    wait_s: what the server asks to wait, None where it says nothing
+    """
+
+    def __init__(self, text: str, wait_s: float | None = None) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.wait_s)
+
+
+def read_caption_answer(answer: Any) -> str:
+    """The caption in an answer, on one line.
+
+    raises: PassingError where it is empty; NoAnswerError for another that is none
+    """
+    try:
+        choice = answer["choices"][0]
+        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise NoAnswerError("the answer has no choices[0].message.content") from error
+    if isinstance(content, list):  # as parts, which some servers give back as they got them
+        content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
+    if refusal:
+        raise NoAnswerError(f"the model refuses: {_shorten(str(refusal))}")
+    if choice.get("finish_reason") == "content_filter":
+        raise NoAnswerError("the server's content filter withheld the answer")
+    if choice.get("finish_reason") == "length":
+        raise NoAnswerError("the answer was cut off at the server's limit of tokens; raise it")
+    caption = _unwrap(join_lines(_THOUGHTS.sub("", content if isinstance(content, str) else "")))
+    if not caption:
+        raise PassingError("the answer is empty")
+    try:
+        check_characters(caption, "the answer")
+    except DataError as error:
+        raise NoAnswerError(str(error)) from error
+    if len(caption.encode()) > MAX_CAPTION_BYTES:
+        raise NoAnswerError(f"the answer is above {MAX_CAPTION_BYTES:,} bytes")
+    return caption
+
+
+def read_error(content: bytes) -> str:
+    """What a server says is wrong: its own words where there are some, on one line."""
+    text = content.decode(errors="replace")
+    try:
+        error = json.loads(text)
+    except ValueError:
+        error = text
+    for key in ("error", "message", "detail"):
+        if isinstance(error, dict) and key in error:
+            error = error[key]
+    return _shorten(error if isinstance(error, str) else json.dumps(error)) or "nothing more"
+
+
+def read_wait_s(header: str | None) -> float | None:
+    """Of a Retry-After in seconds; None for another, or none."""
+    try:
+        return max(0.0, float(header or ""))
+    except ValueError:
+        return None
+
+
+def _unwrap(text: str) -> str:
+    text = _HEADING.sub("", text).strip("* ")
+    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[-1] not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _shorten(text: str) -> str:
+    line = join_lines(text)
+    if len(line) <= _MAX_ERROR_CHARACTERS:
+        return line
+    return line[:_MAX_ERROR_CHARACTERS] + "..."

@@ -1,0 +1,56 @@
+"""Captions of a folder that a model wrote: of which photograph, which model, to which prompt."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dreambooth_ray.errors import DataError
+from dreambooth_ray.storage.local_files import replace_file
+
+ANSWERS = "caption-answers.json"
+
+
+@dataclass(frozen=True)
+class CaptionAnswer:
+    """One caption.
+
+    photograph_sha256: of the file; caption_sha256: of the text, in UTF-8
+    side_px: the longer side of the image that was sent was at most this
+    """
+
+    photograph_sha256: str
+    caption_sha256: str
+    api: str
+    model: str
+    prompt: str
+    side_px: int
+
+
+def hash_caption(text: str) -> str:
+    """As `CaptionAnswer.caption_sha256`."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_answers(folder: Path) -> dict[str, CaptionAnswer]:
+    """The answers that a folder remembers, by the photograph's name; none where it has none.
+
+    raises: DataError where the file is another than `write_answers` writes
+    """
+    path = folder / ANSWERS
+    try:
+        rows = json.loads(path.read_bytes())
+        return {str(name): CaptionAnswer(**row) for name, row in rows.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise DataError(
+            f"{path} is not what `dreambooth caption` writes ({error}); remove it"
+        ) from error
+
+
+def write_answers(folder: Path, answers: dict[str, CaptionAnswer]) -> None:
+    """Remember answers in place of those before."""
+    rows = {name: asdict(answer) for name, answer in sorted(answers.items())}
+    with replace_file(folder / ANSWERS) as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
