@@ -8,6 +8,8 @@ from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostErro
 from dreambooth_ray.storage.store import Store
 
 _PREFIX, _DIGITS = "lease-", 4
+# Records that are watched, the newest: of one that ended elsewhere nobody here is told.
+_MOST_WATCHED = 10_000
 
 
 class Claims:
@@ -29,6 +31,8 @@ class Claims:
         """
         files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
         with self._lock:
+            if name not in self._watches and len(self._watches) >= _MOST_WATCHED:
+                self._watches.pop(next(iter(self._watches)))
             watch = self._watches.setdefault(name, SilenceWatch(self._clock))
         standing = files.read_newest()
         if not (watch.is_dead(standing) or standing.is_free):
@@ -42,6 +46,12 @@ class Claims:
         """Watch a record no longer: it is over, or claimed."""
         with self._lock:
             self._watches.pop(name, None)
+
+    def has_shown_life(self, name: str) -> bool:
+        """Whether a record's runner has renewed its claim since it was first looked at here."""
+        with self._lock:
+            watch = self._watches.get(name)
+        return watch is not None and watch.has_changed
 
     @staticmethod
     def renew(lease: Lease) -> bool:

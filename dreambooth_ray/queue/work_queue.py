@@ -3,7 +3,8 @@
 records/{shard}/{id}.json                       what is to be done; written once, by who adds it
 waiting/{owner}/{rank}/{second}/{ms}-{id}       it waits; the name says all that its turn depends on
 running/{owner}/{rank}/{second}/{ms}-{id}       somebody has claimed it
-claims/{id}/lease-0001.json ...                 who; a number more each try
+claims/{id}/lease-0001.json ...                 who; a number more each time
+failures/{id}                                   how many of its tries have failed
 ended/{second}/{ms}-{state}-{id}                how it ended, and when; its content says why
 cancelled/{id}                                  somebody wants it ended, while it runs
 
@@ -41,21 +42,20 @@ from dreambooth_ray.storage.local_files import remove_empty_folders
 from dreambooth_ray.storage.store import Store
 
 _MOST_RUNNING = 10_000
-# Marks of one owner that are tried for a claim: others may claim the first at the same moment.
-_TRIED_MARKS = 16
+# Marks of one owner that are read at once for a claim: others may claim the first meanwhile.
+_MARKS_A_LOOK = 16
+# Of others' claims, whose leases are read at a time: many processes watch each other.
+_WATCHED_CLAIMS = 128
+_CANCEL_LEASE_S = 60.0
 
 
 @dataclass(frozen=True)
 class ClaimedWork:
-    """Work of this process, as long as its lease is renewed."""
+    """Work of this process, as long as its lease is renewed. num_failures: tries that failed"""
 
     record: WorkRecord
     lease: Lease
-
-    @property
-    def num_tries(self) -> int:
-        """How often it was claimed, this time included."""
-        return self.lease.number
+    num_failures: int = 0
 
 
 class WorkQueue:
@@ -69,15 +69,33 @@ class WorkQueue:
         self._store = store
         self._claims = Claims(store.sub("claims"), clock)
         self._num_given: Counter[str] = Counter()
+        self._watched_up_to, self.num_silent = "", 0
 
-    def add(self, record: WorkRecord) -> None:
-        """Put work at the end of its owner's.
+    def add(self, record: WorkRecord) -> bool:
+        """Put work at the end of its owner's; False if that very work was added before.
 
-        raises: ConfigError if work of that id was added before
+        raises: ConfigError if other work of that id was
         """
-        if not self._store.create(_record_file(record.id), record.model_dump_json().encode()):
-            raise ConfigError(f"{record.id!r} is in the queue already; ids name one piece of work")
-        self._write_waiting(WorkMark.of(record))
+        if self._store.create(_record_file(record.id), record.model_dump_json().encode()):
+            self._write_waiting(WorkMark.of(record))
+            return True
+        stored = self.read(record.id)
+        if not stored.is_same_work(record):
+            raise ConfigError(
+                f"{record.id!r} is in the queue {self._store.uri} with other settings, or was; ids "
+                "name one piece of work: take another one"
+            )
+        self._finish_adding(stored)
+        return False
+
+    def _finish_adding(self, record: WorkRecord) -> None:
+        """Who added it may have died before its mark was written."""
+        lease = self._claims.claim(record.id, _CANCEL_LEASE_S)
+        if lease is None:
+            return
+        if lease.number == 1:  # nobody has ever had it
+            self._write_waiting(WorkMark.of(record))
+        lease.release()
 
     def _write_waiting(self, mark: WorkMark) -> None:
         while True:
@@ -90,11 +108,12 @@ class WorkQueue:
         return self._store.exists(_record_file(work_id))
 
     def read(self, work_id: str) -> WorkRecord:
-        """raises: ConfigError if there is no such work"""
+        """raises: ConfigError if there is no such work, or a newer version has added it"""
         try:
-            return WorkRecord.model_validate_json(self._store.read(_record_file(work_id)))
+            text = self._store.read(_record_file(work_id))
         except FileNotFoundError as error:
             raise ConfigError(f"no work {work_id!r} in the queue {self._store.uri}") from error
+        return WorkRecord.parse(text, f"{self._store.uri}/{_record_file(work_id)}")
 
     def list_marks(
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
@@ -128,14 +147,14 @@ class WorkQueue:
         return None
 
     def _claim_of(self, owner: str, lease_s: float) -> ClaimedWork | None:
-        folder = quote_owner(owner)
-        names = self._store.files_after(f"waiting/{folder}", "", _TRIED_MARKS)
-        for name in names:
-            mark = WorkMark.parse(f"{folder}/{name}")
-            work = self._claim(mark, lease_s)
-            if work is not None:
-                return work
-        if not names and self._store.is_local:
+        folder, last_name = quote_owner(owner), ""
+        while names := self._store.files_after(f"waiting/{folder}", last_name, _MARKS_A_LOOK):
+            for name in names:
+                work = self._claim(WorkMark.parse(f"{folder}/{name}"), lease_s)
+                if work is not None:
+                    return work
+            last_name = names[-1]
+        if not last_name and self._store.is_local:
             remove_empty_folders(self._store.local_path(f"waiting/{folder}"))
         return None
 
@@ -143,11 +162,21 @@ class WorkQueue:
         lease = self._claims.claim(mark.id, lease_s)
         if lease is None:
             return None
+        try:
+            return self._begin(mark, lease)
+        except BaseException:
+            # Whoever comes next need not wait for the end of this process.
+            lease.drop()
+            raise
+
+    def _begin(self, mark: WorkMark, lease: Lease) -> ClaimedWork | None:
         if not self._store.exists(f"waiting/{mark.name}"):
             # It was claimed and ended since the mark was listed.
             lease.release()
             return None
-        work = ClaimedWork(self.read(mark.id), lease)
+        # Who is the first to have it need not ask.
+        num_failures = self._count_failures(mark.id) if lease.number > 1 else 0
+        work = ClaimedWork(self.read(mark.id), lease, num_failures)
         self._store.write(f"running/{mark.name}", b"")
         self._store.remove_file(f"waiting/{mark.name}")
         deadline_s = work.record.deadline_s
@@ -156,23 +185,47 @@ class WorkQueue:
             return None
         return work
 
+    def _count_failures(self, work_id: str) -> int:
+        try:
+            return int(self._store.read(f"failures/{work_id}"))
+        except FileNotFoundError:
+            return 0
+
     def renew(self, work: ClaimedWork) -> bool:
         """Show that its holder lives; False once another has taken over."""
         return self._claims.renew(work.lease)
 
-    def finish(self, work: ClaimedWork, state: WorkEnd, note: str = "") -> None:
-        """Work is over."""
+    def _is_held(self, work: ClaimedWork) -> bool:
+        # Before its time is up nobody takes over.
+        return work.lease.seconds_left > 0 or self.renew(work)
+
+    def finish(self, work: ClaimedWork, state: WorkEnd, note: str = "") -> bool:
+        """Work is over; False, and nothing is changed, where another has taken over."""
+        if not self._is_held(work):
+            return False
         self._write_end(work.record.id, state, note)
         self._store.remove_file(f"running/{WorkMark.of(work.record).name}")
         self._store.remove_file(f"cancelled/{work.record.id}")
+        if work.num_failures:
+            self._store.remove_file(f"failures/{work.record.id}")
         work.lease.release()
+        return True
 
-    def give_back(self, work: ClaimedWork) -> None:
-        """Work waits again, at its old place."""
+    def give_back(self, work: ClaimedWork, *, has_failed: bool = False) -> bool:
+        """Work waits again, at its old place; False as `finish`.
+
+        has_failed: whether the try counts, as one that was cut off does not
+        """
+        if not self._is_held(work):
+            return False
+        if has_failed:
+            num_failures = work.num_failures + 1
+            self._store.write(f"failures/{work.record.id}", str(num_failures).encode())
         mark = WorkMark.of(work.record)
         self._write_waiting(mark)
         self._store.remove_file(f"running/{mark.name}")
         work.lease.release()
+        return True
 
     def cancel(self, work_id: str) -> Literal["cancelled", "asked", "over"]:
         """End work that waits; ask who does it to end it; nothing for work that is over.
@@ -180,8 +233,7 @@ class WorkQueue:
         raises: ConfigError if there is no such work
         """
         mark = WorkMark.of(self.read(work_id))
-        # The length of a lease is that of a moment: nothing is done under it.
-        lease = self._claims.claim(work_id, 60.0)
+        lease = self._claims.claim(work_id, _CANCEL_LEASE_S)
         if lease is not None:
             try:
                 if self._store.exists(f"waiting/{mark.name}"):
@@ -190,7 +242,9 @@ class WorkQueue:
                     return "cancelled"
             finally:
                 lease.release()
-        if not self._store.exists(f"running/{mark.name}"):
+        # It always has a mark until it is over, and may change from one to the other meanwhile.
+        states = ("waiting", "running", "waiting")
+        if not any(self._store.exists(f"{state}/{mark.name}") for state in states):
             return "over"
         self._store.write(f"cancelled/{work_id}", b"")
         return "asked"
@@ -202,19 +256,26 @@ class WorkQueue:
     def recover(self, lease_s: float, own_ids: Iterable[str] = ()) -> list[str]:
         """Put back what processes that died had claimed; to be called from time to time.
 
+        Of many claims each call looks at some, the next ones each time. Those whose processes have
+        not been heard of yet are in `num_silent` then.
         own_ids: of work that this process does
         returns: ids of what waits again
         """
-        recovered_ids, held_ids = [], set(own_ids)
-        for mark in self.list_marks("running", "", _MOST_RUNNING):
-            lease = None if mark.id in held_ids else self._claims.claim(mark.id, lease_s)
-            if lease is None:
+        recovered_ids, held_ids, num_silent = [], set(own_ids), 0
+        marks = self.list_marks("running", self._watched_up_to, _WATCHED_CLAIMS)
+        self._watched_up_to = marks[-1].name if len(marks) == _WATCHED_CLAIMS else ""
+        for mark in marks:
+            if mark.id in held_ids:
                 continue
-            if self._store.exists(f"running/{mark.name}"):
+            lease = self._claims.claim(mark.id, lease_s)
+            if lease is None:
+                num_silent += not self._claims.has_shown_life(mark.id)
+            elif self._store.exists(f"running/{mark.name}"):
                 self.give_back(ClaimedWork(self.read(mark.id), lease))
                 recovered_ids.append(mark.id)
             else:
                 lease.release()
+        self.num_silent = num_silent
         return recovered_ids
 
     def _write_end(self, work_id: str, state: WorkEnd, note: str) -> None:

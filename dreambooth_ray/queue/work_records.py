@@ -3,6 +3,7 @@
 What a mark's name says needs no request beside the listing of it.
 """
 
+import json
 import uuid
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,8 +11,12 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dreambooth_ray.errors import ConfigError
+
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 MAX_PRIORITY = 99_999
+# Of records and of the names of marks. One that is higher is a newer version's.
+FORMAT = 1
 WorkEnd = Literal["done", "failed", "stopped", "cancelled", "expired"]
 # Bytes, where letters beyond ASCII take several.
 _LONGEST_OWNER = 200
@@ -33,15 +38,36 @@ class WorkRecord(BaseModel):
     deadline_s: float | None = None
     # Tells two that are added under one id apart.
     nonce: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    format: int = FORMAT
 
     @field_validator("owner")
     @classmethod
     def _is_a_folder(cls, owner: str) -> str:
-        if not owner or len(quote_owner(owner)) > _LONGEST_OWNER:
-            raise ValueError(
-                f"owner={owner!r} is no name of a folder: empty, or too long; take another one"
-            )
+        check_owner(owner)
         return owner
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> "WorkRecord":
+        """From its file. where: of the file, for errors
+
+        raises: ConfigError if a newer version wrote it, or it is no record
+        """
+        try:
+            content = json.loads(text)
+            version = int(content.get("format", 1))
+            if version <= FORMAT:
+                return cls.model_validate(content)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{where} is no work of a queue, or damaged ({error})") from error
+        raise ConfigError(
+            f"{where} was written by a newer version (format {version}, this one reads {FORMAT}); "
+            "update dreambooth-ray"
+        )
+
+    def is_same_work(self, other: "WorkRecord") -> bool:
+        """Whether both are the same work, whenever they were added."""
+        about_adding = {"created_ms": 0, "nonce": ""}
+        return self.model_copy(update=about_adding) == other.model_copy(update=about_adding)
 
 
 @dataclass(frozen=True)
@@ -67,10 +93,13 @@ class WorkMark:
 
     @classmethod
     def parse(cls, name: str) -> "WorkMark":
-        """From its name."""
-        owner, rank, _, last = name.split("/")
-        created_ms, _, work_id = last.partition("-")
-        return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
+        """From its name; raises ConfigError if it is none of this version's."""
+        try:
+            owner, rank, _, last = name.split("/")
+            created_ms, _, work_id = last.partition("-")
+            return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
+        except ValueError as error:
+            raise _foreign_mark(name) from error
 
 
 @dataclass(frozen=True)
@@ -89,9 +118,27 @@ def end_name(ended: EndedWork) -> str:
 
 
 def parse_end(name: str) -> EndedWork:
-    """From the name of its mark, less the note."""
-    ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
-    return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
+    """From the name of its mark, less the note; raises ConfigError as `WorkMark.parse`."""
+    try:
+        ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
+        return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise _foreign_mark(name) from error
+
+
+def _foreign_mark(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name!r} in the queue is no mark of this version: update dreambooth-ray if a newer one "
+        "wrote it, or else remove that file"
+    )
+
+
+def check_owner(owner: str) -> None:
+    """raises: ValueError for a name that can't be a folder's"""
+    if not owner or len(quote_owner(owner)) > _LONGEST_OWNER:
+        raise ValueError(
+            f"owner={owner!r} is no name of a folder: empty, or too long; take another one"
+        )
 
 
 def quote_owner(owner: str) -> str:

@@ -104,3 +104,15 @@ def test_a_runner_that_was_followed_gives_up(records: Store) -> None:
     assert lease is not None
     records.write("job/lease-0002.json", b"{}")
     assert not claims.renew(lease)
+
+
+def test_records_that_end_elsewhere_are_not_watched_for_ever(
+    records: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dreambooth_ray.queue.claims._MOST_WATCHED", 4)
+    claims = Claims(records)
+    for number in range(9):
+        far = replace(new_holder(LEASE_S), host="far")
+        records.write(f"job{number}/lease-0001.json", far.as_json())
+        assert claims.claim(f"job{number}", LEASE_S) is None
+    assert len(claims._watches) == 4

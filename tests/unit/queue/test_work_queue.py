@@ -1,7 +1,4 @@
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.work_queue import ClaimedWork, WorkQueue
+from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkMark, WorkRecord, end_name
-from dreambooth_ray.storage.holder import new_holder
 from dreambooth_ray.storage.store import Store
-
-LEASE_S = 30.0
+from tests.unit.queue.queued import LEASE_S, add, claim, drain
 
 
 @pytest.fixture
@@ -25,28 +20,6 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def queue(store: Store) -> WorkQueue:
     return WorkQueue(store)
-
-
-def add(queue: WorkQueue, work_id: str, owner: str = "ann", priority: int = 0, at: int = 0) -> None:
-    queue.add(
-        WorkRecord(id=work_id, owner=owner, payload=f"of {work_id}", priority=priority,
-                   created_ms=1_700_000_000_000 + at)
-    )  # fmt: skip
-
-
-def claim(queue: WorkQueue) -> ClaimedWork:
-    work = queue.claim_next(LEASE_S)
-    assert work is not None
-    return work
-
-
-def drain(queue: WorkQueue) -> list[str]:
-    """Ids in the order in which one process does them."""
-    ids = []
-    while (work := queue.claim_next(LEASE_S)) is not None:
-        ids.append(work.record.id)
-        queue.finish(work, "done")
-    return ids
 
 
 def test_work_is_done_in_the_order_of_priority_and_arrival(queue: WorkQueue) -> None:
@@ -88,55 +61,14 @@ def test_an_id_is_there_once(queue: WorkQueue) -> None:
     assert not queue.has("one")
     add(queue, "one")
     assert queue.has("one")
-    with pytest.raises(ConfigError, match="'one' is in the queue already"):
-        add(queue, "one")
-    drain(queue)
-    with pytest.raises(ConfigError, match="already"):
-        add(queue, "one")
-
-
-def test_of_many_processes_each_piece_of_work_has_one(store: Store) -> None:
-    adder = WorkQueue(store)
-    for number in range(24):
-        add(adder, f"w{number}", f"owner-{number % 3}", at=number * 400)
-
-    def work_off(queue: WorkQueue) -> list[str]:
-        return drain(queue)
-
-    with ThreadPoolExecutor(6) as pool:
-        done = [w for ids in pool.map(work_off, [WorkQueue(store) for _ in range(6)]) for w in ids]
-    # One of several claims may miss what another holds for a moment.
-    done += drain(adder)
-    assert Counter(done) == Counter({f"w{number}": 1 for number in range(24)})
-    assert not adder.list_marks("running")
-
-
-def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQueue) -> None:
-    add(queue, "one")
-    add(queue, "two", at=3)
-    claim(queue)
-    second = claim(queue)
-    # The holder's process id is another's by now.
-    dead = replace(new_holder(LEASE_S), started=1.0)
-    store.write("claims/one/lease-0001.json", dead.as_json())
-    other = WorkQueue(store)
-    assert other.claim_next(LEASE_S) is None
-    assert other.recover(LEASE_S) == ["one"]
-    again = claim(other)
-    assert again.record.id == "one"
-    assert again.num_tries == 3
-    assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
-    assert other.recover(LEASE_S, [second.record.id, "one"]) == []
-
-
-def test_a_mark_that_a_death_has_left_behind_is_passed_over(store: Store, queue: WorkQueue) -> None:
-    """Between the end's mark and the removal of the waiting one nothing is held back."""
-    add(queue, "one")
-    listed = WorkQueue(store)
-    (mark,) = listed.list_marks("waiting")
-    drain(queue)
-    assert listed._claim(mark, LEASE_S) is None
-    assert [ended.state for ended in queue.list_ended()] == ["done"]
+    with pytest.raises(ConfigError, match="'one' is in the queue .* with other settings"):
+        add(queue, "one", "bob")
+    # That very work may be added again, by who does not know whether it was: it is there once.
+    record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
+    assert not queue.add(record)
+    assert drain(queue) == ["one"]
+    assert not queue.add(record)
+    assert drain(queue) == []
 
 
 def test_cancelling_ends_what_waits_and_asks_who_runs(queue: WorkQueue) -> None:
@@ -170,14 +102,39 @@ def test_work_past_its_deadline_is_not_begun(queue: WorkQueue) -> None:
     assert "deadline" in queue.read_note(ended)
 
 
-def test_what_is_given_back_keeps_its_turn_and_its_tries(queue: WorkQueue) -> None:
+def test_what_is_given_back_keeps_its_turn_and_failures_alone_are_counted(
+    queue: WorkQueue,
+) -> None:
     add(queue, "first")
     add(queue, "second", at=9)
-    for tries in (1, 2, 3):
+    for has_failed, num_failures in ((False, 0), (True, 0), (False, 1), (True, 1), (False, 2)):
         work = claim(queue)
-        assert (work.record.id, work.num_tries) == ("first", tries)
+        assert (work.record.id, work.num_failures) == ("first", num_failures)
         assert queue.renew(work)
-        queue.give_back(work)
+        assert queue.give_back(work, has_failed=has_failed)
+    assert drain(queue) == ["first", "second"]
+
+
+def test_work_behind_much_that_expired_is_found(queue: WorkQueue) -> None:
+    for number in range(40):
+        queue.add(
+            WorkRecord(id=f"late-{number}", owner="ann", payload="", created_ms=1, deadline_s=5)
+        )
+    add(queue, "in-time")
+    assert claim(queue).record.id == "in-time"
+    assert {ended.state for ended in queue.list_ended()} == {"expired"}
+
+
+def test_what_a_newer_version_added_is_left_to_it(queue: WorkQueue, store: Store) -> None:
+    record = WorkRecord(id="one", owner="ann", payload="", created_ms=1, format=2)
+    queue.add(record)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="newer version .format 2, this one reads 1"):
+            queue.claim_next(LEASE_S)
+    assert [mark.id for mark in queue.list_marks("waiting")] == ["one"]
+    store.write("waiting/ann/other", b"")
+    with pytest.raises(ConfigError, match="'ann/other' in the queue is no mark of this version"):
+        queue.list_marks("waiting")
 
 
 @pytest.mark.parametrize("owner", ["", "x" * 201, "\N{SNOWMAN}" * 40])

@@ -1,0 +1,139 @@
+"""Work of several processes, some of which die or freeze."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dreambooth_ray.queue import work_queue
+from dreambooth_ray.queue.claims import Claims
+from dreambooth_ray.queue.work_queue import WorkQueue
+from dreambooth_ray.queue.work_records import WorkRecord
+from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.store import Store
+from tests.unit.queue.queued import (
+    LEASE_S,
+    Clock,
+    add,
+    claim,
+    claim_none,
+    drain,
+    make_silent_on_another_host,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "queue"))
+
+
+@pytest.fixture
+def queue(store: Store) -> WorkQueue:
+    return WorkQueue(store)
+
+
+def test_adding_that_was_cut_off_is_finished_by_the_next(queue: WorkQueue, store: Store) -> None:
+    add(queue, "one")
+    (mark,) = queue.list_marks("waiting")
+    store.remove_file(f"waiting/{mark.name}")
+    assert claim_none(queue)
+    record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
+    assert not WorkQueue(store).add(record)
+    assert drain(queue) == ["one"]
+
+
+def test_of_many_processes_each_piece_of_work_has_one(store: Store) -> None:
+    adder = WorkQueue(store)
+    for number in range(24):
+        add(adder, f"w{number}", f"owner-{number % 3}", at=number * 400)
+
+    def work_off(queue: WorkQueue) -> list[str]:
+        return drain(queue)
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [w for ids in pool.map(work_off, [WorkQueue(store) for _ in range(6)]) for w in ids]
+    # One of several claims may miss what another holds for a moment.
+    done += drain(adder)
+    assert Counter(done) == Counter({f"w{number}": 1 for number in range(24)})
+    assert not adder.list_marks("running")
+
+
+def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQueue) -> None:
+    add(queue, "one")
+    add(queue, "two", at=3)
+    claim(queue)
+    second = claim(queue)
+    # The holder's process id is another's by now.
+    dead = replace(new_holder(LEASE_S), started=1.0)
+    store.write("claims/one/lease-0001.json", dead.as_json())
+    other = WorkQueue(store)
+    assert other.claim_next(LEASE_S) is None
+    assert other.recover(LEASE_S) == ["one"]
+    again = claim(other)
+    assert again.record.id == "one"
+    assert again.num_failures == 0
+    assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
+    assert other.recover(LEASE_S, [second.record.id, "one"]) == []
+
+
+def test_a_mark_that_a_death_has_left_behind_is_passed_over(store: Store, queue: WorkQueue) -> None:
+    """Between the end's mark and the removal of the waiting one nothing is held back."""
+    add(queue, "one")
+    listed = WorkQueue(store)
+    (mark,) = listed.list_marks("waiting")
+    drain(queue)
+    assert listed._claim(mark, LEASE_S) is None
+    assert [ended.state for ended in queue.list_ended()] == ["done"]
+
+
+@pytest.mark.parametrize("end", ["finish", "give back"])
+def test_who_was_followed_changes_nothing_any_more(store: Store, end: str) -> None:
+    """Frozen for longer than its lease, it wakes up when another does its work."""
+    clock = Clock()
+    frozen, other = WorkQueue(store, clock), WorkQueue(store, clock)
+    add(frozen, "one")
+    work = claim(frozen)
+    make_silent_on_another_host(store, "one")
+    assert other.recover(LEASE_S) == []
+    assert other.num_silent == 1
+    clock.now_s = LEASE_S
+    assert other.recover(LEASE_S) == ["one"]
+    again = claim(other)
+    if end == "finish":
+        assert not frozen.finish(work, "failed", "storage was away")
+    else:
+        assert not frozen.give_back(work, has_failed=True)
+    assert [mark.id for mark in other.list_marks("running")] == ["one"]
+    assert other.list_marks("waiting") == other.list_ended() == []
+    assert other.finish(again, "done")
+    assert claim_none(frozen)
+    assert [ended.state for ended in other.list_ended()] == ["done"]
+
+
+def test_of_many_claims_some_are_looked_at_each_time(
+    store: Store, queue: WorkQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_queue, "_WATCHED_CLAIMS", 3)
+    for number in range(7):
+        add(queue, f"w{number}", at=number)
+        claim(queue)
+        make_silent_on_another_host(store, f"w{number}")
+    clock = Clock()
+    other = WorkQueue(store, clock)
+    num_looked_at = []
+    for _ in range(3):
+        assert other.recover(LEASE_S) == []
+        num_looked_at.append(other.num_silent)
+    assert num_looked_at == [3, 3, 1]
+    clock.now_s = LEASE_S
+    assert [len(other.recover(LEASE_S)) for _ in range(3)] == [3, 3, 1]
+
+
+def test_who_is_about_to_have_it_is_asked_as_well(queue: WorkQueue, store: Store) -> None:
+    """Between its lease and its mark it is not over."""
+    add(queue, "one")
+    assert Claims(store.sub("claims")).claim("one", LEASE_S) is not None
+    assert queue.cancel("one") == "asked"
+    assert queue.list_cancelled() == ["one"]
