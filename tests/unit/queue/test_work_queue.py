@@ -61,7 +61,7 @@ def test_an_id_is_there_once(queue: WorkQueue) -> None:
     assert not queue.has("one")
     add(queue, "one")
     assert queue.has("one")
-    with pytest.raises(ConfigError, match="'one' is in the queue .* with other settings"):
+    with pytest.raises(ConfigError, match=r"'one' is in the queue .* with other settings"):
         add(queue, "one", "bob")
     # That very work may be added again, by who does not know whether it was: it is there once.
     record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
@@ -129,7 +129,7 @@ def test_what_a_newer_version_added_is_left_to_it(queue: WorkQueue, store: Store
     record = WorkRecord(id="one", owner="ann", payload="", created_ms=1, format=2)
     queue.add(record)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="newer version .format 2, this one reads 1"):
+        with pytest.raises(ConfigError, match=r"newer version .format 2, this one reads 1"):
             queue.claim_next(LEASE_S)
     assert [mark.id for mark in queue.list_marks("waiting")] == ["one"]
     store.write("waiting/ann/other", b"")
