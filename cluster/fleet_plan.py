@@ -1,38 +1,52 @@
-"""Many subjects on one cluster: who is next, what is tried again, what is already done.
+"""A fleet's file: many subjects and how they are trained."""
 
-The planning is pure. The carrying out is one Ray task a subject, each the same pipeline that
-`dreambooth train` runs, so that a fleet killed anywhere is taken up by starting it again.
-"""
-
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dreambooth_ray.config.load import dump_config, layer_overrides, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import PathText, Section, Text
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.owner_turns import OwnerTurns
-
-FleetState = Literal["waiting", "running", "done", "stopped", "failed"]
+from dreambooth_ray.queue.work_records import ID_PATTERN, MAX_PRIORITY, check_owner
 
 
 class FleetSubject(Section):
     """One subject of a fleet."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="its run id")
+    id: str = Field(pattern=ID_PATTERN, description="its run id")
     photos: PathText
     class_noun: Text
     identifier: Text = "sks"
     owner: Text = Field("nobody", description="owners take turns")
-    priority: int = Field(0, description="an owner's subjects: higher first")
+    priority: int = Field(
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="an owner's subjects: higher first"
+    )
+    deadline: Text | None = Field(
+        None, description="of the queue: not begun after it; 2030-01-31T12:00Z"
+    )
     overrides: tuple[str, ...] = Field((), description="key.path=value for this one alone")
+
+    @field_validator("owner")
+    @classmethod
+    def _owner_is_a_folder(cls, owner: str) -> str:
+        check_owner(owner)
+        return owner
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_is_a_moment(cls, deadline: str | None) -> str | None:
+        if deadline is not None and datetime.fromisoformat(deadline).tzinfo is None:
+            raise ValueError(f"deadline={deadline} has no time zone; write {deadline}Z for UTC")
+        return deadline
+
+    @property
+    def deadline_s(self) -> float | None:
+        """deadline as Unix time."""
+        return datetime.fromisoformat(self.deadline).timestamp() if self.deadline else None
 
 
 class FleetConfig(Section):
@@ -93,141 +107,33 @@ def load_fleet(path: Path) -> FleetConfig:
     return fleet
 
 
-@dataclass
-class FleetEntry:
-    """A subject and how it stands. seconds: its tries added up."""
-
-    subject: FleetSubject
-    state: FleetState = "waiting"
-    tries: int = 0
-    seconds: float = 0.0
-    note: str = ""
-
-    @property
-    def owner(self) -> str:
-        """Of the subject."""
-        return self.subject.owner
-
-    @property
-    def priority(self) -> int:
-        """Of the subject."""
-        return self.subject.priority
-
-
-@dataclass
-class FleetQueue:
-    """Who waits, runs and is done. Pure: it starts nothing."""
-
-    entries: list[FleetEntry]
-    parallel: int
-    retries: int
-    turns: OwnerTurns = field(default_factory=OwnerTurns)
-
-    def next(self) -> FleetEntry | None:
-        """The entry to start now; None if all places are taken or nobody waits."""
-        if sum(e.state == "running" for e in self.entries) >= self.parallel:
-            return None
-        entry = self.turns.take([e for e in self.entries if e.state == "waiting"])
-        if entry is not None:
-            entry.state = "running"
-            entry.tries += 1
-        return entry
-
-    def finish(
-        self, entry: FleetEntry, error: str | None, seconds: float, *, may_retry: bool = True
-    ) -> None:
-        """Note how a try ended; a failed one waits again while it has tries left.
-
-        may_retry: whether another try may end otherwise
-        """
-        entry.seconds += seconds
-        entry.note = error or ""
-        if error is None:
-            entry.state = "done"
-        else:
-            entry.state = "waiting" if may_retry and entry.tries <= self.retries else "failed"
-
-    def stop(self, entry: FleetEntry, note: str, seconds: float) -> None:
-        """Note that a person has stopped a subject's run."""
-        entry.seconds += seconds
-        entry.state, entry.note = "stopped", note
-
-    def put_back(self, entry: FleetEntry, seconds: float) -> None:
-        """Let an entry wait again whose try was cut off through no fault of its own."""
-        entry.seconds += seconds
-        entry.tries -= 1
-        entry.state = "waiting"
-
-    def withdraw(self, entry: FleetEntry, seconds: float) -> None:
-        """Let an entry wait for another queue."""
-        self.put_back(entry, seconds)
-        self.entries.remove(entry)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing waits or runs."""
-        return all(e.state in ("done", "stopped", "failed") for e in self.entries)
-
-
-class SubjectQueue(Protocol):
-    """Who waits, runs and is done, in this process's memory or in storage."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing waits or runs."""
-
-    def next(self) -> FleetEntry | None:
-        """The entry to start now; None if there is none."""
-
-    def finish(
-        self, entry: FleetEntry, error: str | None, seconds: float, *, may_retry: bool = True
-    ) -> None:
-        """Note how a try ended."""
-
-    def stop(self, entry: FleetEntry, note: str, seconds: float) -> None:
-        """Note that a person has stopped a subject's run."""
-
-    def put_back(self, entry: FleetEntry, seconds: float) -> None:
-        """Let an entry wait again whose try was cut off through no fault of its own."""
-
-    def withdraw(self, entry: FleetEntry, seconds: float) -> None:
-        """Take an entry out that can't be trained here."""
-
-
-def run_queue(
-    queue: SubjectQueue,
-    start: Callable[[FleetEntry], Any],
-    wait: Callable[[Iterable[Any]], Any],
-    outcome: Callable[[Any], str | None],
-    say: Callable[[str], None],
-) -> None:
-    """Start the entries of the queue and record how they end, until it is over.
-
-    start: begins an entry's run and returns its handle; wait: blocks until one of the handles has
-    ended and returns it; outcome: None, or why it failed
-    """
-    running: dict[Any, tuple[FleetEntry, float]] = {}
-    while not queue.is_over:
-        while (entry := queue.next()) is not None:
-            running[start(entry)] = entry, time.monotonic()
-            say(f"{entry.subject.id}: try {entry.tries} begins")
-        if not running:
-            continue  # nothing waited after all
-        handle = wait(list(running))
-        entry, start_s = running.pop(handle)
-        queue.finish(entry, outcome(handle), time.monotonic() - start_s)
-        say(f"{entry.subject.id}: {entry.state} {entry.note}".rstrip())
-
-
 def dump_configurations(fleet: FleetConfig) -> dict[str, str]:
     """Every subject's configuration as YAML, by id; refuses the whole fleet for one mistake.
 
     raises: ConfigError naming the subject and the key
     """
-    config_texts = {}
+    config_texts, addresses = {}, {}
     for subject in fleet.subjects:
         try:
-            config_texts[subject.id] = dump_config(fleet.config_of(subject))
+            config = fleet.config_of(subject)
         except ConfigError as error:
             raise ConfigError(f"subject {subject.id!r}: {error}") from error
+        config_texts[subject.id] = dump_config(config)
+        addresses[config.cluster.address] = subject.id
+    if len(addresses) > 1:
+        (first, first_id), (second, second_id) = list(addresses.items())[:2]
+        raise ConfigError(
+            f"subject {second_id!r}: cluster.address={second} is another than {first} of "
+            f"{first_id!r}; a fleet is trained on one cluster: set it in the fleet's overrides"
+        )
     return config_texts
+
+
+def refuse_deadlines(fleet: FleetConfig) -> None:
+    """raises: ConfigError for a subject with a deadline, of a fleet that is trained at once"""
+    for subject in fleet.subjects:
+        if subject.deadline is not None:
+            raise ConfigError(
+                f"subject {subject.id!r}: deadline={subject.deadline} counts where subjects wait "
+                "for their turn in a queue; put them there by `fleet add`, or leave it out"
+            )

@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, dump_configurations, run_queue
+from cluster.fleet_plan import FleetConfig, dump_configurations, refuse_deadlines
+from cluster.fleet_queue import FleetEntry, FleetQueue, TryEnd, run_queue
 from cluster.ray_jobs import make_portable_config
 from cluster.session import connection, session
 from cluster.slot_fleet import train_in_slots
@@ -17,10 +18,13 @@ from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
-from dreambooth_ray.errors import DataError, DreamBoothError
+from dreambooth_ray.errors import DataError
 from dreambooth_ray.preparation import PreparedRun, fit_into_memory, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage.catalog import publish_run
+
+# Between looks at the queue while all tasks go on.
+_WAIT_S = 2.0
 
 
 def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry]:
@@ -29,7 +33,8 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     raises: ConfigError or DataError for the first subject that can't be trained, before any is;
         with slots, photographs that can't be used are the end of their subject alone
     """
-    entries = [FleetEntry(subject) for subject in fleet.subjects]
+    refuse_deadlines(fleet)
+    entries = [FleetEntry(s.id, s.owner, s.priority) for s in fleet.subjects]
     prepared = _prepare(fleet, entries, say)
     # Nothing is wrong with any of them: now photographs go where every host can read them.
     portable = {
@@ -38,7 +43,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     }
     usable = [entry for entry in entries if entry.state == "waiting"]
     for entry in usable:
-        name = entry.subject.id
+        name = entry.id
         # From now on the run says what it uses, though its turn may come days later: nobody
         # collects that as garbage. Of one that is done it must be what it was.
         run = open_run(portable[name].config, inputs=prepared[name].inputs)
@@ -50,15 +55,15 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
             pipeline.note_prior_use(prepared[name], run)
     waiting = [e for e in usable if e.state == "waiting"]
     if waiting:
-        with _start_ray(fleet, prepared[waiting[0].subject.id].config):
-            generate_priors([prepared[e.subject.id] for e in waiting], say, set())
+        with _start_ray(fleet, prepared[waiting[0].id].config):
+            generate_priors([prepared[e.id] for e in waiting], say, {})
             if fleet.slots:
                 waiting = train_in_slots(fleet, waiting, portable, say)
             run_queue(
                 FleetQueue(waiting, fleet.parallel, fleet.retries),
-                lambda e: start_training(portable[e.subject.id].config),
+                lambda e: start_training(portable[e.id].config),
                 wait_for_first,
-                describe_failure,
+                read_end,
                 say,
             )
     return entries
@@ -71,7 +76,7 @@ def _prepare(
     texts = dump_configurations(fleet)
     prepared = {}
     for entry in entries:
-        name = entry.subject.id
+        name = entry.id
         config = parse_config(texts[name], name, [])
         try:
             prepared[name] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
@@ -92,19 +97,20 @@ def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[Non
 
 
 def generate_priors(
-    prepared: list[PreparedRun], say: Callable[[str], None], digests: set[str]
+    prepared: list[PreparedRun], say: Callable[[str], None], counts: dict[str, int]
 ) -> None:
     """Each set of class images once, however many subjects share it, before anybody needs it.
 
-    digests: of the sets that are there; those that are made are added
+    counts: images of each set that are there, by its digest; those that are made are added
     """
     for subject in prepared:
         if subject.config.prior.num_images:
             request = pipeline.plan_priors(subject, subject.config.prior.num_images)
-            if request.spec.digest not in digests:
-                digests.add(request.spec.digest)
+            digest = request.spec.digest
+            if request.count > counts.get(digest, 0):
                 say(f"class images: {', '.join(subject.config.class_prompts)}")
                 pipeline.generate_missing_priors(subject, request, QuietDisplay())
+                counts[digest] = request.count
 
 
 def start_training(config: Config) -> Any:
@@ -113,31 +119,28 @@ def start_training(config: Config) -> Any:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _train_subject(text: str) -> None:
-    """One subject from wherever its run stands to its bundle."""
+def _train_subject(text: str) -> bool:
+    """One subject from wherever its run stands to its bundle; False if somebody has stopped it."""
     config = parse_config(text, "the fleet", [])
     display = QuietDisplay()
     prepared = prepare_run(config, display)
     run = open_run(config, inputs=prepared.inputs)
     # A try whose host was given up may show signs of life for a while.
     pipeline.train(prepared, run, display, patience_s=2 * config.cluster.lease_s)
+    return is_finished(run)
 
 
-def wait_for_first(handles: Iterable[Any]) -> Any:
-    """The first of these tasks to end."""
-    finished, _ = ray.wait(list(handles), num_returns=1)
-    return finished[0]
+def wait_for_first(handles: Iterable[Any]) -> Any | None:
+    """The first of these tasks to end; None after a while."""
+    finished, _ = ray.wait(list(handles), num_returns=1, timeout=_WAIT_S)
+    return finished[0] if finished else None
 
 
-def describe_failure(handle: Any) -> str | None:
-    """Why a task that has ended failed; None if it did not."""
+def read_end(handle: Any) -> TryEnd:
+    """How a task has ended."""
     try:
-        ray.get(handle)
+        return TryEnd("done") if ray.get(handle) else TryEnd("stopped", "as it was asked to")
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        return (
-            str(cause) if isinstance(cause, DreamBoothError) else f"{type(cause).__name__}: {cause}"
-        )
+        return TryEnd.of_error(error.cause)
     except ray.exceptions.RayError as error:
-        return f"{type(error).__name__}: the task's host or process is gone"
-    return None
+        return TryEnd("failed", f"{type(error).__name__}: the task's host or process is gone")

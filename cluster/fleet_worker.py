@@ -1,19 +1,25 @@
 """`dreambooth fleet run`: trains what waits in a storage's queues, until nothing does."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-from cluster.fleet_plan import FleetEntry, FleetSubject, run_queue
-from cluster.fleet_run import describe_failure, generate_priors, start_training, wait_for_first
+from cluster.fleet_queue import FleetEntry, run_queue
+from cluster.fleet_run import generate_priors, read_end, start_training, wait_for_first
 from cluster.fleet_store import ALONE, FleetStore, read_rank
 from cluster.session import connection
-from cluster.slot_fleet import SlotFleet, make_slot_job, start_ray_workers
+from cluster.slot_actor import start_ray_workers
+from cluster.slot_fleet import SlotFleet, make_model_job, make_slot_job
 from cluster.slot_plan import divide_slots
 from cluster.stored_queue import LOCAL_INTERVAL_S, REMOTE_INTERVAL_S, StoredQueue
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
+from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun, prepare_run
+from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage.store import Store
@@ -22,10 +28,6 @@ from dreambooth_ray.training.worker_job import WorkerJob
 
 # Of claims. A process that dies on another host is missed after so long.
 _LEASE_S = 120.0
-# Subjects whose configurations are remembered, the newest; those that run are among them.
-_KEPT_RUNS = 512
-# Between looks at the queue while workers say nothing.
-_WAIT_S = 2.0
 
 
 class FleetWorker:
@@ -41,90 +43,116 @@ class FleetWorker:
         most_of_owner: int | None = None,
     ) -> None:
         """slots, parallel, retries: as of a fleet's file; most_of_owner: of one owner's at once"""
-        self._storage_uri, self._slots, self._parallel = storage_uri, slots, parallel
-        self._retries, self._say, self._most_of_owner = retries, say, most_of_owner
+        self._slots, self._parallel, self._retries = slots, parallel, retries
+        self._say, self._most_of_owner = say, most_of_owner
         self._fleet_store = FleetStore(storage_uri)
-        self._prepared: dict[str, PreparedRun] = {}
-        self._prior_digests: set[str] = set()
+        is_local = Store(storage_uri).is_local
+        self._interval_s = LOCAL_INTERVAL_S if is_local else REMOTE_INTERVAL_S
+        # They remember for how long others have been silent.
+        self._queues: dict[str, WorkQueue] = {}
+        self._failed_groups: dict[str, DreamBoothError] = {}
+        self._prior_counts: dict[str, int] = {}
         self._ray, self._has_ray = ExitStack(), False
+        self._has_said_silent = False
 
     def run(self) -> list[FleetEntry]:
-        """Group after group, until none has work; returns what was trained here."""
-        entries: list[FleetEntry] = []
+        """Group after group, until none has work; returns what was trained here.
+
+        raises: ConfigError if there is no queue; DreamBoothError of the first group that no worker
+            can train, once the others are done
+        """
+        self._fleet_store.refuse_empty()
+        entries: dict[str, FleetEntry] = {}
         with self._ray:
-            while new_entries := self._run_groups():
-                entries += new_entries
-        return entries
+            while (new_entries := self._run_groups()) or self._has_silent():
+                entries |= {entry.id: entry for entry in new_entries}
+        if self._failed_groups:
+            raise next(iter(self._failed_groups.values()))
+        return list(entries.values())
 
     def _run_groups(self) -> list[FleetEntry]:
         entries = []
         for group in self._fleet_store.list_groups():
+            if group in self._failed_groups:
+                continue
             with self._open_queue(group) as queue:
                 # Its configuration says what the workers of its group need.
                 if (first := queue.peek()) is not None:
-                    self._run_group(group, queue, first)
+                    self._connect(queue.get_run(first).config)
+                    try:
+                        self._run_group(group, queue, first)
+                    except DreamBoothError as error:
+                        self._failed_groups[group] = error
+                        self._say(f"{group}: {error}; its subjects wait again")
                 entries += queue.entries
         return entries
 
+    def _has_silent(self) -> bool:
+        """Whether others have claims and nothing was heard of them yet: they may have died.
+
+        Then a moment has passed.
+        """
+        num_silent = sum(queue.num_silent for queue in self._queues.values())
+        if num_silent:
+            if not self._has_said_silent:
+                self._say(
+                    f"looking whether {num_silent} subjects are trained by processes that live"
+                )
+                self._has_said_silent = True
+            time.sleep(self._interval_s)
+        return bool(num_silent)
+
     def _open_queue(self, group: str) -> StoredQueue:
-        store = Store(self._storage_uri)
+        if group not in self._queues:
+            self._queues[group] = self._fleet_store.open_queue(group)
         return StoredQueue(
-            self._fleet_store.open_queue(group),
-            self._open_entry,
-            self._stop_entry,
+            self._queues[group],
+            _prepare,
+            _request_stop,
             self._say,
             lease_s=_LEASE_S,
             retries=self._retries,
-            interval_s=LOCAL_INTERVAL_S if store.is_local else REMOTE_INTERVAL_S,
-            most_at_once=self._parallel if self._is_alone(group) else max(1, self._slots),
+            interval_s=self._interval_s,
+            most_at_once=self._parallel if self._is_alone(group) else self._slots,
             most_of_owner=self._most_of_owner,
         )
 
     def _is_alone(self, group: str) -> bool:
         return group == ALONE or not self._slots
 
-    def _open_entry(self, record: WorkRecord) -> FleetEntry:
-        """raises: ConfigError, DataError, StorageError if it can't be trained"""
-        config = parse_config(record.payload, record.id, [])
-        # A queue may have more subjects than this process has room for.
-        while len(self._prepared) > max(_KEPT_RUNS, 4 * self._slots):
-            self._prepared.pop(next(iter(self._prepared)))
-        self._prepared[record.id] = prepare_run(config, QuietDisplay())
-        subject = FleetSubject(
-            id=record.id,
-            photos=config.subject.photos,
-            class_noun=config.subject.class_noun,
-            owner=record.owner,
-            priority=record.priority,
-        )
-        return FleetEntry(subject)
-
-    def _stop_entry(self, entry: FleetEntry) -> None:
-        request_stop(open_run(self._prepared[entry.subject.id].config))
-
-    def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:
-        config = self._prepared[first.subject.id].config
+    def _connect(self, config: Config) -> None:
         if not self._has_ray:
             num_processes = max(config.processes, self._parallel + config.prior.span.max)
             self._ray.enter_context(connection(config.cluster, num_processes))
             self._has_ray = True
+
+    def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:
         if self._is_alone(group):
-            run_queue(queue, self._start_alone, wait_for_first, describe_failure, self._say)
+            start_alone = partial(self._start_alone, queue)
+            run_queue(queue, start_alone, wait_for_first, read_end, self._say)
             return
-        start, wait = start_ray_workers(
-            self._make_job(first), read_rank(group), config.cluster.gpus, wait_s=_WAIT_S
-        )
-        max_failures = config.cluster.max_failures
-        fleet = SlotFleet(queue, self._make_job, start, wait, self._say, max_failures)
+        prepared = queue.get_run(first)
+        cluster = prepared.config.cluster
+        start, wait = start_ray_workers(make_model_job(prepared), read_rank(group), cluster.gpus)
+        fleet = SlotFleet(queue, partial(self._make_job, queue), start, wait, self._say, cluster)
         fleet.run(divide_slots(self._slots, self._parallel, self._slots))
 
-    def _start_alone(self, entry: FleetEntry) -> Any:
-        prepared = self._prepared[entry.subject.id]
-        generate_priors([prepared], self._say, self._prior_digests)
+    def _start_alone(self, queue: StoredQueue, entry: FleetEntry) -> Any:
+        prepared = queue.get_run(entry)
+        generate_priors([prepared], self._say, self._prior_counts)
         return start_training(prepared.config)
 
-    def _make_job(self, entry: FleetEntry) -> WorkerJob:
+    def _make_job(self, queue: StoredQueue, entry: FleetEntry) -> WorkerJob:
         """With its class images, which are drawn here if nobody has drawn that set yet."""
-        prepared = self._prepared[entry.subject.id]
-        generate_priors([prepared], self._say, self._prior_digests)
+        prepared = queue.get_run(entry)
+        generate_priors([prepared], self._say, self._prior_counts)
         return make_slot_job(prepared)
+
+
+def _prepare(record: WorkRecord) -> PreparedRun:
+    """raises: ConfigError, DataError, StorageError if it can't be trained"""
+    return prepare_run(parse_config(record.payload, record.id, []), QuietDisplay())
+
+
+def _request_stop(prepared: PreparedRun) -> None:
+    request_stop(open_run(prepared.config))

@@ -1,14 +1,25 @@
 """A worker that trains subjects in slots, as an actor: its imports are loaded there alone."""
 
-import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import ray
+
+from dreambooth_ray.config.allocator import worker_environment
+from dreambooth_ray.errors import PERMANENT, DreamBoothError, describe_error
 from dreambooth_ray.imports import large_imports
 from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
     from dreambooth_ray.training.slots.slot_worker import SlotWorker, SubjectEvent
+
+
+# Between looks at the queue while workers say nothing.
+_WAIT_S = 2.0
+
+
+class WorkerLostError(DreamBoothError):
+    """A worker's process or host is gone."""
 
 
 class SlotActor:
@@ -17,37 +28,85 @@ class SlotActor:
     def __init__(self, num_slots: int, rank: int) -> None:
         """rank: the largest there is room for"""
         self._num_slots, self._rank = num_slots, rank
-        self._lock = threading.Lock()
         self._worker: SlotWorker | None = None
-        self._early_jobs: list[WorkerJob | None] = []
 
     def run(self, job: WorkerJob, gpu: bool) -> "Iterator[SubjectEvent]":
-        """Load the model of a job, train what is handed in, and say what becomes of each."""
+        """Load the model of a job, be ready, train what is handed in, and say what becomes of it.
+
+        Nothing may be handed in before: a process that finds no room would keep it for ever.
+        """
         with large_imports():
             import torch  # noqa: PLC0415
 
             from dreambooth_ray.bundles.worker_export import export_from_parts  # noqa: PLC0415
-            from dreambooth_ray.training.slots.slot_worker import SlotWorker  # noqa: PLC0415
+            from dreambooth_ray.training.slots.slot_worker import (  # noqa: PLC0415
+                SlotWorker,
+                SubjectEvent,
+            )
 
         device = torch.device("cuda" if gpu else "cpu")
         worker = SlotWorker(job, self._num_slots, self._rank, export_from_parts, device)
-        with self._lock:
-            self._worker = worker
-            for early_job in self._early_jobs:
-                _hand_in(worker, early_job)
+        self._worker = worker
+        yield SubjectEvent("", "ready")
         yield from worker.run()
 
     def add(self, job: WorkerJob | None) -> None:
         """Hand in a subject's run; None: no more come."""
-        with self._lock:
-            if self._worker is None:
-                self._early_jobs.append(job)
-            else:
-                _hand_in(self._worker, job)
+        assert self._worker is not None, "it is handed nothing before it says that it is ready"
+        if job is None:
+            self._worker.close()
+        else:
+            self._worker.add(job)
 
 
-def _hand_in(worker: "SlotWorker", job: WorkerJob | None) -> None:
-    if job is None:
-        worker.close()
-    else:
-        worker.add(job)
+class _RayWorker:
+    """A SlotActor, from the process that hands subjects out."""
+
+    def __init__(self, job: WorkerJob, num_slots: int, rank: int, gpu: bool) -> None:
+        self.num_slots = num_slots
+        actor_class = ray.remote(SlotActor).options(
+            num_cpus=1,
+            num_gpus=1 if gpu else 0,
+            # One trains, and one takes in what is handed in.
+            max_concurrency=2,
+            runtime_env=worker_environment(),
+        )
+        self._actor = actor_class.remote(num_slots, rank)
+        self.events = self._actor.run.options(num_returns="streaming").remote(job, gpu)
+
+    def add(self, job: WorkerJob | None) -> None:
+        self._actor.add.remote(job)
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+    def read_event(self) -> "SubjectEvent | None":
+        try:
+            event: SubjectEvent = ray.get(next(self.events))
+        except StopIteration:
+            return None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, PERMANENT):
+                raise cause from None
+            # Of a device or of storage, perhaps: the next may fare better.
+            raise WorkerLostError(describe_error(cause)) from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLostError(f"{type(error).__name__}: its process or host is gone") from error
+        return event
+
+
+def start_ray_workers(
+    job: WorkerJob, rank: int, gpu: bool
+) -> tuple[Callable[[int], _RayWorker], Callable[[list[Any]], Any]]:
+    """`start` and `wait` of a SlotFleet, by Ray actors. job: any of the group"""
+
+    def start(num_slots: int) -> _RayWorker:
+        return _RayWorker(job, num_slots, rank, gpu)
+
+    def wait(workers: list[_RayWorker]) -> _RayWorker | None:
+        streams = [worker.events for worker in workers]
+        ready, _ = ray.wait(streams, num_returns=1, timeout=_WAIT_S)
+        return next((worker for worker in workers if ready and worker.events is ready[0]), None)
+
+    return start, wait

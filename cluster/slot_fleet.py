@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import ray
-
-from cluster.fleet_plan import FleetConfig, FleetEntry, FleetQueue, SubjectQueue
-from cluster.slot_actor import SlotActor
+from cluster.fleet_plan import FleetConfig
+from cluster.fleet_queue import FleetEntry, FleetQueue, SubjectQueue, TryEnd, end_try
+from cluster.slot_actor import WorkerLostError, start_ray_workers
 from cluster.slot_plan import divide_slots, plan_slots
 from dreambooth_ray import pipeline
-from dreambooth_ray.config.allocator import worker_environment
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.errors import CapacityError, DreamBoothError
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.training.stop_request import clear_stop_request
@@ -25,17 +24,13 @@ if TYPE_CHECKING:
     from dreambooth_ray.training.slots.slot_worker import SubjectEvent
 
 
-class WorkerLostError(DreamBoothError):
-    """A worker's process or host is gone."""
-
-
 class SlotWorkerHandle(Protocol):
     """A worker as the fleet sees it."""
 
     num_slots: int
 
     def add(self, job: WorkerJob | None) -> None:
-        """Hand in a run; None: no more come."""
+        """Hand in a run, of a worker that is ready; None: no more come."""
 
     def read_event(self) -> "SubjectEvent | None":
         """The next event, of a worker that `wait` gave; None at its end.
@@ -43,15 +38,27 @@ class SlotWorkerHandle(Protocol):
         raises: WorkerLostError; DreamBoothError, if it can't train any
         """
 
+    def kill(self) -> None:
+        """End a worker that has nothing to do."""
+
 
 @dataclass
 class _Worker:
-    """A worker, its subjects by run id, and since when; num_taken: of its slots."""
+    """A worker, its subjects by run id, and since when; num_taken: of its slots.
+
+    is_ready: whether it has found room and loaded what it needs
+    """
 
     handle: SlotWorkerHandle
     entries: dict[str, tuple[FleetEntry, float]] = field(default_factory=dict)
     num_taken: int = 0
     trained: set[str] = field(default_factory=set)
+    is_ready: bool = False
+
+    @property
+    def num_free(self) -> int:
+        """Slots that a subject may be handed in for."""
+        return self.handle.num_slots - self.num_taken if self.is_ready else 0
 
 
 class SlotFleet:
@@ -64,32 +71,37 @@ class SlotFleet:
         start: Callable[[int], SlotWorkerHandle],
         wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle | None],
         say: Callable[[str], None],
-        max_failures: int,
+        cluster: ClusterConfig,
     ) -> None:
         """queue: of the group's subjects, with a place for each
 
         start: a worker of so many slots; wait: until one of them has an event, or for a while
-        max_failures: workers lost in a row without a step more in between
+        cluster: how many workers may be lost in a row without a step more in between, and how long
+            room for one is waited for
         """
         self._queue, self._make_job, self._start, self._wait = queue, make_job, start, wait
-        self._say, self._max_failures = say, max_failures
+        self._say, self._cluster = say, cluster
         self._workers: list[_Worker] = []
         self._steps: dict[str, int] = {}
         self._num_lost = 0
+        self._had_room_s = time.monotonic()
         self.misfits: list[FleetEntry] = []
 
     def run(self, shares: list[int]) -> None:
         """shares: slots of each worker
 
-        raises: DreamBoothError if workers are lost again and again, or can train none of them
+        raises: DreamBoothError if workers are lost again and again, or can train none of them;
+            CapacityError if there is room for none
         """
         self._workers = [_Worker(self._start(num_slots)) for num_slots in shares]
+        self._had_room_s = time.monotonic()
         while not self._queue.is_over:
             self._hand_out()
             if self._queue.is_over:
                 break
             handle = self._wait([worker.handle for worker in self._workers])
             if handle is None:
+                self._check_room()
                 continue
             worker = next(w for w in self._workers if w.handle is handle)
             try:
@@ -100,22 +112,47 @@ class SlotFleet:
             except WorkerLostError as error:
                 self._replace(worker, error)
         for worker in self._workers:
-            worker.handle.add(None)
+            if worker.is_ready:
+                worker.handle.add(None)
+            else:
+                worker.handle.kill()
+
+    def _check_room(self) -> None:
+        """raises: CapacityError if no worker has found room in time; one is enough to go on"""
+        now_s, wait_s = time.monotonic(), self._cluster.wait_s
+        if any(worker.is_ready for worker in self._workers):
+            self._had_room_s = now_s
+        elif now_s - self._had_room_s > wait_s:
+            raise CapacityError(
+                f"none of {len(self._workers)} workers with slots could start within {wait_s:g} s: "
+                f"each takes a CPU{' and a GPU' if self._cluster.gpus else ''}; start hosts, wait "
+                "until others are done, or raise cluster.wait_s"
+            )
 
     def _hand_out(self) -> None:
         """The next subjects to whichever worker has most room."""
         while True:
-            worker = max(self._workers, key=lambda w: w.handle.num_slots - w.num_taken)
-            if worker.num_taken >= worker.handle.num_slots:
+            worker = max(self._workers, key=lambda w: w.num_free)
+            if worker.num_free <= 0:
                 return
             entry = self._queue.next()
             if entry is None:
                 return
-            worker.entries[entry.subject.id] = entry, time.monotonic()
+            start_s = time.monotonic()
+            try:
+                job = self._make_job(entry)
+            except DreamBoothError as error:  # of this subject alone
+                seconds = time.monotonic() - start_s
+                self._say(end_try(self._queue, entry, TryEnd.of_error(error), seconds))
+                continue
+            worker.entries[entry.id] = entry, start_s
             worker.num_taken += 1
-            worker.handle.add(self._make_job(entry))
+            worker.handle.add(job)
 
     def _note_event(self, worker: _Worker, event: "SubjectEvent") -> None:
+        if event.kind == "ready":
+            worker.is_ready = True
+            return
         entry, since_s = worker.entries[event.run_id]
         if event.step > self._steps.get(event.run_id, 0):
             self._steps[event.run_id] = event.step
@@ -134,17 +171,20 @@ class SlotFleet:
         if event.kind == "misfit":
             self._queue.withdraw(entry, seconds)
             self.misfits.append(entry)
-        elif event.kind == "stopped":
-            self._queue.stop(entry, f"at step {event.step}, as it was asked to", seconds)
-        else:
-            error = event.note if event.kind == "failed" else None
-            self._queue.finish(entry, error, seconds, may_retry=not event.is_permanent)
-        self._say(f"{event.run_id}: {entry.state} {entry.note}".rstrip())
+            self._say(f"{event.run_id}: {entry.state} {entry.note}".rstrip())
+            return
+        note = (
+            f"at step {event.step}, as it was asked to" if event.kind == "stopped" else event.note
+        )
+        end = TryEnd(event.kind, note, event.is_permanent)
+        self._say(end_try(self._queue, entry, end, seconds))
+        if entry.state != "waiting":
+            self._steps.pop(event.run_id, None)
 
     def _replace(self, worker: _Worker, error: WorkerLostError) -> None:
         """Its subjects wait again, none the worse for it, and another worker takes its place."""
         self._num_lost += 1
-        if self._num_lost > self._max_failures:
+        if self._num_lost > self._cluster.max_failures:
             raise DreamBoothError(
                 f"{error}, {self._num_lost} times without a step more in between; start the fleet "
                 "again once the cause is mended"
@@ -166,20 +206,22 @@ def train_in_slots(
 
     prepared: by subject's id, with photographs that every host can read
     """
-    by_id = {entry.subject.id: entry for entry in entries}
+    by_id = {entry.id: entry for entry in entries}
     plan = plan_slots({subject_id: prepared[subject_id].config for subject_id in by_id})
     alone = [by_id[subject_id] for subject_id in plan.obstacles]
     for subject_id, obstacle in plan.obstacles.items():
         say(f"{subject_id}: is trained by itself, as {obstacle} can't share a batch")
     for group in plan.groups:
+        # All now: who stops a run while it waits for a slot means this fleet.
         jobs = {name: make_slot_job(prepared[name]) for name in group.subject_ids}
-        first_id = group.subject_ids[0]
-        cluster = prepared[first_id].config.cluster
-        start, wait = start_ray_workers(jobs[first_id], group.rank, cluster.gpus)
+        first_run = prepared[group.subject_ids[0]]
+        cluster = first_run.config.cluster
+        start, wait = start_ray_workers(jobs[group.subject_ids[0]], group.rank, cluster.gpus)
+        if any(prepared[name].config.cluster.span.max > 1 for name in group.subject_ids):
+            say("cluster.workers means nothing in slots: workers are as many as `parallel` says")
         group_entries = [by_id[subject_id] for subject_id in group.subject_ids]
         queue = FleetQueue(group_entries, len(group_entries), fleet.retries)
-        find_job = partial(_find_job, jobs)
-        slot_fleet = SlotFleet(queue, find_job, start, wait, say, cluster.max_failures)
+        slot_fleet = SlotFleet(queue, partial(_find_job, jobs), start, wait, say, cluster)
         shares = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
         say(f"{len(group_entries)} subjects share batches of {shares} slots")
         slot_fleet.run(shares)
@@ -188,7 +230,12 @@ def train_in_slots(
 
 
 def _find_job(jobs: Mapping[str, WorkerJob], entry: FleetEntry) -> WorkerJob:
-    return jobs[entry.subject.id]
+    return jobs[entry.id]
+
+
+def make_model_job(prepared: PreparedRun) -> WorkerJob:
+    """What a worker loads the model of, before it is handed any subject."""
+    return pipeline.make_worker_job(prepared, open_run(prepared.config))
 
 
 def make_slot_job(prepared: PreparedRun) -> WorkerJob:
@@ -200,55 +247,3 @@ def make_slot_job(prepared: PreparedRun) -> WorkerJob:
         # Else the set might be collected as garbage.
         pipeline.note_prior_use(prepared, run)
     return pipeline.add_class_images(pipeline.make_worker_job(prepared, run), prepared)
-
-
-class _RayWorker:
-    """A SlotActor."""
-
-    def __init__(self, job: WorkerJob, num_slots: int, rank: int, gpu: bool) -> None:
-        self.num_slots = num_slots
-        actor_class = ray.remote(SlotActor).options(
-            num_cpus=1,
-            num_gpus=1 if gpu else 0,
-            # One trains, and one takes in what is handed in.
-            max_concurrency=2,
-            runtime_env=worker_environment(),
-        )
-        self._actor = actor_class.remote(num_slots, rank)
-        self.events = self._actor.run.options(num_returns="streaming").remote(job, gpu)
-
-    def add(self, job: WorkerJob | None) -> None:
-        self._actor.add.remote(job)
-
-    def read_event(self) -> "SubjectEvent | None":
-        try:
-            event: SubjectEvent = ray.get(next(self.events))
-        except StopIteration:
-            return None
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, DreamBoothError):
-                raise cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            raise WorkerLostError(f"{type(error).__name__}: its process or host is gone") from error
-        return event
-
-
-def start_ray_workers(
-    job: WorkerJob, rank: int, gpu: bool, wait_s: float | None = None
-) -> tuple[Callable[[int], SlotWorkerHandle], Callable[[list[Any]], Any]]:
-    """`start` and `wait` of a SlotFleet, by Ray actors.
-
-    job: any of the group; wait_s: how long at most, None for however long it takes
-    """
-
-    def start(num_slots: int) -> SlotWorkerHandle:
-        return _RayWorker(job, num_slots, rank, gpu)
-
-    def wait(workers: list[_RayWorker]) -> _RayWorker | None:
-        streams = [worker.events for worker in workers]
-        ready, _ = ray.wait(streams, num_returns=1, timeout=wait_s)
-        return next((worker for worker in workers if ready and worker.events is ready[0]), None)
-
-    return start, wait

@@ -3,9 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 
-from cluster.fleet_plan import FleetEntry
-from dreambooth_ray.errors import DreamBoothError
+from cluster.fleet_queue import FleetEntry
+from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError, describe_error
+from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.queue.work_queue import ClaimedWork, WorkQueue
 from dreambooth_ray.queue.work_records import WorkEnd, WorkRecord
 from dreambooth_ray.storage.persistent_check import PersistentCheck
@@ -13,6 +16,15 @@ from dreambooth_ray.storage.persistent_check import PersistentCheck
 # Between looks at a queue in which nothing waited: in a local folder, and elsewhere.
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 10.0
 _RENEWALS_A_LEASE = 6
+
+
+@dataclass(frozen=True)
+class _HeldWork:
+    """Work of this process, and the run that it is; None where that can't be opened."""
+
+    entry: FleetEntry
+    work: ClaimedWork
+    run: PreparedRun | None
 
 
 class StoredQueue:
@@ -25,8 +37,8 @@ class StoredQueue:
     def __init__(
         self,
         queue: WorkQueue,
-        open_entry: Callable[[WorkRecord], FleetEntry],
-        stop_entry: Callable[[FleetEntry], None],
+        prepare: Callable[[WorkRecord], PreparedRun],
+        request_stop: Callable[[PreparedRun], None],
         say: Callable[[str], None],
         *,
         lease_s: float,
@@ -35,20 +47,20 @@ class StoredQueue:
         most_at_once: int,
         most_of_owner: int | None = None,
     ) -> None:
-        """open_entry: of a record; raises DreamBoothError if it can't be trained
+        """prepare: the run of a record; raises DreamBoothError if it can't be trained
 
-        stop_entry: asks the run of an entry to end; interval_s: between looks at storage
+        request_stop: asks a run to end; interval_s: between looks at storage
         most_at_once: claimed by this process; most_of_owner: of one owner's, by all processes
         """
-        self._queue, self._open_entry, self._stop_entry = queue, open_entry, stop_entry
+        self._queue, self._prepare, self._request_stop = queue, prepare, request_stop
         self._say, self._lease_s, self._retries = say, lease_s, retries
         self._interval_s, self._most_at_once = interval_s, most_at_once
         self._most_of_owner, self._ahead = most_of_owner, list[FleetEntry]()
-        self._works: dict[str, tuple[FleetEntry, ClaimedWork]] = {}
+        self._held: dict[str, _HeldWork] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._empty_since_s: float | None = None
         self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
-        self.entries: list[FleetEntry] = []
+        self._entries: dict[str, FleetEntry] = {}
 
     def __enter__(self) -> "StoredQueue":
         self._queue.recover(self._lease_s)
@@ -58,14 +70,26 @@ class StoredQueue:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for entry, _work in list(self._works.values()):
-            # Work of a fleet that fails waits for others.
-            self.put_back(entry, 0.0)
+        for held in list(self._held.values()):
+            # Work of a fleet that fails waits for others: now, or once its lease is silent.
+            with suppress(StorageError, OSError):
+                self.put_back(held.entry, 0.0)
+
+    @property
+    def entries(self) -> list[FleetEntry]:
+        """What was claimed here, once each."""
+        return list(self._entries.values())
+
+    def get_run(self, entry: FleetEntry) -> PreparedRun:
+        """The run of an entry that `next` has returned and that has not ended."""
+        run = self._held[entry.id].run
+        assert run is not None
+        return run
 
     @property
     def is_over(self) -> bool:
         """Whether nothing waited at the last look, and nothing is running here."""
-        return self._empty_since_s is not None and not self._works
+        return self._empty_since_s is not None and not self._held
 
     def peek(self) -> FleetEntry | None:
         """What `next` will return: claimed, and not begun."""
@@ -78,33 +102,47 @@ class StoredQueue:
         if self._ahead:
             return self._ahead.pop()
         now_s = time.monotonic()
-        if len(self._works) >= self._most_at_once:
+        if len(self._held) >= self._most_at_once:
             return None
         if self._empty_since_s is not None and now_s - self._empty_since_s < self._interval_s:
             return None
         while (work := self._queue.claim_next(self._lease_s, self._most_of_owner)) is not None:
-            try:
-                entry = self._open_entry(work.record)
-            except DreamBoothError as error:
-                self._queue.finish(work, "failed", str(error))
-                self._say(f"{work.record.id}: failed {error}")
-                continue
-            entry.state, entry.tries = "running", work.num_tries
-            with self._lock:
-                self._works[entry.subject.id] = entry, work
-            self.entries.append(entry)
-            self._empty_since_s = None
-            return entry
+            entry = self._open(work)
+            if entry is not None:
+                return entry
         self._empty_since_s = now_s
+        return None
+
+    def _open(self, work: ClaimedWork) -> FleetEntry | None:
+        """None, and its try is over, if its run can't be opened."""
+        record, start_s = work.record, time.monotonic()
+        entry = FleetEntry(record.id, record.owner, record.priority, "running")
+        if (earlier := self._entries.get(entry.id)) is not None:
+            entry.seconds = earlier.seconds
+        entry.tries = work.num_failures + 1
+        self._entries[entry.id] = entry
+        run, error = None, None
+        try:
+            run = self._prepare(record)
+        except DreamBoothError as reason:
+            error = reason
+        with self._lock:
+            self._held[entry.id] = _HeldWork(entry, work, run)
+        if error is None:
+            return entry
+        may_retry = not isinstance(error, PERMANENT)
+        seconds = time.monotonic() - start_s
+        self.finish(entry, describe_error(error), seconds, may_retry=may_retry)
+        self._say(f"{entry.id}: {entry.state} {entry.note}")
         return None
 
     def finish(
         self, entry: FleetEntry, error: str | None, seconds: float, *, may_retry: bool = True
     ) -> None:
-        """As `FleetQueue.finish`; tries are counted over all processes."""
+        """As `FleetQueue.finish`; failures are counted over all processes."""
         entry.note = error or ""
         if error is not None and may_retry and entry.tries <= self._retries:
-            self.put_back(entry, seconds)
+            self._give_back(entry, seconds, has_failed=True)
         else:
             self._end(entry, "done" if error is None else "failed", seconds)
 
@@ -115,24 +153,35 @@ class StoredQueue:
 
     def put_back(self, entry: FleetEntry, seconds: float) -> None:
         """As `FleetQueue.put_back`."""
-        entry.seconds += seconds
-        entry.state = "waiting"
-        self._queue.give_back(self._take(entry))
-        self._empty_since_s = None
+        self._give_back(entry, seconds, has_failed=False)
 
     def withdraw(self, entry: FleetEntry, seconds: float) -> None:
         """Work that no batch can have, which only its captions show, fails here."""
         entry.note = "it can't share a batch with others; train it by itself"
         self._end(entry, "failed", seconds)
 
+    def _give_back(self, entry: FleetEntry, seconds: float, *, has_failed: bool) -> None:
+        entry.seconds += seconds
+        entry.state = "waiting"
+        if not self._queue.give_back(self._take(entry), has_failed=has_failed):
+            self._note_loss(entry)
+
     def _end(self, entry: FleetEntry, state: WorkEnd, seconds: float) -> None:
         entry.seconds += seconds
         entry.state = "done" if state == "done" else "stopped" if state == "stopped" else "failed"
-        self._queue.finish(self._take(entry), state, entry.note)
+        if not self._queue.finish(self._take(entry), state, entry.note):
+            self._note_loss(entry)
+
+    @staticmethod
+    def _note_loss(entry: FleetEntry) -> None:
+        entry.state = "waiting"
+        entry.note = "another process has taken it over: storage had not heard of this one in time"
 
     def _take(self, entry: FleetEntry) -> ClaimedWork:
+        # Its owner may have another begun now.
+        self._empty_since_s = None
         with self._lock:
-            return self._works.pop(entry.subject.id)[1]
+            return self._held.pop(entry.id).work
 
     def _keep(self) -> None:
         renewal = PersistentCheck("renewing claims", self._say)
@@ -148,13 +197,13 @@ class StoredQueue:
     def _stop_cancelled(self) -> None:
         for work_id in self._queue.list_cancelled():
             with self._lock:
-                found = self._works.get(work_id)
-            if found is not None:
-                self._stop_entry(found[0])
+                held = self._held.get(work_id)
+            if held is not None and held.run is not None:
+                self._request_stop(held.run)
 
     def _renew(self) -> None:
         with self._lock:
-            works = [work for _, work in self._works.values()]
+            works = [held.work for held in self._held.values()]
         for work in works:
             self._queue.renew(work)
         if self._queue.recover(self._lease_s, [work.record.id for work in works]):

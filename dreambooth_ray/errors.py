@@ -31,3 +31,13 @@ class StorageError(DreamBoothError):
 
 class CapacityError(DreamBoothError):
     """Work that would not fit on the machines there are; the message says what would."""
+
+
+# A person has to mend these: the next try would end the same way.
+PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in one line: those raised on purpose say it all, others what they are."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {text}"

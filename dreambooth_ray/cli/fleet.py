@@ -81,18 +81,26 @@ def list_subjects(
     state: Annotated[
         Literal["waiting", "running", "ended"], typer.Option(help="which of them")
     ] = "waiting",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="of each group at most")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="subjects at most")] = 50,
+    after: Annotated[str, typer.Option(help="to go on after: what the last page said")] = "",
 ) -> None:
     """List subjects in a storage's queue: id, how it stands, group, owner or reason."""
     from cluster.fleet_store import FleetStore
+    from dreambooth_ray.queue.work_records import end_name
 
     fleet_store = FleetStore(storage)
+    fleet_store.refuse_empty()
+    names: list[str] = []
     if state == "ended":
-        for group, ended in fleet_store.list_ended(limit):
+        for group, ended in fleet_store.list_ended(after, limit):
             print(ended.id, ended.state, group, ended.note)
-        return
-    for group, mark in fleet_store.list_marks(state, limit):
-        print(mark.id, state, group, mark.owner)
+            names.append(f"{group}/{end_name(ended)}")
+    else:
+        for group, mark in fleet_store.list_marks(state, after, limit):
+            print(mark.id, state, group, mark.owner)
+            names.append(f"{group}/{mark.name}")
+    if len(names) == limit:
+        print(f"more: --after {names[-1]}", file=sys.stderr)
 
 
 @app.command()
@@ -123,7 +131,7 @@ def _show_entries(entries: list[Any]) -> None:
     table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
     for entry in entries:
         words = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
-        table.add_row(entry.subject.id, entry.subject.owner, *words)
+        table.add_row(entry.id, entry.owner, *words)
     Console().print(table)
     if any(entry.state == "failed" for entry in entries):
         sys.exit(1)

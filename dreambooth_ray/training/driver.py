@@ -13,12 +13,12 @@ from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.errors import DreamBoothError, StorageError
+from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError
 from dreambooth_ray.imports import large_imports
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.restarts import PERMANENT, RestartRecorder, cause_of
+from dreambooth_ray.training.restarts import RestartRecorder, cause_of
 from dreambooth_ray.training.run_monitor import RunMonitor
 from dreambooth_ray.training.worker_job import WorkerJob
 

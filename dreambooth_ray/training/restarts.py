@@ -12,21 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from dreambooth_ray.compat.ray_policies import WORKER_LOST
-from dreambooth_ray.errors import (
-    CapacityError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DreamBoothError,
-    StorageError,
-)
+from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.worker_messages import post_message
 
-# A person has to mend these: the next attempt would end the same way.
-PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
 # Of a program or of what is installed, which a second try finds as the first did.
 _DEFECTS = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
 # What torch's gloo backend says when the worker at the other end is gone. It raises plain

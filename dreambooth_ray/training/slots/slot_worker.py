@@ -17,7 +17,7 @@ import torch
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import PERMANENT, describe_error
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.adapter_stack import copy_for_adapters
 from dreambooth_ray.models.components import Components, load_components
@@ -28,7 +28,6 @@ from dreambooth_ray.models.weight_cache import set_cache_limit
 from dreambooth_ray.storage.store import use_options
 from dreambooth_ray.training.checkpoint.download import BaseModel
 from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
-from dreambooth_ray.training.restarts import PERMANENT
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import MisfitError, SlotTrainer
 from dreambooth_ray.training.slots.subject_run import SubjectEnd, SubjectRun
@@ -43,8 +42,9 @@ _CLAIMS_WORTH_WAITING = 4
 _CLAIM_THREADS, _END_THREADS = 32, 2
 _KEPT_PRIOR_SETS = 8
 
-# "trained": it has left its slot; what follows are ends. A misfit can be trained by itself.
-EventKind = Literal["joined", "trained", "done", "stopped", "failed", "misfit"]
+# "ready": the worker itself, with no run; "trained": it has left its slot; what follows are ends.
+# A misfit can be trained by itself.
+EventKind = Literal["ready", "joined", "trained", "done", "stopped", "failed", "misfit"]
 # Makes a bundle with parts that carry the run's adapters.
 ExportWith = Callable[[WorkerJob, KeptCheckpoint | None, Callable[[Path], Components]], None]
 
@@ -65,10 +65,8 @@ class SubjectEvent:
     @classmethod
     def of_failure(cls, run_id: str, step: int, error: Exception) -> "SubjectEvent":
         """Its end by an error."""
-        text = " ".join(str(error).split())[:500]
-        note = text if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {text}"
         kind: EventKind = "misfit" if isinstance(error, MisfitError) else "failed"
-        return cls(run_id, kind, step, note, isinstance(error, PERMANENT))
+        return cls(run_id, kind, step, describe_error(error), isinstance(error, PERMANENT))
 
 
 @dataclass(frozen=True)

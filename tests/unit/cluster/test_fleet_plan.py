@@ -1,73 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cluster.fleet_plan import (
-    FleetEntry,
-    FleetQueue,
-    FleetSubject,
-    dump_configurations,
-    load_fleet,
-    run_queue,
-)
+from cluster.fleet_plan import dump_configurations, load_fleet, refuse_deadlines
 from dreambooth_ray.errors import ConfigError
-
-
-def entries(*who: tuple[str, int]) -> list[FleetEntry]:
-    return [
-        FleetEntry(FleetSubject(id=f"s{k}", photos="p", class_noun="robot", owner=o, priority=p))
-        for k, (o, p) in enumerate(who)
-    ]
-
-
-def order(queue: FleetQueue, fails: frozenset[str] = frozenset()) -> list[str]:
-    started: list[str] = []
-
-    def start(entry: FleetEntry) -> str:
-        started.append(entry.subject.id)
-        return entry.subject.id
-
-    run_queue(queue, start, lambda handles: next(iter(handles)),
-          lambda handle: "broken" if handle in fails else None, lambda _: None)  # fmt: skip
-    return started
-
-
-def test_owners_take_turns_whoever_has_more() -> None:
-    queue = FleetQueue(entries(("ann", 0), ("ann", 0), ("ann", 0), ("bob", 0), ("cid", 0)), 1, 0)
-    assert order(queue) == ["s0", "s3", "s4", "s1", "s2"]
-
-
-def test_priority_counts_within_an_owner_alone() -> None:
-    queue = FleetQueue(entries(("ann", 0), ("ann", 5), ("bob", 1)), 1, 0)
-    assert order(queue) == ["s1", "s2", "s0"]
-
-
-def test_a_failed_subject_is_tried_again_and_given_up_in_the_end() -> None:
-    queue = FleetQueue(entries(("ann", 0), ("bob", 0)), 1, 2)
-    assert order(queue, frozenset({"s0"})).count("s0") == 3
-    assert [e.state for e in queue.entries] == ["failed", "done"]
-    assert queue.entries[0].note == "broken"
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), min_size=1, max_size=12),
-    st.integers(1, 4),
-)
-def test_every_subject_is_done_once_and_no_owner_is_far_ahead(
-    who: list[tuple[str, int]], parallel: int
-) -> None:
-    queue = FleetQueue(entries(*who), parallel, 0)
-    started = order(queue)
-    assert sorted(started) == sorted(e.subject.id for e in queue.entries)
-    owner = {e.subject.id: e.subject.owner for e in queue.entries}
-    owners = [owner[name] for name in started]
-    for k in range(len(owners)):
-        waiting = set(owners[k:])
-        starts_so_far = {o: owners[:k].count(o) for o in waiting}
-        assert starts_so_far[owners[k]] == min(starts_so_far.values())
-
 
 FLEET = """
 recipe: toy-robot
@@ -101,6 +37,14 @@ def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None
         (FLEET.replace("photos: q", "photo: q"), r"subjects\.1"),
         ("recipe: [", "not valid YAML"),
         (FLEET + "slots: 1\nparallel: 2", r"slots=1 can't be divided by parallel=2"),
+        (FLEET.replace("owner: ann", "priority: 100000"), r"subjects\.0\.priority: .*99999"),
+        (FLEET.replace("owner: ann", f"owner: {'x' * 201}"), "is no name of a folder"),
+        (FLEET.replace("owner: ann", "deadline: 2030-01-31T12:00"), "has no time zone"),
+        (FLEET.replace("owner: ann", "deadline: soon"), r"subjects\.0\.deadline: .*'soon'"),
+        (
+            FLEET.replace("train.steps=8", "cluster.address=head"),
+            r"subject 'two': cluster\.address=head is another than None of 'one'",
+        ),
         (FLEET.replace("[train.steps=8]", "[train.step=8]"), r"subject 'two'.*train\.steps"),
     ],
 )
@@ -109,3 +53,12 @@ def test_mistakes_are_named(tmp_path: Path, wrong: str, words: str) -> None:
     path.write_text(wrong)
     with pytest.raises(ConfigError, match=words):
         dump_configurations(load_fleet(path))
+
+
+def test_a_deadline_is_the_queues(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET.replace("owner: ann", "deadline: 2030-01-31T12:00Z"))
+    fleet = load_fleet(path)
+    assert fleet.subjects[0].deadline_s == 1896091200
+    with pytest.raises(ConfigError, match=r"'one': deadline=2030-01-31T12:00Z .* `fleet add`"):
+        refuse_deadlines(fleet)

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.fleet_plan import FleetEntry, FleetQueue, FleetSubject
-from cluster.slot_fleet import SlotFleet, SlotWorkerHandle, WorkerLostError
-from dreambooth_ray.errors import DreamBoothError
+from cluster.fleet_queue import FleetEntry, FleetQueue
+from cluster.slot_actor import WorkerLostError
+from cluster.slot_fleet import SlotFleet, SlotWorkerHandle
+from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.errors import CapacityError, DataError, DreamBoothError
 from dreambooth_ray.training.slots.slot_worker import SubjectEvent
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -16,13 +18,19 @@ from dreambooth_ray.training.worker_job import WorkerJob
 class PlayedWorker:
     """Ends subjects in the order in which they came, as `plays` says of each try."""
 
-    def __init__(self, num_slots: int, plays: dict[str, list[str]]) -> None:
+    def __init__(self, num_slots: int, plays: dict[str, list[str]], has_room: bool) -> None:
         self.num_slots, self._plays = num_slots, plays
         self.num_taken = self.most_taken = 0
-        self._events: deque[SubjectEvent | WorkerLostError] = deque()
-        self.is_closed = False
+        ready = [SubjectEvent("", "ready")] if has_room else []
+        self._events: deque[SubjectEvent | WorkerLostError] = deque(ready)
+        self._has_room = has_room
+        self.is_closed = self.is_killed = False
+
+    def kill(self) -> None:
+        self.is_killed = True
 
     def add(self, job: WorkerJob | None) -> None:
+        assert self._has_room
         if job is None:
             self.is_closed = True
             return
@@ -57,29 +65,35 @@ class PlayedWorker:
 
 
 class Played:
-    def __init__(self, names: list[str], retries: int, **plays: list[str]) -> None:
-        self.entries = [
-            FleetEntry(FleetSubject(id=name, photos="p", class_noun="robot")) for name in names
-        ]
+    def __init__(
+        self, names: list[str], retries: int, room: tuple[bool, ...] = (), **plays: list[str]
+    ) -> None:
+        """room: whether there is some for each worker that is started; if not said, there is"""
+        self.entries = [FleetEntry(name) for name in names]
         self.workers: list[PlayedWorker] = []
         self.lines: list[str] = []
         self.queue = FleetQueue(list(self.entries), len(names), retries)
-        jobs = {name: WorkerJob("", name, "") for name in names}
+        rooms = iter(room)
+
+        def make_job(entry: FleetEntry) -> WorkerJob:
+            if plays.get(entry.id) == ["no job"]:
+                raise DataError("its class images can't be drawn")
+            return WorkerJob("", entry.id, "")
 
         def start(num_slots: int) -> SlotWorkerHandle:
-            self.workers.append(PlayedWorker(num_slots, plays))
+            self.workers.append(PlayedWorker(num_slots, plays, next(rooms, True)))
             return self.workers[-1]
 
-        def wait(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle:
-            return next(h for h in handles if isinstance(h, PlayedWorker) and h.has_event)
+        def wait(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle | None:
+            workers = (h for h in handles if isinstance(h, PlayedWorker) and h.has_event)
+            return next(workers, None)
 
-        self.fleet = SlotFleet(
-            self.queue, lambda e: jobs[e.subject.id], start, wait, self.lines.append, 2
-        )
+        cluster = ClusterConfig(max_failures=2, wait_s=1e-9)
+        self.fleet = SlotFleet(self.queue, make_job, start, wait, self.lines.append, cluster)
 
     @property
     def states(self) -> dict[str, str]:
-        return {entry.subject.id: entry.state for entry in self.entries}
+        return {entry.id: entry.state for entry in self.entries}
 
 
 def test_each_subject_ends_as_its_worker_says() -> None:
@@ -91,7 +105,7 @@ def test_each_subject_ends_as_its_worker_says() -> None:
     assert played.states == {
         "a": "done", "b": "stopped", "c": "failed", "d": "done", "e": "failed",
     }  # fmt: skip
-    tries = {entry.subject.id: entry.tries for entry in played.entries}
+    tries = {entry.id: entry.tries for entry in played.entries}
     assert tries == {"a": 1, "b": 1, "c": 1, "d": 2, "e": 2}
     assert "step 5" in played.entries[1].note
     assert [worker.is_closed for worker in played.workers] == [True]
@@ -119,6 +133,34 @@ def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
     with pytest.raises(DreamBoothError, match="3 times without a step more"):
         played.fleet.run([1])
     assert len(played.workers) == 3
+
+
+def test_nobody_is_handed_to_a_worker_that_finds_no_room() -> None:
+    played = Played(["a", "b", "c"], 0, room=(False, True))
+    played.fleet.run([2, 2])
+    assert set(played.states.values()) == {"done"}
+    assert [worker.is_killed for worker in played.workers] == [True, False]
+    assert [worker.is_closed for worker in played.workers] == [False, True]
+
+
+def test_a_lost_workers_subjects_do_not_wait_for_another_host() -> None:
+    played = Played(["a", "b", "c", "d"], 0, room=(True, True, False), b=["lost"])
+    played.fleet.run([2, 1])
+    assert set(played.states.values()) == {"done"}
+
+
+def test_where_no_worker_finds_room_the_fleet_ends() -> None:
+    played = Played(["a"], 0, room=(False, False))
+    with pytest.raises(CapacityError, match=r"none of 2 workers .* raise cluster\.wait_s"):
+        played.fleet.run([1, 1])
+    assert played.states == {"a": "waiting"}
+
+
+def test_a_subject_that_nobody_can_be_told_of_ends_alone() -> None:
+    played = Played(["a", "b", "c"], 2, b=["no job"])
+    played.fleet.run([2])
+    assert played.states == {"a": "done", "b": "failed", "c": "done"}
+    assert "class images" in played.entries[1].note
 
 
 Plays = st.lists(st.sampled_from(["done", "broken", "refused", "stopped"]), max_size=3)

@@ -5,20 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fleet_plan import FleetEntry, FleetSubject, run_queue
+from cluster.fleet_queue import TryEnd, run_queue
 from cluster.stored_queue import StoredQueue
-from dreambooth_ray.errors import DataError
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.errors import DataError, StorageError
+from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.store import Store
 
+RUN = PreparedRun(
+    parse_config("run_id: one\nsubject: {photos: p, class_noun: robot}", "x", []), Path()
+)
 
-def open_entry(record: WorkRecord) -> FleetEntry:
+
+def prepare(record: WorkRecord) -> PreparedRun:
     if record.payload == "unreadable":
         raise DataError("its photograph is damaged")
-    return FleetEntry(
-        FleetSubject(id=record.id, photos="p", class_noun="robot", owner=record.owner)
-    )
+    if record.payload == "away":
+        raise StorageError("storage is away")
+    return RUN
 
 
 class Stored:
@@ -31,10 +37,13 @@ class Stored:
         record = WorkRecord(id=name, owner=owner, payload=payload, created_ms=1_000)
         WorkQueue(self.store).add(record)
 
-    def open(self, retries: int = 0, most_at_once: int = 9) -> StoredQueue:
+    def open(
+        self, retries: int = 0, most_at_once: int = 9, most_of_owner: int | None = None
+    ) -> StoredQueue:
         return StoredQueue(
-            WorkQueue(self.store), open_entry, lambda _: self.stopped.set(), self.lines.append,
+            WorkQueue(self.store), prepare, lambda _: self.stopped.set(), self.lines.append,
             lease_s=60.0, retries=retries, interval_s=0.02, most_at_once=most_at_once,
+            most_of_owner=most_of_owner,
         )  # fmt: skip
 
     @property
@@ -49,8 +58,9 @@ def stored(tmp_path: Path) -> Stored:
 
 def work_off(queue: StoredQueue, fails: frozenset[str] = frozenset()) -> None:
     run_queue(
-        queue, lambda e: e.subject.id, lambda handles: next(iter(handles)),
-        lambda handle: "broken" if handle in fails else None, lambda _: None,
+        queue, lambda e: e.id, lambda handles: next(iter(handles)),
+        lambda handle: TryEnd("failed", "broken") if handle in fails else TryEnd("done"),
+        lambda _: None,
     )  # fmt: skip
 
 
@@ -65,8 +75,8 @@ def test_all_that_waits_is_done_and_what_can_t_be_is_said(stored: Stored) -> Non
         work_off(queue, frozenset({"b"}))
         assert queue.is_over
     assert stored.ended == {"a": "done", "b": "failed", "c": "done", "bad": "failed"}
-    tries = {entry.subject.id: entry.tries for entry in queue.entries}
-    assert tries == {"a": 1, "b": 2, "c": 1}
+    tries = {entry.id: entry.tries for entry in queue.entries}
+    assert tries == {"a": 1, "b": 2, "c": 1, "bad": 1}
     assert any("damaged" in line for line in stored.lines)
 
 
@@ -80,7 +90,7 @@ def test_no_more_is_claimed_than_can_be_done(stored: Stored) -> None:
         assert not other.is_over
         other.stop(last, "as it was asked to", 1.0)
     # What a queue that is left has begun waits again.
-    assert stored.ended == {last.subject.id: "stopped"}
+    assert stored.ended == {last.id: "stopped"}
     assert len(WorkQueue(stored.store).list_marks("waiting")) == 2
 
 
@@ -115,4 +125,48 @@ def test_what_a_killed_process_was_doing_is_done_by_the_next(stored: Stored) -> 
     with stored.open() as queue:
         work_off(queue)
     assert stored.ended == {"a": "done"}
-    assert queue.entries[0].tries == 3
+    # It has not failed once.
+    assert queue.entries[0].tries == 1
+
+
+def test_storage_that_is_away_is_tried_again_and_no_mistake_of_the_subject(stored: Stored) -> None:
+    stored.add("a", payload="away")
+    with stored.open(retries=2) as queue:
+        work_off(queue)
+    assert stored.ended == {"a": "failed"}
+    assert [(entry.tries, entry.note) for entry in queue.entries] == [(3, "storage is away")]
+
+
+def test_lost_workers_are_no_failures(stored: Stored) -> None:
+    stored.add("a")
+    with stored.open(retries=1) as queue:
+        for _ in range(4):
+            entry = queue.next()
+            assert entry is not None
+            queue.put_back(entry, 1.0)
+        work_off(queue, frozenset({"a"}))
+        # One subject has one line, with the time of all its tries.
+        (entry,) = queue.entries
+    assert (entry.state, entry.tries) == ("failed", 2)
+    assert entry.seconds >= 4.0
+
+
+def test_an_owner_with_a_budget_has_all_trained_by_one_process(stored: Stored) -> None:
+    for name in ("a", "b", "c"):
+        stored.add(name)
+    with stored.open(most_of_owner=1) as queue:
+        work_off(queue)
+    assert stored.ended == {"a": "done", "b": "done", "c": "done"}
+
+
+def test_who_was_followed_says_so(stored: Stored) -> None:
+    stored.add("a")
+    with stored.open() as queue:
+        entry = queue.next()
+        assert entry is not None
+        queue._held["a"].work.lease._renewed_at_s = -1e9
+        stored.store.write("claims/a/lease-0002.json", b"{}")
+        queue.finish(entry, None, 1.0)
+    assert stored.ended == {}
+    assert (entry.state, queue.is_over) == ("waiting", False)
+    assert "taken it over" in entry.note
