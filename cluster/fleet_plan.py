@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dreambooth_ray.config.load import dump_config, layer_overrides, load_config
+from dreambooth_ray.config.load import layer_overrides, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import PathText, Section, Text
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
@@ -107,18 +107,20 @@ def load_fleet(path: Path) -> FleetConfig:
     return fleet
 
 
-def dump_configurations(fleet: FleetConfig) -> dict[str, str]:
-    """Every subject's configuration as YAML, by id; refuses the whole fleet for one mistake.
+def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
+    """Every subject's configuration, by id; refuses the whole fleet for one mistake.
+
+    As they were read: what nobody has set is the model's choice, and a text would not tell.
 
     raises: ConfigError naming the subject and the key
     """
-    config_texts, addresses = {}, {}
+    configs, addresses = {}, {}
     for subject in fleet.subjects:
         try:
             config = fleet.config_of(subject)
         except ConfigError as error:
             raise ConfigError(f"subject {subject.id!r}: {error}") from error
-        config_texts[subject.id] = dump_config(config)
+        configs[subject.id] = config
         addresses[config.cluster.address] = subject.id
     if len(addresses) > 1:
         (first, first_id), (second, second_id) = list(addresses.items())[:2]
@@ -126,7 +128,7 @@ def dump_configurations(fleet: FleetConfig) -> dict[str, str]:
             f"subject {second_id!r}: cluster.address={second} is another than {first} of "
             f"{first_id!r}; a fleet is trained on one cluster: set it in the fleet's overrides"
         )
-    return config_texts
+    return configs
 
 
 def refuse_deadlines(fleet: FleetConfig) -> None:

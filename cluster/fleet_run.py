@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from cluster.fleet_plan import FleetConfig, dump_configurations, refuse_deadlines
+from cluster.fleet_plan import FleetConfig, load_configurations, refuse_deadlines
 from cluster.fleet_queue import FleetEntry, FleetQueue, TryEnd, run_queue
 from cluster.ray_jobs import make_portable_config
 from cluster.session import connection, session
@@ -73,13 +73,12 @@ def _prepare(
     fleet: FleetConfig, entries: list[FleetEntry], say: Callable[[str], None]
 ) -> dict[str, PreparedRun]:
     """By subject's id, of those that can be trained."""
-    texts = dump_configurations(fleet)
+    configs = load_configurations(fleet)
     prepared = {}
     for entry in entries:
         name = entry.id
-        config = parse_config(texts[name], name, [])
         try:
-            prepared[name] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
+            prepared[name] = fit_into_memory(prepare_run(configs[name], QuietDisplay()), say)
         except DataError as error:
             if not fleet.slots:
                 raise
@@ -115,13 +114,16 @@ def generate_priors(
 
 def start_training(config: Config) -> Any:
     """Train a subject by itself; returns the handle of its task. config: with portable paths"""
-    return _train_subject.remote(dump_config(config))
+    return _train_subject.remote(dump_config(config), dict(config.storage.options))
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _train_subject(text: str) -> bool:
+def _train_subject(text: str, storage_options: dict[str, Any]) -> bool:
     """One subject from wherever its run stands to its bundle; False if somebody has stopped it."""
     config = parse_config(text, "the fleet", [])
+    # They may be keys, and are in no text.
+    storage = config.storage.model_copy(update={"options": storage_options})
+    config = config.model_copy(update={"storage": storage})
     display = QuietDisplay()
     prepared = prepare_run(config, display)
     run = open_run(config, inputs=prepared.inputs)

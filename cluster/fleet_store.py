@@ -7,13 +7,13 @@ A subject's work is its configuration, with photographs that every host can read
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from cluster.fleet_plan import FleetConfig, FleetSubject, dump_configurations
+from cluster.fleet_plan import FleetConfig, FleetSubject, load_configurations
 from cluster.ray_jobs import make_portable_config
-from dreambooth_ray.config.load import dump_config, parse_config
+from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import ConfigError
@@ -28,6 +28,8 @@ FOLDER = "queue/fleet"
 ALONE = "alone"
 
 _Entry = TypeVar("_Entry")
+# Storage, group and record.
+_Work = tuple[str, str, WorkRecord]
 
 
 def find_group(config: Config) -> str:
@@ -113,16 +115,6 @@ class FleetStore:
                 return queue.cancel(subject_id)
         raise ConfigError(f"no subject {subject_id!r} in {self._store.uri}; `fleet ls` shows all")
 
-    def find_groups(self, subject_ids: Iterable[str]) -> dict[str, str]:
-        """The groups of those that a queue has, or had."""
-        queues = {group: self.open_queue(group) for group in self.list_groups()}
-        return {
-            subject_id: group
-            for subject_id in subject_ids
-            for group, queue in queues.items()
-            if queue.has(subject_id)
-        }
-
 
 def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
     """Look at every subject, then put them all into their queues.
@@ -132,17 +124,17 @@ def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
     """
     prepared: dict[str, PreparedRun] = {}
     _refuse_past_deadlines(fleet)
-    for name, text in dump_configurations(fleet).items():
-        config = parse_config(text, name, [])
-        _refuse_address(config)
+    for name, config in load_configurations(fleet).items():
+        _refuse_what_no_queue_keeps(config)
         prepared[name] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
-    ids_by_storage: dict[str, list[str]] = {}
-    for subject_id, run in prepared.items():
-        ids_by_storage.setdefault(run.config.storage.uri, []).append(subject_id)
-    for uri, subject_ids in ids_by_storage.items():
-        _refuse_other_groups(FleetStore(uri), {name: prepared[name] for name in subject_ids})
     created_ms = int(time.time() * 1000)
-    num_new = sum([_add_subject(s, prepared[s.id], created_ms, say) for s in fleet.subjects])
+    works = [_make_work(s, prepared[s.id], created_ms) for s in fleet.subjects]
+    _refuse_other_works(works)
+    num_new = 0
+    for uri, group, record in works:
+        is_new = FleetStore(uri).open_queue(group).add(record)
+        say(f"{record.id}: {'waits in' if is_new else 'was added before to'} {group}")
+        num_new += is_new
     if not num_new:
         raise ConfigError(
             "every subject of the file is in the queue already, or was; ids name runs: take "
@@ -150,14 +142,11 @@ def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
         )
 
 
-def _add_subject(
-    subject: FleetSubject, prepared: PreparedRun, created_ms: int, say: Callable[[str], None]
-) -> bool:
-    """Whether it was not in the queue before."""
+def _make_work(subject: FleetSubject, prepared: PreparedRun, created_ms: int) -> _Work:
+    """raises: ConfigError if its id is that of a run with another configuration"""
     config = make_portable_config(prepared.config)
     # From now on the run says what it uses: nobody collects that as garbage.
     open_run(config, inputs=prepared.inputs)
-    group = find_group(config)
     record = WorkRecord(
         id=subject.id,
         owner=subject.owner,
@@ -166,19 +155,24 @@ def _add_subject(
         deadline_s=subject.deadline_s,
         created_ms=created_ms,
     )
-    is_new = FleetStore(config.storage.uri).open_queue(group).add(record)
-    say(f"{subject.id}: {'waits in' if is_new else 'was added before to'} {group}")
-    return is_new
+    return config.storage.uri, find_group(config), record
 
 
-def _refuse_other_groups(fleet_store: FleetStore, prepared: Mapping[str, PreparedRun]) -> None:
-    """raises: ConfigError for a subject whose id has other work, which shares other batches"""
-    for subject_id, group in fleet_store.find_groups(prepared).items():
-        if group != find_group(prepared[subject_id].config):
-            raise ConfigError(
-                f"subject {subject_id!r} is in the queue already, or was, with other settings; ids "
-                "name runs: take another one, or `dreambooth resume` that run"
-            )
+def _refuse_other_works(works: list[_Work]) -> None:
+    """raises: ConfigError for an id that has, or had, other work"""
+    queues = {
+        uri: {group: store.open_queue(group) for group in store.list_groups()}
+        for uri in {uri for uri, _, _ in works}
+        for store in [FleetStore(uri)]
+    }
+    for uri, own_group, record in works:
+        for group, queue in queues[uri].items():
+            is_known = queue.has(record.id)
+            if is_known and not (group == own_group and queue.read(record.id).is_same_work(record)):
+                raise ConfigError(
+                    f"subject {record.id!r} is in the queue already, or was, with other settings; "
+                    "ids name runs: take another one, or `dreambooth resume` that run"
+                )
 
 
 def _refuse_past_deadlines(fleet: FleetConfig) -> None:
@@ -189,10 +183,16 @@ def _refuse_past_deadlines(fleet: FleetConfig) -> None:
             )
 
 
-def _refuse_address(config: Config) -> None:
-    """raises: ConfigError for subjects that would be bound to a cluster"""
+def _refuse_what_no_queue_keeps(config: Config) -> None:
+    """raises: ConfigError for keys that bind subjects to a cluster, or may be secrets"""
     if config.cluster.address is not None:
         raise ConfigError(
             f"cluster.address={config.cluster.address}: who takes subjects from the queue decides "
             "where they are trained; leave it out, and give RAY_ADDRESS to `dreambooth fleet run`"
+        )
+    if config.storage.options:
+        raise ConfigError(
+            f"storage.options.{next(iter(config.storage.options))}: the queue keeps no options, "
+            "which may be keys; give them by the environment, AWS_ENDPOINT_URL and the like, to "
+            "`dreambooth fleet add` and `fleet run`"
         )

@@ -57,6 +57,9 @@ def batch_group(config: Config) -> Hashable:
         "has_class_images": bool(config.prior.num_images),
         "zero_terminal_snr": config.loss.zero_terminal_snr,
         "gpus": config.cluster.gpus,
+        # Of workers, which all of a group have in common.
+        "max_failures": config.cluster.max_failures,
+        "wait_s": config.cluster.wait_s,
         "storage": config.storage.model_dump(mode="json"),
     }
     return json.dumps(shared, sort_keys=True)

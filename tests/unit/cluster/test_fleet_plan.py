@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fleet_plan import dump_configurations, load_fleet, refuse_deadlines
+from cluster.fleet_plan import load_configurations, load_fleet, refuse_deadlines
 from dreambooth_ray.errors import ConfigError
 
 FLEET = """
@@ -20,7 +20,10 @@ def test_a_file_becomes_configurations(tmp_path: Path) -> None:
     fleet = load_fleet(path)
     steps = [fleet.config_of(s).train.steps for s in fleet.subjects]
     assert steps == [4, 8]
-    assert set(dump_configurations(fleet)) == {"one", "two"}
+    configs = load_configurations(fleet)
+    assert list(configs) == ["one", "two"]
+    # What nobody has set is still the model's choice, as of losses for flow matching.
+    assert "timesteps" not in configs["one"].loss.model_fields_set
 
 
 def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_mistakes_are_named(tmp_path: Path, wrong: str, words: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(wrong)
     with pytest.raises(ConfigError, match=words):
-        dump_configurations(load_fleet(path))
+        load_configurations(load_fleet(path))
 
 
 def test_a_deadline_is_the_queues(tmp_path: Path) -> None:

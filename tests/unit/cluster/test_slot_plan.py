@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from cluster.slot_plan import divide_slots, plan_slots
 from dreambooth_ray.config.load import parse_config
@@ -35,6 +36,7 @@ APART = (
     "model.uri=other", "train.lora.dora=true", "train.resolution=64", "train.batch_size=4",
     "train.precision=bf16-mixed", "prior.count=0", "train.gradient_checkpointing=true",
     'train.lora.target_modules=["to_q"]', "loss.zero_terminal_snr=true", "storage.uri=elsewhere",
+    "train.cuda_graphs=false", "cluster.gpus=true", "cluster.max_failures=9", "cluster.wait_s=5",
 )  # fmt: skip
 
 
@@ -42,6 +44,45 @@ APART = (
 def test_what_shapes_the_batch_parts_them(setting: str) -> None:
     plan = plan_slots({"a": make_config(), "b": make_config(setting), "c": make_config("seed=3")})
     assert [group.subject_ids for group in plan.groups] == [("a", "c"), ("b",)]
+
+
+# Each run's own beside those of OWN: what it sees, how often it saves, how it is tracked.
+_OWN_KEYS = (
+    "run_id", "subject", "subjects", "prior", "loss", "checkpoint", "tracking", "train.images",
+    "train.prompt", "train.lr_warmup_steps", "train.weight_decay", "validation.held_out",
+    "cluster.lease_s",
+)  # fmt: skip
+# Without an effect on any run in slots, as on runs alone: of what is an obstacle, or of nothing
+# where adapters of the denoiser alone are trained.
+_IDLE_KEYS = (
+    "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules", "train.deepspeed",
+    "validation", "choice", "sample",
+)  # fmt: skip
+# The fleet's: refused where they differ, said to mean nothing, or heeded before any slot is taken.
+_FLEET_KEYS = ("cluster.address", "cluster.workers", "memory.fit")
+
+
+def list_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += list_keys(kind, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]
+    return keys
+
+
+def test_every_key_works_in_slots_or_is_refused() -> None:
+    """A new key has to be put into one of these lists, or none."""
+    obstacles = [setting for settings in OBSTACLES.values() for setting in settings]
+    settings = [*OWN, *APART, *obstacles, "train.precision=16-mixed"]
+    named = {setting.partition("=")[0] for setting in settings}
+    known = {*named, *_OWN_KEYS, *_IDLE_KEYS, *_FLEET_KEYS, "model", "storage"}
+    unknown = [
+        key
+        for key in list_keys(Config)
+        if not any(key == name or key.startswith(f"{name}.") for name in known)
+    ]
+    assert not unknown
 
 
 OBSTACLES = {
