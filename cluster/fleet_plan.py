@@ -39,9 +39,12 @@ class FleetSubject(Section):
     @field_validator("deadline")
     @classmethod
     def _deadline_is_a_moment(cls, deadline: str | None) -> str | None:
-        if deadline is not None and datetime.fromisoformat(deadline).tzinfo is None:
-            raise ValueError(f"deadline={deadline} has no time zone; write {deadline}Z for UTC")
-        return deadline
+        try:
+            if deadline is None or datetime.fromisoformat(deadline).tzinfo is not None:
+                return deadline
+        except ValueError as error:
+            raise ValueError(f"{deadline!r} is no moment; write 2030-01-31T12:00Z") from error
+        raise ValueError(f"{deadline} has no time zone; write {deadline}Z for UTC")
 
     @property
     def deadline_s(self) -> float | None:
@@ -98,7 +101,8 @@ def load_fleet(path: Path) -> FleetConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key}: {first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {key}: {reason}" if key else f"{path}: {reason}") from error
     repeated_ids = [
         name for name, count in Counter(s.id for s in fleet.subjects).items() if count > 1
     ]

@@ -113,7 +113,8 @@ class FleetWorker:
             lease_s=_LEASE_S,
             retries=self._retries,
             interval_s=self._interval_s,
-            most_at_once=self._parallel if self._is_alone(group) else self._slots,
+            # Slots, and as many that have left one and make their bundles.
+            most_at_once=self._parallel if self._is_alone(group) else 2 * self._slots,
             most_of_owner=self._most_of_owner,
         )
 

@@ -58,7 +58,10 @@ class _Worker:
     @property
     def num_free(self) -> int:
         """Slots that a subject may be handed in for."""
-        return self.handle.num_slots - self.num_taken if self.is_ready else 0
+        num_slots = self.handle.num_slots
+        # As many again may be making their bundles. What takes longer than training is waited for.
+        num_free = min(num_slots - self.num_taken, 2 * num_slots - len(self.entries))
+        return num_free if self.is_ready else 0
 
 
 class SlotFleet:

@@ -24,6 +24,9 @@ class PlayedWorker:
         ready = [SubjectEvent("", "ready")] if has_room else []
         self._events: deque[SubjectEvent | WorkerLostError] = deque(ready)
         self._has_room = has_room
+        # They come last: bundles take their time.
+        self._ends: deque[SubjectEvent] = deque()
+        self.num_held = self.most_held = 0
         self.is_closed = self.is_killed = False
 
     def kill(self) -> None:
@@ -34,6 +37,8 @@ class PlayedWorker:
         if job is None:
             self.is_closed = True
             return
+        self.num_held += 1
+        self.most_held = max(self.most_held, self.num_held)
         self.num_taken += 1
         self.most_taken = max(self.most_taken, self.num_taken)
         name = job.run_uri
@@ -47,20 +52,20 @@ class PlayedWorker:
         kinds = {"broken": "failed", "refused": "failed", "permanent": "failed"}
         is_permanent = play == "permanent"
         note = play if play in kinds else ""
-        self._events.append(
-            SubjectEvent(name, kinds.get(play, play), 5, note, is_permanent)  # type: ignore[arg-type]
-        )
+        end = SubjectEvent(name, kinds.get(play, play), 5, note, is_permanent)  # type: ignore[arg-type]
+        self._ends.append(end)
 
     @property
     def has_event(self) -> bool:
-        return bool(self._events)
+        return bool(self._events or self._ends)
 
     def read_event(self) -> SubjectEvent | None:
-        event = self._events.popleft()
+        event = (self._events or self._ends).popleft()
         if isinstance(event, WorkerLostError):
             raise event
         if event.kind == "trained" or (event.kind == "failed" and event.note == "refused"):
             self.num_taken -= 1
+        self.num_held -= event.kind in ("done", "stopped", "failed", "misfit")
         return event
 
 
@@ -175,3 +180,4 @@ def test_no_slot_has_two_and_every_subject_ends(plays: list[list[str]], shares: 
     played.fleet.run(shares)
     assert set(played.states.values()) <= {"done", "stopped"}
     assert all(worker.most_taken <= worker.num_slots for worker in played.workers)
+    assert all(worker.most_held <= 2 * worker.num_slots for worker in played.workers)
