@@ -67,13 +67,17 @@ class CheckpointUploader:
         nonce: str,
         local: ScratchFolder,
         about: dict[str, object],
+        metrics: dict[str, float],
         is_kept: bool = False,
     ) -> None:
         """Upload this host's files of `local`, and remove them; the first host commits.
 
+        about, metrics: what the manifest says beside the step; metrics are the step's
         is_kept: once committed they stay, for whoever makes something of the last checkpoint
         """
         assert self._pending is None
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        about = {**about, "step": step, "metrics": values}
         self._pending = self._pool.submit(self._upload, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:
@@ -255,13 +259,12 @@ class CheckpointSaver:
         trainer.save_checkpoint(local / STATE)
         trainer.strategy.barrier("checkpoint")
         if folder is not None:
-            values = {name: value for name, value in metrics.items() if name != "step"}
-            about = {**self._about, "step": step, "metrics": values}
             # Whole on this host, and the end: what is made of it need not come from storage.
             is_kept = trainer.should_stop or step == self._config.train.steps
             is_whole = self._worker_rank.num_hosts == 1 or self._config.train.strategy == "ddp"
             is_first = self._worker_rank.rank == 0
-            self._uploader.submit(step, nonce, folder, about, is_kept and is_whole and is_first)
+            is_kept = is_kept and is_whole and is_first
+            self._uploader.submit(step, nonce, folder, self._about, metrics, is_kept)
         self.waited_s += time.monotonic() - started_s
 
     @property

@@ -12,7 +12,7 @@ from typing import Literal
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject, split_photographs
+from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.storage import fence
 from dreambooth_ray.storage.catalog import publish_run
@@ -124,13 +124,9 @@ class SubjectRun:
 
     def _make_dataset(self, components: Components, priors: PriorSet | None) -> TrainingDataset:
         config = self.config
-        splits = [
-            split_photographs(config, read_configured_subject(config, subject))
-            for subject in config.all_subjects
-        ]
-        return TrainingDataset(
-            config, components, [trained for trained, _ in splits], priors, (0, 1)
-        )
+        # All of them: validation, which would hold some out, is an obstacle to slots.
+        photographs = [read_configured_subject(config, subject) for subject in config.all_subjects]
+        return TrainingDataset(config, components, photographs, priors, (0, 1))
 
     def _open(self, dataset: TrainingDataset, state: AdapterState | None) -> None:
         """Metrics, loggers and checkpoints, from the step that training goes on from."""
@@ -192,17 +188,17 @@ class SubjectRun:
             "world_size": 1,
             "model_hash": self.job.model_hash,
             "lease": self._lease.number,
-            "step": subject.step,
-            "metrics": {name: value for name, value in self._metrics.items() if name != "step"},
         }
-        self._uploader.submit(subject.step, nonce, folder, about, is_kept)
+        self._uploader.submit(subject.step, nonce, folder, about, self._metrics, is_kept)
 
     def finish(self, end: SubjectEnd, export: Export) -> None:
         """Commit what is under way; of a trained run, make its bundle and publish it."""
         try:
-            if self._uploader is not None:
-                self._uploader.finish_upload()
-            self._close()
+            try:
+                if self._uploader is not None:
+                    self._uploader.finish_upload()
+            finally:
+                self._close()
             self._lease.check()
             if end == "done":
                 export(self.job, self._kept_checkpoint)
