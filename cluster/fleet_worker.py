@@ -82,7 +82,7 @@ class FleetWorker:
                     try:
                         self._run_group(group, queue, first)
                     except DreamBoothError as error:
-                        self._failed_groups[group] = error
+                        self._failed_groups[group] = error.with_traceback(None)
                         self._say(f"{group}: {error}; its subjects wait again")
                 entries += queue.entries
         return entries

@@ -96,8 +96,22 @@ class SlotFleet:
         raises: DreamBoothError if workers are lost again and again, or can train none of them;
             CapacityError if there is room for none
         """
-        self._workers = [_Worker(self._start(num_slots)) for num_slots in shares]
-        self._had_room_s = time.monotonic()
+        try:
+            self._workers = [_Worker(self._start(num_slots)) for num_slots in shares]
+            self._had_room_s = time.monotonic()
+            self._train()
+        except BaseException:
+            # They would go on with subjects that others are handed by now.
+            for worker in self._workers:
+                worker.handle.kill()
+            raise
+        for worker in self._workers:
+            if worker.is_ready:
+                worker.handle.add(None)
+            else:
+                worker.handle.kill()
+
+    def _train(self) -> None:
         while not self._queue.is_over:
             self._hand_out()
             if self._queue.is_over:
@@ -114,11 +128,6 @@ class SlotFleet:
                 self._note_event(worker, event)
             except WorkerLostError as error:
                 self._replace(worker, error)
-        for worker in self._workers:
-            if worker.is_ready:
-                worker.handle.add(None)
-            else:
-                worker.handle.kill()
 
     def _check_room(self) -> None:
         """raises: CapacityError if no worker has found room in time; one is enough to go on"""
@@ -195,6 +204,8 @@ class SlotFleet:
         self._say(f"a worker is lost ({error}); its {len(worker.entries)} subjects go to others")
         for entry, since_s in worker.entries.values():
             self._queue.put_back(entry, time.monotonic() - since_s)
+        # What has failed may still be there, and hold the runs of its subjects.
+        worker.handle.kill()
         self._workers.remove(worker)
         self._workers.append(_Worker(self._start(worker.handle.num_slots)))
 

@@ -138,6 +138,8 @@ def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
     with pytest.raises(DreamBoothError, match="3 times without a step more"):
         played.fleet.run([1])
     assert len(played.workers) == 3
+    # None goes on with what others may be handed.
+    assert all(worker.is_killed for worker in played.workers)
 
 
 def test_nobody_is_handed_to_a_worker_that_finds_no_room() -> None:

@@ -1,9 +1,13 @@
 """Work of several processes, some of which die or freeze."""
 
+import itertools
+import json
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +141,71 @@ def test_who_is_about_to_have_it_is_asked_as_well(queue: WorkQueue, store: Store
     assert Claims(store.sub("claims")).claim("one", LEASE_S) is not None
     assert queue.cancel("one") == "asked"
     assert queue.list_cancelled() == ["one"]
+
+
+class DeathError(BaseException):
+    """The end of a process."""
+
+
+def die_after(num_changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on: before a change of storage more than so many."""
+    counter = itertools.count()
+    for name in ("write", "create", "remove_file"):
+        change = getattr(Store, name)
+
+        def count(
+            store: Store, *arguments: object, change: Callable[..., object] = change
+        ) -> object:
+            if next(counter) >= num_changes:
+                raise DeathError
+            return change(store, *arguments)
+
+        monkeypatch.setattr(Store, name, count)
+
+
+def bury(store: Store) -> None:
+    """What this process holds was held by one that has ended."""
+    dead = replace(new_holder(LEASE_S), started=1.0)
+    for name in store.files_after("claims"):
+        if not json.loads(store.read(f"claims/{name}")).get("released"):
+            store.write(f"claims/{name}", dead.as_json())
+
+
+def run_through(queue: WorkQueue, end: str) -> None:
+    record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
+    queue.add(record)
+    if end == "cancel":
+        queue.cancel("one")
+        return
+    work = claim(queue)
+    if end == "finish":
+        queue.finish(work, "failed", "once")
+    else:
+        queue.give_back(work, has_failed=end == "give back a failure")
+
+
+@pytest.mark.parametrize("end", ["finish", "give back", "give back a failure", "cancel"])
+def test_a_death_between_any_two_changes_loses_no_work(store: Store, end: str) -> None:
+    num_changes, has_died = 0, True
+    while has_died:
+        here = store.sub(f"died-after-{num_changes}")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            die_after(num_changes, monkeypatch)
+            try:
+                run_through(WorkQueue(here), end)
+                has_died = False
+            except DeathError:
+                num_changes += 1
+        bury(here)
+        other = WorkQueue(here)
+        # Whoever was adding it adds it again.
+        other.add(WorkRecord(id="one", owner="ann", payload="of one", created_ms=9))
+        other.recover(LEASE_S)
+        drain(other)
+        ended = [entry.state for entry in other.list_ended()]
+        assert set(ended) <= {"done", "failed", "cancelled"}, num_changes
+        # Once its end is written it may be done again; the run it is says that it is done.
+        assert 1 <= len(ended) <= 2, num_changes
+        assert not other.list_marks("running"), num_changes
+        assert not other.list_marks("waiting"), num_changes
+    assert num_changes > 4
