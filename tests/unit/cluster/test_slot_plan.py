@@ -49,7 +49,8 @@ def test_what_shapes_the_batch_parts_them(setting: str) -> None:
 # Each run's own beside those of OWN: what it sees, how often it saves, how it is tracked.
 _OWN_KEYS = (
     "run_id", "subject", "subjects", "captions", "prior", "loss", "checkpoint", "tracking",
-    "train.images", "train.prompt", "train.lr_warmup_steps", "train.weight_decay", "cluster.lease_s",
+    "train.images", "train.prompt", "train.lr_warmup_steps", "train.weight_decay",
+    "cluster.lease_s",
 )  # fmt: skip
 # Without an effect on any run in slots, as on runs alone: of what is an obstacle, or of nothing
 # where adapters of the denoiser alone are trained.
