@@ -11,7 +11,7 @@ from typing import Protocol
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.caption_variants import find_idle_setting
+from dreambooth_ray.data.caption_variants import find_doubt
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.remote_images import photographs_folder
@@ -101,8 +101,8 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
         check_preserved_captions(config, subject, photographs)
         check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
         records.append(record_photographs(photographs, config.instance_prompts(subject)))
-        if idle := find_idle_setting(config, subject, [p.own_caption for p in photographs]):
-            display.say(f"warning: {idle}")
+        if doubt := find_doubt(config, subject, [p.own_caption for p in photographs]):
+            display.say(f"warning: {doubt}")
         if unread := describe_unread(photographs_folder(subject.photos)):
             display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
         warning = identifier_warning(config.word(subject), subject.class_noun)

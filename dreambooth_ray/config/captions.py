@@ -35,8 +35,8 @@ class CaptionsConfig(Section):
         16,
         ge=1,
         le=1000,
-        description="different ones that shuffle and tag_dropout make of a caption; each is "
-        "encoded once and held in memory",
+        description="how many shuffle and tag_dropout make of each caption, for steps to choose "
+        "from; each is encoded once and held in memory",
     )
 
     @property

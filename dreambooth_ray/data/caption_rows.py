@@ -12,6 +12,7 @@ from dreambooth_ray.data.caption_text import (
     check_characters,
     decode_text,
     join_lines,
+    read_bytes,
 )
 from dreambooth_ray.errors import DataError
 
@@ -38,13 +39,8 @@ def read_caption_rows(path: Path) -> list[CaptionRow]:
 
     raises: DataError naming the line that can't be read
     """
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise DataError(
-            f"{path} has {size:,} bytes, above {MAX_FILE_BYTES:,}; keep the lines of these "
-            "photographs alone"
-        )
-    text, is_latin = decode_text(path.read_bytes(), path)
+    data = read_bytes(path, MAX_FILE_BYTES, "keep the lines of these photographs alone")
+    text, is_latin = decode_text(data, path)
     return list(_parse_rows(text, path, is_latin))
 
 

@@ -31,14 +31,23 @@ def read_caption(path: Path) -> Caption:
 
     raises: DataError if it is too long, or no text
     """
-    size = path.stat().st_size
-    if size > MAX_CAPTION_BYTES:
-        raise DataError(
-            f"{path} has {size:,} bytes, and a caption has {MAX_CAPTION_BYTES:,} at most; shorten "
-            "or remove it"
-        )
-    text, is_latin = decode_text(path.read_bytes(), path)
+    data = read_bytes(path, MAX_CAPTION_BYTES, "shorten or remove it")
+    text, is_latin = decode_text(data, path)
     return Caption(join_lines(text), path, is_latin)
+
+
+def read_bytes(path: Path, max_bytes: int, remedy: str) -> bytes:
+    """A whole file; remedy: what to do where it has more than `max_bytes`
+
+    raises: DataError for that, or if it can't be read
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DataError(f"{path} has {size:,} bytes, above {max_bytes:,}; {remedy}")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error}); mend or remove it") from error
 
 
 def join_lines(text: str) -> str:

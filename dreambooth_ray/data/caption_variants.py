@@ -15,6 +15,8 @@ from dreambooth_ray.objective.address import seed_of
 
 # Numbers of `seed_of` are below this.
 _SEED_LIMIT = 2**63
+# 40 photographs with 16 each; 5 GB of FLUX.1's embeddings.
+_MANY_CAPTIONS = 640
 
 
 def list_captions(config: Config, subject: SubjectConfig, own_caption: str) -> tuple[str, ...]:
@@ -63,13 +65,29 @@ def vary_tags(
     return joint.join([*tags[: captions.keep_tokens], *(tags[number] for number in remaining)])
 
 
-def find_idle_setting(
-    config: Config, subject: SubjectConfig, own_captions: Sequence[str]
-) -> str | None:
-    """What is configured of captions and changes nothing of a subject's, and why; None if nothing.
+def find_doubt(config: Config, subject: SubjectConfig, own_captions: Sequence[str]) -> str | None:
+    """What is doubtful of `captions` for a subject, in words; None for nothing.
+
+    What changes nothing, and more variants than one would want to encode.
 
     own_captions: of each photograph, as of `list_captions`
     """
+    if idle := _find_idle_setting(config, subject, own_captions):
+        return idle
+    captions = {text for own in own_captions for text in list_captions(config, subject, own)}
+    if len(captions) <= _MANY_CAPTIONS or not config.captions.varies_tags:
+        return None
+    return (
+        f"captions.variants={config.captions.variants} makes {len(captions)} different captions; "
+        "each is read by the text encoders before the first step, and what they make of it is held "
+        "in memory where they are frozen; lower it if that takes long, or more than there is"
+    )
+
+
+def _find_idle_setting(
+    config: Config, subject: SubjectConfig, own_captions: Sequence[str]
+) -> str | None:
+    """What of `captions` changes nothing of a subject's, and why."""
     settings = config.captions
     if settings.templates and not any(own_captions):
         return (

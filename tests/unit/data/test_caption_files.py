@@ -100,7 +100,7 @@ def test_lines_of_names_that_differ_in_case_alone(tmp_path: Path) -> None:
         (
             "a.txt",
             b"x" * 1_000_000,
-            r"a\.txt has 1,000,000 bytes, and a caption has 16,384 at most",
+            r"a\.txt has 1,000,000 bytes, above 16,384; shorten",
         ),
         ("a.txt", b"\0" * 12, r"a\.txt holds NUL, which no text has"),
         ("metadata.jsonl", b"\0" * 12, r"metadata\.jsonl holds NUL"),

@@ -62,8 +62,20 @@ def test_what_holds_nul_or_control_characters_is_no_text(data: bytes, tmp_path: 
 
 def test_a_caption_may_be_long_but_not_as_long_as_a_book(tmp_path: Path) -> None:
     assert read(b"x" * MAX_CAPTION_BYTES, tmp_path) == ("x" * MAX_CAPTION_BYTES, False)
-    with pytest.raises(DataError, match="16,385 bytes, and a caption has 16,384 at most"):
+    with pytest.raises(DataError, match="16,385 bytes, above 16,384; shorten or remove it"):
         read(b"x" * (MAX_CAPTION_BYTES + 1), tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"a\.txt can't be read .*Permission denied.*; mend or"):
+        read_caption(tmp_path / "a.txt")
 
 
 @given(data=st.binary(max_size=64))

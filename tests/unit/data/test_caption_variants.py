@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dreambooth_ray.config.captions import CaptionsConfig
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.caption_variants import find_idle_setting, list_captions, vary_tags
+from dreambooth_ray.data.caption_variants import find_doubt, list_captions, vary_tags
 
 TAGS = "sks dog, snow, from above, smiling, at night"
 
@@ -108,11 +108,16 @@ def test_a_variant_is_a_function_of_its_address_and_adds_no_tag(
         ([TAGS, ""], ["captions.shuffle=true", "captions.variants=1"], None),
         (["", "x"], ['captions.templates=["x {caption}"]'], None),
         (["", "x"], [], None),
+        (
+            [f"sks dog, {n}, a, b, c, d, e" for n in range(9)],
+            ["captions.shuffle=true", "captions.variants=100"],
+            "captions.variants=100 makes 8",
+        ),
     ],
 )
-def test_a_setting_that_changes_nothing_is_told(
+def test_a_setting_that_is_doubtful_is_told(
     own_captions: list[str], overrides: list[str], match: str | None
 ) -> None:
     config = make_config(*overrides)
-    text = find_idle_setting(config, config.subject, own_captions)
+    text = find_doubt(config, config.subject, own_captions)
     assert (text is None) if match is None else (match in str(text))
