@@ -1,0 +1,56 @@
+"""`dreambooth lr`: which learning rate to begin with, by a short ramp."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreambooth_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dreambooth_ray.training.rate_ramp import RateCurve
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+
+def lr(
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+    lowest: Annotated[float, typer.Option(help="rate that the ramp begins with")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="rate that it ends with")] = 0.1,
+    steps: Annotated[int, typer.Option(min=30, help="of the ramp")] = 120,
+    plot: Annotated[Path | None, typer.Option(help="also draw the curve into this PNG")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Ramp train.lr up on your photographs, and say at which rate to train; trains nothing else."""
+    if not 0 < lowest < highest:
+        raise ConfigError(
+            f"--lowest={lowest:g} --highest={highest:g}: give two rates above 0, the lower first"
+        )
+    from dreambooth_ray.config.load import load_config
+    from dreambooth_ray.imports import large_imports
+
+    config = load_config(recipe, overrides or [])
+    with large_imports():
+        from dreambooth_ray.display import TrainingDisplay
+        from dreambooth_ray.preparation import prepare_run
+        from dreambooth_ray.training.rate_ramp import RateRamp, draw_curve
+    prepared = prepare_run(config, TrainingDisplay())
+    ramp = RateRamp(prepared.config, prepared.directory, device)
+    curve = ramp.run((lowest, highest), steps)
+    if plot:
+        draw_curve(curve, plot)
+    suggestion = curve.suggest()
+    if as_json:
+        print(json.dumps({"suggestion": suggestion, **curve.as_json()}, indent=1))
+    else:
+        _print_curve(curve, suggestion)
+
+
+def _print_curve(curve: "RateCurve", suggestion: float) -> None:
+    print(f"before the first step: loss {curve.first_loss:.4f}")
+    for point in curve.points:
+        print(f"{point.rate:.1e}  {point.loss:.4f}")
+    print(f"train.lr={suggestion:.1e}")
