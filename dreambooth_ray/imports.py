@@ -8,7 +8,7 @@ from contextlib import contextmanager
 _EXTRAS = {
     "bitsandbytes": "gpu",
     "deepspeed": "deepspeed",
-    "matplotlib": "bench",
+    "matplotlib": "plot",
     "mlflow": "mlflow",
     "psutil": "bench",
     "pynvml": "gpu",

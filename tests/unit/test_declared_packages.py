@@ -37,7 +37,7 @@ def read_declared(*extras: str) -> set[str]:
     }
 
 
-RUNTIME = ("deepspeed", "wandb", "mlflow", "safety", "gpu")
+RUNTIME = ("deepspeed", "wandb", "mlflow", "safety", "gpu", "plot")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ RUNTIME = ("deepspeed", "wandb", "mlflow", "safety", "gpu")
         ("dreambooth_ray", RUNTIME),
         ("cluster", ()),
         ("serve", RUNTIME),
-        ("benchmarks", ("bench",)),
+        ("benchmarks", ("bench", "plot")),
         ("tests", (*RUNTIME, "bench", "test")),
     ],
 )
