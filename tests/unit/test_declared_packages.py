@@ -46,7 +46,7 @@ RUNTIME = ("deepspeed", "wandb", "mlflow", "safety", "gpu", "plot")
         ("dreambooth_ray", RUNTIME),
         ("cluster", ()),
         ("serve", RUNTIME),
-        ("benchmarks", ("bench", "plot")),
+        ("benchmarks", ("bench",)),
         ("tests", (*RUNTIME, "bench", "test")),
     ],
 )
