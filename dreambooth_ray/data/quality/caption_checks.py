@@ -19,7 +19,7 @@ MAX_WORDS = 55
 MIN_TRAIT_SHARE, MIN_TRAIT_CAPTIONS = 0.75, 3
 # What is filled in, and what other trainers fill in.
 _FILLED_IN = ("{identifier}", "{class_noun}")
-_PLACEHOLDER = re.compile(r"\{\w+\}|\[(?:trigger|name|filewords)\]")
+_PLACEHOLDER = re.compile(r"\{\w+\}|\[(?:trigger|name|filewords)\]|\|{3}")
 
 
 def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[QualityIssue]:

@@ -42,6 +42,7 @@ def test_a_caption_with_both_words_is_left_alone(caption: str, tmp_path: Path) -
         ("", "warning", "The caption of a.png is empty"),
         ("sks robot " * 40, "note", "has 80 words"),
         ("[trigger] sks robot {name}", "warning", "holds [trigger] and {name}, which is taken as"),
+        ("sks robot ||| snow", "warning", "holds |||, which is taken as it stands"),
         ("un sks robot \xe9lectrique".encode("latin-1"), "note", "was read as Latin-1"),
         ("白い sks robot 犬白い犬白い犬".encode("shift-jis"), "fault", "a.txt is not UTF-8 text"),
         (b"\0" * 30, "fault", "a.txt holds NUL, which no text has"),
