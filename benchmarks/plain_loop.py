@@ -38,7 +38,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self._photographs = sorted(Path(config.subject.photos).glob("*.png"))
         self._class_images = sorted(Path(str(config.prior.folder)).glob("*.png"))
-        self._side, self._tokenizer = config.train.resolution, tokenizer
+        self._side, self._tokenizer = config.train.side_px, tokenizer
         subject = config.subject
         self._prompts = (
             f"a {subject.identifier} {subject.class_noun}",

@@ -61,7 +61,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
         with start_gated_run(config) as defaults:
-            side_px = config.train.resolution
+            side_px = config.train.side_px
             cases = [
                 _compare_with_defaults(
                     name, Path(folder), setting, defaults, passes, pairs, side_px

@@ -98,7 +98,7 @@ def generate_class_images(config: Config, directory: Path) -> PriorSet:
     prior = config.prior
     spec = PriorSpec(
         model_hash(directory), config.class_prompts, prior.sampling_params,
-        config.train.resolution, 0, prior.batch_size,
+        config.train.side_px, 0, prior.batch_size,
     )  # fmt: skip
     store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
     spec_record = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}

@@ -75,7 +75,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             "steps_a_turn": _steps_per_turn(setting), "run": dump_portable_config(config),
             "allocator": sorted(ALLOCATOR), "peer_allocator": "as Python has it",
         },
-        "utilisation": _compute_utilisation(setting, config.train.resolution, cases),
+        "utilisation": _compute_utilisation(setting, config.train.side_px, cases),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.model_directory import check_resolution, model_directory, model_outline
+from dreambooth_ray.models.model_directory import check_image_sizes, model_directory, model_outline
 from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.storage.store import Store
 
@@ -84,7 +84,7 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
         yield PreflightFinding("model.uri", str(error))
         return
     try:
-        check_resolution(directory, config.train.resolution)
+        check_image_sizes(directory, config.train)
         check_method(config, directory)
         footprints.append(footprint := estimate_footprint(config, directory))
         yield _note_memory(config, footprint)

@@ -7,17 +7,26 @@ from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
+from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
-from dreambooth_ray.data.subject import identifier_warning, read_configured_subject
+from dreambooth_ray.data.subject import (
+    describe_enlarged,
+    identifier_warning,
+    read_configured_subject,
+    split_photographs,
+)
 from dreambooth_ray.errors import DreamBoothError
 
 
 def check_subjects(config: Config) -> Iterator[PreflightFinding]:
     """What training could not read, and what is doubtful, of all subjects."""
-    yield from _check_photographs(config)
+    findings = list(_check_photographs(config))
+    yield from findings
+    if not (config.train.has_one_shape or any(finding.fatal for finding in findings)):
+        yield from _check_shapes(config)
     yield from _check_identifiers(config)
 
 
@@ -33,12 +42,30 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
         yield from unreadable
         if not unreadable:
             yield from _check_captions(config, subject)
-            side_px, word = config.train.resolution, config.word(subject)
+            side_px, word = config.train.side_px, config.word(subject)
             for photo_finding in inspect_photographs(
                 folder, side_px, word, subject.class_noun
             ).issues:
                 if photo_finding.severity != "note":
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
+
+
+def _check_shapes(config: Config) -> Iterator[PreflightFinding]:
+    """Photographs that no bucket fits, and too few class images for all shapes."""
+    try:
+        photographs = [
+            photograph
+            for subject in config.all_subjects
+            for photograph in split_photographs(config, read_configured_subject(config, subject))[0]
+        ]
+        list_class_shapes(config, photographs)
+    except DreamBoothError as error:
+        key = str(error).partition("=")[0]
+        is_key = key.startswith(("train.", "prior."))
+        yield PreflightFinding(key if is_key else "subject.photos", str(error))
+        return
+    for warning in describe_enlarged(photographs):
+        yield PreflightFinding("subject.photos", warning, fatal=False)
 
 
 def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:

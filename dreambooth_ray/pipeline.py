@@ -40,15 +40,16 @@ from dreambooth_ray.training.worker_job import WorkerJob
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
     """Which class images a configuration asks for, `count` of them."""
     config, prior = prepared.config, prepared.config.prior
-    folder = ClassImageFolder(Path(prior.folder), config.train.resolution) if prior.folder else None
+    folder = ClassImageFolder(Path(prior.folder)) if prior.folder else None
     spec = PriorSpec(
         model_hash=model_hash(prepared.directory),
         prompts=config.class_prompts,
         params=None if folder else prior.sampling_params,
-        size_px=config.train.resolution,
+        size_px=config.train.side_px,
         seed=0 if folder else config.seed,
         chunk_size=prior.batch_size,
         folder_digest=folder.digest if folder else "",
+        shapes=prepared.class_shapes,
     )
     if folder is None:
         return PriorRequest(spec, count, prepared.directory)
@@ -56,7 +57,7 @@ def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
         spec,
         min(count, len(folder)),
         prepared.directory,
-        lambda number: folder.read_chunk(spec.indices(number)),
+        lambda number: folder.read_chunk(spec.list_positions(number), spec.find_shape(number)),
     )
 
 
@@ -209,7 +210,9 @@ def add_class_images(job: WorkerJob, prepared: PreparedRun) -> WorkerJob:
 def _plan_trained_priors(prepared: PreparedRun) -> PriorRequest:
     """No more than the steps will use, and those kept for validation."""
     config = prepared.config
-    num_trained = min(config.num_class_images, config.train.steps * config.train.batch_size)
+    num_used = config.train.steps * config.train.batch_size
+    # One of each shape at the least.
+    num_trained = min(config.num_class_images, max(num_used, len(prepared.class_shapes)))
     num_priors = num_trained + config.prior.num_images - config.num_class_images
     return plan_priors(prepared, num_priors)
 

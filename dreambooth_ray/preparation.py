@@ -12,16 +12,21 @@ from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.caption_variants import find_doubt
+from dreambooth_ray.data.class_shapes import list_class_shapes
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.run_inputs import (
+    PhotographRecord,
     RunInputs,
     digest_files,
     read_pins,
     record_photographs,
 )
 from dreambooth_ray.data.subject import (
+    Photograph,
+    describe_enlarged,
     identifier_warning,
     read_configured_subject,
     split_photographs,
@@ -40,7 +45,7 @@ from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import (
     base_directory,
-    check_resolution,
+    check_image_sizes,
     model_directory,
     model_outline,
 )
@@ -69,11 +74,15 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A configuration whose inputs have all been looked at and found usable."""
+    """A configuration whose inputs have all been looked at and found usable.
+
+    class_shapes: of class images, in turns; none where all are squares of one size
+    """
 
     config: Config
     directory: Path
     inputs: RunInputs | None = None
+    class_shapes: tuple[ImageShape, ...] = ()
 
 
 def prepare_run(config: Config, display: Display) -> PreparedRun:
@@ -85,7 +94,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     set_cache_limit(config.storage.model_cache_gb)
     source = _pin_model(config)
     outline = model_outline(source)
-    check_resolution(outline, config.train.resolution)
+    check_image_sizes(outline, config.train)
     check_method(config, outline)
     base = base_directory(outline)
     config = fill_model_defaults(config, find_family(base))
@@ -94,20 +103,8 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     check_packages(config)
     for rate_warning in check_rates(config):
         display.say(f"warning: {rate_warning}")
-    records = []
-    for subject in config.all_subjects:
-        photographs = read_configured_subject(config, subject)
-        split_photographs(config, photographs)
-        check_preserved_captions(config, subject, photographs)
-        check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
-        records.append(record_photographs(photographs, config.instance_prompts(subject)))
-        if doubt := find_doubt(config, subject, [p.own_caption for p in photographs]):
-            display.say(f"warning: {doubt}")
-        if unread := describe_unread(photographs_folder(subject.photos)):
-            display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
-        warning = identifier_warning(config.word(subject), subject.class_noun)
-        if warning:
-            display.say(f"warning: {warning}")
+    records, trained_photographs = _check_subjects(config, base, display)
+    class_shapes = list_class_shapes(config, trained_photographs)
     if config.choice.rule == "best":
         from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice  # noqa: PLC0415  loads torch
 
@@ -118,7 +115,37 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     directory = _fetch_model(config, source)
     name = make_absolute(config.model.source)
     pins = {name: make_absolute(source)} if source not in (name, config.model.source) else {}
-    return PreparedRun(config, directory, RunInputs(tuple(records), class_images, directory, pins))
+    inputs = RunInputs(tuple(records), class_images, directory, pins)
+    return PreparedRun(config, directory, inputs, class_shapes)
+
+
+def _check_subjects(
+    config: Config, base: Path, display: Display
+) -> tuple[list[tuple[PhotographRecord, ...]], list[Photograph]]:
+    """Look at the photographs and captions of all subjects, and say what is doubtful.
+
+    base: the base model's directory
+    returns: the records of each subject's photographs, and all that are trained on
+    raises: ConfigError, DataError
+    """
+    records, trained_photographs = [], list[Photograph]()
+    for subject in config.all_subjects:
+        photographs = read_configured_subject(config, subject)
+        trained_photographs += split_photographs(config, photographs)[0]
+        check_preserved_captions(config, subject, photographs)
+        check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
+        records.append(record_photographs(photographs, config.instance_prompts(subject)))
+        if doubt := find_doubt(config, subject, [p.own_caption for p in photographs]):
+            display.say(f"warning: {doubt}")
+        if unread := describe_unread(photographs_folder(subject.photos)):
+            display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
+        warning = identifier_warning(config.word(subject), subject.class_noun)
+        if warning:
+            display.say(f"warning: {warning}")
+    if not config.train.has_one_shape:
+        for enlarged in describe_enlarged(trained_photographs):
+            display.say(f"warning: {enlarged}")
+    return records, trained_photographs
 
 
 def _fetch_model(config: Config, source: str) -> Path:

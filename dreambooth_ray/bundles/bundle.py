@@ -177,7 +177,7 @@ def _describe(config: Config) -> dict[str, object]:
             }
             for s in config.all_subjects
         ],
-        "resolution": config.train.resolution,
+        "resolution": config.train.side_px,
     }
     if config.subject.name is not None:
         about["subject"] = config.subject.name

@@ -15,6 +15,7 @@ from dreambooth_ray.cli import (
     caption,
     catalog,
     cluster,
+    crops,
     demo,
     doctor,
     evaluate,
@@ -42,6 +43,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Try": [demo.demo, toyworld.app],
     "Prepare": [
         doctor.doctor,
+        crops.crops,
         caption.caption,
         identifier.identifier,
         print_schema.schema,

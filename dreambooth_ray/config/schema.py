@@ -280,6 +280,7 @@ def can_be_graphed(config: Config) -> bool:
     train = config.train
     return (
         train.cuda_graphs
+        and not train.buckets
         and train.strategy == "ddp"
         and config.cluster.span.max == 1
         and train.accumulate == 1

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from dreambooth_ray.config.learning_rates import default_rate
 from dreambooth_ray.config.optimizers import OptimizerName, find_optimizer_obstacle
 from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
+from dreambooth_ray.config.training_images import TrainingImagesConfig
 
 # YAML reads 32 as a number.
 Precision = Annotated[
@@ -72,7 +73,7 @@ class DeepSpeedConfig(Section):
     offload: bool = Field(False, description="keep the optimizer's state in the host's memory")
 
 
-class TrainConfig(Section):
+class TrainConfig(TrainingImagesConfig):
     """The fine-tuning."""
 
     method: Literal["full", "lora", "kv"] = Field(
@@ -112,7 +113,6 @@ class TrainConfig(Section):
     lr_warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="of the optimizer, decoupled")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    resolution: int = Field(512, ge=8, description="side of the square training images, pixels")
     text_encoder: bool = Field(
         True, description="train the text encoder as well; default true for full, else false"
     )
@@ -162,6 +162,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.compile={self.compile} needs train.strategy=ddp, where a network is whole; "
                 f"with train.strategy={self.strategy} set train.compile=none"
+            )
+        if self.compile != "none" and not self.has_one_shape:
+            several = "buckets=true" if self.buckets else f"resolution={list(self.sides_px)}"
+            raise ValueError(
+                f"train.compile={self.compile} is for images of one shape, and train.{several} "
+                "makes several; set train.compile=none"
             )
         if self.optimizer == "prodigy" and (self.lr < 0.01 or self.text_encoder_lr):
             raise ValueError(

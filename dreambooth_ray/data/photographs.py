@@ -149,8 +149,3 @@ def _looks_like_photograph(path: Path) -> bool:
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
-
-
-def crop_square(image: Image.Image, side_px: int) -> Image.Image:
-    """Resize the short side to `side_px` and cut the middle square."""
-    return ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS)

@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from dreambooth_ray.data.image_hash import fingerprint_distance
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.errors import CheckpointError, DreamBoothError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
@@ -64,16 +65,19 @@ class PriorSelection:
     """The images that count, in order: neither blank nor a near-duplicate of one before.
 
     accept_all: take all, as a person's own images are
+    num_shapes: whose images take turns, a chunk each; so do shapes in the order of a set
     """
 
-    def __init__(self, accept_all: bool = False) -> None:
+    def __init__(self, accept_all: bool = False, num_shapes: int = 1) -> None:
         self._accept_all = accept_all
+        self._by_shape: list[list[PriorImageRecord]] = [[] for _ in range(num_shapes)]
         self.accepted: list[PriorImageRecord] = []
         self.rejected: list[PriorImageRecord] = []
         self.num_chunks = 0
 
     def extend(self, records: list[PriorImageRecord]) -> None:
         """Take the next chunk's records, which must come in order."""
+        of_shape = self._by_shape[self.num_chunks % len(self._by_shape)]
         for record in records:
             is_duplicate = any(
                 fingerprint_distance(record.fingerprint, other.fingerprint) <= NEAR_BITS
@@ -81,7 +85,23 @@ class PriorSelection:
             )
             is_accepted = self._accept_all or not (record.blank or is_duplicate)
             (self.accepted if is_accepted else self.rejected).append(record)
+            if is_accepted:
+                of_shape.append(record)
         self.num_chunks += 1
+
+    def find(self, position: int) -> PriorImageRecord | None:
+        """The image at a position of the set, each of the next shape; None if it is not there."""
+        turn, shape_index = divmod(position, len(self._by_shape))
+        of_shape = self._by_shape[shape_index]
+        return of_shape[turn] if turn < len(of_shape) else None
+
+    def count_lacking(self, count: int) -> list[int]:
+        """How many of the first `count` positions have no image yet, by shape."""
+        num_shapes = len(self._by_shape)
+        return [
+            max(0, len(range(index, count, num_shapes)) - len(of_shape))
+            for index, of_shape in enumerate(self._by_shape)
+        ]
 
 
 class PriorSet:
@@ -96,6 +116,8 @@ class PriorSet:
     ) -> None:
         """count: images to use; failure(): why no more will come, if so.
 
+        shapes: of the images, in turns; empty where all are squares of one size
+
         raises: CheckpointError if there is no set
         """
         self._store, self.count, self._failure = store, count, failure
@@ -106,7 +128,8 @@ class PriorSet:
             raise CheckpointError(f"{store.uri} is not a set of class images") from error
         self.captions: list[str] = list(about["prompts"])
         self._chunk_size = int(about["chunk_size"])
-        self._selection = PriorSelection(accept_all=bool(about.get("folder_digest")))
+        self.shapes = tuple(ImageShape(*shape) for shape in about.get("shapes", ()))
+        self._selection = PriorSelection(bool(about.get("folder_digest")), max(1, len(self.shapes)))
         self._posteriors: dict[int, Tensor] = {}
 
     def load_posterior(self, position: int) -> Tensor:
@@ -128,10 +151,10 @@ class PriorSet:
         return self._load_record(position).caption_index
 
     def _load_record(self, position: int) -> PriorImageRecord:
-        while len(self._selection.accepted) <= position:
+        while (record := self._selection.find(position)) is None:
             self._wait_for_chunk(self._selection.num_chunks)
             self._selection.extend(read_records(self._store, self._selection.num_chunks))
-        return self._selection.accepted[position]
+        return record
 
     def _wait_for_chunk(self, number: int) -> None:
         pause_s = self._poll_s

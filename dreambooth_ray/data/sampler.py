@@ -4,6 +4,12 @@ Nothing is consumed, so nothing needs saving: a resume at step s asks for step s
 number of workers share out the same global batch.
 """
 
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
 import numpy as np
 
 # Different class images a training begins with, before the first is seen again.
@@ -20,7 +26,12 @@ def shuffled_index(seed: int, purpose: int, position: int, size: int) -> int:
     Every item comes once in each run of `size` positions.
     """
     epoch, offset = divmod(position, size)
-    return int(np.random.default_rng([seed, purpose, epoch]).permutation(size)[offset])
+    return int(_shuffle(seed, purpose, epoch, size)[offset])
+
+
+@lru_cache(maxsize=256)
+def _shuffle(seed: int, purpose: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, purpose, epoch]).permutation(size)
 
 
 def growing_set_index(seed: int, purpose: int, position: int, size: int, total: int) -> int:
@@ -54,11 +65,47 @@ def _count_introduced(position: int, size: int, total: int) -> tuple[int, bool]:
     return before, after > before
 
 
-def batch_positions(step: int, batch_size: int, rank: int, world: int) -> range:
-    """Global positions in the sequence that worker `rank` of `world` takes at `step`.
+def group_by_shape(
+    shapes: Sequence[Any], rank: int, world_size: int, num_parts: int = 1, part: int = 0
+) -> list[list[int]]:
+    """The rows of a step's batch that a worker takes for a part of its share, a group a forward.
 
-    step counts from 0; batch_size is over all workers and divisible by world
+    Rows of one shape come together, and each worker has as many rows and as many forwards as the
+    others, so that sharded ones move in step. Of one shape they are a single run in order.
+
+    shapes: of the rows of the whole batch, which can be compared; as many as workers times parts,
+        or a multiple of it
     """
-    share = batch_size // world
-    start = step * batch_size + rank * share
-    return range(start, start + share)
+    rows = sorted(range(len(shapes)), key=lambda row: (shapes[row], row))
+    share = len(rows) // world_size
+    size = share // num_parts
+    starts = [worker * share + part * size for worker in range(world_size)]
+    by_worker = [_split_by_shape(shapes, rows[start : start + size]) for start in starts]
+    groups, num_forwards = by_worker[rank], max(map(len, by_worker))
+    while len(groups) < num_forwards:
+        index = max(range(len(groups)), key=lambda i: len(groups[i]))
+        middle = len(groups[index]) // 2
+        groups[index : index + 1] = [groups[index][:middle], groups[index][middle:]]
+    return groups
+
+
+def _split_by_shape(shapes: Sequence[Any], rows: list[int]) -> list[list[int]]:
+    return [list(group) for _, group in groupby(rows, key=lambda row: shapes[row])]
+
+
+class ShapeTurns:
+    """How often the shape of each position has come before: a pure function of the position."""
+
+    def __init__(self, find_shape: Callable[[int], Hashable], total: int) -> None:
+        """total: positions of the whole sequence"""
+        self._shapes = [find_shape(position) for position in range(total)]
+        self.totals = Counter(self._shapes)
+        seen: Counter[Hashable] = Counter()
+        self._turns = list[int]()
+        for shape in self._shapes:
+            self._turns.append(seen[shape])
+            seen[shape] += 1
+
+    def find_turn(self, position: int) -> int:
+        """Positions before this one that have its shape."""
+        return self._turns[position]

@@ -9,7 +9,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.caption_variants import list_captions
-from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
+from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
+from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
 
@@ -25,10 +26,12 @@ ORDINARY_WORDS = frozenset(_ORDINARY.split())
 
 @dataclass(frozen=True)
 class Photograph:
-    """One training photograph, cut square, with the captions it may get.
+    """One training photograph, cut to its shape, with the captions it may get.
 
     original_px: width and height before it was resized and cut; None where it was not
     own_caption: what it came with, before it is varied; "" where it gets the recipe's prompts
+    corner_px: left and top of the cut, after resizing
+    smaller: the same one at the lower resolutions, the smallest first
     """
 
     path: Path
@@ -36,15 +39,31 @@ class Photograph:
     captions: tuple[str, ...]
     original_px: tuple[int, int] | None = None
     own_caption: str = ""
+    corner_px: tuple[int, int] = (0, 0)
+    smaller: tuple["Photograph", ...] = ()
+
+    @property
+    def views(self) -> tuple["Photograph", ...]:
+        """At each resolution, the smallest first."""
+        return (*self.smaller, self)
+
+    @property
+    def shape(self) -> ImageShape:
+        """Of what was cut out."""
+        return ImageShape(*self.image.size)
 
     @property
     def frame(self) -> tuple[int, int, int, int, int, int]:
         """Original height and width, top and left of the cut after resizing, height and width."""
         width, height = self.original_px or self.image.size
-        side = self.image.height
-        scale = side / min(width, height)
-        top, left = (round((scale * extent - side) / 2) for extent in (height, width))
-        return height, width, top, left, side, self.image.width
+        left, top = self.corner_px
+        return height, width, top, left, self.image.height, self.image.width
+
+    @property
+    def enlargement(self) -> float:
+        """How many times it was enlarged before it was cut."""
+        width, height = self.original_px or self.image.size
+        return max(self.image.width / width, self.image.height / height)
 
     @property
     def caption(self) -> str:
@@ -52,8 +71,8 @@ class Photograph:
         return self.captions[0]
 
 
-def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> list[Photograph]:
-    """All photographs of a folder, `side_px` square, each with its captions.
+def read_subject(folder: Path, prompts: str | tuple[str, ...], rule: ShapeRule) -> list[Photograph]:
+    """All photographs of a folder, cut by a rule, each with its captions.
 
     A file `photo.txt` or `photo.caption` beside `photo.jpg` is its caption, or its line of the
     folder's metadata.jsonl; without one, `prompts` are its captions.
@@ -64,28 +83,46 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], side_px: int) -> 
     own_captions = find_captions(paths)
     for path in paths:
         caption = own_captions[path].text if path in own_captions else ""
-        photograph = read_photograph(path)
         captions = (caption,) if caption else default_captions
-        photographs.append(
-            Photograph(path, crop_square(photograph, side_px), captions, photograph.size, caption)
-        )
+        photograph = _cut_photograph(path, captions, rule)
+        photographs.append(replace(photograph, own_caption=caption))
     return photographs
 
 
+def _cut_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
+    image = read_photograph(path)
+    cuts = [rule.cut(image, shape) for shape in rule.choose_shapes(image.size, str(path))]
+    *smaller, largest = (
+        Photograph(path, cut.image, captions, image.size, corner_px=(cut.left, cut.top))
+        for cut in cuts
+    )
+    return replace(largest, smaller=tuple(smaller))
+
+
 def read_configured_subject(config: Config, subject: SubjectConfig) -> list[Photograph]:
-    """The photographs of a configuration's subject, at its resolution.
+    """The photographs of a configuration's subject, in its shapes.
 
     {identifier} and {class_noun} are filled in, and captions are varied as `captions` has it.
     """
     photographs = read_subject(
         photographs_folder(subject.photos),
         config.instance_prompts(subject),
-        config.train.resolution,
+        ShapeRule(config.train),
     )
     own_captions = [config.fill(p.own_caption, subject) for p in photographs]
     return [
         replace(p, own_caption=own_caption, captions=list_captions(config, subject, own_caption))
         for p, own_caption in zip(photographs, own_captions, strict=True)
+    ]
+
+
+def describe_enlarged(photographs: list[Photograph]) -> list[str]:
+    """The photographs that are smaller than their shape, each in words."""
+    return [
+        f"{photograph.path.name} is enlarged {photograph.enlargement:.2f} times to fill "
+        f"{photograph.shape.text}; what it lacks in detail the model learns as softness"
+        for photograph in photographs
+        if photograph.enlargement > 1
     ]
 
 

@@ -92,7 +92,7 @@ def run_case(config: Config, directory: Path) -> EvaluationCase:
         photographs_folder(subject.photos),
         config.word(subject),
         subject.class_noun,
-        config.train.resolution,
+        config.train.side_px,
     )
 
 

@@ -122,10 +122,10 @@ def _run_step(
     config: Config, parts: Components, batch: int, trained_encoders: dict[str, nn.Module]
 ) -> None:
     functions, dtype = parts.functions, autocast_dtype(config.train.precision)
-    side = config.train.resolution // parts.latent_factor
+    side = config.train.side_px // parts.latent_factor
     latents = torch.empty(batch, functions.latent_channels(parts.vae), side, side)
     times = torch.zeros(batch, dtype=_TIME_DTYPES[parts.family.process])
-    conditioning = functions.example_conditioning(parts, batch, config.train.resolution)
+    conditioning = functions.example_conditioning(parts, batch, config.train.side_px)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if trained_encoders:
             training = functions.text_training

@@ -5,10 +5,12 @@ Nothing heavy is imported here: bad input is refused before torch is imported.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family, list_families
 from dreambooth_ray.models.model_location import fetch_source, outline_source
@@ -132,6 +134,30 @@ def check_resolution(directory: Path, resolution: int) -> None:
     limit = family.max_side(directory) if family.max_side else resolution
     if resolution > limit:
         raise ConfigError(f"train.resolution={resolution} is above {limit}, this model's limit")
+
+
+def check_image_sizes(directory: Path, train: TrainingImagesConfig) -> None:
+    """raises ConfigError if images of one of a training's sizes can't pass VAE and denoiser."""
+    for resolution in train.sides_px:
+        check_resolution(directory, resolution)
+    if not train.buckets:
+        return
+    directory = base_directory(directory)
+    family = find_family(directory)
+    factor, step = family.size_multiple(directory), train.bucket_step_px
+    if step % factor:
+        raise ConfigError(
+            f"train.bucket_step_px={step} is not a multiple of {factor}, which this model needs of "
+            f"both sides; try {-(-step // factor) * factor}"
+        )
+    longest_px = int(train.side_px * math.sqrt(train.bucket_max_aspect))
+    limit = family.max_side(directory) if family.max_side else longest_px
+    if longest_px > limit:
+        raise ConfigError(
+            f"train.bucket_max_aspect={train.bucket_max_aspect:g} makes sides of up to "
+            f"{longest_px} px at train.resolution={train.side_px}, above {limit}, this model's "
+            "limit; lower one of the two"
+        )
 
 
 def model_hash(directory: Path) -> str:

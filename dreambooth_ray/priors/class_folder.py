@@ -1,10 +1,12 @@
-"""A person's own class photographs as a set: cropped square once, then like generated ones."""
+"""A person's own class photographs as a set: cropped once, then like generated ones."""
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
-from dreambooth_ray.data.photographs import crop_square, find_photographs, read_photograph
+from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
+from dreambooth_ray.data.photographs import find_photographs, read_photograph
 
 MAX_PHOTOGRAPHS = 10_000
 
@@ -15,9 +17,8 @@ class ClassImageFolder:
     raises: DataError naming the file, if one can't be read
     """
 
-    def __init__(self, path: Path, side_px: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._paths = find_photographs(path, MAX_PHOTOGRAPHS, key="prior.folder")
-        self._side_px = side_px
         digest = hashlib.sha256()
         for file in self._paths:
             read_photograph(file)
@@ -27,11 +28,12 @@ class ClassImageFolder:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read_chunk(self, indices: range) -> list[bytes]:
-        """PNG files of the images with these indices; fewer at the end."""
-        image_files = []
-        for file in self._paths[indices.start : indices.stop]:
-            data = io.BytesIO()
-            crop_square(read_photograph(file), self._side_px).save(data, "PNG")
-            image_files.append(data.getvalue())
+    def read_chunk(self, positions: Sequence[int], shape: ImageShape) -> list[bytes]:
+        """PNG files of the middle of the images at these positions; fewer at the end."""
+        rule, image_files = ShapeRule.of_square(shape.width), []
+        for position in positions:
+            if position < len(self._paths):
+                data = io.BytesIO()
+                rule.cut(read_photograph(self._paths[position]), shape).image.save(data, "PNG")
+                image_files.append(data.getvalue())
         return image_files

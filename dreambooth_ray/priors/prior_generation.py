@@ -89,7 +89,8 @@ def generate_priors(
         return set_store
 
     def report_progress() -> None:
-        on_progress(min(len(select_records(spec, records).accepted), request.count), request.count)
+        lacking = sum(select_records(spec, records).count_lacking(request.count))
+        on_progress(request.count - lacking, request.count)
 
     def start_chunk(actor: Any, number: int) -> Any:
         return actor.generate.remote(number, request.images(number) if request.images else None)

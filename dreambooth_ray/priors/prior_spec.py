@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dreambooth_ray.config.sampling_params import SamplingParams
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSelection
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.objective.address import seed_of
@@ -23,7 +24,8 @@ class PriorSpec:
     prompts take turns: image i is of prompt i mod their number. chunk_size counts: a
     image's last bits depend on how many are generated at once, so the unit of work is a chunk
     of fixed indices, whichever actor generates it. folder_digest stands for a person's own images,
-    which are taken instead of generated ones; "" for none. Those have no params.
+    which are taken instead of generated ones; "" for none. Those have no params. Widths and heights
+    in `shapes` take turns, a chunk each; without any, all images are squares of size_px.
     """
 
     model_hash: str
@@ -33,10 +35,14 @@ class PriorSpec:
     seed: int
     chunk_size: int
     folder_digest: str = ""
+    shapes: tuple[tuple[int, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """To store, and to make the digest of."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "params"}
+        if not self.shapes:
+            # Sets keep the names they had before there were shapes.
+            del values["shapes"]
         return values | (self.params.identity_values() if self.params else _NOT_SAMPLED)
 
     @property
@@ -53,12 +59,31 @@ class PriorSpec:
         """Image indices of a chunk."""
         return range(number * self.chunk_size, (number + 1) * self.chunk_size)
 
+    @property
+    def num_shapes(self) -> int:
+        """In how many shapes its images are."""
+        return max(1, len(self.shapes))
+
+    def find_shape(self, number: int) -> ImageShape:
+        """Of the images of a chunk."""
+        shapes = self.shapes or ((self.size_px, self.size_px),)
+        return ImageShape(*shapes[number % len(shapes)])
+
+    def list_positions(self, number: int) -> range:
+        """Which images of a set a chunk holds, where none is passed over: of its shape, in turns.
+
+        Without shapes, its indices.
+        """
+        turn, shape_index = divmod(number, self.num_shapes)
+        first = turn * self.chunk_size * self.num_shapes + shape_index
+        return range(first, first + self.chunk_size * self.num_shapes, self.num_shapes)
+
 
 def select_records(spec: PriorSpec, records: dict[int, list[PriorImageRecord]]) -> PriorSelection:
     """The images that count, of the chunks committed without a gap from the first."""
     # Which image is the n-th depends on all before it: blanks and doubles give way to later ones.
     # Beyond a gap that is not known yet. So any number of actors, in any order, makes one set.
-    selection = PriorSelection(accept_all=bool(spec.folder_digest))
+    selection = PriorSelection(bool(spec.folder_digest), spec.num_shapes)
     while selection.num_chunks in records:
         selection.extend(records[selection.num_chunks])
     return selection
@@ -72,16 +97,22 @@ def missing_chunks(
     raises: DataError if the model generates only images that it has generated before
     """
     selection = select_records(spec, records)
-    lacking = count - len(selection.accepted)
-    if lacking <= 0:
+    lacking = selection.count_lacking(count)
+    if not any(lacking):
         return []
-    max_num_chunks = -(-count * MAX_GENERATED_RATIO // spec.chunk_size)
-    if selection.num_chunks >= max_num_chunks:
+    most_of_a_shape = -(-count // spec.num_shapes)
+    max_num_turns = -(-most_of_a_shape * MAX_GENERATED_RATIO // spec.chunk_size)
+    if selection.num_chunks >= max_num_turns * spec.num_shapes:
         raise DataError(
-            f"only {len(selection.accepted)} of {count} class images can be told apart after "
+            f"only {count - sum(lacking)} of {count} class images can be told apart after "
             f"{selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; choose "
             "another prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
         )
     # Chunks beyond a gap may turn out to count whole, and so may those not generated yet.
-    last = selection.num_chunks + -(-lacking // spec.chunk_size)
-    return [n for n in range(selection.num_chunks, last) if n not in records]
+    # Those of one shape may be there before those of another: then the latter come with its turns.
+    first, chunks = selection.num_chunks, list[int]()
+    for index, num_images in enumerate(lacking):
+        next_chunk = first + (index - first) % spec.num_shapes
+        num_chunks = -(-num_images // spec.chunk_size)
+        chunks += range(next_chunk, next_chunk + num_chunks * spec.num_shapes, spec.num_shapes)
+    return [n for n in range(first, max(chunks) + 1) if n not in records]

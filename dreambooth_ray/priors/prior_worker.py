@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from dreambooth_ray.data.image_hash import compute_fingerprint, is_blank
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import POSTERIOR, PriorImageRecord
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.models.components import load_components
@@ -50,14 +51,15 @@ class PriorWorker:
     def generate(
         self, number: int, image_files: list[bytes] | None = None
     ) -> list[PriorImageRecord]:
-        """Generate chunk `number`, or take PNG files of the set's size instead, and commit it.
+        """Generate chunk `number`, or take PNG files of its shape instead, and commit it.
 
         returns: its records, also where another actor has committed it first
         """
         spec = self._spec
         indices = list(spec.indices(number))
         if image_files is None:
-            requests = [self._request(i) for i in indices]
+            shape = spec.find_shape(number)
+            requests = [self._request(i, shape) for i in indices]
             images = self._sample_images(requests)
             receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
         else:
@@ -93,12 +95,12 @@ class PriorWorker:
         rows = [encode_posterior(self._components, image, flip=True) for image in images]
         return torch.stack(rows).contiguous()
 
-    def _request(self, index: int) -> Request:
+    def _request(self, index: int, shape: ImageShape) -> Request:
         spec = self._spec
         return Request(
             prompt=spec.prompts[index % len(spec.prompts)],
             seed=spec.image_seed(index),
             params=spec.params,
-            width_px=spec.size_px,
-            height_px=spec.size_px,
+            width_px=shape.width,
+            height_px=shape.height,
         )

@@ -4,7 +4,7 @@ Legend: B batch of one worker (photographs first, then class images), P photogra
 channels, h, w latent sides.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +44,7 @@ class Batch:
     num_photographs: rows of photographs, which come first; step counts from 0
     starts_step, ends_step: whether it is the first and the last part of its step
     preserved: what the base model's output on the photographs is kept under, where it is kept
+    others: rows of the same part whose images are of other shapes: a forward each
     """
 
     latents: Tensor
@@ -57,6 +58,12 @@ class Batch:
     ends_step: bool = True
     starts_step: bool = True
     preserved: PreservedCaptions | None = None
+    others: "list[Batch]" = field(default_factory=list)
+
+    @property
+    def forwards(self) -> "list[Batch]":
+        """What is predicted at once each."""
+        return [self, *self.others]
 
     def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
@@ -65,4 +72,4 @@ class Batch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor | Conditioning | PreservedCaptions)
         }
-        return replace(self, **pinned)
+        return replace(self, **pinned, others=[other.pin_memory() for other in self.others])

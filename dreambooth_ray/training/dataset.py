@@ -1,12 +1,10 @@
 """What training sees, prepared once: cached latents and captions, addressed by step.
 
-Legend: N images, F orientations (as is, mirrored), C latent channels, h, w latent
-sides, B batch of one worker (photographs first, then class images).
+Legend: F orientations (as is, mirrored), C latent channels, h, w latent sides, B rows of one
+forward (photographs first, then class images).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,80 +13,19 @@ from torch.utils.data import IterableDataset
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.preserved_captions import preserved_captions
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
+from dreambooth_ray.data.sampler import group_by_shape
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.vae_posterior import encode_posterior
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, PreservedEmbeddings
-
-# Purposes of the shuffles; a further subject's photographs have _NEXT_SUBJECT added.
-_PHOTOGRAPHS, _PRIORS, _NEXT_SUBJECT = 21, 22, 100
-
-
-class CachedImage(NamedTuple):
-    """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen."""
-
-    latents: Tensor
-    captions: tuple[str, ...]
-    frame: ImageFrame
-
-
-@dataclass(frozen=True)
-class PhotographPool:
-    """One subject's cached photographs, each with the captions it may get.
-
-    latents: (N, F, 2, C, h, w), scaled mean and std; subject_index: which subject, from 0
-    """
-
-    latents: Tensor
-    captions: list[tuple[str, ...]]
-    frames: list[ImageFrame]
-    subject_index: int = 0
-
-    def choose_index(self, seed: int, position: int) -> int:
-        """Which image comes at a position of the endless sequence: shuffled each time round."""
-        purpose = _PHOTOGRAPHS + _NEXT_SUBJECT * self.subject_index
-        return shuffled_index(seed, purpose, position, len(self.latents))
-
-    def get_image(self, index: int) -> CachedImage:
-        """Image `index`."""
-        return CachedImage(self.latents[index], self.captions[index], self.frames[index])
-
-
-class PriorPool:
-    """Class images, each read, and if need be waited for, when a step needs it."""
-
-    def __init__(
-        self, priors: PriorSet, count: int, num_positions: int, flip: bool, side_px: int
-    ) -> None:
-        """count: how many of them, the first, are trained on; num_positions: of the whole run."""
-        self._priors, self._views = priors, 2 if flip else 1
-        self._frame = ImageFrame.of_whole(side_px, side_px)
-        self._count, self._num_positions = count, num_positions
-
-    def choose_index(self, seed: int, position: int) -> int:
-        """Which class image comes at a position: each as late as it can, in order of generation."""
-        return growing_set_index(seed, _PRIORS, position, self._count, self._num_positions)
-
-    def get_image(self, index: int) -> CachedImage:
-        """Class image `index`, waited for if it is not there yet."""
-        caption = self._priors.captions[self._priors.caption_index(index)]
-        latents = self._priors.load_posterior(index)[: self._views]
-        return CachedImage(latents, (caption,), self._frame)
-
-
-def encode_photographs(
-    components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
-) -> PhotographPool:
-    """Encode photographs through the frozen VAE, each once for each orientation."""
-    rows = [encode_posterior(components, p.image, flip) for p in photographs]
-    frames = [ImageFrame(*p.frame) for p in photographs]
-    captions = [p.captions for p in photographs]
-    return PhotographPool(torch.stack(rows), captions, frames, subject_index)
+from dreambooth_ray.training.image_pools import (
+    CachedImage,
+    PriorPool,
+    choose_resolution,
+    encode_photographs,
+)
 
 
 class TrainingDataset(IterableDataset[Batch]):
@@ -112,10 +49,13 @@ class TrainingDataset(IterableDataset[Batch]):
             for index, photograph in enumerate(photographs)
         ]
         num_held_out = config.prior.num_images - config.num_class_images
-        num_positions = config.train.steps * config.train.batch_size
         self._priors = (
             PriorPool(
-                priors, priors.count - num_held_out, num_positions, flip, config.train.resolution
+                config,
+                priors,
+                priors.count - num_held_out,
+                components.latent_factor,
+                self._find_shape,
             )
             if priors
             else None
@@ -150,11 +90,25 @@ class TrainingDataset(IterableDataset[Batch]):
         return (self.make_batch(step, part) for step in steps for part in range(self.accumulate))
 
     def make_batch(self, step: int, part: int = 0) -> Batch:
-        """A part of the batch of a step: a pure function of both."""
+        """A part of the batch of a step: a pure function of both.
+
+        Rows of further shapes are in batches of their own, `others` of the one that is returned.
+        """
         size = self._config.train.batch_size
-        share = batch_positions(step, size, *self._rank_and_world_size)
-        part_size = len(share) // self.accumulate
-        positions = share[part * part_size : (part + 1) * part_size]
+        start = step * size
+        shapes = [(0, 0)] * size
+        if not self._config.train.has_one_shape:
+            shapes = [self._find_shape(position) for position in range(start, start + size)]
+        groups = group_by_shape(shapes, *self._rank_and_world_size, self.accumulate, part)
+        batch, *others = (
+            self._make_group(step, part, [start + row for row in rows]) for rows in groups
+        )
+        batch.others = others
+        return batch
+
+    def _make_group(self, step: int, part: int, positions: list[int]) -> Batch:
+        """The rows of one forward."""
+        size = self._config.train.batch_size
         latents, captions, keys, frames = [], [], [], []
         preserved: list[str] = []
         for offset in (0, size) if self._priors else (0,):
@@ -214,8 +168,14 @@ class TrainingDataset(IterableDataset[Batch]):
     def _get_photograph(self, position: int) -> CachedImage:
         """Subjects take turns; each has its own shuffles."""
         turn, subject = divmod(position, len(self._photographs))
-        pool = self._photographs[subject]
-        return pool.get_image(pool.choose_index(self._config.seed, turn))
+        pool, train = self._photographs[subject], self._config.train
+        resolution = choose_resolution(self._config, position // train.batch_size)
+        return pool.get_image(pool.choose_index(self._config.seed, turn), resolution)
+
+    def _find_shape(self, position: int) -> tuple[int, int]:
+        """Latent height and width of the photograph at a position, and of its class image."""
+        height, width = self._get_photograph(position).latents.shape[-2:]
+        return height, width
 
     def _get_prior(self, position: int) -> CachedImage:
         assert self._priors is not None

@@ -114,12 +114,10 @@ class DreamBoothModule(pl.LightningModule):
         The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
         """
         prior_config = self.config.prior
-        if batch.preserved is None:
-            errors, priors = self.compute_errors(batch), []
-        else:
-            errors, output_errors = self._errors.compute_both_errors(batch, batch.preserved)
-            priors = [output_errors.mean()]
-        instance, class_error = objective.compute_mean_errors(errors, batch.num_photographs)
+        errors, output_errors = self._errors.compute_all_errors(batch)
+        priors = [] if output_errors is None else [output_errors.mean()]
+        num_photographs = sum(forward.num_photographs for forward in batch.forwards)
+        instance, class_error = objective.compute_mean_errors(errors, num_photographs)
         if prior_config.kind != "output":
             priors.insert(0, class_error)
         loss = objective.prior_preserving_loss(instance, priors, prior_config.loss_weights)
@@ -132,7 +130,7 @@ class DreamBoothModule(pl.LightningModule):
             torch.cuda.manual_seed(seed)
 
     def compute_errors(self, batch: Batch) -> Tensor:
-        """(B,) error of each sample's prediction, weighted as configured."""
+        """(B,) error of each sample's prediction in one forward, weighted as configured."""
         return self._errors.compute_errors(batch)
 
     @contextmanager

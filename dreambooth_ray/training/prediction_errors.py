@@ -61,8 +61,21 @@ class PredictionErrors:
             else None
         )
 
+    def compute_all_errors(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Errors of the rows of all shapes, photographs first, and of what is kept, if anything."""
+        photographs, class_images, kept = list[Tensor](), list[Tensor](), list[Tensor]()
+        for forward in batch.forwards:
+            if forward.preserved is None:
+                errors = self.compute_errors(forward)
+            else:
+                errors, output_errors = self.compute_both_errors(forward, forward.preserved)
+                kept.append(output_errors)
+            photographs.append(errors[: forward.num_photographs])
+            class_images.append(errors[forward.num_photographs :])
+        return torch.cat(photographs + class_images), torch.cat(kept) if kept else None
+
     def compute_errors(self, batch: Batch) -> Tensor:
-        """(B,) error of each sample's prediction, weighted as configured."""
+        """(B,) error of each sample's prediction in one forward, weighted as configured."""
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
         with self._compute_precision(batch.latents):
             prediction = self._predict(

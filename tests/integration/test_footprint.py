@@ -32,7 +32,7 @@ parts = load_components(directory)
 apply_method(config, parts)
 weights = [p for m in (parts.unet, parts.text_encoder) for p in m.parameters() if p.requires_grad]
 optimizer = AdamW(weights, lr=1e-6)
-side = config.train.resolution // parts.latent_factor
+side = config.train.side_px // parts.latent_factor
 ids = torch.zeros(batch, parts.text_encoder.config.max_position_embeddings, dtype=torch.int64)
 for _ in range(2):
     hidden = parts.text_encoder(ids).last_hidden_state

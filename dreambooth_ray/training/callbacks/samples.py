@@ -15,7 +15,7 @@ from dreambooth_ray.training.module import DreamBoothModule
 
 def make_requests(config: Config) -> list[Request]:
     """One request for each sample prompt."""
-    size_px = config.train.resolution
+    size_px = config.train.side_px
     return [
         Request(
             prompt,

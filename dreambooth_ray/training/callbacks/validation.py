@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
@@ -50,26 +51,37 @@ class ValidationSet:
             [(i + 0.5) / validation.timesteps for i in range(validation.timesteps)]
         )
         self._means = [encode_posterior(components, p.image, False)[0, 0] for p in photographs]
-        side_px = config.train.resolution
         self._frames = [ImageFrame(*p.frame) for p in photographs]
-        self._class_frame = ImageFrame.of_whole(side_px, side_px)
+        square = ImageShape(config.train.side_px, config.train.side_px)
+        self._class_shapes = (priors.shapes if priors else ()) or (square,)
         self._image_captions = [p.captions[0] for p in photographs]
         self._captions = CaptionEmbeddings(
             components, self._image_captions + (priors.captions if priors else [])
         )
         self._num_photographs = len(photographs)
         self._batches: list[Batch] = []
+        self._examples: list[tuple[int, float]] = []
+        # The example of each row of all batches.
+        self._rows: list[int] = []
 
     def load_batches(self) -> list[Batch]:
-        """All examples, B at a time; the last batch is filled up with its last example."""
+        """All examples, B of one shape at a time; a shape's last batch is filled up with its last
+        example.
+        """
         if not self._batches:
             self._add_priors()
-            examples = [(p, t) for p in range(len(self._means)) for t in self._times]
-            self.num_examples = len(examples)
-            while len(examples) % _BATCH:
-                examples.append(examples[-1])
-            for start in range(0, len(examples), _BATCH):
-                self._batches.append(self._make_batch(examples[start : start + _BATCH], start))
+            self._examples = [(p, t) for p in range(len(self._means)) for t in self._times]
+            self.num_examples = len(self._examples)
+            indices_by_shape: dict[torch.Size, list[int]] = {}
+            for index, (image_index, _) in enumerate(self._examples):
+                shape = self._means[image_index].shape
+                indices_by_shape.setdefault(shape, []).append(index)
+            for indices in indices_by_shape.values():
+                while len(indices) % _BATCH:
+                    indices.append(indices[-1])
+                self._rows += indices
+                for start in range(0, len(indices), _BATCH):
+                    self._batches.append(self._make_batch(indices[start : start + _BATCH]))
         return self._batches
 
     def _add_priors(self) -> None:
@@ -78,19 +90,20 @@ class ValidationSet:
             count = self._priors.count
             for index in range(count - self._config.validation.class_images, count):
                 self._means.append(self._priors.load_posterior(index)[0, 0])
-                self._frames.append(self._class_frame)
+                shape = self._class_shapes[index % len(self._class_shapes)]
+                self._frames.append(ImageFrame.of_whole(shape.height, shape.width))
                 self._image_captions.append(
                     self._priors.captions[self._priors.caption_index(index)]
                 )
 
-    def _make_batch(self, examples: list[tuple[int, float]], start: int) -> Batch:
+    def _make_batch(self, indices: list[int]) -> Batch:
+        examples = [self._examples[index] for index in indices]
         latents = torch.stack([self._means[image_index] for image_index, _ in examples])
-        keys = list(range(start, start + len(examples)))
         tokens, conditioning = self._captions.look_up(
             [self._image_captions[image_index] for image_index, _ in examples]
         )
         sampled_noise = noise.normal(
-            self._config.seed, "validation", 0, keys, tuple(latents.shape[1:])
+            self._config.seed, "validation", 0, indices, tuple(latents.shape[1:])
         )
         return Batch(
             latents=latents,
@@ -102,6 +115,10 @@ class ValidationSet:
             num_photographs=sum(image_index < self._num_photographs for image_index, _ in examples),
             step=0,
         )
+
+    def select_errors(self, errors: Tensor) -> Tensor:
+        """(M,) errors of the examples in order, of those of all batches' rows."""
+        return errors[[self._rows.index(example) for example in range(self.num_examples)]]
 
     def summarize_losses(self, errors: Tensor) -> dict[str, float]:
         """Losses of both halves, altogether and by range of noise level. errors: (M,) float32."""
@@ -154,7 +171,8 @@ def compute_validation_losses(
             all_errors.extend(gathered.reshape(world_size, -1).cpu())
     if not _all_workers_can(trainer, module, has_computed, side_work):
         return None
-    return validation_set.summarize_losses(torch.cat(all_errors)[: validation_set.num_examples])
+    errors = validation_set.select_errors(torch.cat(all_errors))
+    return validation_set.summarize_losses(errors)
 
 
 def _compute_errors(trainer: pl.Trainer, module: DreamBoothModule, batch: Batch) -> Tensor:

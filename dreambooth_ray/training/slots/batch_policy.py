@@ -26,6 +26,8 @@ def find_obstacle(config: Config) -> str | None:
         f"train.lora.dora with train.precision={train.precision}": (
             train.lora.dora and train.precision != "32"
         ),
+        f"train.buckets={str(train.buckets).lower()}": train.buckets,
+        f"train.resolution={list(train.sides_px)}": len(train.sides_px) > 1,
         f"train.compile={train.compile}": train.compile != "none",
         "train.deterministic=true": train.deterministic,
         f"model.quantization={config.model.quantization}": config.model.quantization != "none",
@@ -49,7 +51,7 @@ def batch_group(config: Config) -> Hashable:
         "model": config.model.model_dump(mode="json"),
         "targets": train.lora.target_modules,
         "dora": train.lora.dora,
-        "resolution": train.resolution,
+        "resolution": train.side_px,
         "batch_size": train.batch_size,
         "precision": train.precision,
         "gradient_checkpointing": train.gradient_checkpointing,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cluster.cluster_registry import ClusterEntry
 from cluster.preflight_checks import (
@@ -89,6 +90,27 @@ def test_a_wrong_setting_is_found_by_its_key(
     assert fatal_keys(run_preflight(make_config(photos, tmp_path, override), make_entry(head))) == [
         key
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "key"),
+    [
+        ((40, 4000), (), "subject.photos"),
+        ((128, 72), ("train.bucket_step_px=64",), "train.bucket_step_px"),
+        ((128, 72), ("train.resolution=[64, 96]", "prior.count=4"), "prior.count"),
+        ((128, 72), (), None),
+    ],
+)
+def test_photographs_that_no_bucket_fits_are_found(
+    size: tuple[int, int], overrides: tuple[str, ...], key: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", size, (20, 90, 200)).save(folder / "a.png")
+    Image.new("RGB", (128, 128), (20, 90, 200)).save(folder / "b.png")
+    buckets = "train.buckets=true", "train.bucket_step_px=16", *overrides
+    findings = run_preflight(make_config(folder, tmp_path, *buckets))
+    assert fatal_keys(findings) == ([key] if key else [])
 
 
 def test_an_adapter_without_layers_is_found(photos: Path, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ OBSTACLES = {
     "train.lora.dora with train.precision=bf16-mixed": (
         "train.lora.dora=true", "train.precision=bf16-mixed",
     ),
+    "train.buckets=true": ("train.buckets=true",),
+    "train.resolution=[256, 512]": ("train.resolution=[512, 256]",),
     "train.compile=blocks": ("train.compile=blocks",),
     "train.deterministic=true": ("train.deterministic=true",),
     "model.quantization=int8": ("model.quantization=int8",),

@@ -47,9 +47,9 @@ def test_recipes_by_memory_go_with_the_published_models(
     assert load_config(name, settings).model.uri.startswith("stable-diffusion-")
     config = load_config(name, [*settings, f"model.uri={model}"])
     directory = model_directory(config.model.uri)
-    check_resolution(directory, config.train.resolution)
+    check_resolution(directory, config.train.side_px)
     check_method(config, directory)
-    assert config.train.resolution == {"sd15": 512, "sd21": 768}[name[:4]]
+    assert config.train.side_px == {"sd15": 512, "sd21": 768}[name[:4]]
     assert config.train.precision == "bf16-mixed"
     assert config.train.gradient_checkpointing == ("80gb" not in name)
     assert check_rates(config) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
@@ -21,7 +22,10 @@ def save(folder: Path, *names: str) -> None:
 
 
 def read_captions(folder: Path) -> list[str]:
-    return [photograph.caption for photograph in read_subject(folder, "default", 16)]
+    return [
+        photograph.caption
+        for photograph in read_subject(folder, "default", ShapeRule.of_square(16))
+    ]
 
 
 @pytest.mark.parametrize(

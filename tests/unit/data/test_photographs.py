@@ -9,7 +9,6 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_ray.data.photographs import (
-    crop_square,
     describe_unread,
     find_photographs,
     read_photograph,
@@ -249,9 +248,3 @@ def test_more_than_the_most_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in find_photographs(tmp_path)] == ["0.PNG", "1.PNG", "2.PNG"]
     with pytest.raises(DataError, match="holds 3 photographs; at most 2"):
         find_photographs(tmp_path, max_count=2)
-
-
-def test_square_takes_the_middle() -> None:
-    image = Image.new("RGB", (60, 20), (0, 0, 0))
-    image.paste((255, 255, 255), (20, 0, 40, 20))
-    assert all(low > 230 for low, _ in crop_square(image, 10).getextrema())

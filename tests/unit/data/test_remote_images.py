@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.data.subject import read_subject
 from dreambooth_ray.errors import DataError
@@ -17,8 +18,8 @@ def storage() -> Store:
 def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Store) -> None:
     uri = upload_photographs(photos, storage)
     assert upload_photographs(photos, storage) == uri
-    downloaded = read_subject(photographs_folder(uri), "x", 32)
-    originals = read_subject(photos, "x", 32)
+    downloaded = read_subject(photographs_folder(uri), "x", ShapeRule.of_square(32))
+    originals = read_subject(photos, "x", ShapeRule.of_square(32))
     assert [p.image.tobytes() for p in downloaded] == [p.image.tobytes() for p in originals]
     assert [p.captions for p in downloaded] == [p.captions for p in originals]
 

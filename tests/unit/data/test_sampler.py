@@ -1,7 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth_ray.data.sampler import batch_positions, growing_set_index, shuffled_index
+from dreambooth_ray.data.sampler import (
+    ShapeTurns,
+    group_by_shape,
+    growing_set_index,
+    shuffled_index,
+)
 
 
 @given(seed=st.integers(0, 2**62), size=st.integers(1, 50), epoch=st.integers(0, 1000))
@@ -10,13 +15,43 @@ def test_every_item_comes_once_an_epoch(seed: int, size: int, epoch: int) -> Non
     assert sorted(items) == list(range(size))
 
 
-@given(step=st.integers(0, 10**6), share=st.integers(1, 8), world=st.sampled_from([1, 2, 3, 4, 8]))
-def test_workers_share_out_what_one_would_take(step: int, share: int, world: int) -> None:
-    size = share * world
-    of_one_worker = list(batch_positions(step, size, 0, 1))
-    of_all_workers = [p for rank in range(world) for p in batch_positions(step, size, rank, world)]
-    assert of_all_workers == of_one_worker
-    assert batch_positions(step + 1, size, 0, 1).start == of_one_worker[-1] + 1
+@given(
+    shapes=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    num_parts=st.integers(1, 3),
+    world=st.sampled_from([1, 2, 3, 4]),
+    data=st.data(),
+)
+def test_workers_share_out_a_step_in_forwards_of_one_shape(
+    shapes: list[int], num_parts: int, world: int, data: st.DataObject
+) -> None:
+    size = len(shapes) * num_parts * world
+    shapes = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
+    seen = []
+    for part in range(num_parts):
+        by_worker = [group_by_shape(shapes, rank, world, num_parts, part) for rank in range(world)]
+        # Equal work: as many rows and as many forwards for each.
+        assert len({len(groups) for groups in by_worker}) == 1
+        assert len({sum(map(len, groups)) for groups in by_worker}) == 1
+        for group in (group for groups in by_worker for group in groups):
+            assert len({shapes[row] for row in group}) == 1
+            seen += group
+    assert sorted(seen) == list(range(size))
+
+
+@given(share=st.integers(1, 8), world=st.sampled_from([1, 2, 4]), rank=st.integers(0, 3))
+def test_rows_of_one_shape_are_a_run_of_the_batch(share: int, world: int, rank: int) -> None:
+    rank %= world
+    groups = group_by_shape([0] * share * world, rank, world)
+    assert groups == [list(range(rank * share, (rank + 1) * share))]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_turns_of_a_shape_count_from_its_first(shapes: list[int]) -> None:
+    turns = ShapeTurns(shapes.__getitem__, len(shapes))
+    for shape in set(shapes):
+        positions = [position for position, other in enumerate(shapes) if other == shape]
+        assert [turns.find_turn(position) for position in positions] == list(range(len(positions)))
+        assert turns.totals[shape] == len(positions)
 
 
 @given(

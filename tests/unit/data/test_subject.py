@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.subject import identifier_warning, read_subject
 from dreambooth_ray.errors import DataError
 
@@ -12,7 +13,7 @@ def test_captions_beside_photographs_are_used(tmp_path: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     (tmp_path / "b.txt").write_text("  a sks dog\n at sea ")
     (tmp_path / "c.txt").write_text("\n")
-    read = read_subject(tmp_path, "a sks dog", 16)
+    read = read_subject(tmp_path, "a sks dog", ShapeRule.of_square(16))
     assert [p.caption for p in read] == ["a sks dog", "a sks dog at sea", "a sks dog"]
     assert {p.image.size for p in read} == {(16, 16)}
 
@@ -21,7 +22,7 @@ def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8"):
-        read_subject(tmp_path, "x", 16)
+        read_subject(tmp_path, "x", ShapeRule.of_square(16))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def measure_peak(config: Config, directory: Path) -> int:
     ]
     optimizer = AdamW(trained, lr=1e-6, fused=True)
     batch, dtype = images_per_worker(config), autocast_dtype(config.train.precision)
-    side = config.train.resolution // parts.latent_factor
+    side = config.train.side_px // parts.latent_factor
     length = parts.text_encoder.config.max_position_embeddings
     width = parts.text_encoder.config.hidden_size
 

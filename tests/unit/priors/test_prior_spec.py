@@ -50,6 +50,35 @@ def test_what_is_missing_makes_the_set_whole_and_no_chunk_is_generated_twice(
     assert not {r.index for r in accepted} & bad
 
 
+SHAPED = replace(SPEC, shapes=((48, 80), (64, 64), (80, 48)))
+
+
+@given(
+    st.integers(3, 40), st.sets(st.integers(0, 12)), st.frozensets(st.integers(0, 50), max_size=8)
+)
+def test_of_each_shape_as_many_are_made_as_are_asked_for(
+    count: int, committed: set[int], bad: frozenset[int]
+) -> None:
+    records = {n: chunk(SHAPED, n, bad) for n in committed}
+    try:
+        while todo := missing_chunks(SHAPED, count, records):
+            assert not set(todo) & set(records)
+            records |= {n: chunk(SHAPED, n, bad) for n in todo}
+    except DataError:
+        assume(False)
+    selection = select_records(SHAPED, records)
+    for position in range(count):
+        record = selection.find(position)
+        assert record is not None
+        assert record.index not in bad
+        number = record.index // SHAPED.chunk_size
+        assert SHAPED.find_shape(number) == SHAPED.shapes[position % 3]
+        # Without one passed over, it is where its chunk says.
+        if not bad:
+            offset = record.index % SHAPED.chunk_size
+            assert SHAPED.list_positions(number)[offset] == position
+
+
 def test_a_near_duplicate_gives_way_to_the_next_index() -> None:
     first = chunk(SPEC, 0)
     twin = replace(first[2], fingerprint=first[0].fingerprint ^ 0b111)
@@ -106,8 +135,10 @@ def test_every_field_names_another_set() -> None:
         replace(SPEC, seed=1),
         replace(SPEC, chunk_size=8),
         replace(SPEC, folder_digest="ff"),
+        SHAPED,
+        replace(SPEC, shapes=((64, 64), (48, 80), (80, 48))),
     ]
-    assert len({s.digest for s in [SPEC, *changed]}) == 8 + len(CHANGED_PARAMS)
+    assert len({s.digest for s in [SPEC, *changed]}) == 10 + len(CHANGED_PARAMS)
     assert replace(SPEC).digest == SPEC.digest
 
 

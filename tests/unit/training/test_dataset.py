@@ -9,6 +9,7 @@ from PIL import Image
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
 from dreambooth_ray.models.components import Components, load_components
@@ -19,11 +20,9 @@ from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.dataset import (
-    Batch,
-    TrainingDataset,
-    encode_photographs,
-)
+from dreambooth_ray.training.batch import Batch
+from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.image_pools import encode_photographs
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -124,8 +123,8 @@ def test_latents_are_resampled_from_the_posterior_of_the_image(
     photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     dataset = make_dataset(make_config(photos))
-    pool = encode_photographs(parts, read_subject(photos, "x", 64), flip=False)
-    mean, std = pool.latents[:, 0].unbind(dim=1)
+    pool = encode_photographs(parts, read_subject(photos, "x", ShapeRule.of_square(64)), flip=False)
+    mean, std = torch.stack([views[0].latents[0] for views in pool.images]).unbind(dim=1)
     for step in range(6):
         batch = dataset.make_batch(step)
         distances = ((batch.latents[0] - mean) / std).abs().flatten(1).mean(dim=1)
@@ -140,7 +139,8 @@ def test_a_mirrored_view_is_the_mirrored_image(parts: Components) -> None:
     pool = encode_photographs(
         parts, [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)], True
     )
-    assert torch.allclose(pool.latents[0, 1], pool.latents[1, 0], atol=1e-5)
+    one, other = (pool.get_image(index).latents for index in range(2))
+    assert torch.allclose(one[1], other[0], atol=1e-5)
 
 
 def test_the_stream_ends_with_the_last_step(

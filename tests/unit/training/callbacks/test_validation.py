@@ -59,7 +59,7 @@ def test_what_is_validated_is_not_trained_on(run: Fitted) -> None:
     assert run.validation_set.num_examples == (1 + 2) * 4
     assert sum(len(b.latents) - b.num_photographs for b in batches) >= 2 * 4
     dataset = run.trainer.train_dataloader.dataset
-    assert len(dataset._photographs[0].latents) == 2
+    assert len(dataset._photographs[0].images) == 2
     assert {dataset._priors.choose_index(0, position) for position in range(9)} == {0, 1, 2}
 
 

@@ -1,0 +1,78 @@
+"""What of the photographs a training sees, and in which shapes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dreambooth_ray.config.section import Section
+
+SidePx = Annotated[int, Field(ge=8)]
+
+
+class TrainingImagesConfig(Section):
+    """The keys of the section `train` that say what images are made of photographs."""
+
+    resolution: SidePx | Annotated[tuple[SidePx, ...], Field(min_length=1, max_length=8)] = Field(
+        512,
+        description="side of the square training images, pixels; with buckets, of the square that "
+        "no shape is larger than; of several each step takes one",
+    )
+    buckets: bool = Field(
+        False, description="images in shapes near the photographs' own, instead of squares"
+    )
+    bucket_step_px: int = Field(
+        64, ge=8, description="of buckets: what both sides of a shape are multiples of, pixels"
+    )
+    bucket_max_aspect: float = Field(
+        2.0, ge=1, le=4, description="of buckets: the longer side by the shorter, at most"
+    )
+    crop: Literal["center", "smart", "none"] = Field(
+        "center",
+        description="what of a photograph is seen: its middle, or where it is most salient; "
+        "none is all of it, squeezed into its bucket",
+    )
+
+    @property
+    def sides_px(self) -> tuple[int, ...]:
+        """resolution as several, the smallest first."""
+        sides = self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
+        return tuple(sorted(sides))
+
+    @property
+    def side_px(self) -> int:
+        """The largest resolution: of samples, of evaluations, and what memory is needed for."""
+        return self.sides_px[-1]
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all training images are squares of one size."""
+        return not self.buckets and len(self.sides_px) == 1
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _one_or_a_list(cls, resolution: Any) -> Any:
+        sides = resolution if isinstance(resolution, list | tuple) else [resolution]
+        is_whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        if not is_whole or not 1 <= len(sides) <= 8 or min(sides) < 8:
+            raise ValueError(
+                "give a whole number of pixels from 8, or a list of one to eight of them"
+            )
+        return resolution
+
+    @model_validator(mode="after")
+    def _shapes_can_be_made(self) -> "TrainingImagesConfig":
+        sides, step = self.sides_px, self.bucket_step_px
+        if len(set(sides)) < len(sides):
+            raise ValueError(f"train.resolution={list(sides)} has one twice; give each once")
+        if self.crop == "none" and not self.buckets:
+            raise ValueError(
+                "train.crop=none squeezes photographs into their buckets, and without buckets it "
+                "would into squares; set train.buckets=true, or take center or smart"
+            )
+        unfit = next((side for side in sides if side % step), None)
+        if self.buckets and unfit:
+            raise ValueError(
+                f"train.resolution={unfit} is not a multiple of train.bucket_step_px={step}, so "
+                "that not even its square is a bucket; make the one a multiple of the other"
+            )
+        return self

@@ -1,0 +1,30 @@
+"""The shapes of class images: those of the photographs that they are trained beside."""
+
+from collections.abc import Iterable
+
+from dreambooth_ray.config.count_text import describe_count
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.image_shapes import ImageShape
+from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.errors import ConfigError
+
+
+def list_class_shapes(config: Config, photographs: Iterable[Photograph]) -> tuple[ImageShape, ...]:
+    """All shapes of these photographs; none where all are squares of one size.
+
+    raises: ConfigError if there would be too few class images of each for a step
+    """
+    shapes = tuple(sorted({view.shape for photograph in photographs for view in photograph.views}))
+    side = config.train.side_px
+    if shapes == ((side, side),):
+        return ()
+    count, batch_size = config.prior.num_images, config.train.batch_size
+    num_least = config.num_class_images // len(shapes)
+    if count and num_least < batch_size:
+        num_held_out = count - config.num_class_images
+        raise ConfigError(
+            f"prior.count={count} makes {describe_count(num_least, 'class image')} in each of the "
+            f"photographs' {len(shapes)} shapes, and a step may need train.batch_size={batch_size} "
+            f"of one; set prior.count={num_held_out + batch_size * len(shapes)} or more"
+        )
+    return shapes

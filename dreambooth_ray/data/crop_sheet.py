@@ -1,0 +1,42 @@
+"""What a training sees of photographs, drawn for people."""
+
+from PIL import Image, ImageDraw
+
+from dreambooth_ray.data.photographs import read_photograph
+from dreambooth_ray.data.subject import Photograph
+
+_SIDE_PX, _GAP_PX, _TEXT_PX = 256, 6, 16
+
+
+def draw_crops(photographs: list[Photograph], *, is_squeezed: bool) -> list[Image.Image]:
+    """A cell for each photograph at each resolution: the whole with what is seen of it in a frame,
+    and beside it what training gets; all of one size.
+
+    is_squeezed: whether all of a photograph is seen, as with train.crop=none
+    """
+    return [
+        _draw_cell(view, is_squeezed) for photograph in photographs for view in photograph.views
+    ]
+
+
+def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
+    whole = read_photograph(view.path)
+    width, height = whole.size
+    scale = max(view.image.width / width, view.image.height / height)
+    left, top = (round(corner / scale) for corner in view.corner_px)
+    seen_width, seen_height = (round(side / scale) for side in view.image.size)
+    box = (left, top, left + seen_width, top + seen_height)
+    if is_squeezed:
+        box = (0, 0, width, height)
+    share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+    ImageDraw.Draw(whole).rectangle(
+        (box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 0, 0), width=max(2, width // 80)
+    )
+    cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
+    for index, image in enumerate((whole, view.image)):
+        thumbnail = image.copy()
+        thumbnail.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
+        cell.paste(thumbnail, (index * (_SIDE_PX + _GAP_PX), _TEXT_PX))
+    text = f"{view.path.name} {width}x{height} -> {view.shape.text}, {share:.0%} seen"
+    ImageDraw.Draw(cell).text((2, 2), text, fill=(0, 0, 0))
+    return cell

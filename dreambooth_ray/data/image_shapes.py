@@ -1,0 +1,137 @@
+"""The shapes that photographs are trained in, and what is cut out of a photograph for one.
+
+A bucket is a shape of about a square's area, and of an aspect near the photographs' own: Novel AI
+2022, "NovelAI improvements on Stable Diffusion". No photograph is left out for being alone in its
+bucket: see `sampler.group_by_shape`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+
+from dreambooth_ray.config.training_images import TrainingImagesConfig
+from dreambooth_ray.data.saliency import compute_saliency, find_salient_window
+from dreambooth_ray.errors import ConfigError, DataError
+
+# The least of a photograph that a cut may keep, and the most that one may be enlarged.
+_MIN_KEPT, _MAX_ENLARGED = 0.5, 2.0
+
+
+class ImageShape(NamedTuple):
+    """Sides of an image, pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def text(self) -> str:
+        """As people write it."""
+        return f"{self.width}x{self.height}"
+
+
+class ImageCut(NamedTuple):
+    """An image of one shape, and left and top of where it was cut out, after resizing."""
+
+    image: Image.Image
+    left: int
+    top: int
+
+
+@cache
+def list_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageShape, ...]:
+    """All shapes of sides that are multiples of a step, no larger than a square: for each width
+    the highest, and the same ones upright and lying; the square is one of them.
+
+    side_px: of the square, a multiple of step_px
+    """
+    shapes = set()
+    for short_px in range(step_px, side_px + 1, step_px):
+        long_px = side_px**2 // short_px // step_px * step_px
+        if long_px <= max_aspect * short_px:
+            shapes |= {ImageShape(short_px, long_px), ImageShape(long_px, short_px)}
+    return tuple(sorted(shapes))
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """Which shapes photographs get, and what of them is cut out, as `train` configures it."""
+
+    train: TrainingImagesConfig
+
+    @classmethod
+    def of_square(cls, side_px: int) -> "ShapeRule":
+        """The middle square of a photograph."""
+        return cls(TrainingImagesConfig(resolution=side_px))
+
+    def choose_shapes(self, size_px: tuple[int, int], name: str) -> tuple[ImageShape, ...]:
+        """The shape of a photograph at each resolution, the smallest first.
+
+        size_px: its width and height; name: for an error
+        raises: DataError where a bucket would show less than half of it, or it is far too small;
+            ConfigError where there is one bucket
+        """
+        train = self.train
+        if not train.buckets:
+            return tuple(ImageShape(side, side) for side in train.sides_px)
+        return tuple(self._choose_bucket(side, size_px, name) for side in train.sides_px)
+
+    def _choose_bucket(self, side_px: int, size_px: tuple[int, int], name: str) -> ImageShape:
+        """The one of the nearest aspect; of two as near, the larger."""
+        train = self.train
+        shapes = list_shapes(side_px, train.bucket_step_px, train.bucket_max_aspect)
+        if len(shapes) == 1:
+            raise ConfigError(
+                f"train.bucket_step_px={train.bucket_step_px} with train.bucket_max_aspect="
+                f"{train.bucket_max_aspect:g} leaves no bucket but the square at train.resolution="
+                f"{side_px}; take {max(8, side_px // 8)} or less as step, or train.buckets=false"
+            )
+        width, height = size_px
+        shape = min(
+            shapes,
+            key=lambda s: (
+                abs(math.log(s.width * height / (s.height * width))),
+                -s.width * s.height,
+                s.width,
+            ),
+        )
+        scales = shape.width / width, shape.height / height
+        kept = min(scales) / max(scales)
+        if kept < _MIN_KEPT:
+            loss = "squeeze a side of it to" if train.crop == "none" else "show no more than"
+            raise DataError(
+                f"{name} is {width}x{height} px, and the nearest bucket, {shape.text}, would "
+                f"{loss} {kept:.0%} of it; crop or remove it, or raise "
+                f"train.bucket_max_aspect={train.bucket_max_aspect:g}"
+            )
+        if max(scales) > _MAX_ENLARGED:
+            raise DataError(
+                f"{name} is {width}x{height} px and would be enlarged {max(scales):.1f} times to "
+                f"fill its bucket of {shape.text}; use a larger one, or lower "
+                f"train.resolution={side_px}"
+            )
+        return shape
+
+    def cut(self, image: Image.Image, shape: ImageShape) -> ImageCut:
+        """What is seen of a photograph in a shape."""
+        if self.train.crop == "none":
+            return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0)
+        across, down = self._find_position(image, shape)
+        cut = ImageOps.fit(image, shape, Image.Resampling.LANCZOS, centering=(across, down))
+        scale = max(shape.width / image.width, shape.height / image.height)
+        left = round((scale * image.width - shape.width) * across)
+        top = round((scale * image.height - shape.height) * down)
+        return ImageCut(cut, left, top)
+
+    def _find_position(self, image: Image.Image, shape: ImageShape) -> tuple[float, float]:
+        """Of the cut, across and down: from 0, at the left and top, to 1."""
+        if self.train.crop == "center":
+            return 0.5, 0.5
+        scale = max(shape.width / image.width, shape.height / image.height)
+        saliency = compute_saliency(image)
+        return (
+            find_salient_window(saliency.sum(axis=0), shape.width / (scale * image.width)),
+            find_salient_window(saliency.sum(axis=1), shape.height / (scale * image.height)),
+        )

@@ -1,0 +1,129 @@
+"""Photographs and class images as training sees them: cached latents, chosen by position.
+
+Legend: F orientations (as is, mirrored), C latent channels, h, w latent sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.image_shapes import ImageShape
+from dreambooth_ray.data.prior_set import PriorSet
+from dreambooth_ray.data.sampler import ShapeTurns, growing_set_index, shuffled_index
+from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.model_functions import ImageFrame
+from dreambooth_ray.models.vae_posterior import encode_posterior
+
+# Purposes of the shuffles; a further subject's photographs, and class images of a further shape,
+# have _NEXT added.
+_PHOTOGRAPHS, _PRIORS, _RESOLUTIONS, _NEXT = 21, 22, 23, 100
+
+
+def choose_resolution(config: Config, step: int) -> int:
+    """Which of train.resolution, from the smallest, a step takes: shuffled each time round."""
+    return shuffled_index(config.seed, _RESOLUTIONS, step, len(config.train.sides_px))
+
+
+class CachedImage(NamedTuple):
+    """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen."""
+
+    latents: Tensor
+    captions: tuple[str, ...]
+    frame: ImageFrame
+
+
+@dataclass(frozen=True)
+class PhotographPool:
+    """One subject's cached photographs, each at every resolution, the smallest first.
+
+    subject_index: which subject, from 0
+    """
+
+    images: list[tuple[CachedImage, ...]]
+    subject_index: int = 0
+
+    def choose_index(self, seed: int, position: int) -> int:
+        """Which image comes at a position of the endless sequence: shuffled each time round."""
+        purpose = _PHOTOGRAPHS + _NEXT * self.subject_index
+        return shuffled_index(seed, purpose, position, len(self.images))
+
+    def get_image(self, index: int, resolution: int = 0) -> CachedImage:
+        """Image `index`; resolution: which one, from the smallest"""
+        return self.images[index][resolution]
+
+
+def encode_photographs(
+    components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
+) -> PhotographPool:
+    """Encode photographs through the frozen VAE, each once for each orientation and resolution."""
+    images = [
+        tuple(
+            CachedImage(
+                encode_posterior(components, view.image, flip),
+                photograph.captions,
+                ImageFrame(*view.frame),
+            )
+            for view in photograph.views
+        )
+        for photograph in photographs
+    ]
+    return PhotographPool(images, subject_index)
+
+
+class PriorPool:
+    """Class images, each read, and if need be waited for, when a step needs it.
+
+    Where they are of several shapes, those of a shape are a sequence of their own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        priors: PriorSet,
+        count: int,
+        latent_factor: int,
+        find_shape: Callable[[int], tuple[int, int]],
+    ) -> None:
+        """count: how many of them, the first, are trained on
+
+        latent_factor: pixels that a latent spans each way
+        find_shape: of a position, latent height and width of what it is trained beside
+        """
+        side, train = config.train.side_px, config.train
+        self._priors, self._num_views = priors, 2 if train.flip else 1
+        self._count, self._num_positions = count, train.steps * train.batch_size
+        self._shapes = priors.shapes or (ImageShape(side, side),)
+        self._find_shape = find_shape
+        self._turns: ShapeTurns | None = None
+        if len(self._shapes) > 1:
+            self._turns = ShapeTurns(find_shape, self._num_positions)
+            self._shape_indices = {
+                (shape.height // latent_factor, shape.width // latent_factor): index
+                for index, shape in enumerate(self._shapes)
+            }
+
+    def choose_index(self, seed: int, position: int) -> int:
+        """Which class image comes at a position: each as late as it can, in order of generation."""
+        if self._turns is None:
+            return growing_set_index(seed, _PRIORS, position, self._count, self._num_positions)
+        shape = self._find_shape(position)
+        first, num_shapes = self._shape_indices[shape], len(self._shapes)
+        turn = growing_set_index(
+            seed,
+            _PRIORS + _NEXT * first,
+            self._turns.find_turn(position),
+            len(range(first, self._count, num_shapes)),
+            self._turns.totals[shape],
+        )
+        return first + turn * num_shapes
+
+    def get_image(self, index: int) -> CachedImage:
+        """Class image `index`, waited for if it is not there yet."""
+        caption = self._priors.captions[self._priors.caption_index(index)]
+        latents = self._priors.load_posterior(index)[: self._num_views]
+        shape = self._shapes[index % len(self._shapes)]
+        return CachedImage(latents, (caption,), ImageFrame.of_whole(shape.height, shape.width))
