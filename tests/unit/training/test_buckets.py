@@ -110,6 +110,23 @@ def test_too_few_class_images_of_a_shape_are_refused(mixed_photos: Path) -> None
         list_class_shapes(config, read_configured_subject(config, config.subject))
 
 
+SIDES = ((8, 8), (6, 10), (10, 6))
+
+
+def number_photographs(shape_indices: list[int], num_resolutions: int) -> PhotographPool:
+    """Latents of shapes of SIDES that hold nothing but the photograph's number."""
+
+    def number(index: int, shape: tuple[int, ...]) -> CachedImage:
+        latents = torch.stack([torch.full(shape, float(index)), torch.zeros(shape)])
+        return CachedImage(latents[None], ("",), ImageFrame.of_whole(8, 8))
+
+    images = [
+        tuple(number(n, (1, SIDES[i][0] + k, SIDES[i][1] + k)) for k in range(num_resolutions))
+        for n, i in enumerate(shape_indices)
+    ]
+    return PhotographPool(images)
+
+
 @given(
     seed=st.integers(0, 2**40),
     shape_indices=st.lists(st.integers(0, 2), min_size=1, max_size=7),
@@ -133,25 +150,11 @@ def test_photographs_are_seen_equally_often_by_any_workers_and_after_any_resume(
     attempts: list[tuple[int, int]],
 ) -> None:
     """attempts: steps that each takes, and with how many workers it takes them"""
-    sides = ((8, 8), (6, 10), (10, 6))
-
-    def encode_numbers(*_: object) -> PhotographPool:
-        frame = ImageFrame.of_whole(8, 8)
-        images = [
-            tuple(
-                CachedImage(
-                    torch.stack([torch.full(shape, float(n)), torch.zeros(shape)])[None],
-                    ("",),
-                    frame,
-                )
-                for k in range(len(resolutions))
-                for shape in [(1, sides[i][0] + k, sides[i][1] + k)]
-            )
-            for n, i in enumerate(shape_indices)
-        ]
-        return PhotographPool(images)
-
-    monkeypatch.setattr(dataset_module, "encode_photographs", encode_numbers)
+    monkeypatch.setattr(
+        dataset_module,
+        "encode_photographs",
+        lambda *_: number_photographs(shape_indices, len(resolutions)),
+    )
     config = make_config(
         photos, f"seed={seed}", "prior.count=0", f"train.batch_size={4 * share}",
         f"train.resolution={list(resolutions)}", "train.bucket_step_px=16",
@@ -171,7 +174,7 @@ def test_photographs_are_seen_equally_often_by_any_workers_and_after_any_resume(
             assert len(numbers) == 4 * share
             seen.update(numbers)
             (resolution,) = {
-                min(f.latents.shape[-2:]) - min(sides[shape_indices[int(f.latents.flatten()[0])]])
+                min(f.latents.shape[-2:]) - min(SIDES[shape_indices[int(f.latents.flatten()[0])]])
                 for f in forwards
             }
             seen_resolutions[resolution] += 1
