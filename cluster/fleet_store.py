@@ -159,20 +159,17 @@ def _make_work(subject: FleetSubject, prepared: PreparedRun, created_ms: int) ->
 
 
 def _refuse_other_works(works: list[_Work]) -> None:
-    """raises: ConfigError for an id that has, or had, other work"""
-    queues = {
-        uri: {group: store.open_queue(group) for group in store.list_groups()}
-        for uri in {uri for uri, _, _ in works}
-        for store in [FleetStore(uri)]
-    }
-    for uri, own_group, record in works:
-        for group, queue in queues[uri].items():
-            is_known = queue.has(record.id)
-            if is_known and not (group == own_group and queue.read(record.id).is_same_work(record)):
-                raise ConfigError(
-                    f"subject {record.id!r} is in the queue already, or was, with other settings; "
-                    "ids name runs: take another one, or `dreambooth resume` that run"
-                )
+    """raises: ConfigError for an id that has, or had, other work
+
+    In its own queue: work of another is a run of another configuration, which was refused before.
+    """
+    for uri, group, record in works:
+        queue = FleetStore(uri).open_queue(group)
+        if queue.has(record.id) and not queue.read(record.id).is_same_work(record):
+            raise ConfigError(
+                f"subject {record.id!r} is in the queue already, or was, with other settings; ids "
+                "name runs: take another one, or `dreambooth resume` that run"
+            )
 
 
 def _refuse_past_deadlines(fleet: FleetConfig) -> None:

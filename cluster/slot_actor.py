@@ -72,7 +72,12 @@ class _RayWorker:
             runtime_env=worker_environment(),
         )
         self._actor = actor_class.remote(num_slots, rank)
+        self._started = self._actor.__ray_ready__.remote()
         self.events = self._actor.run.options(num_returns="streaming").remote(job, gpu)
+
+    @property
+    def has_room(self) -> bool:
+        return bool(ray.wait([self._started], timeout=0)[0])
 
     def add(self, job: WorkerJob | None) -> None:
         self._actor.add.remote(job)

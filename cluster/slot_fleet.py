@@ -29,6 +29,10 @@ class SlotWorkerHandle(Protocol):
 
     num_slots: int
 
+    @property
+    def has_room(self) -> bool:
+        """Whether its process has been started, ready or not."""
+
     def add(self, job: WorkerJob | None) -> None:
         """Hand in a run, of a worker that is ready; None: no more come."""
 
@@ -132,7 +136,7 @@ class SlotFleet:
     def _check_room(self) -> None:
         """raises: CapacityError if no worker has found room in time; one is enough to go on"""
         now_s, wait_s = time.monotonic(), self._cluster.wait_s
-        if any(worker.is_ready for worker in self._workers):
+        if any(worker.is_ready or worker.handle.has_room for worker in self._workers):
             self._had_room_s = now_s
         elif now_s - self._had_room_s > wait_s:
             raise CapacityError(

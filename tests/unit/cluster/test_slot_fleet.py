@@ -23,7 +23,7 @@ class PlayedWorker:
         self.num_taken = self.most_taken = 0
         ready = [SubjectEvent("", "ready")] if has_room else []
         self._events: deque[SubjectEvent | WorkerLostError] = deque(ready)
-        self._has_room = has_room
+        self.has_room = has_room
         # They come last: bundles take their time.
         self._ends: deque[SubjectEvent] = deque()
         self.num_held = self.most_held = 0
@@ -33,7 +33,7 @@ class PlayedWorker:
         self.is_killed = True
 
     def add(self, job: WorkerJob | None) -> None:
-        assert self._has_room
+        assert self.has_room
         if job is None:
             self.is_closed = True
             return
@@ -161,6 +161,24 @@ def test_where_no_worker_finds_room_the_fleet_ends() -> None:
     with pytest.raises(CapacityError, match=r"none of 2 workers .* raise cluster\.wait_s"):
         played.fleet.run([1, 1])
     assert played.states == {"a": "waiting"}
+
+
+def test_a_worker_that_takes_long_to_load_is_waited_for() -> None:
+    played = Played(["a"], 0, room=(False,))
+    num_looks = 0
+
+    def load_slowly(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle | None:
+        nonlocal num_looks
+        (worker,) = played.workers
+        worker.has_room = True
+        num_looks += 1
+        if num_looks == 3:
+            worker._events.append(SubjectEvent("", "ready"))
+        return worker if worker.has_event else None
+
+    played.fleet._wait = load_slowly
+    played.fleet.run([1])
+    assert played.states == {"a": "done"}
 
 
 def test_a_subject_that_nobody_can_be_told_of_ends_alone() -> None:
