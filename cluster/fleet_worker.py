@@ -92,7 +92,11 @@ class FleetWorker:
 
         Then a moment has passed.
         """
-        num_silent = sum(queue.num_silent for queue in self._queues.values())
+        num_silent = sum(
+            queue.num_silent
+            for group, queue in self._queues.items()
+            if group not in self._failed_groups
+        )
         if num_silent:
             if not self._has_said_silent:
                 self._say(

@@ -206,5 +206,5 @@ class StoredQueue:
             works = [held.work for held in self._held.values()]
         for work in works:
             self._queue.renew(work)
-        if self._queue.recover(self._lease_s, [work.record.id for work in works]):
+        if self._queue.recover(self._lease_s):
             self._empty_since_s = None

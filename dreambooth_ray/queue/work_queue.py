@@ -20,7 +20,6 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +69,7 @@ class WorkQueue:
         self._claims = Claims(store.sub("claims"), clock)
         self._num_given: Counter[str] = Counter()
         self._watched_up_to, self.num_silent = "", 0
+        self._held_ids: set[str] = set()
 
     def add(self, record: WorkRecord) -> bool:
         """Put work at the end of its owner's; False if that very work was added before.
@@ -166,6 +166,7 @@ class WorkQueue:
             return self._begin(mark, lease)
         except BaseException:
             # Whoever comes next need not wait for the end of this process.
+            self._held_ids.discard(mark.id)
             lease.drop()
             raise
 
@@ -177,6 +178,7 @@ class WorkQueue:
         # Who is the first to have it need not ask.
         num_failures = self._count_failures(mark.id) if lease.number > 1 else 0
         work = ClaimedWork(self.read(mark.id), lease, num_failures)
+        self._held_ids.add(mark.id)
         self._store.write(f"running/{mark.name}", b"")
         self._store.remove_file(f"waiting/{mark.name}")
         deadline_s = work.record.deadline_s
@@ -201,6 +203,7 @@ class WorkQueue:
 
     def finish(self, work: ClaimedWork, state: WorkEnd, note: str = "") -> bool:
         """Work is over; False, and nothing is changed, where another has taken over."""
+        self._held_ids.discard(work.record.id)
         if not self._is_held(work):
             return False
         self._write_end(work.record.id, state, note)
@@ -216,6 +219,7 @@ class WorkQueue:
 
         has_failed: whether the try counts, as one that was cut off does not
         """
+        self._held_ids.discard(work.record.id)
         if not self._is_held(work):
             return False
         if has_failed:
@@ -253,19 +257,18 @@ class WorkQueue:
         """Running work that somebody wants ended."""
         return self._store.names("cancelled")
 
-    def recover(self, lease_s: float, own_ids: Iterable[str] = ()) -> list[str]:
+    def recover(self, lease_s: float) -> list[str]:
         """Put back what processes that died had claimed; to be called from time to time.
 
         Of many claims each call looks at some, the next ones each time. Those whose processes have
         not been heard of yet are in `num_silent` then.
-        own_ids: of work that this process does
         returns: ids of what waits again
         """
-        recovered_ids, held_ids, num_silent = [], set(own_ids), 0
+        recovered_ids, num_silent = [], 0
         marks = self.list_marks("running", self._watched_up_to, _WATCHED_CLAIMS)
         self._watched_up_to = marks[-1].name if len(marks) == _WATCHED_CLAIMS else ""
         for mark in marks:
-            if mark.id in held_ids:
+            if mark.id in self._held_ids:
                 continue
             lease = self._claims.claim(mark.id, lease_s)
             if lease is None:

@@ -67,7 +67,7 @@ def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQu
     add(queue, "one")
     add(queue, "two", at=3)
     claim(queue)
-    second = claim(queue)
+    claim(queue)
     # The holder's process id is another's by now.
     dead = replace(new_holder(LEASE_S), started=1.0)
     store.write("claims/one/lease-0001.json", dead.as_json())
@@ -78,7 +78,11 @@ def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQu
     assert again.record.id == "one"
     assert again.num_failures == 0
     assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
-    assert other.recover(LEASE_S, [second.record.id, "one"]) == []
+    # Of what it holds itself nothing is to be heard.
+    assert other.recover(LEASE_S) == []
+    assert other.num_silent == 1
+    assert queue.recover(LEASE_S) == []
+    assert queue.num_silent == 0
 
 
 def test_a_mark_that_a_death_has_left_behind_is_passed_over(store: Store, queue: WorkQueue) -> None:

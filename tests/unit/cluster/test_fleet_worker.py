@@ -1,0 +1,99 @@
+"""A process that works through the queues of a storage; its trainings are played here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster import fleet_worker
+from cluster.fleet_queue import FleetEntry, TryEnd, run_queue
+from cluster.fleet_worker import FleetWorker
+from cluster.stored_queue import StoredQueue
+from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.training.stop_request import is_stop_requested
+from tests.unit.cluster.added_subjects import Added
+
+LEASE_S = 0.4
+
+
+class PlayedFleetWorker(FleetWorker):
+    """Every training is done at once, but those of groups that end in `broken`."""
+
+    broken = "none"
+
+    def _connect(self, config: object) -> None:
+        pass
+
+    def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:
+        if group.endswith(self.broken):
+            raise CapacityError("its slots would not fit")
+        run_queue(queue, lambda e: e.id, lambda ids: next(iter(ids)), self.read_end, self._say)
+
+    def read_end(self, _: str) -> TryEnd:
+        return TryEnd("done")
+
+
+@pytest.fixture
+def added(tmp_path: Path, tiny_model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Added:
+    monkeypatch.setattr(fleet_worker, "_LEASE_S", LEASE_S)
+    monkeypatch.setattr(fleet_worker, "LOCAL_INTERVAL_S", 0.02)
+    return Added(tmp_path, tiny_model, photos)
+
+
+def make_worker(added: Added, retries: int = 0) -> PlayedFleetWorker:
+    return PlayedFleetWorker(added.storage, 4, 1, retries, added.lines.append)
+
+
+def test_group_after_group_is_trained_until_none_has_work(added: Added) -> None:
+    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=64",)}, {"id": "b"})
+    entries = make_worker(added).run()
+    assert {entry.id: entry.state for entry in entries} == dict.fromkeys(["a", "b", "wide"], "done")
+    assert make_worker(added).run() == []
+
+
+def test_a_group_that_no_worker_can_train_keeps_no_other(added: Added) -> None:
+    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=64",)})
+    worker = make_worker(added)
+    worker.broken = "rank-00064"
+    with pytest.raises(CapacityError, match="its slots would not fit"):
+        worker.run()
+    assert [ended.id for _, ended in added.store.list_ended()] == ["a"]
+    assert added.waiting == ["wide"]
+
+
+def test_what_may_be_a_dead_process_s_is_waited_for(added: Added) -> None:
+    """Else whoever starts the queue again, on another host, would find nothing to do."""
+    added.add({"id": "a"})
+    ((group, _),) = added.store.list_marks("waiting")
+    queue = added.store.open_queue(group)
+    assert queue.claim_next(LEASE_S) is not None
+    far = replace(new_holder(LEASE_S), host="far")
+    claims = Path(added.storage) / "queue/fleet" / group / "claims/a/lease-0001.json"
+    claims.write_bytes(far.as_json())
+    (entry,) = make_worker(added).run()
+    assert (entry.id, entry.state, entry.tries) == ("a", "done", 1)
+    assert any("looking whether 1 subjects are trained" in line for line in added.lines)
+
+
+def test_a_cancelled_subject_s_run_is_asked_to_stop(
+    added: Added, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added.add({"id": "a"})
+    run = Path(added.storage) / "runs/a"
+
+    def cancel(worker: PlayedFleetWorker, _: str) -> TryEnd:
+        assert added.store.cancel("a") == "asked"
+        while not is_stop_requested(fleet_worker.Store(str(run))):
+            pass
+        return TryEnd("stopped", "as it was asked to")
+
+    monkeypatch.setattr(PlayedFleetWorker, "read_end", cancel)
+    (entry,) = make_worker(added).run()
+    assert entry.state == "stopped"
+    assert [ended.state for _, ended in added.store.list_ended()] == ["stopped"]
+
+
+def test_a_storage_without_a_queue_is_refused(added: Added) -> None:
+    with pytest.raises(ConfigError, match="holds no queue of subjects"):
+        make_worker(added).run()
