@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.callers import SUBJECTS
-from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash

@@ -20,6 +20,9 @@ FIXED_KEYS = {
     "train.text_encoder": _OTHER_WEIGHTS,
     "train.lora.rank": _OTHER_WEIGHTS,
     "train.lora.dora": _OTHER_WEIGHTS,
+    "train.lora.kind": _OTHER_WEIGHTS,
+    "train.lora.lokr_factor": _OTHER_WEIGHTS,
+    "train.lora.rank_pattern": _OTHER_WEIGHTS,
     "train.lora.target_modules": _OTHER_WEIGHTS,
     "train.lora.text_target_modules": _OTHER_WEIGHTS,
     "identifier.kind": _OTHER_WEIGHTS,
@@ -29,7 +32,15 @@ FIXED_KEYS = {
     "train.deepspeed.offload": _OTHER_SHARDS,
     "train.batch_size": _OTHER_COUNT,
 }
-_RATES = ("train.lr", "train.text_encoder_lr", "identifier.lr", "train.weight_decay")
+# A key for each pattern.
+_RANKS = "train.lora.rank_pattern."
+_RATES = (
+    "train.lora.loraplus_lr_ratio",
+    "train.lr",
+    "train.text_encoder_lr",
+    "identifier.lr",
+    "train.weight_decay",
+)
 _STEPS = ("train.steps", "train.images")
 # What matters without a further step: names, places, and which checkpoint the bundle is made of.
 MODEL_KEYS = ("model.uri", "model.vae", "model.text_encoder", "model.prediction_type")
@@ -138,10 +149,13 @@ def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
     is_learned = current.identifier.kind == "learned"
     if change.key == "subjects" and is_learned and num_words[0] != num_words[1]:
         return _OTHER_WEIGHTS
+    if change.key.startswith(_RANKS):
+        return _OTHER_WEIGHTS
     return FIXED_KEYS.get(change.key, "")
 
 
 def _grouping(config: Config) -> list[int]:
     """For each part that is trained, the first that has the same rate and decay."""
     rates = list(find_part_rates(config).values())
-    return [rates.index(rate) for rate in rates]
+    is_raised = config.train.method == "lora" and config.train.lora.loraplus_lr_ratio is not None
+    return [rates.index(rate) for rate in rates] + [len(rates)] * is_raised

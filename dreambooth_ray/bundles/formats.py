@@ -1,79 +1,38 @@
 """Export a run in other libraries' file formats; tests read each back with its library."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from dreambooth_ray.bundles import kohya, ldm, read_back
+from dreambooth_ray.bundles import adapter_formats, ldm, read_back
 from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.bundles.export_file import Export, write_sources
 from dreambooth_ray.bundles.model_spec import build_model_spec
 from dreambooth_ray.bundles.new_path import check_new, explained_writing, new_path
-from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import (
     build_pipeline,
-    explained_loading,
     load_components,
     load_pipeline,
 )
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import (
-    adapted_base,
     base_directory,
     model_directory,
 )
-from dreambooth_ray.models.peft_files import ADAPTER_METADATA_KEY, PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.models.single_file import METADATA_KEY, list_small_files
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
 from dreambooth_ray.models.tensor_files import (
     SUFFIX,
     TensorSource,
     read_sources,
-    write_tensors,
 )
 from dreambooth_ray.storage import manifest, paths
 
 Format = Literal["diffusers", "lora", "kohya", "single-file"]
-
-
-class Export(NamedTuple):
-    """How a file or folder is written, and read back by its reader; `check` raises ConfigError."""
-
-    save: Callable[[Path], None]
-    check: Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class AdapterWeights:
-    """One part's adapters as peft wrote them; weights are named layer.lora_A.weight."""
-
-    settings: dict[str, Any]
-    weights: dict[str, Tensor]
-
-    @property
-    def scale(self) -> float:
-        """Factor of the product of the two matrices."""
-        return float(self.settings["lora_alpha"] / self.settings["r"])
-
-    def compute_deltas(self) -> dict[str, LayerDelta]:
-        """What was learnt, by layer without the level text_model."""
-        return {
-            layer.removeprefix("text_model."): LayerDelta(
-                multiply_factors(weight, self.weights[f"{layer}.lora_B.weight"], self.scale),
-                self.weights.get(f"{layer}.lora_magnitude_vector"),
-            )
-            for name, weight in self.weights.items()
-            if (layer := name.removesuffix(".lora_A.weight")) != name
-        }
 
 
 def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
@@ -96,8 +55,8 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
         )
     build = {
         "diffusers": _build_diffusers,
-        "lora": _build_lora,
-        "kohya": _build_kohya,
+        "lora": adapter_formats.build_lora,
+        "kohya": adapter_formats.build_kohya,
         "single-file": _build_single_file,
     }[kind]
     export = build(directory, torch.float16 if half else torch.float32)
@@ -136,7 +95,7 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
     for tokenizer in (getattr(pipeline, part.tokenizer) for part in family.text_encoders):
         special = set(tokenizer.all_special_tokens)
         if words := sorted(tokenizer.get_added_vocab().keys() - special):
-            _refuse_words("single-file", words)
+            adapter_formats.refuse_words("single-file", words)
     assert family.single_file_encoders is not None
     weights = ldm.convert_vae(pipeline.vae.state_dict())
     for part, place in family.single_file_encoders(base).items():
@@ -157,7 +116,7 @@ def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
         unet_weights = read_sources(unet_sources)
         read_back.check_single_file(out, pipeline, family, unet_weights, dtype)
 
-    return Export(partial(_write_sources, sources, dtype, metadata), check)
+    return Export(partial(write_sources, sources, dtype, metadata), check)
 
 
 def _list_sources(
@@ -165,105 +124,3 @@ def _list_sources(
 ) -> dict[str, TensorSource]:
     sources = list_denoiser_sources(denoiser, name, directory)
     return {name: source.as_type(dtype) for name, source in sources.items()}
-
-
-def _build_lora(directory: Path, dtype: torch.dtype) -> Export:
-    """peft's own names under the part's, the one form in which diffusers reads every layer."""
-    layers: dict[str, Tensor] = {}
-    about: dict[str, Any] = {}
-    adapters = _load_adapters(directory, "lora")
-    for part, adapter in adapters.items():
-        # transformers 5 has dropped this level of CLIP's; readers take the names with it.
-        prefix = f"{part}.text_model." if part.startswith("text_encoder") else f"{part}."
-        for name, weight in adapter.weights.items():
-            # Readers that know no alpha take it to be the rank: the scale goes into the weights.
-            scaled = weight * adapter.scale if name.endswith("lora_B.weight") else weight
-            # transformers passes over magnitudes that are named as peft names them, without an end.
-            end = ".weight" if name.endswith("lora_magnitude_vector") else ""
-            layers[prefix + name.removeprefix("text_model.") + end] = scaled
-        settings = {**adapter.settings, "lora_alpha": adapter.settings["r"]}
-        about |= {f"{part}.{k}": v for k, v in settings.items()}
-    modelspec = build_model_spec(directory, adapter=True)
-    metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(about, sort_keys=True)}
-    return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
-
-
-def _build_kohya(directory: Path, dtype: torch.dtype) -> Export:
-    base = base_directory(directory)
-    names = find_family(base).kohya_names
-    assert names is not None
-    weights: dict[str, Tensor] = {}
-    adapters = _load_adapters(directory, "kohya")
-    for part, adapter in adapters.items():
-        if adapter.settings["use_dora"]:
-            raise ConfigError(
-                "--format=kohya: readers of that format differ on DoRA; take --format=lora, or "
-                "another that has the adapters fused in"
-            )
-        alpha, rank = float(adapter.settings["lora_alpha"]), int(adapter.settings["r"])
-        weights |= kohya.rename_weights(names, base, part, adapter.weights, alpha, rank)
-    settings = next(iter(adapters.values())).settings
-    modelspec = build_model_spec(directory, adapter=True)
-    kohya_metadata = kohya.build_metadata(
-        settings, names.read_metadata(base), modelspec["modelspec.title"]
-    )
-    metadata = {**modelspec, **kohya_metadata}
-    return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
-
-
-def _export_adapters(
-    weights: Mapping[str, Tensor],
-    adapters: Mapping[str, AdapterWeights],
-    directory: Path,
-    metadata: dict[str, str],
-    dtype: torch.dtype,
-    kind: str,
-) -> Export:
-    learned = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
-    return Export(
-        partial(_save_weights, weights, dtype, metadata),
-        lambda out: read_back.check_adapters(out, directory, learned, dtype, kind),
-    )
-
-
-def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
-    """Adapters of an adapter bundle by part; raises ConfigError for any other directory."""
-    if adapted_base(directory) is None:
-        raise ConfigError(
-            f"--format={kind}: {directory} has no adapters; it takes a run with "
-            "train.method=lora, others can be exported as diffusers or single-file"
-        )
-    for words in tokens.load_words(directory / paths.ADAPTER).values():
-        _refuse_words(kind, list(words))
-    adapters = {}
-    for part in (part.name for part in find_family(base_directory(directory)).networks):
-        if (folder := directory / paths.ADAPTER / part).is_dir():
-            with explained_loading(folder):
-                settings = json.loads((folder / SETTINGS).read_text())
-                stored_weights = load_file(folder / WEIGHTS)
-            weights = {k.removeprefix(PREFIX): v for k, v in stored_weights.items()}
-            adapters[part] = AdapterWeights(settings, weights)
-    return adapters
-
-
-def _refuse_words(kind: str, words: list[str]) -> None:
-    raise ConfigError(
-        f"--format={kind}: the file would not hold the learned word {' '.join(words)}; take "
-        "--format=diffusers, which has it in its tokenizer and text encoder"
-    )
-
-
-def _save_weights(
-    weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
-) -> None:
-    sources = {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
-    _write_sources(sources, dtype, metadata, out)
-
-
-def _write_sources(
-    sources: Mapping[str, TensorSource], dtype: torch.dtype, metadata: dict[str, str], out: Path
-) -> None:
-    read_back.refuse_overflow(read_sources(sources), dtype)
-    write_tensors(out, sources, {"format": "pt", **metadata})
-    with out.open("rb") as written_file:
-        os.fsync(written_file.fileno())  # it is renamed to where nobody makes it again

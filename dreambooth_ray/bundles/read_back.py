@@ -69,9 +69,16 @@ def check_adapters(
                 "--format=diffusers, which has them fused in"
             )
         for name, layer in layers.items():
-            error = _compare_deltas(read_layers[name], layer)
-            if not error <= _TOLERANCES[dtype]:
-                raise ConfigError(_explain_loss(f"{part}.{name}", error, dtype, kind))
+            check_delta(f"{part}.{name}", read_layers[name], layer, dtype=dtype, kind=kind)
+
+
+def check_delta(
+    layer: str, read: LayerDelta, learned: LayerDelta, *, dtype: torch.dtype, kind: str
+) -> None:
+    """raises: ConfigError if a layer is read otherwise than it was learnt, beyond rounding"""
+    error = _compare_deltas(read, learned)
+    if not error <= _TOLERANCES[dtype]:
+        raise ConfigError(_explain_loss(layer, error, dtype, kind))
 
 
 @contextmanager

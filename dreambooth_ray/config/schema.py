@@ -142,6 +142,8 @@ class Config(Section):
             obstacle = f"train.method={train.method} trains the weights themselves"
         elif train.lora.dora:
             obstacle = "train.lora.dora needs the norms of the weights"
+        elif train.lora.kind != "lora":
+            obstacle = f"train.lora.kind={train.lora.kind} is for layers that are not quantized"
         elif train.strategy != "ddp":
             obstacle = f"train.strategy={train.strategy} shards the weights"
         elif train.compile != "none":
@@ -149,7 +151,8 @@ class Config(Section):
         if obstacle:
             raise ValueError(
                 f"model.quantization={kind} and {obstacle}; set model.quantization=none, or "
-                "train.method=lora without dora, with train.strategy=ddp and train.compile=none"
+                "train.method=lora of kind lora without dora, with train.strategy=ddp and "
+                "train.compile=none"
             )
         return self
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.learning_rates import default_rate
 from dreambooth_ray.config.optimizers import OptimizerName, find_optimizer_obstacle
 from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
@@ -45,25 +46,6 @@ class IdentifierConfig(Section):
         description="a word of the vocabulary, or a new one, <sks>, with its own weight",
     )
     lr: float | None = Field(None, gt=0, description="of a learned word; null is train.lr")
-
-
-class LoraConfig(Section):
-    """The adapter of train.method=lora."""
-
-    rank: int = Field(8, ge=1, description="inner dimension of an adapter")
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null is rank")
-    target_modules: tuple[Text, ...] | None = Field(
-        None, min_length=1, description="layers of the denoiser; null is the model's own choice"
-    )
-    text_target_modules: tuple[Text, ...] | None = Field(
-        None, min_length=1, description="of the text encoders"
-    )
-    dora: bool = Field(False, description="learn a layer's magnitude apart from its direction")
-
-    @property
-    def scale_alpha(self) -> float:
-        """alpha, resolved."""
-        return float(self.rank) if self.alpha is None else self.alpha
 
 
 class DeepSpeedConfig(Section):
@@ -168,6 +150,11 @@ class TrainConfig(TrainingImagesConfig):
             raise ValueError(
                 f"train.compile={self.compile} is for images of one shape, and train.{several} "
                 "makes several; set train.compile=none"
+            )
+        if self.optimizer == "prodigy" and self.method == "lora" and self.lora.loraplus_lr_ratio:
+            raise ValueError(
+                f"train.lora.loraplus_lr_ratio={self.lora.loraplus_lr_ratio:g}: train.optimizer="
+                "prodigy takes one rate for all; unset it, or take another optimizer"
             )
         if self.optimizer == "prodigy" and (self.lr < 0.01 or self.text_encoder_lr):
             raise ValueError(

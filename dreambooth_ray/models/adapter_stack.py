@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth_ray.compat.peft import parse_adapter_name
-from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.stacked_layers import StackedLayer, find_stackable_class
@@ -125,9 +125,8 @@ class AdapterStack:
     ) -> nn.Parameter:
         """Give a slot an adapter; returns its (P,) row, to be trained."""
         self.fill_row(self.weights[slot], lora_config.rank, weights)
-        scale = lora_config.scale_alpha / lora_config.rank
         for layer in self._layers:
-            layer.scales[slot] = scale
+            layer.scales[slot] = lora_config.scale
         return nn.Parameter(self.weights[slot])
 
     @torch.no_grad()

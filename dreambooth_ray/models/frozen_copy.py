@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from dreambooth_ray.compat.peft import list_lora_layers
+from dreambooth_ray.compat.peft import list_adapted_layers
 
 
 def copy_untrained(network: nn.Module, *, shares_weights: bool) -> nn.Module:
@@ -17,6 +17,6 @@ def copy_untrained(network: nn.Module, *, shares_weights: bool) -> nn.Module:
     shared = [p for p in network.parameters() if not p.requires_grad] if shares_weights else []
     # What deepcopy has in its memo, it takes for copied.
     untrained = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
-    for name, layer in list_lora_layers(untrained):
+    for name, layer in list_adapted_layers(untrained):
         untrained.set_submodule(name, layer.get_base_layer())
     return untrained.requires_grad_(False).eval()

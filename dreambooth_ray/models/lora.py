@@ -7,17 +7,26 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+)
 from safetensors.torch import save_file
 from torch import nn
 
-from dreambooth_ray.config import training
+from dreambooth_ray.compat.peft import forgo_module_dropout
+from dreambooth_ray.config import adapters
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.peft_files import PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.objective import noise
@@ -28,7 +37,7 @@ _rng_lock = threading.Lock()
 
 def inject_adapters(
     model: nn.Module,
-    lora_config: training.LoraConfig,
+    lora_config: adapters.LoraConfig,
     targets: tuple[str, ...],
     seed: int,
     unused: tuple[str, ...] = (),
@@ -40,14 +49,7 @@ def inject_adapters(
     raises: ConfigError if no layer of that name can have one
     """
     model.requires_grad_(False)
-    peft_config = LoraConfig(
-        r=lora_config.rank,
-        # peft types it as an integer and only ever divides it by the rank.
-        lora_alpha=lora_config.scale_alpha,
-        target_modules=_name_layers(model, targets),
-        exclude_modules="|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
-        use_dora=lora_config.dora,
-    )
+    peft_config = _make_peft_config(lora_config, model, targets, unused)
     with _rng_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             noise.generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
@@ -55,11 +57,46 @@ def inject_adapters(
         try:
             with _silence_peft_warnings():
                 inject_adapter_in_model(peft_config, model)
+                forgo_module_dropout(model)
         except ValueError as error:
             raise ConfigError(
                 f"train.lora: {', '.join(targets)} can't carry adapters in this model's "
                 f"{type(model).__name__}: {error}"
             ) from error
+
+
+def _make_peft_config(
+    lora_config: adapters.LoraConfig,
+    model: nn.Module,
+    targets: tuple[str, ...],
+    unused: tuple[str, ...],
+) -> PeftConfig:
+    shared: dict[str, Any] = {
+        "r": lora_config.rank,
+        "target_modules": _name_layers(model, targets),
+        "exclude_modules": "|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
+        "rank_pattern": _select_patterns(lora_config.rank_pattern, model),
+        "alpha_pattern": _select_patterns(lora_config.resolved_alpha_pattern, model),
+    }
+    # peft types it as an integer and only ever divides it by the rank.
+    alpha: Any = lora_config.scale_alpha
+    if lora_config.kind == "loha":
+        return LoHaConfig(alpha=alpha, **shared)
+    if lora_config.kind == "lokr":
+        return LoKrConfig(alpha=alpha, decompose_factor=lora_config.lokr_factor or -1, **shared)
+    return LoraConfig(
+        lora_alpha=alpha, use_dora=lora_config.dora, use_rslora=lora_config.rslora, **shared
+    )
+
+
+def _select_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Those for layers of this model: readers of its file warn of others."""
+    names = [name for name, _ in model.named_modules()]
+    return {
+        pattern: value
+        for pattern, value in patterns.items()
+        if any(adapters.matches_pattern(pattern, name) for name in names)
+    }
 
 
 def _name_layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
@@ -78,10 +115,14 @@ def _name_layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
 
 @contextmanager
 def _silence_peft_warnings() -> Iterator[None]:
-    """What no user can change: an old name of transformers, and merging, which is not done here."""
+    """What no user can change: an old name of transformers, and merging, which is not done here.
+
+    A pattern may be for one network of several; `model_checks` refuses those that are for none.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
         warnings.filterwarnings("ignore", message="You have passed exclude_modules")
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not")
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
@@ -99,11 +140,11 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    peft_config = cast(dict[str, LoraConfig], model.peft_config)["default"]
+    peft_config = cast(dict[str, PeftConfig], model.peft_config)["default"]
     (folder / SETTINGS).write_text(json.dumps(_to_json(peft_config), indent=1, sort_keys=True))
 
 
-def _to_json(peft_config: LoraConfig) -> dict[str, Any]:
+def _to_json(peft_config: PeftConfig) -> dict[str, Any]:
     values: dict[str, Any] = peft_config.to_dict()
     values["inference_mode"] = True
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}

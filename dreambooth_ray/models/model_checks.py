@@ -3,9 +3,11 @@
 Nothing heavy is imported here, as in `model_directory`.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dreambooth_ray.config.adapters import LoraConfig, matches_pattern
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.errors import ConfigError
@@ -70,21 +72,51 @@ def _check_targets(train: TrainConfig, family: ModelFamily, directory: Path) -> 
         checks += [
             ("text_target_modules", part.name, targets) for part in family.trainable_text_encoders
         ]
+    adapted: dict[str, Sequence[int]] = {}
     for key, part, targets in checks:
-        layer_names = set(_list_layers(directory / part, part))
-        missing = [
-            t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layer_names)
-        ]
+        shapes = dict(_list_layers(directory / part, part))
+        missing = [t for t in targets if not any(_is_named(layer, t) for layer in shapes)]
         if missing:
             raise ConfigError(
                 f"train.lora.{key}: no linear or convolution layer of the model is named "
                 f"{', '.join(missing)}; take names that its layers end with"
             )
+        adapted |= {
+            layer: shape
+            for layer, shape in shapes.items()
+            if any(_is_named(layer, target) for target in targets)
+        }
+    _check_ranks(lora, adapted)
 
 
-def _list_layers(folder: Path, part: str) -> Iterator[str]:
-    """Names of linear layers and convolutions, from the headers of the weight files."""
+def _is_named(layer: str, target: str) -> bool:
+    return layer == target or layer.endswith(f".{target}")
+
+
+def _check_ranks(lora: LoraConfig, shapes: Mapping[str, Sequence[int]]) -> None:
+    """raises: ConfigError for a pattern without a layer, and for a rank above a layer's width"""
+    for key, patterns in (("rank", lora.rank_pattern), ("alpha", lora.alpha_pattern)):
+        for pattern in patterns:
+            if not any(matches_pattern(pattern, layer) for layer in shapes):
+                raise ConfigError(
+                    f"train.lora.{key}_pattern: {pattern!r} matches no adapted layer, as "
+                    f"{next(iter(shapes))}; take what names of adapted layers end with"
+                )
+    for layer, shape in shapes.items():
+        own = next((p for p in lora.rank_pattern if matches_pattern(p, layer)), None)
+        rank = lora.rank if own is None else lora.rank_pattern[own]
+        width = min(shape[0], math.prod(shape[1:]))
+        if rank > width:
+            key = "rank" if own is None else f"rank_pattern.{own}"
+            raise ConfigError(
+                f"train.lora.{key}={rank} is above {width}, the width of {layer}; take at most "
+                f"{width}, or give that layer a rank of its own by train.lora.rank_pattern"
+            )
+
+
+def _list_layers(folder: Path, part: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """Linear layers and convolutions and the shapes of their weights, from the files' headers."""
     for name, shape in find_weights(folder, part).read_shapes().items():
         layer, _, kind = name.rpartition(".")
         if kind == "weight" and not layer.endswith("embedding") and len(shape) in _DIMENSIONS:
-            yield layer
+            yield layer, shape

@@ -7,6 +7,7 @@ Legend: K slots, b rows of a slot, R = K b rows of a forward, slot after slot, T
 rows, I, O features or channels, r the rank that a slot has room for, h, w sides.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class StackedLayer(nn.Module):
+class StackedLayer(nn.Module, ABC):
     """A layer, the adapters of K slots, and the factor of each (alpha / rank).
 
     down: (K, r, I, ...); up: (K, O, r, ...); magnitude: (K, O) or None, of DoRA; all as peft has
@@ -34,9 +35,13 @@ class StackedLayer(nn.Module):
         self.scales: Tensor
         self.register_buffer("scales", torch.ones(len(down), device=down.device))
 
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for R rows, each through the adapter of its slot."""
+
+    @abstractmethod
     def _compute_low(self, x: Tensor) -> Tensor:
         """(K, n, r): what the first matrices make of n tokens or pixels of each slot, scaled."""
-        raise NotImplementedError
 
     def _find_magnitude_factors(self) -> Tensor:
         """(K, O): the learnt magnitude of each output over the norm of its weights.

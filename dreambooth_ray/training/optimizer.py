@@ -16,15 +16,30 @@ from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 
+# In the names of an adapter's weights, by peft.
+_SECOND_MATRIX = ".lora_B."
+
 
 def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
     """Trained weights by rate and decay: one group, unless the configuration parts them."""
     part_rates = find_part_rates(config)
+    ratio = config.train.lora.loraplus_lr_ratio if config.train.method == "lora" else None
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Apart, and last: the rates of parts are found by their place.
+    raised_groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
-        if weight.requires_grad:
-            groups.setdefault(part_rates[_find_part(name)], []).append(weight)
-    return [{"params": w, "lr": rate, "weight_decay": d} for (rate, d), w in groups.items()]
+        if not weight.requires_grad:
+            continue
+        rate, decay = part_rates[_find_part(name)]
+        if ratio and _SECOND_MATRIX in name:
+            # LoRA+ (arXiv 2402.12354).
+            raised_groups.setdefault((rate * ratio, decay), []).append(weight)
+        else:
+            groups.setdefault((rate, decay), []).append(weight)
+    return [
+        {"params": weights, "lr": rate, "weight_decay": decay}
+        for (rate, decay), weights in (*groups.items(), *raised_groups.items())
+    ]
 
 
 def _find_part(name: str) -> str:

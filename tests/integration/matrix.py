@@ -20,6 +20,15 @@ FACTORS: dict[str, dict[str, list[str]]] = {
         "full": [],
         "lora": ["train.method=lora"],
         "dora": ["train.method=lora", "train.text_encoder=true", "train.lora.dora=true"],
+        "loha": ["train.method=lora", "train.lora.kind=loha"],
+        "lokr": [
+            "train.method=lora", "train.text_encoder=true", "train.lora.kind=lokr",
+            "train.lora.lokr_factor=4",
+        ],
+        "loraplus": [
+            "train.method=lora", "train.lora.loraplus_lr_ratio=4", "train.lora.rslora=true",
+            "train.lora.rank_pattern={to_q: 4}",
+        ],
         "kv": ["train.method=kv"],
         "word": ["identifier.kind=learned", "train.unet=false", "train.text_encoder=false"],
         "lora and word": ["identifier.kind=learned", "train.method=lora"],

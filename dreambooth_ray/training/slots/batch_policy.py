@@ -19,6 +19,11 @@ def find_obstacle(config: Config) -> str | None:
         "train.text_encoder=true": train.text_encoder,
         f"identifier.kind={config.identifier.kind}": config.identifier.kind != "rare_word",
         f"train.strategy={train.strategy}": train.strategy != "ddp",
+        f"train.lora.kind={train.lora.kind}": train.lora.kind != "lora",
+        "train.lora.rank_pattern": bool(train.lora.rank_pattern),
+        "train.lora.alpha_pattern": bool(train.lora.alpha_pattern),
+        # A subject's adapter is one vector, with one rate.
+        "train.lora.loraplus_lr_ratio": train.lora.loraplus_lr_ratio is not None,
         f"train.optimizer={train.optimizer}": train.optimizer != "adamw",
         f"train.accumulate={train.accumulate}": train.accumulate != 1,
         f"train.precision={train.precision}": train.precision == "16-mixed",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.models.adapter_stack import AdapterStack, make_adapter
 from dreambooth_ray.models.checkpointing import checkpoint_activations
@@ -67,7 +67,7 @@ class SlotTrainer:
         raises: ConfigError for layers that can't carry the adapters of several subjects
         """
         self.config, self._components = config, components
-        self._new_adapters: dict[tuple[LoraConfig, int], dict[str, Tensor]] = {}
+        self._new_adapters: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._device = device or torch.device("cpu")
         self._functions, self._denoiser = components.functions, components.denoiser
         self._process = self._functions.forward_process(components)
@@ -91,7 +91,7 @@ class SlotTrainer:
 
         Not to be changed: subjects of one seed begin with the same.
         """
-        key = lora_config, seed
+        key = lora_config.model_dump_json(), seed
         if key not in self._new_adapters:
             if len(self._new_adapters) >= _KEPT_ADAPTERS:
                 self._new_adapters.pop(next(iter(self._new_adapters)))

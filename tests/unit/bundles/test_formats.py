@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dreambooth_ray.bundles import formats
+from dreambooth_ray.bundles import export_file, formats
 from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.models import tokens
@@ -259,13 +259,14 @@ def test_nothing_is_announced_that_its_reader_reads_otherwise(
 
         monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", save_spoilt)
     else:
-        save = formats._write_sources
+        save = export_file.write_sources
 
         def save_partly(weights: dict[str, TensorSource], *rest: Any) -> None:
             layer = next(n for n in weights if "to_q" in n).partition(".lora")[0]
             save({k: v for k, v in weights.items() if not k.startswith(layer)}, *rest)
 
-        monkeypatch.setattr(formats, "_write_sources", save_partly)
+        writer = formats if kind == "single-file" else export_file
+        monkeypatch.setattr(writer, "write_sources", save_partly)
     with pytest.raises(ConfigError, match=rf"--format={kind}: diffusers (reads|can't read)"):
         export_run(str(bundle), kind, out)
     assert list(tmp_path.iterdir()) == []

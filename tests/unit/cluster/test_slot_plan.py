@@ -93,6 +93,11 @@ OBSTACLES = {
     "identifier.kind=learned": ("identifier.kind=learned",),
     "train.strategy=fsdp2": ("train.strategy=fsdp2",),
     "train.optimizer=prodigy": ("train.optimizer=prodigy", "train.lr=1"),
+    "train.optimizer=lion": ("train.optimizer=lion",),
+    "train.lora.kind=loha": ("train.lora.kind=loha",),
+    "train.lora.rank_pattern": ("train.lora.rank_pattern={to_q: 4}",),
+    "train.lora.alpha_pattern": ("train.lora.alpha_pattern={to_q: 4}",),
+    "train.lora.loraplus_lr_ratio": ("train.lora.loraplus_lr_ratio=4",),
     "train.accumulate=2": ("train.accumulate=2",),
     "train.lora.dora with train.precision=bf16-mixed": (
         "train.lora.dora=true", "train.precision=bf16-mixed",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.adapter_stack import AdapterStack, copy_for_adapters, make_adapter
@@ -68,7 +68,9 @@ def stack_adapters(
 def test_each_slot_computes_and_learns_as_peft_does(
     unet: Any, targets: tuple[str, ...], dora: bool
 ) -> None:
-    configs = [LoraConfig(rank=rank, alpha=2 * rank + 1, dora=dora) for rank in RANKS]
+    configs = [
+        LoraConfig(rank=rank, alpha=2 * rank + 1, dora=dora, rslora=rank == 4) for rank in RANKS
+    ]
     adapted = make_random_adapters(unet, targets, configs)
     network, stack = stack_adapters(unet, targets, configs, len(RANKS) + 1)
     for slot, (config, (_, weights)) in enumerate(zip(configs, adapted, strict=True)):

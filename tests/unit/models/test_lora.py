@@ -5,8 +5,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.config.training import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora, peft_files
 from dreambooth_ray.models.components import Components, load_components

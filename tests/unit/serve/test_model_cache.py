@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.training import LoraConfig
+from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError
 from dreambooth_ray.models import lora, weight_cache
 from dreambooth_ray.models.components import load_components
