@@ -20,7 +20,7 @@ OWN = (
     "seed=4", "train.lr=1e-3", "train.steps=7", "train.lr_schedule=cosine", "prior.weight=0.5",
     "loss.min_snr_gamma=5", "loss.huber_delta=1", "train.max_grad_norm=0.5", "train.lora.alpha=2",
     "train.lora.rank=3", "train.ema_decay=0.9", "train.flip=true", "subject.identifier=zwx",
-    "checkpoint.every=3", "cluster.workers=2", "train.crop=smart",
+    "checkpoint.every=3", "cluster.workers=2", "train.crop=smart", "train.lora.rslora=true",
 )  # fmt: skip
 
 
@@ -55,7 +55,8 @@ _OWN_KEYS = (
 # Without an effect on any run in slots, as on runs alone: of what is an obstacle, or of nothing
 # where adapters of the denoiser alone are trained.
 _IDLE_KEYS = (
-    "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules", "train.deepspeed",
+    "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules", "train.lora.lokr_factor",
+    "train.deepspeed",
     "validation", "choice", "sample", "train.bucket_step_px", "train.bucket_max_aspect",
 )  # fmt: skip
 # The fleet's: refused where they differ, said to mean nothing, or heeded before any slot is taken.
