@@ -55,8 +55,8 @@ _OWN_KEYS = (
 # Without an effect on any run in slots, as on runs alone: of what is an obstacle, or of nothing
 # where adapters of the denoiser alone are trained.
 _IDLE_KEYS = (
-    "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules", "train.lora.lokr_factor",
-    "train.deepspeed",
+    "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules",
+    "train.lora.lokr_factor", "train.deepspeed",
     "validation", "choice", "sample", "train.bucket_step_px", "train.bucket_max_aspect",
 )  # fmt: skip
 # The fleet's: refused where they differ, said to mean nothing, or heeded before any slot is taken.
