@@ -13,6 +13,8 @@ from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import (
+    Photograph,
+    check_masks,
     describe_enlarged,
     identifier_warning,
     read_configured_subject,
@@ -25,8 +27,8 @@ def check_subjects(config: Config) -> Iterator[PreflightFinding]:
     """What training could not read, and what is doubtful, of all subjects."""
     findings = list(_check_photographs(config))
     yield from findings
-    if not (config.train.has_one_shape or any(finding.fatal for finding in findings)):
-        yield from _check_shapes(config)
+    if not any(finding.fatal for finding in findings):
+        yield from _check_images(config)
     yield from _check_identifiers(config)
 
 
@@ -50,22 +52,24 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
 
 
-def _check_shapes(config: Config) -> Iterator[PreflightFinding]:
-    """Photographs that no bucket fits, and too few class images for all shapes."""
+def _check_images(config: Config) -> Iterator[PreflightFinding]:
+    """Photographs that no bucket fits, bad masks, and too few class images for all shapes."""
+    trained_photographs, doubts = list[Photograph](), list[str]()
     try:
-        photographs = [
-            photograph
-            for subject in config.all_subjects
-            for photograph in split_photographs(config, read_configured_subject(config, subject))[0]
-        ]
-        list_class_shapes(config, photographs)
+        for subject in config.all_subjects:
+            photographs = read_configured_subject(config, subject)
+            doubts += check_masks(config, photographs)
+            trained_photographs += split_photographs(config, photographs)[0]
+        list_class_shapes(config, trained_photographs)
     except DreamBoothError as error:
         key = str(error).partition("=")[0]
-        is_key = key.startswith(("train.", "prior."))
+        is_key = key.startswith(("train.", "prior.", "validation."))
         yield PreflightFinding(key if is_key else "subject.photos", str(error))
         return
-    for warning in describe_enlarged(photographs):
-        yield PreflightFinding("subject.photos", warning, fatal=False)
+    if not config.train.has_one_shape:
+        doubts += describe_enlarged(trained_photographs)
+    for doubt in doubts:
+        yield PreflightFinding("subject.photos", doubt, fatal=False)
 
 
 def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:

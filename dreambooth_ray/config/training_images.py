@@ -32,6 +32,14 @@ class TrainingImagesConfig(Section):
         "none is all of it, squeezed into its bucket",
     )
 
+    mask_background: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of the loss outside the masks of photographs (photo.mask.png, or their "
+        "transparency), 1 inside; null uses no masks",
+    )
+
     @property
     def sides_px(self) -> tuple[int, ...]:
         """resolution as several, the smallest first."""

@@ -33,10 +33,17 @@ def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
         (box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 0, 0), width=max(2, width // 80)
     )
     cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
-    for index, image in enumerate((whole, view.image)):
+    for index, image in enumerate((whole, _darken_background(view))):
         thumbnail = image.copy()
         thumbnail.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
         cell.paste(thumbnail, (index * (_SIDE_PX + _GAP_PX), _TEXT_PX))
     text = f"{view.path.name} {width}x{height} -> {view.shape.text}, {share:.0%} seen"
     ImageDraw.Draw(cell).text((2, 2), text, fill=(0, 0, 0))
     return cell
+
+
+def _darken_background(view: Photograph) -> Image.Image:
+    """What training gets; where it has a mask, dark outside it."""
+    if view.mask is None:
+        return view.image
+    return Image.composite(view.image, view.image.point(lambda value: value // 4), view.mask)

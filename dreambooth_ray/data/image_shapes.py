@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from dreambooth_ray.config.training_images import TrainingImagesConfig
@@ -33,11 +34,12 @@ class ImageShape(NamedTuple):
 
 
 class ImageCut(NamedTuple):
-    """An image of one shape, and left and top of where it was cut out, after resizing."""
+    """An image of one shape, left and top of where it was cut out, after resizing, and its mask."""
 
     image: Image.Image
     left: int
     top: int
+    mask: Image.Image | None = None
 
 
 @cache
@@ -114,23 +116,31 @@ class ShapeRule:
             )
         return shape
 
-    def cut(self, image: Image.Image, shape: ImageShape) -> ImageCut:
-        """What is seen of a photograph in a shape."""
+    def cut(
+        self, image: Image.Image, shape: ImageShape, mask: Image.Image | None = None
+    ) -> ImageCut:
+        """What is seen of a photograph in a shape. mask: as large as the photograph"""
         if self.train.crop == "none":
-            return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0)
-        across, down = self._find_position(image, shape)
+            seen_mask = mask.resize(shape, Image.Resampling.BOX) if mask else None
+            return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0, seen_mask)
+        across, down = position = self._find_position(image, shape, mask)
+        seen_mask = (
+            ImageOps.fit(mask, shape, Image.Resampling.BOX, centering=position) if mask else None
+        )
         cut = ImageOps.fit(image, shape, Image.Resampling.LANCZOS, centering=(across, down))
         scale = max(shape.width / image.width, shape.height / image.height)
         left = round((scale * image.width - shape.width) * across)
         top = round((scale * image.height - shape.height) * down)
-        return ImageCut(cut, left, top)
+        return ImageCut(cut, left, top, seen_mask)
 
-    def _find_position(self, image: Image.Image, shape: ImageShape) -> tuple[float, float]:
-        """Of the cut, across and down: from 0, at the left and top, to 1."""
+    def _find_position(
+        self, image: Image.Image, shape: ImageShape, mask: Image.Image | None
+    ) -> tuple[float, float]:
+        """Of the cut, across and down: from 0, at the left and top, to 1. A mask says where."""
         if self.train.crop == "center":
             return 0.5, 0.5
         scale = max(shape.width / image.width, shape.height / image.height)
-        saliency = compute_saliency(image)
+        saliency = np.asarray(mask) if mask else compute_saliency(image)
         return (
             find_salient_window(saliency.sum(axis=0), shape.width / (scale * image.width)),
             find_salient_window(saliency.sum(axis=1), shape.height / (scale * image.height)),

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.data.color_profiles import convert_to_srgb
+from dreambooth_ray.data.masks import is_mask
 from dreambooth_ray.errors import DataError
 
 SUFFIXES = (
@@ -122,7 +123,9 @@ def describe_unread(folder: Path) -> str:
     """
     read_paths = set(_list_photographs(folder))
     names = [
-        p.name for p in list_files(folder) if p not in read_paths and _looks_like_photograph(p)
+        p.name
+        for p in list_files(folder)
+        if p not in read_paths and not is_mask(p) and _looks_like_photograph(p)
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
@@ -136,7 +139,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def _list_photographs(folder: Path) -> list[Path]:
-    return [p for p in list_files(folder) if p.suffix.lower() in SUFFIXES]
+    return [p for p in list_files(folder) if p.suffix.lower() in SUFFIXES and not is_mask(p)]
 
 
 def _looks_like_photograph(path: Path) -> bool:

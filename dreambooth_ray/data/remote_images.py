@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from dreambooth_ray.data.caption_files import find_captions
+from dreambooth_ray.data.masks import find_mask
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.errors import CheckpointError, DataError
 from dreambooth_ray.storage import manifest, paths
@@ -38,6 +39,8 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     captions = find_captions(photographs)
     for photograph in photographs:
         files.append(photograph)
+        if (mask := find_mask(photograph)) is not None:
+            files.append(mask)
         # A table of captions has those of several.
         if photograph in captions and captions[photograph].path not in files:
             files.append(captions[photograph].path)

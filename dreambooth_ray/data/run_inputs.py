@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dreambooth_ray.data.masks import find_mask
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import file_hash
@@ -84,11 +85,17 @@ def record_photographs(
     return tuple(
         PhotographRecord(
             photograph.path.name,
-            file_hash(photograph.path),
+            _hash_photograph(photograph),
             "" if (photograph.own_caption,) == default_captions else photograph.own_caption,
         )
         for photograph in photographs
     )
+
+
+def _hash_photograph(photograph: Photograph) -> str:
+    """Of its file; where a mask beside it is used, of both."""
+    mask = find_mask(photograph.path) if photograph.mask is not None else None
+    return digest_files([photograph.path, mask]) if mask else file_hash(photograph.path)
 
 
 def digest_files(paths: Sequence[Path]) -> str:

@@ -10,7 +10,8 @@ from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.caption_variants import list_captions
 from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
-from dreambooth_ray.data.photographs import find_photographs, read_photograph
+from dreambooth_ray.data.masks import find_mask, is_mask, read_mask
+from dreambooth_ray.data.photographs import find_photographs, list_files, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
 
@@ -32,6 +33,8 @@ class Photograph:
     own_caption: what it came with, before it is varied; "" where it gets the recipe's prompts
     corner_px: left and top of the cut, after resizing
     smaller: the same one at the lower resolutions, the smallest first
+    mask: where the subject is, "L", of the image's size; None where masks are not used, or it has
+        none
     """
 
     path: Path
@@ -41,6 +44,7 @@ class Photograph:
     own_caption: str = ""
     corner_px: tuple[int, int] = (0, 0)
     smaller: tuple["Photograph", ...] = ()
+    mask: Image.Image | None = None
 
     @property
     def views(self) -> tuple["Photograph", ...]:
@@ -91,9 +95,19 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], rule: ShapeRule) 
 
 def _cut_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
     image = read_photograph(path)
-    cuts = [rule.cut(image, shape) for shape in rule.choose_shapes(image.size, str(path))]
+    mask = None if rule.train.mask_background is None else read_mask(path, image.size)
+    shapes = rule.choose_shapes(image.size, str(path))
+    cuts = [rule.cut(image, shape, mask) for shape in shapes]
+    for cut in cuts:
+        if cut.mask is not None and cut.mask.getextrema() == (0, 0):
+            raise DataError(
+                f"{path}: its mask lies outside of what train.crop={rule.train.crop} cuts out; "
+                "take train.crop=smart, which goes by the mask, or crop the photograph"
+            )
     *smaller, largest = (
-        Photograph(path, cut.image, captions, image.size, corner_px=(cut.left, cut.top))
+        Photograph(
+            path, cut.image, captions, image.size, corner_px=(cut.left, cut.top), mask=cut.mask
+        )
         for cut in cuts
     )
     return replace(largest, smaller=tuple(smaller))
@@ -124,6 +138,32 @@ def describe_enlarged(photographs: list[Photograph]) -> list[str]:
         for photograph in photographs
         if photograph.enlargement > 1
     ]
+
+
+def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
+    """What is doubtful about a subject's masks, each in words.
+
+    raises: DataError where masks are asked for and no photograph has one
+    """
+    folder, background = photographs[0].path.parent, config.train.mask_background
+    names = {p.name for p in list_files(folder) if is_mask(p)}
+    of_photographs = {p.name for photo in photographs if (p := find_mask(photo.path)) is not None}
+    doubts = [f"{name} is the mask of no photograph" for name in sorted(names - of_photographs)]
+    unmasked = [photograph.path.name for photograph in photographs if photograph.mask is None]
+    if background is None:
+        if of_photographs:
+            doubts.append(
+                f"masks are not used, {min(of_photographs)} for one; set train.mask_background"
+            )
+        return doubts
+    if len(unmasked) == len(photographs):
+        raise DataError(
+            f"train.mask_background={background:g} and no photograph in {folder} has a mask; put "
+            f"{photographs[0].path.stem}.mask.png beside {unmasked[0]}, or leave it out"
+        )
+    if unmasked:
+        doubts.append(f"{', '.join(unmasked)}: without a mask, all of it counts as the subject")
+    return doubts
 
 
 def split_photographs(

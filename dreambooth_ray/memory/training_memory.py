@@ -39,7 +39,7 @@ _NOT_COUNTED = {
     "steps", "images", "batch_size", "accumulate", "optimizer", "lr", "text_encoder_lr",
     "compile", "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "prompt", "flip",
     "deterministic", "cuda_graphs", "ema_decay", "deepspeed", "buckets", "bucket_step_px",
-    "bucket_max_aspect", "crop",
+    "bucket_max_aspect", "crop", "mask_background",
 }  # fmt: skip
 COUNT_KEYS = (
     "trained", "trained_unet", "factored", "frozen_unet", "frozen_text", "frozen_vae",

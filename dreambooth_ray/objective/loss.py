@@ -53,19 +53,31 @@ def compute_snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float
 
 
 def compute_sample_errors(
-    prediction: Tensor, target: Tensor, huber_delta: float | None = None
+    prediction: Tensor,
+    target: Tensor,
+    huber_delta: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of each sample; with a delta, errors beyond it count linearly.
 
+    weights: (B, 1, h, w) of the mean, at least 0
     prediction, wanted: (B, C, h, w); returns (B,) float32
     """
     if huber_delta is None:
-        return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+        return _compute_means((prediction.float() - target.float()).square(), weights)
     elementwise = F.huber_loss(
         prediction.float(), target.float(), reduction="none", delta=huber_delta
     )
     # Twice, to equal the squared error of small errors.
-    return 2 * elementwise.mean(dim=(1, 2, 3))
+    return 2 * _compute_means(elementwise, weights)
+
+
+def _compute_means(elementwise: Tensor, weights: Tensor | None) -> Tensor:
+    """(B,) means of (B, C, h, w), weighed by area."""
+    if weights is None:
+        return elementwise.mean(dim=(1, 2, 3))
+    sums = (elementwise * weights).sum(dim=(1, 2, 3))
+    return sums / (weights.sum(dim=(1, 2, 3)) * elementwise.shape[1])
 
 
 def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ class Batch:
     num_photographs: rows of photographs, which come first; step counts from 0
     starts_step, ends_step: whether it is the first and the last part of its step
     preserved: what the base model's output on the photographs is kept under, where it is kept
+    weights: (B, 1, h, w) of the errors inside an image, where masks are used
     others: rows of the same part whose images are of other shapes: a forward each
     """
 
@@ -58,6 +59,7 @@ class Batch:
     ends_step: bool = True
     starts_step: bool = True
     preserved: PreservedCaptions | None = None
+    weights: Tensor | None = None
     others: "list[Batch]" = field(default_factory=list)
 
     @property

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import ShapeTurns, growing_set_index, shuffled_index
@@ -29,11 +33,15 @@ def choose_resolution(config: Config, step: int) -> int:
 
 
 class CachedImage(NamedTuple):
-    """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen."""
+    """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen.
+
+    weights: (F, 1, h, w) of its errors, where it has a mask
+    """
 
     latents: Tensor
     captions: tuple[str, ...]
     frame: ImageFrame
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,21 +65,40 @@ class PhotographPool:
 
 
 def encode_photographs(
-    components: Components, photographs: list[Photograph], flip: bool, subject_index: int = 0
+    components: Components,
+    photographs: list[Photograph],
+    train: TrainingImagesConfig,
+    flip: bool,
+    subject_index: int = 0,
 ) -> PhotographPool:
     """Encode photographs through the frozen VAE, each once for each orientation and resolution."""
-    images = [
-        tuple(
-            CachedImage(
-                encode_posterior(components, view.image, flip),
-                photograph.captions,
-                ImageFrame(*view.frame),
-            )
-            for view in photograph.views
-        )
-        for photograph in photographs
-    ]
+    images = []
+    for photograph in photographs:
+        views = []
+        for view in photograph.views:
+            latents = encode_posterior(components, view.image, flip)
+            height, width = latents.shape[-2:]
+            weights = None
+            if view.mask is not None and train.mask_background is not None:
+                weights = weigh_mask(view.mask, (height, width), train.mask_background, flip)
+            frame = ImageFrame(*view.frame)
+            views.append(CachedImage(latents, photograph.captions, frame, weights))
+        images.append(tuple(views))
     return PhotographPool(images, subject_index)
+
+
+def weigh_mask(
+    mask: Image.Image, latent_shape: tuple[int, int], background: float, flip: bool
+) -> Tensor:
+    """(F, 1, h, w) float32: 1 inside a mask, `background` outside, by the share of a latent's area.
+
+    latent_shape: (h, w)
+    """
+    height, width = latent_shape
+    shares = mask.convert("F").resize((width, height), Image.Resampling.BOX)
+    weights = torch.from_numpy(np.array(shares)).float()[None] / 255
+    weights = background + (1 - background) * weights
+    return torch.stack([weights, weights.flip(2)] if flip else [weights])
 
 
 class PriorPool:

@@ -41,10 +41,18 @@ def autocast_networks(precision: str, device: torch.device) -> AbstractContextMa
 
 
 def weigh_errors(
-    process: ForwardProcess, loss: LossConfig, prediction: Tensor, target: Tensor, times: Tensor
+    process: ForwardProcess,
+    loss: LossConfig,
+    prediction: Tensor,
+    target: Tensor,
+    times: Tensor,
+    mask_weights: Tensor | None = None,
 ) -> Tensor:
-    """(B,) error of each sample, weighted as configured. prediction, target: (B, C, h, w)"""
-    errors = objective.compute_sample_errors(prediction, target, loss.huber_delta)
+    """(B,) error of each sample, weighted as configured. prediction, target: (B, C, h, w)
+
+    mask_weights: (B, 1, h, w) of a batch with masks
+    """
+    errors = objective.compute_sample_errors(prediction, target, loss.huber_delta, mask_weights)
     weights = process.compute_weights(loss, times)
     return errors if weights is None else errors * weights
 
@@ -82,10 +90,13 @@ class PredictionErrors:
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames)
             )
         target = self._process.compute_target(batch.latents, batch.noise, batch.times)
-        return self._weigh_errors(prediction, target, batch.times)
+        return self._weigh_errors(prediction, target, batch.times, batch.weights)
 
-    def _weigh_errors(self, prediction: Tensor, target: Tensor, times: Tensor) -> Tensor:
-        return weigh_errors(self._process, self._config.loss, prediction, target, times)
+    def _weigh_errors(
+        self, prediction: Tensor, target: Tensor, times: Tensor, mask_weights: Tensor | None = None
+    ) -> Tensor:
+        loss = self._config.loss
+        return weigh_errors(self._process, loss, prediction, target, times, mask_weights)
 
     def _compute_precision(self, latents: Tensor) -> AbstractContextManager[Any]:
         return autocast_networks(self._config.train.precision, latents.device)
@@ -130,7 +141,7 @@ class PredictionErrors:
             )
         target = self._process.compute_target(batch.latents, batch.noise, batch.times)
         return (
-            self._weigh_errors(prediction, target, batch.times),
+            self._weigh_errors(prediction, target, batch.times, batch.weights),
             self._weigh_errors(kept_prediction, kept_target, kept[1]),
         )
 

@@ -123,7 +123,8 @@ def test_latents_are_resampled_from_the_posterior_of_the_image(
     photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     dataset = make_dataset(make_config(photos))
-    pool = encode_photographs(parts, read_subject(photos, "x", ShapeRule.of_square(64)), flip=False)
+    rule = ShapeRule.of_square(64)
+    pool = encode_photographs(parts, read_subject(photos, "x", rule), rule.train, flip=False)
     mean, std = torch.stack([views[0].latents[0] for views in pool.images]).unbind(dim=1)
     for step in range(6):
         batch = dataset.make_batch(step)
@@ -137,7 +138,10 @@ def test_a_mirrored_view_is_the_mirrored_image(parts: Components) -> None:
     image.paste((0, 0, 255), (0, 0, 20, 64))
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pool = encode_photographs(
-        parts, [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)], True
+        parts,
+        [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)],
+        ShapeRule.of_square(64).train,
+        True,
     )
     one, other = (pool.get_image(index).latents for index in range(2))
     assert torch.allclose(one[1], other[0], atol=1e-5)

@@ -1,0 +1,84 @@
+"""Masks of photographs: where the subject is. White is the subject, black what is around it."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dreambooth_ray.errors import DataError
+
+MASK_SUFFIX = ".mask.png"
+# Of 0 to 255: from here on a pixel counts as the subject's, in the checks alone.
+_IS_SUBJECT = 128
+# An inverted mask is white along its edges and not so in its middle.
+_EDGE_SHARE, _INVERTED_EDGE, _INVERTED_MIDDLE = 0.05, 0.75, 0.5
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is a mask by its name, and no photograph."""
+    return path.name.lower().endswith(MASK_SUFFIX)
+
+
+def find_mask(photograph: Path) -> Path | None:
+    """The file `photo.mask.png` beside `photo.jpg`."""
+    path = photograph.with_name(f"{photograph.stem}{MASK_SUFFIX}")
+    return path if path.is_file() else None
+
+
+def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
+    """The mask of a photograph, "L", as large: of its file, or its own transparency; else None.
+
+    size_px: of the photograph, upright
+    raises: DataError naming the file of a mask of another size, an empty or an inverted one
+    """
+    path = find_mask(photograph)
+    mask = _read_file(path) if path else _read_transparency(photograph)
+    if mask is None:
+        return None
+    name = str(path or f"the transparency of {photograph}")
+    if mask.size != size_px:
+        raise DataError(
+            f"{name} is {mask.width}x{mask.height} px, and its photograph is "
+            f"{size_px[0]}x{size_px[1]} px; make both the same size"
+        )
+    check_mask(mask, name)
+    return mask
+
+
+def check_mask(mask: Image.Image, name: str) -> None:
+    """raises: DataError for a mask without subject, or one that shows what is around it"""
+    is_subject = np.asarray(mask) >= _IS_SUBJECT
+    if not is_subject.any():
+        raise DataError(
+            f"{name} is empty: nothing in it is white; paint the subject white, or remove the mask"
+        )
+    height, width = is_subject.shape
+    edge = max(1, round(_EDGE_SHARE * min(height, width)))
+    inner = is_subject[edge:-edge, edge:-edge]
+    num_edge = is_subject.size - inner.size
+    edge_share = (is_subject.sum() - inner.sum()) / num_edge
+    middle = is_subject[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    if edge_share > _INVERTED_EDGE and middle.mean() < _INVERTED_MIDDLE:
+        raise DataError(
+            f"{name} looks inverted: {edge_share:.0%} of its edge is white and {middle.mean():.0%} "
+            "of its middle; the subject is to be white and what is around it black"
+        )
+
+
+def _read_file(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not a readable mask ({error}); replace or remove it") from error
+
+
+def _read_transparency(photograph: Path) -> Image.Image | None:
+    """None where nothing of a photograph is transparent."""
+    with warnings.catch_warnings(action="ignore"), Image.open(photograph) as image:
+        if not image.has_transparency_data:
+            return None
+        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    lowest, _ = alpha.getextrema()
+    return None if lowest == 255 else alpha
