@@ -25,7 +25,7 @@ def doctor(
     out: Annotated[Path | None, typer.Option(help="also write a page for people here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """Look for blur, darkness, bars, tiny subjects, duplicates and strangers in photographs."""
+    """Look for blur, bad light, noise, bars, tiny subjects, copies and strangers in photographs."""
     from dreambooth_ray.data.quality.inspection import inspect_photographs
     from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
     from dreambooth_ray.evaluation.nouns import noun_share
@@ -50,7 +50,6 @@ def _print_report(report: "InspectionReport") -> None:
     num_photos = describe_count(len(report.photos), "photograph")
     print(f"{report.folder}: {num_photos}, {report.worst_severity}")
     for issue in report.issues:
-        number = f"{issue.check} {issue.value:g}, bound {issue.bound:g}"
-        print(f"{issue.severity}: {issue.sentence} ({number})")
+        print(f"{issue.severity}: {issue.sentence} ({issue.describe_measurement()})")
     for line in report.skipped:
         print(f"not looked at: {line}")

@@ -14,14 +14,23 @@ def doctor_page(report: InspectionReport) -> str:
             "name": p.name,
             "uri": uris[p.name],
             "size": f"{p.width_px}x{p.height_px}",
-            "sharpness": f"{p.sharpness:.2f}",
-            "brightness": f"{p.brightness[0]:.0f} to {p.brightness[1]:.0f}",
+            "subject": p.region.describe(),
+            "sharpness": f"{p.sharpness.subject:.2f}",
+            "evenness": f"{p.sharpness.evenness:.2f}",
+            "bright": f"{p.exposure.subject_bright:.0f}",
+            "clipped": f"{p.exposure.subject_clipped:.2f}",
+            "noise": f"{p.noise:.1f}",
             "extent": [f"{e:.2f}" for e in p.extent],
         }
         for p in report.photos
     ]
     findings = [
-        asdict(f) | {"uris": [uris[name] for name in f.photographs[:2]]} for f in report.issues
+        asdict(f)
+        | {
+            "uris": [uris[name] for name in f.photographs[:2]],
+            "measurement": f.describe_measurement(),
+        }
+        for f in report.issues
     ]
     return render_page(
         "doctor.html.j2",

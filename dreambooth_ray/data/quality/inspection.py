@@ -1,11 +1,11 @@
 """What is wrong with a folder of photographs, before training learns it.
 
 Each issue has a value, its bound, the photographs, and a sentence for people. The bounds
-were set on the DreamBench photographs, whole and with planted faults.
+were set on DreamBench photographs, whole and with planted faults (`benchmarks/doctor.py`).
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +18,7 @@ from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.photo_checks import Photo, check_photo, measure_photo
+from dreambooth_ray.data.quality.photo_copies import compare_photographs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Embed = Callable[[list[Image.Image]], "Tensor"]
 NounShare = Callable[[list[Image.Image]], list[tuple[float, str]]]
 
-DUPLICATE_BITS = 12
+MIN_DUPLICATE_SHARE = 0.85
 MIN_BACKGROUND_SPREAD = 8.0
 MIN_POSE_SPREAD = 0.1
 MIN_BELONGING = 0.72
@@ -54,14 +55,10 @@ class InspectionReport:
 
     def as_json(self) -> dict[str, object]:
         """All but the images, for a file."""
-        photos = []
-        for photo in self.photos:
-            row = {k: v for k, v in vars(photo).items() if k != "image"}
-            photos.append(row | {"hash": f"{photo.hash:016x}"})
         return {
             "folder": self.folder,
             "verdict": self.worst_severity,
-            "photographs": photos,
+            "photographs": [photo.as_json() for photo in self.photos],
             "findings": [asdict(f) for f in self.issues],
             "skipped": self.skipped,
         }
@@ -74,6 +71,7 @@ def inspect_photographs(
     class_noun: str = "",
     embed: Embed | None = None,
     noun_share: NounShare | None = None,
+    masks: Mapping[str, Image.Image] | None = None,
 ) -> InspectionReport:
     """Check every photograph of a folder by itself, and all of them together.
 
@@ -81,10 +79,13 @@ def inspect_photographs(
     embed: unit vectors of images; without it, subject and variety are not compared
     noun_share: for each image the probability of the class noun among others, and the most
         probable noun; without it, the noun is not checked
+    masks: by a photograph's name, white where its subject is; without one, its alpha channel is
+        taken, and without that what stands out
     raises: DataError if the folder or a file of it can't be read at all
     """
     paths = find_photographs(folder)
-    photos = [measure_photo(path) for path in paths]
+    masks = masks or {}
+    photos = [measure_photo(path, masks.get(path.name)) for path in paths]
     issues = [f for photo in photos for f in check_photo(photo, side_px)]
     issues += check_count(photos) + check_duplicates(photos) + check_backgrounds(photos)
     skipped = []
@@ -128,20 +129,24 @@ def check_count(photos: Sequence[Photo]) -> list[QualityIssue]:
 
 
 def check_duplicates(photos: Sequence[Photo]) -> list[QualityIssue]:
-    """Pairs that are one photograph, cut, scaled or saved differently."""
+    """Pairs that are one photograph, cut, scaled, mirrored or saved differently."""
     issues = []
     for one, other in itertools.combinations(photos, 2):
-        bits = measurements.hash_distance(one.hash, other.hash)
-        if bits <= DUPLICATE_BITS:
-            text = (
-                f"{one.name} and {other.name} are the same photograph or nearly so; it would "
-                "count twice, and the model would learn its surroundings. Remove one."
+        likeness = compare_photographs(one.signature, other.signature)
+        if likeness is None or likeness.share < MIN_DUPLICATE_SHARE:
+            continue
+        mirrored = ", mirrored" if likeness.is_mirrored else ""
+        text = (
+            f"{one.name} and {other.name} are the same photograph or nearly so{mirrored}; it would "
+            "count twice, and the model would learn its surroundings. Remove one."
+        )
+        issues.append(
+            QualityIssue(
+                "duplicate", "warning", (one.name, other.name), round(likeness.share, 3),
+                MIN_DUPLICATE_SHARE, text, "share of blocks that agree",
+                "where one lies on the other, the subject alone included",
             )
-            issues.append(
-                QualityIssue(
-                    "duplicate", "warning", (one.name, other.name), bits, DUPLICATE_BITS, text
-                )
-            )
+        )  # fmt: skip
     return issues
 
 

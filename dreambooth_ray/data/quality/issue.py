@@ -11,6 +11,8 @@ class QualityIssue:
     """One issue: its check and severity, the photographs, its value, the bound, and a sentence.
 
     note: good to know; warning: better mended; fault: training would certainly suffer
+    measure: what the value is, with its unit; "" where the check's name says it
+    region: where it was measured, "in what stands out, 12 % of the frame"; "" for what is no image
     """
 
     check: str
@@ -19,3 +21,10 @@ class QualityIssue:
     value: float
     bound: float
     sentence: str
+    measure: str = ""
+    region: str = ""
+
+    def describe_measurement(self) -> str:
+        """For people: what was measured, its value and bound, and where."""
+        text = f"{self.measure or self.check} {self.value:g}, bound {self.bound:g}"
+        return f"{text}, {self.region}" if self.region else text

@@ -4,78 +4,101 @@ The bounds that turn them into issues are in `photo_checks.py` and `inspection.p
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-SHARPNESS_SIDE_PX = 512
-_TILE_PX = 32
-_HASH_SIDE_PX = 32
 _RIM_SAMPLES = 250
+_BAR_STEP, _BAR_EVENNESS = 8.0, 0.8
+# Share of a line over which a bar ends; a night ends nowhere at once, so black needs less.
+_BAR_END, _BLACK, _BLACK_BAR_END = 0.8, 12.0, 0.2
 
 
-def _resize_short_side(image: Image.Image, side_px: int) -> Image.Image:
+def reduce_short_side(image: Image.Image, side_px: int) -> Image.Image:
+    """Short side to `side_px` at most; never larger than it is."""
+    if min(image.size) <= side_px:
+        return image
+    scale = side_px / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def resize_short_side(image: Image.Image, side_px: int) -> Image.Image:
     """Short side to `side_px`."""
     scale = side_px / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _to_grey(image: Image.Image) -> np.ndarray:
+def to_grey(image: Image.Image) -> np.ndarray:
+    """(H, W) float32, 0 to 255."""
     return np.asarray(image.convert("L"), dtype=np.float32)
 
 
-def _split_tiles(plane: np.ndarray, side: int) -> np.ndarray:
+def split_tiles(plane: np.ndarray, side: int) -> np.ndarray:
     """(H, W) to (tiles, side * side); what is left over at the edges is dropped."""
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
     cut = plane[: rows * side, : columns * side]
     return cut.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
 
 
-def sharpness(image: Image.Image) -> float:
-    """Finest detail against contrast, where the image is sharpest; 0.6 and up is sharp.
+@dataclass(frozen=True)
+class Bars:
+    """Bars at the sides, in shares of the width (left, right) and of the height (top, bottom)."""
 
-    Root of the 80th percentile, over tiles of more than middling contrast, of the
-    Laplacian's variance over the grey values' variance, at 512 px: a soft background
-    does not count against a sharp subject.
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def share(self) -> float:
+        """Width of the narrower of two that face each other, the wider such pair of the two."""
+        return max(min(self.left, self.right), min(self.top, self.bottom))
+
+
+def measure_bars(image: Image.Image) -> Bars:
+    """Even bars of any colour at left, top, right and bottom; 0 where there is none.
+
+    A line belongs to a bar where four fifths of it have one grey, that of the outermost line;
+    the rest may be writing. A bar ends at once and over most of a line: a plain wall behind a
+    subject does not.
     """
-    grey = _to_grey(_resize_short_side(image, min(SHARPNESS_SIDE_PX, *image.size)))
-    north, south, west, east = grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]
-    laplacian = 4 * grey[1:-1, 1:-1] - north - south - west - east
-    side = min(_TILE_PX, *laplacian.shape)
-    detail = _split_tiles(laplacian, side).var(axis=1)
-    contrast = _split_tiles(grey[1:-1, 1:-1], side).var(axis=1)
-    busy = contrast >= np.percentile(contrast, 60)
-    # The constant keeps the grain of an even wall from reading as detail.
-    return float(np.sqrt(np.percentile(detail[busy] / (contrast[busy] + 25), 80)))
+    grey = to_grey(image)
+    height, width = grey.shape
+    across, down = grey.T, grey
+    return Bars(
+        _bar_px(across) / width,
+        _bar_px(down) / height,
+        _bar_px(across[::-1]) / width,
+        _bar_px(down[::-1]) / height,
+    )
 
 
-def brightness(image: Image.Image) -> tuple[float, float]:
-    """10th and 90th percentile of the grey values, 0 to 255."""
-    low, high = np.percentile(_to_grey(_resize_short_side(image, min(256, *image.size))), [10, 90])
-    return float(low), float(high)
+def _bar_px(lines: np.ndarray) -> int:
+    """Lines of the bar that begins at the first; lines: (L, P) grey values."""
+    outer = np.median(lines[0])
+    away = np.abs(lines - outer)
+    is_bar = (away <= _BAR_STEP).mean(axis=1) >= _BAR_EVENNESS
+    width = len(lines) if is_bar.all() else int(np.argmin(is_bar))
+    # Saved as JPEG, the line at the end is a mixture of both sides.
+    behind = away[width : width + 3]
+    needed = _BLACK_BAR_END if outer < _BLACK else _BAR_END
+    if not len(behind) or (behind > 1.5 * _BAR_STEP).mean(axis=1).max() < needed:
+        return 0
+    return width
 
 
-def bars(image: Image.Image) -> tuple[int, int, int, int]:
-    """Width in pixels of the even bars at left, top, right and bottom; 0 where there is none."""
-    grey = _to_grey(image)
-    columns, rows = grey.std(axis=0) < 2.5, grey.std(axis=1) < 2.5
-    dark_columns, dark_rows = grey.mean(axis=0) < 12, grey.mean(axis=1) < 12
-    across, down = columns & dark_columns, rows & dark_rows
-    return _bar_width(across), _bar_width(down), _bar_width(across[::-1]), _bar_width(down[::-1])
-
-
-def _bar_width(marks: np.ndarray) -> int:
-    return len(marks) if marks.all() else int(np.argmin(marks))
-
-
-def crop_bars(image: Image.Image) -> Image.Image:
+def crop_bars(image: Image.Image, bars: Bars | None = None) -> Image.Image:
     """The image inside its bars; all of it where nothing else would be left."""
-    left_px, top_px, right_px, bottom_px = bars(image)
-    width, height = image.width - left_px - right_px, image.height - top_px - bottom_px
-    if min(width, height) < 16:
+    bars = bars or measure_bars(image)
+    left_px, top_px = round(bars.left * image.width), round(bars.top * image.height)
+    right_px = image.width - round(bars.right * image.width)
+    bottom_px = image.height - round(bars.bottom * image.height)
+    if min(right_px - left_px, bottom_px - top_px) < 16:
         return image
-    return image.crop((left_px, top_px, left_px + width, top_px + height))
+    return image.crop((left_px, top_px, right_px, bottom_px))
 
 
 def to_lab(image: Image.Image) -> np.ndarray:
@@ -101,7 +124,7 @@ def extents(image: Image.Image) -> tuple[float, float]:
     segmentation.
     """
     inner = crop_bars(image)
-    colours = to_lab(_resize_short_side(inner, 64))
+    colours = to_lab(resize_short_side(inner, 64))
     edge = max(2, len(colours) // 20)
     rim = np.concatenate(
         [part.reshape(-1, 3) for part in (
@@ -113,12 +136,12 @@ def extents(image: Image.Image) -> tuple[float, float]:
     distance = np.sqrt(np.maximum(squares - 2 * colours @ rim.T, 0))
     near = int(0.02 * len(rim))
     unlike = np.partition(distance, near, axis=-1)[..., near]
-    bound = max(_otsu_threshold(unlike.ravel()), 6.0)
+    bound = max(otsu_threshold(unlike.ravel()), 6.0)
     return _ellipse_area(np.where(unlike > bound, unlike, 0)), _ellipse_area(_steepness(inner))
 
 
 def _steepness(image: Image.Image) -> np.ndarray:
-    planes = to_lab(_resize_short_side(image, 128))
+    planes = to_lab(resize_short_side(image, 128))
     change = (
         np.abs(np.diff(planes, axis=1)).sum(axis=-1)[:-1]
         + np.abs(np.diff(planes, axis=0)).sum(axis=-1)[:, :-1]
@@ -127,7 +150,7 @@ def _steepness(image: Image.Image) -> np.ndarray:
     return excess
 
 
-def _otsu_threshold(values: np.ndarray) -> float:
+def otsu_threshold(values: np.ndarray) -> float:
     """The bound that parts values into two groups as far apart as can be (Otsu 1979)."""
     counts, edges = np.histogram(values, 64)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -153,26 +176,6 @@ def _ellipse_area(weights: np.ndarray) -> float:
     xx, yy = (weights * dx * dx).sum() / total, (weights * dy * dy).sum() / total
     xy = (weights * dx * dy).sum() / total
     return float(4 * math.pi * np.sqrt(max(xx * yy - xy * xy, 0.0)))
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """64 bits that small changes leave alone: signs of the lowest cosine frequencies.
-
-    pHash: the 8 x 8 lowest DCT coefficients of a 32 x 32 grey thumbnail, constant left
-    out, against their median.
-    """
-    side = _HASH_SIDE_PX
-    grey = _to_grey(image.convert("L").resize((side, side), Image.Resampling.LANCZOS))
-    k, n = np.mgrid[:9, :side]
-    basis = np.cos(math.pi * k * (2 * n + 1) / (2 * side))
-    low = (basis @ grey @ basis.T)[:8, 1:9].ravel()
-    bits = low > np.median(low)
-    return int("".join("1" if bit else "0" for bit in bits), 2)
-
-
-def hash_distance(one: int, other: int) -> int:
-    """Bits that differ, 0 to 64."""
-    return (one ^ other).bit_count()
 
 
 def rim_colour(image: Image.Image) -> np.ndarray:

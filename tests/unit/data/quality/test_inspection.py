@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-from dreambooth_ray.data.quality import inspection, measurements
+from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.inspection import InspectionReport, inspect_photographs
+from dreambooth_ray.data.quality.photo_checks import measure_image
+from dreambooth_ray.data.quality.sharpness import Sharpness
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.evaluation.quality_page import doctor_page
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -124,26 +126,43 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         inspect_photographs(tmp_path, 512)
 
 
-def test_hashes_survive_small_changes_and_tell_images_apart(folder: Path) -> None:
-    one, other = (Image.open(folder / f"{k:02d}.png") for k in (0, 1))
-    changed = one.resize((100, 100)).convert("L").convert("RGB")
-    assert (
-        measurements.hash_distance(
-            measurements.perceptual_hash(one), measurements.perceptual_hash(changed)
-        )
-        <= 4
-    )
-    assert (
-        measurements.hash_distance(
-            measurements.perceptual_hash(one), measurements.perceptual_hash(other)
-        )
-        > inspection.DUPLICATE_BITS
-    )
-
-
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 20, 160)])
 def test_an_even_image_has_numbers_all_the_same(colour: tuple[int, int, int]) -> None:
-    even = Image.new("RGB", (40, 90), colour)
-    assert measurements.sharpness(even) == 0.0
-    assert measurements.extents(even) == (0.0, 0.0)
-    assert np.isfinite(measurements.rim_colour(even)).all()
+    photo = measure_image("even", Image.new("RGB", (40, 90), colour))
+    assert photo.sharpness == Sharpness(0.0, 1.0)
+    assert photo.extent == (0.0, 0.0)
+    assert photo.bars.share == photo.noise == 0
+    assert photo.region.source == "frame"
+    assert np.isfinite(measurements.rim_colour(photo.image)).all()
+
+
+def test_what_was_measured_and_where_is_said(folder: Path) -> None:
+    first = Image.open(folder / "00.png").convert("RGB")
+    first.filter(ImageFilter.GaussianBlur(6)).save(folder / "00.png")
+    (blur,) = [f for f in inspect_photographs(folder, 256).issues if f.check == "blur"]
+    assert blur.value < blur.bound
+    measured = blur.describe_measurement()
+    assert measured.startswith(f"steepness of edges at 512 px, 1/px {blur.value:g}, bound 0.21, in")
+    assert "% of the frame" in measured
+
+
+def test_a_mask_says_where_the_subject_is(folder: Path) -> None:
+    """Soft in the middle alone: good where the mask has the sharp rim, blurred where the middle."""
+    size = (256, 256)
+    middle = Image.new("L", size, 0)
+    middle.paste(255, (64, 64, 192, 192))
+    grain = Image.effect_noise((16, 16), 150).resize(size, Image.Resampling.NEAREST)
+    soft = Image.composite(grain.filter(ImageFilter.GaussianBlur(5)), grain, middle)
+    soft.convert("RGB").save(folder / "00.png")
+
+    def blurred(mask: Image.Image) -> bool:
+        report = inspect_photographs(folder, 256, masks={"00.png": mask})
+        return ("blur", ("00.png",)) in checks(report)
+
+    assert blurred(middle.filter(ImageFilter.MinFilter(25)))
+    assert not blurred(ImageOps.invert(middle))
+    cut_out = soft.convert("RGB")
+    cut_out.putalpha(middle.filter(ImageFilter.MinFilter(25)))
+    cut_out.save(folder / "00.png")
+    issues = inspect_photographs(folder, 256).issues
+    assert [f.region for f in issues if f.check == "blur"] == ["in its mask, 17 % of the frame"]

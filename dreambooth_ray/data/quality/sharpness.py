@@ -1,0 +1,78 @@
+"""How sharp a photograph is where its subject is, and whether the camera moved.
+
+Both by the steepness of edges: the largest change a pixel over the whole change along a line of
+nine pixels across, after the edge widths of Marziliano et al. 2002. It does not depend on
+contrast, and what has no edges, as a soft background, does not count. Measured at 512 px, about
+what a training sees.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+_REACH_PX = 4
+_MIN_RANGE, _MAX_RANGE = 8.0, 30.0
+_MIN_EDGES, _MIN_EDGE_SHARE = 20, 0.002
+# Along a line, upright, and along both diagonals: rows and columns a step.
+_DIRECTIONS = {"across": (0, 1), "down": (1, 0), "falling": (1, 1), "rising": (1, -1)}
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """subject: steepness of the subject's edges, 1/px; 0.35 is sharp, 0.15 plainly soft.
+
+    evenness: of the whole frame, how steep edges are in the direction in which they are soft,
+        over that at right angles to it; 1 is a still camera, 0.6 one that moved by 6 px at 512
+    """
+
+    subject: float
+    evenness: float
+
+
+def measure_sharpness(grey: np.ndarray, around: np.ndarray) -> Sharpness:
+    """Of (H, W) grey values, 0 to 255; around: (H, W) bool, the subject and its outline.
+
+    A subject without edges is measured by the frame's; a frame without edges has sharpness 0.
+    """
+    spread = float(np.subtract(*np.percentile(grey, [99, 1])))
+    least_range = float(np.clip(0.2 * spread, _MIN_RANGE, _MAX_RANGE))
+    steepness = {
+        name: _edge_steepness(grey, step, least_range) for name, step in _DIRECTIONS.items()
+    }
+    subject = _quantiles(steepness, around, 75) or _quantiles(steepness, np.ones_like(around), 75)
+    frame = _quantiles(steepness, np.ones_like(around), 90)
+    ratios = [
+        min(frame[one], frame[other]) / max(frame[one], frame[other])
+        for one, other in (("across", "down"), ("falling", "rising"))
+        if one in frame and other in frame
+    ]
+    return Sharpness(min(subject.values(), default=0.0), min(ratios, default=1.0))
+
+
+def _edge_steepness(grey: np.ndarray, step: tuple[int, int], least_range: float) -> np.ndarray:
+    """(H, W): steepness of the edges that a direction crosses; 0 where there is none."""
+    height, width = grey.shape
+    padded = np.pad(grey, _REACH_PX, mode="edge")
+    tops = [_REACH_PX + k * step[0] for k in range(-_REACH_PX, _REACH_PX + 1)]
+    lefts = [_REACH_PX + k * step[1] for k in range(-_REACH_PX, _REACH_PX + 1)]
+    line = [padded[t : t + height, x : x + width] for t, x in zip(tops, lefts, strict=True)]
+    span = reduce(np.maximum, line) - reduce(np.minimum, line)
+    changes = [np.abs(after - before) for before, after in zip(line, line[2:], strict=False)]
+    here = changes[_REACH_PX - 1]
+    is_edge = (span >= least_range) & (here >= reduce(np.maximum, changes))
+    steepness: np.ndarray = np.where(is_edge, here / (2 * np.hypot(*step) * np.maximum(span, 1)), 0)
+    return steepness
+
+
+def _quantiles(
+    steepness: dict[str, np.ndarray], within: np.ndarray, percent: float
+) -> dict[str, float]:
+    """A percentile of the edges within a region, by direction; of those with edges enough."""
+    least = max(_MIN_EDGES, _MIN_EDGE_SHARE * int(within.sum()))
+    edges = {name: plane[within & (plane > 0)] for name, plane in steepness.items()}
+    return {
+        name: float(np.percentile(values, percent))
+        for name, values in edges.items()
+        if len(values) > least
+    }
