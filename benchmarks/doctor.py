@@ -5,7 +5,7 @@
 DIR has a folder of photographs a subject, as `dataset` of github.com/google/dreambooth: 30
 subjects, 158 photographs. The doctor's bounds were set with some of the subjects and are counted on
 the others; the name of a subject decides (`split_name`). Each fault is planted into each photograph
-at 1024 px and saved as JPEG. A flag on a photograph as published is false unless FLAWS says what
+at 768 px and saved as JPEG. A flag on a photograph as published is false unless FLAWS says what
 is wrong with it, as seen by eye.
 """
 
@@ -13,9 +13,11 @@ import argparse
 import hashlib
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ EARLIER = frozenset(
         "teapot",
     }
 )  # fmt: skip
-SIDE_PX, PLANTED_SIDE_PX, JPEG_QUALITY = 512, 1024, 90
+SIDE_PX, PLANTED_SIDE_PX, JPEG_QUALITY = 512, 768, 90
 PHONE_SIZE_PX = (4000, 3000)
 # What is wrong with published photographs, by eye.
 FLAWS: dict[tuple[str, str], str] = {
@@ -87,11 +89,25 @@ class Tally:
     flags: list[list[str]] = field(default_factory=list)
     planted: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
-    missed: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    missed: dict[str, list[str]] = field(default_factory=dict)
     not_copies: Counter[str] = field(default_factory=Counter)
-    not_copies_flagged: defaultdict[str, list[str]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    not_copies_flagged: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """What was counted of other subjects."""
+        self.subjects += other.subjects
+        self.num_photographs += other.num_photographs
+        self.num_pairs += other.num_pairs
+        self.flags += other.flags
+        self.planted += other.planted
+        self.found += other.found
+        self.not_copies += other.not_copies
+        for own, added in (
+            (self.missed, other.missed),
+            (self.not_copies_flagged, other.not_copies_flagged),
+        ):
+            for kind, keys in added.items():
+                own.setdefault(kind, []).extend(keys)
 
     def as_record(self) -> dict[str, Any]:
         """For the file: false flags apart from those that FLAWS knows."""
@@ -106,7 +122,7 @@ class Tally:
                 kind: {"planted": count, "found": self.found[kind]}
                 for kind, count in self.planted.items()
             },
-            "missed": dict(self.missed),
+            "missed": self.missed,
             "flags_as_published": self.flags,
             "false_flags": false,
             "false_flags_on_single_photographs_per_100": round(
@@ -118,7 +134,7 @@ class Tally:
                 if key[0] in self.subjects and key not in flagged
             ],
             "no_copies": dict(self.not_copies),
-            "no_copies_flagged": dict(self.not_copies_flagged),
+            "no_copies_flagged": self.not_copies_flagged,
         }
 
 
@@ -165,14 +181,14 @@ def _count_faults(key: str, photo: Photo, tally: Tally) -> None:
     for kind, plant in NOT_COPIES.items():
         tally.not_copies[kind] += 1
         if _is_taken_for_copy(photo, plant(image)):
-            tally.not_copies_flagged[kind].append(key)
+            tally.not_copies_flagged.setdefault(kind, []).append(key)
 
 
 def _count(tally: Tally, kind: str, key: str, is_found: bool) -> None:
     tally.planted[kind] += 1
     tally.found[kind] += is_found
     if not is_found:
-        tally.missed[kind].append(key)
+        tally.missed.setdefault(kind, []).append(key)
 
 
 def _is_taken_for_copy(photo: Photo, image: Image.Image) -> bool:
@@ -206,31 +222,39 @@ def measure_seconds(path: Path, repeats: int = 5) -> float:
 
 
 def measure_splits(
-    subjects: dict[str, list[Path]], splits: tuple[str, ...]
+    subjects: dict[str, list[Path]], splits: tuple[str, ...], workers: int = 1
 ) -> Iterator[tuple[str, Tally]]:
     """A tally of each part of the split, while it prints how far it is."""
-    for split in splits:
-        tally = Tally()
-        for subject, paths in subjects.items():
-            if split_name(subject) == split:
-                start = time.perf_counter()
-                measure_subject(subject, paths, tally)
-                print(f"{split}: {subject}, {time.perf_counter() - start:.0f} s", flush=True)
-        yield split, tally
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for split in splits:
+            total = Tally()
+            rows = [(s, p) for s, p in subjects.items() if split_name(s) == split]
+            for tally in pool.map(_tally_subject, *zip(*rows, strict=True)):
+                print(f"{split}: {tally.subjects[0]}", flush=True)
+                total.add(tally)
+            yield split, total
+
+
+def _tally_subject(subject: str, paths: list[Path]) -> Tally:
+    tally = Tally()
+    measure_subject(subject, paths, tally)
+    return tally
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", type=Path, required=True, help="a folder a subject")
     parser.add_argument("--split", choices=("setting", "held out", "both"), default="both")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="where the record goes")
     arguments = parser.parse_args()
     subjects = find_subjects(arguments.photographs)
     both = ("setting", "held out")
     splits = both if arguments.split == "both" else (arguments.split,)
     first = next(iter(subjects.values()))[0]
+    tallies = measure_splits(subjects, splits, arguments.workers)
     record = {
-        "parts": {split: tally.as_record() for split, tally in measure_splits(subjects, splits)},
+        "parts": {split: tally.as_record() for split, tally in tallies},
         "processor_seconds_for_12_megapixels": round(measure_seconds(first), 3),
         "conditions": read_conditions(),
     }

@@ -7,6 +7,8 @@ import numpy as np
 from dreambooth_ray.data.quality.measurements import split_tiles
 
 _CLIPPED, _TOUCHED = 250, 252
+# Light that overflows fills the other colours too; a pure red has none of them.
+_LEAST_COLOUR = 40
 _RAGGED_TILE_PX, _NOISE_TILE_PX = 8, 16
 
 
@@ -17,7 +19,7 @@ class Exposure:
     subject_bright, frame_bright: the 95th percentile of grey
     frame_dark: the 1st percentile of grey
     subject_clipped, frame_clipped: pixels with two colours of three at their end
-    subject_touched: pixels with one colour at its end
+    subject_touched: pixels with one colour at its end and none near 0
     ragged: tiles of the frame that are clipped in part; a white wall is clipped as one piece
     """
 
@@ -33,7 +35,8 @@ class Exposure:
 def measure_exposure(rgb: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> Exposure:
     """Of (H, W, 3) and (H, W), 0 to 255; inside: (H, W) bool, the subject."""
     ordered = np.sort(rgb, axis=-1)
-    is_clipped, is_touched = ordered[..., 1] >= _CLIPPED, ordered[..., 2] >= _TOUCHED
+    is_clipped = (ordered[..., 1] >= _CLIPPED) & (ordered[..., 0] >= _LEAST_COLOUR)
+    is_touched = (ordered[..., 2] >= _TOUCHED) & (ordered[..., 0] >= _LEAST_COLOUR)
     side = min(_RAGGED_TILE_PX, *grey.shape)
     shares = split_tiles(is_clipped.astype(np.float32), side).mean(axis=1)
     return Exposure(

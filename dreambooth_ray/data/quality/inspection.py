@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Embed = Callable[[list[Image.Image]], "Tensor"]
 NounShare = Callable[[list[Image.Image]], list[tuple[float, str]]]
 
-MIN_DUPLICATE_SHARE = 0.85
+MIN_DUPLICATE_SHARE = 0.75
 MIN_BACKGROUND_SPREAD = 8.0
 MIN_POSE_SPREAD = 0.1
 MIN_BELONGING = 0.72
@@ -143,8 +143,8 @@ def check_duplicates(photos: Sequence[Photo]) -> list[QualityIssue]:
         issues.append(
             QualityIssue(
                 "duplicate", "warning", (one.name, other.name), round(likeness.share, 3),
-                MIN_DUPLICATE_SHARE, text, "share of blocks that agree",
-                "where one lies on the other, the subject alone included",
+                MIN_DUPLICATE_SHARE, text, "share that agrees",
+                "where one lies on the other, the subject included",
             )
         )  # fmt: skip
     return issues

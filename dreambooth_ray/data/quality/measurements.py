@@ -12,7 +12,7 @@ from PIL import Image
 _RIM_SAMPLES = 250
 _BAR_STEP, _BAR_EVENNESS = 8.0, 0.8
 # Share of a line over which a bar ends; a night ends nowhere at once, so black needs less.
-_BAR_END, _BLACK, _BLACK_BAR_END = 0.8, 12.0, 0.2
+_BAR_END, _BLACK, _BLACK_BAR_END = 0.6, 12.0, 0.2
 
 
 def reduce_short_side(image: Image.Image, side_px: int) -> Image.Image:

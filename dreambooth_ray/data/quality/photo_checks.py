@@ -11,7 +11,7 @@ from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.exposure import Exposure, measure_exposure, measure_noise
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.measurements import Bars
-from dreambooth_ray.data.quality.photo_copies import CopySignature
+from dreambooth_ray.data.quality.photo_placing import CopySignature
 from dreambooth_ray.data.quality.sharpness import Sharpness, measure_sharpness
 from dreambooth_ray.data.quality.subject_region import (
     SubjectRegion,
@@ -22,12 +22,12 @@ from dreambooth_ray.data.quality.subject_region import (
 # Set on 16 DreamBench subjects, whole and with planted faults, and counted on 14 others:
 # benchmarks/doctor.py.
 SHARP, BLURRED, MIN_EVENNESS = 0.21, 0.14, 0.855
-SUBJECT_DARK, FRAME_DARK = (50.0, 85.0), (70.0, 100.0)
-MAX_SUBJECT_CLIPPED, MAX_FRAME_CLIPPED, MAX_SUBJECT_TOUCHED, MAX_RAGGED = 0.35, 0.2, 0.2, 0.2
+SUBJECT_DARK, FRAME_DARK = (50.0, 85.0), (90.0, 100.0)
+MAX_SUBJECT_CLIPPED, MAX_FRAME_CLIPPED, MAX_SUBJECT_TOUCHED, MAX_RAGGED = 0.35, 0.2, 0.15, 0.17
 MAX_BLACK_POINT = 160.0
 MAX_NOISE = 2.0
 MIN_EXTENT_BY_COLOUR, MIN_EXTENT_BY_DETAIL = 0.045, 0.11
-MIN_DETAIL_RATIO, RATIO_BELOW_EXTENT = 0.6, 0.2
+MIN_DETAIL_RATIO, RATIO_BELOW_EXTENT = 0.75, 0.2
 MIN_MASK_SHARE = 0.03
 MIN_BAR = 0.03
 _KEPT_SIDE_PX, _MEASURED_SIDE_PX = 1024, 512

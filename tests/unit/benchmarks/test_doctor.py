@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import doctor
-from benchmarks.doctor import Tally, find_subjects, measure_splits, split_name
+from benchmarks.doctor import Tally, find_subjects, measure_subject, split_name
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
@@ -36,6 +36,18 @@ def test_flags_are_false_unless_a_flaw_is_known() -> None:
     assert record["flaws_not_flagged"] == [["cat2", "01.jpg", "bars"], ["cat2", "04.jpg", "bars"]]
 
 
+def test_tallies_add_up() -> None:
+    one, other = Tally(["cat"], 5, 10), Tally(["can"], 6, 15)
+    for tally, found in ((one, 2), (other, 3)):
+        tally.planted["noisy"], tally.found["noisy"] = 4, found
+        tally.missed["noisy"] = [f"{tally.subjects[0]}/00.jpg"]
+    one.add(other)
+    record = one.as_record()
+    assert (record["subjects"], record["photographs"], record["pairs"]) == (["cat", "can"], 11, 25)
+    assert record["recall_by_kind"] == {"noisy": {"planted": 8, "found": 5}}
+    assert record["missed"] == {"noisy": ["cat/00.jpg", "can/00.jpg"]}
+
+
 def test_faults_are_planted_counted_and_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,9 +56,9 @@ def test_faults_are_planted_counted_and_found(
         kinds = {"out of focus", "black bars", "cropped", "mirrored"}
         chosen = {k: v for k, v in getattr(doctor, name).items() if k in kinds}
         monkeypatch.setattr(doctor, name, chosen)
-    ((split, tally),) = measure_splits(find_subjects(tmp_path), ("setting",))
+    tally = Tally()
+    measure_subject("vase", find_subjects(tmp_path)["vase"], tally)
     record = tally.as_record()
-    assert split == "setting"
     assert (record["photographs"], record["pairs"]) == (2, 1)
     both = {"planted": 2, "found": 2}
     assert record["recall_by_kind"] == dict.fromkeys(

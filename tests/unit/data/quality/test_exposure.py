@@ -24,10 +24,11 @@ def test_a_white_wall_behind_counts_for_the_frame_alone() -> None:
 
 def test_one_colour_at_its_end_is_a_colour_and_two_are_lost() -> None:
     inside = np.ones((16, 16), dtype=bool)
-    yellow = np.broadcast_to(np.array([255, 200, 20], np.float32), (16, 16, 3))
+    yellow = np.broadcast_to(np.array([255, 200, 60], np.float32), (16, 16, 3))
     assert exposure(yellow, inside).subject_touched == 1
     assert exposure(yellow, inside).subject_clipped == 0
     assert exposure(yellow * np.array([1, 1.3, 1], np.float32), inside).subject_clipped == 1
+    assert exposure(yellow * np.array([1, 1, 0], np.float32), inside).subject_touched == 0
 
 
 def test_texture_clipped_in_part_is_ragged() -> None:
