@@ -252,16 +252,22 @@ def main() -> None:
     both = ("setting", "held out")
     splits = both if arguments.split == "both" else (arguments.split,)
     first = next(iter(subjects.values()))[0]
-    tallies = measure_splits(subjects, splits, arguments.workers)
-    record = {
-        "parts": {split: tally.as_record() for split, tally in tallies},
-        "processor_seconds_for_12_megapixels": round(measure_seconds(first), 3),
-        "conditions": read_conditions(),
-    }
+    record = _read_record(arguments.json)
+    for split, tally in measure_splits(subjects, splits, arguments.workers):
+        record["parts"][split] = tally.as_record() | {"conditions": read_conditions()}
+    record["processor_seconds_for_12_megapixels"] = round(measure_seconds(first), 3)
     text = json.dumps(record, indent=1)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_record(path: Path | None) -> dict[str, Any]:
+    """What is there of the other part stays."""
+    if path is None or not path.is_file():
+        return {"parts": {}}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 if __name__ == "__main__":

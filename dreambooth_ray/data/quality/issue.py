@@ -26,5 +26,5 @@ class QualityIssue:
 
     def describe_measurement(self) -> str:
         """For people: what was measured, its value and bound, and where."""
-        text = f"{self.measure or self.check} {self.value:g}, bound {self.bound:g}"
+        text = f"{self.measure or self.check}: {self.value:g}, bound {self.bound:g}"
         return f"{text}, {self.region}" if self.region else text

@@ -157,7 +157,7 @@ def _check_blur(photo: Photo) -> QualityIssue | None:
         photo, "blur", "fault" if value < BLURRED else "warning", value, SHARP,
         f"{photo.name} is blurred where its subject is; the model would learn the blur. "
         "Take it out, or a sharper one in its place.",
-        "steepness of edges at 512 px, 1/px", photo.region.describe(),
+        "steepness of edges, 1/px", photo.region.describe(),
     )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def _check_noise(photo: Photo) -> QualityIssue | None:
         photo, "noise", "warning", photo.noise, MAX_NOISE,
         f"{photo.name} is grainy, also where it should be smooth; the model would learn the "
         "grain. Use one taken in more light.",
-        "grain between colours at 512 px, of 255", "in the smoothest fifth of the frame",
+        "grain between colours, of 255", "in the smoothest fifth of the frame",
     )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_what_was_measured_and_where_is_said(folder: Path) -> None:
     (blur,) = [f for f in inspect_photographs(folder, 256).issues if f.check == "blur"]
     assert blur.value < blur.bound
     measured = blur.describe_measurement()
-    assert measured.startswith(f"steepness of edges at 512 px, 1/px {blur.value:g}, bound 0.21, in")
+    assert measured.startswith(f"steepness of edges, 1/px: {blur.value:g}, bound 0.21, in")
     assert "% of the frame" in measured
 
 
