@@ -41,13 +41,20 @@ EARLIER = frozenset(
 )  # fmt: skip
 SIDE_PX, PLANTED_SIDE_PX, JPEG_QUALITY = 512, 768, 90
 PHONE_SIZE_PX = (4000, 3000)
-# What is wrong with published photographs, by eye.
+# What is wrong with published photographs, by eye: bars as wide as a third of the frame, a nearly
+# black room, a mirrored copy, a shifted copy (as the data set's own list of sources says), and sets
+# before one white ground. Of the subjects held out, looked at after the doctor had flagged them.
 FLAWS: dict[tuple[str, str], str] = {
     ("cat2", "00.jpg"): "bars",
     ("cat2", "01.jpg"): "bars",
     ("cat2", "04.jpg"): "bars",
     ("pink_sunglasses", "04.jpg"): "bars",
     ("teapot", "03.jpg"): "exposure",
+    ("dog8", "02.jpg"): "bars",
+    ("dog5", "02.jpg and 03.jpg"): "duplicate",
+    ("cat", "02.jpg and 03.jpg"): "duplicate",
+    ("berry_bowl", "all"): "backgrounds",
+    ("red_cartoon", "all"): "backgrounds",
 }
 Plant = Callable[[Image.Image], Image.Image]
 # The check that should find each fault.
@@ -111,7 +118,7 @@ class Tally:
 
     def as_record(self) -> dict[str, Any]:
         """For the file: false flags apart from those that FLAWS knows."""
-        flagged = {(s, n) for s, _, names, _ in self.flags for n in names.split(" and ")}
+        flagged = {(subject, names) for subject, _, names, _ in self.flags}
         false = [f for f in self.flags if not _is_flaw(f[0], f[1], f[2])]
         single = [f for f in false if f[1] not in ("duplicate", "backgrounds")]
         return {
