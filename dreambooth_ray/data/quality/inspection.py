@@ -79,8 +79,8 @@ def inspect_photographs(
     embed: unit vectors of images; without it, subject and variety are not compared
     noun_share: for each image the probability of the class noun among others, and the most
         probable noun; without it, the noun is not checked
-    masks: by a photograph's name, white where its subject is; without one, its alpha channel is
-        taken, and without that what stands out
+    masks: by a photograph's name, white where its subject is; without one, that beside it or
+        its transparency is taken, and without that what stands out
     raises: DataError if the folder or a file of it can't be read at all
     """
     paths = find_photographs(folder)

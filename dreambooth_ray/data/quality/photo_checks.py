@@ -1,11 +1,12 @@
 """Checks of one photograph by itself, and the measurements they need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dreambooth_ray.data.masks import read_mask
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.exposure import Exposure, measure_exposure, measure_noise
@@ -13,11 +14,8 @@ from dreambooth_ray.data.quality.issue import QualityIssue, Severity
 from dreambooth_ray.data.quality.measurements import Bars
 from dreambooth_ray.data.quality.photo_placing import CopySignature
 from dreambooth_ray.data.quality.sharpness import Sharpness, measure_sharpness
-from dreambooth_ray.data.quality.subject_region import (
-    SubjectRegion,
-    find_subject_region,
-    read_alpha_mask,
-)
+from dreambooth_ray.data.quality.subject_region import SubjectRegion, find_subject_region
+from dreambooth_ray.errors import DataError
 
 # Set on 16 DreamBench subjects, whole and with planted faults, and counted on 14 others:
 # benchmarks/doctor.py.
@@ -41,6 +39,7 @@ class Photo:
     region: the subject, in the copy inside its bars at 512 px
     noise: grain between colours, see `exposure.measure_noise`
     extent: its spread over the frame by colour and by detail, see `measurements.extents`
+    mask_error: why its mask was not used
     """
 
     name: str
@@ -54,6 +53,7 @@ class Photo:
     extent: tuple[float, float]
     bars: Bars
     signature: CopySignature
+    mask_error: str = ""
 
     def as_json(self) -> dict[str, object]:
         """Its numbers, for a file."""
@@ -73,12 +73,18 @@ class Photo:
 def measure_photo(path: Path, mask: Image.Image | None = None) -> Photo:
     """Read and measure a file.
 
-    mask: white where the subject is; without one, the file's alpha channel is taken, and
-        without that what stands out
-    raises: DataError if it can't be read
+    mask: white where the subject is; without one, that beside the file or its transparency is
+        taken (`masks.read_mask`), and without a good one what stands out
+    raises: DataError if the photograph can't be read
     """
-    image = read_photograph(path)
-    return measure_image(path.name, image, read_alpha_mask(path) if mask is None else mask)
+    image, mask_error = read_photograph(path), ""
+    if mask is None:
+        try:
+            mask = read_mask(path, image.size)
+        except DataError as error:
+            mask_error = str(error)
+    photo = measure_image(path.name, image, mask)
+    return replace(photo, mask_error=mask_error)
 
 
 def measure_image(name: str, image: Image.Image, mask: Image.Image | None = None) -> Photo:
@@ -118,6 +124,7 @@ def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
             _check_noise(photo),
             _check_extent(photo),
             _check_bars(photo),
+            _check_mask(photo),
         )
         if issue
     ]
@@ -276,4 +283,13 @@ def _check_bars(photo: Photo) -> QualityIssue | None:
         f"{photo.name} has bars or a frame at its sides; the model would draw them. Crop them "
         "off.",
         "width of a bar, of the frame", "at facing sides",
+    )  # fmt: skip
+
+
+def _check_mask(photo: Photo) -> QualityIssue | None:
+    if not photo.mask_error:
+        return None
+    return QualityIssue(
+        "mask", "fault", (photo.name,), 1, 0,
+        f"The mask of {photo.name} is not used: {photo.mask_error}.", "masks that are refused",
     )  # fmt: skip

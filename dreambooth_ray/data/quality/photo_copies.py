@@ -13,7 +13,7 @@ from dreambooth_ray.data.quality.photo_placing import (
     CORE_MARGIN,
     Box,
     CopySignature,
-    Place,
+    Placement,
     clip_box,
     correlate,
     find_place,
@@ -68,7 +68,7 @@ def compare_photographs(one: CopySignature, other: CopySignature) -> Likeness | 
 
 
 def _find_overlap(
-    size: tuple[int, int], ground_size: tuple[int, int], place: Place
+    size: tuple[int, int], ground_size: tuple[int, int], place: Placement
 ) -> tuple[Box, Box] | None:
     """All of the overlap, not the middle alone: its box in the found image and in the ground."""
     width, height = size

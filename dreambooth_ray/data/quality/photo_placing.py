@@ -24,7 +24,7 @@ _COARSE, _FINE = (48, (1.0, 0.5)), ((96, (0.6, 0.3)), (144, (0.3, 0.15)))
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """A box in one photograph where the middle of another was found.
 
     box: left, top, width, height, in pixels of the kept copy
@@ -95,7 +95,7 @@ class CopySignature:
 
 def find_place(
     one: CopySignature, other: CopySignature
-) -> tuple[CopySignature, CopySignature, Place] | None:
+) -> tuple[CopySignature, CopySignature, Placement] | None:
     """Which of two lies where on which: (found, ground, place); None if it lies nowhere."""
     places = [(one, other, p) for p in _find_places(one, other)]
     places += [(other, one, p) for p in _find_places(other, one)]
@@ -131,7 +131,7 @@ def _sum_areas(plane: np.ndarray) -> np.ndarray:
     return np.pad(plane.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
 
-def _find_places(found: CopySignature, ground: CopySignature) -> list[Place]:
+def _find_places(found: CopySignature, ground: CopySignature) -> list[Placement]:
     """The best place in `ground` for the middle of `found`, for each size and orientation."""
     shapes, spectra = found.templates
     correlations = np.fft.irfft2(spectra * ground.spectrum, (_GRID_PX, _GRID_PX))
@@ -150,17 +150,17 @@ def _find_places(found: CopySignature, ground: CopySignature) -> list[Place]:
         top, left = divmod(int(normalized.argmax()), normalized.shape[1])
         step = ground.grid_step
         box = (left * step, top * step, width * step, height * step)
-        places.append(Place(float(normalized.max()), box, is_mirrored))
+        places.append(Placement(float(normalized.max()), box, is_mirrored))
     return places
 
 
 def _refine(
     found: CopySignature,
     ground: CopySignature,
-    place: Place,
+    place: Placement,
     side_px: int,
     steps: tuple[float, ...],
-) -> Place:
+) -> Placement:
     """The place moved and scaled by steps for as long as the two agree better."""
     left, top, right, bottom = found.core_box
     scale = side_px / min(right - left, bottom - top)
@@ -184,7 +184,7 @@ def _refine(
             if scores[index] <= best:
                 break
             best, box = scores[index], moves[index]
-    return Place(best, box, place.is_mirrored)
+    return Placement(best, box, place.is_mirrored)
 
 
 def _move_box(box: Box, step: float) -> list[Box]:

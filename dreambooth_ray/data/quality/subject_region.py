@@ -6,11 +6,10 @@ that are unlike the colours of its sides, those in the middle first.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dreambooth_ray.data.quality.measurements import otsu_threshold, to_lab
 
@@ -44,19 +43,6 @@ class SubjectRegion:
             return "in the whole frame"
         noun = "its mask" if self.source == "mask" else "what stands out"
         return f"in {noun}, {100 * self.share:.0f} % of the frame"
-
-
-def read_alpha_mask(path: Path) -> Image.Image | None:
-    """The subject's mask as its file's alpha channel has it, upright; None without one.
-
-    returns: "L", white where the subject is; None too where nothing, or all, is transparent
-    """
-    with Image.open(path) as image:
-        if not image.has_transparency_data:
-            return None
-        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    low, high = alpha.getextrema()
-    return alpha if isinstance(low, int) and low < 128 <= int(high) else None
 
 
 def find_subject_region(image: Image.Image, mask: Image.Image | None = None) -> SubjectRegion:

@@ -166,3 +166,10 @@ def test_a_mask_says_where_the_subject_is(folder: Path) -> None:
     cut_out.save(folder / "00.png")
     issues = inspect_photographs(folder, 256).issues
     assert [f.region for f in issues if f.check == "blur"] == ["in its mask, 17 % of the frame"]
+    Image.new("L", size, 0).save(folder / "00.mask.png")
+    assert ("mask", ("00.png",)) in checks(inspect_photographs(folder, 256))
+    middle.save(folder / "00.mask.png")
+    report = inspect_photographs(folder, 256)
+    assert report.photos[0].region.source == "mask"
+    assert "mask" not in {f.check for f in report.issues}
+    assert len(report.photos) == 4

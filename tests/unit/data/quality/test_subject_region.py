@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +8,6 @@ from PIL import Image
 from dreambooth_ray.data.quality.subject_region import (
     _barrier_distance,
     find_subject_region,
-    read_alpha_mask,
 )
 
 
@@ -51,22 +48,6 @@ def test_a_frame_in_which_nothing_stands_out_is_taken_whole(size: tuple[int, int
     assert region.source == "frame"
     assert region.inside.all()
     assert region.inside.shape == (size[1], size[0])
-
-
-def test_an_alpha_channel_is_a_mask_where_it_parts_anything(tmp_path: Path) -> None:
-    alpha = Image.new("L", (40, 30), 0)
-    alpha.paste(255, (10, 5, 30, 25))
-    image = Image.new("RGB", (40, 30), (5, 90, 5))
-    image.save(tmp_path / "plain.png")
-    for name, channel in (("cut", alpha), ("opaque", Image.new("L", (40, 30), 255))):
-        layered = image.copy()
-        layered.putalpha(channel)
-        layered.save(tmp_path / f"{name}.png")
-    cut = read_alpha_mask(tmp_path / "cut.png")
-    assert cut is not None
-    assert np.array_equal(np.asarray(cut), np.asarray(alpha))
-    assert read_alpha_mask(tmp_path / "opaque.png") is None
-    assert read_alpha_mask(tmp_path / "plain.png") is None
 
 
 def brute_barriers(plane: np.ndarray) -> np.ndarray:
