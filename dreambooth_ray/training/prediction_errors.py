@@ -71,7 +71,10 @@ class PredictionErrors:
 
     def compute_all_errors(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Errors of the rows of all shapes, photographs first, and of what is kept, if anything."""
-        photographs, class_images, kept = list[Tensor](), list[Tensor](), list[Tensor]()
+        # Plain lists: torch.compile knows no list[Tensor]().
+        photographs: list[Tensor] = []
+        class_images: list[Tensor] = []
+        kept: list[Tensor] = []
         for forward in batch.forwards:
             if forward.preserved is None:
                 errors = self.compute_errors(forward)

@@ -69,11 +69,15 @@ def test_nothing_is_read_between_forward_and_optimizer_step(
 
 
 # Not dora: peft asks of its weights which package their type is from, which is a graph break.
+@pytest.mark.parametrize("is_parted", [False, True])
 @pytest.mark.parametrize("kind", ["word", "losses"])
-def test_forward_and_loss_are_one_graph(tiny_model: Path, kind: str) -> None:
+def test_forward_and_loss_are_one_graph(tiny_model: Path, kind: str, is_parted: bool) -> None:
     # So few steps that no forward is recorded, as none is on a GPU.
     module = module_of(tiny_model, *KINDS[kind], "train.steps=10")
     batch = make_batch(module, "cpu")
+    if is_parted:
+        batch.weights = torch.full((3, 1, 16, 16), 0.5)
+        batch.others = [make_batch(module, "cpu")]
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
         return module.compute_loss(batch)
