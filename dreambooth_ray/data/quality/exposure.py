@@ -55,7 +55,8 @@ def measure_noise(rgb: np.ndarray, grey: np.ndarray) -> float:
 
     Immerkaer 1996, on red less green and blue less green, by tiles: the 20th percentile of those
     that are neither black nor white. Grass and asphalt are as rough as grain, but in all colours
-    alike; grain of one colour is not found.
+    alike; grain of one colour is not found, nor that which JPEG smoothed in a small file: it keeps
+    colours at half the resolution.
     """
     side = min(_NOISE_TILE_PX, *(s - 2 for s in grey.shape))
     tiles = split_tiles(grey[1:-1, 1:-1], side)
