@@ -131,6 +131,21 @@ class _FlowSchedulerConfig(_PartConfig):
     time_shift_type: Literal["exponential", "linear"] = "exponential"
 
 
+class _FlowDPMSchedulerConfig(_PartConfig):
+    """DPM-Solver++ along straight lines."""
+
+    num_train_timesteps: Count = 1000
+    prediction_type: Literal["flow_prediction"]
+    use_flow_sigmas: Literal[True]
+    flow_shift: Annotated[Number, Field(gt=0)] = 1.0
+    use_karras_sigmas: Literal[False] = False
+    use_lu_lambdas: Literal[False] = False
+    use_exponential_sigmas: Literal[False] = False
+    use_beta_sigmas: Literal[False] = False
+    use_dynamic_shifting: Literal[False] = False
+    final_sigmas_type: Literal["zero"] = "zero"
+
+
 class _TokenizerConfig(_PartConfig):
     bos_token: Token = ""
     eos_token: Token = ""
@@ -145,6 +160,7 @@ _CONFIGS: dict[str, type[_PartConfig]] = {
     "text_encoder": _TextEncoderConfig,
     "scheduler": _SchedulerConfig,
     "flow_scheduler": _FlowSchedulerConfig,
+    "flow_dpm_scheduler": _FlowDPMSchedulerConfig,
     "tokenizer": _TokenizerConfig,
 }
 

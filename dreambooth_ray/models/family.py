@@ -110,6 +110,7 @@ class ModelFamily:
 
     pipeline_classes: of diffusers, as in model_index.json; the first is written into bundles
     process: how its images are noised: DDPM's way, or along straight lines (flow matching)
+    flow_schedulers: that a directory may name beside FlowMatchEulerDiscreteScheduler
     lora_targets, text_lora_targets: names that adapted layers end with, where none are configured
     sampling_defaults: of SamplingParams, where a request leaves them open
     loss_defaults: of LossConfig, likewise
@@ -141,6 +142,7 @@ class ModelFamily:
     vae: Part = Part("vae", "diffusers", "AutoencoderKL")
     text_encoders: tuple[TextEncoderPart, ...]
     process: Literal["diffusion", "flow"]
+    flow_schedulers: tuple[Literal["DPMSolverMultistepScheduler"], ...] = ()
     functions: str
     check: Callable[[Path], None]
     size_multiple: Callable[[Path], int]

@@ -117,7 +117,9 @@ def base_directory(directory: Path) -> Path:
 
 def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
     """Pixels that a latent spans each way, by the VAE's configuration."""
-    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+    encoder_key = "encoder_block_out_channels"  # of AutoencoderDC
+    key = encoder_key if encoder_key in vae_config else "block_out_channels"
+    return int(2 ** (len(vae_config[key]) - 1))
 
 
 def check_resolution(directory: Path, resolution: int) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -50,10 +50,15 @@ class ImageFrame(NamedTuple):
 # Token ids (B, L), a mask (B, L) or None, and the keyword output_hidden_states, to what one of
 # transformers' encoders returns. In sampling it carries the adapters of a request.
 TextForward = Callable[..., Any]
-# A prompt, with clip_skip, to its one row.
-EncodePrompt = Callable[[str, int], Conditioning]
 # By the name of their part.
 TextForwards = Mapping[str, TextForward]
+
+
+class EncodePrompt(Protocol):
+    """A prompt to its one row, which is remembered."""
+
+    def __call__(self, prompt: str, clip_skip: int, *, is_negative: bool = False) -> Conditioning:
+        """is_negative: as `ModelFunctions.encode_negative_prompt` has it"""
 
 
 class ModelFunctions(ABC):
@@ -143,15 +148,20 @@ class ModelFunctions(ABC):
         raises: ConfigError for a prompt that the family can't take whole
         """
 
+    def encode_negative_prompt(
+        self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
+    ) -> Conditioning:
+        """As `encode_prompt`, where the family reads what is to be avoided in another way."""
+        return self.encode_prompt(parts, encoders, prompt, clip_skip)
+
     def encode_pair(
         self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
     ) -> tuple[Conditioning, Conditioning]:
         """A prompt's and a negative prompt's, so that both can share a forward where that helps.
 
-        encode: as `encode_prompt`
+        encode: as `encode_prompt`, or with is_negative as `encode_negative_prompt`
         """
-        first, second = (encode(prompt, clip_skip) for prompt in prompts)
-        return first, second
+        return encode(prompts[0], clip_skip), encode(prompts[1], clip_skip, is_negative=True)
 
     @property
     def text_training(self) -> TextTraining:

@@ -31,7 +31,7 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
     for folder in family.parts:
         if not (directory / folder).is_dir():
             raise ConfigError(f"it has no {folder}/ in it; {what}, with {', '.join(family.parts)}")
-    check_scheduler(directory, family.process, what)
+    check_scheduler(directory, family.process, what, family.flow_schedulers)
     for part in family.networks:
         for place, class_name in (
             (directory / INDEX, _class_in_index(index, part)),

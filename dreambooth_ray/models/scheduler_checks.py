@@ -1,5 +1,6 @@
 """Whether a scheduler's configuration is one that a family's process can go by."""
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -9,21 +10,30 @@ from dreambooth_ray.models.config_values import find_bad_value
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
 
 
-def check_scheduler(directory: Path, process: Literal["diffusion", "flow"], what: str) -> None:
-    """what: a directory has to be, in words
+def check_scheduler(
+    directory: Path,
+    process: Literal["diffusion", "flow"],
+    what: str,
+    flow_schedulers: Collection[str] = (),
+) -> None:
+    """what: a directory has to be, in words; flow_schedulers: as of `ModelFamily`
 
     raises: ConfigError naming the file
     """
     path = directory / "scheduler" / CONFIG_FILES["scheduler"]
     if process == "flow":
-        _check_flow(path, what)
+        _check_flow(path, what, flow_schedulers)
     else:
         _check_diffusion(directory, what)
 
 
-def _check_flow(path: Path, what: str) -> None:
+def _check_flow(path: Path, what: str, others: Collection[str]) -> None:
     config = read_json(path)
     name = str(config.get("_class_name", ""))
+    if name in others:
+        if problem := find_bad_value("flow_dpm_scheduler", config):
+            raise ConfigError(f"{path}: {problem}; copy it again")
+        return
     if name and not name.startswith("FlowMatch"):
         raise ConfigError(f"{path} says {name}, not FlowMatchEulerDiscreteScheduler; {what}")
     if problem := find_bad_value("flow_scheduler", config):

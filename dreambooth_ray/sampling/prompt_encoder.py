@@ -24,27 +24,37 @@ class PromptEncoder:
     def __init__(self, parts: Components, adapted: dict[str, AdaptedNetwork]) -> None:
         """adapted: the text encoders with their LoRAs, by name"""
         self._parts, self._adapted = parts, adapted
-        self._cache: OrderedDict[tuple[str, int, AdapterMix], Conditioning] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, AdapterMix, bool], Conditioning] = OrderedDict()
 
     def clear_cache(self) -> None:
         """Drop what was encoded, because weights have changed."""
         self._cache.clear()
 
     @torch.no_grad()
-    def encode(self, prompt: str, clip_skip: int = 0, adapters: AdapterMix = ()) -> Conditioning:
+    def encode(
+        self,
+        prompt: str,
+        clip_skip: int = 0,
+        adapters: AdapterMix = (),
+        *,
+        is_negative: bool = False,
+    ) -> Conditioning:
         """One row, in the encoders' dtype, on their device.
 
         clip_skip: layers left out at the end
         adapters:  of the text encoders
+        is_negative: whether it is to be avoided
         """
-        key = (prompt, clip_skip, adapters)
+        key = (prompt, clip_skip, adapters, is_negative)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         encoders = {
             name: _build_forward(adapted, adapters) for name, adapted in self._adapted.items()
         }
-        encoded = self._parts.functions.encode_prompt(self._parts, encoders, prompt, clip_skip)
+        functions = self._parts.functions
+        encode = functions.encode_negative_prompt if is_negative else functions.encode_prompt
+        encoded = encode(self._parts, encoders, prompt, clip_skip)
         self._cache[key] = encoded
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
@@ -71,11 +81,12 @@ class PromptEncoder:
         self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapters: AdapterMix = ()
     ) -> tuple[Conditioning, Conditioning]:
         """Of both, so that they can share a forward where their lengths differ."""
+
+        def encode(text: str, layers: int, *, is_negative: bool = False) -> Conditioning:
+            return self.encode(text, layers, adapters, is_negative=is_negative)
+
         return self._parts.functions.encode_pair(
-            self._parts,
-            lambda text, layers: self.encode(text, layers, adapters),
-            (prompt, negative_prompt),
-            clip_skip,
+            self._parts, encode, (prompt, negative_prompt), clip_skip
         )
 
 

@@ -40,13 +40,18 @@ class CaptionEmbeddings:
 
 @torch.no_grad()
 def encode_captions(components: Components, captions: list[str]) -> Conditioning:
-    """K rows on the CPU, encoded one by one: none depends on its neighbours."""
+    """K rows on the CPU, encoded one by one: none depends on its neighbours.
+
+    An empty one, as of `loss.caption_dropout`, is what guidance will compare with.
+    """
     functions = components.functions
     if components.family.trainable_text_encoders:
         # The same numbers as where they are trained, before the first step.
         return embed_rows(components, functions.text_training.tokenize(components, captions))
     rows = [
-        functions.encode_prompt(components, components.text_forwards, caption)
+        (functions.encode_prompt if caption else functions.encode_negative_prompt)(
+            components, components.text_forwards, caption
+        )
         for caption in captions
     ]
     return functions.join_rows(rows).to(torch.device("cpu"))
