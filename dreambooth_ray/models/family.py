@@ -33,6 +33,7 @@ BUILT_IN = (
     "dreambooth_ray.models.families.stable_diffusion_3:FAMILY",
     "dreambooth_ray.models.families.qwen_image:FAMILY",
     "dreambooth_ray.models.families.chroma:FAMILY",
+    "dreambooth_ray.models.families.sana:FAMILY",
 )
 
 
@@ -142,7 +143,7 @@ class ModelFamily:
     vae: Part = Part("vae", "diffusers", "AutoencoderKL")
     text_encoders: tuple[TextEncoderPart, ...]
     process: Literal["diffusion", "flow"]
-    flow_schedulers: tuple[Literal["DPMSolverMultistepScheduler"], ...] = ()
+    flow_schedulers: tuple[str, ...] = ()
     functions: str
     check: Callable[[Path], None]
     size_multiple: Callable[[Path], int]

@@ -82,8 +82,8 @@ class PromptEncoder:
     ) -> tuple[Conditioning, Conditioning]:
         """Of both, so that they can share a forward where their lengths differ."""
 
-        def encode(text: str, layers: int, *, is_negative: bool = False) -> Conditioning:
-            return self.encode(text, layers, adapters, is_negative=is_negative)
+        def encode(prompt: str, clip_skip: int, *, is_negative: bool = False) -> Conditioning:
+            return self.encode(prompt, clip_skip, adapters, is_negative=is_negative)
 
         return self._parts.functions.encode_pair(
             self._parts, encode, (prompt, negative_prompt), clip_skip

@@ -1,8 +1,11 @@
 """Which runs of diffusers' training scripts are recorded, by family."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from diffusers import SanaPipeline
 
 INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks robot", "a photo of robot"
 PRIOR_LOSS_WEIGHT = 0.7
@@ -35,13 +38,21 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class GoldenFamily:
-    """A script and its cases. captioned: cases run as with a caption for each image"""
+    """A script and its cases.
+
+    captioned: cases run as with a caption for each image
+    settings: of the script's arguments, those that a command line can't give as it takes them
+    float32: classes of the script, of transformers, that it would turn to bfloat16, which rounds
+        otherwise on other machines: they are turned to float32
+    """
 
     tiny_model: str
     script: str
     arguments: list[str]
     cases: Mapping[str, GoldenCase]
     captioned: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    float32: tuple[str, ...] = ()
 
     def all_arguments(self, case: str) -> list[str]:
         """Without those that name folders."""
@@ -74,6 +85,8 @@ _FEW_FLOW_CASES = {
 }
 _LORA = [f"--rank={RANK}", "--repeats=8"]
 _SCALED_LORA = [*_LORA, f"--lora_alpha={RANK}"]
+_SANA_CALL = inspect.signature(SanaPipeline.__call__).parameters
+SANA_INSTRUCTION: list[str] = _SANA_CALL["complex_human_instruction"].default
 GOLDEN_FAMILIES = {
     "sd15": GoldenFamily("sd15", "train_dreambooth.py", [], _DIFFUSION_CASES),
     "sd15-lora": GoldenFamily(
@@ -117,6 +130,17 @@ GOLDEN_FAMILIES = {
     ),
     "qwen-image": GoldenFamily(
         "qwen-image", "train_dreambooth_lora_qwen_image.py", _SCALED_LORA, _FLOW_CASES
+    ),
+    "sana": GoldenFamily(
+        "sana",
+        "train_dreambooth_lora_sana.py",
+        _SCALED_LORA,
+        _FLOW_CASES,
+        # Without captions the script has one row of a prompt for all rows of images, and fails.
+        captioned=("plain", "logit_normal", "mode", "sigma_sqrt", "cosmap"),
+        # As its pipeline has it; the command line's text would be taken letter by letter.
+        settings={"complex_human_instruction": SANA_INSTRUCTION},
+        float32=("Gemma2Model",),
     ),
     "flux2-klein": GoldenFamily(
         "flux2-klein",

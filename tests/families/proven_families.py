@@ -69,6 +69,8 @@ class ProvenModel:
 ENTRY_POINTS = "dreambooth_ray.proven_models"
 OUTSIDE = {entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)}
 _HIDDEN = {"hidden": "encoder_hidden_states"}
+# Its bins of sizes would make images of 64 pixels ones of 1024.
+_SANA_OPTIONS = {"use_resolution_binning": False}
 PROVEN_MODELS: dict[str, ProvenModel] = {
     "sd15": ProvenModel(("sd15", "sd15-lora"), _HIDDEN, solver="plms", published="sd15"),
     "sdxl": ProvenModel(
@@ -112,6 +114,18 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         _HIDDEN | {"is_token": "encoder_hidden_states_mask"},
         convert=pack,
         published="qwen-image",
+    ),
+    "sana": ProvenModel(
+        ("sana",),
+        _HIDDEN | {"mask": "encoder_attention_mask"},
+        solver="dpmpp_2m",
+        guidance=(1.0, 4.5),
+        options=_SANA_OPTIONS,
+        published="sana-1600m",
+    ),
+    "sana-flow-match": ProvenModel((), {}, guidance=(1.0, 4.5), options=_SANA_OPTIONS),
+    "sana-1.5-2k": ProvenModel(
+        (), {}, solver="dpmpp_2m", guidance=(1.0, 4.5), options=_SANA_OPTIONS
     ),
     "sd3": ProvenModel(
         ("sd3",), {}, guidance=(1.0, 7.0), compares_clean=True, published="sd3-medium"

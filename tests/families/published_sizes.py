@@ -111,6 +111,22 @@ _QWEN_SAID = {
     "transformer": ("parameters", 20_430_401_088),
     "text_encoder": ("parameters", 8_292_166_656),
 }
+_SANA = FAMILY_CONFIGS / "sana-1600m-1024px"
+_SANA_PARAMS = {
+    "transformer": 1_604_462_752,
+    "text_encoder": 2_614_341_888,
+    "vae": 312_250_275,
+}
+# By diffusers' convert_sana_to_diffusers.py.
+_SANA_600M: Config = {
+    "cross_attention_dim": 1152,
+    "cross_attention_head_dim": 72,
+    "num_attention_heads": 36,
+    "num_cross_attention_heads": 16,
+    "num_layers": 28,
+}
+# Public catalogs count Gemma 2 2B's parameters.
+_SANA_SAID = {"text_encoder": ("parameters", 2_614_341_888)}
 PUBLISHED_MODELS = {
     "sd15": PublishedModel(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -160,6 +176,23 @@ PUBLISHED_MODELS = {
         FAMILY_CONFIGS / "qwen-image",
         {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531},
         said=_QWEN_SAID,
+    ),
+    "sana-1600m": PublishedModel(
+        "Efficient-Large-Model/Sana_1600M_1024px_diffusers", _SANA, _SANA_PARAMS, said=_SANA_SAID
+    ),
+    "sana-600m": PublishedModel(
+        "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+        _SANA,
+        _SANA_PARAMS | {"transformer": 591_747_872},
+        {"transformer": _SANA_600M},
+        _SANA_SAID,
+    ),
+    "sana-1.5-4.8b": PublishedModel(
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+        _SANA,
+        _SANA_PARAMS | {"transformer": 4_721_825_952},
+        {"transformer": {"num_layers": 60, "qk_norm": "rms_norm_across_heads"}},
+        _SANA_SAID,
     ),
     "flux2-klein-4b": PublishedModel(
         "black-forest-labs/FLUX.2-klein-base-4B", _KLEIN, _KLEIN_4B_PARAMS, said=_KLEIN_SAID

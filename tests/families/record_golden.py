@@ -14,14 +14,18 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 
 from tests.families.golden_cases import GOLDEN_FAMILIES, GoldenFamily
 from tests.families.golden_values import GoldenRun, save_golden
@@ -69,13 +73,28 @@ def record_case(family: GoldenFamily, case: str, clone: Path) -> GoldenRun:
         if case in family.captioned:
             _give_captions(script)
         script.args = script.parse_args([*arguments, *folders])
+        vars(script.args).update(family.settings)
         recorder = ScriptRecorder()
-        with recorder.watch():
+        with recorder.watch(), _keep_float32(script, family.float32):
             script.main(script.args)
         facts = {"arguments": arguments, "scheduler": dict(family.cases[case].changes)}
         facts["captioned"] = case in family.captioned
         facts["saved_lora_keys"] = _saved_keys(folder / "output")
         return GoldenRun(recorder.steps, facts)
+
+
+@contextmanager
+def _keep_float32(script: ModuleType, names: Sequence[str]) -> Iterator[None]:
+    """names: of classes whose networks are float32 whatever they are to be turned to"""
+
+    def move(network: nn.Module, *args: Any, **_: Any) -> nn.Module:
+        places = [arg for arg in args if isinstance(arg, str | torch.device)]
+        return nn.Module.to(network, *places, torch.float32)
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(getattr(script, name), "to", move))
+        yield
 
 
 def _load_script(path: Path) -> ModuleType:

@@ -77,6 +77,8 @@ def pipeline_latents(
     arguments = {"guidance_scale": guidance, "negative_prompt": negative_prompt} | options
     if name == "ZImagePipeline":  # positive + scale * (positive - negative)
         arguments["guidance_scale"] = guidance - 1
+    if name == "SanaPipeline":
+        arguments["negative_prompt"] = negative_prompt or ""
     if name == "QwenImagePipeline":  # whose guidance_scale is of models that are told it
         del arguments["guidance_scale"]
         arguments |= {"true_cfg_scale": guidance, "negative_prompt": negative_prompt or ""}

@@ -21,6 +21,7 @@ _PARTS = {
     "FluxTransformer2DModel": "transformer",
     "SD3Transformer2DModel": "transformer",
     "QwenImageTransformer2DModel": "transformer",
+    "SanaTransformer2DModel": "transformer",
 }
 _DENOISERS = ("unet", "transformer")
 _NUM_FULL_GRADIENTS, _MAX_GRADIENT_SIZE = 8, 256  # stored whole, of a step
@@ -59,6 +60,8 @@ class ScriptRecorder:
                 (Accelerator, "backward", self._backward(Accelerator.backward)),
                 (DiagonalGaussianDistribution, "sample", self._draw("sample")),
                 (DiagonalGaussianDistribution, "mode", self._draw("mode")),
+                # A tracker's own table takes no lists among a script's arguments.
+                (Accelerator, "init_trackers", lambda *_, **__: None),
                 # Photographs come in the same order from every file system.
                 (Path, "iterdir", lambda folder: iter(sorted(listed(folder)))),
             ):

@@ -176,6 +176,10 @@ def check_latents(parts: Components, tensors: dict[str, Tensor]) -> None:
     """Our posterior, scaled as the denoiser takes it, gives the script's latents."""
     with torch.no_grad():
         mean, std = parts.functions.encode_images(parts.vae, tensors["pixel_values"])
+    if "raw_latents" not in tensors:  # of an autoencoder without a posterior
+        assert not std.any()
+        assert (mean - tensors["latents"]).abs().max() <= 1e-5
+        return
     draw = (tensors["raw_latents"] - tensors["posterior_mean"]) / tensors["posterior_std"]
     latents = mean + std * draw if draw.any() else mean
     assert (latents - tensors["latents"]).abs().max() <= 1e-5

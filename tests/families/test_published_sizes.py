@@ -54,6 +54,7 @@ RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-9b" for size in (48, 80)}
 RECIPES |= {f"chroma-lora-{size}gb": "chroma" for size in (24, 48)}
 RECIPES |= {f"qwen-image-lora-{size}gb": "qwen-image" for size in (24, 48, 80)}
 RECIPES |= {f"sd3-lora-{size}gb": "sd3-medium" for size in (16, 24)}
+RECIPES |= {f"sana-lora-{size}gb": "sana-1600m" for size in (16, 24)}
 RECIPES |= {"flux1-lora-48gb": "flux1-dev"}
 BYTES_A_WEIGHT = {"nf4": 0.5, "int8": 1, "fp8": 1, "none": 2}
 

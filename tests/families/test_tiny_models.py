@@ -20,6 +20,9 @@ DENOISER_SUMS = {
     "z-image-turbo": 550.288,
     "chroma": 174.996,
     "qwen-image": 103.191,
+    "sana": 1.931,
+    "sana-flow-match": 1.931,
+    "sana-1.5-2k": 278.407,
     "flux2-klein": 155.985,
     "flux2-klein-distilled": 155.985,
 }

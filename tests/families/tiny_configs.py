@@ -198,6 +198,43 @@ def shrink_qwen_vl(config: Config) -> Config:
     return config | text | {"text_config": inner, "vision_config": config["vision_config"] | vision}
 
 
+def shrink_sana(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": 8,
+        "caption_channels": _WIDTH,
+        "cross_attention_dim": 2 * _WIDTH,  # as wide as the self-attention
+        "cross_attention_head_dim": _WIDTH,
+        "in_channels": 4,
+        "num_attention_heads": 4,
+        "num_cross_attention_heads": 2,
+        "num_layers": 2,
+        "out_channels": 4,
+    }
+
+
+def shrink_dc_vae(config: Config) -> Config:
+    """Four of six blocks stay, so that a latent is an eighth of the image."""
+    small: Config = {"attention_head_dim": 8, "latent_channels": 4}
+    for half in ("encoder", "decoder"):
+        for key in ("block_types", "qkv_multiscales"):
+            small[f"{half}_{key}"] = config[f"{half}_{key}"][2:]
+        small[f"{half}_block_out_channels"] = [_WIDTH] * 4
+        small[f"{half}_layers_per_block"] = [1] * 4
+    return config | small
+
+
+def shrink_gemma(config: Config) -> Config:
+    return config | {
+        "head_dim": 8,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 8,
+    }
+
+
 SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
     "sd15": {"unet": shrink_sd_unet, "vae": shrink_vae, "text_encoder": shrink_clip},
     "sdxl": {
@@ -233,6 +270,11 @@ SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
         "transformer": shrink_qwen_image,
         "vae": shrink_qwen_vae,
         "text_encoder": shrink_qwen_vl,
+    },
+    "sana": {
+        "transformer": shrink_sana,
+        "vae": shrink_dc_vae,
+        "text_encoder": shrink_gemma,
     },
     "flux2-klein": {
         "transformer": shrink_flux2,

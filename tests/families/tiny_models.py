@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
@@ -22,6 +23,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -31,6 +33,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
@@ -42,6 +46,7 @@ from transformers import (
 from tests.families.tiny_configs import SHRINK, Config
 from tests.families.tiny_tokenizers import (
     write_clip_vocabulary,
+    write_gemma_tokenizer,
     write_qwen_tokenizer,
     write_t5_tokenizer,
 )
@@ -72,6 +77,18 @@ SD3_TRANSFORMER = "transformer/config.json"
 _SD35 = {"qk_norm": "rms_norm", "dual_attention_layers": [0]}
 _NO_T5 = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
 _SD3_WITHOUT_T5 = {k: v for k, v in SHRINK["sd3"].items() if k != "text_encoder_3"}
+# As convert_sana_to_diffusers.py writes it for `--scheduler_type flow-euler`.
+_SANA_FLOW_MATCH = {
+    "scheduler/scheduler_config.json": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_flow_sigmas": False,
+    },
+    "model_index.json": {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
+}  # fmt: skip
+_SANA_15_2K = {
+    "transformer/config.json": {
+        "interpolation_scale": 1.0, "qk_norm": "rms_norm_across_heads", "sample_size": 64,
+    }
+}  # fmt: skip
 TINY_MODELS = {
     "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
     "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
@@ -88,12 +105,18 @@ TINY_MODELS = {
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
     "qwen-image": TinyModel(FAMILY_CONFIGS / "qwen-image", SHRINK["qwen-image"]),
+    "sana": TinyModel(FAMILY_CONFIGS / "sana-1600m-1024px", SHRINK["sana"]),
+    "sana-flow-match": TinyModel(
+        FAMILY_CONFIGS / "sana-1600m-1024px", SHRINK["sana"], _SANA_FLOW_MATCH
+    ),
+    "sana-1.5-2k": TinyModel(FAMILY_CONFIGS / "sana-1600m-1024px", SHRINK["sana"], _SANA_15_2K),
     "flux2-klein": TinyModel(FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"]),
     "flux2-klein-distilled": TinyModel(
         FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"], _DISTILLED
     ),
 }
 _BUILD: dict[str, Callable[[Config], Any]] = {
+    "AutoencoderDC": AutoencoderDC.from_config,
     "AutoencoderKL": AutoencoderKL.from_config,
     "AutoencoderKLFlux2": AutoencoderKLFlux2.from_config,
     "AutoencoderKLQwenImage": AutoencoderKLQwenImage.from_config,
@@ -104,10 +127,12 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
     ),
     "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
     "FluxTransformer2DModel": FluxTransformer2DModel.from_config,
+    "Gemma2Model": lambda config: Gemma2Model(Gemma2Config(**config)),
     "Qwen2_5_VLForConditionalGeneration": lambda config: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(**config)
     ),
     "QwenImageTransformer2DModel": QwenImageTransformer2DModel.from_config,
+    "SanaTransformer2DModel": SanaTransformer2DModel.from_config,
     "SD3Transformer2DModel": SD3Transformer2DModel.from_config,
     "T5EncoderModel": lambda config: T5EncoderModel(T5Config(**config)),
     "Qwen3ForCausalLM": lambda config: Qwen3ForCausalLM(Qwen3Config(**config)),
@@ -185,6 +210,8 @@ def _write_tokenizer(folder: Path, class_name: str) -> int:
         return write_qwen_tokenizer(folder)
     if class_name.startswith("T5"):
         return write_t5_tokenizer(folder)
+    if class_name.startswith("Gemma"):
+        return write_gemma_tokenizer(folder)
     return write_clip_vocabulary(folder)
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer, T5Tokenizer
+from transformers import GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 # The words that these merges make take one token each, as in a real vocabulary.
 _CLIP_MERGES = [
@@ -51,6 +51,16 @@ def write_t5_tokenizer(folder: Path) -> int:
     letters = [(chr(code), -2.0) for code in range(33, 127)]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     tokenizer = T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write_gemma_tokenizer(folder: Path) -> int:
+    """Write a tokenizer with a token for each letter; returns the vocabulary's size."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\n", "▁"]
+    words += [chr(code) for code in range(33, 127)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = GemmaTokenizer(vocab=vocabulary, add_bos_token=True)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 

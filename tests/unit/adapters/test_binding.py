@@ -112,7 +112,7 @@ def test_one_layer_has_many_names(name: str, part: str, layer: str) -> None:
     assert (place.part, place.layer) == (part, layer)
 
 
-@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image", "chroma"])
+@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image", "chroma", "sana"])
 def test_every_layer_of_a_family_is_found_by_its_own_name(model: str) -> None:
     table = read_table(model)
     for part, layers in table.layers.items():
@@ -130,6 +130,7 @@ def read_table(model: str) -> LayerTable:
         "flux2-klein": "flux.2-klein-base-4b",
         "qwen-image": "qwen-image",
         "chroma": "chroma",
+        "sana": "sana-1600m-1024px",
     }
     directory = FAMILY_CONFIGS / folders[model]
     return build_table(find_family(directory), directory)

@@ -9,6 +9,7 @@ from dreambooth_ray.models.families import (
     flux1,
     flux2_klein,
     qwen_image,
+    sana,
     stable_diffusion_3,
     z_image,
 )
@@ -21,6 +22,7 @@ FAMILIES = {
     "flux1": (flux1.FAMILY, "black-forest-labs/FLUX.1-dev", 3.5),
     "flux2-klein": (flux2_klein.FAMILY, "black-forest-labs/FLUX.2-klein-base-", 4.0),
     "qwen-image": (qwen_image.FAMILY, "Qwen/Qwen-Image", 4.0),
+    "sana": (sana.FAMILY, "Efficient-Large-Model/Sana_", 4.5),
     "sd3": (stable_diffusion_3.FAMILY, "stabilityai/stable-diffusion-3", 7.0),
     "z-image": (z_image.FAMILY, "Tongyi-MAI/Z-Image", 5.0),
 }

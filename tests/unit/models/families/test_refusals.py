@@ -10,7 +10,12 @@ from dreambooth_ray.models.model_checks import check_method
 from tests.families.tiny_models import build_tiny
 
 RECIPE = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora}"
-TITLES = {"chroma": "Chroma", "flux2-klein": "FLUX.2 Klein", "qwen-image": "Qwen-Image"}
+TITLES = {
+    "chroma": "Chroma",
+    "flux2-klein": "FLUX.2 Klein",
+    "qwen-image": "Qwen-Image",
+    "sana": "Sana",
+}
 
 
 @pytest.fixture(scope="module", params=TITLES)

@@ -1,0 +1,155 @@
+"""Whether a folder holds an AutoencoderDC of Sana's form, by its files alone."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.layer_shapes import (
+    Shapes,
+    expect_affine,
+    expect_convolution,
+    prefix_shapes,
+)
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.shape_checks import check_shapes, find_counts
+
+# Of AutoencoderDC, where a configuration names none.
+_COUNTS = {"in_channels": 3, "latent_channels": 32, "attention_head_dim": 32}
+_WIDTHS = [128, 256, 512, 512, 1024, 1024]
+_DEFAULTS = {
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": _WIDTHS,
+    "decoder_block_out_channels": _WIDTHS,
+    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+    "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+    "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+    "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+    "upsample_block_type": "pixel_shuffle",
+    "downsample_block_type": "pixel_unshuffle",
+    "decoder_norm_types": "rms_norm",
+    "scaling_factor": 1.0,
+}
+# Sana's form; others, of DC-AEs for other models, have other layers.
+_FORM = {
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "conv",
+    "decoder_norm_types": "rms_norm",
+}
+_BLOCKS = ("ResBlock", "EfficientViTBlock")
+_HALVES = ("encoder", "decoder")
+_EXPANSION = 4  # of an EfficientViTBlock's convolutions
+
+
+def read_dc_vae(folder: Path) -> dict[str, Any]:
+    """Its configuration with the defaults of diffusers' class; raises: ConfigError"""
+    return _COUNTS | _DEFAULTS | read_json(folder / "config.json")
+
+
+def check_dc_vae(folder: Path) -> int:
+    """The channels of its latents; raises: ConfigError naming the file"""
+    path, config = folder / "config.json", read_dc_vae(folder)
+    counts = find_counts(path, config, *_COUNTS)
+    for key, value in _FORM.items():
+        if config[key] != value:
+            raise ConfigError(
+                f"{path}: {key}={config[key]!r}, and Sana's VAE has {value!r}; take that of Sana"
+            )
+    factor = config["scaling_factor"]
+    if type(factor) not in (int, float) or not factor > 0:
+        raise ConfigError(f"{path}: scaling_factor={factor!r} must be a number above 0")
+    _check_lists(path, config)
+    check_shapes(folder, expect_dc_vae(config))
+    return counts["latent_channels"]
+
+
+def _check_lists(path: Path, config: dict[str, Any]) -> None:
+    num_blocks = {half: len(_as_list(config[f"{half}_block_out_channels"])) for half in _HALVES}
+    if len(set(num_blocks.values())) != 1:
+        raise ConfigError(f"{path}: encoder and decoder have different numbers of blocks")
+    for half in _HALVES:
+        for key, is_value in (
+            ("block_out_channels", lambda x: type(x) is int and x > 0),
+            ("layers_per_block", lambda x: type(x) is int and x > 0),
+            ("qkv_multiscales", lambda x: all(type(y) is int and y > 0 for y in _as_list(x, [0]))),
+            ("block_types", lambda x: x in _BLOCKS),
+        ):
+            values = config[f"{half}_{key}"]
+            whole = [values] * num_blocks[half] if isinstance(values, str) else _as_list(values)
+            if not whole or len(whole) != num_blocks[half] or not all(map(is_value, whole)):
+                raise ConfigError(
+                    f"{path}: {half}_{key}={values!r} is not what Sana's VAE has, one for each of "
+                    f"{num_blocks[half]} blocks"
+                )
+    width, channels = config["encoder_block_out_channels"][-1], config["latent_channels"]
+    if width % channels:
+        raise ConfigError(f"{path}: latent_channels={channels} does not divide {width}")
+
+
+def _as_list(value: Any, otherwise: list[Any] | None = None) -> list[Any]:
+    return value if isinstance(value, list) else otherwise or []
+
+
+def expect_dc_vae(config: dict[str, Any]) -> Shapes:
+    """Shape of each tensor; config: with all keys"""
+    images, latents = config["in_channels"], config["latent_channels"]
+    inner, outer = (config[f"{half}_block_out_channels"] for half in _HALVES)
+    return {
+        **expect_convolution("encoder.conv_in", inner[0], images),
+        **prefix_shapes("encoder.down_blocks", _expect_half(config, "encoder")),
+        **expect_convolution("encoder.conv_out", latents, inner[-1]),
+        **expect_convolution("decoder.conv_in", outer[-1], latents),
+        **prefix_shapes("decoder.up_blocks", _expect_half(config, "decoder")),
+        **expect_affine("decoder.norm_out", outer[0]),
+        **expect_convolution("decoder.conv_out", images, outer[0]),
+    }
+
+
+def _expect_half(config: dict[str, Any], half: str) -> Shapes:
+    widths, kinds = config[f"{half}_block_out_channels"], config[f"{half}_block_types"]
+    kinds = [kinds] * len(widths) if isinstance(kinds, str) else kinds
+    # Each of the encoder's ends in one that halves sides, each of the decoder's begins in one that
+    # doubles them, but for the last.
+    steps = [*pairwise(widths), None]
+    shapes: Shapes = {}
+    for index, (width, kind, step) in enumerate(zip(widths, kinds, steps, strict=True)):
+        scales = config[f"{half}_qkv_multiscales"][index]
+        layer = (
+            _expect_residual(width)
+            if kind == "ResBlock"
+            else _expect_attention(width, config["attention_head_dim"], scales)
+        )
+        layers = [layer] * config[f"{half}_layers_per_block"][index]
+        if step is not None and half == "encoder":
+            layers = [*layers, expect_convolution("conv", step[1], step[0])]
+        elif step is not None:
+            layers = [expect_convolution("conv", step[0], step[1]), *layers]
+        for number, block in enumerate(layers):
+            shapes |= prefix_shapes(f"{index}.{number}", block)
+    return shapes
+
+
+def _expect_residual(width: int) -> Shapes:
+    return {
+        **expect_convolution("conv1", width, width),
+        "conv2.weight": [width, width, 3, 3],
+        **expect_affine("norm", width),
+    }
+
+
+def _expect_attention(width: int, head: int, scales: list[int]) -> Shapes:
+    inner, expanded = width // head * head, _EXPANSION * width
+    shapes: Shapes = {f"attn.to_{x}.weight": [inner, width] for x in "qkv"}
+    for number, kernel in enumerate(scales):
+        name = f"attn.to_qkv_multiscale.{number}"
+        shapes[f"{name}.proj_in.weight"] = [3 * inner, 1, kernel, kernel]
+        shapes[f"{name}.proj_out.weight"] = [3 * inner, head, 1, 1]
+    return shapes | {
+        "attn.to_out.weight": [width, inner * (1 + len(scales))],
+        **expect_affine("attn.norm_out", width),
+        **expect_convolution("conv_out.conv_inverted", 2 * expanded, width, kernel=1),
+        **expect_convolution("conv_out.conv_depth", 2 * expanded, 1),
+        "conv_out.conv_point.weight": [width, expanded, 1, 1],
+        **expect_affine("conv_out.norm", width),
+    }

@@ -1,0 +1,117 @@
+"""Whether a directory holds a Sana, by its files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.dc_vae_checks import check_dc_vae
+from dreambooth_ray.models.gemma2_checks import check_gemma2
+from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
+
+# Of a prompt, that the transformer is told.
+MAX_TOKENS = 300
+# What sides of images are multiples of, pixels: as the pipeline has it.
+MULTIPLE = 32
+# Of SanaTransformer2DModel, where a configuration names none.
+_DEFAULTS = {
+    "in_channels": 32, "out_channels": 32, "num_attention_heads": 70, "attention_head_dim": 32,
+    "num_layers": 20, "num_cross_attention_heads": 20, "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240, "caption_channels": 2304, "sample_size": 32, "patch_size": 1,
+}  # fmt: skip
+_MLP_RATIO = 2.5
+_SIDES = (16, 32, 64)  # of latents, of 512, 1024 and 2048 pixels
+_SIDE_4K = 128
+_TIME_WIDTH = 256
+_QK_NORM = "rms_norm_across_heads"
+
+
+def read_transformer(folder: Path) -> dict[str, Any]:
+    """Its configuration with the defaults of diffusers' class; raises: ConfigError"""
+    return _DEFAULTS | {"mlp_ratio": _MLP_RATIO} | read_json(folder / "config.json")
+
+
+def check_networks(directory: Path) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    folder = directory / "transformer"
+    config = read_transformer(folder)
+    find_counts(folder / "config.json", config, *_DEFAULTS)
+    _check_form(folder / "config.json", config)
+    check_shapes(folder, expect_transformer(config))
+    for key, what, given, part in (
+        ("in_channels", "latents of channels", check_dc_vae(directory / "vae"), "vae"),
+        ("caption_channels", "text of width", check_gemma2(directory / "text_encoder"),
+         "text_encoder"),
+    ):  # fmt: skip
+        if config[key] != given:
+            raise ConfigError(
+                f"{folder} takes {what} {config[key]}, and {part}/ gives {given}; the parts are of "
+                "different models"
+            )
+
+
+def _check_form(path: Path, config: dict[str, Any]) -> None:
+    if config.get("guidance_embeds"):
+        raise ConfigError(f"{path}: guidance_embeds=true is of Sana Sprint; take Sana itself")
+    if config["sample_size"] == _SIDE_4K:
+        raise ConfigError(
+            f"{path}: sample_size={_SIDE_4K} is of Sana 4K, whose VAE would have to work in tiles; "
+            "take one of 512, 1024 or 2048 pixels"
+        )
+    if config["sample_size"] not in _SIDES:
+        raise ConfigError(f"{path}: sample_size={config['sample_size']} must be one of {_SIDES}")
+    ratio, norm = config["mlp_ratio"], config.get("qk_norm")
+    if type(ratio) not in (int, float) or not ratio > 0:
+        raise ConfigError(f"{path}: mlp_ratio={ratio!r} must be a number above 0")
+    if norm not in (None, _QK_NORM):
+        raise ConfigError(f"{path}: qk_norm={norm!r} must be null or {_QK_NORM!r}")
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    for key, other, value in (
+        ("out_channels", "in_channels", config["in_channels"]),
+        ("cross_attention_dim", "the width of all heads", width),
+        ("patch_size", "one latent", 1),
+    ):
+        if config[key] != value:
+            raise ConfigError(f"{path}: {key}={config[key]} must be {other}, {value}")
+
+
+def expect_transformer(config: dict[str, Any]) -> Shapes:
+    """Shape of each tensor; config: with all keys"""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    embedder = "time_embed.emb.timestep_embedder"
+    return {
+        "scale_shift_table": [2, width],
+        **expect_affine("patch_embed.proj", width, config["in_channels"], 1, 1),
+        **expect_affine(f"{embedder}.linear_1", width, _TIME_WIDTH),
+        **expect_affine(f"{embedder}.linear_2", width, width),
+        **expect_affine("time_embed.linear", 6 * width, width),
+        **expect_affine("caption_projection.linear_1", width, config["caption_channels"]),
+        **expect_affine("caption_projection.linear_2", width, width),
+        "caption_norm.weight": [width],
+        **repeat_shapes("transformer_blocks", config["num_layers"], _expect_block(config, width)),
+        **expect_affine("proj_out", config["out_channels"], width),
+    }
+
+
+def _expect_block(config: dict[str, Any], width: int) -> Shapes:
+    cross = config["num_cross_attention_heads"] * config["cross_attention_head_dim"]
+    inner = int(config["mlp_ratio"] * width)
+    block: Shapes = {
+        "scale_shift_table": [6, width],
+        **{f"attn1.to_{x}.weight": [width, width] for x in "qkv"},
+        **expect_affine("attn1.to_out.0", width, width),
+        **expect_affine("attn2.to_out.0", width, cross),
+        **expect_affine("ff.conv_inverted", 2 * inner, width, 1, 1),
+        **expect_affine("ff.conv_depth", 2 * inner, 1, 3, 3),
+        "ff.conv_point.weight": [width, inner, 1, 1],
+    }
+    for x in "qkv":
+        block |= expect_affine(f"attn2.to_{x}", cross, width)
+    if config.get("qk_norm"):
+        block |= {f"attn1.norm_{x}.weight": [width] for x in "qk"}
+        block |= {f"attn2.norm_{x}.weight": [cross] for x in "qk"}
+    return block
