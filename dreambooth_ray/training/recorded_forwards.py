@@ -15,6 +15,9 @@ from dreambooth_ray.models.graphed_forward import GraphedForward, GraphedTrainin
 from dreambooth_ray.models.model_functions import ModelFunctions
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS, TracedForward
 
+# Times that one block's code may be compiled.
+_MAX_COMPILED = 64
+
 
 class RecordedForwards:
     """Traces on a CPU, CUDA graphs on a GPU, and the networks themselves elsewhere."""
@@ -31,10 +34,7 @@ class RecordedForwards:
 
         untrained_denoiser: the base model's, where its output is asked for
         """
-        if config.train.compile == "blocks":
-            denoiser.compile_repeated_blocks(fullgraph=True)
-        elif config.train.compile == "whole":
-            denoiser.compile(fullgraph=True)
+        _compile(config, denoiser)
         is_graphed, is_traced = can_be_graphed(config), _can_be_traced(config)
         self._denoiser = functions.denoiser_function(denoiser)
         self._traced = TracedForward(self._denoiser, 0) if is_traced else None
@@ -88,6 +88,21 @@ class RecordedForwards:
             if graphed is not None:
                 graphed.release()
         self._graphed_untrained = None
+
+
+def _compile(config: Config, denoiser: Any) -> None:
+    """As configured, in place."""
+    if config.train.compile == "none":
+        return
+    # Blocks share their code, and it is compiled anew for each width, side and layout of memory.
+    # One UNet comes near torch's own limit, 8, and beyond it a step would fail.
+    torch.compiler.config.recompile_limit = max(
+        _MAX_COMPILED, torch.compiler.config.recompile_limit
+    )
+    if config.train.compile == "blocks":
+        denoiser.compile_repeated_blocks(fullgraph=True)
+    else:
+        denoiser.compile(fullgraph=True)
 
 
 def _can_be_traced(config: Config) -> bool:
