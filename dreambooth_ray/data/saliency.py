@@ -1,48 +1,43 @@
-"""Where an image stands out from itself, by its spectrum, and by where photographers aim."""
+"""What of an image stands out, and the window that holds most of it.
+
+As in Zhang et al. 2015, "Minimum Barrier Salient Object Detection at 80 FPS" (MB+): pixels that no
+path from the frame's edge reaches without a change of colour, and that are unlike the colours of
+its sides, those in the middle first.
+"""
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-_SIDE_PX = 64
-_BLUR_PX = 2.5
-# Of the weights of a Gaussian, in sides of the image.
-_CENTER_DEVIATION = 0.25
+_SIDE_PX, _MAX_LONG_PX = 72, 288
+_CENTRE_DEVIATION = 0.3
+# In L*a*b*, over its three axes: below it nobody sees a border.
+_MIN_BARRIER = 2.0
+NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 # Windows that hold so much of the most that one can hold are as good as each other.
 _AS_GOOD = 0.98
 _NUM_WINDOWS = 65
 
 
 def compute_saliency(image: Image.Image) -> np.ndarray:
-    """(64, 64) float32 from 0 to 1, mean of the colours' own, less towards the edges.
+    """(h, w) float32, 0 to 1, short side 72 at most: how much each part stands out."""
+    width, height = find_saliency_size(image.size)
+    lab = to_lab(image.resize((width, height), Image.Resampling.LANCZOS))
+    lab = np.stack([_blur(lab[..., k]) for k in range(3)], axis=-1)
+    planes = [np.ascontiguousarray(lab[..., k]) for k in range(3)]
+    barrier = np.sum([_barrier_distance(plane) for plane in planes], axis=0)
+    if barrier.max() < _MIN_BARRIER:
+        return np.zeros_like(barrier)
+    y, x = np.mgrid[:height, :width]
+    y, x = (y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5
+    centred = np.exp(-(x * x + y * y) / (2 * _CENTRE_DEVIATION**2))
+    return _normalize((_normalize(barrier) + _normalize(_unlike_sides(lab))) * centred)
 
-    Sources: Hou and Zhang 2007, "Saliency detection: a spectral residual approach": what of the
-    logarithm of the spectrum is unlike its own surroundings; Judd et al. 2009, "Learning to predict
-    where humans look": weighed by the distance from the middle.
-    """
-    small = image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
-    planes = np.moveaxis(np.asarray(small, dtype=np.float64), -1, 0)
-    offsets = (np.arange(_SIDE_PX) + 0.5) / _SIDE_PX - 0.5
-    weights = np.exp(-0.5 * (offsets / _CENTER_DEVIATION) ** 2)
-    saliency = sum(_compute_plane(plane) for plane in planes) * np.outer(weights, weights)
-    return np.asarray(saliency / max(float(np.max(saliency)), 1e-9), dtype=np.float32)
 
-
-def _compute_plane(plane: np.ndarray) -> np.ndarray:
-    if np.ptp(plane) == 0:
-        return np.zeros_like(plane)
-    spectrum = np.fft.fft2(plane)
-    log_amplitude = np.log(np.abs(spectrum) + 1e-6)
-    padded = np.pad(log_amplitude, 1, mode="wrap")
-    mean = sum(
-        padded[row : row + _SIDE_PX, column : column + _SIDE_PX]
-        for row in range(3)
-        for column in range(3)
-    )
-    residual = log_amplitude - mean / 9
-    energy = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
-    scaled = np.uint8(np.rint(255 * energy / energy.max()))
-    blurred = Image.fromarray(scaled).filter(ImageFilter.GaussianBlur(_BLUR_PX))
-    return np.asarray(blurred, dtype=np.float64)
+def find_saliency_size(size_px: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the map of an image of a size: short side 72 at most."""
+    scale = min(1.0, _SIDE_PX / min(size_px))
+    width, height = (min(_MAX_LONG_PX, max(1, round(s * scale))) for s in size_px)
+    return width, height
 
 
 def find_salient_window(profile: np.ndarray, share: float) -> float:
@@ -59,3 +54,77 @@ def find_salient_window(profile: np.ndarray, share: float) -> float:
     starts = positions * (1 - share)
     held = np.interp(starts + share, edges, cumulative) - np.interp(starts, edges, cumulative)
     return float(np.median(positions[held >= _AS_GOOD * held.max()]))
+
+
+def to_lab(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) float32 CIE L*a*b*, D65, of an sRGB image."""
+    rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], np.float32
+    )
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089], np.float32)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    planes = (116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2]))
+    return np.stack(planes, axis=-1).astype(np.float32)
+
+
+def _barrier_distance(plane: np.ndarray) -> np.ndarray:
+    """(h, w): the least range of values on any path from the frame's edge.
+
+    Relaxed over all pixels at once until nothing changes, where the paper scans them in turn.
+    """
+    height, width = plane.shape
+    distance = np.full(plane.shape, np.inf, dtype=np.float32)
+    distance[[0, -1]], distance[:, [0, -1]] = 0, 0
+    highest, lowest = plane.copy(), plane.copy()
+    for _ in range(2 * _MAX_LONG_PX):
+        has_changed = False
+        for dy, dx in NEIGHBOURS:
+            to = (shift_slice(dy, height), shift_slice(dx, width))
+            start = (shift_slice(-dy, height), shift_slice(-dx, width))
+            high = np.maximum(highest[start], plane[to])
+            low = np.minimum(lowest[start], plane[to])
+            cost = np.where(np.isinf(distance[start]), np.inf, high - low)
+            is_nearer = cost < distance[to] - 1e-4
+            if is_nearer.any():
+                has_changed = True
+                distance[to] = np.where(is_nearer, cost, distance[to])
+                highest[to] = np.where(is_nearer, high, highest[to])
+                lowest[to] = np.where(is_nearer, low, lowest[to])
+        if not has_changed:
+            break
+    return distance
+
+
+def shift_slice(step: int, length: int) -> slice:
+    """Of an axis, what is still on it after a shift by `step`."""
+    return slice(max(step, 0), length + min(step, 0))
+
+
+def _unlike_sides(lab: np.ndarray) -> np.ndarray:
+    """(h, w): Mahalanobis distance to the colours of three sides, without that most unlike."""
+    edge = max(2, min(lab.shape[:2]) // 20)
+    distances = []
+    for side in (lab[:edge], lab[-edge:], lab[:, :edge], lab[:, -edge:]):
+        colours = side.reshape(-1, 3)
+        spread = np.linalg.inv(np.cov(colours.T) + 10 * np.eye(3))
+        offset = lab - colours.mean(axis=0)
+        distances.append(_normalize(np.sqrt(np.einsum("hwi,ij,hwj->hw", offset, spread, offset))))
+    stack = np.stack(distances)
+    unlike: np.ndarray = stack.sum(axis=0) - stack.max(axis=0)
+    return unlike
+
+
+def _normalize(plane: np.ndarray) -> np.ndarray:
+    normalized: np.ndarray = (plane / max(float(plane.max()), 1e-6)).astype(np.float32)
+    return normalized
+
+
+def _blur(plane: np.ndarray) -> np.ndarray:
+    """Mean of 3 x 3."""
+    padded = np.pad(plane, 1, mode="edge")
+    height, width = plane.shape
+    rows = np.sum([padded[k : k + height] for k in range(3)], axis=0)
+    mean: np.ndarray = np.mean([rows[:, k : k + width] for k in range(3)], axis=0) / 3
+    return mean.astype(np.float32)

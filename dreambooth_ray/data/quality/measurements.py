@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from dreambooth_ray.data.saliency import to_lab
+
 _RIM_SAMPLES = 250
 _BAR_STEP, _BAR_EVENNESS = 8.0, 0.8
 # Share of a line over which a bar ends; a night ends nowhere at once, so black needs less.
@@ -99,19 +101,6 @@ def crop_bars(image: Image.Image, bars: Bars | None = None) -> Image.Image:
     if min(right_px - left_px, bottom_px - top_px) < 16:
         return image
     return image.crop((left_px, top_px, right_px, bottom_px))
-
-
-def to_lab(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) float32 CIE L*a*b*, D65, of an sRGB image."""
-    rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    to_xyz = np.array(
-        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], np.float32
-    )
-    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089], np.float32)
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    planes = (116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2]))
-    return np.stack(planes, axis=-1).astype(np.float32)
 
 
 def extents(image: Image.Image) -> tuple[float, float]:
