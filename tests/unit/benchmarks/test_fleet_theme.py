@@ -38,3 +38,15 @@ def test_whole_jobs_of_a_fleet_share_batches(
     assert [config.train.steps for config in configs] == [5, 5, 5]
     assert [find_obstacle(config) for config in configs] == [None] * 3
     assert len({config.subject.photos for config in configs}) == 2
+
+
+def test_ours_is_measured_before_and_after_its_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[str] = []
+    monkeypatch.setattr(fleet_theme, "run_command", lambda words: commands.append(words[1]))
+    jobs = fleet_theme._compare_jobs(Setting(), tmp_path, 2, 5)
+    assert commands == ["fleet", "-m", "-m", "train", "train", "fleet"]
+    assert [(case["peer"], case["pairs"]) for case in jobs["cases"]] == [
+        ("diffusers", 2), ("separate", 2),
+    ]  # fmt: skip
