@@ -16,12 +16,23 @@ def check_new(out: Path) -> None:
 
 
 @contextmanager
-def explained_writing(out: Path) -> Iterator[None]:
+def explained_writing(out: Path, option: str = "--out") -> Iterator[None]:
     """Raise an OSError inside the block as a StorageError that names `out`."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"--out={str(out)!r} can't be written: {error}") from error
+        raise StorageError(f"{option}={str(out)!r} can't be written: {error}") from error
+
+
+def check_file(out: Path, option: str = "--out") -> None:
+    """Look whether a file can be written, in a folder that is made, before the work for it begins.
+
+    raises: StorageError
+    """
+    with explained_writing(out, option):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError("it is a folder; give a file")
 
 
 @contextmanager

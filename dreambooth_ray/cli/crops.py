@@ -20,20 +20,22 @@ def crops(
     """Draw what a training would see of its photographs, and in which shapes."""
     from collections import Counter
 
+    from dreambooth_ray.bundles.new_path import check_file, explained_writing
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.data.crop_sheet import draw_crops
     from dreambooth_ray.data.subject import read_configured_subject
     from dreambooth_ray.sampling.image_grid import image_grid
 
     config = load_config(recipe, overrides or [])
+    check_file(out)
     photographs = [
         photograph
         for subject in config.all_subjects
         for photograph in read_configured_subject(config, subject)
     ]
     cells = draw_crops(photographs, is_squeezed=config.train.crop == "none")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(cells, columns=2, gap_px=12).save(out, "PNG")
+    with explained_writing(out):
+        image_grid(cells, columns=2, gap_px=12).save(out, "PNG")
     counts = Counter(view.shape.text for photograph in photographs for view in photograph.views)
     for shape, count in sorted(counts.items()):
         print(f"{shape}: {describe_count(count, 'photograph')}")

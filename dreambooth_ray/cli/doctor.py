@@ -26,6 +26,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Look for blur, bad light, noise, bars, tiny subjects, copies and strangers in photographs."""
+    from dreambooth_ray.bundles.new_path import check_file, explained_writing
+    from dreambooth_ray.data.photographs import find_photographs
+
+    # Before what is large is imported.
+    find_photographs(folder, key="FOLDER")
+    if out:
+        check_file(out)
     from dreambooth_ray.data.quality.inspection import inspect_photographs
     from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
     from dreambooth_ray.evaluation.nouns import noun_share
@@ -42,8 +49,10 @@ def doctor(
     if out:
         from dreambooth_ray.evaluation.quality_page import doctor_page
 
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(doctor_page(report), encoding="utf-8")
+        page = doctor_page(report)
+        with explained_writing(out):
+            # A photograph's name need not be UTF-8.
+            out.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _print_report(report: "InspectionReport") -> None:

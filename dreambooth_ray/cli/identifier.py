@@ -34,9 +34,12 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
+    from dreambooth_ray.bundles.new_path import check_file, explained_writing
     from dreambooth_ray.models.model_directory import model_directory
 
     _check_encoder(model)
+    if out:
+        check_file(out)
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder
@@ -60,7 +63,6 @@ def identifier(
     )
     _print_ranking(ranked)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
         conditions = {
             "model": model,
@@ -70,7 +72,8 @@ def identifier(
             **params.model_dump(),
             "seed": seed,
         }
-        out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
+        with explained_writing(out):
+            out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
 
 
 def _check_encoder(model: str) -> None:

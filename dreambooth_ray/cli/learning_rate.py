@@ -1,6 +1,7 @@
 """`dreambooth lr`: which learning rate to begin with, by a short ramp."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,14 +26,19 @@ def lr(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Ramp train.lr up on your photographs, and say at which rate to train; trains nothing else."""
-    if not 0 < lowest < highest:
+    if not 0 < lowest < highest < math.inf:
         raise ConfigError(
             f"--lowest={lowest:g} --highest={highest:g}: give two rates above 0, the lower first"
         )
+    from dreambooth_ray.bundles.new_path import check_file, explained_writing
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.imports import large_imports
 
     config = load_config(recipe, overrides or [])
+    if plot:
+        import matplotlib  # noqa: F401  now, not after minutes: it comes with an extra
+
+        check_file(plot, "--plot")
     with large_imports():
         from dreambooth_ray.display import TrainingDisplay
         from dreambooth_ray.preparation import prepare_run
@@ -41,7 +47,8 @@ def lr(
     ramp = RateRamp(prepared.config, prepared.directory, device)
     curve = ramp.run((lowest, highest), steps)
     if plot:
-        draw_curve(curve, plot)
+        with explained_writing(plot, "--plot"):
+            draw_curve(curve, plot)
     suggestion = curve.suggest()
     if as_json:
         print(json.dumps({"suggestion": suggestion, **curve.as_json()}, indent=1))

@@ -15,12 +15,12 @@ class KeyType:
     """An annotation of pydantic's, as what people write for it is read."""
 
     def __init__(self, annotation: Any) -> None:
-        self._members = list(_flatten(annotation))
+        self.members = list(_flatten(annotation))
 
     @property
     def is_optional(self) -> bool:
         """Whether null is a value of it."""
-        return type(None) in self._members
+        return type(None) in self.members
 
     @property
     def is_text(self) -> bool:
@@ -28,7 +28,7 @@ class KeyType:
         return any(
             member is str
             or (get_origin(member) is Literal and all(isinstance(a, str) for a in get_args(member)))
-            for member in self._members
+            for member in self.members
         )
 
     @property
@@ -36,20 +36,20 @@ class KeyType:
         """Whether a scalar is a number or true or false."""
         return any(
             member in (int, float, bool) or get_origin(member) is Literal
-            for member in self._members
+            for member in self.members
         )
 
     def takes_collection(self, bracket: str) -> bool:
         """Whether it may be a list, for "[", or a mapping, for "{"."""
         kinds = (tuple, list) if bracket == "[" else (dict,)
-        return Any in self._members or any(
+        return Any in self.members or any(
             get_origin(member) in kinds or (bracket == "{" and _is_section(member))
-            for member in self._members
+            for member in self.members
         )
 
     def item(self, index: int) -> "KeyType":
         """Of an item of a list."""
-        for member in self._members:
+        for member in self.members:
             if get_origin(member) in (tuple, list):
                 arguments = [a for a in get_args(member) if a is not Ellipsis]
                 return KeyType(arguments[min(index, len(arguments) - 1)])
@@ -57,7 +57,7 @@ class KeyType:
 
     def child(self, name: str) -> "KeyType":
         """Of a key of a mapping; of one that is not known, anything."""
-        for member in self._members:
+        for member in self.members:
             if _is_section(member):
                 field = member.model_fields.get(name)
                 return KeyType(field.annotation if field else Any)
@@ -65,24 +65,24 @@ class KeyType:
 
     def value_annotation(self) -> Any:
         """Of the values of a mapping whose keys are the user's."""
-        return next((get_args(m)[1] for m in self._members if get_origin(m) is dict), Any)
+        return next((get_args(m)[1] for m in self.members if get_origin(m) is dict), Any)
 
     def section(self) -> type[BaseModel] | None:
         """The section it may be."""
-        return next((member for member in self._members if _is_section(member)), None)
+        return next((member for member in self.members if _is_section(member)), None)
 
     def is_free_mapping(self) -> bool:
         """Whether its keys are the user's."""
-        return any(get_origin(member) is dict for member in self._members)
+        return any(get_origin(member) is dict for member in self.members)
 
     def read_scalar(self, text: str) -> Any:
         """A number where it is one; else the text, for pydantic to take or refuse."""
-        if Any in self._members:
+        if Any in self.members:
             if text in _WORDS:
                 return _WORDS[text]
             # "007" is rather a name, or a secret.
             return int(text) if _WHOLE.fullmatch(text) and str(int(text)) == text else text
-        if bool in self._members and text.lower() in ("true", "false"):
+        if bool in self.members and text.lower() in ("true", "false"):
             return text.lower() == "true"
         if _WHOLE.fullmatch(text):
             return int(text)

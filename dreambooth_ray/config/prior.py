@@ -47,7 +47,7 @@ class PriorConfig(SamplingParams):
     prompt: Text | tuple[Text, ...] = Field(
         "a {class_noun}", description="{class_noun} is filled in; several take turns"
     )
-    batch_size: int = Field(8, ge=1, description="images an actor draws at once")
+    batch_size: int = Field(8, ge=1, le=1024, description="images an actor draws at once")
 
     @property
     def keeps_output(self) -> bool:

@@ -22,4 +22,5 @@ PathText = Annotated[Text, AfterValidator(expand_home)]
 class Section(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is none would pass through every bound that it is not compared with.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -202,7 +202,9 @@ class ValidationConfig(Section):
         "0 looks at those that are trained on"
     )  # fmt: skip
     class_images: int = Field(4, ge=0, description="class images kept from training, the last")
-    timesteps: int = Field(8, ge=1, description="noise levels that each image is looked at with")
+    timesteps: int = Field(
+        8, ge=1, le=1000, description="noise levels that each image is looked at with"
+    )
     bins: int = Field(4, ge=1, description="ranges of noise level with losses of their own")
     patience: int = Field(
         0, ge=0, description="validations without a new best that end the run; 0 never does"

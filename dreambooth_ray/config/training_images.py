@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.section import Section
 
-SidePx = Annotated[int, Field(ge=8)]
+MIN_SIDE_PX, MAX_SIDE_PX = 8, 8192
+SidePx = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
 class TrainingImagesConfig(Section):
@@ -61,9 +62,11 @@ class TrainingImagesConfig(Section):
     def _one_or_a_list(cls, resolution: Any) -> Any:
         sides = resolution if isinstance(resolution, list | tuple) else [resolution]
         is_whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-        if not is_whole or not 1 <= len(sides) <= 8 or min(sides) < 8:
+        is_in_bounds = is_whole and all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in sides)
+        if not is_in_bounds or not 1 <= len(sides) <= 8:
             raise ValueError(
-                "give a whole number of pixels from 8, or a list of one to eight of them"
+                f"give a whole number of pixels from {MIN_SIDE_PX} to {MAX_SIDE_PX}, or a list of "
+                "one to eight of them"
             )
         return resolution
 

@@ -51,7 +51,7 @@ def _parse_rows(text: str, path: Path, is_latin: bool) -> Iterator[CaptionRow]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
             raise DataError(f"{path}, line {number} is not JSON ({error}); mend it") from error
         if not isinstance(row, dict):
             raise DataError(

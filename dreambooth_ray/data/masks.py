@@ -21,9 +21,11 @@ def is_mask(path: Path) -> bool:
 
 
 def find_mask(photograph: Path) -> Path | None:
-    """The file `photo.mask.png` beside `photo.jpg`."""
-    path = photograph.with_name(f"{photograph.stem}{MASK_SUFFIX}")
-    return path if path.is_file() else None
+    """The file `photo.mask.png` beside `photo.jpg`; letters' case matters only among several."""
+    # Not asked for by its name: that may be longer than a file's can be.
+    name = f"{photograph.stem}{MASK_SUFFIX}"
+    paths = [p for p in photograph.parent.iterdir() if p.name.casefold() == name.casefold()]
+    return min((p for p in paths if p.is_file()), key=lambda p: (p.name != name, p), default=None)
 
 
 def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:

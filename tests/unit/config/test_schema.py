@@ -1,7 +1,19 @@
 import pytest
 from pydantic import ValidationError
 
-from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.key_types import KeyType
+from dreambooth_ray.config.load import all_keys, parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+
+MINIMAL = "subject: {photos: p, class_noun: cat}"
+
+
+def _takes_fractions(key: str) -> bool:
+    key_type = KeyType(Config)
+    for name in key.split("."):
+        key_type = key_type.child(name)
+    return float in key_type.members
 
 
 def test_prompts_are_filled_in() -> None:
@@ -22,3 +34,23 @@ def test_a_configuration_is_frozen() -> None:
     config = parse_config("subject: {photos: p, class_noun: cat}", "x", [])
     with pytest.raises(ValidationError):
         config.seed = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_a_fraction_is_a_number_and_has_an_end(number: str) -> None:
+    keys = [key for key in all_keys() if _takes_fractions(key)]
+    assert {"loss.logit_mean", "train.lr", "choice.max_drift"} <= set(keys)
+    keys += ["prior.resources.box", "train.lora.alpha_pattern.to_q", "prior.guidance_interval.0"]
+    for key in keys:
+        with pytest.raises(ConfigError, match=key.split(".")[1]):
+            parse_config(MINIMAL, "x", [f"{key}={number}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.resolution=1000000", "train.resolution=[64, 8200]", "validation.timesteps=1000000000",
+     "prior.batch_size=100000000"],
+)  # fmt: skip
+def test_what_no_memory_holds_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        parse_config(MINIMAL, "x", [override])

@@ -22,7 +22,7 @@ def test_several_resolutions_are_read_from_the_command_line_and_back() -> None:
     ("overrides", "words"),
     [
         (("train.resolution=[]",), r"train\.resolution=\[\]: give a whole number"),
-        (("train.resolution=[512, 4]",), "from 8, or a list of one to eight"),
+        (("train.resolution=[512, 4]",), "from 8 to 8192, or a list of one to eight"),
         (("train.resolution=big",), "give a whole number of pixels"),
         (("train.resolution=[512, 512]",), "has one twice"),
         (("train.crop=none",), r"train\.crop=none squeezes .*train\.buckets=true"),

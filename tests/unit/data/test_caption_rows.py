@@ -44,6 +44,7 @@ def test_a_line_of_latin_text_is_read(tmp_path: Path) -> None:
     [
         ("a sks dog", "line 2 is not JSON"),
         ("[" * 100_000, "line 2 is not JSON"),
+        (f'{{"size": {"1" * 5000}}}', "line 2 is not JSON"),
         ('["a.jpg"]', "line 2 is no object; write"),
         ('{"text": "x"}', "line 2 has none of the keys file_name, image_path, image, but 'text'"),
         ('{"file_name": "a.jpg"}', "line 2 has none of the keys text, caption, prompt, tags"),

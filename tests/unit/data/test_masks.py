@@ -7,6 +7,7 @@ from PIL import Image
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.crop_sheet import draw_crops
+from dreambooth_ray.data.masks import find_mask
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.data.run_inputs import record_photographs
@@ -158,3 +159,21 @@ def test_the_sheet_is_dark_outside_a_mask(folder: Path) -> None:
 
     assert count_blue("train.mask_background=null") > 1000
     assert count_blue() == 0
+
+
+def test_a_mask_is_found_whatever_the_case_of_its_name(folder: Path) -> None:
+    make_mask().save(folder / "A.Mask.PNG", "PNG")
+    config, (photograph,) = read(folder)
+    assert photograph.mask is not None
+    assert check_masks(config, [photograph]) == []
+    other = folder / "a.mask.png"
+    make_mask().save(other)
+    assert find_mask(folder / "a.png") == other
+
+
+def test_a_photograph_may_have_the_longest_name_that_there_is(folder: Path) -> None:
+    (folder / "a.png").rename(folder / f"{'a' * 251}.png")
+    config, photographs = read(folder)
+    assert photographs[0].mask is None
+    with pytest.raises(DataError, match="no photograph"):
+        check_masks(config, photographs)
