@@ -35,8 +35,7 @@ class KeyType:
     def is_number(self) -> bool:
         """Whether a scalar is a number or true or false."""
         return any(
-            member in (int, float, bool) or get_origin(member) is Literal
-            for member in self.members
+            member in (int, float, bool) or get_origin(member) is Literal for member in self.members
         )
 
     def takes_collection(self, bracket: str) -> bool:
