@@ -67,7 +67,7 @@ def read_error(content: bytes) -> str:
     text = content.decode(errors="replace")
     try:
         error = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         error = text
     for key in ("error", "message", "detail"):
         if isinstance(error, dict) and key in error:
@@ -91,7 +91,8 @@ def _unwrap(text: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    line = join_lines(text)
+    # What is shown in a terminal commands none.
+    line = join_lines("".join(c if c.isprintable() else " " for c in text))
     if len(line) <= _MAX_ERROR_CHARACTERS:
         return line
     return line[:_MAX_ERROR_CHARACTERS] + "..."

@@ -127,7 +127,7 @@ class VisionClient:
             self._raise_for_status(response, bytes(content))
         try:
             return json.loads(bytes(content))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NoAnswerError(
                 f"the answer is no JSON; --api={self.api!r} may be no such API, whose URL mostly "
                 "ends in /v1"

@@ -34,7 +34,7 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.bundles.new_path import check_file, explained_writing
+    from dreambooth_ray.bundles.new_path import check_file
     from dreambooth_ray.models.model_directory import model_directory
 
     _check_encoder(model)
@@ -63,17 +63,9 @@ def identifier(
     )
     _print_ranking(ranked)
     if out:
-        rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
-        conditions = {
-            "model": model,
-            "class_noun": class_noun,
-            "encoder": encoder,
-            "num_pictures": num_images,
-            **params.model_dump(),
-            "seed": seed,
-        }
-        with explained_writing(out):
-            out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
+        drawn_with = {"num_pictures": num_images, **params.model_dump(), "seed": seed}
+        about = {"model": model, "class_noun": class_noun, "encoder": encoder, **drawn_with}
+        _write_ranking(ranked, about, out)
 
 
 def _check_encoder(model: str) -> None:
@@ -96,3 +88,11 @@ def _print_ranking(ranked: "list[Candidate]") -> None:
             f"{candidate.word}  meaning {candidate.meaning:.3f} "
             f"({numbers}, {candidate.num_tokens} tokens)"
         )
+
+
+def _write_ranking(ranked: "list[Candidate]", conditions: dict[str, object], out: Path) -> None:
+    from dreambooth_ray.bundles.new_path import explained_writing
+
+    rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
+    with explained_writing(out):
+        out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")

@@ -43,7 +43,7 @@ def read_answers(folder: Path) -> dict[str, CaptionAnswer]:
         return {str(name): CaptionAnswer(**row) for name, row in rows.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(
             f"{path} is not what `dreambooth caption` writes ({error}); remove it"
         ) from error

@@ -70,6 +70,8 @@ def test_an_empty_answer_may_be_another_the_next_time(content: object) -> None:
         (b"<html>Bad\xff Gateway</html>", "<html>Bad\ufffd Gateway</html>"),
         (b"x" * 1000, "x" * 200 + "..."),
         (b"", "nothing more"),
+        (b"no \x1b[31mimages", "no [31mimages"),
+        (b"[" * 100_000, "[" * 200 + "..."),
     ],
 )
 def test_an_error_is_a_servers_own_words_on_one_line(content: bytes, text: str) -> None:

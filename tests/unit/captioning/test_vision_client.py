@@ -94,6 +94,7 @@ def test_what_passes_is_tried_again_after_a_growing_wait(
         (error(400, "this model takes no images"), "^400: this model takes no images$"),
         (error(413, "too large"), "^413: too large$"),
         (Answer(body=b"<html>hello</html>"), "no JSON.*mostly ends in /v1"),
+        (Answer(body=b"[" * 100_000), "no JSON.*mostly ends in /v1"),
         (Answer(body=b'{"choices": []}'), r"no choices\[0\]\.message\.content"),
         (Answer(body=b"x" * (2**20 + 1)), "above 1,048,576 bytes"),
     ],
