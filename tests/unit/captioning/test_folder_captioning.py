@@ -17,6 +17,7 @@ from dreambooth_ray.captioning.folder_captioning import (
 from dreambooth_ray.captioning.vision_client import VisionClient
 from dreambooth_ray.data.caption_answers import ANSWERS, read_answers
 from dreambooth_ray.data.caption_words import has_word
+from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.subject import read_subject
@@ -52,7 +53,8 @@ def test_captions_are_written_and_read_by_training(
     result = caption_folder(folder, client, ORDER, lambda *numbers: progress.append(numbers))
     assert result == CaptioningResult(dict.fromkeys(("a.png", "b.jpg", "c.png"), CAPTION))
     assert progress == [(1, 3), (2, 3), (3, 3)]
-    assert [photograph.caption for photograph in read_subject(folder, "x", 16)] == [CAPTION] * 3
+    photographs = read_subject(folder, "x", ShapeRule.of_square(16))
+    assert [photograph.caption for photograph in photographs] == [CAPTION] * 3
     assert check_captions(find_photographs(folder), "sks", "robot") == []
     assert 'Call the robot just "a robot"' in server.prompts[0]
     assert [path.name for path in folder.glob("*.partial")] == []
