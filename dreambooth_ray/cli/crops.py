@@ -1,5 +1,6 @@
 """`dreambooth crops`: what a training would see of the photographs."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,16 +24,17 @@ def crops(
     from dreambooth_ray.bundles.new_path import check_file, explained_writing
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.data.crop_sheet import draw_crops
-    from dreambooth_ray.data.subject import read_configured_subject
+    from dreambooth_ray.data.subject import check_masks, read_configured_subject
     from dreambooth_ray.sampling.image_grid import image_grid
 
     config = load_config(recipe, overrides or [])
     check_file(out)
-    photographs = [
-        photograph
-        for subject in config.all_subjects
-        for photograph in read_configured_subject(config, subject)
-    ]
+    photographs = []
+    for subject in config.all_subjects:
+        of_subject = read_configured_subject(config, subject)
+        for doubt in check_masks(config, of_subject):
+            print(f"warning: subject.photos={subject.photos!r}: {doubt}", file=sys.stderr)
+        photographs += of_subject
     cells = draw_crops(photographs, is_squeezed=config.train.crop == "none")
     with explained_writing(out):
         image_grid(cells, columns=2, gap_px=12).save(out, "PNG")

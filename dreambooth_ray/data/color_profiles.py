@@ -58,3 +58,10 @@ def _build_transform(profile_bytes: bytes, mode: str) -> ImageCms.ImageCmsTransf
         return transform
     pairs = zip(probe.tobytes(), converted.tobytes(), strict=True)
     return transform if max(abs(a - b) for a, b in pairs) > _SAME else None
+
+
+def reduce_to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as "L", where Pillow takes all above 255 for white; others as they are."""
+    if image.mode not in ("I;16", "I;16L", "I;16B", "I"):
+        return image
+    return image.point(lambda value: value / 256).convert("L")

@@ -1,14 +1,21 @@
 """Masks of photographs: where the subject is. White is the subject, black what is around it."""
 
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dreambooth_ray.data.color_profiles import reduce_to_eight_bits
 from dreambooth_ray.errors import DataError
 
 MASK_SUFFIX = ".mask.png"
+# What decoders and readers of metadata raise for damaged files; that of AVIF has none of its own.
+DECODING_ERRORS = (
+    OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, TypeError,
+    ArithmeticError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
 # Of 0 to 255: from here on a pixel counts as the subject's, in the checks alone.
 _IS_SUBJECT = 128
 # An inverted mask is white along its edges and not so in its middle.
@@ -71,8 +78,8 @@ def check_mask(mask: Image.Image, name: str) -> None:
 def _read_file(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return reduce_to_eight_bits(ImageOps.exif_transpose(image)).convert("L")
+    except DECODING_ERRORS as error:
         raise DataError(f"{path} is not a readable mask ({error}); replace or remove it") from error
 
 

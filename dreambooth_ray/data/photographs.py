@@ -5,11 +5,11 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from dreambooth_ray.config.count_text import describe_count
-from dreambooth_ray.data.color_profiles import convert_to_srgb
-from dreambooth_ray.data.masks import is_mask
+from dreambooth_ray.data.color_profiles import convert_to_srgb, reduce_to_eight_bits
+from dreambooth_ray.data.masks import DECODING_ERRORS, is_mask
 from dreambooth_ray.errors import DataError
 
 SUFFIXES = (
@@ -44,7 +44,7 @@ def read_photograph(path: Path) -> Image.Image:
         raise DataError(
             f"{path} is too large to decode safely ({error}); reduce it first"
         ) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except DECODING_ERRORS as error:
         raise DataError(
             f"{path} is not a readable image ({error}); remove or replace it"
         ) from error
@@ -59,11 +59,11 @@ def read_photograph(path: Path) -> Image.Image:
                 f"{path} is {width}x{height} px; each side needs at least {MIN_SIDE_PX} px"
             )
         try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            with warnings.catch_warnings(action="ignore"):
+                image.load()
+                return show_as_rgb(image)
+        except DECODING_ERRORS as error:
             raise DataError(f"{path} is damaged ({error}); replace or remove it") from error
-        with warnings.catch_warnings(action="ignore"):
-            return show_as_rgb(image)
 
 
 def show_as_rgb(image: Image.Image) -> Image.Image:
@@ -79,8 +79,7 @@ def _register_heif() -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16L", "I;16B", "I"):
-        image = image.point(lambda value: value / 256).convert("L")
+    image = reduce_to_eight_bits(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -150,5 +149,5 @@ def _looks_like_photograph(path: Path) -> bool:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path):
             return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DECODING_ERRORS:
         return False

@@ -10,7 +10,7 @@ from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.caption_variants import list_captions
 from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
-from dreambooth_ray.data.masks import find_mask, is_mask, read_mask
+from dreambooth_ray.data.masks import MASK_SUFFIX, find_mask, is_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs, list_files, read_photograph
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import DataError
@@ -149,6 +149,11 @@ def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
     names = {p.name for p in list_files(folder) if is_mask(p)}
     of_photographs = {p.name for photo in photographs if (p := find_mask(photo.path)) is not None}
     doubts = [f"{name} is the mask of no photograph" for name in sorted(names - of_photographs)]
+    doubts += [
+        f"{photo.path.name} is taken for a photograph; the name of a mask ends in {MASK_SUFFIX}"
+        for photo in photographs
+        if photo.path.stem.lower().endswith(".mask")
+    ]
     unmasked = [photograph.path.name for photograph in photographs if photograph.mask is None]
     if background is None:
         if of_photographs:

@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from dreambooth_ray.cli.main import app
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.crop_sheet import draw_crops
-from dreambooth_ray.data.masks import find_mask
+from dreambooth_ray.data.masks import find_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
 from dreambooth_ray.data.run_inputs import record_photographs
@@ -177,3 +179,33 @@ def test_a_photograph_may_have_the_longest_name_that_there_is(folder: Path) -> N
     assert photographs[0].mask is None
     with pytest.raises(DataError, match="no photograph"):
         check_masks(config, photographs)
+
+
+def test_grey_of_sixteen_bits_is_read_as_of_eight(folder: Path) -> None:
+    mask = np.asarray(make_mask(), dtype=np.uint16)
+    Image.fromarray(mask * 257).save(folder / "a.mask.png")
+    assert np.array_equal(np.asarray(read_mask(folder / "a.png", (120, 90))), mask)
+    Image.fromarray(mask * 64).save(folder / "a.mask.png")  # a quarter of white
+    with pytest.raises(DataError, match="is empty"):
+        read_mask(folder / "a.png", (120, 90))
+
+
+def test_a_mask_of_another_format_is_named(folder: Path) -> None:
+    make_mask().save(folder / "a.mask.png")
+    make_mask().convert("RGB").save(folder / "b.mask.jpg")
+    config, photographs = read(folder)
+    assert check_masks(config, photographs)[0] == (
+        "b.mask.jpg is taken for a photograph; the name of a mask ends in .mask.png"
+    )
+
+
+def test_the_sheet_of_crops_says_what_training_would(folder: Path) -> None:
+    arguments = ["crops", "toy-robot", f"subject.photos={folder}", "train.mask_background=0.25"]
+    out = ["--out", str(folder / "sheet.png")]
+    result = CliRunner().invoke(app, [*arguments, *out])
+    assert isinstance(result.exception, DataError)
+    assert "no photograph" in str(result.exception)
+    make_mask().save(folder / "a.mask.png")
+    make_mask().save(folder / "c.mask.png")
+    result = CliRunner().invoke(app, [*arguments, *out])
+    assert "c.mask.png is the mask of no photograph" in result.stderr

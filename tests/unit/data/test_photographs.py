@@ -202,6 +202,29 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
         read_photograph(path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".avif", "AVIF"), (".heic", "HEIF"), (".webp", "WEBP")]
+)
+def test_whatever_is_damaged_is_named(suffix: str, kind: str, tmp_path: Path) -> None:
+    pillow_heif.register_heif_opener()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(Image.fromarray(noise), tmp_path / f"a{suffix}", format=kind, exif=exif)
+    data, generator = path.read_bytes(), np.random.default_rng(1)
+    num_named = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for position in generator.integers(0, min(len(data), 600), 4):
+            damaged[position] = generator.integers(256)
+        path.write_bytes(damaged[: generator.integers(20, len(data))])
+        try:
+            read_photograph(path)
+        except DataError as error:
+            num_named += path.name in str(error)
+    assert num_named > 100
+
+
 def test_text_in_a_jpg_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("not an image")
     with pytest.raises(DataError, match=r"a\.jpg is not a readable image"):
