@@ -14,6 +14,7 @@ from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.subject import (
     Photograph,
+    check_identifier_use,
     check_masks,
     describe_enlarged,
     identifier_warning,
@@ -58,12 +59,13 @@ def _check_images(config: Config) -> Iterator[PreflightFinding]:
     try:
         for subject in config.all_subjects:
             photographs = read_configured_subject(config, subject)
+            doubts += check_identifier_use(config, subject, photographs)
             doubts += check_masks(config, photographs)
             trained_photographs += split_photographs(config, photographs)[0]
         list_class_shapes(config, trained_photographs)
     except DreamBoothError as error:
         key = str(error).partition("=")[0]
-        is_key = key.startswith(("train.", "prior.", "validation."))
+        is_key = key.startswith(("train.", "prior.", "validation.", "identifier."))
         yield PreflightFinding(key if is_key else "subject.photos", str(error))
         return
     if not config.train.has_one_shape:

@@ -26,6 +26,7 @@ from dreambooth_ray.data.run_inputs import (
 )
 from dreambooth_ray.data.subject import (
     Photograph,
+    check_identifier_use,
     check_masks,
     describe_enlarged,
     identifier_warning,
@@ -138,7 +139,8 @@ def _check_subjects(
         records.append(record_photographs(photographs, config.instance_prompts(subject)))
         if doubt := find_doubt(config, subject, [p.own_caption for p in photographs]):
             display.say(f"warning: {doubt}")
-        for doubtful in check_masks(config, photographs):
+        doubts = check_identifier_use(config, subject, photographs)
+        for doubtful in doubts + check_masks(config, photographs):
             display.say(f"warning: subject.photos={subject.photos!r}: {doubtful}")
         if unread := describe_unread(photographs_folder(subject.photos)):
             display.say(f"warning: subject.photos={subject.photos!r}: {unread}")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.caption_variants import list_captions
+from dreambooth_ray.data.caption_words import has_word
 from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
 from dreambooth_ray.data.masks import MASK_SUFFIX, find_mask, is_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs, list_files, read_photograph
@@ -169,6 +171,30 @@ def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
     if unmasked:
         doubts.append(f"{', '.join(unmasked)}: without a mask, all of it counts as the subject")
     return doubts
+
+
+def check_identifier_use(
+    config: Config, subject: SubjectConfig, photographs: list[Photograph]
+) -> list[str]:
+    """The photographs whose captions leave the identifier out, in words.
+
+    raises: DataError where a word is to be learnt and stands in no caption
+    """
+    word = config.word(subject)
+    unnamed = [p for p in photographs if not any(has_word(c, word) for c in p.captions)]
+    if not unnamed:
+        return []
+    where = f"{unnamed[0].path.name} for one, {unnamed[0].caption!r}"
+    if len(unnamed) == len(photographs) and config.identifier.kind == "learned":
+        raise DataError(
+            f"identifier.kind=learned: no caption in {unnamed[0].path.parent} has the word {word} "
+            f"({where}), and nothing would teach it; write {word} or {{identifier}} there"
+        )
+    count = describe_count(len(unnamed), "caption")
+    return [
+        f"{count} of {len(photographs)} without the identifier {word!r}, {where}: what these show "
+        "is learnt by their other words alone"
+    ]
 
 
 def split_photographs(

@@ -32,7 +32,7 @@ def test_adding_that_was_cut_off_goes_on(added: Added) -> None:
 @pytest.mark.parametrize(
     ("subject", "overrides", "words"),
     [
-        ({"id": "a", "overrides": ("train.lora.rank=64",)}, (), "run_id='a' is a run with another"),
+        ({"id": "a", "overrides": ("train.lora.rank=32",)}, (), "run_id='a' is a run with another"),
         ({"id": "a", "owner": "bob"}, (), "'a' is in the queue already, .* with other settings"),
         ({"id": "b", "deadline": "2020-01-31T12:00Z"}, (), "deadline=2020-01-31T12:00Z has passed"),
         ({"id": "b"}, ("cluster.address=head",), "cluster.address=head: who takes .* RAY_ADDRESS"),

@@ -46,16 +46,16 @@ def make_worker(added: Added, retries: int = 0) -> PlayedFleetWorker:
 
 
 def test_group_after_group_is_trained_until_none_has_work(added: Added) -> None:
-    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=64",)}, {"id": "b"})
+    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=32",)}, {"id": "b"})
     entries = make_worker(added).run()
     assert {entry.id: entry.state for entry in entries} == dict.fromkeys(["a", "b", "wide"], "done")
     assert make_worker(added).run() == []
 
 
 def test_a_group_that_no_worker_can_train_keeps_no_other(added: Added) -> None:
-    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=64",)})
+    added.add({"id": "a"}, {"id": "wide", "overrides": ("train.lora.rank=32",)})
     worker = make_worker(added)
-    worker.broken = "rank-00064"
+    worker.broken = "rank-00032"
     with pytest.raises(CapacityError, match="its slots would not fit"):
         worker.run()
     assert [ended.id for _, ended in added.store.list_ended()] == ["a"]

@@ -3,8 +3,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.image_shapes import ShapeRule
-from dreambooth_ray.data.subject import identifier_warning, read_subject
+from dreambooth_ray.data.subject import (
+    check_identifier_use,
+    identifier_warning,
+    read_configured_subject,
+    read_subject,
+)
 from dreambooth_ray.errors import DataError
 
 
@@ -34,3 +40,51 @@ def test_an_ordinary_identifier_is_warned_of_with_the_reason(identifier: str, wo
 
 def test_a_rare_identifier_passes() -> None:
     assert identifier_warning("sks", "dog") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts", "doubts"),
+    [
+        ((), {}, []),
+        (("captions.tag_dropout=1",), {"a": "snow, a SKS dog, night"}, []),
+        ((), {"a": "a dog at sea"}, ["1 caption of 2 without the identifier 'sks', a.png for one"]),
+        (
+            ("train.prompt=a dog",),
+            {},
+            ["2 captions of 2 without the identifier 'sks', a.png for o"],
+        ),
+        (("identifier.kind=learned",), {"b": "a sks dog"}, ["1 caption of 2 without the identifi"]),
+        (("identifier.kind=learned",), {"a": "a {identifier} dog", "b": "a <sks> dog"}, []),
+    ],
+)
+def test_captions_without_the_identifier_are_named(
+    overrides: tuple[str, ...], texts: dict[str, str], doubts: list[str], tmp_path: Path
+) -> None:
+    for name in "ab":
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = parse_config(
+        f"subject: {{photos: {tmp_path}, class_noun: dog}}",
+        "x",
+        ["train.resolution=16", *overrides],
+    )
+    found = check_identifier_use(
+        config, config.subject, read_configured_subject(config, config.subject)
+    )
+    assert [text.startswith(start) for text, start in zip(found, doubts, strict=True)] == [
+        True
+    ] * len(doubts)
+
+
+def test_a_word_that_no_caption_has_can_not_be_learnt(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a sks dog")
+    config = parse_config(
+        f"subject: {{photos: {tmp_path}, class_noun: dog}}",
+        "x",
+        ["train.resolution=16", "identifier.kind=learned"],
+    )
+    photographs = read_configured_subject(config, config.subject)
+    with pytest.raises(DataError, match=r"no caption .* has the word <sks> \(a\.png for one"):
+        check_identifier_use(config, config.subject, photographs)
