@@ -93,11 +93,15 @@ def load_fleet(path: Path) -> FleetConfig:
     raises: ConfigError naming file and key
     """
     try:
-        fleet = FleetConfig.model_validate(parse_yaml(read_text_file(path), str(path), FleetConfig))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} is not there; give a YAML file with recipe and subjects"
-        ) from error
+        tree = parse_yaml(read_text_file(path), str(path), FleetConfig)
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path} holds no mapping of keys; give recipe and subjects")
+        fleet = FleetConfig.model_validate(tree)
+    except OSError as error:
+        reason = (
+            "is not there" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+        )
+        raise ConfigError(f"{path} {reason}; give a YAML file with recipe and subjects") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -37,9 +37,11 @@ def train(
 ) -> None:
     """Train a file's subjects, owners in turns; start it again and it goes on where it stood."""
     from cluster.fleet_plan import load_fleet
+
+    fleet = load_fleet(subjects)
     from cluster.fleet_run import run_fleet
 
-    _show_entries(run_fleet(load_fleet(subjects), _say))
+    _show_entries(run_fleet(fleet, _say))
 
 
 @app.command()
@@ -48,9 +50,11 @@ def add(
 ) -> None:
     """Put a file's subjects into the queue of their storage; `fleet run` trains them."""
     from cluster.fleet_plan import load_fleet
+
+    fleet = load_fleet(subjects)
     from cluster.fleet_store import add_subjects
 
-    add_subjects(load_fleet(subjects), _say)
+    add_subjects(fleet, _say)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The command line: its verbs in the order of a person's way, and how errors are shown."""
 
+import io
 import logging
 import os
 import re
@@ -88,6 +89,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # DeepSpeed, where it is installed, says on stdout which device it has found.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    # Names of files need not be UTF-8; they are printed as they are.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     debug = "--debug" in sys.argv
     # Accepted anywhere on the line, not only before the verb.
     arguments = [_expand_option(a) for a in sys.argv[1:] if a != "--debug"]

@@ -2,6 +2,13 @@
 
 from typing import Any, cast
 
+# pydantic's words for them are Python's.
+_FORMS = {
+    "tuple_type": "give a list: [a, b]",
+    "dict_type": "give a mapping of names to values: {a: 1}",
+    "too_short": "give at least one",
+}
+
 
 def explain_error(error: Any) -> str:
     """One of ValidationError.errors() as `key=value: what is wrong`."""
@@ -9,6 +16,8 @@ def explain_error(error: Any) -> str:
     message = cast(str, error["msg"]).removeprefix("Value error, ")
     if not key:
         return message
+    if error["type"] in _FORMS:
+        return f"{key}={error['input']!r}: {_FORMS[error['type']]}"
     if error["type"] == "missing":
         return f"{key} is not set; give it in the recipe or as {key}=..."
     if error["type"] == "string_too_short":

@@ -57,6 +57,13 @@ def list_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageSha
     return tuple(sorted(shapes))
 
 
+def _advise_step(side_px: int, max_aspect: float) -> str:
+    """The largest step that leaves more than the square, in words; "set " if none does."""
+    steps = (step for step in range(side_px // 2, 7, -1) if side_px % step == 0)
+    step = next((s for s in steps if len(list_shapes(side_px, s, max_aspect)) > 1), None)
+    return "raise that aspect, or set " if step is None else f"take {step} as step, or "
+
+
 @dataclass(frozen=True)
 class ShapeRule:
     """Which shapes photographs get, and what of them is cut out, as `train` configures it."""
@@ -88,7 +95,7 @@ class ShapeRule:
             raise ConfigError(
                 f"train.bucket_step_px={train.bucket_step_px} with train.bucket_max_aspect="
                 f"{train.bucket_max_aspect:g} leaves no bucket but the square at train.resolution="
-                f"{side_px}; take {max(8, side_px // 8)} or less as step, or train.buckets=false"
+                f"{side_px}; {_advise_step(side_px, train.bucket_max_aspect)}train.buckets=false"
             )
         width, height = size_px
         shape = min(

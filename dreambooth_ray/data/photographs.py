@@ -129,6 +129,11 @@ def describe_unread(folder: Path) -> str:
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
             names.append(f"the folder {subfolder.name}/ with {describe_count(count, 'photograph')}")
+    names += [
+        f"{p.name}, a link to what is not there"
+        for p in sorted(folder.iterdir())
+        if p.suffix.lower() in SUFFIXES and p.is_symlink() and not p.exists()
+    ]
     return f"not used: {', '.join(names)}" if names else ""
 
 

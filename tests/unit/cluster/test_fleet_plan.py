@@ -26,6 +26,15 @@ def test_a_file_becomes_configurations(tmp_path: Path) -> None:
     assert "timesteps" not in configs["one"].loss.model_fields_set
 
 
+@pytest.mark.parametrize(("text", "match"), [("x", "no mapping of keys"), ("", "no mapping of k")])
+def test_a_file_that_is_no_fleet_is_named(text: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"fleet.yaml holds {match}"):
+        load_fleet(tmp_path / "fleet.yaml")
+    with pytest.raises(ConfigError, match=r"can't be read: .*; give a YAML file"):
+        load_fleet(tmp_path)
+
+
 def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(FLEET.replace("train.steps=8", "train.images=40"))

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -53,4 +55,17 @@ def test_a_fraction_is_a_number_and_has_an_end(number: str) -> None:
 )  # fmt: skip
 def test_what_no_memory_holds_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        parse_config(MINIMAL, "x", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lora.target_modules=to_q", "train.lora.target_modules='to_q': give a list: [a, b]"),
+        ("train.lora.target_modules=[]", "train.lora.target_modules=[]: give at least one"),
+        ("train.lora.rank_pattern=4", "train.lora.rank_pattern=4: give a mapping of names"),
+    ],
+)
+def test_forms_are_named_in_the_words_of_recipes(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
         parse_config(MINIMAL, "x", [override])

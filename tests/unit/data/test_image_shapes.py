@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule, list_shapes
 from dreambooth_ray.data.subject import read_subject
-from dreambooth_ray.errors import DataError
+from dreambooth_ray.errors import ConfigError, DataError
 
 
 def make_rule(**keys: object) -> ShapeRule:
@@ -117,3 +118,19 @@ def test_a_cut_lies_inside_its_photograph(width: int, height: int, crop: str) ->
     assert cut.image.size == (48, 32)
     assert 0 <= cut.left <= scale * width - 48 + 1
     assert 0 <= cut.top <= scale * height - 32 + 1
+
+
+@pytest.mark.parametrize(
+    ("side_px", "step_px", "max_aspect", "advice"),
+    [
+        (64, 64, 2, "take 16 as step, or train.buckets=false"),
+        (512, 512, 2, "take 128 as step, or"),
+        (64, 64, 1, "raise that aspect, or set train.buckets=false"),
+    ],
+)
+def test_a_step_that_leaves_buckets_is_advised(
+    side_px: int, step_px: int, max_aspect: float, advice: str
+) -> None:
+    rule = make_rule(resolution=side_px, bucket_step_px=step_px, bucket_max_aspect=max_aspect)
+    with pytest.raises(ConfigError, match=re.escape(advice)):
+        rule.choose_shapes((300, 200), "a.png")

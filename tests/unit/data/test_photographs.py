@@ -184,10 +184,12 @@ def test_what_looks_like_a_photograph_and_is_not_read_is_named(tmp_path: Path) -
     (tmp_path / "c.CR2").write_bytes(b"raw")
     (tmp_path / "d.mov").write_bytes(b"")
     paint_corner().save(tmp_path / "IMG_1", "PNG")
+    (tmp_path / "f.png").symlink_to("moved.png")
     (tmp_path / "10_sks robot").mkdir()
     save(paint_corner(), tmp_path / "10_sks robot" / "e.png")
     assert describe_unread(tmp_path) == (
-        "not used: IMG_1, b.gif, c.CR2, d.mov, the folder 10_sks robot/ with 1 photograph"
+        "not used: IMG_1, b.gif, c.CR2, d.mov, the folder 10_sks robot/ with 1 photograph, f.png, "
+        "a link to what is not there"
     )
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"no photograph \(not used: IMG_1.*10_sks robot/"):
