@@ -11,7 +11,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, loaded_weights
-from dreambooth_ray.models.peft_files import PREFIX, WEIGHTS
+from dreambooth_ray.models.peft_files import WEIGHTS, layer_of
 from dreambooth_ray.models.tensor_files import (
     LazyTensors,
     TensorSource,
@@ -52,9 +52,7 @@ def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:
     file = directory / paths.ADAPTER / name / WEIGHTS
     if adapted_base(directory) is None or not file.is_file():
         return frozenset()
-    return frozenset(
-        weight.removeprefix(PREFIX).partition(".lora_")[0] for weight in open_tensors(file)
-    )
+    return frozenset(map(layer_of, open_tensors(file)))
 
 
 def stream_denoiser(denoiser: Any, sources: Mapping[str, TensorSource]) -> None:

@@ -63,6 +63,18 @@ def test_readers_of_kohyas_files_add_what_peft_adds(
             )
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "whole"])
+@pytest.mark.parametrize("form", ["diffusers", "single-file"])
+def test_a_whole_model_has_the_adapters_fused_in(
+    bundles: dict[str, Path], tmp_path: Path, kind: str, form: str
+) -> None:
+    name = "x.safetensors" if form == "single-file" else "x"
+    out = export_run(str(bundles[kind]), form, tmp_path / name)
+    written = load_components(model_directory(str(out))).unet.state_dict()
+    expected = load_components(model_directory(str(bundles[kind]))).unet.state_dict()
+    torch.testing.assert_close(written, expected)
+
+
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_what_diffusers_does_not_read_is_refused(
     bundles: dict[str, Path], tmp_path: Path, kind: str
