@@ -58,7 +58,7 @@ def test_checkpoints_are_whole_and_rotated(
         local = ScratchFolder(str(step), str(tmp_path))
         for name, text in {"state.ckpt": f"state {step}", "more": "x"}.items():
             (local.path / name).write_text(text)
-        uploader.submit(step, f"{step:012x}", local, {"step": step})
+        uploader.submit(step, f"{step:012x}", local, {}, {})
         uploader.finish_upload()
     side_work.close(60)
     assert fault_proxy.faults

@@ -122,8 +122,7 @@ def count_commit(run: Store, proxy: FaultProxy, num_kept: int, scratch: Path) ->
         local = ScratchFolder(f"{num_kept}-{step}", str(scratch))
         (local.path / "state.ckpt").write_text("state")
         proxy.forget()
-        about = {"step": step, "metrics": {"val_loss": 1.0 + step}}
-        uploader.submit(step, f"{step:012x}", local, about)
+        uploader.submit(step, f"{step:012x}", local, {}, {"val_loss": 1.0 + step})
         uploader.finish_upload()
     return dict(proxy.kinds)
 

@@ -47,6 +47,7 @@ def check_command_line() -> None:
 
 def check_configuration() -> None:
     from dreambooth_ray.config.load import dump_config, parse_config
+    from dreambooth_ray.data.image_shapes import ImageShape
     from dreambooth_ray.models.model_directory import model_directory
     from dreambooth_ray.pipeline import plan_priors
     from dreambooth_ray.preparation import PreparedRun
@@ -65,7 +66,8 @@ def check_configuration() -> None:
     assert "added" not in default_spec.as_json()
     worker = object.__new__(PriorWorker)
     worker._spec = spec
-    assert worker._request(0).params.added == VALUE  # type: ignore[attr-defined]
+    shape = ImageShape(64, 64)
+    assert worker._request(0, shape).params.added == VALUE  # type: ignore[attr-defined]
     requests = make_requests(config)
     assert [r.params.added for r in requests] == [VALUE]  # type: ignore[attr-defined]
 

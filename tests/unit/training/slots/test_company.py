@@ -85,7 +85,8 @@ def test_32_subjects_learn_as_alone(
 
 
 def poison_photographs(subject: SlotSubject) -> None:
-    subject.dataset._photographs[0].latents.fill_(float("nan"))
+    for image in subject.dataset._photographs[0].images:
+        image[0].latents.fill_(float("nan"))
 
 
 def lose_class_images(subject: SlotSubject) -> None:
