@@ -11,6 +11,7 @@ from cluster.cluster_registry import ClusterEntry
 from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
 from cluster.preflight_finding import PreflightFinding
 from cluster.subject_checks import check_subjects
+from dreambooth_ray.config.idle_settings import find_idle_settings
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError, DreamBoothError
@@ -40,7 +41,7 @@ def run_preflight(
     footprints: list[TrainingFootprint] = []
     checks: list[Callable[[], Iterator[PreflightFinding]]] = [
         lambda: check_subjects(config),
-        lambda: _check_rates(config),
+        lambda: _check_settings(config),
         lambda: _check_model(config, footprints),
         lambda: _check_storage(config, entry),
     ]
@@ -72,8 +73,8 @@ def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], Non
     return fitting.config.model_copy(update={"memory": memory})
 
 
-def _check_rates(config: Config) -> Iterator[PreflightFinding]:
-    for warning in check_rates(config):
+def _check_settings(config: Config) -> Iterator[PreflightFinding]:
+    for warning in (*check_rates(config), *find_idle_settings(config)):
         yield PreflightFinding(warning.partition("=")[0], warning, fatal=False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from dreambooth_ray.config.idle_settings import find_idle_settings
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
@@ -103,8 +104,8 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     check_prompts(base, (("prior.prompt", prompt) for prompt in config.class_prompts))
     check_prompts(base, (("sample.prompts", prompt) for prompt in config.sample_prompts))
     check_packages(config)
-    for rate_warning in check_rates(config):
-        display.say(f"warning: {rate_warning}")
+    for doubt in (*check_rates(config), *find_idle_settings(config)):
+        display.say(f"warning: {doubt}")
     records, trained_photographs = _check_subjects(config, base, display)
     class_shapes = list_class_shapes(config, trained_photographs)
     if config.choice.rule == "best":

@@ -1,0 +1,71 @@
+"""Settings that change nothing beside others: a person who gives one expects that it does."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.section import Section
+
+
+class _IdleRule(NamedTuple):
+    """keys of a section that only matter where another setting is otherwise
+
+    section: finds it; prefix: its name; needs: what they need, to be told
+    """
+
+    prefix: str
+    keys: tuple[str, ...]
+    section: Callable[[Config], Section]
+    is_idle: Callable[[Config], bool]
+    needs: str
+
+
+# A run is stored with its model's own, whatever its method.
+_FILLED_IN = {"target_modules", "text_target_modules"}
+_RULES = (
+    _IdleRule(
+        "train.lora", (), lambda c: c.train.lora, lambda c: c.train.method != "lora",
+        "train.method=lora",
+    ),
+    _IdleRule(
+        "train.deepspeed", (), lambda c: c.train.deepspeed,
+        lambda c: c.train.strategy != "deepspeed", "train.strategy=deepspeed",
+    ),
+    _IdleRule(
+        "train", ("bucket_step_px", "bucket_max_aspect"), lambda c: c.train,
+        lambda c: not c.train.buckets, "train.buckets=true",
+    ),
+    _IdleRule(
+        "prior", ("output_weight", "captions"), lambda c: c.prior,
+        lambda c: not c.prior.keeps_output, "prior.kind=output or both",
+    ),
+    _IdleRule(
+        "identifier", ("lr",), lambda c: c.identifier, lambda c: c.identifier.kind != "learned",
+        "identifier.kind=learned",
+    ),
+    _IdleRule(
+        "validation", ("held_out", "timesteps", "min_delta"), lambda c: c.validation,
+        lambda c: not c.validation.every, "validation.every above 0",
+    ),
+)  # fmt: skip
+
+
+def find_idle_settings(config: Config) -> list[str]:
+    """A line for each setting that is not its default and has no effect, its key first."""
+    lines = []
+    for rule in _RULES:
+        if not rule.is_idle(config):
+            continue
+        section = rule.section(config)
+        fields = type(section).model_fields
+        for key in rule.keys or sorted(fields.keys() - _FILLED_IN):
+            value = getattr(section, key)
+            if value != fields[key].get_default(call_default_factory=True):
+                lines.append(f"{rule.prefix}.{key}={value} changes nothing: it needs {rule.needs}")
+    num_warmup = config.train.lr_warmup_steps
+    if num_warmup >= config.train.steps:
+        lines.append(
+            f"train.lr_warmup_steps={num_warmup} is no less than train.steps={config.train.steps}: "
+            "the rate never reaches train.lr"
+        )
+    return lines
