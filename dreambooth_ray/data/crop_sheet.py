@@ -20,20 +20,20 @@ def draw_crops(photographs: list[Photograph], *, is_squeezed: bool) -> list[Imag
 
 
 def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
-    whole = read_photograph(view.path)
-    width, height = whole.size
+    original = read_photograph(view.path)
+    width, height = original.size
     scale = max(view.image.width / width, view.image.height / height)
-    left, top = (round(corner / scale) for corner in view.corner_px)
+    left_px, top_px = (round(corner / scale) for corner in view.corner_px)
     seen_width, seen_height = (round(side / scale) for side in view.image.size)
-    box = (left, top, left + seen_width, top + seen_height)
+    box = (left_px, top_px, left_px + seen_width, top_px + seen_height)
     if is_squeezed:
         box = (0, 0, width, height)
     share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
-    ImageDraw.Draw(whole).rectangle(
+    ImageDraw.Draw(original).rectangle(
         (box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 0, 0), width=max(2, width // 80)
     )
     cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
-    for index, image in enumerate((whole, _darken_background(view))):
+    for index, image in enumerate((original, _darken_background(view))):
         thumbnail = image.copy()
         thumbnail.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
         cell.paste(thumbnail, (index * (_SIDE_PX + _GAP_PX), _TEXT_PX))

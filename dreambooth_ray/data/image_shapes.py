@@ -136,9 +136,9 @@ class ShapeRule:
         )
         cut = ImageOps.fit(image, shape, Image.Resampling.LANCZOS, centering=(across, down))
         scale = max(shape.width / image.width, shape.height / image.height)
-        left = round((scale * image.width - shape.width) * across)
-        top = round((scale * image.height - shape.height) * down)
-        return ImageCut(cut, left, top, seen_mask)
+        left_px = round((scale * image.width - shape.width) * across)
+        top_px = round((scale * image.height - shape.height) * down)
+        return ImageCut(cut, left_px, top_px, seen_mask)
 
     def _find_position(
         self, image: Image.Image, shape: ImageShape, mask: Image.Image | None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.doctor import Tally, measure_subject
+from benchmarks.doctor_accuracy import Tally, measure_subject
 from dreambooth_ray.data.quality.inspection import inspect_photographs
 from tests import dreambench
 from tests.efficientnet import EfficientNetLite0

@@ -1,7 +1,7 @@
 """What is wrong with a folder of photographs, before training learns it.
 
 Each issue has a value, its bound, the photographs, and a sentence for people. The bounds
-were set on DreamBench photographs, whole and with planted faults (`benchmarks/doctor.py`).
+were set on DreamBench photographs, whole and with planted faults (`benchmarks/doctor_accuracy.py`).
 """
 
 import itertools

@@ -18,7 +18,7 @@ from dreambooth_ray.data.quality.subject_region import SubjectRegion, find_subje
 from dreambooth_ray.errors import DataError
 
 # Set on 16 DreamBench subjects, whole and with planted faults, and counted on 14 others:
-# benchmarks/doctor.py.
+# benchmarks/doctor_accuracy.py.
 SHARP, BLURRED, MIN_EVENNESS = 0.21, 0.14, 0.855
 SUBJECT_DARK, FRAME_DARK = (50.0, 85.0), (90.0, 100.0)
 MAX_SUBJECT_CLIPPED, MAX_FRAME_CLIPPED, MAX_SUBJECT_TOUCHED, MAX_RAGGED = 0.35, 0.2, 0.15, 0.17

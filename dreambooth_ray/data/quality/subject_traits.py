@@ -85,14 +85,14 @@ def _read_backwards(words: list[str], passes: frozenset[str] | None = None) -> I
 
 def _read_predicate(words: list[str]) -> Iterator[str]:
     """Traits of "is brown and white", "that is brown", "made of red leather"."""
-    rest = words[1:] if words[:1] in (["that"], ["which"]) else words
-    if rest[:1] in (["is"], ["are"]):
-        rest = rest[1:]
-    if rest[:2] == ["made", "of"]:
-        rest = rest[2:]
-    elif len(rest) == len(words):
+    predicate = words[1:] if words[:1] in (["that"], ["which"]) else words
+    if predicate[:1] in (["is"], ["are"]):
+        predicate = predicate[1:]
+    if predicate[:2] == ["made", "of"]:
+        predicate = predicate[2:]
+    elif len(predicate) == len(words):
         return
-    for word in rest:
+    for word in predicate:
         if word in _TRAITS:
             yield word
         elif word not in _DEGREES:

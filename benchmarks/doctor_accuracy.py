@@ -1,6 +1,6 @@
 """How right the doctor is: planted faults that it finds, and flags on good photographs.
 
-    python -m benchmarks.doctor --photographs DIR --json benchmarks/results/doctor.json
+    python -m benchmarks.doctor_accuracy --photographs DIR --json benchmarks/results/doctor.json
 
 DIR has a folder of photographs a subject, as `dataset` of github.com/google/dreambooth: 30
 subjects, 158 photographs. The doctor's bounds were set with some of the subjects and are counted on

@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import doctor
-from benchmarks.doctor import Tally, find_subjects, measure_subject, split_name
+from benchmarks import doctor_accuracy
+from benchmarks.doctor_accuracy import Tally, find_subjects, measure_subject, split_name
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 
 def test_the_split_is_by_name_and_keeps_what_bounds_were_set_with_before() -> None:
-    assert {split_name(name) for name in doctor.EARLIER} == {"setting"}
+    assert {split_name(name) for name in doctor_accuracy.EARLIER} == {"setting"}
     assert [split_name(name) for name in ("vase", "can", "dog5", "clock", "red_cartoon")] == [
         "setting", "held out", "held out", "setting", "held out",
     ]  # fmt: skip
@@ -54,8 +54,8 @@ def test_faults_are_planted_counted_and_found(
     write_photographs(tmp_path / "vase", 7, "robot", 2, size_px=512)
     for name in ("FAULTS", "COPIES"):
         kinds = {"out of focus", "black bars", "cropped", "mirrored"}
-        chosen = {k: v for k, v in getattr(doctor, name).items() if k in kinds}
-        monkeypatch.setattr(doctor, name, chosen)
+        chosen = {k: v for k, v in getattr(doctor_accuracy, name).items() if k in kinds}
+        monkeypatch.setattr(doctor_accuracy, name, chosen)
     tally = Tally()
     measure_subject("vase", find_subjects(tmp_path)["vase"], tally)
     record = tally.as_record()
@@ -70,7 +70,7 @@ def test_faults_are_planted_counted_and_found(
 
 def test_each_fault_changes_the_image_and_can_be_planted_again() -> None:
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 40).convert("RGB")
-    plants = {k: plant for k, (_, plant) in doctor.FAULTS.items()} | doctor.COPIES
+    plants = {k: plant for k, (_, plant) in doctor_accuracy.FAULTS.items()} | doctor_accuracy.COPIES
     for kind, plant in plants.items():
         planted = plant(image.copy())
         assert planted.tobytes() != image.tobytes(), kind
