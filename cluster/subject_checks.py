@@ -1,26 +1,18 @@
 """A preflight of the subjects: their photographs, captions and identifiers."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.quality.inspection import inspect_photographs
 from dreambooth_ray.data.remote_images import photographs_folder
-from dreambooth_ray.data.subject import (
-    Photograph,
-    check_identifier_use,
-    check_masks,
-    describe_enlarged,
-    identifier_warning,
-    read_configured_subject,
-    split_photographs,
-)
+from dreambooth_ray.data.subject import Photograph, describe_enlarged, split_photographs
+from dreambooth_ray.data.subject_doubts import read_checked_subject
 from dreambooth_ray.errors import DreamBoothError
 
 
@@ -30,7 +22,6 @@ def check_subjects(config: Config) -> Iterator[PreflightFinding]:
     yield from findings
     if not any(finding.fatal for finding in findings):
         yield from _check_images(config)
-    yield from _check_identifiers(config)
 
 
 def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
@@ -44,7 +35,6 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
         unreadable = list(_find_unreadable(paths))
         yield from unreadable
         if not unreadable:
-            yield from _check_captions(config, subject)
             side_px, word = config.train.side_px, config.word(subject)
             for photo_finding in inspect_photographs(
                 folder, side_px, word, subject.class_noun
@@ -54,24 +44,22 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
 
 
 def _check_images(config: Config) -> Iterator[PreflightFinding]:
-    """Photographs that no bucket fits, bad masks, and too few class images for all shapes."""
-    trained_photographs, doubts = list[Photograph](), list[str]()
+    """What training would refuse of photographs, captions and masks that can be read, and doubts."""
+    trained_photographs = list[Photograph]()
     try:
         for subject in config.all_subjects:
-            photographs = read_configured_subject(config, subject)
-            doubts += check_identifier_use(config, subject, photographs)
-            doubts += check_masks(config, photographs)
+            photographs, doubts = read_checked_subject(config, subject)
+            for key, text in doubts:
+                yield PreflightFinding(key, text, fatal=False)
             trained_photographs += split_photographs(config, photographs)[0]
         list_class_shapes(config, trained_photographs)
     except DreamBoothError as error:
-        key = str(error).partition("=")[0]
-        is_key = key.startswith(("train.", "prior.", "validation.", "identifier."))
-        yield PreflightFinding(key if is_key else "subject.photos", str(error))
+        named_key = re.match(r"(?:train|prior|validation|identifier)\.\w+", str(error))
+        yield PreflightFinding(named_key[0] if named_key else "subject.photos", str(error))
         return
     if not config.train.has_one_shape:
-        doubts += describe_enlarged(trained_photographs)
-    for doubt in doubts:
-        yield PreflightFinding("subject.photos", doubt, fatal=False)
+        for text in describe_enlarged(trained_photographs):
+            yield PreflightFinding("subject.photos", text, fatal=False)
 
 
 def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:
@@ -85,19 +73,3 @@ def _find_unreadable(paths: list[Path]) -> Iterator[PreflightFinding]:
         find_captions(paths)
     except DreamBoothError as error:
         yield PreflightFinding("subject.photos", str(error))
-
-
-def _check_captions(config: Config, subject: SubjectConfig) -> Iterator[PreflightFinding]:
-    if not config.prior.keeps_output:
-        return
-    try:
-        check_preserved_captions(config, subject, read_configured_subject(config, subject))
-    except DreamBoothError as error:
-        yield PreflightFinding("prior.captions", str(error))
-
-
-def _check_identifiers(config: Config) -> Iterator[PreflightFinding]:
-    for subject in config.all_subjects:
-        warning = identifier_warning(config.word(subject), subject.class_noun)
-        if warning:
-            yield PreflightFinding("subject.identifier", warning, fatal=False)

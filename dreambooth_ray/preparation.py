@@ -12,11 +12,9 @@ from dreambooth_ray.config.idle_settings import find_idle_settings
 from dreambooth_ray.config.learning_rates import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.caption_variants import find_doubt
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
-from dreambooth_ray.data.preserved_captions import check_preserved_captions
 from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.data.run_inputs import (
     PhotographRecord,
@@ -25,15 +23,8 @@ from dreambooth_ray.data.run_inputs import (
     read_pins,
     record_photographs,
 )
-from dreambooth_ray.data.subject import (
-    Photograph,
-    check_identifier_use,
-    check_masks,
-    describe_enlarged,
-    identifier_warning,
-    read_configured_subject,
-    split_photographs,
-)
+from dreambooth_ray.data.subject import Photograph, describe_enlarged, split_photographs
+from dreambooth_ray.data.subject_doubts import read_checked_subject
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
@@ -133,21 +124,15 @@ def _check_subjects(
     """
     records, trained_photographs = [], list[Photograph]()
     for subject in config.all_subjects:
-        photographs = read_configured_subject(config, subject)
+        photographs, doubts = read_checked_subject(config, subject)
         trained_photographs += split_photographs(config, photographs)[0]
-        check_preserved_captions(config, subject, photographs)
         check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
         records.append(record_photographs(photographs, config.instance_prompts(subject)))
-        if doubt := find_doubt(config, subject, [p.own_caption for p in photographs]):
-            display.say(f"warning: {doubt}")
-        doubts = check_identifier_use(config, subject, photographs)
-        for doubtful in doubts + check_masks(config, photographs):
-            display.say(f"warning: subject.photos={subject.photos!r}: {doubtful}")
+        photos = f"subject.photos={subject.photos!r}: "
+        for key, text in doubts:
+            display.say(f"warning: {photos if key == 'subject.photos' else ''}{text}")
         if unread := describe_unread(photographs_folder(subject.photos)):
-            display.say(f"warning: subject.photos={subject.photos!r}: {unread}")
-        warning = identifier_warning(config.word(subject), subject.class_noun)
-        if warning:
-            display.say(f"warning: {warning}")
+            display.say(f"warning: {photos}{unread}")
     if not config.train.has_one_shape:
         for enlarged in describe_enlarged(trained_photographs):
             display.say(f"warning: {enlarged}")

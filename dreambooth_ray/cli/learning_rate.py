@@ -31,10 +31,12 @@ def lr(
             f"--lowest={lowest:g} --highest={highest:g}: give two rates above 0, the lower first"
         )
     from dreambooth_ray.bundles.new_path import check_file, explained_writing
+    from dreambooth_ray.config.learning_rates import check_ramp
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.imports import large_imports
 
     config = load_config(recipe, overrides or [])
+    check_ramp(config)
     if plot:
         import matplotlib  # noqa: F401  now, not after minutes: it comes with an extra
 

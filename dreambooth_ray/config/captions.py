@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field, field_validator, model_validator
 
-from dreambooth_ray.config.section import Section, Text
+from dreambooth_ray.config.section import Section, Text, check_placeholders
 
 CAPTION = "{caption}"
 
@@ -57,6 +57,7 @@ class CaptionsConfig(Section):
     @classmethod
     def _templates_hold_the_caption(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
+            check_placeholders(template, ("identifier", "class_noun", "caption"))
             if CAPTION not in template:
                 raise ValueError(
                     f"{template!r} has no {CAPTION}; put it where the photograph's own caption is "

@@ -47,6 +47,11 @@ _RULES = (
         "validation", ("held_out", "timesteps", "min_delta"), lambda c: c.validation,
         lambda c: not c.validation.every, "validation.every above 0",
     ),
+    _IdleRule(
+        "checkpoint", ("best",), lambda c: c.checkpoint,
+        lambda c: (c.checkpoint.best or "").startswith("val_") and not c.validation.every,
+        "validation.every above 0",
+    ),
 )  # fmt: skip
 
 

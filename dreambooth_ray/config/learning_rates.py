@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_ray.config.optimizers import TRAITS
+from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -68,3 +69,12 @@ def check_rates(config: "Config") -> list[str]:
             "nowhere; 5e-4 to 5e-3 is usual"
         )
     return warnings
+
+
+def check_ramp(config: "Config") -> None:
+    """raises: ConfigError where a ramp of train.lr tells nothing"""
+    if config.train.optimizer == "prodigy":
+        raise ConfigError(
+            "train.optimizer=prodigy finds its rate itself, and train.lr is a factor on it; "
+            "a ramp tells nothing there: leave train.lr at 1"
+        )

@@ -175,7 +175,11 @@ def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
 
 
 # Two ways to say one thing: an override takes the place of either.
-_INSTEAD = {"train.images": "train.steps", "train.steps": "train.images"}
+_INSTEAD = {
+    "train.images": "train.steps",
+    "train.steps": "train.images",
+    "subjects": "subject",
+}
 
 
 def _alternatives(overrides: list[str]) -> set[str]:
@@ -191,7 +195,9 @@ def layer_overrides(overrides: list[str], later: list[str]) -> list[str]:
 
 def _remove_key(tree: dict[str, Any], key: str) -> None:
     section, _, leaf = key.partition(".")
-    if isinstance(tree.get(section), dict):
+    if not leaf:
+        tree.pop(section, None)
+    elif isinstance(tree.get(section), dict):
         tree[section].pop(leaf, None)
 
 

@@ -1,11 +1,16 @@
 """The sections that say where a run works and what it keeps there."""
 
 import os
+import re
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.section import PathText, Section, Text
+
+
+# Keys of metrics.jsonl of which the lowest is best.
+_LOSS = re.compile(r"(val_)?((instance|prior)_)?loss|output_loss|val_(instance|prior)_loss_bin\d+")
 
 
 class CountRange(Section):
@@ -29,6 +34,16 @@ class CheckpointConfig(Section):
     best: Text | None = Field(
         None, description="metric whose lowest checkpoint is kept as well: val_loss, loss"
     )
+
+    @field_validator("best")
+    @classmethod
+    def _best_is_a_loss(cls, metric: str | None) -> str | None:
+        if metric is not None and not _LOSS.fullmatch(metric):
+            raise ValueError(
+                "it is no loss of a run; take val_loss, val_instance_loss, val_prior_loss, loss, "
+                "instance_loss, prior_loss or output_loss"
+            )
+        return metric
 
 
 class ClusterConfig(Section):

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.machines import CountRange
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.config.section import PathText, Text
+from dreambooth_ray.config.section import PathText, Template
 
 
 class PriorConfig(SamplingParams):
@@ -22,7 +22,7 @@ class PriorConfig(SamplingParams):
     output_weight: float = Field(
         5.0, ge=0, description="weight of the loss that keeps the base model's output"
     )
-    captions: Literal["stripped", "class"] | tuple[Text, ...] = Field(
+    captions: Literal["stripped", "class"] | tuple[Template, ...] = Field(
         "stripped",
         description="under which its output is kept: the image's own without the identifier, "
         "those of prior.prompt, or a list",
@@ -44,7 +44,7 @@ class PriorConfig(SamplingParams):
     )
     resources: dict[str, float] = Field({}, description="Ray custom resources of an actor")
     weight: float = Field(1.0, ge=0, description="lambda: weight of the loss over class images")
-    prompt: Text | tuple[Text, ...] = Field(
+    prompt: Template | tuple[Template, ...] = Field(
         "a {class_noun}", description="{class_noun} is filled in; several take turns"
     )
     batch_size: int = Field(8, ge=1, le=1024, description="images an actor draws at once")

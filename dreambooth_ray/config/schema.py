@@ -15,7 +15,7 @@ from dreambooth_ray.config.machines import (
 )
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.config.section import ID_PATTERN, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, Section, Template
 from dreambooth_ray.config.training import (
     IdentifierConfig,
     LossConfig,
@@ -32,7 +32,16 @@ class SampleConfig(SamplingParams):
     every: int = Field(
         0, ge=0, description="steps between samples; 0 draws none; of checkpoints where sharded"
     )
-    prompts: tuple[Text, ...] = ("a {identifier} {class_noun}",)
+    prompts: tuple[Template, ...] = ("a {identifier} {class_noun}",)
+
+    @model_validator(mode="after")
+    def _there_is_something_to_sample(self) -> "SampleConfig":
+        if self.every and not self.prompts:
+            raise ValueError(
+                f"sample.every={self.every} and sample.prompts is an empty list; give a prompt, or "
+                "sample.every=0"
+            )
+        return self
 
 
 class Config(Section):

@@ -1,6 +1,7 @@
 """What every section of the configuration is made of."""
 
 import os.path
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
@@ -15,6 +16,17 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111  a Path would fold the slashes of a URI
 
 
+def check_placeholders(template: str, names: tuple[str, ...] = ("identifier", "class_noun")) -> str:
+    """raises: ValueError for a {word} that nothing would be put in for"""
+    unknown_names = [n for n in re.findall(r"\{(\w+)\}", template) if n not in names]
+    if unknown_names:
+        known_names = ", ".join(f"{{{name}}}" for name in names)
+        raise ValueError(f"nothing is put in for {{{unknown_names[0]}}}; there are {known_names}")
+    return template
+
+
+# A prompt in which {identifier} and {class_noun} are filled in.
+Template = Annotated[Text, AfterValidator(check_placeholders)]
 # A file, folder or URI; a relative one is relative to the working directory.
 PathText = Annotated[Text, AfterValidator(expand_home)]
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.learning_rates import default_rate
 from dreambooth_ray.config.optimizers import OptimizerName, find_optimizer_obstacle
-from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Text
+from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Template, Text
 from dreambooth_ray.config.training_images import TrainingImagesConfig
 
 # YAML reads 32 as a number.
@@ -33,7 +33,7 @@ class SubjectConfig(Section):
     name: str | None = Field(
         None, pattern=ID_PATTERN, description="served as, newest run first; none is the run_id"
     )
-    prompts: tuple[Text, ...] = Field(
+    prompts: tuple[Template, ...] = Field(
         (), description="captions where none is given, one at random; none is train.prompt alone"
     )
 
@@ -98,7 +98,9 @@ class TrainConfig(TrainingImagesConfig):
     text_encoder: bool = Field(
         True, description="train the text encoder as well; default true for full, else false"
     )
-    prompt: Text = Field("a {identifier} {class_noun}", description="caption where none is given")
+    prompt: Template = Field(
+        "a {identifier} {class_noun}", description="caption where none is given"
+    )
     flip: bool = Field(False, description="mirror images at random")
     precision: Precision = Field("32", description="of the computation; weights stay in float32")
     gradient_checkpointing: bool = Field(False, description="compute twice to hold less")

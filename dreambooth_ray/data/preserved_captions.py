@@ -23,9 +23,10 @@ def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> 
     word = config.word(subject)
     if not has_word(caption, word):
         raise DataError(
-            f"the caption {caption!r} has no identifier {word!r}: prior.kind={config.prior.kind} "
-            "would hold this caption to what the base model makes of it, while it is trained to "
-            "make the subject; put the identifier in, or set prior.captions=class"
+            f"prior.captions=stripped: the caption {caption!r} has no identifier {word!r}; "
+            f"prior.kind={config.prior.kind} would hold this caption to what the base model makes "
+            "of it, while it is trained to make the subject; put the identifier in, or set "
+            "prior.captions=class"
         )
     for each in config.all_subjects:
         caption = strip_word(caption, config.word(each))

@@ -18,7 +18,7 @@ import torch
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import read_configured_subject
-from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import cast_untrainable_encoders, resolve_device
 from dreambooth_ray.models.trainable_params import apply_method
@@ -120,11 +120,7 @@ class RateRamp:
 
     def __init__(self, config: Config, directory: Path, device: str = "auto") -> None:
         """directory: of the base model; raises ConfigError, DataError"""
-        if config.train.optimizer == "prodigy":
-            raise ConfigError(
-                "train.optimizer=prodigy finds its rate itself, and train.lr is a factor on it; "
-                "a ramp tells nothing there: leave train.lr at 1"
-            )
+        check_ramp(config)
         self._config = config = _adapt(config)
         self._device = resolve_device(device)
         components = load_components(directory)

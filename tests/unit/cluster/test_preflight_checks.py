@@ -136,6 +136,15 @@ def test_a_caption_that_training_would_refuse_is_found(photos: Path, tmp_path: P
     assert "has no identifier" in next(f.text for f in findings if f.fatal)
 
 
+def test_doubtful_settings_of_captions_are_told_as_training_tells_them(
+    photos: Path, tmp_path: Path
+) -> None:
+    findings = run_preflight(make_config(photos, tmp_path, "captions.tag_dropout=0.5"))
+    assert not fatal_keys(findings)
+    (finding,) = [finding for finding in findings if finding.key == "captions"]
+    assert "no caption has a tag" in finding.text
+
+
 def test_a_caption_that_can_not_be_read_is_found(photos: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(photos, tmp_path / "mine"))
     (folder / f"{min(photos.glob('*.png')).stem}.txt").write_bytes(b"a sks robot\0")

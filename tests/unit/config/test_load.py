@@ -52,6 +52,14 @@ def test_one_of_steps_and_images_takes_the_place_of_a_recipes_other(
     assert parse_config(f"{MINIMAL}\ntrain: {{{recipe}}}", "x", [override]).train.steps == 26
 
 
+def test_subjects_take_the_place_of_a_recipes_subject() -> None:
+    subjects = "[{photos: a, class_noun: dog, identifier: sks}, {photos: b, class_noun: cat, " + (
+        "identifier: zwx}]"
+    )
+    config = parse_config(MINIMAL, "x", [f"subjects={subjects}", "prior.count=4"])
+    assert [subject.photos for subject in config.all_subjects] == ["a", "b"]
+
+
 def test_a_recipe_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(MINIMAL)
@@ -85,6 +93,14 @@ def test_a_shipped_recipe_is_found_without_its_ending() -> None:
         ("train.batch_size=3 ", ["cluster.workers=2", "train.batch_size=3"]),
         ("prior.count=1", ["prior.count=1", "train.batch_size=2"]),
         ("run_id=../x", ["run_id='../x'"]),
+        ("train.prompt=a {identifer} dog", ["train.prompt='a {identifer} dog'", "{identifier}"]),
+        ("prior.prompt=a {class}", ["prior.prompt", "nothing is put in for {class}"]),
+        ("prior.prompt=[a {class}]", ["prior.prompt", "nothing is put in for {class}"]),
+        ("prior.captions=['a {noun}']", ["prior.captions", "nothing is put in for {noun}"]),
+        ("captions.templates=['{captoin} {caption}']", ["captions.templates", "{captoin}"]),
+        ("sample.prompts=['a {sks}']", ["sample.prompts.0='a {sks}'"]),
+        ("sample={every: 5, prompts: []}", ["sample.every=5", "sample.prompts is an empty list"]),
+        ("checkpoint.best=nonsense", ["checkpoint.best='nonsense'", "val_loss"]),
     ],
 )
 def test_a_bad_override_names_the_key_and_what_to_do(override: str, words: list[str]) -> None:
