@@ -44,7 +44,7 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
 
 
 def _check_images(config: Config) -> Iterator[PreflightFinding]:
-    """What training would refuse of photographs, captions and masks that can be read, and doubts."""
+    """What training would refuse of subjects whose files can be read, and what is doubtful."""
     trained_photographs = list[Photograph]()
     try:
         for subject in config.all_subjects:

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.section import PathText, Section, Text
 
-
 # Keys of metrics.jsonl of which the lowest is best.
 _LOSS = re.compile(r"(val_)?((instance|prior)_)?loss|output_loss|val_(instance|prior)_loss_bin\d+")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dreambooth_ray.config.learning_rates import check_ramp
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.errors import DreamBoothError
