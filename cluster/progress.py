@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import requests
 
-from cluster.ray_jobs import RayJobs, RunJob
+from cluster.ray_jobs import RunJob
 from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import ImageRate, describe_step, describe_workers
 from dreambooth_ray.errors import CapacityError, StorageError
-from dreambooth_ray.runs import is_finished, read_run_config
+from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_follower import MetricsFollower
@@ -19,6 +20,7 @@ from dreambooth_ray.training.metrics_log import RESTARTS
 from dreambooth_ray.training.worker_messages import read_new_messages
 
 INTERVAL_S = 3.0
+_SILENCES = (requests.RequestException, ConnectionError, CapacityError, StorageError, OSError)
 
 
 @dataclass(frozen=True)
@@ -71,28 +73,45 @@ class ProgressReader:
         )
 
 
-def watch_run(jobs: RayJobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
+class Jobs(Protocol):
+    """Where runs are: a cluster of Ray's, or Kubernetes."""
+
+    def state(self, job: RunJob) -> str:
+        """How a job stands now, in a word; for one that failed, with the reason."""
+
+    def is_active(self, job: RunJob) -> bool:
+        """Whether a job waits or runs."""
+
+    def config(self, job: RunJob) -> Config:
+        """What the run was sent with."""
+
+
+def watch_run(jobs: Jobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
     """Say how a run goes until its job ends; returns how it ended.
 
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
     run, seen_messages = Store(job.run_uri), set[str]()
-    progress, last_line = ProgressReader(run, read_run_config(run), price), ""
+    progress, last_line = ProgressReader(run, jobs.config(job), price), ""
     for _ in _ticks():
+        end_state = outcome = ""
         try:
+            end_state = "" if jobs.is_active(job) else jobs.state(job)
             # Restarts and warnings, from the run's beginning on.
             for message in read_new_messages(run, seen_messages):
                 say(message)
             line = progress.read().line()
-            active = jobs.is_active(job)
-            end_state = "" if active else jobs.state(job)
-        except (requests.RequestException, ConnectionError, CapacityError, StorageError, OSError):
-            line, active, end_state = "no answer; the run goes on, asking again", True, ""
+            if end_state:
+                outcome = "finished" if is_finished(run) else end_state
+        except _SILENCES:
+            line = "no answer; the run goes on, asking again"
+            if end_state:
+                line, outcome = "no answer from storage", end_state
         if line != last_line:
             last_line = line
             say(line)
-        if not active:
-            return "finished" if is_finished(run) else end_state
+        if outcome:
+            return outcome
     raise AssertionError("ticks have no end")
 
 

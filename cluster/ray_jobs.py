@@ -19,7 +19,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote, upload_photographs
 from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.models.model_mirror import send_model
-from dreambooth_ray.runs import is_finished, open_run
+from dreambooth_ray.runs import is_finished, open_run, read_run_config
 from dreambooth_ray.storage.store import Store
 
 PACKAGES = ("dreambooth_ray", "cluster", "serve")
@@ -131,6 +131,14 @@ class RayJobs:
     def is_active(self, job: RunJob) -> bool:
         """Whether a job waits or runs."""
         return self._client.get_job_status(job.submission_id) in _ACTIVE
+
+    def config(self, job: RunJob) -> Config:
+        """What the run was sent with. raises: CheckpointError if its storage has none"""
+        return read_run_config(Store(job.run_uri))
+
+    def has_begun(self, job: RunJob) -> bool:
+        """Whether somebody hears of requests: a driver is there as soon as a job is."""
+        return True
 
     def logs(self, job: RunJob) -> str:
         """Everything the job has printed."""

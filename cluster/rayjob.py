@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import re
-import shutil
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,35 +13,25 @@ from cluster.pod_checks import check_pod_settings
 from cluster.ray_jobs import make_portable_config
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.store import Store
 
 Resource = dict[str, Any]
 RECIPE = "recipe.yaml"
+# Annotations, by which a RayJob is known as a run, and the label of everything that is ours.
+RUN_ID, RUN_URI = "dreambooth/run-id", "dreambooth/run-uri"
+PART_OF = "app.kubernetes.io/part-of=dreambooth"
+# The container that submits, by KubeRay's name for it.
+SUBMITTER = "ray-job-submitter"
 # KubeRay refuses longer ones: it puts words and letters behind them.
 MAX_NAME_LENGTH = 47
 
 
-def submit_rayjob(config: Config, image: str, namespace: str, *, apply: bool) -> str:
-    """The manifests of a run as YAML; with `apply` handed to kubectl, and its words returned.
-
-    raises: ConfigError for settings that pods can't use, CapacityError if kubectl is missing or
-        refuses
-    """
+def format_rayjob(config: Config, image: str, namespace: str) -> str:
+    """The manifests of a run as YAML. raises: ConfigError for settings that pods can't use"""
     refuse_pod_settings(config, image, namespace)
-    if apply and not shutil.which("kubectl"):
-        raise CapacityError(
-            "--apply needs kubectl, which is not installed; leave it out, and apply what is printed"
-        )
-    text = yaml.safe_dump_all(render_rayjob(config, image, namespace), sort_keys=False)
-    if not apply:
-        return text
-    result = subprocess.run(
-        ["kubectl", "apply", "--filename", "-"],
-        input=text, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    if result.returncode:
-        raise CapacityError(f"kubectl apply failed: {result.stderr.strip()}")
-    return result.stdout.strip()
+    return yaml.safe_dump_all(render_rayjob(config, image, namespace), sort_keys=False)
 
 
 def refuse_pod_settings(config: Config, image: str, namespace: str) -> None:
@@ -72,7 +60,7 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
         "name": name_rayjob(str(portable.run_id), portable.storage.uri),
         "namespace": namespace,
     }
-    labels = {"app.kubernetes.io/part-of": "dreambooth"}
+    labels = dict([PART_OF.split("=")])
     recipe = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -80,7 +68,11 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
         "data": {RECIPE: dump_config(portable)},
     }
     job = copy.deepcopy(yaml.safe_load(_manifest_path().read_text()))
-    job["metadata"] = {**meta, "labels": {**labels, "app.kubernetes.io/name": "dreambooth-train"}}
+    job["metadata"] = {
+        **meta,
+        "labels": {**labels, "app.kubernetes.io/name": "dreambooth-train"},
+        "annotations": {RUN_ID: str(portable.run_id), RUN_URI: _name_run_uri(portable)},
+    }
     cluster = job["spec"]["rayClusterSpec"]
     cluster["rayVersion"] = version("ray")
     group = "gpu" if portable.cluster.gpus else "cpu"
@@ -94,6 +86,10 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
         ]
     _fill_names(job, image, meta["name"])
     return [recipe, job]
+
+
+def _name_run_uri(config: Config) -> str:
+    return f"{Store(config.storage.uri).uri}/{paths.run(str(config.run_id))}"
 
 
 def _fill_names(tree: Any, image: str, recipe: str) -> None:

@@ -66,7 +66,7 @@ def train_demo(config: Config, out: Path, display: Display) -> PreparedRun:
 def compare_models(prepared: PreparedRun, out: Path, display: Display) -> dict[str, object]:
     """Sample from both models, write the contact sheet, return the report without its time."""
     display.say("drawing with the model before and after")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(count_threads())
     prompt = prepared.config.instance_prompt
     photos = [read_photograph(path) for path in find_photographs(out / "photos")]
     tuned = Engine(out / paths.BUNDLE)
@@ -75,6 +75,14 @@ def compare_models(prepared: PreparedRun, out: Path, display: Display) -> dict[s
     contexts = generate_new_contexts(tuned, prompt)
     make_contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
     return make_report(photos, before, after, contexts, load_evaluator())
+
+
+def count_threads() -> int:
+    """What the environment says, as in pods, whose share of the cores it is; else all cores.
+
+    Threads of one core's share wait for each other at every operation.
+    """
+    return int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or os.cpu_count() or 1)
 
 
 def write_report(report: dict[str, object], out: Path) -> None:

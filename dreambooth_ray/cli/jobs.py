@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,17 +16,22 @@ from dreambooth_ray.cli.preflight import (
     fit_memory,
     refuse_fatal_findings,
 )
-from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.errors import ConfigError, StorageError, describe_error
 
 if TYPE_CHECKING:
     from cluster.cluster_registry import ClusterEntry
-    from cluster.ray_jobs import RayJobs
+    from cluster.kubernetes_runs import KubernetesRuns
+    from cluster.ray_jobs import RayJobs, RunJob
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 Cluster = Annotated[str, typer.Option("--cluster", help="name in the clusters file")]
+K8s = Annotated[bool, typer.Option("--k8s", help="instead of a cluster: by kubectl")]
 RunId = Annotated[str, typer.Argument(help="run id, as submit printed it")]
 NAMESPACE = "dreambooth"
+Namespace = Annotated[
+    str, typer.Option(help=f"with --k8s: {NAMESPACE} if not given", show_default=False)
+]
 _STOP_TIMEOUT_S = 180.0
 
 
@@ -39,25 +45,27 @@ def submit(
     image: Annotated[
         str, typer.Option(help="with --k8s: image of the pods, NAME@sha256:DIGEST")
     ] = "",
-    namespace: Annotated[
-        str, typer.Option(help=f"with --k8s: {NAMESPACE} if not given", show_default=False)
-    ] = "",
+    namespace: Namespace = "",
     apply: Annotated[bool, typer.Option("--apply", help="with --k8s: kubectl apply")] = False,
 ) -> None:
     """Start a run on a cluster; prints its run id at once. The same run is started once."""
     from dreambooth_ray.config.load import load_config
 
-    _refuse_unused_options(cluster, image, namespace, k8s=k8s, apply=apply)
+    _refuse_unused_options({"--image": image, "--apply": apply}, cluster, namespace, k8s=k8s)
     config = load_config(recipe, overrides or [])
     if k8s:
-        from cluster.rayjob import refuse_pod_settings, submit_rayjob
+        from cluster.kubernetes_runs import KubernetesRuns
+        from cluster.rayjob import format_rayjob, refuse_pod_settings
 
         namespace = namespace or NAMESPACE
         # First: what pods can't use is not looked for on this machine either.
         refuse_pod_settings(config, image, namespace)
         if check:
             refuse_fatal_findings(config, None, is_elsewhere=True)
-        print(submit_rayjob(config, image, namespace, apply=apply))
+        if apply:
+            print(KubernetesRuns(namespace).submit(config, image).run_id)
+        else:
+            print(format_rayjob(config, image, namespace))
         return
     entry, jobs = _connect_to_cluster(cluster, clusters)
     config = fit_memory(config, entry)
@@ -67,61 +75,96 @@ def submit(
 
 
 def _refuse_unused_options(
-    cluster: str, image: str, namespace: str, *, k8s: bool, apply: bool
+    pod_options: Mapping[str, object], cluster: str, namespace: str, *, k8s: bool
 ) -> None:
+    """pod_options: of this verb, by name, that mean nothing without pods"""
     if k8s and cluster:
         raise ConfigError(
             f"--cluster={cluster!r} and --k8s are two places for one run; leave out one of them"
         )
-    options = {"--image": image, "--namespace": namespace, "--apply": apply}
-    given = [name for name, value in options.items() if value]
-    if given and not k8s:
-        raise ConfigError(f"{', '.join(given)} is for pods alone; add --k8s, or leave it out")
+    options = {**pod_options, "--namespace": namespace}
+    unused = [name for name, value in options.items() if value]
+    if unused and not k8s:
+        raise ConfigError(f"{', '.join(unused)} is for pods alone; add --k8s, or leave it out")
 
 
-def watch(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
+def watch(
+    run: RunId,
+    cluster: Cluster = "",
+    k8s: K8s = False,
+    namespace: Namespace = "",
+    clusters: Clusters = CLUSTERS_FILE,
+) -> None:
     """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
     from cluster.progress import watch_run
 
-    entry, jobs = _connect_to_cluster(cluster, clusters)
-    outcome = watch_run(
-        jobs, jobs.get(run), entry.price_an_hour, lambda line: print(line, flush=True)
-    )
+    jobs, price_an_hour = _find_runs(cluster, clusters, namespace, k8s=k8s)
+    outcome = watch_run(jobs, jobs.get(run), price_an_hour, lambda line: print(line, flush=True))
     print(outcome)
     if outcome.startswith("failed"):
         sys.exit(1)
 
 
-def logs(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
+def logs(
+    run: RunId,
+    cluster: Cluster = "",
+    k8s: K8s = False,
+    namespace: Namespace = "",
+    clusters: Clusters = CLUSTERS_FILE,
+) -> None:
     """Print what a run's newest job has printed."""
-    _, jobs = _connect_to_cluster(cluster, clusters)
+    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
     print(jobs.logs(jobs.get(run)), end="")
 
 
-def stop(run: RunId, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
+def stop(
+    run: RunId,
+    cluster: Cluster = "",
+    k8s: K8s = False,
+    namespace: Namespace = "",
+    clusters: Clusters = CLUSTERS_FILE,
+) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
-    from dreambooth_ray.storage.store import Store
-    from dreambooth_ray.training.stop_request import request_stop
-
-    _, jobs = _connect_to_cluster(cluster, clusters)
+    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
     job = jobs.get(run)
     if not jobs.is_active(job):
         print(f"{run} does not run: {jobs.state(job)}")
-        return
-    request_stop(Store(job.run_uri))
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    elif not jobs.has_begun(job):
+        jobs.kill(job)
+        print(f"{run} had not begun and was taken back")
+    else:
+        print(f"{run} {_stop_job(jobs, job)}")
+
+
+def _stop_job(jobs: "RayJobs | KubernetesRuns", job: "RunJob") -> str:
+    """Returns what came of it."""
+    from dreambooth_ray.storage.store import Store
+    from dreambooth_ray.training.stop_request import is_stop_requested, request_stop
+
+    run, deadline = Store(job.run_uri), time.monotonic() + _STOP_TIMEOUT_S
     while jobs.is_active(job):
         if time.monotonic() > deadline:
             jobs.kill(job)
-            print(f"{run} did not end within {_STOP_TIMEOUT_S:.0f} s and was killed")
-            return
+            return f"did not end within {_STOP_TIMEOUT_S:.0f} s and was killed"
+        try:
+            # A driver that starts forgets what was asked of the one before.
+            if not is_stop_requested(run):
+                request_stop(run)
+        except (StorageError, OSError) as error:
+            jobs.kill(job)
+            return (
+                "was killed, and goes on from its newest checkpoint: its storage does not answer "
+                f"from here ({describe_error(error)})"
+            )
         time.sleep(1.0)
-    print(f"{run} stopped")
+    return "stopped"
 
 
 def ls(
     cluster: Annotated[str, typer.Option(help="runs of this cluster, newest first")] = "",
     storage: Annotated[str, typer.Option(help="instead of a cluster: all runs in storage")] = "",
+    k8s: K8s = False,
+    namespace: Namespace = "",
     filter: Annotated[
         str, typer.Option("--filter", "--subject", help="part of a run id, or a pattern with *")
     ] = "",
@@ -134,14 +177,19 @@ def ls(
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
 
-    if bool(cluster) == bool(storage):
-        raise ConfigError("ls lists a cluster or a storage; give --cluster NAME or --storage URI")
+    if not (storage or cluster or k8s):
+        raise ConfigError(
+            "ls lists a cluster, pods or a storage; give --cluster NAME, --k8s or --storage URI"
+        )
+    if storage and (cluster or k8s):
+        raise ConfigError(f"--storage={storage!r} and runs of a cluster are two lists; give one")
     if storage:
+        _refuse_unused_options({}, "", namespace, k8s=False)
         store = Store(storage)
         uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
         states_by_uri = dict.fromkeys(uris.values(), "unfinished")
     else:
-        jobs = _connect_to_cluster(cluster, clusters)[1].runs()
+        jobs = _find_runs(cluster, clusters, namespace, k8s=k8s)[0].runs()
         uris = {job.run_id: job.run_uri for job in jobs}
         states_by_uri = {job.run_uri: job.state for job in jobs}
     run_ids, has_more = select_page(uris, filter, after, limit)
@@ -152,10 +200,23 @@ def ls(
         print(f"more: --after {run_ids[-1]}", file=sys.stderr)
 
 
-def resume_on(run: str, cluster: str, clusters: Path) -> str:
+def resume_on(run: str, cluster: str, clusters: Path, namespace: str, *, k8s: bool) -> str:
     """Take a run up again on a cluster; returns its run id."""
-    _, jobs = _connect_to_cluster(cluster, clusters)
+    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
     return jobs.resume(run).run_id
+
+
+def _find_runs(
+    cluster: str, clusters: Path, namespace: str, *, k8s: bool
+) -> "tuple[RayJobs | KubernetesRuns, float | None]":
+    """The runs of a cluster, or of pods; and what an hour of it costs, where that is known."""
+    _refuse_unused_options({}, cluster, namespace, k8s=k8s)
+    if k8s:
+        from cluster.kubernetes_runs import KubernetesRuns
+
+        return KubernetesRuns(namespace or NAMESPACE), None
+    entry, jobs = _connect_to_cluster(cluster, clusters)
+    return jobs, entry.price_an_hour
 
 
 def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
@@ -163,6 +224,8 @@ def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, Ra
     from cluster.ray_jobs import RayJobs
 
     if not cluster:
-        raise ConfigError("--cluster is not given; name one of the clusters file")
+        raise ConfigError(
+            "--cluster is not given; name one of the clusters file, or give --k8s for pods"
+        )
     entry = find_cluster(cluster, clusters)
     return entry, RayJobs(entry)

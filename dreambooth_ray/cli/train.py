@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_ray.cli.jobs import resume_on
+from dreambooth_ray.cli.jobs import K8s, Namespace, resume_on
 from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
 from dreambooth_ray.errors import ConfigError
 
@@ -29,21 +29,23 @@ def train(recipe: Recipe, overrides: Overrides = None, force: Force = False) -> 
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="URI of a run, or with --cluster its run id")],
+    run: Annotated[str, typer.Argument(help="URI of a run, or with --cluster or --k8s its run id")],
     overrides: Overrides = None,
     force: Force = False,
     cluster: Annotated[str, typer.Option(help="take it up again there: name of a cluster")] = "",
+    k8s: K8s = False,
+    namespace: Namespace = "",
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Finish a run from its newest intact checkpoint; prints the run's URI."""
-    if cluster:
+    if cluster or k8s or namespace:
         if overrides or force:
             changes = [*(overrides or []), *(["--force"] if force else [])]
             raise ConfigError(
-                f"{' '.join(changes)}: with --cluster a run is taken up as it is; change it with "
-                "`dreambooth resume` from where its storage is reached, without --cluster"
+                f"{' '.join(changes)}: with --cluster or --k8s a run is taken up as it is; change "
+                "it with `dreambooth resume` from where its storage is reached, without them"
             )
-        print(resume_on(run, cluster, clusters))
+        print(resume_on(run, cluster, clusters, namespace, k8s=k8s))
         return
     from dreambooth_ray import api
     from dreambooth_ray.runs import find_run

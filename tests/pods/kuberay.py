@@ -150,8 +150,7 @@ def make_submitter(job: Tree, cluster: Cluster, job_id: str) -> tuple[dict[str, 
         "python -c \"import urllib.request; r=urllib.request.urlopen('"
         f"{address}/api/gcs_healthz', timeout=10); exit(0 if b'success' in r.read() else 1)\""
     )
-    container["command"] = ["/bin/bash", "-ce", "--"]
-    container["args"] = [
+    default = [
         f'until {health} >/dev/null 2>&1 ; do echo "Waiting for Ray Dashboard GCS to become healthy'
         f' at {address} ..." ; sleep 2 ; done ; '
         f"if ! ray job status --address {address} {job_id} >/dev/null 2>&1 ; then "
@@ -159,6 +158,8 @@ def make_submitter(job: Tree, cluster: Cluster, job_id: str) -> tuple[dict[str, 
         f" -- {job['spec']['entrypoint'].strip()} ; fi ; "
         f"ray job logs --address {address} --follow {job_id}"
     ]
+    if "command" not in container:
+        container |= {"command": ["/bin/bash", "-ce", "--"], "args": default}
     _add_variables(container, PYTHONUNBUFFERED="1", RAY_DASHBOARD_ADDRESS=dashboard,
                    RAY_JOB_SUBMISSION_ID=job_id)  # fmt: skip
     _add_token(cluster, container)

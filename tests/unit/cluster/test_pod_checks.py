@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.kubernetes_runs import KubernetesRuns
 from cluster.pod_checks import check_pod_settings, find_image_problem
-from cluster.rayjob import submit_rayjob
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -50,7 +50,7 @@ SETTINGS = {
 @pytest.mark.parametrize(("override", "key"), SETTINGS.items())
 def test_a_setting_that_pods_cannot_use_is_refused(override: str, key: str, applied: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        submit_rayjob(make_config(override), IMAGE, "team", apply=True)
+        KubernetesRuns("team").submit(make_config(override), IMAGE)
     assert str(error.value).startswith(key)
     assert "\n" not in str(error.value)
     assert not applied.exists()
@@ -72,7 +72,7 @@ storage: {uri: s3://bucket/runs}
 def test_several_mistakes_are_named_at_once() -> None:
     config = make_config("storage.uri=out", "subject.photos=photos")
     with pytest.raises(ConfigError, match=r"--image .*; also --namespace='Team' .*storage\.uri"):
-        submit_rayjob(config, "", "Team", apply=True)
+        KubernetesRuns("Team").submit(config, "")
 
 
 @pytest.mark.parametrize("namespace", ["", "Team", "team_a", "-team", "a" * 64, "team\n"])

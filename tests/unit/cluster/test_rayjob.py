@@ -1,15 +1,22 @@
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.rayjob import MAX_NAME_LENGTH, RECIPE, name_rayjob, render_rayjob, submit_rayjob
+from cluster.rayjob import (
+    MAX_NAME_LENGTH,
+    RECIPE,
+    RUN_ID,
+    RUN_URI,
+    SUBMITTER,
+    format_rayjob,
+    name_rayjob,
+    render_rayjob,
+)
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.section import ID_PATTERN
-from dreambooth_ray.errors import CapacityError
 from tests.unit.cluster.test_pod_checks import IMAGE, REMOTE
 
 RUN_IDS = st.from_regex(ID_PATTERN, fullmatch=True)
@@ -37,7 +44,7 @@ def test_gpus_keep_the_gpu_group() -> None:
 
 def test_workers_may_lie_between_bounds() -> None:
     config = load_config("toy-robot", [*REMOTE, "cluster.workers={min: 1, max: 2}"])
-    text = submit_rayjob(config, IMAGE, "team", apply=False)
+    text = format_rayjob(config, IMAGE, "team")
     job = list(yaml.safe_load_all(text))[1]
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 2)
@@ -62,9 +69,19 @@ def test_one_id_in_two_storages_is_two_runs() -> None:
     assert name_rayjob("my-dog", "s3://one/runs") == name_rayjob("my-dog", "s3://one/runs/")
 
 
-def test_without_kubectl_nothing_is_applied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CapacityError, match="needs kubectl"):
-        submit_rayjob(load_config("toy-robot", [*REMOTE]), IMAGE, "team", apply=True)
+def test_the_submitter_hands_on_what_the_job_is() -> None:
+    _, job = render_rayjob(load_config("toy-robot", [*REMOTE]), IMAGE, "team")
+    (submitter,) = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    assert submitter["name"] == SUBMITTER
+    assert submitter["command"] == [
+        "python",
+        "-m",
+        "cluster.job_submitter",
+        job["spec"]["entrypoint"],
+    ]
+
+
+def test_a_job_says_which_run_it_is() -> None:
+    _, job = render_rayjob(load_config("toy-robot", [*REMOTE, "run_id=My_dog"]), IMAGE, "team")
+    annotations = job["metadata"]["annotations"]
+    assert (annotations[RUN_ID], annotations[RUN_URI]) == ("My_dog", "s3://bucket/runs/runs/My_dog")

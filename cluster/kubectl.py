@@ -1,0 +1,40 @@
+"""kubectl, which knows where the cluster is and who asks: KUBECONFIG and its current context."""
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+from dreambooth_ray.errors import CapacityError
+
+_REQUEST_S = 30
+# `replace --force` waits for what it deletes.
+_CALL_S = 300
+
+
+def run_kubectl(*arguments: str, text: str = "") -> str:
+    """What a kubectl command prints. text: its standard input
+
+    raises: CapacityError if kubectl is missing, does not end, or refuses, with its words
+    """
+    if not shutil.which("kubectl"):
+        raise CapacityError("kubectl is not installed, and runs on Kubernetes are asked for by it")
+    command = ["kubectl", f"--request-timeout={_REQUEST_S}s", *arguments]
+    verb = f"kubectl {arguments[0]}"
+    try:
+        result = subprocess.run(
+            command, input=text, text=True, capture_output=True, timeout=_CALL_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CapacityError(f"{verb} has not ended in {_CALL_S} s; is the cluster up?") from error
+    if result.returncode:
+        raise CapacityError(f"{verb} failed: {' '.join(result.stderr.split())}")
+    return result.stdout
+
+
+def read_resources(*arguments: str) -> list[dict[str, Any]]:
+    """The items of `kubectl get` with these arguments. raises: CapacityError"""
+    text = run_kubectl("get", *arguments, "--ignore-not-found", "--output=json")
+    tree = json.loads(text or "{}")
+    items: list[dict[str, Any]] = tree.get("items", [tree] if tree else [])
+    return items

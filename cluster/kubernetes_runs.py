@@ -1,0 +1,222 @@
+"""Runs as RayJobs of KubeRay, by kubectl: submit, look at, stop, take up again.
+
+How a RayJob stands is KubeRay's word (ray-operator/controllers/ray/rayjob_controller.go, 1.7): its
+`jobDeploymentStatus`, and Ray's own `jobStatus` while it runs and after.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from cluster.kubectl import read_resources, run_kubectl
+from cluster.ray_jobs import RunJob
+from cluster.rayjob import (
+    PART_OF,
+    RECIPE,
+    RUN_ID,
+    RUN_URI,
+    SUBMITTER,
+    Resource,
+    refuse_pod_settings,
+    render_rayjob,
+)
+from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import CapacityError, ConfigError, StorageError
+from dreambooth_ray.runs import is_finished
+from dreambooth_ray.storage.store import Store
+
+# KubeRay's kind by its full name: others have a kind of this name, too.
+_KIND = "rayjobs.ray.io"
+_ACTIVE = ("pending", "running", "stopping")
+_WAITING = ("", "Initializing", "Waiting", "Retrying")
+# What KubeRay made for a job has gone before the next one of its name comes, its Job above all.
+_ANEW = ("replace", "--force", "--cascade=foreground", "--timeout=4m", "--filename=-")
+_SUSPEND = '{{"spec": {{"suspend": {}}}}}'
+
+
+class KubernetesRuns:
+    """The runs of one namespace that `dreambooth submit --k8s` has sent."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def runs(self) -> list[RunJob]:
+        """Every run's RayJob, newest first. raises: CapacityError if nothing answers"""
+        jobs = [_read_job(r) for r in self._read(_KIND, f"--selector={PART_OF}") if _is_run(r)]
+        return sorted(jobs, key=lambda job: -job.started_ms)
+
+    def get(self, run: str) -> RunJob:
+        """The RayJob of a run id, or of its own name where two storages have one run id.
+
+        raises: ConfigError naming the runs there are
+        """
+        jobs = self.runs()
+        named = [job for job in jobs if run in (job.run_id, job.submission_id)]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            names = ", ".join(f"{job.submission_id} ({job.run_uri})" for job in named)
+            raise ConfigError(f"run id {run!r} is that of several; give the RayJob's name: {names}")
+        run_ids = ", ".join(job.run_id for job in jobs[:8]) or "none"
+        raise ConfigError(f"no run {run!r} in the namespace {self._namespace}; its runs: {run_ids}")
+
+    def submit(self, config: Config, image: str) -> RunJob:
+        """Make a run's RayJob, or make anew one that has ended; the same run is started once.
+
+        A run that is under way, or has ended well, is given back as it is.
+        raises: ConfigError for settings that pods can't use, or if the name is that of another run
+        """
+        refuse_pod_settings(config, image, self._namespace)
+        manifests = render_rayjob(config, image, self._namespace)
+        # As JSON: kubectl takes some words of YAML's as something else than Python does, n and y.
+        text = "\n".join(json.dumps(resource) for resource in manifests)
+        name = manifests[1]["metadata"]["name"]
+        resources = self._read(_KIND, name)
+        if not resources:
+            run_kubectl("apply", "--filename=-", text=text)
+            return _read_job(manifests[1])
+        previous = _read_job(resources[0])
+        self._refuse_another_recipe(previous, manifests[0]["data"][RECIPE])
+        if previous.state in _ACTIVE or _has_bundle(previous):
+            return previous
+        run_kubectl(*_ANEW, text=text)
+        return _read_job(manifests[1])
+
+    def _refuse_another_recipe(self, job: RunJob, recipe: str) -> None:
+        stored = self._read_recipe(job)
+        if stored and yaml.safe_load(stored) != yaml.safe_load(recipe):
+            raise ConfigError(
+                f"run_id={job.run_id!r} is a run with another configuration (ConfigMap "
+                f"{job.submission_id} in {self._namespace}); choose another run_id, or take that "
+                "run up as it is by `dreambooth resume --k8s`"
+            )
+
+    def config(self, job: RunJob) -> Config:
+        """The configuration a run was sent with. raises: ConfigError if its ConfigMap is gone"""
+        recipe = self._read_recipe(job)
+        if not recipe:
+            raise ConfigError(f"the ConfigMap {job.submission_id} in {self._namespace} is gone")
+        return parse_config(recipe, f"ConfigMap {job.submission_id}", [])
+
+    def resume(self, run: str) -> RunJob:
+        """Let pods take a run up where it stands, unless they do already, or it has ended well."""
+        previous = self.get(run)
+        if previous.state in _ACTIVE or _has_bundle(previous):
+            return previous
+        if previous.state == "suspended":
+            self._suspend(previous, "false")
+            return previous
+        # KubeRay begins no job again that has ended: the same one is made anew.
+        manifest = _without_server_fields(self._read_one(previous))
+        run_kubectl(*_ANEW, text=json.dumps(manifest))
+        return previous
+
+    def state(self, job: RunJob) -> str:
+        """How a job stands now, in a word; for one that failed, with the reason."""
+        resource = self._read_one(job)
+        word, status = _describe_state(resource), resource.get("status", {})
+        reasons = [status.get(key, "") for key in ("reason", "message")]
+        text = " ".join(reason for reason in reasons if reason)
+        return f"{word}: {text}" if word == "failed" and text else word
+
+    def is_active(self, job: RunJob) -> bool:
+        """Whether a job waits or runs."""
+        return _describe_state(self._read_one(job)) in _ACTIVE
+
+    def has_begun(self, job: RunJob) -> bool:
+        """Whether its pods have come: before, there is nobody to hear of anything."""
+        return _describe_state(self._read_one(job)) != "pending"
+
+    def logs(self, job: RunJob) -> str:
+        """What the job has printed, by the pods that submitted it, one after the other.
+
+        raises: CapacityError if there are none
+        """
+        pods = self._read("pods", f"--selector=job-name={job.submission_id}")
+        pods.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+        if not pods:
+            raise CapacityError(f"{job.run_id} has printed nothing: {self.state(job)}")
+        return "".join(
+            run_kubectl("logs", pod["metadata"]["name"], f"--container={SUBMITTER}",
+                        f"--namespace={self._namespace}")
+            for pod in pods
+        )  # fmt: skip
+
+    def kill(self, job: RunJob) -> None:
+        """Take a job's pods away; `resume` lets them come again."""
+        self._suspend(job, "true")
+
+    def _suspend(self, job: RunJob, value: str) -> None:
+        run_kubectl("patch", _KIND, job.submission_id, f"--namespace={self._namespace}",
+                    "--type=merge", f"--patch={_SUSPEND.format(value)}")  # fmt: skip
+
+    def _read(self, kind: str, *arguments: str) -> list[Resource]:
+        return read_resources(kind, *arguments, f"--namespace={self._namespace}")
+
+    def _read_one(self, job: RunJob) -> Resource:
+        resources = self._read(_KIND, job.submission_id)
+        if not resources:
+            raise ConfigError(f"the RayJob {job.submission_id} in {self._namespace} is gone")
+        return resources[0]
+
+    def _read_recipe(self, job: RunJob) -> str:
+        maps = self._read("configmaps", job.submission_id)
+        return str(maps[0].get("data", {}).get(RECIPE, "")) if maps else ""
+
+
+def _is_run(resource: Resource) -> bool:
+    return {RUN_ID, RUN_URI} <= set(resource["metadata"].get("annotations", {}))
+
+
+def _read_job(resource: Resource) -> RunJob:
+    metadata = resource["metadata"]
+    created = metadata.get("creationTimestamp")
+    return RunJob(
+        run_id=metadata["annotations"][RUN_ID],
+        run_uri=metadata["annotations"][RUN_URI],
+        state=_describe_state(resource),
+        submission_id=metadata["name"],
+        attempt=1,
+        started_ms=int(datetime.datetime.fromisoformat(created).timestamp() * 1000)
+        if created
+        else 0,
+    )
+
+
+def _describe_state(resource: Resource) -> str:
+    status: Mapping[str, Any] = resource.get("status") or {}
+    deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+    if deployment in _WAITING:
+        return "pending"
+    if deployment in ("Failed", "ValidationFailed"):
+        return "failed"
+    # Ray's word counts once KubeRay has done with the job: before, it may be tried again.
+    if deployment == "Complete":
+        return str(job).lower()
+    return {"Suspending": "stopping", "Suspended": "suspended"}.get(deployment, "running")
+
+
+def _has_bundle(job: RunJob) -> bool:
+    """Whether a run has ended well, as far as this machine can see its storage."""
+    try:
+        return is_finished(Store(job.run_uri))
+    except (StorageError, OSError):
+        return job.state == "succeeded"
+
+
+def _without_server_fields(resource: Resource) -> Resource:
+    """A resource as somebody would send it. What suspended it is no part of that."""
+    metadata = {
+        key: resource["metadata"][key]
+        for key in ("name", "namespace", "labels", "annotations")
+        if key in resource["metadata"]
+    }
+    spec = {key: value for key, value in resource["spec"].items() if key != "suspend"}
+    return {key: resource[key] for key in ("apiVersion", "kind")} | {
+        "metadata": metadata,
+        "spec": spec,
+    }

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.kubectl import read_resources
+from dreambooth_ray.errors import CapacityError
+
+
+def test_a_missing_kubectl_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CapacityError, match="kubectl is not installed"):
+        read_resources("rayjobs.ray.io")
+
+
+def test_words_of_a_refusal_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "kubectl"
+    script.write_text("#!/bin/sh\necho 'error: no\ncluster here' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(CapacityError, match=r"^kubectl get failed: error: no cluster here$"):
+        read_resources("rayjobs.ray.io")
