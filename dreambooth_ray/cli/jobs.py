@@ -82,7 +82,7 @@ def _refuse_unused_options(
         raise ConfigError(
             f"--cluster={cluster!r} and --k8s are two places for one run; leave out one of them"
         )
-    options = {**pod_options, "--namespace": namespace}
+    options = {"--namespace": namespace, **pod_options}
     unused = [name for name, value in options.items() if value]
     if unused and not k8s:
         raise ConfigError(f"{', '.join(unused)} is for pods alone; add --k8s, or leave it out")
