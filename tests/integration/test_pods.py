@@ -29,15 +29,15 @@ from tests.waiting import wait_until
 HINDRANCE = find_hindrance()
 pytestmark = [
     pytest.mark.fault,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(bool(HINDRANCE), reason=HINDRANCE),
 ]
 BUCKET = "dreambooth"
 KEYS = {"key": "development", "secret": "development-only"}
 # A run that is long enough to be disturbed, and short enough to wait for.
 SMALL = {"prior": {"count": 8, "actors": 1, "num_inference_steps": 4},
-         "train": {"steps": 1000, "batch_size": 2, "resolution": 64},
-         "checkpoint": {"every": 50, "keep": 2},
+         "train": {"steps": 300, "batch_size": 2, "resolution": 64},
+         "checkpoint": {"every": 25, "keep": 2},
          "cluster": {"workers": 2, "lease_s": 20}}  # fmt: skip
 
 
@@ -108,7 +108,9 @@ def find_last_step(site: Site) -> int:
 
 @pytest.fixture(scope="module")
 def trained(site: Site, rendered: list[Resource]) -> JobOperator:
-    """The RayJob, with a worker killed, a worker drained and the head killed on the way."""
+    """The RayJob, with a worker killed, a worker drained and the head killed on the way, all in one
+    run of it.
+    """
     job = JobOperator(site, find(rendered, "RayJob"))
     job.wait_until_ready()
     job.submit()
@@ -120,8 +122,9 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     wait_for_checkpoint(job, site, after=find_last_step(site))
     assert job.head is not None
     first_head = job.head.name
-    job.head.delete()
-    wait_until(job.is_done, 900)
+    # A node that loses its power: nothing closes the submitter's connection.
+    job.head.kill()
+    wait_until(job.is_done, 2400)
     assert job.head.name != first_head
     assert job.state() == "SUCCEEDED", job.log
     return job
@@ -143,7 +146,9 @@ def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
 
 def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site) -> None:
     store = open_store(site)
-    assert len(trained.submitters) > 1
+    (submitter,) = trained.submitters
+    assert "the head does not answer" in submitter.log
+    assert submitter.log.count(f"submitted {trained.job_id}") == 2
     assert "will be taken away" in trained.log
     assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
 

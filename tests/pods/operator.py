@@ -26,7 +26,8 @@ from tests.pods.pod import Pod
 from tests.pods.site import Site
 from tests.waiting import wait_until
 
-_READY_S = 400
+# Of a machine that does much else.
+_READY_S = 1500
 
 
 def make_suffix() -> str:
@@ -58,17 +59,19 @@ class RayOperator:
 
     def reconcile(self) -> None:
         """Start what is not there, replace what has ended, and tell pods the names there are."""
-        if self.head is None or not self.head.is_running:
+        if self.head is None or self.head.has_ended:
             self._remove(self.head)
             labels, spec = make_head(self.cluster)
             self.head = self._start(f"{self.cluster.name}-head", labels, spec)
         for place, worker in enumerate(self.workers):
-            if worker is None or not worker.is_running:
+            if worker is None or worker.has_ended:
                 self._remove(worker)
                 group = self._slots[place]
                 labels, spec = make_worker(self.cluster, group)
                 name = f"{self.cluster.name}-{group['groupName']}-worker"
                 self.workers[place] = self._start(name, labels, spec)
+        for pod in self.pods:
+            pod.start()
         self.site.write_hosts()
 
     def _start(self, prefix: str, labels: dict[str, str], spec: Tree) -> Pod:

@@ -20,8 +20,6 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from tests.pods.site import Site
 
-_INIT_S = 300
-
 
 class Pod:
     """A pod from its start to its end. spec: of the pod, as KubeRay or a manifest has it"""
@@ -38,6 +36,8 @@ class Pod:
         self._mounted: list[Path] = []
         self._volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         self.container: Container | None = None
+        self._waiting = [*spec.get("initContainers", []), spec["containers"][0]]
+        self._has_failed = False
 
     @property
     def name(self) -> str:
@@ -48,12 +48,22 @@ class Pod:
         return self.identity.address
 
     def start(self) -> None:
-        """Run the init containers one after the other, then start the first container."""
-        for container in self.spec.get("initContainers", []):
-            code = self._run(container).wait(_INIT_S)
-            assert code == 0, f"{self.name}: {container['name']} ended with exit code {code}"
-        self.container = self._run(self.spec["containers"][0])
-        self.container.wait_for_start()
+        """Start the next container if the one before has ended: init containers one after the
+        other, then the first container. As kubelet does, it waits for none of them.
+        """
+        while self._waiting and not self.has_ended:
+            code = self.container.exit_code if self.container else 0
+            if code != 0:
+                self._has_failed = code is not None
+                return
+            self.container = self._run(self._waiting.pop(0))
+            self.container.wait_for_start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has come to its end, well or not."""
+        is_over = self.container is not None and self.container.exit_code is not None
+        return self._has_failed or (not self._waiting and is_over)
 
     def _run(self, container: Tree) -> Container:
         security = {**self.spec.get("securityContext", {}), **container.get("securityContext", {})}
@@ -129,11 +139,13 @@ class Pod:
 
     @property
     def is_running(self) -> bool:
-        return self.container is not None and self.container.exit_code is None
+        """Whether its first container runs: none of those for its beginning."""
+        is_there = self.container is not None and self.container.exit_code is None
+        return is_there and not self._waiting
 
     @property
     def log(self) -> str:
-        """What its first container has printed."""
+        """What its first container has printed, or one for its beginning while those run."""
         return self.container.log if self.container else ""
 
     def _probe(self, kind: str) -> bool:
@@ -184,6 +196,7 @@ class Pod:
 
     def kill(self) -> None:
         """As a node that loses power: its cable first, so that nothing says goodbye."""
+        self._has_failed = True
         self.site.network.remove_namespace(self.namespace, self.address)
         if self.container:
             self.container.kill()
@@ -196,7 +209,8 @@ class Pod:
         """Fails with its log if it ends first, or is not ready in time."""
 
         def check() -> bool:
-            assert self.is_running, f"{self.name} ended:\n{self.log}"
+            self.start()
+            assert not self.has_ended, f"{self.name} ended:\n{self.log}"
             return self.is_ready()
 
         try:
