@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dreambooth_ray.cli import (
+    backup,
     bench,
     caption,
     catalog,
@@ -55,7 +56,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Train": [train.train, train.resume, fleet.app],
     "Look": [generate.generate, evaluate.evaluate, export.export],
     "Combine": [merge.merge, merge.resize],
-    "Keep": [gc.gc],
+    "Keep": [gc.gc, backup.copy],
     "Serve": [serve.serve, serve.key, catalog.app],
     "Cluster": [jobs.submit, jobs.watch, jobs.logs, jobs.stop, jobs.ls, cluster.app],
     "Measure": [bench.app],

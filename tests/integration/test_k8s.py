@@ -195,7 +195,11 @@ def test_embedded_recipes_are_configurations(overlay: str) -> None:
 def test_arguments_of_the_endpoint_are_a_configuration(overlay: str) -> None:
     for resource in resources(overlay):
         if resource["kind"] == "RayService":
-            for application in yaml.safe_load(resource["spec"]["serveConfigV2"])["applications"]:
+            serve_config = yaml.safe_load(resource["spec"]["serveConfigV2"])
+            # In an upgrade the cluster before outlives the requests that it has.
+            delay_s = resource["spec"]["rayClusterDeletionDelaySeconds"]
+            assert delay_s > serve_config["http_options"]["request_timeout_s"]
+            for application in serve_config["applications"]:
                 assert application["import_path"] == "serve.app:build"
                 ServeConfig.model_validate(application["args"])
 

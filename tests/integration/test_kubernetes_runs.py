@@ -1,5 +1,6 @@
 """Verbs on RayJobs: kubectl itself, an API server that lets in what our Role allows, a storage."""
 
+import json
 import os
 import sys
 import threading
@@ -141,6 +142,16 @@ def test_a_run_stops_with_a_checkpoint_and_is_made_anew(
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert (after["spec"], "status" in after) == (before["spec"], False)
     assert after["metadata"]["annotations"].items() >= {"dreambooth/run-id": "robot"}.items()
+
+
+def test_a_stopped_run_goes_on_with_a_new_image(api: KubernetesApi, say: Say, storage: str) -> None:
+    submit(say, storage)
+    set_status(api, **STOPPED)
+    new_image = IMAGE.replace("0a" * 32, "0b" * 32)
+    assert submit(say, storage, f"--image={new_image}") == "robot"
+    text = json.dumps(find_job(api)["spec"])
+    assert new_image in text
+    assert IMAGE not in text
 
 
 def test_a_run_that_has_not_begun_is_taken_back(api: KubernetesApi, say: Say, storage: str) -> None:

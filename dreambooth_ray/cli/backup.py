@@ -1,0 +1,34 @@
+"""`dreambooth copy`: all of a storage into another one, and back."""
+
+from typing import Annotated
+
+import typer
+
+from dreambooth_ray.config.count_text import describe_count
+from dreambooth_ray.errors import ConfigError
+
+# ruff: noqa: PLC0415  imports inside verbs keep --help quick
+
+
+def copy(
+    source: Annotated[str, typer.Argument(help="storage.uri of the runs, or of their copy")],
+    target: Annotated[str, typer.Argument(help="where to: another bucket, or a folder")],
+) -> None:
+    """Back a storage up: copy what the target lacks or has from before, while runs go on. With the
+    two changed over, bring it back. Nothing is removed from the target.
+    """
+    from dreambooth_ray.storage.backup import copy_storage
+    from dreambooth_ray.storage.store import Store
+
+    stores = Store(source), Store(target)
+    uris = [f"{store.uri}/" for store in stores]
+    if uris[0].startswith(uris[1]) or uris[1].startswith(uris[0]):
+        raise ConfigError(f"{target!r} and {source!r} lie in each other; give a place beside")
+    summary = copy_storage(*stores)
+    if summary.num_copied + summary.num_current + summary.num_gone == 0:
+        raise ConfigError(f"{source!r} holds nothing; give the storage.uri of the runs")
+    line = f"{describe_count(summary.num_copied, 'file')} copied, {summary.num_bytes / 1e6:.1f} MB"
+    line += f"; {describe_count(summary.num_current, 'file')} up to date"
+    if summary.num_gone:
+        line += f"; {describe_count(summary.num_gone, 'file')} went meanwhile"
+    print(line)

@@ -1,0 +1,60 @@
+"""A copy of a storage in another one, brought up to date: a backup, or a backup's way back."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dreambooth_ray.storage.file_listing import ListedFile, list_files
+from dreambooth_ray.storage.scratch import scratch_folder
+from dreambooth_ray.storage.store import Store
+
+_COPIERS = 8
+
+
+@dataclass(frozen=True)
+class CopySummary:
+    """num_gone: files that somebody removed while they were to be copied"""
+
+    num_copied: int
+    num_bytes: int
+    num_current: int
+    num_gone: int
+
+
+def copy_storage(source: Store, target: Store) -> CopySummary:
+    """Copy each file that the target lacks, or has of another size or from before its last change.
+
+    Of what runs write meanwhile a file may be in the copy and its checkpoint's other files not: a
+    run passes over such a checkpoint as it does over any that is not whole. Nothing is removed from
+    the target. raises: StorageError
+    """
+    targets = {file.name: file for file in list_files(target)}
+    sources = list_files(source)
+    files = [file for file in sources if not _is_current(file, targets.get(file.name))]
+    with (
+        scratch_folder("backup") as folder,
+        ThreadPoolExecutor(_COPIERS) as pool,
+    ):
+
+        def copy(number: int, file: ListedFile) -> int | None:
+            """Its bytes; None if it has gone."""
+            local = folder / str(number)
+            with suppress(FileNotFoundError):
+                source.download(file.name, local)
+                size_bytes = target.upload(local, file.name).size_bytes
+                local.unlink()
+                return size_bytes
+            return None
+
+        sizes = list(pool.map(copy, range(len(files)), files))
+    copied = [size_bytes for size_bytes in sizes if size_bytes is not None]
+    num_gone = len(files) - len(copied)
+    return CopySummary(len(copied), sum(copied), len(sources) - len(files), num_gone)
+
+
+def _is_current(file: ListedFile, copy: ListedFile | None) -> bool:
+    return (
+        copy is not None
+        and copy.size_bytes == file.size_bytes
+        and copy.modified_s > file.modified_s
+    )
