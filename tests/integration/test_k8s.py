@@ -20,8 +20,11 @@ from cluster.pod_checks import check_pod_settings
 from cluster.rayjob import render_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.memory.training_memory import estimate_footprint
 from serve.gateway_metrics import Metrics
 from tests.integration import crd
+from tests.pods.manifest import parse_quantity
+from tests.published_models import CONFIGS
 from tests.unit.cluster.test_pod_checks import IMAGE, REMOTE
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +227,20 @@ def test_a_gang_has_room_for_its_recipe() -> None:
     assert gpus >= config.cluster.workers
     assert job["spec"]["suspend"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dreambooth"
+
+
+@pytest.mark.fault
+def test_workers_of_a_gang_have_memory_for_their_recipe() -> None:
+    """Even if nothing of it lay on the GPU, and a whole checkpoint beside it."""
+    manifests = resources("train-gpu")
+    recipe = next(r for r in manifests if r["metadata"]["name"] == "dreambooth-recipe")
+    config = parse_config(recipe["data"]["recipe.yaml"], "train-gpu", ["cluster.gpus=false"])
+    footprint = estimate_footprint(config, CONFIGS / "stable-diffusion-1.5")
+    step_bytes = footprint.states_bytes + footprint.frozen_bytes + footprint.activations_bytes
+    job = next(r for r in manifests if r["kind"] == "RayJob")
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert step_bytes + footprint.states_bytes < 0.8 * parse_quantity(limits["memory"])
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian: prometheus) is missing")

@@ -46,7 +46,8 @@ def images() -> Iterator[dict[str, Path]]:
     """File systems by the names in the manifests."""
     weed = Path(sys.executable).with_name("weed")
     with mount_image(os.environ[IMAGE_VARIABLE]) as ours, mount_servers(weed) as servers:
-        yield {"dreambooth-ray:": ours, "redis:": servers, "chrislusf/seaweedfs:": servers}
+        yield {"dreambooth-ray:": ours, "registry.example.com/dreambooth-ray:": ours,
+               "redis:": servers, "chrislusf/seaweedfs:": servers}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,31 @@ def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site
     assert submitter.log.count(f"submitted {trained.job_id}") == 2
     assert "will be taken away" in trained.log
     assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
+
+
+def test_nightly_jobs_copy_the_storage_and_clear_it(trained: JobOperator, site: Site) -> None:
+    store = open_store(site)
+    store.mkdir("dreambooth-backup")
+    half = f"{BUCKET}/runs/photographs/half-0123456789ab/photo.png"
+    store.pipe_file(half, b"half")
+    run_nightly(site, "dreambooth-backup")
+    copies = {name.removeprefix("dreambooth-backup/") for name in store.find("dreambooth-backup")}
+    assert copies == {name.removeprefix(f"{BUCKET}/") for name in store.find(f"{BUCKET}/runs")}
+    assert "runs/runs/toy-robot/bundle/model_index.json" in copies
+    # What is younger than a day stays, by itself.
+    run_nightly(site, "dreambooth-gc", "--older-than=0s")
+    assert not store.exists(half)
+    assert store.exists(f"{BUCKET}/runs/runs/toy-robot/bundle/model_index.json"), trained.log
+
+
+def run_nightly(site: Site, name: str, *options: str) -> None:
+    """Run the pod of a CronJob of the overlays for GPUs once."""
+    job = find(resources("serve-gpu"), "CronJob", name)["spec"]["jobTemplate"]
+    job["spec"]["template"]["spec"]["containers"][0]["command"] += options
+    pod = start_template(site, f"{name}-1", job)
+    assert pod.container is not None
+    assert pod.container.wait(600) == 0, pod.log
+    pod.kill()
 
 
 @pytest.fixture(scope="module")
