@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.compat.libc import release_freed_memory
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.components import Components, load_pipeline
+from dreambooth_ray.models.components import Components, load_pipeline, load_tokenizer
 from dreambooth_ray.models.family import INDEX, ModelFamily
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.models.part_configs import read_json
@@ -159,20 +159,32 @@ def check_folder(
         path,
         dtype=dtype,
         local_files_only=True,
-        **find_absent_parts(path),
+        **find_unread_parts(path),
     )
     read = _compare_networks(read_pipeline, parts.networks, denoiser, dtype, "diffusers")
-    for name, tokenizer in parts.tokenizers.items():
-        if getattr(read, name).get_vocab() != tokenizer.get_vocab():
+    for encoder in parts.family.text_encoders:
+        name = encoder.tokenizer
+        tokenizer = getattr(read, name) or load_tokenizer(path, name, encoder.tokenizer_class)
+        if tokenizer.get_vocab() != parts.tokenizers[name].get_vocab():
             raise ConfigError(
                 f"--format=diffusers: the {name} is read with other words; report this"
             )
 
 
-def find_absent_parts(path: Path) -> dict[str, None]:
-    """Parts that a directory says it does not have: diffusers wants to be told of some of them."""
-    index = read_json(path / INDEX)
-    return {name: None for name, value in index.items() if value == [None, None]}
+def find_unread_parts(path: Path) -> dict[str, None]:
+    """Parts that diffusers is told not to read.
+
+    What a directory says it does not have, as diffusers wants to be told of some; and processors,
+    whose classes want torchvision: a pipeline that is given their tokenizer reads prompts as well.
+    """
+    parts = {
+        k: v for k, v in read_json(path / INDEX).items() if isinstance(v, list) and len(v) == 2
+    }
+    return {
+        name: None
+        for name, value in parts.items()
+        if value == [None, None] or str(value[1]).endswith("Processor")
+    }
 
 
 def check_single_file(

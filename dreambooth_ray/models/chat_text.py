@@ -21,7 +21,23 @@ def tokenize_chat(
         add_generation_prompt=True,
         enable_thinking=thinks,
     )
-    batch = tokenizer(text, return_tensors="pt", padding="max_length", max_length=num_tokens)
+    return tokenize_message(tokenizer, prompt, text, num_tokens)
+
+
+def tokenize_message(
+    tokenizer: Any, prompt: str, text: str, num_tokens: int, *, add_special_tokens: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(1, num_tokens) token ids of the text that a template made of a prompt, and their mask.
+
+    raises: ConfigError for a prompt whose text is longer
+    """
+    batch = tokenizer(
+        text,
+        return_tensors="pt",
+        padding="max_length",
+        max_length=num_tokens,
+        add_special_tokens=add_special_tokens,
+    )
     ids: Tensor = batch["input_ids"]
     if ids.shape[1] > num_tokens:
         raise ConfigError(

@@ -30,6 +30,7 @@ BUILT_IN = (
     "dreambooth_ray.models.families.z_image:FAMILY",
     "dreambooth_ray.models.families.flux1:FAMILY",
     "dreambooth_ray.models.families.flux2_klein:FAMILY",
+    "dreambooth_ray.models.families.flux2_dev:FAMILY",
     "dreambooth_ray.models.families.stable_diffusion_3:FAMILY",
     "dreambooth_ray.models.families.qwen_image:FAMILY",
     "dreambooth_ray.models.families.chroma:FAMILY",

@@ -12,9 +12,13 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from dreambooth_ray.models.components import Components
+from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.model_functions import ModelFunctions
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule
+
+# What a denoiser that embeds guidance is told in training: --guidance_scale of diffusers' scripts.
+TRAINING_GUIDANCE = 3.5
 
 
 class FlowFunctions(ModelFunctions):
@@ -54,6 +58,13 @@ class FlowFunctions(ModelFunctions):
     def default_side(self, parts: Components) -> int:
         """The VAE's sample_size."""
         return int(parts.vae.config.sample_size)
+
+    def tell_guidance(self, conditioning: Conditioning, scale: float) -> Conditioning:
+        """As `guidance`, (B,), the last of its tensors: in place of what training tells."""
+        if not self.family.embeds_guidance:
+            return conditioning
+        guidance = torch.full((len(conditioning),), scale, device=conditioning["hidden"].device)
+        return Conditioning({**conditioning.tensors, "guidance": guidance})
 
     # Noise
 

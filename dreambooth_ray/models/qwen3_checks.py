@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.chat_template_checks import check_chat_template
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
 
@@ -32,7 +32,7 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     }
     # Tied to the embeddings, or of no use here.
     check_shapes(folder, expected, unread=("lm_head.weight",))
-    _check_chat_template(tokenizer)
+    check_chat_template(tokenizer)
     return counts["hidden_size"]
 
 
@@ -71,28 +71,3 @@ def expect_behind_attention(width: int, inner: int, queries: int) -> Shapes:
         "input_layernorm.weight": [width],
         "post_attention_layernorm.weight": [width],
     }
-
-
-def _check_chat_template(folder: Path) -> None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        _check_ending(path)
-    elif "chat_template" not in read_json(folder / "tokenizer_config.json"):
-        raise ConfigError(
-            f"{folder} has no chat template, in tokenizer_config.json or chat_template.jinja; "
-            "copy it again"
-        )
-
-
-def _check_ending(path: Path) -> None:
-    """A template that was cut off leaves a block open."""
-    from jinja2 import Environment, TemplateSyntaxError  # noqa: PLC0415  where there is one alone
-
-    try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read ({error}); copy it again") from error
-    except TemplateSyntaxError as error:
-        # Marks of transformers' own are unknown to it.
-        if "end of" in str(error):
-            raise ConfigError(f"{path} is cut off ({error.message}); copy it again") from error

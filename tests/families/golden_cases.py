@@ -149,4 +149,7 @@ GOLDEN_FAMILIES = {
         [*_SCALED_LORA, "--text_encoder_out_layers", "9", "18", "27"],
         _FLOW_CASES,
     ),
+    "flux2-dev": GoldenFamily(
+        "flux2-dev", "train_dreambooth_lora_flux2.py", _SCALED_LORA, _FEW_FLOW_CASES
+    ),
 }

@@ -23,6 +23,11 @@ def unpatch_flux2(parts: Any, latents: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(raw, 2)
 
 
+def tokens_of_flux2(parts: Any, latents: Tensor) -> Tensor:
+    """As Flux2Pipeline gives them: tokens, one of a latent."""
+    return latents.flatten(1).T
+
+
 def pack(parts: Any, latents: Tensor) -> Tensor:
     """As the pipelines of FLUX.1, Chroma and Qwen-Image give them: tokens of patches."""
     return pack_flux1(latents[None])[0]
@@ -142,6 +147,14 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
     ),
     "flux2-klein-distilled": ProvenModel(
         (), {}, guidance=(1.0,), negative_prompt=None, convert=unpatch_flux2
+    ),
+    # Guidance is what its denoiser is told.
+    "flux2-dev": ProvenModel(
+        ("flux2-dev",),
+        _HIDDEN | {"guidance": "guidance"},
+        negative_prompt=None,
+        convert=tokens_of_flux2,
+        published="flux2-dev",
     ),
 }
 PROVEN_MODELS |= {name: load() for name, load in OUTSIDE.items()}

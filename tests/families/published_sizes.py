@@ -204,6 +204,15 @@ PUBLISHED_MODELS = {
         _KLEIN_9B,
         _KLEIN_SAID,
     ),
+    "flux2-dev": PublishedModel(
+        "black-forest-labs/FLUX.2-dev",
+        FAMILY_CONFIGS / "flux.2-dev",
+        {"transformer": 32_223_281_152, "text_encoder": 24_011_361_280, "vae": 84_046_115},
+        # Its file has a head of its own.
+        {"text_encoder": {"tie_word_embeddings": False}},
+        # Public catalogs count Mistral Small 3.2's parameters.
+        _KLEIN_SAID | {"text_encoder": ("parameters", 24_011_361_280)},
+    ),
     "flux1-dev": PublishedModel(
         "black-forest-labs/FLUX.1-dev", FAMILY_CONFIGS / "flux.1-dev", _FLUX1_PARAMS, _FLUX1_T5
     ),

@@ -12,7 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dreambooth_ray.bundles.read_back import find_absent_parts
+from dreambooth_ray.bundles.read_back import find_unread_parts
+from dreambooth_ray.models.components import load_tokenizer
+from dreambooth_ray.models.family import find_family
 
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 # Whose latents are tokens of patches.
@@ -22,13 +24,21 @@ _PACKED = ("FluxPipeline", "QwenImagePipeline", "ChromaPipeline")
 @functools.lru_cache(maxsize=4)
 def load_pipeline(directory: Path) -> Any:
     """The pipeline that model_index.json names, in float32 on the CPU; a directory is read once."""
-    pipeline = DiffusionPipeline.from_pretrained(
-        directory,
-        torch_dtype=torch.float32,
-        local_files_only=True,
-        **find_absent_parts(directory),
-    )
+    pipeline = read_pipeline(directory)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def read_pipeline(directory: Path) -> Any:
+    """As `load_pipeline`, anew. Of a processor that wants torchvision its tokenizer is read."""
+    unread = find_unread_parts(directory)
+    pipeline = DiffusionPipeline.from_pretrained(
+        directory, torch_dtype=torch.float32, local_files_only=True, **unread
+    )
+    for part in find_family(directory).text_encoders:
+        if getattr(pipeline, part.tokenizer) is None:
+            tokenizer = load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
+            setattr(pipeline, part.tokenizer, tokenizer)
     return pipeline
 
 
@@ -40,7 +50,7 @@ def initial_latents(pipeline: Any, seed: int, size: tuple[int, int]) -> Tensor:
     channels = denoiser.config.in_channels
     if name in _PACKED:
         channels //= 4  # of patches of two by two
-    if name == "Flux2KleinPipeline":
+    if name.startswith("Flux2"):
         width, height = width // 2, height // 2
     shape = (1, channels, height, width)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))

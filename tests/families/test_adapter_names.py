@@ -18,7 +18,8 @@ from tests.unit.adapters.published_keys import make_tensors, write_file
 
 
 @pytest.mark.parametrize(
-    "model", ["sd15", "sdxl", "flux1-dev", "flux2-klein", "z-image", "qwen-image", "chroma"]
+    "model",
+    ["sd15", "sdxl", "flux1-dev", "flux2-klein", "flux2-dev", "z-image", "qwen-image", "chroma"],
 )
 def test_kohya_files_that_are_written_are_read_back(
     tiny_directories: dict[str, Path], tmp_path: Path, model: str
@@ -86,6 +87,7 @@ _CONVERTERS = {
     "sd35": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
     "flux1-dev": single_file_utils.convert_flux_transformer_checkpoint_to_diffusers,
     "flux2-klein": single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
+    "flux2-dev": single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
 }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dreambooth_ray.bundles.formats import export_run
@@ -15,7 +14,7 @@ from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_hash
 from tests.families.adapters import write_adapter
 from tests.families.proven_families import PROVEN_MODELS, TRAINED_MODELS
-from tests.families.reference_pipelines import initial_latents
+from tests.families.reference_pipelines import initial_latents, read_pipeline
 
 PROMPT = "a photo of sks robot"
 
@@ -63,7 +62,7 @@ def test_a_directory_loads_and_samples_the_same(
     bundle: Path, latents: Tensor, tmp_path: Path
 ) -> None:
     out = export_run(str(bundle), "diffusers", tmp_path / "model")
-    read = DiffusionPipeline.from_pretrained(out, dtype=torch.float32, local_files_only=True)
+    read = read_pipeline(out)
     assert type(read).__name__ == find_family(out).pipeline_classes[0]
     assert differ(sample(read), latents) <= 1e-4
 

@@ -193,7 +193,9 @@ def test_foreign_and_own_adapters_share_a_batch(
         assert differ(output.latents, merged) <= tolerance(merged)
 
 
-@pytest.mark.parametrize("model", ["sdxl", "sd3", "z-image", "flux2-klein", "qwen-image"])
+@pytest.mark.parametrize(
+    "model", ["sdxl", "sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image"]
+)
 def test_every_layer_can_have_an_adapter(
     tiny_directories: dict[str, Path], tmp_path: Path, model: str
 ) -> None:

@@ -169,7 +169,10 @@ def check_inputs(
     }
     assert not model.inputs or conditioning.tensors.keys() == given.keys()
     for name, theirs in given.items():
-        assert (conditioning[name].float() - theirs.float()).abs().max() <= 1e-5, name
+        # Of hidden states of language models, which grow from layer to layer, other machines round
+        # the last digit otherwise.
+        size = max(1.0, float(theirs.abs().max()))
+        assert (conditioning[name].float() - theirs.float()).abs().max() <= 1e-5 * size, name
 
 
 def check_latents(parts: Components, tensors: dict[str, Tensor]) -> None:

@@ -99,7 +99,7 @@ def _compared(family: str, output: Tensor, step: GoldenStep) -> Tensor:
         return patches.reshape(rows, -1, 2 * side, 2 * side)
     if family == "z-image":
         return -output.squeeze(2)
-    if family == "flux2-klein":
+    if family in ("flux2-klein", "flux2-dev"):
         rows, num_tokens, channels = output.shape
         side = int(num_tokens**0.5)
         return output.permute(0, 2, 1).reshape(rows, channels, side, side)
@@ -131,7 +131,7 @@ def test_a_recording_says_where_it_is_from(family: str) -> None:
     assert set(load_golden(family)) == set(GOLDEN_FAMILIES[family].cases)
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux2-klein", "qwen-image"])
+@pytest.mark.parametrize("family", ["z-image", "flux2-klein", "flux2-dev", "qwen-image"])
 def test_flow_models_are_noised_along_lines(family: str) -> None:
     for run in load_golden(family).values():
         for step in run.steps:

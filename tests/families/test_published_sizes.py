@@ -51,6 +51,7 @@ RECIPES = {f"z-image-lora-{size}gb": "z-image" for size in (16, 24, 48, 80)}
 RECIPES |= dict.fromkeys(("sdxl-lora-16gb", "sdxl-lora-24gb", "sdxl-full-80gb"), "sdxl")
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-4b" for size in (16, 24)}
 RECIPES |= {f"flux2-klein-lora-{size}gb": "flux2-klein-9b" for size in (48, 80)}
+RECIPES |= {f"flux2-dev-lora-{size}gb": "flux2-dev" for size in (48, 80)}
 RECIPES |= {f"chroma-lora-{size}gb": "chroma" for size in (24, 48)}
 RECIPES |= {f"qwen-image-lora-{size}gb": "qwen-image" for size in (24, 48, 80)}
 RECIPES |= {f"sd3-lora-{size}gb": "sd3-medium" for size in (16, 24)}

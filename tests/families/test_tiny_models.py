@@ -25,6 +25,7 @@ DENOISER_SUMS = {
     "sana-1.5-2k": 278.407,
     "flux2-klein": 155.985,
     "flux2-klein-distilled": 155.985,
+    "flux2-dev": 133.945,
 }
 
 

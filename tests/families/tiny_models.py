@@ -35,6 +35,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
@@ -47,6 +49,7 @@ from tests.families.tiny_configs import SHRINK, Config
 from tests.families.tiny_tokenizers import (
     write_clip_vocabulary,
     write_gemma_tokenizer,
+    write_mistral_tokenizer,
     write_qwen_tokenizer,
     write_t5_tokenizer,
 )
@@ -114,6 +117,7 @@ TINY_MODELS = {
     "flux2-klein-distilled": TinyModel(
         FAMILY_CONFIGS / "flux.2-klein-base-4b", SHRINK["flux2-klein"], _DISTILLED
     ),
+    "flux2-dev": TinyModel(FAMILY_CONFIGS / "flux.2-dev", SHRINK["flux2-dev"]),
 }
 _BUILD: dict[str, Callable[[Config], Any]] = {
     "AutoencoderDC": AutoencoderDC.from_config,
@@ -128,6 +132,9 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
     "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
     "FluxTransformer2DModel": FluxTransformer2DModel.from_config,
     "Gemma2Model": lambda config: Gemma2Model(Gemma2Config(**config)),
+    "Mistral3ForConditionalGeneration": lambda config: Mistral3ForConditionalGeneration(
+        Mistral3Config(**config)
+    ),
     "Qwen2_5_VLForConditionalGeneration": lambda config: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(**config)
     ),
@@ -158,13 +165,14 @@ def build_tiny(
     for seed, part in enumerate(sorted(model.shrink)):
         config_path = folder / part / "config.json"
         config = model.shrink[part](json.loads(config_path.read_text()))
-        if "vocab_size" in config:
+        if part.startswith("text_encoder"):
             words = {"vocab_size": vocab_sizes[part.replace("text_encoder", "tokenizer")]}
-            config |= words
-            if "text_config" in config:
-                config["text_config"] |= words
+            # Of a network that sees images too, inside; outside as well where it is published so.
+            for keys in (config, config.get("text_config", {})):
+                keys.update(words if "vocab_size" in keys else {})
         network = build_network(config)
-        fill_weights(network, seed, getattr(torch, config.get("torch_dtype", "float32")))
+        dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
+        fill_weights(network, seed, getattr(torch, dtype))
         if variant:
             network = network.half()
         network.save_pretrained(folder / part, variant=variant, max_shard_size=max_shard_size)
@@ -210,6 +218,8 @@ def _write_tokenizer(folder: Path, class_name: str) -> int:
         return write_qwen_tokenizer(folder)
     if class_name.startswith("T5"):
         return write_t5_tokenizer(folder)
+    if class_name.startswith("Pixtral"):
+        return write_mistral_tokenizer(folder)
     if class_name.startswith("Gemma"):
         return write_gemma_tokenizer(folder)
     return write_clip_vocabulary(folder)

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 # The words that these merges make take one token each, as in a real vocabulary.
@@ -26,6 +30,34 @@ _QWEN_CHAT_TEMPLATE = """\
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}"""
+# The part of Mistral Small's template that a system message and one of a user go through.
+_MISTRAL_CHAT_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['content'] is string %}
+        {%- set content = message['content'] %}
+    {%- else %}
+        {%- set content = message['content'][0]['text'] %}
+    {%- endif %}
+    {%- if message['role'] == 'system' %}
+        {{- '[SYSTEM_PROMPT]' + content + '[/SYSTEM_PROMPT]' }}
+    {%- elif message['role'] == 'user' %}
+        {{- '[INST]' + content + '[/INST]' }}
+    {%- endif %}
+{%- endfor %}"""
+_MISTRAL_TOKENS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+)
 _QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = (*_QWEN_SPECIAL_TOKENS, "<think>", "</think>")
 
@@ -63,6 +95,26 @@ def write_gemma_tokenizer(folder: Path) -> int:
     tokenizer = GemmaTokenizer(vocab=vocabulary, add_bos_token=True)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
+
+
+def write_mistral_tokenizer(folder: Path) -> int:
+    """Add what a folder with a tokenizer_config.json lacks; returns the vocabulary's size.
+
+    Special tokens come first, as in Mistral's own; the file of all words is one that a processor
+    and a tokenizer of any class read.
+    """
+    words = [*_MISTRAL_TOKENS, *sorted(ByteLevel.alphabet())]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(list(_MISTRAL_TOKENS))
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_MISTRAL_CHAT_TEMPLATE)
+    return len(words)
 
 
 def write_qwen_tokenizer(folder: Path) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.flux1_checks import MAX_TOKENS, PATCH, SCHNELL_MAX_TOKENS
-from dreambooth_ray.models.flow_functions import FlowFunctions
+from dreambooth_ray.models.flow_functions import TRAINING_GUIDANCE, FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import LastStateEncoder, NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
@@ -23,8 +23,6 @@ from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 
 _CLIP, _T5 = "text_encoder", "text_encoder_2"
-# What the denoiser is told in training: --guidance_scale of diffusers' script.
-TRAINING_GUIDANCE = 3.5
 
 
 class GuidedTransformer(NetworkFunction):
@@ -113,13 +111,6 @@ class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
     def _condition(self, hidden: Tensor, pooled: Tensor) -> Conditioning:
         conditioning = Conditioning({"hidden": hidden, "pooled": pooled})
         return self.tell_guidance(conditioning, TRAINING_GUIDANCE)
-
-    def tell_guidance(self, conditioning: Conditioning, scale: float) -> Conditioning:
-        """In place of the guidance of training."""
-        if not self.family.embeds_guidance:
-            return conditioning
-        guidance = torch.full((len(conditioning),), scale, device=conditioning["hidden"].device)
-        return Conditioning({**conditioning.tensors, "guidance": guidance})
 
     @torch.no_grad()
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:

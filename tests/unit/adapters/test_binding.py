@@ -112,7 +112,9 @@ def test_one_layer_has_many_names(name: str, part: str, layer: str) -> None:
     assert (place.part, place.layer) == (part, layer)
 
 
-@pytest.mark.parametrize("model", ["sd3", "z-image", "flux2-klein", "qwen-image", "chroma", "sana"])
+@pytest.mark.parametrize(
+    "model", ["sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image", "chroma", "sana"]
+)
 def test_every_layer_of_a_family_is_found_by_its_own_name(model: str) -> None:
     table = read_table(model)
     for part, layers in table.layers.items():
@@ -128,6 +130,7 @@ def read_table(model: str) -> LayerTable:
         "sd3": "stable-diffusion-3-medium",
         "z-image": "z-image",
         "flux2-klein": "flux.2-klein-base-4b",
+        "flux2-dev": "flux.2-dev",
         "qwen-image": "qwen-image",
         "chroma": "chroma",
         "sana": "sana-1600m-1024px",
@@ -167,6 +170,21 @@ def read_table(model: str) -> LayerTable:
             ["single_transformer_blocks.4.attn.to_qkv_mlp_proj"],
         ),
         ("flux2-klein", "img_in", ["x_embedder"]),
+        (
+            "flux2-dev",
+            "diffusion_model.guidance_in.in_layer",
+            ["time_guidance_embed.guidance_embedder.linear_1"],
+        ),
+        (
+            "flux2-dev",
+            "diffusion_model.double_blocks.7.img_attn.qkv",
+            [f"transformer_blocks.7.attn.to_{x}" for x in "qkv"],
+        ),
+        (
+            "flux2-dev",
+            "lora_unet_single_blocks_47_linear2",
+            ["single_transformer_blocks.47.attn.to_out"],
+        ),
         (
             "chroma",
             "lora_unet_single_blocks_3_linear1",

@@ -1,5 +1,6 @@
 """Adapters of every layer of a transformer, read by diffusers' own converter of kohya's names."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusers.loaders.lora_conversion_utils import (
 from dreambooth_ray.bundles.kohya import rename_weights
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.families import flux1, flux1_checks, flux2_klein, z_image, z_image_checks
-from dreambooth_ray.models.families.flux2_klein_checks import expect_transformer
+from dreambooth_ray.models.families.flux2_checks import expect_transformer
 from dreambooth_ray.models.family import ModelFamily
 from tests.families.published_sizes import PUBLISHED_MODELS
 from tests.unit.models.families.kohya_layers import RANK, make_weights
@@ -66,11 +67,15 @@ NAMED_LAYERS = {
                 "in_channels": 8, "joint_attention_dim": 12, "num_layers": 2,
                 "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 4,
                 "timestep_guidance_channels": 6,
-            }
+            },
+            embeds_guidance=True,
         ),
         _convert_kohya_flux2_lora_to_diffusers,
-        lambda name: "modulation" not in name and "norm_out" not in name,
-        ("norm_out.linear", "single_stream_modulation.linear", "transformer_blocks.0.x"),
+        lambda name: not re.search("modulation|norm_out|guidance_embedder", name),
+        (
+            "norm_out.linear", "single_stream_modulation.linear", "transformer_blocks.0.x",
+            "time_guidance_embed.guidance_embedder.linear_1",
+        ),
     ),
     "z-image": NamedLayers(
         z_image.FAMILY,

@@ -7,6 +7,7 @@ from dreambooth_ray.config.load import load_config, recipe_names
 from dreambooth_ray.models.families import (
     chroma,
     flux1,
+    flux2_dev,
     flux2_klein,
     qwen_image,
     sana,
@@ -20,6 +21,7 @@ from dreambooth_ray.models.model_defaults import fill_model_defaults
 FAMILIES = {
     "chroma": (chroma.FAMILY, "lodestones/Chroma1-HD", 5.0),
     "flux1": (flux1.FAMILY, "black-forest-labs/FLUX.1-dev", 3.5),
+    "flux2-dev": (flux2_dev.FAMILY, "black-forest-labs/FLUX.2-dev", 4.0),
     "flux2-klein": (flux2_klein.FAMILY, "black-forest-labs/FLUX.2-klein-base-", 4.0),
     "qwen-image": (qwen_image.FAMILY, "Qwen/Qwen-Image", 4.0),
     "sana": (sana.FAMILY, "Efficient-Large-Model/Sana_", 4.5),

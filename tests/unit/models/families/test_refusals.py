@@ -12,6 +12,7 @@ from tests.families.tiny_models import build_tiny
 RECIPE = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora}"
 TITLES = {
     "chroma": "Chroma",
+    "flux2-dev": "FLUX.2 dev",
     "flux2-klein": "FLUX.2 Klein",
     "qwen-image": "Qwen-Image",
     "sana": "Sana",

@@ -1,18 +1,17 @@
-"""Whether a directory holds a FLUX.2 Klein, by its files alone."""
+"""Whether a directory holds a FLUX.2, by its files alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.part_configs import DEFAULTS, read_json
-from dreambooth_ray.models.qwen3_checks import check_qwen3
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
-# Hidden states of the language model that are joined, 0 its embeddings: the pipeline's default.
-TEXT_LAYERS = (9, 18, 27)
 # Of AutoencoderKLFlux2, where a configuration names none.
 VAE_DEFAULTS: dict[str, Any] = DEFAULTS["vae"] | {
     "latent_channels": 32,
@@ -23,23 +22,32 @@ VAE_DEFAULTS: dict[str, Any] = DEFAULTS["vae"] | {
 # Latents of the VAE that the transformer takes as one, each way.
 PATCH = 2
 MAX_TOKENS = 512  # of a prompt with the marks of its message
+NUM_TEXT_LAYERS = 3  # whose hidden states are text, side by side
+# Of Flux2Transformer2DModel, where a configuration names none.
+_DEFAULTS = {
+    "in_channels": 128, "joint_attention_dim": 15360, "num_layers": 8, "num_single_layers": 48,
+    "num_attention_heads": 48, "attention_head_dim": 128, "timestep_guidance_channels": 256,
+}  # fmt: skip
+_EMBEDS_GUIDANCE = "guidance_embeds"
 
 
-def check_networks(directory: Path) -> None:
+def check_networks(directory: Path, family: ModelFamily, check_text: Callable[[], int]) -> None:
     """Of a directory whose parts are there and of their classes.
 
+    check_text: looks at the text encoder, and returns the width of its hidden states
     raises: ConfigError naming the file
     """
     transformer = directory / "transformer"
-    counts = read_counts(
-        transformer / "config.json", "in_channels", "joint_attention_dim", "num_layers",
-        "num_single_layers", "num_attention_heads", "attention_head_dim",
-        timestep_guidance_channels=256,
-    )  # fmt: skip
-    check_shapes(transformer, expect_transformer(counts))
-    width = len(TEXT_LAYERS) * check_qwen3(
-        directory / "text_encoder", directory / "tokenizer", min_layers=TEXT_LAYERS[-1]
-    )
+    path = transformer / "config.json"
+    counts = read_counts(path, **_DEFAULTS)
+    embeds_guidance = read_json(path).get(_EMBEDS_GUIDANCE, True)
+    if embeds_guidance is not family.embeds_guidance:
+        raise ConfigError(
+            f"{path}: {_EMBEDS_GUIDANCE}={embeds_guidance!r} is not of {family.title}, which has "
+            f"{str(family.embeds_guidance).lower()}; the parts are of different models"
+        )
+    check_shapes(transformer, expect_transformer(counts, embeds_guidance=embeds_guidance))
+    width = NUM_TEXT_LAYERS * check_text()
     if counts["joint_attention_dim"] != width:
         raise ConfigError(
             f"{transformer} takes text of width {counts['joint_attention_dim']}, and three layers "
@@ -69,7 +77,7 @@ def _check_vae(folder: Path) -> int:
     return num_channels
 
 
-def expect_transformer(counts: dict[str, int]) -> Shapes:
+def expect_transformer(counts: dict[str, int], *, embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width = counts["num_attention_heads"] * head
@@ -95,10 +103,17 @@ def expect_transformer(counts: dict[str, int]) -> Shapes:
         "attn.to_out.weight": [width, width + inner],
         **norms,
     }
-    embedder = "time_guidance_embed.timestep_embedder"
+    embedders = ("timestep", "guidance") if embeds_guidance else ("timestep",)
+    embedder: Shapes = {
+        "embedder.linear_1.weight": [width, counts["timestep_guidance_channels"]],
+        "embedder.linear_2.weight": square,
+    }
     return {
-        f"{embedder}.linear_1.weight": [width, counts["timestep_guidance_channels"]],
-        f"{embedder}.linear_2.weight": square,
+        **{
+            f"time_guidance_embed.{name}_{layer}": shape
+            for name in embedders
+            for layer, shape in embedder.items()
+        },
         "double_stream_modulation_img.linear.weight": [6 * width, width],
         "double_stream_modulation_txt.linear.weight": [6 * width, width],
         "single_stream_modulation.linear.weight": [3 * width, width],

@@ -1,4 +1,4 @@
-"""FLUX.2 Klein's layers under the names of its authors, which kohya's files and ComfyUI have."""
+"""FLUX.2's layers under the names of its authors, which kohya's files and ComfyUI have."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,10 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     return KohyaLayer(name) if index is None else KohyaLayer(name, index, (1, 1, 1))
 
 
-_MODULATIONS = {
+# Of layers that kohya's readers pass over.
+_UNREAD = {
+    "time_guidance_embed.guidance_embedder.linear_1": FileLayer("guidance_in.in_layer"),
+    "time_guidance_embed.guidance_embedder.linear_2": FileLayer("guidance_in.out_layer"),
     "double_stream_modulation_img.linear": FileLayer("double_stream_modulation_img.lin"),
     "double_stream_modulation_txt.linear": FileLayer("double_stream_modulation_txt.lin"),
     "single_stream_modulation.linear": FileLayer("single_stream_modulation.lin"),
@@ -61,4 +64,4 @@ _MODULATIONS = {
 
 def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
     """As `ModelFamily.list_file_layers`."""
-    return [_MODULATIONS[layer]] if layer in _MODULATIONS else []
+    return [_UNREAD[layer]] if layer in _UNREAD else []
