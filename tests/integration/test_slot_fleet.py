@@ -1,7 +1,8 @@
 """A fleet in slots, killed again and again, on this machine."""
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.metrics_log import read_metrics
-from tests.integration.conftest import dreambooth, kill_tree, start_dreambooth
+from tests.integration.conftest import dreambooth, kill_tree, read_curve, start_dreambooth
 from tests.unit.training.slots.test_slot_trainer import assert_close
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
@@ -27,12 +28,23 @@ SETTINGS = [
 
 
 def write_fleet(folder: Path, storage: str, slots: int = 6, parallel: int = 2) -> str:
+    own = {
+        name: [f"train.lora.rank={2 + seed}", f"train.lr={1 + seed}e-4"]
+        for seed, name in enumerate(NAMES)
+    }
+    return write_subjects(folder, storage, slots, parallel, own)
+
+
+def write_subjects(
+    folder: Path, storage: str, slots: int, parallel: int, own: dict[str, list[str]]
+) -> str:
+    """own: overrides of each subject"""
     subjects = []
-    for seed, name in enumerate(NAMES):
+    for seed, name in enumerate(own):
         if not (folder / name).exists():
             write_photographs(folder / name, seed, "robot", 3, size_px=96)
-        own = [f"train.lora.rank={2 + seed}", f"train.lr={1 + seed}e-4"]
-        subjects.append({"id": name, "photos": name, "class_noun": "robot", "overrides": own})
+        subject = {"id": name, "photos": name, "class_noun": "robot", "overrides": own[name]}
+        subjects.append(subject)
     fleet = {"recipe": "toy-robot", "slots": slots, "parallel": parallel, "subjects": subjects}
     file = folder / f"{storage}.yaml"
     file.write_text(yaml.safe_dump(fleet | {"overrides": [*SETTINGS, f"storage.uri={storage}"]}))
@@ -43,9 +55,9 @@ def run_of(folder: Path, storage: str, name: str) -> Store:
     return Store(str(folder / storage)).sub(f"runs/{name}")
 
 
-def count_steps(folder: Path, storage: str) -> int:
+def count_steps(folder: Path, storage: str, names: Iterable[str] = NAMES) -> int:
     """Steps of all subjects so far, by their metrics."""
-    return sum(len(read_metrics(run_of(folder, storage, name))) for name in NAMES)
+    return sum(len(read_metrics(run_of(folder, storage, name))) for name in names)
 
 
 def wait_until(is_met: Callable[[], bool], process: psutil.Process | None = None) -> None:
@@ -125,3 +137,55 @@ def test_a_killed_run_of_the_queue_is_taken_up_by_the_next(tmp_path: Path) -> No
         own = run_of(tmp_path, "queued", name)
         assert is_finished(own)
         assert [record["step"] for record in read_metrics(own)] == list(range(1, STEPS + 1))
+
+
+# Ranks, rates, numbers of steps and seeds differ.
+STEPS_OF_32 = {f"robot-{number}": 20 + number % 4 * 5 for number in range(32)}
+OWN_OF_32 = {
+    name: [
+        f"train.lora.rank={1 + number % 5}", f"train.lr={1 + number % 7}e-4",
+        f"train.steps={num_steps}", f"seed={number % 3}",
+    ]
+    for number, (name, num_steps) in enumerate(STEPS_OF_32.items())
+}  # fmt: skip
+
+
+def test_32_subjects_of_a_queue_whose_workers_and_owner_are_killed_three_times(
+    tmp_path: Path,
+) -> None:
+    """Twice as many as slots: some wait, some train and some are done when each kill comes."""
+    whole = dreambooth(
+        "fleet", write_subjects(tmp_path, "whole", 16, 2, OWN_OF_32), cwd=tmp_path
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    file = write_subjects(tmp_path, "killed", 16, 2, OWN_OF_32)
+    added = dreambooth("fleet", "add", file, cwd=tmp_path)
+    assert added.returncode == 0, added.stderr
+    run = ("fleet", "run", "--storage", "killed", "--slots", "16", "--parallel", "2")
+    num_all = sum(STEPS_OF_32.values())
+    for fraction in (0.1, 0.35, 0.6):
+        owner = start_dreambooth(*run, cwd=tmp_path)
+        owner_process = psutil.Process(owner.pid)
+        for kill_at in (fraction, fraction + 0.15):
+            wait_until(
+                lambda n=int(kill_at * num_all): count_steps(tmp_path, "killed", OWN_OF_32) >= n,  # type: ignore[misc]
+                owner_process,
+            )
+            if kill_at == fraction:
+                find_workers(owner.pid)[0].kill()
+        tree = owner_process.children(recursive=True)
+        # The owner alone; what it has started finds out by itself.
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(timeout=30)
+        psutil.wait_procs(tree, timeout=60)
+    # With other slots: what is left goes on in them.
+    last = dreambooth("fleet", "run", "--storage", "killed", "--slots", "12", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    listing = dreambooth("fleet", "ls", "--storage", "killed", "--state", "ended", cwd=tmp_path)
+    assert listing.stdout.count(" done ") == len(OWN_OF_32), listing.stdout
+    for name, num_steps in STEPS_OF_32.items():
+        own, expected = (run_of(tmp_path, storage, name) for storage in ("killed", "whole"))
+        assert is_finished(own)
+        assert [record["step"] for record in read_metrics(own)] == list(range(1, num_steps + 1))
+        # To the bit where the batches are as large: what is left may share smaller ones.
+        assert_close(read_curve(own), read_curve(expected))
