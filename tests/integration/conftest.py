@@ -56,10 +56,12 @@ class Run:
         return read_curve(Store(str(self.folder)))
 
 
-def dreambooth(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def dreambooth(
+    *arguments: str, cwd: Path, timeout_s: float = 500
+) -> subprocess.CompletedProcess[str]:
     process = start_dreambooth(*arguments, cwd=cwd)
     try:
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=timeout_s)
     finally:
         kill_tree(process)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)

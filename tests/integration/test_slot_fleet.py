@@ -139,24 +139,25 @@ def test_a_killed_run_of_the_queue_is_taken_up_by_the_next(tmp_path: Path) -> No
         assert [record["step"] for record in read_metrics(own)] == list(range(1, STEPS + 1))
 
 
-# Ranks, rates, numbers of steps and seeds differ.
-STEPS_OF_32 = {f"robot-{number}": 20 + number % 4 * 5 for number in range(32)}
+# Ranks, rates and numbers of steps differ.
+STEPS_OF_32 = {f"robot-{number}": 12 + number % 4 * 4 for number in range(32)}
 OWN_OF_32 = {
     name: [
         f"train.lora.rank={1 + number % 5}", f"train.lr={1 + number % 7}e-4",
-        f"train.steps={num_steps}", f"seed={number % 3}",
+        f"train.steps={num_steps}", "train.batch_size=1", "prior.count=4", "checkpoint.every=5",
+        "tracking.loggers=[]",
     ]
     for number, (name, num_steps) in enumerate(STEPS_OF_32.items())
 }  # fmt: skip
 
 
+@pytest.mark.timeout(3600)
 def test_32_subjects_of_a_queue_whose_workers_and_owner_are_killed_three_times(
     tmp_path: Path,
 ) -> None:
     """Twice as many as slots: some wait, some train and some are done when each kill comes."""
-    whole = dreambooth(
-        "fleet", write_subjects(tmp_path, "whole", 16, 2, OWN_OF_32), cwd=tmp_path
-    )  # fmt: skip
+    whole_file = write_subjects(tmp_path, "whole", 16, 2, OWN_OF_32)
+    whole = dreambooth("fleet", whole_file, cwd=tmp_path, timeout_s=1500)
     assert whole.returncode == 0, whole.stderr
     file = write_subjects(tmp_path, "killed", 16, 2, OWN_OF_32)
     added = dreambooth("fleet", "add", file, cwd=tmp_path)
@@ -179,7 +180,8 @@ def test_32_subjects_of_a_queue_whose_workers_and_owner_are_killed_three_times(
         owner.wait(timeout=30)
         psutil.wait_procs(tree, timeout=60)
     # With other slots: what is left goes on in them.
-    last = dreambooth("fleet", "run", "--storage", "killed", "--slots", "12", cwd=tmp_path)
+    again = ("fleet", "run", "--storage", "killed", "--slots", "12")
+    last = dreambooth(*again, cwd=tmp_path, timeout_s=1500)
     assert last.returncode == 0, last.stderr
     listing = dreambooth("fleet", "ls", "--storage", "killed", "--state", "ended", cwd=tmp_path)
     assert listing.stdout.count(" done ") == len(OWN_OF_32), listing.stdout
