@@ -185,16 +185,12 @@ class OurTraining:
     def count_flops(self) -> int:
         """Of a forward and a backward, products and convolutions."""
         batch = next(iter(self._loader))
-        moved: dict[str, Any] = {
-            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(batch).items()
-        }
         self.module.to(self._device)
         half = torch.bfloat16 if self.config.train.precision == "bf16-mixed" else torch.float32
 
         def work() -> None:
             with torch.autocast(self._device.type, half, enabled=half != torch.float32):
-                errors = self.module.compute_errors(Batch(**moved))
+                errors = self.module.compute_errors(batch.on_device(self._device))
             torch.autograd.backward(errors.mean())
 
         return count_flops(work)

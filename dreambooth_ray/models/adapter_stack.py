@@ -167,4 +167,9 @@ def make_adapter(
     """
     adapted = copy_for_adapters(network, shares_weights=lora_config.dora)
     lora.inject_adapters(adapted, lora_config, targets, seed)
+    return list_adapter_weights(adapted)
+
+
+def list_adapter_weights(adapted: nn.Module) -> dict[str, Tensor]:
+    """The weights of the adapters in a network by peft's names, in the order of training."""
     return {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}

@@ -4,9 +4,11 @@ Legend: B batch of one worker (photographs first, then class images), P photogra
 channels, h, w latent sides.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from dreambooth_ray.models.conditioning import Conditioning
@@ -25,12 +27,11 @@ class PreservedCaptions:
 
     def pin_memory(self) -> "PreservedCaptions":
         """As `Batch.pin_memory`."""
-        tokens, conditioning = self.tokens, self.conditioning
-        return PreservedCaptions(
-            self.base_conditioning.pin_memory(),
-            None if tokens is None else tokens.pin_memory(),
-            None if conditioning is None else conditioning.pin_memory(),
-        )
+        return _replace_tensors(self, lambda value: value.pin_memory())
+
+    def on_device(self, device: torch.device) -> "PreservedCaptions":
+        """As `Batch.on_device`."""
+        return _replace_tensors(self, lambda value: _move(value, device))
 
 
 @dataclass
@@ -69,9 +70,26 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
-        pinned: dict[str, Any] = {
-            name: value.pin_memory()
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor | Conditioning | PreservedCaptions)
-        }
-        return replace(self, **pinned, others=[other.pin_memory() for other in self.others])
+        pinned = _replace_tensors(self, lambda value: value.pin_memory())
+        return replace(pinned, others=[other.pin_memory() for other in self.others])
+
+    def on_device(self, device: torch.device) -> "Batch":
+        """Another, on a device."""
+        moved = _replace_tensors(self, lambda value: _move(value, device))
+        return replace(moved, others=[other.on_device(device) for other in self.others])
+
+
+_Part = TypeVar("_Part", Batch, PreservedCaptions)
+
+
+def _replace_tensors(part: _Part, change: Callable[[Any], Any]) -> _Part:
+    """With each tensor, conditioning and captions changed."""
+    kinds = Tensor | Conditioning | PreservedCaptions
+    changed: dict[str, Any] = {
+        name: change(value) for name, value in vars(part).items() if isinstance(value, kinds)
+    }
+    return replace(part, **changed)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return value.on_device(device) if isinstance(value, PreservedCaptions) else value.to(device)

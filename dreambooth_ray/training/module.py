@@ -21,7 +21,6 @@ from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.tensor_files import LazyTensors
 from dreambooth_ray.models.trainable_params import copy_weights, is_trained
-from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
@@ -36,7 +35,7 @@ from dreambooth_ray.training.optimizer import (
     make_optimizer,
     make_rate_schedule,
 )
-from dreambooth_ray.training.prediction_errors import PredictionErrors
+from dreambooth_ray.training.prediction_errors import PredictionErrors, combine_losses
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 from dreambooth_ray.training.step_record import build_step_record
 
@@ -109,19 +108,10 @@ class DreamBoothModule(pl.LightningModule):
         return loss
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """() loss of a batch, and (2,) or (3,) its parts; nothing is read from the device.
-
-        The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
-        """
-        prior_config = self.config.prior
+        """As `combine_losses`."""
         errors, output_errors = self._errors.compute_all_errors(batch)
-        priors = [] if output_errors is None else [output_errors.mean()]
         num_photographs = sum(forward.num_photographs for forward in batch.forwards)
-        instance, class_error = objective.compute_mean_errors(errors, num_photographs)
-        if prior_config.kind != "output":
-            priors.insert(0, class_error)
-        loss = objective.prior_preserving_loss(instance, priors, prior_config.loss_weights)
-        return loss, torch.stack([instance, *priors])
+        return combine_losses(self.config.prior, errors, output_errors, num_photographs)
 
     def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed formats a stack for each kind of device that this process does not use.

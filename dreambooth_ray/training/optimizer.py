@@ -212,7 +212,7 @@ class ExponentialMovingAverage:
         self.weights: dict[str, Tensor] = {}
 
     def update(self, current: Mapping[str, Tensor], step: int) -> None:
-        """Move towards the weights after optimizer step `step`, counted from 1."""
+        """Move towards the weights after optimizer step `step`, counted from 0."""
         if not self.weights:
             self.weights = {n: w.detach().clone() for n, w in current.items()}
             return

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import LossConfig
 from dreambooth_ray.models.components import Components
@@ -55,6 +56,22 @@ def weigh_errors(
     errors = objective.compute_sample_errors(prediction, target, loss.huber_delta, mask_weights)
     weights = process.compute_weights(loss, times)
     return errors if weights is None else errors * weights
+
+
+def combine_losses(
+    prior_config: PriorConfig, errors: Tensor, output_errors: Tensor | None, num_photographs: int
+) -> tuple[Tensor, Tensor]:
+    """() loss of a batch, and (2,) or (3,) its parts; nothing is read from the device.
+
+    errors: (B,), photographs first; output_errors: (P,), of what is kept, if anything
+    The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
+    """
+    priors = [] if output_errors is None else [output_errors.mean()]
+    instance, class_error = objective.compute_mean_errors(errors, num_photographs)
+    if prior_config.kind != "output":
+        priors.insert(0, class_error)
+    loss = objective.prior_preserving_loss(instance, priors, prior_config.loss_weights)
+    return loss, torch.stack([instance, *priors])
 
 
 class PredictionErrors:

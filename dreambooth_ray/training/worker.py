@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject, split_photographs
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_mirror import locate_model
@@ -43,6 +42,7 @@ from dreambooth_ray.training.checkpoint.save import (
     find_worker_rank,
 )
 from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.datasets import make_datasets
 from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import FAILURES, SKIPPED, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
@@ -141,22 +141,11 @@ def _make_dataset(
     used_here = (components.vae, *components.text_encoders.values())
     for network in used_here:
         network.to(choose_device(network, ray.train.torch.get_device()))
-    splits = [
-        split_photographs(config, read_configured_subject(config, s)) for s in config.all_subjects
-    ]
     priors = open_priors(job) if job.num_priors else None
-    dataset = TrainingDataset(
-        config, components, [trained for trained, _ in splits], priors, rank_and_world_size
-    )
-    held_out_photographs = [photograph for _, held_out in splits for photograph in held_out]
-    validation_set = (
-        ValidationSet(config, components, held_out_photographs, priors)
-        if config.validation.every
-        else None
-    )
+    datasets = make_datasets(config, components, priors, rank_and_world_size)
     for network in used_here:
         network.to("cpu")
-    return dataset, validation_set
+    return datasets
 
 
 def open_priors(job: WorkerJob) -> PriorSet:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.components import load_components
+from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.precision import cast_untrainable_encoders
 from dreambooth_ray.models.trainable_params import prepare_sampling
 from dreambooth_ray.sampling.engine import Engine
@@ -28,6 +28,23 @@ def make_requests(config: Config) -> list[Request]:
     ]
 
 
+def is_sample_due(config: Config, step: int) -> bool:
+    """Whether to sample after this step."""
+    interval = config.sample.every
+    return bool(interval) and step % interval == 0
+
+
+def sample_prompts(config: Config, components: Components) -> list[tuple[str, np.ndarray]]:
+    """Each sample prompt and its image, (H, W, 3) uint8, where the denoiser is.
+
+    components: in training, prepared by `prepare_sampling`; left in evaluation mode
+    """
+    requests = make_requests(config)
+    outputs = Engine(components, device=str(components.denoiser.device)).sample(requests)
+    images = (np.asarray(output.image) for output in outputs)
+    return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
+
+
 class PromptSampler:
     """Samples with the weights a bundle would have now; training shares no randomness with it."""
 
@@ -37,8 +54,7 @@ class PromptSampler:
 
     def is_due(self, step: int) -> bool:
         """Whether to sample after this step."""
-        interval = self._config.sample.every
-        return bool(interval) and step % interval == 0
+        return is_sample_due(self._config, step)
 
     def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
@@ -47,13 +63,10 @@ class PromptSampler:
         components.text_encoders |= module.text_encoders
         prepare_sampling(self._config, components)
         cast_untrainable_encoders(components, self._config.train.precision)
-        requests = make_requests(self._config)
         try:
             with module.averaged_weights():
-                outputs = Engine(components, device=str(module.device)).sample(requests)
+                return sample_prompts(self._config, components)
         finally:
             module.denoiser.train(self._config.train.unet)
             for text_encoder in module.text_encoders.values():
                 text_encoder.train()
-        images = (np.asarray(output.image) for output in outputs)
-        return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]

@@ -20,7 +20,7 @@ from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_metrics import StepMetrics
-from dreambooth_ray.training.callbacks.validation import Validation
+from dreambooth_ray.training.callbacks.validation import Validation, compute_validation_losses
 from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -128,7 +128,8 @@ class StepSequence(Callback):
     ) -> dict[str, float]:
         if self._validation is None or not self._validation.is_due(step):
             return {}
-        values = self._validation.validate(trainer, module, step, self._side_work)
+        compute = partial(compute_validation_losses, trainer, module, self._side_work)
+        values = self._validation.validate(step, compute)
         trainer.should_stop = trainer.should_stop or self._validation.has_stalled
         return values
 

@@ -3,7 +3,7 @@
 Legend: M examples (each an image at a noise level), B of them in one forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -145,8 +145,8 @@ class ValidationSet:
 def compute_validation_losses(
     trainer: pl.Trainer,
     module: DreamBoothModule,
-    validation_set: ValidationSet,
     side_work: SideWork,
+    validation_set: ValidationSet,
 ) -> dict[str, float] | None:
     """Errors of every example with the weights that the bundle would get; same on all workers.
 
@@ -217,10 +217,10 @@ class Validation:
         return step % self._config.validation.every == 0 or step == self._config.train.steps
 
     def validate(
-        self, trainer: pl.Trainer, module: DreamBoothModule, step: int, side_work: SideWork
+        self, step: int, compute_losses: Callable[[ValidationSet], dict[str, float] | None]
     ) -> dict[str, float]:
-        """The step's validation metrics, none if it failed."""
-        values = compute_validation_losses(trainer, module, self._validation_set, side_work)
+        """The step's validation metrics, none if it failed: then `compute_losses` returns None."""
+        values = compute_losses(self._validation_set)
         if values is None:
             return {}
         self._losses.append((step, values[VALIDATION_LOSS]))

@@ -11,7 +11,7 @@ _SINGLE_RUN_LOGGERS = {"wandb", "mlflow"}
 
 def find_obstacle(config: Config) -> str | None:
     """The setting that keeps a run from sharing a batch with others; None if nothing does."""
-    train, prior = config.train, config.prior
+    train = config.train
     single_run_loggers = sorted(_SINGLE_RUN_LOGGERS & set(config.tracking.loggers))
     obstacles = {
         f"train.method={train.method}": train.method != "lora",
@@ -37,10 +37,7 @@ def find_obstacle(config: Config) -> str | None:
         f"train.compile={train.compile}": train.compile != "none",
         "train.deterministic=true": train.deterministic,
         f"model.quantization={config.model.quantization}": config.model.quantization != "none",
-        f"prior.kind={prior.kind}": prior.keeps_output,
-        f"validation.every={config.validation.every}": bool(config.validation.every),
         f"choice.rule={config.choice.rule}": config.choice.rule != "last",
-        f"sample.every={config.sample.every}": bool(config.sample.every),
         f"tracking.loggers={single_run_loggers}": bool(single_run_loggers),
     }
     return next((setting for setting, is_met in obstacles.items() if is_met), None)
@@ -63,6 +60,7 @@ def batch_group(config: Config) -> Hashable:
         "gradient_checkpointing": train.gradient_checkpointing,
         "cuda_graphs": train.cuda_graphs,
         "has_class_images": bool(config.prior.num_images),
+        "keeps_output": config.prior.keeps_output,
         "zero_terminal_snr": config.loss.zero_terminal_snr,
         "gpus": config.cluster.gpus,
         # Of workers, which all of a group have in common.

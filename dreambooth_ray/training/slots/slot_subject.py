@@ -103,14 +103,19 @@ class SlotSubject:
         skip_unless_finite(self._optimizer, norm)
         self._optimizer.step()
         self._scheduler.step()
-        self.step += 1
         if self._average is not None:
             self._average.update(self.view_weights(), self.step)
+        self.step += 1
         return norm
 
     def view_weights(self) -> dict[str, Tensor]:
         """The adapter's weights as they are now, by name."""
         return self._stack.view_row(self._row.data, self._rank)
+
+    def view_bundle_weights(self) -> Mapping[str, Tensor]:
+        """What a bundle would get now: the averaged weights, where there are any."""
+        average = self._average.weights if self._average is not None else {}
+        return average or self.view_weights()
 
     def read_state(self) -> AdapterState:
         """The training so far; views of memory that the next step changes."""

@@ -8,7 +8,8 @@ Legend: K slots, b rows of a slot, P numbers of the largest adapter.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,18 @@ from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
-from dreambooth_ray.objective.loss import compute_mean_errors, prior_preserving_loss
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.dataset import TrainingDataset
-from dreambooth_ray.training.prediction_errors import autocast_networks, weigh_errors
+from dreambooth_ray.training.prediction_errors import (
+    autocast_networks,
+    combine_losses,
+    weigh_errors,
+)
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 from dreambooth_ray.training.slots.joined_batch import JoinedBatch, join_batches
+from dreambooth_ray.training.slots.joined_forward import predict_joined
 from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
+from dreambooth_ray.training.slots.solo_network import SoloNetworks
 
 # New adapters that are remembered: most subjects of a fleet have one seed and one rank.
 _KEPT_ADAPTERS = 4
@@ -42,8 +48,8 @@ class MisfitError(ConfigError):
 class SlotStep:
     """What became of each subject in one step of the batch.
 
-    values: (3,) on the device: the losses over photographs and class images, and the norm of the
-    gradient from before clipping; failures: of subjects whose next batch can't be made
+    values: (3,) or (4,) on the device: the losses as `combine_losses` parts them, and the norm of
+    the gradient from before clipping; failures: of subjects whose next batch can't be made
     """
 
     values: dict[SlotSubject, Tensor] = field(default_factory=dict)
@@ -51,7 +57,10 @@ class SlotStep:
 
 
 class SlotTrainer:
-    """A batch of K slots. Runs of one `batch_group` can join it."""
+    """A batch of K slots. Runs of one `batch_group` can join it.
+
+    solo_networks: for what is computed for one subject alone
+    """
 
     def __init__(
         self,
@@ -69,6 +78,7 @@ class SlotTrainer:
         self.config, self._components = config, components
         self._new_adapters: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._device = device or torch.device("cpu")
+        self._in_one_forward = self._device.type == "cuda"
         self._functions, self._denoiser = components.functions, components.denoiser
         self._process = self._functions.forward_process(components)
         network: Any = copy_untrained(self._denoiser, shares_weights=True)
@@ -78,11 +88,20 @@ class SlotTrainer:
         _refuse_dropout(network)
         if self._device.type == "cuda":
             network.to(memory_format=torch.channels_last)
+        # As it is without anybody's adapter; its weights are the same memory.
+        frozen: Any = copy_untrained(network, shares_weights=True)
+        self.solo_networks = SoloNetworks(replace(components, denoiser=frozen))
         if config.train.gradient_checkpointing:
             checkpoint_activations(network, ())
         widest = config.train.lora.model_copy(update={"rank": rank})
         self._stack = AdapterStack(network, self.make_adapter(widest, 0), num_slots)
-        self._forwards = RecordedForwards(config, self._functions, network, {})
+        self._forwards = RecordedForwards(
+            config,
+            self._functions,
+            network,
+            {},
+            frozen if config.prior.keeps_output else None,
+        )
         self._subjects: dict[int, SlotSubject] = {}
         self._batch_key: Any = None
 
@@ -161,32 +180,44 @@ class SlotTrainer:
                 result.failures[subject] = error
         if not batches:
             return result
-        joined = join_batches(self._functions, batches, len(self._stack), self._device)
+        joined = join_batches(
+            self._functions,
+            batches,
+            len(self._stack),
+            self._device,
+            in_one_forward=self._in_one_forward,
+        )
         subjects = [self._subjects[slot] for slot in batches]
-        part_losses = self._compute_losses(joined, batches, subjects)
+        part_losses = self._compute_losses(joined, subjects)
         for subject, losses in zip(subjects, part_losses, strict=True):
             norm = subject.update()
             result.values[subject] = torch.cat([losses, norm.reshape(1)])
         return result
 
-    def _compute_losses(
-        self, joined: JoinedBatch, batches: dict[int, Batch], subjects: Iterable[SlotSubject]
-    ) -> list[Tensor]:
-        """(2,) losses of each subject; the gradients of all are in the stack then."""
+    def _compute_losses(self, joined: JoinedBatch, subjects: Iterable[SlotSubject]) -> list[Tensor]:
+        """(2,) or (3,) losses of each subject; the gradients of all are in the stack then."""
         noisy = self._process.add_noise(joined.latents, joined.noise, joined.times)
-        with autocast_networks(self.config.train.precision, self._device):
-            prediction = self._forwards.predict(noisy, joined.times, joined.conditioning)
         target = self._process.compute_target(joined.latents, joined.noise, joined.times)
+        with autocast_networks(self.config.train.precision, self._device):
+            prediction, kept = predict_joined(self._forwards, joined, noisy)
         losses, part_losses = [], []
         for subject in subjects:
-            rows = joined.rows_of(subject.slot)
-            config, num_photographs = subject.config, batches[subject.slot].num_photographs
-            errors = weigh_errors(
-                self._process, config.loss, prediction[rows], target[rows], joined.times[rows]
+            rows, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
+            weigh = partial(weigh_errors, self._process, subject.config.loss)
+            errors = weigh(prediction[rows], target[rows], joined.times[rows])
+            output_errors = None
+            if kept is not None:
+                kept_rows = joined.kept_rows_of(subject.slot)
+                output_errors = weigh(
+                    kept.prediction[kept_rows],
+                    kept.target[kept_rows],
+                    joined.times[rows][:num_photographs],
+                )
+            loss, parts = combine_losses(
+                subject.config.prior, errors, output_errors, num_photographs
             )
-            instance, prior = compute_mean_errors(errors, num_photographs)
-            losses.append(prior_preserving_loss(instance, [prior], config.prior.loss_weights))
-            part_losses.append(torch.stack([instance, prior]).detach())
+            losses.append(loss)
+            part_losses.append(parts.detach())
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self._stack.collect_gradients()
         return part_losses

@@ -12,7 +12,6 @@ from typing import Literal
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.storage import fence
 from dreambooth_ray.storage.catalog import publish_run
@@ -20,11 +19,14 @@ from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.side_work import SideWork
+from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.checkpoint import restore
 from dreambooth_ray.training.checkpoint.download import STATE, BaseModel
 from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
 from dreambooth_ray.training.checkpoint.save import CheckpointUploader, StopRequest, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
+from dreambooth_ray.training.datasets import make_datasets
+from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import (
     FAILURES,
     RESTARTS,
@@ -38,6 +40,7 @@ from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.slots.slot_checkpoint import load_subject, save_subject
 from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
+from dreambooth_ray.training.slots.subject_evaluation import SubjectEvaluation
 from dreambooth_ray.training.stop_request import is_stop_requested
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -113,28 +116,34 @@ class SubjectRun:
             if restored_state is not None:
                 new = trainer.make_adapter(self.config.train.lora, self.config.seed)
                 state = load_subject(restored_state.state, self._denoiser_name, new)
-            dataset = self._make_dataset(components, priors)
+            dataset, validation_set = make_datasets(self.config, components, priors, (0, 1))
             subject = trainer.join(self.config, dataset, state)
         try:
-            self._open(dataset, state)
+            self._open(trainer, dataset, validation_set, state)
         except BaseException:
             trainer.leave(subject)
             raise
         return subject
 
-    def _make_dataset(self, components: Components, priors: PriorSet | None) -> TrainingDataset:
-        config = self.config
-        # All of them: validation, which would hold some out, is an obstacle to slots.
-        photographs = [read_configured_subject(config, subject) for subject in config.all_subjects]
-        return TrainingDataset(config, components, photographs, priors, (0, 1))
-
-    def _open(self, dataset: TrainingDataset, state: AdapterState | None) -> None:
+    def _open(
+        self,
+        trainer: SlotTrainer,
+        dataset: TrainingDataset,
+        validation_set: ValidationSet | None,
+        state: AdapterState | None,
+    ) -> None:
         """Metrics, loggers and checkpoints, from the step that training goes on from."""
         config, run, lease = self.config, self.run, self._lease.number
         start = dataset.start = state.step if state else 0
         records = [r for r in read_metrics(run, lease) if r["step"] <= start]
         last_record = records[-1] if records else {}
         side_work = self._side_work = SideWork(run, int(last_record.get(FAILURES, 0)))
+        validation = (
+            Validation(config, validation_set, validation_losses(records))
+            if validation_set is not None
+            else None
+        )
+        self._evaluation = SubjectEvaluation(trainer.solo_networks, validation, side_work)
         self._loggers = Loggers(run, config, start, side_work)
         self._guard = NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0)))
         self._num_restarts = len(read_restarts(run))
@@ -147,15 +156,17 @@ class SubjectRun:
         self._stepped_at_s = time.monotonic()
 
     def follow_step(self, subject: SlotSubject, values: list[float]) -> SubjectEnd | None:
-        """After a step: write it down, save if it is time; whether the subject is to leave.
+        """After a step: validate, write it down, sample and save, each if it is time.
 
-        values: of `SlotTrainer.step`
+        values: of `SlotTrainer.step`; returns how the subject ends, if it is to leave
         raises: DataError if too many steps in a row had no gradient that is a number
         """
         self._lease.check()
-        self._record(subject.build_record(subject.step, values))
+        record = subject.build_record(subject.step, values)
+        self._record(self._evaluation.validate(subject) | record)
+        self._sample(subject)
         end: SubjectEnd | None = None
-        if subject.is_done:
+        if subject.is_done or self._evaluation.has_stalled:
             end = "done"
         elif self._stop_request.is_requested:
             end = "stopped"
@@ -176,6 +187,11 @@ class SubjectRun:
         step_s, self._stepped_at_s = max(now_s - self._stepped_at_s, 1e-9), now_s
         self._loggers.log(record, self.config.images_a_step / step_s)
         self._guard.check()
+
+    def _sample(self, subject: SlotSubject) -> None:
+        assert self._loggers is not None
+        for prompt, image in self._evaluation.sample(subject):
+            self._loggers.add_image(f"samples/{prompt}", image, subject.step)
 
     def _save(self, subject: SlotSubject, is_kept: bool) -> None:
         assert self._uploader is not None

@@ -109,10 +109,7 @@ OBSTACLES = {
     "train.compile=blocks": ("train.compile=blocks",),
     "train.deterministic=true": ("train.deterministic=true",),
     "model.quantization=int8": ("model.quantization=int8",),
-    "prior.kind=both": ("prior.kind=both",),
-    "validation.every=5": ("validation.every=5",),
     "choice.rule=best": ("choice.rule=best",),
-    "sample.every=5": ("sample.every=5",),
     "tracking.loggers=['wandb']": ("tracking.loggers=[wandb, csv]",),
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_losses_of_both_halves_by_noise_level_are_in_the_records(run: Fitted) ->
 def test_examples_are_fixed_and_use_the_averaged_weights(run: Fitted) -> None:
     before = {n: w.clone() for n, w in run.weights.items()}
     losses = compute_validation_losses(
-        run.trainer, run.module, run.validation_set, SideWork(Store("memory://validation"))
+        run.trainer, run.module, SideWork(Store("memory://validation")), run.validation_set
     )
     record = run.watch.records[-1]
     assert losses == {k: v for k, v in record.items() if k.startswith("val_")}
@@ -47,7 +47,7 @@ def test_examples_are_fixed_and_use_the_averaged_weights(run: Fitted) -> None:
     average, run.module.average = run.module.average, None
     assert (
         compute_validation_losses(
-            run.trainer, run.module, run.validation_set, SideWork(Store("memory://validation"))
+            run.trainer, run.module, SideWork(Store("memory://validation")), run.validation_set
         )
         != losses
     )

@@ -23,12 +23,27 @@ KINDS = [
 MAX_RANK = 4
 
 
+# Of all subjects of a batch.
+SHARED = {
+    "plain": (),
+    "both, validated": (
+        "prior.kind=both", "prior.count=5", "validation.every=2", "validation.held_out=1",
+        "validation.class_images=2", "validation.timesteps=2", "validation.bins=1",
+        "train.ema_decay=0.8",
+    ),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def curves_alone(tiny_model: Path, photos: Path, priors: Store) -> list[Curve]:
-    """Of each of KINDS, by a trainer of its own."""
-    return [
-        Fitted(tiny_model, photos, priors, *LORA, *overrides).watch.records for overrides in KINDS
-    ]
+def curves_alone(tiny_model: Path, photos: Path, priors: Store) -> dict[str, list[Curve]]:
+    """Of each of KINDS, by a trainer of its own, for each of SHARED."""
+    return {
+        name: [
+            Fitted(tiny_model, photos, priors, *LORA, *shared, *overrides).watch.records
+            for overrides in KINDS
+        ]
+        for name, shared in SHARED.items()
+    }
 
 
 # For each subject: its kind, how many steps pass before it comes, and after how many it is
@@ -46,16 +61,19 @@ ARRIVALS = st.lists(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(num_slots=st.sampled_from([1, 2, 7]), arrivals=ARRIVALS)
+@given(
+    shared=st.sampled_from(sorted(SHARED)), num_slots=st.sampled_from([1, 2, 7]), arrivals=ARRIVALS
+)
 def test_joining_and_leaving_at_random_changes_no_curve(
     tiny_model: Path,
     photos: Path,
     priors: Store,
-    curves_alone: list[Curve],
+    curves_alone: dict[str, list[Curve]],
+    shared: str,
     num_slots: int,
     arrivals: list[tuple[int, int, int | None]],
 ) -> None:
-    slotted = Slotted(tiny_model, photos, priors, num_slots, rank=MAX_RANK)
+    slotted = Slotted(tiny_model, photos, priors, num_slots, *SHARED[shared], rank=MAX_RANK)
     waiting = list(enumerate(arrivals))
     ends: dict[SlotSubject, int] = {}
     clock = 0
@@ -70,18 +88,18 @@ def test_joining_and_leaving_at_random_changes_no_curve(
             if subject.step >= ends[subject]:
                 slotted.trainer.leave(subject)
     for number, (kind, _, cancelled_after) in enumerate(arrivals):
-        assert_close(slotted.curves[str(number)], curves_alone[kind][:cancelled_after])
+        assert_close(slotted.curves[str(number)], curves_alone[shared][kind][:cancelled_after])
 
 
 @pytest.mark.fault
 def test_32_subjects_learn_as_alone(
-    tiny_model: Path, photos: Path, priors: Store, curves_alone: list[Curve]
+    tiny_model: Path, photos: Path, priors: Store, curves_alone: dict[str, list[Curve]]
 ) -> None:
     slotted = Slotted(tiny_model, photos, priors, 32, rank=MAX_RANK)
     for number in range(32):
         slotted.join(str(number), *KINDS[number % len(KINDS)])
     for number, curve in ((int(name), curve) for name, curve in slotted.run().items()):
-        assert_close(curve, curves_alone[number % len(KINDS)])
+        assert_close(curve, curves_alone["plain"][number % len(KINDS)])
 
 
 def poison_photographs(subject: SlotSubject) -> None:

@@ -43,7 +43,9 @@ def describe(value: Any) -> Any:
 def test_a_state_is_built_as_lightnings(
     tiny_model: Path, photos: Path, priors: Store, tmp_path: Path
 ) -> None:
-    alone_path = tmp_path / "alone.ckpt"
+    alone_path = tmp_path / "alone" / "state.ckpt"
+    # Weights are beside the file.
+    alone_path.parent.mkdir()
     # After its second step.
     Fitted(tiny_model, photos, priors, *LORA, *SETTINGS, save=alone_path)
     slotted = Slotted(tiny_model, photos, priors, 2, *SETTINGS)
@@ -62,6 +64,8 @@ def test_a_state_is_built_as_lightnings(
     assert states[1]["lr_schedulers"] == states[0]["lr_schedulers"]
     groups = [state["optimizer_states"][0]["param_groups"] for state in states]
     assert groups[1] == groups[0]
+    for name, average in states[0]["average"].items():
+        torch.testing.assert_close(states[1]["average"][name], average, rtol=0, atol=2e-6)
 
 
 def test_a_subject_goes_on_bit_for_bit_at_equal_slots(

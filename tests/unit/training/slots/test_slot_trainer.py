@@ -43,8 +43,10 @@ CONVOLUTIONS = 'train.lora.target_modules=["to_q","conv1","conv2"]'
         ("train.lora.dora=true", ("rank",)),
         (CONVOLUTIONS, ("weights",)),
         ("prior.count=0", ("average",)),
+        ("prior.kind=both", ("plain", "rank", "weights", "average")),
+        ("prior.kind=output", ("plain", "rank", "weights", "average")),
     ],
-    ids=["lora", "dora", "convolutions", "photographs alone"],
+    ids=["lora", "dora", "convolutions", "photographs alone", "both", "output"],
 )
 def test_a_curve_in_company_is_that_alone(
     tiny_model: Path, photos: Path, priors: Store, kind: str, names: tuple[str, ...]
@@ -58,3 +60,18 @@ def test_a_curve_in_company_is_that_alone(
         overrides = VARIANTS[name]
         alone = Fitted(tiny_model, photos, priors, *LORA, *shared, *overrides)
         assert_close(curves[name], alone.watch.records)
+
+
+@pytest.mark.parametrize("kind", ["prior.kind=both", "prior.kind=output"])
+def test_what_is_kept_goes_with_all_others_where_graphs_need_it(
+    tiny_model: Path, photos: Path, priors: Store, kind: str
+) -> None:
+    curves = []
+    for in_one_forward in (False, True):
+        slotted = Slotted(tiny_model, photos, priors, 3, "train.steps=4", kind)
+        slotted.trainer._in_one_forward = in_one_forward
+        slotted.join("first", "prior.output_weight=2")
+        slotted.join("second", "seed=5", "loss.min_snr_gamma=5")
+        curves.append(slotted.run())
+    for name, curve in curves[1].items():
+        assert_close(curve, curves[0][name])

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.bundles.worker_export import export_from_parts
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.pipeline import make_worker_job
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.runs import is_finished, open_run
-from dreambooth_ray.storage import fence
+from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.lease_keeper import run_leases
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -115,6 +116,35 @@ def test_every_subject_ends_by_itself_in_a_run_as_any_other(
     assert not is_finished(fleet.run("sick"))
     assert all(run_leases(fleet.run(name)).read_newest().is_free for name in events)
     assert Store(str(tmp_path / "out")).names("catalog")
+
+
+def test_samples_and_an_early_end_are_as_in_a_run_alone(
+    fleet: Fleet, tmp_path: Path, tiny_model: Path, photos: Path, priors: Store
+) -> None:
+    validated = (
+        "validation.every=2", "validation.held_out=1", "validation.class_images=1",
+        "validation.timesteps=2", "validation.bins=1", "validation.patience=1",
+        "validation.min_delta=1000",
+    )  # fmt: skip
+    sampled = ("sample.every=2", "sample.num_inference_steps=1", "tracking.loggers=[tensorboard]")
+    jobs = [
+        fleet.open("impatient", *validated, "train.steps=9", "checkpoint.every=9"),
+        fleet.open("sampled", *sampled),
+    ]
+    events = fleet.train(jobs, 2)
+    assert {name: (event.kind, event.step) for name, event in events.items()} == {
+        "impatient": ("done", 4), "sampled": ("done", 5),
+    }  # fmt: skip
+    run = fleet.run("impatient")
+    alone = Fitted(tiny_model, photos, priors, *LORA, *validated, "train.steps=9")
+    assert_close(read_metrics(run), alone.watch.records)
+    state = read_run_state(run, parse_config(run.read("config.yaml").decode(), "x", []))
+    assert (state.reason, state.is_trained, state.is_bundled) == ("early", True, True)
+    folder = fleet.run("sampled").local_path(paths.TENSORBOARD)
+    log = EventAccumulator(folder.as_posix()).Reload()
+    (tag,) = log.Tags()["images"]
+    assert tag == "samples/a sks robot"
+    assert [image.step for image in log.Images(tag)] == [2, 4]
 
 
 def test_a_cancelled_subject_goes_on_later(fleet: Fleet) -> None:

@@ -1,0 +1,63 @@
+"""What the network makes of a joined batch.
+
+Legend: K slots, b rows of a slot, R = K b rows, p photographs of a slot, C latent channels, h, w
+latent sides.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.slots.joined_batch import JoinedBatch, KeptRows
+
+
+@dataclass(frozen=True)
+class KeptOutput:
+    """prediction, target: (K p, C, h, w), with the adapters and by the base model"""
+
+    prediction: Tensor
+    target: Tensor
+
+
+def predict_joined(
+    forwards: RecordedForwards, joined: JoinedBatch, noisy: Tensor
+) -> tuple[Tensor, KeptOutput | None]:
+    """(R, C, h, w) predictions, and what is kept, if anything.
+
+    noisy: (R, C, h, w); forwards: with the base model's where its output is kept
+    """
+    kept = joined.kept
+    if kept is None:
+        return forwards.predict(noisy, joined.times, joined.conditioning), None
+    kept_noisy, kept_times = noisy[kept.rows], joined.times[kept.rows]
+    target = forwards.predict_untrained(kept_noisy, kept_times, kept.base_conditioning)
+    if kept.conditioning is None:
+        prediction, kept_prediction = _predict_at_once(forwards, joined, kept, noisy)
+    else:
+        # A forward of its own equals the base model's bit for bit, as long as nothing is learnt.
+        prediction = forwards.predict(noisy, joined.times, joined.conditioning)
+        kept_prediction = forwards.predict(kept_noisy, kept_times, kept.conditioning)
+    return prediction, KeptOutput(kept_prediction, target)
+
+
+def _predict_at_once(
+    forwards: RecordedForwards, joined: JoinedBatch, kept: KeptRows, noisy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As a CUDA graph has to: a second forward would overwrite what the first keeps."""
+    num_rows = len(noisy)
+    by_slot = torch.cat(
+        [
+            torch.arange(num_rows, device=noisy.device).view(-1, joined.num_rows),
+            kept.rows.view(-1, joined.num_photographs),
+        ],
+        dim=1,
+    )
+    rows = by_slot.flatten()
+    prediction = forwards.predict(noisy[rows], joined.times[rows], joined.conditioning)
+    slots = prediction.view(*by_slot.shape, *prediction.shape[1:])
+    return (
+        slots[:, : joined.num_rows].flatten(0, 1),
+        slots[:, joined.num_rows :].flatten(0, 1),
+    )
