@@ -2,17 +2,22 @@
 
     python -m benchmarks.preservation_study --work out/study
         --json benchmarks/results/preservation.json --plot docs/how-to/preservation.png
+    python -m benchmarks.preservation_study --work out/study --model toyworld-flow --methods lora
+        --subjects 5 --json benchmarks/results/preservation_flow.json
 
-(in one line). Trainings as in `benchmarks.study`: random toy subjects, one process, one thread, no
-Ray. Each is scored along its way, so that kinds can be compared where they make the subject equally
-well. Seconds are of the processor, not of a clock, so a load beside does not count. A cell that is
-done is a line of WORK/preservation.jsonl and is never done again.
+(each in one line). Trainings as in `benchmarks.study`: random toy subjects, one process, one
+thread, no Ray. Each is scored along its way, so that kinds can be compared where they make the
+subject equally well. Seconds are of the processor, not of a clock, so a load beside does not count.
+A cell that is done is a line in WORK and is never done again.
 """
 
 import argparse
 import json
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,9 @@ import torch
 from benchmarks.conditions import read_conditions
 from benchmarks.preservation_table import format_page, plot_fronts, summarize_cells
 from benchmarks.study import (
-    BATCH,
     NUM_CLASS_IMAGES,
     POINTS,
-    STEPS,
+    TOY,
     StudyCell,
     generate_class_images,
     load_cell_config,
@@ -42,33 +46,62 @@ KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "output": (False, ("prior.kind=output",)),
     "both": (True, ("prior.kind=both",)),
 }
-FILE = "preservation.jsonl"
 
 
-class JudgedScorer:
+@dataclass(frozen=True)
+class ToySetting:
+    """How a model is trained and scored.
+
+    file: of the cells; protocol: of `study_judge`; overrides: of all its cells
+    """
+
+    file: str
+    points: tuple[int, ...]
+    protocol: str
+    overrides: tuple[str, ...] = ()
+
+
+# A row of the toy that flows takes five times as long, so its steps have half the photographs, and
+# it is scored at fewer points by fewer images.
+SETTINGS = {
+    TOY: ToySetting("preservation.jsonl", POINTS, "judged"),
+    "toyworld-flow": ToySetting(
+        "preservation_flow.jsonl", (150, 300), "judged briefly",
+        (
+            "train.steps=300", "train.batch_size=1",
+            "prior.solver=dpmpp_2m", "prior.num_inference_steps=10",
+        ),
+    ),
+}  # fmt: skip
+
+
+class JudgedScorer(StudyScorer):
     """Scores a model by the images that no choice of a checkpoint sees, with the seconds so far."""
 
     def __init__(self, config: Config) -> None:
-        self._scorer = StudyScorer(config)
+        super().__init__(config)
+        self._protocol = load_brief_protocol(SETTINGS[config.model.uri].protocol)
         self._start_s, self._scoring_s = time.process_time(), 0.0
 
     def __call__(self, parts: Components) -> dict[str, dict[str, float]]:
         """Totals, and the processor's seconds of the training that led there."""
         start_s = time.process_time()
         trained_s = start_s - self._start_s - self._scoring_s
-        totals = self._scorer.score(parts, load_brief_protocol("judged"))
+        totals = self.score(parts, self._protocol)
         self._scoring_s += time.process_time() - start_s
         return {"judged": totals, "seconds": {"trained": round(trained_s, 2)}}
 
 
-def make_cells(subjects: range, methods: tuple[str, ...]) -> list[StudyCell]:
+def make_cells(
+    subjects: range, methods: Sequence[str], kinds: Sequence[str] = tuple(KINDS), model: str = TOY
+) -> list[StudyCell]:
     """All of them, method by method and subject by subject."""
-    return [
-        StudyCell(subject, method, has_images, overrides)
-        for method in methods
-        for subject in subjects
-        for has_images, overrides in KINDS.values()
-    ]
+    cells = []
+    for method, subject, kind in product(methods, subjects, kinds):
+        has_images, overrides = KINDS[kind]
+        overrides = (*SETTINGS[model].overrides, *overrides)
+        cells.append(StudyCell(subject, method, has_images, overrides, model))
+    return cells
 
 
 def name_kind(line: dict[str, Any]) -> tuple[str, str]:
@@ -80,11 +113,12 @@ def name_kind(line: dict[str, Any]) -> tuple[str, str]:
     return method, "images" if "with class images" in words else "none"
 
 
-def measure_class_images(work: Path) -> float:
+def measure_class_images(work: Path, model: str) -> float:
     """Processor seconds of NUM_CLASS_IMAGES class images, made anew."""
-    cell = StudyCell(0, "lora", True, (f"storage.uri={work / 'timed'}",))
+    overrides = (*SETTINGS[model].overrides, f"storage.uri={work / 'timed'}")
+    cell = StudyCell(0, "lora", True, overrides, model)
     start_s = time.process_time()
-    generate_class_images(load_cell_config(cell, work), model_directory("toyworld"))
+    generate_class_images(load_cell_config(cell, work), model_directory(model))
     return time.process_time() - start_s
 
 
@@ -93,31 +127,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--subjects", type=int, default=10, help="0 writes what is there")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
+    parser.add_argument("--model", choices=SETTINGS, default=TOY)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=tuple(KINDS))
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
     parser.add_argument("--json", type=Path, help="the record; its table goes beside it as .md")
     parser.add_argument("--plot", type=Path, help="an image of likeness against drift")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cells = make_cells(range(arguments.subjects), tuple(arguments.methods))
+    model, setting = arguments.model, SETTINGS[arguments.model]
+    cells = make_cells(range(arguments.subjects), arguments.methods, arguments.kinds, model)
     for cell in cells:
         if cell.prior:
             # Before any training, so that its seconds are its own.
-            generate_class_images(
-                load_cell_config(cell, arguments.work), model_directory("toyworld")
-            )
-    lines = run_study(cells, arguments.work, FILE, lambda _: POINTS, JudgedScorer)
+            generate_class_images(load_cell_config(cell, arguments.work), model_directory(model))
+    lines = run_study(cells, arguments.work, setting.file, lambda _: setting.points, JudgedScorer)
     if arguments.json is None:
         return
-    class_images_s = measure_class_images(arguments.work)
+    class_images_s = measure_class_images(arguments.work, model)
     results = summarize_cells([(*name_kind(line), line) for line in lines], class_images_s)
-    setting = {
-        "steps": STEPS, "points": POINTS, "photographs_a_step": BATCH,
-        "class_images": NUM_CLASS_IMAGES, "class_images_s": round(class_images_s, 1),
+    (cell,) = make_cells(range(1), ["lora"], ["none"], model)
+    train = load_cell_config(cell, arguments.work).train
+    summary = {
+        "model": model, "steps": train.steps, "points": setting.points,
+        "photographs_a_step": train.batch_size, "class_images": NUM_CLASS_IMAGES,
+        "class_images_s": round(class_images_s, 1), "overrides": setting.overrides,
     }  # fmt: skip
-    record = {**results, "setting": setting, "conditions": read_conditions(), "cells": lines}
+    record = {**results, "setting": summary, "conditions": read_conditions(), "cells": lines}
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    arguments.json.with_suffix(".md").write_text(format_page(results, setting))
+    arguments.json.with_suffix(".md").write_text(format_page(results, summary))
     if arguments.plot:
         plot_fronts(results, arguments.plot)
 

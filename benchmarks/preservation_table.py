@@ -140,20 +140,27 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
     lines = [
         "# Ways to keep what the model knows, measured",
         "",
-        f"Random toy subjects, {setting['steps']} steps of {setting['photographs_a_step']} "
-        f"photographs; {setting['class_images']} class images take {setting['class_images_s']} s. "
+        f"Random toy subjects{_name_model(setting)}, {setting['steps']} steps of "
+        f"{setting['photographs_a_step']} photographs; {setting['class_images']} class images take "
+        f"{setting['class_images_s']} s. "
         "Seconds are the processor's. Made by `python -m benchmarks.preservation_study`; every "
-        "cell is in `preservation.json`.",
+        "cell is in the record beside this page.",
     ]
     for method, result in results["methods"].items():
-        lines += ["", f"## {method}, {len(result['subjects'])} subjects", "", *_format_last(result)]
+        lines += ["", f"## {method}, {len(result['subjects'])} subjects", "", *format_last(result)]
         for key, title in _COMPARISONS.items():
             words = f"{title}: the kind / class images, and in how many subjects the kind is better"
             lines += ["", words, "", *_format_pairs(result[key], len(result["subjects"]))]
     return "\n".join(lines) + "\n"
 
 
-def _format_last(result: dict[str, Any]) -> list[str]:
+def _name_model(setting: dict[str, Any]) -> str:
+    model = setting.get("model", "toyworld")
+    return "" if model == "toyworld" else f" on `{model}`"
+
+
+def format_last(result: dict[str, Any]) -> list[str]:
+    """Kinds after the last step, as a table."""
     titles = {**TITLES, **_SECONDS_TITLES}
     return [
         "| after the last step | " + " | ".join(titles.values()) + " |",
@@ -163,6 +170,11 @@ def _format_last(result: dict[str, Any]) -> list[str]:
             for kind, row in result["last"].items()
         ),
     ]
+
+
+def format_likeness(result: dict[str, Any]) -> list[str]:
+    """Kinds where they are as faithful to the subject as class images are, as a table."""
+    return _format_pairs(result["equal_likeness"], len(result["subjects"]))
 
 
 def _format_pairs(table: dict[str, Any], num_subjects: int) -> list[str]:

@@ -27,28 +27,37 @@ from torch.utils.data import DataLoader
 
 from benchmarks.conditions import read_conditions
 from benchmarks.study_judge import PROTOCOLS, StudyScorer, load_brief_protocol
-from benchmarks.study_table import format_page, summarize_cells
+from benchmarks.study_page import write_study_page
+from benchmarks.study_photographs import NUM_SQUARES, SQUARES, find_photographs
+from benchmarks.study_table import summarize_cells
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.class_shapes import list_class_shapes
+from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSet, read_records
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import Components, load_components
+from dreambooth_ray.models.family import find_family
+from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import random_subject
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
-NUM_PHOTOGRAPHS, NUM_CLASS_IMAGES = 5, 64
+NUM_CLASS_IMAGES = 64
 STEPS, POINTS, BATCH = 240, (60, 120, 180, 240), 2
 # Subjects scored on their way as well, for the choice of a checkpoint; the rest at the end alone.
 FOLLOWED = 4
+TOY = "toyworld"
 RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
+# What makes the recipe of the toy that flows one of adapters; its text encoder is not trained.
+FLOW_RECIPE = "toy-robot-flow.yaml"
+FLOW_LORA = ("train.method=lora", "train.lora.rank=16", "train.lr=1e-3")
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,17 @@ class StudyCell:
     method: str
     prior: bool
     overrides: tuple[str, ...] = ()
+    model: str = TOY
+    photographs: str = SQUARES
 
     @property
     def name(self) -> str:
         """Of the cell, within its subject."""
+        if self.method == "none":
+            return "before training"
         kind = f"{self.method}, {'with' if self.prior else 'without'} class images"
-        return "before training" if self.method == "none" else ", ".join([kind, *self.overrides])
+        settings = [] if self.photographs == SQUARES else [f"photographs={self.photographs}"]
+        return ", ".join([kind, *settings, *self.overrides])
 
 
 def make_cells(subjects: int) -> list[StudyCell]:
@@ -79,29 +93,36 @@ def make_cells(subjects: int) -> list[StudyCell]:
 def load_cell_config(cell: StudyCell, work: Path) -> Config:
     """The toy recipe of a method, for this subject and within one process."""
     noun = random_subject(cell.subject).class_noun
-    photos = work / "photos" / str(cell.subject)
-    if not photos.exists():
-        write_photographs(photos, cell.subject, noun, NUM_PHOTOGRAPHS, size_px=256)
-    return load_config(
-        RECIPES.get(cell.method, RECIPES["full"]),
+    photos = find_photographs(work, cell.subject, cell.photographs)
+    recipe, of_method = RECIPES.get(cell.method, RECIPES["full"]), tuple[str, ...]()
+    if cell.model != TOY:
+        recipe, of_method = FLOW_RECIPE, FLOW_LORA if cell.method == "lora" else ()
+    config = load_config(
+        recipe,
         [
-            f"subject.photos={photos}", f"subject.class_noun={noun}", f"seed={cell.subject}",
-            f"storage.uri={work}", "cluster.workers=1", f"train.batch_size={BATCH}",
+            *of_method, f"model.uri={cell.model}", f"subject.photos={photos}",
+            f"subject.class_noun={noun}", f"seed={cell.subject}", f"storage.uri={work}",
+            "cluster.workers=1", f"train.batch_size={BATCH}",
             f"train.steps={STEPS}", "prior.weight=1.0",
             f"prior.count={NUM_CLASS_IMAGES if cell.prior else 0}", *cell.overrides,
         ],
     )  # fmt: skip
+    return fill_model_defaults(config, find_family(model_directory(cell.model)))
 
 
-def generate_class_images(config: Config, directory: Path) -> PriorSet:
-    """The class's set, generated once for all its subjects."""
+def generate_class_images(
+    config: Config, directory: Path, shapes: tuple[ImageShape, ...] = ()
+) -> PriorSet:
+    """The class's set, generated once for all its subjects. shapes: none are squares"""
     prior = config.prior
     spec = PriorSpec(
         model_hash(directory), config.class_prompts, prior.sampling_params,
-        config.train.side_px, 0, prior.batch_size,
+        config.train.side_px, 0, prior.batch_size, shapes=shapes,
     )  # fmt: skip
     store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
-    spec_record = {"prompts": list(spec.prompts), "chunk_size": spec.chunk_size}
+    spec_record = {
+        "prompts": list(spec.prompts), "chunk_size": spec.chunk_size, "shapes": shapes,
+    }  # fmt: skip
     store.create(paths.PRIOR_SPEC, json.dumps(spec_record).encode())
     worker: PriorWorker | None = None
     records: dict[int, list[PriorImageRecord]] = {}
@@ -140,7 +161,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and score; the line of a cell."""
     start_s = time.perf_counter()
-    config, directory = load_cell_config(cell, work), model_directory("toyworld")
+    config, directory = load_cell_config(cell, work), model_directory(cell.model)
     parts, scorer = load_components(directory), make_scorer(config)
     cell_record = {
         "subject": cell.subject,
@@ -150,10 +171,12 @@ def run_cell(
     if cell.method == "none":
         return {**cell_record, "points": {"0": scorer(parts)}}
     apply_method(config, parts)
-    priors = generate_class_images(config, directory) if cell.prior else None
-    dataset = TrainingDataset(
-        config, parts, [read_configured_subject(config, config.subject)], priors, (0, 1)
-    )
+    photographs = read_configured_subject(config, config.subject)
+    priors = None
+    if config.prior.num_images:
+        shapes = list_class_shapes(config, photographs)
+        priors = generate_class_images(config, directory, shapes)
+    dataset = TrainingDataset(config, parts, [photographs], priors, (0, 1))
     module, scoring = DreamBoothModule(config, parts), _ScoringCallback(scorer, parts, points)
     trainer = pl.Trainer(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
@@ -163,8 +186,14 @@ def run_cell(
     )  # fmt: skip
     trainer.fit(module, DataLoader(dataset, batch_size=None))
     total_s = time.perf_counter() - start_s
+    if isinstance(scorer, StudyScorer):
+        scorer.draw_sheet(work / "sheets" / f"{cell.subject}, {cell.model}, {cell.name}.png")
+    networks = parts.networks.values()
     return {
         **cell_record,
+        "parameters": sum(
+            p.numel() for network in networks for p in network.parameters() if p.requires_grad
+        ),
         "points": scoring.scores_by_step,
         "seconds": {"scoring": round(scoring.seconds, 1), "all": round(total_s, 1)},
     }
@@ -205,7 +234,7 @@ def write_record(lines: list[dict[str, Any]], path: Path) -> None:
     setting = {
         "steps": STEPS, "points": POINTS, "subjects_scored_at_all_points": FOLLOWED,
         "photographs_a_step": BATCH, "prior_weight": 1.0,
-        "class_images": NUM_CLASS_IMAGES, "photographs": NUM_PHOTOGRAPHS,
+        "class_images": NUM_CLASS_IMAGES, "photographs": NUM_SQUARES,
         "protocols": {
             name: load_brief_protocol(name).model_dump(mode="json") for name in PROTOCOLS
         },
@@ -213,11 +242,7 @@ def write_record(lines: list[dict[str, Any]], path: Path) -> None:
     record = {**results, "setting": setting, "conditions": read_conditions(), "cells": lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(
-        format_page(
-            results, f"{STEPS} steps of {BATCH} photographs, class images at the paper's weight 1"
-        )
-    )
+    write_study_page(path.parent)
 
 
 def main() -> None:

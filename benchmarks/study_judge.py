@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 
+from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
 from dreambooth_ray.evaluation.image_metrics import diversity
 from dreambooth_ray.evaluation.protocol import (
+    EvaluationPrompt,
     EvaluationSpec,
     Protocol,
     evaluation_prompts,
@@ -23,6 +26,8 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.toyworld.evaluator import load_evaluator
+from dreambooth_ray.toyworld.flow_samples import contact_sheet
+from dreambooth_ray.toyworld.world_images import SIZE_PX
 
 # Half the UNet's evaluations; benchmarks/results/savers.json shows no loss of quality.
 CACHE_EVERY = 2
@@ -30,45 +35,59 @@ _BRIEF = {"num_inference_steps": 10, "solver": "dpmpp_2m", "images_per_other": 1
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "chosen": {**_BRIEF, "seed": 0, "images_per_prompt": 1, "class_images": 8, "other_prompts": ()},
     "judged": {**_BRIEF, "seed": 1, "images_per_prompt": 2, "class_images": 16},
-}
-# Each takes every other of the toy world's 25 prompts; both hold all kinds of them.
-_FIRST = {"chosen": 1, "judged": 0}
+    "judged briefly": {
+        **_BRIEF, "num_inference_steps": 6, "seed": 1, "images_per_prompt": 2, "class_images": 10,
+    },
+}  # fmt: skip
+# Each takes every other of the toy world's 25 prompts, the brief one every fourth; all hold all
+# kinds of them.
+_PICKED = {"chosen": slice(1, None, 2), "judged": slice(0, None, 2)}
+_PICKED["judged briefly"] = slice(0, None, 4)
 Scores = dict[str, dict[str, float]]
 
 
 def load_brief_protocol(name: str) -> Protocol:
     """The toy world's protocol, made short."""
     base = load_protocol("toyworld")
-    prompts = {kind: kind_prompts[_FIRST[name] :: 2] for kind, kind_prompts in base.prompts.items()}
+    prompts = {kind: kind_prompts[_PICKED[name]] for kind, kind_prompts in base.prompts.items()}
     return Protocol.model_validate({**base.model_dump(), **PROTOCOLS[name], "prompts": prompts})
 
 
 class StudyScorer:
     """Scores models of one subject by both protocols."""
 
-    def __init__(self, config: Config) -> None:
-        paths = find_photographs(Path(config.subject.photos))
+    def __init__(self, config: Config, photographs: Path | None = None) -> None:
+        """photographs: what images are compared with; the training's own if None"""
+        paths = find_photographs(photographs or Path(config.subject.photos))
         self._photographs = [read_photograph(p) for p in paths]
-        self._evaluator = load_evaluator()
+        self.evaluator = load_evaluator()
         self._words = config.subject.identifier, config.subject.class_noun
+        self.images: dict[EvaluationPrompt, Image.Image] = {}
 
     def __call__(self, parts: Components) -> Scores:
         """Every total, by protocol."""
-        return {name: self.score(parts, load_brief_protocol(name)) for name in PROTOCOLS}
+        return {n: self.score(parts, load_brief_protocol(n)) for n in ("chosen", "judged")}
 
     def score(self, parts: Components, protocol: Protocol) -> dict[str, float]:
         """Every total of one protocol."""
-        return self._score_protocol(Engine(copy_for_sampling(parts)), protocol)
+        cache_every = CACHE_EVERY if parts.family.can("deepcache") else 1
+        params = protocol.sampling_params.model_copy(update={"cache_every": cache_every})
+        return self._score_protocol(Engine(copy_for_sampling(parts)), protocol, params)
 
-    def _score_protocol(self, engine: Engine, protocol: Protocol) -> dict[str, float]:
+    def draw_sheet(self, path: Path) -> None:
+        """Write the photographs, and the first image that was scored last of each prompt."""
+        first_images = {q.prompt: image for q, image in reversed(self.images.items())}
+        shown = [photograph.resize((SIZE_PX, SIZE_PX)) for photograph in self._photographs]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet([*shown, *reversed(first_images.values())]).save(path)
+
+    def _score_protocol(
+        self, engine: Engine, protocol: Protocol, params: SamplingParams
+    ) -> dict[str, float]:
         prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
-        requests = [
-            Request(
-                q.prompt, q.seed, params=protocol.sampling_params, cache_every=CACHE_EVERY,
-            )
-            for q in prompts
-        ]  # fmt: skip
+        requests = [Request(q.prompt, q.seed, params=params) for q in prompts]
         images = [output.image for output in engine.sample(requests)]
+        self.images = dict(zip(prompts, images, strict=True))
         encoders = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
         image_embeddings = {use: e.embed_images(images) for use, e in encoders.items()}
         photograph_embeddings = {
@@ -81,7 +100,7 @@ class StudyScorer:
             protocol,
             scores.ImageEmbeddings(prompts, image_embeddings, photograph_embeddings, texts),
         ).totals
-        totals |= scores.compute_toy_scores(prompts, images, self._photographs, self._evaluator)
+        totals |= scores.compute_toy_scores(prompts, images, self._photographs, self.evaluator)
         bare = image_embeddings["dino"][[i for i, q in enumerate(prompts) if q.kind == "class"]]
         values = {key: one.value for key, one in totals.items()}
         values["class_div"] = diversity([bare])
@@ -90,13 +109,13 @@ class StudyScorer:
 
 def copy_for_sampling(parts: Components) -> Components:
     """A copy for sampling only: adapters merged into the weights, layout for the engine."""
-    unet, text_encoder = deepcopy(parts.unet), deepcopy(parts.text_encoder)
-    for part in (unet, text_encoder):
-        for layer in part.modules():
+    denoiser, text_encoders = deepcopy(parts.denoiser), deepcopy(parts.text_encoders)
+    for network in (denoiser, *text_encoders.values()):
+        for layer in network.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
     return replace(
         parts,
-        denoiser=unet.to(memory_format=torch.channels_last),
-        text_encoders={"text_encoder": text_encoder},
+        denoiser=denoiser.to(memory_format=torch.channels_last),
+        text_encoders=text_encoders,
     )

@@ -24,6 +24,13 @@ def test_a_cells_line_names_its_method_and_kind() -> None:
     assert pairs == [(method, kind) for method in ("lora", "full") for kind in KINDS]
 
 
+def test_cells_of_the_toy_that_flows_have_its_setting_and_a_kind() -> None:
+    cells = make_cells(range(1), ("lora",), ("none", "both"), "toyworld-flow")
+    assert [name_kind({"cell": cell.name})[1] for cell in cells] == ["none", "both"]
+    assert {cell.model for cell in cells} == {"toyworld-flow"}
+    assert "train.steps=300" in cells[0].name
+
+
 def test_kinds_are_compared_where_they_are_as_faithful_and_where_they_took_as_long() -> None:
     lines = [
         ("lora", "images", make_line("x", 0, [0.2, 0.4, 0.6], 0.3)),

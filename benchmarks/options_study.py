@@ -1,0 +1,228 @@
+"""What masks, buckets and kinds of adapters do to a subject, each option beside the usual way.
+
+    python -m benchmarks.options_study --work out/study --json benchmarks/results/options.json
+
+Trainings as in `benchmarks.study`, fewer and shorter. A section holds what is compared: the same
+subjects, photographs and seeds, one setting changed. Models are scored by the images that no choice
+of a checkpoint sees, and their likeness by other photographs than those they were trained on: the
+usual square ones in four places. A cell that is done is a line of WORK/options.jsonl and is never
+done again; `study.md` beside the record is written anew.
+"""
+
+import argparse
+import json
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.conditions import read_conditions
+from benchmarks.options_table import summarize_section
+from benchmarks.study import (
+    BATCH,
+    NUM_CLASS_IMAGES,
+    StudyCell,
+    run_study,
+)
+from benchmarks.study_judge import Scores, StudyScorer, load_brief_protocol
+from benchmarks.study_page import write_study_page
+from benchmarks.study_photographs import (
+    ASPECTS,
+    ODD_PLACE,
+    ONE_PLACE,
+    SQUARES,
+    find_photographs,
+    measure_cut,
+)
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.masks import read_mask
+from dreambooth_ray.data.photographs import read_photograph
+from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.evaluation.encoders import parse_attributes
+from dreambooth_ray.evaluation.protocol import EvaluationPrompt
+from dreambooth_ray.models.components import Components
+from dreambooth_ray.toyworld.evaluator import Evaluator, read_images
+
+STEPS, POINTS, SUBJECTS = 160, (80, 160), (0, 1, 2)
+FILE = "options.jsonl"
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """What is compared.
+
+    photographs: of `study_photographs`; rows: overrides by name, the usual way first
+    """
+
+    photographs: str
+    rows: dict[str, tuple[str, ...]]
+
+
+# Of about as many weights each; what they have is in the record.
+_LOKR = ("train.lora.kind=lokr", "train.lora.lokr_factor=2", "train.lora.rank=30")
+SECTIONS = {
+    "masks": StudySection(
+        ONE_PLACE,
+        {
+            "no masks": (),
+            "background 0.1": ("train.mask_background=0.1",),
+            "background 0": ("train.mask_background=0",),
+        },
+    ),
+    "masks alone": StudySection(
+        ONE_PLACE,
+        {
+            "no masks": ("prior.count=0",),
+            "background 0.1": ("prior.count=0", "train.mask_background=0.1"),
+        },
+    ),
+    "buckets": StudySection(
+        ASPECTS,
+        {
+            "centre crops": (),
+            "buckets": ("train.buckets=true", "train.bucket_step_px=8"),
+            "smart crops": ("train.crop=smart",),
+        },
+    ),
+    "adapters": StudySection(
+        SQUARES,
+        {
+            "LoRA": (),
+            "DoRA": ("train.lora.dora=true",),
+            "rsLoRA": ("train.lora.rslora=true",),
+            "LoHa": ("train.lora.kind=loha", "train.lora.rank=8"),
+            "LoKr": _LOKR,
+        },
+    ),
+}
+
+
+class OptionScorer(StudyScorer):
+    """Scores by the judged images: the study's totals, and which places are drawn."""
+
+    def __init__(self, config: Config) -> None:
+        work, subject = Path(config.storage.uri), config.seed
+        super().__init__(config, find_photographs(work, subject, SQUARES))
+        self._cut = measure_cuts(config)
+
+    def __call__(self, parts: Components) -> Scores:
+        """Totals, shares of places, and how much of the subject training does not see."""
+        totals = self.score(parts, load_brief_protocol("judged"))
+        places = score_places(self.images.items(), self.evaluator)
+        return {"judged": {**totals, **places, "cut": self._cut}}
+
+
+def measure_cuts(config: Config) -> float:
+    """Mean share of the subject that is cut off, over photographs with a mask; 0 without any."""
+    shares = []
+    for photograph in read_configured_subject(config, config.subject):
+        (view,) = photograph.views
+        width, height = read_photograph(photograph.path).size
+        mask = read_mask(photograph.path, (width, height))
+        if mask is None:
+            continue
+        scale = max(view.image.width / width, view.image.height / height)
+        left, top = (round(corner / scale) for corner in view.corner_px)
+        seen_width, seen_height = (round(side / scale) for side in view.image.size)
+        shares.append(measure_cut(mask, (left, top, left + seen_width, top + seen_height)))
+    return round(statistics.fmean(shares), 4) if shares else 0.0
+
+
+def score_places(
+    images: Iterable[tuple[EvaluationPrompt, Image.Image]], network: Evaluator
+) -> dict[str, float]:
+    """Which places images show, by the evaluator: shares of images, 0 to 1.
+
+    places: of the subject's prompts that name one, those drawn there; leak_named: those drawn in
+    ODD_PLACE instead; leak_open: of its prompts that name none, those drawn there; leak_class: of
+    the bare class
+    """
+    pairs = list(images)
+    drawn = read_images(network, [image for _, image in pairs]).attributes["background"]
+    asked = [parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in pairs]
+    rows = list(zip((prompt.kind for prompt, _ in pairs), asked, drawn, strict=True))
+    named = [(place, shown) for kind, place, shown in rows if kind == "subject" and place]
+    open_places = [shown for kind, place, shown in rows if kind == "subject" and not place]
+    of_class = [shown for kind, _, shown in rows if kind == "class"]
+    shares = {
+        "places": [place == shown for place, shown in named],
+        "leak_named": [shown == ODD_PLACE for place, shown in named if place != ODD_PLACE],
+        "leak_open": [shown == ODD_PLACE for shown in open_places],
+        "leak_class": [shown == ODD_PLACE for shown in of_class],
+    }
+    return {name: round(statistics.fmean(marks), 4) for name, marks in shares.items()}
+
+
+def make_cells(
+    names: Sequence[str], subjects: Sequence[int], rows: Sequence[str] = ()
+) -> dict[tuple[str, str], list[StudyCell]]:
+    """By section and row, a cell a subject. rows: all where none is named"""
+    length = (f"train.steps={STEPS}",)
+    return {
+        (name, row): [
+            StudyCell(s, "lora", True, (*length, *overrides), photographs=section.photographs)
+            for s in subjects
+        ]
+        for name, section in ((name, SECTIONS[name]) for name in names)
+        for row, overrides in section.rows.items()
+        if not rows or row in rows
+    }
+
+
+def make_record(
+    cells: dict[tuple[str, str], list[StudyCell]], lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Every section with the subjects that all its rows have, and every cell."""
+    by_key = {(line["subject"], line["cell"]): line for line in lines}
+    sections: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    for (name, row), row_cells in cells.items():
+        finished = {
+            cell.subject: by_key[cell.subject, cell.name]
+            for cell in row_cells
+            if (cell.subject, cell.name) in by_key
+        }
+        if finished:
+            sections.setdefault(name, {})[row] = finished
+    return {
+        "sections": {name: summarize_section(rows) for name, rows in sections.items()},
+        "setting": {
+            "steps": STEPS, "points": POINTS, "photographs_a_step": BATCH,
+            "class_images": NUM_CLASS_IMAGES, "odd_place": ODD_PLACE,
+        },
+        "conditions": read_conditions(),
+        "cells": lines,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, then write the record and the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
+    parser.add_argument("--json", type=Path, help="the record; the study's page beside it grows")
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=tuple(SECTIONS))
+    parser.add_argument("--rows", nargs="*", default=())
+    parser.add_argument("--subjects", type=int, nargs="*", default=SUBJECTS)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    chosen = make_cells(arguments.sections, arguments.subjects, arguments.rows)
+    subjects = list(arguments.subjects)
+    # Subject by subject, so that what is there at any time is balanced.
+    todo = sorted(
+        (cell for cells in chosen.values() for cell in cells),
+        key=lambda cell: subjects.index(cell.subject),
+    )
+    lines = run_study(todo, arguments.work, FILE, lambda _: POINTS, OptionScorer)
+    if arguments.json:
+        cells = make_cells(tuple(SECTIONS), arguments.subjects)
+        arguments.json.write_text(json.dumps(make_record(cells, lines), indent=1) + "\n")
+        write_study_page(arguments.json.parent)
+
+
+if __name__ == "__main__":
+    main()

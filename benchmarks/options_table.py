@@ -1,0 +1,164 @@
+"""What the cells of the options' study say together: spreads, and pairs with the usual way."""
+
+from typing import Any
+
+from benchmarks.study_table import compute_spread, format_spread
+
+# Key of a score, its column, and whether more is better.
+TITLES = {
+    "dino": ("subject fidelity", True),
+    "prompt_fidelity": ("prompt fidelity", True),
+    "pres": ("PRES", False),
+    "div": ("DIV", True),
+    "class_div": ("DIV of the bare class", True),
+    "drift": ("other classes lost", False),
+    "places": ("named places drawn", True),
+    "leak_named": ("named places, the photographs' drawn", False),
+    "leak_open": ("no place named, the photographs' drawn", False),
+    "leak_class": ("bare class, the photographs' place drawn", False),
+    "cut": ("of the subject cut off", False),
+}
+_COMMON = ("dino", "prompt_fidelity", "pres", "div", "class_div", "drift")
+# Columns of a section, and what it is about.
+_SECTIONS = {
+    "masks": (
+        (*_COMMON, "places", "leak_named", "leak_open", "leak_class"),
+        "Masks: five photographs, all before one and the same place under water",
+    ),
+    "masks alone": (
+        (*_COMMON, "places", "leak_named", "leak_open", "leak_class"),
+        "Masks where nothing keeps the class: the same photographs, no class images",
+    ),
+    "buckets": (
+        (*_COMMON, "cut"),
+        "Shapes: eight photographs of 3:4, 4:3, 9:16 and 16:9, the subject at a third of the "
+        "longer side",
+    ),
+    "adapters": (
+        (*_COMMON, "parameters"),
+        "Adapters of about as many weights each, at one learning rate",
+    ),
+}
+Rows = dict[str, dict[int, dict[str, Any]]]
+
+
+def summarize_section(rows: Rows) -> dict[str, Any]:
+    """Every number of a section, over the subjects that all its rows have.
+
+    rows: cells by row and subject, the usual way first
+    """
+    subjects = sorted(set.intersection(*(set(cells) for cells in rows.values())))
+    usual, *others = rows
+    last = {row: [_read_last(cells[s]) for s in subjects] for row, cells in rows.items()}
+    return {
+        "subjects": subjects,
+        "rows": {
+            row: {
+                **{key: compute_spread([scores[key] for scores in last[row]]) for key in TITLES},
+                "parameters": cells[subjects[0]]["parameters"],
+            }
+            for row, cells in rows.items()
+            if subjects
+        },
+        "less_usual": {row: _compare(last[row], last[usual]) for row in others if subjects},
+        "equal_likeness": {
+            row: _compare(*_read_at_equal_likeness(rows, row, usual, subjects))
+            for row in others
+            if subjects
+        },
+    }
+
+
+def _read_last(line: dict[str, Any]) -> dict[str, float]:
+    scores: dict[str, float] = line["points"][max(line["points"], key=int)]["judged"]
+    return scores
+
+
+def _compare(ours: list[dict[str, float]], usual: list[dict[str, float]]) -> dict[str, Any]:
+    """Paired differences: mean, deviation, and in how many subjects they are for the better."""
+    table: dict[str, Any] = {}
+    for key, (_, more_is_better) in TITLES.items():
+        changes = [a[key] - b[key] for a, b in zip(ours, usual, strict=True)]
+        signed = changes if more_is_better else [-change for change in changes]
+        table[key] = {**compute_spread(changes), "better_in": sum(c > 0 for c in signed)}
+    return table
+
+
+def _read_at_equal_likeness(
+    rows: Rows, row: str, usual: str, subjects: list[int]
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Both where they are as faithful, subject by subject: at the lesser of their greatest."""
+    pairs = []
+    for subject in subjects:
+        curves = [_read_curve(rows[name][subject]) for name in (row, usual)]
+        fidelity = min(max(point["dino"] for point in curve) for curve in curves)
+        pairs.append([_read_at(curve, fidelity) for curve in curves])
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+
+def _read_curve(line: dict[str, Any]) -> list[dict[str, float]]:
+    points = sorted(line["points"].items(), key=lambda item: int(item[0]))
+    return [scores["judged"] for _, scores in points]
+
+
+def _read_at(curve: list[dict[str, float]], fidelity: float) -> dict[str, float]:
+    """Scores where a curve first reaches a fidelity, between two points by their distance.
+
+    Before the first point nothing is known: it is taken as it is.
+    """
+    index = next(k for k, point in enumerate(curve) if point["dino"] >= fidelity)
+    if not index:
+        return curve[0]
+    before, after = curve[index - 1], curve[index]
+    share = (fidelity - before["dino"]) / (after["dino"] - before["dino"])
+    return {key: before[key] + share * (after[key] - before[key]) for key in TITLES}
+
+
+def format_sections(record: dict[str, Any]) -> list[str]:
+    """The record as lines of markdown."""
+    setting = record["setting"]
+    lines = [
+        "## Masks, shapes and adapters",
+        "",
+        f"Adapters of UNet and text encoder, {setting['steps']} steps of "
+        f"{setting['photographs_a_step']} photographs with {setting['class_images']} class images, "
+        "one seed; mean ± deviation over subjects, and under it the same subjects' differences "
+        "from the first row with the number of subjects in which they are for the better. "
+        "Likeness is measured by usual photographs, not by those that were trained on. Made by "
+        "`python -m benchmarks.options_study`; every cell is in `options.json`.",
+    ]
+    for name, section in record["sections"].items():
+        keys, title = _SECTIONS[name]
+        lines += ["", f"{title}; {len(section['subjects'])} subjects:", ""]
+        lines += _format_table(section, keys)
+    return lines
+
+
+def _format_table(section: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+    titles = [_title_of(key) for key in keys]
+    lines = ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(keys)]
+    scored = [key for key in keys if key in TITLES]
+    for row, spreads in section["rows"].items():
+        values = [format_spread(spreads[key]) for key in scored]
+        values += [f"{spreads[key]:,}" for key in keys if key not in TITLES]
+        lines.append(f"| {row} | " + " | ".join(values) + " |")
+    for words, table in (
+        ("less the first row", section["less_usual"]),
+        ("the same at equal likeness", section["equal_likeness"]),
+    ):
+        for row, changes in table.items():
+            values = [
+                f"{changes[key]['mean']:+.3f} ± {changes[key]['deviation']:.3f}, "
+                f"{changes[key]['better_in']}"
+                for key in scored
+            ]
+            values += [""] * (len(keys) - len(scored))
+            lines.append(f"| {row}, {words} | " + " | ".join(values) + " |")
+    return lines
+
+
+def _title_of(key: str) -> str:
+    if key not in TITLES:
+        return "weights trained"
+    title, more_is_better = TITLES[key]
+    return f"{title}, {'higher' if more_is_better else 'lower'}"

@@ -1,0 +1,54 @@
+"""The study's page, of all records that lie in one folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.options_table import format_sections
+from benchmarks.preservation_table import format_last, format_likeness
+from benchmarks.study_table import format_page
+
+PAGE = "study.md"
+_TOYS = {
+    "preservation.json": "the first toy, a UNet that predicts noise",
+    "preservation_flow.json": "`toyworld-flow`, a transformer that predicts velocity",
+}
+
+
+def write_study_page(folder: Path) -> None:
+    """Write study.md of study.json and of the records beside it that are there."""
+    study = json.loads((folder / "study.json").read_text())
+    setting = study["setting"]
+    trained = (
+        f"{setting['steps']} steps of {setting['photographs_a_step']} photographs, class images at "
+        "the paper's weight 1"
+    )
+    lines = [format_page(study, trained)]
+    toys = {
+        title: json.loads((folder / name).read_text())
+        for name, title in _TOYS.items()
+        if (folder / name).exists()
+    }
+    if toys:
+        lines += _format_toys(toys)
+    if (folder / "options.json").exists():
+        lines += format_sections(json.loads((folder / "options.json").read_text()))
+    (folder / PAGE).write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
+    """Kinds of preservation by adapters, on each toy, over the subjects that each has."""
+    lines = ["## Kinds of preservation on two toys", ""]
+    for title, record in records.items():
+        result, setting = record["methods"]["lora"], record["setting"]
+        lines += [
+            f"On {title}: adapters, {len(result['subjects'])} subjects, {setting['steps']} steps; "
+            "after the last one, and at equal likeness (the kind / class images, and in how many "
+            "subjects the kind is better):",
+            "",
+            *format_last(result),
+            "",
+            *format_likeness(result),
+            "",
+        ]
+    return lines
