@@ -122,6 +122,7 @@ def stop(
     cluster: Cluster = "",
     k8s: K8s = False,
     namespace: Namespace = "",
+    now: Annotated[bool, typer.Option("--now", help="without a last checkpoint")] = False,
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
@@ -132,6 +133,9 @@ def stop(
     elif not jobs.has_begun(job):
         jobs.kill(job)
         print(f"{run} had not begun and was taken back")
+    elif now:
+        jobs.kill(job)
+        print(f"{run} was killed; it goes on from its newest checkpoint")
     else:
         print(f"{run} {_stop_job(jobs, job)}")
 
@@ -151,11 +155,10 @@ def _stop_job(jobs: "RayJobs | KubernetesRuns", job: "RunJob") -> str:
             if not is_stop_requested(run):
                 request_stop(run)
         except (StorageError, OSError) as error:
-            jobs.kill(job)
-            return (
-                "was killed, and goes on from its newest checkpoint: its storage does not answer "
-                f"from here ({describe_error(error)})"
-            )
+            raise StorageError(
+                f"{job.run_uri} does not answer from here, where a run hears that it is to stop "
+                f"({describe_error(error)}); --now ends it without a last checkpoint"
+            ) from error
         time.sleep(1.0)
     return "stopped"
 

@@ -172,7 +172,10 @@ def test_a_storage_out_of_reach_keeps_nobody_from_stopping(
     submit(say, storage)
     set_status(api, **RUNNING)
     with pointed_at({**seaweed.environment, "AWS_SECRET_ACCESS_KEY": "another"}):
-        assert "was killed, and goes on from its newest checkpoint" in say("stop", "robot")
+        assert "--now ends it without a last checkpoint" in say("stop", "robot")
+        assert "suspend" not in find_job(api)["spec"]
+        text = say("stop", "robot", "--now")
+    assert text == "robot was killed; it goes on from its newest checkpoint"
     assert find_job(api)["spec"]["suspend"] is True
 
 
