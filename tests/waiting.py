@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 300) -> None:
-    """Return once `met()` is true; fail after `timeout_s`."""
+def wait_until(
+    condition: Callable[[], object], timeout_s: float = 300, interval_s: float = 0.05
+) -> None:
+    """Return once `condition()` is true; fail after `timeout_s`. interval_s: of a look at it"""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not met within {timeout_s} s"
-        time.sleep(0.05)  # the interval of a poll
+        time.sleep(interval_s)

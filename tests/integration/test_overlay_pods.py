@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 HINDRANCE = find_hindrance()
 pytestmark = [
     pytest.mark.fault,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(bool(HINDRANCE), reason=HINDRANCE),
 ]
 IMAGES = ("registry.example.com/dreambooth-ray:", "redis:")
@@ -74,8 +74,12 @@ def test_an_endpoint_is_ready_where_it_serves(tmp_path: Path, images: dict[str, 
         assert service.head is not None
         service.head.wait_until_ready()
         service.deploy()
-        workers = [worker for worker in service.workers if worker]
-        assert len(workers) == 2
-        wait_until(lambda: any(worker.is_ready() for worker in workers), 400)
+
+        def serves() -> bool:
+            service.reconcile()
+            return any(worker.is_ready() for worker in service.workers if worker)
+
+        wait_until(serves, 1200, 2.0)
+        assert len(service.pods) == 3
         assert all(pod.is_live() for pod in service.pods)
         service.stop()

@@ -125,7 +125,7 @@ def trained(site: Site, rendered: list[Resource]) -> JobOperator:
     first_head = job.head.name
     # A node that loses its power: nothing closes the submitter's connection.
     job.head.kill()
-    wait_until(job.is_done, 2400)
+    wait_until(job.is_done, 2400, 2.0)
     assert job.head.name != first_head
     assert job.state() == "SUCCEEDED", job.log
     return job
@@ -142,7 +142,7 @@ def wait_for_checkpoint(job: JobOperator, site: Site, after: int) -> None:
         assert not job.is_done(), job.log
         return find_last_step(site) > after
 
-    wait_until(is_there, 600)
+    wait_until(is_there, 1200, 2.0)
 
 
 def test_a_run_survives_its_worker_and_its_head(trained: JobOperator, site: Site) -> None:
@@ -186,7 +186,7 @@ def served(trained: JobOperator, site: Site, rendered: list[Resource]) -> Iterat
     service = ServiceOperator(site, find(rendered, "RayService"))
     service.reconcile()
     service.deploy()
-    wait_until(lambda: service.application_state() == "RUNNING", 400)
+    wait_until(lambda: service.application_state() == "RUNNING", 1200, 2.0)
     service.wait_until_ready()
     yield service
     service.stop()

@@ -28,6 +28,8 @@ from tests.waiting import wait_until
 
 # Of a machine that does much else.
 _READY_S = 1500
+# Each look at a pod starts processes in it.
+_LOOK_S = 2.0
 
 
 def make_suffix() -> str:
@@ -58,14 +60,21 @@ class RayOperator:
         self.workers: list[Pod | None] = [None for _ in self._slots]
 
     def reconcile(self) -> None:
-        """Start what is not there, replace what has ended, and tell pods the names there are."""
+        """Start what is not there, replace what has ended, and tell pods the names there are.
+
+        Workers come once the head is ready. KubeRay makes them with it, and they ask for it every
+        five seconds, each time by a Python with Ray: on a test's two cores the head then fails.
+        """
         if self.head is None or self.head.has_ended:
             self._remove(self.head)
             labels, spec = make_head(self.cluster)
             self.head = self._start(f"{self.cluster.name}-head", labels, spec)
+        is_head_ready = self.head.is_ready()
         for place, worker in enumerate(self.workers):
-            if worker is None or worker.has_ended:
+            if worker is not None and worker.has_ended:
                 self._remove(worker)
+                self.workers[place] = None
+            if self.workers[place] is None and is_head_ready:
                 group = self._slots[place]
                 labels, spec = make_worker(self.cluster, group)
                 name = f"{self.cluster.name}-{group['groupName']}-worker"
@@ -94,10 +103,10 @@ class RayOperator:
 
         def check() -> bool:
             self.reconcile()
-            return all(pod.is_ready() for pod in self.pods)
+            return None not in self.workers and all(pod.is_ready() for pod in self.pods)
 
         try:
-            wait_until(check, _READY_S)
+            wait_until(check, _READY_S, _LOOK_S)
         except AssertionError as error:
             logs = "\n".join(f"--- {pod.name}\n{pod.log[-3000:]}" for pod in self.pods)
             raise AssertionError(f"{self.cluster.name} is not ready\n{logs}") from error
@@ -171,10 +180,11 @@ class ServiceOperator(RayOperator):
             except requests.RequestException:
                 return False
 
-        wait_until(is_taken, _READY_S)
+        wait_until(is_taken, _READY_S, _LOOK_S)
 
     def application_state(self) -> str:
         """Serve's word for the application; empty while the head does not answer."""
+        self.reconcile()
         try:
             answer = self.ask("GET", "/api/serve/applications/")
         except requests.RequestException:

@@ -205,7 +205,7 @@ class Pod:
         self._mounted.clear()
         self.site.forget(self)
 
-    def wait_until_ready(self, timeout_s: float = 300) -> None:
+    def wait_until_ready(self, timeout_s: float = 900) -> None:
         """Fails with its log if it ends first, or is not ready in time."""
 
         def check() -> bool:
@@ -214,6 +214,6 @@ class Pod:
             return self.is_ready()
 
         try:
-            wait_until(check, timeout_s)
+            wait_until(check, timeout_s, 1.0)
         except AssertionError as error:
             raise AssertionError(f"{self.name} is not ready:\n{self.log}") from error
