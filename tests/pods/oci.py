@@ -15,6 +15,9 @@ SECCOMP_PROFILE = Path("/usr/share/containers/seccomp.json")
 MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
           "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"]  # fmt: skip
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+# kubelet gives 1024. There everything is in a pod; here the machine's other processes are in none,
+# each of them counts 1024, and those of a pod count together. Ray starts some ten at once.
+_SHARES_A_CPU = 10 * 1024
 PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -29,7 +32,9 @@ class Mount:
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """One container. memory_bytes: its limit, 0 for none; group: of its volumes, fsGroup"""
+    """One container. memory_bytes: its limit, 0 for none; num_cpus: that it asks for; group: of its
+    volumes, fsGroup
+    """
 
     rootfs: Path
     command: list[str]
@@ -41,6 +46,7 @@ class ContainerSpec:
     directory: str = "/home/ray"
     mounts: list[Mount] = field(default_factory=list)
     memory_bytes: int = 0
+    num_cpus: float = 1.0
     has_read_only_root: bool = True
 
 
@@ -49,7 +55,9 @@ def make_config(spec: ContainerSpec) -> Tree:
     environment = {"PATH": PATH, "HOSTNAME": spec.hostname, **spec.environment}
     # A container runtime's default, where this machine allows as many.
     num_files = min(1048576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    limits: Tree = {"memory": {"limit": spec.memory_bytes}} if spec.memory_bytes else {}
+    limits: Tree = {"cpu": {"shares": max(2, int(_SHARES_A_CPU * spec.num_cpus))}}
+    if spec.memory_bytes:
+        limits["memory"] = {"limit": spec.memory_bytes}
     return {
         "ociVersion": "1.0.2",
         "process": {

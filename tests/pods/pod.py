@@ -70,7 +70,9 @@ class Pod:
         assert security.get("capabilities") == {"drop": ["ALL"]}, container["name"]
         assert security["allowPrivilegeEscalation"] is False, container["name"]
         environment = read_environment(container, self.identity, self.site.store)
-        limits = container.get("resources", {}).get("limits", {})
+        resources = container.get("resources", {})
+        limits = resources.get("limits", {})
+        cpus = resources.get("requests", limits).get("cpu", "1")
         words = [*container.get("command", []), *container.get("args", [])]
         spec = ContainerSpec(
             rootfs=self.site.rootfs(container["image"]),
@@ -82,6 +84,7 @@ class Pod:
             group=security["runAsGroup"],
             directory="/home/ray" if security["runAsUser"] == 1000 else "/",
             mounts=[*self._site_mounts(), *self._make_mounts(container, security)],
+            num_cpus=parse_quantity(cpus),
             memory_bytes=int(parse_quantity(limits["memory"])) if "memory" in limits else 0,
             has_read_only_root=security["readOnlyRootFilesystem"],
         )
