@@ -1,18 +1,20 @@
 """`dreambooth fleet run`: trains what waits in a storage's queues, until nothing does."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from cluster.fleet_queue import FleetEntry, run_queue
 from cluster.fleet_run import generate_priors, read_end, start_training, wait_for_first
+from cluster.fleet_settings import FleetSettings
 from cluster.fleet_store import ALONE, FleetStore, read_rank
 from cluster.session import connection
 from cluster.slot_actor import start_ray_workers
-from cluster.slot_fleet import SlotFleet, make_model_job, make_slot_job
-from cluster.slot_plan import divide_slots
+from cluster.slot_fleet import AwaitedSubjects, SlotFleet, make_model_job, make_slot_job
 from cluster.stored_queue import LOCAL_INTERVAL_S, REMOTE_INTERVAL_S, StoredQueue
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
@@ -22,12 +24,23 @@ from dreambooth_ray.preparation import PreparedRun, prepare_run
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.runs import open_run
+from dreambooth_ray.storage.lease import Clock
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.stop_request import request_stop
 from dreambooth_ray.training.worker_job import WorkerJob
 
 # Of claims. A process that dies on another host is missed after so long.
 _LEASE_S = 120.0
+# Of who stays: how long a group goes on while others wait; until one that failed is tried again.
+_TURN_S, _FAILED_S = 600.0, 600.0
+
+
+@dataclass(frozen=True)
+class FailedGroup:
+    """Why no worker could train a group, and when that was."""
+
+    error: DreamBoothError
+    failed_at_s: float
 
 
 class FleetWorker:
@@ -35,22 +48,19 @@ class FleetWorker:
 
     def __init__(
         self,
-        storage_uri: str,
-        slots: int,
-        parallel: int,
-        retries: int,
+        settings: FleetSettings,
         say: Callable[[str], None],
-        most_of_owner: int | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
-        """slots, parallel, retries: as of a fleet's file; most_of_owner: of one owner's at once"""
-        self._slots, self._parallel, self._retries = slots, parallel, retries
-        self._say, self._most_of_owner = say, most_of_owner
-        self._fleet_store = FleetStore(storage_uri)
-        is_local = Store(storage_uri).is_local
+        """clock: that turns of groups are measured by"""
+        self._settings, self._say, self._clock = settings, say, clock
+        self._fleet_store = FleetStore(settings.storage)
+        is_local = Store(settings.storage).is_local
         self._interval_s = LOCAL_INTERVAL_S if is_local else REMOTE_INTERVAL_S
         # They remember for how long others have been silent.
         self._queues: dict[str, WorkQueue] = {}
-        self._failed_groups: dict[str, DreamBoothError] = {}
+        self._failed_groups: dict[str, FailedGroup] = {}
+        self._turn_began_s, self._looked_at_s, self._has_others = 0.0, -math.inf, False
         self._prior_counts: dict[str, int] = {}
         self._ray, self._has_ray = ExitStack(), False
         self._has_said_silent = False
@@ -64,17 +74,25 @@ class FleetWorker:
         self._fleet_store.refuse_empty()
         entries: dict[str, FleetEntry] = {}
         with self._ray:
-            while (new_entries := self._run_groups()) or self._has_silent():
+            while True:
+                new_entries = self._run_groups()
+                if self._settings.stays:
+                    # They would be more and more.
+                    time.sleep(0.0 if new_entries else self._interval_s)
+                    continue
                 entries |= {entry.id: entry for entry in new_entries}
+                if not new_entries and not self._has_silent():
+                    break
         if self._failed_groups:
-            raise next(iter(self._failed_groups.values()))
+            raise next(iter(self._failed_groups.values())).error
         return list(entries.values())
 
     def _run_groups(self) -> list[FleetEntry]:
         entries = []
         for group in self._fleet_store.list_groups():
-            if group in self._failed_groups:
+            if self._has_failed(group):
                 continue
+            self._turn_began_s, self._looked_at_s = self._clock(), -math.inf
             with self._open_queue(group) as queue:
                 # Its configuration says what the workers of its group need.
                 if (first := queue.peek()) is not None:
@@ -82,10 +100,39 @@ class FleetWorker:
                     try:
                         self._run_group(group, queue, first)
                     except DreamBoothError as error:
-                        self._failed_groups[group] = error.with_traceback(None)
+                        failed = FailedGroup(error.with_traceback(None), self._clock())
+                        self._failed_groups[group] = failed
                         self._say(f"{group}: {error}; its subjects wait again")
                 entries += queue.entries
         return entries
+
+    def _has_failed(self, group: str) -> bool:
+        """Whether no worker could train it; who stays tries again after a while."""
+        failed = self._failed_groups.get(group)
+        if failed is None:
+            return False
+        return not self._settings.stays or self._clock() - failed.failed_at_s < _FAILED_S
+
+    def _must_yield(self, group: str) -> bool:
+        """Whether others have waited long enough for a group that never ends."""
+        is_long = self._clock() - self._turn_began_s > _TURN_S
+        return self._settings.stays and is_long and self._do_others_wait(group)
+
+    def _is_expected(self, group: str) -> bool:
+        """Whether more of a group is waited for, once none waits."""
+        return self._settings.stays and not self._do_others_wait(group)
+
+    def _do_others_wait(self, group: str) -> bool:
+        """Whether another group has waiting subjects; a moment old."""
+        now_s = self._clock()
+        if now_s - self._looked_at_s >= self._interval_s:
+            self._looked_at_s = now_s
+            self._has_others = any(
+                self._fleet_store.open_queue(other).list_marks("waiting", "", 1)
+                for other in self._fleet_store.list_groups()
+                if other != group and not self._has_failed(other)
+            )
+        return self._has_others
 
     def _has_silent(self) -> bool:
         """Whether others have claims and nothing was heard of them yet: they may have died.
@@ -109,25 +156,27 @@ class FleetWorker:
     def _open_queue(self, group: str) -> StoredQueue:
         if group not in self._queues:
             self._queues[group] = self._fleet_store.open_queue(group)
+        settings = self._settings
         return StoredQueue(
             self._queues[group],
             _prepare,
             _request_stop,
             self._say,
             lease_s=_LEASE_S,
-            retries=self._retries,
+            retries=settings.retries,
             interval_s=self._interval_s,
             # Slots, and as many that have left one and make their bundles.
-            most_at_once=self._parallel if self._is_alone(group) else 2 * self._slots,
-            most_of_owner=self._most_of_owner,
+            most_at_once=settings.most if self._is_alone(group) else 2 * settings.slots,
+            most_of_owner=settings.budget,
+            must_yield=partial(self._must_yield, group),
         )
 
     def _is_alone(self, group: str) -> bool:
-        return group == ALONE or not self._slots
+        return group == ALONE or not self._settings.slots
 
     def _connect(self, config: Config) -> None:
         if not self._has_ray:
-            num_processes = max(config.processes, self._parallel + config.prior.span.max)
+            num_processes = max(config.processes, self._settings.most + config.prior.span.max)
             self._ray.enter_context(connection(config.cluster, num_processes))
             self._has_ray = True
 
@@ -139,8 +188,10 @@ class FleetWorker:
         prepared = queue.get_run(first)
         cluster = prepared.config.cluster
         start, wait = start_ray_workers(make_model_job(prepared), read_rank(group), cluster.gpus)
-        fleet = SlotFleet(queue, partial(self._make_job, queue), start, wait, self._say, cluster)
-        fleet.run(divide_slots(self._slots, self._parallel, self._slots))
+        awaited = AwaitedSubjects(queue.count_waiting, partial(self._is_expected, group))
+        make_job = partial(self._make_job, queue)
+        fleet = SlotFleet(queue, make_job, start, wait, self._say, cluster, awaited)
+        fleet.run(self._settings.bounds)
 
     def _start_alone(self, queue: StoredQueue, entry: FleetEntry) -> Any:
         prepared = queue.get_run(entry)

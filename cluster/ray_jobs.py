@@ -6,24 +6,16 @@ The run lives in storage and the job on the cluster; neither needs the machine t
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from ray.job_submission import JobStatus, JobSubmissionClient
-
-from cluster.cluster_registry import ClusterEntry
-from cluster.dashboard import Dashboard, without_address_variables
+from cluster.cluster_jobs import ClusterJobs
 from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote, upload_photographs
-from dreambooth_ray.errors import CapacityError, ConfigError
+from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.model_mirror import send_model
 from dreambooth_ray.runs import is_finished, open_run, read_run_config
 from dreambooth_ray.storage.store import Store
-
-PACKAGES = ("dreambooth_ray", "cluster", "serve")
-_ACTIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -38,18 +30,8 @@ class RunJob:
     started_ms: int
 
 
-class RayJobs:
+class RayJobs(ClusterJobs):
     """The runs of one cluster."""
-
-    def __init__(self, entry: ClusterEntry) -> None:
-        """raises: ConfigError if the token is refused, CapacityError if nothing answers"""
-        self._entry = entry
-        dashboard = Dashboard(entry)
-        dashboard.versions()
-        with without_address_variables():
-            self._client = JobSubmissionClient(
-                entry.address, headers=dashboard.headers, verify=dashboard.verify
-            )
 
     def runs(self) -> list[RunJob]:
         """The newest job of every run, newest run first."""
@@ -105,32 +87,10 @@ class RayJobs:
 
     def _start_job(self, run_id: str, run: Store, previous: RunJob | None) -> RunJob:
         attempt = previous.attempt + 1 if previous else 1
-        # Ray refuses a submission id that it has seen: of two who submit at once, one job comes.
         submission_id = f"{run_id}.{attempt}"
         metadata = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
-        try:
-            self._client.submit_job(
-                entrypoint=_entrypoint("resume", run.uri),
-                submission_id=submission_id,
-                runtime_env=runtime_env(self._entry),
-                metadata=metadata,
-            )
-        except RuntimeError as error:
-            # Ray's error has neither type nor status; whether the job is there tells them apart.
-            existing = self.find(run_id)
-            if existing is None or existing.submission_id != submission_id:
-                raise CapacityError(f"{self._entry.address} took no job: {error}") from error
+        self._submit(submission_id, ("resume", run.uri), metadata)
         return RunJob(run_id, run.uri, "pending", submission_id, attempt, 0)
-
-    def state(self, job: RunJob) -> str:
-        """Ray's word for a job now; for one that failed, with the reason."""
-        details = self._client.get_job_info(job.submission_id)
-        word = str(details.status.value).lower()
-        return f"{word}: {details.message}" if word == "failed" and details.message else word
-
-    def is_active(self, job: RunJob) -> bool:
-        """Whether a job waits or runs."""
-        return self._client.get_job_status(job.submission_id) in _ACTIVE
 
     def config(self, job: RunJob) -> Config:
         """What the run was sent with. raises: CheckpointError if its storage has none"""
@@ -139,14 +99,6 @@ class RayJobs:
     def has_begun(self, job: RunJob) -> bool:
         """Whether somebody hears of requests: a driver is there as soon as a job is."""
         return True
-
-    def logs(self, job: RunJob) -> str:
-        """Everything the job has printed."""
-        return str(self._client.get_job_logs(job.submission_id))
-
-    def kill(self, job: RunJob) -> None:
-        """End a job without a checkpoint."""
-        self._client.stop_job(job.submission_id)
 
 
 def make_portable_config(config: Config) -> Config:
@@ -190,27 +142,3 @@ def _make_run_id(config: Config) -> str:
     )
     noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
     return f"{noun}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-
-def _entrypoint(*words: str) -> str:
-    quoted = ", ".join(repr(word) for word in ("dreambooth", *words))
-    script = f"import sys; sys.argv = [{quoted}]; from dreambooth_ray.cli.main import main; main()"
-    return f'python -c "{script}"'
-
-
-def runtime_env(entry: ClusterEntry) -> dict[str, Any]:
-    """What Ray prepares for a job: our code, or an image that has it, and the environment."""
-    env: dict[str, Any] = {"env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}}
-    if entry.code == "tree":
-        env["py_modules"] = [str(_find_package(name)) for name in PACKAGES]
-        env["excludes"] = ["**/__pycache__"]
-    if entry.code == "image":
-        env = {"image_uri": entry.image, **env}
-    return env
-
-
-def _find_package(package: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"package {package} is not installed here; reinstall dreambooth-ray")
-    return Path(next(iter(spec.submodule_search_locations)))

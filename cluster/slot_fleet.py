@@ -4,17 +4,18 @@ becomes of a lost worker's.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cluster.fleet_plan import FleetConfig
 from cluster.fleet_queue import FleetEntry, FleetQueue, SubjectQueue, TryEnd, end_try
 from cluster.slot_actor import WorkerLostError, start_ray_workers
 from cluster.slot_plan import divide_slots, plan_slots
+from cluster.worker_pool import PoolWorker, SlotWorkerHandle, WorkerBounds, WorkerPool
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.machines import ClusterConfig
-from dreambooth_ray.errors import CapacityError, DreamBoothError
+from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.training.stop_request import clear_stop_request
@@ -24,48 +25,15 @@ if TYPE_CHECKING:
     from dreambooth_ray.training.slots.slot_worker import SubjectEvent
 
 
-class SlotWorkerHandle(Protocol):
-    """A worker as the fleet sees it."""
+@dataclass(frozen=True)
+class AwaitedSubjects:
+    """What of a queue decides how many workers there are.
 
-    num_slots: int
-
-    @property
-    def has_room(self) -> bool:
-        """Whether its process has been started, ready or not."""
-
-    def add(self, job: WorkerJob | None) -> None:
-        """Hand in a run, of a worker that is ready; None: no more come."""
-
-    def read_event(self) -> "SubjectEvent | None":
-        """The next event, of a worker that `wait` gave; None at its end.
-
-        raises: WorkerLostError; DreamBoothError, if it can't train any
-        """
-
-    def kill(self) -> None:
-        """End a worker that has nothing to do."""
-
-
-@dataclass
-class _Worker:
-    """A worker, its subjects by run id, and since when; num_taken: of its slots.
-
-    is_ready: whether it has found room and loaded what it needs
+    count: subjects that wait, up to so many; is_expected: whether more may come once none waits
     """
 
-    handle: SlotWorkerHandle
-    entries: dict[str, tuple[FleetEntry, float]] = field(default_factory=dict)
-    num_taken: int = 0
-    trained: set[str] = field(default_factory=set)
-    is_ready: bool = False
-
-    @property
-    def num_free(self) -> int:
-        """Slots that a subject may be handed in for."""
-        num_slots = self.handle.num_slots
-        # As many again may be making their bundles. What takes longer than training is waited for.
-        num_free = min(num_slots - self.num_taken, 2 * num_slots - len(self.entries))
-        return num_free if self.is_ready else 0
+    count: Callable[[int], int] = lambda _: 0
+    is_expected: Callable[[], bool] = lambda: False
 
 
 class SlotFleet:
@@ -79,52 +47,43 @@ class SlotFleet:
         wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle | None],
         say: Callable[[str], None],
         cluster: ClusterConfig,
+        awaited: AwaitedSubjects = AwaitedSubjects(),
     ) -> None:
         """queue: of the group's subjects, with a place for each
 
         start: a worker of so many slots; wait: until one of them has an event, or for a while
-        cluster: how many workers may be lost in a row without a step more in between, and how long
-            room for one is waited for
+        cluster: of a `WorkerPool`
         """
         self._queue, self._make_job, self._start, self._wait = queue, make_job, start, wait
-        self._say, self._cluster = say, cluster
-        self._workers: list[_Worker] = []
+        self._say, self._cluster, self._awaited = say, cluster, awaited
         self._steps: dict[str, int] = {}
-        self._num_lost = 0
-        self._had_room_s = time.monotonic()
         self.misfits: list[FleetEntry] = []
 
-    def run(self, shares: list[int]) -> None:
-        """shares: slots of each worker
+    def run(self, bounds: WorkerBounds) -> None:
+        """Until the queue is over and no more is expected, or no worker is left.
 
         raises: DreamBoothError if workers are lost again and again, or can train none of them;
             CapacityError if there is room for none
         """
+        self._pool = WorkerPool(self._start, bounds, self._cluster, self._say)
         try:
-            self._workers = [_Worker(self._start(num_slots)) for num_slots in shares]
-            self._had_room_s = time.monotonic()
             self._train()
         except BaseException:
-            # They would go on with subjects that others are handed by now.
-            for worker in self._workers:
-                worker.handle.kill()
+            self._pool.kill()
             raise
-        for worker in self._workers:
-            if worker.is_ready:
-                worker.handle.add(None)
-            else:
-                worker.handle.kill()
+        self._pool.close()
 
     def _train(self) -> None:
-        while not self._queue.is_over:
+        while not self._is_over:
             self._hand_out()
-            if self._queue.is_over:
+            if self._is_over:
                 break
-            handle = self._wait([worker.handle for worker in self._workers])
+            self._pool.scale(self._awaited.count, is_over=self._queue.is_over)
+            handle = self._wait(self._pool.handles) if len(self._pool) else None
             if handle is None:
-                self._check_room()
+                self._pool.check_room()
                 continue
-            worker = next(w for w in self._workers if w.handle is handle)
+            worker = self._pool.find(handle)
             try:
                 event = handle.read_event()
                 if event is None:
@@ -133,24 +92,13 @@ class SlotFleet:
             except WorkerLostError as error:
                 self._replace(worker, error)
 
-    def _check_room(self) -> None:
-        """raises: CapacityError if no worker has found room in time; one is enough to go on"""
-        now_s, wait_s = time.monotonic(), self._cluster.wait_s
-        if any(worker.is_ready or worker.handle.has_room for worker in self._workers):
-            self._had_room_s = now_s
-        elif now_s - self._had_room_s > wait_s:
-            raise CapacityError(
-                f"none of {len(self._workers)} workers with slots could start within {wait_s:g} s: "
-                f"each takes a CPU{' and a GPU' if self._cluster.gpus else ''}; start hosts, wait "
-                "until others are done, or raise cluster.wait_s"
-            )
+    @property
+    def _is_over(self) -> bool:
+        return self._queue.is_over and not (len(self._pool) and self._awaited.is_expected())
 
     def _hand_out(self) -> None:
-        """The next subjects to whichever worker has most room."""
-        while True:
-            worker = max(self._workers, key=lambda w: w.num_free)
-            if worker.num_free <= 0:
-                return
+        """The next subjects to the workers that have room for them."""
+        while (worker := self._pool.find_free()) is not None:
             entry = self._queue.next()
             if entry is None:
                 return
@@ -161,18 +109,17 @@ class SlotFleet:
                 seconds = time.monotonic() - start_s
                 self._say(end_try(self._queue, entry, TryEnd.of_error(error), seconds))
                 continue
-            worker.entries[entry.id] = entry, start_s
-            worker.num_taken += 1
+            self._pool.note_taken(worker, entry, start_s)
             worker.handle.add(job)
 
-    def _note_event(self, worker: _Worker, event: "SubjectEvent") -> None:
+    def _note_event(self, worker: PoolWorker, event: "SubjectEvent") -> None:
         if event.kind == "ready":
             worker.is_ready = True
             return
         entry, since_s = worker.entries[event.run_id]
         if event.step > self._steps.get(event.run_id, 0):
             self._steps[event.run_id] = event.step
-            self._num_lost = 0
+            self._pool.note_step()
         if event.kind == "joined":
             self._say(f"{event.run_id}: in a slot from step {event.step} on")
             return
@@ -181,8 +128,7 @@ class SlotFleet:
         if event.kind == "trained":
             worker.trained.add(event.run_id)
             return
-        del worker.entries[event.run_id]
-        worker.trained.discard(event.run_id)
+        self._pool.note_gone(worker, event.run_id)
         seconds = time.monotonic() - since_s
         if event.kind == "misfit":
             self._queue.withdraw(entry, seconds)
@@ -197,21 +143,12 @@ class SlotFleet:
         if entry.state != "waiting":
             self._steps.pop(event.run_id, None)
 
-    def _replace(self, worker: _Worker, error: WorkerLostError) -> None:
+    def _replace(self, worker: PoolWorker, error: WorkerLostError) -> None:
         """Its subjects wait again, none the worse for it, and another worker takes its place."""
-        self._num_lost += 1
-        if self._num_lost > self._cluster.max_failures:
-            raise DreamBoothError(
-                f"{error}, {self._num_lost} times without a step more in between; start the fleet "
-                "again once the cause is mended"
-            )
+        self._pool.replace(worker, error)
         self._say(f"a worker is lost ({error}); its {len(worker.entries)} subjects go to others")
         for entry, since_s in worker.entries.values():
             self._queue.put_back(entry, time.monotonic() - since_s)
-        # What has failed may still be there, and hold the runs of its subjects.
-        worker.handle.kill()
-        self._workers.remove(worker)
-        self._workers.append(_Worker(self._start(worker.handle.num_slots)))
 
 
 def train_in_slots(
@@ -242,7 +179,7 @@ def train_in_slots(
         slot_fleet = SlotFleet(queue, partial(_find_job, jobs), start, wait, say, cluster)
         shares = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
         say(f"{len(group_entries)} subjects share batches of {shares} slots")
-        slot_fleet.run(shares)
+        slot_fleet.run(WorkerBounds.fixed(shares))
         alone += slot_fleet.misfits
     return alone
 

@@ -1,5 +1,6 @@
 """Work of a queue in storage as a fleet's workers take it: claimed, kept, ended."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from cluster.fleet_queue import FleetEntry
 from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError, describe_error
 from dreambooth_ray.preparation import PreparedRun
-from dreambooth_ray.queue.work_queue import ClaimedWork, WorkQueue
+from dreambooth_ray.queue.claims import ClaimedWork
+from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkEnd, WorkRecord
 from dreambooth_ray.storage.persistent_check import PersistentCheck
 
@@ -46,11 +48,13 @@ class StoredQueue:
         interval_s: float,
         most_at_once: int,
         most_of_owner: int | None = None,
+        must_yield: Callable[[], bool] = lambda: False,
     ) -> None:
         """prepare: the run of a record; raises DreamBoothError if it can't be trained
 
         request_stop: asks a run to end; interval_s: between looks at storage
         most_at_once: claimed by this process; most_of_owner: of one owner's, by all processes
+        must_yield: whether nothing more may be begun, as another queue's turn has come
         """
         self._queue, self._prepare, self._request_stop = queue, prepare, request_stop
         self._say, self._lease_s, self._retries = say, lease_s, retries
@@ -58,7 +62,9 @@ class StoredQueue:
         self._most_of_owner, self._ahead = most_of_owner, list[FleetEntry]()
         self._held: dict[str, _HeldWork] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
+        self._must_yield = must_yield
         self._empty_since_s: float | None = None
+        self._num_waiting, self._counted_at_s = 0, -math.inf
         self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
         self._entries: dict[str, FleetEntry] = {}
 
@@ -97,6 +103,14 @@ class StoredQueue:
             self._ahead.append(entry)
         return self._ahead[0] if self._ahead else None
 
+    def count_waiting(self, limit: int) -> int:
+        """What waits and may be begun, up to `limit`; a moment old, less what was claimed since."""
+        now_s = time.monotonic()
+        if now_s - self._counted_at_s >= self._interval_s:
+            self._counted_at_s = now_s
+            self._num_waiting = self._queue.count_waiting(limit, self._most_of_owner)
+        return max(0, self._num_waiting)
+
     def next(self) -> FleetEntry | None:
         """Claim the next work; None if nothing waits, did a moment ago, or enough is claimed."""
         if self._ahead:
@@ -104,9 +118,13 @@ class StoredQueue:
         now_s = time.monotonic()
         if len(self._held) >= self._most_at_once:
             return None
+        if self._must_yield():
+            self._empty_since_s = now_s
+            return None
         if self._empty_since_s is not None and now_s - self._empty_since_s < self._interval_s:
             return None
         while (work := self._queue.claim_next(self._lease_s, self._most_of_owner)) is not None:
+            self._num_waiting -= 1
             entry = self._open(work)
             if entry is not None:
                 return entry

@@ -1,14 +1,23 @@
 """`dreambooth fleet`: many subjects, trained in turns of their owners; and their queue."""
 
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
+from dreambooth_ray.errors import CapacityError
+
+if TYPE_CHECKING:
+    from cluster.fleet_jobs import FleetJobs
+
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
+_STOP_TIMEOUT_S = 60.0
+Cluster = Annotated[str, typer.Option("--cluster", help="name in the clusters file")]
 Storage = Annotated[str, typer.Option("--storage", help="as storage.uri of the subjects")]
 
 
@@ -61,22 +70,71 @@ def add(
 def run(
     storage: Storage,
     slots: Annotated[int, typer.Option(min=0, help="as in a fleet's file")] = 8,
-    parallel: Annotated[int, typer.Option(min=1, help="as in a fleet's file")] = 1,
+    parallel: Annotated[
+        str, typer.Option(help="workers, as in a fleet's file; 1-8: as many as what waits takes")
+    ] = "1",
     retries: Annotated[int, typer.Option(min=0, help="tries more for a subject that fails")] = 2,
     budget: Annotated[
         int, typer.Option(min=0, help="of one owner's, trained at once; 0 is no limit")
     ] = 0,
+    idle_s: Annotated[
+        float, typer.Option(min=0, help="with --parallel MIN-MAX: an idle worker leaves after it")
+    ] = 60.0,
+    stay: Annotated[bool, typer.Option("--stay", help="wait for more once nothing waits")] = False,
+    cluster: Annotated[str, typer.Option(help="as a job there; name in the clusters file")] = "",
+    clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
-    """Train what waits in a storage's queue, until nothing does; several may run at once."""
-    from cluster.fleet_worker import FleetWorker
-    from dreambooth_ray.errors import ConfigError
+    """Train what waits in a storage's queue, until nothing does; several may run at once.
 
-    if 0 < slots < parallel:
-        raise ConfigError(
-            f"--slots={slots} can't be divided by --parallel={parallel} workers; give more slots, "
-            "or fewer workers"
-        )
-    _show_entries(FleetWorker(storage, slots, parallel, retries, _say, budget or None).run())
+    With --cluster as a job of that cluster, whose name is printed at once.
+    """
+    from cluster.fleet_settings import FleetSettings, parse_parallel
+
+    fewest, most = parse_parallel(parallel, slots)
+    settings = FleetSettings(
+        storage, slots, fewest, most, retries, budget or None, idle_s=idle_s, stays=stay
+    )
+    if cluster:
+        from cluster.fleet_jobs import refuse_local_storage
+
+        # First: then nobody has to be asked.
+        refuse_local_storage(storage)
+        print(_connect_to_fleets(cluster, clusters).start(settings).name)
+        return
+    from cluster.fleet_worker import FleetWorker
+
+    _show_entries(FleetWorker(settings, _say).run())
+
+
+@app.command()
+def logs(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
+    """Print what the newest job of a storage's fleet has printed."""
+    fleets = _connect_to_fleets(cluster, clusters)
+    print(fleets.logs(fleets.get(storage)), end="")
+
+
+@app.command()
+def stop(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
+    """End a storage's fleet on a cluster; `fleet run` goes on from the last checkpoints."""
+    fleets = _connect_to_fleets(cluster, clusters)
+    job = fleets.get(storage)
+    if not fleets.is_active(job):
+        print(f"{job.name} does not run: {fleets.state(job)}")
+        return
+    fleets.kill(job)
+    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    while fleets.is_active(job):
+        if time.monotonic() > deadline_s:
+            raise CapacityError(f"{job.name} did not end within {_STOP_TIMEOUT_S:.0f} s; try again")
+        time.sleep(0.5)
+    print(f"{job.name} stopped")
+
+
+def _connect_to_fleets(cluster: str, clusters: Path) -> "FleetJobs":
+    from cluster.cluster_registry import find_cluster
+    from cluster.fleet_jobs import FleetJobs
+
+    return FleetJobs(find_cluster(cluster, clusters))
 
 
 @app.command(name="ls")

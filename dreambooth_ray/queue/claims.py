@@ -2,14 +2,25 @@
 
 import threading
 import time
+from dataclasses import dataclass
 
 from dreambooth_ray.errors import StorageError
+from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostError, SilenceWatch
 from dreambooth_ray.storage.store import Store
 
 _PREFIX, _DIGITS = "lease-", 4
 # Records that are watched, the newest: of one that ended elsewhere nobody here is told.
 _MOST_WATCHED = 10_000
+
+
+@dataclass(frozen=True)
+class ClaimedWork:
+    """Work of this process, as long as its lease is renewed. num_failures: tries that failed"""
+
+    record: WorkRecord
+    lease: Lease
+    num_failures: int = 0
 
 
 class Claims:

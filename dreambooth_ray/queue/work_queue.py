@@ -16,17 +16,15 @@ No folder grows with the queue: marks lie by second, so that a look reads few of
 object store lists from a name on. rank: higher priorities first.
 """
 
-import hashlib
 import json
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.claims import Claims
+from dreambooth_ray.queue.claims import ClaimedWork, Claims
 from dreambooth_ray.queue.work_records import (
     EndedWork,
     WorkEnd,
@@ -35,6 +33,7 @@ from dreambooth_ray.queue.work_records import (
     end_name,
     parse_end,
     quote_owner,
+    record_file,
 )
 from dreambooth_ray.storage.lease import Clock, Lease
 from dreambooth_ray.storage.local_files import remove_empty_folders
@@ -46,15 +45,6 @@ _MARKS_A_LOOK = 16
 # Of others' claims, whose leases are read at a time: many processes watch each other.
 _WATCHED_CLAIMS = 128
 _CANCEL_LEASE_S = 60.0
-
-
-@dataclass(frozen=True)
-class ClaimedWork:
-    """Work of this process, as long as its lease is renewed. num_failures: tries that failed"""
-
-    record: WorkRecord
-    lease: Lease
-    num_failures: int = 0
 
 
 class WorkQueue:
@@ -76,7 +66,7 @@ class WorkQueue:
 
         raises: ConfigError if other work of that id was
         """
-        if self._store.create(_record_file(record.id), record.model_dump_json().encode()):
+        if self._store.create(record_file(record.id), record.model_dump_json().encode()):
             self._write_waiting(WorkMark.of(record))
             return True
         stored = self.read(record.id)
@@ -105,15 +95,15 @@ class WorkQueue:
 
     def has(self, work_id: str) -> bool:
         """Whether work of that id was ever added."""
-        return self._store.exists(_record_file(work_id))
+        return self._store.exists(record_file(work_id))
 
     def read(self, work_id: str) -> WorkRecord:
         """raises: ConfigError if there is no such work, or a newer version has added it"""
         try:
-            text = self._store.read(_record_file(work_id))
+            text = self._store.read(record_file(work_id))
         except FileNotFoundError as error:
             raise ConfigError(f"no work {work_id!r} in the queue {self._store.uri}") from error
-        return WorkRecord.parse(text, f"{self._store.uri}/{_record_file(work_id)}")
+        return WorkRecord.parse(text, f"{self._store.uri}/{record_file(work_id)}")
 
     def list_marks(
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
@@ -129,13 +119,28 @@ class WorkQueue:
         """Why work ended as it did."""
         return str(json.loads(self._store.read(f"ended/{end_name(ended)}"))["note"])
 
+    def count_waiting(self, limit: int, most_of_owner: int | None = None) -> int:
+        """Of what waits, how much may be begun, up to `limit`. most_of_owner: of `claim_next`"""
+        if most_of_owner is None:
+            return len(self._store.files_after("waiting", "", limit))
+        running, num_waiting = self._count_running(), 0
+        for name in self._store.names("waiting"):
+            room = min(most_of_owner - running[unquote(name)], limit - num_waiting)
+            if room > 0:
+                num_waiting += len(self._store.files_after(f"waiting/{name}", "", room))
+        return num_waiting
+
+    def _count_running(self) -> Counter[str]:
+        """By owner."""
+        return Counter(mark.owner for mark in self.list_marks("running", "", _MOST_RUNNING))
+
     def claim_next(self, lease_s: float, most_of_owner: int | None = None) -> ClaimedWork | None:
         """The next work, now this process's: of the owner of whom least is running.
 
         most_of_owner: how much of one owner's may run at once; None is no limit
         returns: None if nothing waits that may be begun
         """
-        running = Counter(mark.owner for mark in self.list_marks("running", "", _MOST_RUNNING))
+        running = self._count_running()
         owners = [unquote(name) for name in self._store.names("waiting")]
         for owner in sorted(owners, key=lambda o: (running[o], self._num_given[o], o)):
             if most_of_owner is not None and running[owner] >= most_of_owner:
@@ -284,9 +289,3 @@ class WorkQueue:
     def _write_end(self, work_id: str, state: WorkEnd, note: str) -> None:
         ended = EndedWork(work_id, state, int(time.time() * 1000))
         self._store.write(f"ended/{end_name(ended)}", json.dumps({"note": note}).encode())
-
-
-def _record_file(work_id: str) -> str:
-    """Folders of a hundred thousand files are slow on some disks."""
-    shard = hashlib.sha256(work_id.encode()).hexdigest()[:2]
-    return f"records/{shard}/{work_id}.json"

@@ -3,6 +3,7 @@
 What a mark's name says needs no request beside the listing of it.
 """
 
+import hashlib
 import json
 import uuid
 from dataclasses import dataclass
@@ -144,3 +145,9 @@ def check_owner(owner: str) -> None:
 def quote_owner(owner: str) -> str:
     """As a folder: dots alone would be other folders."""
     return quote(owner, safe="").replace(".", "%2E")
+
+
+def record_file(work_id: str) -> str:
+    """Where a record lies: folders of a hundred thousand files are slow on some disks."""
+    shard = hashlib.sha256(work_id.encode()).hexdigest()[:2]
+    return f"records/{shard}/{work_id}.json"

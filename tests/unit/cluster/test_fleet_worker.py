@@ -7,6 +7,7 @@ import pytest
 
 from cluster import fleet_worker
 from cluster.fleet_queue import FleetEntry, TryEnd, run_queue
+from cluster.fleet_settings import FleetSettings
 from cluster.fleet_worker import FleetWorker
 from cluster.stored_queue import StoredQueue
 from dreambooth_ray.errors import CapacityError, ConfigError
@@ -42,7 +43,9 @@ def added(tmp_path: Path, tiny_model: Path, photos: Path, monkeypatch: pytest.Mo
 
 
 def make_worker(added: Added, retries: int = 0) -> PlayedFleetWorker:
-    return PlayedFleetWorker(added.storage, 4, 1, retries, added.lines.append)
+    return PlayedFleetWorker(
+        FleetSettings(added.storage, slots=4, retries=retries), added.lines.append
+    )
 
 
 def test_group_after_group_is_trained_until_none_has_work(added: Added) -> None:
@@ -97,3 +100,73 @@ def test_a_cancelled_subject_s_run_is_asked_to_stop(
 def test_a_storage_without_a_queue_is_refused(added: Added) -> None:
     with pytest.raises(ConfigError, match="holds no queue of subjects"):
         make_worker(added).run()
+
+
+class Stopped(BaseException):
+    """Ends who would stay for ever."""
+
+
+class StandingFleetWorker(PlayedFleetWorker):
+    """Stays until all that is expected was trained; each training takes as long as it is told."""
+
+    def __init__(self, added: Added, num_expected: int, training_s: float) -> None:
+        self.now_s, self.order = 0.0, list[str]()
+        self._num_expected, self._training_s = num_expected, training_s
+        self.meanwhile = lambda _: None  # type: ignore[assignment]
+        settings = FleetSettings(added.storage, slots=1, stays=True)
+        super().__init__(settings, added.lines.append, lambda: self.now_s)
+
+    def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:
+        super()._run_group(group, queue, first)
+        if len(self.order) == self._num_expected:
+            raise Stopped
+
+    def read_end(self, name: str) -> TryEnd:
+        self.order.append(name)
+        self.now_s += self._training_s
+        self.meanwhile(name)  # type: ignore[misc]
+        return TryEnd("done")
+
+
+def test_who_stays_trains_what_comes_later(added: Added) -> None:
+    added.add({"id": "a"})
+    worker = StandingFleetWorker(added, 2, 1.0)
+    worker.meanwhile = lambda name: (
+        name == "a"
+        and added.add(  # type: ignore[assignment]
+            {"id": "b", "overrides": ("train.lora.rank=32",)}
+        )
+    )
+    with pytest.raises(Stopped):
+        worker.run()
+    assert worker.order == ["a", "b"]
+    assert added.waiting == []
+
+
+def test_a_group_that_never_ends_lets_others_have_their_turn(added: Added) -> None:
+    wide = {"overrides": ("train.lora.rank=32",)}
+    added.add(*({"id": f"a{k}"} for k in range(6)), {"id": "w", **wide})
+    worker = StandingFleetWorker(added, 7, fleet_worker._TURN_S / 2)
+    with pytest.raises(Stopped):
+        worker.run()
+    assert set(worker.order) == {"w", *(f"a{k}" for k in range(6))}
+    # Two turns of half the length, and what was begun meanwhile.
+    assert worker.order.index("w") <= 4
+
+
+def test_who_stays_tries_a_failed_group_again_after_a_while(added: Added) -> None:
+    added.add({"id": "a"})
+    worker = StandingFleetWorker(added, 1, 1.0)
+    worker.broken = "rank-00008"
+    lines = added.lines
+
+    def pass_time(_: float) -> None:
+        worker.now_s += fleet_worker._FAILED_S / 2
+        if worker.now_s > 3 * fleet_worker._FAILED_S:
+            worker.broken = "none"
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("cluster.fleet_worker.time.sleep", pass_time)
+        worker.run()
+    assert worker.order == ["a"]
+    assert 2 <= sum("its slots would not fit" in line for line in lines) <= 4

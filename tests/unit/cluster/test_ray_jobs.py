@@ -7,8 +7,9 @@ import pytest
 from ray.job_submission import JobStatus
 from ray.runtime_env import RuntimeEnv
 
+from cluster.cluster_jobs import runtime_env
 from cluster.cluster_registry import ClusterEntry
-from cluster.ray_jobs import RayJobs, make_portable_config, runtime_env
+from cluster.ray_jobs import RayJobs, make_portable_config
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CapacityError, ConfigError
@@ -149,8 +150,8 @@ def test_a_refused_job_is_somebody_elses_or_an_error(
     )
     monkeypatch.setattr(JobServer, "jobs", (job,) if has_job else ())
     monkeypatch.setattr(JobServer, "seen_by_client", 0)
-    monkeypatch.setattr("cluster.ray_jobs.JobSubmissionClient", JobServer)
-    monkeypatch.setattr("cluster.ray_jobs.Dashboard.versions", lambda _: None)
+    monkeypatch.setattr("cluster.cluster_jobs.JobSubmissionClient", JobServer)
+    monkeypatch.setattr("cluster.cluster_jobs.Dashboard.versions", lambda _: None)
     jobs = RayJobs(ClusterEntry.model_validate({"address": "http://x:8265"}))
     if has_job:
         assert jobs.submit(settings).submission_id == "mine.1"

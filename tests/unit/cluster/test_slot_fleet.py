@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cluster.fleet_queue import FleetEntry, FleetQueue
 from cluster.slot_actor import WorkerLostError
-from cluster.slot_fleet import SlotFleet, SlotWorkerHandle
+from cluster.slot_fleet import SlotFleet
+from cluster.worker_pool import SlotWorkerHandle, WorkerBounds
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import CapacityError, DataError, DreamBoothError
 from dreambooth_ray.training.slots.slot_worker import SubjectEvent
@@ -106,7 +107,7 @@ def test_each_subject_ends_as_its_worker_says() -> None:
         ["a", "b", "c", "d", "e"], 1,
         b=["stopped"], c=["permanent"], d=["broken"], e=["refused", "broken"],
     )  # fmt: skip
-    played.fleet.run([2])
+    played.fleet.run(WorkerBounds.fixed([2]))
     assert played.states == {
         "a": "done", "b": "stopped", "c": "failed", "d": "done", "e": "failed",
     }  # fmt: skip
@@ -118,7 +119,7 @@ def test_each_subject_ends_as_its_worker_says() -> None:
 
 def test_a_misfit_waits_for_being_trained_by_itself() -> None:
     played = Played(["a", "b"], 0, a=["misfit"])
-    played.fleet.run([2])
+    played.fleet.run(WorkerBounds.fixed([2]))
     assert played.states == {"a": "waiting", "b": "done"}
     assert played.fleet.misfits == [played.entries[0]]
     assert played.entries[0].tries == 0
@@ -126,7 +127,7 @@ def test_a_misfit_waits_for_being_trained_by_itself() -> None:
 
 def test_a_lost_workers_subjects_go_to_others_and_are_none_the_worse() -> None:
     played = Played(["a", "b", "c", "d"], 0, b=["lost"])
-    played.fleet.run([2, 1])
+    played.fleet.run(WorkerBounds.fixed([2, 1]))
     assert set(played.states.values()) == {"done"}
     assert [worker.num_slots for worker in played.workers] == [2, 1, 2]
     assert {entry.tries for entry in played.entries} == {1}
@@ -136,7 +137,7 @@ def test_a_lost_workers_subjects_go_to_others_and_are_none_the_worse() -> None:
 def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
     played = Played(["a"], 0, a=["lost"] * 9)
     with pytest.raises(DreamBoothError, match="3 times without a step more"):
-        played.fleet.run([1])
+        played.fleet.run(WorkerBounds.fixed([1]))
     assert len(played.workers) == 3
     # None goes on with what others may be handed.
     assert all(worker.is_killed for worker in played.workers)
@@ -144,7 +145,7 @@ def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
 
 def test_nobody_is_handed_to_a_worker_that_finds_no_room() -> None:
     played = Played(["a", "b", "c"], 0, room=(False, True))
-    played.fleet.run([2, 2])
+    played.fleet.run(WorkerBounds.fixed([2, 2]))
     assert set(played.states.values()) == {"done"}
     assert [worker.is_killed for worker in played.workers] == [True, False]
     assert [worker.is_closed for worker in played.workers] == [False, True]
@@ -152,14 +153,14 @@ def test_nobody_is_handed_to_a_worker_that_finds_no_room() -> None:
 
 def test_a_lost_workers_subjects_do_not_wait_for_another_host() -> None:
     played = Played(["a", "b", "c", "d"], 0, room=(True, True, False), b=["lost"])
-    played.fleet.run([2, 1])
+    played.fleet.run(WorkerBounds.fixed([2, 1]))
     assert set(played.states.values()) == {"done"}
 
 
 def test_where_no_worker_finds_room_the_fleet_ends() -> None:
     played = Played(["a"], 0, room=(False, False))
     with pytest.raises(CapacityError, match=r"none of 2 workers .* raise cluster\.wait_s"):
-        played.fleet.run([1, 1])
+        played.fleet.run(WorkerBounds.fixed([1, 1]))
     assert played.states == {"a": "waiting"}
 
 
@@ -177,13 +178,13 @@ def test_a_worker_that_takes_long_to_load_is_waited_for() -> None:
         return worker if worker.has_event else None
 
     played.fleet._wait = load_slowly
-    played.fleet.run([1])
+    played.fleet.run(WorkerBounds.fixed([1]))
     assert played.states == {"a": "done"}
 
 
 def test_a_subject_that_nobody_can_be_told_of_ends_alone() -> None:
     played = Played(["a", "b", "c"], 2, b=["no job"])
-    played.fleet.run([2])
+    played.fleet.run(WorkerBounds.fixed([2]))
     assert played.states == {"a": "done", "b": "failed", "c": "done"}
     assert "class images" in played.entries[1].note
 
@@ -197,7 +198,7 @@ Plays = st.lists(st.sampled_from(["done", "broken", "refused", "stopped"]), max_
 def test_no_slot_has_two_and_every_subject_ends(plays: list[list[str]], shares: list[int]) -> None:
     names = [f"s{number}" for number in range(len(plays))]
     played = Played(names, 5, **dict(zip(names, plays, strict=True)))
-    played.fleet.run(shares)
+    played.fleet.run(WorkerBounds.fixed(shares))
     assert set(played.states.values()) <= {"done", "stopped"}
     assert all(worker.most_taken <= worker.num_slots for worker in played.workers)
     assert all(worker.most_held <= 2 * worker.num_slots for worker in played.workers)

@@ -1,6 +1,7 @@
 """Workers of several processes, played here, take subjects from a queue in storage."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,16 @@ class Stored:
         WorkQueue(self.store).add(record)
 
     def open(
-        self, retries: int = 0, most_at_once: int = 9, most_of_owner: int | None = None
+        self,
+        retries: int = 0,
+        most_at_once: int = 9,
+        most_of_owner: int | None = None,
+        must_yield: Callable[[], bool] = lambda: False,
     ) -> StoredQueue:
         return StoredQueue(
             WorkQueue(self.store), prepare, lambda _: self.stopped.set(), self.lines.append,
             lease_s=60.0, retries=retries, interval_s=0.02, most_at_once=most_at_once,
-            most_of_owner=most_of_owner,
+            most_of_owner=most_of_owner, must_yield=must_yield,
         )  # fmt: skip
 
     @property
@@ -170,3 +175,42 @@ def test_who_was_followed_says_so(stored: Stored) -> None:
     assert stored.ended == {}
     assert (entry.state, queue.is_over) == ("waiting", False)
     assert "taken it over" in entry.note
+
+
+def test_what_waits_is_asked_for_once_in_a_while(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        stored.add(name)
+    counts = []
+    count_waiting = WorkQueue.count_waiting
+    monkeypatch.setattr(
+        WorkQueue, "count_waiting", lambda *words: counts.append(1) or count_waiting(*words)
+    )
+    with stored.open(most_at_once=2) as queue:
+        monkeypatch.setattr(queue, "_interval_s", 1e9)
+        assert queue.count_waiting(9) == 3
+        assert queue.next() is not None
+        stored.add("d")
+        # What was claimed here is known; what was added elsewhere is seen at the next look.
+        assert [queue.count_waiting(9) for _ in range(3)] == [2, 2, 2]
+        assert len(counts) == 1
+        monkeypatch.setattr(queue, "_interval_s", 0.0)
+        assert queue.count_waiting(9) == 3
+
+
+def test_whose_turn_is_over_begins_nothing_more_and_ends(stored: Stored) -> None:
+    for name in ("a", "b"):
+        stored.add(name)
+    is_over = False
+    with stored.open(must_yield=lambda: is_over) as queue:
+        entry = queue.next()
+        assert entry is not None
+        is_over = True
+        assert queue.next() is None
+        assert not queue.is_over
+        queue.finish(entry, None, 1.0)
+        assert queue.next() is None
+        assert queue.is_over
+    assert stored.ended == {"a": "done"}
+    assert len(WorkQueue(stored.store).list_marks("waiting")) == 1

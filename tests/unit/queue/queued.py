@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from dreambooth_ray.queue.work_queue import ClaimedWork, WorkQueue
+from dreambooth_ray.queue.claims import ClaimedWork
+from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.holder import new_holder
 from dreambooth_ray.storage.store import Store

@@ -176,3 +176,16 @@ def test_a_mark_says_all_of_a_turn(
     mark = WorkMark(work_id, owner, priority, created_ms)
     assert WorkMark.parse(mark.name) == mark
     assert mark.name.count("/") == 3
+
+
+def test_what_waits_is_counted_as_far_as_it_may_be_begun(queue: WorkQueue) -> None:
+    for number in range(5):
+        add(queue, f"ann-{number}", "ann", at=number)
+    add(queue, "bob-0", "bob")
+    assert [queue.count_waiting(limit) for limit in (3, 100)] == [3, 6]
+    running = [claim(queue) for _ in range(2)]
+    assert {work.record.owner for work in running} == {"ann", "bob"}
+    assert queue.count_waiting(100) == 4
+    # One of ann's runs, so with a budget of two one more may.
+    assert [queue.count_waiting(100, budget) for budget in (1, 2, 9)] == [0, 1, 4]
+    assert queue.count_waiting(2, 9) == 2

@@ -1,0 +1,99 @@
+"""Jobs on a cluster through Ray's Jobs API: commands of ours, in the environment of its entry."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.cluster_registry import ClusterEntry
+from cluster.dashboard import Dashboard, without_address_variables
+from dreambooth_ray.errors import CapacityError, ConfigError
+
+PACKAGES = ("dreambooth_ray", "cluster", "serve")
+_ACTIVE = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+class SubmittedJob(Protocol):
+    """A job that Ray has."""
+
+    @property
+    def submission_id(self) -> str:
+        """What Ray knows it by."""
+
+
+class ClusterJobs:
+    """The jobs of one cluster."""
+
+    def __init__(self, entry: ClusterEntry) -> None:
+        """raises: ConfigError if the token is refused, CapacityError if nothing answers"""
+        self._entry = entry
+        dashboard = Dashboard(entry)
+        dashboard.versions()
+        with without_address_variables():
+            self._client = JobSubmissionClient(
+                entry.address, headers=dashboard.headers, verify=dashboard.verify
+            )
+
+    def _submit(
+        self, submission_id: str, words: Sequence[str], metadata: Mapping[str, str]
+    ) -> None:
+        """Start a job, once. words: of its command, after `dreambooth`
+
+        raises: CapacityError if the cluster takes none
+        """
+        try:
+            # Ray refuses an id that it has seen: of two who submit at once, one job comes.
+            self._client.submit_job(
+                entrypoint=_entrypoint(*words),
+                submission_id=submission_id,
+                runtime_env=runtime_env(self._entry),
+                metadata=dict(metadata),
+            )
+        except RuntimeError as error:
+            # Ray's error has neither type nor status; whether the job is there tells them apart.
+            if all(job.submission_id != submission_id for job in self._client.list_jobs()):
+                raise CapacityError(f"{self._entry.address} took no job: {error}") from error
+
+    def state(self, job: SubmittedJob) -> str:
+        """Ray's word for a job now; for one that failed, with the reason."""
+        details = self._client.get_job_info(job.submission_id)
+        word = str(details.status.value).lower()
+        return f"{word}: {details.message}" if word == "failed" and details.message else word
+
+    def is_active(self, job: SubmittedJob) -> bool:
+        """Whether a job waits or runs."""
+        return self._client.get_job_status(job.submission_id) in _ACTIVE
+
+    def logs(self, job: SubmittedJob) -> str:
+        """Everything the job has printed."""
+        return str(self._client.get_job_logs(job.submission_id))
+
+    def kill(self, job: SubmittedJob) -> None:
+        """End a job without a checkpoint."""
+        self._client.stop_job(job.submission_id)
+
+
+def _entrypoint(*words: str) -> str:
+    quoted = ", ".join(repr(word) for word in ("dreambooth", *words))
+    script = f"import sys; sys.argv = [{quoted}]; from dreambooth_ray.cli.main import main; main()"
+    return f'python -c "{script}"'
+
+
+def runtime_env(entry: ClusterEntry) -> dict[str, Any]:
+    """What Ray prepares for a job: our code, or an image that has it, and the environment."""
+    env: dict[str, Any] = {"env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}}
+    if entry.code == "tree":
+        env["py_modules"] = [str(_find_package(name)) for name in PACKAGES]
+        env["excludes"] = ["**/__pycache__"]
+    if entry.code == "image":
+        env = {"image_uri": entry.image, **env}
+    return env
+
+
+def _find_package(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"package {package} is not installed here; reinstall dreambooth-ray")
+    return Path(next(iter(spec.submodule_search_locations)))
