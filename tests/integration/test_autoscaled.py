@@ -4,14 +4,7 @@ Its provider is the one that Ray tests the autoscaler with: hosts are raylets of
 """
 
 import json
-import os
-import secrets
-import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +16,8 @@ from cluster.dashboard import Dashboard
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from tests.integration.conftest import SMALL, dreambooth, kill_tree
+from tests.integration.conftest import SMALL, dreambooth
+from tests.integration.jobs_head import jobs_head
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
@@ -50,43 +44,6 @@ AUTOSCALING: dict[str, Any] = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@contextmanager
-def head(folder: Path, ray_folder: str) -> Iterator[tuple[str, str]]:
-    """A head without CPUs whose autoscaler may add hosts; yields its address and token.
-
-    ray_folder: for Ray's own files; names of sockets may not be long
-    """
-    file, token, port = folder / "autoscaling.json", secrets.token_hex(32), free_port()
-    gcs = free_port()
-    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{gcs}"}
-    file.write_text(json.dumps({**AUTOSCALING, "provider": provider}))
-    command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
-        f"--autoscaling-config={file}", f"--port={gcs}", f"--dashboard-port={port}",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
-        f"--ray-client-server-port={free_port()}", "--disable-usage-stats",
-    ]  # fmt: skip
-    environment = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token,
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_TMPDIR": ray_folder,
-    }  # fmt: skip
-    with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(
-            command, stdout=log, stderr=log, text=True, env=os.environ | environment
-        )
-    try:
-        yield f"http://127.0.0.1:{port}", token
-    finally:
-        kill_tree(started)
-
-
 def hosts(dashboard: Dashboard) -> int:
     try:
         return len(dashboard.hosts())
@@ -104,7 +61,7 @@ def test_a_run_is_refused_for_want_of_hosts_unless_they_come_by_themselves(
     ]  # fmt: skip
     with (
         tempfile.TemporaryDirectory(prefix="ray-") as ray_folder,
-        head(tmp_path, ray_folder) as (address, token),
+        jobs_head(tmp_path, ray_folder, autoscaling=AUTOSCALING) as (address, token),
     ):
         about = {"address": address, "token": token}
         clusters.write_text(json.dumps({"grows": about}))  # JSON is YAML

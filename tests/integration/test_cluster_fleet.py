@@ -1,130 +1,175 @@
-"""A queue of subjects on three hosts, sent from a fourth: workers come and go, and are killed.
+"""A queue of subjects on a registered cluster: workers come and go, and are killed.
 
-Needs root.
+The cluster is a real head of Ray on this machine, the storage a real object store.
 """
 
-import os
-import shutil
-from collections.abc import Iterator
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 import yaml
 
 from cluster.cluster_registry import find_cluster
+from cluster.dashboard import Dashboard
 from cluster.fleet_jobs import FleetJobs
 from cluster.fleet_store import FleetStore
-from cluster.local_cluster import CLUSTERS
+from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.metrics_log import read_metrics
-from tests.integration.conftest import DREAMBOOTH
-from tests.laptop import RUNS, Laptop, laptop_and_cluster
+from tests.integration.conftest import dreambooth
+from tests.integration.jobs_head import jobs_head
+from tests.integration.seaweed import Seaweed
+from tests.object_store import pointed_at
 from tests.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not shutil.which("ip"), reason="iproute2 is not installed"),
-]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1200)]
 
-NAMES = [f"robot-{number}" for number in range(8)]
+NAMES = [f"robot-{number}" for number in range(6)]
 STEPS = 60
 SETTINGS = [
-    f"storage.uri={RUNS}", "train.method=lora", "train.text_encoder=false", "sample.every=0",
-    "prior.count=6", "prior.actors=1", "prior.num_inference_steps=3", f"train.steps={STEPS}",
+    "train.method=lora", "train.text_encoder=false", "sample.every=0", "prior.count=6",
+    "prior.actors=1", "prior.num_inference_steps=3", f"train.steps={STEPS}",
     "checkpoint.every=10", "cluster.workers=1", "cluster.lease_s=10",
 ]  # fmt: skip
-STORAGE = ("--storage", RUNS)
-RUN = ("fleet", "run", *STORAGE, "--slots", "6", "--parallel", "0-3", "--idle-s", "5", "--stay")
+WORDS = ("--slots", "4", "--parallel", "0-2", "--idle-s", "5", "--stay")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster, a storage, and a folder to call from."""
+
+    folder: Path
+    uri: str
+
+    def __call__(self, verb: str, *words: str) -> str:
+        """A verb of `dreambooth fleet` with the cluster; what it prints."""
+        done = dreambooth(
+            "fleet", verb, "--storage", self.uri, "--cluster", "here", *words, cwd=self.folder
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @property
+    def jobs(self) -> FleetJobs:
+        return FleetJobs(find_cluster("here", self.folder / "clusters.yaml"))
+
+    def read_log(self) -> str:
+        jobs = self.jobs
+        return jobs.logs(jobs.get_of(self.uri))
+
+    def wait_for(self, is_met: Callable[[], bool]) -> None:
+        """Until it is; fails with the log of a job that has ended meanwhile."""
+        jobs = self.jobs
+        job = jobs.get_of(self.uri)
+
+        def look() -> bool:
+            assert is_met() or jobs.is_active(job), jobs.state(job) + "\n" + jobs.logs(job)
+            return is_met()
+
+        wait_until(look, 600)
+
+    def run_of(self, name: str) -> Store:
+        return Store(f"{self.uri}/runs/{name}")
+
+    def add(self, *names: str) -> None:
+        """Put subjects into the queue."""
+        subjects = []
+        for name in names:
+            write_photographs(self.folder / name, len(name), "robot", 3, size_px=96)
+            own = {"id": name, "photos": name, "class_noun": "robot", "owner": name[-1]}
+            subjects.append(own)
+        file = self.folder / f"{names[0]}.yaml"
+        overrides = [*SETTINGS, f"storage.uri={self.uri}"]
+        fleet = {"recipe": "toy-robot", "overrides": overrides, "subjects": subjects}
+        file.write_text(yaml.safe_dump(fleet))
+        added = dreambooth("fleet", "add", file.name, cwd=self.folder)
+        assert added.returncode == 0, added.stderr
+
+    def count_steps(self) -> int:
+        return sum(len(read_metrics(self.run_of(name))) for name in NAMES)
+
+
+def find_process(words: str) -> psutil.Process:
+    """A process by what its command line contains; the newest."""
+    return max(
+        (
+            process
+            for process in psutil.process_iter(["cmdline", "create_time"])
+            if words in " ".join(process.info["cmdline"] or [])
+        ),
+        key=lambda process: process.info["create_time"],
+    )
 
 
 @pytest.fixture(scope="module")
-def laptop(photos: Path) -> Iterator[Laptop]:
-    with laptop_and_cluster(photos) as laptop:
-        yield laptop
+def site(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with (
+        pointed_at(seaweed.environment),
+        tempfile.TemporaryDirectory(prefix="ray-") as ray_folder,
+        jobs_head(folder, ray_folder, num_cpus=5) as (address, token),
+    ):
+        entry = {"address": address, "token": token, "code": "installed"}
+        text = json.dumps({"here": {**entry, "env": seaweed.environment}})  # JSON is YAML
+        (folder / "clusters.yaml").write_text(text)
+        dashboard = Dashboard(find_cluster("here", folder / "clusters.yaml"))
+
+        def is_up() -> bool:
+            try:
+                return bool(dashboard.hosts())
+            except (CapacityError, requests.RequestException, KeyError):
+                return False
+
+        wait_until(is_up)
+        yield Site(folder, f"{seaweed.make_bucket('fleet')}/runs")
 
 
-def add(laptop: Laptop, *names: str) -> None:
-    """Put subjects into the queue, from the laptop."""
-    subjects = []
-    for name in names:
-        write_photographs(laptop.photos / name, len(name), "robot", 3, size_px=96)
-        photos = str(laptop.photos / name)
-        subjects.append({"id": name, "photos": photos, "class_noun": "robot", "owner": name[-1]})
-    file = laptop.photos / f"{names[0]}.yaml"
-    fleet = {"recipe": "toy-robot", "overrides": SETTINGS, "subjects": subjects}
-    file.write_text(yaml.safe_dump(fleet))
-    added = laptop.cluster.execute(
-        "client", [DREAMBOOTH, "fleet", "add", str(file)], capture_output=True, text=True
-    )
-    assert added.returncode == 0, added.stderr
-
-
-def count_steps() -> int:
-    return sum(len(read_metrics(Store(f"{RUNS}/runs/{name}"))) for name in NAMES)
-
-
-def find_driver() -> psutil.Process:
-    """The process that works through the queue, on the head."""
-    words = "'--stay']; from dreambooth_ray"
-    (driver,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"]
-        and process.info["cmdline"][0].endswith("python")
-        and words in process.info["cmdline"][-1]
-    ]
-    return driver
-
-
-def test_subjects_on_a_cluster_survive_worker_and_driver_and_workers_follow_what_waits(
-    laptop: Laptop,
-) -> None:
-    cluster = laptop.cluster
-    add(laptop, *NAMES)
-    fleet = laptop(*RUN)
-    assert laptop(*RUN) == fleet  # it is started once
-    wait_until(lambda: count_steps() >= STEPS)
-    # Eight subjects take four workers of two slots, of which three may be.
-    assert "a worker of 2 slots is started, of now 3" in laptop("fleet", "logs", *STORAGE)
-    cluster.kill(cluster.workers[0].name)
-    wait_until(lambda: "a worker is lost" in laptop("fleet", "logs", *STORAGE))
-    num_steps = count_steps()
-    wait_until(lambda: count_steps() > num_steps)
-    find_driver().kill()
-    jobs = FleetJobs(find_cluster("local", cluster.folder / CLUSTERS))
-    wait_until(lambda: jobs.get_of(RUNS).state == "failed")
-    assert laptop(*RUN) == fleet
-    wait_until(lambda: all(is_finished(Store(f"{RUNS}/runs/{name}")) for name in NAMES), 600)
+def test_a_killed_worker_and_a_killed_driver_lose_no_subject_and_no_step(site: Site) -> None:
+    site.add(*NAMES)
+    fleet = site("run", *WORDS)
+    assert site("run", *WORDS) == fleet  # it is started once
+    site.wait_for(lambda: site.count_steps() >= STEPS)
+    # Six subjects take three workers of two slots, of which two may be.
+    assert "a worker of 2 slots is started, of now 2" in site.read_log()
+    find_process("ray::SlotActor").kill()
+    site.wait_for(lambda: "a worker is lost" in site.read_log())
+    num_steps = site.count_steps()
+    site.wait_for(lambda: site.count_steps() > num_steps)
+    find_process("'--stay']; from dreambooth_ray").kill()
+    jobs = site.jobs
+    wait_until(lambda: jobs.get_of(site.uri).state == "failed")
+    assert site("run", *WORDS) == fleet
+    assert jobs.get_of(site.uri).attempt == 2
+    site.wait_for(lambda: all(is_finished(site.run_of(name)) for name in NAMES))
     for name in NAMES:
-        steps = [record["step"] for record in read_metrics(Store(f"{RUNS}/runs/{name}"))]
+        steps = [record["step"] for record in read_metrics(site.run_of(name))]
         assert steps == list(range(1, STEPS + 1)), name
-    assert len(Store(RUNS).names("priors")) == 1
-    wait_until(lambda: "an idle worker is ended; 0 are left" in laptop("fleet", "logs", *STORAGE))
+    assert len(Store(site.uri).names("priors")) == 1
+    site.wait_for(lambda: "an idle worker is ended; 0 are left" in site.read_log())
 
 
-def test_a_standing_fleet_starts_a_worker_for_one_who_comes_later(laptop: Laptop) -> None:
+def test_a_standing_fleet_has_a_worker_for_one_who_comes_later(site: Site) -> None:
     """After the test before: nobody is there."""
-    num_started = laptop("fleet", "logs", *STORAGE).count("is started, of now 1")
-    add(laptop, "late")
-    wait_until(lambda: is_finished(Store(f"{RUNS}/runs/late")))
-    wait_until(lambda: laptop("fleet", "logs", *STORAGE).rstrip().endswith("ended; 0 are left"))
-    said = laptop("fleet", "logs", *STORAGE)
-    assert said.count("is started, of now 1") == num_started + 1
-    assert laptop("fleet", "stop", *STORAGE).endswith("stopped")
-    assert laptop("fleet", "stop", *STORAGE).endswith("does not run: stopped")
-    ended = FleetStore(RUNS).list_ended()
-    assert sorted(work.id for _, work in ended) == sorted([*NAMES, "late"])
-    assert {work.state for _, work in ended} == {"done"}
+    num_started = site.read_log().count("is started, of now 1")
+    site.add("late")
+    site.wait_for(lambda: is_finished(site.run_of("late")))
+    site.wait_for(lambda: site.read_log().rstrip().endswith("ended; 0 are left"))
+    assert site.read_log().count("is started, of now 1") == num_started + 1
+    assert site("stop").endswith("stopped")
+    assert site("stop").endswith("does not run: stopped")
+    ended = FleetStore(site.uri).list_ended()
+    assert {work.id: work.state for _, work in ended} == dict.fromkeys([*NAMES, "late"], "done")
 
 
-def test_a_folder_of_the_laptop_is_refused_by_name(laptop: Laptop, tmp_path: Path) -> None:
-    name = ["--cluster", "local", "--clusters", str(laptop.cluster.folder / CLUSTERS)]
-    command = [DREAMBOOTH, "fleet", "run", "--storage", str(tmp_path), *name]
-    refused = laptop.cluster.execute("client", command, capture_output=True, text=True)
+def test_a_folder_of_this_machine_is_refused_by_name(site: Site) -> None:
+    words = ("--storage", str(site.folder), "--cluster", "here")
+    refused = dreambooth("fleet", "run", *words, cwd=site.folder)
     assert refused.returncode == 2
     assert "it is a folder of this machine" in refused.stderr
