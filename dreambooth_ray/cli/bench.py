@@ -131,19 +131,40 @@ def plan(
     mtbf_h: Annotated[float, typer.Option(help="hours between failures of one GPU")] = 5000.0,
     efficiency: Annotated[float, typer.Option(help="of twice the GPUs for a subject")] = 0.95,
     price_h: Annotated[float, typer.Option(help="of a GPU's hour")] = 2.0,
+    slots: Annotated[
+        int, typer.Option(min=0, help="also a fleet: of a batch on each GPU; 0: none")
+    ] = 0,
+    subject_s: Annotated[
+        float | None,
+        typer.Option(min=0, help="with --slots: beyond a subject's steps; as `bench fleet` has it"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the simulated failures")] = 0,
 ) -> None:
-    """Plan a cluster: time, cost, checkpoint interval and GPUs a subject; prints JSON."""
-    from benchmarks.cluster_plan import Cluster, Workload, make_plan, measured_step_s
+    """Plan a cluster: time, cost, checkpoint interval and GPUs a subject; prints JSON.
 
+    With --slots also a fleet's on 1, 8 and 1,000 GPUs, and what of it was measured.
+    """
+    from benchmarks.cluster_plan import Cluster, Workload, make_plan, measured_step_s
+    from benchmarks.fleet_costs import plan_fleet, read_batch_gain
+
+    if subject_s is not None and not slots:
+        raise ConfigError(f"--subject-s={subject_s:g} is of a fleet; give its --slots as well")
+    gain = read_batch_gain(RESULTS) if slots else None
     if step_s is None:
-        step_s, measured_on = measured_step_s(RESULTS)
+        step_s, measured_on = (
+            (gain.step_s, f"one subject's LoRA, {gain.source}")
+            if gain
+            else measured_step_s(RESULTS)
+        )
         print(
             f"step_s={step_s:.4f}, measured: {measured_on}; --step-s names another", file=sys.stderr
         )
     work = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
-    _write_record(make_plan(work, cluster, seed), None)
+    plan_record = make_plan(work, cluster, seed)
+    if gain is not None:
+        plan_record["fleet"] = plan_fleet(work, cluster, slots, gain, subject_s)
+    _write_record(plan_record, None)
 
 
 def _write_record(record: dict[str, Any], file: Path | None) -> None:
