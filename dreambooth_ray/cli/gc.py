@@ -27,8 +27,8 @@ def gc(
     scratch: Annotated[str, typer.Option(help="this host's storage.scratch, if it is set")] = "",
 ) -> None:
     """Show what nothing needs, or remove it: half uploads, unused class images and photographs,
-    jobs that ended a week ago, images whose URL has expired, and what processes that died left on
-    this host. What a run, a fleet or a lease uses stays.
+    jobs and queued subjects that ended a week ago, images whose URL has expired, and what
+    processes that died left on this host. What a run, a fleet or a lease uses stays.
     """
     scratch_folder = scratch or read_storage(storage).scratch or ""
     # First: it is this host's, whatever the storage holds.
@@ -44,7 +44,8 @@ def collect_garbage(
 
     returns: how many they are, and their bytes
     """
-    from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
+    from dreambooth_ray.queue.queue_garbage import EndedGarbage, find_queue_garbage, remove_ended
+    from dreambooth_ray.storage.garbage import Garbage, find_garbage, remove_garbage
     from dreambooth_ray.storage.store import Store
     from serve.job_garbage import find_job_garbage
     from serve.signed_files import find_expired_files
@@ -53,14 +54,21 @@ def collect_garbage(
     before_s = now_s - parse_age(older_than)
     found = [
         *find_garbage(store, before_s, now_s),
+        *find_queue_garbage(store, before_s, now_s),
         *find_job_garbage(store, before_s, now_s),
         *find_expired_files(store, before_s, now_s),
     ]
+
+    def remove(item: Garbage) -> bool:
+        if isinstance(item, EndedGarbage):
+            return remove_ended(store, item)
+        return remove_garbage(store, item, now_s)
+
     items = [item for item in found if item.name.startswith(prefix)]
     num_bytes = num_removed = 0
     for item in items:
-        if delete and not remove_garbage(store, item, now_s):
-            print(f"kept: a run has begun to use it\t{item.name}")
+        if delete and not remove(item):
+            print(f"kept: somebody has begun to use it\t{item.name}")
             continue
         num_removed, num_bytes = num_removed + 1, num_bytes + item.size_bytes
         age_h = (now_s - item.modified_s) / 3600

@@ -4,6 +4,9 @@ import pytest
 
 from dreambooth_ray.cli.gc import collect_garbage, collect_scratch, gc, parse_age
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.queue import queue_garbage
+from dreambooth_ray.queue.work_queue import WorkQueue
+from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 
@@ -37,6 +40,23 @@ def test_garbage_is_shown_first_and_removed_when_asked(
     collect_garbage(store.uri, delete=True, older_than="0s")
     assert f"half an upload\t{NAME}" in capsys.readouterr().out
     assert store.names(NAME) == []
+
+
+def test_what_ended_in_a_queue_is_shown_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = WorkQueue(Store(str(tmp_path)).sub("queue/fleet/group"))
+    for name in ("over", "waits"):
+        queue.add(WorkRecord(id=name, owner=name, payload="", created_ms=1))
+    queue.cancel("over")
+    assert collect_garbage(str(tmp_path), delete=False, older_than="0s") == (0, 0)
+    monkeypatch.setattr(queue_garbage, "ENDED_S", -1.0)
+    assert collect_garbage(str(tmp_path), delete=False, older_than="0s")[0] == 1
+    assert queue.has("over")
+    assert collect_garbage(str(tmp_path), delete=True, older_than="0s")[0] == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("removed") and line.endswith("a week ago\tqueue/fleet/group")
+    assert [queue.has(name) for name in ("over", "waits")] == [False, True]
 
 
 def test_scratch_of_processes_that_died_goes_and_what_is_held_stays(

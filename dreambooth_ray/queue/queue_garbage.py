@@ -1,0 +1,144 @@
+"""Work that ended long ago, in queues of a storage: found in one listing, removed under its lease.
+
+Its record goes first and the mark of its end last: whoever is cut off between them is followed by
+the next. A record without any mark would say for ever that its work was added before.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from dreambooth_ray.config.count_text import describe_count
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.queue.claims import Claims
+from dreambooth_ray.queue.work_records import (
+    EndedWork,
+    WorkMark,
+    WorkRecord,
+    end_name,
+    parse_end,
+    record_file,
+)
+from dreambooth_ray.storage.file_listing import ListedFile, list_files
+from dreambooth_ray.storage.garbage import Garbage
+from dreambooth_ray.storage.local_files import remove_empty_folders
+from dreambooth_ray.storage.store import Store
+
+FOLDER = "queue"
+# How it ended is worth a look for so long.
+ENDED_S = 7 * 86_400.0
+_LEASE_S = 60.0
+_REMOVERS = 16
+
+
+@dataclass(frozen=True)
+class EndedGarbage(Garbage):
+    """Of one queue: what ended long ago, each with all marks of its ends."""
+
+    ended: tuple[tuple[EndedWork, ...], ...] = ()
+
+
+@dataclass
+class _ListedQueue:
+    """What a listing says of a queue, by the ids of its work."""
+
+    ends: defaultdict[str, list[EndedWork]] = field(default_factory=lambda: defaultdict(list))
+    files: defaultdict[str, list[ListedFile]] = field(default_factory=lambda: defaultdict(list))
+    open_ids: set[str] = field(default_factory=set)
+
+    def add(self, kind: str, name: str, file: ListedFile) -> None:
+        """kind: of a `WorkQueue`'s folders; name: below it. Raises ConfigError for another mark."""
+        if kind in ("waiting", "running"):
+            self.open_ids.add(WorkMark.parse(name).id)
+            return
+        if kind == "ended":
+            ended = parse_end(name)
+            self.ends[ended.id].append(ended)
+            work_id = ended.id
+        elif kind == "records":
+            work_id = name.rpartition("/")[2].removesuffix(".json")
+        else:
+            work_id = name.partition("/")[0]
+        self.files[work_id].append(file)
+
+
+def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[EndedGarbage]:
+    """Work that ended a week ago or longer, as one for each queue.
+
+    before_s: Unix time; what has changed since stays. now_s: Unix time
+    raises: StorageError
+    """
+    queues: defaultdict[str, _ListedQueue] = defaultdict(_ListedQueue)
+    foreign_queues = set()
+    for file in list_files(storage, FOLDER):
+        parts = file.name.split("/", 3)
+        if len(parts) < 4:
+            continue
+        name = "/".join(parts[:2])
+        try:
+            queues[name].add(parts[2], parts[3], file)
+        except ConfigError:  # a newer version's: nobody here knows what it means
+            foreign_queues.add(name)
+    for name in sorted(set(queues) - foreign_queues):
+        yield from _describe(f"{FOLDER}/{name}", queues[name], before_s, now_s)
+
+
+def _describe(
+    name: str, queue: _ListedQueue, before_s: float, now_s: float
+) -> Iterator[EndedGarbage]:
+    ended, files = [], []
+    for work_id, ends in queue.ends.items():
+        is_old = max(end.ended_ms for end in ends) / 1000 < now_s - ENDED_S
+        is_unchanged = all(file.modified_s < before_s for file in queue.files[work_id])
+        if is_old and is_unchanged and work_id not in queue.open_ids:
+            ended.append(tuple(ends))
+            files += queue.files[work_id]
+    if ended:
+        reason = f"{describe_count(len(ended), 'piece')} of work that ended a week ago"
+        size_bytes = sum(file.size_bytes for file in files)
+        modified_s = max(file.modified_s for file in files)
+        yield EndedGarbage(name, reason, size_bytes, modified_s, ended=tuple(ended))
+
+
+def remove_ended(storage: Store, item: EndedGarbage) -> bool:
+    """Remove it, but what somebody has taken up again meanwhile; whether any was removed.
+
+    raises: StorageError
+    """
+    queue = storage.sub(item.name)
+    claims = Claims(queue.sub("claims"))
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        return any(list(pool.map(partial(_remove_work, queue, claims), item.ended)))
+
+
+def _remove_work(queue: Store, claims: Claims, ends: tuple[EndedWork, ...]) -> bool:
+    work_id = ends[0].id
+    lease = claims.claim(work_id, _LEASE_S)
+    if lease is None:
+        return False
+    if _is_open(queue, work_id):
+        lease.release()
+        return False
+    for name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
+        queue.remove_file(name)
+    queue.remove(f"claims/{work_id}")
+    for ended in ends:
+        queue.remove_file(f"ended/{end_name(ended)}")
+        if queue.is_local:
+            remove_empty_folders(queue.local_path(f"ended/{end_name(ended)}").parent)
+    return True
+
+
+def _is_open(queue: Store, work_id: str) -> bool:
+    """Whether it waits or runs again; what can't be read might."""
+    try:
+        name = WorkMark.of(WorkRecord.parse(queue.read(record_file(work_id)), queue.uri)).name
+    except FileNotFoundError:  # whoever removed it was cut off
+        return False
+    except ConfigError:
+        return True
+    # As it may change from one to the other.
+    states = ("waiting", "running", "waiting")
+    return any(queue.exists(f"{state}/{name}") for state in states)
