@@ -6,12 +6,17 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from tests.integration.conftest import kill_tree
+
+_MOST_STARTS = 5
 
 
 def free_port() -> int:
@@ -29,6 +34,7 @@ def jobs_head(
     ray_folder: for Ray's own files; names of sockets may not be long
     autoscaling: configuration of Ray's autoscaler, whose hosts are raylets of this machine
     """
+    num_starts = 1
     token, port, gcs = secrets.token_hex(32), free_port(), free_port()
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
@@ -46,11 +52,33 @@ def jobs_head(
         file.write_text(json.dumps({**autoscaling, "provider": provider}))
         command.append(f"--autoscaling-config={file}")
         environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    with (folder / "head.log").open("w") as log:
-        started = subprocess.Popen(
-            command, stdout=log, stderr=log, text=True, env=os.environ | environment
-        )
+    address, log = f"http://127.0.0.1:{port}", folder / "head.log"
+    started = _start(command, environment, log)
     try:
-        yield f"http://127.0.0.1:{port}", token
+        while not _answers(address, token):
+            if started.poll() is not None:
+                # Its parts wait half a minute for each other, which a busy machine may take.
+                num_starts += 1
+                assert num_starts < _MOST_STARTS, log.read_text()[-2000:]
+                started = _start(command, environment, log)
+            time.sleep(0.2)  # the interval of a poll
+        yield address, token
     finally:
         kill_tree(started)
+
+
+def _start(
+    command: list[str], environment: Mapping[str, str], log: Path
+) -> "subprocess.Popen[str]":
+    with log.open("a") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, text=True, env=os.environ | environment
+        )
+
+
+def _answers(address: str, token: str) -> bool:
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        return requests.get(f"{address}/api/version", headers=headers, timeout=5).ok
+    except requests.RequestException:
+        return False
