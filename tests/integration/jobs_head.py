@@ -77,8 +77,10 @@ def _start(
 
 
 def _answers(address: str, token: str) -> bool:
+    """Whether the head has a host."""
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        return requests.get(f"{address}/api/version", headers=headers, timeout=5).ok
-    except requests.RequestException:
+        answer = requests.get(f"{address}/nodes?view=summary", headers=headers, timeout=5)
+        return bool(answer.json()["data"]["summary"])
+    except (requests.RequestException, KeyError, ValueError):
         return False

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 import yaml
 
 from cluster.cluster_registry import find_cluster
-from cluster.dashboard import Dashboard
 from cluster.fleet_jobs import FleetJobs
 from cluster.fleet_store import FleetStore
-from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
@@ -62,12 +59,12 @@ class Site:
 
     def read_log(self) -> str:
         jobs = self.jobs
-        return jobs.logs(jobs.get_of(self.uri))
+        return jobs.logs(jobs.get(self.uri))
 
     def wait_for(self, is_met: Callable[[], bool]) -> None:
         """Until it is; fails with the log of a job that has ended meanwhile."""
         jobs = self.jobs
-        job = jobs.get_of(self.uri)
+        job = jobs.get(self.uri)
 
         def look() -> bool:
             assert is_met() or jobs.is_active(job), jobs.state(job) + "\n" + jobs.logs(job)
@@ -119,15 +116,6 @@ def site(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> Iterator
         entry = {"address": address, "token": token, "code": "installed"}
         text = json.dumps({"here": {**entry, "env": seaweed.environment}})  # JSON is YAML
         (folder / "clusters.yaml").write_text(text)
-        dashboard = Dashboard(find_cluster("here", folder / "clusters.yaml"))
-
-        def is_up() -> bool:
-            try:
-                return bool(dashboard.hosts())
-            except (CapacityError, requests.RequestException, KeyError):
-                return False
-
-        wait_until(is_up)
         yield Site(folder, f"{seaweed.make_bucket('fleet')}/runs")
 
 
@@ -144,9 +132,9 @@ def test_a_killed_worker_and_a_killed_driver_lose_no_subject_and_no_step(site: S
     site.wait_for(lambda: site.count_steps() > num_steps)
     find_process("'--stay']; from dreambooth_ray").kill()
     jobs = site.jobs
-    wait_until(lambda: jobs.get_of(site.uri).state == "failed")
+    wait_until(lambda: jobs.get(site.uri).state == "failed")
     assert site("run", *WORDS) == fleet
-    assert jobs.get_of(site.uri).attempt == 2
+    assert jobs.get(site.uri).attempt == 2
     site.wait_for(lambda: all(is_finished(site.run_of(name)) for name in NAMES))
     for name in NAMES:
         steps = [record["step"] for record in read_metrics(site.run_of(name))]
