@@ -39,7 +39,7 @@ class BatchGain:
         if above == below:
             return self.by_count[above]
         share = math.log(bounded / below) / math.log(above / below)
-        return self.by_count[below] ** (1 - share) * self.by_count[above] ** share
+        return float(self.by_count[below] ** (1 - share) * self.by_count[above] ** share)
 
     def describe(self, num_subjects: int) -> str:
         """Whether a gain was measured."""
