@@ -28,15 +28,15 @@ class ClusterJobs:
 
     def __init__(self, entry: ClusterEntry) -> None:
         """raises: ConfigError if the token is refused, CapacityError if nothing answers"""
-        self._entry = entry
+        self.entry = entry
         dashboard = Dashboard(entry)
         dashboard.versions()
         with without_address_variables():
-            self._client = JobSubmissionClient(
+            self.client = JobSubmissionClient(
                 entry.address, headers=dashboard.headers, verify=dashboard.verify
             )
 
-    def _submit(
+    def submit_command(
         self, submission_id: str, words: Sequence[str], metadata: Mapping[str, str]
     ) -> None:
         """Start a job, once. words: of its command, after `dreambooth`
@@ -45,34 +45,34 @@ class ClusterJobs:
         """
         try:
             # Ray refuses an id that it has seen: of two who submit at once, one job comes.
-            self._client.submit_job(
+            self.client.submit_job(
                 entrypoint=_entrypoint(*words),
                 submission_id=submission_id,
-                runtime_env=runtime_env(self._entry),
+                runtime_env=runtime_env(self.entry),
                 metadata=dict(metadata),
             )
         except RuntimeError as error:
             # Ray's error has neither type nor status; whether the job is there tells them apart.
-            if all(job.submission_id != submission_id for job in self._client.list_jobs()):
-                raise CapacityError(f"{self._entry.address} took no job: {error}") from error
+            if all(job.submission_id != submission_id for job in self.client.list_jobs()):
+                raise CapacityError(f"{self.entry.address} took no job: {error}") from error
 
     def state(self, job: SubmittedJob) -> str:
         """Ray's word for a job now; for one that failed, with the reason."""
-        details = self._client.get_job_info(job.submission_id)
+        details = self.client.get_job_info(job.submission_id)
         word = str(details.status.value).lower()
         return f"{word}: {details.message}" if word == "failed" and details.message else word
 
     def is_active(self, job: SubmittedJob) -> bool:
         """Whether a job waits or runs."""
-        return self._client.get_job_status(job.submission_id) in _ACTIVE
+        return self.client.get_job_status(job.submission_id) in _ACTIVE
 
     def logs(self, job: SubmittedJob) -> str:
         """Everything the job has printed."""
-        return str(self._client.get_job_logs(job.submission_id))
+        return str(self.client.get_job_logs(job.submission_id))
 
     def kill(self, job: SubmittedJob) -> None:
         """End a job without a checkpoint."""
-        self._client.stop_job(job.submission_id)
+        self.client.stop_job(job.submission_id)
 
 
 def _entrypoint(*words: str) -> str:

@@ -45,13 +45,13 @@ class FleetJobs(ClusterJobs):
             return previous
         name, attempt = _name_fleet(uri), previous.attempt + 1 if previous else 1
         metadata = {"fleet": name, "attempt": str(attempt), "words": json.dumps(words)}
-        self._submit(f"{name}.{attempt}", words, metadata)
+        self.submit_command(f"{name}.{attempt}", words, metadata)
         return FleetJob(name, "pending", f"{name}.{attempt}", attempt, words)
 
     def _refuse_other_words(self, job: FleetJob, words: tuple[str, ...], uri: str) -> None:
         if job.words != words:
             raise ConfigError(
-                f"{job.name} at {self._entry.address} runs already, with other settings: "
+                f"{job.name} at {self.entry.address} runs already, with other settings: "
                 f"`dreambooth {' '.join(job.words)}`; end it first, by `dreambooth fleet stop "
                 f"--storage {uri}`"
             )
@@ -67,7 +67,7 @@ class FleetJobs(ClusterJobs):
                 int(job.metadata["attempt"]),
                 tuple(json.loads(job.metadata["words"])),
             )
-            for job in self._client.list_jobs()
+            for job in self.client.list_jobs()
             if (job.metadata or {}).get("fleet") == name
         ]
         return max(jobs, key=lambda job: job.attempt, default=None)
@@ -77,7 +77,7 @@ class FleetJobs(ClusterJobs):
         job = self.find(storage_uri)
         if job is None:
             raise ConfigError(
-                f"--storage={storage_uri}: {self._entry.address} has had no fleet of it; start one "
+                f"--storage={storage_uri}: {self.entry.address} has had no fleet of it; start one "
                 "by `dreambooth fleet run` with its --cluster"
             )
         return job

@@ -36,7 +36,7 @@ class RayJobs(ClusterJobs):
     def runs(self) -> list[RunJob]:
         """The newest job of every run, newest run first."""
         newest: dict[str, RunJob] = {}
-        for job in self._client.list_jobs():
+        for job in self.client.list_jobs():
             metadata = job.metadata or {}
             if "run_uri" not in metadata or job.submission_id is None:
                 continue
@@ -61,7 +61,7 @@ class RayJobs(ClusterJobs):
         run_job = self.find(run_id)
         if run_job is None:
             run_ids = ", ".join(run.run_id for run in self.runs()[:8]) or "none"
-            raise ConfigError(f"no run {run_id!r} at {self._entry.address}; its runs: {run_ids}")
+            raise ConfigError(f"no run {run_id!r} at {self.entry.address}; its runs: {run_ids}")
         return run_job
 
     def submit(self, config: Config) -> RunJob:
@@ -89,7 +89,7 @@ class RayJobs(ClusterJobs):
         attempt = previous.attempt + 1 if previous else 1
         submission_id = f"{run_id}.{attempt}"
         metadata = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
-        self._submit(submission_id, ("resume", run.uri), metadata)
+        self.submit_command(submission_id, ("resume", run.uri), metadata)
         return RunJob(run_id, run.uri, "pending", submission_id, attempt, 0)
 
     def config(self, job: RunJob) -> Config:
