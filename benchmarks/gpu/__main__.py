@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.conditions import read_conditions
 from benchmarks.gpu import device as devices
-from benchmarks.gpu import sampling, train_cases
+from benchmarks.gpu import fleet_cases, sampling, train_cases
 from benchmarks.random_models import SD15, TINY
 from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.models.precision import resolve_device
@@ -64,9 +64,13 @@ def list_cases(size: Any, device: torch.device, is_dry: bool) -> list[tuple[str,
         ("sampling", partial(sampling.measure, size, device, steps, repeats)),
         ("half precision", partial(sampling.measure_half_error, device, steps)),
     ]
+    fleets = [
+        (f"fleet: {case.name}", partial(fleet_cases.measure_case, case, size, device, num_timed))
+        for case in fleet_cases.CASES
+    ]
     repeated = ("repeats", partial(train_cases.check_bit_equal_repeats, size, device))
     # Those that compile come last: they take as long as all others.
-    return [*cases[:2], *sampling_cases, *cases[2:-2], repeated, *cases[-2:]]
+    return [*cases[:2], *sampling_cases, *fleets, *cases[2:-2], repeated, *cases[-2:]]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from benchmarks.ceiling import count_flops
 from benchmarks.gpu import device as devices
@@ -22,6 +21,7 @@ from benchmarks.random_models import ModelSize, make_parts
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import Photograph
+from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -69,15 +69,21 @@ CASES = (
 )
 
 
-class PairedBatches(IterableDataset[Batch]):
+class PairedDataset(TrainingDataset):
     """Batches whose second half stands for class images, which would come from an actor pool."""
 
-    def __init__(self, dataset: TrainingDataset) -> None:
-        self._dataset = dataset
+    def make_batch(self, step: int, part: int = 0) -> Batch:
+        """Both halves are photographs."""
+        batch = super().make_batch(step, part)
+        return replace(batch, num_photographs=batch.num_photographs // 2)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._dataset:
-            yield replace(batch, num_photographs=batch.num_photographs // 2)
+
+def make_paired_dataset(config: Config, parts: Components, size: ModelSize) -> PairedDataset:
+    """Of four photographs of noise."""
+    train = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})
+    photographs = make_photographs(4, size.side_px)
+    doubled = config.model_copy(update={"train": train})
+    return PairedDataset(doubled, parts, [photographs], None, (0, 1))
 
 
 @dataclass
@@ -149,19 +155,11 @@ class OurTraining:
         self.config = make_config(size, device.type == "cuda", num_steps, case.settings)
         parts = make_parts(size, device)
         apply_method(self.config, parts, quantizes=True)
-        photographs = make_photographs(4, size.side_px)
-        # Both halves are photographs, the second is said to be class images.
-        size_doubled = self.config.train.model_copy(
-            update={"batch_size": 2 * self.config.train.batch_size}
-        )
-        doubled = self.config.model_copy(update={"train": size_doubled})
-        dataset = TrainingDataset(doubled, parts, [photographs], None, (0, 1))
+        dataset = make_paired_dataset(self.config, parts, size)
         parts.vae.to("cpu")
         self.module = DreamBoothModule(self.config, parts)
         self.timer = StepTimer(device, num_timed=num_timed)
-        self._loader = DataLoader(
-            PairedBatches(dataset), batch_size=None, pin_memory=device.type == "cuda"
-        )
+        self._loader = DataLoader(dataset, batch_size=None, pin_memory=device.type == "cuda")
         self._trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             max_steps=num_steps, max_epochs=-1, devices=1, precision=self.config.train.precision,
