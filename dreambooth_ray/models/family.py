@@ -34,6 +34,7 @@ BUILT_IN = (
     "dreambooth_ray.models.families.stable_diffusion_3:FAMILY",
     "dreambooth_ray.models.families.qwen_image:FAMILY",
     "dreambooth_ray.models.families.chroma:FAMILY",
+    "dreambooth_ray.models.families.krea2:FAMILY",
     "dreambooth_ray.models.families.sana:FAMILY",
 )
 
@@ -115,6 +116,7 @@ class ModelFamily:
     flow_schedulers: that a directory may name beside FlowMatchEulerDiscreteScheduler
     lora_targets, text_lora_targets: names that adapted layers end with, where none are configured
     sampling_defaults: of SamplingParams, where a request leaves them open
+    narrow_layers: names that adapted layers end with whose width may be below the rank of all
     loss_defaults: of LossConfig, likewise
     check: looks at a directory by its files alone; raises ConfigError
     size_multiple: of a directory: what both sides of an image are multiples of, pixels
@@ -151,6 +153,7 @@ class ModelFamily:
     default_side: Callable[[Path], int]
     architecture: Callable[[Path], str]
     lora_targets: tuple[str, ...]
+    narrow_layers: tuple[str, ...] = ()
     text_lora_targets: tuple[str, ...] = ()
     features: frozenset[Feature] = frozenset()
     methods: tuple[str, ...] = ("full", "lora")

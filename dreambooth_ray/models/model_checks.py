@@ -86,15 +86,20 @@ def _check_targets(train: TrainConfig, family: ModelFamily, directory: Path) -> 
             for layer, shape in shapes.items()
             if any(_is_named(layer, target) for target in targets)
         }
-    _check_ranks(lora, adapted)
+    _check_ranks(lora, adapted, family.narrow_layers)
 
 
 def _is_named(layer: str, target: str) -> bool:
     return layer == target or layer.endswith(f".{target}")
 
 
-def _check_ranks(lora: LoraConfig, shapes: Mapping[str, Sequence[int]]) -> None:
-    """raises: ConfigError for a pattern without a layer, and for a rank above a layer's width"""
+def _check_ranks(
+    lora: LoraConfig, shapes: Mapping[str, Sequence[int]], narrow_layers: Sequence[str]
+) -> None:
+    """raises: ConfigError for a pattern without a layer, and for a rank above a layer's width
+
+    narrow_layers: of the family, which may have the rank of all
+    """
     for key, patterns in (("rank", lora.rank_pattern), ("alpha", lora.alpha_pattern)):
         for pattern in patterns:
             if not any(matches_pattern(pattern, layer) for layer in shapes):
@@ -106,7 +111,8 @@ def _check_ranks(lora: LoraConfig, shapes: Mapping[str, Sequence[int]]) -> None:
         own = next((p for p in lora.rank_pattern if matches_pattern(p, layer)), None)
         rank = lora.rank if own is None else lora.rank_pattern[own]
         width = min(shape[0], math.prod(shape[1:]))
-        if rank > width:
+        is_narrow = own is None and any(_is_named(layer, name) for name in narrow_layers)
+        if rank > width and not is_narrow:
             key = "rank" if own is None else f"rank_pattern.{own}"
             raise ConfigError(
                 f"train.lora.{key}={rank} is above {width}, the width of {layer}; take at most "

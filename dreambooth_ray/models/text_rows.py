@@ -12,7 +12,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 
 
 def join_text_rows(rows: Sequence[Conditioning]) -> Conditioning:
-    """All rows of `hidden`, (B, L, D), with zeros behind the shorter ones.
+    """All rows of `hidden`, (B, L, ..., D), with zeros behind the shorter ones.
 
     Where there are any, `is_token`, (B, L) bool, says what is no padding.
     """
@@ -28,7 +28,7 @@ def _pad(row: Conditioning, num_tokens: int) -> Conditioning:
     is_token = torch.arange(num_tokens, device=hidden.device)[None] < length
     return Conditioning(
         {
-            "hidden": F.pad(hidden, (0, 0, 0, num_tokens - length)),
+            "hidden": F.pad(hidden, (*(0, 0) * (hidden.ndim - 2), 0, num_tokens - length)),
             "is_token": is_token.expand(len(row), -1),
         }
     )

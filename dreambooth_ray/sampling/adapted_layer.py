@@ -99,7 +99,11 @@ class AdaptedLayer:
         return down, up
 
     def __call__(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
-        """x: (R, ..., I) where rows differ; returns (R, ..., O)."""
+        """x: (R, ..., I) where rows differ, or (R n, ..., I): n of each row, one behind the other,
+        its windows, or its tokens where a network attends across something else of each.
+
+        returns: as many rows, (..., O)
+        """
         if not self.is_on:
             return self._run_module(x, *inputs, **options)
         if self._merged_mix is not None:
@@ -108,14 +112,12 @@ class AdaptedLayer:
         if self.weights is None:
             return output
         down, up = self.weights
-        if down.shape[0] == 1 != x.shape[0]:  # one row of a forward, in several windows
-            down, up = (factor.expand(x.shape[0], -1, -1) for factor in (down, up))
         # x down is (R, T, r), then up: never the product down up, which would be as large as the
         # layer, for each row. Ranks differ between adapters, so all are padded with zeros to the
         # largest, which adds nothing; a row without an adapter is all zeros.
         # By shape, not by len: a trace would store len as a constant.
-        low = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down)
-        tokens = output.reshape(output.shape[0], -1, output.shape[-1])
+        low = torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down)
+        tokens = output.reshape(down.shape[0], -1, output.shape[-1])
         return torch.baddbmm(tokens, low, up).reshape(output.shape)
 
     def _run_module(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:

@@ -131,6 +131,12 @@ GOLDEN_FAMILIES = {
     "qwen-image": GoldenFamily(
         "qwen-image", "train_dreambooth_lora_qwen_image.py", _SCALED_LORA, _FLOW_CASES
     ),
+    "krea2": GoldenFamily(
+        "krea2",
+        "train_dreambooth_lora_krea2.py",
+        _SCALED_LORA,
+        _FEW_FLOW_CASES | {"sigma_sqrt": GoldenCase([*_TWO_ROWS, "--weighting_scheme=sigma_sqrt"])},
+    ),
     "sana": GoldenFamily(
         "sana",
         "train_dreambooth_lora_sana.py",

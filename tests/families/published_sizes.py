@@ -177,6 +177,16 @@ PUBLISHED_MODELS = {
         {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531},
         said=_QWEN_SAID,
     ),
+    "krea2": PublishedModel(
+        "krea/Krea-2-Raw",
+        FAMILY_CONFIGS / "krea-2-raw",
+        {"transformer": 12_820_073_036, "text_encoder": 4_437_815_808, "vae": 126_892_531},
+        # Public catalogs count Krea 2 Turbo's parameters, and Qwen3-VL-4B's.
+        said={
+            "transformer": ("parameters", 12_820_073_036),
+            "text_encoder": ("parameters", 4_437_815_808),
+        },
+    ),
     "sana-1600m": PublishedModel(
         "Efficient-Large-Model/Sana_1600M_1024px_diffusers", _SANA, _SANA_PARAMS, said=_SANA_SAID
     ),
@@ -210,8 +220,12 @@ PUBLISHED_MODELS = {
         {"transformer": 32_223_281_152, "text_encoder": 24_011_361_280, "vae": 84_046_115},
         # Its file has a head of its own.
         {"text_encoder": {"tie_word_embeddings": False}},
-        # Public catalogs count Mistral Small 3.2's parameters.
-        _KLEIN_SAID | {"text_encoder": ("parameters", 24_011_361_280)},
+        # Public text counts the transformer's parameters, and Mistral Small 3.2's.
+        _KLEIN_SAID
+        | {
+            "transformer": ("parameters", 32_223_281_152),
+            "text_encoder": ("parameters", 24_011_361_280),
+        },
     ),
     "flux1-dev": PublishedModel(
         "black-forest-labs/FLUX.1-dev", FAMILY_CONFIGS / "flux.1-dev", _FLUX1_PARAMS, _FLUX1_T5

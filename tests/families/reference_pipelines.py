@@ -18,7 +18,7 @@ from dreambooth_ray.models.family import find_family
 
 PIPELINE_STEPS = (4, 10, 25)  # that an engine is held against
 # Whose latents are tokens of patches.
-_PACKED = ("FluxPipeline", "QwenImagePipeline", "ChromaPipeline")
+_PACKED = ("FluxPipeline", "QwenImagePipeline", "ChromaPipeline", "Krea2Pipeline")
 
 
 @functools.lru_cache(maxsize=4)
@@ -85,7 +85,7 @@ def pipeline_latents(
     if latents is None:
         latents = initial_latents(pipeline, seed, size)
     arguments = {"guidance_scale": guidance, "negative_prompt": negative_prompt} | options
-    if name == "ZImagePipeline":  # positive + scale * (positive - negative)
+    if name in ("ZImagePipeline", "Krea2Pipeline"):  # positive + scale * (positive - negative)
         arguments["guidance_scale"] = guidance - 1
     if name == "SanaPipeline":
         arguments["negative_prompt"] = negative_prompt or ""

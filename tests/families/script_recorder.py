@@ -21,6 +21,7 @@ _PARTS = {
     "FluxTransformer2DModel": "transformer",
     "SD3Transformer2DModel": "transformer",
     "QwenImageTransformer2DModel": "transformer",
+    "Krea2Transformer2DModel": "transformer",
     "SanaTransformer2DModel": "transformer",
 }
 _DENOISERS = ("unet", "transformer")

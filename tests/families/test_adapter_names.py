@@ -86,6 +86,7 @@ _CONVERTERS = {
     "sd3": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
     "sd35": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
     "flux1-dev": single_file_utils.convert_flux_transformer_checkpoint_to_diffusers,
+    "krea2": single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers,
     "flux2-klein": single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
     "flux2-dev": single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
 }

@@ -194,7 +194,7 @@ def test_foreign_and_own_adapters_share_a_batch(
 
 
 @pytest.mark.parametrize(
-    "model", ["sdxl", "sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image"]
+    "model", ["sdxl", "sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image", "krea2"]
 )
 def test_every_layer_can_have_an_adapter(
     tiny_directories: dict[str, Path], tmp_path: Path, model: str

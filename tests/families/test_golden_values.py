@@ -92,7 +92,7 @@ def _compared(family: str, output: Tensor, step: GoldenStep) -> Tensor:
     estimate of the clean latents."""
     if family == "sd3":
         return step.tensors["noisy_latents"] - step.tensors["sigmas"] * output
-    if family in ("flux1-dev", "qwen-image"):
+    if family in ("flux1-dev", "qwen-image", "krea2"):
         rows, num_tokens, _ = output.shape
         side = int(num_tokens**0.5)
         patches = output.reshape(rows, side, side, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
@@ -131,7 +131,7 @@ def test_a_recording_says_where_it_is_from(family: str) -> None:
     assert set(load_golden(family)) == set(GOLDEN_FAMILIES[family].cases)
 
 
-@pytest.mark.parametrize("family", ["z-image", "flux2-klein", "flux2-dev", "qwen-image"])
+@pytest.mark.parametrize("family", ["z-image", "flux2-klein", "flux2-dev", "qwen-image", "krea2"])
 def test_flow_models_are_noised_along_lines(family: str) -> None:
     for run in load_golden(family).values():
         for step in run.steps:

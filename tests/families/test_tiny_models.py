@@ -20,6 +20,8 @@ DENOISER_SUMS = {
     "z-image-turbo": 550.288,
     "chroma": 174.996,
     "qwen-image": 103.191,
+    "krea2": 377.056,
+    "krea2-turbo": 377.056,
     "sana": 1.931,
     "sana-flow-match": 1.931,
     "sana-1.5-2k": 278.407,
@@ -42,7 +44,7 @@ def test_a_tiny_model_keeps_every_published_key(name: str, tmp_path: Path) -> No
         assert list(published) == [key for key in ours if key in published], file
     index = json.loads((tmp_path / name / "model_index.json").read_text())
     for part, value in index.items():
-        if isinstance(value, list) and value[0] is not None:
+        if isinstance(value, list) and isinstance(value[0], str):
             assert (tmp_path / name / part).is_dir()
 
 

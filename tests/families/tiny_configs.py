@@ -10,6 +10,7 @@ from tests.families.tiny_text_configs import (
     shrink_gemma,
     shrink_mistral3,
     shrink_qwen,
+    shrink_qwen3_vl,
     shrink_qwen_vl,
     shrink_t5,
     shrink_wide_t5,
@@ -147,6 +148,26 @@ def shrink_qwen_vae(config: Config) -> Config:
     return config | statistics | {"base_dim": WIDTH // 4, "num_res_blocks": 1, "z_dim": 4}
 
 
+def shrink_krea2(config: Config) -> Config:
+    return config | {
+        "attention_head_dim": WIDTH,
+        "axes_dims_rope": [4, 6, 6],  # their sum is the width of a head
+        "in_channels": 16,  # 4 channels of latents in patches of 2 by 2
+        "intermediate_size": 3 * WIDTH,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_layers": 2,
+        "num_layerwise_text_blocks": 1,
+        "num_refiner_text_blocks": 1,
+        "num_text_layers": 3,
+        "text_hidden_dim": WIDTH // 2,
+        "text_intermediate_size": WIDTH,
+        "text_num_attention_heads": 2,
+        "text_num_key_value_heads": 2,
+        "timestep_embed_dim": 32,
+    }
+
+
 def shrink_sana(config: Config) -> Config:
     return config | {
         "attention_head_dim": 8,
@@ -207,6 +228,11 @@ SHRINK: dict[str, dict[str, Callable[[Config], Config]]] = {
         "transformer": shrink_qwen_image,
         "vae": shrink_qwen_vae,
         "text_encoder": shrink_qwen_vl,
+    },
+    "krea2": {
+        "transformer": shrink_krea2,
+        "vae": shrink_qwen_vae,
+        "text_encoder": shrink_qwen3_vl,
     },
     "sana": {
         "transformer": shrink_sana,

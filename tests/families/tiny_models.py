@@ -22,6 +22,7 @@ from diffusers import (
     ChromaTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -41,6 +42,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
 )
@@ -92,7 +95,9 @@ _SANA_15_2K = {
         "interpolation_scale": 1.0, "qk_norm": "rms_norm_across_heads", "sample_size": 64,
     }
 }  # fmt: skip
-TINY_MODELS = {
+_KREA2 = {"model_index.json": {"text_encoder_select_layers": [1, 2, 4]}}
+_KREA2_TURBO = {"model_index.json": _KREA2["model_index.json"] | {"is_distilled": True}}
+TINY_MODELS: dict[str, TinyModel] = {
     "sd15": TinyModel(CONFIGS / SD15, SHRINK["sd15"], {"model_index.json": _NO_CHECKER}),
     "sdxl": TinyModel(CONFIGS / SDXL, SHRINK["sdxl"]),
     "sd3": TinyModel(FAMILY_CONFIGS / "stable-diffusion-3-medium", SHRINK["sd3"]),
@@ -108,6 +113,8 @@ TINY_MODELS = {
     "z-image": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"]),
     "z-image-turbo": TinyModel(FAMILY_CONFIGS / "z-image", SHRINK["z-image"], _TURBO),
     "qwen-image": TinyModel(FAMILY_CONFIGS / "qwen-image", SHRINK["qwen-image"]),
+    "krea2": TinyModel(FAMILY_CONFIGS / "krea-2-raw", SHRINK["krea2"], _KREA2),
+    "krea2-turbo": TinyModel(FAMILY_CONFIGS / "krea-2-raw", SHRINK["krea2"], _KREA2_TURBO),
     "sana": TinyModel(FAMILY_CONFIGS / "sana-1600m-1024px", SHRINK["sana"]),
     "sana-flow-match": TinyModel(
         FAMILY_CONFIGS / "sana-1600m-1024px", SHRINK["sana"], _SANA_FLOW_MATCH
@@ -132,6 +139,7 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
     "Flux2Transformer2DModel": Flux2Transformer2DModel.from_config,
     "FluxTransformer2DModel": FluxTransformer2DModel.from_config,
     "Gemma2Model": lambda config: Gemma2Model(Gemma2Config(**config)),
+    "Krea2Transformer2DModel": Krea2Transformer2DModel.from_config,
     "Mistral3ForConditionalGeneration": lambda config: Mistral3ForConditionalGeneration(
         Mistral3Config(**config)
     ),
@@ -142,6 +150,7 @@ _BUILD: dict[str, Callable[[Config], Any]] = {
     "SanaTransformer2DModel": SanaTransformer2DModel.from_config,
     "SD3Transformer2DModel": SD3Transformer2DModel.from_config,
     "T5EncoderModel": lambda config: T5EncoderModel(T5Config(**config)),
+    "Qwen3VLModel": lambda config: Qwen3VLModel(Qwen3VLConfig(**config)),
     "Qwen3ForCausalLM": lambda config: Qwen3ForCausalLM(Qwen3Config(**config)),
     "UNet2DConditionModel": UNet2DConditionModel.from_config,
     "ZImageTransformer2DModel": ZImageTransformer2DModel.from_config,

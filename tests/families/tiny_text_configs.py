@@ -92,6 +92,34 @@ def shrink_qwen_vl(config: Config) -> Config:
     return config | text | {"text_config": inner, "vision_config": config["vision_config"] | vision}
 
 
+def shrink_qwen3_vl(config: Config) -> Config:
+    """Narrow, so that many layers of 512 tokens keep recordings small."""
+    text = {
+        "head_dim": 8,
+        "hidden_size": WIDTH // 2,
+        "intermediate_size": 2 * WIDTH,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        # Their sum is half the width of a head.
+        "rope_scaling": config["text_config"]["rope_scaling"] | {"mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "deepstack_visual_indexes": [0],
+        "depth": 2,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_heads": 2,
+        "num_position_embeddings": 16,
+        "out_hidden_size": WIDTH // 2,
+        "patch_size": 4,
+    }
+    return config | {
+        "text_config": config["text_config"] | text,
+        "vision_config": config["vision_config"] | vision,
+    }
+
+
 def shrink_gemma(config: Config) -> Config:
     return config | {
         "head_dim": 8,

@@ -12,8 +12,7 @@ from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts
 
 # Latents that the transformer takes as one token, each way.
 PATCH = 2
-# Of a prompt with the marks behind it; those before it are dropped.
-MAX_TOKENS, NUM_DROPPED = 1024, 34
+MAX_TOKENS = 1024  # of a prompt with the marks behind it
 # Of QwenImageTransformer2DModel, where a configuration names none.
 _DEFAULTS = {
     "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 60,

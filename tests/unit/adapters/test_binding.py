@@ -24,7 +24,7 @@ REFUSED = {
     "flux_control_lora": "key_norm.scale is of weights of norms, as FLUX.1's control adapters have",
     # As published, its factors' product is 1024 by 3072.
     "flux_lokr_bfl": "img_attn.proj changes a layer of 1024 by 3072, and .*3072 by 3072",
-    "krea2_lora_kohya": "of Krea 2, a family that is not known here",
+    "krea2_lora_kohya": "by its names it is of Krea 2$",
     "qwen_image_lora_kohya": "changes a layer of 49152 by 49152",
 }
 
@@ -61,6 +61,14 @@ def test_published_files_of_qwen_image(name: str) -> None:
         return
     binding = bind_keys(shapes, table)
     assert sorted(key for layer in binding.layers for key in layer.keys.values()) == sorted(shapes)
+
+
+def test_a_published_file_of_krea_2_is_bound_key_by_key() -> None:
+    shapes = read_shapes("krea2_lora_kohya")
+    binding = bind_keys(shapes, read_table("krea2"))
+    assert sorted(key for layer in binding.layers for key in layer.keys.values()) == sorted(shapes)
+    places = [(p.part, p.layer) for layer in binding.layers for p in layer.places]
+    assert len(places) == len(set(places))
 
 
 def find_size(table: LayerTable, key: str) -> tuple[int, ...]:
@@ -113,7 +121,8 @@ def test_one_layer_has_many_names(name: str, part: str, layer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image", "chroma", "sana"]
+    "model",
+    ["sd3", "z-image", "flux2-klein", "flux2-dev", "qwen-image", "chroma", "krea2", "sana"],
 )
 def test_every_layer_of_a_family_is_found_by_its_own_name(model: str) -> None:
     table = read_table(model)
@@ -133,6 +142,7 @@ def read_table(model: str) -> LayerTable:
         "flux2-dev": "flux.2-dev",
         "qwen-image": "qwen-image",
         "chroma": "chroma",
+        "krea2": "krea-2-raw",
         "sana": "sana-1600m-1024px",
     }
     directory = FAMILY_CONFIGS / folders[model]
@@ -193,6 +203,17 @@ def read_table(model: str) -> LayerTable:
                 "single_transformer_blocks.3.proj_mlp",
             ],
         ),
+        (
+            "krea2",
+            "diffusion_model.blocks.27.attn.wo",
+            ["transformer_blocks.27.attn.to_out.0"],
+        ),
+        (
+            "krea2",
+            "base_model.model.txtfusion.refiner_blocks.1.mlp.down",
+            ["text_fusion.refiner_blocks.1.ff.down"],
+        ),
+        ("krea2", "lora_unet_last_linear", ["final_layer.linear"]),
         (
             "qwen-image",
             "lora_unet_transformer_blocks_1_attn_to_out_0",

@@ -14,6 +14,7 @@ TITLES = {
     "chroma": "Chroma",
     "flux2-dev": "FLUX.2 dev",
     "flux2-klein": "FLUX.2 Klein",
+    "krea2": "Krea 2",
     "qwen-image": "Qwen-Image",
     "sana": "Sana",
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.families import chroma_checks, qwen_image_checks
+from dreambooth_ray.models.families import chroma_checks, krea2_checks, qwen_image_checks
 from tests.families.published_sizes import PUBLISHED_MODELS
 from tests.families.tiny_models import build_tiny, change_json
 
@@ -19,6 +19,7 @@ CHECKS: dict[str, tuple[Callable[[Path], None], Callable[[dict[str, Any]], Any]]
             {key: value for key, value in config.items() if type(value) is int}
         ),
     ),
+    "krea2": (krea2_checks.check_networks, krea2_checks.expect_transformer),
     "qwen-image": (qwen_image_checks.check_networks, qwen_image_checks.expect_transformer),
 }
 OTHERS: list[tuple[str, dict[str, Any], str]] = [
@@ -27,6 +28,11 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     ("chroma", {"approximator_layers": 3}, "distilled_guidance_layer.layers.2.linear_1.weight is"),
     ("chroma", {"approximator_hidden_dim": "wide"},
      "approximator_hidden_dim='wide' must be a whole"),
+    ("krea2", {"axes_dims_rope": [4, 4, 4]}, "must be even and add up to attention_head_dim=16"),
+    ("krea2", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention"),
+    ("krea2", {"num_text_layers": 4}, r"layers=\[1, 2, 4\] must be .* num_text_layers=4"),
+    ("krea2", {"text_intermediate_size": 8}, "text_fusion.layerwise_blocks.0.ff.gate.weight is"),
+    ("krea2", {"num_layers": "many"}, "num_layers='many' must be a whole number"),
     ("qwen-image", {"guidance_embeds": True},
      "guidance_embeds=true is of a Qwen-Image that is distilled"),
     ("qwen-image", {"zero_cond_t": True},

@@ -1,0 +1,150 @@
+"""Whether a directory holds a Krea 2, by its files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.family import INDEX
+from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.qwen3_vl_checks import check_qwen3_vl
+from dreambooth_ray.models.qwen_vae_checks import check_qwen_vae
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+
+# Latents that the transformer takes as one token, each way.
+PATCH = 2
+MAX_TOKENS = 512  # of a prompt with the marks behind it
+# What model_index.json says beside the parts, with the pipeline's defaults.
+PATCH_SIZE, SELECTED_LAYERS, IS_DISTILLED = (
+    "patch_size", "text_encoder_select_layers", "is_distilled",
+)  # fmt: skip
+TEXT_LAYERS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
+# Of Krea2Transformer2DModel, where a configuration names none.
+_DEFAULTS = {
+    "in_channels": 64, "num_layers": 28, "attention_head_dim": 128, "num_attention_heads": 48,
+    "num_key_value_heads": 12, "intermediate_size": 16384, "timestep_embed_dim": 256,
+    "text_hidden_dim": 2560, "num_text_layers": 12, "text_num_attention_heads": 20,
+    "text_num_key_value_heads": 20, "text_intermediate_size": 6912,
+    "num_layerwise_text_blocks": 2, "num_refiner_text_blocks": 2,
+}  # fmt: skip
+_AXES_DIMS = [32, 48, 48]
+
+
+def read_text_layers(index: dict[str, Any]) -> list[int]:
+    """Hidden states of the text encoder that are read, 0 its embeddings."""
+    return list(index.get(SELECTED_LAYERS) or TEXT_LAYERS)
+
+
+def check_networks(directory: Path) -> None:
+    """Of a directory whose parts are there and of their classes.
+
+    raises: ConfigError naming the file
+    """
+    folder = directory / "transformer"
+    counts = read_counts(folder / "config.json", **_DEFAULTS)
+    _check_form(folder / "config.json", counts)
+    text_layers = _check_index(directory / INDEX, counts)
+    check_shapes(folder, expect_transformer(counts))
+    text_width = check_qwen3_vl(directory / "text_encoder", max(text_layers))
+    channels = check_qwen_vae(directory / "vae") * PATCH**2
+    for key, what, given, part in (
+        ("in_channels", "channels of patches", channels, "vae"),
+        ("text_hidden_dim", "text of width", text_width, "text_encoder"),
+    ):
+        if counts[key] != given:
+            raise ConfigError(
+                f"{folder} takes {what} {counts[key]}, and {part}/ gives {given}; the parts are of "
+                "different models"
+            )
+
+
+def _check_index(path: Path, counts: dict[str, int]) -> list[int]:
+    """The hidden states that are read."""
+    index = read_json(path)
+    if index.get(PATCH_SIZE, PATCH) != PATCH:
+        raise ConfigError(f"{path}: {PATCH_SIZE}={index[PATCH_SIZE]!r} must be {PATCH}")
+    layers = index.get(SELECTED_LAYERS) or list(TEXT_LAYERS)
+    are_numbers = isinstance(layers, list) and all(type(x) is int and x >= 0 for x in layers)
+    if not are_numbers or len(layers) != counts["num_text_layers"]:
+        raise ConfigError(
+            f"{path}: {SELECTED_LAYERS}={layers!r} must be as many layers as transformer/ takes, "
+            f"num_text_layers={counts['num_text_layers']}"
+        )
+    return read_text_layers(index)
+
+
+def _check_form(path: Path, counts: dict[str, int]) -> None:
+    axes = read_json(path).get("axes_dims_rope", _AXES_DIMS)
+    if sum(axes) != counts["attention_head_dim"] or any(width % 2 for width in axes):
+        raise ConfigError(
+            f"{path}: axes_dims_rope={axes} must be even and add up to "
+            f"attention_head_dim={counts['attention_head_dim']}"
+        )
+    for whole, part in (
+        ("num_attention_heads", "num_key_value_heads"),
+        ("text_num_attention_heads", "text_num_key_value_heads"),
+        ("text_hidden_dim", "text_num_attention_heads"),
+    ):
+        if counts[whole] % counts[part]:
+            raise ConfigError(
+                f"{path}: {part}={counts[part]} does not divide {whole}={counts[whole]}"
+            )
+
+
+def expect_transformer(counts: dict[str, int]) -> Shapes:
+    """Shape of each tensor; counts: of the configuration, by its keys"""
+    width = counts["num_attention_heads"] * counts["attention_head_dim"]
+    text_width, in_channels = counts["text_hidden_dim"], counts["in_channels"]
+    text_block = _expect_block(
+        text_width,
+        text_width // counts["text_num_attention_heads"],
+        counts["text_num_key_value_heads"],
+        counts["text_intermediate_size"],
+    )
+    block = _expect_block(
+        width,
+        counts["attention_head_dim"],
+        counts["num_key_value_heads"],
+        counts["intermediate_size"],
+    )
+    fusion: Shapes = {
+        **repeat_shapes("layerwise_blocks", counts["num_layerwise_text_blocks"], text_block),
+        "projector.weight": [1, counts["num_text_layers"]],
+        **repeat_shapes("refiner_blocks", counts["num_refiner_text_blocks"], text_block),
+    }
+    return {
+        **expect_affine("img_in", width, in_channels),
+        **expect_affine("time_embed.linear_1", width, counts["timestep_embed_dim"]),
+        **expect_affine("time_embed.linear_2", width, width),
+        **expect_affine("time_mod_proj", 6 * width, width),
+        **prefix_shapes("text_fusion", fusion),
+        "txt_in.norm.weight": [text_width],
+        **expect_affine("txt_in.linear_1", width, text_width),
+        **expect_affine("txt_in.linear_2", width, width),
+        **repeat_shapes(
+            "transformer_blocks",
+            counts["num_layers"],
+            {"scale_shift_table": [6, width], **block},
+        ),
+        "final_layer.scale_shift_table": [2, width],
+        "final_layer.norm.weight": [width],
+        **expect_affine("final_layer.linear", in_channels, width),
+    }
+
+
+def _expect_block(width: int, head: int, num_key_heads: int, inner: int) -> Shapes:
+    """Attention with a gate, and what is behind it."""
+    return {
+        "norm1.weight": [width],
+        "norm2.weight": [width],
+        "attn.to_q.weight": [width, width],
+        "attn.to_k.weight": [num_key_heads * head, width],
+        "attn.to_v.weight": [num_key_heads * head, width],
+        "attn.to_gate.weight": [width, width],
+        "attn.norm_q.weight": [head],
+        "attn.norm_k.weight": [head],
+        "attn.to_out.0.weight": [width, width],
+        "ff.gate.weight": [inner, width],
+        "ff.up.weight": [inner, width],
+        "ff.down.weight": [width, inner],
+    }

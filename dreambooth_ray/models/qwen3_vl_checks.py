@@ -1,0 +1,93 @@
+"""Whether a folder holds a Qwen3-VL, by its files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
+from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.qwen3_checks import expect_qwen3
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
+
+_LEVEL = "model."  # of names, of files with the whole language model
+_TEXT_NAMES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
+# Of Qwen3VLVisionConfig, where a configuration names none.
+_VISION_DEFAULTS: dict[str, Any] = {
+    "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "in_channels": 3,
+    "patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 3584,
+    "num_position_embeddings": 2304,
+}  # fmt: skip
+_DEEPSTACK, _DEEPSTACK_LAYERS = "deepstack_visual_indexes", [8, 16, 24]
+
+
+def check_qwen3_vl(folder: Path, last_layer: int) -> int:
+    """The width of its hidden states.
+
+    last_layer: of the hidden states that are read, 0 the embeddings
+    raises: ConfigError naming the file
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    counts = _read_text_counts(path, config)
+    if counts["num_hidden_layers"] < last_layer:
+        raise ConfigError(
+            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
+            f"{last_layer} are read; the parts are of different models"
+        )
+    check_shapes(folder, expect_qwen3_vl(path, config), ("lm_head.weight",), dropped_prefix=_LEVEL)
+    return counts["hidden_size"]
+
+
+def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
+    text = {"head_dim": 128} | (config.get("text_config") or {})
+    return find_counts(path, text, *_TEXT_NAMES)
+
+
+def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
+    """Shape of each tensor.
+
+    path: of the configuration, to name in an error
+    raises: ConfigError for a number that is none
+    """
+    text = expect_qwen3(_read_text_counts(path, config))
+    vision_config = config.get("vision_config") or {}
+    vision = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
+    deepstack = vision_config.get(_DEEPSTACK, _DEEPSTACK_LAYERS)
+    if not isinstance(deepstack, list):
+        raise ConfigError(f"{path}: {_DEEPSTACK}={deepstack!r} must be a list of layers")
+    return {
+        **prefix_shapes(
+            "language_model", {name.removeprefix(_LEVEL): shape for name, shape in text.items()}
+        ),
+        **prefix_shapes("visual", _expect_vision(vision, len(deepstack))),
+    }
+
+
+def _expect_vision(counts: dict[str, int], num_deepstack: int) -> Shapes:
+    """Of the network that sees images, which is not used here and is kept for bundles."""
+    width, inner, patch = counts["hidden_size"], counts["intermediate_size"], counts["patch_size"]
+    merged = width * counts["spatial_merge_size"] ** 2
+    block: Shapes = {
+        **expect_affine("norm1", width),
+        **expect_affine("norm2", width),
+        **expect_affine("attn.qkv", 3 * width, width),
+        **expect_affine("attn.proj", width, width),
+        **expect_affine("mlp.linear_fc1", inner, width),
+        **expect_affine("mlp.linear_fc2", width, inner),
+    }
+    layers: Shapes = {
+        **expect_affine("linear_fc1", merged, merged),
+        **expect_affine("linear_fc2", counts["out_hidden_size"], merged),
+    }
+    pixels = [counts["in_channels"], counts["temporal_patch_size"], patch, patch]
+    deepstack = layers | expect_affine("norm", merged)
+    return {
+        **expect_affine("patch_embed.proj", width, *pixels),
+        "pos_embed.weight": [counts["num_position_embeddings"], width],
+        **repeat_shapes("blocks", counts["depth"], block),
+        **prefix_shapes("merger", layers | expect_affine("norm", width)),
+        **repeat_shapes("deepstack_merger_list", num_deepstack, deepstack),
+    }
