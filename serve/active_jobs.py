@@ -2,18 +2,18 @@
 
 import asyncio
 
-from dreambooth_ray.storage.lease import Lease
+from dreambooth_ray.queue.claims import ClaimedWork
 from serve import image_files
 from serve.admission import Reservation
-from serve.job_store import JobRecord
+from serve.job_records import JobRecord
 from serve.replica_messages import Event, Preview, SamplingProgress
 
 
 class ActiveJob:
     """A job that runs: what of it is not in storage yet."""
 
-    def __init__(self, record: JobRecord, lease: Lease) -> None:
-        self.record, self.lease = record, lease
+    def __init__(self, record: JobRecord, work: ClaimedWork) -> None:
+        self.record, self.work = record, work
         self.task: asyncio.Task[None] | None = None
         self.reservations: list[Reservation] = []
         self.steps: dict[int, tuple[int, int]] = {}

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 
+from dreambooth_ray.queue.work_records import record_file
 from dreambooth_ray.storage.file_listing import ListedFile, list_files
 from dreambooth_ray.storage.garbage import Garbage
 from dreambooth_ray.storage.store import Store
@@ -11,7 +12,7 @@ from serve.job_store import FOLDER
 
 # Endpoints forget their jobs themselves, after jobs.keep_s; these are of endpoints that are gone.
 ENDED_S = 7 * 86_400.0
-_JOB = re.compile(r"(?:.*[/-])?(job_[0-9a-f]{32})(?:/(?P<file>[^/]+))?")
+_JOB = re.compile(r"(?:.*[/-])?(job_[0-9a-f]{32})(?:\.json|/[^/]+)?")
 
 
 def find_job_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[Garbage]:
@@ -38,7 +39,9 @@ def find_job_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[
 
 
 def _find_reason(storage: Store, job_id: str, names: set[str], now_s: float) -> str | None:
-    if f"{job_id}/request.json" not in names or f"{job_id}/state.json" not in names:
+    # The queue's, or an earlier version's.
+    records = {f"queue/{record_file(job_id)}", f"{job_id}/request.json"}
+    if not records & names or f"{job_id}/state.json" not in names:
         return "half a job"
     try:
         finished_at = json.loads(storage.read(f"{FOLDER}/{job_id}/state.json")).get("finished_at")

@@ -5,9 +5,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from dreambooth_ray.config.serving import JobsConfig
-from dreambooth_ray.storage.lease import Lease
+from dreambooth_ray.queue.claims import ClaimedWork
 from serve.active_jobs import ActiveJob
 from serve.admission import Reservation
 from serve.api_errors import APIError, busy_error
@@ -17,8 +18,9 @@ from serve.gateway_metrics import Metrics
 from serve.generation_spec import GenerationSpec, Upload
 from serve.image_answers import refuse_urls
 from serve.image_service import ImageService
+from serve.job_records import JobRecord, JobState, new_job_id, read_job
 from serve.job_state_writer import mark_cancelled, write_state
-from serve.job_store import JobRecord, JobState, JobStore, job_not_found_error, new_job_id
+from serve.job_store import JobStore, job_not_found_error
 from serve.poll_timer import PollTimer, log_failure
 from serve.webhooks import check_request
 
@@ -78,7 +80,7 @@ class JobRunner:
         await asyncio.to_thread(self._job_store.add, record, upload)
         self._num_open += 1
         self._poll_timer.wake()
-        await self._claim_job(record)
+        await self._begin(partial(self._job_store.claim, record))
         return await self.build_answer(record)
 
     async def find_job(self, caller: Caller, job_id: str) -> JobRecord:
@@ -119,14 +121,16 @@ class JobRunner:
             active_job.task.cancel()
             await asyncio.gather(active_job.task, return_exceptions=True)
         await mark_cancelled(self._job_store, active_job.record.id)
+        await asyncio.to_thread(self._job_store.settle, active_job.work)
+        self._poll_timer.wake()
 
     async def watch_jobs(self) -> None:
         """Renew leases, write progress, take over what is orphaned, forget what is old."""
-        await asyncio.gather(self._sort_in_stored_jobs(), self._poll_jobs())
+        await asyncio.gather(self._adopt_earlier_jobs(), self._poll_jobs())
 
-    async def _sort_in_stored_jobs(self) -> None:
-        with log_failure("jobs.sort_failed"):
-            await asyncio.to_thread(self._job_store.sort_in_all, self._config.waiting)
+    async def _adopt_earlier_jobs(self) -> None:
+        with log_failure("jobs.adopt_failed"):
+            await asyncio.to_thread(self._job_store.adopt_all)
             self._poll_timer.wake()
 
     async def _poll_jobs(self) -> None:
@@ -139,27 +143,15 @@ class JobRunner:
         """One round of `watch_jobs`; looks at what is open, not at all that has ended."""
         for active_job in list(self._active_jobs.values()):
             await self._renew_lease(active_job)
-        job_ids = await asyncio.to_thread(self._job_store.list_open_ids, self._config.waiting)
-        self._num_open = len(job_ids)
-        for job_id in job_ids:
-            if len(self._active_jobs) >= self._config.concurrent:
-                break
-            if job_id not in self._active_jobs:
-                await self._check_stored_job(job_id)
+        limit, lease_s = self._config.waiting, self._config.lease_s
+        num_running, num_waiting = await asyncio.to_thread(self._job_store.count_open, limit)
+        self._num_open = num_running + num_waiting
+        if num_running > len(self._active_jobs):
+            await asyncio.to_thread(self._job_store.put_back_orphans, lease_s)
+        while self._num_open and await self._begin(self._job_store.claim_next):
+            pass
         self._metrics.jobs.set(len(self._active_jobs))
         await self._forget_ended()
-
-    async def _check_stored_job(self, job_id: str) -> None:
-        try:
-            state = await asyncio.to_thread(self._job_store.read_state, job_id)
-            record = await asyncio.to_thread(self._job_store.read_record, job_id)
-        except APIError:  # removed by hand
-            await asyncio.to_thread(self._job_store.remove_open_mark, job_id)
-            return
-        if state.is_over:
-            await asyncio.to_thread(self._job_store.sort_in, job_id, state)
-        else:
-            await self._claim_job(record)
 
     async def _forget_ended(self) -> None:
         """Remove what ended longer ago than `keep_s`; asks once in a while."""
@@ -167,19 +159,23 @@ class JobRunner:
             return
         self._next_forget_s = time.monotonic() + min(_FORGET_INTERVAL_S, self._config.keep_s / 4)
         await asyncio.to_thread(self._job_store.forget_ended, time.time() - self._config.keep_s)
+        await asyncio.to_thread(self._job_store.adopt_open)
 
-    async def _claim_job(self, record: JobRecord) -> None:
+    async def _begin(self, claim: Callable[[float], ClaimedWork | None]) -> bool:
+        """Whether there was room here, and a job to claim."""
         async with self._claim_lock:
-            if len(self._active_jobs) >= self._config.concurrent or record.id in self._active_jobs:
-                return
-            lease = await asyncio.to_thread(self._job_store.claim, record.id, self._config.lease_s)
-            if lease is not None:
-                active_job = self._active_jobs[record.id] = ActiveJob(record, lease)
-                active_job.task = asyncio.create_task(self._run_job(active_job))
+            if len(self._active_jobs) >= self._config.concurrent:
+                return False
+            work = await asyncio.to_thread(claim, self._config.lease_s)
+            if work is None:
+                return False
+            active_job = self._active_jobs[work.record.id] = ActiveJob(read_job(work.record), work)
+            active_job.task = asyncio.create_task(self._run_job(active_job))
+            return True
 
     async def _renew_lease(self, active_job: ActiveJob) -> None:
         job_id = active_job.record.id
-        if not await self._is_renewed(active_job.lease):
+        if not await self._is_renewed(active_job.work):
             # Another runner holds it now, or may: this one must write no more.
             self._active_jobs.pop(job_id, None)
             if active_job.task is not None:
@@ -191,25 +187,31 @@ class JobRunner:
         if await asyncio.to_thread(self._job_store.is_cancelled, job_id):
             await self._stop_job(active_job)
 
-    async def _is_renewed(self, lease: Lease) -> bool:
+    async def _is_renewed(self, work: ClaimedWork) -> bool:
         """False once another runner has taken over, or storage did not hear of this one in time."""
-        renewal = asyncio.to_thread(self._job_store.renew, lease)
+        renewal = asyncio.to_thread(self._job_store.renew, work)
         try:
-            return await asyncio.wait_for(renewal, max(0.0, lease.seconds_left))
+            return await asyncio.wait_for(renewal, max(0.0, work.lease.seconds_left))
         except TimeoutError:
             return False
 
     async def _run_job(self, active_job: ActiveJob) -> None:
-        job_id, job_store = active_job.record.id, self._job_store
         try:
-            state = await asyncio.to_thread(job_store.read_state, job_id)
+            await self._finish_job(active_job)
+            await asyncio.to_thread(self._job_store.settle, active_job.work)
+        finally:
+            self._active_jobs.pop(active_job.record.id, None)
+
+    async def _finish_job(self, active_job: ActiveJob) -> None:
+        job_id = active_job.record.id
+        try:
+            state = await asyncio.to_thread(self._job_store.read_state, job_id)
             if state.finished_at is None:
                 state = await self._generate_images(active_job, state)
             await self._notify_webhook(active_job, state)
-        except Exception as error:  # the job stays as it is, for the next runner
+        except Exception as error:  # the job stays as it is, for the next runner, after a while
             _LOG.exception("jobs.run_failed", extra={"job": job_id, "error": type(error).__name__})
-        finally:
-            self._active_jobs.pop(job_id, None)
+            await asyncio.sleep(self._config.lease_s)
 
     async def _generate_images(self, active_job: ActiveJob, state: JobState) -> JobState:
         record, job_store = active_job.record, self._job_store

@@ -3,7 +3,8 @@
 import asyncio
 import time
 
-from serve.job_store import JobState, JobStore
+from serve.job_records import JobState
+from serve.job_store import JobStore
 
 
 async def write_state(job_store: JobStore, job_id: str, state: JobState) -> None:

@@ -1,90 +1,45 @@
 """Jobs as storage keeps them, so that no process's death loses one.
 
+serve/jobs/queue/       a `WorkQueue`: a job's record (what was asked, and by whom), whether it
+                        waits, runs or is over; owners are callers, who take turns
 serve/jobs/{id}/
-  request.json            what was asked, and by whom
   image, mask             uploads, as they came
   state.json              status, times, error
-  lease-0001.json ...     who runs it; the highest number counts, and only while it is renewed
+  lease-0001.json ...     the queue's claim: who runs it
   progress.json           steps, from time to time
   cancel                  the caller wants no more of it
   0.png, 0.json ...       finished images and their receipts
   preview-0.png ...       the newest preview of each
 
-serve/jobs/open/{id}              there is something to do: what runners look at
-serve/jobs/ended/{seconds}-{id}   it ended then (Unix time): the oldest are forgotten first
+Of earlier versions, whose jobs are done and forgotten as well:
+serve/jobs/{id}/request.json      the record
+serve/jobs/open/{id}              there is something to do
+serve/jobs/ended/{seconds}-{id}   it ended then (Unix time)
 """
 
 import contextlib
 import json
 import re
 import time
-import uuid
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from dreambooth_ray.queue.claims import Claims
-from dreambooth_ray.storage.lease import Clock, Lease
+from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.queue.claims import ClaimedWork
+from dreambooth_ray.queue.queue_garbage import remove_ended_work
+from dreambooth_ray.queue.work_queue import WorkQueue
+from dreambooth_ray.queue.work_records import WorkEnd, WorkMark
+from dreambooth_ray.storage.lease import Clock
 from dreambooth_ray.storage.store import Store
 from serve.api_errors import APIError
-from serve.api_messages import (
-    JOB_PATTERN,
-    EditRequest,
-    GenerationRequest,
-    JobAnswer,
-    JobStatus,
-    Receipt,
-)
+from serve.api_messages import JOB_PATTERN, JobAnswer, JobStatus, Receipt
 from serve.generation_spec import EncodedImage, Upload
+from serve.job_records import JobRecord, JobState, read_job
 
 FOLDER = "serve/jobs"
 _FILE = re.compile(r"^(preview-)?\d{1,3}\.(png|jpeg|webp)$")
 _OPEN, _ENDED = "open", "ended"
+_WORK_ENDS: dict[JobStatus, WorkEnd] = {"completed": "done", "cancelled": "cancelled"}
 _ENDED_NAME = re.compile(r"^(\d{12})-(job_[0-9a-f]{32})$")
 _MOST_A_LOOK, _ALL = 1000, 10**6
-
-
-class JobRecord(BaseModel):
-    """What a job is; written once."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    caller: str
-    model: str
-    created_at: float
-    generation: GenerationRequest | None = None
-    edit: EditRequest | None = None
-    webhook_url: str | None = None
-
-    @property
-    def request(self) -> GenerationRequest | EditRequest:
-        """What to generate."""
-        request = self.generation or self.edit
-        if request is None:
-            raise ValueError(f"job {self.id} asks for nothing")
-        return request
-
-
-class JobState(BaseModel):
-    """Where a job stands; written by its runner alone."""
-
-    model_config = ConfigDict(frozen=True)
-
-    status: JobStatus = "queued"
-    finished_at: float | None = None
-    error: dict[str, Any] | None = None
-    webhook: str | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to do, word to the webhook included."""
-        return self.finished_at is not None and self.webhook != "pending"
-
-
-def new_job_id() -> str:
-    """Not to be guessed."""
-    return f"job_{uuid.uuid4().hex}"
 
 
 class JobStore:
@@ -93,55 +48,83 @@ class JobStore:
     def __init__(self, storage_uri: str, clock: Clock = time.monotonic) -> None:
         """clock: that others' leases are watched by"""
         self._store = Store(storage_uri).sub(FOLDER)
-        self._claims = Claims(self._store, clock)
+        self._queue_store = self._store.sub("queue")
+        # Claims lie where those of earlier versions do: one of them may run as well.
+        self._queue = WorkQueue(self._queue_store, clock, claims=self._store)
 
-    def list_open_ids(self, limit: int) -> list[str]:
-        """Jobs that are not over, in one request; `limit` of them at most."""
-        return [n for n in self._store.files_after(_OPEN, "", limit) if re.match(JOB_PATTERN, n)]
-
-    def list_ended(self, limit: int) -> list[tuple[str, float]]:
-        """Jobs that are over and not forgotten, and when they ended (Unix time), oldest first."""
-        matches = map(_ENDED_NAME.match, self._store.files_after(_ENDED, "", limit))
-        return [(m.group(2), float(m.group(1))) for m in matches if m]
-
-    def sort_in(self, job_id: str, state: JobState) -> None:
-        """Keep a job among the open ones until it is over, then among the ended; repeatable."""
-        if not state.is_over:
-            self._store.write(f"{_OPEN}/{job_id}", b"")
-            return
-        self._claims.forget(job_id)
-        self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
-        self.remove_open_mark(job_id)
-
-    def remove_open_mark(self, job_id: str) -> None:
-        """Say that there is nothing to do for a job."""
-        self._store.remove_file(f"{_OPEN}/{job_id}")
-
-    def sort_in_all(self, max_open: int) -> None:
-        """`sort_in` for jobs of a version that did not, and for what a dead runner left between."""
-        ended_ids = {job_id for job_id, _ in self.list_ended(_ALL)}
-        job_ids = {n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)}
-        for job_id in job_ids - ended_ids - set(self.list_open_ids(max_open)):
-            with contextlib.suppress(APIError):
-                self.sort_in(job_id, self.read_state(job_id))
+    def count_open(self, limit: int) -> tuple[int, int]:
+        """Jobs that run and that wait, in one request for each 1,000; `limit` at most."""
+        return self._queue.count_open(limit)
 
     def add(self, record: JobRecord, upload: Upload | None) -> None:
-        """A new job: that it is open is written last, and makes it count."""
+        """A new job: that it waits is written last, and makes it count."""
         if upload is not None:
             self._store.write(f"{record.id}/image", upload.image)
             if upload.mask is not None:
                 self._store.write(f"{record.id}/mask", upload.mask)
-        self._store.write(f"{record.id}/request.json", record.model_dump_json().encode())
-        state = JobState(webhook="pending" if record.webhook_url else None)
-        self.set_state(record.id, state)
-        self.sort_in(record.id, state)
+        self.set_state(record.id, JobState(webhook="pending" if record.webhook_url else None))
+        self._queue.add(record.make_work())
+
+    def claim(self, record: JobRecord, lease_s: float) -> ClaimedWork | None:
+        """Become its runner, if it waits; one of several callers wins."""
+        return self._queue.claim(WorkMark.of(record.make_work()), lease_s)
+
+    def claim_next(self, lease_s: float) -> ClaimedWork | None:
+        """Become the runner of the next one, of the caller of whom least runs."""
+        return self._queue.claim_next(lease_s)
+
+    def renew(self, work: ClaimedWork) -> bool:
+        """Show that the runner lives; False once another has taken over, or its time is up."""
+        return self._queue.renew(work)
+
+    def put_back_orphans(self, lease_s: float) -> None:
+        """Let jobs wait again whose runners have died."""
+        self._queue.recover(lease_s)
+
+    def settle(self, work: ClaimedWork) -> None:
+        """A runner is done with a job: it is over, or waits for the next runner."""
+        state = self.read_state(work.record.id)
+        if state.is_over:
+            self._queue.finish(work, _WORK_ENDS.get(state.status, "failed"))
+        else:
+            self._queue.give_back(work)
+
+    def adopt_all(self) -> None:
+        """`adopt_open`, and jobs of versions that kept no list of what is open."""
+        self.adopt_open()
+        known_ids = {mark.id for mark in self._queue.list_marks("waiting", "", _ALL)}
+        known_ids |= {mark.id for mark in self._queue.list_marks("running", "", _ALL)}
+        known_ids |= {ended.id for ended in self._queue.list_ended("", _ALL)}
+        known_ids |= {job_id for job_id, _ in self._list_ended_before(_ALL)}
+        job_ids = {n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)}
+        for job_id in job_ids - known_ids:
+            self._adopt(job_id)
+
+    def adopt_open(self) -> None:
+        """Take open jobs of an earlier version, which may run beside this one, into the queue."""
+        for job_id in self._store.files_after(_OPEN, "", _MOST_A_LOOK):
+            if re.fullmatch(JOB_PATTERN, job_id):
+                self._adopt(job_id)
+                self._store.remove_file(f"{_OPEN}/{job_id}")
+
+    def _adopt(self, job_id: str) -> None:
+        with contextlib.suppress(APIError):  # half written, or removed by hand
+            record, state = self.read_record(job_id), self.read_state(job_id)
+            if state.is_over:
+                self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
+            else:
+                self._queue.add(record.make_work())
 
     def read_record(self, job_id: str) -> JobRecord:
         """raises APIError 404 if there is no such job."""
         if not re.fullmatch(JOB_PATTERN, job_id):
             raise job_not_found_error(job_id)
         try:
-            return JobRecord.model_validate_json(self._store.read(f"{job_id}/request.json"))
+            try:
+                return read_job(self._queue.read(job_id))
+            except ConfigError:
+                text = self._store.read(f"{job_id}/request.json")
+                return JobRecord.model_validate_json(text)
         except (FileNotFoundError, ValueError) as error:
             raise job_not_found_error(job_id) from error
 
@@ -164,10 +147,8 @@ class JobStore:
             raise job_not_found_error(job_id) from error
 
     def set_state(self, job_id: str, state: JobState) -> None:
-        """Replace it; a job that is over with that is open no longer."""
+        """Replace it."""
         self._store.write(f"{job_id}/state.json", state.model_dump_json().encode())
-        if state.is_over:
-            self.sort_in(job_id, state)
 
     def set_progress(self, job_id: str, step: int, total: int, previews: dict[int, bytes]) -> None:
         """Write the steps of all its images, and new previews."""
@@ -207,22 +188,23 @@ class JobStore:
         """Whether that was said."""
         return self._store.exists(f"{job_id}/cancel")
 
-    def claim(self, job_id: str, lease_s: float) -> Lease | None:
-        """Become its runner, if it has none that may live; one of several callers wins."""
-        return self._claims.claim(job_id, lease_s)
-
-    def renew(self, lease: Lease) -> bool:
-        """Show that the runner lives; False once another has taken over, or its time is up."""
-        return self._claims.renew(lease)
-
     def forget_ended(self, before_s: float) -> None:
         """Remove jobs that ended before a time: what makes them known first, their mark last."""
-        for job_id, ended_s in self.list_ended(_MOST_A_LOOK):
+        for ended in self._queue.list_ended("", _MOST_A_LOOK):
+            if ended.ended_ms / 1000 > before_s:
+                break
+            remove_ended_work(self._queue_store, self._store, (ended,))
+        for job_id, ended_s in self._list_ended_before(_MOST_A_LOOK):
             if ended_s > before_s:
                 return
             self._store.remove_file(f"{job_id}/request.json")
             self._store.remove(job_id)
             self._store.remove_file(self._ended_name(job_id, ended_s))
+
+    def _list_ended_before(self, limit: int) -> list[tuple[str, float]]:
+        """Jobs that earlier versions ended, and when (Unix time), oldest first."""
+        matches = map(_ENDED_NAME.match, self._store.files_after(_ENDED, "", limit))
+        return [(m.group(2), float(m.group(1))) for m in matches if m]
 
     def build_answer(self, record: JobRecord, position: int | None) -> JobAnswer:
         """As GET /v1/jobs/{id} has it."""

@@ -108,14 +108,18 @@ def remove_ended(storage: Store, item: EndedGarbage) -> bool:
     raises: StorageError
     """
     queue = storage.sub(item.name)
-    claims = Claims(queue.sub("claims"))
+    remove = partial(remove_ended_work, queue, queue.sub("claims"))
     with ThreadPoolExecutor(_REMOVERS) as pool:
-        return any(list(pool.map(partial(_remove_work, queue, claims), item.ended)))
+        return any(list(pool.map(remove, item.ended)))
 
 
-def _remove_work(queue: Store, claims: Claims, ends: tuple[EndedWork, ...]) -> bool:
+def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) -> bool:
+    """Remove one piece of work, unless it waits or runs again; whether it was removed.
+
+    claims: where its claims lie, in a folder of its own that goes as well; ends: all its marks
+    """
     work_id = ends[0].id
-    lease = claims.claim(work_id, _LEASE_S)
+    lease = Claims(claims).claim(work_id, _LEASE_S)
     if lease is None:
         return False
     if _is_open(queue, work_id):
@@ -123,7 +127,7 @@ def _remove_work(queue: Store, claims: Claims, ends: tuple[EndedWork, ...]) -> b
         return False
     for name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
         queue.remove_file(name)
-    queue.remove(f"claims/{work_id}")
+    claims.remove(work_id)
     for ended in ends:
         queue.remove_file(f"ended/{end_name(ended)}")
         if queue.is_local:

@@ -48,15 +48,14 @@ _CANCEL_LEASE_S = 60.0
 
 
 class WorkQueue:
-    """A queue in a folder of storage. For several threads.
+    """A queue in a folder of storage. For several threads. raises: StorageError, in all of it"""
 
-    raises: StorageError, in all of it
-    """
-
-    def __init__(self, store: Store, clock: Clock = time.monotonic) -> None:
-        """clock: that others' leases are watched by"""
+    def __init__(
+        self, store: Store, clock: Clock = time.monotonic, claims: Store | None = None
+    ) -> None:
+        """clock: that others' leases are watched by; claims: where they lie instead"""
         self._store = store
-        self._claims = Claims(store.sub("claims"), clock)
+        self._claims = Claims(store.sub("claims") if claims is None else claims, clock)
         self._num_given: Counter[str] = Counter()
         self._watched_up_to, self.num_silent = "", 0
         self._held_ids: set[str] = set()
@@ -119,6 +118,12 @@ class WorkQueue:
         """Why work ended as it did."""
         return str(json.loads(self._store.read(f"ended/{end_name(ended)}"))["note"])
 
+    def count_open(self, limit: int) -> tuple[int, int]:
+        """What runs and what waits, up to `limit` of both; one request for each 1,000."""
+        # Nothing but `waiting` comes after `running`.
+        states = [name.partition("/")[0] for name in self._store.files_after("", "running", limit)]
+        return states.count("running"), states.count("waiting")
+
     def count_waiting(self, limit: int, most_of_owner: int | None = None) -> int:
         """Of what waits, how much may be begun, up to `limit`. most_of_owner: of `claim_next`"""
         if most_of_owner is None:
@@ -131,7 +136,6 @@ class WorkQueue:
         return num_waiting
 
     def _count_running(self) -> Counter[str]:
-        """By owner."""
         return Counter(mark.owner for mark in self.list_marks("running", "", _MOST_RUNNING))
 
     def claim_next(self, lease_s: float, most_of_owner: int | None = None) -> ClaimedWork | None:
@@ -155,7 +159,7 @@ class WorkQueue:
         folder, last_name = quote_owner(owner), ""
         while names := self._store.files_after(f"waiting/{folder}", last_name, _MARKS_A_LOOK):
             for name in names:
-                work = self._claim(WorkMark.parse(f"{folder}/{name}"), lease_s)
+                work = self.claim(WorkMark.parse(f"{folder}/{name}"), lease_s)
                 if work is not None:
                     return work
             last_name = names[-1]
@@ -163,7 +167,8 @@ class WorkQueue:
             remove_empty_folders(self._store.local_path(f"waiting/{folder}"))
         return None
 
-    def _claim(self, mark: WorkMark, lease_s: float) -> ClaimedWork | None:
+    def claim(self, mark: WorkMark, lease_s: float) -> ClaimedWork | None:
+        """That work, now this process's; None if it is another's, or over."""
         lease = self._claims.claim(mark.id, lease_s)
         if lease is None:
             return None
@@ -200,7 +205,10 @@ class WorkQueue:
 
     def renew(self, work: ClaimedWork) -> bool:
         """Show that its holder lives; False once another has taken over."""
-        return self._claims.renew(work.lease)
+        if self._claims.renew(work.lease):
+            return True
+        self._held_ids.discard(work.record.id)
+        return False
 
     def _is_held(self, work: ClaimedWork) -> bool:
         # Before its time is up nobody takes over.

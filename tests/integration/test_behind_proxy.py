@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from dreambooth_ray.training.checkpoint.save import CheckpointUploader, WorkerRa
 from dreambooth_ray.training.metrics_log import MetricsLog, read_metrics
 from serve.api_errors import APIError
 from serve.api_messages import GenerationRequest
-from serve.job_store import JobRecord, JobState, JobStore, new_job_id
+from serve.job_records import JobRecord, JobState, new_job_id
+from serve.job_store import JobStore
 from serve.subject_catalog import SubjectCatalog
 from tests.fault_proxy import OUTAGES, FaultProxy, FaultSchedule, Request
 
@@ -103,15 +105,16 @@ def test_a_job_is_done_once(faulty_uri: str) -> None:
     generation = GenerationRequest.model_validate({"prompt": "a robot", "model": "base"})
     record = JobRecord(id=job_id, caller="me", model="base", created_at=1.0, generation=generation)
     jobs.add(record, None)
-    lease = jobs.claim(job_id, lease_s=60)
-    assert lease is not None
-    assert jobs.claim(job_id, lease_s=60) is None
-    assert jobs.renew(lease)
+    work = jobs.claim(record, lease_s=60)
+    assert work is not None
+    assert jobs.claim(record, lease_s=60) is None
+    assert jobs.renew(work)
     jobs.set_progress(job_id, 3, 10, {0: b"preview"})
     jobs.set_state(job_id, JobState(status="completed", finished_at=2.0))
-    assert (jobs.list_open_ids(9), jobs.list_ended(9)) == ([], [(job_id, 2.0)])
+    jobs.settle(work)
+    assert jobs.count_open(9) == (0, 0)
     assert jobs.build_answer(jobs.read_record(job_id), None).status == "completed"
-    jobs.forget_ended(before_s=3.0)
+    jobs.forget_ended(before_s=time.time() + 60)
     with pytest.raises(APIError, match="is not known"):
         jobs.read_record(job_id)
 

@@ -17,6 +17,8 @@ from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
+from serve.api_messages import GenerationRequest
+from serve.job_records import JobRecord, new_job_id
 from serve.job_store import JobStore
 from tests.fault_proxy import FaultProxy, once_each
 from tests.integration.seaweed import Seaweed
@@ -123,10 +125,15 @@ def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: 
 
 
 def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
-    jobs, job = JobStore(store.uri), "job_" + "0" * 32
-    lease = jobs.claim(job, lease_s=60)
-    assert lease is not None
-    assert proxy.dropped
+    jobs, generation = JobStore(store.uri), GenerationRequest(prompt="a robot")
+    record = JobRecord(
+        id=new_job_id(), caller="me", model="base", created_at=1.0, generation=generation
+    )
+    jobs.add(record, None)
+    num_dropped = len(proxy.dropped)
+    work = jobs.claim(record, lease_s=60)
+    assert work is not None
+    assert len(proxy.dropped) > num_dropped
     # The same owner asks a second time: it has it already.
-    assert jobs.claim(job, lease_s=60) is None
-    assert jobs.renew(lease)
+    assert jobs.claim(record, lease_s=60) is None
+    assert jobs.renew(work)

@@ -91,7 +91,7 @@ def test_a_mark_that_a_death_has_left_behind_is_passed_over(store: Store, queue:
     listed = WorkQueue(store)
     (mark,) = listed.list_marks("waiting")
     drain(queue)
-    assert listed._claim(mark, LEASE_S) is None
+    assert listed.claim(mark, LEASE_S) is None
     assert [ended.state for ended in queue.list_ended()] == ["done"]
 
 

@@ -15,7 +15,8 @@ from serve.api_messages import Receipt
 from serve.app_state import AppState
 from serve.auth import APIKey, new_key
 from serve.image_files import read_receipt
-from serve.job_store import JobState, JobStore
+from serve.job_records import JobState
+from serve.job_store import JobStore
 from serve.replica import Replica
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"

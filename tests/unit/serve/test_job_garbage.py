@@ -8,7 +8,8 @@ from dreambooth_ray.storage.store import Store
 from serve.api_errors import APIError
 from serve.api_messages import GenerationRequest
 from serve.job_garbage import ENDED_S, find_job_garbage
-from serve.job_store import FOLDER, JobRecord, JobState, JobStore, new_job_id
+from serve.job_records import JobRecord, JobState, new_job_id
+from serve.job_store import FOLDER, JobStore
 
 
 def add_job(storage: Store, finished_at: float | None) -> str:
