@@ -65,6 +65,7 @@ class StudySection:
 
 # Of about as many weights each; what they have is in the record.
 _LOKR = ("train.lora.kind=lokr", "train.lora.lokr_factor=2", "train.lora.rank=30")
+_NO_CLASS_IMAGES = "prior.count=0"
 SECTIONS = {
     "masks": StudySection(
         ONE_PLACE,
@@ -77,15 +78,15 @@ SECTIONS = {
     "masks alone": StudySection(
         ONE_PLACE,
         {
-            "no masks": ("prior.count=0",),
-            "background 0.1": ("prior.count=0", "train.mask_background=0.1"),
+            "no masks": (_NO_CLASS_IMAGES,),
+            "background 0.1": (_NO_CLASS_IMAGES, "train.mask_background=0.1"),
         },
     ),
     "buckets": StudySection(
         ASPECTS,
         {
             "centre crops": (),
-            "buckets": ("train.buckets=true", "train.bucket_step_px=8"),
+            "buckets": ("train.buckets=true", "train.bucket_step_px=16"),
             "smart crops": ("train.crop=smart",),
         },
     ),
@@ -165,8 +166,14 @@ def make_cells(
     length = (f"train.steps={STEPS}",)
     return {
         (name, row): [
-            StudyCell(s, "lora", True, (*length, *overrides), photographs=section.photographs)
-            for s in subjects
+            StudyCell(
+                subject,
+                "lora",
+                _NO_CLASS_IMAGES not in overrides,
+                (*length, *overrides),
+                photographs=section.photographs,
+            )
+            for subject in subjects
         ]
         for name, section in ((name, SECTIONS[name]) for name in names)
         for row, overrides in section.rows.items()
@@ -219,7 +226,7 @@ def main() -> None:
     )
     lines = run_study(todo, arguments.work, FILE, lambda _: POINTS, OptionScorer)
     if arguments.json:
-        cells = make_cells(tuple(SECTIONS), arguments.subjects)
+        cells = make_cells(tuple(SECTIONS), sorted({line["subject"] for line in lines}))
         arguments.json.write_text(json.dumps(make_record(cells, lines), indent=1) + "\n")
         write_study_page(arguments.json.parent)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.study_table import compute_spread, format_spread
+from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, its column, and whether more is better.
 TITLES = {
@@ -122,14 +123,15 @@ def format_sections(record: dict[str, Any]) -> list[str]:
         "",
         f"Adapters of UNet and text encoder, {setting['steps']} steps of "
         f"{setting['photographs_a_step']} photographs with {setting['class_images']} class images, "
-        "one seed; mean ± deviation over subjects, and under it the same subjects' differences "
-        "from the first row with the number of subjects in which they are for the better. "
+        "one seed; mean ± deviation over subjects (0 of a single one), and under it the same "
+        "subjects' differences from the first row with the number of subjects in which they are "
+        "for the better. "
         "Likeness is measured by usual photographs, not by those that were trained on. Made by "
         "`python -m benchmarks.options_study`; every cell is in `options.json`.",
     ]
     for name, section in record["sections"].items():
         keys, title = _SECTIONS[name]
-        lines += ["", f"{title}; {len(section['subjects'])} subjects:", ""]
+        lines += ["", f"{title}; {describe_count(len(section['subjects']), 'subject')}:", ""]
         lines += _format_table(section, keys)
     return lines
 

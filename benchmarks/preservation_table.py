@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study_table import compute_spread, format_spread
+from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, and its column.
 TITLES = {
@@ -147,7 +148,8 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
         "cell is in the record beside this page.",
     ]
     for method, result in results["methods"].items():
-        lines += ["", f"## {method}, {len(result['subjects'])} subjects", "", *format_last(result)]
+        count = describe_count(len(result["subjects"]), "subject")
+        lines += ["", f"## {method}, {count}", "", *format_last(result)]
         for key, title in _COMPARISONS.items():
             words = f"{title}: the kind / class images, and in how many subjects the kind is better"
             lines += ["", words, "", *_format_pairs(result[key], len(result["subjects"]))]

@@ -57,7 +57,7 @@ TOY = "toyworld"
 RECIPES = {"full": "toy-robot.yaml", "lora": "toy-robot-lora.yaml"}
 # What makes the recipe of the toy that flows one of adapters; its text encoder is not trained.
 FLOW_RECIPE = "toy-robot-flow.yaml"
-FLOW_LORA = ("train.method=lora", "train.lora.rank=16", "train.lr=1e-3")
+FLOW_LORA = ("train.method=lora", "train.lora.rank=16")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.options_table import format_sections
 from benchmarks.preservation_table import format_last, format_likeness
 from benchmarks.study_table import format_page
+from dreambooth_ray.config.count_text import describe_count
 
 PAGE = "study.md"
 _TOYS = {
@@ -42,9 +43,9 @@ def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
     for title, record in records.items():
         result, setting = record["methods"]["lora"], record["setting"]
         lines += [
-            f"On {title}: adapters, {len(result['subjects'])} subjects, {setting['steps']} steps; "
-            "after the last one, and at equal likeness (the kind / class images, and in how many "
-            "subjects the kind is better):",
+            f"On {title}: adapters, {describe_count(len(result['subjects']), 'subject')}, "
+            f"{setting['steps']} steps; after the last one, and at equal likeness (the kind / "
+            "class images, and in how many subjects the kind is better):",
             "",
             *format_last(result),
             "",

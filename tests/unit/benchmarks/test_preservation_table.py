@@ -53,4 +53,4 @@ def test_kinds_are_compared_where_they_are_as_faithful_and_where_they_took_as_lo
     assert seconds["steps"]["kind"]["mean"] == 30.0
     assert seconds["dino"]["images"]["mean"] == pytest.approx(0.5)
     setting = {"steps": 30, "photographs_a_step": 2, "class_images": 4, "class_images_s": 5.0}
-    assert "## lora, 1 subjects" in format_page(results, setting)
+    assert "## lora, 1 subject\n" in format_page(results, setting)
