@@ -38,8 +38,7 @@ class SampleConfig(SamplingParams):
     def _there_is_something_to_sample(self) -> "SampleConfig":
         if self.every and not self.prompts:
             raise ValueError(
-                f"sample.every={self.every} and sample.prompts is an empty list; give a prompt, or "
-                "sample.every=0"
+                f"sample.every={self.every} and sample.prompts is an empty list; give a prompt"
             )
         return self
 
@@ -73,8 +72,9 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _first_of_several(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("subjects") and not values.get("subject"):
-            return {**values, "subject": values["subjects"][0]}
+        match values:
+            case {"subjects": [first, *_]} if not values.get("subject"):
+                return {**values, "subject": first}
         return values
 
     @model_validator(mode="after")

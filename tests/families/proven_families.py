@@ -51,7 +51,6 @@ class ProvenModel:
     convert: (C, h, w) latents of the engine to those that the pipeline gives
     left_out: cases of what the family does not train
     other_weights: cases whose script weighs errors otherwise than its paper
-    gradient_error: how far a weight's gradient may be off, as a share of the whole one
     text_rate: the script's own learning rate of text encoders, which the recording left as it is
     """
 
@@ -64,7 +63,6 @@ class ProvenModel:
     left_out: frozenset[str] = frozenset()
     other_weights: frozenset[str] = frozenset()
     text_rate: float | None = None
-    gradient_error: float = 1e-5
     options: Mapping[str, Any] = field(default_factory=dict)
     unread_formats: frozenset[str] = frozenset()
     compares_clean: bool = False
@@ -122,15 +120,7 @@ PROVEN_MODELS: dict[str, ProvenModel] = {
         convert=pack,
         published="qwen-image",
     ),
-    # Its script gives padding along, which is masked: sums over tokens are rounded otherwise.
-    "krea2": ProvenModel(
-        ("krea2",),
-        {},
-        guidance=(1.0, 5.5),
-        convert=pack,
-        published="krea2",
-        gradient_error=3e-5,
-    ),
+    "krea2": ProvenModel(("krea2",), {}, guidance=(1.0, 5.5), convert=pack, published="krea2"),
     "krea2-turbo": ProvenModel((), {}, convert=pack),
     "sana": ProvenModel(
         ("sana",),

@@ -93,6 +93,7 @@ def test_a_shipped_recipe_is_found_without_its_ending() -> None:
         ("train.batch_size=3 ", ["cluster.workers=2", "train.batch_size=3"]),
         ("prior.count=1", ["prior.count=1", "train.batch_size=2"]),
         ("run_id=../x", ["run_id='../x'"]),
+        ("subjects=1", ["subjects=1: give a list: [a, b]"]),
         ("train.prompt=a {identifer} dog", ["train.prompt='a {identifer} dog'", "{identifier}"]),
         ("prior.prompt=a {class}", ["prior.prompt", "nothing is put in for {class}"]),
         ("prior.prompt=[a {class}]", ["prior.prompt", "nothing is put in for {class}"]),

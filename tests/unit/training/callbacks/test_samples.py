@@ -42,10 +42,13 @@ def test_samples_are_what_the_bundle_gives(
     )
     engine = Engine(model_directory(str(bundle)))
     (drawn,) = engine.sample([request])
-    assert np.abs(np.asarray(drawn.image).astype(int) - sample).max() <= 1
+    # Adapters fused in one and beside their layers in the other are rounded otherwise, which the
+    # step from a SNR of 0 enlarges: by 4 levels of 255 on some processors, beside 157 untrained.
+    limit = 8 if method == "lora" and "zero" in overrides[0] else 1
+    assert np.abs(np.asarray(drawn.image).astype(int) - sample).max() <= limit
     plain = load_components(sd21)
     (undrawn,) = Engine(plain).sample([request])
-    assert np.abs(np.asarray(undrawn.image).astype(int) - sample).max() > 1
+    assert np.abs(np.asarray(undrawn.image).astype(int) - sample).max() > 8
     if "zero" in overrides[0]:
         scheduler = load_pipeline(bundle).scheduler
         assert scheduler.config.rescale_betas_zero_snr
