@@ -13,6 +13,7 @@ A cell that is done is a line in WORK and is never done again.
 
 import argparse
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -116,6 +117,7 @@ def name_kind(line: dict[str, Any]) -> tuple[str, str]:
 
 def measure_class_images(work: Path, model: str) -> float:
     """Processor seconds of NUM_CLASS_IMAGES class images, made anew."""
+    shutil.rmtree(work / "timed", ignore_errors=True)
     overrides = (*SETTINGS[model].overrides, f"storage.uri={work / 'timed'}")
     cell = StudyCell(0, "lora", True, overrides, model)
     start_s = time.process_time()
