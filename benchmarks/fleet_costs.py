@@ -23,12 +23,14 @@ class BatchGain:
 
     by_count: of each K that was measured; step_s: of one subject alone
     subject_s: of a worker, for a subject, beyond its steps; source: what was measured, and where
+    unsteady: why subject_s may be far off, by the record; empty where nothing was odd
     """
 
     by_count: Mapping[int, float]
     step_s: float
     subject_s: float
     source: str
+    unsteady: str = ""
 
     def estimate(self, num_subjects: int) -> float:
         """Between two that were measured, by their logarithms; beyond the largest, as that."""
@@ -77,7 +79,8 @@ def read_batch_gain(results: Path) -> BatchGain:
     device = record["conditions"]["device"]
     source = f"{record['setting']['model']}, {device}, commit {record['conditions']['commit'][:7]}"
     gains = {count: case["ratio"]["median"] for count, case in steps.items()}
-    return BatchGain(gains, step_s, max(0.0, worker_s - steps_s), source)
+    unsteady = str(whole_job.get("unsteady", ""))
+    return BatchGain(gains, step_s, max(0.0, worker_s - steps_s), source, unsteady)
 
 
 def plan_fleet(
@@ -103,8 +106,9 @@ def _list_assumptions(slots: int, gain: BatchGain, subject_s: float | None) -> d
     return {
         "gain": gain.describe(slots) + "; that other devices and models gain as much is assumed",
         "subject_s": (
-            f"measured: whole jobs beyond their steps, starts included: {gain.source}; that other "
-            "machines take as long is assumed"
+            f"measured: whole jobs beyond their steps, starts included: {gain.source}"
+            f"{f' (unsteady: {gain.unsteady})' if gain.unsteady else ''}; that other machines take "
+            "as long is assumed"
             if subject_s is None
             else "given"
         ),

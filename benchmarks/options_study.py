@@ -41,7 +41,6 @@ from benchmarks.study_photographs import (
 )
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.masks import read_mask
-from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt
@@ -123,14 +122,9 @@ def measure_cuts(config: Config) -> float:
     shares = []
     for photograph in read_configured_subject(config, config.subject):
         (view,) = photograph.views
-        width, height = read_photograph(photograph.path).size
-        mask = read_mask(photograph.path, (width, height))
-        if mask is None:
-            continue
-        scale = max(view.image.width / width, view.image.height / height)
-        left, top = (round(corner / scale) for corner in view.corner_px)
-        seen_width, seen_height = (round(side / scale) for side in view.image.size)
-        shares.append(measure_cut(mask, (left, top, left + seen_width, top + seen_height)))
+        mask = read_mask(photograph.path, view.original_px or view.image.size)
+        if mask is not None:
+            shares.append(measure_cut(mask, view.seen_box))
     return round(statistics.fmean(shares), 4) if shares else 0.0
 
 
@@ -144,17 +138,18 @@ def score_places(
     the bare class
     """
     pairs = list(images)
-    drawn = read_images(network, [image for _, image in pairs]).attributes["background"]
-    asked = [parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in pairs]
-    rows = list(zip((prompt.kind for prompt, _ in pairs), asked, drawn, strict=True))
-    named = [(place, shown) for kind, place, shown in rows if kind == "subject" and place]
-    open_places = [shown for kind, place, shown in rows if kind == "subject" and not place]
-    of_class = [shown for kind, _, shown in rows if kind == "class"]
+    drawn_places = read_images(network, [image for _, image in pairs]).attributes["background"]
+    named_places = [parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in pairs]
+    kinds = [prompt.kind for prompt, _ in pairs]
+    rows = list(zip(kinds, named_places, drawn_places, strict=True))
+    place_pairs = [(name, place) for kind, name, place in rows if kind == "subject" and name]
     shares = {
-        "places": [place == shown for place, shown in named],
-        "leak_named": [shown == ODD_PLACE for place, shown in named if place != ODD_PLACE],
-        "leak_open": [shown == ODD_PLACE for shown in open_places],
-        "leak_class": [shown == ODD_PLACE for shown in of_class],
+        "places": [name == place for name, place in place_pairs],
+        "leak_named": [place == ODD_PLACE for name, place in place_pairs if name != ODD_PLACE],
+        "leak_open": [
+            place == ODD_PLACE for kind, name, place in rows if kind == "subject" and not name
+        ],
+        "leak_class": [place == ODD_PLACE for kind, _, place in rows if kind == "class"],
     }
     return {name: round(statistics.fmean(marks), 4) for name, marks in shares.items()}
 

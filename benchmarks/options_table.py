@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.study_table import compute_spread, format_spread
+from benchmarks.study_table import Curve, compute_spread, format_spread, read_at
 from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, its column, and whether more is better.
@@ -49,7 +49,7 @@ def summarize_section(rows: Rows) -> dict[str, Any]:
     rows: cells by row and subject, the usual way first
     """
     subjects = sorted(set.intersection(*(set(cells) for cells in rows.values())))
-    usual, *others = rows
+    usual, *other_rows = rows
     last = {row: [_read_last(cells[s]) for s in subjects] for row, cells in rows.items()}
     return {
         "subjects": subjects,
@@ -61,10 +61,10 @@ def summarize_section(rows: Rows) -> dict[str, Any]:
             for row, cells in rows.items()
             if subjects
         },
-        "less_usual": {row: _compare(last[row], last[usual]) for row in others if subjects},
+        "less_usual": {row: _compare(last[row], last[usual]) for row in other_rows if subjects},
         "equal_likeness": {
             row: _compare(*_read_at_equal_likeness(rows, row, usual, subjects))
-            for row in others
+            for row in other_rows
             if subjects
         },
     }
@@ -92,27 +92,14 @@ def _read_at_equal_likeness(
     pairs = []
     for subject in subjects:
         curves = [_read_curve(rows[name][subject]) for name in (row, usual)]
-        fidelity = min(max(point["dino"] for point in curve) for curve in curves)
-        pairs.append([_read_at(curve, fidelity) for curve in curves])
+        fidelity = min(max(curve["dino"]) for curve in curves)
+        pairs.append([read_at(curve, "dino", fidelity) for curve in curves])
     return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
-def _read_curve(line: dict[str, Any]) -> list[dict[str, float]]:
+def _read_curve(line: dict[str, Any]) -> Curve:
     points = sorted(line["points"].items(), key=lambda item: int(item[0]))
-    return [scores["judged"] for _, scores in points]
-
-
-def _read_at(curve: list[dict[str, float]], fidelity: float) -> dict[str, float]:
-    """Scores where a curve first reaches a fidelity, between two points by their distance.
-
-    Before the first point nothing is known: it is taken as it is.
-    """
-    index = next(k for k, point in enumerate(curve) if point["dino"] >= fidelity)
-    if not index:
-        return curve[0]
-    before, after = curve[index - 1], curve[index]
-    share = (fidelity - before["dino"]) / (after["dino"] - before["dino"])
-    return {key: before[key] + share * (after[key] - before[key]) for key in TITLES}
+    return {key: [scores["judged"][key] for _, scores in points] for key in TITLES}
 
 
 def format_sections(record: dict[str, Any]) -> list[str]:

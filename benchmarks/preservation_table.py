@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study_table import compute_spread, format_spread
+from benchmarks.study_table import Curve, compute_spread, format_spread, read_at
 from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, and its column.
@@ -24,8 +24,6 @@ _COMPARISONS = {
     "equal_seconds": "At equal seconds, class images included",
 }
 MORE_IS_BETTER = {"dino", "prompt_fidelity", "div", "class_div"}
-
-Curve = dict[str, list[float]]
 
 
 def summarize_cells(
@@ -90,7 +88,7 @@ def _compare_at_likeness(curves: list[Curve], baselines: list[Curve]) -> dict[st
     pairs = []
     for curve, baseline in zip(curves, baselines, strict=True):
         fidelity = min(max(curve["dino"]), max(baseline["dino"]))
-        pairs.append(tuple(_read_at(c, "dino", fidelity) for c in (curve, baseline)))
+        pairs.append(tuple(read_at(c, "dino", fidelity) for c in (curve, baseline)))
     return _compare_pairs(pairs)
 
 
@@ -99,25 +97,8 @@ def _compare_at_seconds(curves: list[Curve], baselines: list[Curve]) -> dict[str
     pairs = []
     for curve, baseline in zip(curves, baselines, strict=True):
         seconds = min(curve["with_images_s"][-1], baseline["with_images_s"][-1])
-        pairs.append(tuple(_read_at(c, "with_images_s", seconds) for c in (curve, baseline)))
+        pairs.append(tuple(read_at(c, "with_images_s", seconds) for c in (curve, baseline)))
     return _compare_pairs(pairs)
-
-
-def _read_at(curve: Curve, key: str, value: float) -> dict[str, float]:
-    """Every score where `key` first reaches a value, between two points by their distance.
-
-    Before the first point nothing is known: it is taken as it is.
-    """
-    values = curve[key]
-    index = next((k for k, reached in enumerate(values) if reached >= value), len(values) - 1)
-    share = 0.0
-    if index:
-        before, after = values[index - 1], values[index]
-        share = min(1.0, max(0.0, (after - value) / (after - before))) if after != before else 0.0
-    return {
-        name: (1 - share) * row[index] + share * row[max(index - 1, 0)]
-        for name, row in curve.items()
-    }
 
 
 def _compare_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any]:

@@ -77,9 +77,9 @@ class StudyScorer:
     def draw_sheet(self, path: Path) -> None:
         """Write the photographs, and the first image that was scored last of each prompt."""
         first_images = {q.prompt: image for q, image in reversed(self.images.items())}
-        shown = [photograph.resize((SIZE_PX, SIZE_PX)) for photograph in self._photographs]
+        photographs = [photo.resize((SIZE_PX, SIZE_PX)) for photo in self._photographs]
         path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet([*shown, *reversed(first_images.values())]).save(path)
+        contact_sheet([*photographs, *reversed(first_images.values())]).save(path)
 
     def _score_protocol(
         self, engine: Engine, protocol: Protocol, params: SamplingParams

@@ -66,17 +66,17 @@ def _frame_subject(
 ) -> tuple[tuple[int, int, int, int], Scene]:
     """Where the photograph is cut out of the canvas, and the scene with the subject in it."""
     width, height = size
-    left, top = (_CANVAS_PX - width) // 2, (_CANVAS_PX - height) // 2
+    left_px, top_px = (_CANVAS_PX - width) // 2, (_CANVAS_PX - height) // 2
     # A subject reaches from -1.25 to 1.25 of its scale at most, and stands upright or nearly.
     scale = 0.36 * min(size) / _CANVAS_PX
     rng = np.random.default_rng([seed, 3, index])
     # At a third of the longer side, as people place what they photograph.
     share = float(rng.choice([0.32, 0.68]) + rng.uniform(-0.03, 0.03))
     x, y = (share, 0.5) if width > height else (0.5, share)
-    return (left, top, left + width, top + height), replace(
+    return (left_px, top_px, left_px + width, top_px + height), replace(
         scene,
-        x=(left + x * width) / _CANVAS_PX,
-        y=(top + y * height) / _CANVAS_PX,
+        x=(left_px + x * width) / _CANVAS_PX,
+        y=(top_px + y * height) / _CANVAS_PX,
         scale=scale,
     )
 
@@ -112,8 +112,8 @@ def _find_shades() -> tuple[int, int]:
 
 def measure_cut(mask: Image.Image, seen: tuple[int, int, int, int]) -> float:
     """Share of the subject that is outside a box (left, top, right, bottom), 0 to 1."""
-    whole = np.asarray(mask, dtype=float)
-    return float(1 - np.asarray(mask.crop(seen), dtype=float).sum() / whole.sum())
+    levels = np.asarray(mask, dtype=float)
+    return float(1 - np.asarray(mask.crop(seen), dtype=float).sum() / levels.sum())
 
 
 def _save(folder: Path, index: int, image: Image.Image, mask: Image.Image) -> None:

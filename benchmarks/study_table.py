@@ -19,6 +19,8 @@ SCORE_TITLES = {
 }
 METHODS = ("full", "lora")
 WITHIN = 0.02
+# Scores along a training, by key.
+Curve = dict[str, list[float]]
 
 
 def summarize_cells(lines: list[dict[str, Any]], max_drift: float | None = None) -> dict[str, Any]:
@@ -63,6 +65,23 @@ def compute_spread(values: list[float]) -> dict[str, float]:
     """Mean and standard deviation; 0 of a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
+
+
+def read_at(curve: Curve, key: str, value: float) -> dict[str, float]:
+    """Every score where `key` first reaches a value, between two points by their distance.
+
+    Before the first point nothing is known: it is taken as it is.
+    """
+    values = curve[key]
+    index = next((k for k, reached in enumerate(values) if reached >= value), len(values) - 1)
+    share = 0.0
+    if index:
+        before, after = values[index - 1], values[index]
+        share = min(1.0, max(0.0, (after - value) / (after - before))) if after != before else 0.0
+    return {
+        name: (1 - share) * row[index] + share * row[max(index - 1, 0)]
+        for name, row in curve.items()
+    }
 
 
 def _compute_changes(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, Any]:

@@ -55,11 +55,11 @@ class KubernetesRuns:
         raises: ConfigError naming the runs there are
         """
         jobs = self.runs()
-        named = [job for job in jobs if run in (job.run_id, job.submission_id)]
-        if len(named) == 1:
-            return named[0]
-        if named:
-            names = ", ".join(f"{job.submission_id} ({job.run_uri})" for job in named)
+        matching_jobs = [job for job in jobs if run in (job.run_id, job.submission_id)]
+        if len(matching_jobs) == 1:
+            return matching_jobs[0]
+        if matching_jobs:
+            names = ", ".join(f"{job.submission_id} ({job.run_uri})" for job in matching_jobs)
             raise ConfigError(f"run id {run!r} is that of several; give the RayJob's name: {names}")
         run_ids = ", ".join(job.run_id for job in jobs[:8]) or "none"
         raise ConfigError(f"no run {run!r} in the namespace {self._namespace}; its runs: {run_ids}")

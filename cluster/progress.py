@@ -73,7 +73,7 @@ class ProgressReader:
         )
 
 
-class Jobs(Protocol):
+class RunJobs(Protocol):
     """Where runs are: a cluster of Ray's, or Kubernetes."""
 
     def state(self, job: RunJob) -> str:
@@ -86,7 +86,7 @@ class Jobs(Protocol):
         """What the run was sent with."""
 
 
-def watch_run(jobs: Jobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
+def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[str], None]) -> str:
     """Say how a run goes until its job ends; returns how it ended.
 
     A cluster or a store that does not answer is asked again: the run goes on without us.

@@ -215,9 +215,9 @@ class StoredQueue:
     def _stop_cancelled(self) -> None:
         for work_id in self._queue.list_cancelled():
             with self._lock:
-                held = self._held.get(work_id)
-            if held is not None and held.run is not None:
-                self._request_stop(held.run)
+                held_work = self._held.get(work_id)
+            if held_work is not None and held_work.run is not None:
+                self._request_stop(held_work.run)
 
     def _renew(self) -> None:
         with self._lock:

@@ -254,17 +254,21 @@ def _build_case(model: str, photos: str, identifier: str, class_noun: str) -> "E
 
     directory = model_directory(model, key="MODEL")
     about = read_bundle_about(directory)
-    known = {
+    words_by_option = {
         "--photos": photos,
         "--identifier": identifier or about.get("identifier", ""),
         "--class-noun": class_noun or about.get("class_noun", ""),
     }
-    for option, value in known.items():
+    for option, value in words_by_option.items():
         if not value:
             raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
     size_px = int(about["resolution"]) if "resolution" in about else None
     return build_case(
-        directory, Path(photos).expanduser(), known["--identifier"], known["--class-noun"], size_px
+        directory,
+        Path(photos).expanduser(),
+        words_by_option["--identifier"],
+        words_by_option["--class-noun"],
+        size_px,
     )
 
 

@@ -94,7 +94,7 @@ class JobStore:
         self.adopt_open()
         known_ids = {mark.id for mark in self._queue.list_marks("waiting", "", _ALL)}
         known_ids |= {mark.id for mark in self._queue.list_marks("running", "", _ALL)}
-        known_ids |= {ended.id for ended in self._queue.list_ended("", _ALL)}
+        known_ids |= {end.id for end in self._queue.list_ended("", _ALL)}
         known_ids |= {job_id for job_id, _ in self._list_ended_before(_ALL)}
         job_ids = {n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)}
         for job_id in job_ids - known_ids:
@@ -190,10 +190,10 @@ class JobStore:
 
     def forget_ended(self, before_s: float) -> None:
         """Remove jobs that ended before a time: what makes them known first, their mark last."""
-        for ended in self._queue.list_ended("", _MOST_A_LOOK):
-            if ended.ended_ms / 1000 > before_s:
+        for end in self._queue.list_ended("", _MOST_A_LOOK):
+            if end.ended_ms / 1000 > before_s:
                 break
-            remove_ended_work(self._queue_store, self._store, (ended,))
+            remove_ended_work(self._queue_store, self._store, (end,))
         for job_id, ended_s in self._list_ended_before(_MOST_A_LOOK):
             if ended_s > before_s:
                 return

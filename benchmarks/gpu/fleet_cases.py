@@ -92,9 +92,9 @@ def measure_case(
         "last_loss": float(losses[:, 0].mean()),
     }
     del trainer
-    record["one at a time"] = alone = measure_alone(size, device, num_timed)
-    record["ratio"] = round(record["subject_steps_s"] / alone["subject_steps_s"], 3)
-    flops = case.num_subjects * alone["flops"]
+    record["one at a time"] = solo_record = measure_alone(size, device, num_timed)
+    record["ratio"] = round(record["subject_steps_s"] / solo_record["subject_steps_s"], 3)
+    flops = case.num_subjects * solo_record["flops"]
     record["utilisation"] = devices.compute_utilisation(flops, step_s, is_half=True)
     return record
 

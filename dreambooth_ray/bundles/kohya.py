@@ -27,14 +27,14 @@ def find_layers(
     names: KohyaNames, directory: Path, part: str, layers: Iterable[str]
 ) -> dict[str, KohyaLayer]:
     """By layer; raises ConfigError naming one that readers of this format would pass over."""
-    found = {layer: names.find(directory, part, layer) for layer in layers}
-    if unread_layers := sorted(layer for layer, place in found.items() if place is None):
+    file_layers = {layer: names.find(directory, part, layer) for layer in layers}
+    if unread_layers := sorted(layer for layer, place in file_layers.items() if place is None):
         raise ConfigError(
             f"--format=kohya: its readers know no adapter of {unread_layers[0]} "
             f"({len(unread_layers)} of {part}'s layers): take --format=lora, or another that has "
             "the adapters fused in"
         )
-    return {layer: place for layer, place in found.items() if place is not None}
+    return {layer: place for layer, place in file_layers.items() if place is not None}
 
 
 def rename_weights(

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from dreambooth_ray.cli import (
-    backup,
     bench,
     caption,
     catalog,
@@ -33,6 +32,7 @@ from dreambooth_ray.cli import (
     print_schema,
     priors,
     serve,
+    storage_copy,
     toyworld,
     train,
 )
@@ -56,7 +56,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Train": [train.train, train.resume, fleet.app],
     "Look": [generate.generate, evaluate.evaluate, export.export],
     "Combine": [merge.merge, merge.resize],
-    "Keep": [gc.gc, backup.copy],
+    "Keep": [gc.gc, storage_copy.copy],
     "Serve": [serve.serve, serve.key, catalog.app],
     "Cluster": [jobs.submit, jobs.watch, jobs.logs, jobs.stop, jobs.ls, cluster.app],
     "Measure": [bench.app],

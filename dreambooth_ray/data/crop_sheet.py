@@ -22,12 +22,7 @@ def draw_crops(photographs: list[Photograph], *, is_squeezed: bool) -> list[Imag
 def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
     original = read_photograph(view.path)
     width, height = original.size
-    scale = max(view.image.width / width, view.image.height / height)
-    left_px, top_px = (round(corner / scale) for corner in view.corner_px)
-    seen_width, seen_height = (round(side / scale) for side in view.image.size)
-    box = (left_px, top_px, left_px + seen_width, top_px + seen_height)
-    if is_squeezed:
-        box = (0, 0, width, height)
+    box = (0, 0, width, height) if is_squeezed else view.seen_box
     share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
     ImageDraw.Draw(original).rectangle(
         (box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 0, 0), width=max(2, width // 80)

@@ -66,6 +66,14 @@ class Photograph:
         return height, width, top, left, self.image.height, self.image.width
 
     @property
+    def seen_box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what was cut out, in pixels of the original."""
+        scale = self.enlargement
+        left_px, top_px = (round(corner / scale) for corner in self.corner_px)
+        width, height = (round(side / scale) for side in self.image.size)
+        return left_px, top_px, left_px + width, top_px + height
+
+    @property
     def enlargement(self) -> float:
         """How many times it was enlarged before it was cut."""
         width, height = self.original_px or self.image.size

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.chat_template_checks import check_chat_template
 from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.qwen3_checks import expect_behind_attention, expect_decoder
+from dreambooth_ray.models.qwen3_checks import (
+    DECODER_NAMES,
+    check_depth,
+    expect_behind_attention,
+    expect_decoder,
+)
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
 
@@ -19,10 +23,6 @@ _LEVELS = {
 }
 # Of no use here; tied to the embeddings where it is not there.
 _UNREAD = ("language_model.lm_head.weight", "lm_head.weight")
-_TEXT_NAMES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim",
-)  # fmt: skip
 # Of PixtralVisionConfig, where a configuration names none.
 _VISION_DEFAULTS = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_channels": 3,
@@ -39,11 +39,7 @@ def check_mistral3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     path = folder / "config.json"
     config = read_json(path)
     counts = _read_text_counts(path, config)
-    if counts["num_hidden_layers"] < min_layers:
-        raise ConfigError(
-            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
-            f"{min_layers} are read; the parts are of different models"
-        )
+    check_depth(path, counts, min_layers)
     names = find_weights(folder, folder.name).read_shapes()
     is_nested = any(name.startswith("model.language_model.") for name in names)
     expected = {
@@ -71,7 +67,7 @@ def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
     if text.get("head_dim") is None:
         counts = find_counts(path, text, "hidden_size", "num_attention_heads")
         text["head_dim"] = counts["hidden_size"] // counts["num_attention_heads"]
-    return find_counts(path, text, *_TEXT_NAMES)
+    return find_counts(path, text, *DECODER_NAMES, "head_dim")
 
 
 def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:

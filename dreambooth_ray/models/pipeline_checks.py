@@ -57,8 +57,8 @@ def _class_in_config(directory: Path, part: Part) -> str:
     if part.library == "diffusers":
         return str(config.get("_class_name", part.class_name))
     names = config.get("architectures") or [part.class_name]
-    known = {part.class_name, *part.wider_classes}
-    return next((str(name) for name in names if name in known), str(names[0]))
+    classes = {part.class_name, *part.wider_classes}
+    return next((str(name) for name in names if name in classes), str(names[0]))
 
 
 def read_shapes(directory: Path, part: Part) -> dict[str, list[int]]:

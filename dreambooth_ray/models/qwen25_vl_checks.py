@@ -6,7 +6,11 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import expect_affine
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.qwen3_checks import expect_behind_attention, expect_decoder
+from dreambooth_ray.models.qwen3_checks import (
+    DECODER_NAMES,
+    expect_behind_attention,
+    expect_decoder,
+)
 from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
@@ -17,10 +21,6 @@ from dreambooth_ray.models.weight_files import find_weights
 
 # Levels of names that files of transformers' current releases have, and published ones do not.
 _LEVELS = {"visual.": "model.visual.", "model.": "model.language_model."}
-_TEXT_NAMES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads",
-)  # fmt: skip
 # Of Qwen2_5_VLVisionConfig, where a configuration names none.
 _VISION_DEFAULTS = {
     "depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "in_channels": 3,
@@ -32,7 +32,7 @@ def check_qwen25_vl(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
     path = folder / "config.json"
     config = read_json(path)
-    counts = find_counts(path, _read_text_config(config), *_TEXT_NAMES)
+    counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
     if counts["hidden_size"] % counts["num_attention_heads"]:
         raise ConfigError(
             f"{path}: num_attention_heads={counts['num_attention_heads']} does not divide "
@@ -67,7 +67,7 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     path: of the configuration, to name in an error
     raises: ConfigError for a number that is none
     """
-    counts = find_counts(path, _read_text_config(config), *_TEXT_NAMES)
+    counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
     vision_config = config.get("vision_config") or {}
     vision = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
     return {

@@ -1,11 +1,18 @@
 """Whether a folder holds a Qwen3, and its tokenizer a chat template; by the files alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.chat_template_checks import check_chat_template
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
+
+# Of the configuration of a decoder.
+DECODER_NAMES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads",
+)  # fmt: skip
 
 
 def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
@@ -15,15 +22,8 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     raises: ConfigError naming the file
     """
     path = folder / "config.json"
-    counts = read_counts(
-        path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", head_dim=128,
-    )  # fmt: skip
-    if counts["num_hidden_layers"] < min_layers:
-        raise ConfigError(
-            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
-            f"{min_layers} are read; the parts are of different models"
-        )
+    counts = read_counts(path, *DECODER_NAMES, head_dim=128)
+    check_depth(path, counts, min_layers)
     names = find_weights(folder, folder.name).read_shapes()
     is_bare = any(name.startswith("layers.") for name in names)
     expected = {
@@ -34,6 +34,15 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     check_shapes(folder, expected, unread=("lm_head.weight",))
     check_chat_template(tokenizer)
     return counts["hidden_size"]
+
+
+def check_depth(path: Path, counts: Mapping[str, int], min_layers: int) -> None:
+    """raises: ConfigError naming the configuration if a decoder has fewer layers than are read"""
+    if counts["num_hidden_layers"] < min_layers:
+        raise ConfigError(
+            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
+            f"{min_layers} are read; the parts are of different models"
+        )
 
 
 def expect_qwen3(counts: dict[str, int]) -> Shapes:

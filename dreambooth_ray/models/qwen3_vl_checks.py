@@ -6,14 +6,10 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.qwen3_checks import expect_qwen3
+from dreambooth_ray.models.qwen3_checks import DECODER_NAMES, check_depth, expect_qwen3
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
 
 _LEVEL = "model."  # of names, of files with the whole language model
-_TEXT_NAMES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim",
-)  # fmt: skip
 # Of Qwen3VLVisionConfig, where a configuration names none.
 _VISION_DEFAULTS: dict[str, Any] = {
     "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "in_channels": 3,
@@ -32,18 +28,14 @@ def check_qwen3_vl(folder: Path, last_layer: int) -> int:
     path = folder / "config.json"
     config = read_json(path)
     counts = _read_text_counts(path, config)
-    if counts["num_hidden_layers"] < last_layer:
-        raise ConfigError(
-            f"{path}: num_hidden_layers={counts['num_hidden_layers']}, and hidden states of layer "
-            f"{last_layer} are read; the parts are of different models"
-        )
+    check_depth(path, counts, last_layer)
     check_shapes(folder, expect_qwen3_vl(path, config), ("lm_head.weight",), dropped_prefix=_LEVEL)
     return counts["hidden_size"]
 
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
     text = {"head_dim": 128} | (config.get("text_config") or {})
-    return find_counts(path, text, *_TEXT_NAMES)
+    return find_counts(path, text, *DECODER_NAMES, "head_dim")
 
 
 def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:

@@ -46,10 +46,10 @@ def check_shapes(
     stored = {name.removeprefix(dropped_prefix): shape for name, shape in shapes.items()}
     for name, shape in expected.items():
         if stored.get(name) != shape:
-            found = stored.get(name) or "no such tensor"
+            stored_shape = stored.get(name) or "no such tensor"
             raise ConfigError(
-                f"{folder}: by config.json {name} is {shape}, and the weights have {found}; the "
-                "files are of different models"
+                f"{folder}: by config.json {name} is {shape}, and the weights have {stored_shape}; "
+                "the files are of different models"
             )
     if surplus := sorted(stored.keys() - expected.keys() - set(unread)):
         raise ConfigError(

@@ -3,7 +3,7 @@
 Legend: B batch, L tokens of a prompt, D width of the text encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,22 @@ import torch.nn.functional as F
 from dreambooth_ray.models.conditioning import Conditioning
 
 
-def join_text_rows(rows: Sequence[Conditioning]) -> Conditioning:
-    """All rows of `hidden`, (B, L, ..., D), with zeros behind the shorter ones.
+class PaddedRows:
+    """A first base class of `ModelFunctions` whose forwards take prompts of all lengths at once."""
 
-    Where there are any, `is_token`, (B, L) bool, says what is no padding.
-    """
-    lengths = [row["hidden"].shape[1] for row in rows]
-    if len(set(lengths)) == 1:
-        return Conditioning.join(rows)
-    return Conditioning.join([_pad(row, max(lengths)) for row in rows])
+    def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
+        """All rows of `hidden`, (B, L, ..., D), with zeros behind the shorter ones.
+
+        Where there are any, `is_token`, (B, L) bool, says what is no padding.
+        """
+        lengths = [row["hidden"].shape[1] for row in rows]
+        if len(set(lengths)) == 1:
+            return Conditioning.join(rows)
+        return Conditioning.join([_pad(row, max(lengths)) for row in rows])
+
+    def batch_key(self, conditioning: Conditioning) -> Hashable:
+        """All can share a forward."""
+        return None
 
 
 def _pad(row: Conditioning, num_tokens: int) -> Conditioning:

@@ -54,9 +54,9 @@ class _ListedQueue:
             self.open_ids.add(WorkMark.parse(name).id)
             return
         if kind == "ended":
-            ended = parse_end(name)
-            self.ends[ended.id].append(ended)
-            work_id = ended.id
+            end = parse_end(name)
+            self.ends[end.id].append(end)
+            work_id = end.id
         elif kind == "records":
             work_id = name.rpartition("/")[2].removesuffix(".json")
         else:
@@ -88,18 +88,18 @@ def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterato
 def _describe(
     name: str, queue: _ListedQueue, before_s: float, now_s: float
 ) -> Iterator[EndedGarbage]:
-    ended, files = [], []
+    ended_work, files = [], []
     for work_id, ends in queue.ends.items():
         is_old = max(end.ended_ms for end in ends) / 1000 < now_s - ENDED_S
         is_unchanged = all(file.modified_s < before_s for file in queue.files[work_id])
         if is_old and is_unchanged and work_id not in queue.open_ids:
-            ended.append(tuple(ends))
+            ended_work.append(tuple(ends))
             files += queue.files[work_id]
-    if ended:
-        reason = f"{describe_count(len(ended), 'piece')} of work that ended a week ago"
+    if ended_work:
+        reason = f"{describe_count(len(ended_work), 'piece')} of work that ended a week ago"
         size_bytes = sum(file.size_bytes for file in files)
         modified_s = max(file.modified_s for file in files)
-        yield EndedGarbage(name, reason, size_bytes, modified_s, ended=tuple(ended))
+        yield EndedGarbage(name, reason, size_bytes, modified_s, ended=tuple(ended_work))
 
 
 def remove_ended(storage: Store, item: EndedGarbage) -> bool:
@@ -128,10 +128,10 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     for name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
         queue.remove_file(name)
     claims.remove(work_id)
-    for ended in ends:
-        queue.remove_file(f"ended/{end_name(ended)}")
+    for end in ends:
+        queue.remove_file(f"ended/{end_name(end)}")
         if queue.is_local:
-            remove_empty_folders(queue.local_path(f"ended/{end_name(ended)}").parent)
+            remove_empty_folders(queue.local_path(f"ended/{end_name(end)}").parent)
     return True
 
 

@@ -31,10 +31,10 @@ def list_files(store: Store, folder: str = "") -> list[ListedFile]:
 
     def find() -> dict[str, dict[str, Any]]:
         try:
-            found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+            details: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        return found
+        return details
 
     entries = find() if store.is_local else retry_while_away(find, store.uri)
     return sorted(_iterate_files(entries, path), key=lambda file: file.name)

@@ -91,16 +91,18 @@ class PredictionErrors:
         # Plain lists: torch.compile knows no list[Tensor]().
         photographs: list[Tensor] = []
         class_images: list[Tensor] = []
-        kept: list[Tensor] = []
+        kept_output: list[Tensor] = []
         for forward in batch.forwards:
             if forward.preserved is None:
                 errors = self.compute_errors(forward)
             else:
                 errors, output_errors = self.compute_both_errors(forward, forward.preserved)
-                kept.append(output_errors)
+                kept_output.append(output_errors)
             photographs.append(errors[: forward.num_photographs])
             class_images.append(errors[forward.num_photographs :])
-        return torch.cat(photographs + class_images), torch.cat(kept) if kept else None
+        return torch.cat(photographs + class_images), torch.cat(
+            kept_output
+        ) if kept_output else None
 
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction in one forward, weighted as configured."""
@@ -146,23 +148,23 @@ class PredictionErrors:
         """(B,) errors, and (P,) how far the output on the photographs is from the base model's."""
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
         photographs = slice(batch.num_photographs)
-        kept = noisy[photographs], batch.times[photographs]
+        kept_inputs = noisy[photographs], batch.times[photographs]
         kept_frames = batch.frames[photographs]
         with self._compute_precision(batch.latents):
             prediction, kept_prediction = self._predict_both(
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames),
-                ForwardInputs(*kept, preserved.tokens, preserved.conditioning, kept_frames),
+                ForwardInputs(*kept_inputs, preserved.tokens, preserved.conditioning, kept_frames),
             )
         dtype = autocast_dtype(self._config.train.precision)
         # Its layers are in that dtype, whatever the strategy does with the trained ones.
         with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
             kept_target = self._forwards.predict_untrained(
-                *kept, self._add_frames(preserved.base_conditioning, kept_frames)
+                *kept_inputs, self._add_frames(preserved.base_conditioning, kept_frames)
             )
         target = self._process.compute_target(batch.latents, batch.noise, batch.times)
         return (
             self._weigh_errors(prediction, target, batch.times, batch.weights),
-            self._weigh_errors(kept_prediction, kept_target, kept[1]),
+            self._weigh_errors(kept_prediction, kept_target, kept_inputs[1]),
         )
 
     def _predict_both(self, first: ForwardInputs, second: ForwardInputs) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ def compare_photographs(one: CopySignature, other: CopySignature) -> Likeness | 
     result = find_place(one, other)
     if result is None:
         return None
-    found, ground, place = result
-    colours, subject = found.colours, found.subject
+    placed_photo, ground, place = result
+    colours, subject = placed_photo.colours, placed_photo.subject
     if place.is_mirrored:
         colours, subject = ImageOps.mirror(colours), ImageOps.mirror(subject)
     boxes = _find_overlap(colours.size, ground.colours.size, place)

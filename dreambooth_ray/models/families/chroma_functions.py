@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens of T5, D its width.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
 from dreambooth_ray.models.t5_text import tokenize_t5
-from dreambooth_ray.models.text_rows import join_text_rows
+from dreambooth_ray.models.text_rows import PaddedRows
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
@@ -55,7 +55,7 @@ class MaskedTransformer(NetworkFunction):
         return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
 
 
-class ChromaFunctions(FlowFunctions, LimitedPrompts):
+class ChromaFunctions(PaddedRows, FlowFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, D): a prompt's tokens and one of padding.
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool.
@@ -86,14 +86,6 @@ class ChromaFunctions(FlowFunctions, LimitedPrompts):
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `LimitedPrompts.check_prompt`."""
         tokenize_t5(tokenizers["tokenizer"], prompt, MAX_TOKENS)
-
-    def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
-        """As `join_text_rows`."""
-        return join_text_rows(rows)
-
-    def batch_key(self, conditioning: Conditioning) -> Hashable:
-        """All can share a forward."""
-        return None
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""

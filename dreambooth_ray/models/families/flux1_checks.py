@@ -95,14 +95,14 @@ def check_transformer_inputs(
     vae = read_part_config(directory, "vae")
     _check_part(directory, "vae", vae)
     channels = int(vae["latent_channels"]) * PATCH**2
-    for key, what, given, part in (
+    for key, what, count, part in (
         ("in_channels", "channels of patches", channels, "vae"),
         *texts,
     ):
-        if counts[key] != given:
+        if counts[key] != count:
             raise ConfigError(
                 f"{directory / 'transformer'} takes {what} {counts[key]}, and {part}/ gives "
-                f"{given}; the parts are of different models"
+                f"{count}; the parts are of different models"
             )
 
 

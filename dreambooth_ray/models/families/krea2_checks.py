@@ -47,13 +47,13 @@ def check_networks(directory: Path) -> None:
     check_shapes(folder, expect_transformer(counts))
     text_width = check_qwen3_vl(directory / "text_encoder", max(text_layers))
     channels = check_qwen_vae(directory / "vae") * PATCH**2
-    for key, what, given, part in (
+    for key, what, count, part in (
         ("in_channels", "channels of patches", channels, "vae"),
         ("text_hidden_dim", "text of width", text_width, "text_encoder"),
     ):
-        if counts[key] != given:
+        if counts[key] != count:
             raise ConfigError(
-                f"{folder} takes {what} {counts[key]}, and {part}/ gives {given}; the parts are of "
+                f"{folder} takes {what} {counts[key]}, and {part}/ gives {count}; the parts are of "
                 "different models"
             )
 
@@ -80,14 +80,14 @@ def _check_form(path: Path, counts: dict[str, int]) -> None:
             f"{path}: axes_dims_rope={axes} must be even and add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
-    for whole, part in (
+    for key, divisor in (
         ("num_attention_heads", "num_key_value_heads"),
         ("text_num_attention_heads", "text_num_key_value_heads"),
         ("text_hidden_dim", "text_num_attention_heads"),
     ):
-        if counts[whole] % counts[part]:
+        if counts[key] % counts[divisor]:
             raise ConfigError(
-                f"{path}: {part}={counts[part]} does not divide {whole}={counts[whole]}"
+                f"{path}: {divisor}={counts[divisor]} does not divide {key}={counts[key]}"
             )
 
 

@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens of 
 of Qwen3-VL that are read, D its width.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
 from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import join_text_rows
+from dreambooth_ray.models.text_rows import PaddedRows
 
 _ENCODER = "text_encoder"
 # Of images of any size, where a model is distilled: the pipeline's.
@@ -68,7 +68,7 @@ def _make_positions(num_tokens: int, rows: int, columns: int, device: torch.devi
     return torch.cat([text, torch.cartesian_prod(*sides)])
 
 
-class Krea2Functions(QwenVAEFunctions, LimitedPrompts):
+class Krea2Functions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, N, D).
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool: what is no padding.
@@ -114,14 +114,6 @@ class Krea2Functions(QwenVAEFunctions, LimitedPrompts):
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `LimitedPrompts.check_prompt`."""
         tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
-
-    def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
-        """As `join_text_rows`."""
-        return join_text_rows(rows)
-
-    def batch_key(self, conditioning: Conditioning) -> Hashable:
-        """All can share a forward."""
-        return None
 
     # Denoiser
 

@@ -43,13 +43,13 @@ def check_networks(directory: Path) -> None:
     check_shapes(folder, expect_transformer(counts))
     channels = check_qwen_vae(directory / "vae") * PATCH**2
     text_width = check_qwen25_vl(directory / "text_encoder")
-    for key, what, given, part in (
+    for key, what, count, part in (
         ("in_channels", "channels of patches", channels, "vae"),
         ("joint_attention_dim", "text of width", text_width, "text_encoder"),
     ):
-        if counts[key] != given:
+        if counts[key] != count:
             raise ConfigError(
-                f"{folder} takes {what} {counts[key]}, and {part}/ gives {given}; the parts are of "
+                f"{folder} takes {what} {counts[key]}, and {part}/ gives {count}; the parts are of "
                 "different models"
             )
 

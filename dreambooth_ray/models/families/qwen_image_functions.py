@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h, w latent sides, H, W pixels, L tokens of 
 Qwen2.5-VL.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import LimitedPrompts
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
 from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import join_text_rows
+from dreambooth_ray.models.text_rows import PaddedRows
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
@@ -57,7 +57,7 @@ class PatchTransformer(NetworkFunction):
         return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
 
 
-class QwenImageFunctions(QwenVAEFunctions, LimitedPrompts):
+class QwenImageFunctions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
     """A conditioning is `hidden`, (B, L, D).
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool: what is no padding.
@@ -88,14 +88,6 @@ class QwenImageFunctions(QwenVAEFunctions, LimitedPrompts):
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `LimitedPrompts.check_prompt`."""
         tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
-
-    def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
-        """As `join_text_rows`."""
-        return join_text_rows(rows)
-
-    def batch_key(self, conditioning: Conditioning) -> Hashable:
-        """All can share a forward."""
-        return None
 
     # Denoiser
 

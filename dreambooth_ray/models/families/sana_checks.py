@@ -42,14 +42,14 @@ def check_networks(directory: Path) -> None:
     find_counts(folder / "config.json", config, *_DEFAULTS)
     _check_form(folder / "config.json", config)
     check_shapes(folder, expect_transformer(config))
-    for key, what, given, part in (
+    for key, what, count, part in (
         ("in_channels", "latents of channels", check_dc_vae(directory / "vae"), "vae"),
         ("caption_channels", "text of width", check_gemma2(directory / "text_encoder"),
          "text_encoder"),
     ):  # fmt: skip
-        if config[key] != given:
+        if config[key] != count:
             raise ConfigError(
-                f"{folder} takes {what} {config[key]}, and {part}/ gives {given}; the parts are of "
+                f"{folder} takes {what} {config[key]}, and {part}/ gives {count}; the parts are of "
                 "different models"
             )
 

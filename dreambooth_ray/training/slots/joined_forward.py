@@ -28,29 +28,29 @@ def predict_joined(
 
     noisy: (R, C, h, w); forwards: with the base model's where its output is kept
     """
-    kept = joined.kept
-    if kept is None:
+    kept_rows = joined.kept
+    if kept_rows is None:
         return forwards.predict(noisy, joined.times, joined.conditioning), None
-    kept_noisy, kept_times = noisy[kept.rows], joined.times[kept.rows]
-    target = forwards.predict_untrained(kept_noisy, kept_times, kept.base_conditioning)
-    if kept.conditioning is None:
-        prediction, kept_prediction = _predict_at_once(forwards, joined, kept, noisy)
+    kept_noisy, kept_times = noisy[kept_rows.rows], joined.times[kept_rows.rows]
+    target = forwards.predict_untrained(kept_noisy, kept_times, kept_rows.base_conditioning)
+    if kept_rows.conditioning is None:
+        prediction, kept_prediction = _predict_at_once(forwards, joined, kept_rows, noisy)
     else:
         # A forward of its own equals the base model's bit for bit, as long as nothing is learnt.
         prediction = forwards.predict(noisy, joined.times, joined.conditioning)
-        kept_prediction = forwards.predict(kept_noisy, kept_times, kept.conditioning)
+        kept_prediction = forwards.predict(kept_noisy, kept_times, kept_rows.conditioning)
     return prediction, KeptOutput(kept_prediction, target)
 
 
 def _predict_at_once(
-    forwards: RecordedForwards, joined: JoinedBatch, kept: KeptRows, noisy: Tensor
+    forwards: RecordedForwards, joined: JoinedBatch, kept_rows: KeptRows, noisy: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As a CUDA graph has to: a second forward would overwrite what the first keeps."""
     num_rows = len(noisy)
     by_slot = torch.cat(
         [
             torch.arange(num_rows, device=noisy.device).view(-1, joined.num_rows),
-            kept.rows.view(-1, joined.num_photographs),
+            kept_rows.rows.view(-1, joined.num_photographs),
         ],
         dim=1,
     )

@@ -199,18 +199,18 @@ class SlotTrainer:
         noisy = self._process.add_noise(joined.latents, joined.noise, joined.times)
         target = self._process.compute_target(joined.latents, joined.noise, joined.times)
         with autocast_networks(self.config.train.precision, self._device):
-            prediction, kept = predict_joined(self._forwards, joined, noisy)
+            prediction, kept_output = predict_joined(self._forwards, joined, noisy)
         losses, part_losses = [], []
         for subject in subjects:
             rows, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
             weigh = partial(weigh_errors, self._process, subject.config.loss)
             errors = weigh(prediction[rows], target[rows], joined.times[rows])
             output_errors = None
-            if kept is not None:
+            if kept_output is not None:
                 kept_rows = joined.kept_rows_of(subject.slot)
                 output_errors = weigh(
-                    kept.prediction[kept_rows],
-                    kept.target[kept_rows],
+                    kept_output.prediction[kept_rows],
+                    kept_output.target[kept_rows],
                     joined.times[rows][:num_photographs],
                 )
             loss, parts = combine_losses(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.adapter_stack import copy_for_adapters, list_adapter_weights
@@ -56,14 +55,10 @@ class SoloNetworks:
 
     def load(self, config: Config, weights: Mapping[str, Tensor]) -> SoloNetwork:
         """The network of a subject with these weights, until the next is asked for."""
-        key = _describe(config.train.lora)
+        key = config.train.lora.model_dump_json()
         if key not in self._networks:
             if len(self._networks) >= _KEPT_NETWORKS:
                 self._networks.pop(next(iter(self._networks)))
             self._networks[key] = SoloNetwork(config, self._components)
         self._networks[key].load(weights)
         return self._networks[key]
-
-
-def _describe(lora_config: LoraConfig) -> str:
-    return lora_config.model_dump_json()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 import math
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_a_worker_starts_once_for_all_its_subjects() -> None:
     shares = {option["gpus"]: option["share_of_steps"] for option in plan["options"]}
     assert shares[1] > shares[8] > shares[1000]
     assert plan["assumptions"]["subject_s"] == "given"
+
+
+def test_a_record_that_was_unsteady_is_told_so() -> None:
+    words = [
+        plan_fleet(make_workload(8), CLUSTER, 4, gain, None)["assumptions"]["subject_s"]
+        for gain in (GAIN, replace(GAIN, unsteady="something ran beside it"))
+    ]
+    assert "unsteady" not in words[0]
+    assert "(unsteady: something ran beside it)" in words[1]
 
 
 def test_failures_cost_what_was_done_since_the_last_checkpoint() -> None:
