@@ -7,7 +7,7 @@ discrete-event simulation of failures.
 import json
 import math
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 
 SIMULATED = 400
+# Pieces between checkpoints that all simulated jobs of an option may have: some seconds.
+_MOST_PIECES = 1_000_000
+# A job that takes so many times its work is never done between two failures.
+_MOST_STRETCH = 1000
 GPU_COUNTS = (1, 2, 4, 8, 16)
 
 
@@ -37,9 +41,7 @@ class Workload:
         """raises ConfigError naming the field."""
         if not 0 < self.efficiency <= 1:
             raise ConfigError(f"--efficiency={self.efficiency} is not above 0 and at most 1")
-        for name in ("step_s", "start_s", "checkpoint_bytes"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
+        _check_amounts(self, ("step_s", "start_s", "checkpoint_bytes"))
 
     def compute_s(self, gpus: int) -> float:
         """Seconds of steps of one subject on some GPUs, without failures."""
@@ -57,9 +59,13 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """raises ConfigError naming the field."""
-        for name in ("link_bytes_s", "mtbf_s", "price_h"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
+        _check_amounts(self, ("link_bytes_s", "mtbf_s", "price_h"))
+
+
+def _check_amounts(record: Workload | Cluster, names: Iterable[str]) -> None:
+    for name in names:
+        if not 0 < getattr(record, name) < math.inf:
+            raise ConfigError(f"{name}={getattr(record, name)} must be a number above 0")
 
 
 def measured_step_s(results: Path) -> tuple[float, str]:
@@ -98,22 +104,33 @@ def expected_s(work_s: float, interval_s: float, save_s: float, start_s: float, 
     """Wall time of a job with exponential failures, the start included.
 
     Source: Daly 2006, eq. 13: M e^(R/M) (e^((tau + delta)/M) - 1) T/tau.
+    raises: ConfigError if failures never let it end
     """
     pieces = work_s / interval_s
-    retry_factor = math.expm1((interval_s + save_s) / mtbf_s)
-    return start_s + mtbf_s * math.exp(start_s / mtbf_s) * retry_factor * pieces
+    try:
+        retry_factor = math.expm1((interval_s + save_s) / mtbf_s)
+        job_s = start_s + mtbf_s * math.exp(start_s / mtbf_s) * retry_factor * pieces
+    except OverflowError:
+        job_s = math.inf
+    if job_s > _MOST_STRETCH * (start_s + work_s):
+        raise ConfigError(
+            f"--mtbf-h={mtbf_s / 3600:.3g} of a job's GPUs: with {start_s:g} s of a start and "
+            f"{save_s:.3g} s of a checkpoint no job ends between failures; correct the three"
+        )
+    return job_s
 
 
 def simulate_s(
     work_s: float, interval_s: float, save_s: float, start_s: float, mtbf_s: float, seed: int
 ) -> float:
-    """Mean wall time of `SIMULATED` jobs with random failures, event by event."""
+    """Mean wall time of `SIMULATED` jobs, or as many as a few seconds allow, event by event."""
     rng = random.Random(seed)
     failures_s = iter(lambda: rng.expovariate(1 / mtbf_s), None)
+    num_jobs = max(1, min(SIMULATED, int(_MOST_PIECES * interval_s / work_s)))
     jobs = (
-        replay_s(work_s, interval_s, save_s, start_s, failures_s, start_s) for _ in range(SIMULATED)
+        replay_s(work_s, interval_s, save_s, start_s, failures_s, start_s) for _ in range(num_jobs)
     )
-    return sum(jobs) / SIMULATED
+    return sum(jobs) / num_jobs
 
 
 def replay_s(
@@ -143,12 +160,18 @@ def replay_s(
 
 
 def make_plan(workload: Workload, cluster: Cluster, seed: int) -> dict[str, Any]:
-    """The number of GPUs a subject that ends soonest, and what all of them cost."""
-    options = [
-        _make_option(workload, cluster, num_gpus, seed)
-        for num_gpus in GPU_COUNTS
-        if num_gpus <= cluster.gpus
-    ]
+    """The number of GPUs a subject that ends soonest, and what all of them cost.
+
+    Numbers of GPUs whose steps take longer than those of fewer are left out.
+    raises: ConfigError if failures never let a job end
+    """
+    options: list[dict[str, Any]] = []
+    shortest_s = math.inf
+    for num_gpus in GPU_COUNTS:
+        compute_s = workload.compute_s(num_gpus)
+        if num_gpus <= cluster.gpus and compute_s < shortest_s:
+            options.append(_make_option(workload, cluster, num_gpus, seed))
+            shortest_s = compute_s
     return {
         "work": asdict(workload), "cluster": asdict(cluster),
         "best": min(options, key=lambda o: (float(o["wall_h"]), float(o["cost"]))),

@@ -89,7 +89,10 @@ def plan_fleet(
     """Subjects in batches of `slots` on each GPU: time and cost on 1, 8, 1,000 and the cluster's.
 
     subject_s: instead of the measured one
+    raises: ConfigError if failures never let a job end
     """
+    if subject_s is not None and not 0 <= subject_s < math.inf:
+        raise ConfigError(f"--subject-s={subject_s} must be a number of seconds, at least 0")
     counts = sorted({*GPU_COUNTS, cluster.gpus})
     own_s = gain.subject_s if subject_s is None else subject_s
     return {

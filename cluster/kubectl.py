@@ -1,6 +1,7 @@
 """kubectl, which knows where the cluster is and who asks: KUBECONFIG and its current context."""
 
 import json
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -10,6 +11,8 @@ from dreambooth_ray.errors import CapacityError
 _REQUEST_S = 30
 # `replace --force` waits for what it deletes.
 _CALL_S = 300
+# klog's: letter of the level, month and day, time.
+_LOG_LINE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
 
 
 def run_kubectl(*arguments: str, text: str = "") -> str:
@@ -28,8 +31,14 @@ def run_kubectl(*arguments: str, text: str = "") -> str:
     except subprocess.TimeoutExpired as error:
         raise CapacityError(f"{verb} has not ended in {_CALL_S} s; is the cluster up?") from error
     if result.returncode:
-        raise CapacityError(f"{verb} failed: {' '.join(result.stderr.split())}")
+        raise CapacityError(f"{verb} failed: {_find_reason(result.stderr)}")
     return result.stdout
+
+
+def _find_reason(text: str) -> str:
+    """The words of a refusal, in one line, without the log of kubectl's own tries before it."""
+    lines = [line for line in text.splitlines() if not _LOG_LINE.match(line)]
+    return " ".join(" ".join(lines or [text]).split())
 
 
 def read_resources(*arguments: str) -> list[dict[str, Any]]:

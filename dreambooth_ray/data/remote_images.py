@@ -12,6 +12,8 @@ from dreambooth_ray.data.masks import find_mask
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.errors import CheckpointError, DataError
 from dreambooth_ray.storage import manifest, paths
+from dreambooth_ray.storage.artifact_uri import find_artifact
+from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.store import Store
 
 
@@ -60,16 +62,18 @@ def upload_photographs(folder: Path, storage: Store) -> str:
 def _download_folder(uri: str) -> Path:
     local = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
     atexit.register(shutil.rmtree, local, ignore_errors=True)
-    root, *name_parts = uri.rsplit("/", 2)
-    store, name = Store(root), "/".join(name_parts)
     try:
-        if store.exists(f"{name}.json"):
-            manifest.download_artifact(store, name, local)
-        else:
-            for file in store.names(name):
-                store.download(f"{name}/{file}", local / file)
+        if (artifact := find_artifact(uri)) is not None:
+            manifest.download_artifact(*artifact, local)
+            return local
+        folder = Store(uri)
+        for file in list_files(folder):
+            if "/" not in file.name:
+                folder.download(file.name, local / file.name, file.size_bytes)
     except (CheckpointError, OSError) as error:
         raise DataError(
             f"subject.photos={uri!r} can't be read: {error}; upload it again"
         ) from error
+    if not any(local.iterdir()):
+        raise DataError(f"subject.photos={uri!r} has no files; upload the photographs there")
     return local

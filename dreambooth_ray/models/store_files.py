@@ -10,6 +10,7 @@ from pathlib import Path
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.remote_files import INDEX, RemoteFiles
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.artifact_uri import find_artifact
 from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.manifest import MANIFEST, bytes_hash, parse_manifest, read_entries
 from dreambooth_ray.storage.store import Store
@@ -60,12 +61,10 @@ def open_store_model(uri: str, part: str = "") -> "StoreFiles":
 
 def _open_artifact(uri: str) -> Store | None:
     """The folder of a committed artifact, such as a model that `model_mirror` has put there."""
-    root, *name = uri.rsplit("/", 2)
-    storage, artifact = Store(root), "/".join(name)
-    # It knows an artifact by its pointer, which lies beside what it names.
-    if len(name) < 2 or not storage.exists(f"{artifact}.json"):
+    if (artifact := find_artifact(uri)) is None:
         return None
-    folder, _, _ = read_entries(storage, artifact)
+    storage, name = artifact
+    folder, _, _ = read_entries(storage, name)
     return storage.sub(folder)
 
 

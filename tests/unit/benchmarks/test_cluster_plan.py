@@ -61,6 +61,26 @@ def test_impossible_numbers_are_refused() -> None:
         Cluster(1, 1.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -1.0])
+def test_what_is_no_length_is_refused(number: float) -> None:
+    with pytest.raises(ConfigError, match="step_s"):
+        Workload(1, 1, number, 1.0, 1.0, 0.5)
+    with pytest.raises(ConfigError, match="price_h"):
+        Cluster(1, 1.0, 1.0, number)
+
+
+@pytest.mark.parametrize("mtbf_s", [1e-6, 60.0])
+def test_work_that_failures_never_let_end_is_refused(mtbf_s: float) -> None:
+    work = Workload(1, 800, 0.5, 3600.0, 4e9, 0.95)
+    with pytest.raises(ConfigError, match="--mtbf-h"):
+        make_plan(work, Cluster(4, 1e9, mtbf_s, 2.0), 0)
+
+
+def test_numbers_of_gpus_that_would_never_end_are_left_out() -> None:
+    plan = make_plan(Workload(1, 800, 0.5, 25.0, 4e9, 1e-9), Cluster(4, 1e9, 5000 * HOUR, 2.0), 0)
+    assert [option["gpus_a_subject"] for option in plan["options"]] == [1]
+
+
 def test_a_step_is_as_long_as_it_was_measured(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no --step-s.*bench train"):
         measured_step_s(tmp_path)

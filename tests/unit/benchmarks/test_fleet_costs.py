@@ -94,3 +94,10 @@ def test_without_a_record_that_is_said(tmp_path: Path, text: str | None) -> None
         (tmp_path / "fleet.json").write_text(text)
     with pytest.raises(ConfigError, match=r"--slots: .*fleet\.json .* `dreambooth bench fleet"):
         read_batch_gain(tmp_path)
+
+
+def test_a_fleet_that_would_never_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--subject-s=inf"):
+        plan_fleet(make_workload(4), CLUSTER, 4, GAIN, math.inf)
+    with pytest.raises(ConfigError, match="--mtbf-h"):
+        plan_fleet(make_workload(4, start_s=1e6), replace(CLUSTER, mtbf_s=1.0), 4, GAIN, None)

@@ -48,3 +48,24 @@ def test_damage_is_said(photos: Path, storage: Store) -> None:
     storage.write(f"photographs/{name}/{image}", b"other")
     with pytest.raises(DataError, match="upload it again"):
         photographs_folder(uri)
+
+
+def test_a_folder_right_below_a_bucket_is_read(photos: Path) -> None:
+    bucket = Store(f"memory://{uuid.uuid4().hex}")
+    for path in photos.iterdir():
+        bucket.upload(path, path.name)
+    local = photographs_folder(bucket.uri)
+    assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
+
+
+def test_folders_beside_remote_photographs_are_left_alone(photos: Path, storage: Store) -> None:
+    for path in photos.iterdir():
+        storage.upload(path, f"dog/{path.name}")
+    storage.write("dog/old/0.png", b"no photograph")
+    local = photographs_folder(f"{storage.uri}/dog")
+    assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
+
+
+def test_a_remote_folder_without_files_is_named(storage: Store) -> None:
+    with pytest.raises(DataError, match=f"subject.photos='{storage.uri}/nothing'"):
+        photographs_folder(f"{storage.uri}/nothing")

@@ -1,0 +1,17 @@
+"""Artifacts by their URI, where a plain folder may lie as well."""
+
+from dreambooth_ray.storage.store import Store
+
+
+def find_artifact(uri: str) -> tuple[Store, str] | None:
+    """The storage and the name of a committed artifact, KIND/NAME; None where none lies there.
+
+    raises: StorageError
+    """
+    root, *name_parts = uri.rsplit("/", 2)
+    # A folder right below a bucket has no storage above it.
+    if "://" not in root:
+        return None
+    store, name = Store(root), "/".join(name_parts)
+    # It is known by its pointer, which lies beside what it names.
+    return (store, name) if store.exists(f"{name}.json") else None
