@@ -228,6 +228,9 @@ def _describe_kept(config: Config) -> str:
         kept.append(f"{prior.num_images} class images, weight {prior.weight:g}")
     if prior.keeps_output:
         kept.append(f"the base model's output, weight {prior.output_weight:g}")
+    if config.train.keeps_background:
+        weight = config.train.mask_background
+        kept.append(f"the base model's output outside the masks, weight {weight:g}")
     return "; ".join(kept) or "nothing"
 
 

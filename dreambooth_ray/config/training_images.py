@@ -40,6 +40,11 @@ class TrainingImagesConfig(Section):
         description="weight of the loss outside the masks of photographs (photo.mask.png, or their "
         "transparency), 1 inside; null uses no masks",
     )
+    mask_background_target: Literal["photograph", "output"] = Field(
+        "photograph",
+        description="what the loss compares with outside the masks: the photograph, or what the "
+        "base model makes of it, so that nothing is learnt there",
+    )
 
     @property
     def sides_px(self) -> tuple[int, ...]:
@@ -57,6 +62,11 @@ class TrainingImagesConfig(Section):
         """Whether all training images are squares of one size."""
         return not self.buckets and len(self.sides_px) == 1
 
+    @property
+    def keeps_background(self) -> bool:
+        """Whether the base model's output is kept outside the masks."""
+        return self.mask_background_target == "output"
+
     @field_validator("resolution", mode="before")
     @classmethod
     def _one_or_a_list(cls, resolution: Any) -> Any:
@@ -69,6 +79,16 @@ class TrainingImagesConfig(Section):
                 "one to eight of them"
             )
         return resolution
+
+    @model_validator(mode="after")
+    def _the_background_has_a_weight(self) -> "TrainingImagesConfig":
+        if self.keeps_background and not self.mask_background:
+            weight = "null" if self.mask_background is None else "0"
+            raise ValueError(
+                "train.mask_background_target=output is for what is outside of masks, and "
+                f"train.mask_background={weight} leaves that out; give a weight above 0, 1 for one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shapes_can_be_made(self) -> "TrainingImagesConfig":

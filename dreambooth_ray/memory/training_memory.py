@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config, can_be_graphed
+from dreambooth_ray.models.frozen_copy import needs_untrained
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.version import __version__
 
@@ -39,7 +40,7 @@ _NOT_COUNTED = {
     "steps", "images", "batch_size", "accumulate", "optimizer", "lr", "text_encoder_lr",
     "compile", "lr_schedule", "lr_warmup_steps", "weight_decay", "max_grad_norm", "prompt", "flip",
     "deterministic", "cuda_graphs", "ema_decay", "deepspeed", "buckets", "bucket_step_px",
-    "bucket_max_aspect", "crop", "mask_background",
+    "bucket_max_aspect", "crop", "mask_background", "mask_background_target",
 }  # fmt: skip
 COUNT_KEYS = (
     "trained", "trained_unet", "factored", "frozen_unet", "frozen_text", "frozen_vae",
@@ -129,7 +130,7 @@ def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
 
 def _count_untrained_copy(config: Config, counts: dict[str, int], strategy: Strategy) -> int:
     """Of the base model beside the trained one, see `models.frozen_copy`."""
-    if not config.prior.keeps_output:
+    if not needs_untrained(config):
         return 0
     bytes_a_weight = 4 if config.train.precision == "32" else 2
     num_copied = 0 if config.train.method == "lora" else counts["trained_unet"]

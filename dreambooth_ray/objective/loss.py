@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h, w latent sides.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from diffusers import DDPMScheduler
@@ -14,6 +14,16 @@ from torch.nn import functional as F
 from dreambooth_ray.errors import ConfigError
 
 Number = TypeVar("Number", float, Tensor)
+
+
+class Background(NamedTuple):
+    """What is compared with another target, in the first P images of a batch.
+
+    target: (P, C, h, w); shares: (P, 1, h, w) of an error's weight, 1 where all is compared with it
+    """
+
+    target: Tensor
+    shares: Tensor
 
 
 def compute_target(
@@ -57,27 +67,35 @@ def compute_sample_errors(
     target: Tensor,
     huber_delta: float | None = None,
     weights: Tensor | None = None,
+    background: Background | None = None,
 ) -> Tensor:
     """Mean squared error of each sample; with a delta, errors beyond it count linearly.
 
     weights: (B, 1, h, w) of the mean, at least 0
-    prediction, wanted: (B, C, h, w); returns (B,) float32
+    prediction, target: (B, C, h, w); returns (B,) float32
     """
-    if huber_delta is None:
-        return _compute_means((prediction.float() - target.float()).square(), weights)
-    elementwise = F.huber_loss(
-        prediction.float(), target.float(), reduction="none", delta=huber_delta
-    )
-    # Twice, to equal the squared error of small errors.
-    return 2 * _compute_means(elementwise, weights)
-
-
-def _compute_means(elementwise: Tensor, weights: Tensor | None) -> Tensor:
-    """(B,) means of (B, C, h, w), weighed by area."""
+    errors = _compute_elementwise(prediction, target, huber_delta)
+    if background is not None:
+        num = len(background.target)
+        of_background = _compute_elementwise(prediction[:num], background.target, huber_delta)
+        errors = torch.cat([errors[:num].lerp(of_background, background.shares), errors[num:]])
     if weights is None:
-        return elementwise.mean(dim=(1, 2, 3))
-    sums = (elementwise * weights).sum(dim=(1, 2, 3))
-    return sums / (weights.sum(dim=(1, 2, 3)) * elementwise.shape[1])
+        return errors.mean(dim=(1, 2, 3))
+    sums = (errors * weights).sum(dim=(1, 2, 3))
+    return sums / (weights.sum(dim=(1, 2, 3)) * errors.shape[1])
+
+
+def _compute_elementwise(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
+    """(B, C, h, w) squared errors, or by a delta."""
+    if huber_delta is None:
+        return (prediction.float() - target.float()).square()
+    # Twice, to equal the squared error of small errors.
+    return 2 * F.huber_loss(prediction.float(), target.float(), reduction="none", delta=huber_delta)
+
+
+def weigh_masks(masks: Tensor, background_weight: float) -> Tensor:
+    """(B, 1, h, w) weights of errors: 1 inside a mask. masks: (B, 1, h, w) share of the subject"""
+    return background_weight + (1 - background_weight) * masks
 
 
 def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, Tensor]:

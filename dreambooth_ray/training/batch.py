@@ -45,7 +45,10 @@ class Batch:
     num_photographs: rows of photographs, which come first; step counts from 0
     starts_step, ends_step: whether it is the first and the last part of its step
     preserved: what the base model's output on the photographs is kept under, where it is kept
-    weights: (B, 1, h, w) of the errors inside an image, where masks are used
+    masks: (B, 1, h, w) share of each latent's area that is the subject's, 1 in an image without
+        mask; where masks are used
+    base_conditioning: by the photographs' captions and the base model's text encoders, where its
+        output is what is to be outside the masks
     others: rows of the same part whose images are of other shapes: a forward each
     """
 
@@ -60,7 +63,8 @@ class Batch:
     ends_step: bool = True
     starts_step: bool = True
     preserved: PreservedCaptions | None = None
-    weights: Tensor | None = None
+    masks: Tensor | None = None
+    base_conditioning: Conditioning | None = None
     others: "list[Batch]" = field(default_factory=list)
 
     @property

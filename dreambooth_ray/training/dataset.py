@@ -45,7 +45,7 @@ class TrainingDataset(IterableDataset[Batch]):
         self.start, self.accumulate = 0, config.train.accumulate
         flip = config.train.flip
         self._photographs = [
-            encode_photographs(components, photograph, config.train, flip, index)
+            encode_photographs(components, photograph, flip, index)
             for index, photograph in enumerate(photographs)
         ]
         num_held_out = config.prior.num_images - config.num_class_images
@@ -70,6 +70,11 @@ class TrainingDataset(IterableDataset[Batch]):
         )
         self._preserved = (
             PreservedEmbeddings(components, self._captions, preserved) if preserved else None
+        )
+        self._background = (
+            PreservedEmbeddings(components, self._captions, ["", *captions])
+            if config.train.keeps_background
+            else None
         )
 
     def _list_preserved(
@@ -109,7 +114,7 @@ class TrainingDataset(IterableDataset[Batch]):
     def _make_group(self, step: int, part: int, positions: list[int]) -> Batch:
         """The rows of one forward."""
         size = self._config.train.batch_size
-        latents, captions, keys, frames, weights = [], [], [], [], list[Tensor | None]()
+        latents, captions, keys, frames, masks = [], [], [], [], list[Tensor | None]()
         preserved: list[str] = []
         for offset in (0, size) if self._priors else (0,):
             for position in positions:
@@ -120,7 +125,7 @@ class TrainingDataset(IterableDataset[Batch]):
                 captions.append(self._choose_caption(image.captions, step, key))
                 keys.append(key)
                 frames.append(image.frame)
-                weights.append(self._choose_weights(image, step, key))
+                masks.append(self._choose_mask(image, step, key))
                 if self._preserved and not offset:
                     preserved.append(self._choose_preserved(position, image.captions, step, key))
         tokens, conditioning = self._captions.look_up(captions)
@@ -136,7 +141,8 @@ class TrainingDataset(IterableDataset[Batch]):
             ends_step=part == self.accumulate - 1,
             starts_step=part == 0,
             preserved=self._preserved.look_up(preserved) if self._preserved else None,
-            weights=self._join_weights(weights, latents[0]),
+            masks=self._join_masks(masks, latents[0]),
+            base_conditioning=self._embed_background(captions[: len(positions)]),
         )
 
     def _choose_preserved(
@@ -193,18 +199,20 @@ class TrainingDataset(IterableDataset[Batch]):
         """As it is, or mirrored. views: (F, ...)"""
         return int(noise.integers(self._config.seed, "flip", step, [key], len(views)))
 
-    def _choose_weights(self, image: CachedImage, step: int, key: int) -> Tensor | None:
-        """(1, h, w), mirrored where the latents are."""
-        if image.weights is None:
-            return None
-        return image.weights[self._choose_view(image.weights, step, key)]
+    def _embed_background(self, captions: list[str]) -> Conditioning | None:
+        """Under which the base model's output is kept outside the masks, if it is."""
+        return self._background.look_up(captions).base_conditioning if self._background else None
 
-    def _join_weights(self, weights: list[Tensor | None], latents: Tensor) -> Tensor | None:
+    def _choose_mask(self, image: CachedImage, step: int, key: int) -> Tensor | None:
+        """(1, h, w), mirrored where the latents are."""
+        return None if image.mask is None else image.mask[self._choose_view(image.mask, step, key)]
+
+    def _join_masks(self, masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
         """(B, 1, h, w); 1 everywhere for an image without mask. latents: (C, h, w) of one row"""
         if self._config.train.mask_background is None:
             return None
         ones = torch.ones_like(latents[:1])
-        return torch.stack([ones if of_image is None else of_image for of_image in weights])
+        return torch.stack([ones if of_image is None else of_image for of_image in masks])
 
     def _choose_caption(self, captions: tuple[str, ...], step: int, key: int) -> str:
         seed, dropout = self._config.seed, self._config.loss.caption_dropout

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import ShapeTurns, growing_set_index, shuffled_index
@@ -35,13 +34,13 @@ def choose_resolution(config: Config, step: int) -> int:
 class CachedImage(NamedTuple):
     """One image: latents (F, 2, C, h, w), the captions it may get, and what of it is seen.
 
-    weights: (F, 1, h, w) of its errors, where it has a mask
+    mask: (F, 1, h, w), where it has one
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     frame: ImageFrame
-    weights: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class PhotographPool:
 def encode_photographs(
     components: Components,
     photographs: list[Photograph],
-    train: TrainingImagesConfig,
     flip: bool,
     subject_index: int = 0,
 ) -> PhotographPool:
@@ -78,27 +76,22 @@ def encode_photographs(
         for view in photograph.views:
             latents = encode_posterior(components, view.image, flip)
             height, width = latents.shape[-2:]
-            weights = None
-            if view.mask is not None and train.mask_background is not None:
-                weights = weigh_mask(view.mask, (height, width), train.mask_background, flip)
+            mask = None if view.mask is None else scale_mask(view.mask, (height, width), flip)
             frame = ImageFrame(*view.frame)
-            views.append(CachedImage(latents, photograph.captions, frame, weights))
+            views.append(CachedImage(latents, photograph.captions, frame, mask))
         images.append(tuple(views))
     return PhotographPool(images, subject_index)
 
 
-def weigh_mask(
-    mask: Image.Image, latent_shape: tuple[int, int], background: float, flip: bool
-) -> Tensor:
-    """(F, 1, h, w) float32: 1 inside a mask, `background` outside, by the share of a latent's area.
+def scale_mask(mask: Image.Image, latent_shape: tuple[int, int], flip: bool) -> Tensor:
+    """(F, 1, h, w) float32: the share of each latent's area that is inside a mask.
 
     latent_shape: (h, w)
     """
     height, width = latent_shape
     shares = mask.convert("F").resize((width, height), Image.Resampling.BOX)
-    weights = torch.from_numpy(np.array(shares)).float()[None] / 255
-    weights = background + (1 - background) * weights
-    return torch.stack([weights, weights.flip(2)] if flip else [weights])
+    latent_mask = torch.from_numpy(np.array(shares)).float()[None] / 255
+    return torch.stack([latent_mask, latent_mask.flip(2)] if flip else [latent_mask])
 
 
 class PriorPool:

@@ -17,7 +17,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.frozen_copy import copy_untrained
+from dreambooth_ray.models.frozen_copy import copy_untrained, needs_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.tensor_files import LazyTensors
 from dreambooth_ray.models.trainable_params import copy_weights, is_trained
@@ -68,7 +68,7 @@ class DreamBoothModule(pl.LightningModule):
                 cast_frozen_layers(network, config.train.precision)
         # In a tuple: it is neither trained nor saved.
         self._base_denoisers: tuple[nn.Module, ...] = ()
-        if config.prior.keeps_output:
+        if needs_untrained(config):
             base_denoiser = copy_untrained(denoiser, shares_weights=is_cast_here)
             cast_frozen_layers(base_denoiser, config.train.precision)
             self._base_denoisers = (base_denoiser,)

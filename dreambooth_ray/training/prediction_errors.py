@@ -4,6 +4,7 @@ Legend: B batch of one worker, P photographs in it, C latent channels, h, w late
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.precision import autocast_dtype
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective.forward_process import ForwardProcess
+from dreambooth_ray.objective.loss import Background
 from dreambooth_ray.training.batch import Batch, PreservedCaptions
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
@@ -48,12 +50,15 @@ def weigh_errors(
     target: Tensor,
     times: Tensor,
     mask_weights: Tensor | None = None,
+    background: Background | None = None,
 ) -> Tensor:
     """(B,) error of each sample, weighted as configured. prediction, target: (B, C, h, w)
 
     mask_weights: (B, 1, h, w) of a batch with masks
     """
-    errors = objective.compute_sample_errors(prediction, target, loss.huber_delta, mask_weights)
+    errors = objective.compute_sample_errors(
+        prediction, target, loss.huber_delta, mask_weights, background
+    )
     weights = process.compute_weights(loss, times)
     return errors if weights is None else errors * weights
 
@@ -80,6 +85,7 @@ class PredictionErrors:
     def __init__(self, config: Config, components: Components, forwards: RecordedForwards) -> None:
         self._config, self._forwards, self._functions = config, forwards, components.functions
         self._process = self._functions.forward_process(components)
+        self._weigh_errors = partial(weigh_errors, self._process, config.loss)
         self._embed_tokens = (
             self._functions.text_training.token_embedder(components, forwards.text_functions)
             if forwards.text_functions
@@ -107,18 +113,41 @@ class PredictionErrors:
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction in one forward, weighted as configured."""
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
+        base_output = self._predict_background(batch, noisy)
         with self._compute_precision(batch.latents):
             prediction = self._predict(
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames)
             )
-        target = self._process.compute_target(batch.latents, batch.noise, batch.times)
-        return self._weigh_errors(prediction, target, batch.times, batch.weights)
+        return self._weigh_batch(batch, prediction, base_output)
 
-    def _weigh_errors(
-        self, prediction: Tensor, target: Tensor, times: Tensor, mask_weights: Tensor | None = None
+    def _predict_background(self, batch: Batch, noisy: Tensor) -> Tensor | None:
+        """(P, C, h, w) what is to be outside the masks, if not the photographs themselves.
+
+        Before the trained forward, which holds memory until its backward.
+        """
+        if batch.base_conditioning is None:
+            return None
+        photographs = slice(batch.num_photographs)
+        return self._predict_untrained(
+            noisy[photographs],
+            batch.times[photographs],
+            self._add_frames(batch.base_conditioning, batch.frames[photographs]),
+        )
+
+    def _weigh_batch(
+        self, batch: Batch, prediction: Tensor, base_output: Tensor | None = None
     ) -> Tensor:
-        loss = self._config.loss
-        return weigh_errors(self._process, loss, prediction, target, times, mask_weights)
+        """(B,) errors against a batch's own targets."""
+        target = self._process.compute_target(batch.latents, batch.noise, batch.times)
+        weights = background = None
+        if batch.masks is not None:
+            background_weight = self._config.train.mask_background
+            assert background_weight is not None
+            weights = objective.weigh_masks(batch.masks, background_weight)
+            if base_output is not None:
+                outside = background_weight * (1 - batch.masks) / weights
+                background = Background(base_output, outside[: len(base_output)])
+        return self._weigh_errors(prediction, target, batch.times, weights, background)
 
     def _compute_precision(self, latents: Tensor) -> AbstractContextManager[Any]:
         return autocast_networks(self._config.train.precision, latents.device)
@@ -149,23 +178,29 @@ class PredictionErrors:
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
         photographs = slice(batch.num_photographs)
         kept_inputs = noisy[photographs], batch.times[photographs]
+        base_output = self._predict_background(batch, noisy)
         kept_frames = batch.frames[photographs]
         with self._compute_precision(batch.latents):
             prediction, kept_prediction = self._predict_both(
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames),
                 ForwardInputs(*kept_inputs, preserved.tokens, preserved.conditioning, kept_frames),
             )
+        kept_target = self._predict_untrained(
+            *kept_inputs, self._add_frames(preserved.base_conditioning, kept_frames)
+        )
+        return (
+            self._weigh_batch(batch, prediction, base_output),
+            self._weigh_errors(kept_prediction, kept_target, kept_inputs[1]),
+        )
+
+    def _predict_untrained(
+        self, noisy: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """By the base model, without gradients."""
         dtype = autocast_dtype(self._config.train.precision)
         # Its layers are in that dtype, whatever the strategy does with the trained ones.
         with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
-            kept_target = self._forwards.predict_untrained(
-                *kept_inputs, self._add_frames(preserved.base_conditioning, kept_frames)
-            )
-        target = self._process.compute_target(batch.latents, batch.noise, batch.times)
-        return (
-            self._weigh_errors(prediction, target, batch.times, batch.weights),
-            self._weigh_errors(kept_prediction, kept_target, kept_inputs[1]),
-        )
+            return self._forwards.predict_untrained(noisy, times, conditioning)
 
     def _predict_both(self, first: ForwardInputs, second: ForwardInputs) -> tuple[Tensor, Tensor]:
         """Predictions for two sets of inputs."""

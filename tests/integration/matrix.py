@@ -56,6 +56,11 @@ FACTORS: dict[str, dict[str, list[str]]] = {
         "schedulefree": ["train.optimizer=schedulefree-adamw"],
     },
     "average": {"none": [], "average": ["train.ema_decay=0.9"]},
+    "mask": {
+        "none": [],
+        "masked": ["train.mask_background=0.3"],
+        "kept background": ["train.mask_background=0.3", "train.mask_background_target=output"],
+    },
     "samples": {"none": [], "samples": ["sample.every=2", "sample.num_inference_steps=2"]},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_ray.config.load import parse_config
@@ -37,11 +39,11 @@ ROWS = list_rows()
 # In `make test`: sharded weights, samples of them, an average, a learned word.
 QUICK = [
     {"strategy": "fsdp2", "method": "lora", "precision": "bf16", "samples": "samples",
-     "prior": "both"},
+     "prior": "both", "mask": "kept background"},
     {"strategy": "zero3", "method": "kv", "precision": "bf16", "accumulate": "2",
-     "prior": "output", "captions": "varied"},
+     "prior": "output", "captions": "varied", "mask": "kept background"},
     {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples",
-     "captions": "varied"},
+     "captions": "varied", "mask": "kept background"},
     {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average",
      "prior": "output"},
     {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
@@ -135,6 +137,11 @@ def row_name(row: Row) -> str:
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, photos: Path) -> Matrix:
     folder = tmp_path_factory.mktemp("matrix")
+    shutil.copytree(photos, folder / "photos")
+    for path in photos.glob("*.png"):
+        mask = Image.new("L", Image.open(path).size)
+        ImageDraw.Draw(mask).ellipse((20, 25, 71, 79), fill=255)
+        mask.save(folder / "photos" / f"{path.stem}.mask.png")
     protocol = folder / "protocol.yaml"
     protocol.write_text(yaml.safe_dump({**PROTOCOL, "num_inference_steps": 2}))
     spec = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=2), 64, 0, 5)
@@ -143,7 +150,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, photos: P
     recipe = {
         **SMALL,
         "model": {"uri": str(tiny_model)},
-        "subject": {"photos": str(photos), "class_noun": "robot"},
+        "subject": {"photos": str(folder / "photos"), "class_noun": "robot"},
         "choice": {"protocol": str(protocol)},
     }
     return Matrix(folder, recipe, priors)

@@ -31,6 +31,7 @@ def find_obstacle(config: Config) -> str | None:
         f"train.lora.dora with train.precision={train.precision}": (
             train.lora.dora and train.precision != "32"
         ),
+        "train.mask_background_target=output": train.keeps_background,
         f"train.mask_background={train.mask_background}": train.mask_background is not None,
         f"train.buckets={str(train.buckets).lower()}": train.buckets,
         f"train.resolution={list(train.sides_px)}": len(train.sides_px) > 1,

@@ -104,6 +104,9 @@ OBSTACLES = {
         "train.lora.dora=true", "train.precision=bf16-mixed",
     ),
     "train.mask_background=0.1": ("train.mask_background=0.1",),
+    "train.mask_background_target=output": (
+        "train.mask_background_target=output", "train.mask_background=0.1",
+    ),
     "train.buckets=true": ("train.buckets=true",),
     "train.resolution=[256, 512]": ("train.resolution=[512, 256]",),
     "train.compile=blocks": ("train.compile=blocks",),

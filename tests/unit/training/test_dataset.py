@@ -124,7 +124,7 @@ def test_latents_are_resampled_from_the_posterior_of_the_image(
 ) -> None:
     dataset = make_dataset(make_config(photos))
     rule = ShapeRule.of_square(64)
-    pool = encode_photographs(parts, read_subject(photos, "x", rule), rule.train, flip=False)
+    pool = encode_photographs(parts, read_subject(photos, "x", rule), flip=False)
     mean, std = torch.stack([views[0].latents[0] for views in pool.images]).unbind(dim=1)
     for step in range(6):
         batch = dataset.make_batch(step)
@@ -140,7 +140,6 @@ def test_a_mirrored_view_is_the_mirrored_image(parts: Components) -> None:
     pool = encode_photographs(
         parts,
         [Photograph(Path("x"), p, ("x",)) for p in (image, mirrored)],
-        ShapeRule.of_square(64).train,
         True,
     )
     one, other = (pool.get_image(index).latents for index in range(2))

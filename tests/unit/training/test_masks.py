@@ -10,9 +10,9 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import read_configured_subject
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.objective.loss import compute_sample_errors
+from dreambooth_ray.objective.loss import compute_sample_errors, weigh_masks
 from dreambooth_ray.training.dataset import TrainingDataset
-from dreambooth_ray.training.image_pools import weigh_mask
+from dreambooth_ray.training.image_pools import scale_mask
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -38,10 +38,11 @@ def make_config(photos: Path, background: object, *overrides: str) -> Config:
 def test_a_latent_has_the_share_of_its_area_that_is_masked() -> None:
     mask = Image.new("L", (8, 4), 0)
     mask.paste(255, (0, 0, 3, 4))
-    weights = weigh_mask(mask, (2, 4), 0.2, True)
-    row = torch.tensor([1.0, 0.6, 0.2, 0.2])
-    assert torch.allclose(weights[0, 0], row.expand(2, 4))
-    assert torch.allclose(weights[1, 0], row.flip(0).expand(2, 4))
+    masks = scale_mask(mask, (2, 4), True)
+    row = torch.tensor([1.0, 0.5, 0.0, 0.0])
+    assert torch.allclose(masks[0, 0], row.expand(2, 4))
+    assert torch.allclose(masks[1, 0], row.flip(0).expand(2, 4))
+    assert torch.allclose(weigh_masks(masks[0, 0, :1], 0.2), torch.tensor([[1.0, 0.6, 0.2, 0.2]]))
 
 
 @pytest.mark.parametrize("huber_delta", [None, 0.5])
@@ -65,8 +66,8 @@ def test_weights_are_mirrored_with_their_latents(masked_photos: Path, toy_model:
     seen = set()
     for step in range(8):
         batch = dataset.make_batch(step)
-        assert batch.weights is not None
-        for latents, weights in zip(batch.latents, batch.weights, strict=True):
+        assert batch.masks is not None
+        for latents, weights in zip(batch.latents, batch.masks, strict=True):
             distances = [float((latents - i.latents[f, 0]).norm()) for i in views for f in (0, 1)]
             is_mirrored = distances.index(min(distances)) % 2 == 1
             width = weights.shape[-1]
