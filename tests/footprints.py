@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.schema import Config, can_be_graphed
+from dreambooth_ray.config.forwards import can_be_graphed
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, images_per_worker
 
 MIB = 2**20

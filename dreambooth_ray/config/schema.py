@@ -285,16 +285,3 @@ class Config(Section):
         """A template with {identifier} and {class_noun} of a subject."""
         words = template.replace("{identifier}", self.word(subject))
         return words.replace("{class_noun}", subject.class_noun)
-
-
-def can_be_graphed(config: Config) -> bool:
-    """Whether a GPU may launch a step as CUDA graphs: one forward and backward, without hooks."""
-    train = config.train
-    return (
-        train.cuda_graphs
-        and not train.buckets
-        and train.strategy == "ddp"
-        and config.cluster.span.max == 1
-        and train.accumulate == 1
-        and not train.gradient_checkpointing
-    )

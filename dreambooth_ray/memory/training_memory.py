@@ -13,9 +13,9 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
+from dreambooth_ray.config.forwards import can_be_graphed, needs_untrained
 from dreambooth_ray.config.optimizers import TRAITS
-from dreambooth_ray.config.schema import Config, can_be_graphed
-from dreambooth_ray.models.frozen_copy import needs_untrained
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.model_directory import base_directory
 from dreambooth_ray.version import __version__
 

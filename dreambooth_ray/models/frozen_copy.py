@@ -5,12 +5,6 @@ import copy
 from torch import nn
 
 from dreambooth_ray.compat.peft import list_adapted_layers
-from dreambooth_ray.config.schema import Config
-
-
-def needs_untrained(config: Config) -> bool:
-    """Whether steps ask for the base model's output."""
-    return config.prior.keeps_output or config.train.keeps_background
 
 
 def copy_untrained(network: nn.Module, *, shares_weights: bool) -> nn.Module:

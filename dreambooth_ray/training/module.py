@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from dreambooth_ray.config.forwards import needs_untrained
 from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.frozen_copy import copy_untrained, needs_untrained
+from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.models.tensor_files import LazyTensors
 from dreambooth_ray.models.trainable_params import copy_weights, is_trained

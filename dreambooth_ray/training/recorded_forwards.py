@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.config.schema import Config, can_be_graphed
+from dreambooth_ray.config.forwards import can_be_graphed
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.graphed_forward import GraphedForward, GraphedTraining
 from dreambooth_ray.models.model_functions import ModelFunctions

@@ -218,6 +218,7 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
         ("dreambooth_ray.runs", {"torch", "ray"}),
         ("cluster.progress", {"torch"}),
         ("cluster.preflight_checks", {"torch"}),
+        ("dreambooth_ray.memory.training_memory", {"torch"}),
         ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
         ("dreambooth_ray.priors.worker_actor", {"torch", "diffusers"}),
         ("serve.app", {"torch", "diffusers", "transformers"}),

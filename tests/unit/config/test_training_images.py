@@ -1,7 +1,8 @@
 import pytest
 
+from dreambooth_ray.config.forwards import can_be_graphed
 from dreambooth_ray.config.load import dump_config, parse_config
-from dreambooth_ray.config.schema import Config, can_be_graphed
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
 BUCKETS = "train.buckets=true"

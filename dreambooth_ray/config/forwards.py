@@ -1,0 +1,21 @@
+"""How a step's forwards are computed, by the whole configuration."""
+
+from dreambooth_ray.config.schema import Config
+
+
+def can_be_graphed(config: Config) -> bool:
+    """Whether a GPU may launch a step as CUDA graphs: one forward and backward, without hooks."""
+    train = config.train
+    return (
+        train.cuda_graphs
+        and not train.buckets
+        and train.strategy == "ddp"
+        and config.cluster.span.max == 1
+        and train.accumulate == 1
+        and not train.gradient_checkpointing
+    )
+
+
+def needs_untrained(config: Config) -> bool:
+    """Whether steps ask for the base model's output beside the trained one's."""
+    return config.prior.keeps_output or config.train.keeps_background
