@@ -27,6 +27,7 @@ FIXED_KEYS = {
     "train.lora.text_target_modules": _OTHER_WEIGHTS,
     "identifier.kind": _OTHER_WEIGHTS,
     "train.optimizer": _OTHER_STATE,
+    "train.weight_dtype": _OTHER_STATE,
     "train.strategy": _OTHER_SHARDS,
     "train.deepspeed.stage": _OTHER_SHARDS,
     "train.deepspeed.offload": _OTHER_SHARDS,

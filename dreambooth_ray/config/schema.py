@@ -106,6 +106,13 @@ class Config(Section):
                 f"prior.kind={self.prior.kind}: a word alone is learnt, and what the model makes "
                 "of captions without it can't change; take prior.kind=images"
             )
+        if self.train.weight_dtype == "bfloat16" and not (
+            self.train.unet or self.train.text_encoder
+        ):
+            raise ValueError(
+                "train.weight_dtype=bfloat16: a word alone is learnt, which stays in float32; "
+                "leave it out"
+            )
         if self.identifier.lr and self.train.optimizer == "prodigy":
             raise ValueError(
                 "identifier.lr: train.optimizer=prodigy takes one rate for all; unset it"

@@ -6,7 +6,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.learning_rates import default_rate
-from dreambooth_ray.config.optimizers import OptimizerName, find_optimizer_obstacle
+from dreambooth_ray.config.optimizers import (
+    OptimizerName,
+    find_optimizer_obstacle,
+    find_rounding_obstacle,
+)
 from dreambooth_ray.config.section import ID_PATTERN, PathText, Section, Template, Text
 from dreambooth_ray.config.training_images import TrainingImagesConfig
 
@@ -102,7 +106,12 @@ class TrainConfig(TrainingImagesConfig):
         "a {identifier} {class_noun}", description="caption where none is given"
     )
     flip: bool = Field(False, description="mirror images at random")
-    precision: Precision = Field("32", description="of the computation; weights stay in float32")
+    precision: Precision = Field("32", description="of the computation")
+    weight_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of trained linear and convolution layers; to bfloat16 steps are rounded at "
+        "random, so that small ones count in the mean",
+    )
     gradient_checkpointing: bool = Field(False, description="compute twice to hold less")
     compile: Literal["none", "blocks", "whole"] = Field(
         "none", description="torch.compile of the UNet or of its transformer blocks; a minute more"
@@ -167,6 +176,18 @@ class TrainConfig(TrainingImagesConfig):
             self.optimizer, self.strategy, self.lr_schedule, self.ema_decay
         ):
             raise ValueError(obstacle)
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_rounded(self) -> "TrainConfig":
+        if self.weight_dtype == "bfloat16":
+            kind = self.lora.kind if self.method == "lora" else None
+            if obstacle := find_rounding_obstacle(
+                self.optimizer, self.strategy, self.precision, kind
+            ):
+                raise ValueError(
+                    f"train.weight_dtype=bfloat16 {obstacle}; or set train.weight_dtype=float32"
+                )
         return self
 
 

@@ -17,6 +17,7 @@ from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.precision import (
     autocast_dtype,
     cast_frozen_layers,
+    cast_trained_layers,
     cast_untrainable_encoders,
 )
 from dreambooth_ray.models.quantization import count_frozen_bytes
@@ -29,8 +30,8 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     """The size of a step of `batch` images.
 
     returns: parameters `trained`, and numbers that Adafactor keeps of them: `factored`; bytes
-        `frozen_unet`, `frozen_text` and `frozen_vae` of the other weights; peak bytes of
-        activations `with_gradients`, and without them: `activations`
+        `trained_bytes` of them, and `frozen_unet`, `frozen_text` and `frozen_vae` of the other
+        weights; peak bytes of activations `with_gradients`, and without them: `activations`
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
     quiet_libraries()
@@ -73,6 +74,7 @@ def _prepare_modules(config: Config, parts: Components) -> None:
     if config.train.strategy == "ddp":
         for model in (parts.denoiser, *trained_encoders.values()):
             cast_frozen_layers(model, config.train.precision)
+            cast_trained_layers(model, config.train.weight_dtype)
     if config.train.gradient_checkpointing:
         checkpoint_activations(parts.denoiser, trained_encoders.values())
 
@@ -87,6 +89,7 @@ def _count_weights(config: Config, parts: Components) -> dict[str, int]:
     return {
         "trained_unet": sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad),
         "trained": sum(weight.numel() for weight in trained),
+        "trained_bytes": sum(weight.nbytes for weight in trained),
         "factored": sum(_count_factored(weight.shape) for weight in trained),
         "frozen_unet": count_frozen_bytes(parts.denoiser, config.model.quantization),
         "frozen_text": sum(count_frozen_bytes(e, "none") for e in parts.text_encoders.values()),

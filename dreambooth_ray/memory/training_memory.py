@@ -43,8 +43,8 @@ _NOT_COUNTED = {
     "bucket_max_aspect", "crop", "mask_background", "mask_background_target",
 }  # fmt: skip
 COUNT_KEYS = (
-    "trained", "trained_unet", "factored", "frozen_unet", "frozen_text", "frozen_vae",
-    "with_gradients", "activations",
+    "trained", "trained_bytes", "trained_unet", "factored", "frozen_unet", "frozen_text",
+    "frozen_vae", "with_gradients", "activations",
 )  # fmt: skip
 
 
@@ -93,19 +93,19 @@ def estimate_footprint(
     train = config.train
     is_offloaded = config.cluster.gpus and train.strategy == "deepspeed" and train.deepspeed.offload
     optimizer_bytes = 0.0 if is_offloaded else _count_optimizer_bytes(train.optimizer, counts)
-    states_bytes = 4 * weights * counts["trained"] + optimizer_bytes * optimizer
+    states_bytes = weights * counts["trained_bytes"] + optimizer_bytes * optimizer
     states_bytes += 4 * counts["trained"] if train.ema_decay else 0
     activations_bytes = (
         counts["with_gradients"]
         if _IS_WHOLE[strategy][1]
-        else counts["activations"] + int(4 * gradients * counts["trained"])
+        else counts["activations"] + int(gradients * counts["trained_bytes"])
     )
     if not config.cluster.gpus:
         activations_bytes = int(_HOST_ACTIVATIONS * activations_bytes)
     else:
         activations_bytes += int((_GPU_ACTIVATIONS - 1) * counts["activations"])
         # The graph of the backward writes gradients of its own.
-        activations_bytes += 4 * counts["trained"] if can_be_graphed(config) else 0
+        activations_bytes += counts["trained_bytes"] if can_be_graphed(config) else 0
     return TrainingFootprint(
         states_bytes=int(states_bytes),
         frozen_bytes=_sum_frozen(config, counts) + _count_untrained_copy(config, counts, strategy),

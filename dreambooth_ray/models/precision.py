@@ -1,8 +1,9 @@
 """Where a model's parts lie, and in which dtype: the one place that decides it.
 
-Trained weights and optimizer states are float32, and so are latents, noise and the forward
-process. What is frozen has the dtype that is computed in, since autocast would cast it there at
-every step. The VAE stays in float32 unless its own configuration says that half is enough.
+Trained weights are float32, some of them what train.weight_dtype says; optimizer states, latents,
+noise and the forward process are float32. What is frozen has the dtype that is computed in, since
+autocast would cast it there at every step. The VAE stays in float32 unless its own configuration
+says that half is enough.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -144,6 +145,20 @@ def cast_frozen_layers(model: nn.Module, precision: str) -> None:
         if is_plain and not any(weight.requires_grad for weight in weights):
             for weight in weights:
                 weight.data = weight.data.to(dtype)
+
+
+def cast_trained_layers(model: nn.Module, weight_dtype: str) -> None:
+    """Give trained linear and convolution layers the dtype that they are trained in, in place.
+
+    Norms, embeddings and magnitudes stay in float32: they are small, and matter much.
+    weight_dtype: as train.weight_dtype
+    """
+    dtype = _DTYPES[weight_dtype]
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            for weight in module.parameters(recurse=False):
+                if weight.requires_grad:
+                    weight.data = weight.data.to(dtype)
 
 
 def has_mixed_dtypes(network: nn.Module) -> bool:

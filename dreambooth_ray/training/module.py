@@ -19,7 +19,11 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_untrained
-from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
+from dreambooth_ray.models.precision import (
+    cast_frozen_layers,
+    cast_trained_layers,
+    use_fast_float32,
+)
 from dreambooth_ray.models.tensor_files import LazyTensors
 from dreambooth_ray.models.trainable_params import copy_weights, is_trained
 from dreambooth_ray.objective import noise
@@ -39,6 +43,7 @@ from dreambooth_ray.training.optimizer import (
 from dreambooth_ray.training.prediction_errors import PredictionErrors, combine_losses
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 from dreambooth_ray.training.step_record import build_step_record
+from dreambooth_ray.training.stochastic_rounding import compute_norm
 
 
 class DreamBoothModule(pl.LightningModule):
@@ -73,6 +78,8 @@ class DreamBoothModule(pl.LightningModule):
             base_denoiser = copy_untrained(denoiser, shares_weights=is_cast_here)
             cast_frozen_layers(base_denoiser, config.train.precision)
             self._base_denoisers = (base_denoiser,)
+        for network in (denoiser, *self.text_encoders.values()):
+            cast_trained_layers(network, config.train.weight_dtype)
         if config.train.gradient_checkpointing:
             checkpoint_activations(denoiser, self.text_encoders.values())
         self.average: WeightAverage | None = (
@@ -218,7 +225,7 @@ class DreamBoothModule(pl.LightningModule):
         trained_weights = [p for group in optimizer.param_groups for p in group["params"]]
         max_norm = self.config.train.max_grad_norm
         gradients = [p.grad for p in trained_weights if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        norm = compute_norm(gradients)
         # To multiply by 1 would change nothing; only on a CPU is it free to ask.
         is_cpu = norm.device.type == "cpu" and not isinstance(norm, DTensor)
         if not (is_cpu and bool(norm + 1e-6 <= max_norm)):

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
+from dreambooth_ray.training.stochastic_rounding import StochasticRounding
 
 # In the names of an adapter's weights, by peft.
 _SECOND_MATRIX = ".lora_B."
@@ -50,8 +51,13 @@ def _find_part(name: str) -> str:
 
 def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
     """The configured optimizer over the weights that are trained."""
-    train = config.train
-    groups = parameter_groups(config, module)
+    optimizer = _make_by_name(config.train, parameter_groups(config, module))
+    if config.train.weight_dtype == "bfloat16":
+        return StochasticRounding(optimizer, config.seed)
+    return optimizer
+
+
+def _make_by_name(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
     if train.optimizer == "prodigy":
         return _make_prodigy(train, groups)
     if train.optimizer == "adamw8bit":
@@ -214,11 +220,12 @@ class ExponentialMovingAverage:
     def update(self, current: Mapping[str, Tensor], step: int) -> None:
         """Move towards the weights after optimizer step `step`, counted from 0."""
         if not self.weights:
-            self.weights = {n: w.detach().clone() for n, w in current.items()}
+            # In float32: an average in bfloat16 would stand still.
+            self.weights = {n: w.detach().clone().float() for n, w in current.items()}
             return
         for name, weight in current.items():
             self.weights[name] = self.weights[name].to(weight.device)
         means = [self.weights[name] for name in current]
         decay = min(self.decay, (1 + step) / (10 + step))
         average_in_place = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average_in_place(means, [w.detach() for w in current.values()], step)
+        average_in_place(means, [w.detach().float() for w in current.values()], step)

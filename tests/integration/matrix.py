@@ -15,7 +15,11 @@ FACTORS: dict[str, dict[str, list[str]]] = {
     "memory": {"kept": [], "recomputed": ["train.gradient_checkpointing=true"]},
     "prior": {"images": [], "output": ["prior.kind=output"], "both": ["prior.kind=both"]},
     "workers": {"1": [], "2": ["cluster.workers=2"]},
-    "precision": {"32": [], "bf16": ["train.precision=bf16-mixed"]},
+    "precision": {
+        "32": [],
+        "bf16": ["train.precision=bf16-mixed"],
+        "bf16 weights": ["train.precision=bf16-mixed", "train.weight_dtype=bfloat16"],
+    },
     "method": {
         "full": [],
         "lora": ["train.method=lora"],
@@ -71,6 +75,8 @@ def is_refused(row: Row) -> bool:
     """Whether a row, or the beginning of one, is refused as it is read."""
     if row.get("method") == "word" and row.get("prior", "images") != "images":
         return True  # a word alone changes nothing of what would be kept
+    if row.get("precision") == "bf16 weights" and is_unrounded(row):
+        return True
     strategy, optimizer = row.get("strategy", "ddp"), row.get("optimizer", "adamw")
     if optimizer in ("adafactor", "schedulefree") and strategy != "ddp":
         return True  # their states are no shards of the weights
@@ -79,6 +85,15 @@ def is_refused(row: Row) -> bool:
     if row.get("average") != "average":
         return False
     return strategy != "ddp" or optimizer == "schedulefree"
+
+
+def is_unrounded(row: Row) -> bool:
+    """Whether a row's weights can't be rounded at random."""
+    return (
+        row.get("strategy", "ddp") != "ddp"
+        or row.get("optimizer") == "schedulefree"
+        or row.get("method") in ("loha", "lokr", "word")
+    )
 
 
 def row_id(row: Row) -> str:
@@ -111,11 +126,27 @@ def list_rows() -> list[Row]:
         filter_func=lambda values: not is_refused(dict(zip(names, values, strict=False))),
     )
     rows = [dict(zip(names, values, strict=True)) for values in pairs]
-    usual_row = {name: next(iter(values)) for name, values in FACTORS.items()}
     # It loses a pair here and there to what is refused.
-    for one, other in combinations(names, 2):
-        for pair in product(FACTORS[one], FACTORS[other]):
-            values = dict(zip((one, other), pair, strict=True))
-            if not (is_refused(values) or any(values.items() <= row.items() for row in rows)):
-                rows.append(usual_row | values)
-    return rows
+    lost_pairs = [
+        values
+        for one, other in combinations(names, 2)
+        for pair in product(FACTORS[one], FACTORS[other])
+        if not is_refused(values := dict(zip((one, other), pair, strict=True)))
+        and not any(values.items() <= row.items() for row in rows)
+    ]
+    return rows + join_pairs(lost_pairs)
+
+
+def join_pairs(pairs: list[Row]) -> list[Row]:
+    """Rows with all pairs, as many in one as are not refused together; the rest as usual."""
+    usual_row = {name: next(iter(values)) for name, values in FACTORS.items()}
+    rows: list[Row] = []
+    for pair in pairs:
+        for index, row in enumerate(rows):
+            is_free = all(row.get(name, value) == value for name, value in pair.items())
+            if is_free and not is_refused(usual_row | row | pair):
+                rows[index] = row | pair
+                break
+        else:
+            rows.append(pair)
+    return [usual_row | row for row in rows]

@@ -44,7 +44,7 @@ QUICK = [
      "prior": "output", "captions": "varied", "mask": "kept background"},
     {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples",
      "captions": "varied", "mask": "kept background"},
-    {"strategy": "ddp", "method": "dora", "precision": "32", "average": "average",
+    {"strategy": "ddp", "method": "dora", "precision": "bf16 weights", "average": "average",
      "prior": "output"},
     {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
 ]  # fmt: skip
@@ -172,6 +172,19 @@ def full(matrix: Matrix) -> Matrix:
 @pytest.mark.parametrize("row", [pytest.param(row, id=row_id(row)) for row in QUICK])
 def test_a_few_rows(quick: Matrix, row: Row) -> None:
     check_row(quick, row)
+
+
+@pytest.mark.fault
+def test_two_workers_round_alike(matrix: Matrix) -> None:
+    """Each optimizer whose steps can be rounded, over all weights."""
+    rows: list[Row] = [
+        {"strategy": "ddp", "method": "full", "precision": "bf16 weights", "optimizer": optimizer,
+         "workers": "2"}
+        for optimizer in ("adamw", "adafactor", "lion")
+    ]  # fmt: skip
+    matrix.run(rows, world_size=2)
+    for row in rows:
+        check_row(matrix, row)
 
 
 @pytest.mark.fault

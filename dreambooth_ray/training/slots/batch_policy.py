@@ -27,6 +27,7 @@ def find_obstacle(config: Config) -> str | None:
         f"train.optimizer={train.optimizer}": train.optimizer != "adamw",
         f"train.accumulate={train.accumulate}": train.accumulate != 1,
         f"train.precision={train.precision}": train.precision == "16-mixed",
+        f"train.weight_dtype={train.weight_dtype}": train.weight_dtype != "float32",
         # The norms of weights in half would be others.
         f"train.lora.dora with train.precision={train.precision}": (
             train.lora.dora and train.precision != "32"

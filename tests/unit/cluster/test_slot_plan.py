@@ -103,6 +103,9 @@ OBSTACLES = {
     "train.lora.dora with train.precision=bf16-mixed": (
         "train.lora.dora=true", "train.precision=bf16-mixed",
     ),
+    "train.weight_dtype=bfloat16": (
+        "train.weight_dtype=bfloat16", "train.precision=bf16-mixed",
+    ),
     "train.mask_background=0.1": ("train.mask_background=0.1",),
     "train.mask_background_target=output": (
         "train.mask_background_target=output", "train.mask_background=0.1",

@@ -1,0 +1,129 @@
+"""Trained weights in bfloat16 that keep what small steps add up to.
+
+Bfloat16 has three digits, and most steps are smaller than half of what lies between two of its
+numbers: rounded to the nearest, each of them is lost. So a step is computed in float32 and rounded
+up as often as what is left of it asks for, which keeps its mean (arXiv 2010.06192).
+Source: torchao's optimizers and OneTrainer round so as well; their random numbers are not those of
+the run again when it is resumed.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dreambooth_ray.objective.address import seed_of
+
+# In a group of an optimizer's state: steps so far.
+_NUM_STEPS = "num_rounded_steps"
+# Numbers that are in float32 at once, with their gradients.
+_CHUNK_SIZE = 2**25
+
+
+def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Bfloat16 next to float32 values, one of the two so that the mean is theirs.
+
+    generator: of the values' device
+    """
+    # The first half of a float32 is the bfloat16 before it; what carries over makes it the next.
+    bits = torch.randint(
+        1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32
+    )
+    bits.add_(values.view(torch.int32)).bitwise_and_(-1 << 16)
+    return bits.view(torch.float32).bfloat16()
+
+
+class StochasticRounding(Optimizer):
+    """Another optimizer, whose step of a weight needs no other weight, over weights in bfloat16.
+
+    What it keeps of them stays in float32. Random numbers depend on seed, step and weight (and on
+    the kind of device) alone: all workers round alike, and so does a run that is resumed.
+    """
+
+    def __init__(self, optimizer: Optimizer, seed: int) -> None:
+        """optimizer: new; weights in float32 are stepped as they are"""
+        self._optimizer, self._seed = optimizer, seed
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        for group in self.param_groups:
+            group[_NUM_STEPS] = 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """As any optimizer's."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if hasattr(self, "found_inf"):  # of `skip_unless_finite`
+            self._optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        index = 0
+        for group in self.param_groups:
+            for chunk in _divide(group["params"]):
+                self._step_chunk(group, chunk, index)
+                index += len(chunk)
+            group[_NUM_STEPS] += 1
+        return loss
+
+    def _step_chunk(self, group: dict[str, Any], weights: list[nn.Parameter], index: int) -> None:
+        """index: of the first of them among all"""
+        stepped = {
+            weight: _copy_to_float32(weight) for weight in weights if weight.grad is not None
+        }
+        self._optimizer.param_groups = [{**group, "params": list(stepped.values())}]
+        self._optimizer.state = defaultdict(
+            dict, {copy: self.state[weight] for weight, copy in stepped.items()}
+        )
+        self._optimizer.step()
+        for position, weight in enumerate(weights, index):
+            copy = stepped.get(weight)
+            if copy is not None and copy is not weight:
+                seed = seed_of(self._seed, "rounding", group[_NUM_STEPS], position)
+                generator = torch.Generator(weight.device).manual_seed(seed)
+                weight.copy_(round_stochastically(copy.detach(), generator))
+        # Else it would hold the copies.
+        self._optimizer.param_groups, self._optimizer.state = [], defaultdict(dict)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer's, but that torch would round the state to the weights' dtype."""
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        weights = chain.from_iterable(group["params"] for group in self.param_groups)
+        for name, weight in zip(saved, weights, strict=True):
+            for key, value in state_dict["state"].get(name, {}).items():
+                if isinstance(value, Tensor) and value.dim():
+                    self.state[weight][key] = value.to(weight.device)
+
+
+def _copy_to_float32(weight: nn.Parameter) -> nn.Parameter:
+    """With its gradient; itself where it is in float32."""
+    if weight.dtype == torch.float32:
+        return weight
+    copy = nn.Parameter(weight.detach().float())
+    assert weight.grad is not None
+    copy.grad = weight.grad.float()
+    return copy
+
+
+def _divide(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """In order, no more numbers at once than `_CHUNK_SIZE` unless of one weight."""
+    chunk: list[nn.Parameter] = []
+    for weight in weights:
+        if chunk and sum(w.numel() for w in chunk) + weight.numel() > _CHUNK_SIZE:
+            yield chunk
+            chunk = []
+        chunk.append(weight)
+    if chunk:
+        yield chunk
+
+
+def compute_norm(gradients: list[Tensor]) -> Tensor:
+    """() global norm, in float32: of a gradient in bfloat16 it would have three digits."""
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        return nn.utils.get_total_norm(gradients, foreach=True)
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
