@@ -60,7 +60,8 @@ async def stream_events(
     try:
         while True:
             try:
-                event = await asyncio.wait_for(events.get(), _HEARTBEAT_S)
+                async with asyncio.timeout(_HEARTBEAT_S):
+                    event = await events.get()
             except TimeoutError:
                 yield f": position {reservations[0].position}\n\n"
                 continue

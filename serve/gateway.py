@@ -1,7 +1,7 @@
 """HTTP: routes, and nothing else. What they mean is in image_service.py and job_runner.py."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,6 +156,17 @@ async def metrics(app_state: AppStateDep) -> PlainTextResponse:
     )
 
 
+async def _end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a library may swallow one cancellation."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=1)
+    # What they ended with was logged where it came up.
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     """The ASGI application of a gateway. behind_serve: Ray Serve's proxy is in front of it."""
 
@@ -171,9 +182,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
             )
         ]
         yield
-        for watch_task in watch_tasks:
-            watch_task.cancel()
-        await asyncio.gather(*watch_tasks, return_exceptions=True)
+        await _end_tasks(watch_tasks)
 
     app = FastAPI(
         title="dreambooth",

@@ -189,9 +189,12 @@ class JobRunner:
 
     async def _is_renewed(self, work: ClaimedWork) -> bool:
         """False once another runner has taken over, or storage did not hear of this one in time."""
-        renewal = asyncio.to_thread(self._job_store.renew, work)
+        seconds_left = work.lease.seconds_left
+        if seconds_left <= 0:
+            return False
         try:
-            return await asyncio.wait_for(renewal, max(0.0, work.lease.seconds_left))
+            async with asyncio.timeout(seconds_left):
+                return await asyncio.to_thread(self._job_store.renew, work)
         except TimeoutError:
             return False
 

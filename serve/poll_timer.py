@@ -35,7 +35,8 @@ class PollTimer:
         """Return when it is time to look."""
         if not has_work:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work_event.wait(), self._idle_s)
+                async with asyncio.timeout(self._idle_s):
+                    await self._work_event.wait()
         is_idle = not has_work and not self._work_event.is_set()
         self._work_event.clear()
         if not is_idle:

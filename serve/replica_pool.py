@@ -59,7 +59,8 @@ class ReplicaPool:
         share = self.admission.waiting_steps // max(1, len(self.statuses))
         try:
             responses = self._handle.broadcast("report_status", share)
-            self.statuses = await asyncio.wait_for(responses.results_async(), _POLL_TIMEOUT_S)
+            async with asyncio.timeout(_POLL_TIMEOUT_S):
+                self.statuses = await responses.results_async()
         except DeploymentUnavailableError:
             self.statuses = []
         except (TimeoutError, RayActorError, RayTaskError, RuntimeError) as error:

@@ -117,7 +117,8 @@ class SubjectCatalog:
 
     async def _wait_until_prepared(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_prepared.wait(), _PREPARE_WAIT_S)
+            async with asyncio.timeout(_PREPARE_WAIT_S):
+                await self._is_prepared.wait()
 
     async def resolve(self, model: str | None, is_allowed: Callable[[str], bool]) -> ServedSubject:
         """The subject of a model id; the first base model if none is given.

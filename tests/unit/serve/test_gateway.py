@@ -1,4 +1,6 @@
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
@@ -14,6 +16,7 @@ from dreambooth_ray.sampling.request import Request
 from serve.api_messages import Receipt
 from serve.app_state import AppState
 from serve.auth import APIKey, new_key
+from serve.gateway import create_app
 from serve.image_files import read_receipt
 from serve.job_records import JobState
 from serve.job_store import JobStore
@@ -263,3 +266,21 @@ def test_a_late_write_does_not_undo_a_cancellation(
 
 def test_a_configuration_for_people(config: ServeConfig) -> None:
     assert ServeConfig.model_validate(config.model_dump()) == config
+
+
+def test_it_ends_though_what_it_watches_with_swallows_a_cancellation(
+    app_state: AppState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_cancelled = False
+
+    async def watch() -> None:
+        nonlocal is_cancelled
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        is_cancelled = True
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(app_state.job_runner, "watch_jobs", watch)
+    with TestClient(create_app(app_state)) as client:
+        assert client.get("/healthz").status_code == 200
+    assert is_cancelled
