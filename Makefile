@@ -20,9 +20,12 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit -m "not fault" $(PARALLEL)
 
 # Kills, cuts and load: minutes each. Those with several hosts need root and iproute2.
-# SHARE=K/N takes the K-th of N parts of them, from 0; K goes round.
+# PART=1, 2 or 3 runs a third of them; thirds take as long as each other by what is on record, which
+# RECORD=1 makes anew.
+PARTS := 3
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m fault $(if $(SHARE),--share $(SHARE))
+	$(BIN)/python -m pytest tests -m fault $(PARALLEL) --durations-path tests/fault_durations.json \
+	  $(if $(PART),--splits $(PARTS) --group $(PART)) $(if $(RECORD),--store-durations --clean-durations)
 
 # checkov over the rendered manifests and the Dockerfiles; its pins clash with ours: a venv of its own.
 manifests: $(VENV)/.dev $(CHECKOV)/.made

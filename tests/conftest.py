@@ -24,7 +24,6 @@ from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from tests.integration.seaweed import FAULTS_VARIABLE
 from tests.published_models import SD15, SD15_INPAINTING, SD21, build_published
-from tests.shares import is_in_share, parse_share
 
 torch.set_num_threads(1)
 # What the user's cache remembers is of other versions of the code.
@@ -37,7 +36,6 @@ quiet_libraries()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--share", help="a part of the tests: K/N is the K-th of N, from 0")
     parser.addoption("--faults", type=int, help="spoil every 20th request to SeaweedFS, by a seed")
 
 
@@ -45,19 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tell SeaweedFS's tests of --faults."""
     if (seed := config.getoption("--faults")) is not None:
         os.environ[FAULTS_VARIABLE] = str(seed)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the share that was asked for, of those that were chosen otherwise."""
-    if (text := config.getoption("--share")) is None:
-        return
-    try:
-        share = parse_share(text)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
-    in_share = [item for item in items if is_in_share(item.nodeid, share)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in in_share])
-    items[:] = in_share
 
 
 @pytest.fixture(scope="session")
