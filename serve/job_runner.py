@@ -189,11 +189,8 @@ class JobRunner:
 
     async def _is_renewed(self, work: ClaimedWork) -> bool:
         """False once another runner has taken over, or storage did not hear of this one in time."""
-        seconds_left = work.lease.seconds_left
-        if seconds_left <= 0:
-            return False
         try:
-            async with asyncio.timeout(seconds_left):
+            async with asyncio.timeout(work.lease.seconds_left):
                 return await asyncio.to_thread(self._job_store.renew, work)
         except TimeoutError:
             return False
