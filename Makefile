@@ -11,8 +11,9 @@ demo: $(VENV)/.run
 	$(BIN)/dreambooth demo
 
 # Two processes at once, each with whole files of tests and servers of its own; JOBS=0 runs them in one.
+# In the order of their folders: the long files come first, and the short ones fill what is left.
 JOBS ?= 2
-PARALLEL := -n $(JOBS) --dist loadfile
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m "not demo and not fault" $(PARALLEL)
 

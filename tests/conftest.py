@@ -29,6 +29,8 @@ torch.set_num_threads(1)
 # What the user's cache remembers is of other versions of the code.
 _CACHE = tempfile.TemporaryDirectory(prefix="dreambooth-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Beside another process of tests a worker of Ray would hardly be heard, as polite as it is.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # No timing is asserted, hypothesis's deadline among them.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

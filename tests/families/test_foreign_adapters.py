@@ -1,5 +1,6 @@
 """Adapters of other trainers, drawn with as diffusers does, and as merged weights do."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def make_request(mix: AdapterMix, model: str, seed: int = 0) -> Request:
     proven = PROVEN_MODELS[model]
     return Request(
         PROMPT, seed, solver=proven.solver, num_inference_steps=2,
-        guidance_scale=proven.guidance[-1], adapters=mix,
+        guidance_scale=proven.guidance[-1], adapters=mix, width_px=64, height_px=64,
     )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def draw_merged(directory: Path, uses: list[tuple[Path, float]], request: Reques
         module = find_layer(parts.networks[part], name)
         assert module is not None
         module.get_parameter("weight").data = sum_deltas(module.get_parameter("weight"), own)
-    merged = Request(PROMPT, request.seed, params=request.params)
+    merged = dataclasses.replace(request, adapters=())
     return Engine(parts).sample([merged])[0].latents
 
 
