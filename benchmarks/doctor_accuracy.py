@@ -29,7 +29,8 @@ from benchmarks.conditions import read_conditions
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.quality.inspection import check_backgrounds, check_duplicates
 from dreambooth_ray.data.quality.measurements import reduce_short_side
-from dreambooth_ray.data.quality.photo_checks import Photo, check_photo, measure_image
+from dreambooth_ray.data.quality.photo import Photo, measure_image
+from dreambooth_ray.data.quality.photo_checks import check_photo
 from dreambooth_ray.errors import DataError
 
 # Bounds were set with these before there was a split; the others are parted by their names.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dreambooth_ray.config.count_text import describe_count
+from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreambooth_ray.data.quality.inspection import InspectionReport
+    from dreambooth_ray.evaluation.segmentation import MaskProposals
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -22,6 +24,13 @@ def doctor(
     encoder: Annotated[
         str, typer.Option(help="a CLIP or vision network; toyworld:attributes for the toy world")
     ] = "",
+    segment: Annotated[
+        str, typer.Option(help="a network for semantic segmentation, which proposes masks")
+    ] = "",
+    write_masks: Annotated[
+        bool,
+        typer.Option("--write-masks", help="write what --segment proposes; masks there stay"),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="also write a page for people here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
@@ -31,6 +40,8 @@ def doctor(
 
     # Before what is large is imported.
     find_photographs(folder, key="FOLDER")
+    if write_masks and not segment:
+        raise ConfigError("--write-masks needs a network that proposes masks: give --segment")
     if out:
         check_file(out)
     from dreambooth_ray.data.quality.inspection import inspect_photographs
@@ -41,11 +52,16 @@ def doctor(
     read = as_text_encoder(network)
     reads = noun_share(read, class_noun) if class_noun and read else None
     embed = network.embed_images if network else None
-    report = inspect_photographs(folder, resolution, identifier, class_noun, embed, reads)
+    proposals = _load_proposals(segment, class_noun, write_masks) if segment else None
+    report = inspect_photographs(
+        folder, resolution, identifier, class_noun, embed, reads,
+        propose_mask=proposals.propose if proposals else None,
+    )  # fmt: skip
+    outcomes = proposals.outcomes if proposals else {}
     if as_json:
-        print(json.dumps(report.as_json(), indent=1))
+        print(json.dumps(report.as_json() | {"proposed_masks": outcomes}, indent=1))
     else:
-        _print_report(report)
+        _print_report(report, outcomes)
     if out:
         from dreambooth_ray.evaluation.quality_page import doctor_page
 
@@ -55,10 +71,18 @@ def doctor(
             out.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _print_report(report: "InspectionReport") -> None:
+def _load_proposals(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
+    from dreambooth_ray.evaluation.segmentation import MaskProposals, Segmenter
+
+    return MaskProposals(Segmenter(uri, class_noun), writes=write_masks)
+
+
+def _print_report(report: "InspectionReport", mask_outcomes: dict[str, str]) -> None:
     num_photos = describe_count(len(report.photos), "photograph")
     print(f"{report.folder}: {num_photos}, {report.worst_severity}")
     for issue in report.issues:
         print(f"{issue.severity}: {issue.sentence} ({issue.describe_measurement()})")
+    for name, outcome in mask_outcomes.items():
+        print(f"proposed mask of {name}: {outcome}")
     for line in report.skipped:
         print(f"not looked at: {line}")

@@ -2,6 +2,7 @@
 
 from PIL import Image, ImageDraw
 
+from dreambooth_ray.data.masks import darken_outside
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.data.subject import Photograph
 
@@ -41,4 +42,4 @@ def _darken_background(view: Photograph) -> Image.Image:
     """What training gets; where it has a mask, dark outside it."""
     if view.mask is None:
         return view.image
-    return Image.composite(view.image, view.image.point(lambda value: value // 4), view.mask)
+    return darken_outside(view.image, view.mask)

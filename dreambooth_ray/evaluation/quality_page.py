@@ -13,6 +13,8 @@ def doctor_page(report: InspectionReport) -> str:
         {
             "name": p.name,
             "uri": uris[p.name],
+            "subject_uri": image_uri(p.subject_image, 320) if p.subject_image else "",
+            "subject_noun": p.region.noun,
             "size": f"{p.width_px}x{p.height_px}",
             "subject": p.region.describe(),
             "sharpness": f"{p.sharpness.subject:.2f}",

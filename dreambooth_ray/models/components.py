@@ -1,26 +1,23 @@
 """The loaded parts of a model of any family, of any size."""
 
-import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
-import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from dreambooth_ray.errors import ConfigError, DreamBoothError, StorageError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, find_family
+from dreambooth_ray.models.library_loading import explained_loading, load_whole_network
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
@@ -28,13 +25,6 @@ from dreambooth_ray.storage import paths
 
 if TYPE_CHECKING:
     from dreambooth_ray.models.model_functions import ModelFunctions, TextForward
-
-# Of files that a person has to mend; the rest a disk may recover from.
-_PERMANENT_ERRNOS = (
-    None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.EINVAL,
-)  # fmt: skip
-
 
 # Of the forward process, whatever solver a directory's own scheduler is.
 _SCHEDULERS = {
@@ -198,19 +188,8 @@ def load_network(directory: Path, part: Part) -> Any:
     library: Any = diffusers if part.library == "diffusers" else transformers
     with explained_loading(directory / part.name):
         files = find_weights(directory / part.name, part.name)
-        network, info = getattr(library, part.class_name).from_pretrained(
-            directory,
-            subfolder=part.name,
-            variant=files.variant,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        # Libraries fill these with random numbers, or leave them out, and go on.
-        for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-            if names := sorted(map(str, info.get(kind, ()))):
-                raise ValueError(f"{kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more")
-    return network
+        network_class = getattr(library, part.class_name)
+        return load_whole_network(network_class, directory, files.variant, part.name)
 
 
 def build_empty_network(directory: Path, part: Part) -> Any:
@@ -233,28 +212,6 @@ def load_tokenizer(directory: Path, name: str, class_name: str) -> Any:
     """raises: ConfigError naming the folder"""
     with explained_loading(directory / name):
         return getattr(transformers, class_name).from_pretrained(directory, subfolder=name)
-
-
-@contextmanager
-def explained_loading(folder: Path) -> Iterator[None]:
-    """Raise a library's errors inside the block in our own words, naming the folder.
-
-    raises: ConfigError where its files are at fault, StorageError where the disk may recover
-    """
-    try:
-        yield
-    except DreamBoothError:
-        raise
-    except Exception as error:  # tokenizers raises nothing narrower
-        text = " ".join(str(error).split())[:300]
-        if isinstance(error, MemoryError) or "allocate memory" in text:
-            raise
-        # Libraries raise OSError without a number for files that they miss.
-        if isinstance(error, OSError) and error.errno not in _PERMANENT_ERRNOS:
-            raise StorageError(f"{folder} can't be read: {text}; try again") from error
-        raise ConfigError(
-            f"{folder} can't be loaded: {text}; copy the model directory again"
-        ) from error
 
 
 def load_pipeline(directory: Path) -> DiffusionPipeline:

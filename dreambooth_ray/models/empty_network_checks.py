@@ -37,9 +37,9 @@ def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
 
     from dreambooth_ray.models.components import (  # noqa: PLC0415
         build_empty_network,
-        explained_loading,
         quiet_libraries,
     )
+    from dreambooth_ray.models.library_loading import explained_loading  # noqa: PLC0415
 
     quiet_libraries()
     with explained_loading(directory / part.name), torch.device("meta"):

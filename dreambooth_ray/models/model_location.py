@@ -52,6 +52,21 @@ def fetch_source(text: str, key: str) -> Path:
     return _ModelLocator(key, whole=True).locate(parse_source(text))
 
 
+def fetch_part(uri: str, part: str, key: str) -> Path:
+    """Where a part's files lie on this host: one alone, as save_pretrained writes it.
+
+    key: the setting to name in an error
+    raises: as `fetch_source`; ConfigError where it has no config.json
+    """
+    folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{key}={uri!r} has no config.json; give a directory that save_pretrained wrote, or a "
+            "model of the hub or a URL of such a one"
+        )
+    return folder
+
+
 def outline_source(text: str, key: str) -> Path:
     """As `fetch_source`, to look at alone: of weights that are not here the headers alone are."""
     return _ModelLocator(key, whole=False).locate(parse_source(text))

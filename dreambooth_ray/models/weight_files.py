@@ -45,8 +45,9 @@ class WeightFiles:
 
 
 def weight_stem(part: str) -> str:
-    """Stem of a part's files: transformers' for text encoders, diffusers' for all else."""
-    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    """Stem of a part's files: transformers' or diffusers', as the part is theirs."""
+    is_transformers = part.startswith(("text_encoder", "segmentation_model"))
+    return "model" if is_transformers else "diffusion_pytorch_model"
 
 
 def find_weights(folder: Path, part: str) -> WeightFiles:

@@ -17,7 +17,8 @@ from dreambooth_ray.data.photographs import describe_unread, find_photographs
 from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
-from dreambooth_ray.data.quality.photo_checks import Photo, check_photo, measure_photo
+from dreambooth_ray.data.quality.photo import Photo, ProposeMask, measure_photo
+from dreambooth_ray.data.quality.photo_checks import check_photo
 from dreambooth_ray.data.quality.photo_copies import compare_photographs
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def inspect_photographs(
     embed: Embed | None = None,
     noun_share: NounShare | None = None,
     masks: Mapping[str, Image.Image] | None = None,
+    propose_mask: ProposeMask | None = None,
 ) -> InspectionReport:
     """Check every photograph of a folder by itself, and all of them together.
 
@@ -81,11 +83,12 @@ def inspect_photographs(
         probable noun; without it, the noun is not checked
     masks: by a photograph's name, white where its subject is; without one, that beside it or
         its transparency is taken, and without that what stands out
+    propose_mask: asked for each photograph without one
     raises: DataError if the folder or a file of it can't be read at all
     """
     paths = find_photographs(folder)
     masks = masks or {}
-    photos = [measure_photo(path, masks.get(path.name)) for path in paths]
+    photos = [measure_photo(path, masks.get(path.name), propose_mask) for path in paths]
     issues = [f for photo in photos for f in check_photo(photo, side_px)]
     issues += check_count(photos) + check_duplicates(photos) + check_backgrounds(photos)
     skipped = []

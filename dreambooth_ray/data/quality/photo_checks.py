@@ -1,21 +1,7 @@
-"""Checks of one photograph by itself, and the measurements they need."""
+"""Checks of one photograph by itself."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
-
-from dreambooth_ray.data.masks import read_mask
-from dreambooth_ray.data.photographs import read_photograph
-from dreambooth_ray.data.quality import measurements
-from dreambooth_ray.data.quality.exposure import Exposure, measure_exposure, measure_noise
 from dreambooth_ray.data.quality.issue import QualityIssue, Severity
-from dreambooth_ray.data.quality.measurements import Bars
-from dreambooth_ray.data.quality.photo_placing import CopySignature
-from dreambooth_ray.data.quality.sharpness import Sharpness, measure_sharpness
-from dreambooth_ray.data.quality.subject_region import SubjectRegion, find_subject_region
-from dreambooth_ray.errors import DataError
+from dreambooth_ray.data.quality.photo import Photo
 
 # Set on 16 DreamBench subjects, whole and with planted faults, and counted on 14 others:
 # benchmarks/doctor_accuracy.py.
@@ -28,89 +14,6 @@ MIN_EXTENT_BY_COLOUR, MIN_EXTENT_BY_DETAIL = 0.045, 0.11
 MIN_DETAIL_RATIO, RATIO_BELOW_EXTENT = 0.75, 0.2
 MIN_MASK_SHARE = 0.03
 MIN_BAR = 0.03
-_KEPT_SIDE_PX, _MEASURED_SIDE_PX = 1024, 512
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photograph and what was measured on it.
-
-    image: a copy, its short side 1024 px at most; width_px, height_px: of the file
-    region: the subject, in the copy inside its bars at 512 px
-    noise: grain between colours, see `exposure.measure_noise`
-    extent: its spread over the frame by colour and by detail, see `measurements.extents`
-    mask_error: why its mask was not used
-    """
-
-    name: str
-    image: Image.Image
-    width_px: int
-    height_px: int
-    region: SubjectRegion
-    sharpness: Sharpness
-    exposure: Exposure
-    noise: float
-    extent: tuple[float, float]
-    bars: Bars
-    signature: CopySignature
-    mask_error: str = ""
-
-    def as_json(self) -> dict[str, object]:
-        """Its numbers, for a file."""
-        return {
-            "name": self.name,
-            "width_px": self.width_px,
-            "height_px": self.height_px,
-            "subject": {"from": self.region.source, "share": round(self.region.share, 4)},
-            "sharpness": vars(self.sharpness),
-            "exposure": vars(self.exposure),
-            "noise": self.noise,
-            "extent": self.extent,
-            "bars": vars(self.bars),
-        }
-
-
-def measure_photo(path: Path, mask: Image.Image | None = None) -> Photo:
-    """Read and measure a file.
-
-    mask: white where the subject is; without one, that beside the file or its transparency is
-        taken (`masks.read_mask`), and without a good one what stands out
-    raises: DataError if the photograph can't be read
-    """
-    image, mask_error = read_photograph(path), ""
-    if mask is None:
-        try:
-            mask = read_mask(path, image.size)
-        except DataError as error:
-            mask_error = str(error)
-    photo = measure_image(path.name, image, mask)
-    return replace(photo, mask_error=mask_error)
-
-
-def measure_image(name: str, image: Image.Image, mask: Image.Image | None = None) -> Photo:
-    """Measure an image as its file shows it; mask: white where the subject is."""
-    width_px, height_px = image.size
-    kept = measurements.reduce_short_side(image.convert("RGB"), _KEPT_SIDE_PX)
-    bars = measurements.measure_bars(kept)
-    inner = measurements.crop_bars(kept, bars)
-    small = measurements.reduce_short_side(inner, _MEASURED_SIDE_PX)
-    inner_mask = measurements.crop_bars(mask.resize(kept.size), bars) if mask else None
-    region = find_subject_region(small, inner_mask)
-    rgb = np.asarray(small, dtype=np.float32)
-    grey = measurements.to_grey(small)
-    return Photo(
-        name=name,
-        image=kept,
-        width_px=width_px,
-        height_px=height_px,
-        region=region,
-        sharpness=measure_sharpness(grey, region.around),
-        exposure=measure_exposure(rgb, grey, region.inside),
-        noise=measure_noise(rgb, grey),
-        extent=measurements.extents(small),
-        bars=bars,
-        signature=CopySignature(inner, region),
-    )
 
 
 def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
@@ -253,7 +156,7 @@ def _check_noise(photo: Photo) -> QualityIssue | None:
 def _check_extent(photo: Photo) -> QualityIssue | None:
     colour, detail = photo.extent
     region = "in the whole frame"
-    if photo.region.source == "mask":
+    if photo.region.source in ("mask", "proposed mask"):
         if photo.region.share >= MIN_MASK_SHARE:
             return None
         value, bound, measure, region = photo.region.share, MIN_MASK_SHARE, "share", "of its mask"

@@ -16,6 +16,8 @@ from dreambooth_ray.data.saliency import (
 
 _MIN_SHARE = 0.002
 
+RegionSource = Literal["mask", "proposed mask", "what stands out", "frame"]
+
 
 @dataclass(frozen=True)
 class SubjectRegion:
@@ -26,7 +28,7 @@ class SubjectRegion:
 
     inside: np.ndarray
     around: np.ndarray
-    source: Literal["mask", "what stands out", "frame"]
+    source: RegionSource
 
     @property
     def share(self) -> float:
@@ -37,21 +39,28 @@ class SubjectRegion:
         """For people: "in what stands out, 12 % of the frame"."""
         if self.source == "frame":
             return "in the whole frame"
-        noun = "its mask" if self.source == "mask" else "what stands out"
-        return f"in {noun}, {100 * self.share:.0f} % of the frame"
+        return f"in {self.noun}, {100 * self.share:.0f} % of the frame"
+
+    @property
+    def noun(self) -> str:
+        """What it is, of a photograph."""
+        return "its mask" if self.source == "mask" else self.source
 
 
-def find_subject_region(image: Image.Image, mask: Image.Image | None = None) -> SubjectRegion:
+def find_subject_region(
+    image: Image.Image, mask: Image.Image | None = None, source: RegionSource = "mask"
+) -> SubjectRegion:
     """The subject's pixels in an image; the whole frame where nothing stands out.
 
     mask: white where the subject is, of the image's framing and any size; an empty one is as none
+    source: what the mask is
     """
     size = image.size
     if mask is not None:
         inside = _enlarge(np.asarray(mask.convert("L")) >= 128, size)
         if inside.mean() >= _MIN_SHARE:
             small = _enlarge(inside, find_saliency_size(size))
-            return SubjectRegion(inside, _enlarge(_dilate(small), size) | inside, "mask")
+            return SubjectRegion(inside, _enlarge(_dilate(small), size) | inside, source)
     saliency = compute_saliency(image)
     bound = max(otsu_threshold(saliency.ravel()), 0.1)
     salient = _fill_holes(saliency > bound)

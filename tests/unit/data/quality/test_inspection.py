@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.inspection import InspectionReport, inspect_photographs
-from dreambooth_ray.data.quality.photo_checks import measure_image
+from dreambooth_ray.data.quality.photo import measure_image
 from dreambooth_ray.data.quality.sharpness import Sharpness
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.evaluation.quality_page import doctor_page
@@ -117,7 +117,9 @@ def test_the_page_escapes_names_and_holds_its_images(folder: Path) -> None:
     page = doctor_page(inspect_photographs(folder, 512))
     assert "&lt;b&gt;&amp;.png" in page
     assert "<b>&" not in page
-    assert page.count("data:image/jpeg;base64,") == 8  # 4 photographs, 4 findings: too small
+    assert (
+        page.count("data:image/jpeg;base64,") == 12
+    )  # 4 photographs, what stands out in them, 4 findings: too small
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from benchmarks import photograph_faults as faults
 from dreambooth_ray.data.quality.inspection import MIN_DUPLICATE_SHARE
-from dreambooth_ray.data.quality.photo_checks import measure_image
+from dreambooth_ray.data.quality.photo import measure_image
 from dreambooth_ray.data.quality.photo_copies import Likeness, compare_photographs
 
 SIZE = (320, 256)

@@ -1,0 +1,129 @@
+"""One photograph and what is measured on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dreambooth_ray.data.masks import darken_outside, read_mask
+from dreambooth_ray.data.photographs import read_photograph
+from dreambooth_ray.data.quality import measurements
+from dreambooth_ray.data.quality.exposure import Exposure, measure_exposure, measure_noise
+from dreambooth_ray.data.quality.measurements import Bars
+from dreambooth_ray.data.quality.photo_placing import CopySignature
+from dreambooth_ray.data.quality.sharpness import Sharpness, measure_sharpness
+from dreambooth_ray.data.quality.subject_region import (
+    RegionSource,
+    SubjectRegion,
+    find_subject_region,
+)
+from dreambooth_ray.errors import DataError
+
+_KEPT_SIDE_PX, _MEASURED_SIDE_PX = 1024, 512
+
+# Of a photograph: its path and the image upright, to a mask of its size.
+ProposeMask = Callable[[Path, Image.Image], Image.Image | None]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph and what was measured on it.
+
+    image: a copy, its short side 1024 px at most; width_px, height_px: of the file
+    region: the subject, in the copy inside its bars at 512 px
+    noise: grain between colours, see `exposure.measure_noise`
+    extent: its spread over the frame by colour and by detail, see `measurements.extents`
+    mask_error: why its mask was not used
+    """
+
+    name: str
+    image: Image.Image
+    width_px: int
+    height_px: int
+    region: SubjectRegion
+    sharpness: Sharpness
+    exposure: Exposure
+    noise: float
+    extent: tuple[float, float]
+    bars: Bars
+    signature: CopySignature
+    mask_error: str = ""
+
+    @property
+    def subject_image(self) -> Image.Image | None:
+        """For people: what is inside its bars, dark outside its subject; None without a region."""
+        if self.region.source == "frame":
+            return None
+        inner = measurements.crop_bars(self.image, self.bars)
+        inside = Image.fromarray(self.region.inside.astype(np.uint8) * 255)
+        return darken_outside(inner, inside.resize(inner.size))
+
+    def as_json(self) -> dict[str, object]:
+        """Its numbers, for a file."""
+        return {
+            "name": self.name,
+            "width_px": self.width_px,
+            "height_px": self.height_px,
+            "subject": {"from": self.region.source, "share": round(self.region.share, 4)},
+            "sharpness": vars(self.sharpness),
+            "exposure": vars(self.exposure),
+            "noise": self.noise,
+            "extent": self.extent,
+            "bars": vars(self.bars),
+        }
+
+
+def measure_photo(
+    path: Path, mask: Image.Image | None = None, propose_mask: ProposeMask | None = None
+) -> Photo:
+    """Read and measure a file.
+
+    mask: white where the subject is; without one, that beside the file or its transparency is
+        taken (`masks.read_mask`), and without a good one what stands out
+    propose_mask: asked for a photograph without a mask
+    raises: DataError if the photograph can't be read
+    """
+    image, mask_error = read_photograph(path), ""
+    source: RegionSource = "mask"
+    if mask is None:
+        try:
+            mask = read_mask(path, image.size)
+        except DataError as error:
+            mask_error = str(error)
+    if mask is None and not mask_error and propose_mask is not None:
+        mask, source = propose_mask(path, image), "proposed mask"
+    photo = measure_image(path.name, image, mask, source)
+    return replace(photo, mask_error=mask_error)
+
+
+def measure_image(
+    name: str,
+    image: Image.Image,
+    mask: Image.Image | None = None,
+    mask_source: RegionSource = "mask",
+) -> Photo:
+    """Measure an image as its file shows it; mask: white where the subject is."""
+    width_px, height_px = image.size
+    kept = measurements.reduce_short_side(image.convert("RGB"), _KEPT_SIDE_PX)
+    bars = measurements.measure_bars(kept)
+    inner = measurements.crop_bars(kept, bars)
+    small = measurements.reduce_short_side(inner, _MEASURED_SIDE_PX)
+    inner_mask = measurements.crop_bars(mask.resize(kept.size), bars) if mask else None
+    region = find_subject_region(small, inner_mask, mask_source)
+    rgb = np.asarray(small, dtype=np.float32)
+    grey = measurements.to_grey(small)
+    return Photo(
+        name=name,
+        image=kept,
+        width_px=width_px,
+        height_px=height_px,
+        region=region,
+        sharpness=measure_sharpness(grey, region.around),
+        exposure=measure_exposure(rgb, grey, region.inside),
+        noise=measure_noise(rgb, grey),
+        extent=measurements.extents(small),
+        bars=bars,
+        signature=CopySignature(inner, region),
+    )
