@@ -58,12 +58,14 @@ def fetch_part(uri: str, part: str, key: str) -> Path:
     key: the setting to name in an error
     raises: as `fetch_source`; ConfigError where it has no config.json
     """
+    what = (
+        "give a directory that save_pretrained wrote, or a model of the hub or a URL of such a one"
+    )
+    if ModelSource(uri).is_directory and not Path(uri).expanduser().is_dir():
+        raise ConfigError(f"{key}={uri!r} is no directory here; {what}")
     folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
     if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{key}={uri!r} has no config.json; give a directory that save_pretrained wrote, or a "
-            "model of the hub or a URL of such a one"
-        )
+        raise ConfigError(f"{key}={uri!r} has no config.json; {what}")
     return folder
 
 

@@ -119,7 +119,7 @@ def test_what_can_not_propose_is_refused_by_name(dogs: Path, tmp_path: Path) -> 
         Segmenter(str(dogs), "dgo")
     with pytest.raises(ConfigError, match=r"3 classes apart, and it needs --class-noun"):
         Segmenter(str(dogs), "")
-    with pytest.raises(ConfigError, match=r"--segment='.*none' is neither"):
+    with pytest.raises(ConfigError, match=r"--segment='.*none' is no directory here"):
         Segmenter(str(tmp_path / "none"), "dog")
     with pytest.raises(ConfigError, match=r"--segment='.*' has no config\.json"):
         Segmenter(str(tmp_path), "dog")
