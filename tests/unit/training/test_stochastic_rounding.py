@@ -29,6 +29,11 @@ from tests.unit.training.fitted import Fitted
 
 ROUNDED = "train.precision=bf16-mixed", "train.weight_dtype=bfloat16"
 OPTIMIZERS = [name for name, traits in TRAITS.items() if traits.steps_apart]
+# The others in the long tests.
+DAILY = [
+    pytest.param(name, marks=() if name == "adafactor" else pytest.mark.fault)
+    for name in OPTIMIZERS
+]
 
 
 def make_config(*overrides: str) -> Config:
@@ -117,8 +122,14 @@ def test_a_step_is_that_of_float32_rounded(
         ("train.optimizer=adamw", "train.method=full", "train.ema_decay=0.9"),
         ("train.optimizer=adafactor", "train.method=full", "train.accumulate=2"),
         ("train.optimizer=lion", "train.method=lora", "identifier.kind=learned"),
-        ("train.method=lora", "train.lora.dora=true", "prior.kind=both"),
-        ("train.method=kv", "train.gradient_checkpointing=true", "train.lr_warmup_steps=2"),
+        pytest.param(
+            ("train.method=lora", "train.lora.dora=true", "prior.kind=both"),
+            marks=pytest.mark.fault,
+        ),
+        pytest.param(
+            ("train.method=kv", "train.gradient_checkpointing=true", "train.lr_warmup_steps=2"),
+            marks=pytest.mark.fault,
+        ),
     ],
     ids=["adamw-full", "adafactor-full", "lion-word", "dora", "kv"],
 )
@@ -154,7 +165,7 @@ def test_another_seed_rounds_otherwise() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", DAILY)
 def test_a_gradient_that_is_no_number_changes_no_weight(
     tiny_model: Path, photos: Path, priors: Store, broken_steps: set[int], optimizer: str
 ) -> None:
@@ -165,7 +176,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(
     assert all(bool(weight.isfinite().all()) for weight in run.weights.values())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", DAILY)
 def test_the_prediction_of_memory_has_halved_weights(tiny_model: Path, optimizer: str) -> None:
     settings = "train.resolution=64", f"train.optimizer={optimizer}"
     module = make_module(tiny_model, *settings, *ROUNDED)
