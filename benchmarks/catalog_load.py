@@ -5,7 +5,8 @@
 
 In a local folder: a gateway's process from its start to its first answer, look-ups and pages over
 HTTP, and its memory. In an object store: the requests of each operation at growing numbers of
-subjects. Both take part in one record. What is written is removed again.
+subjects. Both take part in one record. What is written is removed again, but for a folder with
+--keep: it is filled in one call, and measured in others, when the machine is quiet.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from dreambooth_ray.storage.subject_version import parse_version
 LOOKUPS, UNKNOWN, PAGES, PAGE = 2000, 1000, 200, 100
 READY_S, LOOKUP_MS, PAGE_MS, MEMORY_BYTES = 10.0, 50.0, 100.0, 2**30
 _WRITES_AT_ONCE = 2000
+_FILLED = "filled.json"
 # What stands for a subject and its manifest's hash in a file that many are made of.
 _SUBJECT, _DIGEST = "SUBJECT", "c0ffee" * 10 + "c0ff"
 
@@ -104,18 +106,31 @@ def fill_store(store: Store, numbers: range) -> None:
         filesystem.pipe(batch)
 
 
-def measure_folder(folder: Path, num_subjects: int) -> dict[str, Any]:
-    """A gateway in front of a local folder with so many subjects."""
+def prepare_folder(folder: Path, num_subjects: int) -> float:
+    """Fill it, unless an earlier call has; the seconds that took."""
+    record_file = folder / _FILLED
+    if record_file.exists():
+        record = json.loads(record_file.read_text())
+        if record["subjects"] != num_subjects:
+            raise SystemExit(f"{folder} has {record['subjects']} subjects; name another folder")
+        return float(record["fill_s"])
     folder.mkdir(parents=True)
+    start_s = time.monotonic()
+    fill_folder(folder, num_subjects)
+    fill_s = time.monotonic() - start_s
+    record_file.write_text(json.dumps({"subjects": num_subjects, "fill_s": fill_s}))
+    return fill_s
+
+
+def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[str, Any]:
+    """A gateway in front of a local folder with so many subjects."""
     try:
-        start_s = time.monotonic()
-        fill_folder(folder, num_subjects)
-        fill_s = time.monotonic() - start_s
+        fill_s = prepare_folder(folder, num_subjects)
         rng = random.Random(0)
         chosen = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
         for subject in chosen:
             manifest = folder / paths.run(subject) / paths.BUNDLE / MANIFEST
-            manifest.parent.mkdir(parents=True)
+            manifest.parent.mkdir(parents=True, exist_ok=True)
             manifest.write_bytes(make_manifest(subject))
         with GatewayProcess(str(folder)) as gateway:
             record = _measure_gateway(gateway, chosen, rng)
@@ -123,9 +138,8 @@ def measure_folder(folder: Path, num_subjects: int) -> dict[str, Any]:
             record["memory_bytes"] = gateway.memory_bytes
         return {"subjects": num_subjects, **record}
     finally:
-        start_s = time.monotonic()
-        shutil.rmtree(folder)
-        print(f"removed in {time.monotonic() - start_s:.0f} s", flush=True)
+        if not is_kept:
+            shutil.rmtree(folder)
 
 
 def _measure_gateway(
@@ -225,6 +239,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="a local folder, made and removed")
+    parser.add_argument("--keep", action="store_true", help="the folder, and measure it as it is")
+    parser.add_argument("--fill", action="store_true", help="the folder alone, for later")
     parser.add_argument("--subjects", type=int, default=10**6, help="in the local folder")
     parser.add_argument("--storage", help="an object store; all below it is removed")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 100_000])
@@ -234,7 +250,10 @@ def main() -> None:
         record = json.loads(arguments.json.read_text())
     conditions = read_conditions()
     if arguments.folder:
-        row = measure_folder(arguments.folder, arguments.subjects)
+        if arguments.fill:
+            prepare_folder(arguments.folder, arguments.subjects)
+            return
+        row = measure_folder(arguments.folder, arguments.subjects, is_kept=arguments.keep)
         bars = {
             "ready_s": row["ready_s"] <= READY_S,
             "lookup_p99_ms": row["lookup_ms"]["p99"] <= LOOKUP_MS,
