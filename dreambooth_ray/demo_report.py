@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,17 @@ SUBJECT_SEED = 7
 CLASS_NOUN = "robot"
 NUM_PHOTOGRAPHS = 5
 NUM_EACH = 6
+NUM_EACH_CLASS = 3
 SEED = 1000
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """A finished run of the demo, the folder of its bundle, and the seconds it took."""
+
+    prepared: PreparedRun
+    bundle: Path
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ def generate_images(model: Engine, prompt: str) -> ModelImages:
     class_nouns = [c for c in CLASSES if c != CLASS_NOUN]
     return ModelImages(
         subject=toyscore.generate_subject(model, prompt, NUM_EACH, SEED),
-        other_classes=toyscore.generate_classes(model, class_nouns, NUM_EACH, SEED + 200),
+        other_classes=toyscore.generate_classes(model, class_nouns, NUM_EACH_CLASS, SEED + 200),
     )
 
 
@@ -53,28 +64,45 @@ def generate_new_contexts(model: Engine, prompt: str) -> GeneratedSet:
     return toyscore.generate_contexts(model, prompt, new_places, NUM_EACH, SEED + 100)
 
 
-def train_demo(config: Config, out: Path, display: Display) -> PreparedRun:
-    """Render photographs, train on them, link {out}/bundle; Ray must be there."""
+def train_demo(config: Config, output_config: Config, out: Path, display: Display) -> list[DemoRun]:
+    """Render photographs and train on them twice; Ray must be there. Links {out}/bundle.
+
+    config: with class images; output_config: with output preservation instead
+    """
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
-    prepared = prepare_run(config, display)
-    run = open_run(config)
-    pipeline.train(prepared, run, display)
-    _link_bundle(out, run.local_path(paths.BUNDLE))
-    return prepared
+    runs = []
+    for one_config in (config, output_config):
+        started_s = time.monotonic()
+        prepared = prepare_run(one_config, display)
+        run = open_run(one_config)
+        pipeline.train(prepared, run, display)
+        bundle = run.local_path(paths.BUNDLE)
+        runs.append(DemoRun(prepared, bundle, time.monotonic() - started_s))
+    _link_bundle(out, runs[0].bundle)
+    return runs
 
 
-def compare_models(prepared: PreparedRun, out: Path, display: Display) -> dict[str, object]:
-    """Sample from both models, write the contact sheet, return the report without its time."""
+def compare_models(runs: list[DemoRun], out: Path, display: Display) -> dict[str, object]:
+    """Sample from all models, write the contact sheet, return the report without its time.
+
+    runs: of `train_demo`
+    """
     display.say("drawing with the model before and after")
     torch.set_num_threads(count_threads())
+    prepared = runs[0].prepared
     prompt = prepared.config.instance_prompt
     photos = [read_photograph(path) for path in find_photographs(out / "photos")]
-    tuned = Engine(out / paths.BUNDLE)
-    before = generate_images(Engine(prepared.directory), prompt)
-    after = generate_images(tuned, prompt)
-    contexts = generate_new_contexts(tuned, prompt)
-    make_contact_sheet(photos, before, after, contexts).save(out / "contact_sheet.png")
-    return make_report(photos, before, after, contexts, load_evaluator())
+    folders = {"before": prepared.directory, "after": runs[0].bundle, "output": runs[1].bundle}
+    models = {name: Engine(folder) for name, folder in folders.items()}
+    images = {name: generate_images(model, prompt) for name, model in models.items()}
+    contexts = generate_new_contexts(models["after"], prompt)
+    make_contact_sheet(photos, images, contexts).save(out / "contact_sheet.png")
+    trained = dict(zip(("after", "output"), runs, strict=True))
+    return {
+        **make_report(photos, images, contexts, load_evaluator()),
+        "steps": {name: run.prepared.config.train.steps for name, run in trained.items()},
+        "seconds": {name: round(run.seconds, 1) for name, run in trained.items()},
+    }
 
 
 def count_threads() -> int:
@@ -92,15 +120,14 @@ def write_report(report: dict[str, object], out: Path) -> None:
 
 def make_report(
     photos: list[Image.Image],
-    before: ModelImages,
-    after: ModelImages,
+    images: Mapping[str, ModelImages],
     contexts: GeneratedSet,
     network: Evaluator,
 ) -> dict[str, object]:
-    """Scores by the evaluator: cosines from -1 to 1, accuracies from 0 to 1."""
+    """Scores of each model by the evaluator: cosines from -1 to 1, accuracies from 0 to 1."""
 
-    def before_and_after(score: Callable[[ModelImages], float]) -> dict[str, float]:
-        return {"before": round(score(before), 4), "after": round(score(after), 4)}
+    def score_all(score: Callable[[ModelImages], float]) -> dict[str, float]:
+        return {name: round(score(own), 4) for name, own in images.items()}
 
     def score_other_classes(images: ModelImages) -> float:
         class_images = images.other_classes
@@ -114,30 +141,38 @@ def make_report(
 
     context_accuracy = read_images(network, contexts.images).accuracy("background", contexts.labels)
     return {
-        "subject_fidelity": before_and_after(lambda images: measure_fidelity(images.subject)),
-        "subject_class": before_and_after(score_own_class),
+        "subject_fidelity": score_all(lambda images: measure_fidelity(images.subject)),
+        "subject_class": score_all(score_own_class),
         "context_accuracy": round(context_accuracy, 4),
         "context_fidelity": round(measure_fidelity(contexts.images), 4),
-        "other_classes": before_and_after(score_other_classes),
+        "other_classes": score_all(score_other_classes),
     }
 
 
 def make_contact_sheet(
-    photos: list[Image.Image], before: ModelImages, after: ModelImages, contexts: GeneratedSet
+    photos: list[Image.Image], images: Mapping[str, ModelImages], contexts: GeneratedSet
 ) -> Image.Image:
     """All rows of the demo under their titles, 2x enlarged."""
-    first_indices = [k * NUM_EACH for k in range(NUM_EACH)]
-    context_images = [contexts.images[i] for i in first_indices]
+    columns = range(NUM_EACH)
+    classes = {
+        name: [own.other_classes.images[k * NUM_EACH_CLASS] for k in columns]
+        for name, own in images.items()
+    }
     rows = [
         ("the photographs", photos),
-        (f'"a sks {CLASS_NOUN}" before training', before.subject),
-        (f'"a sks {CLASS_NOUN}" after training', after.subject),
+        (f'"a sks {CLASS_NOUN}" before training', images["before"].subject),
+        (f'"a sks {CLASS_NOUN}" after training', images["after"].subject),
         (
             '"a sks robot on the beach", and other places it was never photographed in',
-            context_images,
+            [contexts.images[k * NUM_EACH] for k in columns],
         ),
-        ("other classes before", [before.other_classes.images[i] for i in first_indices]),
-        ("other classes after", [after.other_classes.images[i] for i in first_indices]),
+        ("other classes before", classes["before"]),
+        ("other classes after", classes["after"]),
+        (
+            f'"a sks {CLASS_NOUN}" by adapters, without class images (output preservation)',
+            images["output"].subject,
+        ),
+        ("other classes after that", classes["output"]),
     ]
     return _arrange_rows(rows, NUM_EACH, tile_px=128)
 
