@@ -11,8 +11,6 @@ from dreambooth_ray.imports import large_imports
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
 _RECIPES = {"toyworld": "toy-robot.yaml", "toyworld-flow": "toy-robot-flow.yaml"}
-# Fewer than the recipe's, whose bars hold with them as well: the second training has the rest.
-_STEPS = 300
 # The same subject once more, by adapters and what the base model predicts instead of class images.
 _OUTPUT_STEPS = 150
 _OUTPUT = ("prior.kind=output", "sample.every=0")
@@ -50,8 +48,7 @@ def demo(
     from dreambooth_ray.display import TrainingDisplay
 
     path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    length = f"train.steps={_STEPS}"
-    config = load_config(_RECIPES[model], [*path_overrides, length, *(overrides or [])])
+    config = load_config(_RECIPES[model], [*path_overrides, *(overrides or [])])
     recipe, settings = _OUTPUT_RECIPES[model]
     own = [f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}", *_OUTPUT]
     if config.run_id:

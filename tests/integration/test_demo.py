@@ -15,9 +15,12 @@ def test_the_demo_teaches_one_subject_and_keeps_the_rest(tmp_path: Path, model: 
     done = dreambooth("demo", "--model", model, "--out", str(tmp_path / "demo"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    fidelity = report["subject_fidelity"]
-    assert fidelity["after"] - fidelity["before"] >= 0.4, report
+    fidelity, other_classes = report["subject_fidelity"], report["other_classes"]
+    # With class images, and with output preservation.
+    for kind in ("after", "output"):
+        assert fidelity[kind] - fidelity["before"] >= 0.4, report
+        assert other_classes[kind] >= 0.85 * other_classes["before"], report
     assert report["context_accuracy"] >= 0.9, report
-    assert report["other_classes"]["after"] >= 0.85 * report["other_classes"]["before"], report
+    assert report["steps"]["output"] < report["steps"]["after"]
     assert Image.open(tmp_path / "demo" / "contact_sheet.png").width > 600
     assert (tmp_path / "demo" / "bundle" / "model_index.json").is_file()
