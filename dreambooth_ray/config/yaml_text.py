@@ -21,6 +21,8 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
 _KEY_OF_LINE = re.compile(rb"^[\s\-{]*([\w.\-]+)\s*:")
+# Of what is read, for each value that is written; a small file may always have the second.
+_MOST_VALUES_EACH, _MOST_VALUES_SMALL = 100, 100_000
 _NULL_TAG = "tag:yaml.org,2002:null"
 
 
@@ -57,6 +59,7 @@ def parse_yaml(text: str, origin: str, annotation: Any) -> Any:
         if node is None:
             return None
         _refuse_duplicates(node, origin, "", set())
+        _refuse_multiplying_aliases(node, origin)
         return _read_node(node, KeyType(annotation))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin}{_explain(error, text)}; correct the file") from error
@@ -128,6 +131,26 @@ def _refuse_duplicates(node: Node, origin: str, at: str, seen_nodes: set[int]) -
             )
         lines[key] = line
         _refuse_duplicates(value_node, origin, f"{at}{key}.", seen_nodes)
+
+
+def _refuse_multiplying_aliases(node: Node, origin: str) -> None:
+    """Lists of aliases of lists of aliases are a short text, and no memory holds what it says."""
+    sizes: dict[int, int] = {}
+    size = _count_values(node, sizes)
+    if size > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(sizes)):
+        raise ConfigError(
+            f"{origin}: its aliases (*name) stand for {size:.1e} values in the place of "
+            f"{len(sizes)}; write out what is meant"
+        )
+
+
+def _count_values(node: Node, sizes: dict[int, int]) -> int:
+    """Values in a node, what aliases stand for counted each time; `sizes` of nodes seen before."""
+    if id(node) not in sizes:
+        inner = () if isinstance(node, ScalarNode) else node.value
+        values = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        sizes[id(node)] = 1 + sum(_count_values(value, sizes) for value in values)
+    return sizes[id(node)]
 
 
 def _read_node(node: Node, key_type: KeyType) -> Any:
