@@ -28,7 +28,7 @@ def crops(
     from dreambooth_ray.sampling.image_grid import image_grid
 
     config = load_config(recipe, overrides or [])
-    check_file(out)
+    check_file(out, photo_folders=[subject.photos for subject in config.all_subjects])
     photographs = []
     for subject in config.all_subjects:
         of_subject = read_configured_subject(config, subject)

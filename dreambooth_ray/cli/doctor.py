@@ -43,7 +43,7 @@ def doctor(
     if write_masks and not segment:
         raise ConfigError("--write-masks needs a network that proposes masks: give --segment")
     if out:
-        check_file(out)
+        check_file(out, photo_folders=[folder])
     from dreambooth_ray.data.quality.inspection import inspect_photographs
     from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
     from dreambooth_ray.evaluation.nouns import noun_share

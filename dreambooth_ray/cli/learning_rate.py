@@ -40,7 +40,7 @@ def lr(
     if plot:
         import matplotlib  # noqa: F401  now, not after minutes: it comes with an extra
 
-        check_file(plot, "--plot")
+        check_file(plot, "--plot", [subject.photos for subject in config.all_subjects])
     with large_imports():
         from dreambooth_ray.display import TrainingDisplay
         from dreambooth_ray.preparation import prepare_run

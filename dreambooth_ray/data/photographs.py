@@ -99,10 +99,12 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
         )
     paths = _list_photographs(folder)
     if not paths:
-        num_files = len(list_files(folder))
-        content = f"its {num_files} files have other endings" if num_files else "it is empty"
-        if num_files == 1:
+        files = list_files(folder)
+        content = f"its {len(files)} files have other endings" if files else "it is empty"
+        if len(files) == 1:
             content = "its 1 file has another ending"
+        if any(map(is_mask, files)):
+            content = "masks alone"
         unread = describe_unread(folder)
         raise DataError(
             f"{key}={str(folder)!r} holds no photograph ({unread or content}); put 1 to "
@@ -113,6 +115,11 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
             f"{key}={str(folder)!r} holds {len(paths)} photographs; at most {max_count}"
         )
     return paths
+
+
+def is_photograph_of(folder: Path | str, path: Path) -> bool:
+    """Whether a file, there or not yet, is one of a folder's photographs or masks by its name."""
+    return path.suffix.lower() in SUFFIXES and path.parent.resolve() == Path(folder).resolve()
 
 
 def describe_unread(folder: Path) -> str:

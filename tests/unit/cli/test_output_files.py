@@ -22,15 +22,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+BESIDE_PHOTOGRAPHS = [
+    (["crops", "toy-robot", "subject.photos={}"], "--out"),
+    (["doctor", "{}"], "--out"),
+    (["lr", "toy-robot", "subject.photos={}"], "--plot"),
+]
+
+
 @pytest.mark.parametrize("out", [PHOTOS, "file/x.png"])
 @pytest.mark.parametrize(
     ("arguments", "option"),
-    [
-        (["crops", "toy-robot", "subject.photos={}"], "--out"),
-        (["doctor", "{}"], "--out"),
-        (["lr", "toy-robot", "subject.photos={}"], "--plot"),
-        (["identifier", "toyworld", "--class-noun", "robot"], "--out"),
-    ],
+    [*BESIDE_PHOTOGRAPHS, (["identifier", "toyworld", "--class-noun", "robot"], "--out")],
 )
 def test_it_is_named(folder: Path, out: str, arguments: list[str], option: str) -> None:
     pytest.importorskip("matplotlib")
@@ -38,6 +40,25 @@ def test_it_is_named(folder: Path, out: str, arguments: list[str], option: str) 
     result = CliRunner().invoke(app, [*filled, option, str(folder / out)])
     assert isinstance(result.exception, StorageError)
     assert f"{option}={str(folder / out)!r} can't be written" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["a.png", "sheet.JPG"])
+@pytest.mark.parametrize(("arguments", "option"), BESIDE_PHOTOGRAPHS)
+def test_it_never_lies_among_the_photographs(
+    folder: Path, name: str, arguments: list[str], option: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    photos = folder / PHOTOS
+    before = (photos / "a.png").read_bytes()
+    out = photos / ".." / PHOTOS / name
+    filled = [argument.format(photos) for argument in arguments]
+    result = CliRunner().invoke(app, [*filled, option, str(out)])
+    assert isinstance(result.exception, StorageError)
+    assert str(result.exception).startswith(
+        f"{option}={str(out)!r} would be taken for a photograph"
+    )
+    assert [path.name for path in photos.iterdir()] == ["a.png"]
+    assert (photos / "a.png").read_bytes() == before
 
 
 def test_the_doctor_names_its_own_argument(folder: Path) -> None:
