@@ -72,6 +72,10 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
             f"--clusters={str(file)!r} is not there; write one with a line such as "
             '`team: {address: "http://HOST:8265", token_env: TEAM_TOKEN}`'
         ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"--clusters={str(file)!r} can't be read: {error}; give a YAML file of clusters"
+        ) from error
     if not isinstance(entries, dict) or name not in entries:
         names = ", ".join(entries) if isinstance(entries, dict) else ""
         raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {names or 'none'}")

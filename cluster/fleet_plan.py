@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from dreambooth_ray.config.load import layer_overrides, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import PathText, Section, Text
+from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.work_records import ID_PATTERN, MAX_PRIORITY, check_owner
@@ -103,10 +104,8 @@ def load_fleet(path: Path) -> FleetConfig:
         )
         raise ConfigError(f"{path} {reason}; give a YAML file with recipe and subjects") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {key}: {reason}" if key else f"{path}: {reason}") from error
+        reason = explain_error(error.errors()[0], remedy="give it there")
+        raise ConfigError(f"{path}: {reason}") from error
     repeated_ids = [
         name for name, count in Counter(s.id for s in fleet.subjects).items() if count > 1
     ]

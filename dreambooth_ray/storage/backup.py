@@ -31,6 +31,8 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
     targets = {file.name: file for file in list_files(target)}
     sources = list_files(source)
     files = [file for file in sources if not _is_current(file, targets.get(file.name))]
+    if files:
+        target.check_writable()
     with (
         scratch_folder("backup") as folder,
         ThreadPoolExecutor(_COPIERS) as pool,

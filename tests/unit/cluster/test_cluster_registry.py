@@ -38,5 +38,7 @@ def test_mistakes_are_named(file: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             find_cluster(name, file)
+    with pytest.raises(ConfigError, match=r"--clusters=.* can't be read: .*; give a YAML file"):
+        find_cluster("team", file.parent)
     with pytest.raises(ConfigError, match="is not there"):
         find_cluster("team", file.with_name("none.yaml"))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.backup import CopySummary, copy_storage
 from dreambooth_ray.storage.store import Store
 
@@ -26,6 +27,17 @@ def test_all_files_are_copied_once(stores: tuple[Store, Store]) -> None:
     assert copy_storage(source, target) == CopySummary(2, 8, 0, 0)
     assert target.read("runs/one/checkpoints/step-1/state.ckpt") == b"state"
     assert copy_storage(source, target) == CopySummary(0, 0, 2, 0)
+
+
+def test_a_target_that_takes_no_files_is_named_before_any_is_read(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="file is not writable"):
+        copy_storage(stores[0], Store(str(tmp_path / "file")))
+    nothing, target = Store(str(tmp_path / "nothing")), tmp_path / "target"
+    assert copy_storage(nothing, Store(str(target))) == CopySummary(0, 0, 0, 0)
+    assert not target.exists()
 
 
 def test_what_has_changed_is_copied_again(stores: tuple[Store, Store]) -> None:
