@@ -57,10 +57,13 @@ def resize_adapter(adapter: LocalAdapter, rank: int, out: Path) -> RankReport:
 
 def _resize_folder(folder: Path, rank: int, out: Path) -> RankReport:
     """Of peft's folder, of one with such a folder for each part, or of a bundle's."""
+    names = [f.relative_to(folder) for at in (WEIGHTS, f"*/{WEIGHTS}") for f in folder.glob(at)]
+    if not names:
+        raise ConfigError(f"{folder} has no {WEIGHTS} in it; give a folder of peft's, or a run")
     is_bundle = folder.name == paths.ADAPTER and (folder.parent / manifest.MANIFEST).is_file()
-    shutil.copytree(folder, out / paths.ADAPTER if is_bundle else out)
+    copied = Path(shutil.copytree(folder, out / paths.ADAPTER if is_bundle else out))
     products: dict[str, CutProduct] = {}
-    for file in sorted(out.rglob(WEIGHTS)):
+    for file in sorted(copied / name for name in names):
         resized = _resize_file(file, rank)
         _write(file, resized)
         values = json.loads((file.parent / SETTINGS).read_text())
@@ -76,6 +79,8 @@ def _resize_folder(folder: Path, rank: int, out: Path) -> RankReport:
 
 def _resize_file(path: Path, rank: int) -> _Resized:
     header, metadata = read_header_and_metadata(path)
+    if not header:
+        raise ConfigError(f"{path} holds no tensors")
     scales = LayerScales(path, read_peft_metadata(metadata))
     tensors: dict[str, Tensor] = {}
     products: dict[str, CutProduct] = {}

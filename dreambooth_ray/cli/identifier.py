@@ -37,6 +37,8 @@ def identifier(
     from dreambooth_ray.bundles.new_path import check_file
     from dreambooth_ray.models.model_directory import model_directory
 
+    if not class_noun.strip():
+        raise ConfigError("--class-noun is empty; say what the subject is, such as dog or shoe")
     _check_encoder(model)
     if out:
         check_file(out)

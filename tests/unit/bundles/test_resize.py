@@ -17,6 +17,7 @@ from dreambooth_ray.adapters.low_rank import cut_matrix, cut_product
 from dreambooth_ray.cli import main
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.model_directory import model_hash
+from dreambooth_ray.models.peft_files import WEIGHTS
 from dreambooth_ray.storage import manifest
 from tests.unit.adapters.published_keys import write_file
 
@@ -158,3 +159,17 @@ def test_what_can_not_be_resized_is_refused(tmp_path: Path, tensors: dict[str, T
         dreambooth_ray.resize(str(path), out, rank=1)
     assert not out.exists()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_folder_of_other_things_is_no_adapter(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    storage, out = tmp_path / "runs", tmp_path / "small"
+    adapter = storage / "one" / "bundle" / "adapter"
+    adapter.mkdir(parents=True)
+    write_file(adapter / WEIGHTS, tensors)
+    for folder in (storage, tmp_path):
+        with pytest.raises(ConfigError, match=rf"SOURCE=.*{folder} has no {WEIGHTS} in it"):
+            dreambooth_ray.resize(str(folder), out, rank=1)
+    empty = write_file(tmp_path / "empty.safetensors", {})
+    with pytest.raises(ConfigError, match=r"SOURCE=.*holds no tensors"):
+        dreambooth_ray.resize(str(empty), tmp_path / "x.safetensors", rank=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "empty.safetensors"}
