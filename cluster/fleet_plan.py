@@ -127,6 +127,11 @@ def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
             config = fleet.config_of(subject)
         except ConfigError as error:
             raise ConfigError(f"subject {subject.id!r}: {error}") from error
+        if config.run_id != subject.id:
+            raise ConfigError(
+                f"subject {subject.id!r}: overrides: run_id={config.run_id!r} is another run's "
+                "name; leave it out: the id names the run"
+            )
         configs[subject.id] = config
         addresses[config.cluster.address] = subject.id
     if len(addresses) > 1:

@@ -60,6 +60,10 @@ def test_a_subjects_budget_takes_the_place_of_everybodys(tmp_path: Path) -> None
             FLEET.replace("train.steps=8", "cluster.address=head"),
             r"subject 'two': cluster\.address=head is another than None of 'one'",
         ),
+        (
+            FLEET.replace("[train.steps=8]", "[run_id=one]"),
+            r"subject 'two': overrides: run_id='one' is another run's name; leave it out",
+        ),
         (FLEET.replace("[train.steps=8]", "[train.step=8]"), r"subject 'two'.*train\.steps"),
     ],
 )
