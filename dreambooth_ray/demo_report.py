@@ -74,7 +74,7 @@ def train_demo(config: Config, output_config: Config, out: Path, display: Displa
     for one_config in (config, output_config):
         started_s = time.monotonic()
         prepared = prepare_run(one_config, display)
-        run = open_run(one_config)
+        run = open_run(prepared.config)
         pipeline.train(prepared, run, display)
         bundle = run.local_path(paths.BUNDLE)
         runs.append(DemoRun(prepared, bundle, time.monotonic() - started_s))

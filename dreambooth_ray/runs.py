@@ -52,12 +52,14 @@ def open_run(
     force: bool = False,
     inputs: RunInputs | None = None,
     say: Callable[[str], None] = print,
+    asked: Config | None = None,
 ) -> Store:
     """The run's folder, with its configuration stored; an existing run must have the same.
 
     force: go on with another configuration or other photographs, which take the place of the stored
         ones; inputs: what it is trained on, where that was looked at; say: hears of a holder that
-        may be dead and is waited for
+        may be dead and is waited for; asked: the configuration before the model's own values were
+        filled in, which a run that was stored without the model takes over
     raises: ConfigError naming the keys that differ if run_id names a run of another configuration,
         or, with force, what can't be taken up; StorageError if another process trains a run that is
         to change
@@ -69,7 +71,7 @@ def open_run(
     stored = resolved
     if not run.create(paths.CONFIG, dump_config(resolved).encode()):
         stored = with_absolute_paths(read_run_config(run))
-        changes = find_changes(_identity_fields(stored), _identity_fields(resolved))
+        changes = _find_asked_changes(run, stored, resolved, asked)
     data_differences = _compare_inputs(run, inputs, may_tell=not changes)
     if not changes and not data_differences:
         return run
@@ -86,6 +88,22 @@ def open_run(
         _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
         _store_changes(run, resolved, inputs)
     return run
+
+
+def _find_asked_changes(
+    run: Store, stored: Config, resolved: Config, asked: Config | None
+) -> list[ConfigChange]:
+    """What differs from what is stored; a run not yet begun takes over what nobody asked for."""
+    stored_fields = _identity_fields(stored)
+    changes = find_changes(stored_fields, _identity_fields(resolved))
+    if asked is None or not changes or fence.read_history(run).checkpoints:
+        return changes
+    asked_fields = _identity_fields(with_absolute_paths(asked))
+    asked_keys = {change.key for change in find_changes(stored_fields, asked_fields)}
+    asked_changes = [change for change in changes if change.key in asked_keys]
+    if not asked_changes:
+        run.write(paths.CONFIG, dump_config(resolved).encode())
+    return asked_changes
 
 
 def _compare_inputs(run: Store, inputs: RunInputs | None, *, may_tell: bool) -> list[str]:

@@ -39,6 +39,23 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     assert read_end(run, run.names(), RunHistory()) is None
 
 
+def test_a_run_stored_without_its_model_takes_over_what_the_model_fills_in(
+    config: Config, tiny_model: Path, photos: Path
+) -> None:
+    """As `submit` stores it: the host that trains knows the model first."""
+    settings = [f"subject.photos={photos}", f"model.uri={tiny_model}", "prior.count=2"]
+    run = open_run(override_config(config, [*settings, "train.resolution=64"]))
+    sent = read_run_config(run)
+    prepared = prepare_run(sent, QuietDisplay()).config
+    assert prepared.train.lora.target_modules != sent.train.lora.target_modules
+    shorter, asked = (override_config(one, ["train.steps=3"]) for one in (prepared, sent))
+    with pytest.raises(ConfigError, match=r": train\.steps was 400 and is 3; ch"):
+        open_run(shorter, asked=asked)
+    assert read_run_config(run) == sent
+    open_run(prepared, asked=sent)
+    assert read_run_config(run).train.lora == prepared.train.lora
+
+
 @pytest.fixture
 def half_way(config: Config, photos: Path, tmp_path: Path) -> Config:
     """A run at step 150 of 400, on photographs of its own."""

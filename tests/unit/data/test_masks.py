@@ -201,7 +201,7 @@ def test_a_mask_of_another_format_is_named(folder: Path) -> None:
 
 def test_the_sheet_of_crops_says_what_training_would(folder: Path) -> None:
     arguments = ["crops", "toy-robot", f"subject.photos={folder}", "train.mask_background=0.25"]
-    out = ["--out", str(folder / "sheet.png")]
+    out = ["--out", str(folder.parent / "sheet.png")]
     result = CliRunner().invoke(app, [*arguments, *out])
     assert isinstance(result.exception, DataError)
     assert "no photograph" in str(result.exception)
