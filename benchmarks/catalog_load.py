@@ -124,8 +124,9 @@ def prepare_folder(folder: Path, num_subjects: int) -> float:
 
 def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[str, Any]:
     """A gateway in front of a local folder with so many subjects."""
+    # Before what removes it again: a folder that is not of here stays.
+    fill_s = prepare_folder(folder, num_subjects)
     try:
-        fill_s = prepare_folder(folder, num_subjects)
         rng = random.Random(0)
         chosen = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
         for subject in chosen:
@@ -245,14 +246,16 @@ def main() -> None:
     parser.add_argument("--storage", help="an object store; all below it is removed")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 100_000])
     arguments = parser.parse_args()
+    if arguments.fill:
+        if not arguments.folder or arguments.json or arguments.storage:
+            parser.error("--fill is for --folder alone")
+        prepare_folder(arguments.folder, arguments.subjects)
+        return
     record: dict[str, Any] = {}
     if arguments.json and arguments.json.is_file():
         record = json.loads(arguments.json.read_text())
     conditions = read_conditions()
     if arguments.folder:
-        if arguments.fill:
-            prepare_folder(arguments.folder, arguments.subjects)
-            return
         row = measure_folder(arguments.folder, arguments.subjects, is_kept=arguments.keep)
         bars = {
             "ready_s": row["ready_s"] <= READY_S,

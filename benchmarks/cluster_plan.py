@@ -162,16 +162,18 @@ def replay_s(
 def make_plan(workload: Workload, cluster: Cluster, seed: int) -> dict[str, Any]:
     """The number of GPUs a subject that ends soonest, and what all of them cost.
 
-    Numbers of GPUs whose steps take longer than those of fewer are left out.
-    raises: ConfigError if failures never let a job end
+    Left out are numbers of GPUs that more of them only make slower: their steps take longer than
+    those of fewer, or their failures never let a job end.
+    raises: ConfigError if failures never let a job of one GPU end
     """
-    options: list[dict[str, Any]] = []
-    shortest_s = math.inf
-    for num_gpus in GPU_COUNTS:
-        compute_s = workload.compute_s(num_gpus)
-        if num_gpus <= cluster.gpus and compute_s < shortest_s:
+    options = [_make_option(workload, cluster, 1, seed)]
+    for num_gpus in GPU_COUNTS[1:]:
+        if num_gpus > cluster.gpus or workload.compute_s(num_gpus) >= workload.compute_s(1):
+            continue
+        try:
             options.append(_make_option(workload, cluster, num_gpus, seed))
-            shortest_s = compute_s
+        except ConfigError:
+            break
     return {
         "work": asdict(workload), "cluster": asdict(cluster),
         "best": min(options, key=lambda o: (float(o["wall_h"]), float(o["cost"]))),

@@ -47,7 +47,7 @@ def train(
     display = QuietDisplay() if quiet else TrainingDisplay()
     check_address(config)
     prepared = fit_into_memory(prepare_run(config, display), display.say)
-    run = open_run(prepared.config, force, prepared.inputs, display.say, asked=config)
+    run = open_run(prepared.config, force, prepared.inputs, display.say, requested=config)
     display.say(f"run {run.uri}")
     if not is_finished(run):
         with _ray_for(prepared.config, _import_pipeline, imports_ahead=True):

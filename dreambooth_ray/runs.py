@@ -52,14 +52,14 @@ def open_run(
     force: bool = False,
     inputs: RunInputs | None = None,
     say: Callable[[str], None] = print,
-    asked: Config | None = None,
+    requested: Config | None = None,
 ) -> Store:
     """The run's folder, with its configuration stored; an existing run must have the same.
 
     force: go on with another configuration or other photographs, which take the place of the stored
         ones; inputs: what it is trained on, where that was looked at; say: hears of a holder that
-        may be dead and is waited for; asked: the configuration before the model's own values were
-        filled in, which a run that was stored without the model takes over
+        may be dead and is waited for; requested: the configuration before the model's own values
+        were filled in, which a run that was stored without the model takes over
     raises: ConfigError naming the keys that differ if run_id names a run of another configuration,
         or, with force, what can't be taken up; StorageError if another process trains a run that is
         to change
@@ -71,7 +71,11 @@ def open_run(
     stored = resolved
     if not run.create(paths.CONFIG, dump_config(resolved).encode()):
         stored = with_absolute_paths(read_run_config(run))
-        changes = _find_asked_changes(run, stored, resolved, asked)
+        changes = find_changes(_identity_fields(stored), _identity_fields(resolved))
+        if changes and requested is not None:
+            changes = _find_requested_changes(run, changes, stored, requested)
+            if not changes:
+                run.write(paths.CONFIG, dump_config(resolved).encode())
     data_differences = _compare_inputs(run, inputs, may_tell=not changes)
     if not changes and not data_differences:
         return run
@@ -90,20 +94,15 @@ def open_run(
     return run
 
 
-def _find_asked_changes(
-    run: Store, stored: Config, resolved: Config, asked: Config | None
+def _find_requested_changes(
+    run: Store, changes: list[ConfigChange], stored: Config, requested: Config
 ) -> list[ConfigChange]:
-    """What differs from what is stored; a run not yet begun takes over what nobody asked for."""
-    stored_fields = _identity_fields(stored)
-    changes = find_changes(stored_fields, _identity_fields(resolved))
-    if asked is None or not changes or fence.read_history(run).checkpoints:
+    """Of these changes those that somebody asked for, or all where the run has begun."""
+    if fence.read_history(run).checkpoints:
         return changes
-    asked_fields = _identity_fields(with_absolute_paths(asked))
-    asked_keys = {change.key for change in find_changes(stored_fields, asked_fields)}
-    asked_changes = [change for change in changes if change.key in asked_keys]
-    if not asked_changes:
-        run.write(paths.CONFIG, dump_config(resolved).encode())
-    return asked_changes
+    requested_fields = _identity_fields(with_absolute_paths(requested))
+    keys = {change.key for change in find_changes(_identity_fields(stored), requested_fields)}
+    return [change for change in changes if change.key in keys]
 
 
 def _compare_inputs(run: Store, inputs: RunInputs | None, *, may_tell: bool) -> list[str]:

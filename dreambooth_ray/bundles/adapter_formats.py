@@ -20,8 +20,8 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.kohya_names import KohyaNames
-from dreambooth_ray.models.library_loading import explained_loading
 from dreambooth_ray.models.model_directory import adapted_base, base_directory
+from dreambooth_ray.models.network_loading import explained_loading
 from dreambooth_ray.models.peft_files import ADAPTER_METADATA_KEY, PREFIX, SETTINGS, WEIGHTS
 from dreambooth_ray.storage import paths
 

@@ -1,12 +1,16 @@
 """`dreambooth demo`: one subject learnt in minutes, and what came of it."""
 
+import re
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dreambooth_ray.imports import large_imports
+
+if TYPE_CHECKING:
+    from dreambooth_ray.config.schema import Config
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -14,6 +18,7 @@ _RECIPES = {"toyworld": "toy-robot.yaml", "toyworld-flow": "toy-robot-flow.yaml"
 # The same subject once more, by adapters and what the base model predicts instead of class images.
 _OUTPUT_STEPS = 150
 _OUTPUT = ("prior.kind=output", "sample.every=0")
+_SHARED_SECTIONS = ("seed", "model", "subject", "cluster", "memory", "storage", "checkpoint")
 _OUTPUT_RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "toyworld": ("toy-robot-lora.yaml", ()),
     "toyworld-flow": (
@@ -44,16 +49,9 @@ def demo(
     from rich.table import Table
 
     from cluster.session import session
-    from dreambooth_ray.config.load import load_config
     from dreambooth_ray.display import TrainingDisplay
 
-    path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    config = load_config(_RECIPES[model], [*path_overrides, *(overrides or [])])
-    recipe, settings = _OUTPUT_RECIPES[model]
-    own = [f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}", *_OUTPUT]
-    if config.run_id:
-        own.append(f"run_id={config.run_id}-output")
-    output_config = load_config(recipe, [*path_overrides, *settings, *(overrides or []), *own])
+    config, output_config = load_configs(model, out, overrides or [])
     display = TrainingDisplay()
     with session(config, meanwhile=_import_demo, imports_ahead=True):
         from dreambooth_ray.demo_report import compare_models, train_demo, write_report
@@ -72,6 +70,21 @@ def demo(
         table.add_row(name.replace("_", " "), *cells)
     Console().print(table)
     print(f"look at {out / 'contact_sheet.png'}")
+
+
+def load_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, Config]":
+    """Of the training with class images, and of the one with output preservation.
+
+    overrides: of the first; the second shares what says where and what is trained, and is no longer
+    """
+    from dreambooth_ray.config.load import load_config
+
+    paths = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
+    config = load_config(_RECIPES[model], [*paths, *overrides])
+    shared = [text for text in overrides if re.split("[.=]", text)[0] in _SHARED_SECTIONS]
+    recipe, settings = _OUTPUT_RECIPES[model]
+    length = f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}"
+    return config, load_config(recipe, [*paths, *settings, *shared, length, *_OUTPUT])
 
 
 def _import_demo() -> None:

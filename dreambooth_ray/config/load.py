@@ -14,6 +14,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import expand_home
 from dreambooth_ray.config.serving import ServeConfig
+from dreambooth_ray.config.training import FAMILY_LOSS_KEYS
 from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.config.yaml_text import parse_value, parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
@@ -114,6 +115,9 @@ def dump_config(config: Config) -> str:
             del tree[name][field]
     if "text_encoder" not in config.train.model_fields_set:
         del tree["train"]["text_encoder"]
+    for key in FAMILY_LOSS_KEYS:
+        if key not in config.loss.model_fields_set:
+            del tree["loss"][key]
     return yaml.safe_dump(tree, sort_keys=False)
 
 

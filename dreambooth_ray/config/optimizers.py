@@ -15,7 +15,7 @@ class OptimizerTraits:
     is_factored: keeps means of a matrix's rows and columns, which `state_bytes` has not
     averages: whether what it learns is an average of the weights that are stepped
     rate_divisor: of the rate that AdamW would take
-    steps_apart: whether a weight's step needs no other weight's, and its own package no part in it
+    is_separable: whether a weight's step needs no other weight's, and its own package no part in it
     """
 
     state_bytes: float
@@ -24,19 +24,19 @@ class OptimizerTraits:
     averages: bool = False
     rate_divisor: float = 1.0
     strategies: tuple[str, ...] = ("ddp", "fsdp2")
-    steps_apart: bool = False
+    is_separable: bool = False
 
 
 TRAITS: dict[str, OptimizerTraits] = {
     # Two moments.
-    "adamw": OptimizerTraits(8.0, strategies=("ddp", "fsdp2", "deepspeed"), steps_apart=True),
+    "adamw": OptimizerTraits(8.0, strategies=("ddp", "fsdp2", "deepspeed"), is_separable=True),
     # In 8 bits, with their scales.
     "adamw8bit": OptimizerTraits(2.1, "bitsandbytes"),
     # Rows and columns of a shard are not those of its matrix.
-    "adafactor": OptimizerTraits(0.0, is_factored=True, strategies=("ddp",), steps_apart=True),
+    "adafactor": OptimizerTraits(0.0, is_factored=True, strategies=("ddp",), is_separable=True),
     # One moment. Each weight moves by the whole rate: 3 to 10 times lower (arXiv 2302.06675, 5).
     # DeepSpeed's converter for another number of workers wants two.
-    "lion": OptimizerTraits(4.0, "lion_pytorch", rate_divisor=5, steps_apart=True),
+    "lion": OptimizerTraits(4.0, "lion_pytorch", rate_divisor=5, is_separable=True),
     # The second moment, and the weights that are stepped beside those between them and the average.
     "schedulefree-adamw": OptimizerTraits(8.0, "schedulefree", averages=True, strategies=("ddp",)),
     # The first weights and a sum besides.
@@ -74,7 +74,7 @@ def find_rounding_obstacle(
 
     adapter_kind: of train.method=lora
     """
-    able = [name for name, traits in TRAITS.items() if traits.steps_apart]
+    able = [name for name, traits in TRAITS.items() if traits.is_separable]
     if precision != "bf16-mixed":
         return f"needs train.precision=bf16-mixed, and it is {precision}"
     if strategy != "ddp":

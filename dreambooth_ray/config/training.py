@@ -191,6 +191,10 @@ class TrainConfig(TrainingImagesConfig):
         return self
 
 
+# Of LossConfig: what a model's family chooses where nobody has.
+FAMILY_LOSS_KEYS = frozenset({"timesteps"})
+
+
 class LossConfig(Section):
     """What training minimises."""
 

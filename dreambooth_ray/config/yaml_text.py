@@ -6,6 +6,7 @@ of a key that is there twice it takes the last without a word.
 
 import codecs
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _refuse_multiplying_aliases(node: Node, origin: str) -> None:
     size = _count_values(node, sizes)
     if size > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(sizes)):
         raise ConfigError(
-            f"{origin}: its aliases (*name) stand for {size:.1e} values in the place of "
+            f"{origin}: its aliases (*name) stand for {Decimal(size):.1e} values in the place of "
             f"{len(sizes)}; write out what is meant"
         )
 

@@ -13,7 +13,7 @@ def doctor_page(report: InspectionReport) -> str:
         {
             "name": p.name,
             "uri": uris[p.name],
-            "subject_uri": image_uri(p.subject_image, 320) if p.subject_image else "",
+            "subject_uri": image_uri(subject, 320) if (subject := p.subject_image) else "",
             "subject_noun": p.region.noun,
             "size": f"{p.width_px}x{p.height_px}",
             "subject": p.region.describe(),

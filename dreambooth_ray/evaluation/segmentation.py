@@ -15,8 +15,8 @@ from torch import Tensor
 from dreambooth_ray.data.masks import MASK_SUFFIX, check_mask
 from dreambooth_ray.errors import ConfigError, DataError, StorageError
 from dreambooth_ray.models.components import quiet_libraries
-from dreambooth_ray.models.library_loading import explained_loading, load_whole_network
 from dreambooth_ray.models.model_location import fetch_part
+from dreambooth_ray.models.network_loading import explained_loading, load_whole_network
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage.local_files import create_by_link
 

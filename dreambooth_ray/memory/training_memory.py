@@ -13,7 +13,7 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from dreambooth_ray.config.forwards import can_be_graphed, needs_untrained
+from dreambooth_ray.config.forwards import can_be_graphed, needs_base_output
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.model_directory import base_directory
@@ -130,7 +130,7 @@ def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
 
 def _count_untrained_copy(config: Config, counts: dict[str, int], strategy: Strategy) -> int:
     """Of the base model beside the trained one, see `models.frozen_copy`."""
-    if not needs_untrained(config):
+    if not needs_base_output(config):
         return 0
     bytes_a_weight = 4 if config.train.precision == "32" else 2
     num_copied = 0 if config.train.method == "lora" else counts["trained_unet"]

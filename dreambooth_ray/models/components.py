@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, find_family
-from dreambooth_ray.models.library_loading import explained_loading, load_whole_network
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
+from dreambooth_ray.models.network_loading import explained_loading, load_whole_network
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths

@@ -39,7 +39,7 @@ def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
         build_empty_network,
         quiet_libraries,
     )
-    from dreambooth_ray.models.library_loading import explained_loading  # noqa: PLC0415
+    from dreambooth_ray.models.network_loading import explained_loading  # noqa: PLC0415
 
     quiet_libraries()
     with explained_loading(directory / part.name), torch.device("meta"):

@@ -1,6 +1,7 @@
 """What a configuration leaves to the model: filled in once the model is known."""
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.config.training import FAMILY_LOSS_KEYS
 from dreambooth_ray.models.family import ModelFamily
 
 
@@ -24,8 +25,10 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
         for name, section in (("prior", config.prior), ("sample", config.sample))
     }
     given_loss = config.loss.model_fields_set
+    # What is given in an update counts as set, and so is stored.
     loss = config.loss.model_copy(
-        update={k: v for k, v in family.loss_defaults.items() if k not in given_loss}
+        update={key: getattr(config.loss, key) for key in FAMILY_LOSS_KEYS}
+        | {k: v for k, v in family.loss_defaults.items() if k not in given_loss}
     )
     train = config.train.model_copy(
         update={

@@ -16,7 +16,7 @@ from dreambooth_ray.errors import ConfigError
 Number = TypeVar("Number", float, Tensor)
 
 
-class Background(NamedTuple):
+class BackgroundTarget(NamedTuple):
     """What is compared with another target, in the first P images of a batch.
 
     target: (P, C, h, w); shares: (P, 1, h, w) of an error's weight, 1 where all is compared with it
@@ -67,7 +67,7 @@ def compute_sample_errors(
     target: Tensor,
     huber_delta: float | None = None,
     weights: Tensor | None = None,
-    background: Background | None = None,
+    background: BackgroundTarget | None = None,
 ) -> Tensor:
     """Mean squared error of each sample; with a delta, errors beyond it count linearly.
 

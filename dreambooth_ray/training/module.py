@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dreambooth_ray.config.forwards import needs_untrained
+from dreambooth_ray.config.forwards import needs_base_output
 from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
@@ -74,7 +74,7 @@ class DreamBoothModule(pl.LightningModule):
                 cast_frozen_layers(network, config.train.precision)
         # In a tuple: it is neither trained nor saved.
         self._base_denoisers: tuple[nn.Module, ...] = ()
-        if needs_untrained(config):
+        if needs_base_output(config):
             base_denoiser = copy_untrained(denoiser, shares_weights=is_cast_here)
             cast_frozen_layers(base_denoiser, config.train.precision)
             self._base_denoisers = (base_denoiser,)

@@ -18,7 +18,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.precision import autocast_dtype
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective.forward_process import ForwardProcess
-from dreambooth_ray.objective.loss import Background
+from dreambooth_ray.objective.loss import BackgroundTarget
 from dreambooth_ray.training.batch import Batch, PreservedCaptions
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
 
@@ -50,7 +50,7 @@ def weigh_errors(
     target: Tensor,
     times: Tensor,
     mask_weights: Tensor | None = None,
-    background: Background | None = None,
+    background: BackgroundTarget | None = None,
 ) -> Tensor:
     """(B,) error of each sample, weighted as configured. prediction, target: (B, C, h, w)
 
@@ -146,7 +146,7 @@ class PredictionErrors:
             weights = objective.weigh_masks(batch.masks, background_weight)
             if base_output is not None:
                 outside = background_weight * (1 - batch.masks) / weights
-                background = Background(base_output, outside[: len(base_output)])
+                background = BackgroundTarget(base_output, outside[: len(base_output)])
         return self._weigh_errors(prediction, target, batch.times, weights, background)
 
     def _compute_precision(self, latents: Tensor) -> AbstractContextManager[Any]:

@@ -75,16 +75,16 @@ VERBS = {
 
 
 # What each damage is told by is held above. Here every verb meets every family and every damage.
-KINDS = "NaN", "tensor missing", "pickle", "other class in the part"
-MEETINGS = [
-    (name, verb, KINDS[(i + j) % len(KINDS)])
+VERB_DAMAGES = "NaN", "tensor missing", "pickle", "other class in the part"
+VERB_CASES = [
+    (name, verb, VERB_DAMAGES[(i + j) % len(VERB_DAMAGES)])
     for i, name in enumerate(TRAINED_MODELS)
     for j, verb in enumerate(VERBS)
 ]
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("name", "verb", "damage"), MEETINGS)
+@pytest.mark.parametrize(("name", "verb", "damage"), VERB_CASES)
 def test_every_verb_refuses_before_anything_starts(
     damaged: Path, photos: Path, tmp_path: Path, name: str, verb: str, damage: str
 ) -> None:

@@ -20,7 +20,7 @@ from tests.integration.conftest import SMALL, dreambooth
 from tests.integration.jobs_head import jobs_head
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
 LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -76,4 +76,4 @@ def test_a_run_is_refused_for_want_of_hosts_unless_they_come_by_themselves(
         sent = dreambooth(*words, cwd=tmp_path)
         assert sent.returncode == 0, sent.stderr
         run = Store(str(storage)).sub(paths.run("grown"))
-        wait_until(lambda: manifest.MANIFEST in run.names(paths.BUNDLE), 250)
+        wait_until(lambda: manifest.MANIFEST in run.names(paths.BUNDLE), 150)

@@ -48,11 +48,11 @@ def test_a_run_stored_without_its_model_takes_over_what_the_model_fills_in(
     sent = read_run_config(run)
     prepared = prepare_run(sent, QuietDisplay()).config
     assert prepared.train.lora.target_modules != sent.train.lora.target_modules
-    shorter, asked = (override_config(one, ["train.steps=3"]) for one in (prepared, sent))
+    shorter, requested = (override_config(one, ["train.steps=3"]) for one in (prepared, sent))
     with pytest.raises(ConfigError, match=r": train\.steps was 400 and is 3; ch"):
-        open_run(shorter, asked=asked)
+        open_run(shorter, requested=requested)
     assert read_run_config(run) == sent
-    open_run(prepared, asked=sent)
+    open_run(prepared, requested=sent)
     assert read_run_config(run).train.lora == prepared.train.lora
 
 

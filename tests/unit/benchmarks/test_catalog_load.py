@@ -7,6 +7,8 @@ from benchmarks.catalog_load import (
     list_all,
     make_files,
     make_manifest,
+    measure_folder,
+    prepare_folder,
     subject_name,
     summarize,
 )
@@ -34,3 +36,19 @@ def test_times_are_summed_up() -> None:
     summary = summarize([0.001 * k for k in range(1, 102)])
     assert summary == {"median": 51.0, "p99": 100.0, "most": 101.0}
     assert summarize([0.5])["p99"] == pytest.approx(500.0)
+
+
+def test_a_folder_that_is_another_ones_stays(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        measure_folder(tmp_path, 3, is_kept=False)
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+
+
+def test_a_folder_is_filled_once(tmp_path: Path) -> None:
+    folder = tmp_path / "catalog"
+    seconds = prepare_folder(folder, 3)
+    assert prepare_folder(folder, 3) == seconds
+    with pytest.raises(SystemExit, match="has 3 subjects"):
+        measure_folder(folder, 4, is_kept=False)
+    assert list_all(folder) == 3

@@ -76,6 +76,12 @@ def test_work_that_failures_never_let_end_is_refused(mtbf_s: float) -> None:
         make_plan(work, Cluster(4, 1e9, mtbf_s, 2.0), 0)
 
 
+def test_a_plan_is_made_where_more_gpus_would_fail_too_often() -> None:
+    work = Workload(1, 8000, 0.5, 600.0, 4e9, 0.95)
+    plan = make_plan(work, Cluster(16, 1e9, 600.0, 2.0), 0)
+    assert [option["gpus_a_subject"] for option in plan["options"]] == [1, 2, 4]
+
+
 def test_numbers_of_gpus_that_would_never_end_are_left_out() -> None:
     plan = make_plan(Workload(1, 800, 0.5, 25.0, 4e9, 1e-9), Cluster(4, 1e9, 5000 * HOUR, 2.0), 0)
     assert [option["gpus_a_subject"] for option in plan["options"]] == [1]

@@ -28,7 +28,7 @@ from dreambooth_ray.training.stochastic_rounding import (
 from tests.unit.training.fitted import Fitted
 
 ROUNDED = "train.precision=bf16-mixed", "train.weight_dtype=bfloat16"
-OPTIMIZERS = [name for name, traits in TRAITS.items() if traits.steps_apart]
+OPTIMIZERS = [name for name, traits in TRAITS.items() if traits.is_separable]
 # The others in the long tests.
 DAILY = [
     pytest.param(name, marks=() if name == "adafactor" else pytest.mark.fault)
