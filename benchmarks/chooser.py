@@ -53,7 +53,7 @@ def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
 
 def load_side_protocol(name: str) -> Protocol:
     """The protocol of the choice, with more images; the side `judged` has other seeds."""
-    base_settings = load_protocol(ChoiceConfig().protocol).model_dump()
+    base_settings = load_protocol("toyworld-brief").model_dump()
     short_settings = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
     side_settings = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
     return Protocol.model_validate({**base_settings, **short_settings, **side_settings})

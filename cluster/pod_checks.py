@@ -98,7 +98,8 @@ def _check_folders(config: Config) -> Iterator[PreflightFinding]:
         named |= {f"subjects[{k}].photos": s.photos for k, s in enumerate(config.subjects)}
     else:
         named["subject.photos"] = config.subject.photos
-    if config.choice.rule == "best" and config.choice.protocol not in protocol_names():
+    protocol = config.choice.protocol
+    if config.choice.rule == "best" and protocol and protocol not in protocol_names():
         named["choice.protocol"] = config.choice.protocol
     for key, path in named.items():
         if path and not is_remote(path):

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.evaluation_request import (
+    build_evaluation_case,
+    load_evaluation_protocol,
+    make_session_config,
+    read_local_run_config,
+)
 from dreambooth_ray.imports import large_imports
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from dreambooth_ray.evaluation.model_evaluation import EvaluationCase
-    from dreambooth_ray.evaluation.protocol import Protocol
 
 # ruff: noqa: PLC0415
 
@@ -157,13 +160,13 @@ def evaluate(
     from dreambooth_ray.storage.store import Store
 
     uri = str(model)
-    loaded_protocol = _load_protocol(protocol, dino, clip)
-    run_config = _read_run_config(uri)
+    loaded_protocol = load_evaluation_protocol(protocol, dino, clip)
+    run_config = read_local_run_config(uri)
     folder = str(photos) or (run_config.subject.photos if run_config else "")
-    case = _build_case(uri, folder, identifier, class_noun)
+    case = build_evaluation_case(uri, folder, identifier, class_noun)
     store = Store(str(out) or (f"{uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations"))
     store.check_writable()
-    with _ray_for(_make_session_config(case, folder, actors, gpus, address)):
+    with _ray_for(make_session_config(actors, gpus, address)):
         results = evaluate_model(
             case,
             loaded_protocol,
@@ -176,6 +179,53 @@ def evaluate(
     totals = json.loads(results.read(RESULTS))["totals"]
     values = {name: score["value"] for name, score in totals.items()}
     return Evaluation(results.uri, f"{results.uri}/{REPORT}", values)
+
+
+def evaluate_together(
+    run: str | Path,
+    protocol: str = "dreambench",
+    *,
+    dino: str = "",
+    actors: int = 1,
+    gpus: bool = False,
+    address: str = "",
+    out: str | Path = "",
+    quiet: bool = False,
+) -> Evaluation:
+    """Ask for every two subjects of a run in one image; score how far one bleeds into the other.
+
+    run: of several subjects, by its folder
+    protocol, dino, actors, gpus, address, out: as of `evaluate`
+    returns: totals are by pair, measure and subject
+    raises: ConfigError, DataError, DreamBoothError
+    """
+    from dreambooth_ray.display import Stage
+    from dreambooth_ray.evaluation import pair_evaluation
+    from dreambooth_ray.models.model_directory import model_directory
+    from dreambooth_ray.storage import paths
+    from dreambooth_ray.storage.store import Store
+
+    config = read_local_run_config(str(run))
+    if config is None:
+        raise ConfigError(f"--together: {run} is no folder of a run; a run of several subjects is")
+    subjects = pair_evaluation.list_subjects(config)
+    loaded_protocol = load_evaluation_protocol(protocol, dino, "")
+    directory = model_directory(str(run), key="MODEL")
+    store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
+    store.check_writable()
+    with _ray_for(make_session_config(actors, gpus, address)):
+        results = pair_evaluation.evaluate_pairs(
+            directory,
+            subjects,
+            loaded_protocol,
+            store,
+            size_px=config.train.side_px,
+            actors=actors,
+            gpu=gpus,
+            on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
+        )
+    totals = json.loads(results.read(pair_evaluation.RESULTS))["totals"]
+    return Evaluation(results.uri, f"{results.uri}/{pair_evaluation.REPORT}", totals)
 
 
 def export(
@@ -222,64 +272,3 @@ def _ray_for(
 def _import_pipeline() -> None:
     with large_imports():
         import dreambooth_ray.pipeline  # noqa: F401
-
-
-def _load_protocol(name: str, dino: str, clip: str) -> "Protocol":
-    """The protocol, with other encoders where they are given."""
-    from dreambooth_ray.evaluation.protocol import load_protocol
-
-    protocol = load_protocol(name)
-    encoder_names = {"dino": dino} if dino else {}
-    encoder_names |= {"clip_i": clip, "clip_t": clip} if clip else {}
-    encoders = protocol.encoders.model_copy(update=encoder_names)
-    return protocol.model_copy(update={"encoders": encoders})
-
-
-def _read_run_config(model: str) -> Config | None:
-    from dreambooth_ray.runs import read_run_config
-    from dreambooth_ray.storage import paths
-    from dreambooth_ray.storage.store import Store
-
-    folder = Path(model).expanduser()
-    if not (folder / paths.CONFIG).is_file():
-        return None
-    return read_run_config(Store(str(folder)))
-
-
-def _build_case(model: str, photos: str, identifier: str, class_noun: str) -> "EvaluationCase":
-    """What to evaluate; the bundle says what the caller does not."""
-    from dreambooth_ray.bundles.bundle import read_bundle_about
-    from dreambooth_ray.evaluation.model_evaluation import build_case
-    from dreambooth_ray.models.model_directory import model_directory
-
-    directory = model_directory(model, key="MODEL")
-    about = read_bundle_about(directory)
-    words_by_option = {
-        "--photos": photos,
-        "--identifier": identifier or about.get("identifier", ""),
-        "--class-noun": class_noun or about.get("class_noun", ""),
-    }
-    for option, value in words_by_option.items():
-        if not value:
-            raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
-    size_px = int(about["resolution"]) if "resolution" in about else None
-    return build_case(
-        directory,
-        Path(photos).expanduser(),
-        words_by_option["--identifier"],
-        words_by_option["--class-noun"],
-        size_px,
-    )
-
-
-def _make_session_config(
-    case: "EvaluationCase", photos: str, actors: int, gpus: bool, address: str
-) -> Config:
-    """Configuration of a session: where it runs, and for how many actors."""
-    from dreambooth_ray.config.machines import ClusterConfig
-    from dreambooth_ray.config.prior import PriorConfig
-    from dreambooth_ray.config.training import SubjectConfig
-
-    subject = SubjectConfig(photos=photos, identifier=case.identifier, class_noun=case.class_noun)
-    cluster = ClusterConfig(address=address or None, gpus=gpus)
-    return Config(subject=subject, prior=PriorConfig(actors=actors), cluster=cluster)

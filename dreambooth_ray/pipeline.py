@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth_ray.bundles.worker_export import export_by_task, export_in_worker
 from dreambooth_ray.config.load import dump_config
@@ -35,6 +36,9 @@ from dreambooth_ray.training import driver
 from dreambooth_ray.training.run_state import RunState, read_run_state
 from dreambooth_ray.training.stop_request import clear_stop_request
 from dreambooth_ray.training.worker_job import WorkerJob
+
+if TYPE_CHECKING:
+    from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 
 
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
@@ -122,10 +126,11 @@ def _train_to_end(
 ) -> RunState:
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
-    with _follow_checkpoints(prepared, run, lease):
+    with _follow_checkpoints(prepared, run, lease) as make_evaluator:
         state = read_run_state(run, config)
         if not state.is_trained:
-            _train_to_last_step(prepared, run, display, lease)
+            hooks = driver.WorkerHooks(export_in_worker, make_evaluator)
+            _train_to_last_step(prepared, run, display, lease, hooks)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
     if not state.is_trained and state.reason != "stopped":
@@ -159,8 +164,14 @@ def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) 
 
 
 @contextmanager
-def _follow_checkpoints(prepared: PreparedRun, run: Store, lease: LeaseKeeper) -> Iterator[None]:
-    """Evaluate and sample checkpoints beside the block, as far as the configuration asks for it."""
+def _follow_checkpoints(
+    prepared: PreparedRun, run: Store, lease: LeaseKeeper
+) -> Iterator["MakeStepEvaluator | None"]:
+    """Evaluate and sample checkpoints beside the block, as far as the configuration asks for it.
+
+    Yields what a worker needs that evaluates between steps; None where none has to.
+    """
+    make_evaluator: MakeStepEvaluator | None = None
     config = with_absolute_paths(prepared.config)
     with ExitStack() as stack:
         if config.sample.every and not config.train.has_whole_weights:
@@ -170,19 +181,25 @@ def _follow_checkpoints(prepared: PreparedRun, run: Store, lease: LeaseKeeper) -
         if config.choice.rule == "best":
             from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
-            stack.enter_context(evaluate_checkpoints(config, run, prepared.directory, lease.number))
-        yield
+            make_evaluator = stack.enter_context(
+                evaluate_checkpoints(config, run, prepared.directory, lease.number)
+            )
+        yield make_evaluator
 
 
 def _train_to_last_step(
-    prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
+    prepared: PreparedRun,
+    run: Store,
+    display: Display,
+    lease: LeaseKeeper,
+    hooks: driver.WorkerHooks,
 ) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
     job = make_worker_job(prepared, run, lease.number)
     if prepared.config.prior.num_images:
-        _train_beside_priors(prepared, job, run, display, lease)
+        _train_beside_priors(prepared, job, run, display, lease, hooks)
     else:
-        _run_workers(prepared, job, run, display, lease)
+        _run_workers(prepared, job, run, display, lease, hooks)
 
 
 def make_worker_job(prepared: PreparedRun, run: Store, lease: int = 0) -> WorkerJob:
@@ -218,20 +235,28 @@ def _plan_trained_priors(prepared: PreparedRun) -> PriorRequest:
 
 
 def _run_workers(
-    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display, lease: LeaseKeeper
+    prepared: PreparedRun,
+    job: WorkerJob,
+    run: Store,
+    display: Display,
+    lease: LeaseKeeper,
+    hooks: driver.WorkerHooks,
 ) -> None:
     config = prepared.config
 
     def run_workers() -> None:
-        driver.run_workers(
-            job, config.cluster, run, lease, display.say, on_trained=export_in_worker
-        )
+        driver.run_workers(job, config.cluster, run, lease, display.say, hooks)
 
     display.show_training(run, config, run_workers)
 
 
 def _train_beside_priors(
-    prepared: PreparedRun, job: WorkerJob, run: Store, display: Display, lease: LeaseKeeper
+    prepared: PreparedRun,
+    job: WorkerJob,
+    run: Store,
+    display: Display,
+    lease: LeaseKeeper,
+    hooks: driver.WorkerHooks,
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
@@ -256,4 +281,4 @@ def _train_beside_priors(
         elif not start_together:
             stream.wait_first()
         lease.check()
-        _run_workers(prepared, job, run, display, lease)
+        _run_workers(prepared, job, run, display, lease, hooks)

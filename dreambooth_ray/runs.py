@@ -201,7 +201,7 @@ def with_absolute_paths(config: Config) -> Config:
     prior, choice = config.prior, config.choice
     if prior.folder:
         prior = prior.model_copy(update={"folder": str(Path(prior.folder).absolute())})
-    if Path(choice.protocol).is_file():
+    if choice.protocol and Path(choice.protocol).is_file():
         choice = choice.model_copy(update={"protocol": str(Path(choice.protocol).absolute())})
     changes = {"model": model, "prior": prior, "choice": choice}
     return config.model_copy(update={"subject": subjects[0], "subjects": several, **changes})
@@ -209,7 +209,11 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
-    return config.model_dump(mode="json", exclude={"cluster", "memory", "storage", "checkpoint"})
+    fields = config.model_dump(mode="json", exclude={"cluster", "memory", "storage", "checkpoint"})
+    if config.choice.rule == "last":
+        # Nothing is evaluated, whatever by.
+        fields["choice"]["protocol"] = None
+    return fields
 
 
 def _new_run_id(config: Config) -> str:

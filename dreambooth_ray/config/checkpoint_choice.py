@@ -11,9 +11,21 @@ class ChoiceConfig(Section):
     """Which checkpoint becomes the bundle."""
 
     rule: Literal["last", "best"] = Field(
-        "last", description="best: every checkpoint is evaluated on a worker beside the training"
+        "last",
+        description="best: checkpoints are evaluated, by another worker where the cluster has room "
+        "for one, else by the first of the training between two steps",
     )
-    protocol: PathText = Field("toyworld-brief", description="a shipped protocol, or a YAML file")
+    protocol: PathText | None = Field(
+        None,
+        description="a shipped protocol, or a YAML file; null is the model's own choice: "
+        "toyworld-brief of the toys, brief of others",
+    )
+    max_evaluations: int = Field(
+        8,
+        ge=0,
+        description="at most so many of a run, spread over its steps; checkpoints between them are "
+        "not evaluated; 0 evaluates all",
+    )
     drift: Literal["pres", "drift"] = Field(
         "pres", description="what counts as drift; drift is other classes lost, of toy protocols"
     )

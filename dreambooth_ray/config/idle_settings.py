@@ -48,6 +48,10 @@ _RULES = (
         lambda c: not c.validation.every, "validation.every above 0",
     ),
     _IdleRule(
+        "choice", ("drift", "max_drift", "max_evaluations", "min_gain"), lambda c: c.choice,
+        lambda c: c.choice.rule == "last", "choice.rule=best",
+    ),
+    _IdleRule(
         "checkpoint", ("best",), lambda c: c.checkpoint,
         lambda c: (c.checkpoint.best or "").startswith("val_") and not c.validation.every,
         "validation.every above 0",

@@ -1,8 +1,8 @@
 """Evaluates checkpoints while the run trains on, in a Ray actor of its own."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,39 @@ import torch
 from dreambooth_ray.actor_pool import find_own_error
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import ConfigError, DreamBoothError
-from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower, scored_from_totals
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
-from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.model_evaluation import EvaluationCase, build_case, load_references
+from dreambooth_ray.evaluation.model_evaluation import load_references
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.protocol import (
-    EvaluationSpec,
-    Protocol,
-    evaluation_prompts,
-    load_protocol,
+from dreambooth_ray.evaluation.protocol import Protocol
+from dreambooth_ray.evaluation.protocol_scorer import (
+    ProtocolScorer,
+    load_choice_protocol,
+    run_case,
 )
-from dreambooth_ray.evaluation.sample_actor import as_request, encoder_uris
-from dreambooth_ray.models.components import Components
+from dreambooth_ray.evaluation.training_evaluator import make_training_evaluator
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
+from dreambooth_ray.training.checkpoint_selection import is_evaluation_due
+from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 from dreambooth_ray.training.worker_messages import post_message
 
 
 def check_choice(config: Config, directory: Path) -> None:
-    """Refuse early a choice that checkpoints can't be evaluated by; raises ConfigError."""
-    protocol = load_protocol(config.choice.protocol, "choice.protocol")
+    """Refuse early a choice that checkpoints can't be evaluated by; raises ConfigError.
+
+    config: with the model's defaults; directory: as far as it is here
+    """
+    protocol = load_choice_protocol(config)
+    protocol.fill(find_family(directory), "choice.protocol")
     if config.choice.drift == "drift" and not (protocol.truths and protocol.other_prompts):
         raise ConfigError(
             f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
@@ -54,45 +56,49 @@ def check_choice(config: Config, directory: Path) -> None:
 @contextmanager
 def evaluate_checkpoints(
     config: Config, run: Store, directory: Path, lease: int = 1
-) -> Iterator[None]:
-    """Evaluate every checkpoint while the block trains.
+) -> Iterator[MakeStepEvaluator | None]:
+    """Evaluate checkpoints while the block trains: choice.max_evaluations of them, and the last.
+
+    Where the cluster has no room beside the workers, and the first of them has all weights, it does
+    so between steps; what it could not is evaluated here once the block has ended. Yields what such
+    a worker needs.
 
     config: with photographs that every host can read; lease: number of the run's lease
     raises: what an evaluation failed with, once the training is done
     """
     evaluator = RemoteEvaluator(config, run, directory)
     cluster = config.cluster
-    if not has_room_beside(cluster, ray.cluster_resources()):
-        post_message(
-            run,
-            f"the cluster's {'GPUs' if cluster.gpus else 'CPUs'} are all for cluster.workers: "
-            "checkpoints are kept, and evaluated once the training has ended"
-            + ("; choice.patience can't end it earlier" if config.choice.patience else ""),
-        )
+    has_room = has_room_beside(cluster, ray.cluster_resources())
+    follower = CheckpointFollower(
+        run,
+        config.choice,
+        evaluator,
+        lease,
+        lambda: has_room_beside(cluster, ray.cluster_resources()),
+        evaluator.close,
+        partial(is_evaluation_due, config),
+    )
     try:
-        with CheckpointFollower(
-            run,
-            config.choice,
-            evaluator,
-            lease,
-            lambda: has_room_beside(cluster, ray.cluster_resources()),
-            evaluator.close,
-        ):
-            yield
+        if not has_room and config.train.has_whole_weights:
+            yield make_training_evaluator
+            with follower:
+                pass
+        else:
+            if not has_room:
+                post_message(run, _describe_wait(config))
+            with follower:
+                yield None
         remove_old_checkpoints(run, config, lease)
     finally:
         evaluator.close()
 
 
-def run_case(config: Config, directory: Path) -> EvaluationCase:
-    """What a run's own evaluations are of: its model and first subject."""
-    subject = config.subject
-    return build_case(
-        directory,
-        photographs_folder(subject.photos),
-        config.word(subject),
-        subject.class_noun,
-        config.train.side_px,
+def _describe_wait(config: Config) -> str:
+    devices = "GPUs" if config.cluster.gpus else "CPUs"
+    return (
+        f"the cluster's {devices} are all for cluster.workers, whose weights are sharded: "
+        "checkpoints are kept, and evaluated once the training has ended"
+        + ("; choice.patience can't end it earlier" if config.choice.patience else "")
     )
 
 
@@ -114,20 +120,9 @@ class CheckpointEvaluator:
         use_options(run_uri, storage_options)
         torch.set_num_threads(1)
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
-        self._directory, self._protocol = locate_model(*model, run_uri), protocol
+        self._directory = locate_model(*model, run_uri)
         self._device = "cuda" if self._config.cluster.gpus else "cpu"
-        case = run_case(self._config, self._directory)
-        photographs = tuple(str(p) for p in case.photographs)
-        spec = EvaluationSpec(
-            protocol, "", case.identifier, case.class_noun, photographs, case.size_px
-        )
-        self._size_px = case.size_px
-        self._prompts = evaluation_prompts(spec)
-        self._references = load_references(case, protocol, self._prompts)
-        self._encoder_uris = encoder_uris(protocol.encoders)
-        self._encoders = {
-            u: load_encoder(u, self._device) for u in set(self._encoder_uris.values())
-        }
+        self._scorer = ProtocolScorer(self._config, self._directory, protocol, self._device)
 
     def evaluate(self, step: int) -> ScoredCheckpoint:
         """Generate and score the protocol's images with a checkpoint; its scores go into the run.
@@ -135,38 +130,20 @@ class CheckpointEvaluator:
         raises: CheckpointError if it is damaged
         """
         checkpoint = find_checkpoint(self._run, step)
-        totals = self._compute_totals(
-            load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
-        )
-        record = {"step": step, "protocol": self._protocol.name, "totals": totals}
-        self._run.write(checkpoint.evaluation, json.dumps(record, indent=1).encode())
-        return scored_from_totals(step, totals, self._config.choice)
-
-    def _compute_totals(self, parts: Components) -> dict[str, float]:
-        """Every total of the protocol for a model in memory."""
+        parts = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
         dtype = resolve_sampling_dtype(resolve_device(self._device), parts.family)
         engine = Engine(parts, device=self._device, dtype=dtype)
-        requests = [as_request(q, self._protocol, self._size_px) for q in self._prompts]
-        images = [sample.image for sample in engine.sample(requests)]
-        vectors = {uri: e.embed_images(images) for uri, e in self._encoders.items()}
-        image_vectors = {use: vectors[uri] for use, uri in self._encoder_uris.items()}
-        embeddings = scores.ImageEmbeddings(
-            self._prompts, image_vectors, self._references.vectors, self._references.texts
-        )
-        totals = scores.compute_scores(self._protocol, embeddings).totals
-        if self._protocol.truths:
-            photographs = self._references.photographs
-            totals = totals | scores.compute_toy_scores(
-                self._prompts, images, photographs, load_evaluator()
-            )
-        return {name: s.value for name, s in totals.items()}
+        samples = engine.sample(self._scorer.requests)
+        totals = self._scorer.compute_totals([sample.image for sample in samples])
+        self._scorer.write_totals(self._run, checkpoint, totals)
+        return scored_from_totals(step, totals, self._config.choice)
 
 
 class RemoteEvaluator:
     """A CheckpointEvaluator in a Ray actor, started at the first call and again if it dies."""
 
     def __init__(self, config: Config, run: Store, directory: Path) -> None:
-        protocol = load_protocol(config.choice.protocol, "choice.protocol")
+        protocol = load_choice_protocol(config)
         options = dict(config.storage.options)
         model = str(directory), model_hash(directory)
         self._arguments = (dump_config(config), run.uri, model, protocol, options)

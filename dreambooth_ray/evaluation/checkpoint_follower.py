@@ -1,4 +1,4 @@
-"""Follows a training: evaluates every checkpoint once, and keeps the selection up to date."""
+"""Follows a training: evaluates its checkpoints once, and keeps the selection up to date."""
 
 import json
 import tempfile
@@ -62,6 +62,24 @@ def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> C
     )
 
 
+def log_evaluation(
+    run: Store, choice: ChoiceConfig, points: list[ScoredCheckpoint], step: int
+) -> None:
+    """Into TensorBoard: fidelity and drift of one of these checkpoints, and their front as an
+    image."""
+    (scored,) = (point for point in points if point.step == step)
+    best = pareto_front.select_best(points, choice.max_drift)
+    plot = np.asarray(plot_front(points, best.step if best else None, choice.max_drift))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
+        log_directory = run.local_path(paths.TENSORBOARD) if run.is_local else Path(folder)
+        with SummaryWriter(str(log_directory), filename_suffix=f".evaluation-{step}") as writer:
+            writer.add_scalar("evaluation/fidelity", scored.fidelity, step)
+            writer.add_scalar("evaluation/drift", scored.drift, step)
+            writer.add_image("evaluation/front", plot, step, dataformats="HWC")
+        for path in [] if run.is_local else log_directory.iterdir():
+            run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
+
+
 class CheckpointFollower:
     """A context around a training; leaving it waits until the last checkpoint is evaluated."""
 
@@ -73,14 +91,17 @@ class CheckpointFollower:
         lease: int = 1,
         has_room: Callable[[], bool] = lambda: True,
         release: Callable[[], None] = lambda: None,
+        is_due: Callable[[int], bool] = lambda step: True,
     ) -> None:
         """evaluate: scores the checkpoint of a step and stores its totals in the run.
 
         lease: number of the run's lease; has_room: whether an evaluation takes nothing which the
         training waits for; where it does, `release` gives it back, and checkpoints are evaluated
-        once the training has ended
+        once the training has ended; is_due: whether the checkpoint of a step is evaluated, unless
+        it is the last
         """
         self._run, self._choice, self._evaluate, self._lease = run, choice, evaluate, lease
+        self._is_due = is_due
         # All there are, by step: read once, since nobody else evaluates this run meanwhile.
         self._points: dict[int, ScoredCheckpoint] = {}
         self._waiting_steps, self._newest_step = set[int](), 0
@@ -124,17 +145,22 @@ class CheckpointFollower:
             may_evaluate = has_ended or self._has_room()
             if not may_evaluate:
                 self._release()
-            elif self._side_work.run("looking for new checkpoints", self._evaluate_next, False):
+            elif self._side_work.run(
+                "looking for new checkpoints", partial(self._evaluate_next, has_ended), False
+            ):
                 continue
             if has_ended:
                 return
             self._training_ended.wait(_POLL_LOCAL_S if self._run.is_local else _POLL_REMOTE_S)
 
-    def _evaluate_next(self) -> bool:
+    def _evaluate_next(self, has_ended: bool) -> bool:
         """Evaluate the oldest checkpoint that was not yet; False if there is none."""
         new_steps = committed_steps(self._run, self._newest_step)
         self._newest_step = max(new_steps, default=self._newest_step)
-        self._waiting_steps |= set(new_steps) - self._points.keys()
+        due_steps = set(filter(self._is_due, new_steps))
+        if has_ended and self._newest_step:
+            due_steps |= {self._newest_step} - self._failures.keys()
+        self._waiting_steps |= due_steps - self._points.keys()
         if not self._waiting_steps:
             return False
         step = min(self._waiting_steps)
@@ -152,25 +178,5 @@ class CheckpointFollower:
         points = sorted(self._points.values(), key=lambda s: s.step)
         selection = select_checkpoint(points, self._choice)
         write_selection(self._run, selection, self._lease)
-        log_evaluation = partial(self._log_evaluation, scored, points, selection)
-        self._side_work.run("showing evaluations in TensorBoard", log_evaluation, None)
-
-    def _log_evaluation(
-        self,
-        scored: ScoredCheckpoint,
-        points: list[ScoredCheckpoint],
-        selection: CheckpointSelection,
-    ) -> None:
-        """Into TensorBoard: both curves, and the front as an image."""
-        plot = np.asarray(plot_front(points, selection.best, self._choice.max_drift))
-        with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
-            is_local = self._run.is_local
-            log_directory = self._run.local_path(paths.TENSORBOARD) if is_local else Path(folder)
-            with SummaryWriter(
-                str(log_directory), filename_suffix=f".evaluation-{scored.step}"
-            ) as writer:
-                writer.add_scalar("evaluation/fidelity", scored.fidelity, scored.step)
-                writer.add_scalar("evaluation/drift", scored.drift, scored.step)
-                writer.add_image("evaluation/front", plot, scored.step, dataformats="HWC")
-            for path in [] if is_local else log_directory.iterdir():
-                self._run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
+        log = partial(log_evaluation, self._run, self._choice, points, step)
+        self._side_work.run("showing evaluations in TensorBoard", log, None)

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -51,6 +51,9 @@ class Protocol(SamplingParams):
     encoders: Encoders
     copy_bound: float = Field(0.9, gt=0, le=1)
     truths: bool = Field(False, description="also what the toy world knows of its images")
+    max_inference_steps: int | None = Field(
+        None, ge=1, description="of models that take more by themselves"
+    )
 
     @model_validator(mode="after")
     def _has_prompts(self) -> "Protocol":
@@ -58,18 +61,30 @@ class Protocol(SamplingParams):
             raise ValueError("a list of prompts is empty; leave it out, or fill it")
         return self
 
-    def fill(self, family: ModelFamily) -> "Protocol":
+    def fill(self, family: ModelFamily, key: str = "--protocol") -> "Protocol":
         """With the family's own values for sampling parameters that it leaves open.
 
+        key: the setting to name in an error
         raises: ConfigError where it names a solver that the family has not
         """
         params = self.sampling_params.fill_defaults(family.sampling_defaults)
         if params.solver not in family.solvers:
             raise ConfigError(
-                f"--protocol={self.name!r}: solver={params.solver} is not for {family.title}; take "
+                f"{key}={self.name!r}: solver={params.solver} is not for {family.title}; take "
                 f"{', '.join(family.solvers)}, or leave it out"
             )
-        return self.model_copy(update=params.model_dump())
+        values = params.model_dump()
+        if self.max_inference_steps:
+            num_steps = min(params.num_inference_steps, self.max_inference_steps)
+            values["num_inference_steps"] = num_steps
+        return self.model_copy(update=values)
+
+    def identity_values(self) -> dict[str, Any]:
+        """As of sampling parameters: evaluations keep their names when a key is added."""
+        values = super().identity_values()
+        if self.max_inference_steps is None:
+            del values["max_inference_steps"]
+        return values
 
     def manner(self, class_noun: str) -> Manner:
         """Which prompts a class noun takes."""
@@ -144,7 +159,9 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
         prompt = " ".join(words.replace("{identifier}", spec.identifier).split())
         for k in range(count):
             prompts.append(
-                EvaluationPrompt(kind, prompt, plain_prompt, _seed(protocol.seed, kind, prompt, k))
+                EvaluationPrompt(
+                    kind, prompt, plain_prompt, sampling_seed(protocol.seed, kind, prompt, k)
+                )
             )
 
     for template in protocol.prompts[protocol.manner(spec.class_noun)]:
@@ -156,7 +173,8 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
     return prompts
 
 
-def _seed(seed: int, kind: str, prompt: str, index: int) -> int:
+def sampling_seed(seed: int, kind: str, prompt: str, index: int) -> int:
+    """The seed of the image of this index, of a protocol's seed, kind of prompt and prompt."""
     text = f"{seed}/evaluation/{kind}/{prompt}/{index}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

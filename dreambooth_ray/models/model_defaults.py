@@ -3,6 +3,7 @@
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import FAMILY_LOSS_KEYS
 from dreambooth_ray.models.family import ModelFamily
+from dreambooth_ray.models.model_source import find_shipped
 
 
 def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
@@ -36,4 +37,9 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
             "text_encoder": config.train.text_encoder and bool(family.trainable_text_encoders),
         }
     )
-    return config.model_copy(update={"train": train, "loss": loss, **sections})
+    choice = config.choice
+    if choice.protocol is None:
+        protocol = "toyworld-brief" if find_shipped(config.model.source) else "brief"
+        choice = choice.model_copy(update={"protocol": protocol})
+    changes = {"train": train, "loss": loss, "choice": choice}
+    return config.model_copy(update={**changes, **sections})

@@ -1,9 +1,10 @@
 """What the evaluation beside a training has decided so far, as the training reads it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
+from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
@@ -32,10 +33,30 @@ def write_selection(run: Store, selection: CheckpointSelection, lease: int = 0) 
     run.write(name, json.dumps(asdict(selection)).encode())
 
 
-def find_protected_steps(steps: Iterable[int], selection: CheckpointSelection) -> frozenset[int]:
-    """Checkpoints that rotation must leave: the best, and those not evaluated yet."""
+def is_evaluation_due(config: Config, step: int) -> bool:
+    """Whether a run evaluates the checkpoint of this step: of choice.max_evaluations, which are
+    spread evenly, or the last. Pure."""
+    num_steps, interval = config.train.steps, config.checkpoint.every
+    max_evaluations = config.choice.max_evaluations
+    if not max_evaluations or step >= num_steps:
+        return True
+    num_intervals = -(-num_steps // (interval * max_evaluations))
+    return step % (interval * num_intervals) == 0
+
+
+def find_protected_steps(
+    steps: Iterable[int],
+    selection: CheckpointSelection,
+    is_due: Callable[[int], bool] = lambda step: True,
+) -> frozenset[int]:
+    """Checkpoints that rotation must leave: the best, and those to be evaluated yet.
+
+    is_due: whether the checkpoint of a step is evaluated at all
+    """
     return frozenset(
-        step for step in steps if step == selection.best or step not in selection.judged
+        step
+        for step in steps
+        if step == selection.best or (step not in selection.judged and is_due(step))
     )
 
 

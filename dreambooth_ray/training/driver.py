@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -24,10 +24,23 @@ from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
     from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+    from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 
 
-# Called with the job, and the state of the last checkpoint where it is still on the worker's host.
-OnTrained = Callable[[WorkerJob, "KeptCheckpoint | None"], None]
+@dataclass(frozen=True)
+class WorkerHooks:
+    """What workers do beside training; sent to them.
+
+    on_trained: called in the first worker's process once training has come to an end, with the job
+        and the state of the last checkpoint where it is still on the worker's host
+    make_evaluator: of what evaluates weights between steps, in the first worker's process
+    """
+
+    on_trained: Callable[[WorkerJob, "KeptCheckpoint | None"], None] = lambda *_: None
+    make_evaluator: "MakeStepEvaluator | None" = None
+
+
+_NO_HOOKS = WorkerHooks()
 
 
 def run_workers(
@@ -36,20 +49,19 @@ def run_workers(
     run: Store,
     lease: LeaseKeeper,
     say: Callable[[str], None] = print,
-    on_trained: OnTrained = lambda *_: None,
+    hooks: WorkerHooks = _NO_HOOKS,
 ) -> None:
     """Run the workers to the last step; worker deaths up to cluster.max_failures are survived.
 
     lease: of the run; the workers are ended if it is lost
     say: gets a line for the person now and then
-    on_trained: called in the first worker's process once training has come to an end
     raises: LeaseLostError; DreamBoothError with the first worker's own words or what is missing
     """
     restarts = RestartRecorder(run, cluster.max_failures)
     with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
         storage_path = run.uri if run.is_local else scratch
-        trainer = _make_trainer(job, cluster, restarts, storage_path, on_trained)
+        trainer = _make_trainer(job, cluster, restarts, storage_path, hooks)
         with RunMonitor(run, cluster, say, trainer.end) as monitor, lease.ending(trainer.end):
             try:
                 trainer.fit()
@@ -71,7 +83,7 @@ def _make_trainer(
     cluster: ClusterConfig,
     restarts: RestartRecorder,
     storage_path: str,
-    on_trained: OnTrained,
+    hooks: WorkerHooks,
 ) -> Trainer:
     settings = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
@@ -83,7 +95,7 @@ def _make_trainer(
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
         job = WorkerJob(**settings, storage_options=storage_options)
-        train_worker(job, on_trained=on_trained)
+        train_worker(job, on_trained=hooks.on_trained, make_evaluator=hooks.make_evaluator)
 
     span = cluster.span
     return Trainer(

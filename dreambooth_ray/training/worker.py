@@ -50,6 +50,7 @@ from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
+from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 from dreambooth_ray.training.strategy import count_threads, make_strategy, precision_flag
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -58,12 +59,14 @@ def train_worker(
     job: WorkerJob,
     extra_callbacks: Sequence[Callback] = (),
     on_trained: Callable[[WorkerJob, KeptCheckpoint | None], None] = lambda *_: None,
+    make_evaluator: MakeStepEvaluator | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     extra_callbacks: callbacks beside the product's own
     on_trained: called on the first worker once training has come to an end and is committed, with
         the last checkpoint where its files are still here
+    make_evaluator: of what evaluates weights between steps, on the first worker
     raises: CapacityError, with what would fit, if it runs out of memory
     """
     silence_lightning()
@@ -73,7 +76,7 @@ def train_worker(
     directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
     job = replace(job, model_directory=str(directory))
     with explain_out_of_memory(config, Path(job.model_directory)):
-        kept_checkpoint = _train(job, config, extra_callbacks)
+        kept_checkpoint = _train(job, config, extra_callbacks, make_evaluator)
     # The model and its optimizer, which refer to each other in circles: what comes needs the room.
     gc.collect()
     try:
@@ -85,7 +88,10 @@ def train_worker(
 
 
 def _train(
-    job: WorkerJob, config: Config, extra_callbacks: Sequence[Callback]
+    job: WorkerJob,
+    config: Config,
+    extra_callbacks: Sequence[Callback],
+    make_evaluator: MakeStepEvaluator | None,
 ) -> KeptCheckpoint | None:
     run = Store(job.run_uri)
     context = ray.train.get_context()
@@ -107,6 +113,8 @@ def _train(
             else None
         )
         sequence = _make_sequence(job, config, run, dataset, past_records, validation)
+        if make_evaluator is not None and worker_rank.rank == 0:
+            sequence.evaluator = make_evaluator(job, config, dataset.start)
         sequence.on_loaded = restored_state.release if restored_state else None
         strategy = make_strategy(
             config, world_size, universal=bool(restored_state and restored_state.is_universal)

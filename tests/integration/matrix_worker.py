@@ -24,7 +24,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower
 from dreambooth_ray.evaluation.checkpoint_sampler import CheckpointSampler, is_sample_due
-from dreambooth_ray.evaluation.protocol import load_protocol
+from dreambooth_ray.evaluation.protocol_scorer import load_choice_protocol
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
@@ -66,7 +66,7 @@ def run_row(config: Config, job: WorkerJob, rank: int) -> dict[str, Any]:
     if rank:
         return {}
     if config.choice.rule == "best":
-        protocol = load_protocol(config.choice.protocol, "choice.protocol")
+        protocol = load_choice_protocol(config)
         evaluator = CheckpointEvaluator(job.config, run.uri, (str(directory), ""), protocol, {})
         with CheckpointFollower(run, config.choice, evaluator.evaluate):
             pass

@@ -71,7 +71,12 @@ def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
 def test_a_run_whose_front_stalls_ends_early_and_stays_ended(
     tmp_path: Path, photos: Path, storage: str, protocol: str
 ) -> None:
-    stall = ["choice.patience=1", "choice.min_gain=5", "train.steps=1500"]
+    stall = [
+        "choice.max_evaluations=0",
+        "choice.patience=1",
+        "choice.min_gain=5",
+        "train.steps=1500",
+    ]
     run = train(tmp_path, photos, storage, *COMMON, protocol, *stall)
     store = Store(str(run.folder))
     last = run.metrics[-1]["step"]

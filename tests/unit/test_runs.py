@@ -56,6 +56,14 @@ def test_a_run_stored_without_its_model_takes_over_what_the_model_fills_in(
     assert read_run_config(run).train.lora == prepared.train.lora
 
 
+def test_by_what_nothing_is_evaluated_makes_no_other_run(config: Config) -> None:
+    run = open_run(config)
+    changed = override_config(config, ["choice.protocol=dreambench"])
+    assert open_run(changed).uri == run.uri
+    with pytest.raises(ConfigError, match=r"choice\.rule was 'last' and is 'best'"):
+        open_run(override_config(config, ["choice.rule=best"]))
+
+
 @pytest.fixture
 def half_way(config: Config, photos: Path, tmp_path: Path) -> Config:
     """A run at step 150 of 400, on photographs of its own."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
@@ -40,9 +41,13 @@ def sample_prompts(config: Config, components: Components) -> list[tuple[str, np
     components: in training, prepared by `prepare_sampling`; left in evaluation mode
     """
     requests = make_requests(config)
-    outputs = Engine(components, device=str(components.denoiser.device)).sample(requests)
-    images = (np.asarray(output.image) for output in outputs)
-    return [(r.prompt, image) for r, image in zip(requests, images, strict=True)]
+    images = _sample_requests(components, requests)
+    return [(r.prompt, np.asarray(i)) for r, i in zip(requests, images, strict=True)]
+
+
+def _sample_requests(components: Components, requests: list[Request]) -> list[Image.Image]:
+    engine = Engine(components, device=str(components.denoiser.device))
+    return [output.image for output in engine.sample(requests)]
 
 
 class PromptSampler:
@@ -58,6 +63,14 @@ class PromptSampler:
 
     def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
+        requests = make_requests(self._config)
+        images = self.sample_requests(module, requests)
+        return [(r.prompt, np.asarray(i)) for r, i in zip(requests, images, strict=True)]
+
+    def sample_requests(
+        self, module: DreamBoothModule, requests: list[Request]
+    ) -> list[Image.Image]:
+        """The images that are asked for, one each."""
         components = load_components(self._model_directory)
         components.denoiser = module.denoiser
         components.text_encoders |= module.text_encoders
@@ -65,7 +78,7 @@ class PromptSampler:
         cast_untrainable_encoders(components, self._config.train.precision)
         try:
             with module.averaged_weights():
-                return sample_prompts(self._config, components)
+                return _sample_requests(components, requests)
         finally:
             module.denoiser.train(self._config.train.unet)
             for text_encoder in module.text_encoders.values():

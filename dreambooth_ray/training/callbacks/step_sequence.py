@@ -28,6 +28,7 @@ from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.step_evaluator import StepEvaluator
 from dreambooth_ray.training.worker_messages import post_message
 
 
@@ -36,6 +37,7 @@ class StepSequence(Callback):
 
     metrics: of the last step that was read
     on_loaded: called once all workers have loaded their state
+    evaluator: evaluates between steps, on the first worker
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class StepSequence(Callback):
         self._last_read_s = time.monotonic()
         self.metrics: dict[str, float] = {}
         self.on_loaded: Callable[[], None] | None = None
+        self.evaluator: StepEvaluator | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first worker opens the metrics log, dropping what was written after the checkpoint,
@@ -95,7 +98,7 @@ class StepSequence(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """After a part of a step that ends it: validate, record, sample, save."""
+        """After a part of a step that ends it: validate, record, sample, evaluate, save."""
         if not batch.ends_step:
             return
         assert isinstance(pl_module, DreamBoothModule)
@@ -110,6 +113,7 @@ class StepSequence(Callback):
             trainer.should_stop = trainer.should_stop or self._step_metrics.is_stop_requested
             is_save_due = self._are_hosts_leaving(step)
         self._sample_images(pl_module, step)
+        self._evaluate(pl_module, step)
         if self._saver is not None and (is_save_due or self._saver.is_due(trainer)):
             self._saver.save(trainer, self.metrics)
 
@@ -167,6 +171,13 @@ class StepSequence(Callback):
         sample_images = partial(self._sampler.sample_images, module)
         for prompt, image in self._side_work.run("sampling", sample_images, no_images):
             self._loggers.add_image(f"samples/{prompt}", image, step)
+
+    def _evaluate(self, module: DreamBoothModule, step: int) -> None:
+        if self.evaluator is None or self._sampler is None or not self.evaluator.is_due(step):
+            return
+        sample_requests = partial(self._sampler.sample_requests, module)
+        evaluate = partial(self.evaluator.evaluate, step, sample_requests)
+        self._side_work.run(f"evaluating step {step}", evaluate, None)
 
     @property
     def kept_checkpoint(self) -> KeptCheckpoint | None:

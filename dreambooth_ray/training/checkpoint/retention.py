@@ -1,6 +1,7 @@
 """Which checkpoints of a run are kept."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from dreambooth_ray.config.schema import Config
@@ -8,7 +9,11 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import fence, manifest
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import find_protected_steps, read_selection
+from dreambooth_ray.training.checkpoint_selection import (
+    find_protected_steps,
+    is_evaluation_due,
+    read_selection,
+)
 
 
 def committed_steps(run: Store, after: int = 0) -> list[int]:
@@ -63,7 +68,8 @@ class CheckpointRotation:
         settings, protected_steps = self._config.checkpoint, frozenset[int]()
         if self._config.choice.rule == "best":
             selection = read_selection(self._run, self._lease)
-            protected_steps = find_protected_steps(self._checkpoints, selection)
+            is_due = partial(is_evaluation_due, self._config)
+            protected_steps = find_protected_steps(self._checkpoints, selection, is_due)
         rotate_checkpoints(
             self._run,
             settings.keep,

@@ -74,6 +74,30 @@ def test_every_checkpoint_is_evaluated_once_and_the_best_outlives_rotation(tmp_p
     assert [e.step for e in events.Images("evaluation/front")] == [5, 10, 15]
 
 
+def test_few_checkpoints_are_evaluated_and_the_last_one_always(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "run"))
+    evaluator = TableEvaluator(run)
+    with CheckpointFollower(run, CHOICE, evaluator, is_due=lambda step: step == 5):
+        for step in TRUTH:
+            commit(run, step, tmp_path)
+    assert evaluator.steps == [5, 15]
+    assert read_selection(run).judged == (5, 15)
+
+
+def test_a_last_checkpoint_that_can_not_be_evaluated_is_tried_once_more(tmp_path: Path) -> None:
+    run, steps = Store(str(tmp_path / "run")), list[int]()
+    commit(run, 5, tmp_path)
+
+    def broken(step: int) -> ScoredCheckpoint:
+        steps.append(step)
+        raise CheckpointError("damaged")
+
+    follower = CheckpointFollower(run, CHOICE, broken, is_due=lambda step: False)
+    with pytest.raises(CheckpointError, match="damaged"), follower:
+        pass
+    assert steps == [5, 5]
+
+
 def test_rotation_waits_for_the_evaluation(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     for step in TRUTH:

@@ -16,6 +16,8 @@ from dreambooth_ray.evaluation.protocol import (
 )
 from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
 from dreambooth_ray.models.families.z_image import FAMILY as Z_IMAGE
+from dreambooth_ray.models.families.z_image import TURBO
+from dreambooth_ray.models.family import ModelFamily
 
 
 def spec(protocol: Protocol, class_noun: str = "robot") -> EvaluationSpec:
@@ -23,7 +25,7 @@ def spec(protocol: Protocol, class_noun: str = "robot") -> EvaluationSpec:
 
 
 def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
-    assert protocol_names() == ["dreambench", "toyworld", "toyworld-brief"]
+    assert protocol_names() == ["brief", "dreambench", "toyworld", "toyworld-brief"]
     for name in ("dreambench", "toyworld"):
         protocol = load_protocol(name)
         for prompts in protocol.prompts.values():
@@ -33,6 +35,20 @@ def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
         assert sum(q.kind == "subject" for q in evaluation) == 100
         assert sum(q.kind == "class" for q in evaluation) == protocol.class_images
         assert len({q.seed for q in evaluation}) == len(evaluation)
+
+
+@pytest.mark.parametrize(("family", "steps"), [(SD, 20), (Z_IMAGE, 20), (TURBO, 8)])
+def test_the_brief_protocol_takes_few_steps_of_any_model(family: ModelFamily, steps: int) -> None:
+    protocol = load_protocol("brief").fill(family)
+    assert protocol.num_inference_steps == steps
+    assert protocol.guidance_scale == family.sampling_defaults.get("guidance_scale", 7.5)
+    assert protocol.fill(family) == protocol
+    assert len(evaluation_prompts(spec(protocol))) == 16
+
+
+def test_an_evaluation_keeps_its_name_where_a_protocol_bounds_no_steps() -> None:
+    assert "max_inference_steps" not in load_protocol("dreambench").identity_values()
+    assert load_protocol("brief").identity_values()["max_inference_steps"] == 20
 
 
 def test_living_subjects_get_their_own_prompts() -> None:
@@ -78,9 +94,10 @@ def test_a_digest_follows_everything_the_numbers_depend_on() -> None:
 
 
 def test_evaluations_keep_the_names_they_had_before_there_were_more_parameters() -> None:
-    digests = [spec(load_protocol(name)).digest for name in protocol_names()]
+    names = ("dreambench", "toyworld", "toyworld-brief")
+    digests = [spec(load_protocol(name)).digest for name in names]
     assert digests == ["31b5d2652aabe67d", "957317de92840fc4", "223351b8469decfd"]
-    filled = [spec(load_protocol(name).fill(SD)).digest for name in protocol_names()]
+    filled = [spec(load_protocol(name).fill(SD)).digest for name in names]
     assert filled == digests
 
 
@@ -117,5 +134,5 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(tree | change))
         with pytest.raises(ConfigError, match=said):
             load_protocol(str(path))
-    with pytest.raises(ConfigError, match="neither a file nor one of dreambench, toyworld, toy"):
+    with pytest.raises(ConfigError, match="neither a file nor one of brief, dreambench, toy"):
         load_protocol("paper")

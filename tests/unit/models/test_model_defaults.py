@@ -25,6 +25,23 @@ def test_a_run_that_is_sent_without_its_model_gets_its_familys_loss(
     assert fill_model_defaults(stored, STABLE_DIFFUSION_3) == filled
 
 
+@pytest.mark.parametrize(
+    ("overrides", "protocol"),
+    [
+        ([], "toyworld-brief"),
+        (["model.uri=toyworld-flow"], "toyworld-brief"),
+        (["model.uri=black-forest-labs/FLUX.2-klein-4B"], "brief"),
+        (["choice.protocol=dreambench"], "dreambench"),
+    ],
+)
+def test_checkpoints_are_evaluated_by_what_tells_of_their_model(
+    overrides: list[str], protocol: str
+) -> None:
+    config = fill_model_defaults(parse_config(TEXT, "x", overrides), STABLE_DIFFUSION_3)
+    assert config.choice.protocol == protocol
+    assert fill_model_defaults(config, STABLE_DIFFUSION_3) == config
+
+
 def test_families_choose_what_may_be_left_to_them() -> None:
     for family in list_families():
         assert family.loss_defaults.keys() <= FAMILY_LOSS_KEYS, family.name

@@ -20,6 +20,7 @@ from dreambooth_ray.models.trainable_params import apply_method
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
+from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_sequence import StepSequence
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
@@ -28,6 +29,7 @@ from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.step_evaluator import StepEvaluator
 from dreambooth_ray.training.strategy import make_strategy, precision_flag
 
 SMALL = ("train.resolution=64", "train.batch_size=2", "prior.count=3", "train.lr=1e-3")
@@ -65,6 +67,7 @@ def make_sequence(
     keep: bool,
     read_every: int | None,
     preemption: PreemptionNotice | None,
+    sampler: PromptSampler | None,
 ) -> StepSequence:
     """keep: whether checkpoints are saved."""
     side_work = SideWork(run)
@@ -78,6 +81,7 @@ def make_sequence(
         saver=saver,
         validation=validation,
         preemption=preemption,
+        sampler=sampler,
         read_every=read_every,
     )
 
@@ -130,8 +134,9 @@ class Fitted:
         read_every: int | None = None,
         preemption: PreemptionNotice | None = None,
         on_train_end: Callable[[], object] = lambda: None,
+        make_evaluator: Callable[[Config], StepEvaluator] | None = None,
     ) -> None:
-        """track: where metrics go; keep: checkpoints too."""
+        """track: where metrics go; keep: checkpoints too; make_evaluator: it samples too."""
         base = f"run_id: one\nsubject: {{photos: {photos}, class_noun: robot}}"
         config = parse_config(base, "x", [*SMALL, *overrides])
         components = load_components(model)
@@ -159,8 +164,10 @@ class Fitted:
             lines = (json.dumps({"step": step}) + "\n" for step in range(1, dataset.start + 1))
             run.write(paths.METRICS, "".join(lines).encode())
         self.sequence = make_sequence(
-            run, dataset, config, validation, keep, read_every, preemption
-        )
+            run, dataset, config, validation, keep, read_every, preemption,
+            PromptSampler(config, model) if make_evaluator else None,
+        )  # fmt: skip
+        self.sequence.evaluator = make_evaluator(config) if make_evaluator else None
         self.watch = Watch(save, self.sequence, on_train_end)
         self.trainer = fit(self.module, dataset, self.sequence, self.watch, resume)
         self.sequence.finish(self.trainer)

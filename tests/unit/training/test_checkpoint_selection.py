@@ -1,13 +1,18 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dreambooth_ray.config.load import load_config
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint_selection import (
     CheckpointSelection,
     find_protected_steps,
+    is_evaluation_due,
     read_end,
     read_selection,
     write_end,
@@ -36,6 +41,33 @@ def test_a_selection_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_best_and_what_was_not_judged_are_spared() -> None:
     assert find_protected_steps([10, 20, 30, 40], CheckpointSelection(20, (10, 20, 30))) == {20, 40}
     assert find_protected_steps([10], CheckpointSelection()) == {10}
+
+
+def test_what_is_never_judged_is_not_spared_and_the_best_is_whatever_its_step() -> None:
+    selection = CheckpointSelection(25, (20, 25))
+    assert find_protected_steps([10, 20, 25, 40], selection, lambda step: step == 40) == {25, 40}
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.integers(1, 20), st.integers(0, 3000))
+def test_a_run_is_evaluated_at_few_of_its_checkpoints_and_at_its_last(
+    steps: int, every: int, most: int, other: int
+) -> None:
+    config = load_config(
+        "toy-robot.yaml",
+        [
+            "subject.photos=.", "subject.class_noun=robot", f"train.steps={steps}",
+            f"checkpoint.every={every}", f"choice.max_evaluations={most}",
+        ],
+    )  # fmt: skip
+    checkpoints = [*range(every, steps, every), steps]
+    due = [step for step in checkpoints if is_evaluation_due(config, step)]
+    assert due[-1] == steps
+    assert len(due) <= most + (steps % every > 0)
+    # As even as checkpoints are: no gap is longer than what as few of them must leave.
+    gaps = [after - before for before, after in pairwise([0, *due])]
+    assert max(gaps) < every + steps / most + every
+    choice = config.choice.model_copy(update={"max_evaluations": 0})
+    assert is_evaluation_due(config.model_copy(update={"choice": choice}), other)
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 2), (0, 5)])

@@ -1,0 +1,100 @@
+"""Two subjects in one image: is each itself, or has one bled into the other? Pure.
+
+After Detect-and-Compare (Jang et al. 2024, arXiv 2404.04243), which compares every subject that is
+detected in an image with the photographs of all. Here an image is cut in two where that tells its
+subjects apart best, so that no detector is needed: both have to stand beside or above each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+# Where an image may be cut, as a fraction of its width or height.
+CUTS = (0.35, 0.5, 0.65)
+_Box = tuple[int, int, int, int]
+
+
+def list_cuts(width_px: int, height_px: int) -> list[tuple[_Box, _Box]]:
+    """The two parts of every cut, as boxes in pixels: upright cuts first."""
+    upright = [round(width_px * cut) for cut in CUTS]
+    level = [round(height_px * cut) for cut in CUTS]
+    return [
+        *(((0, 0, x, height_px), (x, 0, width_px, height_px)) for x in upright),
+        *(((0, 0, width_px, y), (0, y, width_px, height_px)) for y in level),
+    ]
+
+
+def crop_parts(image: Image.Image) -> list[Image.Image]:
+    """Both parts of every cut, one after the other."""
+    return [image.crop(box) for pair in list_cuts(*image.size) for box in pair]
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Of two subjects, in this order; cosines of the encoder, -1 to 1.
+
+    likeness: of each one's part of the image to its photographs; higher is better
+    bleed: likeness of each one's part to the other's photographs, less that of the photographs to
+        each other; lower is better, and about 0 where nothing of the other is in it
+    alone_likeness, alone_bleed: the same of whole images that ask for one of them alone
+    both: share of the images, 0 to 1, whose parts are both more like their own subject
+    """
+
+    likeness: tuple[float, float]
+    bleed: tuple[float, float]
+    alone_likeness: tuple[float, float]
+    alone_bleed: tuple[float, float]
+    both: float
+
+
+def score_pair(
+    photographs: tuple[Tensor, Tensor], alone: tuple[Tensor, Tensor], parts: Sequence[Tensor]
+) -> PairScores:
+    """Scores of two subjects, by unit vectors.
+
+    photographs: (N, D) of each; alone: (M, D) of images of each alone; parts: for each image of
+    both, (P, D) of `crop_parts`
+    """
+    common_likeness = float((photographs[0] @ photographs[1].T).mean())
+    cells = torch.stack([_choose_parts(vectors, photographs) for vectors in parts])
+    own, other = cells.diagonal(dim1=1, dim2=2), cells.flip(2).diagonal(dim1=1, dim2=2)
+    alone_own = [
+        _compare(images, own_photographs)
+        for images, own_photographs in zip(alone, photographs, strict=True)
+    ]
+    alone_other = [
+        _compare(images, other_photographs)
+        for images, other_photographs in zip(alone, photographs[::-1], strict=True)
+    ]
+    return PairScores(
+        likeness=_as_pair(own.mean(dim=0)),
+        bleed=_as_pair(other.mean(dim=0) - common_likeness),
+        alone_likeness=_as_pair(torch.stack(alone_own)),
+        alone_bleed=_as_pair(torch.stack(alone_other) - common_likeness),
+        both=float((own > other).all(dim=1).float().mean()),
+    )
+
+
+def _compare(images: Tensor, photographs: Tensor) -> Tensor:
+    """() mean cosine over all pairs."""
+    return (images @ photographs.T).mean()
+
+
+def _choose_parts(vectors: Tensor, photographs: tuple[Tensor, Tensor]) -> Tensor:
+    """(2, 2) cosines of the part of each subject with the photographs of each, by the cut, and the
+    order of its parts, in which both are most like themselves.
+
+    vectors: (P, D) of one image's parts
+    """
+    cosines = torch.stack([(vectors @ p.T).mean(dim=1) for p in photographs], dim=1)
+    pairs = cosines.reshape(-1, 2, 2)
+    candidates = torch.cat([pairs, pairs.flip(1)])
+    return candidates[candidates.diagonal(dim1=1, dim2=2).sum(dim=1).argmax()]
+
+
+def _as_pair(values: Tensor) -> tuple[float, float]:
+    first, second = (round(float(value), 4) for value in values)
+    return first, second

@@ -1,0 +1,78 @@
+"""What an evaluation is asked for, from what a caller gives: protocol, subject and session."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dreambooth_ray.evaluation.model_evaluation import EvaluationCase
+    from dreambooth_ray.evaluation.protocol import Protocol
+
+# ruff: noqa: PLC0415
+
+
+def load_evaluation_protocol(name: str, dino: str, clip: str) -> "Protocol":
+    """The protocol, with other encoders where they are given."""
+    from dreambooth_ray.evaluation.protocol import load_protocol
+
+    protocol = load_protocol(name)
+    encoder_names = {"dino": dino} if dino else {}
+    encoder_names |= {"clip_i": clip, "clip_t": clip} if clip else {}
+    encoders = protocol.encoders.model_copy(update=encoder_names)
+    return protocol.model_copy(update={"encoders": encoders})
+
+
+def read_local_run_config(model: str) -> Config | None:
+    """The configuration of a run by its folder; None for any other model."""
+    from dreambooth_ray.runs import read_run_config
+    from dreambooth_ray.storage import paths
+    from dreambooth_ray.storage.store import Store
+
+    folder = Path(model).expanduser()
+    if not (folder / paths.CONFIG).is_file():
+        return None
+    return read_run_config(Store(str(folder)))
+
+
+def build_evaluation_case(
+    model: str, photos: str, identifier: str, class_noun: str
+) -> "EvaluationCase":
+    """What to evaluate; the bundle says what the caller does not.
+
+    raises: ConfigError naming the option that neither gives, DataError for photographs
+    """
+    from dreambooth_ray.bundles.bundle import read_bundle_about
+    from dreambooth_ray.evaluation.model_evaluation import build_case
+    from dreambooth_ray.models.model_directory import model_directory
+
+    directory = model_directory(model, key="MODEL")
+    about = read_bundle_about(directory)
+    words_by_option = {
+        "--photos": photos,
+        "--identifier": identifier or about.get("identifier", ""),
+        "--class-noun": class_noun or about.get("class_noun", ""),
+    }
+    for option, value in words_by_option.items():
+        if not value:
+            raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
+    size_px = int(about["resolution"]) if "resolution" in about else None
+    return build_case(
+        directory,
+        Path(photos).expanduser(),
+        words_by_option["--identifier"],
+        words_by_option["--class-noun"],
+        size_px,
+    )
+
+
+def make_session_config(actors: int, gpus: bool, address: str) -> Config:
+    """Configuration of a session: where it runs, and for how many actors."""
+    from dreambooth_ray.config.machines import ClusterConfig
+    from dreambooth_ray.config.prior import PriorConfig
+    from dreambooth_ray.config.training import SubjectConfig
+
+    subject = SubjectConfig(photos=".", class_noun="any")  # of no matter to a session
+    cluster = ClusterConfig(address=address or None, gpus=gpus)
+    return Config(subject=subject, prior=PriorConfig(actors=actors), cluster=cluster)
