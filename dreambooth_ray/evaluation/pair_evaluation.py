@@ -137,16 +137,32 @@ def evaluate_pairs(
     generate_samples(spec, prompts, directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
         images, image_vectors = collect_samples(evaluation_store, len(prompts), Path(folder))
-    dino_vectors = image_vectors[protocol.encoders.dino]
-    results = [
-        score_pair(
-            (vectors[pair.first], vectors[pair.second]),
-            (dino_vectors[alone_positions[pair.first]], dino_vectors[alone_positions[pair.second]]),
-            [encoder.embed_images(crop_parts(images[i])) for i in pair.together],
+    parts = [encoder.embed_images(crop_parts(image)) for image in images]
+    whole_vectors = image_vectors[protocol.encoders.dino]
+    results = []
+    for pair in pairs:
+        first, second = alone_positions[pair.first], alone_positions[pair.second]
+        results.append(
+            score_pair(
+                (vectors[pair.first], vectors[pair.second]),
+                (whole_vectors[first], whole_vectors[second]),
+                [parts[i] for i in pair.together],
+                [parts[i] for i in (*first, *second)],
+            )
         )
-        for pair in pairs
-    ]
     words = [(subjects[pair.first].identifier, subjects[pair.second].identifier) for pair in pairs]
+    tiles = [[(images[i], prompts[i].prompt) for i in pair.together] for pair in pairs]
+    _write_results(evaluation_store, spec, words, results, tiles)
+    return evaluation_store
+
+
+def _write_results(
+    evaluation_store: Store,
+    spec: EvaluationSpec,
+    words: list[tuple[str, str]],
+    results: list[PairScores],
+    tiles: list[list[tuple[Image.Image, str]]],
+) -> None:
     totals = {
         name: value
         for pair_words, scores in zip(words, results, strict=True)
@@ -154,10 +170,7 @@ def evaluate_pairs(
     }
     record = {"conditions": spec.as_json(), "totals": totals}
     evaluation_store.write(RESULTS, json.dumps(record, indent=1).encode())
-    tiles = [[(images[i], prompts[i].prompt) for i in pair.together] for pair in pairs]
-    page = _render_pairs(spec, words, results, tiles)
-    evaluation_store.write(REPORT, page.encode())
-    return evaluation_store
+    evaluation_store.write(REPORT, _render_pairs(spec, words, results, tiles).encode())
 
 
 def list_totals(words: tuple[str, str], scores: PairScores) -> dict[str, float]:

@@ -40,7 +40,8 @@ class PairScores:
     bleed: likeness of each one's part to the other's photographs, less that of the photographs to
         each other; lower is better, and about 0 where nothing of the other is in it
     alone_likeness, alone_bleed: the same of whole images that ask for one of them alone
-    both: share of the images, 0 to 1, whose parts are both more like their own subject
+    both: share of the images, 0 to 1, whose less likely subject is there more clearly than in any
+        image that asks for one alone, cut in the same way
     """
 
     likeness: tuple[float, float]
@@ -51,15 +52,19 @@ class PairScores:
 
 
 def score_pair(
-    photographs: tuple[Tensor, Tensor], alone: tuple[Tensor, Tensor], parts: Sequence[Tensor]
+    photographs: tuple[Tensor, Tensor],
+    alone: tuple[Tensor, Tensor],
+    parts: Sequence[Tensor],
+    alone_parts: Sequence[Tensor],
 ) -> PairScores:
     """Scores of two subjects, by unit vectors.
 
-    photographs: (N, D) of each; alone: (M, D) of images of each alone; parts: for each image of
-    both, (P, D) of `crop_parts`
+    photographs: (N, D) of each; alone: (M, D) of images of each alone; parts, alone_parts: for each
+    image of both, and of one alone, (P, D) of `crop_parts`
     """
     common_likeness = float((photographs[0] @ photographs[1].T).mean())
     cells = torch.stack([_choose_parts(vectors, photographs) for vectors in parts])
+    alone_cells = torch.stack([_choose_parts(vectors, photographs) for vectors in alone_parts])
     own, other = cells.diagonal(dim1=1, dim2=2), cells.flip(2).diagonal(dim1=1, dim2=2)
     alone_own = [
         _compare(images, own_photographs)
@@ -74,8 +79,13 @@ def score_pair(
         bleed=_as_pair(other.mean(dim=0) - common_likeness),
         alone_likeness=_as_pair(torch.stack(alone_own)),
         alone_bleed=_as_pair(torch.stack(alone_other) - common_likeness),
-        both=float((own > other).all(dim=1).float().mean()),
+        both=float((_weaker_likeness(cells) > _weaker_likeness(alone_cells).max()).float().mean()),
     )
+
+
+def _weaker_likeness(cells: Tensor) -> Tensor:
+    """(N,) cosine of the subject that is less there, of (N, 2, 2) of `_choose_parts`."""
+    return cells.diagonal(dim1=1, dim2=2).amin(dim=1)
 
 
 def _compare(images: Tensor, photographs: Tensor) -> Tensor:

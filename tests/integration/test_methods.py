@@ -59,3 +59,27 @@ def test_adapters_and_words_of_two_subjects(tmp_path: Path, recipe: Path) -> Non
     (plain,) = Engine(model_directory("toyworld")).sample([plain_request])
     assert drawn.image.size == (64, 64)
     assert (drawn.latents - plain.latents).abs().max() > 0.01
+    _check_pairs(tmp_path, run)
+
+
+def _check_pairs(tmp_path: Path, run: Run) -> None:
+    """`evaluate --together`: once more is told from what is there, and draws nothing."""
+    protocol = tmp_path / "protocol.yaml"
+    protocol.write_text("""
+name: three steps
+prompts: {object: ["a {identifier} {class_noun}", "a {identifier} {class_noun} at night"]}
+images_per_prompt: 1
+num_inference_steps: 3
+encoders: {dino: "toyworld:identity", clip_i: "toyworld:identity", clip_t: "toyworld:attributes"}
+""")
+    verb = ("evaluate", str(run.folder), "--protocol", str(protocol), "--together")
+    told = [dreambooth(*verb, cwd=tmp_path) for _ in range(2)]
+    assert told[0].returncode == 0, told[0].stderr
+    assert told[0].stdout == told[1].stdout
+    *numbers, page = told[0].stdout.splitlines()
+    totals = json.loads("\n".join(numbers))
+    assert {"<sks> + <ohwx>: both", "<sks> + <ohwx>: alone bleed of <ohwx>"} <= totals.keys()
+    assert "a &lt;sks&gt; robot and a &lt;ohwx&gt; dog at night" in Path(page).read_text()
+    refused = dreambooth(*verb, "--identifier", "sks", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--identifier is not for --together" in refused.stderr

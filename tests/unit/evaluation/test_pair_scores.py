@@ -31,7 +31,10 @@ def score(images: list[Image.Image], alone: tuple[Subject, Subject]) -> PairScor
     own = [encoder.embed_images(photographs(s, 7, 5)) for s in (ROBOT, TEAPOT)]
     single = [encoder.embed_images(photographs(s, 50, 4)) for s in alone]
     parts = [encoder.embed_images(crop_parts(image)) for image in images]
-    return score_pair((own[0], own[1]), (single[0], single[1]), parts)
+    alone_parts = [
+        encoder.embed_images(crop_parts(image)) for s in alone for image in photographs(s, 50, 4)
+    ]
+    return score_pair((own[0], own[1]), (single[0], single[1]), parts, alone_parts)
 
 
 def test_two_subjects_that_are_themselves_do_not_bleed() -> None:
@@ -56,10 +59,11 @@ def test_the_numbers_are_those_of_their_definition() -> None:
     first, second = torch.eye(3)[:1], torch.eye(3)[1:2]
     mixed = torch.tensor([[0.6, 0.8, 0.0]])
     filler = torch.eye(3)[2:].expand(len(list_cuts(8, 8)) * 2 - 2, 3)
-    scores = score_pair((first, second), (first, mixed), [torch.cat([mixed, first, filler])])
+    parts, one_alone = torch.cat([mixed, first, filler]), torch.cat([first, filler[:1], filler])
+    scores = score_pair((first, second), (first, mixed), [parts, one_alone], [one_alone])
     assert scores == PairScores(
-        likeness=(1.0, 0.8), bleed=(0.0, 0.6), alone_likeness=(1.0, 0.8), alone_bleed=(0.0, 0.6),
-        both=1.0,
+        likeness=(1.0, 0.4), bleed=(0.0, 0.3), alone_likeness=(1.0, 0.8), alone_bleed=(0.0, 0.6),
+        both=0.5,
     )  # fmt: skip
 
 
