@@ -36,17 +36,14 @@ SMALL = {
     "prior": {"count": 5},
 }
 ROWS = list_rows()
-# In `make test`: sharded weights, samples of them, an average, a learned word.
+# In `make test`: sharded weights, samples of them, an average.
 QUICK = [
     {"strategy": "fsdp2", "method": "lora", "precision": "bf16", "samples": "samples",
      "prior": "both", "mask": "kept background"},
     {"strategy": "zero3", "method": "kv", "precision": "bf16", "accumulate": "2",
      "prior": "output", "captions": "varied", "mask": "kept background"},
-    {"strategy": "zero1", "method": "lora and word", "precision": "bf16", "samples": "samples",
-     "captions": "varied", "mask": "kept background"},
     {"strategy": "ddp", "method": "dora", "precision": "bf16 weights", "average": "average",
      "prior": "output"},
-    {"strategy": "fsdp2", "method": "word", "precision": "32", "memory": "recomputed"},
 ]  # fmt: skip
 
 

@@ -127,6 +127,7 @@ def test_one_actor_or_several_and_one_killed_generate_the_same_set(
     assert progress == [], "a whole set must need no generation"
 
 
+@pytest.mark.fault
 def test_a_model_that_repeats_itself_is_named(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:

@@ -104,12 +104,13 @@ def finished(photos: Path, storage: str, tmp_path_factory: pytest.TempPathFactor
     )
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
         ("state_dict.safetensors", change_last_byte),
-        pytest.param("state.ckpt", cut_off, marks=pytest.mark.fault),
-        pytest.param("state.ckpt", Path.unlink, marks=pytest.mark.fault),
+        ("state.ckpt", cut_off),
+        ("state.ckpt", Path.unlink),
     ],
     ids=["weights changed", "optimizer cut off", "optimizer gone"],
 )

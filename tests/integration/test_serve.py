@@ -218,6 +218,7 @@ def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: E
         client.images.generate(model="my-dog", prompt="a red robot", extra_body=QUICK)
 
 
+@pytest.mark.fault
 def test_a_subject_whose_files_are_removed_by_hand_is_refused(endpoint: Endpoint) -> None:
     client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-cat")
     manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import ray
 
 from cluster import waiting_process
@@ -17,6 +18,7 @@ def has_imported() -> bool:
     return "dreambooth_ray.models.components" in sys.modules
 
 
+@pytest.mark.fault
 def test_who_takes_a_waiting_process_finds_the_imports_done_and_who_takes_none_does_not() -> None:
     with session(load_config("toy-robot.yaml", []), imports_ahead=True):
         assert not ray.get(has_imported.options(runtime_env=OWN_PROCESS).remote())

@@ -129,7 +129,7 @@ ALL_LAYERS = (
 TEXT_LAYERS = "train.lora.text_target_modules=[q_proj,k_proj,v_proj,out_proj,fc1,fc2]"
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21"])
+@pytest.fixture(scope="module", params=["sd15", pytest.param("sd21", marks=pytest.mark.fault)])
 def published(request: pytest.FixtureRequest) -> Path:
     return cast(Path, request.getfixturevalue(request.param))
 

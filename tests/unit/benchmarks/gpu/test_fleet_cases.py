@@ -23,6 +23,7 @@ def test_a_fleet_takes_the_steps_of_its_subjects_alone() -> None:
     )
 
 
+@pytest.mark.fault
 def test_a_record_has_speed_and_memory_beside_one_at_a_time() -> None:
     record = fleet_cases.measure_case(fleet_cases.FleetCase(2), TINY, CPU, 1)
     alone = record["one at a time"]
