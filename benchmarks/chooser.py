@@ -2,16 +2,18 @@
 
     python -m benchmarks.chooser --work out/study --json benchmarks/results/chooser.json
 
-The toy recipe for all weights at a rate too high for it, so that the last checkpoint need not be
-the best, over subjects that nothing else was fitted on. Every checkpoint is scored twice, on
-images of different seeds: what `choice.protocol` asks for, with up to four images a prompt, and
-again as many, which say how good the choice was. Resumable, cell by cell.
+Two kinds of runs, over subjects that nothing else was fitted on: the toy recipe for all weights at
+a rate too high for it, and adapters without class images, which drift beyond the bound on their
+way. Every checkpoint is scored twice, on images of different seeds: what `choice.protocol` asks
+for, with up to four images a prompt, and again as many, which say how good the choice was. `brief`
+are as few of them as the shipped protocol of that name draws. Resumable, cell by cell.
 """
 
 import argparse
 import json
 import statistics
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ SUBJECTS = (10, 11, 14, 15, 17, 19)
 # Images a prompt, by side; half the UNet's evaluations, as in the study.
 SIDES = {"chosen": 4, "judged": 4}
 COUNTS = (1, 2, 4)
+# Runs without class images, which preserve nothing; and the images of the protocol `brief`.
+DRIFTING_STEPS, DRIFTING_EVERY, DRIFTING_SUBJECTS = 160, 20, (10, 11, 14, 15)
+BRIEF = 8
 WITHIN = 0.02
 Points = list[ScoredCheckpoint]
 
@@ -49,6 +54,12 @@ def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """One training a subject."""
     values = (f"train.steps={STEPS}", "prior.count=100", "train.lr=2e-4", "prior.weight=1.0")
     return [StudyCell(subject, "full", True, values) for subject in subjects]
+
+
+def make_drifting_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
+    """One training of adapters a subject, without class images."""
+    values = (f"train.steps={DRIFTING_STEPS}", "prior.count=0")
+    return [StudyCell(subject, "lora", False, values) for subject in subjects]
 
 
 def load_side_protocol(name: str) -> Protocol:
@@ -69,7 +80,8 @@ class LikenessScorer:
         self._photographs = self._encoder.embed_images([read_photograph(p) for p in paths])
 
     def __call__(self, parts: Components) -> dict[str, dict[str, Any]]:
-        """By side: "dino", a mean over the prompts for each image's number, and "pres"."""
+        """By side: "dino", a mean over the prompts for each image's number, and "pres"; of few
+        images as "brief_dino" and "brief_pres"."""
         engine = Engine(copy_for_sampling(parts))
         return {name: self._score_side(engine, load_side_protocol(name)) for name in SIDES}
 
@@ -85,12 +97,24 @@ class LikenessScorer:
         likeness = photograph_similarity(self._encoder.embed_images(images), self._photographs)
         subject = likeness[[i for i, q in enumerate(prompts) if q.kind == "subject"]]
         bare = likeness[[i for i, q in enumerate(prompts) if q.kind == "class"]]
-        by_number = subject.reshape(-1, protocol.images_per_prompt).mean(dim=0)
-        return {"dino": [round(v, 4) for v in by_number.tolist()], "pres": float(bare.mean())}
+        by_number = subject.reshape(-1, protocol.images_per_prompt)
+        # One image of each of a few prompts, from one end of the list to the other.
+        some_prompts = torch.linspace(0, len(by_number) - 1, BRIEF).round().long()
+        return {
+            "dino": [round(v, 4) for v in by_number.mean(dim=0).tolist()],
+            "pres": float(bare.mean()),
+            "brief_dino": round(float(by_number[some_prompts, 0].mean()), 4),
+            "brief_pres": float(bare[:BRIEF].mean()),
+        }
 
 
-def read_points(line: dict[str, Any], name: str, count: int) -> Points:
-    """A run's checkpoints by the first `count` images a prompt of one side."""
+def read_points(line: dict[str, Any], name: str, count: int | None) -> Points:
+    """A run's checkpoints by the first `count` images a prompt of one side; None: by few of all."""
+    if count is None:
+        return [
+            ScoredCheckpoint(int(step), scores[name]["brief_dino"], scores[name]["brief_pres"])
+            for step, scores in line["points"].items()
+        ]
     return [
         ScoredCheckpoint(
             int(step), statistics.fmean(scores[name]["dino"][:count]), scores[name]["pres"]
@@ -99,8 +123,11 @@ def read_points(line: dict[str, Any], name: str, count: int) -> Points:
     ]
 
 
-def make_row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, Any]:
-    """One run: what the rule takes by `count` images a prompt, held against the best."""
+def make_row(line: dict[str, Any], count: int | None, max_drift: float) -> dict[str, Any]:
+    """One run: what the rule takes by `count` images a prompt, held against the best.
+
+    count: None is few images of all
+    """
     truth = {s.step: s for s in read_points(line, "judged", SIDES["judged"])}
     choice, best_choice = (
         select_best(read_points(line, "chosen", count), max_drift),
@@ -120,13 +147,16 @@ def make_row(line: dict[str, Any], count: int, max_drift: float) -> dict[str, An
     }
 
 
-def summarize_runs(lines: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
+def summarize_runs(
+    lines: list[dict[str, Any]], max_drift: float, counts: Sequence[int | None] = COUNTS
+) -> dict[str, Any]:
     """By images a prompt: in how many runs the choice is within 2 % of the best."""
     by_count = {}
-    for count in COUNTS:
+    for count in counts:
         rows = [make_row(line, count, max_drift) for line in lines]
         shortfalls = [r["shortfall"] for r in rows]
-        by_count[str(count)] = {
+        last_steps = [max(map(int, line["points"])) for line in lines]
+        by_count[str(count or "brief")] = {
             "runs": len(rows),
             "within_2_percent": sum(
                 r["shortfall"] <= WITHIN and r["drift"] <= max_drift for r in rows
@@ -134,10 +164,19 @@ def summarize_runs(lines: list[dict[str, Any]], max_drift: float) -> dict[str, A
             "worst": max(shortfalls),
             "mean": round(statistics.fmean(shortfalls), 4),
             "last_within_2_percent": sum(r["shortfall_of_the_last"] <= WITHIN for r in rows),
-            "best_is_the_last": sum(r["best"] == STEPS for r in rows),
+            "best_is_the_last": sum(
+                row["best"] == step for row, step in zip(rows, last_steps, strict=True)
+            ),
             "each": rows,
         }
     return by_count
+
+
+def list_points(cell: StudyCell) -> tuple[int, ...]:
+    """The steps of a cell's checkpoints."""
+    if cell.prior:
+        return tuple(range(EVERY, STEPS + 1, EVERY))
+    return tuple(range(DRIFTING_EVERY, DRIFTING_STEPS + 1, DRIFTING_EVERY))
 
 
 def main() -> None:
@@ -146,21 +185,30 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where cells are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--subjects", type=int, nargs="*", default=SUBJECTS)
+    parser.add_argument("--drifting", type=int, nargs="*", default=DRIFTING_SUBJECTS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cells, steps = make_cells(tuple(arguments.subjects)), tuple(range(EVERY, STEPS + 1, EVERY))
-    lines = run_study(cells, arguments.work, "chooser.jsonl", lambda cell: steps, LikenessScorer)
+    cells = make_cells(tuple(arguments.subjects))
+    drifting_cells = make_drifting_cells(tuple(arguments.drifting))
+    lines = run_study(
+        [*cells, *drifting_cells], arguments.work, "chooser.jsonl", list_points, LikenessScorer
+    )
     bound = ChoiceConfig().max_drift
+    drifting_names = {cell.name for cell in make_drifting_cells((0,))}
+    drifting_lines = [line for line in lines if line["cell"] in drifting_names]
+    long_lines = [line for line in lines if line["cell"] not in drifting_names]
     record = {
-        "by_pictures_a_prompt": summarize_runs(lines, bound), "max_drift": bound,
+        "by_pictures_a_prompt": summarize_runs(long_lines, bound), "max_drift": bound,
+        "drifting": summarize_runs(drifting_lines, bound, (*COUNTS, None)),
         "setting": {
-            "steps": STEPS, "every": EVERY, "cache_every": CACHE_EVERY,
+            "steps": STEPS, "every": EVERY, "cache_every": CACHE_EVERY, "brief": BRIEF,
+            "drifting_steps": DRIFTING_STEPS, "drifting_every": DRIFTING_EVERY,
             "protocols": {name: load_side_protocol(name).model_dump(mode="json") for name in SIDES},
         },
         "conditions": read_conditions(), "cells": lines,
     }  # fmt: skip
-    print(json.dumps(record["by_pictures_a_prompt"], indent=1))
+    print(json.dumps({key: record[key] for key in ("by_pictures_a_prompt", "drifting")}, indent=1))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -32,6 +32,16 @@ def test_more_images_can_change_the_choice() -> None:
     assert (by_count["4"]["within_2_percent"], by_count["4"]["worst"]) == (2, 0.0)
     assert by_count["4"]["last_within_2_percent"] == 2
     assert by_count["4"]["best_is_the_last"] == 0
+    rising = line([[0.5] * 4, [0.6] * 4], [0.5, 0.6])
+    assert summarize_runs([rising], 0.4)["1"]["best_is_the_last"] == 1
+
+
+def test_few_images_choose_by_their_own_numbers() -> None:
+    run = line([[0.5] * 4, [0.6] * 4], [0.5, 0.6])
+    for scores, values in zip(run["points"].values(), [(0.7, 0.1), (0.8, 0.5)], strict=True):
+        scores["chosen"] |= {"brief_dino": values[0], "brief_pres": values[1]}
+    (row,) = summarize_runs([run], 0.4, (None,))["brief"]["each"]
+    assert (row["chosen"], row["best"], row["shortfall"]) == (100, 200, 0.1667)
 
 
 def test_a_choice_beyond_the_bound_does_not_count() -> None:
