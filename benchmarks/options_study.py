@@ -1,4 +1,4 @@
-"""What masks, buckets and kinds of adapters do to a subject, each option beside the usual way.
+"""What masks, buckets, adapters and rounded weights do to a subject, beside the usual way.
 
     python -m benchmarks.options_study --work out/study --json benchmarks/results/options.json
 
@@ -65,13 +65,14 @@ class StudySection:
 # Of about as many weights each; what they have is in the record.
 _LOKR = ("train.lora.kind=lokr", "train.lora.lokr_factor=2", "train.lora.rank=30")
 _NO_CLASS_IMAGES = "prior.count=0"
+_KEPT_BACKGROUND = ("train.mask_background=0.5", "train.mask_background_target=output")
 SECTIONS = {
     "masks": StudySection(
         ONE_PLACE,
         {
             "no masks": (),
             "background 0.1": ("train.mask_background=0.1",),
-            "background 0": ("train.mask_background=0",),
+            "background kept": _KEPT_BACKGROUND,
         },
     ),
     "masks alone": StudySection(
@@ -79,6 +80,7 @@ SECTIONS = {
         {
             "no masks": (_NO_CLASS_IMAGES,),
             "background 0.1": (_NO_CLASS_IMAGES, "train.mask_background=0.1"),
+            "background kept": (_NO_CLASS_IMAGES, *_KEPT_BACKGROUND),
         },
     ),
     "buckets": StudySection(
@@ -99,6 +101,7 @@ SECTIONS = {
             "LoKr": _LOKR,
         },
     ),
+    "weights": StudySection(SQUARES, {"float32": (), "bfloat16": ("train.weight_dtype=bfloat16",)}),
 }
 
 

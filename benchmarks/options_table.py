@@ -39,6 +39,10 @@ _SECTIONS = {
         (*_COMMON, "parameters"),
         "Adapters of about as many weights each, at one learning rate",
     ),
+    "weights": (
+        _COMMON,
+        "Trained weights in bfloat16, rounded by chance, as `train.weight_dtype=bfloat16` has them",
+    ),
 }
 Rows = dict[str, dict[int, dict[str, Any]]]
 

@@ -14,6 +14,7 @@ _TOYS = {
     "preservation.json": "the first toy, a UNet that predicts noise",
     "preservation_flow.json": "`toyworld-flow`, a transformer that predicts velocity",
 }
+_METHODS = {"lora": "adapters", "full": "all weights"}
 
 
 def write_study_page(folder: Path) -> None:
@@ -38,12 +39,17 @@ def write_study_page(folder: Path) -> None:
 
 
 def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
-    """Kinds of preservation by adapters, on each toy, over the subjects that each has."""
+    """Kinds of preservation by each method, on each toy, over the subjects that it has."""
     lines = ["## Kinds of preservation on two toys", ""]
-    for title, record in records.items():
-        result, setting = record["methods"]["lora"], record["setting"]
+    tables = [
+        (title, method, result, record["setting"])
+        for title, record in records.items()
+        for method, result in record["methods"].items()
+    ]
+    for title, method, result, setting in tables:
         lines += [
-            f"On {title}: adapters, {describe_count(len(result['subjects']), 'subject')}, "
+            f"On {title}: {_METHODS[method]}, "
+            f"{describe_count(len(result['subjects']), 'subject')}, "
             f"{setting['steps']} steps; after the last one, and at equal likeness (the kind / "
             "class images, and in how many subjects the kind is better):",
             "",
