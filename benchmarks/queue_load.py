@@ -41,9 +41,9 @@ def fill(store: Store, count: int) -> None:
         if not store.is_local:
             queue.add(record)
             return
-        mark = store.local_path(f"waiting/{WorkMark.of(record).name}")
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        mark_file = store.local_path(f"waiting/{WorkMark.of(record).name}")
+        mark_file.parent.mkdir(parents=True, exist_ok=True)
+        mark_file.touch()
 
     with ThreadPoolExecutor(1 if store.is_local else 32) as pool:
         list(pool.map(add, range(count)))

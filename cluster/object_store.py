@@ -16,9 +16,9 @@ def prepare_host(tmp: Path, address: str, secret: str) -> list[str]:
     """Lay out the host's /tmp, which is `tmp` outside of it; returns the command of its init."""
     data = tmp / "data"
     data.mkdir(parents=True)
-    keys = [{"accessKey": _KEY, "secretKey": secret}]
+    credentials = [{"accessKey": _KEY, "secretKey": secret}]
     rights = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": _KEY, "credentials": keys, "actions": rights}
+    identity = {"name": _KEY, "credentials": credentials, "actions": rights}
     (data / "keys.json").write_text(json.dumps({"identities": [identity]}))
     return [
         "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", "-dir=/tmp/data", "-s3",

@@ -32,7 +32,7 @@ _KEPT = ("magnitude", "dora_scale")
 
 
 @dataclass(frozen=True)
-class _Resized:
+class _ResizedFile:
     """Of a file: tensors to write by key, and products by layer."""
 
     tensors: Mapping[str, Tensor]
@@ -77,7 +77,7 @@ def _resize_folder(folder: Path, rank: int, out: Path) -> RankReport:
     return RankReport.of(products)
 
 
-def _resize_file(path: Path, rank: int) -> _Resized:
+def _resize_file(path: Path, rank: int) -> _ResizedFile:
     header, metadata = read_header_and_metadata(path)
     if not header:
         raise ConfigError(f"{path} holds no tensors")
@@ -95,7 +95,7 @@ def _resize_file(path: Path, rank: int) -> _Resized:
     file_metadata = {k: v for k, v in metadata.items() if k not in (ADAPTER_METADATA_KEY, "format")}
     if "ss_network_dim" in file_metadata:
         file_metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    return _Resized(tensors, products, file_metadata)
+    return _ResizedFile(tensors, products, file_metadata)
 
 
 def _resize_layer(
@@ -146,6 +146,6 @@ def _name_tensors(
     return tensors_by_key
 
 
-def _write(path: Path, resized: _Resized) -> None:
+def _write(path: Path, resized: _ResizedFile) -> None:
     sources = {name: TensorSource.of(t.contiguous()) for name, t in resized.tensors.items()}
     write_tensors(path, sources, {"format": "pt", **resized.metadata})

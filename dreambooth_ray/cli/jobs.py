@@ -190,13 +190,13 @@ def ls(
         _refuse_unused_options({}, "", namespace, k8s=False)
         store = Store(storage)
         uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
-        states_by_uri = dict.fromkeys(uris.values(), "unfinished")
+        job_states_by_run = dict.fromkeys(uris.values(), "unfinished")
     else:
         jobs = _find_runs(cluster, clusters, namespace, k8s=k8s)[0].runs()
         uris = {job.run_id: job.run_uri for job in jobs}
-        states_by_uri = {job.run_uri: job.state for job in jobs}
+        job_states_by_run = {job.run_uri: job.state for job in jobs}
     run_ids, has_more = select_page(uris, filter, after, limit)
-    summaries = summarize_runs([uris[run_id] for run_id in run_ids], states_by_uri.__getitem__)
+    summaries = summarize_runs([uris[run_id] for run_id in run_ids], job_states_by_run.__getitem__)
     for run_id, summary in zip(run_ids, summaries, strict=True):
         print(f"{run_id}\t{summary.state}\tcheckpoint {summary.step}\t{uris[run_id]}")
     if has_more:

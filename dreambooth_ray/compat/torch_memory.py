@@ -35,14 +35,14 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage in self._storage_bytes:
             return
-        size = storage.nbytes()
-        self._storage_bytes[storage] = size
-        self.live_bytes += size
+        num_bytes = storage.nbytes()
+        self._storage_bytes[storage] = num_bytes
+        self.live_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._release_bytes, size)
+        weakref.finalize(storage, self._release_bytes, num_bytes)
 
-    def _release_bytes(self, size: int) -> None:
-        self.live_bytes -= size
+    def _release_bytes(self, num_bytes: int) -> None:
+        self.live_bytes -= num_bytes
 
 
 def list_weights(networks: Iterable[nn.Module]) -> list[Tensor]:

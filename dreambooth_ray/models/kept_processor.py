@@ -21,10 +21,10 @@ def keep_processor(pipeline: DiffusionPipeline, name: str, directory: Path) -> N
     """
     pipeline.register_to_config(**{name: read_json(directory / INDEX)[name]})
     # A pipeline saves its parts by this method.
-    getattr(pipeline, name).save_pretrained = _copy_from(directory / name)
+    getattr(pipeline, name).save_pretrained = _make_folder_copier(directory / name)
 
 
-def _copy_from(folder: Path) -> Callable[..., None]:
+def _make_folder_copier(folder: Path) -> Callable[..., None]:
     def save_pretrained(save_directory: str | Path, **_: Any) -> None:
         shutil.copytree(folder, save_directory, dirs_exist_ok=True)
 

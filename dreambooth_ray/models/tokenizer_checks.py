@@ -44,21 +44,21 @@ def _check_words(directory: Path, part: TextEncoderPart) -> None:
             settings |= read_json(folder / name)
     if not part.tokenizer_class.startswith("CLIP"):  # others need not have each
         settings = {key: value for key, value in settings.items() if value is not None}
-    numbers: Collection[int]
+    token_ids: Collection[int]
     words = _read_words(folder, part.tokenizer_class)
     if words is None:
-        numbers = range(count_pieces(folder / _PIECES))
+        token_ids = range(count_pieces(folder / _PIECES))
     else:
-        numbers = words.values()
+        token_ids = words.values()
         if problem := find_bad_value("tokenizer", settings) or _find_strange_token(settings, words):
             raise ConfigError(
                 f"{folder}: {problem}; copy it again, or take a model that diffusers has written"
             )
     # What is no number, the encoder's own check tells of.
-    if isinstance(num_rows, int) and max(numbers, default=num_rows) >= num_rows:
+    if isinstance(num_rows, int) and max(token_ids, default=num_rows) >= num_rows:
         raise ConfigError(
-            f"{folder} has {len(numbers)} words, and {part.name}/ knows {num_rows}; the parts are "
-            "of different models"
+            f"{folder} has {len(token_ids)} words, and {part.name}/ knows {num_rows}; the parts "
+            "are of different models"
         )
 
 

@@ -287,7 +287,7 @@ class Engine:
     def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning | None]:
         frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
         frames = torch.tensor([frame], device=self.device)
-        return self._prompt_encoder.encode_request(handle.request, frames)
+        return self._prompt_encoder.encode_prompts(handle.request, frames)
 
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:

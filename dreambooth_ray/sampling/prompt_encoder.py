@@ -60,7 +60,7 @@ class PromptEncoder:
             self._cache.popitem(last=False)
         return encoded
 
-    def encode_request(
+    def encode_prompts(
         self, request: Request, frames: Tensor
     ) -> tuple[Conditioning, Conditioning | None]:
         """Of the prompt and, where guidance needs it, of the negative prompt, one row each.

@@ -127,8 +127,8 @@ def _render_pattern(subject: Subject, frame: _SubjectFrame, side: int) -> Image.
     elif subject.pattern == "checkered":
         for row, y in enumerate(np.arange(-1.2, 1.2, 0.28)):
             for x in np.arange(-1.28 + 0.28 * (row % 2), 1.3, 0.56):
-                cell = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
-                draw.polygon(frame(cell), fill=ink)
+                square = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
+                draw.polygon(frame(square), fill=ink)
     return pattern_image
 
 

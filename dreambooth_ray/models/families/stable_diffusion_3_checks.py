@@ -96,28 +96,28 @@ def expect_transformer(counts: dict[str, int], form: dict[str, Any]) -> Shapes:
 
     counts: of the configuration, by its keys; form: its qk_norm and dual_attention_layers
     """
-    width = counts["num_attention_heads"] * counts["attention_head_dim"]
+    hidden_size = counts["num_attention_heads"] * counts["attention_head_dim"]
     patch = counts["patch_size"]
     embedders = {
         "time_text_embed.timestep_embedder": _TIME_WIDTH,
         "time_text_embed.text_embedder": counts["pooled_projection_dim"],
     }
     shapes: Shapes = {
-        "pos_embed.pos_embed": [1, counts["pos_embed_max_size"] ** 2, width],
-        "pos_embed.proj.weight": [width, counts["in_channels"], patch, patch],
-        "pos_embed.proj.bias": [width],
-        **_linear("context_embedder", width, counts["joint_attention_dim"]),
-        **_linear("norm_out.linear", 2 * width, width),
-        **_linear("proj_out", patch**2 * counts["out_channels"], width),
+        "pos_embed.pos_embed": [1, counts["pos_embed_max_size"] ** 2, hidden_size],
+        "pos_embed.proj.weight": [hidden_size, counts["in_channels"], patch, patch],
+        "pos_embed.proj.bias": [hidden_size],
+        **_linear("context_embedder", hidden_size, counts["joint_attention_dim"]),
+        **_linear("norm_out.linear", 2 * hidden_size, hidden_size),
+        **_linear("proj_out", patch**2 * counts["out_channels"], hidden_size),
     }
     for name, inputs in embedders.items():
-        shapes |= _linear(f"{name}.linear_1", width, inputs)
-        shapes |= _linear(f"{name}.linear_2", width, width)
+        shapes |= _linear(f"{name}.linear_1", hidden_size, inputs)
+        shapes |= _linear(f"{name}.linear_2", hidden_size, hidden_size)
     head_dim = counts["attention_head_dim"] if form.get("qk_norm") else None
     dual_layers = form.get("dual_attention_layers") or ()
     for index in range(counts["num_layers"]):
         block = _expect_block(
-            width,
+            hidden_size,
             head_dim,
             is_dual=index in dual_layers,
             is_last=index == counts["num_layers"] - 1,

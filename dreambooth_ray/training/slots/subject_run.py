@@ -37,9 +37,9 @@ from dreambooth_ray.training.metrics_log import (
 from dreambooth_ray.training.nan_guard import NanGuard
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
-from dreambooth_ray.training.slots.slot_checkpoint import load_subject, save_subject
 from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
+from dreambooth_ray.training.slots.subject_checkpoint import load_subject, save_subject
 from dreambooth_ray.training.slots.subject_evaluation import SubjectEvaluation
 from dreambooth_ray.training.stop_request import is_stop_requested
 from dreambooth_ray.training.worker_job import WorkerJob

@@ -8,8 +8,8 @@ import torch
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.slots.slot_checkpoint import load_subject, save_subject
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
+from dreambooth_ray.training.slots.subject_checkpoint import load_subject, save_subject
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 from tests.unit.training.fitted import Fitted
 from tests.unit.training.slots.slotted import LORA, Slotted

@@ -54,8 +54,8 @@ def _make_optimizer_state(subject: SlotSubject, state: AdapterState) -> dict[str
     weights: dict[int, dict[str, Tensor]] = {}
     if state.moments:
         for index, name in enumerate(state.weights):
-            moments = {kind: state.moments[kind][name].cpu().clone() for kind in MOMENTS}
-            weights[index] = {"step": torch.tensor(float(state.update_count)), **moments}
+            optimizer_moments = {kind: state.moments[kind][name].cpu().clone() for kind in MOMENTS}
+            weights[index] = {"step": torch.tensor(float(state.update_count)), **optimizer_moments}
     return {
         "state": weights,
         "param_groups": [settings | {"params": list(range(len(state.weights)))}],
@@ -88,7 +88,7 @@ def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) 
         )
     weights = {name: stored_weights[full_name] for full_name, name in names.items()}
     values = checkpoint["optimizer_states"][0]["state"]
-    moments = {
+    optimizer_moments = {
         kind: {name: values[index][kind] for index, name in enumerate(adapter)}
         for kind in MOMENTS
         if values
@@ -97,7 +97,7 @@ def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) 
     return AdapterState(
         int(checkpoint["global_step"]),
         weights,
-        moments,
+        optimizer_moments,
         int(values[0]["step"]) if values else 0,
         {names[full_name]: weight for full_name, weight in stored_average.items()},
     )
