@@ -64,7 +64,15 @@ def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
         for host in cluster.hosts
         for child in psutil.Process(host.pid).children(recursive=True)
     ]
-    return [child for child in inside if "RayTrainWorker" in child.name() + str(child.cmdline())]
+    return [child for child in inside if "RayTrainWorker" in describe_process(child)]
+
+
+def describe_process(process: psutil.Process) -> str:
+    """Its name and command; nothing of one that has just ended."""
+    try:
+        return process.name() + str(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def draw(client: openai.OpenAI, model: str) -> list[Image.Image]:
