@@ -14,9 +14,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
-from unittest import mock
 
 import ray
 from ray.train import Result
@@ -165,7 +164,7 @@ class ControllerThread:
         with (
             default_environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})),
             _quiet_logs(),
-            _own_process_of_helper() if self._is_local else nullcontext(),
+            _HELPER_PROCESS if self._is_local else nullcontext(),
         ):
             self._thread.start()
             try:
@@ -210,10 +209,32 @@ class ControllerThread:
         return controller.get_result()
 
 
-def _own_process_of_helper() -> AbstractContextManager[object]:
-    """Inside, what workers exchange values through takes no process that waits."""
-    actor_class = _OwnProcess(worker_group.SynchronizationActor)
-    return mock.patch.object(worker_group, "SynchronizationActor", actor_class)
+class _HelperProcess:
+    """A context: inside, what workers exchange values through takes no process that waits.
+
+    Several trainings of one process share it: the first one in changes Ray Train's name for that
+    class, and the last one out changes it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_users = threading.Lock(), 0
+        self._own_class: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_users == 0:
+                self._own_class = worker_group.SynchronizationActor
+                worker_group.SynchronizationActor = _OwnProcess(self._own_class)
+            self._num_users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_users -= 1
+            if self._num_users == 0:
+                worker_group.SynchronizationActor = self._own_class
+
+
+_HELPER_PROCESS = _HelperProcess()
 
 
 @contextmanager

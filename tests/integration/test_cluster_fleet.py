@@ -101,7 +101,7 @@ def find_process(words: str) -> psutil.Process:
             for process in psutil.process_iter(["cmdline", "create_time"])
             if words in " ".join(process.info["cmdline"] or [])
         ),
-        # A shell and what it starts may be of one tick of the clock: the later one has the higher id.
+        # A shell and what it starts may be of one tick of the clock; the later has the higher id.
         key=lambda process: (process.info["create_time"], process.pid),
     )
 

@@ -13,6 +13,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     create_scaling_policy,
 )
 
+from dreambooth_ray.compat import ray_train
 from dreambooth_ray.compat.ray_policies import FailFastPolicy, NoAutoscalerPolicy
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.storage.store import Store
@@ -123,3 +124,22 @@ def test_leaves_other_policies_alone(
     policy = type(settings["scaling_policy"])
     assert policy.__module__.startswith("ray.")
     assert (policy is FixedScalingPolicy) == (workers == 2)
+
+
+class _PlainClass:
+    """An actor's class that takes down what it is asked for."""
+
+    def options(self, **options: object) -> dict[str, object]:
+        return options
+
+
+def test_trainings_at_once_change_the_helpers_class_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `bench settings` has them: a run beside another."""
+    plain = _PlainClass()
+    monkeypatch.setattr(ray_train.worker_group, "SynchronizationActor", plain)
+    with ray_train._HELPER_PROCESS:
+        with ray_train._HELPER_PROCESS:
+            asked = ray_train.worker_group.SynchronizationActor.options(num_cpus=0)
+            assert asked == {"num_cpus": 0, "runtime_env": ray_train._OWN_ENVIRONMENT}
+        assert ray_train.worker_group.SynchronizationActor is not plain
+    assert ray_train.worker_group.SynchronizationActor is plain
