@@ -101,7 +101,13 @@ SECTIONS = {
             "LoKr": _LOKR,
         },
     ),
-    "weights": StudySection(SQUARES, {"float32": (), "bfloat16": ("train.weight_dtype=bfloat16",)}),
+    "weights": StudySection(
+        SQUARES,
+        {
+            "float32": ("train.precision=bf16-mixed",),
+            "bfloat16": ("train.precision=bf16-mixed", "train.weight_dtype=bfloat16"),
+        },
+    ),
 }
 
 

@@ -125,6 +125,14 @@ def measure_class_images(work: Path, model: str) -> float:
     return time.process_time() - start_s
 
 
+def read_class_images_s(record: Path) -> dict[str, float]:
+    """Seconds by method, of a record that is there: what is trained no more keeps them."""
+    if not record.exists():
+        return {}
+    seconds: dict[str, float] = json.loads(record.read_text())["setting"]["class_images_s"]
+    return seconds
+
+
 def main() -> None:
     """Run what is missing, then write record, table and plot."""
     parser = argparse.ArgumentParser()
@@ -147,14 +155,16 @@ def main() -> None:
     lines = run_study(cells, arguments.work, setting.file, lambda _: setting.points, JudgedScorer)
     if arguments.json is None:
         return
-    class_images_s = measure_class_images(arguments.work, model)
+    class_images_s = read_class_images_s(arguments.json)
+    measured_s = round(measure_class_images(arguments.work, model), 1)
+    class_images_s |= dict.fromkeys(arguments.methods, measured_s)
     results = summarize_cells([(*name_kind(line), line) for line in lines], class_images_s)
     (cell,) = make_cells(range(1), ["lora"], ["none"], model)
     train = load_cell_config(cell, arguments.work).train
     summary = {
         "model": model, "steps": train.steps, "points": setting.points,
         "photographs_a_step": train.batch_size, "class_images": NUM_CLASS_IMAGES,
-        "class_images_s": round(class_images_s, 1), "overrides": setting.overrides,
+        "class_images_s": class_images_s, "overrides": setting.overrides,
     }  # fmt: skip
     record = {**results, "setting": summary, "conditions": read_conditions(), "cells": lines}
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Kinds of preservation side by side: at the end, at equal likeness, and at equal seconds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ MORE_IS_BETTER = {"dino", "prompt_fidelity", "div", "class_div"}
 
 
 def summarize_cells(
-    lines: list[tuple[str, str, dict[str, Any]]], class_images_s: float
+    lines: list[tuple[str, str, dict[str, Any]]], class_images_s: Mapping[str, float]
 ) -> dict[str, Any]:
     """Every number of the page, by method and kind.
 
-    lines: method, kind and cell; class_images_s: what the class images of a run take
+    lines: method, kind and cell; class_images_s: by method, what the class images of a run took on
+    the machine that trained it
     """
     methods: dict[str, dict[str, dict[int, Curve]]] = {}
     for method, kind, line in lines:
         curve = _read_curve(line)
         if kind in ("images", "both"):
-            curve["with_images_s"] = [s + class_images_s for s in curve["seconds"]]
+            curve["with_images_s"] = [s + class_images_s[method] for s in curve["seconds"]]
         methods.setdefault(method, {}).setdefault(kind, {})[line["subject"]] = curve
     return {"methods": {m: _summarize_method(kinds) for m, kinds in methods.items()}}
 
@@ -123,8 +125,8 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
         "# Ways to keep what the model knows, measured",
         "",
         f"Random toy subjects{_name_model(setting)}, {setting['steps']} steps of "
-        f"{setting['photographs_a_step']} photographs; {setting['class_images']} class images take "
-        f"{setting['class_images_s']} s. "
+        f"{setting['photographs_a_step']} photographs; {setting['class_images']} class images took "
+        f"{_describe_seconds(setting['class_images_s'])}. "
         "Seconds are the processor's. Made by `python -m benchmarks.preservation_study`; every "
         "cell is in the record beside this page.",
     ]
@@ -135,6 +137,10 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
             words = f"{title}: the kind / class images, and in how many subjects the kind is better"
             lines += ["", words, "", *_format_pairs(result[key], len(result["subjects"]))]
     return "\n".join(lines) + "\n"
+
+
+def _describe_seconds(class_images_s: Mapping[str, float]) -> str:
+    return ", ".join(f"{seconds} s ({method})" for method, seconds in class_images_s.items())
 
 
 def _name_model(setting: dict[str, Any]) -> str:

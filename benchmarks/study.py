@@ -48,6 +48,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.world import random_subject
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
+from dreambooth_ray.training.strategy import precision_flag
 
 NUM_CLASS_IMAGES = 64
 STEPS, POINTS, BATCH = 240, (60, 120, 180, 240), 2
@@ -182,6 +183,7 @@ def run_cell(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=config.train.max_grad_norm, use_distributed_sampler=False,
+        precision=precision_flag(config),
         callbacks=[scoring],
     )  # fmt: skip
     trainer.fit(module, DataLoader(dataset, batch_size=None))

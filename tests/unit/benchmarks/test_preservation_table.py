@@ -38,7 +38,7 @@ def test_kinds_are_compared_where_they_are_as_faithful_and_where_they_took_as_lo
         # A subject that not every kind has is left out.
         ("lora", "images", make_line("x", 1, [0.9, 0.9, 0.9], 0.9)),
     ]
-    results = summarize_cells(lines, class_images_s=5.0)
+    results = summarize_cells(lines, class_images_s={"lora": 5.0})
     result = results["methods"]["lora"]
     assert result["subjects"] == [0]
     likeness = result["equal_likeness"]["output"]
