@@ -30,11 +30,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "half the side": (),
     "batch of 4": ("train.batch_size=4",),
     "batch of 4 in 4 parts": ("train.batch_size=4", "train.accumulate=4"),
-    "output preserved": ("prior.kind=output",),
+    # It trains on no class images, and the runs of a theme have a folder of them.
+    "output preserved": ("prior.kind=output", "prior.folder=null", "prior.count=0"),
     "output and class images": ("prior.kind=both",),
     "gradient checkpointing": ("train.gradient_checkpointing=true",),
 }
-SMOKE = ("lora",)
+SMOKE = ("lora", "output preserved", "output and class images")
 # A run and the defaults', each a worker and its class-image actor.
 PROCESSES = 6
 

@@ -52,5 +52,10 @@ def test_kinds_are_compared_where_they_are_as_faithful_and_where_they_took_as_lo
     # 30 seconds are 25 of training where class images took 5.
     assert seconds["steps"]["kind"]["mean"] == 30.0
     assert seconds["dino"]["images"]["mean"] == pytest.approx(0.5)
-    setting = {"steps": 30, "photographs_a_step": 2, "class_images": 4, "class_images_s": 5.0}
+    setting = {
+        "steps": 30,
+        "photographs_a_step": 2,
+        "class_images": 4,
+        "class_images_s": {"lora": 5.0},
+    }
     assert "## lora, 1 subject\n" in format_page(results, setting)

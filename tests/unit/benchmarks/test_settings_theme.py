@@ -1,7 +1,13 @@
+from pathlib import Path
+
 import pytest
 
-from benchmarks.settings_theme import KEYS, images_a_turn
+from benchmarks.gated_runs import make_config
+from benchmarks.settings_theme import KEYS, _select_overrides, images_a_turn
+from benchmarks.theme import Setting
 from dreambooth_ray.config.load import parse_config
+from dreambooth_ray.display import QuietDisplay
+from dreambooth_ray.preparation import prepare_run
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -14,3 +20,9 @@ def test_a_part_of_a_batch_is_a_pass() -> None:
     assert images_a_turn((), 16) == 32
     assert images_a_turn(KEYS["batch of 4"], 16) == 128
     assert images_a_turn(KEYS["batch of 4 in 4 parts"], 16) == 32
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_setting_goes_with_what_the_runs_of_a_theme_have(tmp_path: Path, name: str) -> None:
+    config = make_config(tmp_path, Setting(), "any", 1, *_select_overrides(name, 64))
+    prepare_run(config, QuietDisplay())
