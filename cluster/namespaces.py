@@ -5,6 +5,7 @@ has its own address, its own /tmp and /dev/shm, sees no process of another, and 
 killed, everything in it dies with it, as when a machine loses power. Needs root and iproute2.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from dreambooth_ray.errors import CapacityError, ConfigError
 
 INTERFACE = "eth0"
+_LOCK_FILE = Path("/run/dreambooth-networks.lock")
 _SHM_SIZE = "2g"
 _STARTED = ".started"
 _POLL_S = 0.02
@@ -68,6 +70,13 @@ class Network:
     @staticmethod
     def create(tag: str) -> "Network":
         """A bridge named after `tag` (at most 8 letters) on the first free 10.213.n.0/24."""
+        with _LOCK_FILE.open("w") as lock:
+            # Of two processes that look at once, both would find the same one free.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return Network._create(tag)
+
+    @staticmethod
+    def _create(tag: str) -> "Network":
         addresses = json.dumps(json.loads(_read_output("ip", "-j", "address")))
         for number in range(1, 255):
             prefix = f"10.213.{number}"

@@ -43,10 +43,12 @@ def laptop_and_cluster(photos: Path, hosts: int = 3, cpus: int = 2) -> Iterator[
     folder = home / f"cluster-{os.getpid()}"
     own = home / f"photos-{os.getpid()}"
     shutil.copytree(photos, own)
-    cluster = LocalCluster.up(folder, hosts, cpus, s3=True)
     try:
-        with pointed_at(cluster.s3_environment):
-            yield Laptop(cluster, own)
+        cluster = LocalCluster.up(folder, hosts, cpus, s3=True)
+        try:
+            with pointed_at(cluster.s3_environment):
+                yield Laptop(cluster, own)
+        finally:
+            cluster.down()
     finally:
-        cluster.down()
         shutil.rmtree(own)

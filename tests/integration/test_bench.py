@@ -1,4 +1,8 @@
-"""Ratios in smoke profile against what they are to be; no time of any machine is asserted."""
+"""Ratios in smoke profile against what they are to be; no time of any machine is asserted.
+
+What several processes do against one has a meaning on a machine that nobody else uses: beside
+another process of tests it is measured and not held against its bar.
+"""
 
 import json
 import os
@@ -8,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+IS_ALONE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1
+# Of several processes against one.
+SHARED_PEERS = ("one_worker",)
 BASELINES = sorted((Path(__file__).parents[2] / "benchmarks" / "baselines").glob("*.json"))
 
 
@@ -24,4 +31,6 @@ def test_ratios_hold(path: Path, tmp_path: Path) -> None:
     assert record["cases"]
     for peer, bar in baseline["ratios"].items():
         ratio = record["ratios"][peer]["median"]
+        if peer in SHARED_PEERS and not IS_ALONE:
+            continue
         assert ratio >= bar["median"] * (1 - bar["tolerance"]), (peer, record["cases"])

@@ -1,4 +1,7 @@
+import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,30 @@ def test_hosts_need_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="need root"):
         LocalCluster.up(tmp_path / "new", 2)
     assert not (tmp_path / "new").exists()
+
+
+def test_networks_that_are_made_at_once_get_addresses_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[str] = []
+    second_looks = threading.Event()
+    num_looks = itertools.count()
+
+    def read_output(*words: str) -> str:
+        addresses = json.dumps([{"local": address} for address in taken])
+        if next(num_looks) == 0:
+            second_looks.wait(0.3)  # as long as the other could look, too
+        else:
+            second_looks.set()
+        return addresses
+
+    def run_command(*words: str) -> None:
+        if words[:3] == ("ip", "address", "add"):
+            taken.append(words[3].removesuffix("/24"))
+
+    monkeypatch.setattr(namespaces, "_LOCK_FILE", tmp_path / "lock")
+    monkeypatch.setattr(namespaces, "_read_output", read_output)
+    monkeypatch.setattr(namespaces, "_run_command", run_command)
+    with ThreadPoolExecutor(2) as pool:
+        networks = list(pool.map(namespaces.Network.create, ("one", "two")))
+    assert {network.prefix for network in networks} == {"10.213.1", "10.213.2"}
