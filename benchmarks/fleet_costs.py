@@ -35,12 +35,12 @@ class BatchGain:
     def estimate(self, num_subjects: int) -> float:
         """Between two that were measured, by their logarithms; beyond the largest, as that."""
         counts = sorted(self.by_count)
-        bounded = min(max(num_subjects, counts[0]), counts[-1])
-        above = next(count for count in counts if count >= bounded)
-        below = max(count for count in counts if count <= bounded)
+        bounded_count = min(max(num_subjects, counts[0]), counts[-1])
+        above = next(count for count in counts if count >= bounded_count)
+        below = max(count for count in counts if count <= bounded_count)
         if above == below:
             return self.by_count[above]
-        share = math.log(bounded / below) / math.log(above / below)
+        share = math.log(bounded_count / below) / math.log(above / below)
         return float(self.by_count[below] ** (1 - share) * self.by_count[above] ** share)
 
     def describe(self, num_subjects: int) -> str:

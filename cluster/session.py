@@ -39,9 +39,11 @@ def session(
     # With GPUs they don't: a process is told which are its own when it gets its work, and libraries
     # may look at all that there are when they are imported.
     has_gpus = config.cluster.gpus or bool(config.prior.num_gpus)
-    num_waiting = config.cluster.span.max if imports_ahead and not has_gpus else 0
+    num_waiting_processes = config.cluster.span.max if imports_ahead and not has_gpus else 0
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(config.cluster, config.processes, meanwhile, num_waiting=num_waiting):
+    with connection(
+        config.cluster, config.processes, meanwhile, num_waiting_processes=num_waiting_processes
+    ):
         yield
 
 
@@ -52,14 +54,14 @@ def connection(
     meanwhile: Callable[[], object] = lambda: None,
     *,
     is_bare: bool = False,
-    num_waiting: int = 0,
+    num_waiting_processes: int = 0,
 ) -> Iterator[None]:
     """Ray, as `session` has it, for any configuration with a cluster in it.
 
     processes: that are to run at once where a local Ray is started
     is_bare: its processes are as Python has them, and each actor of ours gets its environment by
         itself; for measurements beside others
-    num_waiting: processes of a local Ray that wait with torch imported; 0: as many as there are
+    num_waiting_processes: of a local Ray, that wait with torch imported; 0: as many as there are
         CPUs, and nothing imported
     """
     check_cluster(cluster)
@@ -82,7 +84,7 @@ def connection(
             ray.shutdown()
     else:
         environment = nullcontext() if is_bare else environment_of_workers()
-        with environment, _local_ray(processes, meanwhile, num_waiting):
+        with environment, _local_ray(processes, meanwhile, num_waiting_processes):
             _check_gpus(cluster)
             yield
 
@@ -107,13 +109,19 @@ def _set_environment() -> None:
 
 
 @contextmanager
-def _local_ray(processes: int, meanwhile: Callable[[], object], num_waiting: int) -> Iterator[None]:
+def _local_ray(
+    processes: int, meanwhile: Callable[[], object], num_waiting_processes: int
+) -> Iterator[None]:
     """A Ray of this process's own, started in a thread: most of its start is waiting."""
     import ray  # noqa: PLC0415
 
     # The threads would take turns at Python's lock, 5 ms each, while there is Python to run.
     is_waiting = threading.Event()
-    waiting = WaitingProcesses(num_waiting, waiting_process.__name__) if num_waiting else None
+    waiting = (
+        WaitingProcesses(num_waiting_processes, waiting_process.__name__)
+        if num_waiting_processes
+        else None
+    )
 
     def start() -> None:
         with only_needed_processes(is_waiting.set, waiting):

@@ -35,7 +35,7 @@ def expect_resnet(inner: int, width: int, time_width: int | None = None) -> Shap
     return shapes
 
 
-def expect_transformer(width: int, text_width: int, depth: int, *, is_linear: bool) -> Shapes:
+def list_transformer_shapes(width: int, text_width: int, depth: int, *, is_linear: bool) -> Shapes:
     """Transformer2DModel of so many blocks. is_linear: its ends are no convolutions"""
     block: Shapes = {
         **{f"attn1.to_{x}.weight": [width, width] for x in "qkv"},

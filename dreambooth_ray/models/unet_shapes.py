@@ -8,7 +8,7 @@ from dreambooth_ray.models.layer_shapes import (
     expect_affine,
     expect_convolution,
     expect_resnet,
-    expect_transformer,
+    list_transformer_shapes,
     prefix_shapes,
 )
 
@@ -106,7 +106,7 @@ def _expect_block(block: _Block, time_width: int, *, is_linear: bool, is_odd: bo
             resnet = {"conv2.weight": resnet["conv2.weight"]}
         shapes |= prefix_shapes(f"resnets.{index}", resnet)
     if is_middle or block.kind.startswith("CrossAttn"):
-        transformer = expect_transformer(
+        transformer = list_transformer_shapes(
             block.width, block.text_width, block.depth, is_linear=is_linear
         )
         if is_odd:

@@ -114,10 +114,10 @@ def extents(image: Image.Image) -> tuple[float, float]:
     """
     inner = crop_bars(image)
     colours = to_lab(resize_short_side(inner, 64))
-    edge = max(2, len(colours) // 20)
+    edge_px = max(2, len(colours) // 20)
     rim = np.concatenate(
         [part.reshape(-1, 3) for part in (
-            colours[:edge], colours[-edge:], colours[:, :edge], colours[:, -edge:]
+            colours[:edge_px], colours[-edge_px:], colours[:, :edge_px], colours[:, -edge_px:]
         )]
     )  # fmt: skip
     rim = rim[:: max(1, len(rim) // _RIM_SAMPLES)]

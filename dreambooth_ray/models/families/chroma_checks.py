@@ -30,12 +30,12 @@ def check_networks(directory: Path) -> None:
     folder = directory / "transformer"
     counts = read_counts(folder / "config.json", **_DEFAULTS)
     check_transformer_form(folder / "config.json", counts, "Chroma", "Chroma1-HD or Chroma1-Base")
-    check_shapes(folder, expect_transformer(counts))
+    check_shapes(folder, list_transformer_shapes(counts))
     text = ("joint_attention_dim", "text of width", check_t5(directory / "text_encoder"))
     check_transformer_inputs(directory, counts, [(*text, "text_encoder")])
 
 
-def expect_transformer(counts: dict[str, int]) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width, inner = counts["num_attention_heads"] * head, counts["approximator_hidden_dim"]

@@ -33,7 +33,7 @@ def check_networks(directory: Path) -> None:
     path = folder / "config.json"
     counts, config = read_counts(path, **FLUX1_DEFAULTS), read_json(path)
     check_transformer_form(path, counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
-    check_shapes(folder, expect_transformer(counts, bool(config.get(EMBEDS_GUIDANCE))))
+    check_shapes(folder, list_transformer_shapes(counts, bool(config.get(EMBEDS_GUIDANCE))))
     _check_fit(directory, counts)
 
 
@@ -106,7 +106,7 @@ def check_transformer_inputs(
             )
 
 
-def expect_transformer(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width = counts["num_attention_heads"] * head

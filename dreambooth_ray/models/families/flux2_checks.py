@@ -46,7 +46,7 @@ def check_networks(directory: Path, family: ModelFamily, check_text: Callable[[]
             f"{path}: {_EMBEDS_GUIDANCE}={embeds_guidance!r} is not of {family.title}, which has "
             f"{str(family.embeds_guidance).lower()}; the parts are of different models"
         )
-    check_shapes(transformer, expect_transformer(counts, embeds_guidance=embeds_guidance))
+    check_shapes(transformer, list_transformer_shapes(counts, embeds_guidance=embeds_guidance))
     width = NUM_TEXT_LAYERS * check_text()
     if counts["joint_attention_dim"] != width:
         raise ConfigError(
@@ -77,7 +77,7 @@ def _check_vae(folder: Path) -> int:
     return num_channels
 
 
-def expect_transformer(counts: dict[str, int], *, embeds_guidance: bool) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width = counts["num_attention_heads"] * head

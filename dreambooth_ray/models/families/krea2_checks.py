@@ -44,7 +44,7 @@ def check_networks(directory: Path) -> None:
     counts = read_counts(folder / "config.json", **_DEFAULTS)
     _check_form(folder / "config.json", counts)
     text_layers = _check_index(directory / INDEX, counts)
-    check_shapes(folder, expect_transformer(counts))
+    check_shapes(folder, list_transformer_shapes(counts))
     text_width = check_qwen3_vl(directory / "text_encoder", max(text_layers))
     channels = check_qwen_vae(directory / "vae") * PATCH**2
     for key, what, count, part in (
@@ -91,7 +91,7 @@ def _check_form(path: Path, counts: dict[str, int]) -> None:
             )
 
 
-def expect_transformer(counts: dict[str, int]) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     width = counts["num_attention_heads"] * counts["attention_head_dim"]
     text_width, in_channels = counts["text_hidden_dim"], counts["in_channels"]

@@ -40,7 +40,7 @@ def check_networks(directory: Path) -> None:
     folder = directory / "transformer"
     counts = read_counts(folder / "config.json", **_DEFAULTS)
     _check_form(folder / "config.json", counts)
-    check_shapes(folder, expect_transformer(counts))
+    check_shapes(folder, list_transformer_shapes(counts))
     channels = check_qwen_vae(directory / "vae") * PATCH**2
     text_width = check_qwen25_vl(directory / "text_encoder")
     for key, what, count, part in (
@@ -74,7 +74,7 @@ def _check_form(path: Path, counts: dict[str, int]) -> None:
         )
 
 
-def expect_transformer(counts: dict[str, int]) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head = counts["attention_head_dim"]
     width = counts["num_attention_heads"] * head

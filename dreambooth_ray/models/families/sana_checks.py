@@ -41,7 +41,7 @@ def check_networks(directory: Path) -> None:
     config = read_transformer(folder)
     find_counts(folder / "config.json", config, *_DEFAULTS)
     _check_form(folder / "config.json", config)
-    check_shapes(folder, expect_transformer(config))
+    check_shapes(folder, list_transformer_shapes(config))
     for key, what, count, part in (
         ("in_channels", "latents of channels", check_dc_vae(directory / "vae"), "vae"),
         ("caption_channels", "text of width", check_gemma2(directory / "text_encoder"),
@@ -79,7 +79,7 @@ def _check_form(path: Path, config: dict[str, Any]) -> None:
             raise ConfigError(f"{path}: {key}={config[key]} must be {other}, {value}")
 
 
-def expect_transformer(config: dict[str, Any]) -> Shapes:
+def list_transformer_shapes(config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; config: with all keys"""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     embedder = "time_embed.emb.timestep_embedder"

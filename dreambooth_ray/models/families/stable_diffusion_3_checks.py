@@ -30,7 +30,7 @@ def check_networks(directory: Path, *, has_t5: bool) -> None:
     counts = read_counts(transformer / "config.json", **_DEFAULTS)
     form = read_json(transformer / "config.json")
     _check_form(transformer / "config.json", counts, form)
-    check_shapes(transformer, expect_transformer(counts, form))
+    check_shapes(transformer, list_transformer_shapes(counts, form))
     sizes = [check_clip(directory / f"text_encoder{number}") for number in ("", "_2")]
     width, pooled_width = (sum(pair) for pair in zip(*sizes, strict=True))
     text_width = counts["joint_attention_dim"]
@@ -91,7 +91,7 @@ def _check_scheduler(path: Path) -> None:
         )
 
 
-def expect_transformer(counts: dict[str, int], form: dict[str, Any]) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int], form: dict[str, Any]) -> Shapes:
     """Shape of each tensor.
 
     counts: of the configuration, by its keys; form: its qk_norm and dual_attention_layers

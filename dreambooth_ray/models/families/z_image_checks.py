@@ -30,7 +30,7 @@ def check_networks(directory: Path) -> None:
     folder, vae_folder = directory / "transformer", directory / "vae"
     counts = read_counts(folder / "config.json", **_DEFAULTS)
     _check_form(folder / "config.json", counts)
-    check_shapes(folder, expect_transformer(counts))
+    check_shapes(folder, list_transformer_shapes(counts))
     width = check_qwen3(directory / "text_encoder", directory / "tokenizer", min_layers=2)
     if counts["cap_feat_dim"] != width:
         raise ConfigError(
@@ -63,7 +63,7 @@ def _check_form(path: Path, counts: dict[str, int]) -> None:
         )
 
 
-def expect_transformer(counts: dict[str, int]) -> Shapes:
+def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     width, patch = counts["dim"], counts["in_channels"] * PATCH**2
     inner, time = int(width / 3 * 8), min(width, _TIME_WIDTH)

@@ -6,12 +6,12 @@ import torch
 
 from dreambooth_ray.bundles.kohya import rename_weights
 from dreambooth_ray.models.families.flux1 import FAMILY
-from dreambooth_ray.models.families.flux1_checks import expect_transformer
+from dreambooth_ray.models.families.flux1_checks import list_transformer_shapes
 from tests.families.published_sizes import PUBLISHED_MODELS
 from tests.unit.models.families.kohya_layers import make_weights
 
 CONFIG = PUBLISHED_MODELS["flux1-dev"].part_config("transformer")
-SHAPES = expect_transformer(CONFIG, embeds_guidance=True)
+SHAPES = list_transformer_shapes(CONFIG, embeds_guidance=True)
 # Readers of kohya's files know adapters of blocks alone.
 LAYERS = {
     name.removesuffix(".weight"): shape

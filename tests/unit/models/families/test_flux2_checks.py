@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.families.flux2_checks import expect_transformer
+from dreambooth_ray.models.families.flux2_checks import list_transformer_shapes
 from dreambooth_ray.models.model_directory import model_outline
 from dreambooth_ray.models.qwen3_checks import expect_qwen3
 from tests.families.published_sizes import PUBLISHED_MODELS
@@ -19,7 +19,7 @@ def test_shapes_are_those_of_the_published_transformer(name: str) -> None:
     network = model.build_on_meta("transformer")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     config = model.part_config("transformer")
-    assert expect_transformer(config, embeds_guidance=TRANSFORMERS[name]) == shapes
+    assert list_transformer_shapes(config, embeds_guidance=TRANSFORMERS[name]) == shapes
 
 
 @pytest.mark.parametrize("name", ["flux2-klein-4b", "flux2-klein-9b"])

@@ -16,7 +16,7 @@ from diffusers.loaders.lora_conversion_utils import (
 from dreambooth_ray.bundles.kohya import rename_weights
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.families import flux1, flux1_checks, flux2_klein, z_image, z_image_checks
-from dreambooth_ray.models.families.flux2_checks import expect_transformer
+from dreambooth_ray.models.families.flux2_checks import list_transformer_shapes
 from dreambooth_ray.models.family import ModelFamily
 from tests.families.published_sizes import PUBLISHED_MODELS
 from tests.unit.models.families.kohya_layers import RANK, make_weights
@@ -52,7 +52,7 @@ NAMED_LAYERS = {
     # The converter knows the published width alone: a block of it is enough.
     "flux1": NamedLayers(
         flux1.FAMILY,
-        flux1_checks.expect_transformer(
+        flux1_checks.list_transformer_shapes(
             PUBLISHED_MODELS["flux1-dev"].part_config("transformer"), embeds_guidance=True
         ),
         _convert_kohya_flux_lora_to_diffusers,
@@ -62,7 +62,7 @@ NAMED_LAYERS = {
     ),
     "flux2-klein": NamedLayers(
         flux2_klein.FAMILY,
-        expect_transformer(
+        list_transformer_shapes(
             {
                 "in_channels": 8, "joint_attention_dim": 12, "num_layers": 2,
                 "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 4,
@@ -79,7 +79,7 @@ NAMED_LAYERS = {
     ),
     "z-image": NamedLayers(
         z_image.FAMILY,
-        z_image_checks.expect_transformer(
+        z_image_checks.list_transformer_shapes(
             {
                 "in_channels": 4, "dim": 12, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
                 "cap_feat_dim": 6,

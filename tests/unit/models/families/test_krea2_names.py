@@ -8,13 +8,13 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_krea2_lora_to_diffusers,
 )
 
-from dreambooth_ray.models.families.krea2_checks import expect_transformer
+from dreambooth_ray.models.families.krea2_checks import list_transformer_shapes
 from dreambooth_ray.models.families.krea2_names import list_file_layers
 from tests.families.published_sizes import PUBLISHED_MODELS
 
 LAYERS = [
     name.removesuffix(".weight")
-    for name, shape in expect_transformer(
+    for name, shape in list_transformer_shapes(
         PUBLISHED_MODELS["krea2"].part_config("transformer")
     ).items()
     if len(shape) == 2 and name.endswith(".weight")

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_qwen_
 from dreambooth_ray.bundles.kohya import rename_weights
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.families.qwen_image import FAMILY
-from dreambooth_ray.models.families.qwen_image_checks import expect_transformer
+from dreambooth_ray.models.families.qwen_image_checks import list_transformer_shapes
 from dreambooth_ray.models.families.qwen_image_names import find_kohya_layer
 
 COUNTS = {
@@ -18,7 +18,7 @@ COUNTS = {
 }  # fmt: skip
 LAYERS = {
     name.removesuffix(".weight"): shape
-    for name, shape in expect_transformer(COUNTS).items()
+    for name, shape in list_transformer_shapes(COUNTS).items()
     if len(shape) == 2
 }
 

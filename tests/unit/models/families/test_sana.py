@@ -7,7 +7,7 @@ from diffusers import SanaPipeline
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.families.sana_checks import expect_transformer
+from dreambooth_ray.models.families.sana_checks import list_transformer_shapes
 from dreambooth_ray.models.families.sana_functions import INSTRUCTION
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_outline
@@ -76,7 +76,7 @@ def test_shapes_are_those_of_the_published_networks(name: str) -> None:
     model = PUBLISHED_MODELS[name]
     network = model.build_on_meta("transformer")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert expect_transformer(model.part_config("transformer")) == shapes
+    assert list_transformer_shapes(model.part_config("transformer")) == shapes
 
 
 @pytest.mark.parametrize(

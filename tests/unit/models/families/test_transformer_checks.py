@@ -15,12 +15,12 @@ from tests.families.tiny_models import build_tiny, change_json
 CHECKS: dict[str, tuple[Callable[[Path], None], Callable[[dict[str, Any]], Any]]] = {
     "chroma": (
         chroma_checks.check_networks,
-        lambda config: chroma_checks.expect_transformer(
+        lambda config: chroma_checks.list_transformer_shapes(
             {key: value for key, value in config.items() if type(value) is int}
         ),
     ),
-    "krea2": (krea2_checks.check_networks, krea2_checks.expect_transformer),
-    "qwen-image": (qwen_image_checks.check_networks, qwen_image_checks.expect_transformer),
+    "krea2": (krea2_checks.check_networks, krea2_checks.list_transformer_shapes),
+    "qwen-image": (qwen_image_checks.check_networks, qwen_image_checks.list_transformer_shapes),
 }
 OTHERS: list[tuple[str, dict[str, Any], str]] = [
     ("chroma", {"axes_dims_rope": [4, 4, 4]}, "must add up to attention_head_dim=16"),
@@ -54,10 +54,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("family", CHECKS)
 def test_shapes_are_those_of_the_published_network(family: str) -> None:
-    model, (_, expect_transformer) = PUBLISHED_MODELS[family], CHECKS[family]
+    model, (_, list_transformer_shapes) = PUBLISHED_MODELS[family], CHECKS[family]
     network = model.build_on_meta("transformer")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert expect_transformer(model.part_config("transformer")) == shapes
+    assert list_transformer_shapes(model.part_config("transformer")) == shapes
 
 
 @pytest.mark.parametrize(("family", "keys", "message"), OTHERS)
