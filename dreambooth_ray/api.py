@@ -200,7 +200,7 @@ def evaluate_together(
     raises: ConfigError, DataError, DreamBoothError
     """
     from dreambooth_ray.display import Stage
-    from dreambooth_ray.evaluation import pair_evaluation
+    from dreambooth_ray.evaluation import subject_pairs
     from dreambooth_ray.models.model_directory import model_directory
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
@@ -208,13 +208,13 @@ def evaluate_together(
     config = read_local_run_config(str(run))
     if config is None:
         raise ConfigError(f"--together: {run} is no folder of a run; a run of several subjects is")
-    subjects = pair_evaluation.list_subjects(config)
+    subjects = subject_pairs.list_subjects(config)
     loaded_protocol = load_evaluation_protocol(protocol, dino, "")
     directory = model_directory(str(run), key="MODEL")
     store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
     store.check_writable()
     with _ray_for(make_session_config(actors, gpus, address)):
-        results = pair_evaluation.evaluate_pairs(
+        results = subject_pairs.evaluate_subject_pairs(
             directory,
             subjects,
             loaded_protocol,
@@ -224,8 +224,8 @@ def evaluate_together(
             gpu=gpus,
             on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
         )
-    totals = json.loads(results.read(pair_evaluation.RESULTS))["totals"]
-    return Evaluation(results.uri, f"{results.uri}/{pair_evaluation.REPORT}", totals)
+    totals = json.loads(results.read(subject_pairs.RESULTS))["totals"]
+    return Evaluation(results.uri, f"{results.uri}/{subject_pairs.REPORT}", totals)
 
 
 def export(

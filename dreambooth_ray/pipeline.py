@@ -11,9 +11,10 @@ samples of sharded weights).
 # ruff: noqa: PLC0415
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,11 +196,16 @@ def _train_to_last_step(
     hooks: driver.WorkerHooks,
 ) -> None:
     """From the newest checkpoint to the last step, or until somebody asks it to stop."""
-    job = make_worker_job(prepared, run, lease.number)
-    if prepared.config.prior.num_images:
-        _train_beside_priors(prepared, job, run, display, lease, hooks)
+    config, job = prepared.config, make_worker_job(prepared, run, lease.number)
+
+    def run_workers(job: WorkerJob) -> None:
+        run_them = partial(driver.run_workers, job, config.cluster, run, lease, display.say, hooks)
+        display.show_training(run, config, run_them)
+
+    if config.prior.num_images:
+        _train_beside_priors(prepared, job, run, display, lease, run_workers)
     else:
-        _run_workers(prepared, job, run, display, lease, hooks)
+        run_workers(job)
 
 
 def make_worker_job(prepared: PreparedRun, run: Store, lease: int = 0) -> WorkerJob:
@@ -234,29 +240,13 @@ def _plan_trained_priors(prepared: PreparedRun) -> PriorRequest:
     return plan_priors(prepared, num_priors)
 
 
-def _run_workers(
-    prepared: PreparedRun,
-    job: WorkerJob,
-    run: Store,
-    display: Display,
-    lease: LeaseKeeper,
-    hooks: driver.WorkerHooks,
-) -> None:
-    config = prepared.config
-
-    def run_workers() -> None:
-        driver.run_workers(job, config.cluster, run, lease, display.say, hooks)
-
-    display.show_training(run, config, run_workers)
-
-
 def _train_beside_priors(
     prepared: PreparedRun,
     job: WorkerJob,
     run: Store,
     display: Display,
     lease: LeaseKeeper,
-    hooks: driver.WorkerHooks,
+    run_workers: Callable[[WorkerJob], None],
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
@@ -281,4 +271,4 @@ def _train_beside_priors(
         elif not start_together:
             stream.wait_first()
         lease.check()
-        _run_workers(prepared, job, run, display, lease, hooks)
+        run_workers(job)

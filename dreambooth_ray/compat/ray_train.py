@@ -13,9 +13,11 @@ SynchronizationActor, by its name there; three names of the environment.
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import ray
 from ray.train import Result
@@ -161,11 +163,7 @@ class ControllerThread:
 
         raises: what the controller raised
         """
-        with (
-            default_environment(_SETTINGS | (_LOCAL_SETTINGS if self._is_local else {})),
-            _quiet_logs(),
-            _HELPER_PROCESS if self._is_local else nullcontext(),
-        ):
+        with _PREPARED_PROCESSES[self._is_local]:
             self._thread.start()
             try:
                 # Not join(): a signal's handler must be able to interrupt the wait.
@@ -209,32 +207,10 @@ class ControllerThread:
         return controller.get_result()
 
 
-class _HelperProcess:
-    """A context: inside, what workers exchange values through takes no process that waits.
-
-    Several trainings of one process share it: the first one in changes Ray Train's name for that
-    class, and the last one out changes it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._num_users = threading.Lock(), 0
-        self._own_class: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_users == 0:
-                self._own_class = worker_group.SynchronizationActor
-                worker_group.SynchronizationActor = _OwnProcess(self._own_class)
-            self._num_users += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_users -= 1
-            if self._num_users == 0:
-                worker_group.SynchronizationActor = self._own_class
-
-
-_HELPER_PROCESS = _HelperProcess()
+def _own_process_of_helper() -> AbstractContextManager[object]:
+    """Inside, what workers exchange values through takes no process that waits."""
+    actor_class = _OwnProcess(worker_group.SynchronizationActor)
+    return mock.patch.object(worker_group, "SynchronizationActor", actor_class)
 
 
 @contextmanager
@@ -247,3 +223,42 @@ def _quiet_logs() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _prepare_process(is_local: bool) -> Iterator[None]:
+    """What a controller needs of the process that it runs in."""
+    with (
+        default_environment(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
+        _quiet_logs(),
+        _own_process_of_helper() if is_local else nullcontext(),
+    ):
+        yield
+
+
+class _SharedContext:
+    """A context that several trainings of one process may be in at once, in any order: the first
+    one in enters it, and the last one out leaves it.
+    """
+
+    def __init__(self, make_context: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make_context, self._lock, self._num_users = make_context, threading.Lock(), 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_users == 0:
+                self._stack.enter_context(self._make_context())
+            self._num_users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._stack.close()
+
+
+# By whether Ray is this process's own.
+_PREPARED_PROCESSES = {
+    is_local: _SharedContext(partial(_prepare_process, is_local)) for is_local in (True, False)
+}

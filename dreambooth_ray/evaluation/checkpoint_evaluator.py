@@ -24,7 +24,7 @@ from dreambooth_ray.evaluation.protocol_scorer import (
     load_choice_protocol,
     run_case,
 )
-from dreambooth_ray.evaluation.training_evaluator import make_training_evaluator
+from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import locate_model
@@ -80,7 +80,7 @@ def evaluate_checkpoints(
     )
     try:
         if not has_room and config.train.has_whole_weights:
-            yield make_training_evaluator
+            yield TrainingEvaluator
             with follower:
                 pass
         else:

@@ -58,8 +58,3 @@ class TrainingEvaluator(StepEvaluator):
     def _write_selection(self) -> None:
         selection = select_checkpoint([*self._points.values()], self._config.choice)
         write_selection(self._run, selection, self._lease)
-
-
-def make_training_evaluator(job: WorkerJob, config: Config, start: int) -> StepEvaluator:
-    """As `TrainingEvaluator`; a function that a worker can be sent."""
-    return TrainingEvaluator(job, config, start)

@@ -37,12 +37,13 @@ def test_what_is_kept_and_validated_in_company_is_so_alone(
     for name, overrides in SUBJECTS.items():
         alone = Fitted(tiny_directory, photos, None, *LORA, *SETTINGS, *KEPT, *overrides)
         assert_close(without_norms(curves[name]), without_norms(alone.watch.records))
-        # The gradient of what is kept begins as a difference of equal numbers: rounding alone.
         norms, expected_norms = (
             [record["grad_norm"] for record in curve]
             for curve in (curves[name], alone.watch.records)
         )
-        assert norms == pytest.approx(expected_norms, rel=1e-3, abs=1e-5)
+        # Stable Diffusion 3's differs by 4e-4 on some processors, in one forward.
+        rel = 1e-3 if tiny_directory.name == "sd3" else 1e-5
+        assert norms == pytest.approx(expected_norms, rel=rel, abs=1e-5)
         assert "val_loss" in curves[name][-1]
 
 

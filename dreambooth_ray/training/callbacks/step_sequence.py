@@ -177,7 +177,7 @@ class StepSequence(Callback):
             return
         sample_requests = partial(self._sampler.sample_requests, module)
         evaluate = partial(self.evaluator.evaluate, step, sample_requests)
-        self._side_work.run(f"evaluating step {step}", evaluate, None)
+        self._side_work.run("evaluation of the weights", evaluate, None)
 
     @property
     def kept_checkpoint(self) -> KeptCheckpoint | None:

@@ -1,6 +1,9 @@
 """What of Ray Train's helpers a run goes without; the names are held against Ray's own."""
 
 import inspect
+import logging
+import os
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,13 +136,24 @@ class _PlainClass:
         return options
 
 
-def test_trainings_at_once_change_the_helpers_class_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `bench settings` has them: a run beside another."""
-    plain = _PlainClass()
+@pytest.mark.parametrize("leaves_first", [0, 1])
+def test_trainings_at_once_change_their_process_once(
+    monkeypatch: pytest.MonkeyPatch, leaves_first: int
+) -> None:
+    """As `bench settings` has them: a run beside another, either of which may end first."""
+    plain, logger = _PlainClass(), logging.getLogger("ray.train")
     monkeypatch.setattr(ray_train.worker_group, "SynchronizationActor", plain)
-    with ray_train._HELPER_PROCESS:
-        with ray_train._HELPER_PROCESS:
-            asked = ray_train.worker_group.SynchronizationActor.options(num_cpus=0)
-            assert asked == {"num_cpus": 0, "runtime_env": ray_train._OWN_ENVIRONMENT}
-        assert ray_train.worker_group.SynchronizationActor is not plain
+    level = logger.level
+    stacks = [ExitStack(), ExitStack()]
+    for stack in stacks:
+        stack.enter_context(ray_train._PREPARED_PROCESSES[True])
+    asked = ray_train.worker_group.SynchronizationActor.options(num_cpus=0)
+    assert asked == {"num_cpus": 0, "runtime_env": ray_train._OWN_ENVIRONMENT}
+    stacks[leaves_first].close()
+    assert ray_train.worker_group.SynchronizationActor is not plain
+    assert logger.level == logging.CRITICAL
+    assert ray_train._SETTINGS.items() <= os.environ.items()
+    stacks[1 - leaves_first].close()
     assert ray_train.worker_group.SynchronizationActor is plain
+    assert logger.level == level
+    assert not ray_train._SETTINGS.keys() & os.environ.keys()

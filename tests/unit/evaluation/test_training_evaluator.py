@@ -1,17 +1,17 @@
 """Evaluations between the steps of a training, without Ray."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
 from dreambooth_ray.evaluation.protocol_scorer import load_choice_protocol
-from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator, make_training_evaluator
+from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.store import Store
@@ -34,15 +34,31 @@ def settings(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def fit(
+    model: Path,
+    photos: Path,
+    run: Store,
+    *settings: str,
+    kind: type[TrainingEvaluator] = TrainingEvaluator,
+) -> Fitted:
+    """A training that evaluates itself, its checkpoints in `run`."""
+    job = WorkerJob("", run.uri, str(model), lease=0)
+    return Fitted(
+        model,
+        photos,
+        None,
+        *settings,
+        track=run,
+        keep=True,
+        make_evaluator=lambda config: kind(job, config, 0),
+    )
+
+
 def test_a_training_evaluates_itself_ends_early_and_learns_as_without(
     tmp_path: Path, tiny_model: Path, photos: Path, settings: list[str]
 ) -> None:
     run = Store(str(tmp_path / "run"))
-    job = WorkerJob("", run.uri, str(tiny_model), lease=0)
-    fitted = Fitted(
-        tiny_model, photos, None, *settings, "train.steps=6", track=run, keep=True,
-        make_evaluator=lambda config: make_training_evaluator(job, config, 0),
-    )  # fmt: skip
+    fitted = fit(tiny_model, photos, run, *settings, "train.steps=6")
     alone = Fitted(tiny_model, photos, None, *settings, "train.steps=2")
     assert fitted.losses() == alone.losses()
     assert committed_steps(run) == [1, 2]
@@ -60,19 +76,40 @@ def test_a_training_evaluates_itself_ends_early_and_learns_as_without(
     assert json.loads(run.read(paths.evaluation(2)))["totals"] == pytest.approx(inside, abs=0.01)
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.ema_decay=0.9", "prior.kind=output"),
+        ("identifier.kind=learned", "train.precision=bf16-mixed"),
+        ("train.method=full", "train.accumulate=2", "prior.kind=output"),
+        ("train.method=kv", "train.text_encoder=false", "train.ema_decay=0.9"),
+        ("train.lora.dora=true", "train.precision=bf16-mixed", "train.weight_dtype=bfloat16"),
+        ("train.gradient_checkpointing=true", "sample.every=1", "sample.num_inference_steps=2"),
+    ],
+    ids=" ".join,
+)
+def test_an_evaluation_changes_no_step_of_any_setting(
+    tmp_path: Path, tiny_model: Path, photos: Path, settings: list[str], overrides: tuple[str, ...]
+) -> None:
+    run, chosen = Store(str(tmp_path / "run")), [*settings, "choice.patience=0", "train.steps=3"]
+    fitted = fit(tiny_model, photos, run, *chosen, *overrides)
+    alone = Fitted(tiny_model, photos, None, *chosen, *overrides)
+    assert fitted.losses() == alone.losses()
+    assert all(torch.equal(w, alone.weights[name]) for name, w in fitted.weights.items())
+    points = read_scored_checkpoints(run, fitted.module.config.choice)
+    assert [point.step for point in points] == [1, 2, 3]
+    assert read_new_messages(run, set()) == []
+
+
 def test_what_was_scored_and_not_committed_is_scored_again(
     tmp_path: Path, tiny_model: Path, photos: Path, settings: list[str]
 ) -> None:
     run = Store(str(tmp_path / "run"))
+    config = fit(tiny_model, photos, run, *settings, "train.steps=1").module.config
     job = WorkerJob("", run.uri, str(tiny_model), lease=0)
-    make = partial(make_training_evaluator, job)
-    fitted = Fitted(
-        tiny_model, photos, None, *settings, "train.steps=1", track=run, keep=True,
-        make_evaluator=lambda config: make(config, 0),
-    )  # fmt: skip
-    config = fitted.module.config
-    assert not make(config, 1).is_due(1)
-    assert make(config, 0).is_due(1)
+    assert not TrainingEvaluator(job, config, 1).is_due(1)
+    assert TrainingEvaluator(job, config, 0).is_due(1)
     assert read_selection(run).judged == ()
 
 
@@ -84,11 +121,8 @@ def test_an_evaluation_that_fails_ends_no_training(
             raise MemoryError("no room for the images")
 
     run = Store(str(tmp_path / "run"))
-    job = WorkerJob("", run.uri, str(tiny_model), lease=0)
-    fitted = Fitted(
-        tiny_model, photos, None, *settings, "train.steps=2", track=run, keep=True,
-        make_evaluator=lambda config: Failing(job, config, 0),
-    )  # fmt: skip
+    fitted = fit(tiny_model, photos, run, *settings, "train.steps=2", kind=Failing)
     assert committed_steps(run) == [1, 2]
     assert fitted.watch.records[-1]["step"] == 2
-    assert any("no room for the images" in text for text in read_new_messages(run, set()))
+    messages = read_new_messages(run, set())
+    assert len([text for text in messages if "no room for the images" in text]) == 1

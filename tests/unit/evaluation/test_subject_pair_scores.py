@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from dreambooth_ray.evaluation.encoders import TOY_IDENTITY, load_encoder
-from dreambooth_ray.evaluation.pair_scores import (
+from dreambooth_ray.evaluation.subject_pair_scores import (
     PairScores,
     crop_parts,
     list_cuts,

@@ -15,7 +15,6 @@ from dreambooth_ray.data.remote_images import photographs_folder
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation.encoders import load_encoder
 from dreambooth_ray.evaluation.html_page import image_uri, render_page
-from dreambooth_ray.evaluation.pair_scores import PairScores, crop_parts, score_pair
 from dreambooth_ray.evaluation.protocol import (
     EvaluationPrompt,
     EvaluationSpec,
@@ -23,6 +22,7 @@ from dreambooth_ray.evaluation.protocol import (
     sampling_seed,
 )
 from dreambooth_ray.evaluation.sample_actor import collect_samples, generate_samples
+from dreambooth_ray.evaluation.subject_pair_scores import PairScores, crop_parts, score_pair
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import base_directory, model_hash
 from dreambooth_ray.storage.manifest import file_hash
@@ -103,7 +103,7 @@ def list_prompts(
     return prompts, alone_positions, pairs
 
 
-def evaluate_pairs(
+def evaluate_subject_pairs(
     directory: Path,
     subjects: list[KnownSubject],
     protocol: Protocol,

@@ -5,13 +5,13 @@ import pytest
 
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.evaluation.pair_evaluation import (
+from dreambooth_ray.evaluation.protocol import load_protocol
+from dreambooth_ray.evaluation.subject_pair_scores import PairScores
+from dreambooth_ray.evaluation.subject_pairs import (
     list_prompts,
     list_subjects,
     list_totals,
 )
-from dreambooth_ray.evaluation.pair_scores import PairScores
-from dreambooth_ray.evaluation.protocol import load_protocol
 
 
 def test_every_two_subjects_are_asked_for_together_and_each_alone(photos: Path) -> None:
