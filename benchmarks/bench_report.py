@@ -39,34 +39,43 @@ def _format_row(record: dict[str, Any], case: dict[str, Any]) -> str:
     conditions_text = (
         f"{record['setting']['profile']}, {conditions['cores']} cores, load {max(loads)}"
     )
-    text, bar = _format_result(case), ""
+    result_text, threshold_text = _format_result(case), ""
     if case.get("bar") is not None:
-        bar = f"{case['bar']:.2f}" + (" of memory" if "bar_is_of" in case else "")
+        threshold_text = f"{case['bar']:.2f}" + (" of memory" if "bar_is_of" in case else "")
     elif "bar_s" in case:
-        bar = f"{case['bar_s']:.0f} s"
-    if bar and not case.get("reached", False):
-        bar += ", not reached"
-    cells = (record["theme"], case["case"], case["peer"], text, bar, conditions_text)
-    return f"| {' | '.join(cells)} |"
+        threshold_text = f"{case['bar_s']:.0f} s"
+    if threshold_text and not case.get("reached", False):
+        threshold_text += ", not reached"
+    row_cells = (
+        record["theme"],
+        case["case"],
+        case["peer"],
+        result_text,
+        threshold_text,
+        conditions_text,
+    )
+    return f"| {' | '.join(row_cells)} |"
 
 
 def _format_result(case: dict[str, Any]) -> str:
     if "out_of_memory" in case:
         return f"out of memory: {case['out_of_memory']}"
-    value, unit = (case["seconds"], " s") if "seconds" in case else (case["ratio"], "")
-    text = f"{value['median']:.2f}{unit} ({value['p5']:.2f} to {value['p95']:.2f})"
-    text += ", unsteady" if "unsteady" in case else ""
-    return text + (f"; memory {case['memory_ratio']:.2f}" if "memory_ratio" in case else "")
+    quantiles, unit = (case["seconds"], " s") if "seconds" in case else (case["ratio"], "")
+    result_text = (
+        f"{quantiles['median']:.2f}{unit} ({quantiles['p5']:.2f} to {quantiles['p95']:.2f})"
+    )
+    result_text += ", unsteady" if "unsteady" in case else ""
+    return result_text + (f"; memory {case['memory_ratio']:.2f}" if "memory_ratio" in case else "")
 
 
 def put_table(readme: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the table between the marks of a file; raises ConfigError if they are not there."""
     begin_mark, end_mark = marks
-    before, begin, remainder = readme.read_text().partition(begin_mark)
-    _, end, after = remainder.partition(end_mark)
-    if not begin or not end:
+    text_before, begin_match, remainder = readme.read_text().partition(begin_mark)
+    _, end_match, text_after = remainder.partition(end_mark)
+    if not begin_match or not end_match:
         raise ConfigError(f"{readme} has no {begin_mark} and {end_mark} to put the table between")
-    readme.write_text(f"{before}{begin_mark}\n{text}\n{end_mark}{after}")
+    readme.write_text(f"{text_before}{begin_mark}\n{text}\n{end_mark}{text_after}")
 
 
 def plot_ratios(records: list[dict[str, Any]], path: Path) -> None:

@@ -48,7 +48,7 @@ def send_request(url: str, body: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-class Callers:
+class LoadGenerator:
     """Threads that send requests and share one list of latencies."""
 
     def __init__(self, url: str, out: Path | None) -> None:
@@ -63,10 +63,10 @@ class Callers:
         start_s = time.monotonic()
 
         def run_caller(caller: int) -> None:
-            for turn in itertools.count(1):
+            for request_index in itertools.count(1):
                 if time.monotonic() - start_s > seconds:
                     return
-                self._time_request(make_request_body(caller, turn), time.monotonic())
+                self._time_request(make_request_body(caller, request_index), time.monotonic())
 
         self._run_threads([threading.Thread(target=run_caller, args=(k,)) for k in range(callers)])
         return self._summarize(start_s)
@@ -74,9 +74,9 @@ class Callers:
     def run_open_loop(self, rate: float, seconds: float) -> dict[str, Any]:
         """So many images a second, on average, for so long."""
         start_s, threads = time.monotonic(), []
-        for number, offset_s in enumerate(sample_arrivals(rate, seconds)):
+        for request_index, offset_s in enumerate(sample_arrivals(rate, seconds)):
             time.sleep(max(0.0, start_s + offset_s - time.monotonic()))
-            body = make_request_body(number % 16, 1 + number // 16)
+            body = make_request_body(request_index % 16, 1 + request_index // 16)
             threads.append(
                 threading.Thread(target=self._time_request, args=(body, start_s + offset_s))
             )
@@ -103,8 +103,8 @@ class Callers:
             self._last_image_s = time.monotonic()
             self._latencies_s.append(self._last_image_s - due_s)
         if self._out:
-            text = json.dumps({"asked": body, "image": response["data"][0]})
-            (self._out / f"{uuid.uuid4().hex}.json").write_text(text)
+            answer_text = json.dumps({"asked": body, "image": response["data"][0]})
+            (self._out / f"{uuid.uuid4().hex}.json").write_text(answer_text)
 
     def _summarize(self, start_s: float) -> dict[str, Any]:
         latencies_s = sorted(self._latencies_s)
@@ -119,10 +119,10 @@ class Callers:
 
 def sample_arrivals(rate: float, seconds: float, seed: int = 7) -> list[float]:
     """Seconds at which a Poisson process of `rate` events a second has them, below `seconds`."""
-    rng, time_s, times_s = random.Random(seed), 0.0, list[float]()
-    while (time_s := time_s + rng.expovariate(rate)) < seconds:
-        times_s.append(time_s)
-    return times_s
+    rng, arrival_s, arrivals_s = random.Random(seed), 0.0, list[float]()
+    while (arrival_s := arrival_s + rng.expovariate(rate)) < seconds:
+        arrivals_s.append(arrival_s)
+    return arrivals_s
 
 
 def compute_quantile(ascending: list[float], share: float) -> float:
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="images a second; none: the closed loop")
     parser.add_argument("--out", type=Path, help="folder to keep answers in")
     arguments = parser.parse_args()
-    callers = Callers(arguments.url, arguments.out)
+    callers = LoadGenerator(arguments.url, arguments.out)
     if arguments.rate:
         print(json.dumps(callers.run_open_loop(arguments.rate, arguments.seconds)))
     else:

@@ -27,7 +27,7 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.catalog import (
     Catalog,
     entry_name,
-    position,
+    listing_position,
     publish_run,
     version_name,
     withdraw_run,
@@ -51,8 +51,10 @@ def subject_name(number: int) -> str:
 
 def make_manifest(subject: str) -> bytes:
     """Of a bundle with this subject."""
-    about = {"kind": "bundle", "created_at": 1.0, "prompt": "a photo of a sks dog"}
-    return json.dumps({"format": 1, "about": about | {"subject": subject}, "files": []}).encode()
+    bundle_metadata = {"kind": "bundle", "created_at": 1.0, "prompt": "a photo of a sks dog"}
+    return json.dumps(
+        {"format": 1, "about": bundle_metadata | {"subject": subject}, "files": []}
+    ).encode()
 
 
 def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
@@ -64,12 +66,12 @@ def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
     for number in numbers:
         subject = subject_name(number)
         digest = hashlib.sha256(make_manifest(subject)).hexdigest()
-        for name, template in (
+        for file_name, template in (
             (entry_name(subject), entry_template),
             (version_name(subject, digest[:12]), version_template),
         ):
-            text = template.replace(_SUBJECT, subject).replace(_DIGEST, digest)
-            yield name, text.replace(_DIGEST[:12], digest[:12]).encode()
+            record_text = template.replace(_SUBJECT, subject).replace(_DIGEST, digest)
+            yield file_name, record_text.replace(_DIGEST[:12], digest[:12]).encode()
 
 
 def _make_templates() -> tuple[str, str]:
@@ -79,31 +81,31 @@ def _make_templates() -> tuple[str, str]:
         if version is None:
             raise ValueError("the manifest of the benchmark is none")
         catalog.add(version.model_copy(update={"manifest_sha256": _DIGEST}))
-        names = (entry_name(_SUBJECT), version_name(_SUBJECT, _DIGEST[:12]))
-        return tuple(catalog.store.read(name).decode() for name in names)  # type: ignore[return-value]
+        record_names = (entry_name(_SUBJECT), version_name(_SUBJECT, _DIGEST[:12]))
+        return tuple(catalog.store.read(name).decode() for name in record_names)  # type: ignore[return-value]
 
 
 def fill_folder(folder: Path, num_subjects: int) -> None:
     """A local catalog; without fsync, unlike commits, as it is not kept."""
-    for prefix in range(256):
-        for part in (paths.CATALOG, paths.CATALOG_VERSIONS):
-            (folder / part / f"{prefix:02x}").mkdir(parents=True, exist_ok=True)
-    for name, data in make_files(range(num_subjects)):
-        (folder / name).write_bytes(data)
+    for hash_prefix in range(256):
+        for catalog_folder in (paths.CATALOG, paths.CATALOG_VERSIONS):
+            (folder / catalog_folder / f"{hash_prefix:02x}").mkdir(parents=True, exist_ok=True)
+    for file_name, file_content in make_files(range(num_subjects)):
+        (folder / file_name).write_bytes(file_content)
     (folder / paths.CATALOG_COMPLETE).write_text('{"format": 1}')
 
 
 def fill_store(store: Store, numbers: range) -> None:
     """The same in an object store, many writes at once."""
     filesystem, root = store.filesystem
-    batch: dict[str, bytes] = {}
-    for name, data in make_files(numbers):
-        batch[f"{root}/{name}"] = data
-        if len(batch) == _WRITES_AT_ONCE:
-            filesystem.pipe(batch)
-            batch = {}
-    if batch:
-        filesystem.pipe(batch)
+    file_batch: dict[str, bytes] = {}
+    for file_name, file_content in make_files(numbers):
+        file_batch[f"{root}/{file_name}"] = file_content
+        if len(file_batch) == _WRITES_AT_ONCE:
+            filesystem.pipe(file_batch)
+            file_batch = {}
+    if file_batch:
+        filesystem.pipe(file_batch)
 
 
 def prepare_folder(folder: Path, num_subjects: int) -> float:
@@ -128,13 +130,13 @@ def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[st
     fill_s = prepare_folder(folder, num_subjects)
     try:
         rng = random.Random(0)
-        chosen = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
-        for subject in chosen:
+        lookup_subjects = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
+        for subject in lookup_subjects:
             manifest = folder / paths.run(subject) / paths.BUNDLE / MANIFEST
             manifest.parent.mkdir(parents=True, exist_ok=True)
             manifest.write_bytes(make_manifest(subject))
         with GatewayProcess(str(folder)) as gateway:
-            record = _measure_gateway(gateway, chosen, rng)
+            record = _measure_gateway(gateway, lookup_subjects, rng)
             record |= {"listed_once": list_all(folder) == num_subjects, "fill_s": fill_s}
             record["memory_bytes"] = gateway.memory_bytes
         return {"subjects": num_subjects, **record}
@@ -144,70 +146,70 @@ def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[st
 
 
 def _measure_gateway(
-    gateway: GatewayProcess, chosen: list[str], rng: random.Random
+    gateway: GatewayProcess, lookup_subjects: list[str], rng: random.Random
 ) -> dict[str, Any]:
     ready_s = gateway.ready_s
-    lookups = [gateway.get(f"/v1/models/{subject}", 200) for subject in chosen]
-    unknown = [gateway.get(f"/v1/models/nobody-{k}", 404) for k in range(UNKNOWN)]
-    pages = [
-        gateway.get(f"/v1/models?limit={PAGE}&after={rng.choice(chosen)}", 200)
+    lookup_times_s = [gateway.get(f"/v1/models/{subject}", 200) for subject in lookup_subjects]
+    unknown_times_s = [gateway.get(f"/v1/models/nobody-{k}", 404) for k in range(UNKNOWN)]
+    page_times_s = [
+        gateway.get(f"/v1/models?limit={PAGE}&after={rng.choice(lookup_subjects)}", 200)
         for _ in range(PAGES)
     ]
     return {
         "ready_s": round(ready_s, 3),
-        "lookup_ms": summarize(lookups),
-        "unknown_ms": summarize(unknown),
-        "page_ms": summarize(pages),
+        "lookup_ms": summarize_times_ms(lookup_times_s),
+        "unknown_ms": summarize_times_ms(unknown_times_s),
+        "page_ms": summarize_times_ms(page_times_s),
     }
 
 
-def summarize(seconds: list[float]) -> dict[str, float]:
+def summarize_times_ms(seconds: list[float]) -> dict[str, float]:
     """Milliseconds: median, p99 and the longest."""
-    ordered = sorted(1000 * value for value in seconds)
+    sorted_ms = sorted(1000 * value for value in seconds)
     return {
-        "median": round(ordered[len(ordered) // 2], 3),
-        "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 3),
-        "most": round(ordered[-1], 3),
+        "median": round(sorted_ms[len(sorted_ms) // 2], 3),
+        "p99": round(sorted_ms[int(0.99 * (len(sorted_ms) - 1))], 3),
+        "most": round(sorted_ms[-1], 3),
     }
 
 
 def list_all(folder: Path) -> int:
     """How many subjects all pages together have; raises ValueError if one comes twice."""
-    catalog, num_listed, previous = Catalog(Store(str(folder))), 0, ""
-    while subjects := catalog.list_subjects(previous):
-        positions = [previous, *map(position, subjects)]
-        if positions != sorted(set(positions)):
-            raise ValueError(f"pages are not in order after {previous}")
-        num_listed, previous = num_listed + len(subjects), positions[-1]
+    catalog, num_listed, last_position = Catalog(Store(str(folder))), 0, ""
+    while subjects := catalog.list_subjects(last_position):
+        page_positions = [last_position, *map(listing_position, subjects)]
+        if page_positions != sorted(set(page_positions)):
+            raise ValueError(f"pages are not in order after {last_position}")
+        num_listed, last_position = num_listed + len(subjects), page_positions[-1]
     return num_listed
 
 
 def measure_store(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
     """Requests of each operation at each number of subjects."""
-    rows, num_filled = [], 0
+    rows_by_size, num_filled = [], 0
     try:
         for num_subjects in sorted(sizes):
             fill_store(store, range(num_filled, num_subjects))
             num_filled = num_subjects
-            rows.append({"subjects": num_subjects, "requests": _count_operations(store)})
-            print(json.dumps(rows[-1]), flush=True)
-        return rows
+            rows_by_size.append({"subjects": num_subjects, "requests": _count_requests(store)})
+            print(json.dumps(rows_by_size[-1]), flush=True)
+        return rows_by_size
     finally:
         store.remove("")
 
 
-def _count_operations(store: Store) -> dict[str, dict[str, int]]:
-    catalog, counter = Catalog(store), Counter[str]()
+def _count_requests(store: Store) -> dict[str, dict[str, int]]:
+    catalog, request_counter = Catalog(store), Counter[str]()
     filesystem, _ = store.filesystem
     filesystem.connect()
 
-    def note(request: Any, **_: Any) -> None:
+    def count_request(request: Any, **_: Any) -> None:
         is_list = "list-type=" in request.url
-        counter["LIST" if is_list else str(request.method)] += 1
+        request_counter["LIST" if is_list else str(request.method)] += 1
 
-    filesystem.s3.meta.events.register("before-send.s3", note)
-    run = store.sub(paths.run("new"))
-    run.write(f"{paths.BUNDLE}/{MANIFEST}", make_manifest("new"))
+    filesystem.s3.meta.events.register("before-send.s3", count_request)
+    run_store = store.sub(paths.run("new"))
+    run_store.write(f"{paths.BUNDLE}/{MANIFEST}", make_manifest("new"))
 
     def read_page() -> None:
         for subject in catalog.list_subjects("", PAGE):
@@ -223,16 +225,16 @@ def _count_operations(store: Store) -> dict[str, dict[str, int]]:
         "look-up": lambda: catalog.read(subject_name(7)),
         "look-up of nothing": read_unknown,
         f"page of {PAGE}": read_page,
-        "commit": lambda: publish_run(run),
-        "deletion": lambda: withdraw_run(run),
+        "commit": lambda: publish_run(run_store),
+        "deletion": lambda: withdraw_run(run_store),
     }
-    counts = {}
-    for name, operation in operations.items():
-        counter.clear()
+    requests_by_operation = {}
+    for operation_name, operation in operations.items():
+        request_counter.clear()
         operation()
-        counts[name] = dict(sorted(counter.items()))
-    filesystem.s3.meta.events.unregister("before-send.s3", note)
-    return counts
+        requests_by_operation[operation_name] = dict(sorted(request_counter.items()))
+    filesystem.s3.meta.events.unregister("before-send.s3", count_request)
+    return requests_by_operation
 
 
 def main() -> None:
@@ -256,21 +258,25 @@ def main() -> None:
         record = json.loads(arguments.json.read_text())
     conditions = read_conditions()
     if arguments.folder:
-        row = measure_folder(arguments.folder, arguments.subjects, is_kept=arguments.keep)
-        bars = {
-            "ready_s": row["ready_s"] <= READY_S,
-            "lookup_p99_ms": row["lookup_ms"]["p99"] <= LOOKUP_MS,
-            "page_median_ms": row["page_ms"]["median"] <= PAGE_MS,
-            "page_p99_ms": row["page_ms"]["p99"] <= PAGE_MS,
-            "memory_bytes": row["memory_bytes"] <= MEMORY_BYTES,
+        folder_record = measure_folder(arguments.folder, arguments.subjects, is_kept=arguments.keep)
+        limits_met = {
+            "ready_s": folder_record["ready_s"] <= READY_S,
+            "lookup_p99_ms": folder_record["lookup_ms"]["p99"] <= LOOKUP_MS,
+            "page_median_ms": folder_record["page_ms"]["median"] <= PAGE_MS,
+            "page_p99_ms": folder_record["page_ms"]["p99"] <= PAGE_MS,
+            "memory_bytes": folder_record["memory_bytes"] <= MEMORY_BYTES,
         }
-        record["folder"] = {**row, "reached": bars, "conditions": conditions}
+        record["folder"] = {**folder_record, "reached": limits_met, "conditions": conditions}
         record["folder"]["load_average_after"] = read_load_average()
         print(json.dumps(record["folder"], indent=1), flush=True)
     if arguments.storage:
-        rows = measure_store(Store(arguments.storage), arguments.sizes)
-        is_equal = all(row["requests"] == rows[0]["requests"] for row in rows)
-        record["store"] = {"rows": rows, "equal": is_equal, "conditions": conditions}
+        store_rows = measure_store(Store(arguments.storage), arguments.sizes)
+        has_equal_requests = all(row["requests"] == store_rows[0]["requests"] for row in store_rows)
+        record["store"] = {
+            "rows": store_rows,
+            "equal": has_equal_requests,
+            "conditions": conditions,
+        }
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

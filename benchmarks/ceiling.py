@@ -43,9 +43,9 @@ def count_flops(work: Callable[[], object]) -> int:
 
 def count_unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:
     """Operations of one forward of `rows` images of side_px."""
-    settings: Any = unet.config
-    side = side_px // factor
-    x = torch.zeros(rows, settings.in_channels, side, side)
-    hidden = torch.zeros(rows, 77, settings.cross_attention_dim)
+    unet_config: Any = unet.config
+    latent_side = side_px // factor
+    x = torch.zeros(rows, unet_config.in_channels, latent_side, latent_side)
+    hidden = torch.zeros(rows, 77, unet_config.cross_attention_dim)
     with torch.no_grad():
         return count_flops(lambda: unet(x, torch.zeros(rows), hidden))

@@ -49,12 +49,12 @@ TASKS = ("resume", "bundle", "diffusers", "single-file")
 
 def build_config(folder: Path) -> Config:
     """Of a run that trains all weights of the model in `folder`/model."""
-    text = f"run_id: memory\nsubject: {{photos: {folder}, class_noun: robot}}"
+    config_text = f"run_id: memory\nsubject: {{photos: {folder}, class_noun: robot}}"
     overrides = [
         f"model.uri={folder / 'model'}", f"storage.uri={folder / 'out'}", "train.steps=1",
         "train.text_encoder=true", "prior.count=0", "train.method=full",
     ]  # fmt: skip
-    return parse_config(text, "benchmark", overrides)
+    return parse_config(config_text, "benchmark", overrides)
 
 
 class OneWeightModule(DreamBoothModule):
@@ -70,8 +70,8 @@ class OneWeightModule(DreamBoothModule):
 
     def configure_optimizers(self) -> Any:
         """The product's, with its state as after a step of all weights."""
-        configured = super().configure_optimizers()
-        optimizer = configured["optimizer"]
+        optimizer_setup = super().configure_optimizers()
+        optimizer = optimizer_setup["optimizer"]
         for group in optimizer.param_groups:
             for weight in group["params"]:
                 # Zeros of the system are no memory before they are written to.
@@ -79,10 +79,10 @@ class OneWeightModule(DreamBoothModule):
                     "step": torch.zeros(()),
                     "exp_avg": torch.zeros(weight.shape), "exp_avg_sq": torch.zeros(weight.shape),
                 }  # fmt: skip
-        return configured
+        return optimizer_setup
 
 
-class AtStart(pl.Callback):
+class StopAtTrainStart(pl.Callback):
     """Ends the training where it would begin, once the state is loaded."""
 
     def __init__(self) -> None:
@@ -120,9 +120,9 @@ def make_module(
     config: Config, kind: type[DreamBoothModule] = DreamBoothModule
 ) -> DreamBoothModule:
     """The module over a model that is loaded anew."""
-    parts = load_components(Path(config.model.uri))
-    apply_method(config, parts)
-    return kind(config, parts)
+    components = load_components(Path(config.model.uri))
+    apply_method(config, components)
+    return kind(config, components)
 
 
 def make_trainer(max_steps: int, *callbacks: pl.Callback) -> pl.Trainer:
@@ -146,26 +146,26 @@ def write_run(folder: Path, divisor: int) -> None:
     run = open_run(config)
     trainer = make_trainer(1)
     trainer.fit(make_module(config, OneWeightModule), make_loader())
-    local = folder / "local"
-    trainer.save_checkpoint(local / STATE)
+    local_folder = folder / "local"
+    trainer.save_checkpoint(local_folder / STATE)
     run.write(paths.METRICS, b'{"step": 1, "loss": 1.0}\n')
-    manifest.commit_artifact(run, paths.checkpoint(1), local, {"step": 1})
-    for path in sorted(local.rglob("*"), reverse=True):
+    manifest.commit_artifact(run, paths.checkpoint(1), local_folder, {"step": 1})
+    for path in sorted(local_folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
 
 
 def resume(config: Config, run: Store) -> dict[str, int]:
     """Load the run's checkpoint as a worker does, up to the first step."""
-    module, start = make_module(config), AtStart()
+    module, start_callback = make_module(config), StopAtTrainStart()
     with restored_checkpoint(
         run, config, BaseModel(Path(config.model.uri), ""), WorkerRank(0, 0, 0, 1)
-    ) as state:
-        assert state is not None
+    ) as restored_state:
+        assert restored_state is not None
         with suppress(_LoadedError):
-            make_trainer(2, start).fit(
-                module, make_loader(), ckpt_path=str(state.state), weights_only=False
+            make_trainer(2, start_callback).fit(
+                module, make_loader(), ckpt_path=str(restored_state.state), weights_only=False
             )
-    return {"peak_bytes": start.peak_bytes, "held_bytes": start.held_bytes}
+    return {"peak_bytes": start_callback.peak_bytes, "held_bytes": start_callback.held_bytes}
 
 
 def make_bundle(config: Config, run: Store) -> dict[str, int]:
@@ -195,11 +195,11 @@ def run_task(folder: Path, task: str, divisor: int) -> dict[str, int]:
 
 def measure(divisor: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
     """Each task's peak against its bar, by the sizes of files and of what the process holds."""
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        folder = Path(temp_folder)
         run_in_process(folder, "write", divisor)
         half_bytes = sum(p.stat().st_size for p in (folder / "model").rglob("*.safetensors")) // 2
-        checkpoint = manifest.size_bytes(
+        checkpoint_bytes = manifest.artifact_size_bytes(
             Store(str(folder / "out")).sub(paths.run("memory")), paths.checkpoint(1)
         )
         cases = [
@@ -207,7 +207,7 @@ def measure(divisor: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
         ]
     return {
         "cases": cases, "channels_divided_by": divisor, "half_weights_bytes": half_bytes,
-        "checkpoint_bytes": checkpoint,
+        "checkpoint_bytes": checkpoint_bytes,
     }  # fmt: skip
 
 
@@ -215,21 +215,29 @@ def make_case(task: str, peaks: dict[str, int], half_bytes: int) -> dict[str, An
     """peaks: of the task's process; half_bytes: of the model's weights in half precision"""
     if "failure" in peaks:
         return {"case": task, **peaks}
-    base, bar = (peaks["held_bytes"], RESUME_BAR) if task == "resume" else (half_bytes, EXPORT_BAR)
-    ratio = peaks["peak_bytes"] / base
-    return {"case": task, **peaks, "ratio": round(ratio, 3), "bar": bar, "reached": ratio <= bar}
+    reference_bytes, max_ratio = (
+        (peaks["held_bytes"], RESUME_BAR) if task == "resume" else (half_bytes, EXPORT_BAR)
+    )
+    ratio = peaks["peak_bytes"] / reference_bytes
+    return {
+        "case": task,
+        **peaks,
+        "ratio": round(ratio, 3),
+        "bar": max_ratio,
+        "reached": ratio <= max_ratio,
+    }
 
 
 def run_in_process(folder: Path, task: str, divisor: int) -> dict[str, Any]:
     """The task's record, from a fresh process."""
     command = [sys.executable, "-m", "benchmarks.checkpoint_memory", "--task", task]
     command += ["--folder", str(folder), "--divisor", str(divisor)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode == -9:
+    completed_process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed_process.returncode == -9:
         return {"failure": "killed by the system"}
-    if result.returncode:
-        raise RuntimeError(f"{task} failed: {result.stderr[-2000:]}")
-    record: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    if completed_process.returncode:
+        raise RuntimeError(f"{task} failed: {completed_process.stderr[-2000:]}")
+    record: dict[str, Any] = json.loads(completed_process.stdout.splitlines()[-1])
     return record
 
 
@@ -241,19 +249,19 @@ def main() -> None:
     parser.add_argument("--task", default="")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if options.task:
+    if arguments.task:
         # What the libraries take, some of which come with the first model alone.
         load_pipeline(model_directory("toyworld"))
-        base = {"base_bytes": read_peak_bytes()}
-        print(json.dumps(base | run_task(options.folder, options.task, options.divisor)))
+        baseline = {"base_bytes": read_peak_bytes()}
+        print(json.dumps(baseline | run_task(arguments.folder, arguments.task, arguments.divisor)))
         return
-    record = {**measure(options.divisor, tuple(options.tasks)), "conditions": read_conditions()}
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    record = {**measure(arguments.divisor, tuple(arguments.tasks)), "conditions": read_conditions()}
+    record_text = json.dumps(record, indent=1)
+    print(record_text)
+    if arguments.json:
+        arguments.json.write_text(record_text + "\n")
 
 
 if __name__ == "__main__":

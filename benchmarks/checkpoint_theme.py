@@ -70,19 +70,27 @@ def measure(setting: Setting) -> dict[str, Any]:
     external_storage = os.environ.get("BENCH_STORAGE", "")
     cases, interval_steps = list[dict[str, Any]](), setting.pick(25, 50)
     for method in ("full", "lora")[: setting.pick(1, 2)]:
-        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+            folder = Path(temp_folder)
             storage = external_storage or str(folder / "storage")
             cases.append(
                 _measure_training(
-                    method, interval_steps, interval_steps * setting.pick(2, 8), storage, folder
+                    method,
+                    interval_steps,
+                    interval_steps * setting.pick(2, 8),
+                    storage,
+                    folder,
                 )
             )
             cases.append(_measure_upload(method, storage, folder, setting.pick(3, 9)))
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        storage = external_storage or str(Path(name) / "storage")
-        kills, workers, class_images = (setting.pick(*pair) for pair in ((1, 3), (1, 2), (0, 8)))
-        cases.append(measure_recovery(Path(name), storage, kills, workers, class_images))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        storage = external_storage or str(Path(temp_folder) / "storage")
+        num_kills, num_workers, num_class_images = (
+            setting.pick(*pair) for pair in ((1, 3), (1, 2), (0, 8))
+        )
+        cases.append(
+            measure_recovery(Path(temp_folder), storage, num_kills, num_workers, num_class_images)
+        )
     return {
         "headline": {"without_waiting": cases[0]["case"]},
         "cases": cases,
@@ -106,41 +114,41 @@ def _measure_training(
     ]  # fmt: skip
     config = load_config("toy-robot.yaml", overrides)
     directory = model_directory(config.model.uri)
-    request, prior_store = generate_class_images(PreparedRun(config, directory))
-    parts = load_components(directory)
-    apply_method(config, parts)
+    prior_request, prior_store = generate_class_images(PreparedRun(config, directory))
+    components = load_components(directory)
+    apply_method(config, components)
     photographs = _read_training_photographs(config)
     dataset = TrainingDataset(
-        config, parts, photographs, PriorSet(prior_store, request.count), (0, 1)
+        config, components, photographs, PriorSet(prior_store, prior_request.count), (0, 1)
     )
     run = Store(storage).sub(paths.run(method))
     side_work, end_clock = SideWork(run), TrainingEndClock()
-    loggers, rank = Loggers(run, config, 0, side_work), WorkerRank(0, 0, 0, 1)
-    saver = CheckpointSaver(run, config, side_work, rank, _describe_run(config, directory))
-    guard = NanGuard(dataset, config.train.precision)
-    sequence = StepSequence(
-        run, dataset, side_work=side_work, loggers=loggers, guard=guard, saver=saver
+    loggers, worker_rank = Loggers(run, config, 0, side_work), WorkerRank(0, 0, 0, 1)
+    saver = CheckpointSaver(run, config, side_work, worker_rank, _describe_run(config, directory))
+    nan_guard = NanGuard(dataset, config.train.precision)
+    step_sequence = StepSequence(
+        run, dataset, side_work=side_work, loggers=loggers, guard=nan_guard, saver=saver
     )
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
-        callbacks=[end_clock, sequence], enable_progress_bar=False,
+        callbacks=[end_clock, step_sequence], enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=config.train.max_grad_norm,
         use_distributed_sampler=False, default_root_dir=folder, plugins=[DirectCheckpointIO()],
     )  # fmt: skip
     start_s = time.perf_counter()
-    trainer.fit(DreamBoothModule(config, parts), DataLoader(dataset, batch_size=None))
-    sequence.finish(trainer)
-    training_s, last_s = end_clock.at_s - start_s, time.perf_counter() - end_clock.at_s
-    newest = find_checkpoint(run, committed_steps(run)[-1]).name
+    trainer.fit(DreamBoothModule(config, components), DataLoader(dataset, batch_size=None))
+    step_sequence.finish(trainer)
+    training_s, last_checkpoint_s = end_clock.at_s - start_s, time.perf_counter() - end_clock.at_s
+    newest_checkpoint = find_checkpoint(run, committed_steps(run)[-1]).name
     training_share = 1 - saver.waited_s / training_s
     return {
         "case": f"{method}: a checkpoint every {interval_steps} steps",
         "peer": "without_waiting",
         "steps": steps,
-        "bytes_each": manifest.size_bytes(run, newest),
+        "bytes_each": manifest.artifact_size_bytes(run, newest_checkpoint),
         "training_s": round(training_s, 2),
         "waited_s": round(saver.waited_s, 3),
-        "last_checkpoint_s": round(last_s, 2),
+        "last_checkpoint_s": round(last_checkpoint_s, 2),
         "ratio": compute_quantiles([training_share]),
         "bar": 1 - MAX_WAITING_SHARE,
         "reached": training_share >= 1 - MAX_WAITING_SHARE,
@@ -158,21 +166,23 @@ def _read_training_photographs(config: Config) -> list[list[Photograph]]:
 def _measure_upload(method: str, storage: str, folder: Path, pairs: int) -> dict[str, Any]:
     """Bytes a second of a commit, and of the same files copied without hashes or manifest."""
     run = Store(storage).sub(paths.run(method))
-    source = folder / "files"
-    newest = find_checkpoint(run, committed_steps(run)[-1])
-    manifest.download_artifact(run, newest.name, source)
-    copies, numbers = Store(storage).sub("copies"), count()
-    files, root = copies.filesystem
+    source_folder = folder / "files"
+    newest_checkpoint = find_checkpoint(run, committed_steps(run)[-1])
+    manifest.download_artifact(run, newest_checkpoint.name, source_folder)
+    copy_store, copy_numbers = Store(storage).sub("copies"), count()
+    filesystem, root = copy_store.filesystem
 
     def commit() -> None:
-        manifest.commit_artifact(copies, str(next(numbers)), source, {})
+        manifest.commit_artifact(copy_store, str(next(copy_numbers)), source_folder, {})
 
-    def copy() -> None:
-        files.put(f"{source}/", f"{root}/{next(numbers)}/", recursive=True)
+    def copy_files() -> None:
+        filesystem.put(f"{source_folder}/", f"{root}/{next(copy_numbers)}/", recursive=True)
 
-    megabytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) / 1e6
+    megabytes = (
+        sum(path.stat().st_size for path in source_folder.rglob("*") if path.is_file()) / 1e6
+    )
     case = BenchmarkCase(f"{method}: upload with hashes", "plain_copy", megabytes, "MB")
-    return compare_sides(case, make_timed(commit), make_timed(copy), pairs)
+    return compare_sides(case, make_timed(commit), make_timed(copy_files), pairs)
 
 
 def _describe_run(config: Config, directory: Path) -> dict[str, object]:

@@ -52,14 +52,14 @@ Points = list[ScoredCheckpoint]
 
 def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """One training a subject."""
-    values = (f"train.steps={STEPS}", "prior.count=100", "train.lr=2e-4", "prior.weight=1.0")
-    return [StudyCell(subject, "full", True, values) for subject in subjects]
+    overrides = (f"train.steps={STEPS}", "prior.count=100", "train.lr=2e-4", "prior.weight=1.0")
+    return [StudyCell(subject, "full", True, overrides) for subject in subjects]
 
 
 def make_drifting_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """One training of adapters a subject, without class images."""
-    values = (f"train.steps={DRIFTING_STEPS}", "prior.count=0")
-    return [StudyCell(subject, "lora", False, values) for subject in subjects]
+    overrides = (f"train.steps={DRIFTING_STEPS}", "prior.count=0")
+    return [StudyCell(subject, "lora", False, overrides) for subject in subjects]
 
 
 def load_side_protocol(name: str) -> Protocol:
@@ -83,9 +83,9 @@ class LikenessScorer:
         """By side: "dino", a mean over the prompts for each image's number, and "pres"; of few
         images as "brief_dino" and "brief_pres"."""
         engine = Engine(copy_for_sampling(parts))
-        return {name: self._score_side(engine, load_side_protocol(name)) for name in SIDES}
+        return {name: self._score_image_set(engine, load_side_protocol(name)) for name in SIDES}
 
-    def _score_side(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
+    def _score_image_set(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
         prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
         requests = [
             Request(
@@ -95,20 +95,20 @@ class LikenessScorer:
         ]  # fmt: skip
         images = [output.image for output in engine.sample(requests)]
         likeness = photograph_similarity(self._encoder.embed_images(images), self._photographs)
-        subject = likeness[[i for i, q in enumerate(prompts) if q.kind == "subject"]]
-        bare = likeness[[i for i, q in enumerate(prompts) if q.kind == "class"]]
-        by_number = subject.reshape(-1, protocol.images_per_prompt)
+        subject_likeness = likeness[[i for i, q in enumerate(prompts) if q.kind == "subject"]]
+        class_likeness = likeness[[i for i, q in enumerate(prompts) if q.kind == "class"]]
+        likeness_by_image = subject_likeness.reshape(-1, protocol.images_per_prompt)
         # One image of each of a few prompts, from one end of the list to the other.
-        some_prompts = torch.linspace(0, len(by_number) - 1, BRIEF).round().long()
+        prompt_indices = torch.linspace(0, len(likeness_by_image) - 1, BRIEF).round().long()
         return {
-            "dino": [round(v, 4) for v in by_number.mean(dim=0).tolist()],
-            "pres": float(bare.mean()),
-            "brief_dino": round(float(by_number[some_prompts, 0].mean()), 4),
-            "brief_pres": float(bare[:BRIEF].mean()),
+            "dino": [round(v, 4) for v in likeness_by_image.mean(dim=0).tolist()],
+            "pres": float(class_likeness.mean()),
+            "brief_dino": round(float(likeness_by_image[prompt_indices, 0].mean()), 4),
+            "brief_pres": float(class_likeness[:BRIEF].mean()),
         }
 
 
-def read_points(line: dict[str, Any], name: str, count: int | None) -> Points:
+def read_scored_checkpoints(line: dict[str, Any], name: str, count: int | None) -> Points:
     """A run's checkpoints by the first `count` images a prompt of one side; None: by few of all."""
     if count is None:
         return [
@@ -128,22 +128,25 @@ def make_row(line: dict[str, Any], count: int | None, max_drift: float) -> dict[
 
     count: None is few images of all
     """
-    truth = {s.step: s for s in read_points(line, "judged", SIDES["judged"])}
-    choice, best_choice = (
-        select_best(read_points(line, "chosen", count), max_drift),
-        select_best([*truth.values()], max_drift),
+    judged_by_step = {s.step: s for s in read_scored_checkpoints(line, "judged", SIDES["judged"])}
+    chosen_checkpoint, best_checkpoint = (
+        select_best(read_scored_checkpoints(line, "chosen", count), max_drift),
+        select_best([*judged_by_step.values()], max_drift),
     )
-    assert choice is not None and best_choice is not None
-    chosen, last = truth[choice.step], truth[max(truth)]
+    assert chosen_checkpoint is not None and best_checkpoint is not None
+    chosen_as_judged, last_as_judged = (
+        judged_by_step[chosen_checkpoint.step],
+        judged_by_step[max(judged_by_step)],
+    )
     return {
         "subject": line["subject"],
-        "chosen": chosen.step,
-        "best": best_choice.step,
-        "fidelity": round(chosen.fidelity, 4),
-        "best_fidelity": round(best_choice.fidelity, 4),
-        "drift": round(chosen.drift, 4),
-        "shortfall": round(1 - chosen.fidelity / best_choice.fidelity, 4),
-        "shortfall_of_the_last": round(1 - last.fidelity / best_choice.fidelity, 4),
+        "chosen": chosen_as_judged.step,
+        "best": best_checkpoint.step,
+        "fidelity": round(chosen_as_judged.fidelity, 4),
+        "best_fidelity": round(best_checkpoint.fidelity, 4),
+        "drift": round(chosen_as_judged.drift, 4),
+        "shortfall": round(1 - chosen_as_judged.fidelity / best_checkpoint.fidelity, 4),
+        "shortfall_of_the_last": round(1 - last_as_judged.fidelity / best_checkpoint.fidelity, 4),
     }
 
 
@@ -151,28 +154,28 @@ def summarize_runs(
     lines: list[dict[str, Any]], max_drift: float, counts: Sequence[int | None] = COUNTS
 ) -> dict[str, Any]:
     """By images a prompt: in how many runs the choice is within 2 % of the best."""
-    by_count = {}
+    summary_by_count = {}
     for count in counts:
-        rows = [make_row(line, count, max_drift) for line in lines]
-        shortfalls = [r["shortfall"] for r in rows]
+        run_rows = [make_row(line, count, max_drift) for line in lines]
+        shortfalls = [r["shortfall"] for r in run_rows]
         last_steps = [max(map(int, line["points"])) for line in lines]
-        by_count[str(count or "brief")] = {
-            "runs": len(rows),
+        summary_by_count[str(count or "brief")] = {
+            "runs": len(run_rows),
             "within_2_percent": sum(
-                r["shortfall"] <= WITHIN and r["drift"] <= max_drift for r in rows
+                r["shortfall"] <= WITHIN and r["drift"] <= max_drift for r in run_rows
             ),
             "worst": max(shortfalls),
             "mean": round(statistics.fmean(shortfalls), 4),
-            "last_within_2_percent": sum(r["shortfall_of_the_last"] <= WITHIN for r in rows),
+            "last_within_2_percent": sum(r["shortfall_of_the_last"] <= WITHIN for r in run_rows),
             "best_is_the_last": sum(
-                row["best"] == step for row, step in zip(rows, last_steps, strict=True)
+                row["best"] == step for row, step in zip(run_rows, last_steps, strict=True)
             ),
-            "each": rows,
+            "each": run_rows,
         }
-    return by_count
+    return summary_by_count
 
 
-def list_points(cell: StudyCell) -> tuple[int, ...]:
+def list_checkpoint_steps(cell: StudyCell) -> tuple[int, ...]:
     """The steps of a cell's checkpoints."""
     if cell.prior:
         return tuple(range(EVERY, STEPS + 1, EVERY))
@@ -189,24 +192,28 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cells = make_cells(tuple(arguments.subjects))
+    study_cells = make_cells(tuple(arguments.subjects))
     drifting_cells = make_drifting_cells(tuple(arguments.drifting))
-    lines = run_study(
-        [*cells, *drifting_cells], arguments.work, "chooser.jsonl", list_points, LikenessScorer
+    cell_records = run_study(
+        [*study_cells, *drifting_cells],
+        arguments.work,
+        "chooser.jsonl",
+        list_checkpoint_steps,
+        LikenessScorer,
     )
-    bound = ChoiceConfig().max_drift
+    max_drift = ChoiceConfig().max_drift
     drifting_names = {cell.name for cell in make_drifting_cells((0,))}
-    drifting_lines = [line for line in lines if line["cell"] in drifting_names]
-    long_lines = [line for line in lines if line["cell"] not in drifting_names]
+    drifting_records = [line for line in cell_records if line["cell"] in drifting_names]
+    long_run_records = [line for line in cell_records if line["cell"] not in drifting_names]
     record = {
-        "by_pictures_a_prompt": summarize_runs(long_lines, bound), "max_drift": bound,
-        "drifting": summarize_runs(drifting_lines, bound, (*COUNTS, None)),
+        "by_pictures_a_prompt": summarize_runs(long_run_records, max_drift), "max_drift": max_drift,
+        "drifting": summarize_runs(drifting_records, max_drift, (*COUNTS, None)),
         "setting": {
             "steps": STEPS, "every": EVERY, "cache_every": CACHE_EVERY, "brief": BRIEF,
             "drifting_steps": DRIFTING_STEPS, "drifting_every": DRIFTING_EVERY,
             "protocols": {name: load_side_protocol(name).model_dump(mode="json") for name in SIDES},
         },
-        "conditions": read_conditions(), "cells": lines,
+        "conditions": read_conditions(), "cells": cell_records,
     }  # fmt: skip
     print(json.dumps({key: record[key] for key in ("by_pictures_a_prompt", "drifting")}, indent=1))
     if arguments.json:

@@ -10,13 +10,17 @@ from dreambooth_ray.storage.store import Store
 
 def generate_class_images(prepared: PreparedRun) -> tuple[PriorRequest, Store]:
     """Generate the missing class images of a configuration; returns the request and the store."""
-    request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
-    store = open_set(Store(prepared.config.storage.uri), request.spec)
-    records = committed_chunks(store)
-    if missing_chunks(request.spec, request.count, records):
-        worker = PriorWorker(str(request.directory), store.uri, request.spec, gpu=False)
-        while chunk_numbers := missing_chunks(request.spec, request.count, records):
-            for number in chunk_numbers:
-                images = request.images(number) if request.images else None
-                records[number] = worker.generate(number, images)
-    return request, store
+    prior_request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
+    prior_store = open_set(Store(prepared.config.storage.uri), prior_request.spec)
+    chunk_records = committed_chunks(prior_store)
+    if missing_chunks(prior_request.spec, prior_request.count, chunk_records):
+        prior_worker = PriorWorker(
+            str(prior_request.directory), prior_store.uri, prior_request.spec, gpu=False
+        )
+        while chunk_numbers := missing_chunks(
+            prior_request.spec, prior_request.count, chunk_records
+        ):
+            for chunk_number in chunk_numbers:
+                images = prior_request.images(chunk_number) if prior_request.images else None
+                chunk_records[chunk_number] = prior_worker.generate(chunk_number, images)
+    return prior_request, prior_store

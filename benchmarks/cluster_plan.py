@@ -73,18 +73,18 @@ def measured_step_s(results: Path) -> tuple[float, str]:
 
     raises: ConfigError if there is no record
     """
-    file = results / "train.json"
-    if not file.is_file():
+    record_file = results / "train.json"
+    if not record_file.is_file():
         raise ConfigError(
-            f"no --step-s, and {file} holds no measured one; give seconds of a step, or measure "
-            f"with `dreambooth bench train --json {file}`"
+            f"no --step-s, and {record_file} holds no measured one; give seconds of a step, or "
+            f"measure with `dreambooth bench train --json {record_file}`"
         )
-    record = json.loads(file.read_text())
-    case, run = record["cases"][0], record["configuration"]["run"]
+    record = json.loads(record_file.read_text())
+    case, run_config = record["cases"][0], record["configuration"]["run"]
     # A photograph and a class image each.
-    images = 2 * run["train"]["batch_size"]
+    images_per_step = 2 * run_config["train"]["batch_size"]
     source = f"{case['case']}, {record['setting']['model']}, {record['conditions']['device']}"
-    return images / case["ours"]["median"], source
+    return images_per_step / case["ours"]["median"], source
 
 
 def best_interval_s(save_s: float, mtbf_s: float) -> float:
@@ -95,8 +95,10 @@ def best_interval_s(save_s: float, mtbf_s: float) -> float:
     """
     if save_s >= 2 * mtbf_s:
         return mtbf_s
-    share = save_s / (2 * mtbf_s)
-    return math.sqrt(2 * save_s * mtbf_s) * (1 + math.sqrt(share) / 3 + share / 9) - save_s
+    save_ratio = save_s / (2 * mtbf_s)
+    return (
+        math.sqrt(2 * save_s * mtbf_s) * (1 + math.sqrt(save_ratio) / 3 + save_ratio / 9) - save_s
+    )
 
 
 def expected_s(work_s: float, interval_s: float, save_s: float, start_s: float, mtbf_s: float
@@ -106,10 +108,10 @@ def expected_s(work_s: float, interval_s: float, save_s: float, start_s: float, 
     Source: Daly 2006, eq. 13: M e^(R/M) (e^((tau + delta)/M) - 1) T/tau.
     raises: ConfigError if failures never let it end
     """
-    pieces = work_s / interval_s
+    num_pieces = work_s / interval_s
     try:
         retry_factor = math.expm1((interval_s + save_s) / mtbf_s)
-        job_s = start_s + mtbf_s * math.exp(start_s / mtbf_s) * retry_factor * pieces
+        job_s = start_s + mtbf_s * math.exp(start_s / mtbf_s) * retry_factor * num_pieces
     except OverflowError:
         job_s = math.inf
     if job_s > _MOST_STRETCH * (start_s + work_s):
@@ -120,43 +122,44 @@ def expected_s(work_s: float, interval_s: float, save_s: float, start_s: float, 
     return job_s
 
 
-def simulate_s(
+def simulate_mean_job_s(
     work_s: float, interval_s: float, save_s: float, start_s: float, mtbf_s: float, seed: int
 ) -> float:
     """Mean wall time of `SIMULATED` jobs, or as many as a few seconds allow, event by event."""
     rng = random.Random(seed)
     failures_s = iter(lambda: rng.expovariate(1 / mtbf_s), None)
     num_jobs = max(1, min(SIMULATED, int(_MOST_PIECES * interval_s / work_s)))
-    jobs = (
-        replay_s(work_s, interval_s, save_s, start_s, failures_s, start_s) for _ in range(num_jobs)
+    job_times_s = (
+        simulate_job_s(work_s, interval_s, save_s, start_s, failures_s, start_s)
+        for _ in range(num_jobs)
     )
-    return sum(jobs) / num_jobs
+    return sum(job_times_s) / num_jobs
 
 
-def replay_s(
+def simulate_job_s(
     work_s: float, interval_s: float, save_s: float, start_s: float, failures_s: Iterator[float],
     first_start_s: float,
 ) -> float:  # fmt: skip
     """Wall time of one job; each failure in seconds after the one before, none after the last."""
     import simpy  # noqa: PLC0415  comes with the extra alone
 
-    def job(env: Any) -> Generator[Any, Any, None]:
-        done_s, fails_s, phase_s = 0.0, next(failures_s, math.inf), first_start_s
+    def run_job(simulation: Any) -> Generator[Any, Any, None]:
+        done_s, next_failure_s, startup_s = 0.0, next(failures_s, math.inf), first_start_s
         while True:
             piece_s = min(interval_s, work_s - done_s)
-            span_s = phase_s + piece_s + save_s
-            if fails_s < span_s:
-                yield env.timeout(fails_s)
-                fails_s, phase_s = next(failures_s, math.inf), start_s
+            attempt_s = startup_s + piece_s + save_s
+            if next_failure_s < attempt_s:
+                yield simulation.timeout(next_failure_s)
+                next_failure_s, startup_s = next(failures_s, math.inf), start_s
                 continue
-            yield env.timeout(span_s)
-            fails_s, phase_s, done_s = fails_s - span_s, 0.0, done_s + piece_s
+            yield simulation.timeout(attempt_s)
+            next_failure_s, startup_s, done_s = next_failure_s - attempt_s, 0.0, done_s + piece_s
             if done_s >= work_s * (1 - 1e-12):
                 return
 
-    env = simpy.Environment()
-    env.run(env.process(job(env)))
-    return float(env.now)
+    simulation_env = simpy.Environment()
+    simulation_env.run(simulation_env.process(run_job(simulation_env)))
+    return float(simulation_env.now)
 
 
 def make_plan(workload: Workload, cluster: Cluster, seed: int) -> dict[str, Any]:
@@ -186,8 +189,8 @@ def _make_option(workload: Workload, cluster: Cluster, num_gpus: int, seed: int)
     compute_s = workload.compute_s(num_gpus)
     interval_s = min(compute_s, best_interval_s(save_s, mtbf_s))
     job_s = expected_s(compute_s, interval_s, save_s, workload.start_s, mtbf_s)
-    simulated_s = simulate_s(compute_s, interval_s, save_s, workload.start_s, mtbf_s, seed)
-    rounds = math.ceil(workload.subjects / (cluster.gpus // num_gpus))
+    simulated_s = simulate_mean_job_s(compute_s, interval_s, save_s, workload.start_s, mtbf_s, seed)
+    num_rounds = math.ceil(workload.subjects / (cluster.gpus // num_gpus))
     gpu_h = workload.subjects * num_gpus * job_s / 3600
     return {
         "gpus_a_subject": num_gpus,
@@ -196,7 +199,7 @@ def _make_option(workload: Workload, cluster: Cluster, num_gpus: int, seed: int)
         "job_s": round(job_s, 1),
         "job_s_simulated": round(simulated_s, 1),
         "share_of_compute": round(compute_s / job_s, 4),
-        "wall_h": round(rounds * job_s / 3600, 2),
+        "wall_h": round(num_rounds * job_s / 3600, 2),
         "gpu_h": round(gpu_h, 1),
         "cost": round(gpu_h * cluster.price_h, 2),
     }

@@ -47,13 +47,13 @@ def measure(setting: ClusterSetting, counts: tuple[int, ...]) -> dict[str, Any]:
         ray.serve.run(build(config), name=APPLICATION)
         url = f"http://{find_head_address()}:{PORT}{GENERATE}"
         warm_up(url, 1)
-        with _watch_replicas() as replicas:
-            cases = _run_phases(url, replicas, max(counts), setting.pick(8, 30))
+        with _watch_replicas() as replica_count:
+            cases = _run_phases(url, replica_count, max(counts), setting.pick(8, 30))
     finally:
         ray.serve.shutdown()
     return {
         "cases": cases,
-        "replicas_by_second": replicas.history,
+        "replicas_by_second": replica_count.history,
         "configuration": {
             "device": setting.device, "replicas": config.replicas.model_dump(mode="json"),
             "seconds_a_phase": setting.pick(8, 30),
@@ -63,7 +63,7 @@ def measure(setting: ClusterSetting, counts: tuple[int, ...]) -> dict[str, Any]:
 
 def make_serve_config(setting: ClusterSetting, most: int) -> ServeConfig:
     """From one replica to `most`; in smoke profile they come for less work, and go sooner."""
-    replicas = {
+    replica_settings = {
         "minimum": 1, "maximum": most, "gpus": setting.gpus,
         "target_steps": setting.pick(40, 400), "downscale_delay_s": setting.pick(5, 60),
     }  # fmt: skip
@@ -71,7 +71,7 @@ def make_serve_config(setting: ClusterSetting, most: int) -> ServeConfig:
         {
             "storage": {"uri": setting.storage},
             "models": {"base": setting.model},
-            "replicas": replicas,
+            "replicas": replica_settings,
             "cluster": {"address": setting.address},
         }
     )
@@ -101,47 +101,52 @@ class ReplicaCount:
 
 @contextmanager
 def _watch_replicas() -> Iterator[ReplicaCount]:
-    replicas = ReplicaCount()
+    replica_count = ReplicaCount()
     try:
-        yield replicas
+        yield replica_count
     finally:
-        replicas.end()
+        replica_count.end()
 
 
 def count_replicas() -> int:
     """Replicas of the default pool that run."""
-    application = ray.serve.status().applications[APPLICATION]
-    return int(application.deployments[DEFAULT_POOL].replica_states.get("RUNNING", 0))
+    application_status = ray.serve.status().applications[APPLICATION]
+    return int(application_status.deployments[DEFAULT_POOL].replica_states.get("RUNNING", 0))
 
 
 def _run_phases(
-    url: str, replicas: ReplicaCount, most: int, seconds: float
+    url: str, replica_count: ReplicaCount, most: int, seconds: float
 ) -> list[dict[str, Any]]:
     """One replica, more and more, N, fewer, and one again.
 
     raises: CapacityError if replicas neither come nor go while load does
     """
-    alone = run_callers(url, seconds, "--callers", "1")
-    rate = alone["images_per_s"]
-    cases = [{"phase": "one caller", **alone, "replicas": [replicas.now] * 2}]
+    one_caller_record = run_callers(url, seconds, "--callers", "1")
+    one_caller_rate = one_caller_record["images_per_s"]
+    cases = [{"phase": "one caller", **one_caller_record, "replicas": [replica_count.now] * 2}]
 
     def run_phase(phase: str, share: float) -> None:
-        before = replicas.now
-        record = run_callers(url, seconds, "--rate", str(share * rate))
+        replicas_before = replica_count.now
+        record = run_callers(url, seconds, "--rate", str(share * one_caller_rate))
         # Arrivals are random: in a short phase not the rate that was asked for.
-        offered = round((record["images"] + record["failures"]) / seconds, 4)
+        offered_rate = round((record["images"] + record["failures"]) / seconds, 4)
         cases.append(
-            {"phase": phase, **record, "offered_per_s": offered, "replicas": [before, replicas.now]}
+            {
+                "phase": phase,
+                **record,
+                "offered_per_s": offered_rate,
+                "replicas": [replicas_before, replica_count.now],
+            }
         )
         print(cases[-1], file=sys.stderr)
 
     def run_until(count: int, phase: str, share: float) -> None:
         for _ in range(MAX_PHASES):
-            if replicas.now == count:
+            if replica_count.now == count:
                 return
             run_phase(phase, share)
         raise CapacityError(
-            f"after {MAX_PHASES} phases of {seconds} s there are {replicas.now} replicas, not "
+            f"after {MAX_PHASES} phases of {seconds} s there are {replica_count.now} replicas, not "
             f"{count}; is there room for them on the cluster?"
         )
 
@@ -155,15 +160,16 @@ def _run_phases(
 
 def format_table(record: dict[str, Any]) -> str:
     """A row a phase."""
-    lines = [
+    table_lines = [
         "| phase | replicas | offered images/s | images/s | p50 s | p95 s | failures |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in record["cases"]:
-        before, after = case["replicas"]
-        offered = f"{case['offered_per_s']:.2f}" if "offered_per_s" in case else "one by one"
-        lines.append(
-            f"| {case['phase']} | {before} -> {after} | {offered} | {case['images_per_s']:.2f} "
-            f"| {case['p50_s']:.2f} | {case['p95_s']:.2f} | {case['failures']} |"
+        replicas_before, replicas_after = case["replicas"]
+        offered_text = f"{case['offered_per_s']:.2f}" if "offered_per_s" in case else "one by one"
+        table_lines.append(
+            f"| {case['phase']} | {replicas_before} -> {replicas_after} | {offered_text} "
+            f"| {case['images_per_s']:.2f} | {case['p50_s']:.2f} | {case['p95_s']:.2f} "
+            f"| {case['failures']} |"
         )
-    return "\n".join(lines)
+    return "\n".join(table_lines)

@@ -61,27 +61,27 @@ def run_cluster_benchmark(theme: str, setting: ClusterSetting) -> dict[str, Any]
         raise ConfigError(
             f"bench {theme} has no --address; on a cluster there are {', '.join(THEMES)}"
         )
-    module = import_module(f"benchmarks.{THEMES[theme]}")
+    theme_module = import_module(f"benchmarks.{THEMES[theme]}")
     conditions = read_conditions()
     # Of this measurement alone: nobody's runs and subjects are beside its own.
-    folder = Store(setting.storage).sub(f"bench-{uuid.uuid4().hex[:12]}")
+    bench_store = Store(setting.storage).sub(f"bench-{uuid.uuid4().hex[:12]}")
     with connection(ClusterConfig(address=setting.address, gpus=setting.gpus), 0):
         hosts = describe_hosts()
         counts = choose_counts(setting, sum(host[setting.device] for host in hosts))
         try:
-            _check_hosts(folder, setting.storage)
-            measurement = module.measure(replace(setting, storage=folder.uri), counts)
+            _check_hosts(bench_store, setting.storage)
+            theme_result = theme_module.measure(replace(setting, storage=bench_store.uri), counts)
         finally:
-            folder.remove("")
+            bench_store.remove("")
     record = {
         "theme": f"{theme} on a cluster",
-        **measurement,
+        **theme_result,
         "hosts": hosts,
         "setting": asdict(setting) | {"storage": setting.storage.partition("://")[0]},
         "conditions": conditions,
         "load_average_after": read_load_average(),
     }
-    print(module.format_table(record), file=sys.stderr)
+    print(theme_module.format_table(record), file=sys.stderr)
     return record
 
 
@@ -106,8 +106,8 @@ def choose_counts(setting: ClusterSetting, num_devices: int) -> tuple[int, ...]:
     if not counts:
         counts = tuple(range(1, num_devices + 1))
         if num_devices > MAX_COUNTS:
-            doubled = [2**k for k in range(num_devices.bit_length()) if 2**k < num_devices]
-            counts = (*doubled, num_devices)
+            powers_of_two = [2**k for k in range(num_devices.bit_length()) if 2**k < num_devices]
+            counts = (*powers_of_two, num_devices)
     if max(counts) > num_devices:
         raise ConfigError(
             f"--workers={','.join(map(str, counts))}: the cluster has {num_devices} "
@@ -119,16 +119,16 @@ def choose_counts(setting: ClusterSetting, num_devices: int) -> tuple[int, ...]:
 def find_head_address() -> str:
     """Address of the host that the cluster's head runs on."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
-    return str((heads or nodes)[0]["NodeManagerAddress"])
+    head_nodes = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
+    return str((head_nodes or nodes)[0]["NodeManagerAddress"])
 
 
-def _check_hosts(folder: Store, storage: str) -> None:
+def _check_hosts(bench_store: Store, storage: str) -> None:
     """raises: ConfigError unless every host has this package and reads what this process writes"""
-    name = ".probe"
+    probe_name = ".probe"
 
     # Inside, so that it is sent as it is: hosts need not import what this module does.
-    def look(uri: str, name: str) -> str:
+    def find_problem(uri: str, name: str) -> str:
         if importlib.util.find_spec("benchmarks") is None:
             return "it needs dreambooth-ray[bench]"
         if Store(uri).exists(name):
@@ -138,14 +138,18 @@ def _check_hosts(folder: Store, storage: str) -> None:
             "that all hosts share"
         )
 
-    folder.check_writable()
-    folder.write(name, b"1")
-    answers = {}
+    bench_store.check_writable()
+    bench_store.write(probe_name, b"1")
+    problem_refs = {}
     for node in ray.nodes():
         if node["Alive"]:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(look).options(num_cpus=0, scheduling_strategy=place)
-            answers[node["NodeManagerAddress"]] = task.remote(folder.uri, name)
-    for host, answer in answers.items():
-        if problem := ray.get(answer):
+            node_affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            remote_task = ray.remote(find_problem).options(
+                num_cpus=0, scheduling_strategy=node_affinity
+            )
+            problem_refs[node["NodeManagerAddress"]] = remote_task.remote(
+                bench_store.uri, probe_name
+            )
+    for host, problem_ref in problem_refs.items():
+        if problem := ray.get(problem_ref):
             raise ConfigError(f"host {host} can't take part: {problem}")

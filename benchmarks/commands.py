@@ -12,8 +12,11 @@ def run_command(command: list[str]) -> None:
     raises: DreamBoothError with the command's last words
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if result.returncode:
+    completed_process = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment
+    )
+    if completed_process.returncode:
         raise DreamBoothError(
-            f"{command[0]} ended with {result.returncode}: {result.stderr[-2000:]}"
+            f"{command[0]} ended with {completed_process.returncode}: "
+            f"{completed_process.stderr[-2000:]}"
         )

@@ -51,40 +51,42 @@ def read_device_name() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpuinfo_lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    cpu_names = [
+        line.partition(":")[2].strip() for line in cpuinfo_lines if line.startswith("model name")
+    ]
+    return cpu_names[0] if cpu_names else platform.machine()
 
 
 def read_commit() -> dict[str, Any]:
     """The source's commit and whether it was changed since; the version alone outside git."""
-    source: dict[str, Any] = {"version": dreambooth_ray.__version__}
-    folder = Path(__file__).parent
+    source_version: dict[str, Any] = {"version": dreambooth_ray.__version__}
+    source_folder = Path(__file__).parent
     try:
-        head = _run_git(folder, "rev-parse", "HEAD")
-        source |= {
-            "commit": head,
-            "changed": bool(_run_git(folder, "status", "--porcelain", "-uno")),
+        commit_hash = _run_git(source_folder, "rev-parse", "HEAD")
+        source_version |= {
+            "commit": commit_hash,
+            "changed": bool(_run_git(source_folder, "status", "--porcelain", "-uno")),
         }
     except (OSError, subprocess.CalledProcessError):
         pass
-    return source
+    return source_version
 
 
 def _run_git(folder: Path, *words: str) -> str:
-    result = subprocess.run(
+    completed_process = subprocess.run(
         ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True
     )
-    return result.stdout.strip()
+    return completed_process.stdout.strip()
 
 
 def _read_versions() -> dict[str, str]:
     versions = {}
-    for name in PACKAGES:
+    for package_name in PACKAGES:
         try:
-            versions[name] = version(name)
+            versions[package_name] = version(package_name)
         except PackageNotFoundError:
             continue
     return versions

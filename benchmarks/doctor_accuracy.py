@@ -74,17 +74,20 @@ FAULTS: dict[str, tuple[str, Plant]] = {
     "tiny on plain ground": ("subject size", faults.tiny_on_plain),
     "tiny on soft ground": ("subject size", faults.tiny_on_soft),
     "tiny in a corner": ("subject size", faults.tiny_in_a_corner),
-    "tiny elsewhere": ("subject size", lambda image: faults.tiny_elsewhere(image, _meadow(image))),
+    "tiny elsewhere": (
+        "subject size",
+        lambda image: faults.shrink_onto_other_photo(image, _make_meadow(image)),
+    ),
 }
 COPIES: dict[str, Plant] = {
     "saved small": faults.saved_small,
     "nearly the same": faults.nearly_same,
-    "saved again": faults.saved_again,
+    "saved again": faults.crop_darken_enlarge,
     "cropped": faults.cropped,
     "mirrored": faults.mirrored,
     "recoloured": faults.recoloured,
 }
-NOT_COPIES: dict[str, Plant] = {"another pose before one backdrop": faults.turned_subject}
+NOT_COPIES: dict[str, Plant] = {"another pose before one backdrop": faults.mirror_subject}
 
 
 @dataclass
@@ -110,18 +113,18 @@ class Tally:
         self.planted += other.planted
         self.found += other.found
         self.not_copies += other.not_copies
-        for own, added in (
+        for own_keys_by_kind, added_keys_by_kind in (
             (self.missed, other.missed),
             (self.not_copies_flagged, other.not_copies_flagged),
         ):
-            for kind, keys in added.items():
-                own.setdefault(kind, []).extend(keys)
+            for fault_kind, photo_keys in added_keys_by_kind.items():
+                own_keys_by_kind.setdefault(fault_kind, []).extend(photo_keys)
 
     def as_record(self) -> dict[str, Any]:
         """For the file: false flags apart from those that FLAWS knows."""
-        flagged = {(subject, names) for subject, _, names, _ in self.flags}
-        false = [f for f in self.flags if not _is_flaw(f[0], f[1], f[2])]
-        single = [f for f in false if f[1] not in ("duplicate", "backgrounds")]
+        flagged_keys = {(subject, names) for subject, _, names, _ in self.flags}
+        false_flags = [f for f in self.flags if not _is_known_flaw(f[0], f[1], f[2])]
+        single_photo_flags = [f for f in false_flags if f[1] not in ("duplicate", "backgrounds")]
         return {
             "subjects": self.subjects,
             "photographs": self.num_photographs,
@@ -132,14 +135,17 @@ class Tally:
             },
             "missed": self.missed,
             "flags_as_published": self.flags,
-            "false_flags": false,
+            "false_flags": false_flags,
             "false_flags_on_single_photographs_per_100": round(
-                100 * len({(f[0], f[2]) for f in single}) / max(self.num_photographs, 1), 2
+                100
+                * len({(f[0], f[2]) for f in single_photo_flags})
+                / max(self.num_photographs, 1),
+                2,
             ),
             "flaws_not_flagged": [
                 [*key, flaw]
                 for key, flaw in FLAWS.items()
-                if key[0] in self.subjects and key not in flagged
+                if key[0] in self.subjects and key not in flagged_keys
             ],
             "no_copies": dict(self.not_copies),
             "no_copies_flagged": self.not_copies_flagged,
@@ -172,27 +178,29 @@ def measure_subject(subject: str, paths: list[Path], tally: Tally) -> None:
     tally.num_pairs += len(photos) * (len(photos) - 1) // 2
     issues = [issue for photo in photos for issue in check_photo(photo, SIDE_PX)]
     for issue in issues + check_duplicates(photos) + check_backgrounds(photos):
-        names = "all" if issue.check == "backgrounds" else " and ".join(issue.photographs)
-        tally.flags.append([subject, issue.check, names, issue.describe_measurement()])
+        photo_names = "all" if issue.check == "backgrounds" else " and ".join(issue.photographs)
+        tally.flags.append([subject, issue.check, photo_names, issue.describe_measurement()])
     for photo in photos:
         _count_faults(f"{subject}/{photo.name}", photo, tally)
 
 
 def _count_faults(key: str, photo: Photo, tally: Tally) -> None:
     image = reduce_short_side(photo.image, PLANTED_SIDE_PX)
-    for kind, (check, plant) in FAULTS.items():
-        planted = faults.save_as_jpeg(plant(image), JPEG_QUALITY)
-        checks = {i.check for i in check_photo(measure_image("planted", planted), SIDE_PX)}
-        _count(tally, kind, key, check in checks)
-    for kind, plant in COPIES.items():
-        _count(tally, kind, key, _is_taken_for_copy(photo, plant(image)))
-    for kind, plant in NOT_COPIES.items():
-        tally.not_copies[kind] += 1
-        if _is_taken_for_copy(photo, plant(image)):
-            tally.not_copies_flagged.setdefault(kind, []).append(key)
+    for fault_kind, (expected_check, plant_fault) in FAULTS.items():
+        faulty_image = faults.save_as_jpeg(plant_fault(image), JPEG_QUALITY)
+        flagged_checks = {
+            i.check for i in check_photo(measure_image("planted", faulty_image), SIDE_PX)
+        }
+        _count_detection(tally, fault_kind, key, expected_check in flagged_checks)
+    for fault_kind, plant_fault in COPIES.items():
+        _count_detection(tally, fault_kind, key, _is_taken_for_copy(photo, plant_fault(image)))
+    for fault_kind, plant_fault in NOT_COPIES.items():
+        tally.not_copies[fault_kind] += 1
+        if _is_taken_for_copy(photo, plant_fault(image)):
+            tally.not_copies_flagged.setdefault(fault_kind, []).append(key)
 
 
-def _count(tally: Tally, kind: str, key: str, is_found: bool) -> None:
+def _count_detection(tally: Tally, kind: str, key: str, is_found: bool) -> None:
     tally.planted[kind] += 1
     tally.found[kind] += is_found
     if not is_found:
@@ -200,47 +208,47 @@ def _count(tally: Tally, kind: str, key: str, is_found: bool) -> None:
 
 
 def _is_taken_for_copy(photo: Photo, image: Image.Image) -> bool:
-    saved = faults.save_as_jpeg(image.convert("RGB"), JPEG_QUALITY)
-    return bool(check_duplicates([photo, measure_image("planted", saved)]))
+    saved_image = faults.save_as_jpeg(image.convert("RGB"), JPEG_QUALITY)
+    return bool(check_duplicates([photo, measure_image("planted", saved_image)]))
 
 
-def _is_flaw(subject: str, check: str, names: str) -> bool:
+def _is_known_flaw(subject: str, check: str, names: str) -> bool:
     return FLAWS.get((subject, names)) == check
 
 
-def _meadow(image: Image.Image) -> Image.Image:
+def _make_meadow(image: Image.Image) -> Image.Image:
     """Patches of green, blue and brown, as a ground that no photograph is needed for."""
     rng = np.random.default_rng(3)
-    patches = rng.uniform(0.4, 1.0, (6, 6, 1)) * np.array([[[120, 190, 90]]])
-    patches[:2] = rng.uniform(0.6, 1.0, (2, 6, 1)) * np.array([[[150, 190, 240]]])
-    patches[4:, ::2] = rng.uniform(0.4, 1.0, (2, 3, 1)) * np.array([[[150, 110, 70]]])
-    small = Image.fromarray(patches.astype(np.uint8))
-    return small.resize(image.size, Image.Resampling.BICUBIC)
+    colour_patches = rng.uniform(0.4, 1.0, (6, 6, 1)) * np.array([[[120, 190, 90]]])
+    colour_patches[:2] = rng.uniform(0.6, 1.0, (2, 6, 1)) * np.array([[[150, 190, 240]]])
+    colour_patches[4:, ::2] = rng.uniform(0.4, 1.0, (2, 3, 1)) * np.array([[[150, 110, 70]]])
+    patch_image = Image.fromarray(colour_patches.astype(np.uint8))
+    return patch_image.resize(image.size, Image.Resampling.BICUBIC)
 
 
 def measure_seconds(path: Path, repeats: int = 5) -> float:
     """Median processor time to measure and check a photograph of a telephone, once decoded."""
     image = read_photograph(path).resize(PHONE_SIZE_PX)
-    times = []
+    times_s = []
     for _ in range(repeats):
-        start = time.process_time()
+        start_s = time.process_time()
         check_photo(measure_image("phone", image), SIDE_PX)
-        times.append(time.process_time() - start)
-    return float(np.median(times))
+        times_s.append(time.process_time() - start_s)
+    return float(np.median(times_s))
 
 
 def measure_splits(
     subjects: dict[str, list[Path]], splits: tuple[str, ...], workers: int = 1
 ) -> Iterator[tuple[str, Tally]]:
     """A tally of each part of the split, while it prints how far it is."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as process_pool:
         for split in splits:
-            total = Tally()
-            rows = [(s, p) for s, p in subjects.items() if split_name(s) == split]
-            for tally in pool.map(_tally_subject, *zip(*rows, strict=True)):
+            split_tally = Tally()
+            split_subjects = [(s, p) for s, p in subjects.items() if split_name(s) == split]
+            for tally in process_pool.map(_tally_subject, *zip(*split_subjects, strict=True)):
                 print(f"{split}: {tally.subjects[0]}", flush=True)
-                total.add(tally)
-            yield split, total
+                split_tally.add(tally)
+            yield split, split_tally
 
 
 def _tally_subject(subject: str, paths: list[Path]) -> Tally:
@@ -257,17 +265,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the record goes")
     arguments = parser.parse_args()
     subjects = find_subjects(arguments.photographs)
-    both = ("setting", "held out")
-    splits = both if arguments.split == "both" else (arguments.split,)
-    first = next(iter(subjects.values()))[0]
+    all_splits = ("setting", "held out")
+    splits = all_splits if arguments.split == "both" else (arguments.split,)
+    first_path = next(iter(subjects.values()))[0]
     record = _read_record(arguments.json)
     for split, tally in measure_splits(subjects, splits, arguments.workers):
         record["parts"][split] = tally.as_record() | {"conditions": read_conditions()}
-    record["processor_seconds_for_12_megapixels"] = round(measure_seconds(first), 3)
-    text = json.dumps(record, indent=1)
-    print(text)
+    record["processor_seconds_for_12_megapixels"] = round(measure_seconds(first_path), 3)
+    record_text = json.dumps(record, indent=1)
+    print(record_text)
     if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.write_text(record_text + "\n", encoding="utf-8")
 
 
 def _read_record(path: Path | None) -> dict[str, Any]:

@@ -38,16 +38,18 @@ NUM_IMAGES, SAMPLING_STEPS, TRAINING_STEPS = 4, 10, 20
 
 def measure_family(directory: Path, pairs: int) -> list[dict[str, Any]]:
     """The cases of one directory."""
-    title = find_family(directory).title
+    family_title = find_family(directory).title
     return [
         compare_sides(
-            BenchmarkCase(f"{title}, LoRA step", "diffusers", TRAINING_STEPS, "steps", 1.0),
+            BenchmarkCase(f"{family_title}, LoRA step", "diffusers", TRAINING_STEPS, "steps", 1.0),
             make_timed(make_our_training(directory)),
             make_timed(make_their_training(directory)),
             pairs,
         ),
         compare_sides(
-            BenchmarkCase(f"{title}, {NUM_IMAGES} images", "diffusers", NUM_IMAGES, "images", 1.0),
+            BenchmarkCase(
+                f"{family_title}, {NUM_IMAGES} images", "diffusers", NUM_IMAGES, "images", 1.0
+            ),
             make_timed(make_our_sampling(directory)),
             make_timed(make_their_sampling(directory)),
             pairs,
@@ -60,11 +62,11 @@ def make_our_training(directory: Path) -> Callable[[], None]:
     overrides = ["train.method=lora", f"train.lora.rank={RANK}", f"train.resolution={SIDE_PX}"]
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", overrides)
     config = fill_model_defaults(config, find_family(directory))
-    parts = load_components(directory)
-    apply_method(config, parts)
-    module = DreamBoothModule(config, parts)
+    components = load_components(directory)
+    apply_method(config, components)
+    module = DreamBoothModule(config, components)
     optimizer: Any = module.configure_optimizers()["optimizer"]
-    batch = _make_batch(parts)
+    batch = _make_batch(components)
 
     def take_steps() -> None:
         for _ in range(TRAINING_STEPS):
@@ -80,13 +82,18 @@ def make_our_training(directory: Path) -> Callable[[], None]:
 def _make_batch(parts: Components) -> Batch:
     """One photograph and one class image."""
     tokens, conditioning = CaptionEmbeddings(parts, PROMPTS).look_up(PROMPTS)
-    side = SIDE_PX // parts.latent_factor
-    shape = len(PROMPTS), parts.functions.latent_channels(parts.vae), side, side
-    process = parts.functions.forward_process(parts)
+    latent_side = SIDE_PX // parts.latent_factor
+    latent_shape = (
+        len(PROMPTS),
+        parts.functions.latent_channels(parts.vae),
+        latent_side,
+        latent_side,
+    )
+    forward_process = parts.functions.forward_process(parts)
     return Batch(
-        latents=torch.randn(shape),
-        noise=torch.randn(shape),
-        times=process.to_tensor(process.find_times([0.3, 0.7])),
+        latents=torch.randn(latent_shape),
+        noise=torch.randn(latent_shape),
+        times=forward_process.to_tensor(forward_process.times_at_fractions([0.3, 0.7])),
         tokens=tokens,
         conditioning=conditioning,
         frames=torch.tensor([ImageFrame.of_whole(SIDE_PX, SIDE_PX)] * len(PROMPTS)),
@@ -100,33 +107,35 @@ def make_their_training(directory: Path) -> Callable[[], None]:
     pipeline: Any = load_pipeline(directory)
     family = find_family(directory)
     network: nn.Module = getattr(pipeline, family.denoiser.name)
-    arguments, inputs = _record_inputs(pipeline, network)
+    network_args, network_kwargs = _record_inputs(pipeline, network)
     network.requires_grad_(False)
-    adapter: Any = network
-    targets = [
+    adapter_network: Any = network
+    lora_module_names = [
         name
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear)
         and any(name == target or name.endswith(f".{target}") for target in family.lora_targets)
     ]
-    adapter.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
+    adapter_network.add_adapter(
+        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora_module_names)
+    )
+    trained_weights = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained_weights)
     network.train()
-    target: list[Tensor] = []
+    target_tensors: list[Tensor] = []
 
     def take_steps() -> None:
         for _ in range(TRAINING_STEPS):
-            output = network(*arguments, **inputs)[0]
+            output = network(*network_args, **network_kwargs)[0]
             predictions = output if isinstance(output, list) else [output]
-            if not target:
-                target.extend(torch.randn_like(row) for row in predictions)
+            if not target_tensors:
+                target_tensors.extend(torch.randn_like(row) for row in predictions)
             losses = [
                 torch.nn.functional.mse_loss(row, wanted)
-                for row, wanted in zip(predictions, target, strict=True)
+                for row, wanted in zip(predictions, target_tensors, strict=True)
             ]
             torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(trained_weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -163,13 +172,13 @@ def make_our_sampling(directory: Path) -> Callable[[], None]:
     """NUM_IMAGES images at once by the engine, as replicas have it."""
     engine = Engine(directory, lives_long=True)
     family = find_family(directory)
-    scale = 4.0 if family.has_guidance else 1.0
+    guidance_scale = 4.0 if family.has_guidance else 1.0
     requests = [
         Request(
             PROMPTS[0],
             seed,
             num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=scale,
+            guidance_scale=guidance_scale,
             width_px=SIDE_PX,
             height_px=SIDE_PX,
         )
@@ -185,12 +194,12 @@ def make_our_sampling(directory: Path) -> Callable[[], None]:
 def make_their_sampling(directory: Path) -> Callable[[], None]:
     """As many by one call of the pipeline, with guidance alike."""
     pipeline: Any = load_pipeline(directory)
-    scale = 4.0 if find_family(directory).has_guidance else 1.0
+    guidance_scale = 4.0 if find_family(directory).has_guidance else 1.0
     if type(pipeline).__name__ == "ZImagePipeline":
-        scale -= 1  # its scale is of the difference alone
+        guidance_scale -= 1  # its scale is of the difference alone
 
     def sample() -> None:
-        _call_pipeline(pipeline, [PROMPTS[0]] * NUM_IMAGES, SAMPLING_STEPS, scale)
+        _call_pipeline(pipeline, [PROMPTS[0]] * NUM_IMAGES, SAMPLING_STEPS, guidance_scale)
 
     return sample
 
@@ -201,17 +210,17 @@ def main() -> None:
     parser.add_argument("directories", nargs="+", type=Path)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = []
-    for directory in options.directories:
-        for case in measure_family(directory, options.pairs):
+    for directory in arguments.directories:
+        for case in measure_family(directory, arguments.pairs):
             ratio = case["ratio"]
             print(f"{case['case']}: {ratio['median']} ({ratio['p5']} to {ratio['p95']})")
             cases.append(case)
-    if options.out is not None:
+    if arguments.out is not None:
         record = {"cases": cases, "conditions": read_conditions()}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,25 +32,30 @@ class BatchGain:
     source: str
     unsteady: str = ""
 
-    def estimate(self, num_subjects: int) -> float:
+    def estimate_gain(self, num_subjects: int) -> float:
         """Between two that were measured, by their logarithms; beyond the largest, as that."""
-        counts = sorted(self.by_count)
-        bounded_count = min(max(num_subjects, counts[0]), counts[-1])
-        above = next(count for count in counts if count >= bounded_count)
-        below = max(count for count in counts if count <= bounded_count)
-        if above == below:
-            return self.by_count[above]
-        share = math.log(bounded_count / below) / math.log(above / below)
-        return float(self.by_count[below] ** (1 - share) * self.by_count[above] ** share)
+        measured_counts = sorted(self.by_count)
+        bounded_count = min(max(num_subjects, measured_counts[0]), measured_counts[-1])
+        count_above = next(count for count in measured_counts if count >= bounded_count)
+        count_below = max(count for count in measured_counts if count <= bounded_count)
+        if count_above == count_below:
+            return self.by_count[count_above]
+        interpolation_weight = math.log(bounded_count / count_below) / math.log(
+            count_above / count_below
+        )
+        return float(
+            self.by_count[count_below] ** (1 - interpolation_weight)
+            * self.by_count[count_above] ** interpolation_weight
+        )
 
-    def describe(self, num_subjects: int) -> str:
+    def describe_source(self, num_subjects: int) -> str:
         """Whether a gain was measured."""
-        counts = sorted(self.by_count)
+        measured_counts = sorted(self.by_count)
         if num_subjects in self.by_count:
             return f"measured: {self.source}"
-        if num_subjects > counts[-1]:
-            return f"assumed: as with {counts[-1]} subjects, the most that were measured"
-        return f"between those measured with {counts} subjects: {self.source}"
+        if num_subjects > measured_counts[-1]:
+            return f"assumed: as with {measured_counts[-1]} subjects, the most that were measured"
+        return f"between those measured with {measured_counts} subjects: {self.source}"
 
 
 def read_batch_gain(results: Path) -> BatchGain:
@@ -58,29 +63,41 @@ def read_batch_gain(results: Path) -> BatchGain:
 
     raises: ConfigError if there is no record of whole jobs
     """
-    file = results / "fleet.json"
+    record_file = results / "fleet.json"
     try:
-        record = json.loads(file.read_text())
-        cases = {case["case"]: case for case in record["cases"]}
-        jobs = record["configuration"]["jobs"]
-        steps = {
-            int(name.split()[1]): case for name, case in cases.items() if name.startswith("steps, ")
+        record = json.loads(record_file.read_text())
+        cases_by_name = {case["case"]: case for case in record["cases"]}
+        job_settings = record["configuration"]["jobs"]
+        step_cases = {
+            int(name.split()[1]): case
+            for name, case in cases_by_name.items()
+            if name.startswith("steps, ")
         }
-        whole_job = cases[f"{jobs['subjects']} subjects of {jobs['steps']} steps"]
-        share = jobs["subjects"] // jobs["workers"]
-        worker_s = jobs["workers"] / whole_job["ours"]["median"]
-        steps_s = jobs["steps"] / steps[share]["ours"]["median"]
-        step_s = 1 / steps[1]["theirs"]["median"]
+        whole_job_case = cases_by_name[
+            f"{job_settings['subjects']} subjects of {job_settings['steps']} steps"
+        ]
+        subjects_per_worker = job_settings["subjects"] // job_settings["workers"]
+        worker_s_per_subject = job_settings["workers"] / whole_job_case["ours"]["median"]
+        steps_s_per_subject = (
+            job_settings["steps"] / step_cases[subjects_per_worker]["ours"]["median"]
+        )
+        step_s = 1 / step_cases[1]["theirs"]["median"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(
-            f"--slots: {file} holds no measured batches and whole jobs ({error!r}); measure them "
-            f"with `dreambooth bench fleet --json {file}`"
+            f"--slots: {record_file} holds no measured batches and whole jobs ({error!r}); measure "
+            f"them with `dreambooth bench fleet --json {record_file}`"
         ) from error
     device = record["conditions"]["device"]
     source = f"{record['setting']['model']}, {device}, commit {record['conditions']['commit'][:7]}"
-    gains = {count: case["ratio"]["median"] for count, case in steps.items()}
-    unsteady = str(whole_job.get("unsteady", ""))
-    return BatchGain(gains, step_s, max(0.0, worker_s - steps_s), source, unsteady)
+    gain_by_count = {count: case["ratio"]["median"] for count, case in step_cases.items()}
+    unsteady_reason = str(whole_job_case.get("unsteady", ""))
+    return BatchGain(
+        gain_by_count,
+        step_s,
+        max(0.0, worker_s_per_subject - steps_s_per_subject),
+        source,
+        unsteady_reason,
+    )
 
 
 def plan_fleet(
@@ -93,21 +110,24 @@ def plan_fleet(
     """
     if subject_s is not None and not 0 <= subject_s < math.inf:
         raise ConfigError(f"--subject-s={subject_s} must be a number of seconds, at least 0")
-    counts = sorted({*GPU_COUNTS, cluster.gpus})
-    own_s = gain.subject_s if subject_s is None else subject_s
+    gpu_counts = sorted({*GPU_COUNTS, cluster.gpus})
+    subject_overhead_s = gain.subject_s if subject_s is None else subject_s
     return {
         "slots": slots,
-        "gain": round(gain.estimate(slots), 3),
-        "subject_s": round(own_s, 2),
+        "gain": round(gain.estimate_gain(slots), 3),
+        "subject_s": round(subject_overhead_s, 2),
         "assumptions": _list_assumptions(slots, gain, subject_s),
-        "options": [_make_option(workload, cluster, k, slots, gain, own_s) for k in counts],
+        "options": [
+            _make_option(workload, cluster, k, slots, gain, subject_overhead_s) for k in gpu_counts
+        ],
     }
 
 
 def _list_assumptions(slots: int, gain: BatchGain, subject_s: float | None) -> dict[str, str]:
     """By the number's name: measured, and where, or assumed."""
     return {
-        "gain": gain.describe(slots) + "; that other devices and models gain as much is assumed",
+        "gain": gain.describe_source(slots)
+        + "; that other devices and models gain as much is assumed",
         "subject_s": (
             f"measured: whole jobs beyond their steps, starts included: {gain.source}"
             f"{f' (unsteady: {gain.unsteady})' if gain.unsteady else ''}; that other machines take "
@@ -123,15 +143,20 @@ def _list_assumptions(slots: int, gain: BatchGain, subject_s: float | None) -> d
 
 
 def _make_option(
-    workload: Workload, cluster: Cluster, num_gpus: int, slots: int, gain: BatchGain, own_s: float
+    workload: Workload,
+    cluster: Cluster,
+    num_gpus: int,
+    slots: int,
+    gain: BatchGain,
+    subject_overhead_s: float,
 ) -> dict[str, Any]:
     """Every GPU has a worker, whose batch computes all its slots, taken or not."""
-    most_subjects = math.ceil(workload.subjects / num_gpus)
-    num_workers = math.ceil(workload.subjects / most_subjects)
-    num_slots = min(slots, most_subjects)
-    batch_step_s = num_slots * workload.step_s / gain.estimate(num_slots)
-    steps_s = math.ceil(most_subjects / num_slots) * workload.steps * batch_step_s
-    work_s = steps_s + most_subjects * own_s
+    subjects_per_gpu = math.ceil(workload.subjects / num_gpus)
+    num_workers = math.ceil(workload.subjects / subjects_per_gpu)
+    num_slots = min(slots, subjects_per_gpu)
+    batch_step_s = num_slots * workload.step_s / gain.estimate_gain(num_slots)
+    steps_s = math.ceil(subjects_per_gpu / num_slots) * workload.steps * batch_step_s
+    work_s = steps_s + subjects_per_gpu * subject_overhead_s
     save_s = num_slots * workload.checkpoint_bytes / cluster.link_bytes_s
     interval_s = min(work_s, best_interval_s(save_s, cluster.mtbf_s))
     job_s = expected_s(work_s, interval_s, save_s, workload.start_s, cluster.mtbf_s)

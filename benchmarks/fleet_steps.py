@@ -37,9 +37,9 @@ def compare_steps(
         "subject-steps",
         BARS.get(num_subjects),
     )
-    ours = make_batched_steps(config, num_subjects, num_steps)
-    theirs = make_single_steps(config, num_subjects * num_steps)
-    return compare_sides(case, make_timed(ours), make_timed(theirs), pairs)
+    run_ours = make_batched_steps(config, num_subjects, num_steps)
+    run_theirs = make_single_steps(config, num_subjects * num_steps)
+    return compare_sides(case, make_timed(run_ours), make_timed(run_theirs), pairs)
 
 
 def _make_dataset(config: Config, components: Components) -> TrainingDataset:
@@ -54,8 +54,8 @@ def make_trainer(config: Config, num_subjects: int) -> SlotTrainer:
         network.requires_grad_(False)
     trainer = SlotTrainer(config, components, num_subjects, config.train.lora.rank)
     for seed in range(num_subjects):
-        own_config = config.model_copy(update={"seed": seed})
-        trainer.join(own_config, _make_dataset(own_config, components))
+        subject_config = config.model_copy(update={"seed": seed})
+        trainer.join(subject_config, _make_dataset(subject_config, components))
     return trainer
 
 
@@ -65,8 +65,8 @@ def make_batched_steps(config: Config, num_subjects: int, num_steps: int) -> Cal
 
     def take_steps() -> None:
         for _ in range(num_steps):
-            for subject, values in trainer.step().values.items():
-                subject.build_record(subject.step, values.tolist())
+            for subject, metric_values in trainer.step().values.items():
+                subject.build_record(subject.step, metric_values.tolist())
 
     return take_steps
 
@@ -76,8 +76,11 @@ def make_single_steps(config: Config, num_steps: int) -> Callable[[], None]:
     components = load_components(model_directory(config.model.uri))
     apply_method(config, components)
     dataset, module = _make_dataset(config, components), DreamBoothModule(config, components)
-    configured: Any = module.configure_optimizers()
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    optimizer_setup: Any = module.configure_optimizers()
+    optimizer, scheduler = (
+        optimizer_setup["optimizer"],
+        optimizer_setup["lr_scheduler"]["scheduler"],
+    )
     step = 0
 
     def take_steps() -> None:
@@ -98,6 +101,6 @@ def make_single_steps(config: Config, num_steps: int) -> Callable[[], None]:
 def count_step_flops(config: Config) -> int:
     """Operations of one step of one subject, forward and backward."""
     # So short a training is not traced: a trace's operations are not counted.
-    train = config.train.model_copy(update={"steps": 1})
-    trainer = make_trainer(config.model_copy(update={"train": train}), 1)
+    train_config = config.train.model_copy(update={"steps": 1})
+    trainer = make_trainer(config.model_copy(update={"train": train_config}), 1)
     return count_flops(trainer.step)

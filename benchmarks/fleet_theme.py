@@ -37,25 +37,33 @@ DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 def measure(setting: Setting) -> dict[str, Any]:
     """Steps by the number of subjects; in full profile whole jobs as well."""
     torch.set_num_threads(1)
-    counts = (1, 4) if setting.profile == "smoke" else (1, 2, 4, 8, 16, 32)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        folder = Path(name)
+    subject_counts = (1, 4) if setting.profile == "smoke" else (1, 2, 4, 8, 16, 32)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        folder = Path(temp_folder)
         config = make_config(folder, setting, "lora-steps", 1, *OVERRIDES)
         cases = [
-            compare_steps(setting, folder, count, setting.pick(4, 12), setting.pick(2, 5))
-            for count in counts
+            compare_steps(
+                setting,
+                folder,
+                count,
+                setting.pick(4, 12),
+                setting.pick(2, 5),
+            )
+            for count in subject_counts
         ]
-        flops = count_step_flops(config)
-        jobs: dict[str, Any] = {}
+        step_flops = count_step_flops(config)
+        job_results: dict[str, Any] = {}
         if setting.profile == "full":
-            jobs = _compare_jobs(setting, folder)
-            cases += jobs.pop("cases")
+            job_results = _compare_jobs(setting, folder)
+            cases += job_results.pop("cases")
     return {
-        "headline": {"warm": f"steps, {counts[-1]} subjects"},
+        "headline": {"warm": f"steps, {subject_counts[-1]} subjects"},
         "cases": cases,
-        **jobs,
-        "step_gflops": round(flops / 1e9, 3),
-        "ceiling_subject_steps_s": round(measure_ceilings()["matmul_gflops"] / (flops / 1e9), 1),
+        **job_results,
+        "step_gflops": round(step_flops / 1e9, 3),
+        "ceiling_subject_steps_s": round(
+            measure_ceilings()["matmul_gflops"] / (step_flops / 1e9), 1
+        ),
         "configuration": {"run": dump_portable_config(config), "jobs": _describe_jobs()},
     }
 
@@ -64,7 +72,7 @@ def _describe_jobs() -> dict[str, int]:
     return {"subjects": NUM_SUBJECTS, "steps": NUM_STEPS, "workers": NUM_WORKERS}
 
 
-class _Jobs:
+class TrainingJobs:
     """As many subjects, trained in one way after another; each turn in folders of its own."""
 
     def __init__(self, setting: Setting, folder: Path, num_subjects: int, num_steps: int) -> None:
@@ -78,67 +86,77 @@ class _Jobs:
         )  # fmt: skip
         self.storages: dict[str, Path] = {}
 
-    def _open_turn(self, side: str) -> Path:
-        turn = self._folder / f"{side}-{next(self._turns)}"
-        turn.mkdir()
-        self.storages[side] = turn / "out"
-        return turn
+    def _make_turn_folder(self, side: str) -> Path:
+        turn_folder = self._folder / f"{side}-{next(self._turns)}"
+        turn_folder.mkdir()
+        self.storages[side] = turn_folder / "out"
+        return turn_folder
 
-    def _config_of(self, name: str, storage: Path) -> Config:
+    def _make_subject_config(self, name: str, storage: Path) -> Config:
         config = self._config
-        subject = config.subject.model_copy(
+        subject_config = config.subject.model_copy(
             update={"photos": str(self._folder / "subjects" / name)}
         )
         storage_config = config.storage.model_copy(update={"uri": str(storage)})
         return config.model_copy(
-            update={"run_id": name, "subject": subject, "storage": storage_config}
+            update={"run_id": name, "subject": subject_config, "storage": storage_config}
         )
 
     def run_fleet(self) -> None:
         """In slots of two workers."""
-        turn = self._open_turn("slots")
-        recipe = turn / "recipe.yaml"
-        recipe.write_text(dump_config(self._config_of(self.names[0], turn / "out")))
-        subjects = [
+        turn_folder = self._make_turn_folder("slots")
+        recipe_file = turn_folder / "recipe.yaml"
+        recipe_file.write_text(
+            dump_config(self._make_subject_config(self.names[0], turn_folder / "out"))
+        )
+        subject_entries = [
             {"id": name, "photos": str(self._folder / "subjects" / name), "class_noun": "robot"}
             for name in self.names
         ]
-        fleet = {"slots": len(self.names), "parallel": NUM_WORKERS, "subjects": subjects}
-        file = turn / "subjects.yaml"
-        file.write_text(yaml.safe_dump({"recipe": str(recipe), **fleet}))
-        run_command([DREAMBOOTH, "fleet", str(file)])
+        fleet_settings = {
+            "slots": len(self.names),
+            "parallel": NUM_WORKERS,
+            "subjects": subject_entries,
+        }
+        fleet_file = turn_folder / "subjects.yaml"
+        fleet_file.write_text(yaml.safe_dump({"recipe": str(recipe_file), **fleet_settings}))
+        run_command([DREAMBOOTH, "fleet", str(fleet_file)])
 
     def run_separately(self) -> None:
         """`dreambooth train` of one after the other."""
-        turn = self._open_turn("separate")
+        turn_folder = self._make_turn_folder("separate")
         for name in self.names:
-            recipe = turn / f"{name}.yaml"
-            recipe.write_text(dump_config(self._config_of(name, turn / "out")))
-            run_command([DREAMBOOTH, "train", str(recipe)])
+            recipe_file = turn_folder / f"{name}.yaml"
+            recipe_file.write_text(
+                dump_config(self._make_subject_config(name, turn_folder / "out"))
+            )
+            run_command([DREAMBOOTH, "train", str(recipe_file)])
 
     def run_plain(self) -> None:
         """The plain loop's programs, two at a time, a thread each."""
-        turn = self._open_turn("diffusers")
+        turn_folder = self._make_turn_folder("diffusers")
 
         def run_one(name: str) -> None:
-            recipe = turn / f"{name}.yaml"
-            recipe.write_text(dump_config(self._config_of(name, turn / "out")))
-            plain = [sys.executable, "-m", "benchmarks.plain_job"]
-            run_command([*plain, str(recipe), str(turn / name)])
+            recipe_file = turn_folder / f"{name}.yaml"
+            recipe_file.write_text(
+                dump_config(self._make_subject_config(name, turn_folder / "out"))
+            )
+            plain_command = [sys.executable, "-m", "benchmarks.plain_job"]
+            run_command([*plain_command, str(recipe_file), str(turn_folder / name)])
 
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(run_one, self.names))
+        with ThreadPoolExecutor(2) as thread_pool:
+            list(thread_pool.map(run_one, self.names))
 
     def compare_curves(self) -> float:
         """Largest difference of a loss in slots from that of a run alone."""
-        differences = [0.0]
+        loss_differences = [0.0]
         for name in self.names:
-            curves = [
+            loss_curves = [
                 [record["loss"] for record in read_metrics(Store(str(storage)).sub(f"runs/{name}"))]
                 for storage in (self.storages["slots"], self.storages["separate"])
             ]
-            differences += [abs(a - b) for a, b in zip(*curves, strict=True)]
-        return max(differences)
+            loss_differences += [abs(a - b) for a, b in zip(*loss_curves, strict=True)]
+        return max(loss_differences)
 
 
 def _compare_jobs(
@@ -148,23 +166,23 @@ def _compare_jobs(
     num_steps: int = NUM_STEPS,
 ) -> dict[str, Any]:
     """Each peer once, ours before and after them: minutes each."""
-    jobs = _Jobs(setting, folder, num_subjects, num_steps)
-    run_ours = make_timed(jobs.run_fleet)
-    ours = [run_ours()]
-    peers = {
-        "diffusers": make_timed(jobs.run_plain)(),
-        "separate": make_timed(jobs.run_separately)(),
+    training_jobs = TrainingJobs(setting, folder, num_subjects, num_steps)
+    run_ours = make_timed(training_jobs.run_fleet)
+    our_times = [run_ours()]
+    peer_times = {
+        "diffusers": make_timed(training_jobs.run_plain)(),
+        "separate": make_timed(training_jobs.run_separately)(),
     }
-    ours.append(run_ours())
+    our_times.append(run_ours())
     cases = [
         compare_sides(
             BenchmarkCase(
                 f"{num_subjects} subjects of {num_steps} steps", peer, num_subjects,
                 "subjects", BARS[peer],
             ),
-            _repeat(ours), _repeat([theirs]), len(ours), warmups=0,
+            _replay_times(our_times), _replay_times([theirs]), len(our_times), warmups=0,
         )
-        for peer, theirs in peers.items()
+        for peer, theirs in peer_times.items()
     ]  # fmt: skip
     return {
         "cases": cases,
@@ -172,11 +190,11 @@ def _compare_jobs(
             "ours": round(3600 * cases[0]["ours"]["median"], 1),
             **{case["peer"]: round(3600 * case["theirs"]["median"], 1) for case in cases},
         },
-        "largest_loss_difference": jobs.compare_curves(),
+        "largest_loss_difference": training_jobs.compare_curves(),
     }
 
 
-def _repeat(measured: list[ElapsedTime]) -> Callable[[], ElapsedTime]:
+def _replay_times(measured: list[ElapsedTime]) -> Callable[[], ElapsedTime]:
     """What was measured, in turns; their own processor's time is not that of their programs."""
-    turns = itertools.cycle(measured)
-    return lambda: ElapsedTime(next(turns).wall_s)
+    measured_times = itertools.cycle(measured)
+    return lambda: ElapsedTime(next(measured_times).wall_s)

@@ -32,9 +32,10 @@ LIMIT_S = 900
 
 def write_model(folder: Path, size: ModelSize) -> None:
     """The parts of a size, as a pipeline's directory."""
-    parts = make_parts(size, torch.device("cpu"))
+    components = make_parts(size, torch.device("cpu"))
     StableDiffusionPipeline(
-        vae=parts.vae, unet=parts.unet, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer,
+        vae=components.vae, unet=components.unet, text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
         scheduler=DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -45,14 +46,15 @@ def write_model(folder: Path, size: ModelSize) -> None:
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Each task in a fresh process; `setting.model` is passed over: the size is the point."""
-    size = replace(SD15, divisor=setting.pick(8, 1), side_px=setting.pick(256, 512))
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        model = Path(name) / "model"
-        write_model(model, size)
-        results = {task: _run_in_process(task, model) for task in TASKS}
-    return {"cases": [_make_case(kind, results) for kind in ("sample", "lora")], "configuration": {
-        "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": size.divisor,
-        "threads": os.cpu_count(), "side_px": size.side_px, "dtype": "float32",
+    model_size = replace(SD15, divisor=setting.pick(8, 1), side_px=setting.pick(256, 512))
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        model_folder = Path(temp_folder) / "model"
+        write_model(model_folder, model_size)
+        results_by_task = {task: _run_in_process(task, model_folder) for task in TASKS}
+    cases = [_make_case(kind, results_by_task) for kind in ("sample", "lora")]
+    return {"cases": cases, "configuration": {
+        "model": "Stable Diffusion 1.5, random weights", "channels_divided_by": model_size.divisor,
+        "threads": os.cpu_count(), "side_px": model_size.side_px, "dtype": "float32",
         "sampling": "one DDIM step with guidance, and decoding",
         "lora": "rank 8 on attention; two images; text encoder frozen",
     }}  # fmt: skip
@@ -61,9 +63,9 @@ def measure(setting: Setting) -> dict[str, Any]:
 def _make_case(kind: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ours, theirs = results[f"{kind} ours"], results[f"{kind} theirs"]
     case: dict[str, Any] = {"case": f"one {kind} step", "peer": "diffusers", "pairs": 1}
-    for name, side in (("ours", ours), ("theirs", theirs)):
-        if "out_of_memory" in side:
-            return {**case, "out_of_memory": name, "error": side["out_of_memory"]}
+    for side_name, side_result in (("ours", ours), ("theirs", theirs)):
+        if "out_of_memory" in side_result:
+            return {**case, "out_of_memory": side_name, "error": side_result["out_of_memory"]}
     return {
         **case, "unit": "s and bytes", "ours": ours, "theirs": theirs,
         "ratio": compute_quantiles([theirs["step_s"] / ours["step_s"]]),
@@ -75,12 +77,14 @@ def _make_case(kind: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _run_in_process(task: str, model: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.fullsize_theme", task, str(model)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    if result.returncode == -9:
+    completed_process = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    if completed_process.returncode == -9:
         return {"out_of_memory": "killed by the system"}
-    if result.returncode:
-        raise RuntimeError(f"{task} failed: {result.stderr[-2000:]}")
-    record: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    if completed_process.returncode:
+        raise RuntimeError(f"{task} failed: {completed_process.stderr[-2000:]}")
+    record: dict[str, Any] = json.loads(completed_process.stdout.splitlines()[-1])
     return record
 
 
@@ -112,21 +116,23 @@ def _time_work(work: Any) -> float:
 def main() -> None:
     """Do one task in this process; prints its time and peak memory as JSON."""
     torch.set_num_threads(os.cpu_count() or 1)
-    task, model = sys.argv[1], Path(sys.argv[2])
+    task, model_folder = sys.argv[1], Path(sys.argv[2])
     try:
         if task.startswith("sample"):
             step_s = (
-                _time_our_sampling(model) if task.endswith("ours") else _time_their_sampling(model)
+                _time_our_sampling(model_folder)
+                if task.endswith("ours")
+                else _time_their_sampling(model_folder)
             )
         else:
-            step_s = _time_lora_step(model, task.endswith("ours"))
+            step_s = _time_lora_step(model_folder, task.endswith("ours"))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         print(json.dumps({"out_of_memory": str(error)[:300]}))
         return
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"step_s": round(step_s, 3), "peak_bytes": peak}))
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"step_s": round(step_s, 3), "peak_bytes": peak_bytes}))
 
 
 if __name__ == "__main__":

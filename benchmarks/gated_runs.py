@@ -47,16 +47,16 @@ def make_config(
     num_class_images: int = 8,
 ) -> Config:
     """A run of the toy recipe without checkpoints, on photographs written to the folder."""
-    photos, class_folder = folder / "photos", folder / "others"
-    if not photos.exists():
-        write_photographs(photos, 7, "robot", 5, 256)
+    photos_folder, class_folder = folder / "photos", folder / "others"
+    if not photos_folder.exists():
+        write_photographs(photos_folder, 7, "robot", 5, 256)
         for seed in range(num_class_images):
             write_photographs(class_folder / str(seed), 100 + seed, "robot", 1, 256)
             (class_folder / str(seed) / "00.png").rename(class_folder / f"{seed}.png")
             (class_folder / str(seed)).rmdir()
     side_px = _read_side_px(setting.model)
-    settings = [
-        f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos}",
+    config_overrides = [
+        f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos_folder}",
         "subject.class_noun=robot",
         f"prior.folder={class_folder}", f"prior.count={num_class_images}",
         f"train.resolution={side_px}", f"train.batch_size={workers}", f"train.steps={ENDLESS}",
@@ -64,7 +64,7 @@ def make_config(
         f"checkpoint.every={ENDLESS}", f"cluster.workers={workers}", "cluster.max_failures=0",
         f"storage.uri={folder / 'out'}", *overrides,
     ]  # fmt: skip
-    return parse_config("", "the benchmark", settings)
+    return parse_config("", "the benchmark", config_overrides)
 
 
 def dump_portable_config(config: Config) -> dict[str, Any]:
@@ -79,9 +79,9 @@ def dump_portable_config(config: Config) -> dict[str, Any]:
 
 
 def _read_side_px(model: str) -> int:
-    parts = load_components(model_directory(model))
-    settings: Any = parts.unet.config
-    return int(settings.sample_size) * parts.latent_factor
+    components = load_components(model_directory(model))
+    unet_config: Any = components.unet.config
+    return int(unet_config.sample_size) * components.latent_factor
 
 
 def _make_trainer(
@@ -129,35 +129,35 @@ def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) ->
 
     allocator: environment of the workers that chooses it
     """
-    prepared = prepare_run(config, QuietDisplay())
-    run = open_run(config)
-    request, prior_store = generate_class_images(prepared)
-    job = WorkerJob(
+    prepared_run = prepare_run(config, QuietDisplay())
+    run_store = open_run(config)
+    prior_request, prior_store = generate_class_images(prepared_run)
+    worker_job = WorkerJob(
         dump_config(config),
-        run.uri,
-        str(prepared.directory),
+        run_store.uri,
+        str(prepared_run.directory),
         prior_store.uri,
-        request.count,
-        request.spec.model_hash,
+        prior_request.count,
+        prior_request.spec.model_hash,
     )
     gate_actor = ray.remote(num_cpus=0)(StepGateActor).remote()
-    failure: list[Exception] = []
+    failures: list[Exception] = []
 
     def train() -> None:
-        settings = {"job": asdict(job), "gate_actor": gate_actor}
+        worker_settings = {"job": asdict(worker_job), "gate_actor": gate_actor}
         with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
-            storage_path = run.uri if run.is_local else scratch
+            storage_path = run_store.uri if run_store.is_local else scratch
             try:
-                _make_trainer(settings, config, storage_path, allocator).fit()
+                _make_trainer(worker_settings, config, storage_path, allocator).fit()
             except Exception as error:  # raised by the caller that waits at the gate actor
-                failure.append(error)
+                failures.append(error)
                 ray.kill(gate_actor)
 
     thread = threading.Thread(target=train, name=str(config.run_id), daemon=True)
     thread.start()
     try:
-        yield GatedRun(gate_actor, run)
+        yield GatedRun(gate_actor, run_store)
     except ray.exceptions.RayActorError as error:
-        raise failure[0] if failure else error from error
+        raise failures[0] if failures else error from error
     gate_actor.end.remote()
     thread.join(60)

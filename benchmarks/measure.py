@@ -27,18 +27,18 @@ MAX_SPREAD = 1.25
 def make_timed(work: Callable[[], object]) -> TimedWork:
     """Time `work`, done by this process."""
 
-    def run() -> ElapsedTime:
+    def run_timed() -> ElapsedTime:
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         work()
         return ElapsedTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
-    return run
+    return run_timed
 
 
 def compute_quantiles(values: Sequence[float]) -> dict[str, float]:
     """Median, p5 and p95, interpolated linearly."""
-    low, middle, high = np.percentile(np.asarray(values, dtype=np.float64), [5, 50, 95])
-    return {"median": round(middle, 5), "p5": round(low, 5), "p95": round(high, 5)}
+    p5, median, p95 = np.percentile(np.asarray(values, dtype=np.float64), [5, 50, 95])
+    return {"median": round(median, 5), "p5": round(p5, 5), "p95": round(p95, 5)}
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,20 @@ def compare_sides(
         "warmups": warmups, "bar": case.bar,
     }  # fmt: skip
     for turn in range(warmups + pairs):
-        for name, side in sides.items():
+        for side_name, side in sides.items():
             try:
                 side.run_turn(counts=turn >= warmups)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                return {**record, "out_of_memory": name, "error": str(error)[:300]}
-    us, them = sides["ours"], sides["theirs"]
-    rates = summarize_rates(us.rates, them.rates, case.bar)
-    if us.cpu_rates and them.cpu_rates:
+                return {**record, "out_of_memory": side_name, "error": str(error)[:300]}
+    our_side, their_side = sides["ours"], sides["theirs"]
+    rate_summary = summarize_rates(our_side.rates, their_side.rates, case.bar)
+    if our_side.cpu_rates and their_side.cpu_rates:
         # Of processor time: what a machine with other work on it can still tell.
-        pairs_of_cpu = zip(us.cpu_rates, them.cpu_rates, strict=True)
-        rates["cpu_ratio"] = compute_quantiles([a / b for a, b in pairs_of_cpu])
-    return {**record, **rates}
+        cpu_rate_pairs = zip(our_side.cpu_rates, their_side.cpu_rates, strict=True)
+        rate_summary["cpu_ratio"] = compute_quantiles([a / b for a, b in cpu_rate_pairs])
+    return {**record, **rate_summary}
 
 
 def summarize_rates(
@@ -110,16 +110,17 @@ def summarize_rates(
 ) -> dict[str, Any]:
     """Both rates and their ratio a pair; whether it is steady, and whether it reaches the bar."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    ratio = compute_quantiles(ratios)
+    ratio_quantiles = compute_quantiles(ratios)
     record: dict[str, Any] = {
-        "ours": compute_quantiles(ours), "theirs": compute_quantiles(theirs), "ratio": ratio,
-        "ratios": [round(r, 4) for r in ratios],
+        "ours": compute_quantiles(ours), "theirs": compute_quantiles(theirs),
+        "ratio": ratio_quantiles, "ratios": [round(r, 4) for r in ratios],
     }  # fmt: skip
-    if ratio["p95"] > MAX_SPREAD * ratio["p5"]:
+    if ratio_quantiles["p95"] > MAX_SPREAD * ratio_quantiles["p5"]:
         record["unsteady"] = (
-            f"p95 is {ratio['p95'] / ratio['p5']:.2f} times p5: the machine was not quiet, or the "
-            "turns are too short; don't take the median for more than a direction"
+            f"p95 is {ratio_quantiles['p95'] / ratio_quantiles['p5']:.2f} times p5: the machine "
+            "was not quiet, or the turns are too short; don't take the median for more than a "
+            "direction"
         )
     if bar is not None:
-        record["reached"] = bool(ratio["median"] >= bar)
+        record["reached"] = bool(ratio_quantiles["median"] >= bar)
     return record

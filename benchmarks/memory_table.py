@@ -62,43 +62,47 @@ def describe_cell(models: Path, model: PublishedModel, method: str, card_gb: int
     """What a step takes on a card, and with which settings, cheapest first."""
     config = make_config(model, f"train.method={method}")
     limit_bytes = usable_bytes(card_gb * GIB, is_gpu=True)
-    fitting = find_fitting_settings(config, models / model.folder, limit_bytes)
-    if fitting is None:
+    fitting_settings = find_fitting_settings(config, models / model.folder, limit_bytes)
+    if fitting_settings is None:
         return "nothing fits"
-    settings = ", ".join(f"`{setting}`" for setting in fitting.settings) or "as it is"
-    return f"{settings}: {fitting.needed_bytes / GIB:.1f}"
+    settings = ", ".join(f"`{setting}`" for setting in fitting_settings.settings) or "as it is"
+    return f"{settings}: {fitting_settings.needed_bytes / GIB:.1f}"
 
 
 def make_advice_rows(models: Path) -> list[str]:
     """A row a model and method, a column a card."""
-    rows = []
+    table_rows = []
     for model in MODELS:
-        for words, method in METHODS.items():
-            cells = [describe_cell(models, model, method, card_gb) for card_gb in CARDS_GB]
-            rows.append(f"| {model.name}, {model.side_px} px, {words} | {' | '.join(cells)} |")
-            print(rows[-1], file=sys.stderr)
-    return rows
+        for method_title, method in METHODS.items():
+            row_cells = [describe_cell(models, model, method, card_gb) for card_gb in CARDS_GB]
+            table_rows.append(
+                f"| {model.name}, {model.side_px} px, {method_title} | {' | '.join(row_cells)} |"
+            )
+            print(table_rows[-1], file=sys.stderr)
+    return table_rows
 
 
 def make_measured_rows(models: Path, results: Path) -> list[str]:
     """Predicted beside measured, of the steps that were measured."""
     record: dict[str, Any] = json.loads(results.read_text())
-    peaks = {case["case"]: case.get("allocated_bytes") for case in record["cases"]}
-    rows = []
+    peak_bytes_by_case = {case["case"]: case.get("allocated_bytes") for case in record["cases"]}
+    table_rows = []
     for case, settings in MEASURED.items():
         config = make_config(MODELS[0], *settings)
         predicted_bytes = estimate_footprint(config, models / MODELS[0].folder).total_bytes
-        measured = peaks[f"training: {case}"] / GIB
-        rows.append(f"| {MODELS[0].name}, {case} | {predicted_bytes / GIB:.1f} | {measured:.1f} |")
-    return rows
+        measured_gib = peak_bytes_by_case[f"training: {case}"] / GIB
+        table_rows.append(
+            f"| {MODELS[0].name}, {case} | {predicted_bytes / GIB:.1f} | {measured_gib:.1f} |"
+        )
+    return table_rows
 
 
 def format_tables(models: Path, results: Path = RESULTS) -> str:
     """Both, as Markdown."""
-    cards = " | ".join(f"{card_gb} GB" for card_gb in CARDS_GB)
+    card_titles = " | ".join(f"{card_gb} GB" for card_gb in CARDS_GB)
     return "\n".join(
         [
-            f"| **predicted** GiB of a step | {cards} |",
+            f"| **predicted** GiB of a step | {card_titles} |",
             f"| --- |{' --- |' * len(CARDS_GB)}",
             *make_advice_rows(models),
             "",

@@ -33,11 +33,11 @@ def make_our_step(model: Path) -> Callable[[], object]:
     Two photographs stand for the pair: class images would come from a pool of actors.
     """
     config = _make_config(model, "train.batch_size=2", "prior.count=0", "prior.folder=null")
-    parts = load_components(model)
-    apply_method(config, parts)
+    components = load_components(model)
+    apply_method(config, components)
     photographs = read_configured_subject(config, config.subject)
-    dataset = TrainingDataset(config, parts, [photographs], None, (0, 1))
-    module = DreamBoothModule(config, parts)
+    dataset = TrainingDataset(config, components, [photographs], None, (0, 1))
+    module = DreamBoothModule(config, components)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -48,5 +48,5 @@ def make_our_step(model: Path) -> Callable[[], object]:
 
 def make_their_step(model: Path) -> Callable[[], object]:
     """The plain loop's."""
-    loop = PlainLoop(_make_config(model), str(model))
-    return lambda: loop.run_steps(1)
+    peer_loop = PlainLoop(_make_config(model), str(model))
+    return lambda: peer_loop.run_steps(1)

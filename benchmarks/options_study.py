@@ -115,26 +115,26 @@ class OptionScorer(StudyScorer):
     """Scores by the judged images: the study's totals, and which places are drawn."""
 
     def __init__(self, config: Config) -> None:
-        work, subject = Path(config.storage.uri), config.seed
-        super().__init__(config, find_photographs(work, subject, SQUARES))
+        work_folder, subject = Path(config.storage.uri), config.seed
+        super().__init__(config, find_photographs(work_folder, subject, SQUARES))
         self._cut = measure_cuts(config)
 
     def __call__(self, parts: Components) -> Scores:
         """Totals, shares of places, and how much of the subject training does not see."""
-        totals = self.score(parts, load_brief_protocol("judged"))
-        places = score_places(self.images.items(), self.evaluator)
-        return {"judged": {**totals, **places, "cut": self._cut}}
+        score_totals = self.score(parts, load_brief_protocol("judged"))
+        place_shares = score_places(self.images.items(), self.evaluator)
+        return {"judged": {**score_totals, **place_shares, "cut": self._cut}}
 
 
 def measure_cuts(config: Config) -> float:
     """Mean share of the subject that is cut off, over photographs with a mask; 0 without any."""
-    shares = []
+    cut_shares = []
     for photograph in read_configured_subject(config, config.subject):
-        (view,) = photograph.views
+        (view,) = photograph.all_resolutions
         mask = read_mask(photograph.path, view.original_px or view.image.size)
         if mask is not None:
-            shares.append(measure_cut(mask, view.seen_box))
-    return round(statistics.fmean(shares), 4) if shares else 0.0
+            cut_shares.append(measure_cut(mask, view.seen_box))
+    return round(statistics.fmean(cut_shares), 4) if cut_shares else 0.0
 
 
 def score_places(
@@ -146,35 +146,43 @@ def score_places(
     ODD_PLACE instead; leak_open: of its prompts that name none, those drawn there; leak_class: of
     the bare class
     """
-    pairs = list(images)
-    drawn_places = read_images(network, [image for _, image in pairs]).attributes["background"]
-    named_places = [parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in pairs]
-    kinds = [prompt.kind for prompt, _ in pairs]
-    rows = list(zip(kinds, named_places, drawn_places, strict=True))
-    place_pairs = [(name, place) for kind, name, place in rows if kind == "subject" and name]
-    shares = {
-        "places": [name == place for name, place in place_pairs],
-        "leak_named": [place == ODD_PLACE for name, place in place_pairs if name != ODD_PLACE],
+    prompt_images = list(images)
+    drawn_places = read_images(network, [image for _, image in prompt_images]).attributes[
+        "background"
+    ]
+    named_places = [
+        parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in prompt_images
+    ]
+    prompt_kinds = [prompt.kind for prompt, _ in prompt_images]
+    image_places = list(zip(prompt_kinds, named_places, drawn_places, strict=True))
+    named_and_drawn = [
+        (name, place) for kind, name, place in image_places if kind == "subject" and name
+    ]
+    matches_by_score = {
+        "places": [name == place for name, place in named_and_drawn],
+        "leak_named": [place == ODD_PLACE for name, place in named_and_drawn if name != ODD_PLACE],
         "leak_open": [
-            place == ODD_PLACE for kind, name, place in rows if kind == "subject" and not name
+            place == ODD_PLACE
+            for kind, name, place in image_places
+            if kind == "subject" and not name
         ],
-        "leak_class": [place == ODD_PLACE for kind, _, place in rows if kind == "class"],
+        "leak_class": [place == ODD_PLACE for kind, _, place in image_places if kind == "class"],
     }
-    return {name: round(statistics.fmean(marks), 4) for name, marks in shares.items()}
+    return {name: round(statistics.fmean(marks), 4) for name, marks in matches_by_score.items()}
 
 
 def make_cells(
     names: Sequence[str], subjects: Sequence[int], rows: Sequence[str] = ()
 ) -> dict[tuple[str, str], list[StudyCell]]:
     """By section and row, a cell a subject. rows: all where none is named"""
-    length = (f"train.steps={STEPS}",)
+    steps_override = (f"train.steps={STEPS}",)
     return {
         (name, row): [
             StudyCell(
                 subject,
                 "lora",
                 _NO_CLASS_IMAGES not in overrides,
-                (*length, *overrides),
+                (*steps_override, *overrides),
                 photographs=section.photographs,
             )
             for subject in subjects
@@ -189,16 +197,16 @@ def make_record(
     cells: dict[tuple[str, str], list[StudyCell]], lines: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Every section with the subjects that all its rows have, and every cell."""
-    by_key = {(line["subject"], line["cell"]): line for line in lines}
+    record_by_cell = {(line["subject"], line["cell"]): line for line in lines}
     sections: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
-    for (name, row), row_cells in cells.items():
-        finished = {
-            cell.subject: by_key[cell.subject, cell.name]
+    for (section_name, row), row_cells in cells.items():
+        finished_records = {
+            cell.subject: record_by_cell[cell.subject, cell.name]
             for cell in row_cells
-            if (cell.subject, cell.name) in by_key
+            if (cell.subject, cell.name) in record_by_cell
         }
-        if finished:
-            sections.setdefault(name, {})[row] = finished
+        if finished_records:
+            sections.setdefault(section_name, {})[row] = finished_records
     return {
         "sections": {name: summarize_section(rows) for name, rows in sections.items()},
         "setting": {
@@ -221,17 +229,17 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    chosen = make_cells(arguments.sections, arguments.subjects, arguments.rows)
+    chosen_cells = make_cells(arguments.sections, arguments.subjects, arguments.rows)
     subjects = list(arguments.subjects)
     # Subject by subject, so that what is there at any time is balanced.
-    todo = sorted(
-        (cell for cells in chosen.values() for cell in cells),
+    cells_to_run = sorted(
+        (cell for cells in chosen_cells.values() for cell in cells),
         key=lambda cell: subjects.index(cell.subject),
     )
-    lines = run_study(todo, arguments.work, FILE, lambda _: POINTS, OptionScorer)
+    cell_records = run_study(cells_to_run, arguments.work, FILE, lambda _: POINTS, OptionScorer)
     if arguments.json:
-        cells = make_cells(tuple(SECTIONS), sorted({line["subject"] for line in lines}))
-        arguments.json.write_text(json.dumps(make_record(cells, lines), indent=1) + "\n")
+        cells = make_cells(tuple(SECTIONS), sorted({line["subject"] for line in cell_records}))
+        arguments.json.write_text(json.dumps(make_record(cells, cell_records), indent=1) + "\n")
         write_study_page(arguments.json.parent)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.study_table import Curve, compute_spread, format_spread, read_at
+from benchmarks.study_table import Curve, compute_spread, format_spread, interpolate_scores
 from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, its column, and whether more is better.
@@ -53,21 +53,30 @@ def summarize_section(rows: Rows) -> dict[str, Any]:
     rows: cells by row and subject, the usual way first
     """
     subjects = sorted(set.intersection(*(set(cells) for cells in rows.values())))
-    usual, *other_rows = rows
-    last = {row: [_read_last(cells[s]) for s in subjects] for row, cells in rows.items()}
+    baseline_row, *other_rows = rows
+    last_scores_by_row = {
+        row: [_read_last(cells[s]) for s in subjects] for row, cells in rows.items()
+    }
     return {
         "subjects": subjects,
         "rows": {
             row: {
-                **{key: compute_spread([scores[key] for scores in last[row]]) for key in TITLES},
+                **{
+                    key: compute_spread([scores[key] for scores in last_scores_by_row[row]])
+                    for key in TITLES
+                },
                 "parameters": cells[subjects[0]]["parameters"],
             }
             for row, cells in rows.items()
             if subjects
         },
-        "less_usual": {row: _compare(last[row], last[usual]) for row in other_rows if subjects},
+        "less_usual": {
+            row: _compute_score_changes(last_scores_by_row[row], last_scores_by_row[baseline_row])
+            for row in other_rows
+            if subjects
+        },
         "equal_likeness": {
-            row: _compare(*_read_at_equal_likeness(rows, row, usual, subjects))
+            row: _compute_score_changes(*_read_at_equal_likeness(rows, row, baseline_row, subjects))
             for row in other_rows
             if subjects
         },
@@ -79,37 +88,44 @@ def _read_last(line: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _compare(ours: list[dict[str, float]], usual: list[dict[str, float]]) -> dict[str, Any]:
+def _compute_score_changes(
+    ours: list[dict[str, float]], baseline_scores: list[dict[str, float]]
+) -> dict[str, Any]:
     """Paired differences: mean, deviation, and in how many subjects they are for the better."""
-    table: dict[str, Any] = {}
+    changes_by_key: dict[str, Any] = {}
     for key, (_, more_is_better) in TITLES.items():
-        changes = [a[key] - b[key] for a, b in zip(ours, usual, strict=True)]
-        signed = changes if more_is_better else [-change for change in changes]
-        table[key] = {**compute_spread(changes), "better_in": sum(c > 0 for c in signed)}
-    return table
+        score_changes = [a[key] - b[key] for a, b in zip(ours, baseline_scores, strict=True)]
+        improvements = score_changes if more_is_better else [-change for change in score_changes]
+        changes_by_key[key] = {
+            **compute_spread(score_changes),
+            "better_in": sum(c > 0 for c in improvements),
+        }
+    return changes_by_key
 
 
 def _read_at_equal_likeness(
-    rows: Rows, row: str, usual: str, subjects: list[int]
+    rows: Rows, row: str, baseline_row: str, subjects: list[int]
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Both where they are as faithful, subject by subject: at the lesser of their greatest."""
-    pairs = []
+    score_pairs = []
     for subject in subjects:
-        curves = [_read_curve(rows[name][subject]) for name in (row, usual)]
-        fidelity = min(max(curve["dino"]) for curve in curves)
-        pairs.append([read_at(curve, "dino", fidelity) for curve in curves])
-    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+        curves = [_read_curve(rows[name][subject]) for name in (row, baseline_row)]
+        subject_fidelity = min(max(curve["dino"]) for curve in curves)
+        score_pairs.append(
+            [interpolate_scores(curve, "dino", subject_fidelity) for curve in curves]
+        )
+    return [ours for ours, _ in score_pairs], [theirs for _, theirs in score_pairs]
 
 
 def _read_curve(line: dict[str, Any]) -> Curve:
-    points = sorted(line["points"].items(), key=lambda item: int(item[0]))
-    return {key: [scores["judged"][key] for _, scores in points] for key in TITLES}
+    scored_points = sorted(line["points"].items(), key=lambda item: int(item[0]))
+    return {key: [scores["judged"][key] for _, scores in scored_points] for key in TITLES}
 
 
 def format_sections(record: dict[str, Any]) -> list[str]:
     """The record as lines of markdown."""
     setting = record["setting"]
-    lines = [
+    page_lines = [
         "## Masks, shapes and adapters",
         "",
         f"Adapters of UNet and text encoder, {setting['steps']} steps of "
@@ -121,36 +137,39 @@ def format_sections(record: dict[str, Any]) -> list[str]:
         "`python -m benchmarks.options_study`; every cell is in `options.json`.",
     ]
     for name, section in record["sections"].items():
-        keys, title = _SECTIONS[name]
-        lines += ["", f"{title}; {describe_count(len(section['subjects']), 'subject')}:", ""]
-        lines += _format_table(section, keys)
-    return lines
+        section_keys, title = _SECTIONS[name]
+        page_lines += ["", f"{title}; {describe_count(len(section['subjects']), 'subject')}:", ""]
+        page_lines += _format_table(section, section_keys)
+    return page_lines
 
 
-def _format_table(section: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    titles = [_title_of(key) for key in keys]
-    lines = ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(keys)]
-    scored = [key for key in keys if key in TITLES]
+def _format_table(section: dict[str, Any], section_keys: tuple[str, ...]) -> list[str]:
+    column_titles = [_format_score_title(key) for key in section_keys]
+    table_lines = [
+        "| | " + " | ".join(column_titles) + " |",
+        "| --- |" + " ---: |" * len(section_keys),
+    ]
+    score_keys = [key for key in section_keys if key in TITLES]
     for row, spreads in section["rows"].items():
-        values = [format_spread(spreads[key]) for key in scored]
-        values += [f"{spreads[key]:,}" for key in keys if key not in TITLES]
-        lines.append(f"| {row} | " + " | ".join(values) + " |")
-    for words, table in (
+        cell_texts = [format_spread(spreads[key]) for key in score_keys]
+        cell_texts += [f"{spreads[key]:,}" for key in section_keys if key not in TITLES]
+        table_lines.append(f"| {row} | " + " | ".join(cell_texts) + " |")
+    for comparison_title, changes_by_key in (
         ("less the first row", section["less_usual"]),
         ("the same at equal likeness", section["equal_likeness"]),
     ):
-        for row, changes in table.items():
-            values = [
-                f"{changes[key]['mean']:+.3f} ± {changes[key]['deviation']:.3f}, "
-                f"{changes[key]['better_in']}"
-                for key in scored
+        for row, score_changes in changes_by_key.items():
+            cell_texts = [
+                f"{score_changes[key]['mean']:+.3f} ± {score_changes[key]['deviation']:.3f}, "
+                f"{score_changes[key]['better_in']}"
+                for key in score_keys
             ]
-            values += [""] * (len(keys) - len(scored))
-            lines.append(f"| {row}, {words} | " + " | ".join(values) + " |")
-    return lines
+            cell_texts += [""] * (len(section_keys) - len(score_keys))
+            table_lines.append(f"| {row}, {comparison_title} | " + " | ".join(cell_texts) + " |")
+    return table_lines
 
 
-def _title_of(key: str) -> str:
+def _format_score_title(key: str) -> str:
     if key not in TITLES:
         return "weights trained"
     title, more_is_better = TITLES[key]

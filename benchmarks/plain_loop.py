@@ -62,18 +62,18 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
     def _tokenize(self, prompt: str) -> Tensor:
-        ids: Tensor = self._tokenizer(
+        token_ids: Tensor = self._tokenizer(
             prompt, truncation=True, padding="max_length",
             max_length=self._tokenizer.model_max_length, return_tensors="pt",
         ).input_ids  # fmt: skip
-        return ids
+        return token_ids
 
 
 def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Photographs first, then class images, in one forward."""
     pixels = [e["instance_images"] for e in examples] + [e["class_images"] for e in examples]
-    ids = [e["instance_ids"] for e in examples] + [e["class_ids"] for e in examples]
-    return {"pixel_values": torch.stack(pixels).contiguous(), "input_ids": torch.cat(ids)}
+    token_ids = [e["instance_ids"] for e in examples] + [e["class_ids"] for e in examples]
+    return {"pixel_values": torch.stack(pixels).contiguous(), "input_ids": torch.cat(token_ids)}
 
 
 class PlainLoop:
@@ -88,7 +88,7 @@ class PlainLoop:
     ) -> None:
         """parts: those of the directory, if they are loaded; mixed_precision: as accelerate's"""
         torch.set_num_threads(1)
-        self._config, self._directory, train = config, directory, config.train
+        self._config, self._directory, train_config = config, directory, config.train
         # One process times several; accelerate keeps the first one's precision otherwise.
         forget_accelerators()
         self.accelerator = Accelerator(cpu=not config.cluster.gpus, mixed_precision=mixed_precision)
@@ -96,53 +96,58 @@ class PlainLoop:
         self.vae, self._schedule = parts.vae, parts.schedule
         self.unet, self.text_encoder = parts.unet.train(), parts.text_encoder
         self._place_frozen(torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
-        if train.gradient_checkpointing:
+        if train_config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self._weights = self._select_weights()
         optimizer = torch.optim.AdamW(
-            self._weights, lr=train.lr, weight_decay=train.weight_decay, eps=1e-8
+            self._weights, lr=train_config.lr, weight_decay=train_config.weight_decay, eps=1e-8
         )
         scheduler = get_scheduler("constant", optimizer=optimizer)
-        size = train.batch_size
+        batch_size = train_config.batch_size
         loader = DataLoader(
-            PairDataset(config, parts.tokenizer), batch_size=size, shuffle=True, collate_fn=collate
+            PairDataset(config, parts.tokenizer),
+            batch_size=batch_size,
+            shuffle=True,
+            collate_fn=collate,
         )
         prepare = self.accelerator.prepare
         self.unet, self.optimizer, self._loader, self._scheduler = prepare(
             self.unet, optimizer, loader, scheduler
         )
-        if train.text_encoder:
+        if train_config.text_encoder:
             self.text_encoder = prepare(self.text_encoder.train())
         self._batches = self._repeat_batches()
 
     def _place_frozen(self, dtype: torch.dtype) -> None:
         """What the scripts don't train, they cast to the dtype of the computation."""
-        train, device = self._config.train, self.accelerator.device
+        train_config, device = self._config.train, self.accelerator.device
         self.vae.to(device, dtype)
-        if not train.text_encoder:
+        if not train_config.text_encoder:
             self.text_encoder.to(device, dtype)
-        if train.method == "lora":
+        if train_config.method == "lora":
             self.unet.to(device, dtype)
 
     def _select_weights(self) -> list[torch.nn.Parameter]:
-        train = self._config.train
-        if train.method == "lora":
+        train_config = self._config.train
+        if train_config.method == "lora":
             self.unet.requires_grad_(False)
             self.text_encoder.requires_grad_(False)
-            rank = train.lora.rank
+            lora_rank = train_config.lora.rank
             self.unet.add_adapter(
                 LoraConfig(
-                    r=rank, lora_alpha=rank, init_lora_weights="gaussian",
-                    target_modules=list(train.lora.target_modules or FAMILY.lora_targets),
+                    r=lora_rank, lora_alpha=lora_rank, init_lora_weights="gaussian",
+                    target_modules=list(train_config.lora.target_modules or FAMILY.lora_targets),
                 )
             )  # fmt: skip
             weights = [p for p in self.unet.parameters() if p.requires_grad]
             for weight in weights:
                 weight.data = weight.data.float()
             return weights
-        self.text_encoder.requires_grad_(train.text_encoder)
-        models = (self.unet, self.text_encoder) if train.text_encoder else (self.unet,)
-        return list(itertools.chain(*(m.parameters() for m in models)))
+        self.text_encoder.requires_grad_(train_config.text_encoder)
+        trained_models = (
+            (self.unet, self.text_encoder) if train_config.text_encoder else (self.unet,)
+        )
+        return list(itertools.chain(*(m.parameters() for m in trained_models)))
 
     def _repeat_batches(self) -> Iterator[Any]:
         while True:
@@ -159,8 +164,8 @@ class PlainLoop:
         """What the scripts leave: a pipeline's directory, or an adapter's file."""
         unet = self.accelerator.unwrap_model(self.unet)
         if self._config.train.method == "lora":
-            layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+            lora_layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=lora_layers)
             return
         pipeline = StableDiffusionPipeline.from_pretrained(
             self._directory, unet=unet,
@@ -173,11 +178,13 @@ class PlainLoop:
         pixels = batch["pixel_values"].to(self.vae.dtype)
         latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        last = self._schedule.config.num_train_timesteps
-        timesteps = torch.randint(0, last, (len(latents),), device=latents.device).long()
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        num_train_timesteps = self._schedule.config.num_train_timesteps
+        timesteps = torch.randint(
+            0, num_train_timesteps, (len(latents),), device=latents.device
+        ).long()
+        noisy_latents = self._schedule.add_noise(latents, noise, timesteps)
         hidden = self.text_encoder(batch["input_ids"], return_dict=False)[0]
-        prediction = self.unet(noisy, timesteps, hidden, return_dict=False)[0]
+        prediction = self.unet(noisy_latents, timesteps, hidden, return_dict=False)[0]
         if self._schedule.config.prediction_type == "v_prediction":
             noise = self._schedule.get_velocity(latents, noise, timesteps)
         prediction, class_prediction = torch.chunk(prediction, 2, dim=0)

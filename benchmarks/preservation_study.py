@@ -89,39 +89,39 @@ class JudgedScorer(StudyScorer):
         """Totals, and the processor's seconds of the training that led there."""
         start_s = time.process_time()
         trained_s = start_s - self._start_s - self._scoring_s
-        totals = self.score(parts, self._protocol)
+        score_totals = self.score(parts, self._protocol)
         self._scoring_s += time.process_time() - start_s
-        return {"judged": totals, "seconds": {"trained": round(trained_s, 2)}}
+        return {"judged": score_totals, "seconds": {"trained": round(trained_s, 2)}}
 
 
 def make_cells(
     subjects: range, methods: Sequence[str], kinds: Sequence[str] = tuple(KINDS), model: str = TOY
 ) -> list[StudyCell]:
     """All of them, method by method and subject by subject."""
-    cells = []
-    for method, subject, kind in product(methods, subjects, kinds):
-        has_images, overrides = KINDS[kind]
+    study_cells = []
+    for method, subject, prior_kind in product(methods, subjects, kinds):
+        has_images, overrides = KINDS[prior_kind]
         overrides = (*SETTINGS[model].overrides, *overrides)
-        cells.append(StudyCell(subject, method, has_images, overrides, model))
-    return cells
+        study_cells.append(StudyCell(subject, method, has_images, overrides, model))
+    return study_cells
 
 
-def name_kind(line: dict[str, Any]) -> tuple[str, str]:
+def parse_method_and_kind(line: dict[str, Any]) -> tuple[str, str]:
     """Method and kind of a cell's line."""
-    method, *words = line["cell"].split(", ")
-    kinds = {word.removeprefix("prior.kind=") for word in words if "prior.kind=" in word}
-    if kinds:
-        return method, kinds.pop()
-    return method, "images" if "with class images" in words else "none"
+    method, *name_parts = line["cell"].split(", ")
+    prior_kinds = {word.removeprefix("prior.kind=") for word in name_parts if "prior.kind=" in word}
+    if prior_kinds:
+        return method, prior_kinds.pop()
+    return method, "images" if "with class images" in name_parts else "none"
 
 
 def measure_class_images(work: Path, model: str) -> float:
     """Processor seconds of NUM_CLASS_IMAGES class images, made anew."""
     shutil.rmtree(work / "timed", ignore_errors=True)
     overrides = (*SETTINGS[model].overrides, f"storage.uri={work / 'timed'}")
-    cell = StudyCell(0, "lora", True, overrides, model)
+    study_cell = StudyCell(0, "lora", True, overrides, model)
     start_s = time.process_time()
-    generate_class_images(load_cell_config(cell, work), model_directory(model))
+    generate_class_images(load_cell_config(study_cell, work), model_directory(model))
     return time.process_time() - start_s
 
 
@@ -129,8 +129,10 @@ def read_class_images_s(record: Path) -> dict[str, float]:
     """Seconds by method, of a record that is there: what is trained no more keeps them."""
     if not record.exists():
         return {}
-    seconds: dict[str, float] = json.loads(record.read_text())["setting"]["class_images_s"]
-    return seconds
+    seconds_by_method: dict[str, float] = json.loads(record.read_text())["setting"][
+        "class_images_s"
+    ]
+    return seconds_by_method
 
 
 def main() -> None:
@@ -146,29 +148,40 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    model, setting = arguments.model, SETTINGS[arguments.model]
-    cells = make_cells(range(arguments.subjects), arguments.methods, arguments.kinds, model)
-    for cell in cells:
-        if cell.prior:
+    model, toy_setting = arguments.model, SETTINGS[arguments.model]
+    study_cells = make_cells(range(arguments.subjects), arguments.methods, arguments.kinds, model)
+    for study_cell in study_cells:
+        if study_cell.prior:
             # Before any training, so that its seconds are its own.
-            generate_class_images(load_cell_config(cell, arguments.work), model_directory(model))
-    lines = run_study(cells, arguments.work, setting.file, lambda _: setting.points, JudgedScorer)
+            generate_class_images(
+                load_cell_config(study_cell, arguments.work), model_directory(model)
+            )
+    cell_records = run_study(
+        study_cells, arguments.work, toy_setting.file, lambda _: toy_setting.points, JudgedScorer
+    )
     if arguments.json is None:
         return
     class_images_s = read_class_images_s(arguments.json)
-    measured_s = round(measure_class_images(arguments.work, model), 1)
-    class_images_s |= dict.fromkeys(arguments.methods, measured_s)
-    results = summarize_cells([(*name_kind(line), line) for line in lines], class_images_s)
-    (cell,) = make_cells(range(1), ["lora"], ["none"], model)
-    train = load_cell_config(cell, arguments.work).train
-    summary = {
-        "model": model, "steps": train.steps, "points": setting.points,
-        "photographs_a_step": train.batch_size, "class_images": NUM_CLASS_IMAGES,
-        "class_images_s": class_images_s, "overrides": setting.overrides,
+    measured_images_s = round(measure_class_images(arguments.work, model), 1)
+    class_images_s |= dict.fromkeys(arguments.methods, measured_images_s)
+    results = summarize_cells(
+        [(*parse_method_and_kind(line), line) for line in cell_records], class_images_s
+    )
+    (study_cell,) = make_cells(range(1), ["lora"], ["none"], model)
+    train_config = load_cell_config(study_cell, arguments.work).train
+    setting_record = {
+        "model": model, "steps": train_config.steps, "points": toy_setting.points,
+        "photographs_a_step": train_config.batch_size, "class_images": NUM_CLASS_IMAGES,
+        "class_images_s": class_images_s, "overrides": toy_setting.overrides,
     }  # fmt: skip
-    record = {**results, "setting": summary, "conditions": read_conditions(), "cells": lines}
+    record = {
+        **results,
+        "setting": setting_record,
+        "conditions": read_conditions(),
+        "cells": cell_records,
+    }
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    arguments.json.with_suffix(".md").write_text(format_page(results, summary))
+    arguments.json.with_suffix(".md").write_text(format_page(results, setting_record))
     if arguments.plot:
         plot_fronts(results, arguments.plot)
 

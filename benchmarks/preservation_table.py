@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study_table import Curve, compute_spread, format_spread, read_at
+from benchmarks.study_table import Curve, compute_spread, format_spread, interpolate_scores
 from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, and its column.
@@ -35,47 +35,47 @@ def summarize_cells(
     lines: method, kind and cell; class_images_s: by method, what the class images of a run took on
     the machine that trained it
     """
-    methods: dict[str, dict[str, dict[int, Curve]]] = {}
-    for method, kind, line in lines:
-        curve = _read_curve(line)
+    curves_by_method: dict[str, dict[str, dict[int, Curve]]] = {}
+    for method, kind, cell_record in lines:
+        curve = _read_curve(cell_record)
         if kind in ("images", "both"):
             curve["with_images_s"] = [s + class_images_s[method] for s in curve["seconds"]]
-        methods.setdefault(method, {}).setdefault(kind, {})[line["subject"]] = curve
-    return {"methods": {m: _summarize_method(kinds) for m, kinds in methods.items()}}
+        curves_by_method.setdefault(method, {}).setdefault(kind, {})[cell_record["subject"]] = curve
+    return {"methods": {m: _summarize_method(kinds) for m, kinds in curves_by_method.items()}}
 
 
 def _read_curve(line: dict[str, Any]) -> Curve:
-    points = sorted(line["points"].items(), key=lambda item: int(item[0]))
-    curve: Curve = {key: [p["judged"][key] for _, p in points] for key in TITLES}
-    curve["steps"] = [float(step) for step, _ in points]
-    curve["seconds"] = [p["seconds"]["trained"] for _, p in points]
+    scored_points = sorted(line["points"].items(), key=lambda item: int(item[0]))
+    curve: Curve = {key: [p["judged"][key] for _, p in scored_points] for key in TITLES}
+    curve["steps"] = [float(step) for step, _ in scored_points]
+    curve["seconds"] = [p["seconds"]["trained"] for _, p in scored_points]
     curve["with_images_s"] = curve["seconds"]
     return curve
 
 
 def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
     subjects = sorted(set.intersection(*(set(curves) for curves in kinds.values())))
-    chosen = {kind: [curves[s] for s in subjects] for kind, curves in kinds.items()}
+    curves_by_kind = {kind: [curves[s] for s in subjects] for kind, curves in kinds.items()}
     return {
         "subjects": subjects,
-        "last": {kind: _summarize_last(curves) for kind, curves in chosen.items()},
-        "front": {kind: _average_curves(curves) for kind, curves in chosen.items()},
+        "last": {kind: _summarize_last(curves) for kind, curves in curves_by_kind.items()},
+        "front": {kind: _average_curves(curves) for kind, curves in curves_by_kind.items()},
         "equal_likeness": {
-            kind: _compare_at_likeness(curves, chosen[BASELINE])
-            for kind, curves in chosen.items()
+            kind: _compare_at_likeness(curves, curves_by_kind[BASELINE])
+            for kind, curves in curves_by_kind.items()
             if kind != BASELINE
         },
         "equal_seconds": {
-            kind: _compare_at_seconds(curves, chosen[BASELINE])
-            for kind, curves in chosen.items()
+            kind: _compare_at_seconds(curves, curves_by_kind[BASELINE])
+            for kind, curves in curves_by_kind.items()
             if kind != BASELINE
         },
     }
 
 
 def _summarize_last(curves: list[Curve]) -> dict[str, Any]:
-    keys = (*TITLES, "seconds", "with_images_s")
-    return {key: compute_spread([curve[key][-1] for curve in curves]) for key in keys}
+    score_keys = (*TITLES, "seconds", "with_images_s")
+    return {key: compute_spread([curve[key][-1] for curve in curves]) for key in score_keys}
 
 
 def _average_curves(curves: list[Curve]) -> Curve:
@@ -87,41 +87,48 @@ def _average_curves(curves: list[Curve]) -> Curve:
 
 def _compare_at_likeness(curves: list[Curve], baselines: list[Curve]) -> dict[str, Any]:
     """Where both are as faithful to the subject: at the lesser of their greatest fidelities."""
-    pairs = []
-    for curve, baseline in zip(curves, baselines, strict=True):
-        fidelity = min(max(curve["dino"]), max(baseline["dino"]))
-        pairs.append(tuple(read_at(c, "dino", fidelity) for c in (curve, baseline)))
-    return _compare_pairs(pairs)
+    score_pairs = []
+    for curve, baseline_curve in zip(curves, baselines, strict=True):
+        subject_fidelity = min(max(curve["dino"]), max(baseline_curve["dino"]))
+        score_pairs.append(
+            tuple(interpolate_scores(c, "dino", subject_fidelity) for c in (curve, baseline_curve))
+        )
+    return _summarize_pairs(score_pairs)
 
 
 def _compare_at_seconds(curves: list[Curve], baselines: list[Curve]) -> dict[str, Any]:
     """Where both have taken as long, class images included."""
-    pairs = []
-    for curve, baseline in zip(curves, baselines, strict=True):
-        seconds = min(curve["with_images_s"][-1], baseline["with_images_s"][-1])
-        pairs.append(tuple(read_at(c, "with_images_s", seconds) for c in (curve, baseline)))
-    return _compare_pairs(pairs)
+    score_pairs = []
+    for curve, baseline_curve in zip(curves, baselines, strict=True):
+        equal_seconds = min(curve["with_images_s"][-1], baseline_curve["with_images_s"][-1])
+        score_pairs.append(
+            tuple(
+                interpolate_scores(c, "with_images_s", equal_seconds)
+                for c in (curve, baseline_curve)
+            )
+        )
+    return _summarize_pairs(score_pairs)
 
 
-def _compare_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any]:
+def _summarize_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any]:
     """Means of a kind and of class images, and in how many subjects the kind is better."""
-    table = {}
+    comparison_by_key = {}
     for key in (*TITLES, "steps", "seconds", "with_images_s"):
         is_better = [
             (ours[key] > theirs[key]) if key in MORE_IS_BETTER else (ours[key] < theirs[key])
             for ours, theirs in pairs
         ]
-        table[key] = {
+        comparison_by_key[key] = {
             "kind": compute_spread([ours[key] for ours, _ in pairs]),
             BASELINE: compute_spread([theirs[key] for _, theirs in pairs]),
             "better_in": sum(is_better),
         }
-    return table
+    return comparison_by_key
 
 
 def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
     """The summary as markdown."""
-    lines = [
+    page_lines = [
         "# Ways to keep what the model knows, measured",
         "",
         f"Random toy subjects{_name_model(setting)}, {setting['steps']} steps of "
@@ -130,13 +137,20 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
         "Seconds are the processor's. Made by `python -m benchmarks.preservation_study`; every "
         "cell is in the record beside this page.",
     ]
-    for method, result in results["methods"].items():
-        count = describe_count(len(result["subjects"]), "subject")
-        lines += ["", f"## {method}, {count}", "", *format_last(result)]
+    for method, method_result in results["methods"].items():
+        subject_count_text = describe_count(len(method_result["subjects"]), "subject")
+        page_lines += ["", f"## {method}, {subject_count_text}", "", *format_last(method_result)]
         for key, title in _COMPARISONS.items():
-            words = f"{title}: the kind / class images, and in how many subjects the kind is better"
-            lines += ["", words, "", *_format_pairs(result[key], len(result["subjects"]))]
-    return "\n".join(lines) + "\n"
+            heading = (
+                f"{title}: the kind / class images, and in how many subjects the kind is better"
+            )
+            page_lines += [
+                "",
+                heading,
+                "",
+                *_format_pairs(method_result[key], len(method_result["subjects"])),
+            ]
+    return "\n".join(page_lines) + "\n"
 
 
 def _describe_seconds(class_images_s: Mapping[str, float]) -> str:
@@ -150,12 +164,12 @@ def _name_model(setting: dict[str, Any]) -> str:
 
 def format_last(result: dict[str, Any]) -> list[str]:
     """Kinds after the last step, as a table."""
-    titles = {**TITLES, **_SECONDS_TITLES}
+    column_titles = {**TITLES, **_SECONDS_TITLES}
     return [
-        "| after the last step | " + " | ".join(titles.values()) + " |",
-        "| --- |" + " ---: |" * len(titles),
+        "| after the last step | " + " | ".join(column_titles.values()) + " |",
+        "| --- |" + " ---: |" * len(column_titles),
         *(
-            f"| {kind} | " + " | ".join(format_spread(row[k]) for k in titles) + " |"
+            f"| {kind} | " + " | ".join(format_spread(row[k]) for k in column_titles) + " |"
             for kind, row in result["last"].items()
         ),
     ]
@@ -167,21 +181,21 @@ def format_likeness(result: dict[str, Any]) -> list[str]:
 
 
 def _format_pairs(table: dict[str, Any], num_subjects: int) -> list[str]:
-    titles = {
+    column_titles = {
         **TITLES,
         "steps": "steps",
         "seconds": "seconds",
         "with_images_s": "with class images",
     }
     return [
-        "| kind | " + " | ".join(titles.values()) + " |",
-        "| --- |" + " ---: |" * len(titles),
+        "| kind | " + " | ".join(column_titles.values()) + " |",
+        "| --- |" + " ---: |" * len(column_titles),
         *(
             f"| {kind} | "
             + " | ".join(
                 f"{row[k]['kind']['mean']:.3f} / {row[k][BASELINE]['mean']:.3f}, "
                 f"{row[k]['better_in']} of {num_subjects}"
-                for k in titles
+                for k in column_titles
             )
             + " |"
             for kind, row in table.items()
@@ -193,11 +207,11 @@ def plot_fronts(results: dict[str, Any], path: Path) -> None:
     """Likeness to the subject against that of the bare class (PRES), a line a kind."""
     from matplotlib.figure import Figure  # noqa: PLC0415  takes a second
 
-    methods = results["methods"]
-    figure = Figure(figsize=(5 * len(methods), 4), layout="constrained")
-    for index, (method, result) in enumerate(methods.items()):
-        axes = figure.add_subplot(1, len(methods), index + 1)
-        for kind, curve in result["front"].items():
+    results_by_method = results["methods"]
+    figure = Figure(figsize=(5 * len(results_by_method), 4), layout="constrained")
+    for index, (method, method_result) in enumerate(results_by_method.items()):
+        axes = figure.add_subplot(1, len(results_by_method), index + 1)
+        for kind, curve in method_result["front"].items():
             axes.plot(curve["dino"], curve["pres"], marker="o", label=kind)
         axes.set(title=method, xlabel="subject fidelity", ylabel="PRES (lower keeps the class)")
         axes.grid(alpha=0.3)

@@ -65,11 +65,13 @@ class PipelineSampler:
 def sample_with_ray_data(model: str, steps: int, chunks: int, actors: int) -> ElapsedTime:
     """One pass of a data set; from the first image begun to the last one done."""
     seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
-    rows = seeds.map_batches(
+    image_rows = seeds.map_batches(
         PipelineSampler, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
     ).take_all()  # fmt: skip
-    return ElapsedTime(max(row["done"] for row in rows) - min(row["began"] for row in rows))
+    return ElapsedTime(
+        max(row["done"] for row in image_rows) - min(row["began"] for row in image_rows)
+    )
 
 
 def wait_until_idle(limit_s: float = 10.0) -> None:
@@ -86,8 +88,8 @@ def wait_until_idle(limit_s: float = 10.0) -> None:
 
 def _read_idle_s() -> float:
     """Seconds that the cores have been idle, all together."""
-    words = Path("/proc/stat").read_text().split(None, 5)
-    return int(words[4]) / os.sysconf("SC_CLK_TCK")
+    cpu_stat_fields = Path("/proc/stat").read_text().split(None, 5)
+    return int(cpu_stat_fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 class PriorActors:
@@ -95,23 +97,26 @@ class PriorActors:
 
     def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
         directory = model_directory(setting.model)
-        parts = load_components(directory)
-        settings: Any = parts.unet.config
-        spec = PriorSpec(
+        components = load_components(directory)
+        unet_config: Any = components.unet.config
+        prior_spec = PriorSpec(
             model_hash(directory), (PROMPT,),
             SamplingParams(num_inference_steps=steps, guidance_scale=GUIDANCE),
-            int(settings.sample_size) * parts.latent_factor, 0, CHUNK,
+            int(unet_config.sample_size) * components.latent_factor, 0, CHUNK,
         )  # fmt: skip
-        store = open_set(Store(str(folder)), spec)
-        remote = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
-        workers = [remote.remote(str(directory), store.uri, spec, False) for _ in range(actors)]
-        worker_iterator: Iterator[Any] = iter(workers)
-        span, wait_s = CountRange(min=actors, max=actors), ClusterConfig().wait_s
+        prior_store = open_set(Store(str(folder)), prior_spec)
+        actor_class = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
+        worker_actors = [
+            actor_class.remote(str(directory), prior_store.uri, prior_spec, False)
+            for _ in range(actors)
+        ]
+        worker_iterator: Iterator[Any] = iter(worker_actors)
+        actor_range, wait_s = CountRange(min=actors, max=actors), ClusterConfig().wait_s
         self._actor_pool = ActorPool[Any](
-            lambda: next(worker_iterator), span, actors, wait_s, WORDS
+            lambda: next(worker_iterator), actor_range, actors, wait_s, WORDS
         )
         # Answered once they have loaded, which the pool has asked of them.
-        self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in workers]
+        self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in worker_actors]
         self._processes = list[psutil.Process]()
         self._next_chunk = 0
 
@@ -129,64 +134,69 @@ class PriorActors:
 
         start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
         while chunk_numbers:
-            for number, _ in self._actor_pool.process_chunks(chunk_numbers, start_chunk):
-                if number in chunk_numbers:
-                    chunk_numbers.remove(number)
+            for chunk_number, _ in self._actor_pool.process_chunks(chunk_numbers, start_chunk):
+                if chunk_number in chunk_numbers:
+                    chunk_numbers.remove(chunk_number)
         return ElapsedTime(time.perf_counter() - start_s, self._cpu_s() - start_cpu_s)
 
     def _cpu_s(self) -> float:
         """Processor time of all actors since they started."""
-        times = [process.cpu_times() for process in self._processes]
-        return float(sum(t.user + t.system for t in times))
+        cpu_times = [process.cpu_times() for process in self._processes]
+        return float(sum(t.user + t.system for t in cpu_times))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
     """The largest number of actors against one, and against as many of Ray Data's."""
-    steps, actors = setting.pick(6, 25), max(setting.workers)
-    pairs, chunks = setting.pick(1, 6), setting.pick(2, 4) * actors
+    num_steps, num_actors = setting.pick(6, 25), max(setting.workers)
+    num_pairs, num_chunks = (
+        setting.pick(1, 6),
+        setting.pick(2, 4) * num_actors,
+    )
     with (
-        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
-        connection(ClusterConfig(), 3 * actors + 2, is_bare=True),
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
+        connection(ClusterConfig(), 3 * num_actors + 2, is_bare=True),
     ):
         ray.data.DataContext.get_current().enable_progress_bars = False
-        many = PriorActors(setting, steps, Path(name) / "many", actors)
-        one = PriorActors(setting, steps, Path(name) / "one", 1)
-        many.wait_until_ready()
-        one.wait_until_ready()
+        many_actors = PriorActors(setting, num_steps, Path(temp_folder) / "many", num_actors)
+        one_actor = PriorActors(setting, num_steps, Path(temp_folder) / "one", 1)
+        many_actors.wait_until_ready()
+        one_actor.wait_until_ready()
 
         def sample_when_idle() -> ElapsedTime:
             wait_until_idle()
-            return many.sample_chunks(chunks)
+            return many_actors.sample_chunks(num_chunks)
 
         base_case = BenchmarkCase(
-            "actors against one", "one_worker", CHUNK * chunks // actors, "images"
+            "actors against one", "one_worker", CHUNK * num_chunks // num_actors, "images"
         )
         cases = [
             compare_sides(
                 BenchmarkCase(
-                    f"{actors} actors against one",
+                    f"{num_actors} actors against one",
                     base_case.peer, base_case.amount, base_case.unit,
-                    0.95 * actors if actors > 1 else None, CHUNK * chunks,
+                    0.95 * num_actors if num_actors > 1 else None, CHUNK * num_chunks,
                 ),
-                lambda: many.sample_chunks(chunks),
-                lambda: one.sample_chunks(chunks // actors),
+                lambda: many_actors.sample_chunks(num_chunks),
+                lambda: one_actor.sample_chunks(num_chunks // num_actors),
                 setting.pick(2, 12),
             ),
             compare_sides(
-                BenchmarkCase("as many actors of Ray Data", "ray_data", CHUNK * chunks, "images"),
+                BenchmarkCase(
+                    "as many actors of Ray Data", "ray_data", CHUNK * num_chunks, "images"
+                ),
                 sample_when_idle,
-                lambda: sample_with_ray_data(setting.model, steps, chunks, actors),
-                pairs,
+                lambda: sample_with_ray_data(setting.model, num_steps, num_chunks, num_actors),
+                num_pairs,
                 warmups=0,
             ),
         ]  # fmt: skip
     return {
         "cases": cases,
-        "lost": compute_lost_shares(cases[0], actors),
-        "below_the_bar": explain_missed_bar(cases[0], actors),
+        "lost": compute_lost_shares(cases[0], num_actors),
+        "below_the_bar": explain_missed_bar(cases[0], num_actors),
         "configuration": {
-            "actors": actors, "images_a_turn": CHUNK * chunks, "steps": steps, "solver": "ddim",
-            "guidance_scale": GUIDANCE, "chunk": CHUNK,
+            "actors": num_actors, "images_a_turn": CHUNK * num_chunks, "steps": num_steps,
+            "solver": "ddim", "guidance_scale": GUIDANCE, "chunk": CHUNK,
         },
     }  # fmt: skip
 
@@ -195,10 +205,10 @@ def compute_lost_shares(case: dict[str, Any], actors: int) -> dict[str, float]:
     """Shares of what several actors could do at most, by what takes them."""
     if "ratio" not in case:
         return {}
-    machine = case["cpu_ratio"]["median"]
+    cpu_ratio = case["cpu_ratio"]["median"]
     return {
-        "to the machine": round(1 - machine, 3),
-        "to waiting, of what is left": round(1 - case["ratio"]["median"] / (machine * actors), 3),
+        "to the machine": round(1 - cpu_ratio, 3),
+        "to waiting, of what is left": round(1 - case["ratio"]["median"] / (cpu_ratio * actors), 3),
     }
 
 
@@ -206,11 +216,11 @@ def explain_missed_bar(case: dict[str, Any], actors: int) -> list[str]:
     """Why the bar was not reached, in a sentence; nothing if it was."""
     if case.get("reached", True):
         return []
-    lost_shares, machine = compute_lost_shares(case, actors), case["cpu_ratio"]["median"]
+    lost_shares, cpu_ratio = compute_lost_shares(case, actors), case["cpu_ratio"]["median"]
     return [
         f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. With {actors} actors at "
-        f"work an image takes {1 / machine:.3f} times the processor time that it takes one alone: "
-        f"actors that never waited would come to {machine * actors:.2f}. Waiting for the next "
-        f"chunk, for the last one of a turn and for Ray's processes takes "
+        f"work an image takes {1 / cpu_ratio:.3f} times the processor time that it takes one "
+        f"alone: actors that never waited would come to {cpu_ratio * actors:.2f}. Waiting for "
+        f"the next chunk, for the last one of a turn and for Ray's processes takes "
         f"{lost_shares['to waiting, of what is left']:.1%} of that."
     ]

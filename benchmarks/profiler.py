@@ -42,19 +42,19 @@ PHASES = {
 
 def compute_phase_shares(raw: str) -> dict[str, float]:
     """Of py-spy's raw output (one stack a line, and its count), by phase."""
-    counts: Counter[str] = Counter()
+    samples_by_phase: Counter[str] = Counter()
     for line in raw.splitlines():
-        stack, count = line.rsplit(" ", 1)
+        stack, num_samples = line.rsplit(" ", 1)
         if THREAD in stack and WAITS not in stack:
-            counts[_find_phase(stack)] += int(count)
-    total = counts.total()
-    return {name: round(count / total, 4) for name, count in counts.most_common()}
+            samples_by_phase[_find_phase(stack)] += int(num_samples)
+    total_samples = samples_by_phase.total()
+    return {name: round(count / total_samples, 4) for name, count in samples_by_phase.most_common()}
 
 
 def _find_phase(stack: str) -> str:
-    for name, functions in PHASES.items():
-        if any(function in stack for function in functions):
-            return name
+    for phase_name, function_names in PHASES.items():
+        if any(function in stack for function in function_names):
+            return phase_name
     return "Lightning and the rest"
 
 
@@ -62,25 +62,28 @@ def profile_method(method: str) -> dict[str, float]:
     """Shares of a worker's training thread while it makes steps."""
     if (py_spy := shutil.which("py-spy", path=str(Path(sys.executable).parent))) is None:
         raise ConfigError("py-spy is not installed; it comes with ray[default]")
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        config, stacks_file = make_config(Path(name), Setting(), method, 1), Path(name) / "raw"
-        with connection(ClusterConfig(), 6, is_bare=True), start_gated_run(config) as run:
-            run.wait_until_ready()
-            run.run_steps(WARM_UP)
-            steps = threading.Thread(target=run.run_steps, args=(STEPS,))
-            steps.start()
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        config, stacks_file = (
+            make_config(Path(temp_folder), Setting(), method, 1),
+            Path(temp_folder) / "raw",
+        )
+        with connection(ClusterConfig(), 6, is_bare=True), start_gated_run(config) as gated_run:
+            gated_run.wait_until_ready()
+            gated_run.run_steps(WARM_UP)
+            steps_thread = threading.Thread(target=gated_run.run_steps, args=(STEPS,))
+            steps_thread.start()
             command = [
                 py_spy, "record", "--pid", str(_find_worker().pid), "--duration", str(SECONDS),
                 "--rate", str(RATE), "--format", "raw", "--threads", "--output", str(stacks_file),
             ]  # fmt: skip
             subprocess.run(command, check=True, capture_output=True)
-            steps.join()
+            steps_thread.join()
         return compute_phase_shares(stacks_file.read_text())
 
 
 def _find_worker() -> psutil.Process:
-    children = psutil.Process().children(recursive=True)
-    return next(p for p in children if "RayTrainWorker" in " ".join(p.cmdline()))
+    child_processes = psutil.Process().children(recursive=True)
+    return next(p for p in child_processes if "RayTrainWorker" in " ".join(p.cmdline()))
 
 
 def main() -> None:

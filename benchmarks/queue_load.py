@@ -36,7 +36,7 @@ def fill(store: Store, count: int) -> None:
     """So many that wait."""
     queue = WorkQueue(store)
 
-    def add(number: int) -> None:
+    def add_record(number: int) -> None:
         record = make_record(number)
         if not store.is_local:
             queue.add(record)
@@ -45,17 +45,17 @@ def fill(store: Store, count: int) -> None:
         mark_file.parent.mkdir(parents=True, exist_ok=True)
         mark_file.touch()
 
-    with ThreadPoolExecutor(1 if store.is_local else 32) as pool:
-        list(pool.map(add, range(count)))
+    with ThreadPoolExecutor(1 if store.is_local else 32) as thread_pool:
+        list(thread_pool.map(add_record, range(count)))
 
 
 def measure(store: Store, count: int) -> dict[str, Any]:
     """Milliseconds of each call, in a queue of `count`."""
     fill(store, count)
-    queue, numbers = WorkQueue(store), iter(range(count, count + 10_000))
+    queue, record_numbers = WorkQueue(store), iter(range(count, count + 10_000))
     # Their records alone are needed: those that are claimed first.
-    calls: dict[str, Callable[[], object]] = {
-        "add": lambda: queue.add(make_record(next(numbers))),
+    timed_calls: dict[str, Callable[[], object]] = {
+        "add": lambda: queue.add(make_record(next(record_numbers))),
         "list a page": lambda: queue.list_marks("waiting", "", 50),
         "list a later page": lambda: queue.list_marks(
             "waiting", WorkMark.of(make_record(count // 2)).name, 50
@@ -65,14 +65,14 @@ def measure(store: Store, count: int) -> dict[str, Any]:
     record: dict[str, Any] = {"waiting": count, "owners": NUM_OWNERS}
     if store.is_local:
         _write_first_records(store, count)
-    for name, call in calls.items():
+    for call_name, timed_call in timed_calls.items():
         times_ms = []
         for _ in range(CALLS):
             start_s = time.perf_counter()
-            result = call()
+            call_result = timed_call()
             times_ms.append(1000 * (time.perf_counter() - start_s))
-            assert name == "add" or result
-        record[name] = compute_quantiles(times_ms)
+            assert call_name == "add" or call_result
+        record[call_name] = compute_quantiles(times_ms)
     return record | {"unit": "ms", "conditions": read_conditions()}
 
 
@@ -89,8 +89,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--storage")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        store = Store(arguments.storage or str(Path(name) / "out")).sub(f"queue-{uuid.uuid4().hex}")
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        store = Store(arguments.storage or str(Path(temp_folder) / "out")).sub(
+            f"queue-{uuid.uuid4().hex}"
+        )
         print(json.dumps(measure(store, arguments.count), indent=1))
         store.remove("")
 

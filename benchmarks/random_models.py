@@ -29,23 +29,26 @@ TINY = ModelSize("Stable Diffusion 1.5, an eighth of its channels", 8, 64)
 def make_parts(size: ModelSize, device: torch.device) -> Components:
     """The parts of a size, float32; the toy's tokenizer, padded to 77, stands for CLIP's."""
     torch.manual_seed(0)
-    width, groups = 768 // size.divisor, 32 // size.divisor
-    shared: Any = {"layers_per_block": 2, "norm_num_groups": groups}
+    text_hidden_size, num_norm_groups = 768 // size.divisor, 32 // size.divisor
+    shared_settings: Any = {"layers_per_block": 2, "norm_num_groups": num_norm_groups}
     with torch.device(device):
         unet = UNet2DConditionModel(
-            sample_size=size.side_px // 8, cross_attention_dim=width, attention_head_dim=8,
-            block_out_channels=tuple(c // size.divisor for c in (320, 640, 1280, 1280)), **shared,
+            sample_size=size.side_px // 8, cross_attention_dim=text_hidden_size,
+            attention_head_dim=8,
+            block_out_channels=tuple(c // size.divisor for c in (320, 640, 1280, 1280)),
+            **shared_settings,
         )  # fmt: skip
         vae = AutoencoderKL(
             block_out_channels=tuple(c // size.divisor for c in (128, 256, 512, 512)),
             down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=size.side_px, **shared,
+            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=size.side_px, **shared_settings,
         )  # fmt: skip
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=49408, hidden_size=width, intermediate_size=4 * width,
+                vocab_size=49408, hidden_size=text_hidden_size,
+                intermediate_size=4 * text_hidden_size,
                 num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
-                projection_dim=width,
+                projection_dim=text_hidden_size,
             )
         )  # fmt: skip
     return StableDiffusionFunctions(FAMILY).assemble(

@@ -25,14 +25,14 @@ def check_receipts(
     most: how many of them; every one if None
     """
     torch.set_num_threads(1)
-    engine, worst_difference, num_wrong, num_images = Engine(model_directory(model)), 0, 0, 0
-    for name, folder in bundles.items():
-        engine.add_adapter(name, Path(folder) / paths.ADAPTER)
-    for path in sorted(answers.glob("*.json"))[:max_images]:
-        record = json.loads(path.read_text())
-        receipt, request_body = record["image"]["receipt"], record["asked"]
+    engine, worst_difference, num_mismatched, num_images = Engine(model_directory(model)), 0, 0, 0
+    for adapter_name, bundle_folder in bundles.items():
+        engine.add_adapter(adapter_name, Path(bundle_folder) / paths.ADAPTER)
+    for answer_file in sorted(answers.glob("*.json"))[:max_images]:
+        answer_record = json.loads(answer_file.read_text())
+        receipt, request_body = answer_record["image"]["receipt"], answer_record["asked"]
         if any(receipt[k] != request_body[k] for k in ("prompt", "seed", "guidance_scale")):
-            num_wrong += 1
+            num_mismatched += 1
         reference_image = engine.sample(
             [
                 Request(
@@ -43,7 +43,7 @@ def check_receipts(
                 )
             ]
         )[0].image
-        served_image = Image.open(io.BytesIO(base64.b64decode(record["image"]["b64_json"])))
+        served_image = Image.open(io.BytesIO(base64.b64decode(answer_record["image"]["b64_json"])))
         difference = np.abs(
             np.asarray(reference_image, dtype=int) - np.asarray(served_image, dtype=int)
         ).max()
@@ -51,5 +51,5 @@ def check_receipts(
     return {
         "pictures": num_images,
         "worst_pixel_difference": worst_difference,
-        "receipts_of_others": num_wrong,
+        "receipts_of_others": num_mismatched,
     }

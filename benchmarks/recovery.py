@@ -32,31 +32,33 @@ def measure_recovery(
     count: of workers, of which one is killed
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    run, seconds, repeated_steps = Store(storage).sub(paths.run("killed")), [], []
+    run, recovery_times_s, repeated_steps = Store(storage).sub(paths.run("killed")), [], []
     overrides = [
         "train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}",
         f"prior.count={class_images}",
     ]  # fmt: skip
     with start_training(folder, storage, "killed", *overrides) as process:
         for _ in range(kills):
-            last_checkpoint = (committed_steps(run) or [0])[-1]
-            wait_for(process, partial(_has_more, run, last_checkpoint))
+            last_checkpoint_step = (committed_steps(run) or [0])[-1]
+            wait_for(process, partial(_has_newer_checkpoint, run, last_checkpoint_step))
             wait_for(process, lambda: read_last_step(run) % EVERY >= EVERY // 2)
-            step_at_kill, newest = read_last_step(run), committed_steps(run)[-1]
+            step_at_kill, newest_checkpoint_step = read_last_step(run), committed_steps(run)[-1]
             random.choice(find_workers(process)).kill()
             start_s = time.monotonic()
-            wait_for(process, partial(_is_past, run, step_at_kill))
-            seconds.append(time.monotonic() - start_s)
-            repeated_steps.append(step_at_kill - newest)
-    spread = compute_quantiles(seconds)
+            wait_for(process, partial(_is_past_step, run, step_at_kill))
+            recovery_times_s.append(time.monotonic() - start_s)
+            repeated_steps.append(step_at_kill - newest_checkpoint_step)
+    seconds_quantiles = compute_quantiles(recovery_times_s)
     case = {
         "case": f"one of {count} workers killed, until past where it was", "peer": "undisturbed",
-        "class_images": class_images, "unit": "s", "seconds": spread,
-        "each": [round(s, 2) for s in seconds],
+        "class_images": class_images, "unit": "s", "seconds": seconds_quantiles,
+        "each": [round(s, 2) for s in recovery_times_s],
         "steps_made_again": repeated_steps,
     }  # fmt: skip
-    if spread["p95"] > MAX_SPREAD * spread["p5"]:
-        case["unsteady"] = f"p95 is {spread['p95'] / spread['p5']:.2f} times p5"
+    if seconds_quantiles["p95"] > MAX_SPREAD * seconds_quantiles["p5"]:
+        case["unsteady"] = (
+            f"p95 is {seconds_quantiles['p95'] / seconds_quantiles['p5']:.2f} times p5"
+        )
     return case
 
 
@@ -76,26 +78,26 @@ def start_training(
     try:
         yield process
     finally:
-        tree = [process, *process.children(recursive=True)] if popen.poll() is None else []
-        for member in tree:
+        process_tree = [process, *process.children(recursive=True)] if popen.poll() is None else []
+        for tree_process in process_tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(tree, timeout=30)
+                tree_process.kill()
+        psutil.wait_procs(process_tree, timeout=30)
         popen.wait()
 
 
-def _has_more(run: Store, checkpoint: int) -> bool:
+def _has_newer_checkpoint(run: Store, checkpoint: int) -> bool:
     return (committed_steps(run) or [0])[-1] > checkpoint
 
 
-def _is_past(run: Store, step: int) -> bool:
+def _is_past_step(run: Store, step: int) -> bool:
     return read_last_step(run) > step
 
 
 def read_last_step(run: Store) -> int:
     """The newest step in its metrics, 0 where there is none."""
-    metrics = read_metrics(run)
-    return int(metrics[-1]["step"]) if metrics else 0
+    metric_records = read_metrics(run)
+    return int(metric_records[-1]["step"]) if metric_records else 0
 
 
 def find_workers(process: psutil.Process) -> list[psutil.Process]:

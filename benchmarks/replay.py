@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_plan import replay_s
+from benchmarks.cluster_plan import simulate_job_s
 from benchmarks.conditions import read_conditions
 from benchmarks.recovery import find_workers, read_last_step, start_training, wait_for
 from dreambooth_ray.storage import paths
@@ -42,15 +42,23 @@ class RunTrace:
     @property
     def step_s(self) -> float:
         """Of a warm step before the first kill, waits for checkpoints included."""
-        before = [(at, n) for at, n in self.progress if at <= self.kills_s[0] and n >= WARM_UP]
-        return (before[-1][0] - before[0][0]) / (before[-1][1] - before[0][1])
+        progress_before_kill = [
+            (at, n) for at, n in self.progress if at <= self.kills_s[0] and n >= WARM_UP
+        ]
+        return (progress_before_kill[-1][0] - progress_before_kill[0][0]) / (
+            progress_before_kill[-1][1] - progress_before_kill[0][1]
+        )
 
     @property
     def start_s(self) -> float:
         """From the first kill to the beginning of the next step."""
-        after = [(at, step) for at, step in self.progress if at > self.kills_s[0] + SETTLED_S]
-        risen = (b[0] for a, b in itertools.pairwise(after) if b[1] > a[1])
-        return next(risen) - self.kills_s[0] - self.step_s
+        progress_after_kill = [
+            (at, step) for at, step in self.progress if at > self.kills_s[0] + SETTLED_S
+        ]
+        next_step_times_s = (
+            b[0] for a, b in itertools.pairwise(progress_after_kill) if b[1] > a[1]
+        )
+        return next(next_step_times_s) - self.kills_s[0] - self.step_s
 
 
 def run_with_failures(
@@ -60,18 +68,18 @@ def run_with_failures(
 
     at_step: the first kill waits for this step as well
     """
-    run = Store(str(folder / "storage")).sub(paths.run(f"{size}-{steps}"))
+    run_store = Store(str(folder / "storage")).sub(paths.run(f"{size}-{steps}"))
     pending_failures_s, trace = list(failures_s), RunTrace([], [])
     overrides = [
         f"cluster.workers={size}", f"train.batch_size={BATCH}", f"train.steps={steps}",
         f"checkpoint.every={EVERY}",
     ]  # fmt: skip
     with start_training(folder, str(folder / "storage"), f"{size}-{steps}", *overrides) as process:
-        wait_for(process, lambda: read_last_step(run) > 0)
+        wait_for(process, lambda: read_last_step(run_store) > 0)
         origin_s = time.monotonic()
 
         def is_ended() -> bool:
-            elapsed_s, step = time.monotonic() - origin_s, read_last_step(run)
+            elapsed_s, step = time.monotonic() - origin_s, read_last_step(run_store)
             if not trace.progress or trace.progress[-1][1] != step:
                 trace.progress.append((elapsed_s, step))
             last_kill_s = trace.kills_s[-1] if trace.kills_s else 0.0
@@ -92,20 +100,21 @@ def run_with_failures(
 
 def compare_with_simulation(folder: Path, size: int) -> dict[str, Any]:
     """One size: simulated and measured time."""
-    first = run_with_failures(folder, size, FIRST_STEPS, [0.0], FIRST_KILL_AT)
-    step_s, start_s = first.step_s, first.start_s
+    first_trace = run_with_failures(folder, size, FIRST_STEPS, [0.0], FIRST_KILL_AT)
+    step_s, start_s = first_trace.step_s, first_trace.start_s
     work_s, rng = (STEPS - 1) * step_s, random.Random(size)
     failures_s = [
         rng.uniform(0.2, 0.5) * work_s,
         start_s + rng.uniform(0.2, 0.5) * work_s,
     ]
-    simulated_s = replay_s(work_s, EVERY * step_s, 0.0, start_s, iter(failures_s), 0.0)
-    second = run_with_failures(folder, size, STEPS, failures_s)
-    measured_s = second.progress[-1][0]
+    simulated_s = simulate_job_s(work_s, EVERY * step_s, 0.0, start_s, iter(failures_s), 0.0)
+    second_trace = run_with_failures(folder, size, STEPS, failures_s)
+    measured_s = second_trace.progress[-1][0]
     return {
         "workers": size, "step_s": step_s, "start_s": start_s, "failures_s": failures_s,
-        "killed_at_s": second.kills_s, "without_failures_s": work_s, "simulated_s": simulated_s,
-        "measured_s": measured_s, "ratio": round(measured_s / simulated_s, 4),
+        "killed_at_s": second_trace.kills_s, "without_failures_s": work_s,
+        "simulated_s": simulated_s, "measured_s": measured_s,
+        "ratio": round(measured_s / simulated_s, 4),
     }  # fmt: skip
 
 
@@ -114,14 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--workers", type=int, nargs="*", default=SIZES)
-    arguments, rows = parser.parse_args(), []
-    for size in arguments.workers:
-        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-            write_photographs(Path(name) / "photos", 7, "robot", 5, 256)
-            rows.append(compare_with_simulation(Path(name), size))
-            print(json.dumps(rows[-1]), flush=True)
-    setting = {"steps": STEPS, "checkpoint_every": EVERY, "photographs_a_step": BATCH}
-    record = {"rows": rows, "setting": setting, "conditions": read_conditions()}
+    arguments, comparison_rows = parser.parse_args(), []
+    for num_workers in arguments.workers:
+        with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+            write_photographs(Path(temp_folder) / "photos", 7, "robot", 5, 256)
+            comparison_rows.append(compare_with_simulation(Path(temp_folder), num_workers))
+            print(json.dumps(comparison_rows[-1]), flush=True)
+    run_setting = {"steps": STEPS, "checkpoint_every": EVERY, "photographs_a_step": BATCH}
+    record = {"rows": comparison_rows, "setting": run_setting, "conditions": read_conditions()}
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -55,11 +55,11 @@ def make_pipeline(model: str) -> StableDiffusionPipeline:
 
 def sample_batch(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
     """One call of the pipeline for requests of equal steps and guidance."""
-    first = requests[0]
+    first_request = requests[0]
     images: list[Any] = pipeline(
         [r.prompt for r in requests],
-        num_inference_steps=first.params.num_inference_steps,
-        guidance_scale=first.params.guidance_scale,
+        num_inference_steps=first_request.params.num_inference_steps,
+        guidance_scale=first_request.params.guidance_scale,
         generator=[torch.Generator().manual_seed(r.seed) for r in requests],
     ).images
     return images
@@ -76,8 +76,11 @@ def measure(setting: Setting) -> dict[str, Any]:
     # As replicas have it; other engines record a forward once that has become worth it.
     engine = Engine(model_directory(setting.model), lives_long=True)
     pipeline = make_pipeline(setting.model)
-    steps, pairs = setting.pick(8, 25), setting.pick(3, 12)
-    single_request, equal_requests = make_equal_requests(1, steps), make_equal_requests(8, steps)
+    num_steps, num_pairs = setting.pick(8, 25), setting.pick(3, 12)
+    single_request, equal_requests = (
+        make_equal_requests(1, num_steps),
+        make_equal_requests(8, num_steps),
+    )
     mixed_requests = make_mixed_requests(setting.pick(2, 1))
 
     def compare_case(
@@ -87,7 +90,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             BenchmarkCase(name, "diffusers", len(requests), "images", bar),
             make_timed(lambda: engine.sample(requests)),
             make_timed(lambda: theirs(pipeline, requests)),
-            pairs,
+            num_pairs,
         )
 
     cases = [
@@ -99,12 +102,12 @@ def measure(setting: Setting) -> dict[str, Any]:
         "headline": {"diffusers": "eight mixed requests"},
         "cases": cases,
         "configuration": {
-            "solver": "ddim", "side_px": engine.model_side_px, "steps": steps,
+            "solver": "ddim", "side_px": engine.model_side_px, "steps": num_steps,
             "mixed_steps": [r.params.num_inference_steps for r in mixed_requests],
             "mixed_guidance": [r.params.guidance_scale for r in mixed_requests],
             "dtype": "float32", "max_batch": engine.max_batch,
         },
-        "utilisation": _compute_utilisation(setting, engine.model_side_px, steps, cases),
+        "utilisation": _compute_utilisation(setting, engine.model_side_px, num_steps, cases),
     }  # fmt: skip
 
 
@@ -112,19 +115,21 @@ def _compute_utilisation(
     setting: Setting, side_px: int, steps: int, cases: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Share of the machine's matmul rate that each side's UNet operations reach."""
-    parts, rate = (
+    components, matmul_gflops = (
         load_components(model_directory(setting.model)),
         measure_ceilings()["matmul_gflops"],
     )
     gflop_per_image = (
-        2 * count_unet_flops(parts.unet, 1, side_px, parts.latent_factor) * steps / 1e9
+        2 * count_unet_flops(components.unet, 1, side_px, components.latent_factor) * steps / 1e9
     )
     single_case = next(c for c in cases if c["case"] == "one image at a time")
     batch_case = next(c for c in cases if c["case"] == "batch of eight")
     return {
         "gflop_an_image": round(gflop_per_image, 2),
         **{
-            f"{side}, {case['case']}": round(case[side]["median"] * gflop_per_image / rate, 3)
+            f"{side}, {case['case']}": round(
+                case[side]["median"] * gflop_per_image / matmul_gflops, 3
+            )
             for case in (single_case, batch_case)
             if "ratio" in case
             for side in ("ours", "theirs")

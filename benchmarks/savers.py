@@ -42,31 +42,42 @@ def measure(count: int) -> dict[str, Any]:
     prompts = attribute_prompts(count)
     requests = [Request(prompt, k) for k, (prompt, _) in enumerate(prompts)]
     engine.sample(requests[:8])
-    outputs: dict[str, list[Any]] = {name: [] for name in SAVERS}
-    times: dict[str, list[float]] = {name: [] for name in SAVERS}
-    for start in range(0, count, 8):
-        for name, options in SAVERS.items():
-            group = [replace(r, **options) for r in requests[start : start + 8]]
+    outputs_by_saver: dict[str, list[Any]] = {name: [] for name in SAVERS}
+    times_by_saver: dict[str, list[float]] = {name: [] for name in SAVERS}
+    for first_index in range(0, count, 8):
+        for saver_name, saver_options in SAVERS.items():
+            request_group = [
+                replace(r, **saver_options) for r in requests[first_index : first_index + 8]
+            ]
             start_s = time.perf_counter()
-            outputs[name] += engine.sample(group)
-            times[name].append(time.perf_counter() - start_s)
-    rows = {}
-    for name, saver_outputs in outputs.items():
-        reading = read_images(evaluator, [d.image for d in saver_outputs])
-        ratios = sorted(e / t for e, t in zip(times["exact"], times[name], strict=True))
+            outputs_by_saver[saver_name] += engine.sample(request_group)
+            times_by_saver[saver_name].append(time.perf_counter() - start_s)
+    rows_by_saver = {}
+    for saver_name, saver_outputs in outputs_by_saver.items():
+        attribute_readings = read_images(evaluator, [d.image for d in saver_outputs])
+        speed_ratios = sorted(
+            e / t for e, t in zip(times_by_saver["exact"], times_by_saver[saver_name], strict=True)
+        )
         latent_errors = [
             float((d.latents - e.latents).square().mean().sqrt())
-            for d, e in zip(saver_outputs, outputs["exact"], strict=True)
+            for d, e in zip(saver_outputs, outputs_by_saver["exact"], strict=True)
         ]
-        rows[name] = {
-            "times_faster_median": round(ratios[len(ratios) // 2], 3),
+        rows_by_saver[saver_name] = {
+            "times_faster_median": round(speed_ratios[len(speed_ratios) // 2], 3),
             "latent_rmse": round(sum(latent_errors) / len(latent_errors), 4),
             **{
-                head: round(reading.accuracy(head, [truth[head] for _, truth in prompts]), 3)
+                head: round(
+                    attribute_readings.accuracy(head, [truth[head] for _, truth in prompts]), 3
+                )
                 for head in prompts[0][1]
             },
         }
-    return {"count": count, "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+    return {
+        "count": count,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": rows_by_saver,
+    }
 
 
 def main() -> None:
@@ -75,11 +86,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    text = json.dumps(measure(arguments.count), indent=1)
-    print(text)
+    record_text = json.dumps(measure(arguments.count), indent=1)
+    print(record_text)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+        arguments.json.write_text(record_text + "\n")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ class GatedRunGroup:
     def start(self, *sizes: tuple[int, int]) -> list[GatedRun]:
         """For each (workers, global batch in pairs) a run at its first step."""
         runs = []
-        for k, (workers, batch) in enumerate(sizes):
-            overrides = f"train.batch_size={batch}", f"cluster.workers={workers}"
-            name = f"{self._method}-{workers}-{batch}-{k}"
-            config = make_config(self._folder, self._setting, name, workers, *overrides)
+        for k, (workers, batch_pairs) in enumerate(sizes):
+            overrides = f"train.batch_size={batch_pairs}", f"cluster.workers={workers}"
+            run_name = f"{self._method}-{workers}-{batch_pairs}-{k}"
+            config = make_config(self._folder, self._setting, run_name, workers, *overrides)
             runs.append(self._stack.enter_context(start_gated_run(config)))
         for run in runs:
             run.wait_until_ready()
@@ -77,22 +77,24 @@ def run_together(runs: list[GatedRun], steps: int) -> ElapsedTime:
 def measure(setting: Setting) -> dict[str, Any]:
     """The largest number of workers against one."""
     torch.set_num_threads(1)
-    many = max(setting.workers)
+    num_workers = max(setting.workers)
     with (
-        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
-        connection(ClusterConfig(), 3 * many + 4, is_bare=True),
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
+        connection(ClusterConfig(), 3 * num_workers + 4, is_bare=True),
     ):
-        cases = _measure_cases(Path(name), setting, many)
-        config = make_config(Path(name), setting, "many", many)
-    ratio = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
+        cases = _measure_cases(Path(temp_folder), setting, num_workers)
+        config = make_config(Path(temp_folder), setting, "many", num_workers)
+    ratio_by_case = {case["case"].partition(":")[0]: case["ratio"]["median"] for case in cases}
     return {
         "headline": {"one_worker": cases[0]["case"]},
         "cases": cases,
-        "efficiency": {name: round(value / many, 3) for name, value in ratio.items()},
-        "lost": compute_lost_shares(ratio, many),
-        "below_the_bar": explain_missed_bars(cases, ratio),
+        "efficiency": {
+            name: round(value / num_workers, 3) for name, value in ratio_by_case.items()
+        },
+        "lost": compute_lost_shares(ratio_by_case, num_workers),
+        "below_the_bar": explain_missed_bars(cases, ratio_by_case),
         "configuration": {
-            "workers": many, "steps_a_turn": steps_a_turn(setting),
+            "workers": num_workers, "steps_a_turn": steps_a_turn(setting),
             "run": dump_portable_config(config),
         },
     }  # fmt: skip
@@ -107,44 +109,51 @@ def _compare_with_one(
     many: workers and their global batch in pairs; label: of the runs, begins with their method
     """
     with ExitStack() as stack:
-        runs = GatedRunGroup(stack, folder, setting, label)
-        one, both = runs.start((1, pairs), many)
-        bar = _compute_bar(many[0]) if name.startswith("weak") else None
-        step = partial(both.run_steps, runs.steps)
-        return runs.compare_with(name, step, one, (2 * many[1], 2 * pairs), bar)
+        run_group = GatedRunGroup(stack, folder, setting, label)
+        one_worker_run, many_worker_run = run_group.start((1, pairs), many)
+        min_speedup = _compute_min_speedup(many[0]) if name.startswith("weak") else None
+        run_turn = partial(many_worker_run.run_steps, run_group.steps)
+        return run_group.compare_with(
+            name, run_turn, one_worker_run, (2 * many[1], 2 * pairs), min_speedup
+        )
 
 
 def _measure_ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
     """As many runs, which exchange nothing, at once."""
     with ExitStack() as stack:
-        runs = GatedRunGroup(stack, folder, setting, "full-apart")
-        separate_runs = runs.start(*[(1, MANY_PAIRS)] * many)
-        name = f"ceiling: {many} runs apart, {MANY_PAIRS} pairs each"
-        images, step = 2 * MANY_PAIRS, partial(run_together, separate_runs, runs.steps)
-        return runs.compare_with(name, step, separate_runs[0], (images * many, images), None)
+        run_group = GatedRunGroup(stack, folder, setting, "full-apart")
+        separate_runs = run_group.start(*[(1, MANY_PAIRS)] * many)
+        case_name = f"ceiling: {many} runs apart, {MANY_PAIRS} pairs each"
+        images_per_step, run_turn = (
+            2 * MANY_PAIRS,
+            partial(run_together, separate_runs, run_group.steps),
+        )
+        return run_group.compare_with(
+            case_name, run_turn, separate_runs[0], (images_per_step * many, images_per_step), None
+        )
 
 
 def _measure_cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
     """Weak and, in full, the ceiling, strong, weak with the least work, and adapters alone."""
-    pairs = MANY_PAIRS
+    pairs_per_worker = MANY_PAIRS
     compare_with_one = partial(_compare_with_one, folder, setting)
-    weak = f"weak: {many} workers, {pairs} pairs each"
-    cases = [compare_with_one(weak, (many, pairs * many), pairs, "full")]
+    weak_name = f"weak: {many} workers, {pairs_per_worker} pairs each"
+    cases = [compare_with_one(weak_name, (many, pairs_per_worker * many), pairs_per_worker, "full")]
     if setting.profile == "smoke":
         return cases
     # One pair a worker is the least that an exchange of all gradients can hide behind; the
     # gradients of adapters are a hundredth of the weights': hardly an exchange.
-    strong = f"strong: {many} workers share {pairs} pairs"
-    small, lora = (
+    strong_name = f"strong: {many} workers share {pairs_per_worker} pairs"
+    small_name, lora_name = (
         f"weak, one pair each: {many} workers",
-        f"weak, lora: {many} workers, {pairs} pairs each",
+        f"weak, lora: {many} workers, {pairs_per_worker} pairs each",
     )
     return [
         *cases,
         _measure_ceiling(folder, setting, many),
-        compare_with_one(strong, (many, pairs), pairs, "full-strong"),
-        compare_with_one(small, (many, many), 1, "full-small"),
-        compare_with_one(lora, (many, pairs * many), pairs, "lora"),
+        compare_with_one(strong_name, (many, pairs_per_worker), pairs_per_worker, "full-strong"),
+        compare_with_one(small_name, (many, many), 1, "full-small"),
+        compare_with_one(lora_name, (many, pairs_per_worker * many), pairs_per_worker, "lora"),
     ]
 
 
@@ -172,5 +181,5 @@ def explain_missed_bars(cases: list[dict[str, Any]], ratio: dict[str, float]) ->
     ]
 
 
-def _compute_bar(many: int) -> float | None:
+def _compute_min_speedup(many: int) -> float | None:
     return 0.925 * many if many > 1 else None

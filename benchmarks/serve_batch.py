@@ -35,23 +35,23 @@ class BatchedPipeline:
         return await asyncio.to_thread(self._generate_batch, bodies)
 
     def _generate_batch(self, bodies: list[dict[str, Any]]) -> list[str]:
-        groups: dict[tuple[Any, ...], list[int]] = {}
+        indices_by_settings: dict[tuple[Any, ...], list[int]] = {}
         for k, body in enumerate(bodies):
-            shared = body["model"], body["num_inference_steps"], body["guidance_scale"]
-            groups.setdefault(shared, []).append(k)
-        answers = [""] * len(bodies)
-        for (model, steps, guidance), members in groups.items():
+            shared_settings = body["model"], body["num_inference_steps"], body["guidance_scale"]
+            indices_by_settings.setdefault(shared_settings, []).append(k)
+        encoded_images = [""] * len(bodies)
+        for (model, steps, guidance), body_indices in indices_by_settings.items():
             images = self._pipelines[model](
-                [bodies[k]["prompt"] for k in members],
+                [bodies[k]["prompt"] for k in body_indices],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(bodies[k]["seed"]) for k in members],
+                generator=[torch.Generator().manual_seed(bodies[k]["seed"]) for k in body_indices],
             ).images
-            for k, image in zip(members, images, strict=True):
-                file = io.BytesIO()
-                image.save(file, "PNG")
-                answers[k] = base64.b64encode(file.getvalue()).decode()
-        return answers
+            for k, image in zip(body_indices, images, strict=True):
+                png_buffer = io.BytesIO()
+                image.save(png_buffer, "PNG")
+                encoded_images[k] = base64.b64encode(png_buffer.getvalue()).decode()
+        return encoded_images
 
 
 def build(bundles: dict[str, str], replicas: int) -> ray.serve.Application:

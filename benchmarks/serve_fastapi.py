@@ -49,8 +49,8 @@ app = FastAPI(lifespan=_load_pipelines)
 async def generate(body: dict[str, Any]) -> dict[str, Any]:
     """One image."""
     async with _one_at_a_time:
-        data = await asyncio.to_thread(_generate_image, body)
-    return {"data": [{"b64_json": data}]}
+        image_base64 = await asyncio.to_thread(_generate_image, body)
+    return {"data": [{"b64_json": image_base64}]}
 
 
 def _generate_image(body: dict[str, Any]) -> str:
@@ -62,9 +62,9 @@ def _generate_image(body: dict[str, Any]) -> str:
         guidance_scale=body["guidance_scale"],
         generator=torch.Generator().manual_seed(body["seed"]),
     ).images[0]
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    png_buffer = io.BytesIO()
+    image.save(png_buffer, "PNG")
+    return base64.b64encode(png_buffer.getvalue()).decode()
 
 
 @contextmanager
@@ -74,14 +74,16 @@ def serve_pipelines(bundles: dict[str, str], port: int, processes: int) -> Itera
         sys.executable, "-m", "uvicorn", f"{__name__}:app", "--host", "127.0.0.1",
         "--port", str(port), "--workers", str(processes), "--log-level", "error",
     ]  # fmt: skip
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    variables = {BUNDLES: json.dumps(bundles), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    server = subprocess.Popen(command, env=os.environ | variables)
+    python_path = os.pathsep.join(
+        [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    environment = {BUNDLES: json.dumps(bundles), "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
+    server_process = subprocess.Popen(command, env=os.environ | environment)
     try:
         yield
     finally:
-        children = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
-        server.wait(timeout=60)
+        children = psutil.Process(server_process.pid).children(recursive=True)
+        server_process.terminate()
+        server_process.wait(timeout=60)
         for child in psutil.wait_procs(children, timeout=10)[1]:
             child.kill()

@@ -59,22 +59,24 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Saturation of three sides and, in full, what the open loop and a preview take."""
     torch.set_num_threads(1)
     is_full = setting.profile == "full"
-    replicas = max(setting.workers) if is_full else 1
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
-        storage, answers = Path(name) / "storage", Path(name) / "answers"
-        answers.mkdir()
-        bundles = make_subjects(str(storage), setting.model)
-        bench = ServeBenchmark(bundles, storage, answers, replicas, setting.model)
+    num_replicas = max(setting.workers) if is_full else 1
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
+        storage_folder = Path(temp_folder) / "storage"
+        answers_folder = Path(temp_folder) / "answers"
+        answers_folder.mkdir()
+        bundles = make_subjects(str(storage_folder), setting.model)
+        bench = ServeBenchmark(bundles, storage_folder, answers_folder, num_replicas, setting.model)
         with ExitStack() as stack:
-            stack.enter_context(serve_fastapi.serve_pipelines(bundles, FASTAPI_PORT, replicas))
-            stack.enter_context(connection(ClusterConfig(), 2 * replicas, is_bare=True))
+            stack.enter_context(serve_fastapi.serve_pipelines(bundles, FASTAPI_PORT, num_replicas))
+            stack.enter_context(connection(ClusterConfig(), 2 * num_replicas, is_bare=True))
             bench.deploy_sides()
             for k in range(setting.pick(1, 3)):
                 bench.run_round(k, setting.pick(2, 15))
             if is_full:
                 bench.run_open_loop(15)
                 bench.measure_previews(5)
-        receipts = check_receipts(answers, bundles, setting.model, None if is_full else 3)
+        max_images = None if is_full else 3
+        receipt_check = check_receipts(answers_folder, bundles, setting.model, max_images)
     cases = bench.make_cases()
     record: dict[str, Any] = {"cases": cases}
     if is_full:
@@ -86,10 +88,10 @@ def measure(setting: Setting) -> dict[str, Any]:
         **record,
         "turns": bench.turns,
         "open_loop": bench.open_loop_records,
-        "receipts": receipts,
+        "receipts": receipt_check,
         "configuration": {
-            "callers": bench.callers, "replicas": replicas, "subjects": len(SUBJECTS), "batch": 8,
-            "seconds_a_turn": setting.pick(2, 15), "latency_bound_s": BOUND_S,
+            "callers": bench.callers, "replicas": num_replicas, "subjects": len(SUBJECTS),
+            "batch": 8, "seconds_a_turn": setting.pick(2, 15), "latency_bound_s": BOUND_S,
         },
     }  # fmt: skip
 
@@ -134,35 +136,38 @@ class ServeBenchmark:
     def deploy_sides(self) -> None:
         """Ours and Ray Serve's peer at once; wait until they and FastAPI's processes are warm."""
         ray.serve.start(http_options={"port": PORT})
-        targets = [
+        run_targets = [
             RunTarget(self._build_ours(), "ours"),
             RunTarget(serve_batch.build(self._bundles, self._replicas), "serve_batch", "/peer"),
         ]
-        ray.serve.run_many(targets)
-        for name, url in URLS.items():
+        ray.serve.run_many(run_targets)
+        for side_name, url in URLS.items():
             # Which of FastAPI's processes answers is the system's choice, not a router's.
-            repeats = 4 if name == "fastapi" and self._replicas > 1 else 1
-            warm_up(url, repeats * self._replicas)
+            warm_up_rounds = 4 if side_name == "fastapi" and self._replicas > 1 else 1
+            warm_up(url, warm_up_rounds * self._replicas)
 
     def run_round(self, number: int, seconds: float) -> None:
         """Every side once, each beginning in its turn."""
-        names = list(self.turns)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            words = ["--callers", str(self.callers)]
-            if name == "ours":
-                words += ["--out", str(self._answers)]
-            self.turns[name].append(run_callers(URLS[name], seconds, *words))
-            print(name, self.turns[name][-1], file=sys.stderr)
+        side_names = list(self.turns)
+        first_index = number % len(side_names)
+        for side_name in side_names[first_index:] + side_names[:first_index]:
+            caller_options = ["--callers", str(self.callers)]
+            if side_name == "ours":
+                caller_options += ["--out", str(self._answers)]
+            self.turns[side_name].append(run_callers(URLS[side_name], seconds, *caller_options))
+            print(side_name, self.turns[side_name][-1], file=sys.stderr)
 
     def run_open_loop(self, seconds: float) -> None:
         """Each side at rising rates until its p95 is above the bound."""
-        best = float(np.median([turn["images_per_s"] for turn in self.turns["ours"]]))
-        for name in self.turns:
-            self.open_loop_records[name] = []
-            for share in SHARES:
-                record = run_callers(URLS[name], seconds, "--rate", str(share * best))
-                self.open_loop_records[name].append(record)
-                print(name, record, file=sys.stderr)
+        saturation_rate = float(np.median([turn["images_per_s"] for turn in self.turns["ours"]]))
+        for side_name in self.turns:
+            self.open_loop_records[side_name] = []
+            for load_share in SHARES:
+                record = run_callers(
+                    URLS[side_name], seconds, "--rate", str(load_share * saturation_rate)
+                )
+                self.open_loop_records[side_name].append(record)
+                print(side_name, record, file=sys.stderr)
                 if record["p95_s"] > BOUND_S or record["failures"]:
                     break
 
@@ -178,17 +183,17 @@ class ServeBenchmark:
         cases, ours = [], self.turns["ours"]
         for peer, bar in BARS.items():
             theirs = self.turns[peer]
-            rates, tails = (
-                summarize_rates(_read_values(ours, key), _read_values(theirs, key), key_bar)
+            throughput_summary, tail_summary = (
+                summarize_rates(_read_rates(ours, key), _read_rates(theirs, key), key_bar)
                 for key, key_bar in (("images_per_s", bar), ("per_p95_s", 1.0))
             )
             load_text = f"{self.callers} callers, {len(SUBJECTS)} subjects"
-            shared_fields = {"peer": peer, "pairs": len(ours)}
+            shared_case_fields = {"peer": peer, "pairs": len(ours)}
             cases += [
                 {"case": f"{load_text}: throughput", "unit": "images/s", "bar": bar}
-                | shared_fields | rates,
+                | shared_case_fields | throughput_summary,
                 {"case": f"{load_text}: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
-                | shared_fields | tails,
+                | shared_case_fields | tail_summary,
             ]  # fmt: skip
         for peer in BARS if self.open_loop_records else ():
             cases.append(
@@ -207,15 +212,15 @@ class ServeBenchmark:
         return cases
 
     def _build_ours(self) -> ray.serve.Application:
-        settings = {
+        serve_settings = {
             "storage": {"uri": str(self._storage)},
             "models": {"base": self._model},
             "replicas": {"minimum": self._replicas, "maximum": self._replicas},
         }
-        return build(ServeConfig.model_validate(settings))
+        return build(ServeConfig.model_validate(serve_settings))
 
 
-def _read_values(turns: list[dict[str, Any]], key: str) -> list[float]:
+def _read_rates(turns: list[dict[str, Any]], key: str) -> list[float]:
     return [1 / turn["p95_s"] if key == "per_p95_s" else turn[key] for turn in turns]
 
 
@@ -226,7 +231,7 @@ def compare_within_bound(
 
     A side that was above it at the lowest rate has none, which is below any.
     """
-    rates = [
+    highest_rates = [
         max(
             (t["images_per_s"] for t in side if t["p95_s"] <= BOUND_S and not t["failures"]),
             default=0.0,
@@ -235,13 +240,13 @@ def compare_within_bound(
     ]
     record = {
         "case": f"throughput at p95 below {BOUND_S:.0f} s", "peer": peer, "unit": "images/s",
-        "highest": {"ours": rates[0], "theirs": rates[1]}, "pairs": 1,
+        "highest": {"ours": highest_rates[0], "theirs": highest_rates[1]}, "pairs": 1,
     }  # fmt: skip
-    lowest = min(turn["asked_per_s"] for turn in theirs)
+    lowest_rate = min(turn["asked_per_s"] for turn in theirs)
     return {
         **record,
-        "ratio": compute_quantiles([rates[0] / (rates[1] or lowest)]),
-        "at_least": not rates[1],
+        "ratio": compute_quantiles([highest_rates[0] / (highest_rates[1] or lowest_rate)]),
+        "at_least": not highest_rates[1],
     }
 
 
@@ -251,22 +256,24 @@ def run_callers(url: str, seconds: float, *words: str) -> dict[str, Any]:
         sys.executable, "-m", "benchmarks.callers", "--url", url,
         "--seconds", str(seconds), *words,
     ]  # fmt: skip
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
+    python_path = os.pathsep.join(
+        [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    completed_process = subprocess.run(
         command,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": python_path},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    record: dict[str, Any] = json.loads(result.stdout)
+    record: dict[str, Any] = json.loads(completed_process.stdout)
     return record
 
 
 def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
     """Wait until every subject has been sampled once by each replica, or nearly so."""
-    for name in SUBJECTS * times:
-        body = {**make_request_body(0, 0), "model": name, "num_inference_steps": 2}
+    for subject_name in SUBJECTS * times:
+        body = {**make_request_body(0, 0), "model": subject_name, "num_inference_steps": 2}
         deadline = time.monotonic() + limit_s
         while True:
             try:
@@ -287,7 +294,7 @@ def time_stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
     )
     start_s, preview_s = time.monotonic(), 0.0
     with urllib.request.urlopen(request, timeout=120) as response:
-        for line in response:
-            if b"partial_image" in line and not preview_s:
+        for event_line in response:
+            if b"partial_image" in event_line and not preview_s:
                 preview_s = time.monotonic() - start_s
     return preview_s, time.monotonic() - start_s

@@ -20,24 +20,26 @@ def make_subjects(storage: str, model: str) -> dict[str, str]:
 
     storage: URI
     """
-    base_directory, folders, settings = model_directory(model), {}, LoraConfig()
+    base_directory, bundle_folders, lora_config = model_directory(model), {}, LoraConfig()
     for k, run_id in enumerate(SUBJECTS):
-        parts = load_components(base_directory)
-        lora.inject_adapters(parts.denoiser, settings, parts.family.lora_targets, seed=k)
+        components = load_components(base_directory)
+        lora.inject_adapters(
+            components.denoiser, lora_config, components.family.lora_targets, seed=k
+        )
         generator = torch.Generator().manual_seed(k)
-        for name, weight in parts.denoiser.named_parameters():
+        for name, weight in components.denoiser.named_parameters():
             if "lora_B" in name:
                 weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
-        with tempfile.TemporaryDirectory() as folder:
-            name = parts.family.denoiser.name
-            lora.save_adapters(parts.denoiser, Path(folder) / paths.ADAPTER / name)
+        with tempfile.TemporaryDirectory() as temp_folder:
+            name = components.family.denoiser.name
+            lora.save_adapters(components.denoiser, Path(temp_folder) / paths.ADAPTER / name)
             metadata: dict[str, object] = {
                 "kind": "adapter",
                 "base_model": model,
                 "base_hash": model_hash(base_directory),
             }
-            store = Store(storage).sub(paths.run(run_id))
-            manifest.publish_folder(store, paths.BUNDLE, Path(folder), metadata)
-            publish_run(store)
-        folders[run_id] = f"{storage}/{paths.run(run_id)}/{paths.BUNDLE}"
-    return folders
+            run_store = Store(storage).sub(paths.run(run_id))
+            manifest.publish_folder(run_store, paths.BUNDLE, Path(temp_folder), metadata)
+            publish_run(run_store)
+        bundle_folders[run_id] = f"{storage}/{paths.run(run_id)}/{paths.BUNDLE}"
+    return bundle_folders

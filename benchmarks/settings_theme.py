@@ -46,35 +46,38 @@ def images_a_turn(overrides: Sequence[str], passes: int) -> int:
     A batch of an accumulating run is a part of its step's. A photograph under its caption without
     identifier counts as the class image that it stands for.
     """
-    values = dict(key.split("=") for key in overrides)
-    batch, parts = int(values.get("train.batch_size", 1)), int(values.get("train.accumulate", 1))
-    return 2 * batch // parts * passes
+    override_values = dict(key.split("=") for key in overrides)
+    batch_size, accumulation_steps = (
+        int(override_values.get("train.batch_size", 1)),
+        int(override_values.get("train.accumulate", 1)),
+    )
+    return 2 * batch_size // accumulation_steps * passes
 
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Every setting against the defaults."""
     torch.set_num_threads(1)
-    passes, pairs = setting.pick(6, 16), setting.pick(2, 4)
-    names = SMOKE if setting.profile == "smoke" else tuple(KEYS)
+    num_batches, num_pairs = setting.pick(6, 16), setting.pick(2, 4)
+    setting_names = SMOKE if setting.profile == "smoke" else tuple(KEYS)
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as folder,
         connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
-        with start_gated_run(config) as defaults:
+        with start_gated_run(config) as default_run:
             side_px = config.train.side_px
             cases = [
                 _compare_with_defaults(
-                    name, Path(folder), setting, defaults, passes, pairs, side_px
+                    name, Path(folder), setting, default_run, num_batches, num_pairs, side_px
                 )
-                for name in names
+                for name in setting_names
             ]
     return {
-        "headline": {"defaults": names[0]},
+        "headline": {"defaults": setting_names[0]},
         "cases": cases,
         "configuration": {
-            "passes_a_turn": passes,
-            "keys": {name: list(_select_overrides(name, side_px)) for name in names},
+            "passes_a_turn": num_batches,
+            "keys": {name: list(_select_overrides(name, side_px)) for name in setting_names},
             "run": dump_portable_config(config),
         },
     }  # fmt: skip
@@ -88,21 +91,24 @@ def _compare_with_defaults(
     name: str,
     folder: Path,
     setting: Setting,
-    defaults: GatedRun,
-    passes: int,
-    pairs: int,
+    default_run: GatedRun,
+    num_batches: int,
+    num_pairs: int,
     side_px: int,
 ) -> dict[str, Any]:
     overrides = _select_overrides(name, side_px)
     config = make_config(folder, setting, f"setting-{name.replace(' ', '-')}", 1, *overrides)
     case = BenchmarkCase(
-        name, "defaults", images_a_turn((), passes), "images",
-        ours_amount=images_a_turn(overrides, passes),
+        name, "defaults", images_a_turn((), num_batches), "images",
+        ours_amount=images_a_turn(overrides, num_batches),
     )  # fmt: skip
-    with start_gated_run(config) as run:
-        run.wait_until_ready()
+    with start_gated_run(config) as gated_run:
+        gated_run.wait_until_ready()
         # Not before: the first setting starts beside the defaults.
-        defaults.wait_until_ready()
+        default_run.wait_until_ready()
         return compare_sides(
-            case, partial(run.run_steps, passes), partial(defaults.run_steps, passes), pairs
+            case,
+            partial(gated_run.run_steps, num_batches),
+            partial(default_run.run_steps, num_batches),
+            num_pairs,
         )

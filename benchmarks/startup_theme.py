@@ -56,33 +56,36 @@ def measure(setting: Setting) -> dict[str, Any]:
     A smoke profile submits once, without class images, and has no bar.
     """
     torch.set_num_threads(1)
-    class_images = setting.pick(0, 8)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name, ExitStack() as head:
-        folder, storage = Path(name), Path(name) / "served"
-        clusters = head.enter_context(_start_head(folder))
+    num_class_images = setting.pick(0, 8)
+    with (
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
+        ExitStack() as head_stack,
+    ):
+        folder, storage = Path(temp_folder), Path(temp_folder) / "served"
+        clusters_file = head_stack.enter_context(_start_head(folder))
         # What replicas need comes up beside the head, and waits while runs are submitted.
         with connection(ClusterConfig(), 4, is_bare=True):
-            served = list(make_subjects(str(storage), setting.model))[: setting.pick(2, 4)]
+            served_names = list(make_subjects(str(storage), setting.model))[: setting.pick(2, 4)]
             first_start, *later_starts = _measure_submits(
-                folder, clusters, class_images, setting.pick(1, 4)
+                folder, clusters_file, num_class_images, setting.pick(1, 4)
             )
-            head.close()
-            replicas, cold, warm = _measure_serving(
-                storage, setting.model, served, setting.pick(1, 3)
+            head_stack.close()
+            replica_times_s, cold_times_s, warm_times_s = _measure_serving(
+                storage, setting.model, served_names, setting.pick(1, 3)
             )
-    images_text = "with its class images" if class_images else "without class images"
-    cases = [_make_submit_case(f"a cluster's first run, {images_text}", [first_start])]
+    class_images_text = "with its class images" if num_class_images else "without class images"
+    cases = [_make_submit_case(f"a cluster's first run, {class_images_text}", [first_start])]
     if later_starts:
         cases.append(_make_submit_case("class images made before", later_starts, FIRST_STEP_BAR_S))
     return {
         "cases": [
             *cases,
-            make_case("a new replica's first image", replicas),
-            make_case("a new subject's first image", cold),
-            make_case("a known subject's image", warm),
+            make_case("a new replica's first image", replica_times_s),
+            make_case("a new subject's first image", cold_times_s),
+            make_case("a known subject's image", warm_times_s),
         ],
         "configuration": {
-            "workers": 1, "preflight": True, "code": "tree", "class_images": class_images,
+            "workers": 1, "preflight": True, "code": "tree", "class_images": num_class_images,
             "picture": "2 steps of the toy world",
         },
     }  # fmt: skip
@@ -90,29 +93,35 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def make_case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[str, Any]:
     """A case of seconds, with whether its median is within its bar."""
-    spread = compute_quantiles(seconds)
+    seconds_quantiles = compute_quantiles(seconds)
     record: dict[str, Any] = {
-        "case": name, "peer": "the clock", "unit": "s", "seconds": spread,
+        "case": name, "peer": "the clock", "unit": "s", "seconds": seconds_quantiles,
         "each": [round(s, 2) for s in seconds],
     }  # fmt: skip
     if bar_s is not None:
-        record |= {"bar_s": bar_s, "reached": bool(spread["median"] < bar_s)}
-    if spread["p95"] > MAX_SPREAD * spread["p5"]:
-        record["unsteady"] = f"p95 is {spread['p95'] / spread['p5']:.2f} times p5"
+        record |= {"bar_s": bar_s, "reached": bool(seconds_quantiles["median"] < bar_s)}
+    if seconds_quantiles["p95"] > MAX_SPREAD * seconds_quantiles["p5"]:
+        record["unsteady"] = (
+            f"p95 is {seconds_quantiles['p95'] / seconds_quantiles['p5']:.2f} times p5"
+        )
     return record
 
 
 def _make_submit_case(
-    name: str, starts: list[SubmitTime], bar_s: float | None = None
+    name: str, submit_times: list[SubmitTime], bar_s: float | None = None
 ) -> dict[str, Any]:
-    record = make_case(f"submit to first step, {name}", [seconds for seconds, _ in starts], bar_s)
-    stages = [stages for _, stages in starts]
-    medians = {key: round(statistics.median(s[key] for s in stages), 1) for key in stages[0]}
-    return record | {"until_s": medians}
+    record = make_case(
+        f"submit to first step, {name}", [seconds for seconds, _ in submit_times], bar_s
+    )
+    stage_times = [stages for _, stages in submit_times]
+    stage_medians_s = {
+        key: round(statistics.median(s[key] for s in stage_times), 1) for key in stage_times[0]
+    }
+    return record | {"until_s": stage_medians_s}
 
 
 def _measure_submits(
-    folder: Path, clusters: Path, class_images: int, times: int
+    folder: Path, clusters_file: Path, class_images: int, times: int
 ) -> list[SubmitTime]:
     """Seconds from the command's start to the first step in the run's metrics log, and to
     what is before it, by run.
@@ -120,92 +129,101 @@ def _measure_submits(
     The first run generates the class images and starts what a cluster starts once.
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    storage, starts = Store(str(folder / "storage")), list[SubmitTime]()
-    _wait_for(partial(_has_room, Dashboard(find_cluster("bench", clusters))))
+    storage, submit_times = Store(str(folder / "storage")), list[SubmitTime]()
+    _wait_for(partial(_has_room, Dashboard(find_cluster("bench", clusters_file))))
     for k in range(times):
         if k:
             _wait_for(partial(is_finished, storage.sub(paths.run(f"run-{k - 1}"))))
-        run = storage.sub(paths.run(f"run-{k}"))
+        run_store = storage.sub(paths.run(f"run-{k}"))
         start_s, start_epoch_s = time.monotonic(), time.time()
-        result = subprocess.run(
+        completed_process = subprocess.run(
             [
                 DREAMBOOTH, "submit", "toy-robot.yaml", "--cluster", "bench",
-                "--clusters", str(clusters), f"subject.photos={folder / 'photos'}",
+                "--clusters", str(clusters_file), f"subject.photos={folder / 'photos'}",
                 f"storage.uri={storage.uri}", f"run_id=run-{k}", f"prior.count={class_images}",
                 "prior.num_inference_steps=4", "train.steps=30", "sample.every=0",
                 "cluster.workers=1",
             ],
             check=False, capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
-        if result.returncode:
+        if completed_process.returncode:
             raise DreamBoothError(
-                f"dreambooth submit ended with {result.returncode}: {result.stderr}"
+                f"dreambooth submit ended with {completed_process.returncode}: "
+                f"{completed_process.stderr}"
             )
-        _wait_for(partial(read_metrics, run))
+        _wait_for(partial(read_metrics, run_store))
         seconds = time.monotonic() - start_s
-        starts.append(
-            (seconds, {name: epoch_s - start_epoch_s for name, epoch_s in _read_traces(run)})
+        submit_times.append(
+            (
+                seconds,
+                {name: epoch_s - start_epoch_s for name, epoch_s in _read_stage_times(run_store)},
+            )
         )
-        print(f"first step after {seconds:.2f} s", starts[-1][1], file=sys.stderr)
-    return starts
+        print(f"first step after {seconds:.2f} s", submit_times[-1][1], file=sys.stderr)
+    return submit_times
 
 
-def _read_traces(run: Store) -> Iterator[tuple[str, float]]:
+def _read_stage_times(run: Store) -> Iterator[tuple[str, float]]:
     """What a start leaves in its run one after the other, and when, in seconds of the epoch.
 
     A run without class images writes down no use of any.
     """
-    for name, file in (
+    for stage_name, trace_file in (
         ("preflight done, the run written down", paths.CONFIG),
         ("the job's process up, inputs looked at", paths.PRIOR_USE),
         ("Ray Train's controller up", f"{paths.RAY_TRAIN}/.validate_storage_marker"),
     ):
         with contextlib.suppress(FileNotFoundError):
-            yield name, run.local_path(file).stat().st_mtime
+            yield stage_name, run.local_path(trace_file).stat().st_mtime
 
 
 @contextmanager
 def _start_head(folder: Path) -> Iterator[Path]:
     """A Ray head with its Jobs API, coming up; yields the file that names it."""
-    gcs, jobs, client, agent = (_free_port() for _ in range(4))
+    gcs_port, jobs_port, client_port, agent_port = (_free_port() for _ in range(4))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-        f"--port={gcs}", f"--dashboard-port={jobs}", f"--ray-client-server-port={client}",
+        f"--port={gcs_port}", f"--dashboard-port={jobs_port}",
+        f"--ray-client-server-port={client_port}",
         # Its usual port may be another Ray's of this machine: the head would take no jobs.
-        f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", "--num-cpus=4",
+        f"--dashboard-agent-listen-port={agent_port}", "--dashboard-host=127.0.0.1", "--num-cpus=4",
         "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
-    address, file = f"http://127.0.0.1:{jobs}", folder / "clusters.yaml"
+    dashboard_address, clusters_file = f"http://127.0.0.1:{jobs_port}", folder / "clusters.yaml"
     token = secrets.token_hex(32)
-    file.write_text(f'bench: {{address: "{address}", token: {token}}}\n')
+    clusters_file.write_text(f'bench: {{address: "{dashboard_address}", token: {token}}}\n')
     # Jobs of the cluster are to find this installation's Python, wherever it is.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    with (folder / "head.log").open("w") as log:
-        popen = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+    search_path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
+    environment = {"PATH": search_path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    with (folder / "head.log").open("w") as log_file:
+        popen = subprocess.Popen(
+            command, stdout=log_file, stderr=log_file, env=os.environ | environment
+        )
     process = psutil.Process(popen.pid)
     try:
-        yield file
+        yield clusters_file
     finally:
-        tree = [process, *process.children(recursive=True)]
-        for member in tree:
+        process_tree = [process, *process.children(recursive=True)]
+        for tree_process in process_tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(tree, timeout=30)
+                tree_process.kill()
+        psutil.wait_procs(process_tree, timeout=30)
         popen.wait()
 
 
 def _measure_serving(
-    storage: Path, model: str, names: list[str], times: int
+    storage: Path, model: str, subject_names: list[str], times: int
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds to a new replica's first image, and to subjects' first and second ones."""
-    settings = {
+    serve_settings = {
         "storage": {"uri": str(storage)},
         "models": {"base": model},
         "replicas": {"minimum": 1, "maximum": 1},
     }
-    config = ServeConfig.model_validate(settings)
-    replicas, cold, warm = list[float](), list[float](), list[float]()
+    config = ServeConfig.model_validate(serve_settings)
+    replica_times_s, cold_times_s, warm_times_s = list[float](), list[float](), list[float]()
     for k in range(times):
         if k:
             ray.serve.shutdown()
@@ -213,11 +231,11 @@ def _measure_serving(
         start_s = time.monotonic()
         ray.serve.run(build(config), name="dreambooth")
         _time_image("base")
-        replicas.append(time.monotonic() - start_s)
-        for name in names:
-            cold.append(_time_image(name))
-            warm.append(_time_image(name))
-    return replicas, cold, warm
+        replica_times_s.append(time.monotonic() - start_s)
+        for subject_name in subject_names:
+            cold_times_s.append(_time_image(subject_name))
+            warm_times_s.append(_time_image(subject_name))
+    return replica_times_s, cold_times_s, warm_times_s
 
 
 def _free_port() -> int:

@@ -17,33 +17,33 @@ def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, A
     returns: `shares` by part, and `bound`: how many times as fast a loop would be that did
         nothing but the denoiser's forward and backward, as diffusers and peft have them
     """
-    loop, seconds = PlainLoop(config, directory), defaultdict[str, float](float)
+    plain_loop, cpu_s_by_part = PlainLoop(config, directory), defaultdict[str, float](float)
 
-    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
+    def time_calls(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run_timed(*args: Any, **kwargs: Any) -> Any:
             start_s = time.process_time()
             try:
                 return work(*args, **kwargs)
             finally:
-                seconds[name] += time.process_time() - start_s
+                cpu_s_by_part[name] += time.process_time() - start_s
 
-        return run
+        return run_timed
 
-    for name, (owner, method) in {
-        "denoiser, forward": (loop.unet, "forward"),
-        "text encoder, forward": (loop.text_encoder, "forward"),
-        "autoencoder": (loop.vae, "encode"),
-        "backward": (loop.accelerator, "backward"),
-        "clipping": (loop.accelerator, "clip_grad_norm_"),
-        "optimizer": (loop.optimizer, "step"),
+    for part_name, (owner, method_name) in {
+        "denoiser, forward": (plain_loop.unet, "forward"),
+        "text encoder, forward": (plain_loop.text_encoder, "forward"),
+        "autoencoder": (plain_loop.vae, "encode"),
+        "backward": (plain_loop.accelerator, "backward"),
+        "clipping": (plain_loop.accelerator, "clip_grad_norm_"),
+        "optimizer": (plain_loop.optimizer, "step"),
     }.items():
-        setattr(owner, method, timed(name, getattr(owner, method)))
+        setattr(owner, method_name, time_calls(part_name, getattr(owner, method_name)))
     torch.set_num_threads(1)
-    loop.run_steps(3)
-    seconds.clear()
-    total_s = loop.run_steps(steps).cpu_s
+    plain_loop.run_steps(3)
+    cpu_s_by_part.clear()
+    total_s = plain_loop.run_steps(steps).cpu_s
     assert total_s is not None
-    shares = {name: round(s / total_s, 3) for name, s in seconds.items()}
+    shares = {name: round(s / total_s, 3) for name, s in cpu_s_by_part.items()}
     denoiser_share = shares["denoiser, forward"] + shares["backward"]
     other_share = round(1 - sum(shares.values()), 3)
     return {
@@ -54,16 +54,24 @@ def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, A
 
 def explain_missed_bar(case: dict[str, Any], breakdown: dict[str, Any]) -> str:
     """What a case that is below its bar owes to what the denoiser itself takes."""
-    bound, bar, ratio = breakdown["bound"], case["bar"], case["ratio"]["median"]
-    text = (
-        f"{case['case']}: {ratio:.2f} of {bar}. A loop of nothing but the denoiser's forward and "
-        f"backward would be {bound:.2f} times as fast as the plain loop with the same allocator"
+    max_speedup, min_speedup, median_ratio = (
+        breakdown["bound"],
+        case["bar"],
+        case["ratio"]["median"],
     )
-    if ratio > bound:
+    explanation = (
+        f"{case['case']}: {median_ratio:.2f} of {min_speedup}. A loop of nothing but the "
+        f"denoiser's forward and backward would be {max_speedup:.2f} times as fast as the plain "
+        "loop with the same allocator"
+    )
+    if median_ratio > max_speedup:
         return (
-            f"{text}. Ours is beyond that, since its forward is played from a recording; what is "
-            "left is nearly all the operations of forward and backward (profile.json)."
+            f"{explanation}. Ours is beyond that, since its forward is played from a recording; "
+            "what is left is nearly all the operations of forward and backward (profile.json)."
         )
-    if bound < bar:
-        return f"{text}: what can be spared around them is less than the bar asks."
-    return f"{text}; what lies between is the optimizer, clipping, records and Lightning's loop."
+    if max_speedup < min_speedup:
+        return f"{explanation}: what can be spared around them is less than the bar asks."
+    return (
+        f"{explanation}; what lies between is the optimizer, clipping, records and Lightning's "
+        "loop."
+    )

@@ -77,32 +77,34 @@ class StudyCell:
         """Of the cell, within its subject."""
         if self.method == "none":
             return "before training"
-        kind = f"{self.method}, {'with' if self.prior else 'without'} class images"
-        settings = [] if self.photographs == SQUARES else [f"photographs={self.photographs}"]
-        return ", ".join([kind, *settings, *self.overrides])
+        training_text = f"{self.method}, {'with' if self.prior else 'without'} class images"
+        photograph_texts = (
+            [] if self.photographs == SQUARES else [f"photographs={self.photographs}"]
+        )
+        return ", ".join([training_text, *photograph_texts, *self.overrides])
 
 
 def make_cells(subjects: int) -> list[StudyCell]:
     """All of them, subject by subject."""
-    cells = []
+    study_cells = []
     for subject in range(subjects):
-        cells.append(StudyCell(subject, "none", False))
-        cells += [StudyCell(subject, m, p) for m, p in product(RECIPES, (True, False))]
-    return cells
+        study_cells.append(StudyCell(subject, "none", False))
+        study_cells += [StudyCell(subject, m, p) for m, p in product(RECIPES, (True, False))]
+    return study_cells
 
 
 def load_cell_config(cell: StudyCell, work: Path) -> Config:
     """The toy recipe of a method, for this subject and within one process."""
-    noun = random_subject(cell.subject).class_noun
-    photos = find_photographs(work, cell.subject, cell.photographs)
-    recipe, of_method = RECIPES.get(cell.method, RECIPES["full"]), tuple[str, ...]()
+    class_noun = random_subject(cell.subject).class_noun
+    photos_folder = find_photographs(work, cell.subject, cell.photographs)
+    recipe_name, method_overrides = RECIPES.get(cell.method, RECIPES["full"]), tuple[str, ...]()
     if cell.model != TOY:
-        recipe, of_method = FLOW_RECIPE, FLOW_LORA if cell.method == "lora" else ()
+        recipe_name, method_overrides = FLOW_RECIPE, FLOW_LORA if cell.method == "lora" else ()
     config = load_config(
-        recipe,
+        recipe_name,
         [
-            *of_method, f"model.uri={cell.model}", f"subject.photos={photos}",
-            f"subject.class_noun={noun}", f"seed={cell.subject}", f"storage.uri={work}",
+            *method_overrides, f"model.uri={cell.model}", f"subject.photos={photos_folder}",
+            f"subject.class_noun={class_noun}", f"seed={cell.subject}", f"storage.uri={work}",
             "cluster.workers=1", f"train.batch_size={BATCH}",
             f"train.steps={STEPS}", "prior.weight=1.0",
             f"prior.count={NUM_CLASS_IMAGES if cell.prior else 0}", *cell.overrides,
@@ -115,25 +117,27 @@ def generate_class_images(
     config: Config, directory: Path, shapes: tuple[ImageShape, ...] = ()
 ) -> PriorSet:
     """The class's set, generated once for all its subjects. shapes: none are squares"""
-    prior = config.prior
-    spec = PriorSpec(
-        model_hash(directory), config.class_prompts, prior.sampling_params,
-        config.train.side_px, 0, prior.batch_size, shapes=shapes,
+    prior_config = config.prior
+    prior_spec = PriorSpec(
+        model_hash(directory), config.class_prompts, prior_config.sampling_params,
+        config.train.side_px, 0, prior_config.batch_size, shapes=shapes,
     )  # fmt: skip
-    store = Store(config.storage.uri).sub(paths.prior_set(spec.digest))
-    spec_record = {
-        "prompts": list(spec.prompts), "chunk_size": spec.chunk_size, "shapes": shapes,
+    prior_store = Store(config.storage.uri).sub(paths.prior_set(prior_spec.digest))
+    prior_spec_record = {
+        "prompts": list(prior_spec.prompts), "chunk_size": prior_spec.chunk_size, "shapes": shapes,
     }  # fmt: skip
-    store.create(paths.PRIOR_SPEC, json.dumps(spec_record).encode())
-    worker: PriorWorker | None = None
-    records: dict[int, list[PriorImageRecord]] = {}
-    while store.exists(f"{paths.prior_chunk(len(records))}.json"):
-        records[len(records)] = read_records(store, len(records))
-    while chunk_numbers := missing_chunks(spec, prior.num_images, records):
-        worker = worker or PriorWorker(str(directory), store.uri, spec, gpu=False)
-        for number in chunk_numbers:
-            records[number] = worker.generate(number)
-    return PriorSet(store, prior.num_images)
+    prior_store.create(paths.PRIOR_SPEC, json.dumps(prior_spec_record).encode())
+    prior_worker: PriorWorker | None = None
+    chunk_records: dict[int, list[PriorImageRecord]] = {}
+    while prior_store.exists(f"{paths.prior_chunk(len(chunk_records))}.json"):
+        chunk_records[len(chunk_records)] = read_records(prior_store, len(chunk_records))
+    while chunk_numbers := missing_chunks(prior_spec, prior_config.num_images, chunk_records):
+        prior_worker = prior_worker or PriorWorker(
+            str(directory), prior_store.uri, prior_spec, gpu=False
+        )
+        for chunk_number in chunk_numbers:
+            chunk_records[chunk_number] = prior_worker.generate(chunk_number)
+    return PriorSet(prior_store, prior_config.num_images)
 
 
 class _ScoringCallback(Callback):
@@ -163,45 +167,48 @@ def run_cell(
     """Train and score; the line of a cell."""
     start_s = time.perf_counter()
     config, directory = load_cell_config(cell, work), model_directory(cell.model)
-    parts, scorer = load_components(directory), make_scorer(config)
+    components, scorer = load_components(directory), make_scorer(config)
     cell_record = {
         "subject": cell.subject,
         "cell": cell.name,
         "class_noun": config.subject.class_noun,
     }
     if cell.method == "none":
-        return {**cell_record, "points": {"0": scorer(parts)}}
-    apply_method(config, parts)
+        return {**cell_record, "points": {"0": scorer(components)}}
+    apply_method(config, components)
     photographs = read_configured_subject(config, config.subject)
-    priors = None
+    prior_set = None
     if config.prior.num_images:
-        shapes = list_class_shapes(config, photographs)
-        priors = generate_class_images(config, directory, shapes)
-    dataset = TrainingDataset(config, parts, [photographs], priors, (0, 1))
-    module, scoring = DreamBoothModule(config, parts), _ScoringCallback(scorer, parts, points)
+        class_shapes = list_class_shapes(config, photographs)
+        prior_set = generate_class_images(config, directory, class_shapes)
+    dataset = TrainingDataset(config, components, [photographs], prior_set, (0, 1))
+    module, scoring_callback = (
+        DreamBoothModule(config, components),
+        _ScoringCallback(scorer, components, points),
+    )
     trainer = pl.Trainer(
         max_steps=config.train.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=config.train.max_grad_norm, use_distributed_sampler=False,
         precision=precision_flag(config),
-        callbacks=[scoring],
+        callbacks=[scoring_callback],
     )  # fmt: skip
     trainer.fit(module, DataLoader(dataset, batch_size=None))
     total_s = time.perf_counter() - start_s
     if isinstance(scorer, StudyScorer):
         scorer.draw_sheet(work / "sheets" / f"{cell.subject}, {cell.model}, {cell.name}.png")
-    networks = parts.networks.values()
+    networks = components.networks.values()
     return {
         **cell_record,
         "parameters": sum(
             p.numel() for network in networks for p in network.parameters() if p.requires_grad
         ),
-        "points": scoring.scores_by_step,
-        "seconds": {"scoring": round(scoring.seconds, 1), "all": round(total_s, 1)},
+        "points": scoring_callback.scores_by_step,
+        "seconds": {"scoring": round(scoring_callback.seconds, 1), "all": round(total_s, 1)},
     }
 
 
-def points_of(cell: StudyCell) -> tuple[int, ...]:
+def choose_scored_steps(cell: StudyCell) -> tuple[int, ...]:
     """When a cell of the study is scored."""
     return POINTS if cell.subject < FOLLOWED else POINTS[-1:]
 
@@ -210,30 +217,30 @@ def run_study(
     todo: list[StudyCell],
     work: Path,
     file: str = "cells.jsonl",
-    points: Callable[[StudyCell], tuple[int, ...]] = points_of,
+    points: Callable[[StudyCell], tuple[int, ...]] = choose_scored_steps,
     make_scorer: Callable[[Config], Callable[[Components], Any]] = StudyScorer,
 ) -> list[dict[str, Any]]:
     """Every cell's line, those that were there and those that were not; kept in WORK/FILE."""
     work.mkdir(parents=True, exist_ok=True)
     record_file = work / file
-    text = record_file.read_text() if record_file.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
-    finished_cells = {(line["subject"], line["cell"]) for line in lines}
-    for cell in todo:
-        if (cell.subject, cell.name) in finished_cells:
+    record_text = record_file.read_text() if record_file.exists() else ""
+    cell_records = [json.loads(line) for line in record_text.splitlines()]
+    finished_cells = {(line["subject"], line["cell"]) for line in cell_records}
+    for study_cell in todo:
+        if (study_cell.subject, study_cell.name) in finished_cells:
             continue
-        line = run_cell(cell, work, points(cell), make_scorer)
-        with record_file.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        print(cell.subject, cell.name, line.get("seconds"), flush=True)
-        lines.append(line)
-    return lines
+        cell_record = run_cell(study_cell, work, points(study_cell), make_scorer)
+        with record_file.open("a") as record_stream:
+            record_stream.write(json.dumps(cell_record) + "\n")
+        print(study_cell.subject, study_cell.name, cell_record.get("seconds"), flush=True)
+        cell_records.append(cell_record)
+    return cell_records
 
 
 def write_record(lines: list[dict[str, Any]], path: Path) -> None:
     """The record, and beside it the page."""
     results = summarize_cells(lines)
-    setting = {
+    study_setting = {
         "steps": STEPS, "points": POINTS, "subjects_scored_at_all_points": FOLLOWED,
         "photographs_a_step": BATCH, "prior_weight": 1.0,
         "class_images": NUM_CLASS_IMAGES, "photographs": NUM_SQUARES,
@@ -241,7 +248,7 @@ def write_record(lines: list[dict[str, Any]], path: Path) -> None:
             name: load_brief_protocol(name).model_dump(mode="json") for name in PROTOCOLS
         },
     }  # fmt: skip
-    record = {**results, "setting": setting, "conditions": read_conditions(), "cells": lines}
+    record = {**results, "setting": study_setting, "conditions": read_conditions(), "cells": lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     write_study_page(path.parent)
@@ -256,9 +263,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    lines = run_study(make_cells(arguments.subjects), arguments.work)
+    cell_records = run_study(make_cells(arguments.subjects), arguments.work)
     if arguments.json:
-        write_record(lines, arguments.json)
+        write_record(cell_records, arguments.json)
 
 
 if __name__ == "__main__":

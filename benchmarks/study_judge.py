@@ -48,9 +48,13 @@ Scores = dict[str, dict[str, float]]
 
 def load_brief_protocol(name: str) -> Protocol:
     """The toy world's protocol, made short."""
-    base = load_protocol("toyworld")
-    prompts = {kind: kind_prompts[_PICKED[name]] for kind, kind_prompts in base.prompts.items()}
-    return Protocol.model_validate({**base.model_dump(), **PROTOCOLS[name], "prompts": prompts})
+    base_protocol = load_protocol("toyworld")
+    prompts = {
+        kind: kind_prompts[_PICKED[name]] for kind, kind_prompts in base_protocol.prompts.items()
+    }
+    return Protocol.model_validate(
+        {**base_protocol.model_dump(), **PROTOCOLS[name], "prompts": prompts}
+    )
 
 
 class StudyScorer:
@@ -71,8 +75,8 @@ class StudyScorer:
     def score(self, parts: Components, protocol: Protocol) -> dict[str, float]:
         """Every total of one protocol."""
         cache_every = CACHE_EVERY if parts.family.can("deepcache") else 1
-        params = protocol.sampling_params.model_copy(update={"cache_every": cache_every})
-        return self._score_protocol(Engine(copy_for_sampling(parts)), protocol, params)
+        sampling_params = protocol.sampling_params.model_copy(update={"cache_every": cache_every})
+        return self._score_protocol(Engine(copy_for_sampling(parts)), protocol, sampling_params)
 
     def draw_sheet(self, path: Path) -> None:
         """Write the photographs, and the first image that was scored last of each prompt."""
@@ -88,23 +92,29 @@ class StudyScorer:
         requests = [Request(q.prompt, q.seed, params=params) for q in prompts]
         images = [output.image for output in engine.sample(requests)]
         self.images = dict(zip(prompts, images, strict=True))
-        encoders = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
-        image_embeddings = {use: e.embed_images(images) for use, e in encoders.items()}
+        encoder_by_use = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
+        image_embeddings = {use: e.embed_images(images) for use, e in encoder_by_use.items()}
         photograph_embeddings = {
-            use: e.embed_images(self._photographs) for use, e in encoders.items()
+            use: e.embed_images(self._photographs) for use, e in encoder_by_use.items()
         }
-        texts = load_text_encoder(protocol.encoders.clip_t).embed_texts(
+        text_embeddings = load_text_encoder(protocol.encoders.clip_t).embed_texts(
             [q.plain_prompt for q in prompts]
         )
-        totals = scores.compute_scores(
+        score_totals = scores.compute_scores(
             protocol,
-            scores.ImageEmbeddings(prompts, image_embeddings, photograph_embeddings, texts),
+            scores.ImageEmbeddings(
+                prompts, image_embeddings, photograph_embeddings, text_embeddings
+            ),
         ).totals
-        totals |= scores.compute_toy_scores(prompts, images, self._photographs, self.evaluator)
-        bare = image_embeddings["dino"][[i for i, q in enumerate(prompts) if q.kind == "class"]]
-        values = {key: one.value for key, one in totals.items()}
-        values["class_div"] = diversity([bare])
-        return {key: round(value, 4) for key, value in values.items()}
+        score_totals |= scores.compute_toy_scores(
+            prompts, images, self._photographs, self.evaluator
+        )
+        class_embeddings = image_embeddings["dino"][
+            [i for i, q in enumerate(prompts) if q.kind == "class"]
+        ]
+        score_values = {key: one.value for key, one in score_totals.items()}
+        score_values["class_div"] = diversity([class_embeddings])
+        return {key: round(value, 4) for key, value in score_values.items()}
 
 
 def copy_for_sampling(parts: Components) -> Components:

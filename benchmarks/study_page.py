@@ -19,43 +19,43 @@ _METHODS = {"lora": "adapters", "full": "all weights"}
 
 def write_study_page(folder: Path) -> None:
     """Write study.md of study.json and of the records beside it that are there."""
-    study = json.loads((folder / "study.json").read_text())
-    setting = study["setting"]
-    trained = (
-        f"{setting['steps']} steps of {setting['photographs_a_step']} photographs, class images at "
-        "the paper's weight 1"
+    study_record = json.loads((folder / "study.json").read_text())
+    study_setting = study_record["setting"]
+    training_text = (
+        f"{study_setting['steps']} steps of {study_setting['photographs_a_step']} photographs, "
+        "class images at the paper's weight 1"
     )
-    lines = [format_page(study, trained)]
-    toys = {
+    page_lines = [format_page(study_record, training_text)]
+    records_by_toy = {
         title: json.loads((folder / name).read_text())
         for name, title in _TOYS.items()
         if (folder / name).exists()
     }
-    if toys:
-        lines += _format_toys(toys)
+    if records_by_toy:
+        page_lines += _format_toys(records_by_toy)
     if (folder / "options.json").exists():
-        lines += format_sections(json.loads((folder / "options.json").read_text()))
-    (folder / PAGE).write_text("\n".join(lines).rstrip() + "\n")
+        page_lines += format_sections(json.loads((folder / "options.json").read_text()))
+    (folder / PAGE).write_text("\n".join(page_lines).rstrip() + "\n")
 
 
 def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
     """Kinds of preservation by each method, on each toy, over the subjects that it has."""
-    lines = ["## Kinds of preservation on two toys", ""]
-    tables = [
+    page_lines = ["## Kinds of preservation on two toys", ""]
+    method_results = [
         (title, method, result, record["setting"])
         for title, record in records.items()
         for method, result in record["methods"].items()
     ]
-    for title, method, result, setting in tables:
-        lines += [
+    for title, method, method_result, study_setting in method_results:
+        page_lines += [
             f"On {title}: {_METHODS[method]}, "
-            f"{describe_count(len(result['subjects']), 'subject')}, "
-            f"{setting['steps']} steps; after the last one, and at equal likeness (the kind / "
-            "class images, and in how many subjects the kind is better):",
+            f"{describe_count(len(method_result['subjects']), 'subject')}, "
+            f"{study_setting['steps']} steps; after the last one, and at equal likeness (the kind "
+            "/ class images, and in how many subjects the kind is better):",
             "",
-            *format_last(result),
+            *format_last(method_result),
             "",
-            *format_likeness(result),
+            *format_likeness(method_result),
             "",
         ]
-    return lines
+    return page_lines

@@ -32,33 +32,39 @@ _SIDE_PX = 256
 
 def find_photographs(work: Path, subject: int, kind: str) -> Path:
     """The folder of a subject's photographs, made if it is not there."""
-    name = str(subject) if kind == SQUARES else f"{subject}, {kind}"
-    folder = work / "photos" / name
+    folder_name = str(subject) if kind == SQUARES else f"{subject}, {kind}"
+    folder = work / "photos" / folder_name
     if not folder.exists():
         _WRITERS[kind](folder, subject)
     return folder
 
 
 def _write_squares(folder: Path, seed: int) -> None:
-    noun = random_subject(seed).class_noun
-    write_photographs(folder, seed, noun, NUM_SQUARES, size_px=_SIDE_PX)
+    class_noun = random_subject(seed).class_noun
+    write_photographs(folder, seed, class_noun, NUM_SQUARES, size_px=_SIDE_PX)
 
 
 def _write_one_place(folder: Path, seed: int) -> None:
     """Each before the same background, with its mask."""
     subject, scenes = random_subject(seed), _make_scenes(seed, NUM_SQUARES)
     for k, scene in enumerate(scenes):
-        before = replace(scene, background=ODD_PLACE, seed=_PLACE_SEED)
-        _save(folder, k, render_image(subject, before, _SIDE_PX), draw_mask(subject, scene))
+        place_scene = replace(scene, background=ODD_PLACE, seed=_PLACE_SEED)
+        _save_photograph(
+            folder, k, render_image(subject, place_scene, _SIDE_PX), draw_mask(subject, scene)
+        )
 
 
 def _write_aspects(folder: Path, seed: int) -> None:
     """The subject is whole in each, as large as the shorter side allows, and not in its middle."""
-    subject, sizes = random_subject(seed), [size for size in ASPECT_SIZES for _ in range(2)]
-    for k, (usual, size) in enumerate(zip(_make_scenes(seed, len(sizes)), sizes, strict=True)):
-        box, scene = _frame_subject(usual, size, seed, k)
+    subject, photo_sizes = random_subject(seed), [size for size in ASPECT_SIZES for _ in range(2)]
+    for k, (usual_scene, size) in enumerate(
+        zip(_make_scenes(seed, len(photo_sizes)), photo_sizes, strict=True)
+    ):
+        crop_box, scene = _frame_subject(usual_scene, size, seed, k)
         image = render_image(subject, scene, _CANVAS_PX)
-        _save(folder, k, image.crop(box), draw_mask(subject, scene, _CANVAS_PX).crop(box))
+        _save_photograph(
+            folder, k, image.crop(crop_box), draw_mask(subject, scene, _CANVAS_PX).crop(crop_box)
+        )
 
 
 def _frame_subject(
@@ -68,39 +74,41 @@ def _frame_subject(
     width, height = size
     left_px, top_px = (_CANVAS_PX - width) // 2, (_CANVAS_PX - height) // 2
     # A subject reaches from -1.25 to 1.25 of its scale at most, and stands upright or nearly.
-    scale = 0.36 * min(size) / _CANVAS_PX
+    subject_scale = 0.36 * min(size) / _CANVAS_PX
     rng = np.random.default_rng([seed, 3, index])
     # At a third of the longer side, as people place what they photograph.
-    share = float(rng.choice([0.32, 0.68]) + rng.uniform(-0.03, 0.03))
-    x, y = (share, 0.5) if width > height else (0.5, share)
+    subject_position = float(rng.choice([0.32, 0.68]) + rng.uniform(-0.03, 0.03))
+    x, y = (subject_position, 0.5) if width > height else (0.5, subject_position)
     return (left_px, top_px, left_px + width, top_px + height), replace(
         scene,
         x=(left_px + x * width) / _CANVAS_PX,
         y=(top_px + y * height) / _CANVAS_PX,
-        scale=scale,
+        scale=subject_scale,
     )
 
 
 def _make_scenes(seed: int, count: int) -> list[Scene]:
     """Those of the world's own photographs, one after another."""
-    places = PHOTO_BACKGROUNDS
-    scenes = [random_scene(seed, 7919 + k, places[k % len(places)]) for k in range(count)]
+    backgrounds = PHOTO_BACKGROUNDS
+    scenes = [random_scene(seed, 7919 + k, backgrounds[k % len(backgrounds)]) for k in range(count)]
     return [replace(scene, hat=False) for scene in scenes]
 
 
 def draw_mask(subject: Subject, scene: Scene, size_px: int = _SIDE_PX) -> Image.Image:
     """White where the subject is: what is the same before two backgrounds that are nowhere."""
-    before = [
+    background_renders = [
         np.asarray(
             render_image(subject, replace(scene, background="plain", seed=seed), size_px), dtype=int
         )
-        for seed in _find_shades()
+        for seed in _find_shade_seeds()
     ]
-    difference = np.abs(before[0] - before[1]).max(axis=2)
-    return Image.fromarray((255 * (1 - difference / difference.max())).astype(np.uint8))
+    render_difference = np.abs(background_renders[0] - background_renders[1]).max(axis=2)
+    return Image.fromarray(
+        (255 * (1 - render_difference / render_difference.max())).astype(np.uint8)
+    )
 
 
-def _find_shades() -> tuple[int, int]:
+def _find_shade_seeds() -> tuple[int, int]:
     """Seeds of the darkest and the lightest plain background of the first twenty."""
     scene, subject = random_scene(0, 0, "plain"), random_subject(0)
     corners = [
@@ -112,11 +120,11 @@ def _find_shades() -> tuple[int, int]:
 
 def measure_cut(mask: Image.Image, seen: tuple[int, int, int, int]) -> float:
     """Share of the subject that is outside a box (left, top, right, bottom), 0 to 1."""
-    levels = np.asarray(mask, dtype=float)
-    return float(1 - np.asarray(mask.crop(seen), dtype=float).sum() / levels.sum())
+    mask_values = np.asarray(mask, dtype=float)
+    return float(1 - np.asarray(mask.crop(seen), dtype=float).sum() / mask_values.sum())
 
 
-def _save(folder: Path, index: int, image: Image.Image, mask: Image.Image) -> None:
+def _save_photograph(folder: Path, index: int, image: Image.Image, mask: Image.Image) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     image.save(folder / f"{index:02d}.png")
     mask.save(folder / f"{index:02d}{MASK_SUFFIX}")

@@ -28,25 +28,27 @@ def summarize_cells(lines: list[dict[str, Any]], max_drift: float | None = None)
 
     lines: cells, of which those of subjects that are not complete are left out
     """
-    bound = ChoiceConfig().max_drift if max_drift is None else max_drift
-    kinds = list(dict.fromkeys(line["cell"] for line in lines))
-    by_subject: dict[int, dict[str, dict[str, Any]]] = {}
-    for line in lines:
-        by_subject.setdefault(line["subject"], {})[line["cell"]] = line
-    complete_subjects = {s: cells for s, cells in by_subject.items() if len(cells) == len(kinds)}
+    drift_bound = ChoiceConfig().max_drift if max_drift is None else max_drift
+    cell_names = list(dict.fromkeys(line["cell"] for line in lines))
+    cells_by_subject: dict[int, dict[str, dict[str, Any]]] = {}
+    for cell_record in lines:
+        cells_by_subject.setdefault(cell_record["subject"], {})[cell_record["cell"]] = cell_record
+    complete_subjects = {
+        s: cells for s, cells in cells_by_subject.items() if len(cells) == len(cell_names)
+    }
     return {
         "subjects": sorted(complete_subjects),
         "table": {
-            k: _make_row(
+            k: _make_score_row(
                 [_read_last_scores(complete_subjects[s][k]) for s in sorted(complete_subjects)]
             )
-            for k in kinds
+            for k in cell_names
         },
         "with_less_without": {
             m: _compute_changes(list(complete_subjects.values()), m) for m in METHODS
         },
         "choice": _summarize_choices(
-            [c for cells in complete_subjects.values() for c in cells.values()], bound
+            [c for cells in complete_subjects.values() for c in cells.values()], drift_bound
         ),
     }
 
@@ -57,7 +59,7 @@ def _read_last_scores(line: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _make_row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def _make_score_row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {key: compute_spread([row[key] for row in rows]) for key in SCORE_TITLES}
 
 
@@ -67,19 +69,26 @@ def compute_spread(values: list[float]) -> dict[str, float]:
     return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
 
 
-def read_at(curve: Curve, key: str, value: float) -> dict[str, float]:
+def interpolate_scores(curve: Curve, key: str, value: float) -> dict[str, float]:
     """Every score where `key` first reaches a value, between two points by their distance.
 
     Before the first point nothing is known: it is taken as it is.
     """
-    values = curve[key]
-    index = next((k for k, reached in enumerate(values) if reached >= value), len(values) - 1)
-    share = 0.0
-    if index:
-        before, after = values[index - 1], values[index]
-        share = min(1.0, max(0.0, (after - value) / (after - before))) if after != before else 0.0
+    key_values = curve[key]
+    reached_index = next(
+        (k for k, reached in enumerate(key_values) if reached >= value), len(key_values) - 1
+    )
+    interpolation_weight = 0.0
+    if reached_index:
+        value_before, value_after = key_values[reached_index - 1], key_values[reached_index]
+        interpolation_weight = (
+            min(1.0, max(0.0, (value_after - value) / (value_after - value_before)))
+            if value_after != value_before
+            else 0.0
+        )
     return {
-        name: (1 - share) * row[index] + share * row[max(index - 1, 0)]
+        name: (1 - interpolation_weight) * row[reached_index]
+        + interpolation_weight * row[max(reached_index - 1, 0)]
         for name, row in curve.items()
     }
 
@@ -103,41 +112,45 @@ def _summarize_choices(lines: list[dict[str, Any]], bound: float) -> dict[str, A
     Runs without a checkpoint within the bound are counted apart: there the rule asks for the least
     drift, and a fidelity near the best says nothing.
     """
-    rows = [_make_choice_row(line, bound) for line in lines if len(line["points"]) > 1]
-    usable = [row for row in rows if row["best_drift"] <= bound]
-    good = [r for r in usable if r["shortfall"] <= WITHIN and r["drift"] <= bound]
+    choice_rows = [_make_choice_row(line, bound) for line in lines if len(line["points"]) > 1]
+    usable_rows = [row for row in choice_rows if row["best_drift"] <= bound]
+    good_rows = [r for r in usable_rows if r["shortfall"] <= WITHIN and r["drift"] <= bound]
     return {
         "max_drift": bound,
-        "runs": len(usable),
-        "within_2_percent": len(good),
-        "same_checkpoint": sum(row["chosen"] == row["best"] for row in usable),
-        "best_is_the_last": sum(row["best"] == row["last"] for row in usable),
-        "worst": max((row["shortfall"] for row in usable), default=None),
-        "runs_beyond_the_bound": len(rows) - len(usable),
-        "same_checkpoint_there": sum(r["chosen"] == r["best"] for r in rows if r not in usable),
-        "each": rows,
+        "runs": len(usable_rows),
+        "within_2_percent": len(good_rows),
+        "same_checkpoint": sum(row["chosen"] == row["best"] for row in usable_rows),
+        "best_is_the_last": sum(row["best"] == row["last"] for row in usable_rows),
+        "worst": max((row["shortfall"] for row in usable_rows), default=None),
+        "runs_beyond_the_bound": len(choice_rows) - len(usable_rows),
+        "same_checkpoint_there": sum(
+            r["chosen"] == r["best"] for r in choice_rows if r not in usable_rows
+        ),
+        "each": choice_rows,
     }
 
 
 def _make_choice_row(line: dict[str, Any], bound: float) -> dict[str, Any]:
-    chosen, judged = (_find_best(line, name, bound) for name in ("chosen", "judged"))
-    truth = {s.step: s for s in _read_points(line, "judged")}
-    chosen_point = truth[chosen.step]
+    chosen_checkpoint, best_checkpoint = (
+        _find_best(line, name, bound) for name in ("chosen", "judged")
+    )
+    judged_by_step = {s.step: s for s in _read_scored_checkpoints(line, "judged")}
+    chosen_as_judged = judged_by_step[chosen_checkpoint.step]
     return {
         "subject": line["subject"],
         "cell": line["cell"],
-        "chosen": chosen.step,
-        "best": judged.step,
-        "last": max(truth),
-        "fidelity": chosen_point.fidelity,
-        "drift": chosen_point.drift,
-        "best_fidelity": judged.fidelity,
-        "best_drift": judged.drift,
-        "shortfall": round(1 - chosen_point.fidelity / judged.fidelity, 4),
+        "chosen": chosen_checkpoint.step,
+        "best": best_checkpoint.step,
+        "last": max(judged_by_step),
+        "fidelity": chosen_as_judged.fidelity,
+        "drift": chosen_as_judged.drift,
+        "best_fidelity": best_checkpoint.fidelity,
+        "best_drift": best_checkpoint.drift,
+        "shortfall": round(1 - chosen_as_judged.fidelity / best_checkpoint.fidelity, 4),
     }
 
 
-def _read_points(line: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
+def _read_scored_checkpoints(line: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
     return [
         ScoredCheckpoint(int(s), p[name]["dino"], p[name]["pres"])
         for s, p in line["points"].items()
@@ -145,21 +158,21 @@ def _read_points(line: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
 
 
 def _find_best(line: dict[str, Any], name: str, bound: float) -> ScoredCheckpoint:
-    best_point = select_best(_read_points(line, name), bound)
-    assert best_point is not None
-    return best_point
+    best_checkpoint = select_best(_read_scored_checkpoints(line, name), bound)
+    assert best_checkpoint is not None
+    return best_checkpoint
 
 
 def format_page(results: dict[str, Any], trained: str) -> str:
     """The summary as markdown. trained: how long, in words"""
-    head = "| | " + " | ".join(SCORE_TITLES.values()) + " |"
-    lines = [
+    header_line = "| | " + " | ".join(SCORE_TITLES.values()) + " |"
+    page_lines = [
         "# Prior preservation, measured",
         "",
         f"{len(results['subjects'])} random toy subjects; after {trained}; mean ± deviation over "
         "subjects. Made by `python -m benchmarks.study`; every cell is in `study.json`.",
         "",
-        head,
+        header_line,
         "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
             _format_line(kind, [format_spread(row[key]) for key in SCORE_TITLES])
@@ -168,7 +181,7 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         "",
         "What class images change, subject by subject (mean ± deviation, lower in how many):",
         "",
-        head,
+        header_line,
         "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
             _format_line(
@@ -180,7 +193,7 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         "",
         *_format_choice(results["choice"]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(page_lines) + "\n"
 
 
 def _format_choice(choice: dict[str, Any]) -> list[str]:

@@ -35,11 +35,13 @@ KEYS = ("dino", "prompt_fidelity", "pres", "div", "diversity", "drift", "memoris
 TITLES = ("likeness", "agreement", "PRES", "DIV", "colour entropy", "others lost", "copies")
 
 
-def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
+def make_study_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     """Every pair of values of every method, subject by subject."""
-    length = (f"train.steps={STEPS}", f"prior.count={CLASS_IMAGES}")
+    length_overrides = (f"train.steps={STEPS}", f"prior.count={CLASS_IMAGES}")
     return [
-        StudyCell(s, method, True, (*length, f"train.lr={rate}", f"prior.weight={weight}"))
+        StudyCell(
+            s, method, True, (*length_overrides, f"train.lr={rate}", f"prior.weight={weight}")
+        )
         for method, s in product(GRIDS, subjects)
         for rate, weight in product(*GRIDS[method])
     ]
@@ -48,26 +50,37 @@ def make_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
 def make_rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method and pair of values: means over the subjects that the method has whole."""
     scores_by_method: dict[str, dict[tuple[float, float], dict[int, dict[str, float]]]] = {}
-    for line in lines:
-        method, *_, rate, weight = line["cell"].split(", ")
-        pair = float(rate.partition("=")[2]), float(weight.partition("=")[2])
-        scores = line["points"][max(line["points"], key=int)]["judged"]
-        scores_by_method.setdefault(method, {}).setdefault(pair, {})[line["subject"]] = scores
+    for study_record in lines:
+        method, *_, rate, weight = study_record["cell"].split(", ")
+        grid_point = float(rate.partition("=")[2]), float(weight.partition("=")[2])
+        scores = study_record["points"][max(study_record["points"], key=int)]["judged"]
+        scores_by_method.setdefault(method, {}).setdefault(grid_point, {})[
+            study_record["subject"]
+        ] = scores
     rows = []
-    for method, by_pair in scores_by_method.items():
-        subjects = sorted(set.intersection(*(set(scores) for scores in by_pair.values())))
-        pairs = sorted(by_pair.items())
-        rows += [_make_row(method, pair, scores, subjects) for pair, scores in pairs if subjects]
+    for method, scores_by_grid_point in scores_by_method.items():
+        subjects = sorted(
+            set.intersection(*(set(scores) for scores in scores_by_grid_point.values()))
+        )
+        grid_points = sorted(scores_by_grid_point.items())
+        rows += [
+            _make_row(method, grid_point, scores, subjects)
+            for grid_point, scores in grid_points
+            if subjects
+        ]
     return rows
 
 
 def _make_row(
-    method: str, pair: tuple[float, float], scores: dict[int, dict[str, float]], subjects: list[int]
+    method: str,
+    grid_point: tuple[float, float],
+    scores: dict[int, dict[str, float]],
+    subjects: list[int],
 ) -> dict[str, Any]:
     return {
         "method": method,
-        "lr": pair[0],
-        "prior_weight": pair[1],
+        "lr": grid_point[0],
+        "prior_weight": grid_point[1],
         "subjects": subjects,
         "score": [round(scores[s]["dino"] * scores[s]["prompt_fidelity"], 4) for s in subjects],
         **{key: round(statistics.fmean(scores[s][key] for s in subjects), 4) for key in KEYS},
@@ -76,9 +89,9 @@ def _make_row(
 
 def best_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
     """The best within the bound; where none is, the one that drifted least."""
-    within = [row for row in rows if row["pres"] <= max_drift]
-    if within:
-        return max(within, key=lambda row: statistics.fmean(row["score"]))
+    rows_within_drift = [row for row in rows if row["pres"] <= max_drift]
+    if rows_within_drift:
+        return max(rows_within_drift, key=lambda row: statistics.fmean(row["score"]))
     return min(rows, key=lambda row: float(row["pres"]))
 
 
@@ -87,10 +100,16 @@ def compare_with_recipe(
 ) -> dict[str, Any]:
     """The best of a method beside its recipe, subject by subject."""
     recipe, best = load_config(RECIPES[method], []), best_row(rows, max_drift)
-    values = recipe.train.lr, recipe.prior.weight
-    recipe_row = next((row for row in rows if (row["lr"], row["prior_weight"]) == values), None)
+    recipe_values = recipe.train.lr, recipe.prior.weight
+    recipe_row = next(
+        (row for row in rows if (row["lr"], row["prior_weight"]) == recipe_values), None
+    )
     comparison = {
-        "recipe": {"name": RECIPES[method], "lr": values[0], "prior_weight": values[1]},
+        "recipe": {
+            "name": RECIPES[method],
+            "lr": recipe_values[0],
+            "prior_weight": recipe_values[1],
+        },
         "best": {key: best[key] for key in ("lr", "prior_weight")},
         "recipe_is_best": recipe_row is best,
     }
@@ -102,7 +121,7 @@ def compare_with_recipe(
 
 def format_page(rows: list[dict[str, Any]], comparisons: dict[str, dict[str, Any]]) -> str:
     """The rows as markdown."""
-    head = ("method", "lr", "weight", "likeness x agreement", *TITLES)
+    table_header = ("method", "lr", "weight", "likeness x agreement", *TITLES)
     lines = [
         "# Recipes, swept",
         "",
@@ -110,25 +129,28 @@ def format_page(rows: list[dict[str, Any]], comparisons: dict[str, dict[str, Any
         "it; means over toy subjects. Made by `python -m benchmarks.sweep`; the rule is in its "
         "first lines. ◀ is the best of a method by that rule, (r) what the recipe has.",
         "",
-        f"| {' | '.join(head)} |",
-        "| --- |" + " ---: |" * (len(head) - 1),
+        f"| {' | '.join(table_header)} |",
+        "| --- |" + " ---: |" * (len(table_header) - 1),
     ]
     for row in rows:
         comparison = comparisons[row["method"]]
-        marks = " (r)" * _has_values(row, comparison["recipe"]) + " ◀" * _has_values(
+        marks = " (r)" * _matches_setting(row, comparison["recipe"]) + " ◀" * _matches_setting(
             row, comparison["best"]
         )
-        values = [f"{statistics.fmean(row['score']):.3f}", *(f"{row[key]:.3f}" for key in KEYS)]
-        settings = [f"{row['method']}{marks}", f"{row['lr']:g}", f"{row['prior_weight']:g}"]
-        lines.append(f"| {' | '.join([*settings, *values])} |")
+        score_columns = [
+            f"{statistics.fmean(row['score']):.3f}",
+            *(f"{row[key]:.3f}" for key in KEYS),
+        ]
+        setting_columns = [f"{row['method']}{marks}", f"{row['lr']:g}", f"{row['prior_weight']:g}"]
+        lines.append(f"| {' | '.join([*setting_columns, *score_columns])} |")
     for method, comparison in comparisons.items():
         gains = ", ".join(f"{gain:+.3f}" for gain in comparison.get("best_less_recipe", ()))
         lines += ["", f"The best less the recipe, {method}, subject by subject: {gains}."]
     return "\n".join(lines) + "\n"
 
 
-def _has_values(row: dict[str, Any], values: dict[str, Any]) -> bool:
-    return all(row[key] == values[key] for key in ("lr", "prior_weight"))
+def _matches_setting(row: dict[str, Any], setting: dict[str, Any]) -> bool:
+    return all(row[key] == setting[key] for key in ("lr", "prior_weight"))
 
 
 def main() -> None:
@@ -141,17 +163,25 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cells = [c for c in make_cells(tuple(arguments.subjects)) if c.method in arguments.methods]
-    lines = run_study(cells, arguments.work, "sweep.jsonl", lambda cell: (STEPS,))
-    cell_keys = {(cell.subject, cell.name) for cell in cells}
-    rows = make_rows([line for line in lines if (line["subject"], line["cell"]) in cell_keys])
-    bound = ChoiceConfig().max_drift
+    study_cells = [
+        c for c in make_study_cells(tuple(arguments.subjects)) if c.method in arguments.methods
+    ]
+    study_records = run_study(study_cells, arguments.work, "sweep.jsonl", lambda cell: (STEPS,))
+    study_cell_keys = {(cell.subject, cell.name) for cell in study_cells}
+    rows = make_rows(
+        [
+            study_record
+            for study_record in study_records
+            if (study_record["subject"], study_record["cell"]) in study_cell_keys
+        ]
+    )
+    max_drift = ChoiceConfig().max_drift
     comparisons = {
-        m: compare_with_recipe(m, [r for r in rows if r["method"] == m], bound)
+        m: compare_with_recipe(m, [r for r in rows if r["method"] == m], max_drift)
         for m in arguments.methods
     }
     record = {
-        "rows": rows, "max_drift": bound, "verdicts": comparisons,
+        "rows": rows, "max_drift": max_drift, "verdicts": comparisons,
         "setting": {"steps": STEPS, "photographs_a_step": BATCH, "class_images": CLASS_IMAGES},
         "conditions": read_conditions(),
     }  # fmt: skip

@@ -46,11 +46,11 @@ def measure(setting: Setting) -> dict[str, Any]:
     has_equal_losses: dict[str, bool] = {}
     breakdowns: dict[str, Any] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name,
+        tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
         connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         for method in list(METHODS)[: setting.pick(1, 2)]:
-            config = make_config(Path(name), setting, method.partition(" ")[0], 1)
+            config = make_config(Path(temp_folder), setting, method.partition(" ")[0], 1)
             with ExitStack() as stack:
                 cases.append(_compare_with_plain(stack, method, config, setting))
             if setting.profile == "full":
@@ -59,8 +59,8 @@ def measure(setting: Setting) -> dict[str, Any]:
                         stack, method, config, setting
                     )
                     cases += allocator_cases
-                directory = str(model_directory(setting.model))
-                breakdowns[method] = measure_breakdown(config, directory, _steps_per_turn(setting))
+                model_path = str(model_directory(setting.model))
+                breakdowns[method] = measure_breakdown(config, model_path, _steps_per_turn(setting))
     return {
         "headline": {"diffusers": "full with text encoder"},
         "cases": cases,
@@ -87,14 +87,17 @@ def _compare_with_plain(
     stack: ExitStack, method: str, config: Config, setting: Setting
 ) -> dict[str, Any]:
     """As each side comes."""
-    theirs = _start_plain_loop(stack, config, setting, {})
-    ours = stack.enter_context(start_gated_run(config))
+    run_plain_turn = _start_plain_loop(stack, config, setting, {})
+    gated_run = stack.enter_context(start_gated_run(config))
     case = BenchmarkCase(
         method, "diffusers", _count_images(config, setting), "images", METHODS[method]
     )
-    ours.wait_until_ready()
+    gated_run.wait_until_ready()
     return compare_sides(
-        case, partial(ours.run_steps, _steps_per_turn(setting)), theirs, setting.pick(3, 8)
+        case,
+        partial(gated_run.run_steps, _steps_per_turn(setting)),
+        run_plain_turn,
+        setting.pick(3, 8),
     )
 
 
@@ -102,36 +105,43 @@ def _compare_allocators(
     stack: ExitStack, method: str, config: Config, setting: Setting
 ) -> tuple[list[dict[str, Any]], bool]:
     """Both sides with jemalloc, and ours with it against ours without; whether losses differ."""
-    theirs = _start_plain_loop(stack, config, setting, ALLOCATOR)
-    runs: dict[str, GatedRun] = {}
-    for name, allocator in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
-        allocator_config = config.model_copy(update={"run_id": f"{config.run_id}-{name}"})
-        runs[name] = stack.enter_context(start_gated_run(allocator_config, allocator))
-    for run in runs.values():
-        run.wait_until_ready()
+    run_plain_turn = _start_plain_loop(stack, config, setting, ALLOCATOR)
+    gated_runs: dict[str, GatedRun] = {}
+    for allocator_name, allocator in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
+        allocator_config = config.model_copy(update={"run_id": f"{config.run_id}-{allocator_name}"})
+        gated_runs[allocator_name] = stack.enter_context(
+            start_gated_run(allocator_config, allocator)
+        )
+    for gated_run in gated_runs.values():
+        gated_run.wait_until_ready()
     images, steps = _count_images(config, setting), _steps_per_turn(setting)
 
-    def compare_case(name: str, peer: str, other: TimedWork) -> dict[str, Any]:
-        benchmark_case = BenchmarkCase(f"{method}, {name}", peer, images, "images")
+    def compare_case(comparison_name: str, peer: str, other_work: TimedWork) -> dict[str, Any]:
+        benchmark_case = BenchmarkCase(f"{method}, {comparison_name}", peer, images, "images")
         return compare_sides(
-            benchmark_case, partial(runs["jemalloc"].run_steps, steps), other, setting.pick(2, 5)
+            benchmark_case,
+            partial(gated_runs["jemalloc"].run_steps, steps),
+            other_work,
+            setting.pick(2, 5),
         )
 
     cases = [
-        compare_case("both with jemalloc", "diffusers_jemalloc", theirs),
-        compare_case("jemalloc against glibc", "glibc", partial(runs["glibc"].run_steps, steps)),
+        compare_case("both with jemalloc", "diffusers_jemalloc", run_plain_turn),
+        compare_case(
+            "jemalloc against glibc", "glibc", partial(gated_runs["glibc"].run_steps, steps)
+        ),
     ]
-    curves = [read_metrics(run.store) for run in runs.values()]
-    common = min(len(curve) for curve in curves)
-    return cases, curves[0][:common] == curves[1][:common]
+    curves = [read_metrics(gated_run.store) for gated_run in gated_runs.values()]
+    num_common_steps = min(len(curve) for curve in curves)
+    return cases, curves[0][:num_common_steps] == curves[1][:num_common_steps]
 
 
 def _start_plain_loop(
     stack: ExitStack, config: Config, setting: Setting, allocator: Mapping[str, str]
 ) -> Callable[[], ElapsedTime]:
     """The peer in an actor, started; its turn."""
-    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": dict(allocator)})(PlainLoop)
-    peer = remote.remote(config, str(model_directory(setting.model)))
+    plain_loop_actor = ray.remote(num_cpus=1, runtime_env={"env_vars": dict(allocator)})(PlainLoop)
+    peer = plain_loop_actor.remote(config, str(model_directory(setting.model)))
     stack.callback(ray.kill, peer)
 
     def run_turn() -> ElapsedTime:
@@ -149,24 +159,27 @@ def _compute_utilisation(
     setting: Setting, side_px: int, cases: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Share of the machine's matmul rate that forward and backward of the UNet reach."""
-    parts = load_components(model_directory(setting.model))
-    parts.text_encoder.requires_grad_(False)
+    components = load_components(model_directory(setting.model))
+    components.text_encoder.requires_grad_(False)
     gflop_per_image = (
-        count_flops(lambda: _run_forward_backward(parts.unet, side_px // parts.latent_factor)) / 1e9
+        count_flops(
+            lambda: _run_forward_backward(components.unet, side_px // components.latent_factor)
+        )
+        / 1e9
     )
-    rate = measure_ceilings()["matmul_gflops"]
+    matmul_gflops = measure_ceilings()["matmul_gflops"]
     full_case = next(c for c in cases if c["case"] == "full with text encoder")
     if "ratio" not in full_case:
         return {"gflop_an_image": round(gflop_per_image, 2)}
     return {
         "gflop_an_image": round(gflop_per_image, 2),
-        "ours": round(full_case["ours"]["median"] * gflop_per_image / rate, 3),
-        "theirs": round(full_case["theirs"]["median"] * gflop_per_image / rate, 3),
+        "ours": round(full_case["ours"]["median"] * gflop_per_image / matmul_gflops, 3),
+        "theirs": round(full_case["theirs"]["median"] * gflop_per_image / matmul_gflops, 3),
     }
 
 
 def _run_forward_backward(unet: UNet2DConditionModel, side: int) -> None:
-    settings: Any = unet.config
-    x = torch.zeros(1, settings.in_channels, side, side)
-    hidden = torch.zeros(1, 77, settings.cross_attention_dim)
-    unet(x, torch.zeros(1), hidden).sample.sum().backward()
+    unet_config: Any = unet.config
+    x = torch.zeros(1, unet_config.in_channels, side, side)
+    encoder_hidden_states = torch.zeros(1, 77, unet_config.cross_attention_dim)
+    unet(x, torch.zeros(1), encoder_hidden_states).sample.sum().backward()

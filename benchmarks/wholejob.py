@@ -26,15 +26,15 @@ DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 def measure(setting: Setting) -> dict[str, Any]:
     """Jobs of each method and length, in turns; in smoke profile the shortest once."""
     cases, config = list[dict[str, Any]](), None
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
         for method in METHODS[: setting.pick(1, 2)]:
             for steps in list(BARS)[: setting.pick(1, 2)]:
                 config = make_config(
-                    Path(name), setting, method, 1, f"train.steps={steps}", "sample.every=0"
+                    Path(temp_folder), setting, method, 1, f"train.steps={steps}", "sample.every=0"
                 )
-                file = Path(name) / f"{method}-{steps}.yaml"
-                file.write_text(dump_config(config))
-                cases.append(_compare_jobs(method, steps, file, setting))
+                recipe_file = Path(temp_folder) / f"{method}-{steps}.yaml"
+                recipe_file.write_text(dump_config(config))
+                cases.append(_compare_jobs(method, steps, recipe_file, setting))
     return {
         "headline": {"diffusers": cases[-1]["case"]},
         "cases": cases,
@@ -46,16 +46,18 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _compare_jobs(method: str, steps: int, recipe: Path, setting: Setting) -> dict[str, Any]:
-    numbers, plain = count(), [sys.executable, "-m", "benchmarks.plain_job"]
+    job_numbers, plain_command = count(), [sys.executable, "-m", "benchmarks.plain_job"]
 
-    def ours() -> None:
-        run_command([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(numbers)}"])
+    def run_our_job() -> None:
+        run_command([DREAMBOOTH, "train", str(recipe), f"run_id={recipe.stem}-{next(job_numbers)}"])
 
-    def theirs() -> None:
-        run_command([*plain, str(recipe), str(recipe.with_suffix(f".{next(numbers)}"))])
+    def run_plain_job() -> None:
+        run_command([*plain_command, str(recipe), str(recipe.with_suffix(f".{next(job_numbers)}"))])
 
     case = BenchmarkCase(f"{method}, {steps} steps", "diffusers", 1.0, "jobs", BARS[steps])
-    return compare_sides(case, make_timed(ours), make_timed(theirs), setting.pick(1, 3))
+    return compare_sides(
+        case, make_timed(run_our_job), make_timed(run_plain_job), setting.pick(1, 3)
+    )
 
 
 def main() -> None:

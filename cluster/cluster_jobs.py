@@ -59,8 +59,12 @@ class ClusterJobs:
     def state(self, job: SubmittedJob) -> str:
         """Ray's word for a job now; for one that failed, with the reason."""
         details = self.client.get_job_info(job.submission_id)
-        word = str(details.status.value).lower()
-        return f"{word}: {details.message}" if word == "failed" and details.message else word
+        status_word = str(details.status.value).lower()
+        return (
+            f"{status_word}: {details.message}"
+            if status_word == "failed" and details.message
+            else status_word
+        )
 
     def is_active(self, job: SubmittedJob) -> bool:
         """Whether a job waits or runs."""

@@ -66,7 +66,7 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
     raises: ConfigError naming file, key, or the names there are
     """
     try:
-        entries = parse_yaml(read_text_file(file), str(file), dict[str, ClusterEntry]) or {}
+        cluster_entries = parse_yaml(read_text_file(file), str(file), dict[str, ClusterEntry]) or {}
     except FileNotFoundError as error:
         raise ConfigError(
             f"--clusters={str(file)!r} is not there; write one with a line such as "
@@ -76,12 +76,12 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
         raise ConfigError(
             f"--clusters={str(file)!r} can't be read: {error}; give a YAML file of clusters"
         ) from error
-    if not isinstance(entries, dict) or name not in entries:
-        names = ", ".join(entries) if isinstance(entries, dict) else ""
+    if not isinstance(cluster_entries, dict) or name not in cluster_entries:
+        names = ", ".join(cluster_entries) if isinstance(cluster_entries, dict) else ""
         raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {names or 'none'}")
     try:
-        return ClusterEntry.model_validate(entries[name])
+        return ClusterEntry.model_validate(cluster_entries[name])
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: {name}.{key}: {first['msg']}") from error
+        first_error = error.errors()[0]
+        key_path = ".".join(str(part) for part in first_error["loc"])
+        raise ConfigError(f"{file}: {name}.{key_path}: {first_error['msg']}") from error

@@ -67,9 +67,12 @@ class Dashboard:
 
     def versions(self) -> Versions:
         """Of Ray and Python on the head."""
-        ray = str(self.get("/api/version").get("ray_version", ""))
-        metadata = self.get("/api/v0/cluster_metadata").get("data", {})
-        return Versions(ray, str(metadata.get("pythonVersion", metadata.get("python_version", ""))))
+        ray_version = str(self.get("/api/version").get("ray_version", ""))
+        cluster_metadata = self.get("/api/v0/cluster_metadata").get("data", {})
+        return Versions(
+            ray_version,
+            str(cluster_metadata.get("pythonVersion", cluster_metadata.get("python_version", ""))),
+        )
 
     def hosts(self) -> list[dict[str, Any]]:
         """Summaries of the hosts that are alive."""
@@ -79,13 +82,13 @@ class Dashboard:
     def capacity(self) -> Capacity:
         """Of all live hosts."""
         hosts = self.hosts()
-        resources = [h["raylet"].get("resourcesTotal", {}) for h in hosts]
-        memory = [int(h["mem"][0]) for h in hosts if h.get("mem")]
+        host_resources = [h["raylet"].get("resourcesTotal", {}) for h in hosts]
+        host_memory_bytes = [int(h["mem"][0]) for h in hosts if h.get("mem")]
         cards = [g for h in hosts for g in h.get("gpus") or []]
         return Capacity(
-            cpus=sum(r.get("CPU", 0.0) for r in resources),
-            gpus=sum(r.get("GPU", 0.0) for r in resources),
-            memory_bytes=max(memory, default=0),
+            cpus=sum(r.get("CPU", 0.0) for r in host_resources),
+            gpus=sum(r.get("GPU", 0.0) for r in host_resources),
+            memory_bytes=max(host_memory_bytes, default=0),
             gpu_memory_bytes=max((int(g["memoryTotal"]) * 2**20 for g in cards), default=0),
         )
 

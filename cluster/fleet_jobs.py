@@ -38,18 +38,24 @@ class FleetJobs(ClusterJobs):
         """
         refuse_local_storage(settings.storage)
         FleetStore(settings.storage).refuse_empty()
-        uri, words = Store(settings.storage).uri, tuple(settings.words)
+        uri, command_words = Store(settings.storage).uri, tuple(settings.command_words)
         previous = self.find(uri)
         if previous is not None and previous.state in ("pending", "running"):
-            self._refuse_other_words(previous, words, uri)
+            self._refuse_other_command(previous, command_words, uri)
             return previous
-        name, attempt = _name_fleet(uri), previous.attempt + 1 if previous else 1
-        metadata = {"fleet": name, "attempt": str(attempt), "words": json.dumps(words)}
-        self.submit_command(f"{name}.{attempt}", words, metadata)
-        return FleetJob(name, "pending", f"{name}.{attempt}", attempt, words)
+        fleet_name, attempt = _name_fleet(uri), previous.attempt + 1 if previous else 1
+        job_metadata = {
+            "fleet": fleet_name,
+            "attempt": str(attempt),
+            "words": json.dumps(command_words),
+        }
+        self.submit_command(f"{fleet_name}.{attempt}", command_words, job_metadata)
+        return FleetJob(fleet_name, "pending", f"{fleet_name}.{attempt}", attempt, command_words)
 
-    def _refuse_other_words(self, job: FleetJob, words: tuple[str, ...], uri: str) -> None:
-        if job.words != words:
+    def _refuse_other_command(
+        self, job: FleetJob, command_words: tuple[str, ...], uri: str
+    ) -> None:
+        if job.words != command_words:
             raise ConfigError(
                 f"{job.name} at {self.entry.address} runs already, with other settings: "
                 f"`dreambooth {' '.join(job.words)}`; end it first, by `dreambooth fleet stop "
@@ -58,17 +64,17 @@ class FleetJobs(ClusterJobs):
 
     def find(self, storage_uri: str) -> FleetJob | None:
         """The newest job of a storage's fleet, if it has had one here."""
-        name = _name_fleet(Store(storage_uri).uri)
+        fleet_name = _name_fleet(Store(storage_uri).uri)
         jobs = [
             FleetJob(
-                name,
+                fleet_name,
                 str(job.status.value).lower(),
                 str(job.submission_id),
                 int(job.metadata["attempt"]),
                 tuple(json.loads(job.metadata["words"])),
             )
             for job in self.client.list_jobs()
-            if (job.metadata or {}).get("fleet") == name
+            if (job.metadata or {}).get("fleet") == fleet_name
         ]
         return max(jobs, key=lambda job: job.attempt, default=None)
 

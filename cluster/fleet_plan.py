@@ -121,7 +121,7 @@ def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
 
     raises: ConfigError naming the subject and the key
     """
-    configs, addresses = {}, {}
+    configs, subject_by_address = {}, {}
     for subject in fleet.subjects:
         try:
             config = fleet.config_of(subject)
@@ -133,12 +133,15 @@ def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
                 "name; leave it out: the id names the run"
             )
         configs[subject.id] = config
-        addresses[config.cluster.address] = subject.id
-    if len(addresses) > 1:
-        (first, first_id), (second, second_id) = list(addresses.items())[:2]
+        subject_by_address[config.cluster.address] = subject.id
+    if len(subject_by_address) > 1:
+        (first_address, first_id), (second_address, second_id) = list(subject_by_address.items())[
+            :2
+        ]
         raise ConfigError(
-            f"subject {second_id!r}: cluster.address={second} is another than {first} of "
-            f"{first_id!r}; a fleet is trained on one cluster: set it in the fleet's overrides"
+            f"subject {second_id!r}: cluster.address={second_address} is another than "
+            f"{first_address} of {first_id!r}; a fleet is trained on one cluster: set it in the "
+            "fleet's overrides"
         )
     return configs
 

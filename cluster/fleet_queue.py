@@ -128,8 +128,8 @@ def end_try(queue: SubjectQueue, entry: FleetEntry, end: TryEnd, seconds: float)
     if end.state == "stopped":
         queue.stop(entry, end.note, seconds)
     else:
-        error = end.note if end.state == "failed" else None
-        queue.finish(entry, error, seconds, may_retry=not end.is_permanent)
+        failure_note = end.note if end.state == "failed" else None
+        queue.finish(entry, failure_note, seconds, may_retry=not end.is_permanent)
     return f"{entry.id}: {entry.state} {entry.note}".rstrip()
 
 

@@ -35,33 +35,33 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     """
     refuse_deadlines(fleet)
     entries = [FleetEntry(s.id, s.owner, s.priority) for s in fleet.subjects]
-    prepared = _prepare(fleet, entries, say)
+    prepared_runs = _prepare_runs(fleet, entries, say)
     # Nothing is wrong with any of them: now photographs go where every host can read them.
-    portable = {
-        name: replace(run, config=make_portable_config(run.config))
-        for name, run in prepared.items()
+    portable_runs = {
+        subject_id: replace(run, config=make_portable_config(run.config))
+        for subject_id, run in prepared_runs.items()
     }
-    usable = [entry for entry in entries if entry.state == "waiting"]
-    for entry in usable:
-        name = entry.id
+    trainable_entries = [entry for entry in entries if entry.state == "waiting"]
+    for entry in trainable_entries:
+        subject_id = entry.id
         # From now on the run says what it uses, though its turn may come days later: nobody
         # collects that as garbage. Of one that is done it must be what it was.
-        run = open_run(portable[name].config, inputs=prepared[name].inputs)
+        run = open_run(portable_runs[subject_id].config, inputs=prepared_runs[subject_id].inputs)
         if is_finished(run):
             entry.state, entry.note = "done", "was done before"
             publish_run(run)
             continue
-        if prepared[name].config.prior.num_images:
-            pipeline.note_prior_use(prepared[name], run)
-    waiting = [e for e in usable if e.state == "waiting"]
-    if waiting:
-        with _start_ray(fleet, prepared[waiting[0].id].config):
-            generate_priors([prepared[e.id] for e in waiting], say, {})
+        if prepared_runs[subject_id].config.prior.num_images:
+            pipeline.note_prior_use(prepared_runs[subject_id], run)
+    waiting_entries = [e for e in trainable_entries if e.state == "waiting"]
+    if waiting_entries:
+        with _start_ray(fleet, prepared_runs[waiting_entries[0].id].config):
+            generate_priors([prepared_runs[e.id] for e in waiting_entries], say, {})
             if fleet.slots:
-                waiting = train_in_slots(fleet, waiting, portable, say)
+                waiting_entries = train_in_slots(fleet, waiting_entries, portable_runs, say)
             run_queue(
-                FleetQueue(waiting, fleet.parallel, fleet.retries),
-                lambda e: start_training(portable[e.id].config),
+                FleetQueue(waiting_entries, fleet.parallel, fleet.retries),
+                lambda e: start_training(portable_runs[e.id].config),
                 wait_for_first,
                 read_end,
                 say,
@@ -69,29 +69,31 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     return entries
 
 
-def _prepare(
+def _prepare_runs(
     fleet: FleetConfig, entries: list[FleetEntry], say: Callable[[str], None]
 ) -> dict[str, PreparedRun]:
     """By subject's id, of those that can be trained."""
     configs = load_configurations(fleet)
-    prepared = {}
+    prepared_runs = {}
     for entry in entries:
-        name = entry.id
+        subject_id = entry.id
         try:
-            prepared[name] = fit_into_memory(prepare_run(configs[name], QuietDisplay()), say)
+            prepared_runs[subject_id] = fit_into_memory(
+                prepare_run(configs[subject_id], QuietDisplay()), say
+            )
         except DataError as error:
             if not fleet.slots:
                 raise
             entry.state, entry.note = "failed", str(error)
-            say(f"{name}: failed {error}")
-    return prepared
+            say(f"{subject_id}: failed {error}")
+    return prepared_runs
 
 
 def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[None]:
     """Ray for the whole fleet. config: of any subject"""
     if not fleet.slots:
         return session(config)
-    num_processes = max(config.processes, fleet.parallel + config.prior.span.max)
+    num_processes = max(config.num_processes, fleet.parallel + config.prior.span.max)
     return connection(config.cluster, num_processes)
 
 
@@ -102,14 +104,14 @@ def generate_priors(
 
     counts: images of each set that are there, by its digest; those that are made are added
     """
-    for subject in prepared:
-        if subject.config.prior.num_images:
-            request = pipeline.plan_priors(subject, subject.config.prior.num_images)
-            digest = request.spec.digest
-            if request.count > counts.get(digest, 0):
-                say(f"class images: {', '.join(subject.config.class_prompts)}")
-                pipeline.generate_missing_priors(subject, request, QuietDisplay())
-                counts[digest] = request.count
+    for prepared_run in prepared:
+        if prepared_run.config.prior.num_images:
+            request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
+            prior_digest = request.spec.digest
+            if request.count > counts.get(prior_digest, 0):
+                say(f"class images: {', '.join(prepared_run.config.class_prompts)}")
+                pipeline.generate_missing_priors(prepared_run, request, QuietDisplay())
+                counts[prior_digest] = request.count
 
 
 def start_training(config: Config) -> Any:
@@ -122,8 +124,8 @@ def _train_subject(text: str, storage_options: dict[str, Any]) -> bool:
     """One subject from wherever its run stands to its bundle; False if somebody has stopped it."""
     config = parse_config(text, "the fleet", [])
     # They may be keys, and are in no text.
-    storage = config.storage.model_copy(update={"options": storage_options})
-    config = config.model_copy(update={"storage": storage})
+    storage_config = config.storage.model_copy(update={"options": storage_options})
+    config = config.model_copy(update={"storage": storage_config})
     display = QuietDisplay()
     prepared = prepare_run(config, display)
     run = open_run(config, inputs=prepared.inputs)
@@ -134,8 +136,8 @@ def _train_subject(text: str, storage_options: dict[str, Any]) -> bool:
 
 def wait_for_first(handles: Iterable[Any]) -> Any | None:
     """The first of these tasks to end; None after a while."""
-    finished, _ = ray.wait(list(handles), num_returns=1, timeout=_WAIT_S)
-    return finished[0] if finished else None
+    finished_tasks, _ = ray.wait(list(handles), num_returns=1, timeout=_WAIT_S)
+    return finished_tasks[0] if finished_tasks else None
 
 
 def read_end(handle: Any) -> TryEnd:

@@ -32,13 +32,13 @@ class FleetSettings:
     @property
     def bounds(self) -> WorkerBounds:
         """Of workers with slots."""
-        shares = divide_slots(self.slots, self.most, self.slots)
+        slots_per_worker = divide_slots(self.slots, self.most, self.slots)
         if self.fewest == self.most:
-            return WorkerBounds.fixed(shares)
-        return WorkerBounds(shares, self.fewest, self.idle_s)
+            return WorkerBounds.fixed(slots_per_worker)
+        return WorkerBounds(slots_per_worker, self.fewest, self.idle_s)
 
     @property
-    def words(self) -> Sequence[str]:
+    def command_words(self) -> Sequence[str]:
         """The command line after `dreambooth` that they are given by."""
         parallel = str(self.most) if self.fewest == self.most else f"{self.fewest}-{self.most}"
         return (

@@ -36,20 +36,20 @@ def find_group(config: Config) -> str:
     """The queue of a subject: ranks up to the same power of two share one."""
     if find_obstacle(config) is not None:
         return ALONE
-    rank = 1 << (config.train.lora.rank - 1).bit_length()
-    key = f"{batch_group(config)} {rank}"
-    return f"{hashlib.sha256(key.encode()).hexdigest()[:12]}-rank-{rank:05d}"
+    lora_rank = 1 << (config.train.lora.rank - 1).bit_length()
+    group_key = f"{batch_group(config)} {lora_rank}"
+    return f"{hashlib.sha256(group_key.encode()).hexdigest()[:12]}-rank-{lora_rank:05d}"
 
 
-def read_rank(group: str) -> int:
+def parse_lora_rank(group: str) -> int:
     """The largest of a group; raises ConfigError for a name that `find_group` does not make."""
-    rank = group.rpartition("-rank-")[2]
-    if not rank.isdecimal():
+    lora_rank = group.rpartition("-rank-")[2]
+    if not lora_rank.isdecimal():
         raise ConfigError(
             f"{FOLDER}/{group} is no queue of this version: update dreambooth-ray if a newer one "
             "wrote it, or else remove that folder"
         )
-    return int(rank)
+    return int(lora_rank)
 
 
 class FleetStore:
@@ -74,7 +74,7 @@ class FleetStore:
                 "recipe, or put some there by `dreambooth fleet add FILE`"
             )
 
-    def list_marks(
+    def list_unfinished_works(
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
     ) -> list[tuple[str, WorkMark]]:
         """A page of work with its group. after: "group/name" of the last one seen"""
@@ -96,12 +96,12 @@ class FleetStore:
         self, after: str, limit: int, list_entries: Callable[[WorkQueue, str, int], list[_Entry]]
     ) -> list[tuple[str, _Entry]]:
         """list_entries: of one queue, up to so many after a name"""
-        first_group, _, name = after.partition("/")
+        first_group, _, last_name = after.partition("/")
         page: list[tuple[str, _Entry]] = []
         for group in self.list_groups():
             if group >= first_group and len(page) < limit:
-                start = name if group == first_group else ""
-                entries = list_entries(self.open_queue(group), start, limit - len(page))
+                after_name = last_name if group == first_group else ""
+                entries = list_entries(self.open_queue(group), after_name, limit - len(page))
                 page += [(group, entry) for entry in entries]
         return page
 
@@ -122,13 +122,13 @@ def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
     Adding that was cut off goes on when it is done again: what is there already stays as it is.
     raises: ConfigError or DataError for the first that can't be trained, before any is added
     """
-    prepared: dict[str, PreparedRun] = {}
+    prepared_runs: dict[str, PreparedRun] = {}
     _refuse_past_deadlines(fleet)
-    for name, config in load_configurations(fleet).items():
+    for subject_id, config in load_configurations(fleet).items():
         _refuse_what_no_queue_keeps(config)
-        prepared[name] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
+        prepared_runs[subject_id] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
     created_ms = int(time.time() * 1000)
-    works = [_make_work(s, prepared[s.id], created_ms) for s in fleet.subjects]
+    works = [_make_work(s, prepared_runs[s.id], created_ms) for s in fleet.subjects]
     _refuse_other_works(works)
     num_new = 0
     for uri, group, record in works:

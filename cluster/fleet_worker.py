@@ -11,10 +11,10 @@ from typing import Any
 from cluster.fleet_queue import FleetEntry, run_queue
 from cluster.fleet_run import generate_priors, read_end, start_training, wait_for_first
 from cluster.fleet_settings import FleetSettings
-from cluster.fleet_store import ALONE, FleetStore, read_rank
+from cluster.fleet_store import ALONE, FleetStore, parse_lora_rank
 from cluster.session import connection
 from cluster.slot_actor import start_ray_workers
-from cluster.slot_fleet import AwaitedSubjects, SlotFleet, make_model_job, make_slot_job
+from cluster.slot_fleet import SlotFleet, SubjectDemand, make_model_job, make_slot_job
 from cluster.stored_queue import LOCAL_INTERVAL_S, REMOTE_INTERVAL_S, StoredQueue
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
@@ -81,7 +81,7 @@ class FleetWorker:
                     time.sleep(0.0 if new_entries else self._interval_s)
                     continue
                 entries |= {entry.id: entry for entry in new_entries}
-                if not new_entries and not self._has_silent():
+                if not new_entries and not self._has_silent_claims():
                     break
         if self._failed_groups:
             raise next(iter(self._failed_groups.values())).error
@@ -95,30 +95,30 @@ class FleetWorker:
             self._turn_began_s, self._looked_at_s = self._clock(), -math.inf
             with self._open_queue(group) as queue:
                 # Its configuration says what the workers of its group need.
-                if (first := queue.peek()) is not None:
-                    self._connect(queue.get_run(first).config)
+                if (first_entry := queue.peek()) is not None:
+                    self._connect(queue.get_run(first_entry).config)
                     try:
-                        self._run_group(group, queue, first)
+                        self._run_group(group, queue, first_entry)
                     except DreamBoothError as error:
-                        failed = FailedGroup(error.with_traceback(None), self._clock())
-                        self._failed_groups[group] = failed
+                        failed_group = FailedGroup(error.with_traceback(None), self._clock())
+                        self._failed_groups[group] = failed_group
                         self._say(f"{group}: {error}; its subjects wait again")
                 entries += queue.entries
         return entries
 
     def _has_failed(self, group: str) -> bool:
         """Whether no worker could train it; who stays tries again after a while."""
-        failed = self._failed_groups.get(group)
-        if failed is None:
+        failed_group = self._failed_groups.get(group)
+        if failed_group is None:
             return False
-        return not self._settings.stays or self._clock() - failed.failed_at_s < _FAILED_S
+        return not self._settings.stays or self._clock() - failed_group.failed_at_s < _FAILED_S
 
     def _must_yield(self, group: str) -> bool:
         """Whether others have waited long enough for a group that never ends."""
         is_long = self._clock() - self._turn_began_s > _TURN_S
         return self._settings.stays and is_long and self._do_others_wait(group)
 
-    def _is_expected(self, group: str) -> bool:
+    def _expects_more_subjects(self, group: str) -> bool:
         """Whether more of a group is waited for, once none waits."""
         return self._settings.stays and not self._do_others_wait(group)
 
@@ -134,24 +134,25 @@ class FleetWorker:
             )
         return self._has_others
 
-    def _has_silent(self) -> bool:
+    def _has_silent_claims(self) -> bool:
         """Whether others have claims and nothing was heard of them yet: they may have died.
 
         Then a moment has passed.
         """
-        num_silent = sum(
+        num_silent_claims = sum(
             queue.num_silent
             for group, queue in self._queues.items()
             if group not in self._failed_groups
         )
-        if num_silent:
+        if num_silent_claims:
             if not self._has_said_silent:
                 self._say(
-                    f"looking whether {num_silent} subjects are trained by processes that live"
+                    f"looking whether {num_silent_claims} subjects are trained by processes that "
+                    "live"
                 )
                 self._has_said_silent = True
             time.sleep(self._interval_s)
-        return bool(num_silent)
+        return bool(num_silent_claims)
 
     def _open_queue(self, group: str) -> StoredQueue:
         if group not in self._queues:
@@ -159,53 +160,59 @@ class FleetWorker:
         settings = self._settings
         return StoredQueue(
             self._queues[group],
-            _prepare,
+            _prepare_recorded_run,
             _request_stop,
             self._say,
             lease_s=_LEASE_S,
             retries=settings.retries,
             interval_s=self._interval_s,
             # Slots, and as many that have left one and make their bundles.
-            most_at_once=settings.most if self._is_alone(group) else 2 * settings.slots,
+            most_at_once=settings.most
+            if self._trains_subjects_alone(group)
+            else 2 * settings.slots,
             most_of_owner=settings.budget,
             must_yield=partial(self._must_yield, group),
         )
 
-    def _is_alone(self, group: str) -> bool:
+    def _trains_subjects_alone(self, group: str) -> bool:
         return group == ALONE or not self._settings.slots
 
     def _connect(self, config: Config) -> None:
         if not self._has_ray:
-            num_processes = max(config.processes, self._settings.most + config.prior.span.max)
+            num_processes = max(config.num_processes, self._settings.most + config.prior.span.max)
             self._ray.enter_context(connection(config.cluster, num_processes))
             self._has_ray = True
 
-    def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:
-        if self._is_alone(group):
+    def _run_group(self, group: str, queue: StoredQueue, first_entry: FleetEntry) -> None:
+        if self._trains_subjects_alone(group):
             start_alone = partial(self._start_alone, queue)
             run_queue(queue, start_alone, wait_for_first, read_end, self._say)
             return
-        prepared = queue.get_run(first)
-        cluster = prepared.config.cluster
-        start, wait = start_ray_workers(make_model_job(prepared), read_rank(group), cluster.gpus)
-        awaited = AwaitedSubjects(queue.count_waiting, partial(self._is_expected, group))
+        prepared_run = queue.get_run(first_entry)
+        cluster_config = prepared_run.config.cluster
+        start_worker, wait_for_event = start_ray_workers(
+            make_model_job(prepared_run), parse_lora_rank(group), cluster_config.gpus
+        )
+        awaited = SubjectDemand(queue.count_waiting, partial(self._expects_more_subjects, group))
         make_job = partial(self._make_job, queue)
-        fleet = SlotFleet(queue, make_job, start, wait, self._say, cluster, awaited)
-        fleet.run(self._settings.bounds)
+        slot_fleet = SlotFleet(
+            queue, make_job, start_worker, wait_for_event, self._say, cluster_config, awaited
+        )
+        slot_fleet.run(self._settings.bounds)
 
     def _start_alone(self, queue: StoredQueue, entry: FleetEntry) -> Any:
-        prepared = queue.get_run(entry)
-        generate_priors([prepared], self._say, self._prior_counts)
-        return start_training(prepared.config)
+        prepared_run = queue.get_run(entry)
+        generate_priors([prepared_run], self._say, self._prior_counts)
+        return start_training(prepared_run.config)
 
     def _make_job(self, queue: StoredQueue, entry: FleetEntry) -> WorkerJob:
         """With its class images, which are drawn here if nobody has drawn that set yet."""
-        prepared = queue.get_run(entry)
-        generate_priors([prepared], self._say, self._prior_counts)
-        return make_slot_job(prepared)
+        prepared_run = queue.get_run(entry)
+        generate_priors([prepared_run], self._say, self._prior_counts)
+        return make_slot_job(prepared_run)
 
 
-def _prepare(record: WorkRecord) -> PreparedRun:
+def _prepare_recorded_run(record: WorkRecord) -> PreparedRun:
     """raises: ConfigError, DataError, StorageError if it can't be trained"""
     return prepare_run(parse_config(record.payload, record.id, []), QuietDisplay())
 

@@ -38,7 +38,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitLimits:
     """How long to wait, in seconds. request_s: for an answer; interval_s: between requests; head_s:
     for a head that answers at all
     """
@@ -61,7 +61,7 @@ class JobSubmitter:
     def __init__(
         self,
         submission: Submission,
-        waiting: Waiting,
+        waiting: WaitLimits,
         write: Callable[[str], object],
         say: Callable[[str], object],
     ) -> None:
@@ -80,7 +80,7 @@ class JobSubmitter:
         ) as session:
             while True:
                 try:
-                    status = await self._take_up(session)
+                    status = await self._submit_or_follow(session)
                     self._answered_s, self._is_silent = time.monotonic(), False
                 except _SILENCES as error:
                     await self._stop_copying()
@@ -89,9 +89,9 @@ class JobSubmitter:
                     if status in _ENDED:
                         await self._copy_rest(session)
                         return status
-                await self._wait()
+                await self._wait_for_next_poll()
 
-    async def _take_up(self, session: aiohttp.ClientSession) -> str:
+    async def _submit_or_follow(self, session: aiohttp.ClientSession) -> str:
         """Submit the job if the head does not know it, and see that its log is copied.
 
         Returns Ray's word for it.
@@ -105,7 +105,7 @@ class JobSubmitter:
             self._copying = asyncio.create_task(self._copy_log(session))
         return status
 
-    async def _wait(self) -> None:
+    async def _wait_for_next_poll(self) -> None:
         """For the next look, or until the log has come to its end."""
         interval_s = self._waiting.interval_s
         if self._copying and not self._copying.done():
@@ -141,7 +141,7 @@ class JobSubmitter:
 
     async def _read_status(self, session: aiohttp.ClientSession) -> str:
         """Ray's word for the job; empty if the head does not know it."""
-        async with session.get(self._url()) as answer:
+        async with session.get(self._job_url()) as answer:
             if answer.status in _REFUSED:
                 raise HeadLostError(f"{self._submission.address} refuses the token")
             if answer.status == 404:
@@ -150,11 +150,13 @@ class JobSubmitter:
             return str((await answer.json())["status"])
 
     async def _submit(self, session: aiohttp.ClientSession) -> None:
-        job = {
+        job_request = {
             "entrypoint": self._submission.entrypoint,
             "submission_id": self._submission.job_id,
         }
-        async with session.post(f"{self._submission.address}/api/jobs/", json=job) as answer:
+        async with session.post(
+            f"{self._submission.address}/api/jobs/", json=job_request
+        ) as answer:
             answer.raise_for_status()
         self._say(f"submitted {self._submission.job_id}")
 
@@ -162,16 +164,16 @@ class JobSubmitter:
         """What was copied before a connection was lost comes again, and is left out."""
         num_received = 0
         with contextlib.suppress(*_SILENCES):
-            async with session.ws_connect(f"{self._url()}/logs/tail") as socket:
+            async with session.ws_connect(f"{self._job_url()}/logs/tail") as socket:
                 async for message in socket:
                     if message.type is not aiohttp.WSMsgType.TEXT:
                         return
-                    num_known = max(0, self._num_copied - num_received)
+                    num_already_copied = max(0, self._num_copied - num_received)
                     num_received += len(message.data)
                     self._num_copied = max(self._num_copied, num_received)
-                    self._write(message.data[num_known:])
+                    self._write(message.data[num_already_copied:])
 
-    def _url(self) -> str:
+    def _job_url(self) -> str:
         return f"{self._submission.address}/api/jobs/{self._submission.job_id}"
 
 
@@ -192,12 +194,15 @@ def main() -> None:
     parser.add_argument("entrypoint", help="the command, in one word")
     submission = read_submission(parser.parse_args().entrypoint)
 
-    def write(text: str) -> None:
+    def write_stdout(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     submitter = JobSubmitter(
-        submission, Waiting(), write, lambda line: print(line, file=sys.stderr, flush=True)
+        submission,
+        WaitLimits(),
+        write_stdout,
+        lambda line: print(line, file=sys.stderr, flush=True),
     )
     try:
         status = asyncio.run(submitter.run())

@@ -35,15 +35,15 @@ def run_kubectl(*arguments: str, text: str = "") -> str:
     return result.stdout
 
 
-def _find_reason(text: str) -> str:
+def _find_reason(error_output: str) -> str:
     """The words of a refusal, in one line, without the log of kubectl's own tries before it."""
-    lines = [line for line in text.splitlines() if not _LOG_LINE.match(line)]
-    return " ".join(" ".join(lines or [text]).split())
+    lines = [line for line in error_output.splitlines() if not _LOG_LINE.match(line)]
+    return " ".join(" ".join(lines or [error_output]).split())
 
 
 def read_resources(*arguments: str) -> list[dict[str, Any]]:
     """The items of `kubectl get` with these arguments. raises: CapacityError"""
-    text = run_kubectl("get", *arguments, "--ignore-not-found", "--output=json")
-    tree = json.loads(text or "{}")
+    json_text = run_kubectl("get", *arguments, "--ignore-not-found", "--output=json")
+    tree = json.loads(json_text or "{}")
     items: list[dict[str, Any]] = tree.get("items", [tree] if tree else [])
     return items

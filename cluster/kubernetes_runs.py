@@ -59,8 +59,12 @@ class KubernetesRuns:
         if len(matching_jobs) == 1:
             return matching_jobs[0]
         if matching_jobs:
-            names = ", ".join(f"{job.submission_id} ({job.run_uri})" for job in matching_jobs)
-            raise ConfigError(f"run id {run!r} is that of several; give the RayJob's name: {names}")
+            rayjob_names = ", ".join(
+                f"{job.submission_id} ({job.run_uri})" for job in matching_jobs
+            )
+            raise ConfigError(
+                f"run id {run!r} is that of several; give the RayJob's name: {rayjob_names}"
+            )
         run_ids = ", ".join(job.run_id for job in jobs[:8]) or "none"
         raise ConfigError(f"no run {run!r} in the namespace {self._namespace}; its runs: {run_ids}")
 
@@ -73,22 +77,22 @@ class KubernetesRuns:
         refuse_pod_settings(config, image, self._namespace)
         manifests = render_rayjob(config, image, self._namespace)
         # As JSON: kubectl takes some words of YAML's as something else than Python does, n and y.
-        text = "\n".join(json.dumps(resource) for resource in manifests)
-        name = manifests[1]["metadata"]["name"]
-        resources = self._read(_KIND, name)
+        manifest_text = "\n".join(json.dumps(resource) for resource in manifests)
+        rayjob_name = manifests[1]["metadata"]["name"]
+        resources = self._read(_KIND, rayjob_name)
         if not resources:
-            run_kubectl("apply", "--filename=-", text=text)
+            run_kubectl("apply", "--filename=-", text=manifest_text)
             return _read_job(manifests[1])
         previous = _read_job(resources[0])
         self._refuse_another_recipe(previous, manifests[0]["data"][RECIPE])
         if previous.state in _ACTIVE or _has_bundle(previous):
             return previous
-        run_kubectl(*_ANEW, text=text)
+        run_kubectl(*_ANEW, text=manifest_text)
         return _read_job(manifests[1])
 
     def _refuse_another_recipe(self, job: RunJob, recipe: str) -> None:
-        stored = self._read_recipe(job)
-        if stored and yaml.safe_load(stored) != yaml.safe_load(recipe):
+        stored_recipe = self._read_recipe(job)
+        if stored_recipe and yaml.safe_load(stored_recipe) != yaml.safe_load(recipe):
             raise ConfigError(
                 f"run_id={job.run_id!r} is a run with another configuration (ConfigMap "
                 f"{job.submission_id} in {self._namespace}); choose another run_id, or take that "
@@ -108,7 +112,7 @@ class KubernetesRuns:
         if previous.state in _ACTIVE or _has_bundle(previous):
             return previous
         if previous.state == "suspended":
-            self._suspend(previous, "false")
+            self._set_suspended(previous, "false")
             return previous
         # KubeRay begins no job again that has ended: the same one is made anew.
         manifest = _without_server_fields(self._read_one(previous))
@@ -118,10 +122,12 @@ class KubernetesRuns:
     def state(self, job: RunJob) -> str:
         """How a job stands now, in a word; for one that failed, with the reason."""
         resource = self._read_one(job)
-        word, status = _describe_state(resource), resource.get("status", {})
+        state_word, status = _describe_state(resource), resource.get("status", {})
         reasons = [status.get(key, "") for key in ("reason", "message")]
-        text = " ".join(reason for reason in reasons if reason)
-        return f"{word}: {text}" if word == "failed" and text else word
+        reason_text = " ".join(reason for reason in reasons if reason)
+        return (
+            f"{state_word}: {reason_text}" if state_word == "failed" and reason_text else state_word
+        )
 
     def is_active(self, job: RunJob) -> bool:
         """Whether a job waits or runs."""
@@ -148,9 +154,9 @@ class KubernetesRuns:
 
     def kill(self, job: RunJob) -> None:
         """Take a job's pods away; `resume` lets them come again."""
-        self._suspend(job, "true")
+        self._set_suspended(job, "true")
 
-    def _suspend(self, job: RunJob, value: str) -> None:
+    def _set_suspended(self, job: RunJob, value: str) -> None:
         run_kubectl("patch", _KIND, job.submission_id, f"--namespace={self._namespace}",
                     "--type=merge", f"--patch={_SUSPEND.format(value)}")  # fmt: skip
 
@@ -164,8 +170,8 @@ class KubernetesRuns:
         return resources[0]
 
     def _read_recipe(self, job: RunJob) -> str:
-        maps = self._read("configmaps", job.submission_id)
-        return str(maps[0].get("data", {}).get(RECIPE, "")) if maps else ""
+        config_maps = self._read("configmaps", job.submission_id)
+        return str(config_maps[0].get("data", {}).get(RECIPE, "")) if config_maps else ""
 
 
 def _is_run(resource: Resource) -> bool:
@@ -174,30 +180,33 @@ def _is_run(resource: Resource) -> bool:
 
 def _read_job(resource: Resource) -> RunJob:
     metadata = resource["metadata"]
-    created = metadata.get("creationTimestamp")
+    creation_time = metadata.get("creationTimestamp")
     return RunJob(
         run_id=metadata["annotations"][RUN_ID],
         run_uri=metadata["annotations"][RUN_URI],
         state=_describe_state(resource),
         submission_id=metadata["name"],
         attempt=1,
-        started_ms=int(datetime.datetime.fromisoformat(created).timestamp() * 1000)
-        if created
+        started_ms=int(datetime.datetime.fromisoformat(creation_time).timestamp() * 1000)
+        if creation_time
         else 0,
     )
 
 
 def _describe_state(resource: Resource) -> str:
     status: Mapping[str, Any] = resource.get("status") or {}
-    deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
-    if deployment in _WAITING:
+    deployment_status, job_status = (
+        status.get("jobDeploymentStatus", ""),
+        status.get("jobStatus", ""),
+    )
+    if deployment_status in _WAITING:
         return "pending"
-    if deployment in ("Failed", "ValidationFailed"):
+    if deployment_status in ("Failed", "ValidationFailed"):
         return "failed"
     # Ray's word counts once KubeRay has done with the job: before, it may be tried again.
-    if deployment == "Complete":
-        return str(job).lower()
-    return {"Suspending": "stopping", "Suspended": "suspended"}.get(deployment, "running")
+    if deployment_status == "Complete":
+        return str(job_status).lower()
+    return {"Suspending": "stopping", "Suspended": "suspended"}.get(deployment_status, "running")
 
 
 def _has_bundle(job: RunJob) -> bool:

@@ -70,8 +70,8 @@ class LocalCluster:
         folder.mkdir(parents=True, exist_ok=True)
         network = Network.create(secrets.token_hex(3))
         state = {"network": asdict(network), "hosts": [], "secret": secrets.token_hex(16)}
-        text = json.dumps({**state, "next": _FIRST_NUMBER, "cpus": cpus})
-        (folder / "state.json").write_text(text)
+        state_text = json.dumps({**state, "next": _FIRST_NUMBER, "cpus": cpus})
+        (folder / "state.json").write_text(state_text)
         cluster = LocalCluster(folder)
         (cluster.folder / "token").write_text(secrets.token_hex(32))
         (cluster.folder / "token").chmod(0o600)
@@ -89,12 +89,12 @@ class LocalCluster:
         except BaseException:
             cluster.down()
             raise
-        entry = {
+        registry_entry = {
             "address": cluster.dashboard,
             "token_file": str(cluster.folder / "token"),
             "code": "installed",
         }
-        (cluster.folder / CLUSTERS).write_text(yaml.safe_dump({"local": entry}))
+        (cluster.folder / CLUSTERS).write_text(yaml.safe_dump({"local": registry_entry}))
         return cluster
 
     @property
@@ -129,13 +129,13 @@ class LocalCluster:
         for host in self.hosts:
             if host.name == name:
                 return host
-        names = ", ".join(h.name for h in self.hosts)
-        raise ConfigError(f"no host {name!r} in this cluster; there are {names or 'none'}")
+        host_names = ", ".join(h.name for h in self.hosts)
+        raise ConfigError(f"no host {name!r} in this cluster; there are {host_names or 'none'}")
 
     def add_worker(self) -> Host:
         """One more host with a Ray worker node; its name and address are new."""
-        name = f"host-{self._next}"
-        return self._start_host(name, self._ray_command(name, head=False))
+        host_name = f"host-{self._next}"
+        return self._start_host(host_name, self._ray_command(host_name, head=False))
 
     def add_client(self, name: str = "client") -> Host:
         """A host without Ray, to submit from: somebody's laptop."""
@@ -195,8 +195,8 @@ class LocalCluster:
             f"{self.dashboard}/nodes?view=summary",
             headers={"Authorization": f"Bearer {self.token}"},
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            summary = json.loads(answer.read())["data"]["summary"]
+        with urllib.request.urlopen(request, timeout=5) as response:
+            summary = json.loads(response.read())["data"]["summary"]
         alive = [n for n in summary if n["raylet"].get("state") == "ALIVE"]
         return sorted(n["raylet"]["nodeManagerAddress"] for n in alive)
 
@@ -233,8 +233,8 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _last_log_lines(self, host: Host) -> str:
-        lines = (self.folder / host.name / "log").read_text(errors="replace").splitlines()
-        return " / ".join(line.strip() for line in lines[-5:] if line.strip())
+        log_lines = (self.folder / host.name / "log").read_text(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in log_lines[-5:] if line.strip())
 
     def _start_host(self, name: str, command: Sequence[str]) -> Host:
         host = self.network.start(name, self._next, self.folder, command, self.environment)
@@ -251,18 +251,18 @@ class LocalCluster:
             "next": self._next,
             "cpus": self._cpus,
         }
-        partial = self.folder / "state.json.partial"
-        partial.write_text(json.dumps(state, indent=1))
-        partial.replace(self.folder / "state.json")
+        partial_file = self.folder / "state.json.partial"
+        partial_file.write_text(json.dumps(state, indent=1))
+        partial_file.replace(self.folder / "state.json")
 
     def _ray_command(self, name: str, *, head: bool) -> list[str]:
-        role = (
+        role_options = (
             ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0"]
             if head
             else [f"--address={self.address}"]
         )
         return [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--block",
+            sys.executable, "-m", "ray.scripts.scripts", "start", *role_options, "--block",
             f"--node-ip-address={self.network.prefix}.{self._next}", f"--node-name={name}",
             f"--num-cpus={self._cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
             "--disable-usage-stats",

@@ -25,8 +25,8 @@ def load_model(config: Config) -> Path:
     use_options(config.storage.uri, config.storage.options)
     set_cache_limit(config.storage.model_cache_gb)
     source, storage = config.model.source, Store(config.storage.uri)
-    if shipped := find_shipped(source):
-        return shipped
+    if shipped_model := find_shipped(source):
+        return shipped_model
     share_model(source, "model.uri", storage)
     # A model of the hub is in the storage now, and runs take it from there, by its hash.
     return share_model(source, "model.uri", storage)

@@ -70,18 +70,18 @@ class Network:
     @staticmethod
     def create(tag: str) -> "Network":
         """A bridge named after `tag` (at most 8 letters) on the first free 10.213.n.0/24."""
-        with _LOCK_FILE.open("w") as lock:
+        with _LOCK_FILE.open("w") as lock_file:
             # Of two processes that look at once, both would find the same one free.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
             return Network._create(tag)
 
     @staticmethod
     def _create(tag: str) -> "Network":
         addresses = json.dumps(json.loads(_read_output("ip", "-j", "address")))
-        for number in range(1, 255):
-            prefix = f"10.213.{number}"
-            if f'"{prefix}.1"' not in addresses:
-                network = Network(f"db-{tag}", prefix)
+        for subnet_number in range(1, 255):
+            address_prefix = f"10.213.{subnet_number}"
+            if f'"{address_prefix}.1"' not in addresses:
+                network = Network(f"db-{tag}", address_prefix)
                 _run_command("ip", "link", "add", network.bridge, "type", "bridge")
                 _run_command("ip", "address", "add", f"{network.gateway}/24", "dev", network.bridge)
                 _run_command("ip", "link", "set", network.bridge, "up")
@@ -105,15 +105,22 @@ class Network:
             "netns", namespace,
         )  # fmt: skip
         _run_command("ip", "link", "set", outer_interface, "master", self.bridge, "up")
-        for words in (f"address add {address}/24 dev {INTERFACE}", f"link set {INTERFACE} up",
-                      "link set lo up", f"route add default via {self.gateway}"):  # fmt: skip
-            _run_command("ip", "-n", namespace, *words.split())
+        for ip_arguments in (
+            f"address add {address}/24 dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            "link set lo up",
+            f"route add default via {self.gateway}",
+        ):
+            _run_command("ip", "-n", namespace, *ip_arguments.split())
         return namespace, address
 
     def remove_namespace(self, namespace: str, address: str) -> None:
         """Undo add_namespace, as far as it is there."""
-        for words in (["link", "del", self._outer_interface(address)], ["netns", "del", namespace]):
-            subprocess.run(["ip", *words], capture_output=True, check=False)
+        for ip_arguments in (
+            ["link", "del", self._outer_interface(address)],
+            ["netns", "del", namespace],
+        ):
+            subprocess.run(["ip", *ip_arguments], capture_output=True, check=False)
 
     def start(
         self,
@@ -130,7 +137,7 @@ class Network:
         host_folder = folder / name
         (host_folder / "tmp").mkdir(parents=True, exist_ok=True)
         namespace, address = self.add_namespace(name, number)
-        script = (
+        init_script = (
             f"{_bind_shared_folders(host_folder / 'tmp')}"
             f'mount --rbind "{host_folder / "tmp"}" /tmp && '
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
@@ -139,7 +146,7 @@ class Network:
         with (host_folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--pid",
-                 "--mount-proc", "--fork", "--kill-child", "sh", "-c", script, name, *command],
+                 "--mount-proc", "--fork", "--kill-child", "sh", "-c", init_script, name, *command],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
@@ -175,7 +182,7 @@ class Network:
 
         raises: ConfigError if the kernel has no netem
         """
-        words = f"delay {delay_ms}ms loss {loss_percent}%"
+        netem_options = f"delay {delay_ms}ms loss {loss_percent}%"
         _run_command(
             "tc",
             "qdisc",
@@ -184,12 +191,12 @@ class Network:
             self._outer_interface(host.address),
             "root",
             "netem",
-            *words.split(),
+            *netem_options.split(),
         )
 
     def slow(self, host: Host, kilobits_s: int) -> None:
         """Let no more than so many kilobits a second through to the host."""
-        words = f"rate {kilobits_s}kbit burst 32kbit latency 400ms"
+        tbf_options = f"rate {kilobits_s}kbit burst 32kbit latency 400ms"
         _run_command(
             "tc",
             "qdisc",
@@ -198,7 +205,7 @@ class Network:
             self._outer_interface(host.address),
             "root",
             "tbf",
-            *words.split(),
+            *tbf_options.split(),
         )
 
     def kill(self, host: Host) -> None:
@@ -218,19 +225,19 @@ def shared_folders() -> list[Path]:
 
     A checkout, or its environment, may lie there.
     """
-    search_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), *search_path]
-    resolved = {Path(folder).resolve() for folder in folders if folder}
-    return sorted(folder for folder in resolved if folder.is_relative_to("/tmp"))
+    python_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), *python_path]
+    resolved_folders = {Path(folder).resolve() for folder in folders if folder}
+    return sorted(folder for folder in resolved_folders if folder.is_relative_to("/tmp"))
 
 
 def _bind_shared_folders(host_tmp: Path) -> str:
     """Shell commands that make shared folders appear in a host's /tmp under their own names."""
-    commands = ""
+    shell_commands = ""
     for folder in shared_folders():
-        place = host_tmp / folder.relative_to("/tmp")
-        commands += f'mkdir -p "{place}" && mount --bind "{folder}" "{place}" && '
-    return commands
+        mount_point = host_tmp / folder.relative_to("/tmp")
+        shell_commands += f'mkdir -p "{mount_point}" && mount --bind "{folder}" "{mount_point}" && '
+    return shell_commands
 
 
 def command_in_host(host: Host, command: Sequence[str]) -> list[str]:
@@ -238,8 +245,8 @@ def command_in_host(host: Host, command: Sequence[str]) -> list[str]:
 
     raises: ConfigError if the host is gone
     """
-    children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
-    init_pids = children.read_text().split() if host.is_alive else []
+    children_file = Path(f"/proc/{host.pid}/task/{host.pid}/children")
+    init_pids = children_file.read_text().split() if host.is_alive else []
     if not init_pids:
         raise ConfigError(f"host {host.name} does not run; see `dreambooth cluster status`")
     return [
@@ -258,11 +265,11 @@ def command_in_host(host: Host, command: Sequence[str]) -> list[str]:
 def _start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks after boot; None if it is gone or a zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        stat_text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+    stat_fields = stat_text.rpartition(")")[2].split()
+    return None if stat_fields[0] == "Z" else int(stat_fields[19])
 
 
 def _reap(pid: int) -> None:
@@ -276,9 +283,9 @@ def _reap(pid: int) -> None:
 def _read_output(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        message = result.stderr.strip() or result.stdout.strip()
+        error_text = result.stderr.strip() or result.stdout.strip()
         raise ConfigError(
-            f"`{' '.join(command)}` failed: {message}; this kernel may lack the feature"
+            f"`{' '.join(command)}` failed: {error_text}; this kernel may lack the feature"
         )
     return result.stdout
 

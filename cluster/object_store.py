@@ -14,12 +14,12 @@ _MASTER_PORT = 9333
 
 def prepare_host(tmp: Path, address: str, secret: str) -> list[str]:
     """Lay out the host's /tmp, which is `tmp` outside of it; returns the command of its init."""
-    data = tmp / "data"
-    data.mkdir(parents=True)
+    data_folder = tmp / "data"
+    data_folder.mkdir(parents=True)
     credentials = [{"accessKey": _KEY, "secretKey": secret}]
     rights = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": _KEY, "credentials": credentials, "actions": rights}
-    (data / "keys.json").write_text(json.dumps({"identities": [identity]}))
+    (data_folder / "keys.json").write_text(json.dumps({"identities": [identity]}))
     return [
         "weed", "server", f"-ip={address}", "-ip.bind=0.0.0.0", "-dir=/tmp/data", "-s3",
         f"-s3.port={S3_PORT}", "-s3.config=/tmp/data/keys.json",
@@ -40,7 +40,7 @@ def store_environment(address: str, secret: str) -> dict[str, str]:
 def make_bucket(enter_prefix: list[str], address: str, env: dict[str, str]) -> bool:
     """Make the bucket; False while the store does not answer.
 
-    enter: the command line prefix that runs something in the store's host
+    enter_prefix: the command line prefix that runs something in the store's host
     """
     try:
         urllib.request.urlopen(f"http://{address}:{S3_PORT}/status", timeout=2).close()
@@ -53,5 +53,5 @@ def make_bucket(enter_prefix: list[str], address: str, env: dict[str, str]) -> b
         input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n",
         capture_output=True, text=True, check=False, env=env, timeout=60,
     )  # fmt: skip
-    created_text = "".join(result.stdout.split("create bucket")[1:])
-    return BUCKET in created_text or f"{BUCKET}\t" in result.stdout
+    creation_output = "".join(result.stdout.split("create bucket")[1:])
+    return BUCKET in creation_output or f"{BUCKET}\t" in result.stdout

@@ -52,56 +52,63 @@ def find_image_problem(image: str) -> str:
     """
     if not image:
         return "--image is not given; name the image that the pods run, NAME@sha256:DIGEST"
-    named = _NAMED.fullmatch(image.partition("@")[0])
+    name_match = _NAMED.fullmatch(image.partition("@")[0])
     digest = image.partition("@")[2]
-    if named is None:
+    if name_match is None:
         return f"--image={image!r} is no name of an image; give NAME@sha256:DIGEST"
     if "@" in image and not _DIGEST.fullmatch(digest):
         return f"--image={image!r}: a digest is sha256: and 64 digits of 0-9 and a-f"
-    if not digest and "/" in named["name"]:
+    if not digest and "/" in name_match["name"]:
         return (
             f"--image={image!r} has no digest: what the tag means may change while the run goes "
             "on; give NAME@sha256:DIGEST, as the push of the image printed it"
         )
-    if not digest and named["tag"] in (None, "latest"):
+    if not digest and name_match["tag"] in (None, "latest"):
         return f"--image={image!r} names no version; give NAME:VERSION or NAME@sha256:DIGEST"
     return ""
 
 
 def _check_storage(config: Config) -> Iterator[PreflightFinding]:
-    storage = config.storage
-    protocol = storage.uri.partition("://")[0] if is_remote(storage.uri) else ""
+    storage_config = config.storage
+    protocol = storage_config.uri.partition("://")[0] if is_remote(storage_config.uri) else ""
     if protocol in ("", "file", "local", "memory"):
         yield PreflightFinding(
             "storage.uri",
-            f"storage.uri={storage.uri!r} is seen by one machine alone; give an object store, "
-            "s3://BUCKET/FOLDER",
+            f"storage.uri={storage_config.uri!r} is seen by one machine alone; give an object "
+            "store, s3://BUCKET/FOLDER",
         )
-    if storage.options:
+    if storage_config.options:
         yield PreflightFinding(
             "storage.options",
-            f"storage.options ({', '.join(sorted(storage.options))}) is in no recipe and no "
+            f"storage.options ({', '.join(sorted(storage_config.options))}) is in no recipe and no "
             "manifest, it may hold keys; put them into the Secret dreambooth-storage as AWS_*",
         )
-    if storage.scratch and not storage.scratch.startswith(WRITABLE):
+    if storage_config.scratch and not storage_config.scratch.startswith(WRITABLE):
         yield PreflightFinding(
             "storage.scratch",
-            f"storage.scratch={storage.scratch!r} can't be written in a pod; give a folder below "
-            f"{' or '.join(WRITABLE)}, or none",
+            f"storage.scratch={storage_config.scratch!r} can't be written in a pod; give a folder "
+            f"below {' or '.join(WRITABLE)}, or none",
         )
 
 
 def _check_folders(config: Config) -> Iterator[PreflightFinding]:
     """Folders and files of this machine that a run reads."""
-    named = {"prior.folder": config.prior.folder, "tracking.mlflow_uri": config.tracking.mlflow_uri}
+    paths_by_key = {
+        "prior.folder": config.prior.folder,
+        "tracking.mlflow_uri": config.tracking.mlflow_uri,
+    }
     if config.subjects:
-        named |= {f"subjects[{k}].photos": s.photos for k, s in enumerate(config.subjects)}
+        paths_by_key |= {f"subjects[{k}].photos": s.photos for k, s in enumerate(config.subjects)}
     else:
-        named["subject.photos"] = config.subject.photos
-    protocol = config.choice.protocol
-    if config.choice.rule == "best" and protocol and protocol not in protocol_names():
-        named["choice.protocol"] = config.choice.protocol
-    for key, path in named.items():
+        paths_by_key["subject.photos"] = config.subject.photos
+    evaluation_protocol = config.choice.protocol
+    if (
+        config.choice.rule == "best"
+        and evaluation_protocol
+        and evaluation_protocol not in protocol_names()
+    ):
+        paths_by_key["choice.protocol"] = config.choice.protocol
+    for key, path in paths_by_key.items():
         if path and not is_remote(path):
             remedy = "copy it to the object store and give its URI, s3://BUCKET/FOLDER"
             if key == "choice.protocol":
@@ -118,8 +125,13 @@ def _check_model(config: Config) -> Iterator[PreflightFinding]:
         ("model.vae", config.model.vae),
         ("model.text_encoder", config.model.text_encoder),
     ):
-        is_file = uri is not None and uri.endswith(SUFFIXES)
-        if not uri or is_remote(uri) or find_shipped(uri) or (find_hub_id(uri) and not is_file):
+        is_weight_file = uri is not None and uri.endswith(SUFFIXES)
+        if (
+            not uri
+            or is_remote(uri)
+            or find_shipped(uri)
+            or (find_hub_id(uri) and not is_weight_file)
+        ):
             continue
         yield PreflightFinding(
             key,

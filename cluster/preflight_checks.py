@@ -62,15 +62,17 @@ def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], Non
         return config
     total_bytes = Dashboard(entry).capacity().gpu_memory_bytes
     limit_bytes = usable_bytes(total_bytes, is_gpu=True)
-    directory = model_outline(config.model.source)
-    fitting = find_fitting_settings(config, directory, limit_bytes) if total_bytes else None
-    if fitting is None:
+    model_folder = model_outline(config.model.source)
+    fitting_settings = (
+        find_fitting_settings(config, model_folder, limit_bytes) if total_bytes else None
+    )
+    if fitting_settings is None:
         return config
-    if fitting.settings:
-        say(f"memory.fit: a worker takes about {fitting.text}")
+    if fitting_settings.settings:
+        say(f"memory.fit: a worker takes about {fitting_settings.text}")
     # Done: the cluster's own processes have nothing to look for.
-    memory = config.memory.model_copy(update={"fit": False})
-    return fitting.config.model_copy(update={"memory": memory})
+    memory_config = config.memory.model_copy(update={"fit": False})
+    return fitting_settings.config.model_copy(update={"memory": memory_config})
 
 
 def _check_settings(config: Config) -> Iterator[PreflightFinding]:
@@ -80,28 +82,33 @@ def _check_settings(config: Config) -> Iterator[PreflightFinding]:
 
 def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterator[PreflightFinding]:
     try:
-        directory = model_outline(config.model.source)
+        model_folder = model_outline(config.model.source)
     except DreamBoothError as error:
         yield PreflightFinding("model.uri", str(error))
         return
     try:
-        check_image_sizes(directory, config.train)
-        check_method(config, directory)
-        footprints.append(footprint := estimate_footprint(config, directory))
+        check_image_sizes(model_folder, config.train)
+        check_method(config, model_folder)
+        footprints.append(footprint := estimate_footprint(config, model_folder))
         yield _note_memory(config, footprint)
         if parse_source(config.model.source).is_directory:
             model_directory(config.model.source)  # last: it reads all weights
     except DreamBoothError as error:
         yield PreflightFinding(str(error).split("=", maxsplit=1)[0].split(":")[0], str(error))
     except (OSError, ValueError, KeyError) as error:
-        text = f"model.uri={config.model.uri!r} can't be read: {error}; its download is incomplete"
-        yield PreflightFinding("model.uri", text)
+        finding_text = (
+            f"model.uri={config.model.uri!r} can't be read: {error}; its download is incomplete"
+        )
+        yield PreflightFinding("model.uri", finding_text)
 
 
 def _note_memory(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
-    needed, device = footprint.total_bytes / 2**30, "GPU" if config.cluster.gpus else "host"
-    text = f"a worker's step takes about {needed:.1f} GiB of its {device}'s memory"
-    return PreflightFinding("memory", text, fatal=False, is_note=True)
+    needed_gib, device_name = (
+        footprint.total_bytes / 2**30,
+        "GPU" if config.cluster.gpus else "host",
+    )
+    finding_text = f"a worker's step takes about {needed_gib:.1f} GiB of its {device_name}'s memory"
+    return PreflightFinding("memory", finding_text, fatal=False, is_note=True)
 
 
 def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[PreflightFinding]:
@@ -109,25 +116,30 @@ def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[Prefl
     try:
         store = Store(uri)
         if store.is_local and entry is not None and "//127." not in entry.address:
-            text = (
+            finding_text = (
                 f"storage.uri={uri!r} is a folder of this machine, which the hosts of the cluster "
             )
             yield PreflightFinding(
-                "storage.uri", text + "do not see; give an object store, s3://..."
+                "storage.uri", finding_text + "do not see; give an object store, s3://..."
             )
             return
         store.check_writable()
-        probe = f".probe-{uuid.uuid4().hex}"
-        first, second = store.create(probe, b"1"), store.create(probe, b"2")
-        store.remove_file(probe)
+        probe_file = f".probe-{uuid.uuid4().hex}"
+        is_first_created, is_second_created = (
+            store.create(probe_file, b"1"),
+            store.create(probe_file, b"2"),
+        )
+        store.remove_file(probe_file)
     except (DreamBoothError, OSError, ImportError) as error:
         yield PreflightFinding("storage.uri", f"storage.uri={uri!r} can't be used: {error}")
         return
-    if not first or second:
-        text = (
+    if not is_first_created or is_second_created:
+        finding_text = (
             f"storage.uri={uri!r} has no conditional writes: two runs could overwrite each other; "
         )
-        yield PreflightFinding("storage.uri", text + "take a store with If-None-Match, as S3 has")
+        yield PreflightFinding(
+            "storage.uri", finding_text + "take a store with If-None-Match, as S3 has"
+        )
 
 
 def _check_cluster(
@@ -142,17 +154,19 @@ def _check_cluster(
     except (DreamBoothError, requests.RequestException, KeyError) as error:
         yield PreflightFinding("address", str(error))
         return
-    for software, theirs, ours in (
+    for software_name, cluster_version, local_version in (
         ("Ray", versions.ray, version("ray")),
         ("Python", versions.python, platform.python_version()),
     ):
-        exact = software == "Ray" or not theirs
-        if theirs and (theirs if exact else _minor_version(theirs)) != (
-            ours if exact else _minor_version(ours)
-        ):
-            text = f"the cluster at {entry.address} has {software} {theirs}, this machine {ours}; "
+        is_exact_match = software_name == "Ray" or not cluster_version
+        if cluster_version and (
+            cluster_version if is_exact_match else _minor_version(cluster_version)
+        ) != (local_version if is_exact_match else _minor_version(local_version)):
             yield PreflightFinding(
-                "image", text + f"give the cluster an image with {software} {ours}"
+                "image",
+                f"the cluster at {entry.address} has {software_name} {cluster_version}, this "
+                f"machine {local_version}; give the cluster an image with {software_name} "
+                f"{local_version}",
             )
     if not entry.autoscaled:
         yield from _check_capacity(config, capacity, footprints)
@@ -161,14 +175,17 @@ def _check_cluster(
 def _check_capacity(
     config: Config, capacity: Capacity, footprints: list[TrainingFootprint]
 ) -> Iterator[PreflightFinding]:
-    workers = config.cluster.span.min
-    if config.cluster.gpus and capacity.gpus < workers:
-        text = f"cluster.workers={workers} want a GPU each, and the cluster has {capacity.gpus:g}; "
-        text += f"lower it, set cluster.gpus=false, or add GPU hosts; {_BY_ITSELF}"
-        yield PreflightFinding("cluster.workers", text)
-    elif not config.cluster.gpus and capacity.cpus < workers:
-        text = f"cluster.workers={workers} want a CPU each, and the cluster has {capacity.cpus:g}; "
-        yield PreflightFinding("cluster.workers", text + f"lower it, or add hosts; {_BY_ITSELF}")
+    num_workers = config.cluster.span.min
+    if config.cluster.gpus and capacity.gpus < num_workers:
+        finding_text = f"cluster.workers={num_workers} want a GPU each, and the cluster has "
+        finding_text += (
+            f"{capacity.gpus:g}; lower it, set cluster.gpus=false, or add GPU hosts; {_BY_ITSELF}"
+        )
+        yield PreflightFinding("cluster.workers", finding_text)
+    elif not config.cluster.gpus and capacity.cpus < num_workers:
+        finding_text = f"cluster.workers={num_workers} want a CPU each, and the cluster has "
+        finding_text += f"{capacity.cpus:g}; lower it, or add hosts; {_BY_ITSELF}"
+        yield PreflightFinding("cluster.workers", finding_text)
     is_gpu = config.cluster.gpus
     total_bytes = capacity.gpu_memory_bytes if is_gpu else capacity.memory_bytes
     yield from _check_memory(config, footprints, total_bytes)
@@ -192,11 +209,11 @@ def _check_memory(
 ) -> Iterator[PreflightFinding]:
     """total_bytes: of the device that a worker gets; 0 where it is not known"""
     is_gpu = config.cluster.gpus
-    for worker in footprints:
-        if total_bytes and worker.total_bytes > usable_bytes(total_bytes, is_gpu=is_gpu):
-            directory = model_outline(config.model.source)
-            text = describe_shortage(config, directory, worker, total_bytes)
-            yield PreflightFinding(find_heaviest_key(config, worker), text)
+    for footprint in footprints:
+        if total_bytes and footprint.total_bytes > usable_bytes(total_bytes, is_gpu=is_gpu):
+            model_folder = model_outline(config.model.source)
+            finding_text = describe_shortage(config, model_folder, footprint, total_bytes)
+            yield PreflightFinding(find_heaviest_key(config, footprint), finding_text)
 
 
 def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
@@ -217,8 +234,10 @@ def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
             f"{scheme}://{registry}/v2/{repository}/manifests/{tag}", timeout=TIMEOUT_S
         )
     except requests.RequestException as error:
-        text = f"image={entry.image!r}: {registry} does not answer here ({type(error).__name__})"
-        yield PreflightFinding("image", text + "; its presence is unknown", fatal=False)
+        finding_text = (
+            f"image={entry.image!r}: {registry} does not answer here ({type(error).__name__})"
+        )
+        yield PreflightFinding("image", finding_text + "; its presence is unknown", fatal=False)
         return
     if response.status_code == requests.codes.not_found:
         yield PreflightFinding(
@@ -232,10 +251,10 @@ def _minor_version(text: str) -> str:
 
 def format_findings(findings: list[PreflightFinding]) -> list[str]:
     """A line a finding, for people."""
-    return [f"{_name_kind(finding)}: {finding.key}: {finding.text}" for finding in findings]
+    return [f"{_name_severity(finding)}: {finding.key}: {finding.text}" for finding in findings]
 
 
-def _name_kind(finding: PreflightFinding) -> str:
+def _name_severity(finding: PreflightFinding) -> str:
     if finding.is_note:
         return "note"
     return "error" if finding.fatal else "warning"

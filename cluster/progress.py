@@ -36,13 +36,13 @@ class RunProgress:
 
     def line(self) -> str:
         """One line for people."""
-        parts = [f"step {self.step}/{self.steps}"] + ([self.text] if self.text else [])
-        parts.append(f"checkpoint at {self.checkpoint}")
+        line_parts = [f"step {self.step}/{self.steps}"] + ([self.text] if self.text else [])
+        line_parts.append(f"checkpoint at {self.checkpoint}")
         if self.remaining_s is not None:
-            parts.append(f"{_format_duration(self.remaining_s)} left")
+            line_parts.append(f"{_format_duration(self.remaining_s)} left")
         if self.cost is not None:
-            parts.append(f"about {self.cost:.2f} more to pay")
-        return ", ".join(parts)
+            line_parts.append(f"about {self.cost:.2f} more to pay")
+        return ", ".join(line_parts)
 
 
 class ProgressReader:
@@ -55,21 +55,28 @@ class ProgressReader:
 
     def read(self) -> RunProgress:
         """Read how the run stands now."""
-        config, latest = self._config, self._metrics.read_latest()
+        config, latest_metrics = self._config, self._metrics.read_latest()
         self._checkpoint = max(committed_steps(self._run, self._checkpoint) or [self._checkpoint])
-        if latest is None:
+        if latest_metrics is None:
             return RunProgress(0, config.train.steps, "", self._checkpoint, None, None)
-        images_s = self._rate.update(time.monotonic(), latest["images_seen"])
-        images_left = (config.train.steps - latest["step"]) * config.images_a_step
+        images_s = self._rate.update(time.monotonic(), latest_metrics["images_seen"])
+        images_left = (config.train.steps - latest_metrics["step"]) * config.images_a_step
         remaining_s = images_left / images_s if images_s > 0 else None
         cost = None
         if self._price_an_hour is not None and remaining_s is not None:
             cost = self._price_an_hour * remaining_s / 3600
-        text = describe_step(latest, images_s, config.prior) + f", {describe_workers(config)}"
-        if restarts := latest.get(RESTARTS):
-            text += f", restarted {describe_count(int(restarts), 'time')}"
+        step_text = (
+            describe_step(latest_metrics, images_s, config.prior) + f", {describe_workers(config)}"
+        )
+        if restarts := latest_metrics.get(RESTARTS):
+            step_text += f", restarted {describe_count(int(restarts), 'time')}"
         return RunProgress(
-            latest["step"], config.train.steps, text, self._checkpoint, remaining_s, cost
+            latest_metrics["step"],
+            config.train.steps,
+            step_text,
+            self._checkpoint,
+            remaining_s,
+            cost,
         )
 
 
@@ -92,7 +99,7 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
     run, seen_messages = Store(job.run_uri), set[str]()
-    progress, last_line = ProgressReader(run, jobs.config(job), price), ""
+    progress_reader, last_line = ProgressReader(run, jobs.config(job), price), ""
     for _ in _ticks():
         end_state = outcome = ""
         try:
@@ -100,7 +107,7 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
             # Restarts and warnings, from the run's beginning on.
             for message in read_new_messages(run, seen_messages):
                 say(message)
-            line = progress.read().line()
+            line = progress_reader.read().line()
             if end_state:
                 outcome = "finished" if is_finished(run) else end_state
         except _SILENCES:

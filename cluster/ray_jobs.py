@@ -35,7 +35,7 @@ class RayJobs(ClusterJobs):
 
     def runs(self) -> list[RunJob]:
         """The newest job of every run, newest run first."""
-        newest: dict[str, RunJob] = {}
+        newest_jobs: dict[str, RunJob] = {}
         for job in self.client.list_jobs():
             metadata = job.metadata or {}
             if "run_uri" not in metadata or job.submission_id is None:
@@ -48,9 +48,12 @@ class RayJobs(ClusterJobs):
                 attempt=int(metadata["attempt"]),
                 started_ms=int(job.start_time or 0),
             )
-            if run_job.run_id not in newest or newest[run_job.run_id].attempt < run_job.attempt:
-                newest[run_job.run_id] = run_job
-        return sorted(newest.values(), key=lambda run: -run.started_ms)
+            if (
+                run_job.run_id not in newest_jobs
+                or newest_jobs[run_job.run_id].attempt < run_job.attempt
+            ):
+                newest_jobs[run_job.run_id] = run_job
+        return sorted(newest_jobs.values(), key=lambda run: -run.started_ms)
 
     def find(self, run_id: str) -> RunJob | None:
         """The newest job of a run, if it has one here."""
@@ -70,12 +73,12 @@ class RayJobs(ClusterJobs):
         A run that is under way, or has ended well, is given back as it is.
         raises: ConfigError if the name is that of another run
         """
-        portable = make_portable_config(config)
-        run = open_run(portable)
-        previous = self.find(str(portable.run_id))
+        portable_config = make_portable_config(config)
+        run = open_run(portable_config)
+        previous = self.find(str(portable_config.run_id))
         if previous and (previous.state in ("pending", "running") or is_finished(run)):
             return previous
-        return self._start_job(str(portable.run_id), run, previous)
+        return self._start_job(str(portable_config.run_id), run, previous)
 
     def resume(self, run_id: str) -> RunJob:
         """Start a job that takes the run up where it stands, unless one does already."""
@@ -115,15 +118,17 @@ def make_portable_config(config: Config) -> Config:
         for s in config.all_subjects
     ]
     portable_subjects = tuple(subjects) if config.subjects else ()
-    cluster = config.cluster.model_copy(update={"address": None})
+    cluster_config = config.cluster.model_copy(update={"address": None})
     changes = {
         "subject": subjects[0],
         "subjects": portable_subjects,
-        "cluster": cluster,
+        "cluster": cluster_config,
         "model": config.model if storage.is_local else _send_model(config.model, storage),
     }
-    portable = config.model_copy(update=changes)
-    return portable.model_copy(update={"run_id": config.run_id or _make_run_id(portable)})
+    portable_config = config.model_copy(update=changes)
+    return portable_config.model_copy(
+        update={"run_id": config.run_id or _make_run_id(portable_config)}
+    )
 
 
 def _send_model(model: ModelConfig, storage: Store) -> ModelConfig:
@@ -131,14 +136,14 @@ def _send_model(model: ModelConfig, storage: Store) -> ModelConfig:
     if source == model.source:
         return model
     # One model by now, whatever its parts were taken from.
-    own_parts = {"vae": None, "text_encoder": None, "prediction_type": None}
-    return model.model_copy(update={"uri": source, **own_parts})
+    cleared_parts = {"vae": None, "text_encoder": None, "prediction_type": None}
+    return model.model_copy(update={"uri": source, **cleared_parts})
 
 
 def _make_run_id(config: Config) -> str:
     """A run id of the run's content: whoever submits it again means the same run."""
-    content = json.dumps(
+    config_json = json.dumps(
         config.model_dump(mode="json", exclude={"cluster", "memory"}), sort_keys=True
     )
-    noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
-    return f"{noun}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    class_noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
+    return f"{class_noun}-{hashlib.sha256(config_json.encode()).hexdigest()[:12]}"

@@ -47,68 +47,75 @@ def name_rayjob(run_id: str, storage_uri: str) -> str:
     Run ids have letters, lengths and signs that names of Kubernetes have not, and the same id may
     be a run in another storage: what tells them apart is a hash.
     """
-    words = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
+    run_id_slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
     digest = hashlib.sha256(f"{storage_uri.rstrip('/')} {run_id}".encode()).hexdigest()[:10]
-    prefix = f"dreambooth-{words}"[: MAX_NAME_LENGTH - len(digest) - 1].rstrip("-")
-    return f"{prefix}-{digest}"
+    name_prefix = f"dreambooth-{run_id_slug}"[: MAX_NAME_LENGTH - len(digest) - 1].rstrip("-")
+    return f"{name_prefix}-{digest}"
 
 
 def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
     """ConfigMap with the recipe and RayJob, both named after the run."""
-    portable = make_portable_config(config)
+    portable_config = make_portable_config(config)
     meta = {
-        "name": name_rayjob(str(portable.run_id), portable.storage.uri),
+        "name": name_rayjob(str(portable_config.run_id), portable_config.storage.uri),
         "namespace": namespace,
     }
     labels = dict([PART_OF.split("=")])
-    recipe = {
+    recipe_config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {**meta, "labels": labels},
-        "data": {RECIPE: dump_config(portable)},
+        "data": {RECIPE: dump_config(portable_config)},
     }
     job = copy.deepcopy(yaml.safe_load(_manifest_path().read_text()))
     job["metadata"] = {
         **meta,
         "labels": {**labels, "app.kubernetes.io/name": "dreambooth-train"},
-        "annotations": {RUN_ID: str(portable.run_id), RUN_URI: _name_run_uri(portable)},
+        "annotations": {
+            RUN_ID: str(portable_config.run_id),
+            RUN_URI: _name_run_uri(portable_config),
+        },
     }
-    cluster = job["spec"]["rayClusterSpec"]
-    cluster["rayVersion"] = version("ray")
-    group = "gpu" if portable.cluster.gpus else "cpu"
-    for workers in cluster["workerGroupSpecs"]:
-        if workers["groupName"] == group:
-            span = portable.cluster.span
-            workers.update(replicas=span.min, minReplicas=span.min, maxReplicas=span.max)
-    if not portable.cluster.gpus:
-        cluster["workerGroupSpecs"] = [
-            g for g in cluster["workerGroupSpecs"] if g["groupName"] != "gpu"
+    cluster_spec = job["spec"]["rayClusterSpec"]
+    cluster_spec["rayVersion"] = version("ray")
+    group_name = "gpu" if portable_config.cluster.gpus else "cpu"
+    for group_spec in cluster_spec["workerGroupSpecs"]:
+        if group_spec["groupName"] == group_name:
+            worker_range = portable_config.cluster.span
+            group_spec.update(
+                replicas=worker_range.min,
+                minReplicas=worker_range.min,
+                maxReplicas=worker_range.max,
+            )
+    if not portable_config.cluster.gpus:
+        cluster_spec["workerGroupSpecs"] = [
+            g for g in cluster_spec["workerGroupSpecs"] if g["groupName"] != "gpu"
         ]
     _fill_names(job, image, meta["name"])
-    return [recipe, job]
+    return [recipe_config_map, job]
 
 
 def _name_run_uri(config: Config) -> str:
     return f"{Store(config.storage.uri).uri}/{paths.run(str(config.run_id))}"
 
 
-def _fill_names(tree: Any, image: str, recipe: str) -> None:
+def _fill_names(tree: Any, image: str, recipe_name: str) -> None:
     """Put image and name of the recipe wherever a pod names them."""
     if isinstance(tree, list):
         for item in tree:
-            _fill_names(item, image, recipe)
+            _fill_names(item, image, recipe_name)
     elif isinstance(tree, dict):
         if tree.get("image") == "dreambooth-ray":
             tree["image"] = image
         if tree.get("configMap") == {"name": "dreambooth-recipe"}:
-            tree["configMap"] = {"name": recipe}
+            tree["configMap"] = {"name": recipe_name}
         for item in tree.values():
-            _fill_names(item, image, recipe)
+            _fill_names(item, image, recipe_name)
 
 
 def _manifest_path() -> Path:
     """Beside this file in a wheel, in k8s/ in a checkout."""
-    shipped = Path(__file__).with_name("rayjob.yaml")
-    if shipped.is_file():
-        return shipped
+    shipped_manifest = Path(__file__).with_name("rayjob.yaml")
+    if shipped_manifest.is_file():
+        return shipped_manifest
     return Path(__file__).parents[1] / "k8s" / "base" / "rayjob" / "rayjob.yaml"

@@ -17,8 +17,8 @@ from dreambooth_ray.compat.ray_address import (
     check_head,
     find_local_address,
 )
-from dreambooth_ray.compat.ray_start import WaitingProcesses, only_needed_processes
-from dreambooth_ray.config.allocator import environment_of_workers
+from dreambooth_ray.compat.ray_start import PrestartedWorkers, only_needed_processes
+from dreambooth_ray.config.allocator import ray_process_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -42,7 +42,7 @@ def session(
     num_waiting_processes = config.cluster.span.max if imports_ahead and not has_gpus else 0
     # A small machine may be asked for more processes than it has cores: they share.
     with connection(
-        config.cluster, config.processes, meanwhile, num_waiting_processes=num_waiting_processes
+        config.cluster, config.num_processes, meanwhile, num_waiting_processes=num_waiting_processes
     ):
         yield
 
@@ -83,8 +83,8 @@ def connection(
         finally:
             ray.shutdown()
     else:
-        environment = nullcontext() if is_bare else environment_of_workers()
-        with environment, _local_ray(processes, meanwhile, num_waiting_processes):
+        environment_context = nullcontext() if is_bare else ray_process_environment()
+        with environment_context, _local_ray(processes, meanwhile, num_waiting_processes):
             _check_gpus(cluster)
             yield
 
@@ -116,15 +116,15 @@ def _local_ray(
     import ray  # noqa: PLC0415
 
     # The threads would take turns at Python's lock, 5 ms each, while there is Python to run.
-    is_waiting = threading.Event()
-    waiting = (
-        WaitingProcesses(num_waiting_processes, waiting_process.__name__)
+    ray_waits_event = threading.Event()
+    waiting_processes = (
+        PrestartedWorkers(num_waiting_processes, waiting_process.__name__)
         if num_waiting_processes
         else None
     )
 
-    def start() -> None:
-        with only_needed_processes(is_waiting.set, waiting):
+    def start_ray() -> None:
+        with only_needed_processes(ray_waits_event.set, waiting_processes):
             ray.init(
                 # Else it would join whatever `ray start` has left running on this machine.
                 address="local",
@@ -136,19 +136,19 @@ def _local_ray(
 
     # Ray sets this handler itself where it is started by the main thread: a process that is asked
     # to end ends Ray's processes first.
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if is_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with ThreadPoolExecutor(1, thread_name_prefix="ray start") as pool:
-        starting = pool.submit(start)
-        starting.add_done_callback(lambda _: is_waiting.set())
+    with ThreadPoolExecutor(1, thread_name_prefix="ray start") as thread_pool:
+        start_future = thread_pool.submit(start_ray)
+        start_future.add_done_callback(lambda _: ray_waits_event.set())
         try:
-            is_waiting.wait()
+            ray_waits_event.wait()
             meanwhile()
-            starting.result()
+            start_future.result()
             yield
         finally:
-            wait([starting])
+            wait([start_future])
             ray.shutdown()
 
 
@@ -166,30 +166,32 @@ def check_cluster(cluster: ClusterConfig) -> None:
     address = cluster.ray_address
     if address is None:
         return
-    origin = f"{cluster.address_origin}={address!r}"
+    address_origin = f"{cluster.address_origin}={address!r}"
     remedy = f"unset {cluster.address_origin} to start a local Ray"
     if address == "auto":
         address = find_local_address() or ""
         if not address:
-            raise ConfigError(f"{origin}: no Ray was started on this machine; {remedy}")
-        origin += f" (this machine's, {address})"
+            raise ConfigError(f"{address_origin}: no Ray was started on this machine; {remedy}")
+        address_origin += f" (this machine's, {address})"
     if address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{origin} is the address of a dashboard or Jobs API; give the head as host:6379 or "
-            f"ray://host:10001, send the run with `dreambooth submit`, or {remedy}"
+            f"{address_origin} is the address of a dashboard or Jobs API; give the head as "
+            f"host:6379 or ray://host:10001, send the run with `dreambooth submit`, or {remedy}"
         )
     is_client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
-        raise ConfigError(f"{origin} is not of the form host:port or ray://host:port; {remedy}")
+        raise ConfigError(
+            f"{address_origin} is not of the form host:port or ray://host:port; {remedy}"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"{origin} can't be reached ({error}); check that the cluster is up and the port open, "
-            f"or {remedy}"
+            f"{address_origin} can't be reached ({error}); check that the cluster is up and the "
+            f"port open, or {remedy}"
         ) from error
     try:
         (check_client_server if is_client else check_head)(f"{host}:{port}", _ANSWER_TIMEOUT_S)
     except AddressError as error:
-        raise ConfigError(f"{origin}: {error}; correct the address, or {remedy}") from error
+        raise ConfigError(f"{address_origin}: {error}; correct the address, or {remedy}") from error

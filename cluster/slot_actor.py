@@ -7,7 +7,7 @@ import ray
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.errors import PERMANENT, DreamBoothError, describe_error
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
@@ -35,17 +35,17 @@ class SlotActor:
 
         Nothing may be handed in before: a process that finds no room would keep it for ever.
         """
-        with large_imports():
+        with pause_garbage_collection():
             import torch  # noqa: PLC0415
 
-            from dreambooth_ray.bundles.worker_export import export_from_parts  # noqa: PLC0415
+            from dreambooth_ray.bundles.worker_export import export_with_loaded_components  # noqa: PLC0415
             from dreambooth_ray.training.slots.slot_worker import (  # noqa: PLC0415
                 SlotWorker,
                 SubjectEvent,
             )
 
         device = torch.device("cuda" if gpu else "cpu")
-        worker = SlotWorker(job, self._num_slots, self._rank, export_from_parts, device)
+        worker = SlotWorker(job, self._num_slots, self._rank, export_with_loaded_components, device)
         self._worker = worker
         yield SubjectEvent("", "ready")
         yield from worker.run()
@@ -106,12 +106,15 @@ def start_ray_workers(
 ) -> tuple[Callable[[int], _RayWorker], Callable[[list[Any]], Any]]:
     """`start` and `wait` of a SlotFleet, by Ray actors. job: any of the group"""
 
-    def start(num_slots: int) -> _RayWorker:
+    def start_worker(num_slots: int) -> _RayWorker:
         return _RayWorker(job, num_slots, rank, gpu)
 
-    def wait(workers: list[_RayWorker]) -> _RayWorker | None:
-        streams = [worker.events for worker in workers]
-        ready, _ = ray.wait(streams, num_returns=1, timeout=_WAIT_S)
-        return next((worker for worker in workers if ready and worker.events is ready[0]), None)
+    def wait_for_event(workers: list[_RayWorker]) -> _RayWorker | None:
+        event_streams = [worker.events for worker in workers]
+        ready_streams, _ = ray.wait(event_streams, num_returns=1, timeout=_WAIT_S)
+        return next(
+            (worker for worker in workers if ready_streams and worker.events is ready_streams[0]),
+            None,
+        )
 
-    return start, wait
+    return start_worker, wait_for_event

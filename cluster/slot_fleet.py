@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AwaitedSubjects:
+class SubjectDemand:
     """What of a queue decides how many workers there are.
 
     count: subjects that wait, up to so many; is_expected: whether more may come once none waits
@@ -47,7 +47,7 @@ class SlotFleet:
         wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle | None],
         say: Callable[[str], None],
         cluster: ClusterConfig,
-        awaited: AwaitedSubjects = AwaitedSubjects(),
+        awaited: SubjectDemand = SubjectDemand(),
     ) -> None:
         """queue: of the group's subjects, with a place for each
 
@@ -119,7 +119,7 @@ class SlotFleet:
         entry, since_s = worker.entries[event.run_id]
         if event.step > self._steps.get(event.run_id, 0):
             self._steps[event.run_id] = event.step
-            self._pool.note_step()
+            self._pool.reset_lost_count()
         if event.kind == "joined":
             self._say(f"{event.run_id}: in a slot from step {event.step} on")
             return
@@ -128,18 +128,18 @@ class SlotFleet:
         if event.kind == "trained":
             worker.trained.add(event.run_id)
             return
-        self._pool.note_gone(worker, event.run_id)
+        self._pool.note_subject_gone(worker, event.run_id)
         seconds = time.monotonic() - since_s
         if event.kind == "misfit":
             self._queue.withdraw(entry, seconds)
             self.misfits.append(entry)
             self._say(f"{event.run_id}: {entry.state} {entry.note}".rstrip())
             return
-        note = (
+        end_note = (
             f"at step {event.step}, as it was asked to" if event.kind == "stopped" else event.note
         )
-        end = TryEnd(event.kind, note, event.is_permanent)
-        self._say(end_try(self._queue, entry, end, seconds))
+        try_end = TryEnd(event.kind, end_note, event.is_permanent)
+        self._say(end_try(self._queue, entry, try_end, seconds))
         if entry.state != "waiting":
             self._steps.pop(event.run_id, None)
 
@@ -161,27 +161,35 @@ def train_in_slots(
 
     prepared: by subject's id, with photographs that every host can read
     """
-    by_id = {entry.id: entry for entry in entries}
-    plan = plan_slots({subject_id: prepared[subject_id].config for subject_id in by_id})
-    alone = [by_id[subject_id] for subject_id in plan.obstacles]
-    for subject_id, obstacle in plan.obstacles.items():
+    entries_by_id = {entry.id: entry for entry in entries}
+    slot_plan = plan_slots(
+        {subject_id: prepared[subject_id].config for subject_id in entries_by_id}
+    )
+    separate_entries = [entries_by_id[subject_id] for subject_id in slot_plan.obstacles]
+    for subject_id, obstacle in slot_plan.obstacles.items():
         say(f"{subject_id}: is trained by itself, as {obstacle} can't share a batch")
-    for group in plan.groups:
+    for group in slot_plan.groups:
         # All now: who stops a run while it waits for a slot means this fleet.
-        jobs = {name: make_slot_job(prepared[name]) for name in group.subject_ids}
+        jobs = {subject_id: make_slot_job(prepared[subject_id]) for subject_id in group.subject_ids}
         first_run = prepared[group.subject_ids[0]]
-        cluster = first_run.config.cluster
-        start, wait = start_ray_workers(jobs[group.subject_ids[0]], group.rank, cluster.gpus)
-        if any(prepared[name].config.cluster.span.max > 1 for name in group.subject_ids):
+        cluster_config = first_run.config.cluster
+        start_worker, wait_for_event = start_ray_workers(
+            jobs[group.subject_ids[0]], group.rank, cluster_config.gpus
+        )
+        if any(
+            prepared[subject_id].config.cluster.span.max > 1 for subject_id in group.subject_ids
+        ):
             say("cluster.workers means nothing in slots: workers are as many as `parallel` says")
-        group_entries = [by_id[subject_id] for subject_id in group.subject_ids]
+        group_entries = [entries_by_id[subject_id] for subject_id in group.subject_ids]
         queue = FleetQueue(group_entries, len(group_entries), fleet.retries)
-        slot_fleet = SlotFleet(queue, partial(_find_job, jobs), start, wait, say, cluster)
-        shares = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
-        say(f"{len(group_entries)} subjects share batches of {shares} slots")
-        slot_fleet.run(WorkerBounds.fixed(shares))
-        alone += slot_fleet.misfits
-    return alone
+        slot_fleet = SlotFleet(
+            queue, partial(_find_job, jobs), start_worker, wait_for_event, say, cluster_config
+        )
+        slots_per_worker = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
+        say(f"{len(group_entries)} subjects share batches of {slots_per_worker} slots")
+        slot_fleet.run(WorkerBounds.fixed(slots_per_worker))
+        separate_entries += slot_fleet.misfits
+    return separate_entries
 
 
 def _find_job(jobs: Mapping[str, WorkerJob], entry: FleetEntry) -> WorkerJob:

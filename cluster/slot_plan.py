@@ -25,16 +25,16 @@ class SlotPlan:
 
 def plan_slots(configs: Mapping[str, Config]) -> SlotPlan:
     """configs: by subject's id, with the model's defaults filled in"""
-    members: dict[Hashable, list[str]] = {}
+    ids_by_group: dict[Hashable, list[str]] = {}
     obstacles: dict[str, str] = {}
     for subject_id, config in configs.items():
         if (obstacle := find_obstacle(config)) is not None:
             obstacles[subject_id] = obstacle
         else:
-            members.setdefault(batch_group(config), []).append(subject_id)
+            ids_by_group.setdefault(batch_group(config), []).append(subject_id)
     groups = [
         SlotGroup(tuple(ids), max(configs[subject_id].train.lora.rank for subject_id in ids))
-        for ids in members.values()
+        for ids in ids_by_group.values()
     ]
     return SlotPlan(tuple(groups), obstacles)
 
@@ -46,10 +46,10 @@ def divide_slots(num_slots: int, num_workers: int, num_subjects: int) -> list[in
     the slots: so one subject more or less leaves the others' numbers as they are, bit for bit.
     """
     num_workers = max(1, min(num_workers, num_slots, num_subjects))
-    shares = [
+    slots_per_worker = [
         num_slots // num_workers + (worker < num_slots % num_workers)
         for worker in range(num_workers)
     ]
-    most_subjects = -(-num_subjects // num_workers)
-    enough = 1 << (most_subjects - 1).bit_length()
-    return [min(share, enough) for share in shares]
+    max_subjects_per_worker = -(-num_subjects // num_workers)
+    needed_slots = 1 << (max_subjects_per_worker - 1).bit_length()
+    return [min(share, needed_slots) for share in slots_per_worker]

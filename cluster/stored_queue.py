@@ -13,7 +13,7 @@ from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.queue.claims import ClaimedWork
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkEnd, WorkRecord
-from dreambooth_ray.storage.persistent_check import PersistentCheck
+from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
 
 # Between looks at a queue in which nothing waited: in a local folder, and elsewhere.
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 10.0
@@ -65,7 +65,7 @@ class StoredQueue:
         self._must_yield = must_yield
         self._empty_since_s: float | None = None
         self._num_waiting, self._counted_at_s = 0, -math.inf
-        self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
+        self._thread = threading.Thread(target=self._maintain_claims, name="claims", daemon=True)
         self._entries: dict[str, FleetEntry] = {}
 
     def __enter__(self) -> "StoredQueue":
@@ -76,10 +76,10 @@ class StoredQueue:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for held in list(self._held.values()):
+        for held_work in list(self._held.values()):
             # Work of a fleet that fails waits for others: now, or once its lease is silent.
             with suppress(StorageError, OSError):
-                self.put_back(held.entry, 0.0)
+                self.put_back(held_work.entry, 0.0)
 
     @property
     def entries(self) -> list[FleetEntry]:
@@ -125,27 +125,27 @@ class StoredQueue:
             return None
         while (work := self._queue.claim_next(self._lease_s, self._most_of_owner)) is not None:
             self._num_waiting -= 1
-            entry = self._open(work)
+            entry = self._open_work(work)
             if entry is not None:
                 return entry
         self._empty_since_s = now_s
         return None
 
-    def _open(self, work: ClaimedWork) -> FleetEntry | None:
+    def _open_work(self, work: ClaimedWork) -> FleetEntry | None:
         """None, and its try is over, if its run can't be opened."""
         record, start_s = work.record, time.monotonic()
         entry = FleetEntry(record.id, record.owner, record.priority, "running")
-        if (earlier := self._entries.get(entry.id)) is not None:
-            entry.seconds = earlier.seconds
+        if (earlier_entry := self._entries.get(entry.id)) is not None:
+            entry.seconds = earlier_entry.seconds
         entry.tries = work.num_failures + 1
         self._entries[entry.id] = entry
-        run, error = None, None
+        prepared_run, error = None, None
         try:
-            run = self._prepare(record)
+            prepared_run = self._prepare(record)
         except DreamBoothError as reason:
             error = reason
         with self._lock:
-            self._held[entry.id] = _HeldWork(entry, work, run)
+            self._held[entry.id] = _HeldWork(entry, work, prepared_run)
         if error is None:
             return entry
         may_retry = not isinstance(error, PERMANENT)
@@ -181,13 +181,13 @@ class StoredQueue:
     def _give_back(self, entry: FleetEntry, seconds: float, *, has_failed: bool) -> None:
         entry.seconds += seconds
         entry.state = "waiting"
-        if not self._queue.give_back(self._take(entry), has_failed=has_failed):
+        if not self._queue.give_back(self._pop_claim(entry), has_failed=has_failed):
             self._note_loss(entry)
 
     def _end(self, entry: FleetEntry, state: WorkEnd, seconds: float) -> None:
         entry.seconds += seconds
         entry.state = "done" if state == "done" else "stopped" if state == "stopped" else "failed"
-        if not self._queue.finish(self._take(entry), state, entry.note):
+        if not self._queue.finish(self._pop_claim(entry), state, entry.note):
             self._note_loss(entry)
 
     @staticmethod
@@ -195,22 +195,22 @@ class StoredQueue:
         entry.state = "waiting"
         entry.note = "another process has taken it over: storage had not heard of this one in time"
 
-    def _take(self, entry: FleetEntry) -> ClaimedWork:
+    def _pop_claim(self, entry: FleetEntry) -> ClaimedWork:
         # Its owner may have another begun now.
         self._empty_since_s = None
         with self._lock:
             return self._held.pop(entry.id).work
 
-    def _keep(self) -> None:
-        renewal = PersistentCheck("renewing claims", self._say)
-        look = PersistentCheck("looking for cancelled work", self._say)
+    def _maintain_claims(self) -> None:
+        renewal_check = ErrorTolerantCheck("renewing claims", self._say)
+        cancel_check = ErrorTolerantCheck("looking for cancelled work", self._say)
         renew_every_s = self._lease_s / _RENEWALS_A_LEASE
         renewed_at_s = time.monotonic()
         while not self._ended.wait(min(self._interval_s, renew_every_s)):
-            look.run(self._stop_cancelled)
+            cancel_check.run(self._stop_cancelled)
             if time.monotonic() - renewed_at_s >= renew_every_s:
                 renewed_at_s = time.monotonic()
-                renewal.run(self._renew)
+                renewal_check.run(self._renew)
 
     def _stop_cancelled(self) -> None:
         for work_id in self._queue.list_cancelled():
@@ -221,7 +221,7 @@ class StoredQueue:
 
     def _renew(self) -> None:
         with self._lock:
-            works = [held.work for held in self._held.values()]
+            works = [held_work.work for held_work in self._held.values()]
         for work in works:
             self._queue.renew(work)
         if self._queue.recover(self._lease_s):

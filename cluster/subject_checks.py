@@ -21,7 +21,7 @@ def check_subjects(config: Config) -> Iterator[PreflightFinding]:
     findings = list(_check_photographs(config))
     yield from findings
     if not any(finding.fatal for finding in findings):
-        yield from _check_images(config)
+        yield from _check_trainable_images(config)
 
 
 def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
@@ -32,18 +32,18 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
         except DreamBoothError as error:
             yield PreflightFinding("subject.photos", str(error))
             continue
-        unreadable = list(_find_unreadable(paths))
-        yield from unreadable
-        if not unreadable:
-            side_px, word = config.train.side_px, config.word(subject)
+        unreadable_findings = list(_find_unreadable(paths))
+        yield from unreadable_findings
+        if not unreadable_findings:
+            side_px, identifier_word = config.train.side_px, config.word(subject)
             for photo_finding in inspect_photographs(
-                folder, side_px, word, subject.class_noun
+                folder, side_px, identifier_word, subject.class_noun
             ).issues:
                 if photo_finding.severity != "note":
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
 
 
-def _check_images(config: Config) -> Iterator[PreflightFinding]:
+def _check_trainable_images(config: Config) -> Iterator[PreflightFinding]:
     """What training would refuse of subjects whose files can be read, and what is doubtful."""
     trained_photographs = list[Photograph]()
     try:
@@ -54,8 +54,8 @@ def _check_images(config: Config) -> Iterator[PreflightFinding]:
             trained_photographs += split_photographs(config, photographs)[0]
         list_class_shapes(config, trained_photographs)
     except DreamBoothError as error:
-        named_key = re.match(r"(?:train|prior|validation|identifier)\.\w+", str(error))
-        yield PreflightFinding(named_key[0] if named_key else "subject.photos", str(error))
+        key_match = re.match(r"(?:train|prior|validation|identifier)\.\w+", str(error))
+        yield PreflightFinding(key_match[0] if key_match else "subject.photos", str(error))
         return
     if not config.train.has_one_shape:
         for text in describe_enlarged(trained_photographs):

@@ -8,7 +8,7 @@ for.
 import os
 from contextlib import suppress
 
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 # As Ray writes the job of a process that it has started for nobody yet: all bits set.
 _NO_JOB = {"f"}
@@ -22,7 +22,7 @@ def import_ahead(job_id: str) -> bool:
     if set(job_id) != _NO_JOB:
         return False
     # What fails here fails once more where it is needed, and is said there.
-    with suppress(Exception), large_imports():
+    with suppress(Exception), pause_garbage_collection():
         import dreambooth_ray.models.components  # noqa: F401, PLC0415
     return True
 

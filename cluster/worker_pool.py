@@ -87,8 +87,11 @@ class WorkerBounds:
 
     def count_needed(self, num_subjects: int) -> int:
         """Fewest workers whose slots hold so many subjects at once; all where none do."""
-        sums = list(accumulate(sorted(self.shares, reverse=True), initial=0))
-        return next((k for k, slots in enumerate(sums) if slots >= num_subjects), len(self.shares))
+        cumulative_slots = list(accumulate(sorted(self.shares, reverse=True), initial=0))
+        return next(
+            (k for k, slots in enumerate(cumulative_slots) if slots >= num_subjects),
+            len(self.shares),
+        )
 
 
 class WorkerPool:
@@ -130,9 +133,9 @@ class WorkerPool:
 
         Where all stay, the one with most room. Else the one with least: others may leave.
         """
-        free = [worker for worker in self._workers if worker.num_free > 0]
+        free_workers = [worker for worker in self._workers if worker.num_free > 0]
         choose = max if self._bounds.is_fixed else min
-        return choose(free, key=lambda worker: worker.num_free) if free else None
+        return choose(free_workers, key=lambda worker: worker.num_free) if free_workers else None
 
     def scale(self, count_waiting: Callable[[int], int], *, is_over: bool) -> None:
         """After subjects were handed out: start workers for those that wait, end idle ones.
@@ -178,13 +181,13 @@ class WorkerPool:
         worker.entries[entry.id] = entry, since_s
         worker.num_taken += 1
 
-    def note_gone(self, worker: PoolWorker, run_id: str) -> None:
+    def note_subject_gone(self, worker: PoolWorker, run_id: str) -> None:
         """A subject is over, or no longer this worker's."""
         del worker.entries[run_id]
         worker.trained.discard(run_id)
         worker.idle_since_s = self._clock()
 
-    def note_step(self) -> None:
+    def reset_lost_count(self) -> None:
         """A subject was trained further: what was lost before was not in vain."""
         self._num_lost = 0
 

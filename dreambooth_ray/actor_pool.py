@@ -88,12 +88,14 @@ class ActorPool(Generic[_Result]):
         raises: DreamBoothError if one chunk or all actors keep failing, CapacityError
         """
         if self._num_ready >= self._min_actors:
-            for actor, number in self._assign_chunks(todo):
-                self._tasks[start(actor, number)] = _Task(actor, number, time.monotonic())
+            for actor, chunk_number in self._assign_chunks(todo):
+                self._tasks[start(actor, chunk_number)] = _Task(
+                    actor, chunk_number, time.monotonic()
+                )
                 self._idle.remove(actor)
-        ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=0.5)
+        ready_refs, _ = ray.wait(list(self._tasks), num_returns=1, timeout=0.5)
         self._check_alive()
-        for ref in ready:
+        for ref in ready_refs:
             task = self._tasks.pop(ref)
             is_done, result = self._collect_result(ref, task)
             if is_done and task.number is not None:
@@ -108,18 +110,22 @@ class ActorPool(Generic[_Result]):
 
     def _assign_chunks(self, todo: list[int]) -> list[tuple[Any, int]]:
         """Idle actors with their next chunks; slow chunks twice when no others are left."""
-        actor_counts = Counter(t.number for t in self._tasks.values() if t.number is not None)
-        waiting = [n for n in todo if not actor_counts[n]] + self._find_slow_chunks(actor_counts)
-        return list(zip(self._idle, waiting, strict=False))
+        actors_per_chunk = Counter(t.number for t in self._tasks.values() if t.number is not None)
+        waiting_chunks = [n for n in todo if not actors_per_chunk[n]] + self._find_slow_chunks(
+            actors_per_chunk
+        )
+        return list(zip(self._idle, waiting_chunks, strict=False))
 
-    def _find_slow_chunks(self, actor_counts: Counter[int]) -> list[int]:
+    def _find_slow_chunks(self, actors_per_chunk: Counter[int]) -> list[int]:
         if not self._durations:
             return []
         limit_s, now_s = SLOW_TIMES * statistics.median(self._durations), time.monotonic()
         return [
             t.number
             for t in self._tasks.values()
-            if t.number is not None and actor_counts[t.number] == 1 and now_s - t.since_s > limit_s
+            if t.number is not None
+            and actors_per_chunk[t.number] == 1
+            and now_s - t.since_s > limit_s
         ]
 
     def _collect_result(self, ref: Any, task: _Task) -> tuple[bool, Any]:
@@ -164,9 +170,9 @@ class ActorPool(Generic[_Result]):
             raise error.cause from error
         self._errors[number] += 1
         if self._errors[number] >= MAX_ERRORS:
-            what = "loading" if number is None else f"chunk {number}"
+            failed_work = "loading" if number is None else f"chunk {number}"
             raise DreamBoothError(
-                f"{self._words.work} {what} failed {MAX_ERRORS} times: {error.cause!r}"
+                f"{self._words.work} {failed_work} failed {MAX_ERRORS} times: {error.cause!r}"
             ) from error
 
     def _check_alive(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 # ruff: noqa: PLC0415
 
@@ -45,18 +45,18 @@ def merge(
     if rank is not None and into == "model":
         raise ConfigError("--rank is for --into bundle; a model takes the whole sum")
     _check_rank(rank)
-    folder = _check_out(out)
-    uri, adapters = _locate_sources(sources, base, into)
-    with large_imports():
+    out_folder = _check_out(out)
+    base_uri, adapters = _locate_sources(sources, base, into)
+    with pause_garbage_collection():
         from dreambooth_ray.bundles.merged_adapters import merge_into_bundle, merge_into_model
         from dreambooth_ray.models.components import quiet_libraries
 
     quiet_libraries()
-    directory = model_directory(uri, "--base")
+    base_folder = model_directory(base_uri, "--base")
     if into == "model":
-        merge_into_model(adapters, directory, folder, half=half)
+        merge_into_model(adapters, base_folder, out_folder, half=half)
         return None
-    return merge_into_bundle(adapters, (uri, directory), folder, rank=rank, half=half)
+    return merge_into_bundle(adapters, (base_uri, base_folder), out_folder, rank=rank, half=half)
 
 
 def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
@@ -69,16 +69,18 @@ def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
     from dreambooth_ray.adapters.adapter_source import AdapterSource, locate_adapter
 
     _check_rank(rank)
-    path = _check_out(out)
+    out_path = _check_out(out)
     adapter = locate_adapter(AdapterSource(source), "SOURCE")
-    if adapter.path.is_file() != (path.suffix == ".safetensors"):
-        wanted = "end in .safetensors" if adapter.path.is_file() else "be a folder"
-        raise ConfigError(f"--out={str(path)!r} must {wanted}, as SOURCE={source!r} does")
-    with large_imports():
+    if adapter.path.is_file() != (out_path.suffix == ".safetensors"):
+        path_requirement = "end in .safetensors" if adapter.path.is_file() else "be a folder"
+        raise ConfigError(
+            f"--out={str(out_path)!r} must {path_requirement}, as SOURCE={source!r} does"
+        )
+    with pause_garbage_collection():
         from dreambooth_ray.bundles.resize import resize_adapter
 
     try:
-        return resize_adapter(adapter, rank, path)
+        return resize_adapter(adapter, rank, out_path)
     except ConfigError as error:
         raise ConfigError(f"SOURCE={source!r}: {error}") from error
 
@@ -96,16 +98,16 @@ def _locate_sources(
 
     if not sources:
         raise ConfigError("SOURCE is not given; name at least one adapter")
-    located = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
-    uri = base or next((adapter.base[0] for adapter in located if adapter.base), "")
-    if not uri:
+    located_adapters = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
+    base_uri = base or next((adapter.base[0] for adapter in located_adapters if adapter.base), "")
+    if not base_uri:
         raise ConfigError("--base is not given, and no source is a run that knows its base model")
-    outline = model_outline(uri, "--base")
+    outline = model_outline(base_uri, "--base")
     if into == "bundle" and adapted_base(outline):
         raise ConfigError(
-            f"--base={uri!r} is itself made of adapters; give it as a source, or --into model"
+            f"--base={base_uri!r} is itself made of adapters; give it as a source, or --into model"
         )
-    return uri, locate_adapters(sources, outline, "SOURCE")
+    return base_uri, locate_adapters(sources, outline, "SOURCE")
 
 
 def _check_rank(rank: int | None) -> None:
@@ -116,6 +118,6 @@ def _check_rank(rank: int | None) -> None:
 def _check_out(out: str | Path) -> Path:
     from dreambooth_ray.bundles.new_path import check_new
 
-    path = Path(out).expanduser()
-    check_new(path)
-    return path
+    out_path = Path(out).expanduser()
+    check_new(out_path)
+    return out_path

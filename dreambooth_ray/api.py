@@ -20,7 +20,7 @@ from dreambooth_ray.evaluation_request import (
     make_session_config,
     read_local_run_config,
 )
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,14 +49,14 @@ def train(
     config = _load_config(recipe, list(overrides))
     display = QuietDisplay() if quiet else TrainingDisplay()
     check_address(config)
-    prepared = fit_into_memory(prepare_run(config, display), display.say)
-    run = open_run(prepared.config, force, prepared.inputs, display.say, requested=config)
+    prepared_run = fit_into_memory(prepare_run(config, display), display.say)
+    run = open_run(prepared_run.config, force, prepared_run.inputs, display.say, requested=config)
     display.say(f"run {run.uri}")
     if not is_finished(run):
-        with _ray_for(prepared.config, _import_pipeline, imports_ahead=True):
+        with _ray_for(prepared_run.config, _import_pipeline, imports_ahead=True):
             from dreambooth_ray import pipeline
 
-            pipeline.train(prepared, run, display)
+            pipeline.train(prepared_run, run, display)
     else:
         # Its process may have ended between the bundle and this.
         publish_run(run)
@@ -91,27 +91,28 @@ def generate(
     from dreambooth_ray.models.model_directory import model_outline
 
     adapters = locate_adapters(loras, model_outline(str(model), "MODEL"), "loras")
-    with large_imports():
+    with pause_garbage_collection():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import (
             find_prompt,
-            list_uses,
+            list_adapter_uses,
             load_adapters,
             open_engine,
             resolve_directory,
         )
         from dreambooth_ray.sampling.request import Request
 
-    directory = resolve_directory(str(model))
-    text = find_prompt(prompt, directory, str(model))
+    model_folder = resolve_directory(str(model))
+    prompt_text = find_prompt(prompt, model_folder, str(model))
     try:
-        uses = list_uses(adapters)
+        adapter_uses = list_adapter_uses(adapters)
         requests = [
-            Request(text, seed + index, adapters=uses, **settings) for index in range(num_images)
+            Request(prompt_text, seed + index, adapters=adapter_uses, **settings)
+            for index in range(num_images)
         ]
     except TypeError as error:
         raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
-    engine = open_engine(directory, device, dtype)
+    engine = open_engine(model_folder, device, dtype)
     load_adapters(engine, adapters)
     outputs = engine.sample(requests, None if quiet else Stage("images"))
     return [output.image for output in outputs]
@@ -159,26 +160,28 @@ def evaluate(
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
 
-    uri = str(model)
+    model_uri = str(model)
     loaded_protocol = load_evaluation_protocol(protocol, dino, clip)
-    run_config = read_local_run_config(uri)
-    folder = str(photos) or (run_config.subject.photos if run_config else "")
-    case = build_evaluation_case(uri, folder, identifier, class_noun)
-    store = Store(str(out) or (f"{uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations"))
-    store.check_writable()
+    run_config = read_local_run_config(model_uri)
+    photo_folder = str(photos) or (run_config.subject.photos if run_config else "")
+    evaluation_case = build_evaluation_case(model_uri, photo_folder, identifier, class_noun)
+    evaluations_store = Store(
+        str(out) or (f"{model_uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations")
+    )
+    evaluations_store.check_writable()
     with _ray_for(make_session_config(actors, gpus, address)):
-        results = evaluate_model(
-            case,
+        results_store = evaluate_model(
+            evaluation_case,
             loaded_protocol,
-            store,
+            evaluations_store,
             actors=actors,
             gpu=gpus,
             on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
-            front=plot_run(Store(uri), run_config.choice) if run_config else None,
+            front=plot_run(Store(model_uri), run_config.choice) if run_config else None,
         )
-    totals = json.loads(results.read(RESULTS))["totals"]
-    values = {name: score["value"] for name, score in totals.items()}
-    return Evaluation(results.uri, f"{results.uri}/{REPORT}", values)
+    totals = json.loads(results_store.read(RESULTS))["totals"]
+    value_by_measure = {name: score["value"] for name, score in totals.items()}
+    return Evaluation(results_store.uri, f"{results_store.uri}/{REPORT}", value_by_measure)
 
 
 def evaluate_together(
@@ -210,22 +213,22 @@ def evaluate_together(
         raise ConfigError(f"--together: {run} is no folder of a run; a run of several subjects is")
     subjects = subject_pairs.list_subjects(config)
     loaded_protocol = load_evaluation_protocol(protocol, dino, "")
-    directory = model_directory(str(run), key="MODEL")
-    store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
-    store.check_writable()
+    model_folder = model_directory(str(run), key="MODEL")
+    evaluations_store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
+    evaluations_store.check_writable()
     with _ray_for(make_session_config(actors, gpus, address)):
-        results = subject_pairs.evaluate_subject_pairs(
-            directory,
+        results_store = subject_pairs.evaluate_subject_pairs(
+            model_folder,
             subjects,
             loaded_protocol,
-            store,
+            evaluations_store,
             size_px=config.train.side_px,
             actors=actors,
             gpu=gpus,
             on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
         )
-    totals = json.loads(results.read(subject_pairs.RESULTS))["totals"]
-    return Evaluation(results.uri, f"{results.uri}/{subject_pairs.REPORT}", totals)
+    totals = json.loads(results_store.read(subject_pairs.RESULTS))["totals"]
+    return Evaluation(results_store.uri, f"{results_store.uri}/{subject_pairs.REPORT}", totals)
 
 
 def export(
@@ -263,12 +266,12 @@ def _ray_for(
     """Ray as `session` has it; who has connected to one already keeps that."""
     from cluster.session import session
 
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    ray_module = sys.modules.get("ray")
+    if ray_module is not None and ray_module.is_initialized():
         return nullcontext()
     return session(config, meanwhile, imports_ahead=imports_ahead)
 
 
 def _import_pipeline() -> None:
-    with large_imports():
+    with pause_garbage_collection():
         import dreambooth_ray.pipeline  # noqa: F401

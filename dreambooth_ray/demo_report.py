@@ -71,13 +71,13 @@ def train_demo(config: Config, output_config: Config, out: Path, display: Displa
     """
     write_photographs(out / "photos", SUBJECT_SEED, CLASS_NOUN, NUM_PHOTOGRAPHS, size_px=256)
     runs = []
-    for one_config in (config, output_config):
+    for run_config in (config, output_config):
         started_s = time.monotonic()
-        prepared = prepare_run(one_config, display)
-        run = open_run(prepared.config)
-        pipeline.train(prepared, run, display)
+        prepared_run = prepare_run(run_config, display)
+        run = open_run(prepared_run.config)
+        pipeline.train(prepared_run, run, display)
         bundle = run.local_path(paths.BUNDLE)
-        runs.append(DemoRun(prepared, bundle, time.monotonic() - started_s))
+        runs.append(DemoRun(prepared_run, bundle, time.monotonic() - started_s))
     _link_bundle(out, runs[0].bundle)
     return runs
 
@@ -89,19 +89,23 @@ def compare_models(runs: list[DemoRun], out: Path, display: Display) -> dict[str
     """
     display.say("drawing with the model before and after")
     torch.set_num_threads(count_threads())
-    prepared = runs[0].prepared
-    prompt = prepared.config.instance_prompt
+    prepared_run = runs[0].prepared
+    prompt = prepared_run.config.instance_prompt
     photos = [read_photograph(path) for path in find_photographs(out / "photos")]
-    folders = {"before": prepared.directory, "after": runs[0].bundle, "output": runs[1].bundle}
-    models = {name: Engine(folder) for name, folder in folders.items()}
+    model_folders = {
+        "before": prepared_run.directory,
+        "after": runs[0].bundle,
+        "output": runs[1].bundle,
+    }
+    models = {name: Engine(folder) for name, folder in model_folders.items()}
     images = {name: generate_images(model, prompt) for name, model in models.items()}
     contexts = generate_new_contexts(models["after"], prompt)
     make_contact_sheet(photos, images, contexts).save(out / "contact_sheet.png")
-    trained = dict(zip(("after", "output"), runs, strict=True))
+    runs_by_name = dict(zip(("after", "output"), runs, strict=True))
     return {
         **make_report(photos, images, contexts, load_evaluator()),
-        "steps": {name: run.prepared.config.train.steps for name, run in trained.items()},
-        "seconds": {name: round(run.seconds, 1) for name, run in trained.items()},
+        "steps": {name: run.prepared.config.train.steps for name, run in runs_by_name.items()},
+        "seconds": {name: round(run.seconds, 1) for name, run in runs_by_name.items()},
     }
 
 
@@ -126,7 +130,7 @@ def make_report(
 ) -> dict[str, object]:
     """Scores of each model by the evaluator: cosines from -1 to 1, accuracies from 0 to 1."""
 
-    def score_all(score: Callable[[ModelImages], float]) -> dict[str, float]:
+    def score_each_model(score: Callable[[ModelImages], float]) -> dict[str, float]:
         return {name: round(score(own), 4) for name, own in images.items()}
 
     def score_other_classes(images: ModelImages) -> float:
@@ -141,11 +145,11 @@ def make_report(
 
     context_accuracy = read_images(network, contexts.images).accuracy("background", contexts.labels)
     return {
-        "subject_fidelity": score_all(lambda images: measure_fidelity(images.subject)),
-        "subject_class": score_all(score_own_class),
+        "subject_fidelity": score_each_model(lambda images: measure_fidelity(images.subject)),
+        "subject_class": score_each_model(score_own_class),
         "context_accuracy": round(context_accuracy, 4),
         "context_fidelity": round(measure_fidelity(contexts.images), 4),
-        "other_classes": score_all(score_other_classes),
+        "other_classes": score_each_model(score_other_classes),
     }
 
 
@@ -154,7 +158,7 @@ def make_contact_sheet(
 ) -> Image.Image:
     """All rows of the demo under their titles, 2x enlarged."""
     columns = range(NUM_EACH)
-    classes = {
+    other_class_images = {
         name: [own.other_classes.images[k * NUM_EACH_CLASS] for k in columns]
         for name, own in images.items()
     }
@@ -166,13 +170,13 @@ def make_contact_sheet(
             '"a sks robot on the beach", and other places it was never photographed in',
             [contexts.images[k * NUM_EACH] for k in columns],
         ),
-        ("other classes before", classes["before"]),
-        ("other classes after", classes["after"]),
+        ("other classes before", other_class_images["before"]),
+        ("other classes after", other_class_images["after"]),
         (
             f'"a sks {CLASS_NOUN}" by adapters, without class images (output preservation)',
             images["output"].subject,
         ),
-        ("other classes after that", classes["output"]),
+        ("other classes after that", other_class_images["output"]),
     ]
     return _arrange_rows(rows, NUM_EACH, tile_px=128)
 
@@ -184,10 +188,10 @@ def _arrange_rows(
     width = columns * (tile_px + gap_px) + gap_px
     height = len(rows) * (tile_px + gap_px + title_px) + gap_px
     sheet = Image.new("RGB", (width, height), (255, 255, 255))
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row_index, (label, images) in enumerate(rows):
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row_index, (row_title, images) in enumerate(rows):
         top_px = gap_px + row_index * (tile_px + gap_px + title_px)
-        canvas.text((gap_px, top_px), label, fill=(30, 30, 30), font=font)
+        draw.text((gap_px, top_px), row_title, fill=(30, 30, 30), font=font)
         for column, image in enumerate(images):
             tile = image.resize((tile_px, tile_px), Image.Resampling.LANCZOS)
             sheet.paste(tile, (gap_px + column * (tile_px + gap_px), top_px + title_px - 2))
@@ -196,6 +200,6 @@ def _arrange_rows(
 
 def _link_bundle(out: Path, bundle: Path) -> None:
     """{out}/bundle leads to the run's bundle."""
-    link = out / paths.BUNDLE
-    link.unlink(missing_ok=True)
-    link.symlink_to(bundle.resolve(), target_is_directory=True)
+    link_path = out / paths.BUNDLE
+    link_path.unlink(missing_ok=True)
+    link_path.symlink_to(bundle.resolve(), target_is_directory=True)

@@ -81,7 +81,7 @@ class TrainingDisplay:
     def _show_metrics(self, run: Store, config: Config, is_over: threading.Event) -> None:
         interval_s = 0.5 if run.is_local else _REMOTE_INTERVAL_S
         if self._console.is_terminal:
-            with self._board.shown() as progress:
+            with self._board.show_during() as progress:
                 self._poll_metrics(
                     run, config, is_over, interval_s, _BarMeter(progress, config.train.steps)
                 )
@@ -93,37 +93,45 @@ class TrainingDisplay:
     def _poll_metrics(
         self, run: Store, config: Config, is_over: threading.Event, interval_s: float, meter: Meter
     ) -> None:
-        rate, follower = ImageRate(), MetricsFollower(run)
+        image_rate, follower = ImageRate(), MetricsFollower(run)
         while True:
             is_last = is_over.wait(interval_s)
-            latest = follower.read_latest()
-            if latest is not None:
-                images_s = rate.update(time.monotonic(), latest["images_seen"])
-                meter.show(latest["step"], describe_step(latest, images_s, config.prior))
+            latest_metrics = follower.read_latest()
+            if latest_metrics is not None:
+                images_s = image_rate.update(time.monotonic(), latest_metrics["images_seen"])
+                meter.show(
+                    latest_metrics["step"], describe_step(latest_metrics, images_s, config.prior)
+                )
             if is_last:
                 return
 
 
 def describe_workers(config: Config) -> str:
     """How many are to train, in words."""
-    span = config.cluster.span
-    workers = describe_count(span.max, "worker")
-    return workers if span.min == span.max else f"{span.min} to {workers}"
+    worker_range = config.cluster.span
+    worker_count_text = describe_count(worker_range.max, "worker")
+    return (
+        worker_count_text
+        if worker_range.min == worker_range.max
+        else f"{worker_range.min} to {worker_count_text}"
+    )
 
 
 def describe_step(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:
     """The loss and its parts, with their weights, and the speed, as text."""
     # By what a record has: a run may have gone on with another prior.kind.
-    weights = {"class": prior.weight, "output": prior.output_weight}
-    is_output = prior.kind == "output" and "output_loss" not in record
-    losses = {"output" if is_output else "class": record["prior_loss"]}
+    loss_weights = {"class": prior.weight, "output": prior.output_weight}
+    is_output_preservation = prior.kind == "output" and "output_loss" not in record
+    losses = {"output" if is_output_preservation else "class": record["prior_loss"]}
     if "output_loss" in record:
         losses["output"] = record["output_loss"]
-    parts = [f"subject {record['instance_loss']:.4f}"]
-    for name, loss in losses.items():
-        weight = weights[name]
-        parts.append(f"{'' if weight == 1 else f'{weight:g} x '}{name} {loss:.4f}")
-    return f"loss {record['loss']:.4f} = {' + '.join(parts)}, {images_s:.1f} images/s"
+    loss_texts = [f"subject {record['instance_loss']:.4f}"]
+    for loss_name, loss in losses.items():
+        loss_weight = loss_weights[loss_name]
+        loss_texts.append(
+            f"{'' if loss_weight == 1 else f'{loss_weight:g} x '}{loss_name} {loss:.4f}"
+        )
+    return f"loss {record['loss']:.4f} = {' + '.join(loss_texts)}, {images_s:.1f} images/s"
 
 
 class ImageRate:
@@ -198,13 +206,13 @@ class ProgressBoard:
         self._users, self._lock = 0, threading.Lock()
 
     @contextmanager
-    def shown(self) -> Iterator[Progress]:
+    def show_during(self) -> Iterator[Progress]:
         """The bars, shown for the length of the block."""
         bars = self.show()
         try:
             yield bars
         finally:
-            self.release()
+            self.hide_when_unused()
 
     def show(self) -> Progress:
         """Show the bars until `release`."""
@@ -213,7 +221,7 @@ class ProgressBoard:
             self._bars.start()
         return self._bars
 
-    def release(self) -> None:
+    def hide_when_unused(self) -> None:
         """Leave the bars as they stand once nobody uses them."""
         with self._lock:
             self._users -= 1
@@ -244,5 +252,5 @@ class Stage:
         bars, task = self._task
         bars.update(task, completed=num_done)
         if num_done >= total:
-            self._board.release()
+            self._board.hide_when_unused()
             self._task = None

@@ -39,5 +39,5 @@ PERMANENT = (ConfigError, DataError, CheckpointError, CapacityError)
 
 def describe_error(error: BaseException) -> str:
     """An error in one line: those raised on purpose say it all, others what they are."""
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {text}"
+    message = " ".join(str(error).split())[:500]
+    return message if isinstance(error, DreamBoothError) else f"{type(error).__name__}: {message}"

@@ -43,26 +43,26 @@ def build_evaluation_case(
 
     raises: ConfigError naming the option that neither gives, DataError for photographs
     """
-    from dreambooth_ray.bundles.bundle import read_bundle_about
+    from dreambooth_ray.bundles.bundle import read_bundle_metadata
     from dreambooth_ray.evaluation.model_evaluation import build_case
     from dreambooth_ray.models.model_directory import model_directory
 
     directory = model_directory(model, key="MODEL")
-    about = read_bundle_about(directory)
-    words_by_option = {
+    bundle_metadata = read_bundle_metadata(directory)
+    values_by_option = {
         "--photos": photos,
-        "--identifier": identifier or about.get("identifier", ""),
-        "--class-noun": class_noun or about.get("class_noun", ""),
+        "--identifier": identifier or bundle_metadata.get("identifier", ""),
+        "--class-noun": class_noun or bundle_metadata.get("class_noun", ""),
     }
-    for option, value in words_by_option.items():
+    for option, value in values_by_option.items():
         if not value:
             raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
-    size_px = int(about["resolution"]) if "resolution" in about else None
+    size_px = int(bundle_metadata["resolution"]) if "resolution" in bundle_metadata else None
     return build_case(
         directory,
         Path(photos).expanduser(),
-        words_by_option["--identifier"],
-        words_by_option["--class-noun"],
+        values_by_option["--identifier"],
+        values_by_option["--class-noun"],
         size_px,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth_ray.adapters.adapter_source import LocalAdapter
-from dreambooth_ray.bundles.bundle import read_bundle_about
+from dreambooth_ray.bundles.bundle import read_bundle_metadata
 from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.photographs import read_photograph
@@ -60,7 +60,7 @@ def generate_files(
             image=read_photograph(image) if image else None,
             mask=read_photograph(mask) if mask else None,
             strength=strength,
-            adapters=list_uses(adapters),
+            adapters=list_adapter_uses(adapters),
         )
         for index in range(num_images)
     ]
@@ -85,7 +85,7 @@ def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> E
     return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
 
 
-def list_uses(adapters: Sequence[LocalAdapter]) -> tuple[AdapterUse, ...]:
+def list_adapter_uses(adapters: Sequence[LocalAdapter]) -> tuple[AdapterUse, ...]:
     """As a request names adapters that `load_adapters` has loaded."""
     return tuple(AdapterUse(adapter.name, adapter.weight) for adapter in adapters)
 
@@ -103,18 +103,18 @@ def resolve_directory(model: str) -> Path:
 
 def find_prompt(prompt: str, directory: Path, model: str) -> str:
     """The prompt, or the bundle's own; raises ConfigError naming `model` if there is none."""
-    text = prompt.strip() or read_bundle_about(directory).get("prompt", "")
-    if not text:
+    prompt_text = prompt.strip() or read_bundle_metadata(directory).get("prompt", "")
+    if not prompt_text:
         raise ConfigError(f"--prompt is empty, and {model} is no bundle with a prompt of its own")
-    return text
+    return prompt_text
 
 
 def _save_images(outputs: list[SampleOutput], directory: Path, out: Path) -> list[Path]:
     """One file an image, with its receipt."""
-    weights, paths = model_hash(directory), []
+    weights_hash, paths = model_hash(directory), []
     for output in outputs:
         paths.append(out / f"{output.request.seed:06d}.png")
-        receipt = png_receipt(output.request, model=directory.name, model_hash=weights)
+        receipt = png_receipt(output.request, model=directory.name, model_hash=weights_hash)
         output.image.save(paths[-1], pnginfo=receipt)
     return paths
 

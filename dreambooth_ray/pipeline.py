@@ -44,25 +44,29 @@ if TYPE_CHECKING:
 
 def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
     """Which class images a configuration asks for, `count` of them."""
-    config, prior = prepared.config, prepared.config.prior
-    folder = ClassImageFolder(Path(prior.folder)) if prior.folder else None
+    config, prior_config = prepared.config, prepared.config.prior
+    class_image_folder = (
+        ClassImageFolder(Path(prior_config.folder)) if prior_config.folder else None
+    )
     spec = PriorSpec(
         model_hash=model_hash(prepared.directory),
         prompts=config.class_prompts,
-        params=None if folder else prior.sampling_params,
+        params=None if class_image_folder else prior_config.sampling_params,
         size_px=config.train.side_px,
-        seed=0 if folder else config.seed,
-        chunk_size=prior.batch_size,
-        folder_digest=folder.digest if folder else "",
+        seed=0 if class_image_folder else config.seed,
+        chunk_size=prior_config.batch_size,
+        folder_digest=class_image_folder.digest if class_image_folder else "",
         shapes=prepared.class_shapes,
     )
-    if folder is None:
+    if class_image_folder is None:
         return PriorRequest(spec, count, prepared.directory)
     return PriorRequest(
         spec,
-        min(count, len(folder)),
+        min(count, len(class_image_folder)),
         prepared.directory,
-        lambda number: folder.read_chunk(spec.list_positions(number), spec.find_shape(number)),
+        lambda number: class_image_folder.read_chunk(
+            spec.list_image_positions(number), spec.chunk_shape(number)
+        ),
     )
 
 
@@ -91,7 +95,7 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
     for num_failures in range(max_failures + 1):
         try:
             with fence.keep_lease(run, lease_s, patience_s, display.say) as lease:
-                _train(prepared, run, display, lease)
+                _train_and_bundle(prepared, run, display, lease)
             return
         except LeaseExpiredError as error:
             if num_failures == max_failures:
@@ -100,7 +104,9 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
             display.say(f"WARNING: {error}; trying to take the run up again")
 
 
-def _train(prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper) -> None:
+def _train_and_bundle(
+    prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
+) -> None:
     fence.record_takeover(run, lease.number)
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
@@ -130,8 +136,8 @@ def _train_to_end(
     with _follow_checkpoints(prepared, run, lease) as make_evaluator:
         state = read_run_state(run, config)
         if not state.is_trained:
-            hooks = driver.WorkerHooks(export_in_worker, make_evaluator)
-            _train_to_last_step(prepared, run, display, lease, hooks)
+            worker_hooks = driver.WorkerHooks(export_in_worker, make_evaluator)
+            _train_to_last_step(prepared, run, display, lease, worker_hooks)
     # Once more: the evaluations have come to their end as well.
     state = read_run_state(run, config)
     if not state.is_trained and state.reason != "stopped":
@@ -175,7 +181,7 @@ def _follow_checkpoints(
     make_evaluator: MakeStepEvaluator | None = None
     config = with_absolute_paths(prepared.config)
     with ExitStack() as stack:
-        if config.sample.every and not config.train.has_whole_weights:
+        if config.sample.every and not config.train.holds_unsharded_weights:
             from dreambooth_ray.evaluation.checkpoint_sampler import sample_checkpoints
 
             stack.enter_context(sample_checkpoints(config, run, prepared.directory))
@@ -199,8 +205,10 @@ def _train_to_last_step(
     config, job = prepared.config, make_worker_job(prepared, run, lease.number)
 
     def run_workers(job: WorkerJob) -> None:
-        run_them = partial(driver.run_workers, job, config.cluster, run, lease, display.say, hooks)
-        display.show_training(run, config, run_them)
+        run_job_workers = partial(
+            driver.run_workers, job, config.cluster, run, lease, display.say, hooks
+        )
+        display.show_training(run, config, run_job_workers)
 
     if config.prior.num_images:
         _train_beside_priors(prepared, job, run, display, lease, run_workers)
@@ -257,7 +265,7 @@ def _train_beside_priors(
     # With room for all, actors and workers start together; else actors come first.
     start_together = config.prior.stream and has_room(config.prior, config.cluster)
     with (
-        lease.ending(request.stop.set),
+        lease.calling_on_loss(request.stop.set),
         PriorStream(
             lambda: generate_missing_priors(prepared, request, display),
             request,

@@ -86,31 +86,37 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     """
     use_options(config.storage.uri, config.storage.options)
     set_cache_limit(config.storage.model_cache_gb)
-    source = _pin_model(config)
-    outline = model_outline(source)
+    model_source = _pin_model(config)
+    outline = model_outline(model_source)
     check_image_sizes(outline, config.train)
     check_method(config, outline)
-    base = base_directory(outline)
-    config = fill_model_defaults(config, find_family(base))
-    check_prompts(base, (("prior.prompt", prompt) for prompt in config.class_prompts))
-    check_prompts(base, (("sample.prompts", prompt) for prompt in config.sample_prompts))
+    base_model_folder = base_directory(outline)
+    config = fill_model_defaults(config, find_family(base_model_folder))
+    check_prompts(base_model_folder, (("prior.prompt", prompt) for prompt in config.class_prompts))
+    check_prompts(
+        base_model_folder, (("sample.prompts", prompt) for prompt in config.sample_prompts)
+    )
     check_packages(config)
-    for doubt in (*check_rates(config), *find_idle_settings(config)):
-        display.say(f"warning: {doubt}")
-    records, trained_photographs = _check_subjects(config, base, display)
+    for warning_text in (*check_rates(config), *find_idle_settings(config)):
+        display.say(f"warning: {warning_text}")
+    photograph_records, trained_photographs = _check_subjects(config, base_model_folder, display)
     class_shapes = list_class_shapes(config, trained_photographs)
     if config.choice.rule == "best":
-        from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice  # noqa: PLC0415  loads torch
+        from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice_protocol  # noqa: PLC0415  loads torch
 
-        check_choice(config, outline)
+        check_choice_protocol(config, outline)
     Store(config.storage.uri).check_writable()
-    class_images = _digest_class_images(config.prior)
+    class_images_digest = _digest_class_images(config.prior)
     # Last: what can be refused is, before anything large is fetched.
-    directory = _fetch_model(config, source)
-    name = make_absolute(config.model.source)
-    pins = {name: make_absolute(source)} if source not in (name, config.model.source) else {}
-    inputs = RunInputs(tuple(records), class_images, directory, pins)
-    return PreparedRun(config, directory, inputs, class_shapes)
+    model_folder = _fetch_model(config, model_source)
+    absolute_source = make_absolute(config.model.source)
+    pins = (
+        {absolute_source: make_absolute(model_source)}
+        if model_source not in (absolute_source, config.model.source)
+        else {}
+    )
+    run_inputs = RunInputs(tuple(photograph_records), class_images_digest, model_folder, pins)
+    return PreparedRun(config, model_folder, run_inputs, class_shapes)
 
 
 def _check_subjects(
@@ -122,21 +128,23 @@ def _check_subjects(
     returns: the records of each subject's photographs, and all that are trained on
     raises: ConfigError, DataError
     """
-    records, trained_photographs = [], list[Photograph]()
+    photograph_records, trained_photographs = [], list[Photograph]()
     for subject in config.all_subjects:
-        photographs, doubts = read_checked_subject(config, subject)
+        photographs, photo_warnings = read_checked_subject(config, subject)
         trained_photographs += split_photographs(config, photographs)[0]
         check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
-        records.append(record_photographs(photographs, config.instance_prompts(subject)))
-        photos = f"subject.photos={subject.photos!r}: "
-        for key, text in doubts:
-            display.say(f"warning: {photos if key == 'subject.photos' else ''}{text}")
-        if unread := describe_unread(photographs_folder(subject.photos)):
-            display.say(f"warning: {photos}{unread}")
+        photograph_records.append(record_photographs(photographs, config.instance_prompts(subject)))
+        photos_prefix = f"subject.photos={subject.photos!r}: "
+        for config_key, warning_text in photo_warnings:
+            display.say(
+                f"warning: {photos_prefix if config_key == 'subject.photos' else ''}{warning_text}"
+            )
+        if unread_warning := describe_unread(photographs_folder(subject.photos)):
+            display.say(f"warning: {photos_prefix}{unread_warning}")
     if not config.train.has_one_shape:
-        for enlarged in describe_enlarged(trained_photographs):
-            display.say(f"warning: {enlarged}")
-    return records, trained_photographs
+        for enlarged_warning in describe_enlarged(trained_photographs):
+            display.say(f"warning: {enlarged_warning}")
+    return photograph_records, trained_photographs
 
 
 def _fetch_model(config: Config, source: str) -> Path:
@@ -151,11 +159,11 @@ def _fetch_model(config: Config, source: str) -> Path:
 
 def _pin_model(config: Config) -> str:
     """The configured model; where it is of the hub, at the commits that the run began with."""
-    name = make_absolute(config.model.source)
+    absolute_source = make_absolute(config.model.source)
     pins: dict[str, str] = {}
     if config.run_id is not None:
         pins = read_pins(Store(config.storage.uri).sub(paths.run(config.run_id)))
-    return pins.get(name) or pin_source(config.model.source, "model.uri")
+    return pins.get(absolute_source) or pin_source(config.model.source, "model.uri")
 
 
 def _digest_class_images(prior: PriorConfig) -> str:
@@ -171,31 +179,34 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
     returns: as it was; with memory.fit, with the settings that make it fit
     raises: CapacityError, with the settings that would fit, unless memory.fit is set
     """
-    config, directory = prepared.config, prepared.directory
+    config, model_folder = prepared.config, prepared.directory
     if not config.cluster.gpus:
         return prepared
-    is_local = config.cluster.ray_address is None
+    is_local_cluster = config.cluster.ray_address is None
     # A worker may get any of them.
-    gpu_memory_bytes = min(read_gpu_memory(), default=0) if is_local else 0
+    gpu_memory_bytes = min(read_gpu_memory(), default=0) if is_local_cluster else 0
     if not gpu_memory_bytes:
         if config.memory.fit:
-            say(f"warning: memory.fit=true changes nothing: {_why_unknown(is_local)}")
+            say(
+                "warning: memory.fit=true changes nothing: "
+                f"{_explain_unknown_memory(is_local_cluster)}"
+            )
         return prepared
-    footprint = estimate_footprint(config, directory)
+    footprint = estimate_footprint(config, model_folder)
     limit_bytes = usable_bytes(gpu_memory_bytes, is_gpu=True)
     if footprint.total_bytes <= limit_bytes:
         return prepared
     if config.memory.fit:
-        fitting = find_fitting_settings(config, directory, limit_bytes, is_installed)
-        if fitting is not None:
-            say(f"memory.fit: a worker takes about {fitting.text}")
-            return replace(prepared, config=fitting.config)
-    shortage = describe_shortage(config, directory, footprint, gpu_memory_bytes)
+        fitting_settings = find_fitting_settings(config, model_folder, limit_bytes, is_installed)
+        if fitting_settings is not None:
+            say(f"memory.fit: a worker takes about {fitting_settings.text}")
+            return replace(prepared, config=fitting_settings.config)
+    shortage = describe_shortage(config, model_folder, footprint, gpu_memory_bytes)
     raise CapacityError(f"{find_heaviest_key(config, footprint)}: {shortage}")
 
 
-def _why_unknown(is_local: bool) -> str:
-    if is_local:
+def _explain_unknown_memory(is_local_cluster: bool) -> str:
+    if is_local_cluster:
         return "nvidia-smi tells of no GPU here"
     return (
         "the GPUs are a cluster's; `dreambooth submit --cluster` fits a run to those that are "

@@ -96,11 +96,11 @@ def find_obstacles(
         for change in changes
         if (reason := _find_reason(change, stored, current))
     ]
-    if not obstacles and _grouping(stored) != _grouping(current):
-        keys = [change.key for change in changes if change.key in _RATES]
+    if not obstacles and _find_param_groups(stored) != _find_param_groups(current):
+        rate_keys = [change.key for change in changes if change.key in _RATES]
         obstacles.append(
-            f"{', '.join(keys)}: rates that were one are several now, or the other way round, and "
-            f"{_OTHER_STATE}; {_INSTEAD}"
+            f"{', '.join(rate_keys)}: rates that were one are several now, or the other way round, "
+            f"and {_OTHER_STATE}; {_INSTEAD}"
         )
     if not obstacles and last_step == committed_step:
         obstacles = _find_idle_changes(current, changes, data_differences, last_step)
@@ -132,31 +132,33 @@ def _matters_at_end(key: str) -> bool:
 
 def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
     """Why a key of a run that is trained in part can't change so; "" where it can."""
-    train = current.train
-    is_unused = (
-        (change.key.startswith("train.deepspeed.") and train.strategy != "deepspeed")
-        or (change.key.startswith("train.lora.") and train.method != "lora")
-        or (change.key == "train.lora.target_modules" and not train.unet)
-        or (change.key == "train.lora.text_target_modules" and not train.text_encoder)
+    train_config = current.train
+    is_unused_key = (
+        (change.key.startswith("train.deepspeed.") and train_config.strategy != "deepspeed")
+        or (change.key.startswith("train.lora.") and train_config.method != "lora")
+        or (change.key == "train.lora.target_modules" and not train_config.unet)
+        or (change.key == "train.lora.text_target_modules" and not train_config.text_encoder)
     )
-    if is_unused:
+    if is_unused_key:
         return ""
-    has_images = [bool(config.prior.num_images) for config in (stored, current)]
-    if change.key in ("prior.count", "prior.kind") and has_images[0] != has_images[1]:
+    has_class_images = [bool(config.prior.num_images) for config in (stored, current)]
+    if change.key in ("prior.count", "prior.kind") and has_class_images[0] != has_class_images[1]:
         return _OTHER_COUNT
-    if change.key == "train.precision" and train.strategy == "deepspeed":
+    if change.key == "train.precision" and train_config.strategy == "deepspeed":
         return _OTHER_SHARDS
     num_words = [len(config.all_subjects) for config in (stored, current)]
-    is_learned = current.identifier.kind == "learned"
-    if change.key == "subjects" and is_learned and num_words[0] != num_words[1]:
+    has_learned_words = current.identifier.kind == "learned"
+    if change.key == "subjects" and has_learned_words and num_words[0] != num_words[1]:
         return _OTHER_WEIGHTS
     if change.key.startswith(_RANKS):
         return _OTHER_WEIGHTS
     return FIXED_KEYS.get(change.key, "")
 
 
-def _grouping(config: Config) -> list[int]:
+def _find_param_groups(config: Config) -> list[int]:
     """For each part that is trained, the first that has the same rate and decay."""
     rates = list(find_part_rates(config).values())
-    is_raised = config.train.method == "lora" and config.train.lora.loraplus_lr_ratio is not None
-    return [rates.index(rate) for rate in rates] + [len(rates)] * is_raised
+    uses_loraplus = (
+        config.train.method == "lora" and config.train.lora.loraplus_lr_ratio is not None
+    )
+    return [rates.index(rate) for rate in rates] + [len(rates)] * uses_loraplus

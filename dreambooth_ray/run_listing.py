@@ -30,14 +30,14 @@ def select_page(
     pattern: part of a run id, or with * and ? the whole of one; "" matches all
     raises: ConfigError if `after` is none of the runs
     """
-    listed = list(run_ids)
-    if after and after not in listed:
+    listed_ids = list(run_ids)
+    if after and after not in listed_ids:
         raise ConfigError(f"--after={after!r} is none of these runs; give the last one shown")
-    following = listed[listed.index(after) + 1 :] if after else listed
+    following_ids = listed_ids[listed_ids.index(after) + 1 :] if after else listed_ids
     has_wildcards = any(character in pattern for character in "*?[")
-    glob = pattern if has_wildcards else f"*{pattern}*"
-    matching = [run_id for run_id in following if fnmatch.fnmatchcase(run_id, glob)]
-    return matching[:limit], len(matching) > limit
+    glob_pattern = pattern if has_wildcards else f"*{pattern}*"
+    matching_ids = [run_id for run_id in following_ids if fnmatch.fnmatchcase(run_id, glob_pattern)]
+    return matching_ids[:limit], len(matching_ids) > limit
 
 
 def summarize_runs(
@@ -54,11 +54,11 @@ def summarize_runs(
 def _summarize_run(uri: str, state: str) -> RunSummary:
     try:
         run = Store(uri)
-        names = set(run.names())
-        checkpoints = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
+        folder_names = set(run.names())
+        checkpoints = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in folder_names else []
         step = max(parse_history(checkpoints).checkpoints, default=0)
-        if paths.BUNDLE in names and is_finished(run):
+        if paths.BUNDLE in folder_names and is_finished(run):
             return RunSummary(step, "finished")
-        return RunSummary(step, "stopped" if paths.STOP in names else state)
+        return RunSummary(step, "stopped" if paths.STOP in folder_names else state)
     except (DreamBoothError, OSError):
         return RunSummary(0, f"{state} (storage does not answer)")

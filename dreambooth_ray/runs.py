@@ -12,7 +12,7 @@ from dreambooth_ray.config.load import (
     dump_config,
     override_config,
     parse_config,
-    parse_options,
+    parse_storage_options,
 )
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
@@ -29,22 +29,24 @@ from dreambooth_ray.storage.store import Store, use_options
 from dreambooth_ray.training.run_state import find_last_step
 
 
-def find_run(uri: str, overrides: list[str]) -> Config:
+def load_run_config(uri: str, overrides: list[str]) -> Config:
     """The configuration of a run that is to go on, from where it lies now.
 
     overrides: `key.path=value`; those of storage.options may be needed to read it at all
     raises: CheckpointError if it is no run, StorageError if it can't be read
     """
-    options = parse_options([o for o in overrides if o.startswith("storage.options")])
-    use_options(uri, options)
+    storage_options = parse_storage_options(
+        [o for o in overrides if o.startswith("storage.options")]
+    )
+    use_options(uri, storage_options)
     run = Store(uri)
     config = override_config(read_run_config(run), overrides)
     # A run that was copied or is mounted elsewhere goes on where it is.
-    base, _, run_id = run.uri.rpartition("/runs/")
-    if not base or "/" in run_id:
+    storage_uri, _, run_id = run.uri.rpartition("/runs/")
+    if not storage_uri or "/" in run_id:
         return config
-    storage = config.storage.model_copy(update={"uri": base})
-    return config.model_copy(update={"run_id": run_id, "storage": storage})
+    storage_config = config.storage.model_copy(update={"uri": storage_uri})
+    return config.model_copy(update={"run_id": run_id, "storage": storage_config})
 
 
 def open_run(
@@ -65,32 +67,32 @@ def open_run(
         to change
     """
     run_id = config.run_id or _new_run_id(config)
-    resolved = with_absolute_paths(config).model_copy(update={"run_id": run_id})
+    resolved_config = with_absolute_paths(config).model_copy(update={"run_id": run_id})
     run = Store(config.storage.uri).sub(paths.run(run_id))
     changes: list[ConfigChange] = []
-    stored = resolved
-    if not run.create(paths.CONFIG, dump_config(resolved).encode()):
-        stored = with_absolute_paths(read_run_config(run))
-        changes = find_changes(_identity_fields(stored), _identity_fields(resolved))
+    stored_config = resolved_config
+    if not run.create(paths.CONFIG, dump_config(resolved_config).encode()):
+        stored_config = with_absolute_paths(read_run_config(run))
+        changes = find_changes(_identity_fields(stored_config), _identity_fields(resolved_config))
         if changes and requested is not None:
-            changes = _find_requested_changes(run, changes, stored, requested)
+            changes = _find_requested_changes(run, changes, stored_config, requested)
             if not changes:
-                run.write(paths.CONFIG, dump_config(resolved).encode())
+                run.write(paths.CONFIG, dump_config(resolved_config).encode())
     data_differences = _compare_inputs(run, inputs, may_tell=not changes)
     if not changes and not data_differences:
         return run
-    _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
+    _refuse_changes(run, stored_config, resolved_config, changes, data_differences, inputs)
     if not force:
-        texts = [*map(str, changes), *data_differences]
+        difference_texts = [*map(str, changes), *data_differences]
         raise ConfigError(
             f"run_id={run_id!r} is a run with another configuration ({run.uri}/{paths.CONFIG}): "
-            f"{'; '.join(texts)}; choose another run_id, resume that run as it is, or go on "
-            "with --force"
+            f"{'; '.join(difference_texts)}; choose another run_id, resume that run as it is, or "
+            "go on with --force"
         )
     with LeaseKeeper(LeaseWaiter(run_leases(run), config.cluster.lease_s, say=say), say):
         # What others did until the lease was ours counts.
-        _refuse_changes(run, stored, resolved, changes, data_differences, inputs)
-        _store_changes(run, resolved, inputs)
+        _refuse_changes(run, stored_config, resolved_config, changes, data_differences, inputs)
+        _store_changes(run, resolved_config, inputs)
     return run
 
 
@@ -101,8 +103,10 @@ def _find_requested_changes(
     if fence.read_history(run).checkpoints:
         return changes
     requested_fields = _identity_fields(with_absolute_paths(requested))
-    keys = {change.key for change in find_changes(_identity_fields(stored), requested_fields)}
-    return [change for change in changes if change.key in keys]
+    requested_keys = {
+        change.key for change in find_changes(_identity_fields(stored), requested_fields)
+    }
+    return [change for change in changes if change.key in requested_keys]
 
 
 def _compare_inputs(run: Store, inputs: RunInputs | None, *, may_tell: bool) -> list[str]:
@@ -134,9 +138,9 @@ def _refuse_changes(
         stored, current, changes, data_differences, committed_step, find_last_step(run, current)
     )
     if inputs is not None and any(change.key in MODEL_KEYS for change in changes):
-        about = manifest.read_about(run, checkpoints[committed_step].name)
-        digest = str(about.get("model_hash", ""))
-        if digest and not has_model_hash(inputs.model, digest):
+        checkpoint_metadata = manifest.read_artifact_metadata(run, checkpoints[committed_step].name)
+        stored_model_hash = str(checkpoint_metadata.get("model_hash", ""))
+        if stored_model_hash and not has_model_hash(inputs.model, stored_model_hash):
             obstacles.append(
                 f"model.uri={current.model.uri!r} is another model than {run.uri} was trained "
                 "from; give that one, or another run_id"
@@ -148,8 +152,8 @@ def _refuse_changes(
 def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None:
     """Let a run go on with another configuration: its bundle and its end are no more."""
     withdraw_run(run)
-    ends = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
-    for stale_file in (f"{paths.BUNDLE}/{manifest.MANIFEST}", *ends):
+    end_files = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
+    for stale_file in (f"{paths.BUNDLE}/{manifest.MANIFEST}", *end_files):
         run.remove_file(stale_file)
     if inputs is not None:
         run.write(paths.INPUTS, inputs.to_json())
@@ -160,13 +164,13 @@ def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None
 def read_run_config(run: Store) -> Config:
     """The configuration a run was started with; raises CheckpointError if there is none."""
     try:
-        text = run.read(paths.CONFIG).decode()
+        config_text = run.read(paths.CONFIG).decode()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{run.uri} is not a run: it has no {paths.CONFIG}; give the URI that "
             "`dreambooth train` printed"
         ) from error
-    return parse_config(text, f"{run.uri}/{paths.CONFIG}", [])
+    return parse_config(config_text, f"{run.uri}/{paths.CONFIG}", [])
 
 
 def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
@@ -194,30 +198,40 @@ def with_absolute_paths(config: Config) -> Config:
         s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
         for s in config.all_subjects
     ]
-    several = tuple(subjects) if config.subjects else ()
-    own = config.model
-    uris = {name: getattr(own, name) for name in ("uri", "vae", "text_encoder")}
-    model = own.model_copy(update={k: uri and make_absolute(uri) for k, uri in uris.items()})
-    prior, choice = config.prior, config.choice
-    if prior.folder:
-        prior = prior.model_copy(update={"folder": str(Path(prior.folder).absolute())})
-    if choice.protocol and Path(choice.protocol).is_file():
-        choice = choice.model_copy(update={"protocol": str(Path(choice.protocol).absolute())})
-    changes = {"model": model, "prior": prior, "choice": choice}
-    return config.model_copy(update={"subject": subjects[0], "subjects": several, **changes})
+    several_subjects = tuple(subjects) if config.subjects else ()
+    model_config = config.model
+    model_uris = {name: getattr(model_config, name) for name in ("uri", "vae", "text_encoder")}
+    absolute_model = model_config.model_copy(
+        update={k: uri and make_absolute(uri) for k, uri in model_uris.items()}
+    )
+    prior_config, choice_config = config.prior, config.choice
+    if prior_config.folder:
+        prior_config = prior_config.model_copy(
+            update={"folder": str(Path(prior_config.folder).absolute())}
+        )
+    if choice_config.protocol and Path(choice_config.protocol).is_file():
+        choice_config = choice_config.model_copy(
+            update={"protocol": str(Path(choice_config.protocol).absolute())}
+        )
+    updated_parts = {"model": absolute_model, "prior": prior_config, "choice": choice_config}
+    return config.model_copy(
+        update={"subject": subjects[0], "subjects": several_subjects, **updated_parts}
+    )
 
 
 def _identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
-    fields = config.model_dump(mode="json", exclude={"cluster", "memory", "storage", "checkpoint"})
+    identity_fields = config.model_dump(
+        mode="json", exclude={"cluster", "memory", "storage", "checkpoint"}
+    )
     if config.choice.rule == "last":
         # Nothing is evaluated, whatever by.
-        fields["choice"]["protocol"] = None
-    return fields
+        identity_fields["choice"]["protocol"] = None
+    return identity_fields
 
 
 def _new_run_id(config: Config) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    time_stamp = time.strftime("%Y%m%d-%H%M%S")
     digest = hashlib.sha256(f"{dump_config(config)}{time.time_ns()}".encode()).hexdigest()[:6]
-    noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
-    return f"{noun}-{stamp}-{digest}"
+    class_noun_slug = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
+    return f"{class_noun_slug}-{time_stamp}-{digest}"

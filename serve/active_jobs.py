@@ -32,6 +32,6 @@ class ActiveJob:
     def take_progress(self) -> tuple[int, int, dict[int, bytes]]:
         """Steps done, steps in total, and the previews that are not in storage yet."""
         previews, self.previews, self.has_unsaved_progress = self.previews, {}, False
-        step = sum(s for s, _ in self.steps.values())
+        steps_done = sum(s for s, _ in self.steps.values())
         total = sum(self.record.request.num_inference_steps for _ in self.steps)
-        return step, total, previews
+        return steps_done, total, previews

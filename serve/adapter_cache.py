@@ -27,8 +27,10 @@ class LoadedAdapter:
 
 def count_file_bytes(path: Path) -> int:
     """Of an adapter's file, or of all files of its folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    adapter_files = (
+        [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    )
+    return sum(file.stat().st_size for file in adapter_files)
 
 
 class AdapterCache:
@@ -81,19 +83,19 @@ class AdapterCache:
                 is_full = len(self._loaded) >= self._max_adapters
                 if not is_full and self.size_bytes + size_bytes <= self._max_bytes:
                     return
-                idle = [key for key, adapter in self._loaded.items() if not adapter.num_users]
-                if not idle:
+                idle_keys = [key for key, adapter in self._loaded.items() if not adapter.num_users]
+                if not idle_keys:
                     raise CapacityError(
                         f"adapter {name} waits: {len(self._loaded)} adapters are in use"
                     )
-                evicted = self._loaded.pop(idle[0])
-            evicted.engine.remove_adapter(idle[0][1])
+                evicted = self._loaded.pop(idle_keys[0])
+            evicted.engine.remove_adapter(idle_keys[0][1])
 
     def drop_engine(self, engine_id: str) -> None:
         """Forget the adapters of an engine that is closed."""
         with self._lock:
-            for key in [key for key in self._loaded if key[0] == engine_id]:
-                del self._loaded[key]
+            for cache_key in [cache_key for cache_key in self._loaded if cache_key[0] == engine_id]:
+                del self._loaded[cache_key]
 
     def names(self, engine_id: str) -> list[str]:
         """Of the adapters on an engine."""

@@ -22,8 +22,8 @@ async def resolve_adapters(
         if choice.model is not None:
             subject = await catalog.resolve(choice.model, caller.may_see)
             if subject.kind != "adapter":
-                text = f"adapters: model={choice.model!r} is no adapter but a whole model"
-                raise APIError(400, "invalid_value", text, param="adapters")
+                error_message = f"adapters: model={choice.model!r} is no adapter but a whole model"
+                raise APIError(400, "invalid_value", error_message, param="adapters")
             artifact = subject.artifact
         tasks.append(AdapterTask(choice.weight, artifact, choice.file, choice.sha256))
     return tuple(tasks)

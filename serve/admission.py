@@ -107,12 +107,12 @@ class AdmissionController:
     @property
     def waiting_steps(self) -> int:
         """Steps of images that have no place yet."""
-        return self.queue.steps
+        return self.queue.waiting_steps
 
     @property
     def remaining_steps(self) -> int:
         """Steps of all images here."""
-        return self.queue.steps + sum(reservation.remaining for reservation in self.in_hand)
+        return self.queue.waiting_steps + sum(reservation.remaining for reservation in self.in_hand)
 
     def set_replicas(self, replicas: int, steps_per_s: float) -> None:
         """Set what the pool is now. steps_per_s: of one replica at a full batch; 0 if unknown."""
@@ -125,17 +125,21 @@ class AdmissionController:
         self.steps_per_s = steps_per_s or self.steps_per_s
         self._grant_places()
 
-    def estimate_s(self, caller: str, work: ImageWork) -> float:
+    def estimate_completion_s(self, caller: str, work: ImageWork) -> float:
         """How long the images would take from now; 0 where no speed is known yet."""
         wait_s = 0.0 if self.replicas else self.cold_start_s
         if not self.steps_per_s:
             return wait_s
-        backlog = self._count_in_hand_ahead(work) + self.queue.count_steps_ahead(
+        steps_ahead = self._count_active_steps_ahead(work) + self.queue.count_steps_ahead(
             caller, sum(work.costs)
         )
-        return wait_s + _MARGIN * backlog / self._total_steps_per_s + self.estimate_idle_s(work)
+        return (
+            wait_s
+            + _MARGIN * steps_ahead / self._total_steps_per_s
+            + self.estimate_min_duration_s(work)
+        )
 
-    def _count_in_hand_ahead(self, work: ImageWork) -> int:
+    def _count_active_steps_ahead(self, work: ImageWork) -> int:
         """Steps in hand that would be done before the images are.
 
         Sizes take turns of equal time at a replica, so of another size no more than the images'
@@ -144,23 +148,23 @@ class AdmissionController:
         if len(self.in_hand) >= self._num_places:
             return sum(reservation.remaining for reservation in self.in_hand)
         remaining_by_size: dict[tuple[int, int] | None, int] = {}
-        most_by_size: dict[tuple[int, int] | None, int] = {work.size_px: 2**62}
+        max_steps_by_size: dict[tuple[int, int] | None, int] = {work.size_px: 2**62}
         for reservation in self.in_hand:
             size_px, step_cost = reservation.work.size_px, reservation.work.step_cost
             remaining_by_size[size_px] = remaining_by_size.get(size_px, 0) + reservation.remaining
-            turn = sum(work.costs) + count_cost(self._batch, step_cost)
-            most_by_size[size_px] = max(most_by_size.get(size_px, 0), turn)
-        return sum(min(n, most_by_size[size_px]) for size_px, n in remaining_by_size.items())
+            turn_steps = sum(work.costs) + count_cost(self._batch, step_cost)
+            max_steps_by_size[size_px] = max(max_steps_by_size.get(size_px, 0), turn_steps)
+        return sum(min(n, max_steps_by_size[size_px]) for size_px, n in remaining_by_size.items())
 
-    def estimate_idle_s(self, work: ImageWork) -> float:
+    def estimate_min_duration_s(self, work: ImageWork) -> float:
         """The same with nobody before them and replicas up: what no waiting makes shorter."""
         if not self.steps_per_s:
             return 0.0
         # An image in a full batch moves a step in the time all of the batch does. Larger ones share
         # a step with few, and take turns with the others.
-        sharing = max(1.0, min(self._batch, max(_TURNS, self._batch / work.step_cost)))
-        alone_s = max(work.costs) * sharing / self.steps_per_s
-        return _MARGIN * max(sum(work.costs) / self._total_steps_per_s, alone_s)
+        sharing_factor = max(1.0, min(self._batch, max(_TURNS, self._batch / work.step_cost)))
+        largest_image_s = max(work.costs) * sharing_factor / self.steps_per_s
+        return _MARGIN * max(sum(work.costs) / self._total_steps_per_s, largest_image_s)
 
     @property
     def _total_steps_per_s(self) -> float:
@@ -176,23 +180,27 @@ class AdmissionController:
 
         raises: APIError 503 with Retry-After, or 400 where coming again would not help
         """
-        idle_s = self.estimate_idle_s(work)
-        if idle_s > deadline_s:
-            text = (
-                f"deadline_s={deadline_s:g} is too short: this takes about {idle_s:.2g} s with "
-                "nobody before it; give it longer, or ask for a smaller size, fewer steps or images"
+        min_duration_s = self.estimate_min_duration_s(work)
+        if min_duration_s > deadline_s:
+            error_message = (
+                f"deadline_s={deadline_s:g} is too short: this takes about {min_duration_s:.2g} s "
+                "with nobody before it; give it longer, or ask for a smaller size, fewer steps or "
+                "images"
             )
-            raise APIError(400, "deadline_too_short", text, param="deadline_s")
-        estimate_s = self.estimate_s(caller, work)
-        num_open = len(self.queue) + len(self.in_hand)
-        if num_open + len(work.steps) > self._max_open:
-            text = f"{num_open} images are under way and {self._max_open} is the most; come again"
-            raise busy_error(text, max(1.0, estimate_s / 2))
-        if estimate_s > deadline_s:
+            raise APIError(400, "deadline_too_short", error_message, param="deadline_s")
+        expected_duration_s = self.estimate_completion_s(caller, work)
+        num_open_images = len(self.queue) + len(self.in_hand)
+        if num_open_images + len(work.steps) > self._max_open:
+            error_message = (
+                f"{num_open_images} images are under way and {self._max_open} is the most; "
+                "come again"
+            )
+            raise busy_error(error_message, max(1.0, expected_duration_s / 2))
+        if expected_duration_s > deadline_s:
             raise busy_error(
-                f"this would take about {estimate_s:.0f} s and the deadline is {deadline_s:g} s; "
-                "come again, or ask for a smaller size or fewer steps",
-                estimate_s - deadline_s, "deadline_unreachable",
+                f"this would take about {expected_duration_s:.0f} s and the deadline is "
+                f"{deadline_s:g} s; come again, or ask for a smaller size or fewer steps",
+                expected_duration_s - deadline_s, "deadline_unreachable",
             )  # fmt: skip
         reservations = [Reservation(self, caller, n, work) for n in work.steps]
         for reservation in reservations:

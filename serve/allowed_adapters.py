@@ -36,13 +36,13 @@ class AdapterFolder:
                 f"adapters: file={name!r} is not taken here, as the endpoint has no {_KEY}"
             )
         if is_url(self._uri):
-            path = self._fetch(name)
+            adapter_path = self._fetch(name)
         else:
-            folder = Path(self._uri).expanduser().resolve()
-            path = (folder / name).resolve()
-            if not (path.is_relative_to(folder) and path.is_file()):
+            adapter_folder = Path(self._uri).expanduser().resolve()
+            adapter_path = (adapter_folder / name).resolve()
+            if not (adapter_path.is_relative_to(adapter_folder) and adapter_path.is_file()):
                 raise _not_there_error(name)
-        return path, hash_adapter(path)
+        return adapter_path, hash_adapter(adapter_path)
 
     def _fetch(self, name: str) -> Path:
         fetched_s, adapter = self._fetched.get(name, (0.0, None))

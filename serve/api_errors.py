@@ -37,13 +37,13 @@ class APIError(Exception):
         error_type = error_type or (
             "server_error" if self.status >= 500 else "invalid_request_error"
         )
-        error: dict[str, Any] = {
+        error_object: dict[str, Any] = {
             "message": self.message,
             "type": error_type,
             "param": self.param,
             "code": self.code,
         }
-        return {"error": error | ({"details": self.details} if self.details else {})}
+        return {"error": error_object | ({"details": self.details} if self.details else {})}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -65,5 +65,5 @@ def storage_away_error() -> APIError:
 
 def model_not_found_error(model: str) -> APIError:
     """404, the same for what is not there and what is somebody else's."""
-    text = f"model={model[:120]!r} is not served here; GET /v1/models lists what is"
-    return APIError(404, "model_not_found", text, param="model")
+    error_message = f"model={model[:120]!r} is not served here; GET /v1/models lists what is"
+    return APIError(404, "model_not_found", error_message, param="model")

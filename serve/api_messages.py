@@ -60,7 +60,7 @@ class AdapterChoice(RequestBase):
     )
 
     @model_validator(mode="after")
-    def _names_one(self) -> "AdapterChoice":
+    def _check_model_or_file(self) -> "AdapterChoice":
         if (self.model is None) == (self.file is None):
             raise ValueError("give either model or file")
         return self
@@ -138,8 +138,10 @@ class Answer(BaseModel):
 
 def _require_sampling_params(schema: dict[str, Any]) -> None:
     """Defaults are for receipts from before a parameter was added; new ones say them all."""
-    params = [name for name in SamplingParams.model_fields if name not in schema["required"]]
-    schema["required"] = [*schema["required"], *params]
+    optional_params = [
+        name for name in SamplingParams.model_fields if name not in schema["required"]
+    ]
+    schema["required"] = [*schema["required"], *optional_params]
 
 
 class AdapterReceipt(Answer):

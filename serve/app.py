@@ -32,11 +32,15 @@ def build(args: ServeConfig) -> ray.serve.Application:
     # Replicas do not see this process's environment.
     cluster = args.cluster.model_copy(update={"address": args.cluster.ray_address})
     args = args.model_copy(update={"models": check_models(args), "cluster": cluster})
-    replicas = args.replicas
-    default_scale = SubjectScale(minimum=replicas.minimum, maximum=replicas.maximum)
-    pools = {DEFAULT_POOL: _build_pool(args, DEFAULT_POOL, default_scale)}
-    for k, name in enumerate(sorted(args.subjects)):
-        pools[f"subject_{k}"] = _build_pool(args, f"Replica-{name}", args.subjects[name])
+    replica_settings = args.replicas
+    default_replica_range = SubjectScale(
+        minimum=replica_settings.minimum, maximum=replica_settings.maximum
+    )
+    pools = {DEFAULT_POOL: _build_pool(args, DEFAULT_POOL, default_replica_range)}
+    for subject_index, name in enumerate(sorted(args.subjects)):
+        pools[f"subject_{subject_index}"] = _build_pool(
+            args, f"Replica-{name}", args.subjects[name]
+        )
     gateway = ray.serve.deployment(
         Gateway,
         name="Gateway",
@@ -56,12 +60,12 @@ def _validate_config(config: ServeConfig) -> None:
     check_folder(config)
     if config.provenance.certificate:
         Signer(config.provenance)
-    if secret := os.environ.get(config.webhook_secret_env):
-        check_secret(secret, config.webhook_secret_env)
+    if webhook_secret := os.environ.get(config.webhook_secret_env):
+        check_secret(webhook_secret, config.webhook_secret_env)
 
 
 def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
-    replicas = config.replicas
+    replica_settings = config.replicas
     with warnings.catch_warnings():
         # metrics_interval_s is deprecated, and look_back_period_s has to be above its default.
         warnings.simplefilter("ignore")
@@ -70,13 +74,13 @@ def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             # A replica that samples once shows that the models can be read, even where it may rest.
             initial_replicas=max(1, scale.minimum),
             max_replicas=max(1, scale.maximum),
-            upscale_delay_s=replicas.upscale_delay_s,
-            downscale_delay_s=replicas.downscale_delay_s,
+            upscale_delay_s=replica_settings.upscale_delay_s,
+            downscale_delay_s=replica_settings.downscale_delay_s,
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
             policy=AutoscalingPolicy(
                 policy_function="serve.autoscaling:StepsPolicy",
-                policy_kwargs={"target_steps": replicas.target_steps},
+                policy_kwargs={"target_steps": replica_settings.target_steps},
             ),
         )
         deployment = ray.serve.deployment(
@@ -84,7 +88,7 @@ def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             name=name,
             autoscaling_config=autoscaling,
             # Admission keeps the batch full; the rest waits there, where callers take turns.
-            max_ongoing_requests=replicas.batch + _SPARE_REQUESTS,
+            max_ongoing_requests=replica_settings.batch + _SPARE_REQUESTS,
             max_queued_requests=config.limits.open_images,
             health_check_period_s=2,
             health_check_timeout_s=30,
@@ -92,8 +96,8 @@ def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             graceful_shutdown_timeout_s=config.limits.deadline_s,
             max_surge_percent=100,
             ray_actor_options={
-                "num_cpus": 0 if replicas.gpus else 1,
-                "num_gpus": 1 if replicas.gpus else 0,
+                "num_cpus": 0 if replica_settings.gpus else 1,
+                "num_gpus": 1 if replica_settings.gpus else 0,
                 "runtime_env": worker_environment(),
             },
         )

@@ -75,18 +75,18 @@ class Caller:
 
 def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[APIKey]:
     """Keys of the file and of the environment (the same YAML list); raises ConfigError."""
-    texts = []
+    origins_and_texts = []
     if config.keys_file is not None:
         try:
-            texts.append((config.keys_file, read_text_file(Path(config.keys_file))))
+            origins_and_texts.append((config.keys_file, read_text_file(Path(config.keys_file))))
         except OSError as error:
             raise ConfigError(
                 f"auth.keys_file={config.keys_file!r} can't be read: {error}"
             ) from error
     environment_text = (os.environ if environment is None else environment).get(KEYS_VARIABLE)
     if environment_text:
-        texts.append((KEYS_VARIABLE, environment_text))
-    return [key for origin, text in texts for key in _parse_keys(text, origin)]
+        origins_and_texts.append((KEYS_VARIABLE, environment_text))
+    return [key for origin, text in origins_and_texts for key in _parse_keys(text, origin)]
 
 
 def _parse_keys(text: str, origin: str) -> list[APIKey]:
@@ -124,14 +124,14 @@ class Authenticator:
         if self.is_open:
             return Caller(f"address:{address}", None)
         scheme, _, presented_key = (authorization or "").partition(" ")
-        digest, matching_key = hash_key(presented_key.strip()), None
+        key_sha256, matching_key = hash_key(presented_key.strip()), None
         # All are compared, so that time tells nothing.
         for key in self._keys:
-            if hmac.compare_digest(key.sha256, digest):
+            if hmac.compare_digest(key.sha256, key_sha256):
                 matching_key = key
         if scheme.lower() != "bearer" or matching_key is None:
-            text = "no valid API key; send Authorization: Bearer KEY"
-            raise APIError(401, "invalid_api_key", text)
+            error_message = "no valid API key; send Authorization: Bearer KEY"
+            raise APIError(401, "invalid_api_key", error_message)
         return Caller(f"key:{matching_key.name}", matching_key)
 
     async def count_request(self, caller: Caller) -> None:
@@ -159,5 +159,5 @@ class Authenticator:
 
 
 def _limit_error(limit: str, code: str, retry_after_s: float) -> APIError:
-    text = f"more than this key's {limit}; come again later"
-    return APIError(429, code, text, retry_after_s=retry_after_s)
+    error_message = f"more than this key's {limit}; come again later"
+    return APIError(429, code, error_message, retry_after_s=retry_after_s)

@@ -14,15 +14,15 @@ def check_models(config: ServeConfig) -> dict[str, str]:
     raises: ConfigError naming one that can't be loaded, StorageError
     """
     uris = {}
-    for name, uri in config.models.items():
-        key, is_here = f"models.{name}", Path(uri).expanduser().exists()
+    for model_id, uri in config.models.items():
+        config_key, is_here = f"models.{model_id}", Path(uri).expanduser().exists()
         if not parse_source(uri).is_directory:
-            uris[name] = make_absolute(pin_source(uri, key))
-            model_outline(uris[name], key)
+            uris[model_id] = make_absolute(pin_source(uri, config_key))
+            model_outline(uris[model_id], config_key)
         elif find_shipped(uri) or (config.cluster.ray_address and not is_here):
             # Hosts of a cluster have folders that this one has not: their replicas look.
-            uris[name] = uri
+            uris[model_id] = uri
         else:
-            model_directory(uri, key)
-            uris[name] = make_absolute(uri)
+            model_directory(uri, config_key)
+            uris[model_id] = make_absolute(uri)
     return uris

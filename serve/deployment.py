@@ -32,10 +32,14 @@ def build_app_state(config: ServeConfig, handles: dict[str, Any]) -> AppState:
     pools = {name: ReplicaPool(name, handle, config) for name, handle in handles.items()}
     signer = Signer(config.provenance) if config.provenance.certificate else None
     image_service = ImageService(config, catalog, pools, metrics, Safety(config.safety), signer)
-    secret = os.environ.get(config.webhook_secret_env)
-    notify = _build_notifier(check_secret(secret, config.webhook_secret_env)) if secret else None
+    webhook_secret = os.environ.get(config.webhook_secret_env)
+    notify_webhook = (
+        _build_notifier(check_secret(webhook_secret, config.webhook_secret_env))
+        if webhook_secret
+        else None
+    )
     job_runner = JobRunner(
-        config.jobs, JobStore(config.storage.uri), image_service, metrics, notify
+        config.jobs, JobStore(config.storage.uri), image_service, metrics, notify_webhook
     )
     signed_files = SignedFiles(config.storage.uri, config.urls.keep_s)
     return AppState(

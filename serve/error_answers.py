@@ -39,15 +39,17 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
         code, path = _CODES.get(error.status_code, "invalid_request"), request.url.path[:120]
         if error.status_code == 405:
             allowed = ", ".join(sorted(_find_methods(app, request)))
-            text = f"{path} does not take {request.method[:20]}; it takes {allowed}"
-            return error_response(APIError(405, code, text), {"Allow": allowed})
-        text = _explain_path(app, request) if error.status_code == 404 else str(error.detail)
-        return error_response(APIError(error.status_code, code, text))
+            error_message = f"{path} does not take {request.method[:20]}; it takes {allowed}"
+            return error_response(APIError(405, code, error_message), {"Allow": allowed})
+        error_message = (
+            _explain_path(app, request) if error.status_code == 404 else str(error.detail)
+        )
+        return error_response(APIError(error.status_code, code, error_message))
 
     @app.exception_handler(Exception)
     async def handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        text = "something broke here; the request id is in the logs"
-        return error_response(APIError(500, "internal_error", text))
+        error_message = "something broke here; the request id is in the logs"
+        return error_response(APIError(500, "internal_error", error_message))
 
 
 def _matches(app: FastAPI, path: str, method: str) -> bool:

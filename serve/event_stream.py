@@ -50,12 +50,12 @@ async def stream_events(
     When the reader goes away the generation is cancelled.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
-    task = asyncio.create_task(
+    generation_task = asyncio.create_task(
         image_service.generate_before_deadline(
             spec, reservations, lambda _, event: events.put_nowait(event)
         )
     )
-    task.add_done_callback(lambda _: events.put_nowait(None))
+    generation_task.add_done_callback(lambda _: events.put_nowait(None))
     num_shown = 0
     try:
         while True:
@@ -75,10 +75,10 @@ async def stream_events(
                     f"{operation}.partial_image", await _partial_image_data(spec, event, num_shown)
                 )
                 num_shown += 1
-        yield _final_event(image_service, spec, operation, task)
+        yield _final_event(image_service, spec, operation, generation_task)
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        generation_task.cancel()
+        await asyncio.gather(generation_task, return_exceptions=True)
 
 
 def _final_event(
@@ -94,25 +94,25 @@ def _final_event(
     if error is not None:
         raise error
     encoded_image = task.result()[0]
-    data = _image_data(
+    event_data = _image_data(
         spec, encoded_image.data, f"{encoded_image.receipt.width}x{encoded_image.receipt.height}"
     )
     return _format_sse(
-        f"{operation}.completed", data | {"receipt": encoded_image.receipt.model_dump()}
+        f"{operation}.completed", event_data | {"receipt": encoded_image.receipt.model_dump()}
     )
 
 
 async def _partial_image_data(spec: GenerationSpec, event: Preview, index: int) -> dict[str, Any]:
     request = spec.request
-    data = await asyncio.to_thread(
+    encoded_preview = await asyncio.to_thread(
         image_files.encode_image,
         event.pixels,
         None,
         request.output_format,
         request.output_compression,
     )
-    size = f"{event.pixels.width_px}x{event.pixels.height_px}"
-    return _image_data(spec, data, size) | {"partial_image_index": index}
+    image_size = f"{event.pixels.width_px}x{event.pixels.height_px}"
+    return _image_data(spec, encoded_preview, image_size) | {"partial_image_index": index}
 
 
 def _image_data(spec: GenerationSpec, data: bytes, size: str) -> dict[str, Any]:

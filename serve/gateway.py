@@ -97,10 +97,10 @@ async def _generate_images(
             stream_events(app_state.image_service, spec, reservations, operation), reservations
         )
     encoded_images = await app_state.image_service.generate_before_deadline(spec, reservations)
-    text = await write_answer(
+    answer_json = await write_answer(
         request, app_state.signed_files, app_state.config.urls.base, body, encoded_images
     )
-    return Response(text, media_type="application/json")
+    return Response(answer_json, media_type="application/json")
 
 
 @_router.get(FILES_ROUTE + "/{name}", response_class=Response)
@@ -109,10 +109,10 @@ async def get_file(
 ) -> Response:
     """An image of an answer with response_format=url; asks for no key, the URL is one."""
     try:
-        data = await asyncio.to_thread(app_state.signed_files.read, name, signature)
+        image_bytes = await asyncio.to_thread(app_state.signed_files.read, name, signature)
     except (StorageError, OSError) as error:
         raise storage_away_error() from error
-    return Response(data, media_type=f"image/{name.rpartition('.')[2]}")
+    return Response(image_bytes, media_type=f"image/{name.rpartition('.')[2]}")
 
 
 @_router.post("/v1/provenance")
@@ -120,9 +120,9 @@ async def check_provenance(
     image: UploadFile, app_state: AppStateDep, caller: CallerDep
 ) -> dict[str, Any]:
     """What an image says of its origin, and whether it is as it was signed."""
-    data = await image.read()
+    image_bytes = await image.read()
     try:
-        return await asyncio.to_thread(provenance.read_provenance, data)
+        return await asyncio.to_thread(provenance.read_provenance, image_bytes)
     except ConfigError as error:
         raise APIError(400, "invalid_value", str(error), param="image") from error
 
@@ -158,11 +158,11 @@ async def metrics(app_state: AppStateDep) -> PlainTextResponse:
 
 async def _end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel tasks until they have ended: a library may swallow one cancellation."""
-    running = set(tasks)
-    while running:
-        for task in running:
+    running_tasks = set(tasks)
+    while running_tasks:
+        for task in running_tasks:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=1)
+        _, running_tasks = await asyncio.wait(running_tasks, timeout=1)
     # What they ended with was logged where it came up.
     await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -175,7 +175,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
         watch_tasks = [
             asyncio.create_task(watch_task)
             for watch_task in (
-                app_state.catalog.prepare(),
+                app_state.catalog.start_catalog_completion(),
                 app_state.job_runner.watch_jobs(),
                 app_state.signed_files.watch_expired(),
                 *(pool.watch_replicas() for pool in app_state.pools.values()),

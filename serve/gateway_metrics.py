@@ -84,7 +84,7 @@ class Metrics:
     def set_pool_gauges(self, pool: ReplicaPool) -> None:
         """Set a pool's gauges to what it is now."""
         admission, statuses = pool.admission, pool.statuses
-        values = {
+        gauge_values = {
             "queue": len(admission.queue),
             "in_hand": len(admission.in_hand),
             "remaining_steps": admission.remaining_steps,
@@ -95,8 +95,8 @@ class Metrics:
             "loaded_bytes": sum(r.loaded_bytes for r in statuses),
             "retries": pool.retries,
         }
-        for name, value in values.items():
-            self._pool_gauges[name].labels(pool.name).set(value)
+        for gauge_name, gauge_value in gauge_values.items():
+            self._pool_gauges[gauge_name].labels(pool.name).set(gauge_value)
 
     def format_prometheus(self) -> bytes:
         """All of it, with the label `gateway`."""

@@ -17,8 +17,8 @@ from serve.signed_files import SignedFiles
 def refuse_urls(body: ImageRequest, where: str) -> None:
     """raises APIError where a request asks for URLs and there are none. where: ends the sentence"""
     if body.response_format == "url":
-        text = f"response_format=url is not for {where}"
-        raise APIError(400, "invalid_value", text, param="response_format")
+        error_message = f"response_format=url is not for {where}"
+        raise APIError(400, "invalid_value", error_message, param="response_format")
 
 
 async def write_answer(
@@ -33,22 +33,22 @@ async def write_answer(
     urls_base: what URLs begin with; None for where the caller reached this endpoint
     """
     if body.response_format == "url":
-        base = (urls_base or find_base_url(request)).rstrip("/")
-        images = [
-            ImageAnswer(url=f"{base}{path}", receipt=encoded.receipt)
+        base_url = (urls_base or find_base_url(request)).rstrip("/")
+        image_answers = [
+            ImageAnswer(url=f"{base_url}{path}", receipt=encoded.receipt)
             for encoded, path in zip(
-                encoded_images, await _keep_images(signed_files, body, encoded_images), strict=True
+                encoded_images, await _store_images(signed_files, body, encoded_images), strict=True
             )
         ]
     else:
-        images = [
+        image_answers = [
             ImageAnswer(b64_json=base64.b64encode(e.data).decode(), receipt=e.receipt)
             for e in encoded_images
         ]
     receipt = encoded_images[0].receipt
     answer = ImagesAnswer(
         created=int(time.time()),
-        data=images,
+        data=image_answers,
         output_format=body.output_format,
         size=f"{receipt.width}x{receipt.height}",
     )
@@ -56,7 +56,7 @@ async def write_answer(
     return answer.model_dump_json(exclude={"data": {"__all__": {absent_field}}})
 
 
-async def _keep_images(
+async def _store_images(
     signed_files: SignedFiles, body: ImageRequest, encoded_images: list[EncodedImage]
 ) -> list[str]:
     """Their signed paths."""

@@ -79,9 +79,9 @@ def load_prompt_classifier(config: SafetyConfig) -> PromptClassifier | None:
 
 
 def _load_class(path: str, key: str) -> type:
-    module, _, name = path.partition(":")
+    module_name, _, class_name = path.partition(":")
     try:
-        classifier_class: type = getattr(importlib.import_module(module), name)
+        classifier_class: type = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}={path!r} can't be loaded ({error}); write package.module:Class"

@@ -74,8 +74,8 @@ def read_mask(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
     """
     image = read_upload(data, "mask", max_px)
     if "A" in image.getbands() or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A")
-        image = alpha.point(lambda v: 0 if v >= 128 else 255)
+        alpha_channel = image.convert("RGBA").getchannel("A")
+        image = alpha_channel.point(lambda v: 0 if v >= 128 else 255)
     else:
         image = image.convert("L").point(lambda v: 255 if v >= 128 else 0)
     return Pixels.from_image(image.resize(size_px, Image.Resampling.NEAREST))
@@ -92,21 +92,21 @@ def encode_image(
     """An image file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
     image, buffer = pixels.to_image(), io.BytesIO()
     # ASCII: EXIF has no other letters.
-    text = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
+    receipt_json = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
     if output_format == "png":
         png_info = PngInfo()
-        if text is not None:
-            png_info.add_itxt("receipt", text)
+        if receipt_json is not None:
+            png_info.add_itxt("receipt", receipt_json)
         image.save(buffer, "PNG", pnginfo=png_info)
         return buffer.getvalue()
     exif = Image.Exif()
-    if text is not None:
-        exif[_EXIF_DESCRIPTION] = text
+    if receipt_json is not None:
+        exif[_EXIF_DESCRIPTION] = receipt_json
     image.save(buffer, output_format.upper(), quality=max(1, quality), exif=exif)
     return buffer.getvalue()
 
 
 def read_receipt(data: bytes) -> Receipt | None:
     """The receipt in a PNG that `encode` wrote."""
-    text = Image.open(io.BytesIO(data), formats=("PNG",)).info.get("receipt")
-    return None if text is None else Receipt.model_validate_json(str(text))
+    receipt_json = Image.open(io.BytesIO(data), formats=("PNG",)).info.get("receipt")
+    return None if receipt_json is None else Receipt.model_validate_json(str(receipt_json))

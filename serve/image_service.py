@@ -100,22 +100,22 @@ class ImageService:
         return GenerationSpec(caller, request, subject, sample_tasks, deadline_s)
 
     def _check_bounds(self, request: ImageRequest) -> None:
-        limits, side = self._config.limits, max(request.size_px or (0, 0))
-        longest_prompt = max(len(request.prompt), len(request.negative_prompt))
+        limits, longest_side_px = self._config.limits, max(request.size_px or (0, 0))
+        longest_prompt_length = max(len(request.prompt), len(request.negative_prompt))
         bounds = (
             ("n", request.n, limits.images),
             ("num_inference_steps", request.num_inference_steps, limits.steps),
-            ("size", side, limits.side_px),
-            ("prompt", longest_prompt, limits.prompt_characters),
+            ("size", longest_side_px, limits.side_px),
+            ("prompt", longest_prompt_length, limits.prompt_characters),
             ("adapters", len(request.adapters), limits.adapters),
         )
         for param, value, limit in bounds:
             if value > limit:
-                text = f"{param} is {value} and at most {limit} is taken here"
-                raise APIError(400, "above_limit", text, param=param)
+                error_message = f"{param} is {value} and at most {limit} is taken here"
+                raise APIError(400, "above_limit", error_message, param=param)
         if request.size_px and any(s % 8 for s in request.size_px):
-            text = f"size={request.size} must be multiples of 8"
-            raise APIError(400, "invalid_value", text, param="size")
+            error_message = f"size={request.size} must be multiples of 8"
+            raise APIError(400, "invalid_value", error_message, param="size")
 
     async def _check_prompt(self, request: ImageRequest) -> None:
         if self._checks is None:
@@ -171,8 +171,8 @@ class ImageService:
         # All images of a request have one size.
         first_task, pool = spec.sample_tasks[0], self.find_pool(spec.subject)
         step_cost = pool.step_cost(spec.subject.artifact, first_task)
-        steps = [task.steps for task in spec.sample_tasks]
-        return ImageWork(steps, step_cost, first_task.size_px)
+        steps_per_image = [task.steps for task in spec.sample_tasks]
+        return ImageWork(steps_per_image, step_cost, first_task.size_px)
 
     async def generate_images(
         self,
@@ -184,16 +184,16 @@ class ImageService:
 
         raises: APIError; when one image fails the others' places are given back
         """
-        tasks = [
+        image_tasks = [
             asyncio.create_task(self._generate_image(spec, k, reservation, on_event))
             for k, reservation in enumerate(reservations)
         ]
         try:
-            return list(await asyncio.gather(*tasks))
+            return list(await asyncio.gather(*image_tasks))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for image_task in image_tasks:
+                image_task.cancel()
+            await asyncio.gather(*image_tasks, return_exceptions=True)
             for reservation in reservations:
                 reservation.close()
 
@@ -209,9 +209,11 @@ class ImageService:
                 return await self.generate_images(spec, reservations, on_event)
         except TimeoutError as error:
             admission = self.find_pool(spec.subject).admission
-            retry_after_s = admission.estimate_s(spec.caller.id, self._measure_work(spec))
-            text = f"not done within {spec.deadline_s:g} s; come again"
-            raise busy_error(text, max(1.0, retry_after_s), "deadline_exceeded") from error
+            retry_after_s = admission.estimate_completion_s(
+                spec.caller.id, self._measure_work(spec)
+            )
+            error_message = f"not done within {spec.deadline_s:g} s; come again"
+            raise busy_error(error_message, max(1.0, retry_after_s), "deadline_exceeded") from error
 
     async def _generate_image(
         self, spec: GenerationSpec, index: int, reservation: Reservation, on_event: OnEvent
@@ -222,7 +224,7 @@ class ImageService:
             time.monotonic(),
         )
         finished: Finished | None = None
-        has_preview = False
+        has_sent_preview = False
         async with reservation:
             events = pool.sample(spec.subject.artifact, sample_task, reservation)
             try:
@@ -231,8 +233,8 @@ class ImageService:
                         raise _failure_error(event)
                     if isinstance(event, Preview) and not await self._passes_checks(event):
                         continue
-                    if isinstance(event, Preview) and not has_preview:
-                        has_preview = True
+                    if isinstance(event, Preview) and not has_sent_preview:
+                        has_sent_preview = True
                         self._metrics.first_preview.observe(time.monotonic() - started_s)
                     if isinstance(event, Finished):
                         finished = event
@@ -264,19 +266,19 @@ class ImageService:
                 raise _policy_error(safety_result, "image")
         receipt = build_receipt(spec.subject.id, sample_task, finished)
         request = spec.request
-        data = image_files.encode_image(
+        image_bytes = image_files.encode_image(
             finished.pixels, receipt, request.output_format, request.output_compression
         )
         if self._signer is not None:
-            data = self._signer.sign(data, receipt.model_dump(exclude_none=True))
-        return EncodedImage(data, receipt)
+            image_bytes = self._signer.sign(image_bytes, receipt.model_dump(exclude_none=True))
+        return EncodedImage(image_bytes, receipt)
 
 
 def _failure_error(event: Failed) -> APIError:
     if event.kind in _FAILURES:
-        status, code = _FAILURES[event.kind]
+        http_status, code = _FAILURES[event.kind]
         param = "model" if event.kind == "damaged" else None
-        return APIError(status, code, event.message, param=param)
+        return APIError(http_status, code, event.message, param=param)
     if event.kind == "capacity":
         return busy_error(event.message, 5.0, "no_capacity")
     _LOG.error("studio.failed", extra={"error": event.message})
@@ -285,7 +287,11 @@ def _failure_error(event: Failed) -> APIError:
 
 def _policy_error(safety_result: SafetyResult, param: str) -> APIError:
     detail_fields = ("category", "score", "spans", "fingerprint")
-    details = {field: getattr(safety_result, field) for field in detail_fields}
+    error_details = {field: getattr(safety_result, field) for field in detail_fields}
     refused_part = "the image drawn" if param == "image" else param
-    text = f"{refused_part} is against the policy of this endpoint: {safety_result.category}"
-    return APIError(400, "content_policy_violation", text, param=param, details=details)
+    error_message = (
+        f"{refused_part} is against the policy of this endpoint: {safety_result.category}"
+    )
+    return APIError(
+        400, "content_policy_violation", error_message, param=param, details=error_details
+    )

@@ -23,25 +23,25 @@ def find_job_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[
     """
     files_by_job: dict[str, list[ListedFile]] = {}
     for file in list_files(storage, FOLDER):
-        if match := _JOB.fullmatch(file.name):
-            files_by_job.setdefault(match.group(1), []).append(file)
+        if job_match := _JOB.fullmatch(file.name):
+            files_by_job.setdefault(job_match.group(1), []).append(file)
     for job_id, files in sorted(files_by_job.items()):
         modified_s = max(file.modified_s for file in files)
         if modified_s >= before_s:
             continue
         reason = _find_reason(storage, job_id, {file.name for file in files}, now_s)
         if reason is not None:
-            marks = [file.name for file in files if not file.name.startswith(f"{job_id}/")]
+            mark_files = [file.name for file in files if not file.name.startswith(f"{job_id}/")]
             yield Garbage(
                 f"{FOLDER}/{job_id}", reason, sum(file.size_bytes for file in files), modified_s,
-                tuple(f"{FOLDER}/{name}" for name in marks),
+                tuple(f"{FOLDER}/{name}" for name in mark_files),
             )  # fmt: skip
 
 
 def _find_reason(storage: Store, job_id: str, names: set[str], now_s: float) -> str | None:
     # The queue's, or an earlier version's.
-    records = {f"queue/{record_file(job_id)}", f"{job_id}/request.json"}
-    if not records & names or f"{job_id}/state.json" not in names:
+    record_files = {f"queue/{record_file(job_id)}", f"{job_id}/request.json"}
+    if not record_files & names or f"{job_id}/state.json" not in names:
         return "half a job"
     try:
         finished_at = json.loads(storage.read(f"{FOLDER}/{job_id}/state.json")).get("finished_at")

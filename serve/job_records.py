@@ -31,7 +31,7 @@ class JobRecord(BaseModel):
             raise ValueError(f"job {self.id} asks for nothing")
         return request
 
-    def make_work(self) -> WorkRecord:
+    def make_work_record(self) -> WorkRecord:
         """As a queue has it."""
         return WorkRecord(
             id=self.id,

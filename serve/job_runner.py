@@ -22,7 +22,7 @@ from serve.job_records import JobRecord, JobState, new_job_id, read_job
 from serve.job_state_writer import mark_cancelled, write_state
 from serve.job_store import JobStore, job_not_found_error
 from serve.poll_timer import PollTimer, log_failure
-from serve.webhooks import check_request
+from serve.webhooks import check_webhook_url
 
 _LOG = logging.getLogger("dreambooth.serve")
 # With nothing to do a runner looks six times a minute: it is there for what others leave behind.
@@ -59,7 +59,7 @@ class JobRunner:
         if request.stream:
             raise APIError(400, "invalid_value", "a job has no stream; ask for it", param="stream")
         if request.webhook_url:
-            await check_request(request.webhook_url, is_enabled=self._notify is not None)
+            await check_webhook_url(request.webhook_url, is_enabled=self._notify is not None)
         if self._num_open + 1 > self._config.waiting:
             raise busy_error(
                 f"{self._num_open} jobs wait and {self._config.waiting} is the most", 30.0
@@ -68,9 +68,9 @@ class JobRunner:
         spec = await self._image_service.resolve_request(caller, request, upload)
         request_class = EditRequest if isinstance(request, EditJobRequest) else GenerationRequest
         # Seed and version are fixed now: any runner generates the same images.
-        values = request.model_dump(exclude={"webhook_url"})
-        values |= {"seed": spec.sample_tasks[0].seed, "model": spec.subject.id}
-        stored_request = request_class.model_validate(values)
+        request_fields = request.model_dump(exclude={"webhook_url"})
+        request_fields |= {"seed": spec.sample_tasks[0].seed, "model": spec.subject.id}
+        stored_request = request_class.model_validate(request_fields)
         record = JobRecord(
             id=new_job_id(), caller=caller.id, model=spec.subject.id, created_at=time.time(),
             generation=stored_request if isinstance(stored_request, GenerationRequest) else None,
@@ -93,10 +93,10 @@ class JobRunner:
     async def build_answer(self, record: JobRecord) -> JobAnswer:
         """Where a job stands."""
         active_job = self._active_jobs.get(record.id)
-        image_positions = [t.position for t in active_job.reservations] if active_job else []
-        positions = [p for p in image_positions if p is not None]
-        position = min(positions) if positions else None
-        return await asyncio.to_thread(self._job_store.build_answer, record, position)
+        reservation_positions = [t.position for t in active_job.reservations] if active_job else []
+        queue_positions = [p for p in reservation_positions if p is not None]
+        queue_position = min(queue_positions) if queue_positions else None
+        return await asyncio.to_thread(self._job_store.build_answer, record, queue_position)
 
     async def read_file(self, record: JobRecord, name: str) -> bytes:
         """An image of a job; raises APIError 404."""
@@ -113,38 +113,38 @@ class JobRunner:
     async def _stop_job(self, active_job: ActiveJob) -> None:
         """End a running job that is cancelled; once, though several may ask and go away."""
         if active_job.stop_task is None:
-            active_job.stop_task = asyncio.create_task(self._end_job(active_job))
+            active_job.stop_task = asyncio.create_task(self._cancel_running_job(active_job))
         await asyncio.shield(active_job.stop_task)
 
-    async def _end_job(self, active_job: ActiveJob) -> None:
+    async def _cancel_running_job(self, active_job: ActiveJob) -> None:
         if active_job.task is not None:
             active_job.task.cancel()
             await asyncio.gather(active_job.task, return_exceptions=True)
         await mark_cancelled(self._job_store, active_job.record.id)
-        await asyncio.to_thread(self._job_store.settle, active_job.work)
+        await asyncio.to_thread(self._job_store.finish_or_give_back, active_job.work)
         self._poll_timer.wake()
 
     async def watch_jobs(self) -> None:
         """Renew leases, write progress, take over what is orphaned, forget what is old."""
-        await asyncio.gather(self._adopt_earlier_jobs(), self._poll_jobs())
+        await asyncio.gather(self._adopt_jobs_of_earlier_versions(), self._poll_jobs())
 
-    async def _adopt_earlier_jobs(self) -> None:
+    async def _adopt_jobs_of_earlier_versions(self) -> None:
         with log_failure("jobs.adopt_failed"):
-            await asyncio.to_thread(self._job_store.adopt_all)
+            await asyncio.to_thread(self._job_store.adopt_earlier_version_jobs)
             self._poll_timer.wake()
 
     async def _poll_jobs(self) -> None:
         while True:
             with log_failure("jobs.look_failed"):
-                await self.check_jobs()
+                await self.run_poll_round()
             await self._poll_timer.wait(bool(self._num_open or self._active_jobs))
 
-    async def check_jobs(self) -> None:
+    async def run_poll_round(self) -> None:
         """One round of `watch_jobs`; looks at what is open, not at all that has ended."""
         for active_job in list(self._active_jobs.values()):
             await self._renew_lease(active_job)
-        limit, lease_s = self._config.waiting, self._config.lease_s
-        num_running, num_waiting = await asyncio.to_thread(self._job_store.count_open, limit)
+        max_waiting, lease_s = self._config.waiting, self._config.lease_s
+        num_running, num_waiting = await asyncio.to_thread(self._job_store.count_open, max_waiting)
         self._num_open = num_running + num_waiting
         if num_running > len(self._active_jobs):
             await asyncio.to_thread(self._job_store.put_back_orphans, lease_s)
@@ -159,7 +159,7 @@ class JobRunner:
             return
         self._next_forget_s = time.monotonic() + min(_FORGET_INTERVAL_S, self._config.keep_s / 4)
         await asyncio.to_thread(self._job_store.forget_ended, time.time() - self._config.keep_s)
-        await asyncio.to_thread(self._job_store.adopt_open)
+        await asyncio.to_thread(self._job_store.adopt_earlier_version_open_jobs)
 
     async def _begin(self, claim: Callable[[float], ClaimedWork | None]) -> bool:
         """Whether there was room here, and a job to claim."""
@@ -197,12 +197,12 @@ class JobRunner:
 
     async def _run_job(self, active_job: ActiveJob) -> None:
         try:
-            await self._finish_job(active_job)
-            await asyncio.to_thread(self._job_store.settle, active_job.work)
+            await self._generate_and_notify(active_job)
+            await asyncio.to_thread(self._job_store.finish_or_give_back, active_job.work)
         finally:
             self._active_jobs.pop(active_job.record.id, None)
 
-    async def _finish_job(self, active_job: ActiveJob) -> None:
+    async def _generate_and_notify(self, active_job: ActiveJob) -> None:
         job_id = active_job.record.id
         try:
             state = await asyncio.to_thread(self._job_store.read_state, job_id)
@@ -219,11 +219,11 @@ class JobRunner:
             return await mark_cancelled(self._job_store, record.id)
         try:
             await self._generate_missing_images(active_job)
-            update = {"status": "completed", "finished_at": time.time()}
+            state_update = {"status": "completed", "finished_at": time.time()}
         except APIError as api_error:
             self._image_service.count_error(api_error)
-            update = {"status": "failed", "finished_at": time.time(), **api_error.body}
-        final_state = state.model_copy(update=update)
+            state_update = {"status": "failed", "finished_at": time.time(), **api_error.body}
+        final_state = state.model_copy(update=state_update)
         await write_state(self._job_store, record.id, final_state)
         return final_state
 
@@ -242,20 +242,20 @@ class JobRunner:
         reservations = await self._wait_for_admission(
             replace(spec, sample_tasks=[sample_tasks[k] for k in missing_indices])
         )
-        active_job.reservations, tasks = reservations, list[asyncio.Task[None]]()
+        active_job.reservations, image_tasks = reservations, list[asyncio.Task[None]]()
         try:
             queued_state = await asyncio.to_thread(job_store.read_state, record.id)
             running_state = queued_state.model_copy(update={"status": "running"})
             await write_state(self._job_store, record.id, running_state)
-            tasks += [
+            image_tasks += [
                 asyncio.create_task(self._generate_image(active_job, k, specs[k], reservation))
                 for k, reservation in zip(missing_indices, reservations, strict=True)
             ]
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*image_tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for image_task in image_tasks:
+                image_task.cancel()
+            await asyncio.gather(*image_tasks, return_exceptions=True)
             for reservation in reservations:
                 reservation.close()
 
@@ -293,8 +293,8 @@ class JobRunner:
         if state.webhook != "pending" or self._notify is None or record.webhook_url is None:
             return
         answer = await self.build_answer(record)
-        data = answer.model_dump(mode="json", exclude={"receipts"})
-        event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": data}
-        is_delivered = await self._notify(record.webhook_url, event)
+        payload = answer.model_dump(mode="json", exclude={"receipts"})
+        webhook_event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": payload}
+        is_delivered = await self._notify(record.webhook_url, webhook_event)
         state = state.model_copy(update={"webhook": "delivered" if is_delivered else "failed"})
         await write_state(self._job_store, record.id, state)

@@ -22,7 +22,7 @@ async def mark_cancelled(job_store: JobStore, job_id: str) -> JobState:
     """End a job that has not ended otherwise; returns how it ended."""
     state = await asyncio.to_thread(job_store.read_state, job_id)
     if state.finished_at is None:
-        update = {"status": "cancelled", "finished_at": time.time()}
-        state = state.model_copy(update=update)
+        state_update = {"status": "cancelled", "finished_at": time.time()}
+        state = state.model_copy(update=state_update)
         await write_state(job_store, job_id, state)
     return state

@@ -63,11 +63,11 @@ class JobStore:
             if upload.mask is not None:
                 self._store.write(f"{record.id}/mask", upload.mask)
         self.set_state(record.id, JobState(webhook="pending" if record.webhook_url else None))
-        self._queue.add(record.make_work())
+        self._queue.add(record.make_work_record())
 
     def claim(self, record: JobRecord, lease_s: float) -> ClaimedWork | None:
         """Become its runner, if it waits; one of several callers wins."""
-        return self._queue.claim(WorkMark.of(record.make_work()), lease_s)
+        return self._queue.claim(WorkMark.of(record.make_work_record()), lease_s)
 
     def claim_next(self, lease_s: float) -> ClaimedWork | None:
         """Become the runner of the next one, of the caller of whom least runs."""
@@ -81,7 +81,7 @@ class JobStore:
         """Let jobs wait again whose runners have died."""
         self._queue.recover(lease_s)
 
-    def settle(self, work: ClaimedWork) -> None:
+    def finish_or_give_back(self, work: ClaimedWork) -> None:
         """A runner is done with a job: it is over, or waits for the next runner."""
         state = self.read_state(work.record.id)
         if state.is_over:
@@ -89,31 +89,31 @@ class JobStore:
         else:
             self._queue.give_back(work)
 
-    def adopt_all(self) -> None:
-        """`adopt_open`, and jobs of versions that kept no list of what is open."""
-        self.adopt_open()
+    def adopt_earlier_version_jobs(self) -> None:
+        """As `adopt_earlier_version_open_jobs`, and of versions without a list of what is open."""
+        self.adopt_earlier_version_open_jobs()
         known_ids = {mark.id for mark in self._queue.list_marks("waiting", "", _ALL)}
         known_ids |= {mark.id for mark in self._queue.list_marks("running", "", _ALL)}
         known_ids |= {end.id for end in self._queue.list_ended("", _ALL)}
-        known_ids |= {job_id for job_id, _ in self._list_ended_before(_ALL)}
+        known_ids |= {job_id for job_id, _ in self._list_ended_by_earlier_versions(_ALL)}
         job_ids = {n for n in self._store.names() if re.fullmatch(JOB_PATTERN, n)}
         for job_id in job_ids - known_ids:
-            self._adopt(job_id)
+            self._adopt_job(job_id)
 
-    def adopt_open(self) -> None:
+    def adopt_earlier_version_open_jobs(self) -> None:
         """Take open jobs of an earlier version, which may run beside this one, into the queue."""
         for job_id in self._store.files_after(_OPEN, "", _MOST_A_LOOK):
             if re.fullmatch(JOB_PATTERN, job_id):
-                self._adopt(job_id)
+                self._adopt_job(job_id)
                 self._store.remove_file(f"{_OPEN}/{job_id}")
 
-    def _adopt(self, job_id: str) -> None:
+    def _adopt_job(self, job_id: str) -> None:
         with contextlib.suppress(APIError):  # half written, or removed by hand
             record, state = self.read_record(job_id), self.read_state(job_id)
             if state.is_over:
                 self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
             else:
-                self._queue.add(record.make_work())
+                self._queue.add(record.make_work_record())
 
     def read_record(self, job_id: str) -> JobRecord:
         """raises APIError 404 if there is no such job."""
@@ -123,8 +123,8 @@ class JobStore:
             try:
                 return read_job(self._queue.read(job_id))
             except ConfigError:
-                text = self._store.read(f"{job_id}/request.json")
-                return JobRecord.model_validate_json(text)
+                record_json = self._store.read(f"{job_id}/request.json")
+                return JobRecord.model_validate_json(record_json)
         except (FileNotFoundError, ValueError) as error:
             raise job_not_found_error(job_id) from error
 
@@ -152,10 +152,10 @@ class JobStore:
 
     def set_progress(self, job_id: str, step: int, total: int, previews: dict[int, bytes]) -> None:
         """Write the steps of all its images, and new previews."""
-        for index, data in previews.items():
-            self._store.write(f"{job_id}/preview-{index}.png", data)
-        text = json.dumps({"step": step, "total": total})
-        self._store.write(f"{job_id}/progress.json", text.encode())
+        for index, preview_bytes in previews.items():
+            self._store.write(f"{job_id}/preview-{index}.png", preview_bytes)
+        progress_json = json.dumps({"step": step, "total": total})
+        self._store.write(f"{job_id}/progress.json", progress_json.encode())
 
     def finish_image(
         self, job_id: str, index: int, encoded_image: EncodedImage, suffix: str
@@ -168,8 +168,10 @@ class JobStore:
 
     def finished_images(self, job_id: str) -> list[int]:
         """Indices of its finished images."""
-        matches = (re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job_id))
-        return sorted(int(m.group(1)) for m in matches if m)
+        receipt_matches = (
+            re.fullmatch(r"(\d{1,3})\.json", name) for name in self._store.names(job_id)
+        )
+        return sorted(int(m.group(1)) for m in receipt_matches if m)
 
     def read_file(self, job_id: str, name: str) -> bytes:
         """An image of a job; raises APIError 404."""
@@ -190,30 +192,31 @@ class JobStore:
 
     def forget_ended(self, before_s: float) -> None:
         """Remove jobs that ended before a time: what makes them known first, their mark last."""
-        for end in self._queue.list_ended("", _MOST_A_LOOK):
-            if end.ended_ms / 1000 > before_s:
+        for ended_work in self._queue.list_ended("", _MOST_A_LOOK):
+            if ended_work.ended_ms / 1000 > before_s:
                 break
-            remove_ended_work(self._queue_store, self._store, (end,))
-        for job_id, ended_s in self._list_ended_before(_MOST_A_LOOK):
+            remove_ended_work(self._queue_store, self._store, (ended_work,))
+        for job_id, ended_s in self._list_ended_by_earlier_versions(_MOST_A_LOOK):
             if ended_s > before_s:
                 return
             self._store.remove_file(f"{job_id}/request.json")
             self._store.remove(job_id)
             self._store.remove_file(self._ended_name(job_id, ended_s))
 
-    def _list_ended_before(self, limit: int) -> list[tuple[str, float]]:
+    def _list_ended_by_earlier_versions(self, limit: int) -> list[tuple[str, float]]:
         """Jobs that earlier versions ended, and when (Unix time), oldest first."""
-        matches = map(_ENDED_NAME.match, self._store.files_after(_ENDED, "", limit))
-        return [(m.group(2), float(m.group(1))) for m in matches if m]
+        mark_matches = map(_ENDED_NAME.match, self._store.files_after(_ENDED, "", limit))
+        return [(m.group(2), float(m.group(1))) for m in mark_matches if m]
 
     def build_answer(self, record: JobRecord, position: int | None) -> JobAnswer:
         """As GET /v1/jobs/{id} has it."""
-        state, names, progress = self.read_state(record.id), self._store.names(record.id), {}
+        state, file_names, progress = self.read_state(record.id), self._store.names(record.id), {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             progress = json.loads(self._store.read(f"{record.id}/progress.json"))
-        suffix, finished_indices = record.request.output_format, self.finished_images(record.id)
-        receipts = [self._store.read(f"{record.id}/{k}.json") for k in finished_indices]
-        previews = [n for n in names if n.startswith("preview-") and _FILE.fullmatch(n)]
+        file_suffix = record.request.output_format
+        finished_indices = self.finished_images(record.id)
+        receipt_texts = [self._store.read(f"{record.id}/{k}.json") for k in finished_indices]
+        preview_names = [n for n in file_names if n.startswith("preview-") and _FILE.fullmatch(n)]
         return JobAnswer(
             id=record.id,
             status=state.status,
@@ -225,9 +228,9 @@ class JobStore:
             position=position if state.finished_at is None else None,
             step=int(progress.get("step", 0)),
             total_steps=int(progress.get("total", 0)),
-            previews=[f"/v1/jobs/{record.id}/files/{name}" for name in previews],
-            images=[f"/v1/jobs/{record.id}/files/{k}.{suffix}" for k in finished_indices],
-            receipts=[Receipt.model_validate_json(r) for r in receipts],
+            previews=[f"/v1/jobs/{record.id}/files/{name}" for name in preview_names],
+            images=[f"/v1/jobs/{record.id}/files/{k}.{file_suffix}" for k in finished_indices],
+            receipts=[Receipt.model_validate_json(r) for r in receipt_texts],
             error=state.error,
         )
 
@@ -238,5 +241,5 @@ class JobStore:
 
 def job_not_found_error(job_id: str) -> APIError:
     """404, the same for what is not there and what is somebody else's."""
-    text = f"job {job_id[:80]!r} is not known; finished jobs are kept for a while only"
-    return APIError(404, "job_not_found", text)
+    error_message = f"job {job_id[:80]!r} is not known; finished jobs are kept for a while only"
+    return APIError(404, "job_not_found", error_message)

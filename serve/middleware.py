@@ -64,12 +64,12 @@ class RequestMiddleware:
             else f"req_{uuid.uuid4().hex}"
         )
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 499
+        http_status = 499
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal http_status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                http_status = message["status"]
                 response_headers = MutableHeaders(scope=message)
                 _add_security_headers(response_headers, scope["path"])
                 if not self._behind_serve:
@@ -88,13 +88,13 @@ class RequestMiddleware:
                 await self._app(scope, self._limit_body(receive), send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "-")
-            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.requests.labels(route, str(http_status)).inc()
             _LOG.info(
                 "request",
                 extra={
                     "request_id": request_id,
                     "route": route,
-                    "status": status,
+                    "status": http_status,
                     "caller": scope["state"].get("caller"),
                     "seconds": round(time.monotonic() - started_s, 4),
                 },
@@ -111,8 +111,8 @@ class RequestMiddleware:
         return None
 
     def _too_large_error(self) -> APIError:
-        text = f"the request is larger than {self._body_bytes} bytes; send less"
-        return APIError(413, "body_too_large", text)
+        error_message = f"the request is larger than {self._body_bytes} bytes; send less"
+        return APIError(413, "body_too_large", error_message)
 
     def _limit_body(self, receive: Receive) -> Receive:
         received = 0
@@ -137,8 +137,8 @@ def _tidy_scope(scope: Scope) -> Scope:
 
 
 def _add_security_headers(headers: MutableHeaders, path: str) -> None:
-    for name, value in _SECURITY_HEADERS.items():
-        headers[name] = value
+    for header_name, header_value in _SECURITY_HEADERS.items():
+        headers[header_name] = header_value
     if path.startswith(FILES_ROUTE):
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     headers["Content-Security-Policy"] = _DOCS_CSP if path == "/docs" else _CSP
@@ -165,8 +165,8 @@ class JsonLineFormatter(logging.Formatter):
 def log_to_stderr() -> None:
     """JSON lines on this process's standard error, which Ray keeps in its session's logs."""
     if not _LOG.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(JsonLineFormatter())
-        _LOG.addHandler(handler)
+        log_handler = logging.StreamHandler(sys.stderr)
+        log_handler.setFormatter(JsonLineFormatter())
+        _LOG.addHandler(log_handler)
         _LOG.setLevel(logging.INFO)
         _LOG.propagate = False

@@ -74,51 +74,53 @@ class ModelCache:
         raises: CheckpointError if it is damaged, ConfigError, CapacityError
         """
         with self._lease_model(artifact) as lease, ExitStack() as stack:
-            uses, digests = list(lease.adapters), []
-            for task in adapters:
-                name, digest = stack.enter_context(self._lease_adapter(lease, task))
-                uses.append(AdapterUse(name, task.weight))
+            adapter_uses, digests = list(lease.adapters), []
+            for adapter_task in adapters:
+                name, digest = stack.enter_context(self._lease_adapter(lease, adapter_task))
+                adapter_uses.append(AdapterUse(name, adapter_task.weight))
                 digests.append(digest)
-            yield replace(lease, adapters=tuple(uses), adapter_sha256s=tuple(digests))
+            yield replace(lease, adapters=tuple(adapter_uses), adapter_sha256s=tuple(digests))
 
     @contextmanager
     def _lease_adapter(self, lease: ModelLease, task: AdapterTask) -> Iterator[tuple[str, str]]:
         """Name and SHA-256 of an adapter on the lease's engine."""
         path, digest = self._folder.locate(task.file) if task.file is not None else (None, None)
-        name = f"{task.file}@{str(digest)[:12]}" if task.artifact is None else task.artifact.id
-        adapter = self._adapters.acquire(lease.engine_id, name)
+        adapter_id = (
+            f"{task.file}@{str(digest)[:12]}" if task.artifact is None else task.artifact.id
+        )
+        adapter = self._adapters.acquire(lease.engine_id, adapter_id)
         if adapter is None:
             with self._load_lock:
-                adapter = self._adapters.acquire(lease.engine_id, name)
+                adapter = self._adapters.acquire(lease.engine_id, adapter_id)
                 if adapter is None and path is not None and digest is not None:
-                    self._adapters.add(lease.engine_id, lease.engine, name, path, digest)
+                    self._adapters.add(lease.engine_id, lease.engine, adapter_id, path, digest)
                 elif adapter is None and task.artifact is not None:
-                    self._load_beside(lease, task.artifact)
-                adapter = adapter or self._adapters.acquire(lease.engine_id, name)
+                    self._load_extra_adapter(lease, task.artifact)
+                adapter = adapter or self._adapters.acquire(lease.engine_id, adapter_id)
         if adapter is None:
-            raise CapacityError(f"adapter {name} was evicted while it was loaded; ask again")
+            raise CapacityError(f"adapter {adapter_id} was evicted while it was loaded; ask again")
         try:
             if task.sha256 not in (None, adapter.weights_sha256):
                 raise ConfigError(
-                    f"adapters: {task.file or name} has other weights now than sha256="
+                    f"adapters: {task.file or adapter_id} has other weights now than sha256="
                     f"{task.sha256} asks for; leave sha256 out to take them"
                 )
-            yield name, adapter.weights_sha256
+            yield adapter_id, adapter.weights_sha256
         finally:
             self._adapters.release(adapter)
 
     @contextmanager
     def _lease_model(self, artifact: Artifact) -> Iterator[ModelLease]:
-        acquired = self._acquire_lease(artifact)
-        if acquired is None:
+        acquired_lease = self._acquire_lease(artifact)
+        if acquired_lease is None:
             with self._load_lock:
-                acquired = self._acquire_lease(artifact)
-                if acquired is None:
+                acquired_lease = self._acquire_lease(artifact)
+                if acquired_lease is None:
                     self._load_artifact(artifact)
-                    acquired = self._acquire_lease(artifact)
-        if acquired is None:
+                    acquired_lease = self._acquire_lease(artifact)
+        if acquired_lease is None:
             raise CapacityError(f"model {artifact.id} was evicted while it was loaded; ask again")
-        loaded, lease, own_adapter = acquired
+        loaded, lease, own_adapter = acquired_lease
         try:
             yield lease
         finally:
@@ -131,8 +133,8 @@ class ModelCache:
     def loaded_ids(self) -> tuple[str, ...]:
         """Ids of what is loaded, adapters included."""
         with self._state_lock:
-            adapters = [name for id_ in self._engines for name in self._adapters.names(id_)]
-            return (*self._engines, *adapters)
+            adapter_ids = [name for id_ in self._engines for name in self._adapters.names(id_)]
+            return (*self._engines, *adapter_ids)
 
     @property
     def size_bytes(self) -> int:
@@ -168,8 +170,8 @@ class ModelCache:
                 if id_ == artifact.id:
                     lease = ModelLease(id_, engine, (), engine.model_hash, None)
                 elif loaded.base_hash and (adapter := self._adapters.acquire(id_, artifact.id)):
-                    mix, base = (AdapterUse(artifact.id),), engine.model_hash
-                    lease = ModelLease(id_, engine, mix, adapter.weights_sha256, base)
+                    mix, base_hash = (AdapterUse(artifact.id),), engine.model_hash
+                    lease = ModelLease(id_, engine, mix, adapter.weights_sha256, base_hash)
                 else:
                     continue
                 loaded.num_users += 1
@@ -180,8 +182,8 @@ class ModelCache:
     def _load_artifact(self, artifact: Artifact) -> None:
         if artifact.uri is not None:
             directory = self._find_base(artifact.uri, "models")
-            size = estimate_loaded_bytes(directory, self._bytes_per_weight)
-            self._add_engine(artifact.id, directory, size, base=True)
+            num_bytes = estimate_loaded_bytes(directory, self._bytes_per_weight)
+            self._add_engine(artifact.id, directory, num_bytes, base=True)
             return
         directory = self._fetch_bundle(artifact)
         try:
@@ -190,14 +192,14 @@ class ModelCache:
                 or (directory / paths.ADAPTER_SCHEDULER).is_dir()
             ):
                 # Learned words need a tokenizer, so an engine, of their own; so does a schedule.
-                size = estimate_loaded_bytes(base_directory(directory), self._bytes_per_weight)
-                self._add_engine(artifact.id, directory, size, base=False)
+                num_bytes = estimate_loaded_bytes(base_directory(directory), self._bytes_per_weight)
+                self._add_engine(artifact.id, directory, num_bytes, base=False)
             elif (directory / paths.ADAPTER).is_dir():
-                loaded_id = self._find_base_engine(_read_base_hash(directory), artifact.id)
-                self._add_adapter(loaded_id, artifact.id, directory)
+                base_engine_id = self._find_base_engine(_read_base_hash(directory), artifact.id)
+                self._add_adapter(base_engine_id, artifact.id, directory)
             else:
-                size = estimate_loaded_bytes(directory, self._bytes_per_weight)
-                self._add_engine(artifact.id, directory, size, base=False)
+                num_bytes = estimate_loaded_bytes(directory, self._bytes_per_weight)
+                self._add_engine(artifact.id, directory, num_bytes, base=False)
         finally:
             # Everything is in memory now; the next load verifies the bytes anew.
             shutil.rmtree(directory, ignore_errors=True)
@@ -210,17 +212,17 @@ class ModelCache:
     def _fetch_bundle(self, artifact: Artifact) -> Path:
         """Download a bundle, every file against the manifest the gateway saw."""
         store = Store(self._storage_uri)
-        name = f"{artifact.folder}/{MANIFEST}"
+        manifest_path = f"{artifact.folder}/{MANIFEST}"
         try:
-            manifest = store.read(name)
+            manifest = store.read(manifest_path)
         except FileNotFoundError as error:
             raise CheckpointError(f"model {artifact.id} is no longer in storage") from error
         if hashlib.sha256(manifest).hexdigest() != artifact.manifest_sha256:
             raise CheckpointError(f"model {artifact.id} has changed in storage; ask again")
-        folder = self._cache / artifact.id
-        shutil.rmtree(folder, ignore_errors=True)
-        download_whole(store, str(artifact.folder), folder, manifest)
-        return folder
+        bundle_folder = self._cache / artifact.id
+        shutil.rmtree(bundle_folder, ignore_errors=True)
+        download_whole(store, str(artifact.folder), bundle_folder, manifest)
+        return bundle_folder
 
     def _add_engine(self, id_: str, directory: Path, size_bytes: int, *, base: bool) -> None:
         self._make_room(size_bytes, id_)
@@ -239,21 +241,21 @@ class ModelCache:
             with self._state_lock:
                 if self.size_bytes + size_bytes <= self._memory_bytes:
                     return
-                idle = [name for name, loaded in self._engines.items() if not loaded.num_users]
-                if not idle:
+                idle_ids = [name for name, loaded in self._engines.items() if not loaded.num_users]
+                if not idle_ids:
                     raise CapacityError(f"model {id_} waits for memory that others draw with")
-                evicted = self._engines.pop(idle[0])
-                self._adapters.drop_engine(idle[0])
-            evicted.engine.close()
+                evicted_model = self._engines.pop(idle_ids[0])
+                self._adapters.drop_engine(idle_ids[0])
+            evicted_model.engine.close()
 
-    def _load_beside(self, lease: ModelLease, artifact: Artifact) -> None:
+    def _load_extra_adapter(self, lease: ModelLease, artifact: Artifact) -> None:
         """Load another subject's adapters on an engine; raises ConfigError where they don't fit."""
         directory = self._fetch_bundle(artifact)
         try:
-            base = _read_base_hash(directory)
+            base_hash = _read_base_hash(directory)
             with self._state_lock:
                 loaded = self._engines[lease.engine_id]
-            if base != loaded.base_hash:
+            if base_hash != loaded.base_hash:
                 raise ConfigError(
                     f"adapters: model {artifact.id} was trained on another base than the model "
                     "that is asked for"
@@ -269,22 +271,22 @@ class ModelCache:
     def _find_base_engine(self, digest: str, id_: str) -> str:
         """The id of the engine of the base with this hash, loaded if it is not."""
         with self._state_lock:
-            engines = {base: self._engines[base] for base in self._bases if base in self._engines}
-        for base, engine in engines.items():
-            if engine.base_hash == digest:
-                return base
-        for base, uri in self._bases.items():
+            loaded_bases = {k: self._engines[k] for k in self._bases if k in self._engines}
+        for base_id, loaded_base in loaded_bases.items():
+            if loaded_base.base_hash == digest:
+                return base_id
+        for base_id, uri in self._bases.items():
             with self._state_lock:
-                loaded = self._engines.get(base)
-            if loaded is None:
-                directory = self._find_base(uri, f"models.{base}")
+                loaded_model = self._engines.get(base_id)
+            if loaded_model is None:
+                directory = self._find_base(uri, f"models.{base_id}")
                 if not has_model_hash(directory, digest):
                     continue
-                size = estimate_loaded_bytes(directory, self._bytes_per_weight)
-                self._add_engine(base, directory, size, base=True)
-                return base
-            if has_model_hash(self._find_base(uri, f"models.{base}"), digest):
-                return base
+                loaded_bytes = estimate_loaded_bytes(directory, self._bytes_per_weight)
+                self._add_engine(base_id, directory, loaded_bytes, base=True)
+                return base_id
+            if has_model_hash(self._find_base(uri, f"models.{base_id}"), digest):
+                return base_id
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "
             "to `models`"
@@ -293,5 +295,5 @@ class ModelCache:
 
 def _read_base_hash(bundle: Path) -> str:
     """Of the model that a bundle's adapters are for; "" for what is a model itself."""
-    base = adapted_base(bundle)
-    return base[1] if base else ""
+    base_and_hash = adapted_base(bundle)
+    return base_and_hash[1] if base_and_hash else ""

@@ -22,34 +22,37 @@ def build_request_schema(
     form: type[RequestBase], also_json: type[RequestBase] | None = None
 ) -> dict[str, Any]:
     """The request body for the OpenAPI document."""
-    fields = form.model_json_schema()
-    fields["properties"] |= {"image": _IMAGE_SCHEMA, "mask": _IMAGE_SCHEMA}
-    fields["required"] = [*fields.get("required", []), "image"]
-    content = {"multipart/form-data": {"schema": fields}}
+    form_schema = form.model_json_schema()
+    form_schema["properties"] |= {"image": _IMAGE_SCHEMA, "mask": _IMAGE_SCHEMA}
+    form_schema["required"] = [*form_schema.get("required", []), "image"]
+    body_content = {"multipart/form-data": {"schema": form_schema}}
     if also_json is not None:
-        content["application/json"] = {"schema": also_json.model_json_schema()}
-    return {"requestBody": {"required": True, "content": content}}
+        body_content["application/json"] = {"schema": also_json.model_json_schema()}
+    return {"requestBody": {"required": True, "content": body_content}}
 
 
 async def read_form(request: Request, form: type[M]) -> tuple[M, Upload]:
     """A multipart form: its fields by `form`, its files as an Upload; raises APIError."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        text = "send multipart/form-data, with the image as the file `image`"
-        raise APIError(415, "unsupported_media_type", text)
+        error_message = "send multipart/form-data, with the image as the file `image`"
+        raise APIError(415, "unsupported_media_type", error_message)
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
     try:
-        async with request.form(max_files=4, max_fields=_MAX_FIELDS) as content:
-            for name, value in content.multi_items():
-                key = _FILES.get(name, name)
-                if key in fields or key in files:
+        async with request.form(max_files=4, max_fields=_MAX_FIELDS) as form_content:
+            for name, value in form_content.multi_items():
+                field_name = _FILES.get(name, name)
+                if field_name in fields or field_name in files:
                     raise APIError(
-                        400, "invalid_value", f"{key[:80]} is given twice; give one", param=key[:80]
+                        400,
+                        "invalid_value",
+                        f"{field_name[:80]} is given twice; give one",
+                        param=field_name[:80],
                     )
                 if isinstance(value, UploadFile):
-                    files[key] = await value.read()
+                    files[field_name] = await value.read()
                 else:
-                    fields[key] = value
+                    fields[field_name] = value
     except (HTTPException, ValueError, KeyError) as error:
         if isinstance(error, HTTPException) and error.status_code == 413:
             raise
@@ -58,13 +61,13 @@ async def read_form(request: Request, form: type[M]) -> tuple[M, Upload]:
 
 
 def _build_upload(files: dict[str, bytes]) -> Upload:
-    unknown = sorted(set(files) - {"image", "mask"})
-    if unknown:
-        text = f"unknown file {unknown[0][:80]!r}; send image, and mask if you like"
-        raise APIError(400, "unknown_parameter", text, param=unknown[0][:80])
+    unknown_files = sorted(set(files) - {"image", "mask"})
+    if unknown_files:
+        error_message = f"unknown file {unknown_files[0][:80]!r}; send image, and mask if you like"
+        raise APIError(400, "unknown_parameter", error_message, param=unknown_files[0][:80])
     if "image" not in files:
-        text = "image is missing; send it as a file"
-        raise APIError(400, "missing_parameter", text, param="image")
+        error_message = "image is missing; send it as a file"
+        raise APIError(400, "missing_parameter", error_message, param="image")
     return Upload(files["image"], files.get("mask"))
 
 
@@ -75,21 +78,21 @@ def check_json_type(request: Request) -> None:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        text = (
+        error_message = (
             f"the body is {media_type[:80] or 'of no type'}; send JSON, with the header "
             "Content-Type: application/json"
         )
-        raise APIError(415, "unsupported_media_type", text)
+        raise APIError(415, "unsupported_media_type", error_message)
 
 
 async def read_json(request: Request, body: type[M]) -> M:
     """A JSON body; raises APIError."""
     check_json_type(request)
     try:
-        content = json.loads(await request.body())
+        json_content = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise APIError(400, "invalid_json", "the body is no JSON that can be read") from error
-    return validate_fields(body, content)
+    return validate_fields(body, json_content)
 
 
 def validate_fields(form: type[M], content: object) -> M:
@@ -103,16 +106,18 @@ def validate_fields(form: type[M], content: object) -> M:
 def build_validation_error(errors: list[dict[str, Any]]) -> APIError:
     """One validation error for people, without the value: it may be long, or private."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    param = ".".join(path)[:120] or None
+    field_path = [
+        str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")
+    ]
+    param = ".".join(field_path)[:120] or None
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return APIError(400, "invalid_json", "the body is no JSON that can be read")
     if first["type"] == "extra_forbidden":
-        text = f"{param!r} is not supported here; leave it out"
-        return APIError(400, "unknown_parameter", text, param=param)
+        error_text = f"{param!r} is not supported here; leave it out"
+        return APIError(400, "unknown_parameter", error_text, param=param)
     if first["type"] == "missing":
-        text = f"{param or 'the body'} is missing; give it"
-        return APIError(400, "missing_parameter", text, param=param)
-    text = f"{param}: {message[:1].lower() + message[1:]}" if param else message
-    return APIError(400, "invalid_value", text[:500], param=param)
+        error_text = f"{param or 'the body'} is missing; give it"
+        return APIError(400, "missing_parameter", error_text, param=param)
+    error_text = f"{param}: {message[:1].lower() + message[1:]}" if param else message
+    return APIError(400, "invalid_value", error_text[:500], param=param)

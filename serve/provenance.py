@@ -28,10 +28,10 @@ class Signer:
         try:
             certificate = Path(config.certificate).read_text()
             key = Path(config.private_key).read_text()
-            info = c2pa.C2paSignerInfo(
+            signer_info = c2pa.C2paSignerInfo(
                 alg=b"es256", sign_cert=certificate.encode(), private_key=key.encode(), ta_url=None
             )
-            self._signer = c2pa.Signer.from_info(info)
+            self._signer = c2pa.Signer.from_info(signer_info)
         except (OSError, c2pa.C2paError) as error:
             raise ConfigError(
                 f"provenance.certificate={config.certificate!r} and its private key can't be used "
@@ -43,7 +43,9 @@ class Signer:
 
         Prompts stay out of it, since images are passed on.
         """
-        public = {k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")}
+        public_receipt = {
+            k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")
+        }
         manifest = {
             "claim_generator_info": [{"name": "dreambooth", "version": __version__}],
             "assertions": [
@@ -53,13 +55,13 @@ class Signer:
                         "actions": [{"action": "c2pa.created", "digitalSourceType": _GENERATED}]
                     },
                 },
-                {"label": _RECEIPT, "data": public},
+                {"label": _RECEIPT, "data": public_receipt},
             ],
         }
-        buffer = io.BytesIO()
+        signed_image = io.BytesIO()
         with c2pa.Builder(manifest) as builder:
-            builder.sign(self._signer, _media_type(data), io.BytesIO(data), buffer)
-        return buffer.getvalue()
+            builder.sign(self._signer, _media_type(data), io.BytesIO(data), signed_image)
+        return signed_image.getvalue()
 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
@@ -75,15 +77,15 @@ def read_provenance(data: bytes) -> dict[str, Any]:
             c2pa.Context.from_dict(_OFFLINE) as context,
             c2pa.Reader(_media_type(data), io.BytesIO(data), context=context) as reader,
         ):
-            content = json.loads(reader.json())
+            manifest_store = json.loads(reader.json())
     except c2pa.C2paError.ManifestNotFound:
         return {"found": False}
     except c2pa.C2paError as error:
         return {"found": True, "valid": False, "problems": [str(error)]}
-    active = content["manifests"][content["active_manifest"]]
+    active = manifest_store["manifests"][manifest_store["active_manifest"]]
     problems = [
         problem["code"]
-        for problem in content.get("validation_status", [])
+        for problem in manifest_store.get("validation_status", [])
         # An issuer that is on no public list is no damage to the image.
         if problem["code"] != "signingCredential.untrusted"
     ]
@@ -100,7 +102,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
 
 
 def _media_type(data: bytes) -> str:
-    for start, media_type in _MEDIA_TYPES.items():
-        if data.startswith(start):
+    for magic_bytes, media_type in _MEDIA_TYPES.items():
+        if data.startswith(magic_bytes):
             return media_type
     raise ConfigError("image is no PNG, JPEG or WebP file")

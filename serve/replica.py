@@ -18,7 +18,7 @@ from PIL import Image
 
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import CapacityError, CheckpointError, ConfigError, StorageError
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.storage.scratch import ScratchFolder
 from serve.replica_messages import (
     Artifact,
@@ -50,7 +50,7 @@ class Replica:
 
     def __init__(self, config: ServeConfig) -> None:
         """Load the first model and sample with it once: after that the replica is ready."""
-        with large_imports():
+        with pause_garbage_collection():
             import torch
 
             from dreambooth_ray.models.weight_cache import set_cache_limit
@@ -60,9 +60,9 @@ class Replica:
 
         self.id = uuid.uuid4().hex[:12]
         self._config = config
-        gpus = config.replicas.gpus
-        self._device = "cuda" if gpus else "cpu"
-        if not gpus:
+        uses_gpu = config.replicas.gpus
+        self._device = "cuda" if uses_gpu else "cpu"
+        if not uses_gpu:
             torch.set_num_threads(1)
         set_cache_limit(config.storage.model_cache_gb)
         self._cache = ScratchFolder(f"serve-{self.id}", config.storage.scratch)
@@ -71,7 +71,7 @@ class Replica:
             memory_bytes=config.replicas.memory_bytes,
             adapters=AdapterCache(config.replicas.adapters, config.replicas.adapter_bytes),
             folder=AdapterFolder(config.adapters.folder, config.refresh_s),
-            bytes_per_weight=2 if gpus else 4,
+            bytes_per_weight=2 if uses_gpu else 4,
             shares_models=config.cluster.address is not None,
         )  # fmt: skip
         self._steps_done = 0.0
@@ -95,15 +95,17 @@ class Replica:
         """Steps a second of a full batch, from one that is sampled now."""
         from dreambooth_ray.sampling.request import Request
 
-        name, uri = next(iter(self._config.models.items()))
-        batch = self._config.replicas.batch
-        with self._model_cache.lease(Artifact(name, uri=uri)) as lease:
-            requests = [Request("", k, num_inference_steps=_WARM_UP_STEPS) for k in range(batch)]
+        model_id, model_uri = next(iter(self._config.models.items()))
+        batch_size = self._config.replicas.batch
+        with self._model_cache.lease(Artifact(model_id, uri=model_uri)) as lease:
+            requests = [
+                Request("", k, num_inference_steps=_WARM_UP_STEPS) for k in range(batch_size)
+            ]
             # Once for what is done once, such as tracing the forward.
             lease.engine.sample(requests)
             started_s = time.monotonic()
             lease.engine.sample(requests)
-        return batch * _WARM_UP_STEPS / (time.monotonic() - started_s)
+        return batch_size * _WARM_UP_STEPS / (time.monotonic() - started_s)
 
     async def sample(self, artifact: Artifact, sample_task: SampleTask) -> AsyncIterator[Event]:
         """Events of one image, the last of them Finished or Failed.
@@ -127,7 +129,7 @@ class Replica:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, last_progress_s = asyncio.get_running_loop(), 0.0
         side_px = lease.engine.model_side_px
-        step_cost = self._relative_price(lease.engine) * lease.engine.step_costs.cost(
+        step_cost = self._relative_step_cost(lease.engine) * lease.engine.step_costs.cost(
             sample_task.relative_size(side_px)
         )
 
@@ -184,7 +186,7 @@ class Replica:
             models=self._model_costs(),
         )
 
-    def _relative_price(self, engine: "Engine") -> float:
+    def _relative_step_cost(self, engine: "Engine") -> float:
         """Of an engine's step at its own size, in those that `steps_per_s` counts."""
         # Until a full batch has been timed, all models are taken for equal.
         return engine.step_costs.step_s * self._steps_per_s or 1.0
@@ -192,34 +194,34 @@ class Replica:
     def _model_costs(self) -> tuple[ModelCost, ...]:
         return tuple(
             ModelCost(
-                ids, engine.model_side_px, self._relative_price(engine),
+                model_ids, engine.model_side_px, self._relative_step_cost(engine),
                 engine.step_costs.costs_by_size(),
             )
-            for ids, engine in self._model_cache.list_engines()
+            for model_ids, engine in self._model_cache.list_engines()
         )  # fmt: skip
 
     def _count_remaining_steps(self) -> int:
         engines = self._model_cache.engines
-        return round(sum(e.remaining_steps * self._relative_price(e) for e in engines))
+        return round(sum(e.remaining_steps * self._relative_step_cost(e) for e in engines))
 
     def _update_speed(self, now_s: float, active: int) -> None:
         """Steps a second as they are since the last report, if the batch was full then and now."""
-        full = active >= _FULL_FRACTION * self._config.replicas.batch
+        is_full = active >= _FULL_FRACTION * self._config.replicas.batch
         last_time_s, last_steps_done, was_full = self._last_report
-        self._last_report = (now_s, self._steps_done, full)
-        if full and was_full and now_s > last_time_s:
+        self._last_report = (now_s, self._steps_done, is_full)
+        if is_full and was_full and now_s > last_time_s:
             rate = (self._steps_done - last_steps_done) / (now_s - last_time_s)
             self._steps_per_s += _SPEED_UPDATE_WEIGHT * (rate - self._steps_per_s)
         first_model = next(iter(self._config.models))
-        for ids, engine in self._model_cache.list_engines():
-            if ids[0] == first_model and engine.step_costs.step_s:
+        for model_ids, engine in self._model_cache.list_engines():
+            if model_ids[0] == first_model and engine.step_costs.step_s:
                 self._steps_per_s = max(self._steps_per_s, 1 / engine.step_costs.step_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy reads: steps to do, waiting ones included."""
         # A gateway that has gone quiet has no backlog.
-        backlog = self._backlog_steps if time.monotonic() - self._backlog_time_s < 10 else 0
-        return {"remaining_steps": float(self._count_remaining_steps() + backlog)}
+        backlog_steps = self._backlog_steps if time.monotonic() - self._backlog_time_s < 10 else 0
+        return {"remaining_steps": float(self._count_remaining_steps() + backlog_steps)}
 
     def __del__(self) -> None:
         model_cache = getattr(self, "_model_cache", None)
@@ -251,21 +253,25 @@ def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event
     error = request_handle.future.exception()
     if error is not None:
         return _build_failure(error)
-    output: SampleOutput = request_handle.future.result()
+    sample_output: SampleOutput = request_handle.future.result()
     return Finished(
-        Pixels.from_image(output.image),
+        Pixels.from_image(sample_output.image),
         lease.weights_sha256,
-        output.request.params,
+        sample_output.request.params,
         lease.base_sha256,
         lease.adapter_sha256s,
     )
 
 
 def _build_failure(error: BaseException) -> Failed:
-    kinds = {ConfigError: "config", CapacityError: "capacity", CheckpointError: "damaged"}
-    for kind, name in kinds.items():
-        if isinstance(error, kind):
-            return Failed(name, str(error))
+    kind_by_error_class = {
+        ConfigError: "config",
+        CapacityError: "capacity",
+        CheckpointError: "damaged",
+    }
+    for error_class, failure_kind in kind_by_error_class.items():
+        if isinstance(error, error_class):
+            return Failed(failure_kind, str(error))
     if isinstance(error, StorageError | OSError):
         return Failed("capacity", f"storage can't be read: {type(error).__name__}; ask again")
     return Failed("internal", type(error).__name__)

@@ -42,8 +42,8 @@ class ReplicaPool:
         """handle: ray.serve.handle.DeploymentHandle of serve.replica.Replica"""
         self.name, self._handle = name, handle
         # Gateways share the replicas' places.
-        share = -(-config.replicas.batch // config.gateways)
-        self.admission = AdmissionController(share, config.limits.open_images)
+        places_per_gateway = -(-config.replicas.batch // config.gateways)
+        self.admission = AdmissionController(places_per_gateway, config.limits.open_images)
         self.statuses: list[ReplicaStatus] = []
         self.has_been_ready = False
         self.retries = 0
@@ -56,9 +56,9 @@ class ReplicaPool:
 
     async def poll_replicas(self) -> None:
         """Ask the replicas for their status, and tell them their share of what waits here."""
-        share = self.admission.waiting_steps // max(1, len(self.statuses))
+        backlog_per_replica = self.admission.waiting_steps // max(1, len(self.statuses))
         try:
-            responses = self._handle.broadcast("report_status", share)
+            responses = self._handle.broadcast("report_status", backlog_per_replica)
             async with asyncio.timeout(_POLL_TIMEOUT_S):
                 self.statuses = await responses.results_async()
         except DeploymentUnavailableError:
@@ -67,19 +67,22 @@ class ReplicaPool:
             # A replica died while it was asked; the next poll finds the others.
             _LOG.info("pool.look_failed", extra={"pool": self.name, "error": type(error).__name__})
             return
-        speeds = [r.steps_per_s for r in self.statuses]
-        self.admission.set_replicas(len(speeds), sum(speeds) / len(speeds) if speeds else 0.0)
-        self.has_been_ready = self.has_been_ready or bool(speeds)
+        replica_speeds = [r.steps_per_s for r in self.statuses]
+        self.admission.set_replicas(
+            len(replica_speeds),
+            sum(replica_speeds) / len(replica_speeds) if replica_speeds else 0.0,
+        )
+        self.has_been_ready = self.has_been_ready or bool(replica_speeds)
 
     def step_cost(self, artifact: Artifact, sample_task: SampleTask) -> float:
         """What a step of this image costs, in those that admission counts in."""
-        models = [model for status in self.statuses for model in status.models]
-        if not models:
+        model_costs = [model_cost for status in self.statuses for model_cost in status.models]
+        if not model_costs:
             return 1.0
         # What is not loaded anywhere is taken for one that is.
-        model = next((m for m in models if artifact.id in m.ids), models[0])
-        size = sample_task.relative_size(model.side_px)
-        return model.step_cost * estimate_step_cost(size, model.costs_by_size)
+        model_cost = next((m for m in model_costs if artifact.id in m.ids), model_costs[0])
+        relative_size = sample_task.relative_size(model_cost.side_px)
+        return model_cost.step_cost * estimate_step_cost(relative_size, model_cost.costs_by_size)
 
     async def sample(
         self, artifact: Artifact, sample_task: SampleTask, reservation: Reservation
@@ -90,10 +93,10 @@ class ReplicaPool:
         raises: APIError 503
         """
         for attempt in range(2):
-            stream = self._handle.options(stream=True).sample.remote(artifact, sample_task)
+            event_stream = self._handle.options(stream=True).sample.remote(artifact, sample_task)
             is_finished = False
             try:
-                async for event in stream:
+                async for event in event_stream:
                     if isinstance(event, SamplingProgress):
                         reservation.set_remaining_steps(event.total - event.step)
                     is_finished = isinstance(event, Finished | Failed)
@@ -107,13 +110,15 @@ class ReplicaPool:
             except _DEATH_ERRORS as error:
                 is_finished = True
                 if attempt:
-                    text = "the replica that drew this died, and so did the next; come again"
-                    raise busy_error(text, 5.0, "replica_died") from error
+                    error_message = (
+                        "the replica that drew this died, and so did the next; come again"
+                    )
+                    raise busy_error(error_message, 5.0, "replica_died") from error
                 self.retries += 1
                 reservation.set_remaining_steps(sample_task.steps)
                 await asyncio.sleep(_RETRY_S)
                 _LOG.warning("pool.retry", extra={"pool": self.name, "error": type(error).__name__})
             finally:
                 if not is_finished:
-                    stream.cancel()
+                    event_stream.cancel()
         raise busy_error("the replica went away in the middle; come again", 5.0, "replica_died")

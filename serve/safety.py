@@ -109,17 +109,17 @@ class Safety:
         if self._image_classifier is None:
             return CLEAN
         score = self._image_classifier.score(image)
-        refused = score >= self._image_classifier.threshold
-        result = SafetyResult(self._image_classifier.category, round(score, 4), refused=refused)
-        return _log_result("picture", result, image.tobytes()) if refused else result
+        is_refused = score >= self._image_classifier.threshold
+        result = SafetyResult(self._image_classifier.category, round(score, 4), refused=is_refused)
+        return _log_result("picture", result, image.tobytes()) if is_refused else result
 
 
 def read_policy(path: str | None) -> Policy:
     """A policy file, or the one that ships; raises ConfigError naming what is wrong with it."""
     shipped = files("serve") / "policy.yaml"
     try:
-        text = read_text_file(Path(path)) if path else shipped.read_text("utf-8")
-        policy = Policy.model_validate(parse_yaml(text, f"safety.policy={path}", Policy))
+        policy_text = read_text_file(Path(path)) if path else shipped.read_text("utf-8")
+        policy = Policy.model_validate(parse_yaml(policy_text, f"safety.policy={path}", Policy))
         for category in policy.categories.values():
             for phrase in (*category.phrases, *(p for part in category.combined for p in part)):
                 re.compile(phrase)
@@ -149,15 +149,15 @@ def _normalize_text(text: str) -> tuple[str, list[int]]:
 
     returns: the text and, for each of its characters and its end, the offset where it came from
     """
-    normalized, offsets = [], []
+    normalized_characters, offsets = [], []
     for offset, character in enumerate(text):
         # Joiners, soft hyphens and combining accents are put into words to break them up.
         if unicodedata.category(character) in ("Cf", "Mn"):
             continue
-        base = unicodedata.normalize("NFKD", character)[:1].lower()
-        normalized.append(base if len(base) == 1 else " ")
+        base_character = unicodedata.normalize("NFKD", character)[:1].lower()
+        normalized_characters.append(base_character if len(base_character) == 1 else " ")
         offsets.append(offset)
-    return "".join(normalized).translate(_LOOKALIKES), [*offsets, len(text)]
+    return "".join(normalized_characters).translate(_LOOKALIKES), [*offsets, len(text)]
 
 
 def _match_category(
@@ -170,13 +170,13 @@ def _match_category(
             for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", normalized)
             if match.end() > match.start()
         )
-        ranges = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
-        return [(start, end, text[start:end]) for start, end in ranges]
+        match_ranges = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
+        return [(start, end, text[start:end]) for start, end in match_ranges]
 
     spans = find_spans(category.phrases)
-    parts = [find_spans(phrases) for phrases in category.combined]
-    if parts and all(parts):
-        spans += [span for part in parts for span in part]
+    combined_spans = [find_spans(phrases) for phrases in category.combined]
+    if combined_spans and all(combined_spans):
+        spans += [span for part in combined_spans for span in part]
     if not spans:
         return None
     return SafetyResult(name, category.score, tuple(sorted(spans)), category.score >= threshold)
@@ -185,6 +185,6 @@ def _match_category(
 def _log_result(kind: str, result: SafetyResult, content: bytes) -> SafetyResult:
     """The result with its fingerprint, written to the log as well."""
     logged_result = replace(result, fingerprint=hashlib.sha256(content).hexdigest())
-    fields = {f: getattr(logged_result, f) for f in ("category", "score", "fingerprint")}
-    _LOG.warning(f"safety.{kind}", extra=fields)
+    log_fields = {f: getattr(logged_result, f) for f in ("category", "score", "fingerprint")}
+    _LOG.warning(f"safety.{kind}", extra=log_fields)
     return logged_result

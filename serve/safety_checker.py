@@ -23,10 +23,10 @@ class StableDiffusionChecker:
 
         raises: ConfigError if there is none
         """
-        folder = Path(model or "").expanduser()
-        if (folder / "safety_checker").is_dir():
-            folder = folder / "safety_checker"
-        if model is None or not (folder / "model.safetensors").is_file():
+        checker_folder = Path(model or "").expanduser()
+        if (checker_folder / "safety_checker").is_dir():
+            checker_folder = checker_folder / "safety_checker"
+        if model is None or not (checker_folder / "model.safetensors").is_file():
             raise ConfigError(
                 f"safety.images_model={model!r} has no safety checker; give the directory "
                 "safety_checker of a Stable Diffusion 1.x model, as safetensors"
@@ -34,11 +34,13 @@ class StableDiffusionChecker:
         # Its warning promises black images; here they are refused.
         logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel("ERROR")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model_on_cpu = StableDiffusionSafetyChecker.from_pretrained(folder, use_safetensors=True)
+        model_on_cpu = StableDiffusionSafetyChecker.from_pretrained(
+            checker_folder, use_safetensors=True
+        )
         self._model = model_on_cpu.to(self._device).eval()
-        side = self._model.config.vision_config.image_size
+        side_px = self._model.config.vision_config.image_size
         self._prepare = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+            size={"shortest_edge": side_px}, crop_size={"height": side_px, "width": side_px}
         )
         self._lock = threading.Lock()
 
@@ -46,7 +48,7 @@ class StableDiffusionChecker:
         """1 if one of the concepts is in the image."""
         pixels = self._prepare(image.convert("RGB"), return_tensors="pt").pixel_values
         with self._lock:
-            _, has_concept = self._model(
+            _, has_concept_flags = self._model(
                 clip_input=pixels.to(self._device), images=[np.zeros((1, 1, 3), np.float32)]
             )
-        return float(has_concept[0])
+        return float(has_concept_flags[0])

@@ -48,15 +48,17 @@ class SignedFiles:
         match = _NAME.fullmatch(name)
         expected = self._sign(name).encode()
         if match is None or not hmac.compare_digest(expected, signature.encode(errors="replace")):
-            text = "the URL's signature does not fit; take the URL as the answer had it"
-            raise APIError(403, "invalid_signature", text)
+            error_message = "the URL's signature does not fit; take the URL as the answer had it"
+            raise APIError(403, "invalid_signature", error_message)
         try:
             if int(match[1]) > time.time():
                 return self._store.read(name)
         except FileNotFoundError:
             pass
-        text = f"the URL has expired: images are kept for {self._keep_s:g} s; ask for another"
-        raise APIError(404, "file_expired", text)
+        error_message = (
+            f"the URL has expired: images are kept for {self._keep_s:g} s; ask for another"
+        )
+        raise APIError(404, "file_expired", error_message)
 
     def forget_expired(self, now_s: float | None = None) -> None:
         """Remove images whose time is up. now_s: Unix time"""
@@ -81,8 +83,8 @@ class SignedFiles:
         try:
             return self._store.read(_KEY)
         except FileNotFoundError:
-            key = secrets.token_hex(32).encode()
-            return key if self._store.create(_KEY, key) else self._store.read(_KEY)
+            signing_key = secrets.token_hex(32).encode()
+            return signing_key if self._store.create(_KEY, signing_key) else self._store.read(_KEY)
 
 
 def find_expired_files(storage: Store, before_s: float, now_s: float) -> Iterator[Garbage]:
@@ -90,9 +92,13 @@ def find_expired_files(storage: Store, before_s: float, now_s: float) -> Iterato
 
     before_s, now_s: Unix time; what has changed since before_s stays
     """
-    for file in list_files(storage, FOLDER):
-        match = _NAME.fullmatch(file.name)
-        if match and int(match[1]) < now_s and file.modified_s < before_s:
+    for listed_file in list_files(storage, FOLDER):
+        match = _NAME.fullmatch(listed_file.name)
+        if match and int(match[1]) < now_s and listed_file.modified_s < before_s:
             yield Garbage(
-                f"{FOLDER}/{file.name}", "an expired image", file.size_bytes, file.modified_s, ()
+                f"{FOLDER}/{listed_file.name}",
+                "an expired image",
+                listed_file.size_bytes,
+                listed_file.modified_s,
+                (),
             )

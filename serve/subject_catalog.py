@@ -25,7 +25,7 @@ from serve.auth import Caller
 from serve.poll_timer import log_failure
 from serve.replica_messages import Artifact
 from serve.subject_lookup import SubjectLookup
-from serve.subject_pages import SubjectPages, find_position
+from serve.subject_pages import SubjectPages, find_page_start
 
 _LOG = logging.getLogger("dreambooth.serve")
 # Storage that is away is not waited for by a request: what was read before stands.
@@ -85,15 +85,15 @@ class SubjectCatalog:
         self._is_prepared = asyncio.Event()
         self._is_prepared.set()
 
-    def prepare(self) -> Coroutine[None, None, None]:
+    def start_catalog_completion(self) -> Coroutine[None, None, None]:
         """Make entries for the runs of earlier releases, where nobody has done so yet.
 
         Until what it returns has been awaited, who asks for an unknown subject waits for it.
         """
         self._is_prepared.clear()
-        return self._prepare()
+        return self._complete_catalog_with_retries()
 
-    async def _prepare(self) -> None:
+    async def _complete_catalog_with_retries(self) -> None:
         while True:
             with log_failure("subjects.prepare_failed"):
                 await asyncio.to_thread(self._complete_catalog)
@@ -134,15 +134,16 @@ class SubjectCatalog:
         if model_id in self._bases:
             return self._bases[model_id]
         for ref in await self._find_versions(name, version):
-            committed = await self._lookup.read_bundle(ref)
-            if committed is None or committed.subject != name:
+            committed_version = await self._lookup.read_bundle(ref)
+            if committed_version is None or committed_version.subject != name:
                 continue  # deleted by hand: an older version may be there
-            if committed.fault:
-                text = (
-                    f"model={model_id!r} can't be used: {committed.fault}; commit the bundle anew"
+            if committed_version.fault:
+                error_message = (
+                    f"model={model_id!r} can't be used: {committed_version.fault}; "
+                    "commit the bundle anew"
                 )
-                raise APIError(422, "model_unusable", text, param="model")
-            return ServedSubject.from_version(committed)
+                raise APIError(422, "model_unusable", error_message, param="model")
+            return ServedSubject.from_version(committed_version)
         raise model_not_found_error(model_id)
 
     async def _find_versions(self, name: str, version: str) -> list[VersionRef]:
@@ -152,8 +153,12 @@ class SubjectCatalog:
         if entry is None and not was_prepared:
             await self._wait_until_prepared()
             entry = await self._lookup.read_entry(name)
-        refs = list(entry.versions) if entry else []
-        return [r for r in refs if r.version == version] if version else refs[:_TRIED_VERSIONS]
+        version_refs = list(entry.versions) if entry else []
+        return (
+            [r for r in version_refs if r.version == version]
+            if version
+            else version_refs[:_TRIED_VERSIONS]
+        )
 
     async def find_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
         """A model as GET /v1/models/{model} has it; raises APIError as `resolve`."""
@@ -170,43 +175,53 @@ class SubjectCatalog:
         raises: APIError 400 for an `after` that can't be one, 503 if storage does not answer
         """
         await self._wait_until_prepared()
-        bases, start = self._find_start(after)
-        base_names = [name for name in bases if caller.may_see(name)]
-        answers = [_build_answer(self._bases[name]) for name in base_names[:limit]]
-        cursor: str | None = base_names[limit - 1] if len(base_names) > limit else None
-        if cursor is None:
-            entries, cursor = await self._read_page(start, limit - len(base_names), caller)
-            subjects = [(ServedSubject.from_version(e.newest), e) for e in entries]
-            answers += [_build_answer(s, e.versions) for s, e in subjects if e.newest.fault is None]
-        last_shown = answers[-1].id if answers else None
+        following_bases, start_position = self._find_page_start(after)
+        visible_bases = [name for name in following_bases if caller.may_see(name)]
+        model_answers = [_build_answer(self._bases[name]) for name in visible_bases[:limit]]
+        next_page_cursor: str | None = (
+            visible_bases[limit - 1] if len(visible_bases) > limit else None
+        )
+        if next_page_cursor is None:
+            entries, next_page_cursor = await self._read_page(
+                start_position, limit - len(visible_bases), caller
+            )
+            subjects_with_entries = [(ServedSubject.from_version(e.newest), e) for e in entries]
+            model_answers += [
+                _build_answer(s, e.versions)
+                for s, e in subjects_with_entries
+                if e.newest.fault is None
+            ]
+        last_shown_id = model_answers[-1].id if model_answers else None
         return ModelsAnswer(
-            data=answers,
-            has_more=cursor is not None,
-            first_id=answers[0].id if answers else None,
-            last_id=cursor or last_shown,
+            data=model_answers,
+            has_more=next_page_cursor is not None,
+            first_id=model_answers[0].id if model_answers else None,
+            last_id=next_page_cursor or last_shown_id,
         )
 
-    def _find_start(self, after: str | None) -> tuple[list[str], str]:
+    def _find_page_start(self, after: str | None) -> tuple[list[str], str]:
         """Base models that follow, and where subjects begin."""
-        bases = list(self._bases)
+        base_names = list(self._bases)
         if after is None:
-            return bases, ""
+            return base_names, ""
         if after in self._bases:
-            return bases[bases.index(after) + 1 :], ""
-        start = find_position(after)
-        if start is None:
-            text = f"after={after[:120]!r} is no model; give the last_id of the page before"
-            raise APIError(400, "invalid_value", text, param="after")
-        return [], start
+            return base_names[base_names.index(after) + 1 :], ""
+        start_position = find_page_start(after)
+        if start_position is None:
+            error_message = (
+                f"after={after[:120]!r} is no model; give the last_id of the page before"
+            )
+            raise APIError(400, "invalid_value", error_message, param="after")
+        return [], start_position
 
     async def _read_page(
         self, start: str, limit: int, caller: Caller
     ) -> tuple[list[CatalogEntry], str | None]:
         def read() -> tuple[list[CatalogEntry], str | None]:
-            names, cursor = self._pages.list_subjects(
+            subject_names, next_page_cursor = self._pages.list_subjects(
                 start, limit, caller, self._bases.__contains__
             )
-            return self._pages.read_entries(names), cursor
+            return self._pages.read_entries(subject_names), next_page_cursor
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._page_pool, read)

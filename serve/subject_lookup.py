@@ -70,42 +70,42 @@ class SubjectLookup:
         While storage does not answer, what was read before stands.
         raises: APIError 422 for an entry that can't be read, 503 if nothing was read before
         """
-        reading = self._find_entry(subject)
-        if not self._is_believed(reading):
-            key = f"entry {self._generation} {subject}"
-            await self._share(key, lambda: self._refresh_entry(subject))
-            reading = self._find_entry(subject)
-        if reading is None:
+        cached_read = self._find_entry(subject)
+        if not self._is_fresh(cached_read):
+            task_key = f"entry {self._generation} {subject}"
+            await self._share_task(task_key, lambda: self._refresh_entry(subject))
+            cached_read = self._find_entry(subject)
+        if cached_read is None:
             raise storage_away_error()
-        if reading.fault:
-            text = f"model={subject!r} can't be used: {reading.fault}"
-            raise APIError(422, "model_unusable", text, param="model")
-        return reading.value
+        if cached_read.fault:
+            error_message = f"model={subject!r} can't be used: {cached_read.fault}"
+            raise APIError(422, "model_unusable", error_message, param="model")
+        return cached_read.value
 
     async def read_bundle(self, ref: VersionRef) -> SubjectVersion | None:
         """What a version's run has committed, by its manifest; None if that is gone or another.
 
         raises: APIError 503 if storage does not answer and nothing was read before
         """
-        reading = self._bundles.get(ref.run_id)
-        is_same = reading is not None and _is_version(reading, ref)
+        cached_read = self._bundles.get(ref.run_id)
+        is_same = cached_read is not None and _has_version(cached_read, ref)
         max_age_s = BUNDLE_TTL_S if is_same else self._ttl_s
-        if reading is None or self._clock() - reading.read_at_s >= max_age_s:
-            await self._share(f"bundle {ref.run_id}", lambda: self._refresh_bundle(ref.run_id))
-            reading = self._bundles.get(ref.run_id)
-        if reading is None:
+        if cached_read is None or self._clock() - cached_read.read_at_s >= max_age_s:
+            await self._share_task(f"bundle {ref.run_id}", lambda: self._refresh_bundle(ref.run_id))
+            cached_read = self._bundles.get(ref.run_id)
+        if cached_read is None:
             raise storage_away_error()
-        return reading.value if _is_version(reading, ref) else None
+        return cached_read.value if _has_version(cached_read, ref) else None
 
     def _find_entry(self, subject: str) -> CachedRead[CatalogEntry] | None:
         return self._entries.get(subject) or self._unknown.get(subject)
 
-    def _is_believed(self, reading: CachedRead[CatalogEntry] | None) -> bool:
-        if reading is None or reading.generation != self._generation:
+    def _is_fresh(self, cached_read: CachedRead[CatalogEntry] | None) -> bool:
+        if cached_read is None or cached_read.generation != self._generation:
             return False
-        return self._clock() - reading.read_at_s < self._ttl_s
+        return self._clock() - cached_read.read_at_s < self._ttl_s
 
-    async def _share(self, key: str, start: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def _share_task(self, key: str, start: Callable[[], Coroutine[None, None, None]]) -> None:
         """One piece of work for all who want the same; who goes away ends it for nobody."""
         task = self._tasks.get(key)
         if task is None:
@@ -116,26 +116,28 @@ class SubjectLookup:
     async def _refresh_entry(self, subject: str) -> None:
         try:
             if self._entries.get(subject) is not None:
-                reading = await self._run(self._known_pool, lambda: self._read_entry(subject))
+                cached_read = await self._run_in_pool(
+                    self._known_pool, lambda: self._read_entry(subject)
+                )
             else:
-                reading = await self._read_unknown_entry(subject)
+                cached_read = await self._read_unknown_entry(subject)
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
         previous = self._find_entry(subject)
-        if previous is not None and previous.generation > reading.generation:
+        if previous is not None and previous.generation > cached_read.generation:
             return
         for cache in (self._entries, self._unknown):
             cache.drop(subject)
-        is_there = reading.value is not None or reading.fault
-        (self._entries if is_there else self._unknown).put(subject, reading)
+        is_there = cached_read.value is not None or cached_read.fault
+        (self._entries if is_there else self._unknown).put(subject, cached_read)
 
     async def _read_unknown_entry(self, subject: str) -> CachedRead[CatalogEntry]:
         if self._num_unknown_waiting >= _MOST_UNKNOWN_WAITING:
             raise busy_error("many names are looked up just now; come again", 1.0)
         self._num_unknown_waiting += 1
         try:
-            return await self._run(self._unknown_pool, lambda: self._read_entry(subject))
+            return await self._run_in_pool(self._unknown_pool, lambda: self._read_entry(subject))
         finally:
             self._num_unknown_waiting -= 1
 
@@ -151,19 +153,21 @@ class SubjectLookup:
     async def _refresh_bundle(self, run_id: str) -> None:
         now_s, generation = self._clock(), self._generation
         try:
-            version = await self._run(self._known_pool, lambda: self._catalog.read_run(run_id))
+            subject_version = await self._run_in_pool(
+                self._known_pool, lambda: self._catalog.read_run(run_id)
+            )
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
-        self._bundles.put(run_id, CachedRead(version, now_s, generation))
+        self._bundles.put(run_id, CachedRead(subject_version, now_s, generation))
 
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
+    async def _run_in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _count_refs(reading: CachedRead[CatalogEntry]) -> int:
-    return 1 + (len(reading.value.versions) if reading.value else 0)
+def _count_refs(cached_read: CachedRead[CatalogEntry]) -> int:
+    return 1 + (len(cached_read.value.versions) if cached_read.value else 0)
 
 
-def _is_version(reading: CachedRead[SubjectVersion], ref: VersionRef) -> bool:
-    return reading.value is not None and reading.value.version == ref.version
+def _has_version(cached_read: CachedRead[SubjectVersion], ref: VersionRef) -> bool:
+    return cached_read.value is not None and cached_read.value.version == ref.version

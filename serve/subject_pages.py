@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, position
+from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, listing_position
 from dreambooth_ray.storage.subject_version import is_id
 from serve.auth import Caller
 
@@ -21,13 +21,13 @@ _MOST_SCANNED, _SCAN_BATCH = 10_000, 1000
 _END = "~"
 
 
-def find_position(after: str) -> str | None:
+def find_page_start(after: str) -> str | None:
     """Where the page after a subject, or after a prefix (`~3f`), begins; None for neither."""
     if after.startswith(_END):
         prefix = after.removeprefix(_END)
         is_prefix = len(prefix) == 2 and all(c in "0123456789abcdef" for c in prefix)
         return f"{prefix}/{_END}" if is_prefix else None
-    return position(after) if is_id(after) else None
+    return listing_position(after) if is_id(after) else None
 
 
 class SubjectPages:
@@ -63,29 +63,39 @@ class SubjectPages:
 
         if caller.exact_subjects is not None:
             subjects = [s for s in caller.exact_subjects if is_id(s) and may_see(s)]
-            subjects = sorted({s for s in subjects if position(s) > start}, key=position)
-            return _cut(subjects, limit) if len(subjects) > limit else (subjects, None)
-        return self._scan(start, limit, limit + 1 if caller.sees_all else _SCAN_BATCH, may_see)
+            subjects = sorted(
+                {s for s in subjects if listing_position(s) > start}, key=listing_position
+            )
+            return _cut_page(subjects, limit) if len(subjects) > limit else (subjects, None)
+        return self._scan_subjects(
+            start, limit, limit + 1 if caller.sees_all else _SCAN_BATCH, may_see
+        )
 
-    def _scan(
+    def _scan_subjects(
         self, start: str, limit: int, batch_size: int, may_see: Callable[[str], bool]
     ) -> tuple[list[str], str | None]:
-        subjects, cursor, num_scanned = list[str](), start, 0
+        subjects, scan_position, num_scanned = list[str](), start, 0
         while True:
-            batch = self._catalog.list_subjects(cursor, batch_size)
-            subjects += filter(may_see, batch)
-            num_scanned += len(batch)
+            subject_batch = self._catalog.list_subjects(scan_position, batch_size)
+            subjects += filter(may_see, subject_batch)
+            num_scanned += len(subject_batch)
             if len(subjects) > limit:
-                return _cut(subjects, limit)
-            if len(batch) < batch_size:
+                return _cut_page(subjects, limit)
+            if len(subject_batch) < batch_size:
                 return subjects, None
-            cursor = position(batch[-1])
+            scan_position = listing_position(subject_batch[-1])
             # The prefix that the batch ends in is looked through anew by the next page.
-            unfinished = int(cursor.partition("/")[0], 16)
-            after = f"{_END}{unfinished - 1:02x}"
-            if num_scanned >= _MOST_SCANNED and unfinished and (find_position(after) or "") > start:
-                return [s for s in subjects if position(s) < f"{unfinished:02x}/"], after
+            unfinished_prefix = int(scan_position.partition("/")[0], 16)
+            after = f"{_END}{unfinished_prefix - 1:02x}"
+            if (
+                num_scanned >= _MOST_SCANNED
+                and unfinished_prefix
+                and (find_page_start(after) or "") > start
+            ):
+                return [
+                    s for s in subjects if listing_position(s) < f"{unfinished_prefix:02x}/"
+                ], after
 
 
-def _cut(subjects: list[str], limit: int) -> tuple[list[str], str]:
+def _cut_page(subjects: list[str], limit: int) -> tuple[list[str], str]:
     return subjects[:limit], subjects[limit - 1] if limit else ""

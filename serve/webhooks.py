@@ -50,18 +50,18 @@ def check_secret(secret: str, name: str) -> str:
     return secret
 
 
-async def check_request(url: str, *, is_enabled: bool) -> None:
+async def check_webhook_url(url: str, *, is_enabled: bool) -> None:
     """Whether a job may have this webhook; raises APIError 400."""
     if not is_enabled:
         text = "webhooks are off here: the endpoint has no signing secret"
         raise APIError(400, "invalid_value", text, param="webhook_url")
     try:
-        await asyncio.to_thread(check_target, url)
+        await asyncio.to_thread(resolve_public_address, url)
     except ConfigError as error:
         raise APIError(400, "invalid_value", str(error), param="webhook_url") from error
 
 
-def check_target(url: str) -> str:
+def resolve_public_address(url: str) -> str:
     """One public address that the URL's host stands for.
 
     The address is used for the connection itself, so that the name can't come to mean
@@ -92,12 +92,16 @@ def check_target(url: str) -> str:
 
 
 def _is_public(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour
-        if inner is not None:
-            return _is_public(str(inner))
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+    parsed_address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed_address, ipaddress.IPv6Address):
+        embedded_ipv4 = parsed_address.ipv4_mapped or parsed_address.sixtofour
+        if embedded_ipv4 is not None:
+            return _is_public(str(embedded_ipv4))
+    return (
+        parsed_address.is_global
+        and not parsed_address.is_multicast
+        and not parsed_address.is_reserved
+    )
 
 
 def _target_error(reason: str) -> ConfigError:
@@ -136,7 +140,7 @@ async def deliver_event(
 async def _post_event(
     url: str, secret: str, message_id: str, body: str, transport: Transport
 ) -> bool:
-    address = await asyncio.to_thread(check_target, url)
+    address = await asyncio.to_thread(resolve_public_address, url)
     sent_at = datetime.now(tz=UTC)
     headers = {
         "Content-Type": "application/json",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.forwards import can_be_graphed
+from dreambooth_ray.config.forward_pass_rules import can_be_graphed
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.training_memory import TrainingFootprint, images_per_worker
 

@@ -45,7 +45,7 @@ def main() -> None:
         if time.monotonic() > end_s:
             record["cases"].append({**case, "skipped": "the time was over"})
         else:
-            record["cases"].append(devices.attempt(case, measure))
+            record["cases"].append(devices.measure_or_record_error(case, measure))
         print(json.dumps(record["cases"][-1]), flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")

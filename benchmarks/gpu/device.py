@@ -60,36 +60,40 @@ def compute_utilisation(flops: int, seconds: float, is_half: bool) -> float | No
     """Share of the device's peak that `flops` in so many seconds are; None if it isn't known."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    peaks = next((p for known, p in _PEAK_FLOPS.items() if known in name), None)
-    return None if peaks is None else round(flops / seconds / peaks[0 if is_half else 1], 4)
+    gpu_name = torch.cuda.get_device_name()
+    peak_flops = next((p for known, p in _PEAK_FLOPS.items() if known in gpu_name), None)
+    return (
+        None if peak_flops is None else round(flops / seconds / peak_flops[0 if is_half else 1], 4)
+    )
 
 
 @contextmanager
 def count_waits(device: torch.device) -> Iterator[Counter[str]]:
     """Counts operations in which the host waits for the device, by the line that called them."""
-    waits: Counter[str] = Counter()
+    waits_by_line: Counter[str] = Counter()
     if device.type != "cuda":
-        yield waits
+        yield waits_by_line
         return
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught_warnings:
             warnings.simplefilter("always")
-            yield waits
+            yield waits_by_line
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for warning in caught:
+    for warning in caught_warnings:
         if _WAIT.search(str(warning.message)):
-            waits["/".join(warning.filename.split("/")[-3:]) + f":{warning.lineno}"] += 1
+            waits_by_line["/".join(warning.filename.split("/")[-3:]) + f":{warning.lineno}"] += 1
 
 
-def attempt(case: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def measure_or_record_error(
+    case: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """A case's record; one that fails is a record of its error, and the others go on."""
     start_s = time.perf_counter()
     try:
         record = {**case, **measure()}
     except Exception as error:  # said in the record
-        message = str(error).strip().splitlines() or [""]
-        record = {**case, "error": f"{type(error).__name__}: {message[0][:300]}"}
+        message_lines = str(error).strip().splitlines() or [""]
+        record = {**case, "error": f"{type(error).__name__}: {message_lines[0][:300]}"}
     return {**record, "took_s": round(time.perf_counter() - start_s, 1)}

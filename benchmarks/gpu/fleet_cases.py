@@ -56,14 +56,14 @@ def make_trainer(
 ) -> SlotTrainer:
     """Subjects in all slots; their seeds differ, and so does what each sees."""
     config = make_config(size, device.type == "cuda", num_steps, case.settings)
-    parts = make_parts(size, device)
-    for network in parts.networks.values():
+    components = make_parts(size, device)
+    for network in components.networks.values():
         network.requires_grad_(False)
-    trainer = SlotTrainer(config, parts, case.num_subjects, config.train.lora.rank, device)
+    trainer = SlotTrainer(config, components, case.num_subjects, config.train.lora.rank, device)
     for seed in range(case.num_subjects):
-        own_config = config.model_copy(update={"seed": seed})
-        trainer.join(own_config, make_paired_dataset(own_config, parts, size))
-    parts.vae.to("cpu")
+        subject_config = config.model_copy(update={"seed": seed})
+        trainer.join(subject_config, make_paired_dataset(subject_config, components, size))
+    components.vae.to("cpu")
     return trainer
 
 
@@ -102,10 +102,10 @@ def measure_case(
 def measure_alone(size: ModelSize, device: torch.device, num_timed: int) -> dict[str, Any]:
     """One subject under the loop of a run alone."""
     devices.free_memory(device)
-    training = OurTraining(TrainingCase("alone", SETTINGS), size, device, num_timed)
-    training.run()
-    record = {**_describe_speed(training.timer.steps_s[0], 1), **devices.read_peak(device)}
-    return {**record, "flops": training.count_flops()}
+    solo_training = OurTraining(TrainingCase("alone", SETTINGS), size, device, num_timed)
+    solo_training.run()
+    record = {**_describe_speed(solo_training.timer.steps_s[0], 1), **devices.read_peak(device)}
+    return {**record, "flops": solo_training.count_flops()}
 
 
 def _describe_speed(step_s: float, num_subjects: int) -> dict[str, float]:

@@ -20,41 +20,51 @@ from dreambooth_ray.sampling.request import Request
 
 def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> dict[str, Any]:
     """Seconds for one image, eight alike and eight mixed, beside the pipeline; waits a step."""
-    parts = make_parts(size, device)
-    dtype = resolve_sampling_dtype(device, parts.family)
-    peer_parts = copy.deepcopy(parts)
+    components = make_parts(size, device)
+    dtype = resolve_sampling_dtype(device, components.family)
+    peer_components = copy.deepcopy(components)
     record: dict[str, Any] = {"dtype": str(dtype)}
     devices.free_memory(device)
-    engine = Engine(parts, device=str(device), dtype=dtype)
-    single, alike = make_equal_requests(1, steps), make_equal_requests(8, steps)
-    mixed = make_mixed_requests(1 if steps > 10 else 5)
-    for name, requests in (("one image", single), ("eight alike", alike), ("eight mixed", mixed)):
+    engine = Engine(components, device=str(device), dtype=dtype)
+    single_requests, equal_requests = make_equal_requests(1, steps), make_equal_requests(8, steps)
+    mixed_requests = make_mixed_requests(1 if steps > 10 else 5)
+    for name, requests in (
+        ("one image", single_requests),
+        ("eight alike", equal_requests),
+        ("eight mixed", mixed_requests),
+    ):
         engine.sample(requests)
         engine.sample(requests)
-        seconds = devices.time_work(partial(engine.sample, requests), device, repeats)
-        record[name] = {"ours_s": round(seconds, 4)}
+        mean_s = devices.time_work(partial(engine.sample, requests), device, repeats)
+        record[name] = {"ours_s": round(mean_s, 4)}
     record["ours"] = devices.read_peak(device)
     with devices.count_waits(device) as waits:
-        engine.sample(single)
+        engine.sample(single_requests)
     record["waits_of_one_image"] = dict(waits)
     # What holds the model goes, so that the peer's peak is its own.
-    engine = parts = None  # type: ignore[assignment]
+    engine = components = None  # type: ignore[assignment]
     devices.free_memory(device)
-    pipeline = make_pipeline(peer_parts, device, dtype)
-    batches = {"one image": [single], "eight alike": [alike], "eight mixed": [[r] for r in mixed]}
-    for name, calls in batches.items():
-        sample_batch(pipeline, calls[0])
-        seconds = devices.time_work(partial(_sample_calls, pipeline, calls), device, repeats)
+    pipeline = make_pipeline(peer_components, device, dtype)
+    groups_by_name = {
+        "one image": [single_requests],
+        "eight alike": [equal_requests],
+        "eight mixed": [[r] for r in mixed_requests],
+    }
+    for name, request_groups in groups_by_name.items():
+        sample_batch(pipeline, request_groups[0])
+        mean_s = devices.time_work(
+            partial(_sample_groups, pipeline, request_groups), device, repeats
+        )
         record[name] |= {
-            "diffusers_s": round(seconds, 4),
-            "ratio": round(seconds / record[name]["ours_s"], 3),
+            "diffusers_s": round(mean_s, 4),
+            "ratio": round(mean_s / record[name]["ours_s"], 3),
         }
     record["diffusers"] = devices.read_peak(device)
     return record
 
 
-def _sample_calls(pipeline: StableDiffusionPipeline, calls: list[list[Request]]) -> None:
-    for requests in calls:
+def _sample_groups(pipeline: StableDiffusionPipeline, request_groups: list[list[Request]]) -> None:
+    for requests in request_groups:
         sample_batch(pipeline, requests)
 
 
@@ -78,24 +88,27 @@ def measure_half_error(device: torch.device, steps: int) -> dict[str, Any]:
         Request(f"a red {noun} on the beach", seed, num_inference_steps=steps)
         for seed, noun in enumerate(("robot", "car", "teapot", "dog"))
     ]
-    outputs = {}
+    outputs_by_dtype = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         if device.type == "cpu" and dtype == torch.float16:
             continue
         engine = Engine(model_directory("toyworld"), device=str(device), dtype=dtype)
-        outputs[dtype] = engine.sample(requests)
-    reference = outputs.pop(torch.float32)
-    return {str(dtype): _compare(reference, images) for dtype, images in outputs.items()}
+        outputs_by_dtype[dtype] = engine.sample(requests)
+    float32_outputs = outputs_by_dtype.pop(torch.float32)
+    return {
+        str(dtype): _measure_output_errors(float32_outputs, images)
+        for dtype, images in outputs_by_dtype.items()
+    }
 
 
-def _compare(reference: list[Any], outputs: list[Any]) -> dict[str, float]:
-    pairs = list(zip(reference, outputs, strict=True))
-    latents = [(a.latents - b.latents).square().mean().sqrt() for a, b in pairs]
-    levels = [
+def _measure_output_errors(reference: list[Any], outputs: list[Any]) -> dict[str, float]:
+    output_pairs = list(zip(reference, outputs, strict=True))
+    latent_errors = [(a.latents - b.latents).square().mean().sqrt() for a, b in output_pairs]
+    pixel_errors = [
         np.abs(np.asarray(a.image, dtype=float) - np.asarray(b.image, dtype=float)).mean()
-        for a, b in pairs
+        for a, b in output_pairs
     ]
     return {
-        "latents_rms": round(float(torch.stack(latents).mean()), 5),
-        "pixel_levels_mean": round(float(np.mean(levels)), 3),
+        "latents_rms": round(float(torch.stack(latent_errors).mean()), 5),
+        "pixel_levels_mean": round(float(np.mean(pixel_errors)), 3),
     }

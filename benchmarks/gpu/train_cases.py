@@ -80,10 +80,10 @@ class PairedDataset(TrainingDataset):
 
 def make_paired_dataset(config: Config, parts: Components, size: ModelSize) -> PairedDataset:
     """Of four photographs of noise."""
-    train = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})
+    train_config = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})
     photographs = make_photographs(4, size.side_px)
-    doubled = config.model_copy(update={"train": train})
-    return PairedDataset(doubled, parts, [photographs], None, (0, 1))
+    doubled_config = config.model_copy(update={"train": train_config})
+    return PairedDataset(doubled_config, parts, [photographs], None, (0, 1))
 
 
 @dataclass
@@ -125,19 +125,19 @@ NUM_COUNTED = 3
 
 def make_config(size: ModelSize, is_gpu: bool, num_steps: int, settings: tuple[str, ...]) -> Config:
     """A configuration of a case; a batch of 1 is one photograph and one class image."""
-    defaults = [
+    default_overrides = [
         "run_id=gpu", "seed=7", "subject.photos=photos", "subject.class_noun=robot",
         "prior.count=8", f"train.resolution={size.side_px}", f"train.steps={num_steps}",
         "train.batch_size=1", "train.lr=1.0e-6", f"cluster.gpus={str(is_gpu).lower()}",
         "cluster.workers=1",
     ]  # fmt: skip
-    return parse_config("", "the benchmark", [*defaults, *settings])
+    return parse_config("", "the benchmark", [*default_overrides, *settings])
 
 
 def make_photographs(count: int, side_px: int) -> list[Photograph]:
     """Photographs of noise: what is on them costs nothing."""
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 255, (count, side_px, side_px, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (count, side_px, side_px, 3), dtype=np.uint8)
     return [
         Photograph(Path(f"{k}.png"), Image.fromarray(p), ("a sks robot",))
         for k, p in enumerate(pixels)
@@ -153,11 +153,11 @@ class OurTraining:
         num_steps = WARMUP_STEPS + num_timed + NUM_COUNTED
         self._device = device
         self.config = make_config(size, device.type == "cuda", num_steps, case.settings)
-        parts = make_parts(size, device)
-        apply_method(self.config, parts, quantizes=True)
-        dataset = make_paired_dataset(self.config, parts, size)
-        parts.vae.to("cpu")
-        self.module = DreamBoothModule(self.config, parts)
+        components = make_parts(size, device)
+        apply_method(self.config, components, quantizes=True)
+        dataset = make_paired_dataset(self.config, components, size)
+        components.vae.to("cpu")
+        self.module = DreamBoothModule(self.config, components)
         self.timer = StepTimer(device, num_timed=num_timed)
         self._loader = DataLoader(dataset, batch_size=None, pin_memory=device.type == "cuda")
         self._trainer = pl.Trainer(
@@ -184,14 +184,18 @@ class OurTraining:
         """Of a forward and a backward, products and convolutions."""
         batch = next(iter(self._loader))
         self.module.to(self._device)
-        half = torch.bfloat16 if self.config.train.precision == "bf16-mixed" else torch.float32
+        autocast_dtype = (
+            torch.bfloat16 if self.config.train.precision == "bf16-mixed" else torch.float32
+        )
 
-        def work() -> None:
-            with torch.autocast(self._device.type, half, enabled=half != torch.float32):
+        def run_forward_backward() -> None:
+            with torch.autocast(
+                self._device.type, autocast_dtype, enabled=autocast_dtype != torch.float32
+            ):
                 errors = self.module.compute_errors(batch.on_device(self._device))
             torch.autograd.backward(errors.mean())
 
-        return count_flops(work)
+        return count_flops(run_forward_backward)
 
 
 def measure_case(
@@ -208,9 +212,9 @@ def measure_case(
         "waits_a_step": {n: c / NUM_COUNTED for n, c in training.timer.waits.items()},
         "last_loss": float(training.timer.losses[-1]),
     }
-    train = training.config.train
+    train_config = training.config.train
     # The counter sees neither what is computed twice nor what is compiled.
-    if not train.gradient_checkpointing and train.compile == "none":
+    if not train_config.gradient_checkpointing and train_config.compile == "none":
         flops = training.count_flops()
         utilisation = devices.compute_utilisation(flops, step_s, case.is_half)
         record |= {"flops": flops, "utilisation": utilisation}
@@ -226,19 +230,22 @@ def measure_peer(
 ) -> dict[str, Any]:
     """diffusers' script: the same model, images and batch, on the same device."""
     devices.free_memory(device)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
         for folder in ("photos", "others"):
-            (Path(name) / folder).mkdir()
+            (Path(temp_folder) / folder).mkdir()
             for photograph in make_photographs(4, size.side_px):
-                photograph.image.save(Path(name) / folder / photograph.path.name)
-        paths = (f"subject.photos={name}/photos", f"prior.folder={name}/others")
-        config = make_config(size, device.type == "cuda", 1, (*case.settings, *paths))
-        loop = PlainLoop(
+                photograph.image.save(Path(temp_folder) / folder / photograph.path.name)
+        path_overrides = (
+            f"subject.photos={temp_folder}/photos",
+            f"prior.folder={temp_folder}/others",
+        )
+        config = make_config(size, device.type == "cuda", 1, (*case.settings, *path_overrides))
+        peer_loop = PlainLoop(
             config, "", make_parts(size, device), mixed_precision="bf16" if case.is_half else "no"
         )
-        loop.run_steps(WARMUP_STEPS)
+        peer_loop.run_steps(WARMUP_STEPS)
         devices.reset_peak(device)
-        step_s = devices.time_work(lambda: loop.run_steps(1), device, num_timed)
+        step_s = devices.time_work(lambda: peer_loop.run_steps(1), device, num_timed)
     return {"step_s": round(step_s, 5), **devices.read_peak(device)}
 
 
@@ -246,12 +253,12 @@ def check_bit_equal_repeats(size: ModelSize, device: torch.device) -> dict[str, 
     """Whether the same steps give the same weights, bit for bit, twice."""
     record: dict[str, Any] = {}
     for case in CASES[:3]:
-        hashes = set()
+        result_hashes = set()
         for _ in range(2):
             devices.free_memory(device)
             training = OurTraining(case, size, device, 1)
             training.run()
-            hashes.add(training.hash_result())
+            result_hashes.add(training.hash_result())
             del training
-        record[case.name] = "equal" if len(hashes) == 1 else "not equal"
+        record[case.name] = "equal" if len(result_hashes) == 1 else "not equal"
     return record

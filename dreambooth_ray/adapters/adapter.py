@@ -37,7 +37,7 @@ class Adapter:
 
     def of_part(self, part: str) -> dict[str, LayerAdapter]:
         """By layer, of one network."""
-        return {layer: own for (name, layer), own in self.layers.items() if name == part}
+        return {layer: adapter for (name, layer), adapter in self.layers.items() if name == part}
 
 
 def read_adapter(path: Path, table: LayerTable) -> Adapter:
@@ -47,42 +47,48 @@ def read_adapter(path: Path, table: LayerTable) -> Adapter:
     """
     layers: dict[LayerKey, LayerAdapter] = {}
     kinds: set[str] = set()
-    for file, _, binding in bind_adapter(path, table):
+    for adapter_file, _, binding in bind_adapter(path, table):
         kinds |= binding.kinds
-        scales = LayerScales(file, binding.metadata)
+        scales = LayerScales(adapter_file, binding.metadata)
         try:
-            tensors = open_tensors(file)
-            for bound in binding.layers:
-                layers.update(_read_layer(bound, tensors, scales))
+            tensors = open_tensors(adapter_file)
+            for bound_layer in binding.layers:
+                layers.update(_read_layer(bound_layer, tensors, scales))
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
     return Adapter(layers, frozenset(kinds))
 
 
 def _read_layer(
-    bound: BoundLayer, tensors: Mapping[str, Tensor], scales: LayerScales
+    bound_layer: BoundLayer, tensors: Mapping[str, Tensor], scales: LayerScales
 ) -> Iterator[tuple[LayerKey, LayerAdapter]]:
-    read = {role: check_finite(key, tensors[key]) for role, key in bound.keys.items()}
-    alpha = read.pop("alpha", None)
-    role = next((name for name in _MAGNITUDES if name in read), None)
-    magnitude = read.pop(role) if role else None
-    factors = {name: tensor.contiguous() for name, tensor in read.items()}
-    for place in bound.places:
-        axis = 0
+    tensors_by_role = {
+        role: check_finite(key, tensors[key]) for role, key in bound_layer.keys.items()
+    }
+    alpha = tensors_by_role.pop("alpha", None)
+    magnitude_role = next((name for name in _MAGNITUDES if name in tensors_by_role), None)
+    magnitude = tensors_by_role.pop(magnitude_role) if magnitude_role else None
+    factors = {name: tensor.contiguous() for name, tensor in tensors_by_role.items()}
+    for layer_place in bound_layer.places:
+        magnitude_axis = 0
         own_magnitude = magnitude
-        if role and magnitude is not None:
-            weight = (place.file_rows, *place.shape[1:])
-            axis = find_magnitude_axis(role, tuple(magnitude.shape), weight) or 0
+        if magnitude_role and magnitude is not None:
+            weight_shape = (layer_place.file_rows, *layer_place.shape[1:])
+            magnitude_axis = (
+                find_magnitude_axis(magnitude_role, tuple(magnitude.shape), weight_shape) or 0
+            )
             own_magnitude = magnitude.flatten()
-            if axis == 0:
-                own_magnitude = torch.cat([own_magnitude[begin:end] for begin, end in place.rows])
+            if magnitude_axis == 0:
+                own_magnitude = torch.cat(
+                    [own_magnitude[begin:end] for begin, end in layer_place.rows]
+                )
         yield (
-            (place.part, place.layer),
+            (layer_place.part, layer_place.layer),
             LayerAdapter(
                 factors,
-                scales.find(bound.file_layer, bound.rank, alpha),
-                None if place.is_whole else place.rows,
+                scales.find(bound_layer.file_layer, bound_layer.rank, alpha),
+                None if layer_place.is_whole else layer_place.rows,
                 own_magnitude,
-                axis,
+                magnitude_axis,
             ),
         )

@@ -41,10 +41,10 @@ class AdapterSource:
     @classmethod
     def parse(cls, text: str) -> "AdapterSource":
         """From "URI" or "URI:0.8"; a path that is there is taken whole."""
-        match = _WEIGHTED.fullmatch(text)
-        if match is None or Path(text).expanduser().exists():
+        weight_match = _WEIGHTED.fullmatch(text)
+        if weight_match is None or Path(text).expanduser().exists():
             return cls(text)
-        return cls(match["uri"], float(match["weight"]))
+        return cls(weight_match["uri"], float(weight_match["weight"]))
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LocalAdapter:
     @property
     def name(self) -> str:
         """As an engine and receipts call it: its own name and what it is made of."""
-        own = self.path.parent if self.path.name == paths.ADAPTER else self.path
-        label = own.parent.name if own.name == paths.BUNDLE else own.name
+        adapter_path = self.path.parent if self.path.name == paths.ADAPTER else self.path
+        label = adapter_path.parent.name if adapter_path.name == paths.BUNDLE else adapter_path.name
         return f"{label}@{hash_adapter(self.path)[:_HASH_DIGITS]}"
 
 
@@ -93,9 +93,11 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
     except DreamBoothError as error:
         raise explain_source(source.uri, key, error) from error
     if not path.exists():
-        hub = " (models of the hub are not read as adapters)" if find_hub_id(source.uri) else ""
+        hub_hint = (
+            " (models of the hub are not read as adapters)" if find_hub_id(source.uri) else ""
+        )
         raise ConfigError(
-            f"{key}={source.uri!r} is not there{hub}; give a .safetensors file, a folder of "
+            f"{key}={source.uri!r} is not there{hub_hint}; give a .safetensors file, a folder of "
             "peft's, or a run with train.method=lora"
         )
     return _open_bundle(path, source, key) if path.is_dir() else LocalAdapter(path, source.weight)
@@ -104,22 +106,27 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
 def _open_bundle(folder: Path, source: AdapterSource, key: str) -> LocalAdapter:
     if (folder / paths.CONFIG).is_file():
         folder = folder / paths.BUNDLE
-    base = adapted_base(folder)
-    if base is None:
+    base_model = adapted_base(folder)
+    if base_model is None:
         if (folder / "vae").is_dir():
             raise ConfigError(
                 f"{key}={source.uri!r} is a whole model, no adapter; give a run with "
                 "train.method=lora"
             )
         return LocalAdapter(folder, source.weight)
-    return LocalAdapter(folder / paths.ADAPTER, source.weight, base)
+    return LocalAdapter(folder / paths.ADAPTER, source.weight, base_model)
 
 
 def _fetch_file(uri: str) -> Path:
-    files = open_store_file(uri)
-    (name,) = files.sizes
-    key = hashlib.sha256(f"adapter {files.version}".encode()).hexdigest()[:32]
-    return add_to_cache(key, files.sizes[name], lambda to: download_model(files, to)) / name
+    store_files = open_store_file(uri)
+    (file_name,) = store_files.sizes
+    cache_key = hashlib.sha256(f"adapter {store_files.version}".encode()).hexdigest()[:32]
+    return (
+        add_to_cache(
+            cache_key, store_files.sizes[file_name], lambda to: download_model(store_files, to)
+        )
+        / file_name
+    )
 
 
 def locate_adapters(texts: Iterable[str], directory: Path, key: str) -> list[LocalAdapter]:
@@ -132,16 +139,16 @@ def locate_adapters(texts: Iterable[str], directory: Path, key: str) -> list[Loc
     if not sources:
         return []
     check_mix([AdapterUse(source.uri, source.weight) for source in sources])
-    base = base_directory(directory)
-    table, adapters = LayerTable.of_directory(base), []
+    base_folder = base_directory(directory)
+    layer_table, adapters = LayerTable.of_directory(base_folder), []
     for source in sources:
         adapter = locate_adapter(source, key)
-        if adapter.base and not has_model_hash(base, adapter.base[1]):
+        if adapter.base and not has_model_hash(base_folder, adapter.base[1]):
             raise ConfigError(
                 f"{key}={source.uri!r} was trained on another base model than {directory.name}"
             )
         try:
-            bind_adapter(adapter.path, table)
+            bind_adapter(adapter.path, layer_table)
         except ConfigError as error:
             raise ConfigError(f"{key}={source.uri!r}: {error}") from error
         adapters.append(adapter)

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.adapters.file_keys import group_keys, shorten
+from dreambooth_ray.adapters.file_keys import group_keys, shorten_key
 from dreambooth_ray.adapters.layer_table import LayerPlace, LayerTable
 from dreambooth_ray.adapters.other_families import guess_family
 from dreambooth_ray.errors import ConfigError
@@ -60,7 +60,7 @@ def bind_file(path: Path, table: LayerTable) -> Binding:
     header, metadata = read_header_and_metadata(path)
     for key, info in header.items():
         if info["dtype"] not in _DTYPES:
-            raise ConfigError(f"{shorten(key)} is of type {info['dtype']}, which holds no weights")
+            raise ConfigError(f"{shorten_key(key)} has type {info['dtype']}, which is no weight's")
     shapes = {key: tuple(info["shape"]) for key, info in header.items()}
     return bind_keys(shapes, table, read_peft_metadata(metadata))
 
@@ -75,20 +75,21 @@ def bind_keys(
         groups = group_keys(shapes)
     except ConfigError as error:
         raise ConfigError(f"{error}{_explain_family(shapes, table)}") from error
-    taken: dict[tuple[str, str], str] = {}
+    file_layer_by_place: dict[tuple[str, str], str] = {}
     layers = []
     for file_layer, keys in groups.items():
         places = table.find(file_layer)
         if not places:
             raise ConfigError(
-                f"{shorten(next(iter(keys.values())))} binds to no layer of this model of "
+                f"{shorten_key(next(iter(keys.values())))} binds to no layer of this model of "
                 f"{table.family.title}{_explain_family(groups, table)}"
             )
         for place in places:
-            if (other := taken.setdefault((place.part, place.layer), file_layer)) != file_layer:
+            other_layer = file_layer_by_place.setdefault((place.part, place.layer), file_layer)
+            if other_layer != file_layer:
                 raise ConfigError(
-                    f"{shorten(file_layer)} and {shorten(other)} are both for {place.name}; files "
-                    "of two trainers may have been put together"
+                    f"{shorten_key(file_layer)} and {shorten_key(other_layer)} are both for "
+                    f"{place.name}; files of two trainers may have been put together"
                 )
         layers.append(_check_layer(file_layer, places, keys, shapes, table))
     return Binding(tuple(layers), metadata or {})
@@ -101,30 +102,30 @@ def _check_layer(
     shapes: Shapes,
     table: LayerTable,
 ) -> BoundLayer:
-    own_shapes = {role: shapes[key] for role, key in keys.items()}
+    shapes_by_role = {role: shapes[key] for role, key in keys.items()}
     expected_size = (places[0].file_rows, prod(places[0].shape[1:]))
     try:
-        kind, size, rank = measure_factors(own_shapes)
+        kind, size, rank = measure_factors(shapes_by_role)
     except KeyError as error:
         raise ConfigError(
-            f"{shorten(file_layer)} has no {error.args[0]} beside {', '.join(sorted(keys))}; the "
-            "file is not whole"
+            f"{shorten_key(file_layer)} has no {error.args[0]} beside {', '.join(sorted(keys))}; "
+            "the file is not whole"
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{shorten(file_layer)} has factors that do not go together: {error}"
+            f"{shorten_key(file_layer)} has factors that do not go together: {error}"
         ) from error
     if size != expected_size:
         raise ConfigError(
-            f"{shorten(file_layer)} changes a layer of {size[0]} by {size[1]}, and "
+            f"{shorten_key(file_layer)} changes a layer of {size[0]} by {size[1]}, and "
             f"{places[0].name} is {expected_size[0]} by {expected_size[1]}; it is of another model"
             f"{_explain_family([file_layer], table)}"
         )
     if rank is not None and not 0 < rank <= MAX_RANK:
-        raise ConfigError(f"{shorten(file_layer)} is of rank {rank}; 1 to {MAX_RANK} are taken")
-    _check_magnitude(file_layer, places, own_shapes, expected_size)
-    if prod(own_shapes.get("alpha", ())) != 1:
-        raise ConfigError(f"{shorten(keys['alpha'])} is no single number")
+        raise ConfigError(f"{shorten_key(file_layer)} is of rank {rank}; 1 to {MAX_RANK} are taken")
+    _check_magnitude(file_layer, places, shapes_by_role, expected_size)
+    if prod(shapes_by_role.get("alpha", ())) != 1:
+        raise ConfigError(f"{shorten_key(keys['alpha'])} is no single number")
     return BoundLayer(file_layer, tuple(places), keys, kind, rank)
 
 
@@ -135,7 +136,7 @@ def measure_factors(
 
     raises: KeyError with a missing role, ValueError where two do not go together
     """
-    measures: dict[str, Callable[..., tuple[tuple[int, int], int | None]]] = {
+    measure_by_kind: dict[str, Callable[..., tuple[tuple[int, int], int | None]]] = {
         "lora": _measure_lora, "embedding": _measure_embedding,
         "loha": _measure_loha, "lokr": _measure_lokr,
     }  # fmt: skip
@@ -147,7 +148,7 @@ def measure_factors(
     (kind,) = kinds
     if any(not all(shape) for shape in shapes.values()):
         raise ValueError("one of them is empty")
-    size, rank = measures[kind](shapes)
+    size, rank = measure_by_kind[kind](shapes)
     return ("lora" if kind == "embedding" else kind), size, rank
 
 
@@ -163,18 +164,18 @@ _KIND_OF_ROLE = {
 
 def _measure_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
-    _require(len(down) in (2, 4) and len(up) in (2, 4), down, up)
-    _require(up[1] == down[0] and prod(up[2:]) == 1, down, up)
+    _check_fit(len(down) in (2, 4) and len(up) in (2, 4), down, up)
+    _check_fit(up[1] == down[0] and prod(up[2:]) == 1, down, up)
     if mid is None:
         return (up[0], prod(down[1:])), down[0]
-    _require(len(mid) == 4 and mid[:2] == (down[0], down[0]) and prod(down[2:]) == 1, down, mid)
+    _check_fit(len(mid) == 4 and mid[:2] == (down[0], down[0]) and prod(down[2:]) == 1, down, mid)
     return (up[0], down[1] * prod(mid[2:])), down[0]
 
 
 def _measure_embedding(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     """peft's of embeddings: (r, V) and (D, r), of a weight (V, D)."""
     down, up = shapes["embedding_down"], shapes["embedding_up"]
-    _require(len(down) == len(up) == 2 and down[0] == up[1], down, up)
+    _check_fit(len(down) == len(up) == 2 and down[0] == up[1], down, up)
     return (down[1], up[0]), down[0]
 
 
@@ -182,62 +183,62 @@ def _measure_loha(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
     sizes = set()
     for number in (1, 2):
         left_shape, right_shape = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"]
-        kernel = shapes.get(f"hada_t{number}")
-        _require(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
-        if kernel is None:
-            _require(left_shape[1] == right_shape[0], left_shape, right_shape)
+        kernel_shape = shapes.get(f"hada_t{number}")
+        _check_fit(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
+        if kernel_shape is None:
+            _check_fit(left_shape[1] == right_shape[0], left_shape, right_shape)
             sizes.add((left_shape[0], right_shape[1]))
         else:  # the factors of a kernel have the rank first
-            _require(
-                len(kernel) == 4 and kernel[:2] == (left_shape[0], right_shape[0]),
+            _check_fit(
+                len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
-                kernel,
+                kernel_shape,
             )
-            sizes.add((left_shape[1], right_shape[1] * prod(kernel[2:])))
-    _require(len(sizes) == 1, *sizes)
+            sizes.add((left_shape[1], right_shape[1] * prod(kernel_shape[2:])))
+    _check_fit(len(sizes) == 1, *sizes)
     return sizes.pop(), shapes["hada_w1_b"][0]
 
 
 def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int | None]:
     rank = None
     if "lokr_w1" in shapes:
-        first = shapes["lokr_w1"]
+        first_shape = shapes["lokr_w1"]
     else:
         left_shape, right_shape = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
-        _require(
+        _check_fit(
             len(left_shape) == len(right_shape) == 2 and left_shape[1] == right_shape[0],
             left_shape,
             right_shape,
         )
-        first, rank = (left_shape[0], right_shape[1]), right_shape[0]
-    _require(len(first) == 2, first)
+        first_shape, rank = (left_shape[0], right_shape[1]), right_shape[0]
+    _check_fit(len(first_shape) == 2, first_shape)
     if "lokr_w2" in shapes:
-        second = shapes["lokr_w2"]
+        second_shape = shapes["lokr_w2"]
     else:
-        left_shape, right_shape, kernel = (
+        left_shape, right_shape, kernel_shape = (
             shapes["lokr_w2_a"],
             shapes["lokr_w2_b"],
             shapes.get("lokr_t2"),
         )
-        if kernel is None:
-            _require(
+        if kernel_shape is None:
+            _check_fit(
                 len(left_shape) == 2 and left_shape[1] == right_shape[0], left_shape, right_shape
             )
-            second, rank = (left_shape[0], *right_shape[1:]), right_shape[0]
+            second_shape, rank = (left_shape[0], *right_shape[1:]), right_shape[0]
         else:
-            _require(
-                len(kernel) == 4 and kernel[:2] == (left_shape[0], right_shape[0]),
+            _check_fit(
+                len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
-                kernel,
+                kernel_shape,
             )
-            second, rank = (left_shape[1], right_shape[1], *kernel[2:]), right_shape[0]
-    _require(len(second) in (2, 4), second)
-    return (first[0] * second[0], first[1] * prod(second[1:])), rank
+            second_shape, rank = (left_shape[1], right_shape[1], *kernel_shape[2:]), right_shape[0]
+    _check_fit(len(second_shape) in (2, 4), second_shape)
+    return (first_shape[0] * second_shape[0], first_shape[1] * prod(second_shape[1:])), rank
 
 
-def _require(is_right: bool, *shapes: tuple[int, ...]) -> None:
+def _check_fit(is_right: bool, *shapes: tuple[int, ...]) -> None:
     if not is_right:
         raise ValueError(" and ".join(str(list(shape)) for shape in shapes))
 
@@ -254,13 +255,13 @@ def _check_magnitude(
     axis = find_magnitude_axis(role, shapes[role], (size[0], *places[0].shape[1:]))
     if axis is None:
         raise ConfigError(
-            f"{shorten(file_layer)} has magnitudes {list(shapes[role])}, which are neither those "
-            f"of {size[0]} outputs nor of {places[0].shape[1]} inputs"
+            f"{shorten_key(file_layer)} has magnitudes {list(shapes[role])}, which are neither "
+            f"those of {size[0]} outputs nor of {places[0].shape[1]} inputs"
         )
     if axis == 1 and not all(place.is_whole for place in places):
         raise ConfigError(
-            f"{shorten(file_layer)} has magnitudes over the inputs of a layer that is several here "
-            f"({places[0].name} and others); they can't be told apart"
+            f"{shorten_key(file_layer)} has magnitudes over the inputs of a layer that is several "
+            f"here ({places[0].name} and others); they can't be told apart"
         )
 
 
@@ -269,19 +270,19 @@ def find_magnitude_axis(role: str, shape: tuple[int, ...], weight: tuple[int, ..
 
     role: peft's are always of outputs; LyCORIS and OneTrainer say by their shape
     """
-    count = prod(shape)
+    num_magnitudes = prod(shape)
     if role == "dora_scale" and len(shape) > 1 and shape[0] == 1 and weight[0] != 1:
-        return 1 if count == weight[1] else None
-    return 0 if count == weight[0] else None
+        return 1 if num_magnitudes == weight[1] else None
+    return 0 if num_magnitudes == weight[0] else None
 
 
 def _explain_family(names: Any, table: LayerTable) -> str:
-    guess = guess_family(names)
-    if guess is None or guess in table.family.title:
+    guessed_family = guess_family(names)
+    if guessed_family is None or guessed_family in table.family.title:
         return ""
-    is_known = any(guess in family.title for family in list_families())
-    ending = "" if is_known else ", a family that is not known here"
-    return f"; by its names it is of {guess}{ending}"
+    is_known = any(guessed_family in family.title for family in list_families())
+    unknown_note = "" if is_known else ", a family that is not known here"
+    return f"; by its names it is of {guessed_family}{unknown_note}"
 
 
 def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -290,9 +291,9 @@ def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     raises: ConfigError
     """
     try:
-        values = json.loads(metadata.get(ADAPTER_METADATA_KEY, "{}"))
+        peft_settings = json.loads(metadata.get(ADAPTER_METADATA_KEY, "{}"))
     except ValueError as error:
         raise ConfigError(f"its metadata {ADAPTER_METADATA_KEY} is no JSON: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(peft_settings, dict):
         raise ConfigError(f"its metadata {ADAPTER_METADATA_KEY} is no JSON object")
-    return values
+    return peft_settings

@@ -52,22 +52,23 @@ def split_key(key: str) -> tuple[str, str]:
 
     raises: ConfigError for a key that is no part of an adapter of a known kind
     """
-    for dots in range(4, 0, -1):
-        parts = key.rsplit(".", dots)
-        if len(parts) > dots and (role := _ROLES.get("." + ".".join(parts[1:]))):
-            return _modernize(parts[0]), role
-    for end, kind in _OTHER_KINDS.items():
-        if key.endswith(end):
+    for num_dots in range(4, 0, -1):
+        key_parts = key.rsplit(".", num_dots)
+        if len(key_parts) > num_dots and (role := _ROLES.get("." + ".".join(key_parts[1:]))):
+            return _modernize(key_parts[0]), role
+    for key_end, adapter_kind in _OTHER_KINDS.items():
+        if key.endswith(key_end):
             raise ConfigError(
-                f"{shorten(key)} is of {kind}; LoRA, DoRA, LoHa and LoKr are read, of weights alone"
+                f"{shorten_key(key)} is of {adapter_kind}; LoRA, DoRA, LoHa and LoKr are read, of "
+                "weights alone"
             )
-    raise ConfigError(f"{shorten(key)} is no tensor of a LoRA, DoRA, LoHa or LoKr")
+    raise ConfigError(f"{shorten_key(key)} is no tensor of a LoRA, DoRA, LoHa or LoKr")
 
 
 def _modernize(layer: str) -> str:
     if match := _OLD_ATTENTION.fullmatch(layer):
-        end = {"to_out": "to_out.0"}.get(match[2], match[2])
-        return f"{match[1]}.{end}"
+        projection_name = {"to_out": "to_out.0"}.get(match[2], match[2])
+        return f"{match[1]}.{projection_name}"
     if match := _OLD_TEXT_ATTENTION.fullmatch(layer):
         return f"{match[1]}.{match[2]}_proj"
     return layer
@@ -75,17 +76,19 @@ def _modernize(layer: str) -> str:
 
 def group_keys(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Keys by role, by the layer as the file calls it; raises ConfigError as `split_key`."""
-    groups: dict[str, dict[str, str]] = {}
+    keys_by_layer: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
         layer, role = split_key(key)
-        roles = groups.setdefault(layer, {})
-        if role in roles:
-            raise ConfigError(f"{shorten(key)} and {shorten(roles[role])} say the same twice")
-        roles[role] = key
-    return groups
+        keys_by_role = keys_by_layer.setdefault(layer, {})
+        if role in keys_by_role:
+            raise ConfigError(
+                f"{shorten_key(key)} and {shorten_key(keys_by_role[role])} say the same twice"
+            )
+        keys_by_role[role] = key
+    return keys_by_layer
 
 
-def shorten(key: str) -> str:
+def shorten_key(key: str) -> str:
     """A key as an error shows it: what a hostile file can write there is bounded."""
-    text = key if len(key) <= _MAX_SHOWN else f"{key[:_MAX_SHOWN]}..."
-    return repr(text) if not text.isprintable() or " " in text else text
+    shown_key = key if len(key) <= _MAX_SHOWN else f"{key[:_MAX_SHOWN]}..."
+    return repr(shown_key) if not shown_key.isprintable() or " " in shown_key else shown_key

@@ -72,8 +72,8 @@ class LayerAdapter:
 def sum_deltas(weight: Tensor, uses: Iterable[tuple[LayerAdapter, float]]) -> Tensor:
     """A weight with several adapters added, each times its weight; float32."""
     total = weight.float().clone()
-    for adapter, factor in uses:
-        total += factor * adapter.compute_delta(weight)
+    for adapter, adapter_weight in uses:
+        total += adapter_weight * adapter.compute_delta(weight)
     return total
 
 
@@ -124,9 +124,9 @@ def _second_kronecker(factors: Mapping[str, Tensor]) -> Tensor:
 
 def find_layer(network: nn.Module, layer: str) -> nn.Module | None:
     """A module by a name without levels that releases of transformers differ on."""
-    for level in ("", "text_model.", "model.", "language_model.", "model.language_model."):
+    for name_prefix in ("", "text_model.", "model.", "language_model.", "model.language_model."):
         try:
-            return network.get_submodule(f"{level}{layer}")
+            return network.get_submodule(f"{name_prefix}{layer}")
         except AttributeError:
             continue
     return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_ray.models.family import ModelFamily, TextEncoderPart, find_family
-from dreambooth_ray.models.kohya_names import FileLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer
 from dreambooth_ray.models.weight_files import find_weights
 
 _KOHYA_PREFIX = "lora_unet_"
@@ -53,10 +53,10 @@ class LayerPlace:
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
         """(begin, end) in the file's layer of what is ours, in our order."""
-        unit = self.file_rows // sum(self.shares)
-        begins = [unit * sum(self.shares[:part]) for part in self.parts]
+        rows_per_share = self.file_rows // sum(self.shares)
+        begins = [rows_per_share * sum(self.shares[:part]) for part in self.parts]
         return tuple(
-            (begin, begin + unit * self.shares[part])
+            (begin, begin + rows_per_share * self.shares[part])
             for begin, part in zip(begins, self.parts, strict=True)
         )
 
@@ -94,8 +94,11 @@ class LayerTable:
             part: dict(_list_layers(tensors)) for part, tensors in shapes.items()
         }
         self._places: dict[str, dict[str, list[LayerPlace]]] = {
-            part: {_flatten(name): [LayerPlace(part, name, shape)] for name, shape in own.items()}
-            for part, own in self.layers.items()
+            part: {
+                _flatten(name): [LayerPlace(part, name, shape)]
+                for name, shape in layer_shapes.items()
+            }
+            for part, layer_shapes in self.layers.items()
         }
         for layer in self.layers.get(family.denoiser.name, ()) if directory else ():
             assert directory is not None
@@ -121,7 +124,7 @@ class LayerTable:
         table._default_part = part
         return table
 
-    def add_name(self, layer: str, file_layer: FileLayer) -> None:
+    def add_name(self, layer: str, file_layer: AdapterFileLayer) -> None:
         """Another name of a layer of the denoiser."""
         part = self.family.denoiser.name
         place = LayerPlace(
@@ -135,14 +138,16 @@ class LayerTable:
     def find(self, file_layer: str) -> list[LayerPlace]:
         """The layers that a file's layer is, or is put together of; none where it is unknown."""
         for part, prefix in self._list_prefixes():
-            own_name = file_layer.removeprefix(prefix)
-            if own_name != file_layer and (places := self._find_in_part(part, own_name)):
+            bare_name = file_layer.removeprefix(prefix)
+            if bare_name != file_layer and (places := self._find_in_part(part, bare_name)):
                 return places
         return self._find_in_part(self._default_part, file_layer)
 
     def _find_in_part(self, part: str, name: str) -> list[LayerPlace]:
-        own = self._places[part]
-        if places := own.get(_flatten(name)) or own.get(_flatten(canonical_name(name))):
+        places_by_name = self._places[part]
+        if places := places_by_name.get(_flatten(name)) or places_by_name.get(
+            _flatten(canonical_name(name))
+        ):
             return places
         for prefix in _PREFIXES:
             if name.startswith(prefix):
@@ -151,24 +156,33 @@ class LayerTable:
 
     def _list_prefixes(self) -> Iterator[tuple[str, str]]:
         """Parts, and what stands before their layers in files; the more telling ones first."""
-        counts: dict[str, int] = {}
+        counts_by_class: dict[str, int] = {}
         encoders = [e for e in self.family.text_encoders if e.name in self._places]
-        for number, encoder in enumerate(self.family.text_encoders, start=1):
+        for encoder_number, encoder in enumerate(self.family.text_encoders, start=1):
             if encoder not in encoders:
                 continue
-            index = counts.get(encoder.class_name, 0)
-            counts[encoder.class_name] = index + 1
-            for prefix in _list_text_prefixes(encoder, number, index):
+            index_in_class = counts_by_class.get(encoder.class_name, 0)
+            counts_by_class[encoder.class_name] = index_in_class + 1
+            for prefix in _list_text_prefixes(encoder, encoder_number, index_in_class):
                 yield encoder.name, prefix
         if self.family.denoiser.name in self._places:
             yield self.family.denoiser.name, f"{self.family.denoiser.name}."
 
 
-def _list_text_prefixes(encoder: TextEncoderPart, number: int, index: int) -> tuple[str, ...]:
-    """number: among all text encoders, from 1; index: among those of its class"""
-    first = ("lora_te_", "text_encoders.qwen3.transformer.") if number == 1 else ()
-    class_prefixes = _TEXT_NAMES.get((encoder.class_name, index), ())
-    return (f"lora_te{number}_", f"{encoder.name}.", *first, *class_prefixes)
+def _list_text_prefixes(
+    encoder: TextEncoderPart, encoder_number: int, index_in_class: int
+) -> tuple[str, ...]:
+    """encoder_number: among all text encoders, from 1; index_in_class: among those of its class"""
+    first_encoder_prefixes = (
+        ("lora_te_", "text_encoders.qwen3.transformer.") if encoder_number == 1 else ()
+    )
+    class_prefixes = _TEXT_NAMES.get((encoder.class_name, index_in_class), ())
+    return (
+        f"lora_te{encoder_number}_",
+        f"{encoder.name}.",
+        *first_encoder_prefixes,
+        *class_prefixes,
+    )
 
 
 def _list_layers(tensors: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -178,14 +192,18 @@ def _list_layers(tensors: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, tu
             yield canonical_name(layer), tuple(shape)
 
 
-def _list_file_layers(family: ModelFamily, directory: Path, layer: str) -> Iterator[FileLayer]:
+def _list_file_layers(
+    family: ModelFamily, directory: Path, layer: str
+) -> Iterator[AdapterFileLayer]:
     """Names of a denoiser's layer beside diffusers' own."""
     if family.kohya_names and (
-        place := family.kohya_names.find(directory, family.denoiser.name, layer)
+        kohya_layer := family.kohya_names.find(directory, family.denoiser.name, layer)
     ):
-        yield FileLayer(place.name.removeprefix(_KOHYA_PREFIX), (place.part,), place.shares)
-    if family.list_file_layers:
-        yield from family.list_file_layers(directory, layer)
+        yield AdapterFileLayer(
+            kohya_layer.name.removeprefix(_KOHYA_PREFIX), (kohya_layer.part,), kohya_layer.shares
+        )
+    if family.list_adapter_layer_names:
+        yield from family.list_adapter_layer_names(directory, layer)
 
 
 def _flatten(name: str) -> str:

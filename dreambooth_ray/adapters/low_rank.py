@@ -31,30 +31,34 @@ class CutProduct:
 def cut_product(down: Tensor, up: Tensor, rank: int) -> CutProduct:
     """The best approximation (Eckart and Young 1936) of the product of (r, I) and (O, r)."""
     if rank >= down.shape[0]:
-        norm = float((_gram(down.double()) * _gram(up.double().T)).sum())
-        return CutProduct(down.float(), up.float(), 0.0, max(norm, 0.0))
+        squared_norm = float((_gram(down.double()) * _gram(up.double().T)).sum())
+        return CutProduct(down.float(), up.float(), 0.0, max(squared_norm, 0.0))
     # The factors' triangles have the product's singular values, and are small.
     left_vectors, left_triangle = torch.linalg.qr(up.double())
     right_vectors, right_triangle = torch.linalg.qr(down.double().T)
-    inner_left, values, inner_right = torch.linalg.svd(left_triangle @ right_triangle.T)
-    return _cut(left_vectors @ inner_left, values, inner_right @ right_vectors.T, rank)
+    inner_left, singular_values, inner_right = torch.linalg.svd(left_triangle @ right_triangle.T)
+    return _cut(left_vectors @ inner_left, singular_values, inner_right @ right_vectors.T, rank)
 
 
 def cut_matrix(matrix: Tensor, rank: int) -> CutProduct:
     """As `cut_product`, of an (O, I) matrix."""
-    left_vectors, values, right_vectors = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return _cut(left_vectors, values, right_vectors, rank)
+    left_vectors, singular_values, right_vectors = torch.linalg.svd(
+        matrix.double(), full_matrices=False
+    )
+    return _cut(left_vectors, singular_values, right_vectors, rank)
 
 
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def _cut(left_vectors: Tensor, values: Tensor, right_vectors: Tensor, rank: int) -> CutProduct:
-    new_rank = min(rank, len(values))
+def _cut(
+    left_vectors: Tensor, singular_values: Tensor, right_vectors: Tensor, rank: int
+) -> CutProduct:
+    new_rank = min(rank, len(singular_values))
     # Half of each value in each factor, so that neither overflows half precision.
-    roots = values[:new_rank].sqrt()
-    squares = values.square()
+    roots = singular_values[:new_rank].sqrt()
+    squares = singular_values.square()
     return CutProduct(
         (roots[:, None] * right_vectors[:new_rank]).float(),
         (left_vectors[:, :new_rank] * roots).float(),

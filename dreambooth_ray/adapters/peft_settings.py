@@ -33,9 +33,9 @@ class PeftSettings:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "PeftSettings":
         """From adapter_config.json; raises ConfigError naming a setting that is not known."""
-        kind = str(values.get("peft_type") or "LORA")
-        if kind not in _TYPES:
-            raise ConfigError(f"peft_type={kind!r} is not read; LORA, LOHA and LOKR are")
+        peft_type = str(values.get("peft_type") or "LORA")
+        if peft_type not in _TYPES:
+            raise ConfigError(f"peft_type={peft_type!r} is not read; LORA, LOHA and LOKR are")
         for name in _UNKNOWN:
             if values.get(name):
                 raise ConfigError(f"its adapter_config.json sets {name}, which is not read")
@@ -43,7 +43,7 @@ class PeftSettings:
             raise ConfigError("its adapter_config.json trains biases, which are not read")
         try:
             rank = int(values["r"])
-            alpha = values.get("lora_alpha" if kind == "LORA" else "alpha")
+            alpha = values.get("lora_alpha" if peft_type == "LORA" else "alpha")
             return cls(
                 rank,
                 float(rank if alpha is None else alpha),

@@ -20,10 +20,12 @@ class RankReport:
     @classmethod
     def of(cls, products: Mapping[str, CutProduct]) -> "RankReport":
         """Of the layers' products by name."""
-        whole = sum(product.whole for product in products.values())
-        lost = sum(product.lost for product in products.values())
+        whole_squared_norm = sum(product.whole for product in products.values())
+        lost_squared_norm = sum(product.lost for product in products.values())
         by_layer = {name: product.error for name, product in products.items()}
-        return cls(sqrt(lost / whole) if whole else 0.0, by_layer)
+        return cls(
+            sqrt(lost_squared_norm / whole_squared_norm) if whole_squared_norm else 0.0, by_layer
+        )
 
     def lines(self) -> list[str]:
         """As the verbs print it."""

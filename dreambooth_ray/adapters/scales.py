@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dreambooth_ray.adapters.file_keys import shorten
+from dreambooth_ray.adapters.file_keys import shorten_key
 from dreambooth_ray.adapters.peft_settings import PeftSettings
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.peft_files import PREFIX, SETTINGS, WEIGHTS
@@ -21,14 +21,14 @@ class LayerScales:
         """metadata: diffusers', `part.setting` to its value; raises ConfigError"""
         self._of_part: dict[str, PeftSettings] = {}
         self._of_file: PeftSettings | None = None
-        settings = file.parent / SETTINGS
-        if file.name == WEIGHTS and settings.is_file():
-            self._of_file = PeftSettings.parse(_read_settings(settings))
-        by_part: dict[str, dict[str, Any]] = {}
-        for name, value in metadata.items():
-            part, _, setting = name.rpartition(".")
-            by_part.setdefault(part, {})[setting] = value
-        for part, values in by_part.items():
+        settings_file = file.parent / SETTINGS
+        if file.name == WEIGHTS and settings_file.is_file():
+            self._of_file = PeftSettings.parse(_read_settings(settings_file))
+        settings_by_part: dict[str, dict[str, Any]] = {}
+        for metadata_key, value in metadata.items():
+            part, _, setting_name = metadata_key.rpartition(".")
+            settings_by_part.setdefault(part, {})[setting_name] = value
+        for part, values in settings_by_part.items():
             if "r" in values:
                 self._of_part[part] = PeftSettings.parse(values)
 
@@ -47,18 +47,20 @@ class LayerScales:
 
 def check_finite(key: str, tensor: Tensor) -> Tensor:
     """A file's tensor as it is computed with; raises ConfigError where it holds NaN or infinity."""
-    wide = tensor.float()
-    if not bool(wide.isfinite().all()):
-        raise ConfigError(f"{shorten(key)} holds numbers that are not finite; the file is damaged")
+    float_tensor = tensor.float()
+    if not bool(float_tensor.isfinite().all()):
+        raise ConfigError(
+            f"{shorten_key(key)} holds numbers that are not finite; the file is damaged"
+        )
     # Types of eight bits are for storage alone.
-    return wide if tensor.element_size() == 1 or prod(tensor.shape) == 1 else tensor
+    return float_tensor if tensor.element_size() == 1 or prod(tensor.shape) == 1 else tensor
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(settings, dict):
         raise ConfigError(f"{path} is no JSON object")
-    return values
+    return settings

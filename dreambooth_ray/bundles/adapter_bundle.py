@@ -37,20 +37,22 @@ def write_adapter_bundle(
     about: of the sources' manifests, and how they were put together
     """
     for part, network in networks.items():
-        own = {layer: product for (name, layer), product in products.items() if name == part}
-        if own:
-            _write_part(folder / paths.ADAPTER / part, own, network, dtype)
-    uri, directory = base
-    subject = {key: about[key] for key in _SUBJECT_KEYS if key in about}
-    manifest.write_local(
+        part_products = {
+            layer: product for (name, layer), product in products.items() if name == part
+        }
+        if part_products:
+            _write_part(folder / paths.ADAPTER / part, part_products, network, dtype)
+    base_uri, base_folder = base
+    subject_values = {key: about[key] for key in _SUBJECT_KEYS if key in about}
+    manifest.write_local_manifest(
         folder,
         {
-            **subject,
+            **subject_values,
             "kind": "adapter",
             "method": "lora",
             "sources": about.get("sources", []),
-            "base_model": make_absolute(uri),
-            "base_hash": model_hash(directory),
+            "base_model": make_absolute(base_uri),
+            "base_hash": model_hash(base_folder),
             "created_at": time.time(),
         },
     )
@@ -60,38 +62,44 @@ def _write_part(
     folder: Path, products: Mapping[str, CutProduct], network: nn.Module, dtype: torch.dtype
 ) -> None:
     folder.mkdir(parents=True)
-    names = {module: name for name, module in network.named_modules()}
-    sources: dict[str, TensorSource] = {}
-    ranks: dict[str, int] = {}
+    names_by_module = {module: module_name for module_name, module in network.named_modules()}
+    tensor_sources: dict[str, TensorSource] = {}
+    rank_by_module: dict[str, int] = {}
     for layer, product in products.items():
         module = find_layer(network, layer)
         assert module is not None
-        name, weight = names[module], module.get_parameter("weight")
+        module_name, weight = names_by_module[module], module.get_parameter("weight")
         down, up = product.down, product.up
         if weight.dim() == 4:
             down, up = down.reshape(-1, *weight.shape[1:]), up[:, :, None, None]
-        ranks[name] = len(down)
-        for suffix, factor in (("lora_A", down), ("lora_B", up)):
-            source = TensorSource.of(factor.contiguous()).as_type(dtype)
-            sources[f"{PREFIX}{name}.{suffix}.weight"] = source
-    write_tensors(folder / WEIGHTS, sources, {"format": "pt"})
-    (folder / SETTINGS).write_text(json.dumps(build_settings(ranks), indent=1, sort_keys=True))
+        rank_by_module[module_name] = len(down)
+        for suffix, factor_tensor in (("lora_A", down), ("lora_B", up)):
+            tensor_source = TensorSource.of(factor_tensor.contiguous()).as_type(dtype)
+            tensor_sources[f"{PREFIX}{module_name}.{suffix}.weight"] = tensor_source
+    write_tensors(folder / WEIGHTS, tensor_sources, {"format": "pt"})
+    (folder / SETTINGS).write_text(
+        json.dumps(build_settings(rank_by_module), indent=1, sort_keys=True)
+    )
 
 
 def build_settings(ranks: Mapping[str, int]) -> dict[str, object]:
     """peft's of plain LoRA, by the ranks of layers; every scale is one."""
-    rank = max(ranks.values())
+    max_rank = max(ranks.values())
     # peft takes patterns for ends of names, unless they begin so.
-    others = {f"^{re.escape(name)}": own for name, own in ranks.items() if own != rank}
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
+    rank_pattern = {
+        f"^{re.escape(name)}": layer_rank
+        for name, layer_rank in ranks.items()
+        if layer_rank != max_rank
+    }
+    lora_config = LoraConfig(
+        r=max_rank,
+        lora_alpha=max_rank,
         target_modules="|".join(re.escape(name) for name in ranks),
-        rank_pattern=others,
-        alpha_pattern=dict(others),
+        rank_pattern=rank_pattern,
+        alpha_pattern=dict(rank_pattern),
     )
-    values = config.to_dict()
+    config_values = lora_config.to_dict()
     return {
-        **{k: sorted(v) if isinstance(v, set) else v for k, v in values.items()},
+        **{k: sorted(v) if isinstance(v, set) else v for k, v in config_values.items()},
         "inference_mode": True,
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreambooth_ray.adapters.peft_settings import PeftSettings
 from dreambooth_ray.bundles import kohya, lycoris, read_back
-from dreambooth_ray.bundles.export_file import Export, save_weights
+from dreambooth_ray.bundles.export_file import ExportFunctions, save_weights
 from dreambooth_ray.bundles.model_spec import build_model_spec
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError
@@ -44,8 +44,8 @@ class AdapterWeights:
     @property
     def has_one_scale(self) -> bool:
         """Whether all layers are of one rank and one scale, which is alpha / rank."""
-        names = ("rank_pattern", "alpha_pattern", "use_rslora")
-        return not any(self.settings.get(name) for name in names)
+        setting_names = ("rank_pattern", "alpha_pattern", "use_rslora")
+        return not any(self.settings.get(name) for name in setting_names)
 
     def find_scale(self, layer: str) -> float:
         """Factor of the product of a layer's two matrices."""
@@ -65,46 +65,48 @@ class AdapterWeights:
         }
 
 
-def build_lora(directory: Path, dtype: torch.dtype) -> Export:
+def build_lora(directory: Path, dtype: torch.dtype) -> ExportFunctions:
     """peft's own names under the part's, the one form in which diffusers reads every layer.
 
     raises: ConfigError
     """
-    layers: dict[str, Tensor] = {}
-    about: dict[str, Any] = {}
+    exported_weights: dict[str, Tensor] = {}
+    peft_metadata: dict[str, Any] = {}
     adapters = _load_adapters(directory, "lora")
     _refuse_other_kinds(adapters, "lora")
     for part, adapter in adapters.items():
         # transformers 5 has dropped this level of CLIP's; readers take the names with it.
-        prefix = f"{part}.text_model." if part.startswith("text_encoder") else f"{part}."
-        for name, weight in adapter.weights.items():
+        part_prefix = f"{part}.text_model." if part.startswith("text_encoder") else f"{part}."
+        for weight_name, weight in adapter.weights.items():
             # Readers that know no alpha take it to be the rank: the scale goes into the weights.
-            layer, _, end = name.rpartition(".lora_B.weight")
-            scaled = weight * adapter.find_scale(layer) if layer and not end else weight
+            layer, _, name_end = weight_name.rpartition(".lora_B.weight")
+            scaled_weight = weight * adapter.find_scale(layer) if layer and not name_end else weight
             # transformers passes over magnitudes that are named as peft names them, without an end.
-            end = ".weight" if name.endswith("lora_magnitude_vector") else ""
-            layers[prefix + name.removeprefix("text_model.") + end] = scaled
-        settings = {
+            name_end = ".weight" if weight_name.endswith("lora_magnitude_vector") else ""
+            exported_weights[part_prefix + weight_name.removeprefix("text_model.") + name_end] = (
+                scaled_weight
+            )
+        peft_settings = {
             **adapter.settings,
             "lora_alpha": adapter.settings["r"],
             "alpha_pattern": adapter.settings["rank_pattern"],
             "use_rslora": False,
         }
-        about |= {f"{part}.{k}": v for k, v in settings.items()}
+        peft_metadata |= {f"{part}.{k}": v for k, v in peft_settings.items()}
     modelspec = build_model_spec(directory, adapter=True)
-    metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(about, sort_keys=True)}
-    return _export_adapters(layers, adapters, directory, metadata, dtype, "lora")
+    metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(peft_metadata, sort_keys=True)}
+    return _export_adapters(exported_weights, adapters, directory, metadata, dtype, "lora")
 
 
-def build_kohya(directory: Path, dtype: torch.dtype) -> Export:
+def build_kohya(directory: Path, dtype: torch.dtype) -> ExportFunctions:
     """The names of kohya's sd-scripts; LoHa and LoKr under LyCORIS's. raises: ConfigError"""
-    base = base_directory(directory)
-    names = find_family(base).kohya_names
-    assert names is not None
+    base_folder = base_directory(directory)
+    kohya_names = find_family(base_folder).kohya_names
+    assert kohya_names is not None
     weights: dict[str, Tensor] = {}
     adapters = _load_adapters(directory, "kohya")
     if any(adapter.kind != "lora" for adapter in adapters.values()):
-        return _build_lycoris(directory, names, adapters, dtype)
+        return _build_lycoris(directory, kohya_names, adapters, dtype)
     for part, adapter in adapters.items():
         if adapter.settings["use_dora"]:
             raise ConfigError(
@@ -114,18 +116,24 @@ def build_kohya(directory: Path, dtype: torch.dtype) -> Export:
         rank = int(adapter.settings["r"])
         if adapter.has_one_scale:
             alpha = float(adapter.settings["lora_alpha"])
-            weights |= kohya.rename_weights(names, base, part, adapter.weights, alpha, rank)
+            weights |= kohya.rename_weights(
+                kohya_names, base_folder, part, adapter.weights, alpha, rank
+            )
             continue
         # One alpha for all: each layer's own scale goes into its weights.
-        scaled = {
-            name: w * adapter.find_scale(layer) if (layer := name.removesuffix(_UP)) != name else w
-            for name, w in adapter.weights.items()
+        scaled_weights = {
+            name: weight * adapter.find_scale(name.removesuffix(_UP))
+            if name.endswith(_UP)
+            else weight
+            for name, weight in adapter.weights.items()
         }
-        weights |= kohya.rename_weights(names, base, part, scaled, float(rank), rank)
-    settings = next(iter(adapters.values())).settings
+        weights |= kohya.rename_weights(
+            kohya_names, base_folder, part, scaled_weights, float(rank), rank
+        )
+    peft_settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
     kohya_metadata = kohya.build_metadata(
-        settings, names.read_metadata(base), modelspec["modelspec.title"]
+        peft_settings, kohya_names.read_metadata(base_folder), modelspec["modelspec.title"]
     )
     metadata = {**modelspec, **kohya_metadata}
     return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
@@ -138,11 +146,11 @@ def _export_adapters(
     metadata: dict[str, str],
     dtype: torch.dtype,
     kind: str,
-) -> Export:
-    learned = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
-    return Export(
+) -> ExportFunctions:
+    learned_deltas = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
+    return ExportFunctions(
         partial(save_weights, weights, dtype, metadata),
-        lambda out: read_back.check_adapters(out, directory, learned, dtype, kind),
+        lambda out: read_back.check_adapters(out, directory, learned_deltas, dtype, kind),
     )
 
 
@@ -153,16 +161,16 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
             f"--format={kind}: {directory} has no adapters; it takes a run with "
             "train.method=lora, others can be exported as diffusers or single-file"
         )
-    for words in tokens.load_words(directory / paths.ADAPTER).values():
-        refuse_words(kind, list(words))
+    for learned_words in tokens.load_words(directory / paths.ADAPTER).values():
+        refuse_words(kind, list(learned_words))
     adapters = {}
     for part in (part.name for part in find_family(base_directory(directory)).networks):
-        if (folder := directory / paths.ADAPTER / part).is_dir():
-            with explained_loading(folder):
-                settings = json.loads((folder / SETTINGS).read_text())
-                stored_weights = load_file(folder / WEIGHTS)
+        if (part_folder := directory / paths.ADAPTER / part).is_dir():
+            with explained_loading(part_folder):
+                peft_settings = json.loads((part_folder / SETTINGS).read_text())
+                stored_weights = load_file(part_folder / WEIGHTS)
             weights = {k.removeprefix(PREFIX): v for k, v in stored_weights.items()}
-            adapters[part] = AdapterWeights(settings, weights)
+            adapters[part] = AdapterWeights(peft_settings, weights)
     return adapters
 
 
@@ -176,20 +184,25 @@ def refuse_words(kind: str, words: list[str]) -> None:
 
 def _build_lycoris(
     directory: Path, names: KohyaNames, adapters: Mapping[str, AdapterWeights], dtype: torch.dtype
-) -> Export:
+) -> ExportFunctions:
     """LoHa or LoKr under LyCORIS's names, which ComfyUI and A1111 read."""
-    base = base_directory(directory)
+    base_folder = base_directory(directory)
     weights: dict[str, Tensor] = {}
     for part, adapter in adapters.items():
-        weights |= lycoris.rename_factors(names, base, part, adapter.weights, adapter.find_scale)
-    first = next(iter(adapters.values()))
+        weights |= lycoris.rename_factors(
+            names, base_folder, part, adapter.weights, adapter.find_scale
+        )
+    first_adapter = next(iter(adapters.values()))
     modelspec = build_model_spec(directory, adapter=True)
     metadata = modelspec | lycoris.build_metadata(
-        first.kind, first.settings, names.read_metadata(base), modelspec["modelspec.title"]
+        first_adapter.kind,
+        first_adapter.settings,
+        names.read_metadata(base_folder),
+        modelspec["modelspec.title"],
     )
-    return Export(
+    return ExportFunctions(
         partial(save_weights, weights, dtype, metadata),
-        lambda out: lycoris.check_file(out, directory / paths.ADAPTER, base, dtype),
+        lambda out: lycoris.check_written_file(out, directory / paths.ADAPTER, base_folder, dtype),
     )
 
 

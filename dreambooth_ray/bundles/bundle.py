@@ -87,17 +87,18 @@ def export_bundle(
         )
     with scratch_folder("bundle", config.storage.scratch) as folder:
         step = state.bundle_step
-        files, stage = _open_checkpoint(run, step, folder, kept_files), folder / "bundle"
-        with verified_weights(files) as weights:
-            about = _write_weights(config, directory, weights, stage, load)
-        base = _find_base(config, run)
-        if about["kind"] == "adapter":
-            about["base_model"] = base
+        checkpoint_files = _open_checkpoint(run, step, folder, kept_files)
+        stage_folder = folder / "bundle"
+        with verified_weights(checkpoint_files) as weights:
+            bundle_metadata = _write_weights(config, directory, weights, stage_folder, load)
+        base_model = _find_base(config, run)
+        if bundle_metadata["kind"] == "adapter":
+            bundle_metadata["base_model"] = base_model
         family = find_family(base_directory(directory))
-        card = _render_card(config, family, run, base, step, state.last_step)
-        (stage / "card.md").write_text(card)
-        about |= {"step": step, "created_at": time.time()}
-        manifest.publish_folder(run, paths.BUNDLE, stage, about)
+        card = _render_card(config, family, run, base_model, step, state.last_step)
+        (stage_folder / "card.md").write_text(card)
+        bundle_metadata |= {"step": step, "created_at": time.time()}
+        manifest.publish_folder(run, paths.BUNDLE, stage_folder, bundle_metadata)
 
 
 def _open_checkpoint(
@@ -107,8 +108,8 @@ def _open_checkpoint(
     checkpoint = find_checkpoint(run, step)
     if kept_files is None:
         return restore_weights(run, checkpoint, folder / "checkpoint")
-    if loss := manifest.find_loss(run, checkpoint.name):
-        raise CheckpointError(f"{run.uri}/{loss}")
+    if lost_file := manifest.find_metadata_mismatch(run, checkpoint.name):
+        raise CheckpointError(f"{run.uri}/{lost_file}")
     return kept_files
 
 
@@ -116,54 +117,56 @@ def _write_weights(
     config: Config,
     directory: Path,
     weights: Mapping[str, Mapping[str, Tensor]],
-    stage: Path,
+    stage_folder: Path,
     load: Callable[[Path], Components],
 ) -> dict[str, object]:
-    """Write the weights to `stage`; returns the manifest's `about`."""
-    parts = load(directory)
-    apply_method(config, parts)
-    check_trainable_params(parts, weights)
-    about = _describe(config)
-    name = parts.family.denoiser.name
-    for encoder_name, encoder in parts.text_encoders.items():
+    """Write the weights to `stage_folder`; returns the manifest's `about`."""
+    components = load(directory)
+    apply_method(config, components)
+    check_trainable_params(components, weights)
+    bundle_metadata = _describe_subjects(config)
+    denoiser_name = components.family.denoiser.name
+    for encoder_name, encoder in components.text_encoders.items():
         load_part(encoder, weights.get(encoder_name, {}))
     if config.train.method == "lora":
-        load_part(parts.denoiser, weights.get(name, {}))
-        _save_adapters(parts, stage)
+        load_part(components.denoiser, weights.get(denoiser_name, {}))
+        _save_adapters(components, stage_folder)
         if config.loss.zero_terminal_snr:
-            parts.schedule.save_pretrained(stage / paths.ADAPTER_SCHEDULER)
-        return about | {"kind": "adapter", "base_hash": model_hash(directory)}
-    tokens.fold_embeddings(parts)
-    sources = list_denoiser_sources(parts.denoiser, name, directory, weights.get(name))
-    stream_denoiser(parts.denoiser, sources)
-    pipeline = build_pipeline(parts, directory)
+            components.schedule.save_pretrained(stage_folder / paths.ADAPTER_SCHEDULER)
+        return bundle_metadata | {"kind": "adapter", "base_hash": model_hash(directory)}
+    tokens.fold_embeddings(components)
+    denoiser_sources = list_denoiser_sources(
+        components.denoiser, denoiser_name, directory, weights.get(denoiser_name)
+    )
+    stream_denoiser(components.denoiser, denoiser_sources)
+    pipeline = build_pipeline(components, directory)
     if config.loss.zero_terminal_snr:
         pipeline.scheduler = DDIMScheduler.from_config(
             pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
     # In float32: from_pretrained without a dtype mixes precisions over half weights.
-    pipeline.save_pretrained(stage, safe_serialization=True)
-    return about
+    pipeline.save_pretrained(stage_folder, safe_serialization=True)
+    return bundle_metadata
 
 
 def _find_base(config: Config, run: Store) -> str:
     """The base model as it is found again: of the hub, at the commit that the run began with."""
-    source = make_absolute(config.model.source)
-    source = read_pins(run).get(source, source)
-    is_folder = not find_shipped(source) and parse_source(source).is_directory
-    return str(Path(source).resolve()) if is_folder else source
+    model_source = make_absolute(config.model.source)
+    model_source = read_pins(run).get(model_source, model_source)
+    is_folder = not find_shipped(model_source) and parse_source(model_source).is_directory
+    return str(Path(model_source).resolve()) if is_folder else model_source
 
 
-def _save_adapters(parts: Components, stage: Path) -> None:
-    for name, network in parts.networks.items():
+def _save_adapters(components: Components, stage_folder: Path) -> None:
+    for name, network in components.networks.items():
         if lora.has_adapters(network):
-            lora.save_adapters(network, stage / paths.ADAPTER / name)
-    tokens.save_words(tokens.learned_embeddings(parts), stage / paths.ADAPTER)
+            lora.save_adapters(network, stage_folder / paths.ADAPTER / name)
+    tokens.save_words(tokens.learned_embeddings(components), stage_folder / paths.ADAPTER)
 
 
-def _describe(config: Config) -> dict[str, object]:
+def _describe_subjects(config: Config) -> dict[str, object]:
     """What a bundle's manifest says of its subjects."""
-    about: dict[str, object] = {
+    bundle_metadata: dict[str, object] = {
         "kind": "bundle",
         "method": config.train.method,
         "identifier": config.word(config.subject),
@@ -180,8 +183,8 @@ def _describe(config: Config) -> dict[str, object]:
         "resolution": config.train.side_px,
     }
     if config.subject.name is not None:
-        about["subject"] = config.subject.name
-    return about
+        bundle_metadata["subject"] = config.subject.name
+    return bundle_metadata
 
 
 _USE = """\
@@ -197,7 +200,7 @@ def _render_card(
     config: Config, family: ModelFamily, run: Store, base: str, step: int, last: int
 ) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
-    usage = _USE_ADAPTER if config.train.method == "lora" else _USE
+    usage_template = _USE_ADAPTER if config.train.method == "lora" else _USE
     tenth = max(1, len(losses) // 10)
     return _CARD.format(
         title=", ".join(f"{config.word(s)} {s.class_noun}" for s in config.all_subjects),
@@ -205,7 +208,7 @@ def _render_card(
             f"**{config.word(s)}** before **{s.class_noun}**" for s in config.all_subjects
         ),
         family=family.title,
-        usage=usage.format(
+        usage=usage_template.format(
             prompt=config.instance_prompt, model=base, pipeline=family.pipeline_classes[0]
         ),
         method=config.train.method,
@@ -213,7 +216,7 @@ def _render_card(
         steps=last if step == last else f"{step} of {last}, the best by evaluation",
         batch_size=config.train.batch_size,
         lr=config.train.lr,
-        kept=_describe_kept(config),
+        kept=_describe_preservation(config),
         text_encoder="yes" if config.train.text_encoder else "no",
         first=sum(losses[:tenth]) / tenth,
         last=sum(losses[-tenth:]) / tenth,
@@ -221,22 +224,24 @@ def _render_card(
     )
 
 
-def _describe_kept(config: Config) -> str:
-    prior = config.prior
-    kept = []
-    if prior.num_images:
-        kept.append(f"{prior.num_images} class images, weight {prior.weight:g}")
-    if prior.keeps_output:
-        kept.append(f"the base model's output, weight {prior.output_weight:g}")
+def _describe_preservation(config: Config) -> str:
+    prior_config = config.prior
+    preserved_texts = []
+    if prior_config.num_images:
+        preserved_texts.append(
+            f"{prior_config.num_images} class images, weight {prior_config.weight:g}"
+        )
+    if prior_config.keeps_output:
+        preserved_texts.append(f"the base model's output, weight {prior_config.output_weight:g}")
     if config.train.keeps_background:
         weight = config.train.mask_background
-        kept.append(f"the base model's output outside the masks, weight {weight:g}")
-    return "; ".join(kept) or "nothing"
+        preserved_texts.append(f"the base model's output outside the masks, weight {weight:g}")
+    return "; ".join(preserved_texts) or "nothing"
 
 
-def read_bundle_about(directory: Path) -> dict[str, str]:
+def read_bundle_metadata(directory: Path) -> dict[str, str]:
     """The `about` of a bundle's manifest; empty for a plain model directory."""
-    path = directory / manifest.MANIFEST
-    if not path.is_file():
+    manifest_path = directory / manifest.MANIFEST
+    if not manifest_path.is_file():
         return {}
-    return {k: str(v) for k, v in json.loads(path.read_text())["about"].items()}
+    return {k: str(v) for k, v in json.loads(manifest_path.read_text())["about"].items()}

@@ -12,7 +12,7 @@ from dreambooth_ray.bundles import read_back
 from dreambooth_ray.models.tensor_files import TensorSource, read_sources, write_tensors
 
 
-class Export(NamedTuple):
+class ExportFunctions(NamedTuple):
     """How a file or folder is written, and read back by its reader; `check` raises ConfigError."""
 
     save: Callable[[Path], None]
@@ -23,8 +23,8 @@ def save_weights(
     weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
     """Write tensors by name into one file, in a dtype; raises ConfigError where it has no number"""
-    sources = {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
-    write_sources(sources, dtype, metadata, out)
+    tensor_sources = {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
+    write_sources(tensor_sources, dtype, metadata, out)
 
 
 def write_sources(

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from dreambooth_ray.bundles import adapter_formats, ldm, read_back
-from dreambooth_ray.bundles.bundle import read_bundle_about
-from dreambooth_ray.bundles.export_file import Export, write_sources
+from dreambooth_ray.bundles.bundle import read_bundle_metadata
+from dreambooth_ray.bundles.export_file import ExportFunctions, write_sources
 from dreambooth_ray.bundles.model_spec import build_model_spec
 from dreambooth_ray.bundles.new_path import check_new, explained_writing, new_path
 from dreambooth_ray.errors import ConfigError
@@ -53,13 +53,13 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
         raise ConfigError(
             f"--format={kind} is not for {family.title}; take {', '.join(family.export_formats)}"
         )
-    build = {
+    build_export = {
         "diffusers": _build_diffusers,
         "lora": adapter_formats.build_lora,
         "kohya": adapter_formats.build_kohya,
         "single-file": _build_single_file,
     }[kind]
-    export = build(directory, torch.float16 if half else torch.float32)
+    export = build_export(directory, torch.float16 if half else torch.float32)
     with new_path(out) as partial_out:
         with explained_writing(out):
             export.save(partial_out)
@@ -67,56 +67,60 @@ def export_run(run: str, kind: str, out: Path, half: bool = False) -> Path:
     return out
 
 
-def _build_diffusers(directory: Path, dtype: torch.dtype) -> Export:
-    parts = load_components(directory)
-    pipeline, name = build_pipeline(parts, directory), parts.family.denoiser.name
+def _build_diffusers(directory: Path, dtype: torch.dtype) -> ExportFunctions:
+    components = load_components(directory)
+    pipeline, denoiser_name = build_pipeline(components, directory), components.family.denoiser.name
     # The denoiser is written as it is read; the others are smaller.
-    denoiser_sources = _list_sources(parts.denoiser, name, directory, dtype)
+    denoiser_sources = _list_sources(components.denoiser, denoiser_name, directory, dtype)
     denoiser_weights = read_sources(denoiser_sources)
-    stream_denoiser(parts.denoiser, denoiser_sources)
+    stream_denoiser(components.denoiser, denoiser_sources)
     read_back.refuse_overflow(denoiser_weights, dtype)
-    for network in (parts.vae, *parts.text_encoders.values()):
+    for network in (components.vae, *components.text_encoders.values()):
         read_back.refuse_overflow(network.state_dict(), dtype)
         network.to(dtype)
-    about: dict[str, object] = {**read_bundle_about(directory), "kind": "bundle"}
+    bundle_metadata: dict[str, object] = {**read_bundle_metadata(directory), "kind": "bundle"}
     for key in ("base_model", "base_hash"):
-        about.pop(key, None)
+        bundle_metadata.pop(key, None)
 
     def save(out: Path) -> None:
         pipeline.save_pretrained(out, safe_serialization=True)
-        manifest.write_local(out, about)
+        manifest.write_local_manifest(out, bundle_metadata)
 
-    return Export(save, lambda out: read_back.check_folder(out, parts, denoiser_weights, dtype))
+    return ExportFunctions(
+        save, lambda out: read_back.check_folder(out, components, denoiser_weights, dtype)
+    )
 
 
-def _build_single_file(directory: Path, dtype: torch.dtype) -> Export:
-    pipeline, base = load_pipeline(directory), base_directory(directory)
-    family = find_family(base)
+def _build_single_file(directory: Path, dtype: torch.dtype) -> ExportFunctions:
+    pipeline, base_folder = load_pipeline(directory), base_directory(directory)
+    family = find_family(base_folder)
     for tokenizer in (getattr(pipeline, part.tokenizer) for part in family.text_encoders):
-        special = set(tokenizer.all_special_tokens)
-        if words := sorted(tokenizer.get_added_vocab().keys() - special):
-            adapter_formats.refuse_words("single-file", words)
+        special_tokens = set(tokenizer.all_special_tokens)
+        if added_words := sorted(tokenizer.get_added_vocab().keys() - special_tokens):
+            adapter_formats.refuse_words("single-file", added_words)
     assert family.single_file_encoders is not None
     weights = ldm.convert_vae(pipeline.vae.state_dict())
-    for part, place in family.single_file_encoders(base).items():
-        weights |= ldm.convert_text_encoder(getattr(pipeline, part).state_dict(), place)
+    for part, encoder_layout in family.single_file_encoders(base_folder).items():
+        weights |= ldm.convert_text_encoder(getattr(pipeline, part).state_dict(), encoder_layout)
     unet_sources = _list_sources(pipeline.unet, "unet", directory, dtype)
     pipeline.unet.to("meta")  # its sources have what is in no file
-    sources = ldm.convert_unet(unet_sources)
-    sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
-    sources |= {name: TensorSource.of(w) for name, w in ldm.mark_prediction(pipeline).items()}
+    tensor_sources = ldm.convert_unet(unet_sources)
+    tensor_sources |= {name: TensorSource.of(w).as_type(dtype) for name, w in weights.items()}
+    tensor_sources |= {
+        name: TensorSource.of(w) for name, w in ldm.mark_prediction(pipeline).items()
+    }
     metadata = build_model_spec(directory, adapter=False)
-    small_files = list_small_files(base)
+    small_files = list_small_files(base_folder)
     if (directory / paths.ADAPTER_SCHEDULER).is_dir():
         small_files["scheduler/scheduler_config.json"] = pipeline.scheduler.to_json_string()
     metadata[METADATA_KEY] = json.dumps(small_files)
 
     def check(out: Path) -> None:
-        sources.clear()  # what was converted for them is needed no longer
+        tensor_sources.clear()  # what was converted for them is needed no longer
         unet_weights = read_sources(unet_sources)
         read_back.check_single_file(out, pipeline, family, unet_weights, dtype)
 
-    return Export(partial(write_sources, sources, dtype, metadata), check)
+    return ExportFunctions(partial(write_sources, tensor_sources, dtype, metadata), check)
 
 
 def _list_sources(

@@ -27,14 +27,18 @@ def find_layers(
     names: KohyaNames, directory: Path, part: str, layers: Iterable[str]
 ) -> dict[str, KohyaLayer]:
     """By layer; raises ConfigError naming one that readers of this format would pass over."""
-    file_layers = {layer: names.find(directory, part, layer) for layer in layers}
-    if unread_layers := sorted(layer for layer, place in file_layers.items() if place is None):
+    kohya_layers = {layer: names.find(directory, part, layer) for layer in layers}
+    if unread_layers := sorted(
+        layer for layer, kohya_layer in kohya_layers.items() if kohya_layer is None
+    ):
         raise ConfigError(
             f"--format=kohya: its readers know no adapter of {unread_layers[0]} "
             f"({len(unread_layers)} of {part}'s layers): take --format=lora, or another that has "
             "the adapters fused in"
         )
-    return {layer: place for layer, place in file_layers.items() if place is not None}
+    return {
+        layer: kohya_layer for layer, kohya_layer in kohya_layers.items() if kohya_layer is not None
+    }
 
 
 def rename_weights(
@@ -52,21 +56,23 @@ def rename_weights(
     raises: ConfigError for layers that readers do not know
     """
     layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
-    parts: dict[str, dict[int, _Factors]] = defaultdict(dict)
+    factors_by_layer: dict[str, dict[int, _Factors]] = defaultdict(dict)
     shares: dict[str, tuple[int, ...]] = {}
-    for layer, place in sorted(find_layers(names, directory, part, layers).items()):
+    for layer, kohya_layer in sorted(find_layers(names, directory, part, layers).items()):
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in ("A", "B"))
-        parts[place.name][place.part] = _Factors(down, up)
-        shares[place.name] = place.shares
+        factors_by_layer[kohya_layer.name][kohya_layer.part] = _Factors(down, up)
+        shares[kohya_layer.name] = kohya_layer.shares
     renamed = {}
-    for name, factors_by_part in parts.items():
-        factors = _stack(factors_by_part, shares[name])
-        num_parts = len(shares[name])
+    for file_layer_name, factors_by_part in factors_by_layer.items():
+        factors = _stack(factors_by_part, shares[file_layer_name])
+        num_parts = len(shares[file_layer_name])
         # A layer of another rank has its scale in its weights: diffusers mistakes other alphas.
-        factor = len(factors.down) / (rank * num_parts) if rank else 1.0
-        renamed[f"{name}.lora_down.weight"] = factors.down
-        renamed[f"{name}.lora_up.weight"] = factors.up * factor if factor != 1 else factors.up
-        renamed[f"{name}.alpha"] = torch.tensor(alpha * num_parts)
+        scale_factor = len(factors.down) / (rank * num_parts) if rank else 1.0
+        renamed[f"{file_layer_name}.lora_down.weight"] = factors.down
+        renamed[f"{file_layer_name}.lora_up.weight"] = (
+            factors.up * scale_factor if scale_factor != 1 else factors.up
+        )
+        renamed[f"{file_layer_name}.alpha"] = torch.tensor(alpha * num_parts)
     return renamed
 
 
@@ -74,19 +80,19 @@ def _stack(parts: Mapping[int, _Factors], shares: tuple[int, ...]) -> _Factors:
     """One adapter of as many times the rank as parts, which does to each what its own does."""
     if len(shares) == 1:
         return parts[0]
-    all_parts = [parts.get(k) or _untrained(parts, shares, k) for k in range(len(shares))]
+    part_factors = [parts.get(k) or _untrained(parts, shares, k) for k in range(len(shares))]
     return _Factors(
-        torch.cat([factors.down for factors in all_parts]),
-        torch.block_diag(*(factors.up for factors in all_parts)),  # type: ignore[no-untyped-call]
+        torch.cat([factors.down for factors in part_factors]),
+        torch.block_diag(*(factors.up for factors in part_factors)),  # type: ignore[no-untyped-call]
     )
 
 
 def _untrained(parts: Mapping[int, _Factors], shares: tuple[int, ...], index: int) -> _Factors:
     """An adapter of the part `index` that does nothing, as wide as the others'."""
-    (known, factors), *_ = parts.items()
-    height = len(factors.up) // shares[known] * shares[index]
+    (trained_index, factors), *_ = parts.items()
+    num_rows = len(factors.up) // shares[trained_index] * shares[index]
     return _Factors(
-        torch.zeros_like(factors.down), factors.up.new_zeros(height, factors.up.shape[1])
+        torch.zeros_like(factors.down), factors.up.new_zeros(num_rows, factors.up.shape[1])
     )
 
 

@@ -41,54 +41,59 @@ def _count_blocks(names: Iterable[str], prefix: str) -> int:
 
 def mark_prediction(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
     """Names without contents by which ComfyUI and A1111 tell what an SDXL predicts."""
-    config = pipeline.scheduler.config
+    scheduler_config = pipeline.scheduler.config
     is_xl = hasattr(pipeline, "text_encoder_2")
-    if not is_xl or config.get("prediction_type") != "v_prediction":
+    if not is_xl or scheduler_config.get("prediction_type") != "v_prediction":
         return {}
-    names = ["v_pred", *(["ztsnr"] if config.get("rescale_betas_zero_snr") else [])]
-    return {name: torch.zeros(0) for name in names}
+    marker_names = [
+        "v_pred",
+        *(["ztsnr"] if scheduler_config.get("rescale_betas_zero_snr") else []),
+    ]
+    return {name: torch.zeros(0) for name in marker_names}
 
 
 def convert_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """AutoencoderKL's weights under "first_stage_model."."""
-    num_up = _count_blocks(weights, "decoder.up_blocks")
+    num_up_blocks = _count_blocks(weights, "decoder.up_blocks")
     converted = {}
     for name, tensor in weights.items():
-        theirs = _vae_name(name, num_up)
+        ldm_name = _vae_name(name, num_up_blocks)
         # Its attention is made of 1x1 convolutions.
-        conv = ".attn_1." in theirs and tensor.ndim == 2
-        converted[f"first_stage_model.{theirs}"] = tensor[:, :, None, None] if conv else tensor
+        is_conv_weight = ".attn_1." in ldm_name and tensor.ndim == 2
+        converted[f"first_stage_model.{ldm_name}"] = (
+            tensor[:, :, None, None] if is_conv_weight else tensor
+        )
     return converted
 
 
-def _vae_name(name: str, num_up: int) -> str:
-    side, _, inner = name.partition(".")
-    if inner.startswith("conv_norm_out."):
-        return f"{side}.norm_out.{inner.rpartition('.')[2]}"
-    if middle := _MID.fullmatch(inner):
-        kind, index, suffix = middle.groups()
-        if kind == "resnets":
-            return f"{side}.mid.block_{int(index) + 1}.{suffix}"
+def _vae_name(name: str, num_up_blocks: int) -> str:
+    coder_name, _, inner_name = name.partition(".")
+    if inner_name.startswith("conv_norm_out."):
+        return f"{coder_name}.norm_out.{inner_name.rpartition('.')[2]}"
+    if mid_match := _MID.fullmatch(inner_name):
+        layer_kind, layer_index, suffix = mid_match.groups()
+        if layer_kind == "resnets":
+            return f"{coder_name}.mid.block_{int(layer_index) + 1}.{suffix}"
         layer, _, leaf = suffix.rpartition(".")
-        return f"{side}.mid.attn_{int(index) + 1}.{VAE_ATTENTION[layer]}.{leaf}"
-    block = _BLOCK.fullmatch(inner)
-    if block is None:
+        return f"{coder_name}.mid.attn_{int(layer_index) + 1}.{VAE_ATTENTION[layer]}.{leaf}"
+    block_match = _BLOCK.fullmatch(inner_name)
+    if block_match is None:
         return name
-    direction, number, kind, index, suffix = block.groups()
+    direction, block_number, layer_kind, layer_index, suffix = block_match.groups()
     # The decoder counts its blocks from the image's side.
-    i = int(number) if direction == "down" else num_up - 1 - int(number)
-    if kind == "resnets":
+    ldm_index = int(block_number) if direction == "down" else num_up_blocks - 1 - int(block_number)
+    if layer_kind == "resnets":
         suffix = suffix.replace("conv_shortcut", "nin_shortcut")
-        return f"{side}.{direction}.{i}.block.{index}.{suffix}"
-    return f"{side}.{direction}.{i}.{direction}sample.{suffix}"
+        return f"{coder_name}.{direction}.{ldm_index}.block.{layer_index}.{suffix}"
+    return f"{coder_name}.{direction}.{ldm_index}.{direction}sample.{suffix}"
 
 
 def convert_text_encoder(
     weights: Mapping[str, Tensor], place: SingleFileEncoder
 ) -> dict[str, Tensor]:
     """CLIPTextModel's weights, or those of one with a projection, as single files have them."""
-    convert = convert_clip if place.layers == "clip" else convert_open_clip
-    return {f"{place.prefix}{name}": weight for name, weight in convert(weights).items()}
+    convert_weights = convert_clip if place.layers == "clip" else convert_open_clip
+    return {f"{place.prefix}{name}": weight for name, weight in convert_weights(weights).items()}
 
 
 def convert_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,11 +115,14 @@ def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name == "text_projection.weight":
             converted["text_projection"] = tensor.T.contiguous()
             continue
-        _, _, number, layer = name.split(".", 3)
-        block_name, (module, _, leaf) = f"transformer.resblocks.{number}", layer.rpartition(".")
-        if module == "self_attn.q_proj":
-            rows = [weights[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
-            converted[f"{block_name}.attn.in_proj_{leaf}"] = torch.cat(rows)
-        elif module not in ("self_attn.k_proj", "self_attn.v_proj"):
-            converted[f"{block_name}.{OPEN_CLIP_LAYERS[module]}.{leaf}"] = tensor
+        _, _, block_number, layer = name.split(".", 3)
+        block_name, (module_name, _, leaf) = (
+            f"transformer.resblocks.{block_number}",
+            layer.rpartition("."),
+        )
+        if module_name == "self_attn.q_proj":
+            qkv_weights = [weights[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
+            converted[f"{block_name}.attn.in_proj_{leaf}"] = torch.cat(qkv_weights)
+        elif module_name not in ("self_attn.k_proj", "self_attn.v_proj"):
+            converted[f"{block_name}.{OPEN_CLIP_LAYERS[module_name]}.{leaf}"] = tensor
     return converted

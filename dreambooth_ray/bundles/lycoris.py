@@ -34,26 +34,28 @@ def rename_factors(
     directory: the base model's; find_scale: of a layer's product
     raises: ConfigError for layers that readers do not know, or have as a part of another
     """
-    factors: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, weight in weights.items():
-        layer, _, role = name.rpartition(".")
-        factors[layer][role] = weight
+    factors_by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for weight_name, weight in weights.items():
+        layer, _, role = weight_name.rpartition(".")
+        factors_by_layer[layer][role] = weight
     renamed: dict[str, Tensor] = {}
-    for layer, place in sorted(kohya.find_layers(names, directory, part, factors).items()):
-        if len(place.shares) > 1:
+    for layer, kohya_layer in sorted(
+        kohya.find_layers(names, directory, part, factors_by_layer).items()
+    ):
+        if len(kohya_layer.shares) > 1:
             raise ConfigError(
-                f"--format=kohya: its readers have {layer} as a part of {place.name}, which no "
-                "LoHa or LoKr can be put together for; take --format=diffusers, which has the "
+                f"--format=kohya: its readers have {layer} as a part of {kohya_layer.name}, which "
+                "no LoHa or LoKr can be put together for; take --format=diffusers, which has the "
                 "adapters fused in"
             )
-        own, scale = dict(factors[layer]), find_scale(layer)
-        _, _, rank = measure_factors({role: tuple(w.shape) for role, w in own.items()})
+        layer_factors, scale = dict(factors_by_layer[layer]), find_scale(layer)
+        _, _, rank = measure_factors({role: tuple(w.shape) for role, w in layer_factors.items()})
         if rank is None:
             # Readers scale by alpha / rank, and not at all where both factors are whole.
-            own["lokr_w1"] = own["lokr_w1"] * scale
+            layer_factors["lokr_w1"] = layer_factors["lokr_w1"] * scale
         else:
-            own["alpha"] = torch.tensor(scale * rank)
-        renamed |= {f"{place.name}.{role}": weight for role, weight in own.items()}
+            layer_factors["alpha"] = torch.tensor(scale * rank)
+        renamed |= {f"{kohya_layer.name}.{role}": weight for role, weight in layer_factors.items()}
     return renamed
 
 
@@ -62,34 +64,35 @@ def build_metadata(
 ) -> dict[str, str]:
     """What LyCORIS writes, as far as we have it. settings: peft's; about: the base model's"""
     rank, alpha = str(settings["r"]), str(settings["alpha"])
-    arguments = {"algo": algorithm, "conv_dim": rank, "conv_alpha": alpha}
+    network_arguments = {"algo": algorithm, "conv_dim": rank, "conv_alpha": alpha}
     if settings.get("decompose_factor"):
-        arguments["factor"] = str(settings["decompose_factor"])
+        network_arguments["factor"] = str(settings["decompose_factor"])
     return {
         "ss_network_module": "lycoris.kohya",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(arguments),
+        "ss_network_args": json.dumps(network_arguments),
         "ss_output_name": title,
         **about,
     }
 
 
-def check_file(path: Path, adapter: Path, base: Path, dtype: torch.dtype) -> None:
+def check_written_file(path: Path, adapter: Path, base: Path, dtype: torch.dtype) -> None:
     """Read a file by the rules of its readers, and compare every layer with what was learnt.
 
     adapter: peft's folders, by part; base: the model's directory; dtype: of the file
     raises: ConfigError naming a layer that is not read, or not as it was learnt
     """
-    table = LayerTable.of_directory(base)
-    written, learned = read_adapter(path, table).layers, read_adapter(adapter, table).layers
-    if unread := sorted(written.keys() ^ learned.keys()):
+    layer_table = LayerTable.of_directory(base)
+    written_layers = read_adapter(path, layer_table).layers
+    learned_layers = read_adapter(adapter, layer_table).layers
+    if unread_keys := sorted(written_layers.keys() ^ learned_layers.keys()):
         raise ConfigError(
-            f"--format=kohya: {'.'.join(unread[0])} is not read back; take --format=diffusers"
+            f"--format=kohya: {'.'.join(unread_keys[0])} is not read back; take --format=diffusers"
         )
-    for key, layer in learned.items():
+    for layer_key, learned_layer in learned_layers.items():
         deltas = (
-            LayerDelta(compute_product(own.factors) * own.scale, None)
-            for own in (written[key], layer)
+            LayerDelta(compute_product(adapter_layer.factors) * adapter_layer.scale, None)
+            for adapter_layer in (written_layers[layer_key], learned_layer)
         )
-        check_delta(".".join(key), *deltas, dtype=dtype, kind="kohya")
+        check_delta(".".join(layer_key), *deltas, dtype=dtype, kind="kohya")

@@ -40,17 +40,17 @@ def merge_into_model(
     half: float16 instead of float32
     raises: ConfigError, StorageError
     """
-    parts = load_components(directory)
-    for key, uses in _collect(adapters, directory).items():
-        weight = _find_weight(parts.networks, key)
+    components = load_components(directory)
+    for layer_key, uses in _collect_layer_uses(adapters, directory).items():
+        weight = _find_weight(components.networks, layer_key)
         with torch.no_grad():
             weight.copy_(sum_deltas(weight, uses))
     dtype = torch.float16 if half else torch.float32
-    for network in parts.networks.values():
+    for network in components.networks.values():
         refuse_overflow(network.state_dict(), dtype)
         network.to(dtype)
-    with new_path(out) as partial, explained_writing(out):
-        build_pipeline(parts, directory).save_pretrained(partial, safe_serialization=True)
+    with new_path(out) as partial_out, explained_writing(out):
+        build_pipeline(components, directory).save_pretrained(partial_out, safe_serialization=True)
 
 
 def merge_into_bundle(
@@ -67,43 +67,50 @@ def merge_into_bundle(
     nothing; LoHa, LoKr and DoRA need one, as their sum has the rank of the layer
     raises: ConfigError, StorageError
     """
-    directory = base[1]
-    layers = _collect(adapters, directory)
-    needs_weights = not all(a.is_plain for uses in layers.values() for a, _ in uses)
+    base_folder = base[1]
+    uses_by_layer = _collect_layer_uses(adapters, base_folder)
+    needs_weights = not all(a.is_plain for uses in uses_by_layer.values() for a, _ in uses)
     if needs_weights and rank is None:
         raise ConfigError(
             "--rank is not given, and not all adapters are plain LoRA: the sum with others has the "
             "rank of the layers; give --rank, or --into model, which loses nothing"
         )
-    networks = _build_networks(directory, with_weights=needs_weights)
+    networks = _build_networks(base_folder, with_weights=needs_weights)
     products = {
-        key: _sum_uses(_find_weight(networks, key), uses, rank) for key, uses in layers.items()
+        layer_key: _sum_uses(_find_weight(networks, layer_key), uses, rank)
+        for layer_key, uses in uses_by_layer.items()
     }
     dtype = torch.float16 if half else torch.float32
-    for key, product in products.items():
-        name = ".".join(key)
-        refuse_overflow({f"{name} (down)": product.down, f"{name} (up)": product.up}, dtype)
-    with new_path(out) as partial, explained_writing(out):
-        write_adapter_bundle(partial, products, networks, base, _describe(adapters), dtype)
-    return RankReport.of({".".join(key): product for key, product in products.items()})
+    for layer_key, product in products.items():
+        layer_name = ".".join(layer_key)
+        refuse_overflow(
+            {f"{layer_name} (down)": product.down, f"{layer_name} (up)": product.up}, dtype
+        )
+    with new_path(out) as partial_out, explained_writing(out):
+        write_adapter_bundle(
+            partial_out, products, networks, base, _describe_sources(adapters), dtype
+        )
+    return RankReport.of({".".join(layer_key): product for layer_key, product in products.items()})
 
 
-def _collect(adapters: Sequence[LocalAdapter], directory: Path) -> dict[LayerKey, Uses]:
-    table = LayerTable.of_directory(directory)
-    layers: dict[LayerKey, Uses] = {}
-    for local in adapters:
-        if local.path.is_dir():
-            check_adapter_folder(local.path)
-        for key, layer in _read(local, table).layers.items():
-            layers.setdefault(key, []).append((layer, local.weight))
-    return layers
+def _collect_layer_uses(adapters: Sequence[LocalAdapter], directory: Path) -> dict[LayerKey, Uses]:
+    layer_table = LayerTable.of_directory(directory)
+    uses_by_layer: dict[LayerKey, Uses] = {}
+    for local_adapter in adapters:
+        if local_adapter.path.is_dir():
+            check_adapter_folder(local_adapter.path)
+        for layer_key, layer_adapter in _read_local_adapter(
+            local_adapter, layer_table
+        ).layers.items():
+            uses_by_layer.setdefault(layer_key, []).append((layer_adapter, local_adapter.weight))
+    return uses_by_layer
 
 
-def _read(local: LocalAdapter, table: LayerTable) -> Adapter:
+def _read_local_adapter(local_adapter: LocalAdapter, layer_table: LayerTable) -> Adapter:
     try:
-        return read_adapter(local.path, table)
+        return read_adapter(local_adapter.path, layer_table)
     except ConfigError as error:
-        raise ConfigError(f"{local.path}: {error}") from error
+        raise ConfigError(f"{local_adapter.path}: {error}") from error
 
 
 def _build_networks(directory: Path, *, with_weights: bool) -> Mapping[str, nn.Module]:
@@ -117,8 +124,8 @@ def _build_empty(directory: Path) -> Components:
         return find_family(directory).load_functions().build_empty(directory)
 
 
-def _find_weight(networks: Mapping[str, nn.Module], key: LayerKey) -> Tensor:
-    part, layer = key
+def _find_weight(networks: Mapping[str, nn.Module], layer_key: LayerKey) -> Tensor:
+    part, layer = layer_key
     module = find_layer(networks[part], layer)
     assert module is not None
     return module.get_parameter("weight").detach()
@@ -133,11 +140,13 @@ def _sum_uses(weight: Tensor, uses: Uses, rank: int | None) -> CutProduct:
     return cut_matrix(delta.flatten(1), rank)
 
 
-def _describe(adapters: Sequence[LocalAdapter]) -> dict[str, object]:
+def _describe_sources(adapters: Sequence[LocalAdapter]) -> dict[str, object]:
     """Whose sum it is; its subject is the first bundle's."""
-    about: dict[str, object] = {}
-    for local in adapters:
-        if local.path.name == paths.ADAPTER and not about:
-            about.update(json.loads((local.path.parent / MANIFEST).read_text())["about"])
-    about["sources"] = [{"name": a.name, "weight": a.weight} for a in adapters]
-    return about
+    bundle_metadata: dict[str, object] = {}
+    for local_adapter in adapters:
+        if local_adapter.path.name == paths.ADAPTER and not bundle_metadata:
+            bundle_metadata.update(
+                json.loads((local_adapter.path.parent / MANIFEST).read_text())["about"]
+            )
+    bundle_metadata["sources"] = [{"name": a.name, "weight": a.weight} for a in adapters]
+    return bundle_metadata

@@ -55,17 +55,19 @@ def check_adapters(
     raises: ConfigError naming a layer that is not read, or not as it was learnt
     """
     pipeline = load_pipeline(base_directory(directory))
-    with _reading(kind):
+    with _explained_reading(kind):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     for part, layers in learned.items():
         read_layers = _read_adapters(getattr(pipeline, part))
         # Layers that a format has as parts of one of its own come back together.
-        effective = {name for name, layer in read_layers.items() if bool(layer.delta.any())}
-        unread = sorted((layers.keys() - read_layers.keys()) | (effective - layers.keys()))
-        if unread:
+        nonzero_layers = {name for name, layer in read_layers.items() if bool(layer.delta.any())}
+        unread_layers = sorted(
+            (layers.keys() - read_layers.keys()) | (nonzero_layers - layers.keys())
+        )
+        if unread_layers:
             raise ConfigError(
                 f"--format={kind}: diffusers reads {len(read_layers)} of the {len(layers)} layers "
-                f"of {part} that were trained, and passes over {unread[0]}; take "
+                f"of {part} that were trained, and passes over {unread_layers[0]}; take "
                 "--format=diffusers, which has them fused in"
             )
         for name, layer in layers.items():
@@ -82,7 +84,7 @@ def check_delta(
 
 
 @contextmanager
-def _reading(kind: str) -> Iterator[None]:
+def _explained_reading(kind: str) -> Iterator[None]:
     """Raise whatever a reader raises inside the block as our own error, naming the format."""
     try:
         # What it warns of, the comparison that follows finds.
@@ -91,10 +93,10 @@ def _reading(kind: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # readers raise of every kind
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        error_text = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
-            f"--format={kind}: diffusers can't read back what was written: {text}; take another "
-            "--format"
+            f"--format={kind}: diffusers can't read back what was written: {error_text}; take "
+            "another --format"
         ) from error
 
 
@@ -117,16 +119,23 @@ def multiply_factors(down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 def _read_adapters(network: nn.Module) -> dict[str, LayerDelta]:
     """Every adapter of a network, by the names that layers have without the level text_model."""
-    layers = {}
-    for name, module in network.named_modules():
+    layer_deltas = {}
+    for module_name, module in network.named_modules():
         if isinstance(module, LoraLayer):
-            (adapter,) = module.lora_A
-            vectors: Any = module.lora_magnitude_vector
-            factors: list[Any] = [module.lora_A[adapter].weight, module.lora_B[adapter].weight]
-            delta = multiply_factors(factors[0], factors[1], module.scaling[adapter])
-            magnitude = vectors[adapter].weight.detach().flatten() if adapter in vectors else None
-            layers[name.removeprefix("text_model.")] = LayerDelta(delta, magnitude)
-    return layers
+            (adapter_name,) = module.lora_A
+            magnitude_vectors: Any = module.lora_magnitude_vector
+            factors: list[Any] = [
+                module.lora_A[adapter_name].weight,
+                module.lora_B[adapter_name].weight,
+            ]
+            delta = multiply_factors(factors[0], factors[1], module.scaling[adapter_name])
+            magnitude = (
+                magnitude_vectors[adapter_name].weight.detach().flatten()
+                if adapter_name in magnitude_vectors
+                else None
+            )
+            layer_deltas[module_name.removeprefix("text_model.")] = LayerDelta(delta, magnitude)
+    return layer_deltas
 
 
 def _compare_deltas(read: LayerDelta, learned: LayerDelta) -> float:
@@ -142,8 +151,8 @@ def _compare_deltas(read: LayerDelta, learned: LayerDelta) -> float:
 def _relative_error(read: Tensor, expected: Tensor) -> float:
     if read.shape != expected.shape:
         return float("inf")
-    difference = float((read.float() - expected.float()).norm())
-    return difference / float(expected.norm()) if difference else 0.0
+    difference_norm = float((read.float() - expected.float()).norm())
+    return difference_norm / float(expected.norm()) if difference_norm else 0.0
 
 
 def check_folder(
@@ -161,13 +170,15 @@ def check_folder(
         local_files_only=True,
         **find_unread_parts(path),
     )
-    read = _compare_networks(read_pipeline, parts.networks, denoiser, dtype, "diffusers")
+    loaded_pipeline = _compare_networks(read_pipeline, parts.networks, denoiser, dtype, "diffusers")
     for encoder in parts.family.text_encoders:
-        name = encoder.tokenizer
-        tokenizer = getattr(read, name) or load_tokenizer(path, name, encoder.tokenizer_class)
-        if tokenizer.get_vocab() != parts.tokenizers[name].get_vocab():
+        tokenizer_name = encoder.tokenizer
+        tokenizer = getattr(loaded_pipeline, tokenizer_name) or load_tokenizer(
+            path, tokenizer_name, encoder.tokenizer_class
+        )
+        if tokenizer.get_vocab() != parts.tokenizers[tokenizer_name].get_vocab():
             raise ConfigError(
-                f"--format=diffusers: the {name} is read with other words; report this"
+                f"--format=diffusers: the {tokenizer_name} is read with other words; report this"
             )
 
 
@@ -177,13 +188,13 @@ def find_unread_parts(path: Path) -> dict[str, None]:
     What a directory says it does not have, as diffusers wants to be told of some; and processors,
     whose classes want torchvision: a pipeline that is given their tokenizer reads prompts as well.
     """
-    parts = {
+    indexed_parts = {
         k: v for k, v in read_json(path / INDEX).items() if isinstance(v, list) and len(v) == 2
     }
     return {
         name: None
-        for name, value in parts.items()
-        if value == [None, None] or str(value[1]).endswith("Processor")
+        for name, part_classes in indexed_parts.items()
+        if part_classes == [None, None] or str(part_classes[1]).endswith("Processor")
     }
 
 
@@ -200,23 +211,25 @@ def check_single_file(
     """
     networks = {part.name: getattr(pipeline, part.name) for part in family.networks}
     optional = {"safety_checker", "feature_extractor"} & pipeline.components.keys()
-    with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as config_folder:
         # The reader wants the configurations of the model beside the file.
-        pipeline.save_config(folder)
+        pipeline.save_config(config_folder)
         for part, network in networks.items():
-            (Path(folder) / part).mkdir()
-            config = (
+            (Path(config_folder) / part).mkdir()
+            network_config = (
                 network.config if isinstance(network.config, dict) else network.config.to_dict()
             )
-            text = json.dumps(dict(config), default=str)
-            (Path(folder) / part / "config.json").write_text(text)
+            config_text = json.dumps(dict(network_config), default=str)
+            (Path(config_folder) / part / "config.json").write_text(config_text)
         for encoder in family.text_encoders:
-            getattr(pipeline, encoder.tokenizer).save_pretrained(Path(folder) / encoder.tokenizer)
-        pipeline.scheduler.save_pretrained(Path(folder) / "scheduler")
+            getattr(pipeline, encoder.tokenizer).save_pretrained(
+                Path(config_folder) / encoder.tokenizer
+            )
+        pipeline.scheduler.save_pretrained(Path(config_folder) / "scheduler")
         read_pipeline = partial(
             type(pipeline).from_single_file,
             str(path),
-            config=folder,
+            config=config_folder,
             **dict.fromkeys(optional),
             local_files_only=True,
             torch_dtype=dtype,
@@ -238,17 +251,19 @@ def _compare_networks(
     returns: the pipeline, its networks without weights but for the denoiser
     raises: ConfigError naming a weight that is read otherwise than it was written
     """
-    read: Any = None
+    loaded_pipeline: Any = None
     for part, network in reversed(list(written.items())):
-        del read
+        del loaded_pipeline
         release_freed_memory()
-        with _reading(kind):
-            read = read_pipeline(**{n: other for n, other in written.items() if n != part})
+        with _explained_reading(kind):
+            loaded_pipeline = read_pipeline(
+                **{n: other for n, other in written.items() if n != part}
+            )
         is_denoiser = network is next(iter(written.values()))
         weights = denoiser if is_denoiser else network.state_dict()
-        _compare_weights(part, getattr(read, part).state_dict(), weights, dtype, kind)
+        _compare_weights(part, getattr(loaded_pipeline, part).state_dict(), weights, dtype, kind)
         network.to("meta")
-    return read
+    return loaded_pipeline
 
 
 def _compare_weights(
@@ -258,16 +273,16 @@ def _compare_weights(
     dtype: torch.dtype,
     kind: str,
 ) -> None:
-    differing = sorted(read_weights.keys() ^ weights.keys())
-    for index, (name, weight) in enumerate([] if differing else weights.items()):
+    differing_names = sorted(read_weights.keys() ^ weights.keys())
+    for index, (name, weight) in enumerate([] if differing_names else weights.items()):
         if not torch.equal(read_weights[name].to(dtype), weight.to(dtype)):
-            differing.append(name)
+            differing_names.append(name)
         if index % _WEIGHTS_BETWEEN_RELEASES == 0:
             release_freed_memory()
-    if differing:
+    if differing_names:
         raise ConfigError(
-            f"--format={kind}: diffusers reads {len(differing)} weights of {part} otherwise "
-            f"than they were written, {differing[0]} for one; take another --format"
+            f"--format={kind}: diffusers reads {len(differing_names)} weights of {part} otherwise "
+            f"than they were written, {differing_names[0]} for one; take another --format"
         )
 
 
@@ -275,10 +290,10 @@ def refuse_overflow(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """raises: ConfigError naming a weight that float16 has no number for"""
     if dtype != torch.float16:
         return
-    limit = torch.finfo(dtype).max
+    largest_value = torch.finfo(dtype).max
     for name, weight in weights.items():
-        if bool((weight.detach().abs() > limit).any()):
+        if bool((weight.detach().abs() > largest_value).any()):
             raise ConfigError(
-                f"--half: {name} holds numbers beyond {limit:g}, float16's largest; export without "
-                "--half"
+                f"--half: {name} holds numbers beyond {largest_value:g}, float16's largest; export "
+                "without --half"
             )

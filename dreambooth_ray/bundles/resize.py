@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth_ray.adapters.adapter_source import LocalAdapter
 from dreambooth_ray.adapters.binding import measure_factors, read_peft_metadata
-from dreambooth_ray.adapters.file_keys import group_keys, shorten
+from dreambooth_ray.adapters.file_keys import group_keys, shorten_key
 from dreambooth_ray.adapters.layer_adapter import LayerAdapter
 from dreambooth_ray.adapters.low_rank import CutProduct, cut_matrix, cut_product
 from dreambooth_ray.adapters.rank_report import RankReport
@@ -50,30 +50,32 @@ def resize_adapter(adapter: LocalAdapter, rank: int, out: Path) -> RankReport:
     with new_path(out) as partial, explained_writing(out):
         if adapter.path.is_file():
             resized = _resize_file(adapter.path, rank)
-            _write(partial, resized)
+            _write_resized_file(partial, resized)
             return RankReport.of(resized.products)
         return _resize_folder(adapter.path, rank, partial)
 
 
 def _resize_folder(folder: Path, rank: int, out: Path) -> RankReport:
     """Of peft's folder, of one with such a folder for each part, or of a bundle's."""
-    names = [f.relative_to(folder) for at in (WEIGHTS, f"*/{WEIGHTS}") for f in folder.glob(at)]
-    if not names:
+    weight_paths = [
+        f.relative_to(folder) for at in (WEIGHTS, f"*/{WEIGHTS}") for f in folder.glob(at)
+    ]
+    if not weight_paths:
         raise ConfigError(f"{folder} has no {WEIGHTS} in it; give a folder of peft's, or a run")
     is_bundle = folder.name == paths.ADAPTER and (folder.parent / manifest.MANIFEST).is_file()
-    copied = Path(shutil.copytree(folder, out / paths.ADAPTER if is_bundle else out))
+    copied_folder = Path(shutil.copytree(folder, out / paths.ADAPTER if is_bundle else out))
     products: dict[str, CutProduct] = {}
-    for file in sorted(copied / name for name in names):
+    for file in sorted(copied_folder / name for name in weight_paths):
         resized = _resize_file(file, rank)
-        _write(file, resized)
-        values = json.loads((file.parent / SETTINGS).read_text())
+        _write_resized_file(file, resized)
+        peft_settings = json.loads((file.parent / SETTINGS).read_text())
         ranks = {name.removeprefix(PREFIX): len(p.down) for name, p in resized.products.items()}
-        settings = build_settings(ranks) | {"use_dora": bool(values.get("use_dora"))}
+        settings = build_settings(ranks) | {"use_dora": bool(peft_settings.get("use_dora"))}
         (file.parent / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True))
         products |= {f"{file.parent.name}.{n}": p for n, p in resized.products.items()}
     if is_bundle:
-        about = json.loads((folder.parent / manifest.MANIFEST).read_text())["about"]
-        manifest.write_local(out, {**about, "resized_to_rank": rank})
+        bundle_metadata = json.loads((folder.parent / manifest.MANIFEST).read_text())["about"]
+        manifest.write_local_manifest(out, {**bundle_metadata, "resized_to_rank": rank})
     return RankReport.of(products)
 
 
@@ -85,11 +87,15 @@ def _resize_file(path: Path, rank: int) -> _ResizedFile:
     tensors: dict[str, Tensor] = {}
     products: dict[str, CutProduct] = {}
     try:
-        stored = open_tensors(path)
+        stored_tensors = open_tensors(path)
         for layer, keys in group_keys(header).items():
-            read = {role: check_finite(key, stored[key]) for role, key in keys.items()}
-            products[layer], own = _resize_layer(layer, keys, read, rank, scales)
-            tensors |= own
+            tensors_by_role = {
+                role: check_finite(key, stored_tensors[key]) for role, key in keys.items()
+            }
+            products[layer], layer_tensors = _resize_layer(
+                layer, keys, tensors_by_role, rank, scales
+            )
+            tensors |= layer_tensors
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     file_metadata = {k: v for k, v in metadata.items() if k not in (ADAPTER_METADATA_KEY, "format")}
@@ -101,51 +107,53 @@ def _resize_file(path: Path, rank: int) -> _ResizedFile:
 def _resize_layer(
     layer: str,
     keys: Mapping[str, str],
-    read: Mapping[str, Tensor],
+    tensors_by_role: Mapping[str, Tensor],
     rank: int,
     scales: LayerScales,
 ) -> tuple[CutProduct, dict[str, Tensor]]:
     try:
-        kind, size, own_rank = measure_factors({r: tuple(t.shape) for r, t in read.items()})
+        kind, layer_shape, own_rank = measure_factors(
+            {r: tuple(t.shape) for r, t in tensors_by_role.items()}
+        )
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"{shorten(layer)} has factors that do not go together: {error}"
+            f"{shorten_key(layer)} has factors that do not go together: {error}"
         ) from error
-    scale = scales.find(layer, own_rank, read.get("alpha"))
-    factors = {r: t for r, t in read.items() if r not in (*_KEPT, "alpha")}
-    adapter = LayerAdapter(factors, scale)
-    if adapter.is_plain:
-        product = cut_product(*adapter.low_rank(), rank)
+    scale = scales.find(layer, own_rank, tensors_by_role.get("alpha"))
+    factors = {r: t for r, t in tensors_by_role.items() if r not in (*_KEPT, "alpha")}
+    layer_adapter = LayerAdapter(factors, scale)
+    if layer_adapter.is_plain:
+        product = cut_product(*layer_adapter.low_rank(), rank)
     else:
-        product = cut_matrix(adapter.compute_delta(torch.empty(size)), rank)
-    return product, _name_tensors(layer, keys, read, product, is_lora=kind == "lora")
+        product = cut_matrix(layer_adapter.compute_delta(torch.empty(layer_shape)), rank)
+    return product, _name_tensors(layer, keys, tensors_by_role, product, is_lora=kind == "lora")
 
 
 def _name_tensors(
     layer: str,
     keys: Mapping[str, str],
-    read: Mapping[str, Tensor],
+    tensors_by_role: Mapping[str, Tensor],
     product: CutProduct,
     *,
     is_lora: bool,
 ) -> dict[str, Tensor]:
     """The layer's tensors under the keys that it had; new ones are kohya's."""
     if "embedding_down" in keys:
-        raise ConfigError(f"{shorten(layer)} is an embedding; resize takes layers alone")
-    dtype = next(iter(read.values())).dtype
+        raise ConfigError(f"{shorten_key(layer)} is an embedding; resize takes layers alone")
+    dtype = next(iter(tensors_by_role.values())).dtype
     down, up = product.down, product.up
-    if is_lora and read["down"].dim() == 4:
-        kernel = read["mid"] if "mid" in read else read["down"]
-        down = down.reshape(len(down), read["down"].shape[1], *kernel.shape[2:])
+    if is_lora and tensors_by_role["down"].dim() == 4:
+        kernel = tensors_by_role["mid"] if "mid" in tensors_by_role else tensors_by_role["down"]
+        down = down.reshape(len(down), tensors_by_role["down"].shape[1], *kernel.shape[2:])
         up = up[:, :, None, None]
-    names = {role: keys.get(role, f"{layer}.lora_{role}.weight") for role in ("down", "up")}
-    tensors_by_key = {names["down"]: down.to(dtype), names["up"]: up.to(dtype)}
-    tensors_by_key |= {keys[role]: read[role] for role in _KEPT if role in keys}
+    factor_keys = {role: keys.get(role, f"{layer}.lora_{role}.weight") for role in ("down", "up")}
+    tensors_by_key = {factor_keys["down"]: down.to(dtype), factor_keys["up"]: up.to(dtype)}
+    tensors_by_key |= {keys[role]: tensors_by_role[role] for role in _KEPT if role in keys}
     if not is_lora or "alpha" in keys:  # readers take no alpha for the rank
         tensors_by_key[keys.get("alpha", f"{layer}.alpha")] = torch.tensor(float(len(down)))
     return tensors_by_key
 
 
-def _write(path: Path, resized: _ResizedFile) -> None:
-    sources = {name: TensorSource.of(t.contiguous()) for name, t in resized.tensors.items()}
-    write_tensors(path, sources, {"format": "pt", **resized.metadata})
+def _write_resized_file(path: Path, resized: _ResizedFile) -> None:
+    tensor_sources = {name: TensorSource.of(t.contiguous()) for name, t in resized.tensors.items()}
+    write_tensors(path, tensor_sources, {"format": "pt", **resized.metadata})

@@ -16,7 +16,7 @@ from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import DreamBoothError
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.storage.fence import find_checkpoint, is_followed
@@ -46,7 +46,7 @@ def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> Non
         _export_unless_followed(job, config, checkpoint, None)
 
 
-def export_from_parts(
+def export_with_loaded_components(
     job: WorkerJob, checkpoint: "KeptCheckpoint | None", load: "LoadParts"
 ) -> None:
     """Make the bundle of a run that this process has trained, with parts that it has in memory.
@@ -62,13 +62,13 @@ def _export_unless_followed(
     checkpoint: "KeptCheckpoint | None",
     load: "LoadParts | None",
 ) -> None:
-    run = Store(job.run_uri)
+    run_store = Store(job.run_uri)
     # What a holder that was followed still has in hand may count no more.
-    if not is_followed(run, job.lease):
-        own = find_checkpoint(run, checkpoint.step) if checkpoint else None
-        is_valid = own is not None and own.lease == job.lease
-        kept_checkpoint = checkpoint if is_valid else None
-        _export(config, job.model_directory, job.run_uri, kept_checkpoint, load)
+    if not is_followed(run_store, job.lease):
+        checkpoint_id = find_checkpoint(run_store, checkpoint.step) if checkpoint else None
+        is_own_checkpoint = checkpoint_id is not None and checkpoint_id.lease == job.lease
+        local_checkpoint = checkpoint if is_own_checkpoint else None
+        _export_bundle(config, job.model_directory, job.run_uri, local_checkpoint, load)
 
 
 def export_by_task(config: Config, directory: Path, run: Store) -> None:
@@ -77,13 +77,13 @@ def export_by_task(config: Config, directory: Path, run: Store) -> None:
     config: with photographs that every host can read
     raises: CheckpointError if its checkpoint is damaged; DreamBoothError
     """
-    options = dict(config.storage.options)
-    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES, runtime_env=worker_environment())(
-        _export_stored
-    )
+    storage_options = dict(config.storage.options)
+    export_task = ray.remote(
+        num_cpus=1, max_retries=_TASK_RETRIES, runtime_env=worker_environment()
+    )(_export_stored)
     try:
-        model = str(directory), model_hash(directory)
-        ray.get(task.remote(dump_config(config), model, run.uri, options))
+        model_location = str(directory), model_hash(directory)
+        ray.get(export_task.remote(dump_config(config), model_location, run.uri, storage_options))
     except ray.exceptions.RayTaskError as error:
         raise find_own_error(error) from None
     except ray.exceptions.RayError as error:
@@ -93,29 +93,31 @@ def export_by_task(config: Config, directory: Path, run: Store) -> None:
 
 
 def _export_stored(
-    config: str, model: tuple[str, str], run_uri: str, storage_options: dict[str, Any]
+    config: str, model_location: tuple[str, str], run_uri: str, storage_options: dict[str, Any]
 ) -> None:
-    """model: its directory, and its hash"""
+    """model_location: its directory, and its hash"""
     use_options(run_uri, storage_options)
-    directory = locate_model(*model, run_uri)
-    _export(parse_config(config, run_uri, []), str(directory), run_uri, None)
+    model_path = locate_model(*model_location, run_uri)
+    _export_bundle(parse_config(config, run_uri, []), str(model_path), run_uri, None)
 
 
-def _export(
+def _export_bundle(
     config: Config,
-    directory: str,
+    model_path: str,
     run_uri: str,
     checkpoint: "KeptCheckpoint | None",
     load: "LoadParts | None" = None,
 ) -> None:
-    with large_imports():
+    with pause_garbage_collection():
         from dreambooth_ray.bundles.bundle import export_bundle  # noqa: PLC0415
 
-    run = Store(run_uri)
-    state = read_run_state(run, config)
-    if not state.is_trained:
+    run_store = Store(run_uri)
+    run_state = read_run_state(run_store, config)
+    if not run_state.is_trained:
         return
-    is_same = checkpoint is not None and checkpoint.step == state.bundle_step
-    kept_files = checkpoint.files if checkpoint is not None and is_same else None
-    further = {"load": load} if load is not None else {}
-    export_bundle(config, Path(directory), run, state, kept_files, **further)
+    is_bundled_step = checkpoint is not None and checkpoint.step == run_state.bundle_step
+    checkpoint_files = checkpoint.files if checkpoint is not None and is_bundled_step else None
+    export_options = {"load": load} if load is not None else {}
+    export_bundle(
+        config, Path(model_path), run_store, run_state, checkpoint_files, **export_options
+    )

@@ -53,8 +53,8 @@ class CaptionOrder:
     def filled_prompt(self) -> str:
         """The prompt, with {class_noun} and {identifier} filled in."""
         prompt = self.prompt or (SUBJECT_PROMPT if self.class_noun else PROMPT)
-        filled = prompt.replace("{class_noun}", self.class_noun)
-        return filled.replace("{identifier}", self.identifier)
+        prompt_with_noun = prompt.replace("{class_noun}", self.class_noun)
+        return prompt_with_noun.replace("{identifier}", self.identifier)
 
 
 @dataclass
@@ -102,8 +102,8 @@ def caption_folder(
         return caption
 
     for path, outcome in _work_in_threads(write_caption, list(targets), order.parallel):
-        by_name = result.failures if isinstance(outcome, Exception) else result.written
-        by_name[path.name] = str(outcome)
+        outcomes_by_name = result.failures if isinstance(outcome, Exception) else result.written
+        outcomes_by_name[path.name] = str(outcome)
         on_progress(len(result.written) + len(result.failures), len(targets))
     return result
 

@@ -68,14 +68,14 @@ class VisionClient:
 
         raises: NoAnswerError for this image; ConfigError for what would be so for each
         """
-        parts = [
+        message_parts = [
             {"type": "text", "text": prompt},
             {"type": "image_url", "image_url": {"url": to_data_url(image)}},
         ]
-        body = {"model": self.model, "messages": [{"role": "user", "content": parts}]}
+        body = {"model": self.model, "messages": [{"role": "user", "content": message_parts}]}
         for num_try in range(_TRIES):
             try:
-                return read_caption_answer(self._request("POST", "chat/completions", body))
+                return read_caption_answer(self._request_json("POST", "chat/completions", body))
             except PassingError as error:
                 if num_try == _TRIES - 1:
                     raise NoAnswerError(f"{error}, tried {_TRIES} times") from error
@@ -85,20 +85,21 @@ class VisionClient:
 
     def _find_model(self) -> str:
         try:
-            answer = self._request("GET", "models")
-            names = [str(row["id"]) for row in answer["data"]]
+            answer = self._request_json("GET", "models")
+            model_names = [str(row["id"]) for row in answer["data"]]
         except (NoAnswerError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"--api={self.api!r} does not say which models it has ({error}); give --model"
             ) from error
-        if len(names) == 1:
-            return names[0]
-        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        if len(model_names) == 1:
+            return model_names[0]
+        model_list_text = ", ".join(model_names[:8]) + (", ..." if len(model_names) > 8 else "")
         raise ConfigError(
-            f"--api={self.api!r} has {len(names)} models ({listed}); choose one by --model"
+            f"--api={self.api!r} has {len(model_names)} models ({model_list_text}); choose one by "
+            "--model"
         )
 
-    def _request(self, method: str, path: str, body: Any = None) -> Any:
+    def _request_json(self, method: str, path: str, body: Any = None) -> Any:
         """JSON of a good answer.
 
         raises: NoAnswerError, a PassingError where another try may help; ConfigError
@@ -134,32 +135,34 @@ class VisionClient:
             ) from error
 
     def _raise_for_status(self, response: httpx2.Response, content: bytes) -> NoReturn:
-        status, said = response.status_code, read_error(content)
+        status, server_message = response.status_code, read_error(content)
         if status in (401, 403):
             remedy = "check it" if self._has_key else "put one into the variable of --key-env"
-            raise ConfigError(f"--api={self.api!r} refuses the key ({status}: {said}); {remedy}")
+            raise ConfigError(
+                f"--api={self.api!r} refuses the key ({status}: {server_message}); {remedy}"
+            )
         if status == 404:
             raise ConfigError(
                 f"--api={self.api!r}: {response.url.path} or the model {self.model!r} is not there "
-                f"({said}); such a URL mostly ends in /v1, and --model names a model"
+                f"({server_message}); such a URL mostly ends in /v1, and --model names a model"
             )
         if response.is_redirect:
-            target = response.headers.get("location", "elsewhere")
-            raise ConfigError(f"--api={self.api!r} leads to {target}; give that URL itself")
+            redirect_url = response.headers.get("location", "elsewhere")
+            raise ConfigError(f"--api={self.api!r} leads to {redirect_url}; give that URL itself")
         if status in _PASSING_STATUS:
             raise PassingError(
-                f"{status}: {said}", read_wait_s(response.headers.get("retry-after"))
+                f"{status}: {server_message}", read_wait_s(response.headers.get("retry-after"))
             )
-        raise NoAnswerError(f"{status}: {said}")
+        raise NoAnswerError(f"{status}: {server_message}")
 
 
 def to_data_url(image: Image.Image) -> str:
     """An RGB image as JPEG in a URL: its pixels alone, whatever came with the file."""
-    pixels = Image.new("RGB", image.size)
-    pixels.paste(image)
-    stream = io.BytesIO()
-    pixels.save(stream, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    rgb_image = Image.new("RGB", image.size)
+    rgb_image.paste(image)
+    jpeg_buffer = io.BytesIO()
+    rgb_image.save(jpeg_buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg_buffer.getvalue()).decode()}"
 
 
 def _check_url(api: str) -> str:

@@ -37,8 +37,8 @@ class _BenchGroup(TyperGroup):
                 "pip install 'dreambooth-ray[bench]', or run it in a checkout of the source"
             ) from error
         themes = typer.Typer()
-        for theme, (_, about) in THEMES.items():
-            themes.command(name=theme, help=about)(_make_command(theme))
+        for theme, (_, theme_help) in THEMES.items():
+            themes.command(name=theme, help=theme_help)(_make_command(theme))
         self.commands = {**typer.main.get_group(themes).commands, **self.commands}
 
 
@@ -67,8 +67,8 @@ def _make_command(theme: str) -> Callable[..., None]:
         if profile not in ("smoke", "full"):
             raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
         if address:
-            cluster = {"address": address, "storage": storage or "out", "gpus": gpus}
-            _run_on_cluster(theme, workers, model, profile, file, cluster)
+            cluster_options = {"address": address, "storage": storage or "out", "gpus": gpus}
+            _run_on_cluster(theme, workers, model, profile, file, cluster_options)
         elif storage or gpus:
             raise ConfigError("--storage and --gpus are of a cluster; give its --address as well")
         else:
@@ -78,17 +78,25 @@ def _make_command(theme: str) -> Callable[..., None]:
 
 
 def _run_on_cluster(
-    theme: str, workers: str, model: str, profile: str, file: Path | None, cluster: dict[str, Any]
+    theme: str,
+    workers: str,
+    model: str,
+    profile: str,
+    file: Path | None,
+    cluster_options: dict[str, Any],
 ) -> None:
-    """cluster: `address`, `storage` and `gpus` of a ClusterSetting"""
+    """cluster_options: `address`, `storage` and `gpus` of a ClusterSetting"""
     from benchmarks.cluster_throughput import ClusterSetting, run_cluster_benchmark
     from benchmarks.theme import parse_workers
 
-    counts = parse_workers(workers) if workers else ()
-    setting = ClusterSetting(
-        model=model, workers=counts, profile="smoke" if profile == "smoke" else "full", **cluster
+    worker_counts = parse_workers(workers) if workers else ()
+    benchmark_setting = ClusterSetting(
+        model=model,
+        workers=worker_counts,
+        profile="smoke" if profile == "smoke" else "full",
+        **cluster_options,
     )
-    _write_record(run_cluster_benchmark(theme, setting), file)
+    _write_record(run_cluster_benchmark(theme, benchmark_setting), file)
 
 
 def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
@@ -96,8 +104,10 @@ def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from benchmarks.theme import Setting, parse_workers, run_theme
 
-    setting = Setting(model, parse_workers(workers), "smoke" if profile == "smoke" else "full")
-    _write_record(run_theme(theme, setting), file)
+    benchmark_setting = Setting(
+        model, parse_workers(workers), "smoke" if profile == "smoke" else "full"
+    )
+    _write_record(run_theme(theme, benchmark_setting), file)
 
 
 @app.command()
@@ -149,27 +159,28 @@ def plan(
 
     if subject_s is not None and not slots:
         raise ConfigError(f"--subject-s={subject_s:g} is of a fleet; give its --slots as well")
-    gain = read_batch_gain(RESULTS) if slots else None
+    batch_gain = read_batch_gain(RESULTS) if slots else None
     if step_s is None:
-        step_s, measured_on = (
-            (gain.step_s, f"one subject's LoRA, {gain.source}")
-            if gain
+        step_s, measurement_source = (
+            (batch_gain.step_s, f"one subject's LoRA, {batch_gain.source}")
+            if batch_gain
             else measured_step_s(RESULTS)
         )
         print(
-            f"step_s={step_s:.4f}, measured: {measured_on}; --step-s names another", file=sys.stderr
+            f"step_s={step_s:.4f}, measured: {measurement_source}; --step-s names another",
+            file=sys.stderr,
         )
-    work = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
-    cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
-    plan_record = make_plan(work, cluster, seed)
-    if gain is not None:
-        plan_record["fleet"] = plan_fleet(work, cluster, slots, gain, subject_s)
+    workload = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
+    planned_cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
+    plan_record = make_plan(workload, planned_cluster, seed)
+    if batch_gain is not None:
+        plan_record["fleet"] = plan_fleet(workload, planned_cluster, slots, batch_gain, subject_s)
     _write_record(plan_record, None)
 
 
 def _write_record(record: dict[str, Any], file: Path | None) -> None:
-    text = json.dumps(record, indent=1)
-    print(text)
+    record_json = json.dumps(record, indent=1)
+    print(record_json)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n")
+        file.write_text(record_json + "\n")

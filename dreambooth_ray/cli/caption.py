@@ -50,14 +50,14 @@ def caption(
     find_photographs(folder, key="FOLDER")
     if class_noun and not identifier:
         identifier = "sks"
-    order = CaptionOrder(prompt, class_noun, identifier, side_px, parallel, overwrite)
-    key = os.environ.get(key_env, "").strip()
-    client = VisionClient(api, key, model, timeout_s)
-    if key and client.is_unencrypted:
-        text = f"warning: --api={client.api!r} is not https: the key goes there as it is"
-        print(text, file=sys.stderr)
+    caption_order = CaptionOrder(prompt, class_noun, identifier, side_px, parallel, overwrite)
+    api_key = os.environ.get(key_env, "").strip()
+    client = VisionClient(api, api_key, model, timeout_s)
+    if api_key and client.is_unencrypted:
+        warning_text = f"warning: --api={client.api!r} is not https: the key goes there as it is"
+        print(warning_text, file=sys.stderr)
     try:
-        result = caption_folder(folder, client, order, Stage("captions"))
+        result = caption_folder(folder, client, caption_order, Stage("captions"))
     finally:
         client.close()
     _print_result(result)
@@ -71,9 +71,9 @@ def _print_result(result: "CaptioningResult") -> None:
     if not result.failures:
         return
     reasons = "; ".join(f"{name}: {text}" for name, text in sorted(result.failures.items())[:5])
-    more = f"; and {len(result.failures) - 5} more" if len(result.failures) > 5 else ""
+    more_text = f"; and {len(result.failures) - 5} more" if len(result.failures) > 5 else ""
     total = len(result.failures) + len(result.written)
     raise DreamBoothError(
         f"{len(result.failures)} of {describe_count(total, 'photograph')} got no caption: "
-        f"{reasons}{more}. Run it again to ask for these alone"
+        f"{reasons}{more_text}. Run it again to ask for these alone"
     )

@@ -45,10 +45,10 @@ def ls(
     after: Annotated[str, typer.Option(help="subject to go on after: the last one shown")] = "",
 ) -> None:
     """List subjects: name, newest run, number of versions; in a fixed order, not sorted."""
-    from dreambooth_ray.storage.catalog import Catalog, position
+    from dreambooth_ray.storage.catalog import Catalog, listing_position
 
     catalog = Catalog(open_storage(storage))
-    subjects = catalog.list_subjects(position(after) if after else "", limit)
+    subjects = catalog.list_subjects(listing_position(after) if after else "", limit)
     for subject in subjects:
         try:
             entry = catalog.read(subject)

@@ -43,8 +43,8 @@ def status(folder: Folder = _FOLDER) -> None:
     for host in cluster.hosts:
         print(f"{host.name}\t{host.address}\t{'up' if host.is_alive else 'gone'}")
     print(f"jobs\t{cluster.dashboard}\ntoken\t{cluster.folder / 'token'}")
-    for name, value in cluster.s3_environment.items():
-        print(f"{name}={value}")
+    for variable_name, variable_value in cluster.s3_environment.items():
+        print(f"{variable_name}={variable_value}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 if TYPE_CHECKING:
     from dreambooth_ray.config.schema import Config
@@ -60,15 +60,17 @@ def demo(
     report = compare_models(runs, out, display)
     report["wall_s"] = round(time.monotonic() - started_s, 1)
     write_report(report, out)
-    table = Table(
+    report_table = Table(
         "measure", "before", "after", "output preservation",
         title="What the model learnt, and what it kept",
     )  # fmt: skip
-    for name, value in report.items():
-        values = value if isinstance(value, dict) else {"after": value}
-        cells = (str(values.get(key, "")) for key in ("before", "after", "output"))
-        table.add_row(name.replace("_", " "), *cells)
-    Console().print(table)
+    for measure_name, measured_value in report.items():
+        values_by_column = (
+            measured_value if isinstance(measured_value, dict) else {"after": measured_value}
+        )
+        row_cells = (str(values_by_column.get(key, "")) for key in ("before", "after", "output"))
+        report_table.add_row(measure_name.replace("_", " "), *row_cells)
+    Console().print(report_table)
     print(f"look at {out / 'contact_sheet.png'}")
 
 
@@ -79,14 +81,16 @@ def load_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, 
     """
     from dreambooth_ray.config.load import load_config
 
-    paths = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
-    config = load_config(_RECIPES[model], [*paths, *overrides])
-    shared = [text for text in overrides if re.split("[.=]", text)[0] in _SHARED_SECTIONS]
-    recipe, settings = _OUTPUT_RECIPES[model]
-    length = f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}"
-    return config, load_config(recipe, [*paths, *settings, *shared, length, *_OUTPUT])
+    path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
+    config = load_config(_RECIPES[model], [*path_overrides, *overrides])
+    shared_overrides = [text for text in overrides if re.split("[.=]", text)[0] in _SHARED_SECTIONS]
+    recipe, recipe_overrides = _OUTPUT_RECIPES[model]
+    steps_override = f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}"
+    return config, load_config(
+        recipe, [*path_overrides, *recipe_overrides, *shared_overrides, steps_override, *_OUTPUT]
+    )
 
 
 def _import_demo() -> None:
-    with large_imports():
+    with pause_garbage_collection():
         import dreambooth_ray.demo_report  # noqa: F401

@@ -35,7 +35,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Look for blur, bad light, noise, bars, tiny subjects, copies and strangers in photographs."""
-    from dreambooth_ray.bundles.new_path import check_file, explained_writing
+    from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
     from dreambooth_ray.data.photographs import find_photographs
 
     # Before what is large is imported.
@@ -43,25 +43,27 @@ def doctor(
     if write_masks and not segment:
         raise ConfigError("--write-masks needs a network that proposes masks: give --segment")
     if out:
-        check_file(out, photo_folders=[folder])
+        check_output_file(out, photo_folders=[folder])
     from dreambooth_ray.data.quality.inspection import inspect_photographs
     from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
-    from dreambooth_ray.evaluation.nouns import noun_share
+    from dreambooth_ray.evaluation.noun_classifier import make_noun_classifier
 
     network = load_encoder(encoder, key="--encoder") if encoder else None
-    read = as_text_encoder(network)
-    reads = noun_share(read, class_noun) if class_noun and read else None
-    embed = network.embed_images if network else None
-    proposals = _load_proposals(segment, class_noun, write_masks) if segment else None
+    text_encoder = as_text_encoder(network)
+    classify_nouns = (
+        make_noun_classifier(text_encoder, class_noun) if class_noun and text_encoder else None
+    )
+    embed_images = network.embed_images if network else None
+    mask_proposals = _load_mask_proposals(segment, class_noun, write_masks) if segment else None
     report = inspect_photographs(
-        folder, resolution, identifier, class_noun, embed, reads,
-        propose_mask=proposals.propose if proposals else None,
+        folder, resolution, identifier, class_noun, embed_images, classify_nouns,
+        propose_mask=mask_proposals.propose if mask_proposals else None,
     )  # fmt: skip
-    outcomes = proposals.outcomes if proposals else {}
+    mask_outcomes = mask_proposals.outcomes if mask_proposals else {}
     if as_json:
-        print(json.dumps(report.as_json() | {"proposed_masks": outcomes}, indent=1))
+        print(json.dumps(report.as_json() | {"proposed_masks": mask_outcomes}, indent=1))
     else:
-        _print_report(report, outcomes)
+        _print_report(report, mask_outcomes)
     if out:
         from dreambooth_ray.evaluation.quality_page import doctor_page
 
@@ -71,18 +73,18 @@ def doctor(
             out.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _load_proposals(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
+def _load_mask_proposals(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
     from dreambooth_ray.evaluation.segmentation import MaskProposals, Segmenter
 
     return MaskProposals(Segmenter(uri, class_noun), writes=write_masks)
 
 
 def _print_report(report: "InspectionReport", mask_outcomes: dict[str, str]) -> None:
-    num_photos = describe_count(len(report.photos), "photograph")
-    print(f"{report.folder}: {num_photos}, {report.worst_severity}")
+    photo_count_text = describe_count(len(report.photos), "photograph")
+    print(f"{report.folder}: {photo_count_text}, {report.worst_severity}")
     for issue in report.issues:
         print(f"{issue.severity}: {issue.sentence} ({issue.describe_measurement()})")
-    for name, outcome in mask_outcomes.items():
-        print(f"proposed mask of {name}: {outcome}")
+    for name, mask_outcome in mask_outcomes.items():
+        print(f"proposed mask of {name}: {mask_outcome}")
     for line in report.skipped:
         print(f"not looked at: {line}")

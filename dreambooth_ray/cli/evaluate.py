@@ -36,9 +36,13 @@ def evaluate(
     from dreambooth_ray import api
 
     if together:
-        fixed_words = {"photos": photos, "identifier": identifier, "class-noun": class_noun}
-        for option in [name for name, value in {**fixed_words, "clip": clip}.items() if value]:
-            raise ConfigError(f"--{option} is not for --together: leave it out; the run knows it")
+        subject_options = {"photos": photos, "identifier": identifier, "class-noun": class_noun}
+        for option_name in [
+            name for name, value in {**subject_options, "clip": clip}.items() if value
+        ]:
+            raise ConfigError(
+                f"--{option_name} is not for --together: leave it out; the run knows it"
+            )
         evaluation = api.evaluate_together(
             model, protocol, dino=dino, actors=actors, gpus=gpus, address=address, out=out
         )

@@ -90,9 +90,9 @@ def run(
     """
     from cluster.fleet_settings import FleetSettings, parse_parallel
 
-    fewest, most = parse_parallel(parallel, slots)
+    min_workers, max_workers = parse_parallel(parallel, slots)
     settings = FleetSettings(
-        storage, slots, fewest, most, retries, budget or None, idle_s=idle_s, stays=stay
+        storage, slots, min_workers, max_workers, retries, budget or None, idle_s=idle_s, stays=stay
     )
     if cluster:
         from cluster.fleet_jobs import refuse_local_storage
@@ -109,25 +109,27 @@ def run(
 @app.command()
 def logs(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """Print what the newest job of a storage's fleet has printed."""
-    fleets = _connect_to_fleets(cluster, clusters)
-    print(fleets.logs(fleets.get(storage)), end="")
+    fleet_jobs = _connect_to_fleets(cluster, clusters)
+    print(fleet_jobs.logs(fleet_jobs.get(storage)), end="")
 
 
 @app.command()
 def stop(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """End a storage's fleet on a cluster; `fleet run` goes on from the last checkpoints."""
-    fleets = _connect_to_fleets(cluster, clusters)
-    job = fleets.get(storage)
-    if not fleets.is_active(job):
-        print(f"{job.name} does not run: {fleets.state(job)}")
+    fleet_jobs = _connect_to_fleets(cluster, clusters)
+    fleet_job = fleet_jobs.get(storage)
+    if not fleet_jobs.is_active(fleet_job):
+        print(f"{fleet_job.name} does not run: {fleet_jobs.state(fleet_job)}")
         return
-    fleets.kill(job)
+    fleet_jobs.kill(fleet_job)
     deadline_s = time.monotonic() + _STOP_TIMEOUT_S
-    while fleets.is_active(job):
+    while fleet_jobs.is_active(fleet_job):
         if time.monotonic() > deadline_s:
-            raise CapacityError(f"{job.name} did not end within {_STOP_TIMEOUT_S:.0f} s; try again")
+            raise CapacityError(
+                f"{fleet_job.name} did not end within {_STOP_TIMEOUT_S:.0f} s; try again"
+            )
         time.sleep(0.5)
-    print(f"{job.name} stopped")
+    print(f"{fleet_job.name} stopped")
 
 
 def _connect_to_fleets(cluster: str, clusters: Path) -> "FleetJobs":
@@ -152,17 +154,17 @@ def list_subjects(
 
     fleet_store = FleetStore(storage)
     fleet_store.refuse_empty()
-    names: list[str] = []
+    page_cursors: list[str] = []
     if state == "ended":
-        for group, ended in fleet_store.list_ended(after, limit):
-            print(ended.id, ended.state, group, ended.note)
-            names.append(f"{group}/{end_name(ended)}")
+        for queue_group, ended_record in fleet_store.list_ended(after, limit):
+            print(ended_record.id, ended_record.state, queue_group, ended_record.note)
+            page_cursors.append(f"{queue_group}/{end_name(ended_record)}")
     else:
-        for group, mark in fleet_store.list_marks(state, after, limit):
-            print(mark.id, state, group, mark.owner)
-            names.append(f"{group}/{mark.name}")
-    if len(names) == limit:
-        print(f"more: --after {names[-1]}", file=sys.stderr)
+        for queue_group, queue_mark in fleet_store.list_unfinished_works(state, after, limit):
+            print(queue_mark.id, state, queue_group, queue_mark.owner)
+            page_cursors.append(f"{queue_group}/{queue_mark.name}")
+    if len(page_cursors) == limit:
+        print(f"more: --after {page_cursors[-1]}", file=sys.stderr)
 
 
 @app.command()
@@ -173,12 +175,12 @@ def cancel(
     """Take a subject out of the queue, or end its training with a checkpoint."""
     from cluster.fleet_store import FleetStore
 
-    words = {
+    outcome_texts = {
         "cancelled": "cancelled",
         "asked": "is being trained, and ends at its next step",
         "over": "is over already",
     }
-    print(f"{subject}: {words[FleetStore(storage).cancel(subject)]}")
+    print(f"{subject}: {outcome_texts[FleetStore(storage).cancel(subject)]}")
 
 
 def _say(line: str) -> None:
@@ -192,8 +194,8 @@ def _show_entries(entries: list[Any]) -> None:
 
     table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
     for entry in entries:
-        words = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
-        table.add_row(entry.id, entry.owner, *words)
+        row_cells = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
+        table.add_row(entry.id, entry.owner, *row_cells)
     Console().print(table)
     if any(entry.state == "failed" for entry in entries):
         sys.exit(1)

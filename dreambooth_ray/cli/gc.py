@@ -33,8 +33,8 @@ def gc(
     scratch_folder = scratch or read_storage(storage).scratch or ""
     # First: it is this host's, whatever the storage holds.
     num_folders, folders_bytes = collect_scratch(scratch_folder, delete, older_than)
-    num_things, things_bytes = collect_garbage(open_storage(storage).uri, delete, older_than)
-    print_sum(num_folders + num_things, folders_bytes + things_bytes, delete)
+    num_items, items_bytes = collect_garbage(open_storage(storage).uri, delete, older_than)
+    print_sum(num_folders + num_items, folders_bytes + items_bytes, delete)
 
 
 def collect_garbage(
@@ -51,12 +51,12 @@ def collect_garbage(
     from serve.signed_files import find_expired_files
 
     store, now_s = Store(storage), time.time()
-    before_s = now_s - parse_age(older_than)
-    found = [
-        *find_garbage(store, before_s, now_s),
-        *find_queue_garbage(store, before_s, now_s),
-        *find_job_garbage(store, before_s, now_s),
-        *find_expired_files(store, before_s, now_s),
+    cutoff_s = now_s - parse_age(older_than)
+    all_garbage = [
+        *find_garbage(store, cutoff_s, now_s),
+        *find_queue_garbage(store, cutoff_s, now_s),
+        *find_job_garbage(store, cutoff_s, now_s),
+        *find_expired_files(store, cutoff_s, now_s),
     ]
 
     def remove(item: Garbage) -> bool:
@@ -64,9 +64,9 @@ def collect_garbage(
             return remove_ended(store, item)
         return remove_garbage(store, item, now_s)
 
-    items = [item for item in found if item.name.startswith(prefix)]
+    matching_garbage = [item for item in all_garbage if item.name.startswith(prefix)]
     num_bytes = num_removed = 0
-    for item in items:
+    for item in matching_garbage:
         if delete and not remove(item):
             print(f"kept: somebody has begun to use it\t{item.name}")
             continue
@@ -86,11 +86,11 @@ def collect_scratch(scratch: str, delete: bool, older_than: str) -> tuple[int, i
     """
     from dreambooth_ray.storage.scratch import find_stale_scratch, scratch_base, sweep_scratch
 
-    base, age_s = scratch_base(scratch or None), parse_age(older_than)
-    folders = find_stale_scratch(base, age_s)
+    scratch_root, age_s = scratch_base(scratch or None), parse_age(older_than)
+    folders = find_stale_scratch(scratch_root, age_s)
     sizes_bytes = {folder: _measure_folder(folder) for folder in folders}
     if delete:
-        folders = sweep_scratch(base, age_s)
+        folders = sweep_scratch(scratch_root, age_s)
     for folder in folders:
         print(
             f"{'removed' if delete else 'unused'}\t{sizes_bytes.get(folder, 0) / 1e6:.1f} MB\t"

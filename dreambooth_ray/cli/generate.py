@@ -7,7 +7,7 @@ import typer
 
 from dreambooth_ray.cli.sampling_options import sampling_options
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -48,7 +48,7 @@ def generate(
     from dreambooth_ray.models.model_directory import model_outline
 
     adapters = locate_adapters(lora or [], model_outline(model, "MODEL"), "--lora")
-    with large_imports():
+    with pause_garbage_collection():
         from dreambooth_ray.display import Stage
         from dreambooth_ray.generation import generate_files, parse_size
 

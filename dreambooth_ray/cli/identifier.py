@@ -34,40 +34,42 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.bundles.new_path import check_file
+    from dreambooth_ray.bundles.new_path import check_output_file
     from dreambooth_ray.models.model_directory import model_directory
 
     if not class_noun.strip():
         raise ConfigError("--class-noun is empty; say what the subject is, such as dog or shoe")
     _check_encoder(model)
     if out:
-        check_file(out)
+        check_output_file(out)
     from dreambooth_ray.display import Stage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_encoder
     from dreambooth_ray.models.components import load_components
     from dreambooth_ray.sampling.engine import Engine
 
-    parts = load_components(model_directory(model, key="MODEL"))
-    network = load_encoder(encoder, key="--encoder")
-    words = finder.candidate_words(parts.tokenizer, class_noun)[:pool]
-    chosen = finder.shortlist_words(words, finder.build_sentence_encoder(parts), class_noun, count)
-    ranked = finder.rank_words(
-        Engine(parts),
-        network,
-        list(dict.fromkeys([*chosen, *(word or [])])),
+    model_components = load_components(model_directory(model, key="MODEL"))
+    image_encoder = load_encoder(encoder, key="--encoder")
+    rare_words = finder.candidate_words(model_components.tokenizer, class_noun)[:pool]
+    shortlisted_words = finder.shortlist_words(
+        rare_words, finder.build_sentence_encoder(model_components), class_noun, count
+    )
+    ranked_candidates = finder.rank_words(
+        Engine(model_components),
+        image_encoder,
+        list(dict.fromkeys([*shortlisted_words, *(word or [])])),
         class_noun,
-        tokenizer=parts.tokenizer,
+        tokenizer=model_components.tokenizer,
         num_images=num_images,
         seed=seed,
         params=params,
         on_progress=Stage("probe images"),
     )
-    _print_ranking(ranked)
+    _print_ranking(ranked_candidates)
     if out:
-        drawn_with = {"num_pictures": num_images, **params.model_dump(), "seed": seed}
-        about = {"model": model, "class_noun": class_noun, "encoder": encoder, **drawn_with}
-        _write_ranking(ranked, about, out)
+        image_params = {"num_pictures": num_images, **params.model_dump(), "seed": seed}
+        conditions = {"model": model, "class_noun": class_noun, "encoder": encoder, **image_params}
+        _write_ranking(ranked_candidates, conditions, out)
 
 
 def _check_encoder(model: str) -> None:
@@ -82,19 +84,25 @@ def _check_encoder(model: str) -> None:
         )
 
 
-def _print_ranking(ranked: "list[Candidate]") -> None:
-    for candidate in ranked:
-        displacement, narrowing = candidate.displacement, candidate.narrowing
-        numbers = f"displacement {displacement:.3f}, narrowing {narrowing:+.3f}"
+def _print_ranking(ranked_candidates: "list[Candidate]") -> None:
+    for candidate in ranked_candidates:
+        displacement, diversity_loss = candidate.displacement, candidate.narrowing
+        scores_text = f"displacement {displacement:.3f}, narrowing {diversity_loss:+.3f}"
         print(
-            f"{candidate.word}  meaning {candidate.meaning:.3f} "
-            f"({numbers}, {candidate.num_tokens} tokens)"
+            f"{candidate.word}  meaning {candidate.meaning_score:.3f} "
+            f"({scores_text}, {candidate.num_tokens} tokens)"
         )
 
 
-def _write_ranking(ranked: "list[Candidate]", conditions: dict[str, object], out: Path) -> None:
+def _write_ranking(
+    ranked_candidates: "list[Candidate]", conditions: dict[str, object], out: Path
+) -> None:
     from dreambooth_ray.bundles.new_path import explained_writing
 
-    rows = [asdict(candidate) | {"meaning": candidate.meaning} for candidate in ranked]
+    candidate_rows = [
+        asdict(candidate) | {"meaning": candidate.meaning_score} for candidate in ranked_candidates
+    ]
     with explained_writing(out):
-        out.write_text(json.dumps({"conditions": conditions, "words": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"conditions": conditions, "words": candidate_rows}, indent=1) + "\n"
+        )

@@ -67,11 +67,11 @@ def submit(
         else:
             print(format_rayjob(config, image, namespace))
         return
-    entry, jobs = _connect_to_cluster(cluster, clusters)
-    config = fit_memory(config, entry)
+    cluster_entry, job_client = _connect_to_cluster(cluster, clusters)
+    config = fit_memory(config, cluster_entry)
     if check:
-        refuse_fatal_findings(config, entry)
-    print(jobs.submit(config).run_id)
+        refuse_fatal_findings(config, cluster_entry)
+    print(job_client.submit(config).run_id)
 
 
 def _refuse_unused_options(
@@ -83,9 +83,11 @@ def _refuse_unused_options(
             f"--cluster={cluster!r} and --k8s are two places for one run; leave out one of them"
         )
     options = {"--namespace": namespace, **pod_options}
-    unused = [name for name, value in options.items() if value]
-    if unused and not k8s:
-        raise ConfigError(f"{', '.join(unused)} is for pods alone; add --k8s, or leave it out")
+    unused_options = [name for name, value in options.items() if value]
+    if unused_options and not k8s:
+        raise ConfigError(
+            f"{', '.join(unused_options)} is for pods alone; add --k8s, or leave it out"
+        )
 
 
 def watch(
@@ -98,8 +100,10 @@ def watch(
     """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
     from cluster.progress import watch_run
 
-    jobs, price_an_hour = _find_runs(cluster, clusters, namespace, k8s=k8s)
-    outcome = watch_run(jobs, jobs.get(run), price_an_hour, lambda line: print(line, flush=True))
+    job_client, price_an_hour = _find_runs(cluster, clusters, namespace, k8s=k8s)
+    outcome = watch_run(
+        job_client, job_client.get(run), price_an_hour, lambda line: print(line, flush=True)
+    )
     print(outcome)
     if outcome.startswith("failed"):
         sys.exit(1)
@@ -113,8 +117,8 @@ def logs(
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Print what a run's newest job has printed."""
-    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
-    print(jobs.logs(jobs.get(run)), end="")
+    job_client, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
+    print(job_client.logs(job_client.get(run)), end="")
 
 
 def stop(
@@ -126,34 +130,34 @@ def stop(
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
-    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
-    job = jobs.get(run)
-    if not jobs.is_active(job):
-        print(f"{run} does not run: {jobs.state(job)}")
-    elif not jobs.has_begun(job):
-        jobs.kill(job)
+    job_client, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
+    job = job_client.get(run)
+    if not job_client.is_active(job):
+        print(f"{run} does not run: {job_client.state(job)}")
+    elif not job_client.has_begun(job):
+        job_client.kill(job)
         print(f"{run} had not begun and was taken back")
     elif now:
-        jobs.kill(job)
+        job_client.kill(job)
         print(f"{run} was killed; it goes on from its newest checkpoint")
     else:
-        print(f"{run} {_stop_job(jobs, job)}")
+        print(f"{run} {_stop_job(job_client, job)}")
 
 
-def _stop_job(jobs: "RayJobs | KubernetesRuns", job: "RunJob") -> str:
+def _stop_job(job_client: "RayJobs | KubernetesRuns", job: "RunJob") -> str:
     """Returns what came of it."""
     from dreambooth_ray.storage.store import Store
     from dreambooth_ray.training.stop_request import is_stop_requested, request_stop
 
-    run, deadline = Store(job.run_uri), time.monotonic() + _STOP_TIMEOUT_S
-    while jobs.is_active(job):
+    run_store, deadline = Store(job.run_uri), time.monotonic() + _STOP_TIMEOUT_S
+    while job_client.is_active(job):
         if time.monotonic() > deadline:
-            jobs.kill(job)
+            job_client.kill(job)
             return f"did not end within {_STOP_TIMEOUT_S:.0f} s and was killed"
         try:
             # A driver that starts forgets what was asked of the one before.
-            if not is_stop_requested(run):
-                request_stop(run)
+            if not is_stop_requested(run_store):
+                request_stop(run_store)
         except (StorageError, OSError) as error:
             raise StorageError(
                 f"{job.run_uri} does not answer from here, where a run hears that it is to stop "
@@ -189,24 +193,26 @@ def ls(
     if storage:
         _refuse_unused_options({}, "", namespace, k8s=False)
         store = Store(storage)
-        uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
-        job_states_by_run = dict.fromkeys(uris.values(), "unfinished")
+        run_uris = {run_id: f"{store.uri}/{paths.run(run_id)}" for run_id in store.names("runs")}
+        job_states_by_run = dict.fromkeys(run_uris.values(), "unfinished")
     else:
-        jobs = _find_runs(cluster, clusters, namespace, k8s=k8s)[0].runs()
-        uris = {job.run_id: job.run_uri for job in jobs}
-        job_states_by_run = {job.run_uri: job.state for job in jobs}
-    run_ids, has_more = select_page(uris, filter, after, limit)
-    summaries = summarize_runs([uris[run_id] for run_id in run_ids], job_states_by_run.__getitem__)
+        run_jobs = _find_runs(cluster, clusters, namespace, k8s=k8s)[0].runs()
+        run_uris = {job.run_id: job.run_uri for job in run_jobs}
+        job_states_by_run = {job.run_uri: job.state for job in run_jobs}
+    run_ids, has_more = select_page(run_uris, filter, after, limit)
+    summaries = summarize_runs(
+        [run_uris[run_id] for run_id in run_ids], job_states_by_run.__getitem__
+    )
     for run_id, summary in zip(run_ids, summaries, strict=True):
-        print(f"{run_id}\t{summary.state}\tcheckpoint {summary.step}\t{uris[run_id]}")
+        print(f"{run_id}\t{summary.state}\tcheckpoint {summary.step}\t{run_uris[run_id]}")
     if has_more:
         print(f"more: --after {run_ids[-1]}", file=sys.stderr)
 
 
 def resume_on(run: str, cluster: str, clusters: Path, namespace: str, *, k8s: bool) -> str:
     """Take a run up again on a cluster; returns its run id."""
-    jobs, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
-    return jobs.resume(run).run_id
+    job_client, _ = _find_runs(cluster, clusters, namespace, k8s=k8s)
+    return job_client.resume(run).run_id
 
 
 def _find_runs(
@@ -218,8 +224,8 @@ def _find_runs(
         from cluster.kubernetes_runs import KubernetesRuns
 
         return KubernetesRuns(namespace or NAMESPACE), None
-    entry, jobs = _connect_to_cluster(cluster, clusters)
-    return jobs, entry.price_an_hour
+    cluster_entry, job_client = _connect_to_cluster(cluster, clusters)
+    return job_client, cluster_entry.price_an_hour
 
 
 def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, RayJobs]":
@@ -230,5 +236,5 @@ def _connect_to_cluster(cluster: str, clusters: Path) -> "tuple[ClusterEntry, Ra
         raise ConfigError(
             "--cluster is not given; name one of the clusters file, or give --k8s for pods"
         )
-    entry = find_cluster(cluster, clusters)
-    return entry, RayJobs(entry)
+    cluster_entry = find_cluster(cluster, clusters)
+    return cluster_entry, RayJobs(cluster_entry)

@@ -30,28 +30,28 @@ def lr(
         raise ConfigError(
             f"--lowest={lowest:g} --highest={highest:g}: give two rates above 0, the lower first"
         )
-    from dreambooth_ray.bundles.new_path import check_file, explained_writing
+    from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
     from dreambooth_ray.config.learning_rates import check_ramp
     from dreambooth_ray.config.load import load_config
-    from dreambooth_ray.imports import large_imports
+    from dreambooth_ray.imports import pause_garbage_collection
 
     config = load_config(recipe, overrides or [])
     check_ramp(config)
     if plot:
         import matplotlib  # noqa: F401  now, not after minutes: it comes with an extra
 
-        check_file(plot, "--plot", [subject.photos for subject in config.all_subjects])
-    with large_imports():
+        check_output_file(plot, "--plot", [subject.photos for subject in config.all_subjects])
+    with pause_garbage_collection():
         from dreambooth_ray.display import TrainingDisplay
         from dreambooth_ray.preparation import prepare_run
         from dreambooth_ray.training.rate_ramp import RateRamp, draw_curve
-    prepared = prepare_run(config, TrainingDisplay())
-    ramp = RateRamp(prepared.config, prepared.directory, device)
-    curve = ramp.run((lowest, highest), steps)
+    prepared_run = prepare_run(config, TrainingDisplay())
+    ramp_trainer = RateRamp(prepared_run.config, prepared_run.directory, device)
+    curve = ramp_trainer.run((lowest, highest), steps)
     if plot:
         with explained_writing(plot, "--plot"):
             draw_curve(curve, plot)
-    suggestion = curve.suggest()
+    suggestion = curve.suggest_rate()
     if as_json:
         print(json.dumps({"suggestion": suggestion, **curve.as_json()}, indent=1))
     else:

@@ -24,9 +24,9 @@ def merge(
     """Add adapters together, each times its weight; prints what a rank costs, and the path."""
     from dreambooth_ray import adapter_editing
 
-    report = adapter_editing.merge(sources, out, base=base, into=into, rank=rank, half=half)
-    if report is not None and rank is not None:
-        print("\n".join(report.lines()))
+    rank_report = adapter_editing.merge(sources, out, base=base, into=into, rank=rank, half=half)
+    if rank_report is not None and rank is not None:
+        print("\n".join(rank_report.lines()))
     print(out)
 
 

@@ -30,9 +30,9 @@ def preflight(
     from cluster.cluster_registry import find_cluster
     from dreambooth_ray.config.load import load_config
 
-    entry = find_cluster(cluster, clusters) if cluster else None
-    config = fit_memory(load_config(recipe, overrides or []), entry)
-    refuse_fatal_findings(config, entry)
+    cluster_entry = find_cluster(cluster, clusters) if cluster else None
+    config = fit_memory(load_config(recipe, overrides or []), cluster_entry)
+    refuse_fatal_findings(config, cluster_entry)
     print("nothing stands in the way")
 
 
@@ -57,7 +57,7 @@ def refuse_fatal_findings(
     findings = run_preflight(config, entry, is_elsewhere=is_elsewhere)
     for line in format_findings(findings):
         print(line, file=sys.stderr)
-    fatal = [finding for finding in findings if finding.fatal]
-    if fatal:
-        keys = ", ".join(dict.fromkeys(finding.key for finding in fatal))
-        raise ConfigError(f"preflight: to mend first: {keys}")
+    fatal_findings = [finding for finding in findings if finding.fatal]
+    if fatal_findings:
+        fatal_keys = ", ".join(dict.fromkeys(finding.key for finding in fatal_findings))
+        raise ConfigError(f"preflight: to mend first: {fatal_keys}")

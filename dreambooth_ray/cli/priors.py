@@ -23,15 +23,19 @@ def list_(storage: StorageArguments = None) -> None:
     from dreambooth_ray.priors.prior_catalog import list_sets
 
     store = open_storage(storage)
-    sets = list_sets(store)
-    if not sets:
+    prior_sets = list_sets(store)
+    if not prior_sets:
         print(f"no class images in {store.uri}")
         return
     table = Table("set", "images", "MB", "runs", "prompts")
-    for info in sets:
-        megabytes = f"{info.size_bytes / 1e6:.1f}"
+    for set_info in prior_sets:
+        megabytes = f"{set_info.size_bytes / 1e6:.1f}"
         table.add_row(
-            info.digest, str(info.images), megabytes, str(len(info.runs)), "; ".join(info.prompts)
+            set_info.digest,
+            str(set_info.images),
+            megabytes,
+            str(len(set_info.runs)),
+            "; ".join(set_info.prompts),
         )
     Console().print(table)
     print(
@@ -57,13 +61,13 @@ def make(
             f"prior.kind={config.prior.kind} with prior.count={config.prior.count} trains on no "
             "class images; take prior.kind=images or both, and a count above 0"
         )
-    prepared = prepare_run(config, display)
+    prepared_run = prepare_run(config, display)
     from cluster.session import session
     from dreambooth_ray import pipeline
 
-    request = pipeline.plan_priors(prepared, prepared.config.prior.num_images)
-    with session(prepared.config, imports_ahead=True):
-        store = pipeline.generate_missing_priors(prepared, request, display)
+    request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
+    with session(prepared_run.config, imports_ahead=True):
+        store = pipeline.generate_missing_priors(prepared_run, request, display)
     print(store.uri)
 
 

@@ -25,15 +25,21 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
     ]
 
     def decorate(verb: Verb) -> Verb:
-        own = [p for p in inspect.signature(verb).parameters.values() if p.name != "params"]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
+        verb_parameters = [
+            p for p in inspect.signature(verb).parameters.values() if p.name != "params"
+        ]
+        parameters = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in verb_parameters
+        ] + options
 
         @functools.wraps(verb)
         def with_options(**values: Any) -> None:
-            chosen = {name: values.pop(name) for name in SamplingParams.model_fields}
+            option_values = {name: values.pop(name) for name in SamplingParams.model_fields}
             # What nobody has given is the model's own choice.
-            given = {name: value for name, value in chosen.items() if value is not None}
-            verb(**values, params=build_sampling_params(given))
+            given_values = {
+                name: value for name, value in option_values.items() if value is not None
+            }
+            verb(**values, params=build_sampling_params(given_values))
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -44,11 +50,11 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
 
 def _build_option(name: str, field: FieldInfo, default: object) -> inspect.Parameter:
     bounds: dict[str, Any] = {}
-    for bound in field.metadata:
-        if isinstance(bound, annotated_types.Ge):
-            bounds["min"] = bound.ge
-        elif isinstance(bound, annotated_types.Le):
-            bounds["max"] = bound.le
+    for constraint in field.metadata:
+        if isinstance(constraint, annotated_types.Ge):
+            bounds["min"] = constraint.ge
+        elif isinstance(constraint, annotated_types.Le):
+            bounds["max"] = constraint.le
     # Stable Diffusion's; other families have defaults of their own.
     shown_default = True if default is not None else str(field.default)
     option = typer.Option(help=field.description, show_default=shown_default, **bounds)

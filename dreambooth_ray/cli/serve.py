@@ -24,9 +24,9 @@ def key(name: Annotated[str, typer.Argument(help="whose key it is")]) -> None:
     from serve.auth import APIKey, new_key
 
     secret, digest = new_key()
-    entry = APIKey(name=name, sha256=digest)
+    api_key = APIKey(name=name, sha256=digest)
     print(secret)
-    print(f"- {{name: {entry.name}, sha256: {entry.sha256}}}")
+    print(f"- {{name: {api_key.name}, sha256: {api_key.sha256}}}")
 
 
 def serve(
@@ -50,20 +50,22 @@ def serve(
         config = None
     all_overrides += [f"host={host}"] if host is not None else []
     all_overrides += [f"port={port}"] if port is not None else []
-    settings = load_serve_config(config, all_overrides)
-    check_models(settings)
-    if not settings.cluster.ray_address:
-        check_listen_address(settings.host, settings.port)
+    serve_config = load_serve_config(config, all_overrides)
+    check_models(serve_config)
+    if not serve_config.cluster.ray_address:
+        check_listen_address(serve_config.host, serve_config.port)
     from cluster.session import connection
 
     # Read by Ray's processes when they start: the pools are looked at every second.
-    for side in ("REPLICA", "HANDLE"):
-        os.environ.setdefault(f"RAY_SERVE_{side}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
-    processes = settings.replicas.maximum + sum(s.maximum for s in settings.subjects.values())
-    with connection(settings.cluster, processes):
+    for metric_source in ("REPLICA", "HANDLE"):
+        os.environ.setdefault(f"RAY_SERVE_{metric_source}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    num_processes = serve_config.replicas.maximum + sum(
+        s.maximum for s in serve_config.subjects.values()
+    )
+    with connection(serve_config.cluster, num_processes):
         # After Ray has set its own handler: SIGTERM, as a supervisor sends it, ends as Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        _serve_until_interrupted(settings)
+        _serve_until_interrupted(serve_config)
 
 
 def _serve_until_interrupted(config: "ServeConfig") -> None:
@@ -77,14 +79,14 @@ def _serve_until_interrupted(config: "ServeConfig") -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     port = config.port or _find_free_port(config.host)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    options = HTTPOptions(host=config.host, port=port, keep_alive_timeout_s=65)
-    ray.serve.start(http_options=options, logging_config=quiet)
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    http_options = HTTPOptions(host=config.host, port=port, keep_alive_timeout_s=65)
+    ray.serve.start(http_options=http_options, logging_config=logging_config)
     try:
-        ray.serve.run(build(config), name="dreambooth", logging_config=quiet)
-        address = f"http://{_reachable_host(config.host)}:{port}"
-        _wait_until_ready(address)
-        _print_usage(config, address)
+        ray.serve.run(build(config), name="dreambooth", logging_config=logging_config)
+        endpoint_url = f"http://{_reachable_host(config.host)}:{port}"
+        _wait_until_ready(endpoint_url)
+        _print_usage(config, endpoint_url)
         _wait_until_interrupted()
     finally:
         ray.serve.shutdown()
@@ -113,36 +115,37 @@ def _reachable_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _wait_until_ready(address: str) -> None:
+def _wait_until_ready(endpoint_url: str) -> None:
     from urllib.error import URLError
     from urllib.request import urlopen
 
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while True:
         try:
-            with urlopen(f"{address}/readyz", timeout=10):
+            with urlopen(f"{endpoint_url}/readyz", timeout=10):
                 return
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise DreamBoothError(
-                    f"the endpoint at {address} was not ready within {_READY_TIMEOUT_S:.0f} s "
+                    f"the endpoint at {endpoint_url} was not ready within {_READY_TIMEOUT_S:.0f} s "
                     f"({error}); look into Ray's logs"
                 ) from error
             time.sleep(0.2)
 
 
-def _print_usage(config: "ServeConfig", address: str) -> None:
+def _print_usage(config: "ServeConfig", endpoint_url: str) -> None:
     from serve.auth import Authenticator
 
     is_open = Authenticator(config.auth).is_open
-    model = next(iter(config.models))
-    bearer = "" if is_open else "-H 'Authorization: Bearer KEY' "
+    example_model = next(iter(config.models))
+    bearer_header = "" if is_open else "-H 'Authorization: Bearer KEY' "
     print(f"serving {', '.join(config.models)} and the subjects in {config.storage.uri}")
-    print(f"  {address}")
+    print(f"  {endpoint_url}")
     print(
-        f"  curl -s {address}/v1/images/generations {bearer}-H 'Content-Type: application/json' \\"
+        f"  curl -s {endpoint_url}/v1/images/generations {bearer_header}-H 'Content-Type: "
+        "application/json' \\"
     )
-    print(f'    -d \'{{"model": "{model}", "prompt": "a red robot on the beach"}}\' \\')
+    print(f'    -d \'{{"model": "{example_model}", "prompt": "a red robot on the beach"}}\' \\')
     print("    | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode("
           "json.load(sys.stdin)[\"data\"][0][\"b64_json\"]))' > robot.png", flush=True)  # fmt: skip
     if is_open and config.host not in _LOOPBACK:

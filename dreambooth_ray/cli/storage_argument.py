@@ -31,11 +31,11 @@ def read_storage(arguments: list[str] | None) -> "StorageConfig":
         recipe_names,
     )
 
-    words = [a for a in arguments or [] if "=" not in a or "://" in a.partition("=")[0]]
-    overrides = [a for a in arguments or [] if a not in words]
-    if len(words) > 1:
-        raise ConfigError(f"{words[1]!r} is one argument too many; give one storage")
-    uri = words[0] if words else ""
+    storage_arguments = [a for a in arguments or [] if "=" not in a or "://" in a.partition("=")[0]]
+    overrides = [a for a in arguments or [] if a not in storage_arguments]
+    if len(storage_arguments) > 1:
+        raise ConfigError(f"{storage_arguments[1]!r} is one argument too many; give one storage")
+    uri = storage_arguments[0] if storage_arguments else ""
     if uri.endswith((".yaml", ".yml")) or f"{uri}.yaml" in recipe_names():
         return load_config(uri, [*SUBJECT_OF_NO_MATTER, *overrides]).storage
     return load_storage(([f"storage.uri={uri}"] if uri else []) + overrides)

@@ -24,11 +24,12 @@ def copy(
     uris = [f"{store.uri}/" for store in stores]
     if uris[0].startswith(uris[1]) or uris[1].startswith(uris[0]):
         raise ConfigError(f"{target!r} and {source!r} lie in each other; give a place beside")
-    summary = copy_storage(*stores)
-    if summary.num_copied + summary.num_current + summary.num_gone == 0:
+    copy_summary = copy_storage(*stores)
+    if copy_summary.num_copied + copy_summary.num_current + copy_summary.num_gone == 0:
         raise ConfigError(f"{source!r} holds nothing; give the storage.uri of the runs")
-    line = f"{describe_count(summary.num_copied, 'file')} copied, {summary.num_bytes / 1e6:.1f} MB"
-    line += f"; {describe_count(summary.num_current, 'file')} up to date"
-    if summary.num_gone:
-        line += f"; {describe_count(summary.num_gone, 'file')} went meanwhile"
-    print(line)
+    copied_text = describe_count(copy_summary.num_copied, "file")
+    summary_text = f"{copied_text} copied, {copy_summary.num_bytes / 1e6:.1f} MB"
+    summary_text += f"; {describe_count(copy_summary.num_current, 'file')} up to date"
+    if copy_summary.num_gone:
+        summary_text += f"; {describe_count(copy_summary.num_gone, 'file')} went meanwhile"
+    print(summary_text)

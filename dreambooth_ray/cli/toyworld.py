@@ -102,14 +102,14 @@ def pretrain_flow(
     num_scored: Annotated[int, typer.Option(min=0, max=400, help="held-out prompts")] = 300,
 ) -> None:
     """Make the flow model, a Z-Image of toy size, from nothing; stop and start it at will."""
-    started = time.monotonic()
+    started_s = time.monotonic()
     import torch
 
     from dreambooth_ray.toyworld.pretrain_flow import FlowRun
     from dreambooth_ray.toyworld.pretrain_flow import pretrain_flow as run_pretrain_flow
 
     chosen_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run = FlowRun(
+    flow_run = FlowRun(
         work=work,
         weights=weights,
         snapshots=snapshots or work / "snapshots",
@@ -117,7 +117,7 @@ def pretrain_flow(
         num_images=num_images,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        started=started,
+        started=started_s,
         budget_s=budget_seconds,
         reserve_s=reserve_seconds,
         workers=workers,
@@ -126,7 +126,7 @@ def pretrain_flow(
         num_scored=num_scored,
         start_from=start_from,
     )
-    run_pretrain_flow(run)
+    run_pretrain_flow(flow_run)
     print(weights / "flow-pipeline")
 
 

@@ -40,14 +40,15 @@ def resume(
     """Finish a run from its newest intact checkpoint; prints the run's URI."""
     if cluster or k8s or namespace:
         if overrides or force:
-            changes = [*(overrides or []), *(["--force"] if force else [])]
+            refused_changes = [*(overrides or []), *(["--force"] if force else [])]
             raise ConfigError(
-                f"{' '.join(changes)}: with --cluster or --k8s a run is taken up as it is; change "
+                f"{' '.join(refused_changes)}: with --cluster or --k8s a run is taken up as it "
+                "is; change "
                 "it with `dreambooth resume` from where its storage is reached, without them"
             )
         print(resume_on(run, cluster, clusters, namespace, k8s=k8s))
         return
     from dreambooth_ray import api
-    from dreambooth_ray.runs import find_run
+    from dreambooth_ray.runs import load_run_config
 
-    print(api.train(find_run(run, overrides or []), force=force))
+    print(api.train(load_run_config(run, overrides or []), force=force))

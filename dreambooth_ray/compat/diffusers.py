@@ -11,7 +11,7 @@ from typing import Any
 _NUM_INPUTS = 3
 
 
-def name_source(part: Any, name: str) -> None:
+def set_component_source(part: Any, name: str) -> None:
     """Have a part's saved configuration name this as its source, not a folder of this machine."""
     part.register_to_config(_name_or_path=name)
 
@@ -25,13 +25,15 @@ def checkpointed_with_mask(transformer: Any, mask: Any) -> Iterator[None]:
     if mask is None or not transformer.gradient_checkpointing:
         yield
         return
-    run = transformer._gradient_checkpointing_func
+    checkpointing_function = transformer._gradient_checkpointing_func
 
     def run_masked(block: Any, *inputs: Any) -> Any:
-        return run(block, *inputs, *([mask] if len(inputs) == _NUM_INPUTS else []))
+        return checkpointing_function(
+            block, *inputs, *([mask] if len(inputs) == _NUM_INPUTS else [])
+        )
 
     transformer._gradient_checkpointing_func = run_masked
     try:
         yield
     finally:
-        transformer._gradient_checkpointing_func = run
+        transformer._gradient_checkpointing_func = checkpointing_function

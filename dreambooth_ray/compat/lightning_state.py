@@ -34,14 +34,20 @@ def make_checkpoint(
     loops: of `read_loop_states`; optimizer, scheduler: their states; version: of Lightning
     """
     loops = copy.deepcopy(loops)
-    progress = loops["fit_loop"]
-    for part in ("total", "current"):
-        progress["epoch_progress"][part].update(ready=1, started=1)
-        progress["epoch_loop.scheduler_progress"][part].update(ready=num_steps, completed=num_steps)
-        steps = progress["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-        steps["step"][part].update(ready=num_steps, completed=num_steps)
-        steps["zero_grad"][part].update(ready=num_steps, started=num_steps, completed=num_steps)
-    progress["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - 1
+    fit_progress = loops["fit_loop"]
+    for counter_scope in ("total", "current"):
+        fit_progress["epoch_progress"][counter_scope].update(ready=1, started=1)
+        fit_progress["epoch_loop.scheduler_progress"][counter_scope].update(
+            ready=num_steps, completed=num_steps
+        )
+        optimizer_progress = fit_progress["epoch_loop.automatic_optimization.optim_progress"][
+            "optimizer"
+        ]
+        optimizer_progress["step"][counter_scope].update(ready=num_steps, completed=num_steps)
+        optimizer_progress["zero_grad"][counter_scope].update(
+            ready=num_steps, started=num_steps, completed=num_steps
+        )
+    fit_progress["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - 1
     checkpoint = {
         "epoch": 0,
         "global_step": num_steps,
@@ -53,6 +59,6 @@ def make_checkpoint(
     }
     set_num_batches(checkpoint, num_steps)
     # It counts a batch as completed after the callbacks, one of which saves.
-    for part in ("total", "current"):
-        progress["epoch_loop.batch_progress"][part]["completed"] = num_steps - 1
+    for counter_scope in ("total", "current"):
+        fit_progress["epoch_loop.batch_progress"][counter_scope]["completed"] = num_steps - 1
     return checkpoint

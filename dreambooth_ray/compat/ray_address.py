@@ -49,8 +49,8 @@ def check_head(address: str, timeout_s: float) -> None:
             "what answers there is no Ray head of a version that is known"
         ) from error
     except RuntimeError as error:
-        text = " ".join(str(error).split())
-        raise AddressError(f"the cluster has another version: {text}") from error
+        version_message = " ".join(str(error).split())
+        raise AddressError(f"the cluster has another version: {version_message}") from error
     finally:
         channel.close()
 

@@ -32,7 +32,7 @@ class RestartDecider(Protocol):
     def should_restart(self, failures: Sequence[BaseException]) -> bool:
         """Whether workers that failed so are started again; if so, it is recorded."""
 
-    def record(self, cause: str) -> None:
+    def record_restart(self, cause: str) -> None:
         """Write down a restart that somebody else decided on."""
 
 
@@ -55,8 +55,8 @@ class FailFastPolicy(FailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
         failures = worker_failures(training_failed_error)
-        is_own_failure = isinstance(training_failed_error, ControllerError)
-        if is_own_failure and isinstance(
+        is_controller_error = isinstance(training_failed_error, ControllerError)
+        if is_controller_error and isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError
         ):
             failures = [training_failed_error.controller_failure]
@@ -64,8 +64,8 @@ class FailFastPolicy(FailurePolicy):  # type: ignore[misc]
             should_restart = self._restarts.should_restart(failures)
             return FailureDecision.RETRY if should_restart else FailureDecision.RAISE
         decision = self._ray_policy.make_decision(training_failed_error)
-        if decision is FailureDecision.RETRY and not is_own_failure:
-            self._restarts.record(" ".join(str(training_failed_error).split()))
+        if decision is FailureDecision.RETRY and not is_controller_error:
+            self._restarts.record_restart(" ".join(str(training_failed_error).split()))
         return decision
 
 

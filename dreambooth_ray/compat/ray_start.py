@@ -32,7 +32,7 @@ _NUM_WAITING, _PRELOADS = "--num_prestart_python_workers=", "RAY_preload_python_
 
 
 @dataclass(frozen=True)
-class WaitingProcesses:
+class PrestartedWorkers:
     """How many processes wait for work from the start, and the module that each process imports."""
 
     count: int
@@ -41,7 +41,7 @@ class WaitingProcesses:
 
 @contextmanager
 def only_needed_processes(
-    on_started: Callable[[], object], waiting: WaitingProcesses | None = None
+    on_started: Callable[[], object], waiting: PrestartedWorkers | None = None
 ) -> Iterator[None]:
     """A `ray.init` inside starts the GCS, a raylet, its agents and workers, and waits no longer.
 
@@ -51,7 +51,7 @@ def only_needed_processes(
     """
     from ray._private import node, services, utils  # noqa: PLC0415  takes 0.2 s
 
-    wait_then_get = _make_wait_then_get(services.get_node, on_started)
+    wait_then_get_node = _make_wait_then_get_node(services.get_node, on_started)
     with ExitStack() as stack:
         for target, name, replacement in (
             (node.Node, "start_monitor", _start_nothing),
@@ -59,7 +59,7 @@ def only_needed_processes(
             (node.Node, "start_api_server", _start_nothing),
             # The host's agent then goes without what serves the dashboard.
             (utils, "get_dashboard_dependency_error", lambda: ImportError("no dashboard here")),
-            (services, "get_node", wait_then_get),
+            (services, "get_node", wait_then_get_node),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         stack.enter_context(default_environment(_CONNECT_AGAIN))
@@ -87,18 +87,18 @@ def _start_nothing(*_: Any, **__: Any) -> None:
     """In place of the start of a process."""
 
 
-def _make_wait_then_get(get_node: Any, on_started: Callable[[], object]) -> Any:
+def _make_wait_then_get_node(get_node: Any, on_started: Callable[[], object]) -> Any:
     """Ask for the node once it is there: `get_node` itself sleeps a whole second in between."""
     import ray  # noqa: PLC0415
 
-    def wait_then_get(gcs_address: str, node_id: str) -> Any:
+    def wait_then_get_node(gcs_address: str, node_id: str) -> Any:
         on_started()
-        client = ray._raylet.GcsClient(address=gcs_address)
+        gcs_client = ray._raylet.GcsClient(address=gcs_address)
         deadline = time.monotonic() + _REGISTERED_TIMEOUT_S
         while time.monotonic() < deadline:
-            if any(ray_id.hex() == node_id for ray_id in client.get_all_node_info()):
+            if any(ray_id.hex() == node_id for ray_id in gcs_client.get_all_node_info()):
                 break
             time.sleep(_POLL_S)
         return get_node(gcs_address, node_id)
 
-    return wait_then_get
+    return wait_then_get_node

@@ -122,7 +122,7 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         return custom_runtime_env
 
 
-class _OwnProcess:
+class _FreshProcessActor:
     """An actor's class, of which each actor gets a new process.
 
     Without a runtime environment it would take one that waits, and has imported torch for one who
@@ -207,9 +207,9 @@ class ControllerThread:
         return controller.get_result()
 
 
-def _own_process_of_helper() -> AbstractContextManager[object]:
+def _patched_synchronization_actor() -> AbstractContextManager[object]:
     """Inside, what workers exchange values through takes no process that waits."""
-    actor_class = _OwnProcess(worker_group.SynchronizationActor)
+    actor_class = _FreshProcessActor(worker_group.SynchronizationActor)
     return mock.patch.object(worker_group, "SynchronizationActor", actor_class)
 
 
@@ -217,26 +217,26 @@ def _own_process_of_helper() -> AbstractContextManager[object]:
 def _quiet_logs() -> Iterator[None]:
     """What the controller logs, whole tracebacks among it, comes to the person in our words."""
     logger = logging.getLogger("ray.train")
-    level = logger.level
+    previous_level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(previous_level)
 
 
 @contextmanager
-def _prepare_process(is_local: bool) -> Iterator[None]:
+def _prepare_controller_process(is_local: bool) -> Iterator[None]:
     """What a controller needs of the process that it runs in."""
     with (
         default_environment(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
         _quiet_logs(),
-        _own_process_of_helper() if is_local else nullcontext(),
+        _patched_synchronization_actor() if is_local else nullcontext(),
     ):
         yield
 
 
-class _SharedContext:
+class _ReferenceCountedContext:
     """A context that several trainings of one process may be in at once, in any order: the first
     one in enters it, and the last one out leaves it.
     """
@@ -260,5 +260,6 @@ class _SharedContext:
 
 # By whether Ray is this process's own.
 _PREPARED_PROCESSES = {
-    is_local: _SharedContext(partial(_prepare_process, is_local)) for is_local in (True, False)
+    is_local: _ReferenceCountedContext(partial(_prepare_controller_process, is_local))
+    for is_local in (True, False)
 }

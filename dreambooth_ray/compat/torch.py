@@ -17,14 +17,14 @@ def storage_owner(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def copy_module(module: _Module) -> _Module:
+def shallow_copy_module(module: _Module) -> _Module:
     """A copy with its own list of children; children, weights and buffers are shared."""
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     return clone
 
 
-def run_as_traced(trace: Any, inputs: tuple[Tensor, ...]) -> Any:
+def run_trace_unoptimized(trace: Any, inputs: tuple[Tensor, ...]) -> Any:
     """Run a trace as it was recorded: torch's optimizer has other derivatives, which round
     differently.
     """

@@ -27,9 +27,9 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._storage_bytes[weight.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._track_storage, out)
-        return out
+        operator_output = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._track_storage, operator_output)
+        return operator_output
 
     def _track_storage(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -60,6 +60,6 @@ def measure_peak_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
     with fake_tensors() as fake_mode, torch.no_grad():
         # The mode's own stand-ins: a view of a weight, as a linear layer takes, is one of these.
         weights = [fake_mode.from_tensor(weight) for weight in list_weights([network])]
-        with PeakTracker(weights) as peak:
+        with PeakTracker(weights) as peak_tracker:
             forward()
-    return int(peak.peak_bytes)
+    return int(peak_tracker.peak_bytes)

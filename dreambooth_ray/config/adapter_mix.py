@@ -26,15 +26,17 @@ def check_mix(mix: Sequence[AdapterUse]) -> None:
     """raises: ConfigError for too many, a weight beyond its bounds, or one that is named twice"""
     if len(mix) > MAX_ADAPTERS:
         raise ConfigError(f"adapters has {len(mix)} entries; at most {MAX_ADAPTERS} are taken")
-    for use in mix:
-        if not (math.isfinite(use.weight) and abs(use.weight) <= MAX_WEIGHT):
+    for adapter_use in mix:
+        if not (math.isfinite(adapter_use.weight) and abs(adapter_use.weight) <= MAX_WEIGHT):
             raise ConfigError(
-                f"adapters: weight={use.weight} of {use.name!r} must be from {-MAX_WEIGHT:g} to "
-                f"{MAX_WEIGHT:g}"
+                f"adapters: weight={adapter_use.weight} of {adapter_use.name!r} must be from "
+                f"{-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
             )
-    names = [use.name for use in mix]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"adapters names {repeated!r} twice; give it once, with one weight")
+    adapter_names = [adapter_use.name for adapter_use in mix]
+    if repeated_name := next(
+        (name for name in adapter_names if adapter_names.count(name) > 1), None
+    ):
+        raise ConfigError(f"adapters names {repeated_name!r} twice; give it once, with one weight")
 
 
 def describe_mix(mix: Iterable[AdapterUse]) -> str:

@@ -44,37 +44,39 @@ class LoraConfig(Section):
     )
 
     @property
-    def scale_alpha(self) -> float:
+    def resolved_alpha(self) -> float:
         """alpha, resolved."""
         return float(self.rank) if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
         """Factor of an adapter's product, where no pattern says otherwise."""
-        return self.scale_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return self.resolved_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
     def resolved_alpha_pattern(self) -> dict[str, float]:
         """alpha by pattern; where alpha is the rank, that of a layer with a rank of its own too."""
-        ranks = self.rank_pattern if self.alpha is None else {}
+        ranks_by_pattern = self.rank_pattern if self.alpha is None else {}
         return self.alpha_pattern | {
             pattern: float(rank)
-            for pattern, rank in ranks.items()
+            for pattern, rank in ranks_by_pattern.items()
             if pattern not in self.alpha_pattern
         }
 
     @model_validator(mode="after")
-    def _kind_can_do_it(self) -> "LoraConfig":
-        settings = {
+    def _check_kind_supports_settings(self) -> "LoraConfig":
+        lora_only_settings = {
             "dora=true": self.dora,
             "rslora=true": self.rslora,
             "loraplus_lr_ratio": self.loraplus_lr_ratio is not None,
         }
-        setting = next((name for name, is_set in settings.items() if is_set), None)
-        if self.kind != "lora" and setting:
+        lora_only_setting = next(
+            (name for name, is_set in lora_only_settings.items() if is_set), None
+        )
+        if self.kind != "lora" and lora_only_setting:
             raise ValueError(
-                f"train.lora.{setting} is for train.lora.kind=lora, and it is {self.kind}; unset "
-                "one of the two"
+                f"train.lora.{lora_only_setting} is for train.lora.kind=lora, and it is "
+                f"{self.kind}; unset one of the two"
             )
         if self.kind != "lokr" and self.lokr_factor is not None:
             raise ValueError(

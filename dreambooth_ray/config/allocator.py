@@ -26,8 +26,8 @@ def choose_allocator(library: Path) -> dict[str, str]:
 def _find_ray_jemalloc() -> Path:
     # Found, not imported: this layer has no Ray.
     spec = find_spec("ray")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path()
-    return folder / "core" / "libjemalloc.so"
+    ray_folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    return ray_folder / "core" / "libjemalloc.so"
 
 
 ALLOCATOR = choose_allocator(_find_ray_jemalloc())
@@ -40,18 +40,18 @@ _IS_SET = "DREAMBOOTH_WORKER_ENVIRONMENT"
 def worker_environment() -> dict[str, dict[str, str]]:
     """Runtime environment of a Ray actor that computes: one thread, and its allocator.
 
-    Empty where a local Ray was started inside `environment_of_workers`: an actor without a runtime
+    Empty where a local Ray was started inside `ray_process_environment`: an actor without a runtime
     environment takes a process that waits already, one with it a new one, half a second later.
     """
     return {} if _IS_SET in os.environ else {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
 
 
 @contextmanager
-def environment_of_workers() -> Iterator[None]:
+def ray_process_environment() -> Iterator[None]:
     """Inside, a Ray that this process starts gives all its processes the workers' environment."""
-    values = {**ALLOCATOR, "OMP_NUM_THREADS": "1", _IS_SET: "1"}
-    previous_values = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    worker_variables = {**ALLOCATOR, "OMP_NUM_THREADS": "1", _IS_SET: "1"}
+    previous_values = {name: os.environ.get(name) for name in worker_variables}
+    os.environ.update(worker_variables)
     try:
         yield
     finally:

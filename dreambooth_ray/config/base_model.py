@@ -33,9 +33,11 @@ class ModelConfig(Section):
     @property
     def source(self) -> str:
         """uri, and what is not taken from there, as models are named in one text."""
-        options = {
+        source_options = {
             name: value
             for name in ("vae", "text_encoder", "prediction_type")
             if (value := getattr(self, name))
         }
-        return f"{self.uri}?{urlencode(options, safe='/:@~')}" if options else self.uri
+        return (
+            f"{self.uri}?{urlencode(source_options, safe='/:@~')}" if source_options else self.uri
+        )

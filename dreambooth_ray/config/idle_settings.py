@@ -61,7 +61,7 @@ _RULES = (
 
 def find_idle_settings(config: Config) -> list[str]:
     """A line for each setting that is not its default and has no effect, its key first."""
-    lines = []
+    warnings = []
     for rule in _RULES:
         if not rule.is_idle(config):
             continue
@@ -70,11 +70,13 @@ def find_idle_settings(config: Config) -> list[str]:
         for key in rule.keys or sorted(fields.keys() - _FILLED_IN):
             value = getattr(section, key)
             if value != fields[key].get_default(call_default_factory=True):
-                lines.append(f"{rule.prefix}.{key}={value} changes nothing: it needs {rule.needs}")
-    num_warmup = config.train.lr_warmup_steps
-    if num_warmup >= config.train.steps:
-        lines.append(
-            f"train.lr_warmup_steps={num_warmup} is no less than train.steps={config.train.steps}: "
-            "the rate never reaches train.lr"
+                warnings.append(
+                    f"{rule.prefix}.{key}={value} changes nothing: it needs {rule.needs}"
+                )
+    num_warmup_steps = config.train.lr_warmup_steps
+    if num_warmup_steps >= config.train.steps:
+        warnings.append(
+            f"train.lr_warmup_steps={num_warmup_steps} is no less than "
+            f"train.steps={config.train.steps}: the rate never reaches train.lr"
         )
-    return lines
+    return warnings

@@ -32,9 +32,9 @@ def json_schema(kind: Kind) -> dict[str, Any]:
 def _recipe_schema() -> dict[str, Any]:
     """A recipe may leave keys of its one subject to the command line; those of several it can't."""
     tree = Config.model_json_schema(schema_generator=_UntitledSchema)
-    subject = deepcopy(tree["$defs"]["SubjectConfig"])
-    del subject["required"]
-    tree["properties"]["subject"] = subject
+    subject_schema = deepcopy(tree["$defs"]["SubjectConfig"])
+    del subject_schema["required"]
+    tree["properties"]["subject"] = subject_schema
     del tree["required"]
     tree["anyOf"] = [{"required": ["subject"]}, {"required": ["subjects"]}]
     return {**tree, "title": "A recipe of dreambooth_ray"}

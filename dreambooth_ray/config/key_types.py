@@ -40,9 +40,9 @@ class KeyType:
 
     def takes_collection(self, bracket: str) -> bool:
         """Whether it may be a list, for "[", or a mapping, for "{"."""
-        kinds = (tuple, list) if bracket == "[" else (dict,)
+        collection_types = (tuple, list) if bracket == "[" else (dict,)
         return Any in self.members or any(
-            get_origin(member) in kinds or (bracket == "{" and _is_section(member))
+            get_origin(member) in collection_types or (bracket == "{" and _is_section(member))
             for member in self.members
         )
 
@@ -50,8 +50,8 @@ class KeyType:
         """Of an item of a list."""
         for member in self.members:
             if get_origin(member) in (tuple, list):
-                arguments = [a for a in get_args(member) if a is not Ellipsis]
-                return KeyType(arguments[min(index, len(arguments) - 1)])
+                item_types = [a for a in get_args(member) if a is not Ellipsis]
+                return KeyType(item_types[min(index, len(item_types) - 1)])
         return KeyType(Any)
 
     def child(self, name: str) -> "KeyType":

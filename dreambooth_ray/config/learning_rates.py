@@ -49,20 +49,21 @@ def check_rates(config: "Config") -> list[str]:
     train, warnings = config.train, []
     if train.optimizer == "prodigy":
         return []
-    divisor = TRAITS[train.optimizer].rate_divisor
-    if train.method == "lora" and train.lr < _MIN_ADAPTER_RATE / divisor:
+    rate_divisor = TRAITS[train.optimizer].rate_divisor
+    if train.method == "lora" and train.lr < _MIN_ADAPTER_RATE / rate_divisor:
         warnings.append(
             f"train.lr={train.lr:g} is a rate for all weights: adapters (train.method=lora) learn "
-            f"next to nothing at it; {DEFAULT_RATES['lora'] / divisor:g} is usual"
+            f"next to nothing at it; {DEFAULT_RATES['lora'] / rate_divisor:g} is usual"
         )
-    if divisor > 1 and train.lr >= DEFAULT_RATES[train.method]:
+    if rate_divisor > 1 and train.lr >= DEFAULT_RATES[train.method]:
         warnings.append(
             f"train.lr={train.lr:g} is a rate for AdamW: train.optimizer={train.optimizer} moves "
-            f"every weight by the whole of it; {DEFAULT_RATES[train.method] / divisor:g} is usual"
+            f"every weight by the whole of it; {DEFAULT_RATES[train.method] / rate_divisor:g} is "
+            "usual"
         )
     word_rate = config.identifier.lr or train.lr
     trains_word_alone = not (train.unet or train.text_encoder)
-    min_word_rate = _MIN_WORD_RATE / divisor
+    min_word_rate = _MIN_WORD_RATE / rate_divisor
     if config.identifier.kind == "learned" and trains_word_alone and word_rate < min_word_rate:
         warnings.append(
             f"identifier.lr={word_rate:g} moves a learned word that is trained alone next to "

@@ -58,7 +58,7 @@ def _parse_and_validate(
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
     method = _read_method(tree)
-    for key in _alternatives(overrides):
+    for key in _find_replaced_keys(overrides):
         _remove_key(tree, key)
     for override in overrides:
         _apply_override(tree, override, schema)
@@ -73,23 +73,23 @@ def _parse_and_validate(
 
 def override_config(config: Config, overrides: list[str]) -> Config:
     """The same configuration with `key.path=value` overrides applied."""
-    changed = parse_config(dump_config(config), "the configuration", overrides)
-    if changed.storage.options or not config.storage.options:
-        return changed
+    overridden_config = parse_config(dump_config(config), "the configuration", overrides)
+    if overridden_config.storage.options or not config.storage.options:
+        return overridden_config
     # Options are in no dump.
-    storage = changed.storage.model_copy(update={"options": config.storage.options})
-    return changed.model_copy(update={"storage": storage})
+    storage = overridden_config.storage.model_copy(update={"options": config.storage.options})
+    return overridden_config.model_copy(update={"storage": storage})
 
 
-def parse_options(overrides: list[str]) -> dict[str, Any]:
+def parse_storage_options(overrides: list[str]) -> dict[str, Any]:
     """storage.options alone, from `storage.options.name=value` overrides."""
     tree: dict[str, Any] = {}
     for override in overrides:
         _apply_override(tree, override, Config)
-    options = tree.get("storage", {}).get("options", {})
-    if not isinstance(options, dict):
+    storage_options = tree.get("storage", {}).get("options", {})
+    if not isinstance(storage_options, dict):
         raise ConfigError("storage.options is a mapping: storage.options.endpoint_url=...")
-    return options
+    return storage_options
 
 
 # A shipped recipe leaves them to the command line, and storage does not depend on them.
@@ -123,36 +123,36 @@ def dump_config(config: Config) -> str:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    folder = files("dreambooth_ray") / "recipes"
-    return sorted(f.name for f in folder.iterdir() if f.name.endswith(".yaml"))
+    recipe_folder = files("dreambooth_ray") / "recipes"
+    return sorted(f.name for f in recipe_folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def _read_recipe(recipe: str) -> tuple[str, str]:
-    path = Path(expand_home(recipe))
-    if path.is_file():
-        return read_text_file(path), str(path)
-    name = path.name if path.suffix else f"{path.name}.yaml"
-    if name in recipe_names() and str(path) in (name, path.stem):
-        return (files("dreambooth_ray") / "recipes" / name).read_text("utf-8"), name
-    names = ", ".join(recipe_names())
-    raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {names}")
+    recipe_path = Path(expand_home(recipe))
+    if recipe_path.is_file():
+        return read_text_file(recipe_path), str(recipe_path)
+    recipe_name = recipe_path.name if recipe_path.suffix else f"{recipe_path.name}.yaml"
+    if recipe_name in recipe_names() and str(recipe_path) in (recipe_name, recipe_path.stem):
+        return (files("dreambooth_ray") / "recipes" / recipe_name).read_text("utf-8"), recipe_name
+    recipe_list_text = ", ".join(recipe_names())
+    raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {recipe_list_text}")
 
 
 def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, value_text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    names, annotation = _find_key(schema, key)
+    key_path, annotation = _find_key(schema, key)
     node = tree
-    for section in names[:-1]:
+    for section in key_path[:-1]:
         child = node.setdefault(section, {})
         if not isinstance(child, dict):
             raise ConfigError(f"{key}: {section!r} is a value, not a section; check the key")
         node = child
     try:
-        node[names[-1]] = parse_value(text, annotation)
+        node[key_path[-1]] = parse_value(value_text, annotation)
     except ValueError as error:
-        raise ConfigError(f"{key}={text!r}: {error}") from error
+        raise ConfigError(f"{key}={value_text!r}: {error}") from error
 
 
 def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
@@ -161,21 +161,21 @@ def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
     Of a key that is not known, the type is anything: it is refused later, with what it is like.
     """
     annotation: Any = schema
-    names, name_parts = list[str](), key.split(".")
+    key_path, name_parts = list[str](), key.split(".")
     while name_parts:
         key_type = KeyType(annotation)
         section = key_type.section()
         if section is not None and name_parts[0] in section.model_fields:
-            names.append(name_parts.pop(0))
-            annotation = section.model_fields[names[-1]].annotation
+            key_path.append(name_parts.pop(0))
+            annotation = section.model_fields[key_path[-1]].annotation
         elif key_type.is_free_mapping():
-            num_inner = 1 if key_type.child("").section() and len(name_parts) > 1 else 0
-            num_name = len(name_parts) - num_inner
-            names.append(".".join(name_parts[:num_name]))
-            name_parts, annotation = name_parts[num_name:], key_type.value_annotation()
+            num_parts_after = 1 if key_type.child("").section() and len(name_parts) > 1 else 0
+            num_name_parts = len(name_parts) - num_parts_after
+            key_path.append(".".join(name_parts[:num_name_parts]))
+            name_parts, annotation = name_parts[num_name_parts:], key_type.value_annotation()
         else:
-            return [*names, *name_parts], Any
-    return names, annotation
+            return [*key_path, *name_parts], Any
+    return key_path, annotation
 
 
 # Two ways to say one thing: an override takes the place of either.
@@ -186,14 +186,14 @@ _INSTEAD = {
 }
 
 
-def _alternatives(overrides: list[str]) -> set[str]:
+def _find_replaced_keys(overrides: list[str]) -> set[str]:
     keys = {override.partition("=")[0] for override in overrides}
     return {_INSTEAD[key] for key in keys if key in _INSTEAD}
 
 
 def layer_overrides(overrides: list[str], later: list[str]) -> list[str]:
     """Overrides and later ones that go before them, also where they say it by another key."""
-    replaced_keys = _alternatives(later)
+    replaced_keys = _find_replaced_keys(later)
     return [o for o in overrides if o.partition("=")[0] not in replaced_keys] + later
 
 
@@ -246,10 +246,10 @@ def _first_leaf_key(key: str, value: object) -> str:
 def _suggest_key(key: str, known_keys: list[str]) -> str:
     # The leaf is what people know a setting by: it decides, the section breaks ties.
     leaf = key.rpartition(".")[2]
-    ranked = sorted(
+    ranked_keys = sorted(
         known_keys, key=lambda k: (_similarity(leaf, k.rpartition(".")[2]), _similarity(key, k))
     )
-    nearest_key = ranked[-1]
+    nearest_key = ranked_keys[-1]
     if _similarity(leaf, nearest_key.rpartition(".")[2]) >= 0.6:
         return f"; did you mean {nearest_key}?"
     return f"; known keys: {', '.join(known_keys)}"

@@ -74,13 +74,16 @@ def find_rounding_obstacle(
 
     adapter_kind: of train.method=lora
     """
-    able = [name for name, traits in TRAITS.items() if traits.is_separable]
+    separable_optimizers = [name for name, traits in TRAITS.items() if traits.is_separable]
     if precision != "bf16-mixed":
         return f"needs train.precision=bf16-mixed, and it is {precision}"
     if strategy != "ddp":
         return f"needs train.strategy=ddp: train.strategy={strategy} rounds to the nearest"
-    if optimizer not in able:
-        return f"can't be stepped by train.optimizer={optimizer}; take one of {', '.join(able)}"
+    if optimizer not in separable_optimizers:
+        return (
+            f"can't be stepped by train.optimizer={optimizer}; take one of "
+            f"{', '.join(separable_optimizers)}"
+        )
     if adapter_kind not in (None, "lora"):
         return f"is for linear layers, which train.lora.kind={adapter_kind} has none of"
     return None

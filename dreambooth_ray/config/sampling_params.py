@@ -80,7 +80,7 @@ class SamplingParams(Section):
 
     @field_validator("eta")
     @classmethod
-    def _has_noise_of_a_solver(cls, eta: float, info: ValidationInfo) -> float:
+    def _check_eta_solver(cls, eta: float, info: ValidationInfo) -> float:
         solver = info.data.get("solver", "ddim")
         if eta and solver not in ETA_SOLVERS:
             raise ValueError(f"is for solvers {', '.join(ETA_SOLVERS)}, not {solver}")
@@ -88,7 +88,7 @@ class SamplingParams(Section):
 
     @field_validator("karras")
     @classmethod
-    def _has_karras_sigmas(cls, karras: bool, info: ValidationInfo) -> bool:
+    def _check_karras_solver(cls, karras: bool, info: ValidationInfo) -> bool:
         solver = info.data.get("solver", KARRAS_SOLVERS[0])
         if karras and solver not in KARRAS_SOLVERS:
             raise ValueError(f"is for solvers {', '.join(KARRAS_SOLVERS)}, not {solver}")
@@ -111,8 +111,10 @@ class SamplingParams(Section):
     @property
     def given_values(self) -> dict[str, Any]:
         """Those that somebody has set: the others are the model's own choice."""
-        given = self.model_fields_set & SamplingParams.model_fields.keys()
-        return {name: getattr(self, name) for name in SamplingParams.model_fields if name in given}
+        given_names = self.model_fields_set & SamplingParams.model_fields.keys()
+        return {
+            name: getattr(self, name) for name in SamplingParams.model_fields if name in given_names
+        }
 
     def fill_defaults(self, defaults: Mapping[str, Any]) -> "SamplingParams":
         """All values, those that nobody has set by a model's own defaults.

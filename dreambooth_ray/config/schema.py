@@ -71,7 +71,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _first_of_several(cls, values: Any) -> Any:
+    def _fill_first_subject(cls, values: Any) -> Any:
         match values:
             case {"subjects": [first, *_]} if not values.get("subject"):
                 return {**values, "subject": first}
@@ -133,7 +133,7 @@ class Config(Section):
         return self.model_copy(update={"train": train.model_copy(update={"steps": steps})})
 
     @model_validator(mode="after")
-    def _devices_can_compute_it(self) -> "Config":
+    def _check_device_support(self) -> "Config":
         if self.cluster.gpus:
             return self
         if self.train.precision == "16-mixed":
@@ -150,8 +150,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _quantized_weights_are_frozen(self) -> "Config":
-        kind, train = self.model.quantization, self.train
-        if kind == "none":
+        quantization, train = self.model.quantization, self.train
+        if quantization == "none":
             return self
         obstacle = None
         if train.method != "lora":
@@ -166,26 +166,27 @@ class Config(Section):
             obstacle = f"train.compile={train.compile} was not tried with it"
         if obstacle:
             raise ValueError(
-                f"model.quantization={kind} and {obstacle}; set model.quantization=none, or "
-                "train.method=lora of kind lora without dora, with train.strategy=ddp and "
+                f"model.quantization={quantization} and {obstacle}; set model.quantization=none, "
+                "or train.method=lora of kind lora without dora, with train.strategy=ddp and "
                 "train.compile=none"
             )
         return self
 
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> "Config":
-        span, size = self.cluster.span, self.train.batch_size
-        for num_workers in range(span.min, span.max + 1):
-            if size % num_workers:
+        worker_range, batch_size = self.cluster.span, self.train.batch_size
+        for num_workers in range(worker_range.min, worker_range.max + 1):
+            if batch_size % num_workers:
                 raise ValueError(
-                    f"train.batch_size={size} can't be shared evenly by {num_workers} workers, "
-                    f"which cluster.workers={self.cluster.workers_text} allows; make "
+                    f"train.batch_size={batch_size} can't be shared evenly by {num_workers} "
+                    f"workers, which cluster.workers={self.cluster.workers_text} allows; make "
                     "the one a multiple of the other"
                 )
-        share = size // span.max
-        if share % self.train.accumulate:
+        worker_batch_size = batch_size // worker_range.max
+        if worker_batch_size % self.train.accumulate:
             raise ValueError(
-                f"train.accumulate={self.train.accumulate} can't part a worker's {share} "
+                f"train.accumulate={self.train.accumulate} can't part a worker's "
+                f"{worker_batch_size} "
                 "photographs a step (train.batch_size / cluster.workers) evenly; "
                 "take a number that divides it"
             )
@@ -193,15 +194,15 @@ class Config(Section):
             self.prior.num_images and self.num_class_images <= 0
         ):
             num_held_out = self.prior.num_images - self.num_class_images
-            less = f" less validation.class_images={num_held_out}" if num_held_out else ""
+            held_out_text = f" less validation.class_images={num_held_out}" if num_held_out else ""
             raise ValueError(
-                f"prior.count={self.prior.num_images}{less} is below train.batch_size="
+                f"prior.count={self.prior.num_images}{held_out_text} is below train.batch_size="
                 f"{self.train.batch_size}; a step needs that many different class images"
             )
         return self
 
     @model_validator(mode="after")
-    def _strategy_can_do_it(self) -> "Config":
+    def _check_strategy_support(self) -> "Config":
         train = self.train
         if train.strategy == "ddp":
             return self
@@ -212,21 +213,24 @@ class Config(Section):
             )
         return self
 
-    def parts(self, num_workers: int) -> int:
+    def count_accumulation_parts(self, num_workers: int) -> int:
         """In how many parts each of `workers` computes its share of a step.
 
         No part is larger than with cluster.workers at its most.
         """
-        share = self.train.batch_size // num_workers
-        max_part_size = self.train.batch_size // self.cluster.span.max // self.train.accumulate
+        worker_batch_size = self.train.batch_size // num_workers
+        max_microbatch_size = (
+            self.train.batch_size // self.cluster.span.max // self.train.accumulate
+        )
         return next(
             num_parts
-            for num_parts in range(1, share + 1)
-            if share % num_parts == 0 and share // num_parts <= max_part_size
+            for num_parts in range(1, worker_batch_size + 1)
+            if worker_batch_size % num_parts == 0
+            and worker_batch_size // num_parts <= max_microbatch_size
         )
 
     @property
-    def processes(self) -> int:
+    def num_processes(self) -> int:
         """Training workers, prior actors and, where checkpoints are evaluated, one for that."""
         num_evaluators = 1 if self.choice.rule == "best" else 0
         return self.cluster.span.max + self.prior.span.max + num_evaluators
@@ -290,5 +294,5 @@ class Config(Section):
 
     def fill(self, template: str, subject: SubjectConfig) -> str:
         """A template with {identifier} and {class_noun} of a subject."""
-        words = template.replace("{identifier}", self.word(subject))
-        return words.replace("{class_noun}", subject.class_noun)
+        filled_text = template.replace("{identifier}", self.word(subject))
+        return filled_text.replace("{class_noun}", subject.class_noun)

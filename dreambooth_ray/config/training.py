@@ -127,7 +127,7 @@ class TrainConfig(TrainingImagesConfig):
     )
 
     @property
-    def has_whole_weights(self) -> bool:
+    def holds_unsharded_weights(self) -> bool:
         """Whether a worker holds all weights, in float32, and its forward waits for no other."""
         if self.strategy == "deepspeed":
             return self.deepspeed.stage < 3 and self.precision != "16-mixed"
@@ -138,14 +138,14 @@ class TrainConfig(TrainingImagesConfig):
     def _defaults_by_method(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        defaults: dict[str, Any] = {"lr": default_rate(values)}
+        method_defaults: dict[str, Any] = {"lr": default_rate(values)}
         # Adapters and keys and values are used with the text encoder as it is, unless asked.
         if values.get("method", "full") != "full":
-            defaults["text_encoder"] = False
-        return {**defaults, **values}
+            method_defaults["text_encoder"] = False
+        return {**method_defaults, **values}
 
     @model_validator(mode="after")
-    def _something_to_train(self) -> "TrainConfig":
+    def _check_setting_combinations(self) -> "TrainConfig":
         if self.method == "kv" and self.text_encoder:
             raise ValueError(
                 "train.method=kv trains the UNet's cross-attention keys and values alone; "
@@ -157,10 +157,12 @@ class TrainConfig(TrainingImagesConfig):
                 f"with train.strategy={self.strategy} set train.compile=none"
             )
         if self.compile != "none" and not self.has_one_shape:
-            several = "buckets=true" if self.buckets else f"resolution={list(self.sides_px)}"
+            multi_shape_setting = (
+                "buckets=true" if self.buckets else f"resolution={list(self.sides_px)}"
+            )
             raise ValueError(
-                f"train.compile={self.compile} is for images of one shape, and train.{several} "
-                "makes several; set train.compile=none"
+                f"train.compile={self.compile} is for images of one shape, and "
+                f"train.{multi_shape_setting} makes several; set train.compile=none"
             )
         if self.optimizer == "prodigy" and self.method == "lora" and self.lora.loraplus_lr_ratio:
             raise ValueError(
@@ -181,9 +183,9 @@ class TrainConfig(TrainingImagesConfig):
     @model_validator(mode="after")
     def _weights_can_be_rounded(self) -> "TrainConfig":
         if self.weight_dtype == "bfloat16":
-            kind = self.lora.kind if self.method == "lora" else None
+            adapter_kind = self.lora.kind if self.method == "lora" else None
             if obstacle := find_rounding_obstacle(
-                self.optimizer, self.strategy, self.precision, kind
+                self.optimizer, self.strategy, self.precision, adapter_kind
             ):
                 raise ValueError(
                     f"train.weight_dtype=bfloat16 {obstacle}; or set train.weight_dtype=float32"

@@ -71,9 +71,9 @@ class TrainingImagesConfig(Section):
     @classmethod
     def _one_or_a_list(cls, resolution: Any) -> Any:
         sides = resolution if isinstance(resolution, list | tuple) else [resolution]
-        is_whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-        is_in_bounds = is_whole and all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in sides)
-        if not is_in_bounds or not 1 <= len(sides) <= 8:
+        are_integers = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        are_in_bounds = are_integers and all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in sides)
+        if not are_in_bounds or not 1 <= len(sides) <= 8:
             raise ValueError(
                 f"give a whole number of pixels from {MIN_SIDE_PX} to {MAX_SIDE_PX}, or a list of "
                 "one to eight of them"
@@ -83,16 +83,17 @@ class TrainingImagesConfig(Section):
     @model_validator(mode="after")
     def _the_background_has_a_weight(self) -> "TrainingImagesConfig":
         if self.keeps_background and not self.mask_background:
-            weight = "null" if self.mask_background is None else "0"
+            weight_text = "null" if self.mask_background is None else "0"
             raise ValueError(
                 "train.mask_background_target=output is for what is outside of masks, and "
-                f"train.mask_background={weight} leaves that out; give a weight above 0, 1 for one"
+                f"train.mask_background={weight_text} leaves that out; give a weight above 0, 1 "
+                "for one"
             )
         return self
 
     @model_validator(mode="after")
     def _shapes_can_be_made(self) -> "TrainingImagesConfig":
-        sides, step = self.sides_px, self.bucket_step_px
+        sides, bucket_step_px = self.sides_px, self.bucket_step_px
         if len(set(sides)) < len(sides):
             raise ValueError(f"train.resolution={list(sides)} has one twice; give each once")
         if self.crop == "none" and not self.buckets:
@@ -100,10 +101,11 @@ class TrainingImagesConfig(Section):
                 "train.crop=none squeezes photographs into their buckets, and without buckets it "
                 "would into squares; set train.buckets=true, or take center or smart"
             )
-        unfit = next((side for side in sides if side % step), None)
-        if self.buckets and unfit:
+        unaligned_side = next((side for side in sides if side % bucket_step_px), None)
+        if self.buckets and unaligned_side:
             raise ValueError(
-                f"train.resolution={unfit} is not a multiple of train.bucket_step_px={step}, so "
+                f"train.resolution={unaligned_side} is not a multiple of "
+                f"train.bucket_step_px={bucket_step_px}, so "
                 "that not even its square is a bucket; make the one a multiple of the other"
             )
         return self

@@ -33,8 +33,8 @@ def read_text_file(path: Path) -> str:
     raises: ConfigError naming file, line and key for another encoding; OSError
     """
     data = path.read_bytes()
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
+    for byte_order_mark, encoding in _BYTE_ORDER_MARKS.items():
+        if data.startswith(byte_order_mark):
             raise ConfigError(f"{path} line 1 is {encoding}; save the file as UTF-8")
     try:
         return data.decode("utf-8-sig")
@@ -42,8 +42,8 @@ def read_text_file(path: Path) -> str:
         lines = data[: error.start].splitlines(keepends=True) or [b""]
         line_number = len(lines) + lines[-1].endswith((b"\n", b"\r"))
         line = data.splitlines()[line_number - 1]
-        match = _KEY_OF_LINE.match(line)
-        key = f", key {match[1].decode()}," if match else ""
+        key_match = _KEY_OF_LINE.match(line)
+        key = f", key {key_match[1].decode()}," if key_match else ""
         raise ConfigError(
             f"{path} line {line_number}{key} is not UTF-8 (byte 0x{data[error.start]:02x}); save "
             "the file as UTF-8"
@@ -63,22 +63,27 @@ def parse_yaml(text: str, origin: str, annotation: Any) -> Any:
         _refuse_multiplying_aliases(node, origin)
         return _read_node(node, KeyType(annotation))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin}{_explain(error, text)}; correct the file") from error
+        raise ConfigError(
+            f"{origin}{_explain_yaml_error(error, text)}; correct the file"
+        ) from error
     except RecursionError as error:
         raise ConfigError(f"{origin} is nested too deeply; correct the file") from error
 
 
-def _explain(error: Exception, text: str) -> str:
+def _explain_yaml_error(error: Exception, text: str) -> str:
     """Where a document is no YAML and why, without its text: that may be a secret."""
     if isinstance(error, ReaderError):
         line = text.count("\n", 0, error.position) + 1
         encoding = "; it may be UTF-16, save it as UTF-8" if "\0" in text else ""
         return f" line {line}: the character U+{error.character:04X} can't be there{encoding}"
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None:
+    problem_mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem_mark is None:
         reason = getattr(error, "reason", None) or type(error).__name__
         return f" is not valid YAML: {reason}"
-    return f" line {mark.line + 1}, column {mark.column + 1}: is not valid YAML: {problem}"
+    return (
+        f" line {problem_mark.line + 1}, column {problem_mark.column + 1}: is not valid YAML: "
+        f"{problem}"
+    )
 
 
 def parse_value(text: str, annotation: Any) -> Any:
@@ -122,36 +127,43 @@ def _refuse_duplicates(node: Node, origin: str, at: str, seen_nodes: set[int]) -
             _refuse_duplicates(item, origin, f"{at}{index}.", seen_nodes)
     if not isinstance(node, MappingNode):
         return
-    lines: dict[str, int] = {}
+    lines_by_key: dict[str, int] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
-        if key in lines and key != "<<":
+        if key in lines_by_key and key != "<<":
             raise ConfigError(
-                f"{origin} line {line}: key {at}{key} is there twice, first in line {lines[key]}; "
-                "keep one"
+                f"{origin} line {line}: key {at}{key} is there twice, first in line "
+                f"{lines_by_key[key]}; keep one"
             )
-        lines[key] = line
+        lines_by_key[key] = line
         _refuse_duplicates(value_node, origin, f"{at}{key}.", seen_nodes)
 
 
 def _refuse_multiplying_aliases(node: Node, origin: str) -> None:
     """Lists of aliases of lists of aliases are a short text, and no memory holds what it says."""
-    sizes: dict[int, int] = {}
-    size = _count_values(node, sizes)
-    if size > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(sizes)):
+    value_counts: dict[int, int] = {}
+    num_values = _count_values(node, value_counts)
+    if num_values > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(value_counts)):
         raise ConfigError(
-            f"{origin}: its aliases (*name) stand for {Decimal(size):.1e} values in the place of "
-            f"{len(sizes)}; write out what is meant"
+            f"{origin}: its aliases (*name) stand for {Decimal(num_values):.1e} values in the "
+            f"place of {len(value_counts)}; write out what is meant"
         )
 
 
-def _count_values(node: Node, sizes: dict[int, int]) -> int:
-    """Values in a node, what aliases stand for counted each time; `sizes` of nodes seen before."""
-    if id(node) not in sizes:
-        inner = () if isinstance(node, ScalarNode) else node.value
-        values = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
-        sizes[id(node)] = 1 + sum(_count_values(value, sizes) for value in values)
-    return sizes[id(node)]
+def _count_values(node: Node, value_counts: dict[int, int]) -> int:
+    """Values in a node, what aliases stand for counted each time.
+
+    value_counts: of nodes seen before
+    """
+    if id(node) not in value_counts:
+        children = () if isinstance(node, ScalarNode) else node.value
+        child_nodes = [
+            part for item in children for part in (item if isinstance(item, tuple) else [item])
+        ]
+        value_counts[id(node)] = 1 + sum(
+            _count_values(value, value_counts) for value in child_nodes
+        )
+    return value_counts[id(node)]
 
 
 def _read_node(node: Node, key_type: KeyType) -> Any:

@@ -58,16 +58,18 @@ class CaptionFolder:
 
     def find_unused(self, photographs: list[Path]) -> list[str]:
         """Caption files that belong to no photograph, and tables of captions that are not read."""
-        names = {_fold(name) for path in photographs for name in (path.stem, path.name)}
-        loose = [path.name for path in self.files if _fold(path.stem) not in names]
+        photograph_names = {_fold(name) for path in photographs for name in (path.stem, path.name)}
+        orphan_captions = [
+            path.name for path in self.files if _fold(path.stem) not in photograph_names
+        ]
         folder = photographs[0].parent
-        of_folder = [
+        unread_tables = [
             path.name
             for path in list_files(folder)
             if (path.suffix.lower() in _TABLE_SUFFIXES or path.name.startswith("meta_"))
             and path not in self.tables
         ]
-        return sorted({*loose, *of_folder})
+        return sorted({*orphan_captions, *unread_tables})
 
     def _find_rows(self, photograph: Path) -> list[CaptionRow]:
         if self._rows is None:

@@ -46,39 +46,40 @@ def read_caption_rows(path: Path) -> list[CaptionRow]:
 
 def _parse_rows(text: str, path: Path, is_latin: bool) -> Iterator[CaptionRow]:
     # Not splitlines(): a caption may hold characters that it takes for the end of a line.
-    for number, line in enumerate(text.replace("\ufeff", "").split("\n"), start=1):
+    for line_number, line in enumerate(text.replace("\ufeff", "").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-            raise DataError(f"{path}, line {number} is not JSON ({error}); mend it") from error
+            raise DataError(f"{path}, line {line_number} is not JSON ({error}); mend it") from error
         if not isinstance(row, dict):
             raise DataError(
-                f'{path}, line {number} is no object; write {{"file_name": "a.jpg", "text": "..."}}'
+                f"{path}, line {line_number} is no object; write "
+                '{"file_name": "a.jpg", "text": "..."}'
             )
-        name = _find_value(row, _NAME_KEYS, path, number)
-        value = _find_value(row, _TEXT_KEYS, path, number)
-        if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
-            value = ", ".join(value)
-        if not isinstance(name, str) or not isinstance(value, str | None):
-            raise DataError(f"{path}, line {number}: file name and caption have to be text")
-        caption = join_lines(value or "")
-        check_characters(name + caption, f"{path}, line {number}")
+        name = _find_value(row, _NAME_KEYS, path, line_number)
+        caption_value = _find_value(row, _TEXT_KEYS, path, line_number)
+        if isinstance(caption_value, list) and all(isinstance(tag, str) for tag in caption_value):
+            caption_value = ", ".join(caption_value)
+        if not isinstance(name, str) or not isinstance(caption_value, str | None):
+            raise DataError(f"{path}, line {line_number}: file name and caption have to be text")
+        caption = join_lines(caption_value or "")
+        check_characters(name + caption, f"{path}, line {line_number}")
         if len(caption.encode()) > MAX_CAPTION_BYTES:
             raise DataError(
-                f"{path}, line {number}: a caption has {MAX_CAPTION_BYTES:,} bytes at most; "
+                f"{path}, line {line_number}: a caption has {MAX_CAPTION_BYTES:,} bytes at most; "
                 "shorten it"
             )
         # Names of Windows too; it takes both kinds of slashes.
-        yield CaptionRow(PureWindowsPath(name).name, Caption(caption, path, is_latin), number)
+        yield CaptionRow(PureWindowsPath(name).name, Caption(caption, path, is_latin), line_number)
 
 
-def _find_value(row: dict[str, Any], keys: tuple[str, ...], path: Path, number: int) -> Any:
+def _find_value(row: dict[str, Any], keys: tuple[str, ...], path: Path, line_number: int) -> Any:
     for key in keys:
         if key in row:
             return row[key]
     raise DataError(
-        f"{path}, line {number} has none of the keys {', '.join(keys)}, but "
+        f"{path}, line {line_number} has none of the keys {', '.join(keys)}, but "
         f"{', '.join(map(repr, row)) or 'none'}; name it so"
     )

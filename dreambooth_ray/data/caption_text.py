@@ -82,8 +82,10 @@ def check_characters(text: str, where: str) -> None:
     """
     character = next((c for c in text if _is_control(c)), None)
     if character is not None:
-        name = "NUL" if character == "\0" else f"U+{ord(character):04X}"
-        raise DataError(f"{where} holds {name}, which no text has; write it anew or remove it")
+        character_name = "NUL" if character == "\0" else f"U+{ord(character):04X}"
+        raise DataError(
+            f"{where} holds {character_name}, which no text has; write it anew or remove it"
+        )
 
 
 def _decode_latin(data: bytes) -> str | None:

@@ -30,12 +30,12 @@ def list_captions(config: Config, subject: SubjectConfig, own_caption: str) -> t
         captions, templates = config.instance_prompts(subject), [CAPTION]
     if not config.captions.varies_tags:
         return tuple(_fill(t, caption) for caption in captions for t in templates)
-    word = config.word(subject)
+    identifier_word = config.word(subject)
     variants = [
         # Templates take turns, so that each has its share.
         _fill(
             templates[index % len(templates)],
-            vary_tags(config.captions, config.seed, caption, word, index),
+            vary_tags(config.captions, config.seed, caption, identifier_word, index),
         )
         for caption in captions
         for index in range(config.captions.variants)
@@ -52,17 +52,21 @@ def vary_tags(
     The first `keep_tokens` tags stay. Those with the identifier are never left out.
     """
     tags = [tag for part in caption.split(captions.separator) if (tag := part.strip())]
-    address = seed, "caption variant", caption, index
-    remaining = [
-        number
-        for number in range(captions.keep_tokens, len(tags))
-        if has_word(tags[number], identifier)
-        or seed_of(*address, "dropout", number) >= captions.tag_dropout * _SEED_LIMIT
+    seed_address = seed, "caption variant", caption, index
+    kept_indices = [
+        tag_index
+        for tag_index in range(captions.keep_tokens, len(tags))
+        if has_word(tags[tag_index], identifier)
+        or seed_of(*seed_address, "dropout", tag_index) >= captions.tag_dropout * _SEED_LIMIT
     ]
     if captions.shuffle:
-        remaining.sort(key=lambda number: seed_of(*address, "order", number))
-    joint = f"{captions.separator} " if captions.separator in ",;" else f" {captions.separator} "
-    return joint.join([*tags[: captions.keep_tokens], *(tags[number] for number in remaining)])
+        kept_indices.sort(key=lambda tag_index: seed_of(*seed_address, "order", tag_index))
+    tag_separator = (
+        f"{captions.separator} " if captions.separator in ",;" else f" {captions.separator} "
+    )
+    return tag_separator.join(
+        [*tags[: captions.keep_tokens], *(tags[tag_index] for tag_index in kept_indices)]
+    )
 
 
 def find_doubt(config: Config, subject: SubjectConfig, own_captions: Sequence[str]) -> str | None:
@@ -72,8 +76,8 @@ def find_doubt(config: Config, subject: SubjectConfig, own_captions: Sequence[st
 
     own_captions: of each photograph, as of `list_captions`
     """
-    if idle := _find_idle_setting(config, subject, own_captions):
-        return idle
+    if idle_setting := _find_idle_setting(config, subject, own_captions):
+        return idle_setting
     captions = {text for own in own_captions for text in list_captions(config, subject, own)}
     if len(captions) <= _MANY_CAPTIONS or not config.captions.varies_tags:
         return None
@@ -88,39 +92,39 @@ def _find_idle_setting(
     config: Config, subject: SubjectConfig, own_captions: Sequence[str]
 ) -> str | None:
     """What of `captions` changes nothing of a subject's, and why."""
-    settings = config.captions
-    if settings.templates and not any(own_captions):
+    caption_settings = config.captions
+    if caption_settings.templates and not any(own_captions):
         return (
-            f"captions.templates={list(settings.templates)} are for photographs with captions of "
-            "their own, and none has one"
+            f"captions.templates={list(caption_settings.templates)} are for photographs with "
+            "captions of their own, and none has one"
         )
-    prompts = config.instance_prompts(subject)
-    captions = {text for own in own_captions for text in ([own] if own else prompts)}
-    if not settings.varies_tags or any(_varies(config, subject, text) for text in captions):
+    instance_prompts = config.instance_prompts(subject)
+    captions = {text for own in own_captions for text in ([own] if own else instance_prompts)}
+    if not caption_settings.varies_tags or any(_varies(config, subject, text) for text in captions):
         return None
-    keys = ["captions.shuffle"] * settings.shuffle
-    keys += ["captions.tag_dropout"] * (settings.tag_dropout > 0)
+    idle_keys = ["captions.shuffle"] * caption_settings.shuffle
+    idle_keys += ["captions.tag_dropout"] * (caption_settings.tag_dropout > 0)
     return (
-        f"{' and '.join(keys)}: no caption has a tag that could move or be left out behind the "
-        f"first {settings.keep_tokens} (captions.keep_tokens); tags are what "
-        f"captions.separator={settings.separator!r} parts"
+        f"{' and '.join(idle_keys)}: no caption has a tag that could move or be left out behind "
+        f"the first {caption_settings.keep_tokens} (captions.keep_tokens); tags are what "
+        f"captions.separator={caption_settings.separator!r} parts"
     )
 
 
 def _varies(config: Config, subject: SubjectConfig, caption: str) -> bool:
     """Whether a variant is another than the caption as it is."""
-    settings, word = config.captions, config.word(subject)
-    unvaried = settings.model_copy(update={"shuffle": False, "tag_dropout": 0.0})
-    texts = [
-        vary_tags(each, config.seed, caption, word, index)
-        for each in (settings, unvaried)
-        for index in range(settings.variants)
+    caption_settings, identifier_word = config.captions, config.word(subject)
+    unvaried_settings = caption_settings.model_copy(update={"shuffle": False, "tag_dropout": 0.0})
+    variant_texts = [
+        vary_tags(variant_settings, config.seed, caption, identifier_word, index)
+        for variant_settings in (caption_settings, unvaried_settings)
+        for index in range(caption_settings.variants)
     ]
-    return len(set(texts)) > 1
+    return len(set(variant_texts)) > 1
 
 
 def _fill(template: str, caption: str) -> str:
     if template == CAPTION:
         return caption
-    filled = template.replace(CAPTION, caption)
-    return filled if caption else close_gaps(filled)
+    filled_template = template.replace(CAPTION, caption)
+    return filled_template if caption else close_gaps(filled_template)

@@ -14,16 +14,19 @@ def list_class_shapes(config: Config, photographs: Iterable[Photograph]) -> tupl
 
     raises: ConfigError if there would be too few class images of each for a step
     """
-    shapes = tuple(sorted({view.shape for photograph in photographs for view in photograph.views}))
-    side = config.train.side_px
-    if shapes == ((side, side),):
+    shapes = tuple(
+        sorted({view.shape for photograph in photographs for view in photograph.all_resolutions})
+    )
+    side_px = config.train.side_px
+    if shapes == ((side_px, side_px),):
         return ()
-    count, batch_size = config.prior.num_images, config.train.batch_size
-    num_least = config.num_class_images // len(shapes)
-    if count and num_least < batch_size:
-        num_held_out = count - config.num_class_images
+    prior_count, batch_size = config.prior.num_images, config.train.batch_size
+    min_images_per_shape = config.num_class_images // len(shapes)
+    if prior_count and min_images_per_shape < batch_size:
+        num_held_out = prior_count - config.num_class_images
         raise ConfigError(
-            f"prior.count={count} makes {describe_count(num_least, 'class image')} in each of the "
+            f"prior.count={prior_count} makes "
+            f"{describe_count(min_images_per_shape, 'class image')} in each of the "
             f"photographs' {len(shapes)} shapes, and a step may need train.batch_size={batch_size} "
             f"of one; set prior.count={num_held_out + batch_size * len(shapes)} or more"
         )

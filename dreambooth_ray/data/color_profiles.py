@@ -56,8 +56,8 @@ def _build_transform(profile_bytes: bytes, mode: str) -> ImageCms.ImageCmsTransf
     converted = ImageCms.applyTransform(probe, transform)
     if converted is None:
         return transform
-    pairs = zip(probe.tobytes(), converted.tobytes(), strict=True)
-    return transform if max(abs(a - b) for a, b in pairs) > _SAME else None
+    channel_pairs = zip(probe.tobytes(), converted.tobytes(), strict=True)
+    return transform if max(abs(a - b) for a, b in channel_pairs) > _SAME else None
 
 
 def reduce_to_eight_bits(image: Image.Image) -> Image.Image:

@@ -16,26 +16,30 @@ def draw_crops(photographs: list[Photograph], *, is_squeezed: bool) -> list[Imag
     is_squeezed: whether all of a photograph is seen, as with train.crop=none
     """
     return [
-        _draw_cell(view, is_squeezed) for photograph in photographs for view in photograph.views
+        _draw_cell(view, is_squeezed)
+        for photograph in photographs
+        for view in photograph.all_resolutions
     ]
 
 
 def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
     original = read_photograph(view.path)
     width, height = original.size
-    box = (0, 0, width, height) if is_squeezed else view.seen_box
-    share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+    seen_box = (0, 0, width, height) if is_squeezed else view.seen_box
+    seen_share = (seen_box[2] - seen_box[0]) * (seen_box[3] - seen_box[1]) / (width * height)
     ImageDraw.Draw(original).rectangle(
-        (box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 0, 0), width=max(2, width // 80)
+        (seen_box[0], seen_box[1], seen_box[2] - 1, seen_box[3] - 1),
+        outline=(255, 0, 0),
+        width=max(2, width // 80),
     )
-    cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
-    for index, image in enumerate((original, _darken_background(view))):
+    sheet_cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
+    for column, image in enumerate((original, _darken_background(view))):
         thumbnail = image.copy()
         thumbnail.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
-        cell.paste(thumbnail, (index * (_SIDE_PX + _GAP_PX), _TEXT_PX))
-    text = f"{view.path.name} {width}x{height} -> {view.shape.text}, {share:.0%} seen"
-    ImageDraw.Draw(cell).text((2, 2), text, fill=(0, 0, 0))
-    return cell
+        sheet_cell.paste(thumbnail, (column * (_SIDE_PX + _GAP_PX), _TEXT_PX))
+    cell_caption = f"{view.path.name} {width}x{height} -> {view.shape.text}, {seen_share:.0%} seen"
+    ImageDraw.Draw(sheet_cell).text((2, 2), cell_caption, fill=(0, 0, 0))
+    return sheet_cell
 
 
 def _darken_background(view: Photograph) -> Image.Image:

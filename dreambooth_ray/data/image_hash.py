@@ -21,5 +21,5 @@ def fingerprint_distance(one: int, other: int) -> int:
 
 def is_blank(image: Image.Image) -> bool:
     """Whether an image is of one colour: all channels vary by less than 3 of 255."""
-    spread = np.asarray(image.convert("RGB"), dtype=np.float32).std(axis=(0, 1))
-    return bool((spread < _BLANK_SPREAD).all())
+    channel_deviation = np.asarray(image.convert("RGB"), dtype=np.float32).std(axis=(0, 1))
+    return bool((channel_deviation < _BLANK_SPREAD).all())

@@ -59,8 +59,8 @@ def list_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageSha
 
 def _advise_step(side_px: int, max_aspect: float) -> str:
     """The largest step that leaves more than the square, in words; "set " if none does."""
-    steps = (step for step in range(side_px // 2, 7, -1) if side_px % step == 0)
-    step = next((s for s in steps if len(list_shapes(side_px, s, max_aspect)) > 1), None)
+    step_candidates = (step for step in range(side_px // 2, 7, -1) if side_px % step == 0)
+    step = next((s for s in step_candidates if len(list_shapes(side_px, s, max_aspect)) > 1), None)
     return "raise that aspect, or set " if step is None else f"take {step} as step, or "
 
 
@@ -107,12 +107,12 @@ class ShapeRule:
             ),
         )
         scales = shape.width / width, shape.height / height
-        kept = min(scales) / max(scales)
-        if kept < _MIN_KEPT:
-            loss = "squeeze a side of it to" if train.crop == "none" else "show no more than"
+        kept_share = min(scales) / max(scales)
+        if kept_share < _MIN_KEPT:
+            loss_phrase = "squeeze a side of it to" if train.crop == "none" else "show no more than"
             raise DataError(
                 f"{name} is {width}x{height} px, and the nearest bucket, {shape.text}, would "
-                f"{loss} {kept:.0%} of it; crop or remove it, or raise "
+                f"{loss_phrase} {kept_share:.0%} of it; crop or remove it, or raise "
                 f"train.bucket_max_aspect={train.bucket_max_aspect:g}"
             )
         if max(scales) > _MAX_ENLARGED:
@@ -130,15 +130,19 @@ class ShapeRule:
         if self.train.crop == "none":
             seen_mask = mask.resize(shape, Image.Resampling.BOX) if mask else None
             return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0, seen_mask)
-        across, down = position = self._find_position(image, shape, mask)
+        center_x, center_y = crop_position = self._find_position(image, shape, mask)
         seen_mask = (
-            ImageOps.fit(mask, shape, Image.Resampling.BOX, centering=position) if mask else None
+            ImageOps.fit(mask, shape, Image.Resampling.BOX, centering=crop_position)
+            if mask
+            else None
         )
-        cut = ImageOps.fit(image, shape, Image.Resampling.LANCZOS, centering=(across, down))
+        cropped_image = ImageOps.fit(
+            image, shape, Image.Resampling.LANCZOS, centering=(center_x, center_y)
+        )
         scale = max(shape.width / image.width, shape.height / image.height)
-        left_px = round((scale * image.width - shape.width) * across)
-        top_px = round((scale * image.height - shape.height) * down)
-        return ImageCut(cut, left_px, top_px, seen_mask)
+        left_px = round((scale * image.width - shape.width) * center_x)
+        top_px = round((scale * image.height - shape.height) * center_y)
+        return ImageCut(cropped_image, left_px, top_px, seen_mask)
 
     def _find_position(
         self, image: Image.Image, shape: ImageShape, mask: Image.Image | None

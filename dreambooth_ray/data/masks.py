@@ -45,13 +45,13 @@ def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
     mask = _read_file(path) if path else _read_transparency(photograph)
     if mask is None:
         return None
-    name = str(path or f"the transparency of {photograph}")
+    mask_name = str(path or f"the transparency of {photograph}")
     if mask.size != size_px:
         raise DataError(
-            f"{name} is {mask.width}x{mask.height} px, and its photograph is "
+            f"{mask_name} is {mask.width}x{mask.height} px, and its photograph is "
             f"{size_px[0]}x{size_px[1]} px; make both the same size"
         )
-    check_mask(mask, name)
+    check_mask(mask, mask_name)
     return mask
 
 
@@ -63,14 +63,15 @@ def check_mask(mask: Image.Image, name: str) -> None:
             f"{name} is empty: nothing in it is white; paint the subject white, or remove the mask"
         )
     height, width = is_subject.shape
-    edge = max(1, round(_EDGE_SHARE * min(height, width)))
-    inner = is_subject[edge:-edge, edge:-edge]
-    num_edge = is_subject.size - inner.size
-    edge_share = (is_subject.sum() - inner.sum()) / num_edge
-    middle = is_subject[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    if edge_share > _INVERTED_EDGE and middle.mean() < _INVERTED_MIDDLE:
+    edge_width_px = max(1, round(_EDGE_SHARE * min(height, width)))
+    inner_area = is_subject[edge_width_px:-edge_width_px, edge_width_px:-edge_width_px]
+    num_edge_pixels = is_subject.size - inner_area.size
+    edge_share = (is_subject.sum() - inner_area.sum()) / num_edge_pixels
+    middle_area = is_subject[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    if edge_share > _INVERTED_EDGE and middle_area.mean() < _INVERTED_MIDDLE:
         raise DataError(
-            f"{name} looks inverted: {edge_share:.0%} of its edge is white and {middle.mean():.0%} "
+            f"{name} looks inverted: {edge_share:.0%} of its edge is white and "
+            f"{middle_area.mean():.0%} "
             "of its middle; the subject is to be white and what is around it black"
         )
 
@@ -94,5 +95,5 @@ def _read_transparency(photograph: Path) -> Image.Image | None:
         if not image.has_transparency_data:
             return None
         alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    lowest, _ = alpha.getextrema()
-    return None if lowest == 255 else alpha
+    lowest_alpha, _ = alpha.getextrema()
+    return None if lowest_alpha == 255 else alpha

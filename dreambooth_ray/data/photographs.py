@@ -39,7 +39,7 @@ def read_photograph(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Our own bound below is stricter, and damaged metadata are not the image.
             warnings.simplefilter("ignore")
-            opened = Image.open(path)
+            opened_image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path} is too large to decode safely ({error}); reduce it first"
@@ -48,7 +48,7 @@ def read_photograph(path: Path) -> Image.Image:
         raise DataError(
             f"{path} is not a readable image ({error}); remove or replace it"
         ) from error
-    with opened as image:
+    with opened_image as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DataError(
@@ -81,9 +81,9 @@ def _register_heif() -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = reduce_to_eight_bits(image)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, layer).convert("RGB")
+        rgba_image = image.convert("RGBA")
+        white_background = Image.new("RGBA", rgba_image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white_background, rgba_image).convert("RGB")
     return image.convert("RGB")
 
 
@@ -100,14 +100,14 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
     paths = _list_photographs(folder)
     if not paths:
         files = list_files(folder)
-        content = f"its {len(files)} files have other endings" if files else "it is empty"
+        content_text = f"its {len(files)} files have other endings" if files else "it is empty"
         if len(files) == 1:
-            content = "its 1 file has another ending"
+            content_text = "its 1 file has another ending"
         if any(map(is_mask, files)):
-            content = "masks alone"
-        unread = describe_unread(folder)
+            content_text = "masks alone"
+        unread_text = describe_unread(folder)
         raise DataError(
-            f"{key}={str(folder)!r} holds no photograph ({unread or content}); put 1 to "
+            f"{key}={str(folder)!r} holds no photograph ({unread_text or content_text}); put 1 to "
             f"{max_count} files ending in {', '.join(SUFFIXES)} there, or give the folder with them"
         )
     if len(paths) > max_count:
@@ -117,7 +117,7 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
     return paths
 
 
-def is_photograph_of(folder: Path | str, path: Path) -> bool:
+def is_in_photograph_folder(folder: Path | str, path: Path) -> bool:
     """Whether a file, there or not yet, is one of a folder's photographs or masks by its name."""
     return path.suffix.lower() in SUFFIXES and path.parent.resolve() == Path(folder).resolve()
 
@@ -128,20 +128,22 @@ def describe_unread(folder: Path) -> str:
     Files in formats that are not read, and folders that hold photographs.
     """
     read_paths = set(_list_photographs(folder))
-    names = [
+    unread_names = [
         p.name
         for p in list_files(folder)
         if p not in read_paths and not is_mask(p) and _looks_like_photograph(p)
     ]
     for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if count := len(_list_photographs(subfolder)):
-            names.append(f"the folder {subfolder.name}/ with {describe_count(count, 'photograph')}")
-    names += [
+            unread_names.append(
+                f"the folder {subfolder.name}/ with {describe_count(count, 'photograph')}"
+            )
+    unread_names += [
         f"{p.name}, a link to what is not there"
         for p in sorted(folder.iterdir())
         if p.suffix.lower() in SUFFIXES and p.is_symlink() and not p.exists()
     ]
-    return f"not used: {', '.join(names)}" if names else ""
+    return f"not used: {', '.join(unread_names)}" if unread_names else ""
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -155,9 +157,9 @@ def _list_photographs(folder: Path) -> list[Path]:
 
 def _looks_like_photograph(path: Path) -> bool:
     """By the ending; without a known one, by the file's first bytes."""
-    kind = mimetypes.guess_type(path.name)[0]
-    if kind or path.suffix.lower() in _RAW_SUFFIXES:
-        return not kind or kind.startswith(("image/", "video/"))
+    mime_type = mimetypes.guess_type(path.name)[0]
+    if mime_type or path.suffix.lower() in _RAW_SUFFIXES:
+        return not mime_type or mime_type.startswith(("image/", "video/"))
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path):
             return True

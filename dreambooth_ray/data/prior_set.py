@@ -38,9 +38,9 @@ class PriorImageRecord:
 
     def to_json(self) -> dict[str, object]:
         """The record as a row of the chunk's manifest."""
-        bits = f"{self.fingerprint:064x}"
+        fingerprint_hex = f"{self.fingerprint:064x}"
         return {
-            "index": self.index, "fingerprint": bits, "blank": self.blank,
+            "index": self.index, "fingerprint": fingerprint_hex, "blank": self.blank,
             "caption": self.caption_index,
         }  # fmt: skip
 
@@ -55,7 +55,7 @@ class PriorImageRecord:
 
 def read_records(store: Store, number: int) -> list[PriorImageRecord]:
     """Records of a committed chunk; raises CheckpointError if it is not, or damaged."""
-    rows = manifest.read_about(store, paths.prior_chunk(number))["records"]
+    rows = manifest.read_artifact_metadata(store, paths.prior_chunk(number))["records"]
     if not isinstance(rows, list):
         raise CheckpointError(f"{store.uri}/{paths.prior_chunk(number)} has no records")
     return [PriorImageRecord.from_json(row) for row in rows]
@@ -77,7 +77,7 @@ class PriorSelection:
 
     def extend(self, records: list[PriorImageRecord]) -> None:
         """Take the next chunk's records, which must come in order."""
-        of_shape = self._by_shape[self.num_chunks % len(self._by_shape)]
+        shape_records = self._by_shape[self.num_chunks % len(self._by_shape)]
         for record in records:
             is_duplicate = any(
                 fingerprint_distance(record.fingerprint, other.fingerprint) <= NEAR_BITS
@@ -86,21 +86,21 @@ class PriorSelection:
             is_accepted = self._accept_all or not (record.blank or is_duplicate)
             (self.accepted if is_accepted else self.rejected).append(record)
             if is_accepted:
-                of_shape.append(record)
+                shape_records.append(record)
         self.num_chunks += 1
 
     def find(self, position: int) -> PriorImageRecord | None:
         """The image at a position of the set, each of the next shape; None if it is not there."""
-        turn, shape_index = divmod(position, len(self._by_shape))
-        of_shape = self._by_shape[shape_index]
-        return of_shape[turn] if turn < len(of_shape) else None
+        index_in_shape, shape_index = divmod(position, len(self._by_shape))
+        shape_records = self._by_shape[shape_index]
+        return shape_records[index_in_shape] if index_in_shape < len(shape_records) else None
 
     def count_lacking(self, count: int) -> list[int]:
         """How many of the first `count` positions have no image yet, by shape."""
         num_shapes = len(self._by_shape)
         return [
-            max(0, len(range(index, count, num_shapes)) - len(of_shape))
-            for index, of_shape in enumerate(self._by_shape)
+            max(0, len(range(index, count, num_shapes)) - len(shape_records))
+            for index, shape_records in enumerate(self._by_shape)
         ]
 
 
@@ -123,13 +123,15 @@ class PriorSet:
         self._store, self.count, self._failure = store, count, failure
         self._poll_s = poll_s or (0.05 if store.is_local else 1.0)
         try:
-            about = json.loads(store.read(paths.PRIOR_SPEC))
+            set_spec = json.loads(store.read(paths.PRIOR_SPEC))
         except FileNotFoundError as error:
             raise CheckpointError(f"{store.uri} is not a set of class images") from error
-        self.captions: list[str] = list(about["prompts"])
-        self._chunk_size = int(about["chunk_size"])
-        self.shapes = tuple(ImageShape(*shape) for shape in about.get("shapes", ()))
-        self._selection = PriorSelection(bool(about.get("folder_digest")), max(1, len(self.shapes)))
+        self.captions: list[str] = list(set_spec["prompts"])
+        self._chunk_size = int(set_spec["chunk_size"])
+        self.shapes = tuple(ImageShape(*shape) for shape in set_spec.get("shapes", ()))
+        self._selection = PriorSelection(
+            bool(set_spec.get("folder_digest")), max(1, len(self.shapes))
+        )
         self._posteriors: dict[int, Tensor] = {}
 
     def load_posterior(self, position: int) -> Tensor:
@@ -138,13 +140,15 @@ class PriorSet:
         raises: DreamBoothError if it will not come
         """
         record = self._load_record(position)
-        number = record.index // self._chunk_size
-        if number not in self._posteriors:
+        chunk_number = record.index // self._chunk_size
+        if chunk_number not in self._posteriors:
             if len(self._posteriors) >= _CACHED_CHUNKS:
                 self._posteriors.pop(next(iter(self._posteriors)))
-            data = manifest.read_file(self._store, paths.prior_chunk(number), POSTERIOR)
-            self._posteriors[number] = load_tensors(data)["posterior"]
-        return self._posteriors[number][record.index % self._chunk_size]
+            posterior_bytes = manifest.read_file(
+                self._store, paths.prior_chunk(chunk_number), POSTERIOR
+            )
+            self._posteriors[chunk_number] = load_tensors(posterior_bytes)["posterior"]
+        return self._posteriors[chunk_number][record.index % self._chunk_size]
 
     def caption_index(self, position: int) -> int:
         """Index into `captions` of the prompt that the image was generated from."""
@@ -156,12 +160,14 @@ class PriorSet:
             self._selection.extend(read_records(self._store, self._selection.num_chunks))
         return record
 
-    def _wait_for_chunk(self, number: int) -> None:
+    def _wait_for_chunk(self, chunk_number: int) -> None:
         pause_s = self._poll_s
-        while not self._store.exists(f"{paths.prior_chunk(number)}.json"):
-            reason = self._failure()
-            if reason is not None:
-                raise DreamBoothError(f"no more class images come to {self._store.uri}: {reason}")
+        while not self._store.exists(f"{paths.prior_chunk(chunk_number)}.json"):
+            failure_reason = self._failure()
+            if failure_reason is not None:
+                raise DreamBoothError(
+                    f"no more class images come to {self._store.uri}: {failure_reason}"
+                )
             time.sleep(pause_s)
             # A look into an object store is charged for.
             pause_s = pause_s if self._store.is_local else min(1.5 * pause_s, _LONGEST_PAUSE_S)

@@ -49,31 +49,33 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
-    name = paths.photographs(digest.hexdigest()[:32])
-    if manifest.find_damage(storage, name) is not None:
-        with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staged:
+    artifact_name = paths.photographs(digest.hexdigest()[:32])
+    if manifest.find_damage(storage, artifact_name) is not None:
+        with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staging_folder:
             for path in files:
-                shutil.copyfile(path, Path(staged) / path.name)
-            manifest.commit_artifact(storage, name, Path(staged), {"kind": "photographs"})
-    return f"{storage.uri}/{name}"
+                shutil.copyfile(path, Path(staging_folder) / path.name)
+            manifest.commit_artifact(
+                storage, artifact_name, Path(staging_folder), {"kind": "photographs"}
+            )
+    return f"{storage.uri}/{artifact_name}"
 
 
 @cache
 def _download_folder(uri: str) -> Path:
-    local = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
-    atexit.register(shutil.rmtree, local, ignore_errors=True)
+    local_folder = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
+    atexit.register(shutil.rmtree, local_folder, ignore_errors=True)
     try:
         if (artifact := find_artifact(uri)) is not None:
-            manifest.download_artifact(*artifact, local)
-            return local
+            manifest.download_artifact(*artifact, local_folder)
+            return local_folder
         folder = Store(uri)
         for file in list_files(folder):
             if "/" not in file.name:
-                folder.download(file.name, local / file.name, file.size_bytes)
+                folder.download(file.name, local_folder / file.name, file.size_bytes)
     except (CheckpointError, OSError) as error:
         raise DataError(
             f"subject.photos={uri!r} can't be read: {error}; upload it again"
         ) from error
-    if not any(local.iterdir()):
+    if not any(local_folder.iterdir()):
         raise DataError(f"subject.photos={uri!r} has no files; upload the photographs there")
-    return local
+    return local_folder

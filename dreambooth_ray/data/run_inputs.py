@@ -40,27 +40,37 @@ class RunInputs:
     def to_json(self) -> bytes:
         """As stored in a run."""
         subjects = [[asdict(record) for record in records] for records in self.photographs]
-        content: dict[str, object] = {"photographs": subjects, "class_images": self.class_images}
+        inputs_json: dict[str, object] = {
+            "photographs": subjects,
+            "class_images": self.class_images,
+        }
         if self.pins:
-            content["models"] = dict(self.pins)
-        return json.dumps(content, indent=1).encode()
+            inputs_json["models"] = dict(self.pins)
+        return json.dumps(inputs_json, indent=1).encode()
 
     def describe_differences(self, stored: bytes) -> list[str]:
         """What is no longer as `to_json` wrote it, each in words that begin with its key."""
-        content = json.loads(stored)
+        stored_inputs = json.loads(stored)
         stored_subjects = [
             tuple(PhotographRecord(**record) for record in records)
-            for records in content["photographs"]
+            for records in stored_inputs["photographs"]
         ]
         # Another number of subjects is a change of the configuration, which says so itself.
-        pairs = zip(stored_subjects, self.photographs, strict=False)
-        differences = [text for before, now in pairs if (text := _compare(before, now))]
+        subject_pairs = zip(stored_subjects, self.photographs, strict=False)
+        differences = [
+            text
+            for before, now in subject_pairs
+            if (text := _describe_photograph_changes(before, now))
+        ]
         # Another folder, or none, likewise.
-        if content["class_images"] and self.class_images not in ("", content["class_images"]):
+        if stored_inputs["class_images"] and self.class_images not in (
+            "",
+            stored_inputs["class_images"],
+        ):
             differences.append("prior.folder: its class photographs are others than before")
         differences += [
             f"model.uri: {name!r} is {self.pins[name]} now, and the run was started with {pin}"
-            for name, pin in content.get("models", {}).items()
+            for name, pin in stored_inputs.get("models", {}).items()
             if self.pins.get(name, pin) != pin
         ]
         return differences
@@ -103,22 +113,27 @@ def digest_files(paths: Sequence[Path]) -> str:
     return hashlib.sha256("".join(map(file_hash, paths)).encode()).hexdigest()
 
 
-def _compare(before: tuple[PhotographRecord, ...], now: tuple[PhotographRecord, ...]) -> str:
+def _describe_photograph_changes(
+    before: tuple[PhotographRecord, ...], now: tuple[PhotographRecord, ...]
+) -> str:
     """What training would see otherwise; names do not count, their order does."""
-    contents = [
+    hashes_and_captions = [
         [(record.sha256, record.caption) for record in records] for records in (before, now)
     ]
-    if contents[0] == contents[1]:
+    if hashes_and_captions[0] == hashes_and_captions[1]:
         return ""
-    files = [Counter(record.sha256 for record in records) for records in (before, now)]
-    num_gone, num_new = (files[0] - files[1]).total(), (files[1] - files[0]).total()
+    file_hash_counts = [Counter(record.sha256 for record in records) for records in (before, now)]
+    num_gone = (file_hash_counts[0] - file_hash_counts[1]).total()
+    num_new = (file_hash_counts[1] - file_hash_counts[0]).total()
     if num_gone or num_new:
         return (
             f"subject.photos: of {len(before)} photographs {num_gone} are gone or were changed, "
             f"and {num_new} of {len(now)} are new"
         )
-    captions = {record.sha256: record.caption for record in before}
-    recaptioned = [record.name for record in now if captions[record.sha256] != record.caption]
+    captions_by_hash = {record.sha256: record.caption for record in before}
+    recaptioned = [
+        record.name for record in now if captions_by_hash[record.sha256] != record.caption
+    ]
     if recaptioned:
         return (
             f"subject.photos: {len(recaptioned)} captions are others, of {recaptioned[0]} for one"

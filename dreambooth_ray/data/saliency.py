@@ -24,13 +24,15 @@ def compute_saliency(image: Image.Image) -> np.ndarray:
     lab = to_lab(image.resize((width, height), Image.Resampling.LANCZOS))
     lab = np.stack([_blur(lab[..., k]) for k in range(3)], axis=-1)
     planes = [np.ascontiguousarray(lab[..., k]) for k in range(3)]
-    barrier = np.sum([_barrier_distance(plane) for plane in planes], axis=0)
-    if barrier.max() < _MIN_BARRIER:
-        return np.zeros_like(barrier)
+    barrier_map = np.sum([_barrier_distance(plane) for plane in planes], axis=0)
+    if barrier_map.max() < _MIN_BARRIER:
+        return np.zeros_like(barrier_map)
     y, x = np.mgrid[:height, :width]
     y, x = (y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5
-    centred = np.exp(-(x * x + y * y) / (2 * _CENTRE_DEVIATION**2))
-    return _normalize((_normalize(barrier) + _normalize(_unlike_sides(lab))) * centred)
+    centre_weights = np.exp(-(x * x + y * y) / (2 * _CENTRE_DEVIATION**2))
+    return _normalize(
+        (_normalize(barrier_map) + _normalize(_border_colour_distance(lab))) * centre_weights
+    )
 
 
 def find_saliency_size(size_px: tuple[int, int]) -> tuple[int, int]:
@@ -50,10 +52,12 @@ def find_salient_window(profile: np.ndarray, share: float) -> float:
     if share >= 1 or cumulative[-1] <= 0:
         return 0.5
     positions = np.linspace(0, 1, _NUM_WINDOWS)
-    edges = np.linspace(0, 1, len(cumulative))
-    starts = positions * (1 - share)
-    held = np.interp(starts + share, edges, cumulative) - np.interp(starts, edges, cumulative)
-    return float(np.median(positions[held >= _AS_GOOD * held.max()]))
+    bin_edges = np.linspace(0, 1, len(cumulative))
+    window_starts = positions * (1 - share)
+    window_saliency = np.interp(window_starts + share, bin_edges, cumulative) - np.interp(
+        window_starts, bin_edges, cumulative
+    )
+    return float(np.median(positions[window_saliency >= _AS_GOOD * window_saliency.max()]))
 
 
 def to_lab(image: Image.Image) -> np.ndarray:
@@ -81,17 +85,17 @@ def _barrier_distance(plane: np.ndarray) -> np.ndarray:
     for _ in range(2 * _MAX_LONG_PX):
         has_changed = False
         for dy, dx in NEIGHBOURS:
-            to = (shift_slice(dy, height), shift_slice(dx, width))
-            start = (shift_slice(-dy, height), shift_slice(-dx, width))
-            high = np.maximum(highest[start], plane[to])
-            low = np.minimum(lowest[start], plane[to])
-            cost = np.where(np.isinf(distance[start]), np.inf, high - low)
-            is_nearer = cost < distance[to] - 1e-4
+            target_slices = (shift_slice(dy, height), shift_slice(dx, width))
+            source_slices = (shift_slice(-dy, height), shift_slice(-dx, width))
+            high = np.maximum(highest[source_slices], plane[target_slices])
+            low = np.minimum(lowest[source_slices], plane[target_slices])
+            cost = np.where(np.isinf(distance[source_slices]), np.inf, high - low)
+            is_nearer = cost < distance[target_slices] - 1e-4
             if is_nearer.any():
                 has_changed = True
-                distance[to] = np.where(is_nearer, cost, distance[to])
-                highest[to] = np.where(is_nearer, high, highest[to])
-                lowest[to] = np.where(is_nearer, low, lowest[to])
+                distance[target_slices] = np.where(is_nearer, cost, distance[target_slices])
+                highest[target_slices] = np.where(is_nearer, high, highest[target_slices])
+                lowest[target_slices] = np.where(is_nearer, low, lowest[target_slices])
         if not has_changed:
             break
     return distance
@@ -102,18 +106,29 @@ def shift_slice(step: int, length: int) -> slice:
     return slice(max(step, 0), length + min(step, 0))
 
 
-def _unlike_sides(lab: np.ndarray) -> np.ndarray:
+def _border_colour_distance(lab: np.ndarray) -> np.ndarray:
     """(h, w): Mahalanobis distance to the colours of three sides, without that most unlike."""
-    edge = max(2, min(lab.shape[:2]) // 20)
+    border_px = max(2, min(lab.shape[:2]) // 20)
     distances = []
-    for side in (lab[:edge], lab[-edge:], lab[:, :edge], lab[:, -edge:]):
-        colours = side.reshape(-1, 3)
-        spread = np.linalg.inv(np.cov(colours.T) + 10 * np.eye(3))
-        offset = lab - colours.mean(axis=0)
-        distances.append(_normalize(np.sqrt(np.einsum("hwi,ij,hwj->hw", offset, spread, offset))))
-    stack = np.stack(distances)
-    unlike: np.ndarray = stack.sum(axis=0) - stack.max(axis=0)
-    return unlike
+    for border_strip in (
+        lab[:border_px],
+        lab[-border_px:],
+        lab[:, :border_px],
+        lab[:, -border_px:],
+    ):
+        border_colours = border_strip.reshape(-1, 3)
+        inverse_covariance = np.linalg.inv(np.cov(border_colours.T) + 10 * np.eye(3))
+        colour_offset = lab - border_colours.mean(axis=0)
+        distances.append(
+            _normalize(
+                np.sqrt(
+                    np.einsum("hwi,ij,hwj->hw", colour_offset, inverse_covariance, colour_offset)
+                )
+            )
+        )
+    distance_maps = np.stack(distances)
+    dissimilarity: np.ndarray = distance_maps.sum(axis=0) - distance_maps.max(axis=0)
+    return dissimilarity
 
 
 def _normalize(plane: np.ndarray) -> np.ndarray:
@@ -125,6 +140,6 @@ def _blur(plane: np.ndarray) -> np.ndarray:
     """Mean of 3 x 3."""
     padded = np.pad(plane, 1, mode="edge")
     height, width = plane.shape
-    rows = np.sum([padded[k : k + height] for k in range(3)], axis=0)
-    mean: np.ndarray = np.mean([rows[:, k : k + width] for k in range(3)], axis=0) / 3
+    row_sums = np.sum([padded[k : k + height] for k in range(3)], axis=0)
+    mean: np.ndarray = np.mean([row_sums[:, k : k + width] for k in range(3)], axis=0) / 3
     return mean.astype(np.float32)

@@ -44,25 +44,27 @@ def growing_set_index(seed: int, purpose: int, position: int, size: int, total: 
     x of the length is seen 1.5 * (1 - x**2) times as often as the mean, where even repeats
     would have the first of a hundred seen five times as often and half of them hardly at all.
     """
-    head = min(size, _HEAD)
+    head_size = min(size, _HEAD)
     if position >= total:
         return shuffled_index(seed, purpose, position, size)
-    if position < head or total <= size:
+    if position < head_size or total <= size:
         return position
-    num_introduced, is_new = _count_introduced(position - head, size - head, total - head)
+    num_introduced, is_new = _count_introduced(
+        position - head_size, size - head_size, total - head_size
+    )
     if is_new:
-        return head + num_introduced
+        return head_size + num_introduced
     uniform, head_uniform = np.random.default_rng([seed, purpose, position]).random(2)
     # A root of a uniform number is above it: newer items come more often than older ones.
-    repeat_index = int((head + num_introduced) * uniform ** (1 / _LEAN))
+    repeat_index = int((head_size + num_introduced) * uniform ** (1 / _LEAN))
     # Those of the head came all at once: none of them is newer than another.
-    return repeat_index if repeat_index >= head else int(head * head_uniform)
+    return repeat_index if repeat_index >= head_size else int(head_size * head_uniform)
 
 
 def _count_introduced(position: int, size: int, total: int) -> tuple[int, bool]:
     """How many of `size` items, spread evenly over `total`, came before, and if a new one comes."""
-    before, after = position * size // total, (position + 1) * size // total
-    return before, after > before
+    num_before, num_after = position * size // total, (position + 1) * size // total
+    return num_before, num_after > num_before
 
 
 def group_by_shape(
@@ -77,15 +79,20 @@ def group_by_shape(
         or a multiple of it
     """
     rows = sorted(range(len(shapes)), key=lambda row: (shapes[row], row))
-    share = len(rows) // world_size
-    size = share // num_parts
-    starts = [worker * share + part * size for worker in range(world_size)]
-    by_worker = [_split_by_shape(shapes, rows[start : start + size]) for start in starts]
-    groups, num_forwards = by_worker[rank], max(map(len, by_worker))
+    rows_per_worker = len(rows) // world_size
+    rows_per_part = rows_per_worker // num_parts
+    row_starts = [worker * rows_per_worker + part * rows_per_part for worker in range(world_size)]
+    groups_by_worker = [
+        _split_by_shape(shapes, rows[start : start + rows_per_part]) for start in row_starts
+    ]
+    groups, num_forwards = groups_by_worker[rank], max(map(len, groups_by_worker))
     while len(groups) < num_forwards:
-        index = max(range(len(groups)), key=lambda i: len(groups[i]))
-        middle = len(groups[index]) // 2
-        groups[index : index + 1] = [groups[index][:middle], groups[index][middle:]]
+        largest_group = max(range(len(groups)), key=lambda i: len(groups[i]))
+        middle = len(groups[largest_group]) // 2
+        groups[largest_group : largest_group + 1] = [
+            groups[largest_group][:middle],
+            groups[largest_group][middle:],
+        ]
     return groups
 
 
@@ -93,19 +100,19 @@ def _split_by_shape(shapes: Sequence[Any], rows: list[int]) -> list[list[int]]:
     return [list(group) for _, group in groupby(rows, key=lambda row: shapes[row])]
 
 
-class ShapeTurns:
+class ShapeOccurrences:
     """How often the shape of each position has come before: a pure function of the position."""
 
     def __init__(self, find_shape: Callable[[int], Hashable], total: int) -> None:
         """total: positions of the whole sequence"""
         self._shapes = [find_shape(position) for position in range(total)]
         self.totals = Counter(self._shapes)
-        seen: Counter[Hashable] = Counter()
+        shape_counts: Counter[Hashable] = Counter()
         self._turns = list[int]()
         for shape in self._shapes:
-            self._turns.append(seen[shape])
-            seen[shape] += 1
+            self._turns.append(shape_counts[shape])
+            shape_counts[shape] += 1
 
-    def find_turn(self, position: int) -> int:
+    def count_earlier(self, position: int) -> int:
         """Positions before this one that have its shape."""
         return self._turns[position]

@@ -49,7 +49,7 @@ class Photograph:
     mask: Image.Image | None = None
 
     @property
-    def views(self) -> tuple["Photograph", ...]:
+    def all_resolutions(self) -> tuple["Photograph", ...]:
         """At each resolution, the smallest first."""
         return (*self.smaller, self)
 
@@ -59,7 +59,7 @@ class Photograph:
         return ImageShape(*self.image.size)
 
     @property
-    def frame(self) -> tuple[int, int, int, int, int, int]:
+    def size_conditioning(self) -> tuple[int, int, int, int, int, int]:
         """Original height and width, top and left of the cut after resizing, height and width."""
         width, height = self.original_px or self.image.size
         left, top = self.corner_px
@@ -114,13 +114,13 @@ def _cut_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> P
                 f"{path}: its mask lies outside of what train.crop={rule.train.crop} cuts out; "
                 "take train.crop=smart, which goes by the mask, or crop the photograph"
             )
-    *smaller, largest = (
+    *lower_resolutions, largest = (
         Photograph(
             path, cut.image, captions, image.size, corner_px=(cut.left, cut.top), mask=cut.mask
         )
         for cut in cuts
     )
-    return replace(largest, smaller=tuple(smaller))
+    return replace(largest, smaller=tuple(lower_resolutions))
 
 
 def read_configured_subject(config: Config, subject: SubjectConfig) -> list[Photograph]:
@@ -156,29 +156,33 @@ def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
     raises: DataError where masks are asked for and no photograph has one
     """
     folder, background = photographs[0].path.parent, config.train.mask_background
-    names = {p.name for p in list_files(folder) if is_mask(p)}
-    of_photographs = {p.name for photo in photographs if (p := find_mask(photo.path)) is not None}
-    doubts = [f"{name} is the mask of no photograph" for name in sorted(names - of_photographs)]
-    doubts += [
+    mask_names = {p.name for p in list_files(folder) if is_mask(p)}
+    used_mask_names = {p.name for photo in photographs if (p := find_mask(photo.path)) is not None}
+    mask_warnings = [
+        f"{name} is the mask of no photograph" for name in sorted(mask_names - used_mask_names)
+    ]
+    mask_warnings += [
         f"{photo.path.name} is taken for a photograph; the name of a mask ends in {MASK_SUFFIX}"
         for photo in photographs
         if photo.path.stem.lower().endswith(".mask")
     ]
     unmasked = [photograph.path.name for photograph in photographs if photograph.mask is None]
     if background is None:
-        if of_photographs:
-            doubts.append(
-                f"masks are not used, {min(of_photographs)} for one; set train.mask_background"
+        if used_mask_names:
+            mask_warnings.append(
+                f"masks are not used, {min(used_mask_names)} for one; set train.mask_background"
             )
-        return doubts
+        return mask_warnings
     if len(unmasked) == len(photographs):
         raise DataError(
             f"train.mask_background={background:g} and no photograph in {folder} has a mask; put "
             f"{photographs[0].path.stem}.mask.png beside {unmasked[0]}, or leave it out"
         )
     if unmasked:
-        doubts.append(f"{', '.join(unmasked)}: without a mask, all of it counts as the subject")
-    return doubts
+        mask_warnings.append(
+            f"{', '.join(unmasked)}: without a mask, all of it counts as the subject"
+        )
+    return mask_warnings
 
 
 def check_identifier_use(
@@ -188,20 +192,23 @@ def check_identifier_use(
 
     raises: DataError where a word is to be learnt and stands in no caption
     """
-    word = config.word(subject)
-    unnamed = [p for p in photographs if not any(has_word(c, word) for c in p.captions)]
-    if not unnamed:
+    identifier_word = config.word(subject)
+    without_identifier = [
+        p for p in photographs if not any(has_word(c, identifier_word) for c in p.captions)
+    ]
+    if not without_identifier:
         return []
-    where = f"{unnamed[0].path.name} for one, {unnamed[0].caption!r}"
-    if len(unnamed) == len(photographs) and config.identifier.kind == "learned":
+    example_text = f"{without_identifier[0].path.name} for one, {without_identifier[0].caption!r}"
+    if len(without_identifier) == len(photographs) and config.identifier.kind == "learned":
         raise DataError(
-            f"identifier.kind=learned: no caption in {unnamed[0].path.parent} has the word {word} "
-            f"({where}), and nothing would teach it; write {word} or {{identifier}} there"
+            f"identifier.kind=learned: no caption in {without_identifier[0].path.parent} has "
+            f"the word {identifier_word} ({example_text}), and nothing would teach it; write "
+            f"{identifier_word} or {{identifier}} there"
         )
-    count = describe_count(len(unnamed), "caption")
+    caption_count_text = describe_count(len(without_identifier), "caption")
     return [
-        f"{count} of {len(photographs)} without the identifier {word!r}, {where}: what these show "
-        "is learnt by their other words alone"
+        f"{caption_count_text} of {len(photographs)} without the identifier {identifier_word!r}, "
+        f"{example_text}: what these show is learnt by their other words alone"
     ]
 
 
@@ -212,29 +219,29 @@ def split_photographs(
 
     raises: DataError if none would be left to train on
     """
-    held_out = config.validation.held_out
+    num_held_out = config.validation.held_out
     if not config.validation.every:
         return photographs, []
-    if held_out >= len(photographs):
+    if num_held_out >= len(photographs):
         folder = photographs[0].path.parent
         raise DataError(
-            f"validation.held_out={held_out} leaves none of the {len(photographs)} photographs in "
-            f"{folder} to train on; hold out fewer"
+            f"validation.held_out={num_held_out} leaves none of the {len(photographs)} photographs "
+            f"in {folder} to train on; hold out fewer"
         )
-    if not held_out:
+    if not num_held_out:
         return photographs, photographs
-    return photographs[:-held_out], photographs[-held_out:]
+    return photographs[:-num_held_out], photographs[-num_held_out:]
 
 
 def identifier_warning(identifier: str, class_noun: str) -> str | None:
     """Why an identifier is a poor choice, or None."""
-    word = identifier.strip().lower()
-    if word == class_noun.strip().lower():
+    identifier_word = identifier.strip().lower()
+    if identifier_word == class_noun.strip().lower():
         return (
             f"subject.identifier={identifier!r} is the class noun itself: the whole class would "
             "become the subject; take a rare word such as 'sks'"
         )
-    if word in ORDINARY_WORDS:
+    if identifier_word in ORDINARY_WORDS:
         return (
             f"subject.identifier={identifier!r} is an ordinary word: the model has a meaning for "
             "it that will fight the subject, and loses that meaning; take a rare word such as 'sks'"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_variants import find_doubt
-from dreambooth_ray.data.preserved_captions import check_preserved_captions
+from dreambooth_ray.data.output_preservation_captions import check_preserved_captions
 from dreambooth_ray.data.subject import (
     Photograph,
     check_identifier_use,

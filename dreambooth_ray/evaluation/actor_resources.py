@@ -15,8 +15,8 @@ def has_room_beside(cluster: ClusterConfig, resources: dict[str, float]) -> bool
 
     resources: the cluster's in total, as Ray counts them
     """
-    kind = "GPU" if cluster.gpus else "CPU"
-    return resources.get(kind, 0.0) >= cluster.span.max + 1
+    resource_name = "GPU" if cluster.gpus else "CPU"
+    return resources.get(resource_name, 0.0) >= cluster.span.max + 1
 
 
 def build_actor_class(

@@ -21,8 +21,8 @@ from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.protocol import Protocol
 from dreambooth_ray.evaluation.protocol_scorer import (
     ProtocolScorer,
-    load_choice_protocol,
-    run_case,
+    build_run_case,
+    load_checkpoint_protocol,
 )
 from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
 from dreambooth_ray.models.family import find_family
@@ -38,19 +38,19 @@ from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 from dreambooth_ray.training.worker_messages import post_message
 
 
-def check_choice(config: Config, directory: Path) -> None:
+def check_choice_protocol(config: Config, directory: Path) -> None:
     """Refuse early a choice that checkpoints can't be evaluated by; raises ConfigError.
 
     config: with the model's defaults; directory: as far as it is here
     """
-    protocol = load_choice_protocol(config)
-    protocol.fill(find_family(directory), "choice.protocol")
+    protocol = load_checkpoint_protocol(config)
+    protocol.fill_sampling_defaults(find_family(directory), "choice.protocol")
     if config.choice.drift == "drift" and not (protocol.truths and protocol.other_prompts):
         raise ConfigError(
             f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
             "which has no truths and other_prompts; set choice.drift=pres"
         )
-    load_references(run_case(config, directory), protocol, [])
+    load_references(build_run_case(config, directory), protocol, [])
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def evaluate_checkpoints(
         partial(is_evaluation_due, config),
     )
     try:
-        if not has_room and config.train.has_whole_weights:
+        if not has_room and config.train.holds_unsharded_weights:
             yield TrainingEvaluator
             with follower:
                 pass
@@ -94,9 +94,9 @@ def evaluate_checkpoints(
 
 
 def _describe_wait(config: Config) -> str:
-    devices = "GPUs" if config.cluster.gpus else "CPUs"
+    device_kind = "GPUs" if config.cluster.gpus else "CPUs"
     return (
-        f"the cluster's {devices} are all for cluster.workers, whose weights are sharded: "
+        f"the cluster's {device_kind} are all for cluster.workers, whose weights are sharded: "
         "checkpoints are kept, and evaluated once the training has ended"
         + ("; choice.patience can't end it earlier" if config.choice.patience else "")
     )
@@ -130,9 +130,9 @@ class CheckpointEvaluator:
         raises: CheckpointError if it is damaged
         """
         checkpoint = find_checkpoint(self._run, step)
-        parts = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
-        dtype = resolve_sampling_dtype(resolve_device(self._device), parts.family)
-        engine = Engine(parts, device=self._device, dtype=dtype)
+        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
+        dtype = resolve_sampling_dtype(resolve_device(self._device), components.family)
+        engine = Engine(components, device=self._device, dtype=dtype)
         samples = engine.sample(self._scorer.requests)
         totals = self._scorer.compute_totals([sample.image for sample in samples])
         self._scorer.write_totals(self._run, checkpoint, totals)
@@ -143,10 +143,10 @@ class RemoteEvaluator:
     """A CheckpointEvaluator in a Ray actor, started at the first call and again if it dies."""
 
     def __init__(self, config: Config, run: Store, directory: Path) -> None:
-        protocol = load_choice_protocol(config)
-        options = dict(config.storage.options)
-        model = str(directory), model_hash(directory)
-        self._arguments = (dump_config(config), run.uri, model, protocol, options)
+        protocol = load_checkpoint_protocol(config)
+        storage_options = dict(config.storage.options)
+        model_location = str(directory), model_hash(directory)
+        self._arguments = (dump_config(config), run.uri, model_location, protocol, storage_options)
         self._gpu = config.cluster.gpus
         self._actor: Any = None
 
@@ -155,7 +155,7 @@ class RemoteEvaluator:
         if self._actor is None:
             self._actor = build_actor_class(CheckpointEvaluator, self._gpu).remote(*self._arguments)
         try:
-            scored: ScoredCheckpoint = ray.get(self._actor.evaluate.remote(step))
+            scored_checkpoint: ScoredCheckpoint = ray.get(self._actor.evaluate.remote(step))
         except ray.exceptions.RayTaskError as error:
             raise find_own_error(error) from None
         except ray.exceptions.RayError as error:
@@ -163,7 +163,7 @@ class RemoteEvaluator:
                 f"the checkpoint of step {step} can't be evaluated: {error}; `dreambooth resume` "
                 "tries again, and choice.rule=last does without"
             ) from error
-        return scored
+        return scored_checkpoint
 
     def close(self) -> None:
         """End the actor; the next call starts another."""

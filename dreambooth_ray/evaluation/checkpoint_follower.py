@@ -35,30 +35,36 @@ def scored_from_totals(
 
 def read_scored_checkpoints(run: Store, choice: ChoiceConfig) -> list[ScoredCheckpoint]:
     """A run's evaluated checkpoints, by step."""
-    evaluated = fence.parse_checkpoints(run.names(paths.EVALUATIONS))
-    if not evaluated:
+    evaluated_ids = fence.parse_checkpoints(run.names(paths.EVALUATIONS))
+    if not evaluated_ids:
         return []
-    checkpoints = fence.read_history(run).select_valid(evaluated)
+    checkpoints = fence.read_history(run).select_valid(evaluated_ids)
     totals = [json.loads(run.read(checkpoint.evaluation))["totals"] for checkpoint in checkpoints]
     return [
-        scored_from_totals(checkpoint.step, values, choice)
-        for checkpoint, values in zip(checkpoints, totals, strict=True)
+        scored_from_totals(checkpoint.step, checkpoint_totals, choice)
+        for checkpoint, checkpoint_totals in zip(checkpoints, totals, strict=True)
     ]
 
 
 def plot_run(run: Store, choice: ChoiceConfig) -> Image.Image | None:
     """The plot of a run's evaluated checkpoints; None if it has none."""
-    points = read_scored_checkpoints(run, choice)
-    best = pareto_front.select_best(points, choice.max_drift)
-    return plot_front(points, best.step, choice.max_drift) if best else None
+    scored_checkpoints = read_scored_checkpoints(run, choice)
+    best_checkpoint = pareto_front.select_best(scored_checkpoints, choice.max_drift)
+    return (
+        plot_front(scored_checkpoints, best_checkpoint.step, choice.max_drift)
+        if best_checkpoint
+        else None
+    )
 
 
 def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> CheckpointSelection:
     """The selection that follows from evaluated checkpoints. Pure."""
-    best = pareto_front.select_best(points, choice.max_drift)
-    stalled = pareto_front.find_stall_step(points, choice.patience, choice.min_gain)
+    best_checkpoint = pareto_front.select_best(points, choice.max_drift)
+    stall_step = pareto_front.find_stall_step(points, choice.patience, choice.min_gain)
     return CheckpointSelection(
-        best.step if best else None, tuple(s.step for s in points), stalled is not None
+        best_checkpoint.step if best_checkpoint else None,
+        tuple(s.step for s in points),
+        stall_step is not None,
     )
 
 
@@ -67,14 +73,16 @@ def log_evaluation(
 ) -> None:
     """Into TensorBoard: fidelity and drift of one of these checkpoints, and their front as an
     image."""
-    (scored,) = (point for point in points if point.step == step)
-    best = pareto_front.select_best(points, choice.max_drift)
-    plot = np.asarray(plot_front(points, best.step if best else None, choice.max_drift))
+    (scored_checkpoint,) = (point for point in points if point.step == step)
+    best_checkpoint = pareto_front.select_best(points, choice.max_drift)
+    plot = np.asarray(
+        plot_front(points, best_checkpoint.step if best_checkpoint else None, choice.max_drift)
+    )
     with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
         log_directory = run.local_path(paths.TENSORBOARD) if run.is_local else Path(folder)
         with SummaryWriter(str(log_directory), filename_suffix=f".evaluation-{step}") as writer:
-            writer.add_scalar("evaluation/fidelity", scored.fidelity, step)
-            writer.add_scalar("evaluation/drift", scored.drift, step)
+            writer.add_scalar("evaluation/fidelity", scored_checkpoint.fidelity, step)
+            writer.add_scalar("evaluation/drift", scored_checkpoint.drift, step)
             writer.add_image("evaluation/front", plot, step, dataformats="HWC")
         for path in [] if run.is_local else log_directory.iterdir():
             run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
@@ -112,9 +120,9 @@ class CheckpointFollower:
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
 
     def __enter__(self) -> "CheckpointFollower":
-        points = read_scored_checkpoints(self._run, self._choice)
-        self._points = {point.step: point for point in points}
-        write_selection(self._run, select_checkpoint(points, self._choice), self._lease)
+        scored_checkpoints = read_scored_checkpoints(self._run, self._choice)
+        self._points = {point.step: point for point in scored_checkpoints}
+        write_selection(self._run, select_checkpoint(scored_checkpoints, self._choice), self._lease)
         self._thread.start()
         return self
 
@@ -173,10 +181,10 @@ class CheckpointFollower:
         return True
 
     def _evaluate_step(self, step: int) -> None:
-        scored = self._evaluate(step)
-        self._points[step] = scored
-        points = sorted(self._points.values(), key=lambda s: s.step)
-        selection = select_checkpoint(points, self._choice)
+        scored_checkpoint = self._evaluate(step)
+        self._points[step] = scored_checkpoint
+        scored_checkpoints = sorted(self._points.values(), key=lambda s: s.step)
+        selection = select_checkpoint(scored_checkpoints, self._choice)
         write_selection(self._run, selection, self._lease)
-        log = partial(log_evaluation, self._run, self._choice, points, step)
-        self._side_work.run("showing evaluations in TensorBoard", log, None)
+        log_scores = partial(log_evaluation, self._run, self._choice, scored_checkpoints, step)
+        self._side_work.run("showing evaluations in TensorBoard", log_scores, None)

@@ -20,13 +20,13 @@ def load_checkpoint_model(
 
     raises: CheckpointError if the checkpoint is damaged, or gone
     """
-    parts = load_components(directory)
-    apply_method(config, parts)
+    components = load_components(directory)
+    apply_method(config, components)
     with scratch_folder("sampling", config.storage.scratch) as folder:
         try:
             files = restore_weights(run, checkpoint, folder)
             with verified_weights(files) as weights:
-                load_trainable_params(parts, weights)
+                load_trainable_params(components, weights)
         except FileNotFoundError as error:  # rotated away while it was read where it lies
             raise CheckpointError(f"{run.uri}/{checkpoint.name} is gone: {error}") from error
-    return parts
+    return components

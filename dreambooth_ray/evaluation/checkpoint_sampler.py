@@ -39,9 +39,9 @@ _POLL_LOCAL_S, _POLL_REMOTE_S, _CLOSE_TIMEOUT_S = 0.5, 5.0, 10.0
 
 def is_sample_due(config: Config, step: int) -> bool:
     """Whether a checkpoint is the first at or after a multiple of sample.every. Pure."""
-    every, interval = config.sample.every, config.checkpoint.every
-    previous_step = (step - 1) // interval * interval
-    return step // every > previous_step // every
+    sample_interval, checkpoint_interval = config.sample.every, config.checkpoint.every
+    previous_step = (step - 1) // checkpoint_interval * checkpoint_interval
+    return step // sample_interval > previous_step // sample_interval
 
 
 class CheckpointSampler:
@@ -68,16 +68,16 @@ class CheckpointSampler:
         raises: CheckpointError if it is gone
         """
         checkpoint = find_checkpoint(self._run, step)
-        parts = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
-        dtype = resolve_sampling_dtype(resolve_device(self._device), parts.family)
-        engine = Engine(parts, device=self._device, dtype=dtype)
+        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
+        dtype = resolve_sampling_dtype(resolve_device(self._device), components.family)
+        engine = Engine(components, device=self._device, dtype=dtype)
         outputs = engine.sample(make_requests(self._config))
-        with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as temporary_folder:
+            folder = Path(temporary_folder)
             for index, output in enumerate(outputs):
                 output.image.save(folder / paths.sample_image(index))
-            about: dict[str, object] = {"kind": "samples", "step": step}
-            manifest.commit_artifact(self._run, paths.samples(step), folder, about)
+            artifact_metadata: dict[str, object] = {"kind": "samples", "step": step}
+            manifest.commit_artifact(self._run, paths.samples(step), folder, artifact_metadata)
 
 
 class SampleFollower:
@@ -116,19 +116,21 @@ class SampleFollower:
 
     def _sample_next(self) -> bool:
         """Sample the oldest checkpoint that is due; False if there is none."""
-        sampled_steps = paths.sampled_steps(self._run.names(paths.SAMPLES))
+        sampled_steps = paths.parse_sampled_steps(self._run.names(paths.SAMPLES))
         done_steps = {*sampled_steps, *self._failed_steps}
-        steps = [s for s in committed_steps(self._run) if is_sample_due(self._config, s)]
-        todo = [step for step in steps if step not in done_steps]
-        if not todo:
+        due_steps = [s for s in committed_steps(self._run) if is_sample_due(self._config, s)]
+        unsampled_steps = [step for step in due_steps if step not in done_steps]
+        if not unsampled_steps:
             return False
         try:
-            self._sample(todo[0])
+            self._sample(unsampled_steps[0])
         except Exception as error:
-            self._failed_steps.add(todo[0])
+            self._failed_steps.add(unsampled_steps[0])
             # Checkpoints may come faster than samples: one that rotation removed is passed over.
-            if todo[0] in committed_steps(self._run):
-                self._side_work.note_failure(f"sampling of the checkpoint of step {todo[0]}", error)
+            if unsampled_steps[0] in committed_steps(self._run):
+                self._side_work.note_failure(
+                    f"sampling of the checkpoint of step {unsampled_steps[0]}", error
+                )
         return True
 
     def _sample(self, step: int) -> None:
@@ -157,9 +159,9 @@ class SampleFollower:
             ray.kill(actor)
 
     def _show_images(self, step: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as name:
+        with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as temporary_folder:
             is_local = self._run.is_local
-            folder = self._run.local_path(paths.TENSORBOARD) if is_local else Path(name)
+            folder = self._run.local_path(paths.TENSORBOARD) if is_local else Path(temporary_folder)
             with SummaryWriter(str(folder), filename_suffix=f".samples-{step}") as writer:
                 for index, prompt in enumerate(self._config.sample_prompts):
                     image = _read_image(self._run, step, index)
@@ -172,8 +174,8 @@ def _read_image(run: Store, step: int, index: int) -> np.ndarray:
     """(H, W, 3) uint8; raises CheckpointError if it is damaged"""
     with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as folder:
         manifest.download_artifact(run, paths.samples(step), Path(folder))
-        data = (Path(folder) / paths.sample_image(index)).read_bytes()
-    return np.asarray(Image.open(io.BytesIO(data)))
+        png_bytes = (Path(folder) / paths.sample_image(index)).read_bytes()
+    return np.asarray(Image.open(io.BytesIO(png_bytes)))
 
 
 @contextmanager

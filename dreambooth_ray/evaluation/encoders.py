@@ -52,8 +52,8 @@ def load_encoder(uri: str, device: str = "cpu", key: str = "encoder") -> Encoder
     from transformers import AutoConfig  # noqa: PLC0415  seconds to import
 
     try:
-        kind = AutoConfig.from_pretrained(uri).model_type
-        return ClipEncoder(uri, device) if kind == "clip" else TokenEncoder(uri, device)
+        model_type = AutoConfig.from_pretrained(uri).model_type
+        return ClipEncoder(uri, device) if model_type == "clip" else TokenEncoder(uri, device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -88,12 +88,12 @@ class _PretrainedEncoder(ABC):
     @torch.no_grad()
     def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, D) float32 on the CPU, unit."""
-        parts = []
+        feature_batches = []
         for k in range(0, len(images), _BATCH):
             batch = [p.convert("RGB") for p in images[k : k + _BATCH]]
             pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
-            parts.append(self._features(pixels.to(self._device)).float().cpu())
-        return F.normalize(torch.cat(parts), dim=1)
+            feature_batches.append(self._features(pixels.to(self._device)).float().cpu())
+        return F.normalize(torch.cat(feature_batches), dim=1)
 
     @abstractmethod
     def _features(self, pixels: Tensor) -> Tensor:
@@ -146,13 +146,17 @@ class PixelEncoder:
     def embed_images(self, images: list[Image.Image]) -> Tensor:
         """(B, 3 * 24 * 24), unit; an even image has a constant vector."""
         size = (self.SIDE_PX, self.SIDE_PX)
-        rows = []
+        vectors = []
         for image in images:
-            small = image.convert("RGB").resize(size, Image.Resampling.BOX)
-            pixels = np.asarray(small, dtype=np.float32)
-            centred = pixels - pixels.mean(axis=(0, 1))
-            rows.append(centred.ravel() if np.abs(centred).max() > 0.5 else np.ones(pixels.size))
-        return F.normalize(torch.from_numpy(np.stack(rows)).float(), dim=1)
+            thumbnail = image.convert("RGB").resize(size, Image.Resampling.BOX)
+            pixels = np.asarray(thumbnail, dtype=np.float32)
+            centred_pixels = pixels - pixels.mean(axis=(0, 1))
+            vectors.append(
+                centred_pixels.ravel()
+                if np.abs(centred_pixels).max() > 0.5
+                else np.ones(pixels.size)
+            )
+        return F.normalize(torch.from_numpy(np.stack(vectors)).float(), dim=1)
 
 
 class ToyIdentityEncoder:
@@ -187,30 +191,34 @@ class ToyAttributeEncoder:
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """(B, 36), unit; raises ConfigError for a sentence that names nothing of the world."""
-        rows = []
+        vectors = []
         for text in texts:
             attributes = parse_attributes(text)
             if not attributes:
                 raise ConfigError(f"prompt {text!r} names nothing that the toy world knows")
-            rows.append(
+            vectors.append(
                 [float(attributes.get(h) == n) for h, names in NAMES.items() for n in names]
             )
-        return F.normalize(torch.tensor(rows), dim=1)
+        return F.normalize(torch.tensor(vectors), dim=1)
 
 
 def parse_attributes(text: str) -> dict[str, str]:
     """The attributes that a toy-world sentence names: {"class": "robot", "background": "snow"}."""
-    words = f" {' '.join(text.lower().split())} "
+    padded_text = f" {' '.join(text.lower().split())} "
     attributes: dict[str, str] = {}
     for background, phrase in BACKGROUNDS.items():
-        if f" {phrase} " in words:
+        if f" {phrase} " in padded_text:
             attributes["background"] = background
             # "on a plain background" is not a plain pattern.
-            words = words.replace(f" {phrase} ", " ")
-    for head, names in (("class", CLASSES), ("colour", COLOUR_NAMES), ("pattern", PATTERNS)):
-        for name in names:
-            if f" {name} " in words:
-                attributes[head] = name
-    if " hat " in words:
+            padded_text = padded_text.replace(f" {phrase} ", " ")
+    for attribute, attribute_values in (
+        ("class", CLASSES),
+        ("colour", COLOUR_NAMES),
+        ("pattern", PATTERNS),
+    ):
+        for attribute_value in attribute_values:
+            if f" {attribute_value} " in padded_text:
+                attributes[attribute] = attribute_value
+    if " hat " in padded_text:
         attributes["hat"] = "hat"
     return attributes

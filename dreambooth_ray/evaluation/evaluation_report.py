@@ -25,9 +25,9 @@ def report_page(
     front: plot of the checkpoints that the run chose from
     """
     uris = [image_uri(p, TILE_PX) for p in images]
-    rows = {r["index"]: r for r in scores.rows}
+    rows_by_index = {r["index"]: r for r in scores.rows}
 
-    def tiles(kind: str) -> list[dict[str, object]]:
+    def build_tiles(kind: str) -> list[dict[str, object]]:
         return [
             {"uri": uris[i], "label": prompt.prompt, "copied": False}
             for i, prompt in enumerate(prompts)
@@ -51,17 +51,17 @@ def report_page(
         ],
         encoders=spec.protocol.encoders.model_dump(),
         photographs=[image_uri(p, TILE_PX) for p in photographs],
-        worst=[{"uri": uris[i], **_build_tile(rows[i])} for i in scores.worst],
+        worst=[{"uri": uris[i], **_build_tile(rows_by_index[i])} for i in scores.worst],
         prompts=[
             {
                 "prompt": p["prompt"],
                 **{k: f"{p[k]:.3f}" for k in ("dino", "clip_i", "clip_t")},
-                "tiles": [{"uri": uris[i], **_build_tile(rows[i])} for i in p["pictures"]],
+                "tiles": [{"uri": uris[i], **_build_tile(rows_by_index[i])} for i in p["pictures"]],
             }
             for p in sorted(scores.prompts, key=lambda p: float(p["dino"] + p["clip_t"]))
         ],
-        classes=tiles("class"),
-        others=tiles("other"),
+        classes=build_tiles("class"),
+        others=build_tiles("other"),
         front=image_uri(front, front.width) if front else "",
         conditions=json.dumps(conditions, indent=1),
     )

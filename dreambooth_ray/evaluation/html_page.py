@@ -25,8 +25,8 @@ def _read_template(name: str) -> str:
 
 def image_uri(image: Image.Image, side_px: int) -> str:
     """A JPEG data URI of the image, reduced to `side_px` if it is larger."""
-    small = image.convert("RGB")
-    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    jpeg_buffer = io.BytesIO()
+    thumbnail.save(jpeg_buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_buffer.getvalue()).decode()

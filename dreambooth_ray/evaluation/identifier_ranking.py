@@ -41,7 +41,7 @@ class Candidate:
     narrowing: float
 
     @property
-    def meaning(self) -> float:
+    def meaning_score(self) -> float:
         """What the ranking goes by: both, a widening not counted."""
         return self.displacement + max(0.0, self.narrowing)
 
@@ -53,19 +53,26 @@ def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
     three consonants, which every vocabulary can spell and hardly any text holds.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    bound = int(len(vocabulary) * _RARE_SHARE)
+    first_rare_id = int(len(vocabulary) * _RARE_SHARE)
     whole_words = sorted(
         ((index, piece.removesuffix("</w>")) for piece, index in vocabulary.items()
-         if index >= bound and piece.endswith("</w>")),
+         if index >= first_rare_id and piece.endswith("</w>")),
         reverse=True,
     )  # fmt: skip
-    rare = [word for _, word in whole_words if word.isascii() and word.isalpha() and word.islower()]
-    spelt = ["".join(letters) for letters in itertools.product(_CONSONANTS, repeat=3)]
+    rare_words = [
+        word for _, word in whole_words if word.isascii() and word.isalpha() and word.islower()
+    ]
+    consonant_strings = ["".join(letters) for letters in itertools.product(_CONSONANTS, repeat=3)]
     # Neighbours in the alphabet are spelt alike: step through with a stride that shares no factor.
-    spread = [spelt[(k * 1777) % len(spelt)] for k in range(len(spelt))]
-    taboo = ORDINARY_WORDS | set(class_noun.lower().split())
-    words = [w for w in dict.fromkeys([*rare, *spread]) if len(w) in _WORD_LENGTHS]
-    return [w for w in words if w not in taboo and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS]
+    strided_strings = [
+        consonant_strings[(k * 1777) % len(consonant_strings)]
+        for k in range(len(consonant_strings))
+    ]
+    excluded_words = ORDINARY_WORDS | set(class_noun.lower().split())
+    words = [w for w in dict.fromkeys([*rare_words, *strided_strings]) if len(w) in _WORD_LENGTHS]
+    return [
+        w for w in words if w not in excluded_words and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS
+    ]
 
 
 def num_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
@@ -80,12 +87,17 @@ def shortlist_words(
 
     encode: a sentence to its (1, T, D) states; cheap, where images are not
     """
-    plain = encode(f"a {class_noun}")[0, -1]
-    scored = [
-        (float(1 - F.cosine_similarity(encode(f"a {w} {class_noun}")[0, -1], plain, dim=0)), w)
+    class_state = encode(f"a {class_noun}")[0, -1]
+    scored_words = [
+        (
+            float(
+                1 - F.cosine_similarity(encode(f"a {w} {class_noun}")[0, -1], class_state, dim=0)
+            ),
+            w,
+        )
         for w in words
     ]
-    return [word for _, word in sorted(scored)[:count]]
+    return [word for _, word in sorted(scored_words)[:count]]
 
 
 def rank_words(
@@ -111,22 +123,24 @@ def rank_words(
         score_word(word, num_tokens(tokenizer, word), probe, vectors[0])
         for word, probe in zip(words, vectors[1:], strict=True)
     ]
-    return sorted(candidates, key=lambda c: (c.meaning, c.word))
+    return sorted(candidates, key=lambda c: (c.meaning_score, c.word))
 
 
 def score_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
     """probe, plain: (K, D) unit vectors of images with and without the word, seed by seed."""
     displacement = float(1 - (probe * plain).sum(dim=1).mean())
-    return Candidate(word, tokens, displacement, _spread(plain) - _spread(probe))
+    return Candidate(word, tokens, displacement, _vector_variance(plain) - _vector_variance(probe))
 
 
-def _spread(vectors: Tensor) -> float:
+def _vector_variance(vectors: Tensor) -> float:
     """Mean variance: 1 - squared length of the mean of unit vectors."""
     return float(1 - vectors.mean(dim=0).square().sum())
 
 
 def build_sentence_encoder(parts: Components) -> Callable[[str], Tensor]:
     """A model's own text encoder as a function of sentences, to (1, T, D) states."""
-    adapted = {name: AdaptedNetwork(encoder) for name, encoder in parts.text_encoders.items()}
-    encoder = PromptEncoder(parts, adapted)
-    return lambda sentence: encoder.encode(sentence)["hidden"]
+    adapted_encoders = {
+        name: AdaptedNetwork(encoder) for name, encoder in parts.text_encoders.items()
+    }
+    prompt_encoder = PromptEncoder(parts, adapted_encoders)
+    return lambda sentence: prompt_encoder.encode(sentence)["hidden"]

@@ -66,16 +66,16 @@ def diversity(groups: Sequence[Tensor]) -> float:
     as PRES, so its numbers are its own.
     groups: one (K, D) a prompt, unit, K > 1 in at least one; those of one are left out
     """
-    spreads = [1 - _mean_mutual_cosine(g) for g in groups if len(g) > 1]
-    if not spreads:
+    group_diversities = [1 - _mean_mutual_cosine(g) for g in groups if len(g) > 1]
+    if not group_diversities:
         raise DataError("diversity needs two images of one prompt at least")
-    return sum(spreads) / len(spreads)
+    return sum(group_diversities) / len(group_diversities)
 
 
 def _mean_mutual_cosine(vectors: Tensor) -> float:
     count = len(_check_unit(vectors, "group"))
-    total = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
-    return total / (count * (count - 1))
+    cosine_sum = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
+    return cosine_sum / (count * (count - 1))
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def nearest_photographs(
     images: (A, D), photographs: (B, D), unit
     """
     cosines = _check_unit(images, "images") @ _check_unit(photographs, "photographs").T
-    best, index = cosines.max(dim=1)
+    nearest_cosines, nearest_indices = cosines.max(dim=1)
     return [
         NearestPhotograph(int(i), float(c), float(c) > bound)
-        for i, c in zip(index.tolist(), best.tolist(), strict=True)
+        for i, c in zip(nearest_indices.tolist(), nearest_cosines.tolist(), strict=True)
     ]
 
 
@@ -108,5 +108,5 @@ def entropy(names: Sequence[str], choices: int) -> float:
     """Spread of names over `choices` values: 0 if all are one, 1 if all are equally frequent."""
     if not names or choices < 2:
         raise DataError("entropy needs names, of at least two choices")
-    shares = [n / len(names) for n in Counter(names).values()]
-    return sum(p * math.log(1 / p) for p in shares) / math.log(choices)
+    name_frequencies = [n / len(names) for n in Counter(names).values()]
+    return sum(p * math.log(1 / p) for p in name_frequencies) / math.log(choices)

@@ -56,7 +56,7 @@ class References:
 def make_spec(case: EvaluationCase, protocol: Protocol) -> EvaluationSpec:
     """All that the numbers depend on; raises ConfigError as `Protocol.fill`."""
     return EvaluationSpec(
-        protocol=protocol.fill(find_family(base_directory(case.directory))),
+        protocol=protocol.fill_sampling_defaults(find_family(base_directory(case.directory))),
         model_hash=model_hash(case.directory),
         identifier=case.identifier,
         class_noun=case.class_noun,
@@ -80,13 +80,17 @@ def load_references(
     raises: ConfigError naming the encoder, DataError naming the photograph
     """
     photographs = [read_photograph(p) for p in case.photographs]
-    vectors = {
+    photograph_vectors = {
         use: load_encoder(uri, key=f"encoders.{use}").embed_images(photographs)
         for use, uri in encoder_uris(protocol.encoders).items()
     }
-    reader = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
-    texts = reader.embed_texts([q.plain_prompt for q in prompts]) if prompts else torch.zeros(0, 0)
-    return References(photographs, vectors, texts)
+    text_encoder = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
+    prompt_vectors = (
+        text_encoder.embed_texts([q.plain_prompt for q in prompts])
+        if prompts
+        else torch.zeros(0, 0)
+    )
+    return References(photographs, photograph_vectors, prompt_vectors)
 
 
 def evaluate_model(
@@ -111,8 +115,10 @@ def evaluate_model(
     evaluation_store = store.sub(spec.digest)
     generate_samples(spec, prompts, case.directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
-        images, vectors = collect_samples(evaluation_store, len(prompts), Path(folder))
-    image_vectors = {use: vectors[uri] for use, uri in encoder_uris(protocol.encoders).items()}
+        images, vectors_by_uri = collect_samples(evaluation_store, len(prompts), Path(folder))
+    image_vectors = {
+        use: vectors_by_uri[uri] for use, uri in encoder_uris(protocol.encoders).items()
+    }
     all_scores = scores.compute_scores(
         protocol,
         scores.ImageEmbeddings(prompts, image_vectors, references.vectors, references.texts),
@@ -134,8 +140,8 @@ def evaluate_model(
         **all_scores.as_json(),
     }
     evaluation_store.write(RESULTS, json.dumps(results, indent=1).encode())
-    page = report_page(
+    report_html = report_page(
         spec, prompts, images, references.photographs, all_scores, results["conditions"], front
     )
-    evaluation_store.write(REPORT, page.encode())
+    evaluation_store.write(REPORT, report_html.encode())
     return evaluation_store

@@ -15,10 +15,10 @@ class ScoredCheckpoint:
 
 def find_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
     """Checkpoints that no other beats in both, by step; of equals the earliest."""
-    return sorted((s for s in scored if not any(_beats(o, s) for o in scored)), key=_by_step)
+    return sorted((s for s in scored if not any(_dominates(o, s) for o in scored)), key=_by_step)
 
 
-def _beats(one: ScoredCheckpoint, other: ScoredCheckpoint) -> bool:
+def _dominates(one: ScoredCheckpoint, other: ScoredCheckpoint) -> bool:
     if (one.fidelity, one.drift) == (other.fidelity, other.drift):
         return one.step < other.step
     return one.fidelity >= other.fidelity and one.drift <= other.drift
@@ -35,9 +35,9 @@ def select_best(scored: Sequence[ScoredCheckpoint], max_drift: float) -> ScoredC
     """
     if not scored:
         return None
-    within = [s for s in scored if s.drift <= max_drift]
-    if within:
-        return max(within, key=lambda s: (s.fidelity, -s.drift, -s.step))
+    within_drift_limit = [s for s in scored if s.drift <= max_drift]
+    if within_drift_limit:
+        return max(within_drift_limit, key=lambda s: (s.fidelity, -s.drift, -s.step))
     return min(scored, key=lambda s: (s.drift, -s.fidelity, s.step))
 
 
@@ -49,14 +49,14 @@ def find_stall_step(
     A gain is a checkpoint that beats every earlier one by more than `min_gain`, in
     fidelity or in drift. patience 0 never stalls.
     """
-    evaluations_without_gain, previous_points = 0, list[ScoredCheckpoint]()
-    for point in sorted(scored, key=_by_step):
+    evaluations_without_gain, previous_checkpoints = 0, list[ScoredCheckpoint]()
+    for checkpoint in sorted(scored, key=_by_step):
         is_gain = all(
-            point.fidelity > e.fidelity + min_gain or point.drift < e.drift - min_gain
-            for e in previous_points
+            checkpoint.fidelity > e.fidelity + min_gain or checkpoint.drift < e.drift - min_gain
+            for e in previous_checkpoints
         )
         evaluations_without_gain = 0 if is_gain else evaluations_without_gain + 1
-        previous_points.append(point)
+        previous_checkpoints.append(checkpoint)
         if patience and evaluations_without_gain >= patience:
-            return point.step
+            return checkpoint.step
     return None

@@ -61,7 +61,7 @@ class Protocol(SamplingParams):
             raise ValueError("a list of prompts is empty; leave it out, or fill it")
         return self
 
-    def fill(self, family: ModelFamily, key: str = "--protocol") -> "Protocol":
+    def fill_sampling_defaults(self, family: ModelFamily, key: str = "--protocol") -> "Protocol":
         """With the family's own values for sampling parameters that it leaves open.
 
         key: the setting to name in an error
@@ -73,11 +73,11 @@ class Protocol(SamplingParams):
                 f"{key}={self.name!r}: solver={params.solver} is not for {family.title}; take "
                 f"{', '.join(family.solvers)}, or leave it out"
             )
-        values = params.model_dump()
+        sampling_values = params.model_dump()
         if self.max_inference_steps:
             num_steps = min(params.num_inference_steps, self.max_inference_steps)
-            values["num_inference_steps"] = num_steps
-        return self.model_copy(update=values)
+            sampling_values["num_inference_steps"] = num_steps
+        return self.model_copy(update=sampling_values)
 
     def identity_values(self) -> dict[str, Any]:
         """As of sampling parameters: evaluations keep their names when a key is added."""
@@ -86,10 +86,10 @@ class Protocol(SamplingParams):
             del values["max_inference_steps"]
         return values
 
-    def manner(self, class_noun: str) -> Manner:
+    def choose_prompt_set(self, class_noun: str) -> Manner:
         """Which prompts a class noun takes."""
-        live = class_noun.lower() in self.live_nouns and "live" in self.prompts
-        return "live" if live or "object" not in self.prompts else "object"
+        is_live = class_noun.lower() in self.live_nouns and "live" in self.prompts
+        return "live" if is_live or "object" not in self.prompts else "object"
 
 
 def protocol_names() -> list[str]:
@@ -104,17 +104,17 @@ def load_protocol(name: str, key: str = "--protocol") -> Protocol:
     if path.is_file():
         text = read_text_file(path)
     elif name in protocol_names():
-        shipped = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
-        text = shipped.read_text(encoding="utf-8")
+        shipped_file = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
+        text = shipped_file.read_text(encoding="utf-8")
     else:
-        names = ", ".join(protocol_names())
-        raise ConfigError(f"{key}={name!r} is neither a file nor one of {names}")
+        shipped_names = ", ".join(protocol_names())
+        raise ConfigError(f"{key}={name!r} is neither a file nor one of {shipped_names}")
     try:
         return Protocol.model_validate(parse_yaml(text, f"{key}={name}", Protocol))
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}={name!r}: {at}: {first['msg']}") from error
+        first_error = error.errors()[0]
+        error_key = ".".join(str(part) for part in first_error["loc"])
+        raise ConfigError(f"{key}={name!r}: {error_key}: {first_error['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
     protocol, prompts = spec.protocol, []
 
     def add_prompts(kind: Kind, template: str, count: int) -> None:
-        words = template.replace("{class_noun}", spec.class_noun)
-        plain_prompt = " ".join(words.replace("{identifier}", "").split())
-        prompt = " ".join(words.replace("{identifier}", spec.identifier).split())
+        class_text = template.replace("{class_noun}", spec.class_noun)
+        plain_prompt = " ".join(class_text.replace("{identifier}", "").split())
+        prompt = " ".join(class_text.replace("{identifier}", spec.identifier).split())
         for k in range(count):
             prompts.append(
                 EvaluationPrompt(
@@ -164,7 +164,7 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
                 )
             )
 
-    for template in protocol.prompts[protocol.manner(spec.class_noun)]:
+    for template in protocol.prompts[protocol.choose_prompt_set(spec.class_noun)]:
         add_prompts("subject", template, protocol.images_per_prompt)
     add_prompts("class", protocol.class_prompt, protocol.class_images)
     for template in protocol.other_prompts:
@@ -175,8 +175,10 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
 
 def sampling_seed(seed: int, kind: str, prompt: str, index: int) -> int:
     """The seed of the image of this index, of a protocol's seed, kind of prompt and prompt."""
-    text = f"{seed}/evaluation/{kind}/{prompt}/{index}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    seed_text = f"{seed}/evaluation/{kind}/{prompt}/{index}"
+    return (
+        int.from_bytes(hashlib.blake2b(seed_text.encode(), digest_size=8).digest(), "little") >> 1
+    )
 
 
 def split_chunks(count: int) -> list[range]:

@@ -24,7 +24,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 
 
-def run_case(config: Config, directory: Path) -> EvaluationCase:
+def build_run_case(config: Config, directory: Path) -> EvaluationCase:
     """What a run's own evaluations are of: its model and first subject."""
     subject = config.subject
     return build_case(
@@ -36,7 +36,7 @@ def run_case(config: Config, directory: Path) -> EvaluationCase:
     )
 
 
-def load_choice_protocol(config: Config) -> Protocol:
+def load_checkpoint_protocol(config: Config) -> Protocol:
     """The protocol that checkpoints are evaluated by; raises ConfigError.
 
     config: with the model's defaults
@@ -52,8 +52,8 @@ class ProtocolScorer:
 
         raises: ConfigError, DataError for what can't be read on this host
         """
-        self.protocol = protocol.fill(find_family(directory), "choice.protocol")
-        case = run_case(config, directory)
+        self.protocol = protocol.fill_sampling_defaults(find_family(directory), "choice.protocol")
+        case = build_run_case(config, directory)
         photographs = tuple(str(p) for p in case.photographs)
         spec = EvaluationSpec(
             self.protocol, "", case.identifier, case.class_noun, photographs, case.size_px

@@ -14,7 +14,7 @@ def doctor_page(report: InspectionReport) -> str:
             "name": p.name,
             "uri": uris[p.name],
             "subject_uri": image_uri(subject, 320) if (subject := p.subject_image) else "",
-            "subject_noun": p.region.noun,
+            "subject_noun": p.region.source_phrase,
             "size": f"{p.width_px}x{p.height_px}",
             "subject": p.region.describe(),
             "sharpness": f"{p.sharpness.subject:.2f}",

@@ -42,8 +42,8 @@ def chunk_name(index: int) -> str:
 
 def committed_chunks(store: Store) -> set[int]:
     """Indices of the committed chunks."""
-    names = (n for n in store.names() if n.startswith("chunk-") and n.endswith(".json"))
-    return {int(n.removeprefix("chunk-").removesuffix(".json")) for n in names}
+    metadata_files = (n for n in store.names() if n.startswith("chunk-") and n.endswith(".json"))
+    return {int(n.removeprefix("chunk-").removesuffix(".json")) for n in metadata_files}
 
 
 class SampleActor:
@@ -65,26 +65,34 @@ class SampleActor:
     def ready(self) -> bool:
         """Load model and encoders; True once they are."""
         self._engine = Engine(self._directory, device=self._device)
-        uris = sorted(set(encoder_uris(self._spec.protocol.encoders).values()))
-        self._encoders = [load_encoder(uri, self._device) for uri in uris]
+        sorted_uris = sorted(set(encoder_uris(self._spec.protocol.encoders).values()))
+        self._encoders = [load_encoder(uri, self._device) for uri in sorted_uris]
         return True
 
     def generate_samples(self, chunk: int) -> int:
         """Generate, embed and commit one chunk; returns how many images it holds."""
-        members = split_chunks(len(self._prompts))[chunk]
+        image_indices = split_chunks(len(self._prompts))[chunk]
         spec = self._spec
-        requests = [as_request(self._prompts[i], spec.protocol, spec.size_px) for i in members]
+        requests = [
+            as_request(self._prompts[image_index], spec.protocol, spec.size_px)
+            for image_index in image_indices
+        ]
         samples = self._engine.sample(requests)
         images = [sample.image for sample in samples]
         vectors = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
-            for i, sample in zip(members, samples, strict=True):
+            for image_index, sample in zip(image_indices, samples, strict=True):
                 receipt = png_receipt(sample.request, model_hash=self._spec.model_hash)
-                sample.image.save(Path(folder) / image_name(i), pnginfo=receipt)
+                sample.image.save(Path(folder) / image_name(image_index), pnginfo=receipt)
             save_file(vectors, Path(folder) / _VECTORS)
-            about: dict[str, object] = {"kind": "evaluation chunk", "first": members[0]}
-            manifest.commit_artifact(self._store, chunk_name(chunk), Path(folder), about)
-        return len(members)
+            artifact_metadata: dict[str, object] = {
+                "kind": "evaluation chunk",
+                "first": image_indices[0],
+            }
+            manifest.commit_artifact(
+                self._store, chunk_name(chunk), Path(folder), artifact_metadata
+            )
+        return len(image_indices)
 
 
 def as_request(prompt: EvaluationPrompt, protocol: Protocol, size_px: int | None) -> Request:
@@ -122,11 +130,11 @@ def generate_samples(
     An actor that dies is replaced and its chunk generated again, with the same images.
     raises: DreamBoothError if chunks keep failing, CapacityError if no actor starts in time
     """
-    committed, all_chunks = committed_chunks(store), split_chunks(len(prompts))
-    todo = [k for k in range(len(all_chunks)) if k not in committed]
-    num_done = sum(len(all_chunks[k]) for k in committed)
+    committed_indices, all_chunks = committed_chunks(store), split_chunks(len(prompts))
+    missing_chunks = [k for k in range(len(all_chunks)) if k not in committed_indices]
+    num_done = sum(len(all_chunks[k]) for k in committed_indices)
     on_progress(num_done, len(prompts))
-    if not todo:
+    if not missing_chunks:
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
     actor_class = build_actor_class(SampleActor, gpu, max_restarts=0)
@@ -137,14 +145,16 @@ def generate_samples(
     def start_chunk(actor: Any, chunk: int) -> Any:
         return actor.generate_samples.remote(chunk)
 
-    span = CountRange(min=1, max=actors)
-    actor_pool = ActorPool[int](create_actor, span, len(todo), ClusterConfig().wait_s, _WORDS)
+    actor_range = CountRange(min=1, max=actors)
+    actor_pool = ActorPool[int](
+        create_actor, actor_range, len(missing_chunks), ClusterConfig().wait_s, _WORDS
+    )
     try:
-        while todo:
-            for chunk, count in actor_pool.process_chunks(todo, start_chunk):
-                if chunk in todo:  # a slow one may come twice
-                    todo.remove(chunk)
-                    num_done += count
+        while missing_chunks:
+            for chunk, num_images in actor_pool.process_chunks(missing_chunks, start_chunk):
+                if chunk in missing_chunks:  # a slow one may come twice
+                    missing_chunks.remove(chunk)
+                    num_done += num_images
                     on_progress(num_done, len(prompts))
     finally:
         actor_pool.close()
@@ -158,13 +168,13 @@ def collect_samples(
     raises: CheckpointError naming the first chunk that is missing or damaged
     """
     images: list[Image.Image] = []
-    parts: dict[str, list[Tensor]] = {}
-    for chunk, members in enumerate(split_chunks(count)):
+    vector_chunks: dict[str, list[Tensor]] = {}
+    for chunk, image_indices in enumerate(split_chunks(count)):
         folder = local / str(chunk)
         manifest.download_artifact(store, chunk_name(chunk), folder)
-        for i in members:
-            with Image.open(folder / image_name(i)) as image:
+        for image_index in image_indices:
+            with Image.open(folder / image_name(image_index)) as image:
                 images.append(image.convert("RGB"))
         for uri, vectors in load_file(folder / _VECTORS).items():
-            parts.setdefault(uri, []).append(vectors)
-    return images, {uri: torch.cat(rows) for uri, rows in parts.items()}
+            vector_chunks.setdefault(uri, []).append(vectors)
+    return images, {uri: torch.cat(rows) for uri, rows in vector_chunks.items()}

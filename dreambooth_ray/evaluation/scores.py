@@ -62,7 +62,7 @@ class ImageEmbeddings:
 def compute_scores(protocol: Protocol, embeddings: ImageEmbeddings) -> Scores:
     """The paper's measures over one evaluation. texts: (B, D), one for each prompt."""
     rows = _score_images(protocol, embeddings)
-    groups = _group_by_prompt(embeddings, "subject")
+    indices_by_prompt = _group_by_prompt(embeddings, "subject")
     class_vectors = embeddings.images["dino"][embeddings.indices_of("class")]
     totals = {
         "dino": _mean_score(
@@ -81,32 +81,36 @@ def compute_scores(protocol: Protocol, embeddings: ImageEmbeddings) -> Scores:
             None, False, "share of images that copy a photograph",
         ),
     }  # fmt: skip
-    if any(len(g) > 1 for g in groups.values()):
-        spread = image_metrics.diversity([embeddings.images["dino"][g] for g in groups.values()])
-        totals["div"] = Score(spread, None, True, "spread of images of one prompt")
+    if any(len(g) > 1 for g in indices_by_prompt.values()):
+        diversity = image_metrics.diversity(
+            [embeddings.images["dino"][g] for g in indices_by_prompt.values()]
+        )
+        totals["div"] = Score(diversity, None, True, "spread of images of one prompt")
     prompts = [
         {"prompt": prompt, **{
             key: statistics.fmean(rows[i][key] for i in range(len(rows)) if rows[i]["index"] in g)
             for key in ("dino", "clip_i", "clip_t")
         }, "pictures": g}
-        for prompt, g in groups.items()
+        for prompt, g in indices_by_prompt.items()
     ]  # fmt: skip
     return Scores(totals, prompts, rows, find_worst(rows))
 
 
 def _score_images(protocol: Protocol, embeddings: ImageEmbeddings) -> list[dict[str, Any]]:
-    subject = embeddings.indices_of("subject")
+    subject_indices = embeddings.indices_of("subject")
     dino = image_metrics.photograph_similarity(
-        embeddings.images["dino"][subject], embeddings.photographs["dino"]
+        embeddings.images["dino"][subject_indices], embeddings.photographs["dino"]
     )
     clip_i = image_metrics.photograph_similarity(
-        embeddings.images["clip_i"][subject], embeddings.photographs["clip_i"]
+        embeddings.images["clip_i"][subject_indices], embeddings.photographs["clip_i"]
     )
     clip_t = image_metrics.prompt_agreement(
-        embeddings.images["clip_t"][subject], embeddings.texts[subject]
+        embeddings.images["clip_t"][subject_indices], embeddings.texts[subject_indices]
     )
-    near = image_metrics.nearest_photographs(
-        embeddings.images["copies"][subject], embeddings.photographs["copies"], protocol.copy_bound
+    nearest = image_metrics.nearest_photographs(
+        embeddings.images["copies"][subject_indices],
+        embeddings.photographs["copies"],
+        protocol.copy_bound,
     )
     return [
         {
@@ -120,15 +124,15 @@ def _score_images(protocol: Protocol, embeddings: ImageEmbeddings) -> list[dict[
             "nearest_cosine": n.cosine,
             "copied": n.copied,
         }
-        for i, d, c, t, n in zip(subject, dino, clip_i, clip_t, near, strict=True)
+        for i, d, c, t, n in zip(subject_indices, dino, clip_i, clip_t, nearest, strict=True)
     ]
 
 
 def _group_by_prompt(embeddings: ImageEmbeddings, kind: str) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
+    indices_by_prompt: dict[str, list[int]] = {}
     for i in embeddings.indices_of(kind):
-        groups.setdefault(embeddings.prompts[i].prompt, []).append(i)
-    return groups
+        indices_by_prompt.setdefault(embeddings.prompts[i].prompt, []).append(i)
+    return indices_by_prompt
 
 
 def _mean_score(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> Score:
@@ -141,13 +145,15 @@ def find_worst(rows: list[dict[str, Any]], count: int = NUM_WORST) -> list[int]:
 
     By the sum of both, each in its own deviations, so that neither scale decides.
     """
-    sums = [0.0] * len(rows)
+    standardized_sums = [0.0] * len(rows)
     for key in ("dino", "clip_t"):
         values = [r[key] for r in rows]
         mean, deviation = statistics.fmean(values), statistics.pstdev(values) or 1.0
-        sums = [s + (v - mean) / deviation for s, v in zip(sums, values, strict=True)]
-    ranked = sorted(range(len(rows)), key=lambda k: (sums[k], k))
-    return [rows[k]["index"] for k in ranked[:count]]
+        standardized_sums = [
+            s + (v - mean) / deviation for s, v in zip(standardized_sums, values, strict=True)
+        ]
+    ranked_rows = sorted(range(len(rows)), key=lambda k: (standardized_sums[k], k))
+    return [rows[k]["index"] for k in ranked_rows[:count]]
 
 
 def compute_toy_scores(
@@ -157,31 +163,33 @@ def compute_toy_scores(
     network: Evaluator,
 ) -> dict[str, Score]:
     """What only the toy world can know: its evaluator's readings against the prompts."""
-    reading = read_images(network, images)
+    image_reading = read_images(network, images)
     photograph_reading = read_images(network, photographs)
 
     def share_correct(kind: str, heads: Callable[[str], bool]) -> float:
-        marks = [
-            reading.attributes[head][i] == name
+        correct_flags = [
+            image_reading.attributes[head][i] == name
             for i, prompt in enumerate(prompts)
             if prompt.kind == kind
             for head, name in parse_attributes(prompt.plain_prompt).items()
             if heads(head)
         ]
-        return statistics.fmean(marks) if marks else 0.0
+        return statistics.fmean(correct_flags) if correct_flags else 0.0
 
-    subject = torch.tensor([q.kind == "subject" for q in prompts])
-    colours = [c for c, q in zip(reading.attributes["colour"], prompts, strict=True)
+    is_subject = torch.tensor([q.kind == "subject" for q in prompts])
+    class_colours = [c for c, q in zip(image_reading.attributes["colour"], prompts, strict=True)
                if q.kind == "class"]  # fmt: skip
-    likeness = fidelity(reading.identity[subject], photograph_reading.identity)
+    identity_fidelity = fidelity(image_reading.identity[is_subject], photograph_reading.identity)
     toy_scores = {
-        "subject_fidelity": Score(likeness, None, True, "identity cosine to the photographs"),
+        "subject_fidelity": Score(
+            identity_fidelity, None, True, "identity cosine to the photographs",
+        ),
         "prompt_fidelity": Score(
             share_correct("subject", lambda head: head != "class"),
             None, True, "share of places, hats, colours and patterns drawn as asked",
         ),
         "diversity": Score(
-            image_metrics.entropy(colours, len(COLOUR_NAMES)),
+            image_metrics.entropy(class_colours, len(COLOUR_NAMES)),
             None, True, "entropy of the colours of the bare class, 1 if all are equally frequent",
         ),
     }  # fmt: skip

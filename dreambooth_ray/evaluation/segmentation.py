@@ -44,9 +44,9 @@ class Segmenter:
         folder = fetch_part(uri, _PART, _KEY)
         with explained_loading(folder):
             _check_kind(folder, uri)
-            weights = find_weights(folder, _PART)
+            weight_files = find_weights(folder, _PART)
             self._network: Any = load_whole_network(
-                AutoModelForSemanticSegmentation, folder, weights.variant
+                AutoModelForSemanticSegmentation, folder, weight_files.variant
             ).eval()
             self._processor: Any = AutoImageProcessor.from_pretrained(folder)
         self._classes = _find_classes(self._network.config.id2label, class_noun, uri)
@@ -55,16 +55,20 @@ class Segmenter:
     def segment(self, image: Image.Image) -> Image.Image:
         """ "L", of the image's size: white where the class is, black elsewhere."""
         # Pixels that are cut off would get no answer.
-        options = {"do_center_crop": False} if hasattr(self._processor, "do_center_crop") else {}
-        inputs = self._processor(images=[image.convert("RGB")], return_tensors="pt", **options)
+        processor_options = (
+            {"do_center_crop": False} if hasattr(self._processor, "do_center_crop") else {}
+        )
+        inputs = self._processor(
+            images=[image.convert("RGB")], return_tensors="pt", **processor_options
+        )
         logits: Tensor = self._network(pixel_values=inputs["pixel_values"]).logits
         size = (image.height, image.width)
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)[0]
         if len(logits) == 1:
-            is_inside = logits[0] > 0
+            is_subject = logits[0] > 0
         else:
-            is_inside = torch.isin(logits.argmax(dim=0), torch.tensor(self._classes))
-        return Image.fromarray((is_inside * 255).to(torch.uint8).numpy())
+            is_subject = torch.isin(logits.argmax(dim=0), torch.tensor(self._classes))
+        return Image.fromarray((is_subject * 255).to(torch.uint8).numpy())
 
 
 def _check_kind(folder: Path, uri: str) -> None:
@@ -76,33 +80,39 @@ def _check_kind(folder: Path, uri: str) -> None:
 
     try:
         config = AutoConfig.from_pretrained(folder)
-        is_known = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-        name = str(config.model_type)
+        is_supported = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+        model_type = str(config.model_type)
     except (OSError, ValueError) as error:
-        is_known, name = False, " ".join(str(error).split())[:120]
-    if not is_known:
+        is_supported, model_type = False, " ".join(str(error).split())[:120]
+    if not is_supported:
         raise ConfigError(
             f"{_KEY}={uri!r} is no network for semantic segmentation that transformers has "
-            f"({name}); take one such as SegFormer, UPerNet, DPT or BEiT"
+            f"({model_type}); take one such as SegFormer, UPerNet, DPT or BEiT"
         )
 
 
 def _find_classes(labels: Mapping[int, str], class_noun: str, uri: str) -> list[int]:
     """Which of a network's classes are the subject's; raises ConfigError where none is."""
-    names = {index: _split_label(label) for index, label in labels.items()}
+    names_by_class = {index: _split_label(label) for index, label in labels.items()}
     noun = " ".join(class_noun.lower().split())
-    matches = [index for index, words in names.items() if noun in words]
-    if matches:
-        return matches
-    if len(names) <= 2:
-        foregrounds = [index for index, words in names.items() if not words & _BACKGROUNDS]
-        return foregrounds[-1:] or [max(names)]
-    known = sorted(set().union(*names.values()))
-    close = difflib.get_close_matches(noun, known, _MAX_NAMED, 0.4) or known[:_MAX_NAMED]
-    asked = f"--class-noun={class_noun!r} is none of them" if noun else "it needs --class-noun"
+    matching_classes = [index for index, words in names_by_class.items() if noun in words]
+    if matching_classes:
+        return matching_classes
+    if len(names_by_class) <= 2:
+        foreground_classes = [
+            index for index, words in names_by_class.items() if not words & _BACKGROUNDS
+        ]
+        return foreground_classes[-1:] or [max(names_by_class)]
+    known_names = sorted(set().union(*names_by_class.values()))
+    close_names = (
+        difflib.get_close_matches(noun, known_names, _MAX_NAMED, 0.4) or known_names[:_MAX_NAMED]
+    )
+    request_text = (
+        f"--class-noun={class_noun!r} is none of them" if noun else "it needs --class-noun"
+    )
     raise ConfigError(
-        f"{_KEY}={uri!r} tells {len(names)} classes apart, and {asked}; take one of its own, such "
-        f"as {', '.join(close)}"
+        f"{_KEY}={uri!r} tells {len(names_by_class)} classes apart, and {request_text}; take one "
+        f"of its own, such as {', '.join(close_names)}"
     )
 
 
@@ -127,8 +137,8 @@ class MaskProposals:
         raises: StorageError if it can't be written
         """
         mask = self._segmenter.segment(image)
-        share = mask.histogram()[255] / (mask.width * mask.height)
-        if not share:
+        mask_share = mask.histogram()[255] / (mask.width * mask.height)
+        if not mask_share:
             self.outcomes[path.name] = "nothing of the subject is seen there"
             return None
         try:
@@ -136,19 +146,19 @@ class MaskProposals:
         except DataError as error:
             self.outcomes[path.name] = f"not proposed: {error}"
             return None
-        self.outcomes[path.name] = f"{share:.0%} of the frame"
+        self.outcomes[path.name] = f"{mask_share:.0%} of the frame"
         if self._writes:
-            self.outcomes[path.name] += f", {_write(mask, path)}"
+            self.outcomes[path.name] += f", {_write_mask(mask, path)}"
         return mask
 
 
-def _write(mask: Image.Image, photograph: Path) -> str:
+def _write_mask(mask: Image.Image, photograph: Path) -> str:
     """What came of it, in words; a mask that is there stays."""
-    target = photograph.with_name(f"{photograph.stem}{MASK_SUFFIX}")
-    png = io.BytesIO()
-    mask.save(png, "PNG")
+    mask_path = photograph.with_name(f"{photograph.stem}{MASK_SUFFIX}")
+    png_buffer = io.BytesIO()
+    mask.save(png_buffer, "PNG")
     try:
-        is_written = create_by_link(target, png.getvalue())
+        is_written = create_by_link(mask_path, png_buffer.getvalue())
     except OSError as error:
-        raise StorageError(f"--write-masks: {target} can't be written: {error}") from error
-    return f"written to {target.name}" if is_written else f"{target.name} is there and stays"
+        raise StorageError(f"--write-masks: {mask_path} can't be written: {error}") from error
+    return f"written to {mask_path.name}" if is_written else f"{mask_path.name} is there and stays"

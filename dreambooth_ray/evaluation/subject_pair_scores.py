@@ -19,11 +19,11 @@ _Box = tuple[int, int, int, int]
 
 def list_cuts(width_px: int, height_px: int) -> list[tuple[_Box, _Box]]:
     """The two parts of every cut, as boxes in pixels: upright cuts first."""
-    upright = [round(width_px * cut) for cut in CUTS]
-    level = [round(height_px * cut) for cut in CUTS]
+    vertical_cuts = [round(width_px * cut) for cut in CUTS]
+    horizontal_cuts = [round(height_px * cut) for cut in CUTS]
     return [
-        *(((0, 0, x, height_px), (x, 0, width_px, height_px)) for x in upright),
-        *(((0, 0, width_px, y), (0, y, width_px, height_px)) for y in level),
+        *(((0, 0, x, height_px), (x, 0, width_px, height_px)) for x in vertical_cuts),
+        *(((0, 0, width_px, y), (0, y, width_px, height_px)) for y in horizontal_cuts),
     ]
 
 
@@ -63,48 +63,55 @@ def score_pair(
     image of both, and of one alone, (P, D) of `crop_parts`
     """
     common_likeness = float((photographs[0] @ photographs[1].T).mean())
-    cells = torch.stack([_choose_parts(vectors, photographs) for vectors in parts])
-    alone_cells = torch.stack([_choose_parts(vectors, photographs) for vectors in alone_parts])
-    own, other = cells.diagonal(dim1=1, dim2=2), cells.flip(2).diagonal(dim1=1, dim2=2)
-    alone_own = [
-        _compare(images, own_photographs)
+    part_cosines = torch.stack([_choose_part_cosines(vectors, photographs) for vectors in parts])
+    alone_part_cosines = torch.stack(
+        [_choose_part_cosines(vectors, photographs) for vectors in alone_parts]
+    )
+    own_cosines = part_cosines.diagonal(dim1=1, dim2=2)
+    other_cosines = part_cosines.flip(2).diagonal(dim1=1, dim2=2)
+    alone_own_cosines = [
+        _mean_cosine(images, own_photographs)
         for images, own_photographs in zip(alone, photographs, strict=True)
     ]
-    alone_other = [
-        _compare(images, other_photographs)
+    alone_other_cosines = [
+        _mean_cosine(images, other_photographs)
         for images, other_photographs in zip(alone, photographs[::-1], strict=True)
     ]
     return PairScores(
-        likeness=_as_pair(own.mean(dim=0)),
-        bleed=_as_pair(other.mean(dim=0) - common_likeness),
-        alone_likeness=_as_pair(torch.stack(alone_own)),
-        alone_bleed=_as_pair(torch.stack(alone_other) - common_likeness),
-        both=float((_weaker_likeness(cells) > _weaker_likeness(alone_cells).max()).float().mean()),
+        likeness=_round_pair(own_cosines.mean(dim=0)),
+        bleed=_round_pair(other_cosines.mean(dim=0) - common_likeness),
+        alone_likeness=_round_pair(torch.stack(alone_own_cosines)),
+        alone_bleed=_round_pair(torch.stack(alone_other_cosines) - common_likeness),
+        both=float(
+            (_weaker_likeness(part_cosines) > _weaker_likeness(alone_part_cosines).max())
+            .float()
+            .mean()
+        ),
     )
 
 
-def _weaker_likeness(cells: Tensor) -> Tensor:
-    """(N,) cosine of the subject that is less there, of (N, 2, 2) of `_choose_parts`."""
-    return cells.diagonal(dim1=1, dim2=2).amin(dim=1)
+def _weaker_likeness(part_cosines: Tensor) -> Tensor:
+    """(N,) cosine of the subject that is less there, of (N, 2, 2) of `_choose_part_cosines`."""
+    return part_cosines.diagonal(dim1=1, dim2=2).amin(dim=1)
 
 
-def _compare(images: Tensor, photographs: Tensor) -> Tensor:
+def _mean_cosine(images: Tensor, photographs: Tensor) -> Tensor:
     """() mean cosine over all pairs."""
     return (images @ photographs.T).mean()
 
 
-def _choose_parts(vectors: Tensor, photographs: tuple[Tensor, Tensor]) -> Tensor:
+def _choose_part_cosines(vectors: Tensor, photographs: tuple[Tensor, Tensor]) -> Tensor:
     """(2, 2) cosines of the part of each subject with the photographs of each, by the cut, and the
     order of its parts, in which both are most like themselves.
 
     vectors: (P, D) of one image's parts
     """
     cosines = torch.stack([(vectors @ p.T).mean(dim=1) for p in photographs], dim=1)
-    pairs = cosines.reshape(-1, 2, 2)
-    candidates = torch.cat([pairs, pairs.flip(1)])
-    return candidates[candidates.diagonal(dim1=1, dim2=2).sum(dim=1).argmax()]
+    cut_cosines = cosines.reshape(-1, 2, 2)
+    part_assignments = torch.cat([cut_cosines, cut_cosines.flip(1)])
+    return part_assignments[part_assignments.diagonal(dim1=1, dim2=2).sum(dim=1).argmax()]
 
 
-def _as_pair(values: Tensor) -> tuple[float, float]:
-    first, second = (round(float(value), 4) for value in values)
-    return first, second
+def _round_pair(values: Tensor) -> tuple[float, float]:
+    first_value, second_value = (round(float(value), 4) for value in values)
+    return first_value, second_value

@@ -33,7 +33,7 @@ _SUBJECT, _TILE_PX = "a {identifier} {class_noun}", 160
 
 
 @dataclass(frozen=True)
-class KnownSubject:
+class LearnedSubject:
     """One of the subjects that a run has learnt. phrase: as prompts name it, "a sks dog" """
 
     identifier: str
@@ -50,14 +50,14 @@ class PairPrompts:
     together: list[int]
 
 
-def list_subjects(config: Config) -> list[KnownSubject]:
+def list_subjects(config: Config) -> list[LearnedSubject]:
     """A run's subjects; raises ConfigError where it has one alone, DataError for photographs."""
     if len(config.all_subjects) < 2:
         raise ConfigError(
             "--together: the run has one subject; a run of several has `subjects` in its recipe"
         )
     return [
-        KnownSubject(
+        LearnedSubject(
             config.word(subject),
             f"a {config.word(subject)} {subject.class_noun}".strip(),
             tuple(find_photographs(photographs_folder(subject.photos))),
@@ -67,7 +67,7 @@ def list_subjects(config: Config) -> list[KnownSubject]:
 
 
 def list_prompts(
-    subjects: list[KnownSubject], protocol: Protocol
+    subjects: list[LearnedSubject], protocol: Protocol
 ) -> tuple[list[EvaluationPrompt], list[list[int]], list[PairPrompts]]:
     """Every image: of each subject alone, and of every two; which are whose.
 
@@ -76,7 +76,7 @@ def list_prompts(
     """
     templates = [
         template
-        for template in protocol.prompts[protocol.manner("")]
+        for template in protocol.prompts[protocol.choose_prompt_set("")]
         if template.startswith(_SUBJECT)
     ]
     if not templates:
@@ -84,7 +84,7 @@ def list_prompts(
     prompts: list[EvaluationPrompt] = []
 
     def add_prompts(phrase: str) -> list[int]:
-        first = len(prompts)
+        first_index = len(prompts)
         for template in templates:
             prompt = template.replace(_SUBJECT, phrase)
             prompts.extend(
@@ -93,7 +93,7 @@ def list_prompts(
                 )
                 for k in range(protocol.images_per_prompt)
             )
-        return list(range(first, len(prompts)))
+        return list(range(first_index, len(prompts)))
 
     alone_positions = [add_prompts(subject.phrase) for subject in subjects]
     pairs = [
@@ -105,7 +105,7 @@ def list_prompts(
 
 def evaluate_subject_pairs(
     directory: Path,
-    subjects: list[KnownSubject],
+    subjects: list[LearnedSubject],
     protocol: Protocol,
     store: Store,
     *,
@@ -120,11 +120,11 @@ def evaluate_subject_pairs(
     this one's
     raises: ConfigError, DataError, DreamBoothError
     """
-    protocol = protocol.fill(find_family(base_directory(directory)))
+    protocol = protocol.fill_sampling_defaults(find_family(base_directory(directory)))
     prompts, alone_positions, pairs = list_prompts(subjects, protocol)
     encoder = load_encoder(protocol.encoders.dino, key="encoders.dino")
     photographs = [[read_photograph(path) for path in s.photographs] for s in subjects]
-    vectors = [encoder.embed_images(images) for images in photographs]
+    photograph_vectors = [encoder.embed_images(images) for images in photographs]
     spec = EvaluationSpec(
         protocol,
         model_hash(directory),
@@ -137,40 +137,45 @@ def evaluate_subject_pairs(
     generate_samples(spec, prompts, directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
         images, image_vectors = collect_samples(evaluation_store, len(prompts), Path(folder))
-    parts = [encoder.embed_images(crop_parts(image)) for image in images]
+    part_vectors = [encoder.embed_images(crop_parts(image)) for image in images]
     whole_vectors = image_vectors[protocol.encoders.dino]
-    results = []
+    pair_scores = []
     for pair in pairs:
-        first, second = alone_positions[pair.first], alone_positions[pair.second]
-        results.append(
+        first_positions = alone_positions[pair.first]
+        second_positions = alone_positions[pair.second]
+        pair_scores.append(
             score_pair(
-                (vectors[pair.first], vectors[pair.second]),
-                (whole_vectors[first], whole_vectors[second]),
-                [parts[i] for i in pair.together],
-                [parts[i] for i in (*first, *second)],
+                (photograph_vectors[pair.first], photograph_vectors[pair.second]),
+                (whole_vectors[first_positions], whole_vectors[second_positions]),
+                [part_vectors[i] for i in pair.together],
+                [part_vectors[i] for i in (*first_positions, *second_positions)],
             )
         )
-    words = [(subjects[pair.first].identifier, subjects[pair.second].identifier) for pair in pairs]
+    identifier_pairs = [
+        (subjects[pair.first].identifier, subjects[pair.second].identifier) for pair in pairs
+    ]
     tiles = [[(images[i], prompts[i].prompt) for i in pair.together] for pair in pairs]
-    _write_results(evaluation_store, spec, words, results, tiles)
+    _write_results(evaluation_store, spec, identifier_pairs, pair_scores, tiles)
     return evaluation_store
 
 
 def _write_results(
     evaluation_store: Store,
     spec: EvaluationSpec,
-    words: list[tuple[str, str]],
-    results: list[PairScores],
+    identifier_pairs: list[tuple[str, str]],
+    pair_scores: list[PairScores],
     tiles: list[list[tuple[Image.Image, str]]],
 ) -> None:
     totals = {
         name: value
-        for pair_words, scores in zip(words, results, strict=True)
+        for pair_words, scores in zip(identifier_pairs, pair_scores, strict=True)
         for name, value in list_totals(pair_words, scores).items()
     }
     record = {"conditions": spec.as_json(), "totals": totals}
     evaluation_store.write(RESULTS, json.dumps(record, indent=1).encode())
-    evaluation_store.write(REPORT, _render_pairs(spec, words, results, tiles).encode())
+    evaluation_store.write(
+        REPORT, _render_pairs(spec, identifier_pairs, pair_scores, tiles).encode()
+    )
 
 
 def list_totals(words: tuple[str, str], scores: PairScores) -> dict[str, float]:
@@ -178,33 +183,33 @@ def list_totals(words: tuple[str, str], scores: PairScores) -> dict[str, float]:
 
     words: identifiers
     """
-    pair = " + ".join(words)
-    totals = {f"{pair}: both": scores.both}
-    for measure, values in asdict(scores).items():
-        if measure != "both":
-            for word, value in zip(words, values, strict=True):
-                totals[f"{pair}: {measure.replace('_', ' ')} of {word}"] = value
+    pair_name = " + ".join(words)
+    totals = {f"{pair_name}: both": scores.both}
+    for measure_name, values in asdict(scores).items():
+        if measure_name != "both":
+            for identifier, value in zip(words, values, strict=True):
+                totals[f"{pair_name}: {measure_name.replace('_', ' ')} of {identifier}"] = value
     return totals
 
 
 def _render_pairs(
     spec: EvaluationSpec,
-    words: list[tuple[str, str]],
-    results: list[PairScores],
+    identifier_pairs: list[tuple[str, str]],
+    pair_scores: list[PairScores],
     tiles: list[list[tuple[Image.Image, str]]],
 ) -> str:
-    rows = [
+    page_rows = [
         {
             "words": pair_words,
             "scores": scores,
             "tiles": [(image_uri(image, _TILE_PX), prompt) for image, prompt in pair_tiles],
         }
-        for pair_words, scores, pair_tiles in zip(words, results, tiles, strict=True)
+        for pair_words, scores, pair_tiles in zip(identifier_pairs, pair_scores, tiles, strict=True)
     ]
     return render_page(
         "pairs.html.j2",
         title=spec.identifier,
         protocol=spec.protocol.name,
         encoder=spec.protocol.encoders.dino,
-        rows=rows,
+        rows=page_rows,
     )

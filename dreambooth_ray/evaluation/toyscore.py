@@ -58,8 +58,11 @@ def score_model(engine: Engine, network: Evaluator, count: int, seed: int) -> di
     prompts = attribute_prompts(count)
     images = generate_images(engine, [Request(p, seed + k) for k, (p, _) in enumerate(prompts)])
     reading = read_images(network, images)
-    heads = prompts[0][1]
-    return {head: reading.accuracy(head, [truth[head] for _, truth in prompts]) for head in heads}
+    attribute_names = prompts[0][1]
+    return {
+        head: reading.accuracy(head, [truth[head] for _, truth in prompts])
+        for head in attribute_names
+    }
 
 
 def score_folder(folder: Path, network: Evaluator) -> dict[str, object]:
@@ -78,13 +81,14 @@ def self_similarity(reading: Reading) -> float:
     count = len(reading.identity)
     if count == 1:
         return 1.0
-    total = float((reading.identity @ reading.identity.T).sum()) - count
-    return total / (count * (count - 1))
+    cosine_sum = float((reading.identity @ reading.identity.T).sum()) - count
+    return cosine_sum / (count * (count - 1))
 
 
 def subject_fidelity(
     images: list[Image.Image], photographs: list[Image.Image], network: Evaluator
 ) -> float:
     """Mean identity cosine of images to photographs, -1 to 1."""
-    reading, reference = read_images(network, images), read_images(network, photographs)
-    return fidelity(reading.identity, reference.identity)
+    image_reading = read_images(network, images)
+    photograph_reading = read_images(network, photographs)
+    return fidelity(image_reading.identity, photograph_reading.identity)

@@ -9,7 +9,7 @@ from dreambooth_ray.evaluation.checkpoint_follower import (
     scored_from_totals,
     select_checkpoint,
 )
-from dreambooth_ray.evaluation.protocol_scorer import ProtocolScorer, load_choice_protocol
+from dreambooth_ray.evaluation.protocol_scorer import ProtocolScorer, load_checkpoint_protocol
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import is_evaluation_due, write_selection
@@ -29,9 +29,9 @@ class TrainingEvaluator(StepEvaluator):
         """
         self._config, self._run, self._lease = config, Store(job.run_uri), job.lease
         self._directory = Path(job.model_directory)
-        points = read_scored_checkpoints(self._run, config.choice)
+        scored_checkpoints = read_scored_checkpoints(self._run, config.choice)
         # What was scored and never committed is trained, and scored, again.
-        self._points = {point.step: point for point in points if point.step <= start}
+        self._points = {point.step: point for point in scored_checkpoints if point.step <= start}
         self._scorer: ProtocolScorer | None = None
         self._write_selection()
 
@@ -47,7 +47,7 @@ class TrainingEvaluator(StepEvaluator):
         """
         if self._scorer is None:
             # The encoders stay on the CPU: the accelerator's memory is the training's.
-            protocol = load_choice_protocol(self._config)
+            protocol = load_checkpoint_protocol(self._config)
             self._scorer = ProtocolScorer(self._config, self._directory, protocol, "cpu")
         totals = self._scorer.compute_totals(sample_images(self._scorer.requests))
         self._scorer.write_totals(self._run, CheckpointId(step, self._lease), totals)

@@ -14,28 +14,37 @@ def read_gpu_memory() -> list[int]:
 
     The driver's own tool is asked: torch would take memory of the GPU to tell how much there is.
     """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
         return []
-    query = [tool, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    query_command = [
+        nvidia_smi,
+        "--query-gpu=index,uuid,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         result = subprocess.run(
-            query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+            query_command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = None if visible is None else [name.strip() for name in visible.split(",")]
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible_names = (
+        None if visible_devices is None else [name.strip() for name in visible_devices.split(",")]
+    )
     return [
         int(mebibytes) * 2**20
         for index, uuid, mebibytes in (row for row in rows if len(row) == 3)
         # Some devices do not tell: "[N/A]".
-        if mebibytes.isdigit() and (names is None or index in names or _is_named(uuid, names))
+        if mebibytes.isdigit()
+        and (
+            visible_names is None or index in visible_names or _is_uuid_visible(uuid, visible_names)
+        )
     ]
 
 
-def _is_named(uuid: str, names: list[str]) -> bool:
+def _is_uuid_visible(uuid: str, names: list[str]) -> bool:
     """Whether one of `names` is the beginning of a device's name, as CUDA reads them."""
     return any(uuid.startswith(name) for name in names if name.startswith("GPU-"))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.compat.torch_memory import PeakTracker, fake_tensors, list_weights
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.checkpointing import checkpoint_activations
+from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components, load_tokenizer, quiet_libraries
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.precision import (
@@ -37,20 +37,20 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     quiet_libraries()
     family = find_family(directory)
     with torch.device("meta"):
-        parts = family.load_functions().build_empty(directory)
+        components = family.load_functions().build_empty(directory)
         if config.identifier.kind == "learned":
             for encoder in family.trainable_text_encoders:
-                parts.tokenizers[encoder.tokenizer] = load_tokenizer(
+                components.tokenizers[encoder.tokenizer] = load_tokenizer(
                     directory, encoder.tokenizer, encoder.tokenizer_class
                 )
-        apply_method(config, parts)
-    _prepare_modules(config, parts)
-    counts = _count_weights(config, parts)
+        apply_method(config, components)
+    _prepare_modules(config, components)
+    counts = _count_weights(config, components)
     with fake_tensors():
-        for model in (parts.denoiser, *parts.text_encoders.values()):
+        for model in (components.denoiser, *components.text_encoders.values()):
             _replace_tensors(model)
-        counts["with_gradients"] = _find_peak(config, parts, batch, keeps_gradients=True)
-        counts["activations"] = _find_peak(config, parts, batch, keeps_gradients=False)
+        counts["with_gradients"] = _find_peak(config, components, batch, keeps_gradients=True)
+        counts["activations"] = _find_peak(config, components, batch, keeps_gradients=False)
     return counts
 
 
@@ -58,42 +58,46 @@ def _replace_tensors(model: nn.Module) -> None:
     """Put fake tensors of a CPU there: the meta device knows neither autocast nor its kernels."""
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            fake = torch.empty_like(weight, device="cpu")
-            module.register_parameter(name, nn.Parameter(fake, weight.requires_grad))
+            fake_weight = torch.empty_like(weight, device="cpu")
+            module.register_parameter(name, nn.Parameter(fake_weight, weight.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
-def _prepare_modules(config: Config, parts: Components) -> None:
+def _prepare_modules(config: Config, components: Components) -> None:
     """As the training's module does, still without memory."""
-    parts.denoiser.train()
-    cast_untrainable_encoders(parts, config.train.precision)
-    trained_encoders = _list_trained_encoders(parts)
+    components.denoiser.train()
+    cast_untrainable_encoders(components, config.train.precision)
+    trained_encoders = _list_trained_encoders(components)
     for text_encoder in trained_encoders.values():
         text_encoder.train()
     if config.train.strategy == "ddp":
-        for model in (parts.denoiser, *trained_encoders.values()):
+        for model in (components.denoiser, *trained_encoders.values()):
             cast_frozen_layers(model, config.train.precision)
             cast_trained_layers(model, config.train.weight_dtype)
     if config.train.gradient_checkpointing:
-        checkpoint_activations(parts.denoiser, trained_encoders.values())
+        checkpoint_activations(components.denoiser, trained_encoders.values())
 
 
-def _list_trained_encoders(parts: Components) -> dict[str, nn.Module]:
-    return {name: encoder for name, encoder in parts.text_encoders.items() if is_trained(encoder)}
-
-
-def _count_weights(config: Config, parts: Components) -> dict[str, int]:
-    models: tuple[nn.Module, ...] = tuple(parts.networks.values())
-    trained = [p for model in models for p in model.parameters() if p.requires_grad]
+def _list_trained_encoders(components: Components) -> dict[str, nn.Module]:
     return {
-        "trained_unet": sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad),
-        "trained": sum(weight.numel() for weight in trained),
-        "trained_bytes": sum(weight.nbytes for weight in trained),
-        "factored": sum(_count_factored(weight.shape) for weight in trained),
-        "frozen_unet": count_frozen_bytes(parts.denoiser, config.model.quantization),
-        "frozen_text": sum(count_frozen_bytes(e, "none") for e in parts.text_encoders.values()),
-        "frozen_vae": count_frozen_bytes(parts.vae, "none"),
+        name: encoder for name, encoder in components.text_encoders.items() if is_trained(encoder)
+    }
+
+
+def _count_weights(config: Config, components: Components) -> dict[str, int]:
+    models: tuple[nn.Module, ...] = tuple(components.networks.values())
+    trained_weights = [p for model in models for p in model.parameters() if p.requires_grad]
+    return {
+        "trained_unet": sum(p.numel() for p in components.denoiser.parameters() if p.requires_grad),
+        "trained": sum(weight.numel() for weight in trained_weights),
+        "trained_bytes": sum(weight.nbytes for weight in trained_weights),
+        "factored": sum(_count_factored(weight.shape) for weight in trained_weights),
+        "frozen_unet": count_frozen_bytes(components.denoiser, config.model.quantization),
+        "frozen_text": sum(
+            count_frozen_bytes(e, "none") for e in components.text_encoders.values()
+        ),
+        "frozen_vae": count_frozen_bytes(components.vae, "none"),
     }
 
 
@@ -104,40 +108,48 @@ def _count_factored(shape: torch.Size) -> int:
     return shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel()
 
 
-def _find_peak(config: Config, parts: Components, batch: int, *, keeps_gradients: bool) -> int:
+def _find_peak(config: Config, components: Components, batch: int, *, keeps_gradients: bool) -> int:
     """Peak bytes, without weights, of a forward and a backward."""
-    trained_encoders = _list_trained_encoders(parts)
-    models = [parts.denoiser, *trained_encoders.values()]
-    trained = [w for model in models for w in model.parameters() if w.requires_grad]
-    for weight in trained:
+    trained_encoders = _list_trained_encoders(components)
+    models = [components.denoiser, *trained_encoders.values()]
+    trained_weights = [w for model in models for w in model.parameters() if w.requires_grad]
+    for weight in trained_weights:
         weight.grad = None
     hooks = (
-        [] if keeps_gradients else [w.register_post_accumulate_grad_hook(_drop) for w in trained]
+        []
+        if keeps_gradients
+        else [w.register_post_accumulate_grad_hook(_drop_gradient) for w in trained_weights]
     )
-    with PeakTracker(list_weights([parts.denoiser, *parts.text_encoders.values()])) as peak:
-        _run_step(config, parts, batch, trained_encoders)
+    with PeakTracker(
+        list_weights([components.denoiser, *components.text_encoders.values()])
+    ) as peak:
+        _run_step(config, components, batch, trained_encoders)
     for hook in hooks:
         hook.remove()
     return int(peak.peak_bytes)
 
 
 def _run_step(
-    config: Config, parts: Components, batch: int, trained_encoders: dict[str, nn.Module]
+    config: Config, components: Components, batch: int, trained_encoders: dict[str, nn.Module]
 ) -> None:
-    functions, dtype = parts.functions, autocast_dtype(config.train.precision)
-    side = config.train.side_px // parts.latent_factor
-    latents = torch.empty(batch, functions.latent_channels(parts.vae), side, side)
-    times = torch.zeros(batch, dtype=_TIME_DTYPES[parts.family.process])
-    conditioning = functions.example_conditioning(parts, batch, config.train.side_px)
+    model_functions, dtype = components.functions, autocast_dtype(config.train.precision)
+    latent_side = config.train.side_px // components.latent_factor
+    latents = torch.empty(
+        batch, model_functions.latent_channels(components.vae), latent_side, latent_side
+    )
+    timesteps = torch.zeros(batch, dtype=_TIME_DTYPES[components.family.process])
+    conditioning = model_functions.example_conditioning(components, batch, config.train.side_px)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if trained_encoders:
-            training = functions.text_training
-            text_functions = training.text_functions(parts.trainable_text_encoders)
-            conditioning = training.embed_examples(parts, text_functions, conditioning)
-        function = functions.denoiser_function(parts.denoiser)
-        prediction = function(latents, times, *conditioning.values)
+            text_training = model_functions.text_training
+            text_functions = text_training.text_functions(components.trainable_text_encoders)
+            conditioning = text_training.encode_dummy_tokens(
+                components, text_functions, conditioning
+            )
+        denoiser_function = model_functions.denoiser_function(components.denoiser)
+        prediction = denoiser_function(latents, timesteps, *conditioning.values)
     (prediction.float() - latents).square().mean().backward()
 
 
-def _drop(weight: Tensor) -> None:
+def _drop_gradient(weight: Tensor) -> None:
     weight.grad = None

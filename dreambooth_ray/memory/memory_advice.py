@@ -75,24 +75,27 @@ def find_fitting_settings(
     for candidate in candidates:
         if needed_bytes <= limit_bytes:
             break
-        extended = {**settings, candidate.key: candidate}
-        changed = _apply(config, extended)
-        if changed is None:
+        extended_settings = {**settings, candidate.key: candidate}
+        changed_config = _apply_settings(config, extended_settings)
+        if changed_config is None:
             continue
-        changed_bytes = estimate_footprint(changed, directory).total_bytes
+        changed_bytes = estimate_footprint(changed_config, directory).total_bytes
         if changed_bytes < needed_bytes:
-            settings, needed_bytes = extended, changed_bytes
+            settings, needed_bytes = extended_settings, changed_bytes
     if needed_bytes > limit_bytes:
         return None
     for key in [key for key in reversed(settings) if key not in _FREE]:
-        for reduced in _list_cheaper(settings, key, candidates):
-            changed = _apply(config, reduced)
-            if changed and estimate_footprint(changed, directory).total_bytes <= limit_bytes:
-                settings = reduced
+        for reduced_settings in _list_cheaper(settings, key, candidates):
+            changed_config = _apply_settings(config, reduced_settings)
+            if (
+                changed_config
+                and estimate_footprint(changed_config, directory).total_bytes <= limit_bytes
+            ):
+                settings = reduced_settings
                 break
-    fitted = _apply(config, settings) or config
-    needed_bytes = estimate_footprint(fitted, directory).total_bytes
-    return FittingSettings(tuple(c.text for c in settings.values()), fitted, needed_bytes)
+    fitted_config = _apply_settings(config, settings) or config
+    needed_bytes = estimate_footprint(fitted_config, directory).total_bytes
+    return FittingSettings(tuple(c.text for c in settings.values()), fitted_config, needed_bytes)
 
 
 def _list_cheaper(
@@ -100,8 +103,8 @@ def _list_cheaper(
 ) -> Iterator[dict[str, _MemorySetting]]:
     """Without a key, then with each value of it that comes before the one there."""
     yield {name: candidate for name, candidate in settings.items() if name != key}
-    values = [candidate for candidate in candidates if candidate.key == key]
-    for cheaper in values[: values.index(settings[key])]:
+    key_candidates = [candidate for candidate in candidates if candidate.key == key]
+    for cheaper in key_candidates[: key_candidates.index(settings[key])]:
         yield {**settings, key: cheaper}
 
 
@@ -113,24 +116,28 @@ def describe_shortage(
     total_bytes: of the GPU, or of the host where there are no GPUs
     """
     is_gpu = config.cluster.gpus
-    parts = (footprint.states_bytes, footprint.frozen_bytes, footprint.activations_bytes)
-    states, frozen, activations = (f"{part / _GIB:.1f}" for part in parts)
-    reserved = f", {RESERVED_BYTES / _GIB:.1f} of them CUDA's own" if is_gpu else ""
-    hint = "; memory.fit=true sets what is installed of these itself" if is_gpu else ""
+    part_bytes = (footprint.states_bytes, footprint.frozen_bytes, footprint.activations_bytes)
+    states_gib, frozen_gib, activations_gib = (f"{part / _GIB:.1f}" for part in part_bytes)
+    reserved_text = f", {RESERVED_BYTES / _GIB:.1f} of them CUDA's own" if is_gpu else ""
+    fit_hint = "; memory.fit=true sets what is installed of these itself" if is_gpu else ""
     return (
-        f"a worker needs about {footprint.total_bytes / _GIB:.1f} GiB ({states} trained weights "
-        f"with optimizer, {frozen} frozen, {activations} activations), and the largest "
-        f"{'GPU' if is_gpu else 'host'} has {total_bytes / _GIB:.1f}{reserved}; "
-        + advise(config, directory, usable_bytes(total_bytes, is_gpu=is_gpu), hint)
+        f"a worker needs about {footprint.total_bytes / _GIB:.1f} GiB ({states_gib} trained "
+        f"weights with optimizer, {frozen_gib} frozen, {activations_gib} activations), and the "
+        f"largest {'GPU' if is_gpu else 'host'} has {total_bytes / _GIB:.1f}{reserved_text}; "
+        + describe_fitting_settings(
+            config, directory, usable_bytes(total_bytes, is_gpu=is_gpu), fit_hint
+        )
     )
 
 
-def advise(config: Config, directory: Path, limit_bytes: int, hint: str = "") -> str:
+def describe_fitting_settings(
+    config: Config, directory: Path, limit_bytes: int, hint: str = ""
+) -> str:
     """Which settings would fit, cheapest first, in words; `hint` follows them."""
-    fitting = find_fitting_settings(config, directory, limit_bytes)
-    if fitting is None:
+    fitting_settings = find_fitting_settings(config, directory, limit_bytes)
+    if fitting_settings is None:
         return "no setting makes it fit; lower train.resolution, or take a larger device"
-    return f"it would need {fitting.text}{hint}"
+    return f"it would need {fitting_settings.text}{hint}"
 
 
 def find_heaviest_key(config: Config, footprint: TrainingFootprint) -> str:
@@ -142,29 +149,30 @@ def find_heaviest_key(config: Config, footprint: TrainingFootprint) -> str:
 
 def _list_candidates(config: Config) -> Iterator[_MemorySetting]:
     """Each on top of those before; those that the configuration does not allow are passed over."""
-    train, quantized = config.train, _MemorySetting("model.quantization", "nf4", "bitsandbytes")
+    train_config = config.train
+    quantization_setting = _MemorySetting("model.quantization", "nf4", "bitsandbytes")
     if config.cluster.gpus:
-        if train.precision == "32":
+        if train_config.precision == "32":
             yield _MemorySetting("train.precision", "bf16-mixed")
         yield _MemorySetting("train.cuda_graphs", False)
-        if train.optimizer == "adamw":
+        if train_config.optimizer == "adamw":
             yield _MemorySetting("train.optimizer", "adamw8bit", "bitsandbytes")
-    share = train.batch_size // config.cluster.span.max
-    for num_parts in range(train.accumulate + 1, share + 1):
-        if share % num_parts == 0:
-            yield _MemorySetting("train.accumulate", num_parts)
+    worker_batch_size = train_config.batch_size // config.cluster.span.max
+    for accumulation_steps in range(train_config.accumulate + 1, worker_batch_size + 1):
+        if worker_batch_size % accumulation_steps == 0:
+            yield _MemorySetting("train.accumulate", accumulation_steps)
     yield _MemorySetting("train.gradient_checkpointing", True)
     if config.cluster.gpus and config.model.quantization == "none":
-        yield quantized
-    if train.text_encoder and train.unet:
+        yield quantization_setting
+    if train_config.text_encoder and train_config.unet:
         yield _MemorySetting("train.text_encoder", False)
-    if train.method == "full":
+    if train_config.method == "full":
         yield _MemorySetting("train.method", "lora")
         if config.cluster.gpus and config.model.quantization == "none":
-            yield quantized
+            yield quantization_setting
 
 
-def _apply(config: Config, candidates: dict[str, _MemorySetting]) -> Config | None:
+def _apply_settings(config: Config, candidates: dict[str, _MemorySetting]) -> Config | None:
     """The configuration with other values; None where that is not allowed.
 
     Rates of another method are left to its defaults, as on the command line.

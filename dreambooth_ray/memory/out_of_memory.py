@@ -9,7 +9,7 @@ import torch
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.memory.device_memory import usable_bytes
-from dreambooth_ray.memory.memory_advice import advise
+from dreambooth_ray.memory.memory_advice import describe_fitting_settings
 from dreambooth_ray.memory.training_memory import estimate_footprint
 
 # By so much estimates may be too low: what was predicted to fit and did not has to save more.
@@ -47,5 +47,5 @@ def _advise_smaller(config: Config, directory: Path) -> str:
     if config.cluster.gpus and torch.cuda.is_available():
         total_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         limit_bytes = min(limit_bytes, usable_bytes(total_bytes, is_gpu=True))
-    predicted = f"{needed_bytes / 2**30:.1f} GiB were predicted"
-    return f"{predicted}; {advise(config, directory, limit_bytes)}"
+    prediction_text = f"{needed_bytes / 2**30:.1f} GiB were predicted"
+    return f"{prediction_text}; {describe_fitting_settings(config, directory, limit_bytes)}"

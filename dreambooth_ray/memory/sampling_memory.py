@@ -46,16 +46,18 @@ def measure_footprint(parts: Components) -> SamplingFootprint:
 def _run_measurement(parts: Components) -> SamplingFootprint:
     denoiser, vae, functions = parts.denoiser, parts.vae, parts.functions
     side_px = functions.default_side(parts)
-    side = side_px // functions.latent_factor(vae)
+    latent_side = side_px // functions.latent_factor(vae)
     weight, vae_weight = next(denoiser.parameters()), next(vae.parameters())
     conditioning = functions.example_conditioning(parts, 1, side_px)
 
     def forward() -> None:
         num_channels = functions.in_channels(denoiser, vae)
-        x = torch.empty(1, num_channels, side, side, dtype=weight.dtype, device=weight.device)
-        time = torch.zeros(1, device=weight.device)
-        given = conditioning.to(weight.device, weight.dtype)
-        functions.denoiser_function(denoiser)(x, time, *given.values)
+        x = torch.empty(
+            1, num_channels, latent_side, latent_side, dtype=weight.dtype, device=weight.device
+        )
+        timestep = torch.zeros(1, device=weight.device)
+        device_conditioning = conditioning.to(weight.device, weight.dtype)
+        functions.denoiser_function(denoiser)(x, timestep, *device_conditioning.values)
 
     def decode() -> None:
         vae.disable_tiling()
@@ -63,18 +65,23 @@ def _run_measurement(parts: Components) -> SamplingFootprint:
         functions.decode(
             vae,
             torch.empty(
-                1, num_channels, side, side, dtype=vae_weight.dtype, device=vae_weight.device
+                1,
+                num_channels,
+                latent_side,
+                latent_side,
+                dtype=vae_weight.dtype,
+                device=vae_weight.device,
             ),
         )
 
-    weights = sum(
+    weights_bytes = sum(
         p.numel() * p.element_size() for part in (denoiser, vae) for p in part.parameters()
     )
-    area = side * side
+    latent_area = latent_side * latent_side
     return SamplingFootprint(
-        weights,
-        measure_peak_bytes(denoiser, forward) / area,
-        measure_peak_bytes(vae, decode) / area,
+        weights_bytes,
+        measure_peak_bytes(denoiser, forward) / latent_area,
+        measure_peak_bytes(vae, decode) / latent_area,
     )
 
 
@@ -107,10 +114,10 @@ class MemoryBudget:
 
     def check_request(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
         """raises CapacityError if a single request does not fit, saying what would."""
-        area = (width_px // factor) * (height_px // factor)
-        if self.max_rows(area) >= rows:
+        latent_area = (width_px // factor) * (height_px // factor)
+        if self.max_rows(latent_area) >= rows:
             return
-        needed_bytes = self.footprint.needed_bytes(area, rows)
+        needed_bytes = self.footprint.needed_bytes(latent_area, rows)
         largest_side = self._largest_side(factor, rows)
         suggestion = (
             f"up to {largest_side}x{largest_side} would fit"
@@ -123,10 +130,10 @@ class MemoryBudget:
         )
 
     def _largest_side(self, factor: int, rows: int) -> int:
-        side = 0
-        while side < 16384 and self.max_rows(((side + 64) // factor) ** 2) >= rows:
-            side += 64
-        return side
+        side_px = 0
+        while side_px < 16384 and self.max_rows(((side_px + 64) // factor) ** 2) >= rows:
+            side_px += 64
+        return side_px
 
 
 def _memory_bytes(device: torch.device, weights_bytes: int) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from dreambooth_ray.config.forwards import can_be_graphed, needs_base_output
+from dreambooth_ray.config.forward_pass_rules import can_be_graphed, needs_base_output
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.model_directory import base_directory
@@ -87,18 +87,24 @@ def estimate_footprint(
     counts = _load_counts(config, base_directory(directory))
     # With elastic workers, the smallest number: each holds the most.
     num_workers = config.cluster.span.min
-    weights, gradients, optimizer = (
+    weights_share, gradients_share, optimizer_share = (
         1.0 if is_whole else 1.0 / num_workers for is_whole in _IS_WHOLE[strategy]
     )
-    train = config.train
-    is_offloaded = config.cluster.gpus and train.strategy == "deepspeed" and train.deepspeed.offload
-    optimizer_bytes = 0.0 if is_offloaded else _count_optimizer_bytes(train.optimizer, counts)
-    states_bytes = weights * counts["trained_bytes"] + optimizer_bytes * optimizer
-    states_bytes += 4 * counts["trained"] if train.ema_decay else 0
+    train_config = config.train
+    is_offloaded = (
+        config.cluster.gpus
+        and train_config.strategy == "deepspeed"
+        and train_config.deepspeed.offload
+    )
+    optimizer_bytes = (
+        0.0 if is_offloaded else _count_optimizer_bytes(train_config.optimizer, counts)
+    )
+    states_bytes = weights_share * counts["trained_bytes"] + optimizer_bytes * optimizer_share
+    states_bytes += 4 * counts["trained"] if train_config.ema_decay else 0
     activations_bytes = (
         counts["with_gradients"]
         if _IS_WHOLE[strategy][1]
-        else counts["activations"] + int(gradients * counts["trained_bytes"])
+        else counts["activations"] + int(gradients_share * counts["trained_bytes"])
     )
     if not config.cluster.gpus:
         activations_bytes = int(_HOST_ACTIVATIONS * activations_bytes)
@@ -115,9 +121,9 @@ def estimate_footprint(
 
 def _count_optimizer_bytes(optimizer: str, counts: dict[str, int]) -> float:
     """Of an optimizer's states, over all workers."""
-    traits = TRAITS[optimizer]
-    factored_bytes = 4.0 * counts["factored"] if traits.is_factored else 0.0
-    return traits.state_bytes * counts["trained"] + factored_bytes
+    optimizer_traits = TRAITS[optimizer]
+    factored_bytes = 4.0 * counts["factored"] if optimizer_traits.is_factored else 0.0
+    return optimizer_traits.state_bytes * counts["trained"] + factored_bytes
 
 
 def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
@@ -150,9 +156,9 @@ def _load_counts(config: Config, directory: Path) -> dict[str, int]:
     counts = count_step(config, directory, images_per_worker(config))
     with contextlib.suppress(OSError):
         cache_path.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache_path.with_suffix(f".{uuid.uuid4().hex}")
-        partial.write_text(json.dumps(counts))
-        partial.replace(cache_path)
+        temporary_path = cache_path.with_suffix(f".{uuid.uuid4().hex}")
+        temporary_path.write_text(json.dumps(counts))
+        temporary_path.replace(cache_path)
     return counts
 
 
@@ -160,10 +166,10 @@ def _cache_file(config: Config, directory: Path) -> Path:
     """A path that depends on everything the counts depend on."""
     digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
     # A learned word is a row of the text encoder's table.
-    is_learned = config.identifier.kind == "learned"
-    words = sorted({config.word(s) for s in config.all_subjects}) if is_learned else []
-    train = config.train.model_dump(mode="json", exclude=_NOT_COUNTED)
-    digest.update(json.dumps([train, config.model.quantization, words]).encode())
+    is_word_learned = config.identifier.kind == "learned"
+    learned_words = sorted({config.word(s) for s in config.all_subjects}) if is_word_learned else []
+    train_settings = config.train.model_dump(mode="json", exclude=_NOT_COUNTED)
+    digest.update(json.dumps([train_settings, config.model.quantization, learned_words]).encode())
     digest.update(config.identifier.model_dump_json().encode())
     for path in sorted(directory.rglob("*config.json")):
         digest.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())

@@ -42,8 +42,8 @@ class _AdapterWeight:
     def view(self, row: Tensor, rank: int) -> Tensor:
         """The weight in a (P,) row, as an adapter of that rank has it."""
         weight = row[self.offset : self.offset + math.prod(self.shape)].view(self.shape)
-        dimension = _RANK_DIMENSIONS.get(self.kind)
-        return weight if dimension is None else weight.narrow(dimension, 0, rank)
+        rank_dimension = _RANK_DIMENSIONS.get(self.kind)
+        return weight if rank_dimension is None else weight.narrow(rank_dimension, 0, rank)
 
 
 class AdapterStack:
@@ -59,9 +59,9 @@ class AdapterStack:
         """
         self._entries = _list_weights(adapter)
         self.rank = next(e.shape[0] for e in self._entries if e.kind == "down")
-        size = sum(math.prod(entry.shape) for entry in self._entries)
+        row_size = sum(math.prod(entry.shape) for entry in self._entries)
         device = next(network.parameters()).device
-        self.weights = torch.zeros(num_slots, size, device=device)
+        self.weights = torch.zeros(num_slots, row_size, device=device)
         self.gradients = torch.zeros_like(self.weights)
         self._parameters: list[tuple[slice, nn.Parameter]] = []
         self._layers = self._replace_layers(network)
@@ -70,22 +70,27 @@ class AdapterStack:
         return len(self.weights)
 
     def _replace_layers(self, network: nn.Module) -> list[StackedLayer]:
-        by_layer: dict[str, dict[str, nn.Parameter]] = {}
+        parameters_by_layer: dict[str, dict[str, nn.Parameter]] = {}
         for entry in self._entries:
-            by_layer.setdefault(entry.layer, {})[entry.kind] = self._make_parameter(entry)
+            parameters_by_layer.setdefault(entry.layer, {})[entry.kind] = self._make_parameter(
+                entry
+            )
         layers = []
-        for name, weights in by_layer.items():
-            base_layer = network.get_submodule(name)
+        for layer_name, layer_parameters in parameters_by_layer.items():
+            base_layer = network.get_submodule(layer_name)
             layer_class = find_stackable_class(base_layer)
             if layer_class is None:
                 raise ConfigError(
-                    f"train.lora: {name} ({type(base_layer).__name__}) can't carry the adapters of "
-                    "several subjects at once; leave out slots, or that layer"
+                    f"train.lora: {layer_name} ({type(base_layer).__name__}) can't carry the "
+                    "adapters of several subjects at once; leave out slots, or that layer"
                 )
             layer = layer_class(
-                base_layer, weights["down"], weights["up"], weights.get("magnitude")
+                base_layer,
+                layer_parameters["down"],
+                layer_parameters["up"],
+                layer_parameters.get("magnitude"),
             )
-            network.set_submodule(name, layer)
+            network.set_submodule(layer_name, layer)
             layers.append(layer)
         return layers
 
@@ -137,12 +142,12 @@ class AdapterStack:
 
 
 def _list_weights(adapter: Mapping[str, Tensor]) -> list[_AdapterWeight]:
-    entries, offset = [], 0
+    adapter_weights, offset = [], 0
     for name, weight in adapter.items():
-        layer, kind = parse_adapter_name(name)
-        entries.append(_AdapterWeight(name, layer, kind, tuple(weight.shape), offset))
+        layer_name, kind = parse_adapter_name(name)
+        adapter_weights.append(_AdapterWeight(name, layer_name, kind, tuple(weight.shape), offset))
         offset += weight.numel()
-    return entries
+    return adapter_weights
 
 
 def copy_for_adapters(network: nn.Module, *, shares_weights: bool) -> nn.Module:
@@ -165,9 +170,9 @@ def make_adapter(
 
     raises: ConfigError as `lora.inject_adapters`
     """
-    adapted = copy_for_adapters(network, shares_weights=lora_config.dora)
-    lora.inject_adapters(adapted, lora_config, targets, seed)
-    return list_adapter_weights(adapted)
+    adapted_network = copy_for_adapters(network, shares_weights=lora_config.dora)
+    lora.inject_adapters(adapted_network, lora_config, targets, seed)
+    return list_adapter_weights(adapted_network)
 
 
 def list_adapter_weights(adapted: nn.Module) -> dict[str, Tensor]:

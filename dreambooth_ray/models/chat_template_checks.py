@@ -23,8 +23,8 @@ def _check_ending(path: Path) -> None:
     from jinja2 import Environment, TemplateSyntaxError  # noqa: PLC0415  where there is one alone
 
     try:
-        text = path.read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        template_text = path.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template_text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read ({error}); copy it again") from error
     except TemplateSyntaxError as error:
@@ -32,5 +32,5 @@ def _check_ending(path: Path) -> None:
         if "end of" in str(error):
             raise ConfigError(f"{path} is cut off ({error.message}); copy it again") from error
     else:
-        if not text.strip():
+        if not template_text.strip():
             raise ConfigError(f"{path} is empty; copy it again")

@@ -15,13 +15,13 @@ def tokenize_chat(
     thinks: whether the answer that is asked for may begin with reasoning
     raises: ConfigError for a prompt that is longer
     """
-    text = tokenizer.apply_chat_template(
+    chat_text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=thinks,
     )
-    return tokenize_message(tokenizer, prompt, text, num_tokens)
+    return tokenize_message(tokenizer, prompt, chat_text, num_tokens)
 
 
 def tokenize_message(
@@ -31,17 +31,17 @@ def tokenize_message(
 
     raises: ConfigError for a prompt whose text is longer
     """
-    batch = tokenizer(
+    tokenized = tokenizer(
         text,
         return_tensors="pt",
         padding="max_length",
         max_length=num_tokens,
         add_special_tokens=add_special_tokens,
     )
-    ids: Tensor = batch["input_ids"]
+    ids: Tensor = tokenized["input_ids"]
     if ids.shape[1] > num_tokens:
         raise ConfigError(
             f"the prompt {prompt[:40]!r}... takes {ids.shape[1]} tokens, with the marks of its "
             f"message, and the model reads {num_tokens}; shorten it"
         )
-    return ids, batch["attention_mask"]
+    return ids, tokenized["attention_mask"]

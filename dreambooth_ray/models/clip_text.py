@@ -57,8 +57,8 @@ def pad_windows(
 
     empty: gives the empty prompt's conditioning, whose `hidden` is one window
     """
-    longest = max(first["hidden"].shape[1], second["hidden"].shape[1])
-    return _pad_to(first, longest, empty), _pad_to(second, longest, empty)
+    longest_length = max(first["hidden"].shape[1], second["hidden"].shape[1])
+    return _pad_to(first, longest_length, empty), _pad_to(second, longest_length, empty)
 
 
 def _pad_to(
@@ -67,12 +67,14 @@ def _pad_to(
     hidden = conditioning["hidden"]
     if hidden.shape[1] == length:
         return conditioning
-    window = empty()["hidden"]
-    windows = [window] * ((length - hidden.shape[1]) // window.shape[1])
-    return Conditioning({**conditioning.tensors, "hidden": torch.cat([hidden, *windows], dim=1)})
+    empty_window = empty()["hidden"]
+    padding_windows = [empty_window] * ((length - hidden.shape[1]) // empty_window.shape[1])
+    return Conditioning(
+        {**conditioning.tensors, "hidden": torch.cat([hidden, *padding_windows], dim=1)}
+    )
 
 
-def skipping_forward(encoder: Any, forward: TextForward, clip_skip: int) -> EmbedForward:
+def make_clip_skip_forward(encoder: Any, forward: TextForward, clip_skip: int) -> EmbedForward:
     """Token ids (1, L) and an optional mask to the last hidden state (1, L, D), or an earlier one.
 
     encoder: whose final norm goes over an earlier one; forward: what is called in its place
@@ -96,16 +98,16 @@ def strip_weights(prompt: str) -> str:
 
 def check_clip_skip(clip_skip: int, encoder: Any, left_out: int = 0) -> None:
     """raises ConfigError if no layer would be left. left_out: layers that the family leaves out"""
-    layers = int(encoder.config.num_hidden_layers)
-    if clip_skip + left_out >= layers:
+    num_layers = int(encoder.config.num_hidden_layers)
+    if clip_skip + left_out >= num_layers:
         raise ConfigError(
-            f"clip_skip={clip_skip} leaves nothing of a text encoder of {layers} layers"
+            f"clip_skip={clip_skip} leaves nothing of a text encoder of {num_layers} layers"
         )
 
 
 def _find_final_norm(encoder: Any) -> Callable[[Tensor], Any]:
     """The text model's last layer norm, under any wrapper."""
-    for name, part in encoder.named_modules():
+    for name, module in encoder.named_modules():
         if name.endswith("final_layer_norm"):
-            return part  # type: ignore[no-any-return]
+            return module  # type: ignore[no-any-return]
     raise ConfigError("clip_skip needs a text encoder with a final layer norm, as CLIP's has")

@@ -29,8 +29,8 @@ def read_configs(directory: Path, family: ModelFamily) -> Configs:
     """
     check_parts(directory, family)
     configs = {part.name: read_part_config(directory, part.name) for part in family.networks}
-    scheduler = read_part_config(directory, "scheduler")
-    for part, config in {**configs, "scheduler": scheduler}.items():
+    scheduler_config = read_part_config(directory, "scheduler")
+    for part, config in {**configs, "scheduler": scheduler_config}.items():
         if problem := find_bad_value(part, config):
             path = directory / part / CONFIG_FILES[part]
             raise ConfigError(f"{path}: {problem}; {_COPY_AGAIN}")
@@ -43,18 +43,20 @@ def check_widths(directory: Path, family: ModelFamily, configs: Configs) -> None
     raises: ConfigError
     """
     folder, unet = directory / "unet", configs["unet"]
-    names = [part.name for part in family.text_encoders]
-    width, hidden = unet["cross_attention_dim"], sum(configs[n]["hidden_size"] for n in names)
-    if width != hidden:
+    encoder_names = [part.name for part in family.text_encoders]
+    unet_text_width = unet["cross_attention_dim"]
+    text_width = sum(configs[n]["hidden_size"] for n in encoder_names)
+    if unet_text_width != text_width:
         raise ConfigError(
-            f"{folder} takes text embeddings of width {width}, and {'/ and '.join(names)}/ "
-            f"{'gives' if len(names) == 1 else 'give'} {hidden}; the parts are of different models"
+            f"{folder} takes text embeddings of width {unet_text_width}, and "
+            f"{'/ and '.join(encoder_names)}/ {'gives' if len(encoder_names) == 1 else 'give'} "
+            f"{text_width}; the parts are of different models"
         )
-    channels, latent_channels = unet["in_channels"], configs["vae"]["latent_channels"]
+    unet_channels, latent_channels = unet["in_channels"], configs["vae"]["latent_channels"]
     # As they are, or with a mask and the masked image's latents behind them.
-    if channels not in (latent_channels, 2 * latent_channels + 1):
+    if unet_channels not in (latent_channels, 2 * latent_channels + 1):
         raise ConfigError(
-            f"{folder} takes {channels} channels, and vae/ gives {latent_channels}; "
+            f"{folder} takes {unet_channels} channels, and vae/ gives {latent_channels}; "
             f"{describe_directory(family)}, one that images are generated from"
         )
 
@@ -76,18 +78,19 @@ def check_weights(directory: Path, family: ModelFamily, configs: Configs) -> Non
 _DISTILLED_SOLVERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 
 
-def choose_sampled_alone(family: ModelFamily, directory: Path) -> ModelFamily:
+def restrict_to_sampling(family: ModelFamily, directory: Path) -> ModelFamily:
     """The family, without methods to train it by where that would make no sense.
 
     Its UNet sees a masked image, or was distilled for a few steps.
     """
-    scheduler = _read_config(directory, "scheduler").get("_class_name")
-    if solver := _DISTILLED_SOLVERS.get(str(scheduler)):
+    scheduler_class = _read_config(directory, "scheduler").get("_class_name")
+    if solver := _DISTILLED_SOLVERS.get(str(scheduler_class)):
         return replace(
             family,
             methods=(),
-            instead=f"its scheduler ({scheduler}) is that of models distilled for a few steps, and "
-            "training would undo that: train the base model, with the base model's scheduler",
+            instead=f"its scheduler ({scheduler_class}) is that of models distilled for a few "
+            "steps, and training would undo that: train the base model, with the base model's "
+            "scheduler",
             sampling_defaults={"solver": solver, "num_inference_steps": 4, "guidance_scale": 1.0},
         )
     num_channels = _read_config(directory, "unet").get("in_channels")
@@ -113,12 +116,12 @@ def _read_config(directory: Path, part: str) -> dict[str, Any]:
 def read_default_side(directory: Path) -> int:
     """Of the square images that it was trained on, by the UNet's sample_size; pixels."""
     sample_size = read_part_config(directory, "unet")["sample_size"] or SAMPLE_SIZE
-    blocks = read_part_config(directory, "vae")["block_out_channels"]
-    return int(sample_size * 2 ** (len(blocks) - 1))
+    block_widths = read_part_config(directory, "vae")["block_out_channels"]
+    return int(sample_size * 2 ** (len(block_widths) - 1))
 
 
 def read_size_multiple(directory: Path) -> int:
     """The UNet halves latents at every block but the last."""
     vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
-    blocks = len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2
-    return int(2**blocks)
+    num_halvings = len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2
+    return int(2**num_halvings)

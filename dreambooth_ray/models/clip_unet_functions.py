@@ -41,8 +41,8 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled by the VAE's factor."""
         posterior = vae.encode(pixels).latent_dist
-        factor = float(vae.config.scaling_factor)
-        return posterior.mean * factor, posterior.std * factor
+        scaling_factor = float(vae.config.scaling_factor)
+        return posterior.mean * scaling_factor, posterior.std * scaling_factor
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
@@ -68,7 +68,7 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
     # Text
 
     @abstractmethod
-    def skipping_forward(
+    def make_clip_skip_forward(
         self, encoder: Any, forward: TextForward, clip_skip: int
     ) -> clip_text.EmbedForward:
         """Token ids (1, L) and an optional mask to what the denoiser is told of them, (1, L, D)."""
@@ -80,7 +80,7 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         embeddings = []
         for part in self.family.text_encoders:
             encoder = parts.text_encoders[part.name]
-            forward = self.skipping_forward(encoder, encoders[part.name], clip_skip)
+            forward = self.make_clip_skip_forward(encoder, encoders[part.name], clip_skip)
             tokenizer = parts.tokenizers[part.tokenizer]
             embeddings.append(clip_text.embed_prompt(tokenizer, encoder, forward, prompt))
         return torch.cat(embeddings, dim=-1)
@@ -89,8 +89,10 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
     ) -> tuple[Conditioning, Conditioning]:
         """The shorter ends in windows of the empty prompt."""
-        first, second = (encode(prompt, clip_skip) for prompt in prompts)
-        return clip_text.pad_windows(first, second, lambda: encode("", clip_skip))
+        first_conditioning, second_conditioning = (encode(prompt, clip_skip) for prompt in prompts)
+        return clip_text.pad_windows(
+            first_conditioning, second_conditioning, lambda: encode("", clip_skip)
+        )
 
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
         """Ids of each encoder, (B, L) where every caption fits one window, else (B, k, L)."""

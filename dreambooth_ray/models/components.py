@@ -136,14 +136,14 @@ def load_components(directory: Path) -> Components:
         StorageError where the disk they are on does not answer
     """
     quiet_libraries()
-    if base := adapted_base(directory):
-        parts = load_components(model_directory(base[0]))
-        _fuse_adapters(parts, directory)
+    if base_model := adapted_base(directory):
+        components = load_components(model_directory(base_model[0]))
+        _fuse_adapters(components, directory)
         if (directory / paths.ADAPTER_SCHEDULER).is_dir():
-            parts.schedule = type(parts.schedule).from_pretrained(
+            components.schedule = type(components.schedule).from_pretrained(
                 directory / paths.ADAPTER_SCHEDULER
             )
-        return parts
+        return components
     return find_family(directory).load_functions().load(directory)
 
 
@@ -187,9 +187,9 @@ def load_network(directory: Path, part: Part) -> Any:
     """
     library: Any = diffusers if part.library == "diffusers" else transformers
     with explained_loading(directory / part.name):
-        files = find_weights(directory / part.name, part.name)
+        weight_files = find_weights(directory / part.name, part.name)
         network_class = getattr(library, part.class_name)
-        return load_whole_network(network_class, directory, files.variant, part.name)
+        return load_whole_network(network_class, directory, weight_files.variant, part.name)
 
 
 def build_empty_network(directory: Path, part: Part) -> Any:
@@ -204,8 +204,8 @@ def build_empty_network(directory: Path, part: Part) -> Any:
 
 def read_settings(directory: Path) -> dict[str, Any]:
     """What model_index.json says beside the names of parts; empty where there is none."""
-    path = directory / INDEX
-    return read_json(path) if path.is_file() else {}
+    index_path = directory / INDEX
+    return read_json(index_path) if index_path.is_file() else {}
 
 
 def load_tokenizer(directory: Path, name: str, class_name: str) -> Any:
@@ -238,15 +238,15 @@ def load_scheduler(directory: Path, default: str) -> Any:
     """The scheduler of a directory; default: its class where the file names none we have"""
     with explained_loading(directory / "scheduler"):
         config = read_json(directory / "scheduler" / "scheduler_config.json")
-        name = str(config.get("_class_name", default))
-        scheduler_class: Any = getattr(diffusers, name, getattr(diffusers, default))
+        class_name = str(config.get("_class_name", default))
+        scheduler_class: Any = getattr(diffusers, class_name, getattr(diffusers, default))
         return scheduler_class.from_pretrained(directory, subfolder="scheduler")
 
 
 def _fuse_adapters(parts: Components, bundle: Path) -> None:
-    folder = bundle / paths.ADAPTER
+    adapter_folder = bundle / paths.ADAPTER
     for name, network in parts.networks.items():
-        if (folder / name).is_dir():
-            fused: nn.Module = lora.fuse_adapters(network, folder / name)
-            parts.set_network(name, fused)
-    tokens.add_words(parts, tokens.load_words(folder))
+        if (adapter_folder / name).is_dir():
+            fused_network: nn.Module = lora.fuse_adapters(network, adapter_folder / name)
+            parts.set_network(name, fused_network)
+    tokens.add_words(parts, tokens.load_words(adapter_folder))

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from dreambooth_ray.models.part_configs import first_part
+from dreambooth_ray.models.part_configs import find_part_kind
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
@@ -178,29 +178,31 @@ def find_bad_value(part: str, config: Mapping[str, Any]) -> str:
     config: the part's, with defaults
     """
     try:
-        _CONFIGS[first_part(part)].model_validate(dict(config))
+        _CONFIGS[find_part_kind(part)].model_validate(dict(config))
     except PydanticError as error:
-        first = error.errors()[0]
-        key, value = first["loc"][0], config.get(str(first["loc"][0]))
-        return f"{key}={value!r} is no value that this program loads ({first['msg'].lower()})"
-    return _find_odd_layers(config) or _find_bad_length(config) if part == "unet" else ""
+        first_error = error.errors()[0]
+        key, value = first_error["loc"][0], config.get(str(first_error["loc"][0]))
+        return f"{key}={value!r} is no value that this program loads ({first_error['msg'].lower()})"
+    return (
+        _find_unsupported_layers(config) or _find_bad_list_length(config) if part == "unet" else ""
+    )
 
 
-def _find_odd_layers(config: Mapping[str, Any]) -> str:
+def _find_unsupported_layers(config: Mapping[str, Any]) -> str:
     """Keys of the UNet that add layers which no Stable Diffusion has; other values do nothing."""
     for key in ("dual_cross_attention", "class_embeddings_concat"):
         if config.get(key):
             return f"{key}={config[key]!r} is of another kind of model"
-    for key, values in _ODD_LAYERS.items():
-        if config.get(key) in values:
+    for key, odd_values in _ODD_LAYERS.items():
+        if config.get(key) in odd_values:
             return f"{key}={config[key]!r} is of another kind of model"
-    width = config.get("time_embedding_dim")
-    if width and (type(width) is not int or width < 1):
-        return f"time_embedding_dim={width!r} is no width"
+    embedding_width = config.get("time_embedding_dim")
+    if embedding_width and (type(embedding_width) is not int or embedding_width < 1):
+        return f"time_embedding_dim={embedding_width!r} is no width"
     return ""
 
 
-def _find_bad_length(config: Mapping[str, Any]) -> str:
+def _find_bad_list_length(config: Mapping[str, Any]) -> str:
     """Lists of the UNet have one entry a block."""
     num_blocks = len(config["block_out_channels"])
     for key in (

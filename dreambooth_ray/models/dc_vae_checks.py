@@ -50,18 +50,19 @@ def read_dc_vae(folder: Path) -> dict[str, Any]:
 def check_dc_vae(folder: Path) -> int:
     """The channels of its latents; raises: ConfigError naming the file"""
     path, config = folder / "config.json", read_dc_vae(folder)
-    counts = find_counts(path, config, *_COUNTS)
-    for key, value in _FORM.items():
-        if config[key] != value:
+    config_counts = find_counts(path, config, *_COUNTS)
+    for key, expected_value in _FORM.items():
+        if config[key] != expected_value:
             raise ConfigError(
-                f"{path}: {key}={config[key]!r}, and Sana's VAE has {value!r}; take that of Sana"
+                f"{path}: {key}={config[key]!r}, and Sana's VAE has {expected_value!r}; take "
+                "that of Sana"
             )
-    factor = config["scaling_factor"]
-    if type(factor) not in (int, float) or not factor > 0:
-        raise ConfigError(f"{path}: scaling_factor={factor!r} must be a number above 0")
+    scaling_factor = config["scaling_factor"]
+    if type(scaling_factor) not in (int, float) or not scaling_factor > 0:
+        raise ConfigError(f"{path}: scaling_factor={scaling_factor!r} must be a number above 0")
     _check_lists(path, config)
     check_shapes(folder, expect_dc_vae(config))
-    return counts["latent_channels"]
+    return config_counts["latent_channels"]
 
 
 def _check_lists(path: Path, config: dict[str, Any]) -> None:
@@ -69,18 +70,26 @@ def _check_lists(path: Path, config: dict[str, Any]) -> None:
     if len(set(num_blocks.values())) != 1:
         raise ConfigError(f"{path}: encoder and decoder have different numbers of blocks")
     for half in _HALVES:
-        for key, is_value in (
+        for key, is_valid in (
             ("block_out_channels", lambda x: type(x) is int and x > 0),
             ("layers_per_block", lambda x: type(x) is int and x > 0),
             ("qkv_multiscales", lambda x: all(type(y) is int and y > 0 for y in _as_list(x, [0]))),
             ("block_types", lambda x: x in _BLOCKS),
         ):
-            values = config[f"{half}_{key}"]
-            whole = [values] * num_blocks[half] if isinstance(values, str) else _as_list(values)
-            if not whole or len(whole) != num_blocks[half] or not all(map(is_value, whole)):
+            config_values = config[f"{half}_{key}"]
+            block_values = (
+                [config_values] * num_blocks[half]
+                if isinstance(config_values, str)
+                else _as_list(config_values)
+            )
+            if (
+                not block_values
+                or len(block_values) != num_blocks[half]
+                or not all(map(is_valid, block_values))
+            ):
                 raise ConfigError(
-                    f"{path}: {half}_{key}={values!r} is not what Sana's VAE has, one for each of "
-                    f"{num_blocks[half]} blocks"
+                    f"{path}: {half}_{key}={config_values!r} is not what Sana's VAE has, one for "
+                    f"each of {num_blocks[half]} blocks"
                 )
     width, channels = config["encoder_block_out_channels"][-1], config["latent_channels"]
     if width % channels:
@@ -93,40 +102,48 @@ def _as_list(value: Any, otherwise: list[Any] | None = None) -> list[Any]:
 
 def expect_dc_vae(config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; config: with all keys"""
-    images, latents = config["in_channels"], config["latent_channels"]
-    inner, outer = (config[f"{half}_block_out_channels"] for half in _HALVES)
+    image_channels, latent_channels = config["in_channels"], config["latent_channels"]
+    encoder_widths, decoder_widths = (config[f"{half}_block_out_channels"] for half in _HALVES)
     return {
-        **expect_convolution("encoder.conv_in", inner[0], images),
-        **prefix_shapes("encoder.down_blocks", _expect_half(config, "encoder")),
-        **expect_convolution("encoder.conv_out", latents, inner[-1]),
-        **expect_convolution("decoder.conv_in", outer[-1], latents),
-        **prefix_shapes("decoder.up_blocks", _expect_half(config, "decoder")),
-        **expect_affine("decoder.norm_out", outer[0]),
-        **expect_convolution("decoder.conv_out", images, outer[0]),
+        **expect_convolution("encoder.conv_in", encoder_widths[0], image_channels),
+        **prefix_shapes("encoder.down_blocks", _expect_coder(config, "encoder")),
+        **expect_convolution("encoder.conv_out", latent_channels, encoder_widths[-1]),
+        **expect_convolution("decoder.conv_in", decoder_widths[-1], latent_channels),
+        **prefix_shapes("decoder.up_blocks", _expect_coder(config, "decoder")),
+        **expect_affine("decoder.norm_out", decoder_widths[0]),
+        **expect_convolution("decoder.conv_out", image_channels, decoder_widths[0]),
     }
 
 
-def _expect_half(config: dict[str, Any], half: str) -> Shapes:
-    widths, kinds = config[f"{half}_block_out_channels"], config[f"{half}_block_types"]
-    kinds = [kinds] * len(widths) if isinstance(kinds, str) else kinds
+def _expect_coder(config: dict[str, Any], half: str) -> Shapes:
+    widths, block_types = config[f"{half}_block_out_channels"], config[f"{half}_block_types"]
+    block_types = [block_types] * len(widths) if isinstance(block_types, str) else block_types
     # Each of the encoder's ends in one that halves sides, each of the decoder's begins in one that
     # doubles them, but for the last.
-    steps = [*pairwise(widths), None]
+    width_changes = [*pairwise(widths), None]
     shapes: Shapes = {}
-    for index, (width, kind, step) in enumerate(zip(widths, kinds, steps, strict=True)):
-        scales = config[f"{half}_qkv_multiscales"][index]
-        layer = (
+    for block_index, (width, block_type, width_change) in enumerate(
+        zip(widths, block_types, width_changes, strict=True)
+    ):
+        kernel_sizes = config[f"{half}_qkv_multiscales"][block_index]
+        layer_shapes = (
             _expect_residual(width)
-            if kind == "ResBlock"
-            else _expect_attention(width, config["attention_head_dim"], scales)
+            if block_type == "ResBlock"
+            else _expect_attention(width, config["attention_head_dim"], kernel_sizes)
         )
-        layers = [layer] * config[f"{half}_layers_per_block"][index]
-        if step is not None and half == "encoder":
-            layers = [*layers, expect_convolution("conv", step[1], step[0])]
-        elif step is not None:
-            layers = [expect_convolution("conv", step[0], step[1]), *layers]
-        for number, block in enumerate(layers):
-            shapes |= prefix_shapes(f"{index}.{number}", block)
+        block_layers = [layer_shapes] * config[f"{half}_layers_per_block"][block_index]
+        if width_change is not None and half == "encoder":
+            block_layers = [
+                *block_layers,
+                expect_convolution("conv", width_change[1], width_change[0]),
+            ]
+        elif width_change is not None:
+            block_layers = [
+                expect_convolution("conv", width_change[0], width_change[1]),
+                *block_layers,
+            ]
+        for layer_index, expected_layer in enumerate(block_layers):
+            shapes |= prefix_shapes(f"{block_index}.{layer_index}", expected_layer)
     return shapes
 
 
@@ -138,18 +155,18 @@ def _expect_residual(width: int) -> Shapes:
     }
 
 
-def _expect_attention(width: int, head: int, scales: list[int]) -> Shapes:
-    inner, expanded = width // head * head, _EXPANSION * width
-    shapes: Shapes = {f"attn.to_{x}.weight": [inner, width] for x in "qkv"}
-    for number, kernel in enumerate(scales):
-        name = f"attn.to_qkv_multiscale.{number}"
-        shapes[f"{name}.proj_in.weight"] = [3 * inner, 1, kernel, kernel]
-        shapes[f"{name}.proj_out.weight"] = [3 * inner, head, 1, 1]
+def _expect_attention(width: int, head: int, kernel_sizes: list[int]) -> Shapes:
+    attention_width, expanded_width = width // head * head, _EXPANSION * width
+    shapes: Shapes = {f"attn.to_{x}.weight": [attention_width, width] for x in "qkv"}
+    for scale_index, kernel_size in enumerate(kernel_sizes):
+        name = f"attn.to_qkv_multiscale.{scale_index}"
+        shapes[f"{name}.proj_in.weight"] = [3 * attention_width, 1, kernel_size, kernel_size]
+        shapes[f"{name}.proj_out.weight"] = [3 * attention_width, head, 1, 1]
     return shapes | {
-        "attn.to_out.weight": [width, inner * (1 + len(scales))],
+        "attn.to_out.weight": [width, attention_width * (1 + len(kernel_sizes))],
         **expect_affine("attn.norm_out", width),
-        **expect_convolution("conv_out.conv_inverted", 2 * expanded, width, kernel=1),
-        **expect_convolution("conv_out.conv_depth", 2 * expanded, 1),
-        "conv_out.conv_point.weight": [width, expanded, 1, 1],
+        **expect_convolution("conv_out.conv_inverted", 2 * expanded_width, width, kernel=1),
+        **expect_convolution("conv_out.conv_depth", 2 * expanded_width, 1),
+        "conv_out.conv_point.weight": [width, expanded_width, 1, 1],
         **expect_affine("conv_out.norm", width),
     }

@@ -19,15 +19,16 @@ def check_networks(directory: Path, family: ModelFamily) -> None:
 
     raises: ConfigError naming the part and the tensor
     """
-    stored = {part: read_shapes(directory, part) for part in family.networks}
-    for part, shapes in stored.items():
-        expected = _expect_shapes(directory, part)
-        found = {_strip_levels(name): shape for name, shape in shapes.items()}
-        for name, shape in expected.items():
-            if found.get(name) != shape:
+    shapes_by_part = {part: read_shapes(directory, part) for part in family.networks}
+    for part, part_shapes in shapes_by_part.items():
+        expected_shapes = _expect_shapes(directory, part)
+        stored_shapes = {_strip_prefixes(name): shape for name, shape in part_shapes.items()}
+        for name, shape in expected_shapes.items():
+            if stored_shapes.get(name) != shape:
                 raise ConfigError(
                     f"{directory / part.name}: by config.json {name} is {shape}, and the weights "
-                    f"have {found.get(name) or 'no such tensor'}; the files are of different models"
+                    f"have {stored_shapes.get(name) or 'no such tensor'}; the files are of "
+                    "different models"
                 )
 
 
@@ -47,10 +48,12 @@ def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
     # Files have a tied weight once, by the first of its names.
     weights = network.state_dict(keep_vars=True)
     first_names = {id(tensor): name for name, tensor in reversed(weights.items())}
-    return {_strip_levels(name): list(weights[name].shape) for name in sorted(first_names.values())}
+    return {
+        _strip_prefixes(name): list(weights[name].shape) for name in sorted(first_names.values())
+    }
 
 
-def _strip_levels(name: str) -> str:
-    for level in _LEVELS:
-        name = name.removeprefix(level)
+def _strip_prefixes(name: str) -> str:
+    for prefix in _LEVELS:
+        name = name.removeprefix(prefix)
     return name

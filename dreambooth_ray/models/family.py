@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.kohya_names import FileLayer, KohyaNames
+from dreambooth_ray.models.kohya_names import AdapterFileLayer, KohyaNames
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.single_file_names import SingleFileEncoder
 
@@ -126,8 +126,8 @@ class ModelFamily:
     methods: of train.method; without any, training is refused and `instead` says what to do
     max_prompt_tokens: with the marks around a prompt; None where one of any length is taken
     kohya_names: where `export_formats` has "kohya"
-    list_file_layers: of a directory, by the name of a layer of the denoiser: more names that files
-        of adapters have for it, beside diffusers' and those of kohya_names
+    list_adapter_layer_names: of a directory, by the name of a layer of the denoiser: more names
+        that files of adapters have for it, beside diffusers' and those of kohya_names
     single_file_encoders: of a directory: where `export_formats` has "single-file", by part
     half_dtype: that a GPU samples in
     has_guidance: whether guidance_scale means anything
@@ -162,7 +162,7 @@ class ModelFamily:
     solvers: tuple[str, ...] = ("euler",)
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     kohya_names: KohyaNames | None = None
-    list_file_layers: Callable[[Path, str], Sequence[FileLayer]] | None = None
+    list_adapter_layer_names: Callable[[Path, str], Sequence[AdapterFileLayer]] | None = None
     single_file_encoders: Callable[[Path], Mapping[str, SingleFileEncoder]] | None = None
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"
@@ -182,8 +182,8 @@ class ModelFamily:
     @property
     def parts(self) -> tuple[str, ...]:
         """The folders of a directory, tokenizers and scheduler included."""
-        tokenizers = dict.fromkeys(encoder.tokenizer for encoder in self.text_encoders)
-        return (*(part.name for part in self.networks), *tokenizers, "scheduler")
+        tokenizer_folders = dict.fromkeys(encoder.tokenizer for encoder in self.text_encoders)
+        return (*(part.name for part in self.networks), *tokenizer_folders, "scheduler")
 
     @property
     def trainable_text_encoders(self) -> tuple[TextEncoderPart, ...]:
@@ -192,8 +192,8 @@ class ModelFamily:
 
     def load_functions(self) -> "ModelFunctions":
         """What computes with the parts; imports torch and diffusers."""
-        module, _, name = self.functions.partition(":")
-        functions: ModelFunctions = getattr(importlib.import_module(module), name)(self)
+        module_path, _, class_name = self.functions.partition(":")
+        functions: ModelFunctions = getattr(importlib.import_module(module_path), class_name)(self)
         return functions
 
     def can(self, feature: Feature) -> bool:
@@ -204,14 +204,14 @@ class ModelFamily:
 @functools.cache
 def list_families() -> tuple[ModelFamily, ...]:
     """All families: those of the product, then those that installed packages bring."""
-    found = [_load_family(target) for target in BUILT_IN]
-    found += [entry.load() for entry in entry_points(group=ENTRY_POINTS)]
-    return tuple(found)
+    families = [_load_family(target) for target in BUILT_IN]
+    families += [entry.load() for entry in entry_points(group=ENTRY_POINTS)]
+    return tuple(families)
 
 
 def _load_family(target: str) -> ModelFamily:
-    module, _, name = target.partition(":")
-    family: ModelFamily = getattr(importlib.import_module(module), name)
+    module_path, _, attribute_name = target.partition(":")
+    family: ModelFamily = getattr(importlib.import_module(module_path), attribute_name)
     return family
 
 
@@ -225,13 +225,15 @@ def find_family(directory: Path) -> ModelFamily:
     families = list_families()
     if not (directory / INDEX).is_file():
         return _choose_variant(families[0], directory)
-    name = read_json(directory / INDEX).get("_class_name")
+    pipeline_class = read_json(directory / INDEX).get("_class_name")
     # A package's goes before the product's own: whoever has installed it wants it.
     for family in reversed(families):
-        if name in family.pipeline_classes:
+        if pipeline_class in family.pipeline_classes:
             return _choose_variant(family, directory)
-    known = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
-    raise ConfigError(f"its {INDEX} says {name}, a model that is not known; known are {known}")
+    known_families = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
+    raise ConfigError(
+        f"its {INDEX} says {pipeline_class}, a model that is not known; known are {known_families}"
+    )
 
 
 def _choose_variant(family: ModelFamily, directory: Path) -> ModelFamily:

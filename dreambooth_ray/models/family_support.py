@@ -20,28 +20,35 @@ Refusal = tuple[str, object, str]
 
 
 def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
-    yield from _list_methods(config, family)
-    yield from _list_flow_losses(config) if family.process == "flow" else _list_losses(config)
-    for key, params in (("prior", config.prior), ("sample", config.sample)):
-        if "solver" in params.given_values and params.solver not in family.solvers:
-            yield f"{key}.solver", params.solver, f"take {', '.join(family.solvers)}"
-        is_guided = params.given_values.get("guidance_scale", 1) != 1
+    yield from _list_unsupported_training(config, family)
+    yield from (
+        _list_unsupported_flow_losses(config)
+        if family.process == "flow"
+        else _list_unsupported_diffusion_losses(config)
+    )
+    for key, sampling_params in (("prior", config.prior), ("sample", config.sample)):
+        if (
+            "solver" in sampling_params.given_values
+            and sampling_params.solver not in family.solvers
+        ):
+            yield f"{key}.solver", sampling_params.solver, f"take {', '.join(family.solvers)}"
+        is_guided = sampling_params.given_values.get("guidance_scale", 1) != 1
         if is_guided and not family.has_guidance:
-            yield f"{key}.guidance_scale", params.guidance_scale, "leave it out"
-        if name := find_unguided(family, params):
-            yield f"{key}.{name}", getattr(params, name), "leave it out"
-        if params.clip_skip and not family.can("clip_skip"):
-            yield f"{key}.clip_skip", params.clip_skip, "set it 0"
-        if params.cache_every > 1 and not family.can("deepcache"):
-            yield f"{key}.cache_every", params.cache_every, "set it 1"
+            yield f"{key}.guidance_scale", sampling_params.guidance_scale, "leave it out"
+        if guidance_key := find_unsupported_guidance(family, sampling_params):
+            yield f"{key}.{guidance_key}", getattr(sampling_params, guidance_key), "leave it out"
+        if sampling_params.clip_skip and not family.can("clip_skip"):
+            yield f"{key}.clip_skip", sampling_params.clip_skip, "set it 0"
+        if sampling_params.cache_every > 1 and not family.can("deepcache"):
+            yield f"{key}.cache_every", sampling_params.cache_every, "set it 1"
 
 
-def _list_methods(config: Config, family: ModelFamily) -> Iterator[Refusal]:
+def _list_unsupported_training(config: Config, family: ModelFamily) -> Iterator[Refusal]:
     train = config.train
     if train.method not in family.methods:
         yield "train.method", train.method, f"take {' or '.join(family.methods)}"
-    is_asked = train.text_encoder and "text_encoder" in train.model_fields_set
-    if is_asked and not family.trainable_text_encoders:
+    trains_text_encoder = train.text_encoder and "text_encoder" in train.model_fields_set
+    if trains_text_encoder and not family.trainable_text_encoders:
         yield "train.text_encoder", "true", "set it false: its text encoder stays as it is"
     if config.identifier.kind == "learned" and not family.can("learned"):
         reason = (
@@ -52,24 +59,26 @@ def _list_methods(config: Config, family: ModelFamily) -> Iterator[Refusal]:
         yield "identifier.kind", "learned", f"take rare_word: {reason}"
 
 
-def _list_losses(config: Config) -> Iterator[Refusal]:
+def _list_unsupported_diffusion_losses(config: Config) -> Iterator[Refusal]:
     if config.loss.timesteps == "mode":
         yield "loss.timesteps", "mode", "take uniform or logit_normal"
     if config.loss.weighting != "none":
         yield "loss.weighting", config.loss.weighting, "take loss.min_snr_gamma"
 
 
-def _list_flow_losses(config: Config) -> Iterator[Refusal]:
-    loss = config.loss
-    if loss.min_snr_gamma is not None:
-        yield "loss.min_snr_gamma", loss.min_snr_gamma, "leave it out, or set loss.weighting"
-    if loss.zero_terminal_snr:
+def _list_unsupported_flow_losses(config: Config) -> Iterator[Refusal]:
+    loss_config = config.loss
+    if loss_config.min_snr_gamma is not None:
+        yield "loss.min_snr_gamma", loss_config.min_snr_gamma, "leave it out, or set loss.weighting"
+    if loss_config.zero_terminal_snr:
         yield "loss.zero_terminal_snr", "true", "set it false: it begins in pure noise anyway"
 
 
-def find_unguided(family: ModelFamily, params: SamplingParams) -> str:
+def find_unsupported_guidance(family: ModelFamily, params: SamplingParams) -> str:
     """The first that is about a prediction without the prompt, of a family that makes none."""
-    defaults = SamplingParams.model_fields
-    names = ("guidance_rescale", "guidance_interval", "guidance_every")
-    asked = (name for name in names if getattr(params, name) != defaults[name].default)
-    return next(asked, "") if family.embeds_guidance else ""
+    sampling_fields = SamplingParams.model_fields
+    guidance_keys = ("guidance_rescale", "guidance_interval", "guidance_every")
+    requested_keys = (
+        name for name in guidance_keys if getattr(params, name) != sampling_fields[name].default
+    )
+    return next(requested_keys, "") if family.embeds_guidance else ""

@@ -38,14 +38,16 @@ class FlowFunctions(ModelFunctions):
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Shifted and scaled as the VAE says."""
         posterior = vae.encode(pixels).latent_dist
-        shift, factor = _read_statistics(vae)
-        mean = (posterior.mean - shift) * factor
-        return mean, torch.zeros_like(mean) if self.takes_mode else posterior.std * factor
+        shift_factor, scaling_factor = _read_statistics(vae)
+        mean = (posterior.mean - shift_factor) * scaling_factor
+        return mean, torch.zeros_like(mean) if self.takes_mode else posterior.std * scaling_factor
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
-        shift, factor = _read_statistics(vae)
-        return torch.as_tensor(vae.decode(latents / factor + shift, return_dict=False)[0])
+        shift_factor, scaling_factor = _read_statistics(vae)
+        return torch.as_tensor(
+            vae.decode(latents / scaling_factor + shift_factor, return_dict=False)[0]
+        )
 
     @abstractmethod
     def patch_side(self, parts: Components) -> int:
@@ -77,32 +79,32 @@ class FlowFunctions(ModelFunctions):
     ) -> FlowSchedule:
         """Shifted as the scheduler has it: by the image's size where it says so."""
         scheduler = type(parts.schedule).from_config(parts.schedule.config)
-        options: dict[str, Any] = {"num_inference_steps": num_steps}
+        timestep_options: dict[str, Any] = {"num_inference_steps": num_steps}
         if self.spaces_evenly:
-            options = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+            timestep_options = {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
         if scheduler.config.use_dynamic_shifting:
-            options["mu"] = self.compute_shift(parts, latent_shape, num_steps)
-        scheduler.set_timesteps(**options)
+            timestep_options["mu"] = self.compute_shift(parts, latent_shape, num_steps)
+        scheduler.set_timesteps(**timestep_options)
         return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
     def compute_shift(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
     ) -> float:
         """The more, the more tokens an image has: along the scheduler's line."""
-        config = parts.schedule.config
+        scheduler_config = parts.schedule.config
         shift: float = calculate_shift(
             self.count_tokens(parts, latent_shape),
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
+            scheduler_config.base_image_seq_len,
+            scheduler_config.max_image_seq_len,
+            scheduler_config.base_shift,
+            scheduler_config.max_shift,
         )
         return shift
 
     def count_tokens(self, parts: Components, latent_shape: tuple[int, int]) -> int:
         """Of an image."""
-        patch = self.patch_side(parts)
-        return (latent_shape[0] // patch) * (latent_shape[1] // patch)
+        patch_side = self.patch_side(parts)
+        return (latent_shape[0] // patch_side) * (latent_shape[1] // patch_side)
 
 
 def _read_statistics(vae: Any) -> tuple[float, float]:

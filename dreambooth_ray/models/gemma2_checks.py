@@ -13,30 +13,32 @@ def check_gemma2(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
     path = folder / "config.json"
     # head_dim as of Gemma2Config, where a configuration names none.
-    counts = read_counts(
+    config_counts = read_counts(
         path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", head_dim=256,
     )  # fmt: skip
-    if counts["hidden_size"] % counts["num_attention_heads"]:
+    if config_counts["hidden_size"] % config_counts["num_attention_heads"]:
         raise ConfigError(
-            f"{path}: num_attention_heads={counts['num_attention_heads']} does not divide "
-            f"hidden_size={counts['hidden_size']}"
+            f"{path}: num_attention_heads={config_counts['num_attention_heads']} does not divide "
+            f"hidden_size={config_counts['hidden_size']}"
         )
-    check_shapes(folder, expect_gemma2(counts), ("lm_head.weight",), dropped_prefix=_LEVEL)
-    return counts["hidden_size"]
+    check_shapes(folder, expect_gemma2(config_counts), ("lm_head.weight",), dropped_prefix=_LEVEL)
+    return config_counts["hidden_size"]
 
 
 def expect_gemma2(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, head = counts["hidden_size"], counts["head_dim"]
-    queries, keys = (counts[f"num_{k}_heads"] * head for k in ("attention", "key_value"))
-    layer: Shapes = {
-        "self_attn.q_proj.weight": [queries, width],
-        "self_attn.k_proj.weight": [keys, width],
-        "self_attn.v_proj.weight": [keys, width],
-        "pre_feedforward_layernorm.weight": [width],
-        "post_feedforward_layernorm.weight": [width],
-        **expect_behind_attention(width, counts["intermediate_size"], queries),
+    hidden_size, head_dim = counts["hidden_size"], counts["head_dim"]
+    query_width, key_width = (
+        counts[f"num_{k}_heads"] * head_dim for k in ("attention", "key_value")
+    )
+    layer_shapes: Shapes = {
+        "self_attn.q_proj.weight": [query_width, hidden_size],
+        "self_attn.k_proj.weight": [key_width, hidden_size],
+        "self_attn.v_proj.weight": [key_width, hidden_size],
+        "pre_feedforward_layernorm.weight": [hidden_size],
+        "post_feedforward_layernorm.weight": [hidden_size],
+        **expect_behind_attention(hidden_size, counts["intermediate_size"], query_width),
     }
-    decoder = expect_decoder(counts, layer)
-    return {name.removeprefix(_LEVEL): shape for name, shape in decoder.items()}
+    decoder_shapes = expect_decoder(counts, layer_shapes)
+    return {name.removeprefix(_LEVEL): shape for name, shape in decoder_shapes.items()}

@@ -60,11 +60,11 @@ class GraphedForward:
             self._num_calls[key] = self._num_calls.get(key, 0) + 1
             if self._num_calls[key] <= self._warmup_calls or self.num_graphs >= MAX_GRAPHS:
                 return torch.as_tensor(self._network(*inputs))
-            self._graphs[key] = self._record(inputs)
+            self._graphs[key] = self._record_graph(inputs)
         graph = self._graphs[key]
         return torch.as_tensor(self._network(*inputs)) if graph is None else graph(inputs)
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> "_Graph | None":
+    def _record_graph(self, inputs: tuple[Tensor, ...]) -> "_Graph | None":
         self._address = _find_address(self._network)
         if self._memory_pool is None:
             self._memory_pool = torch.cuda.graph_pool_handle()
@@ -93,11 +93,13 @@ class _Graph:
             self._output = torch.as_tensor(network(*self._own_inputs))
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for index, (own, new) in enumerate(zip(self._own_inputs, inputs, strict=True)):
+        for index, (static_input, new_input) in enumerate(
+            zip(self._own_inputs, inputs, strict=True)
+        ):
             # Weights of adapters are the same tensors for as long as a batch stays the same.
-            if new is not self._last_inputs[index]:
-                own.copy_(new)
-                self._last_inputs[index] = new
+            if new_input is not self._last_inputs[index]:
+                static_input.copy_(new_input)
+                self._last_inputs[index] = new_input
         self._graph.replay()
         return self._output.clone()
 
@@ -130,7 +132,7 @@ class GraphedTraining:
             # One shape a run: graphs of others would keep activations that nobody needs again.
             if self._num_calls[key] <= TRAINING_WARMUP_CALLS or self._graphs:
                 return torch.as_tensor(self._network(*inputs))
-            self._graphs[key] = self._record(inputs)
+            self._graphs[key] = self._record_graph(inputs)
         graph = self._graphs[key]
         return torch.as_tensor(self._network(*inputs) if graph is None else graph(*inputs))
 
@@ -138,7 +140,7 @@ class GraphedTraining:
         """Drop the graphs for good, and their memory: before the weights are moved."""
         self._graphs = dict.fromkeys(self._graphs)
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> Any:
+    def _record_graph(self, inputs: tuple[Tensor, ...]) -> Any:
         samples = tuple(
             x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
             for x in inputs
@@ -151,14 +153,14 @@ class GraphedTraining:
         try:
             with torch.autocast(device_type, dtype, enabled=is_autocast, cache_enabled=False):
                 return torch.cuda.make_graphed_callables(
-                    _Wrapper(self._network), samples, allow_unused_input=True
+                    _RecordedModule(self._network), samples, allow_unused_input=True
                 )
         except (RuntimeError, torch.OutOfMemoryError) as error:
             logger.warning("training runs without CUDA graphs: %s", str(error).splitlines()[0])
             return None
 
 
-class _Wrapper(nn.Module):
+class _RecordedModule(nn.Module):
     """torch replaces the forward of the module that it records: this one, and not the network."""
 
     def __init__(self, network: nn.Module) -> None:

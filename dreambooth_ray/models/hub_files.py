@@ -49,23 +49,23 @@ def pin_model(model: HubModel) -> HubModel:
 def _find_commit(model: HubModel) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    name = hashlib.sha256(f"{hub_endpoint()} {model}".encode()).hexdigest()[:32]
-    record = models_folder() / f"{name}.revision"
+    cache_name = hashlib.sha256(f"{hub_endpoint()} {model}".encode()).hexdigest()[:32]
+    revision_file = models_folder() / f"{cache_name}.revision"
     try:
         with explained_answers(model):
             info = HfApi().model_info(
                 model.repo, revision=model.revision or None, timeout=_TIMEOUT_S
             )
     except HubUnreachableError:
-        if record.is_file():
-            return record.read_text().strip()
+        if revision_file.is_file():
+            return revision_file.read_text().strip()
         path = try_to_load_from_cache(
             model.repo, "model_index.json", revision=model.revision or None
         )
         if isinstance(path, str):
             return Path(path).parent.name
         raise
-    with replace_file(record) as partial:
+    with replace_file(revision_file) as partial:
         partial.write_text(str(info.sha))
     return str(info.sha)
 
@@ -118,27 +118,28 @@ class HubFiles(RemoteFiles):
 
     def fetch_range(self, name: str, begin: int, end: int) -> bytes:
         """See the base class."""
-        data, num_failures = bytearray(), 0
+        received_bytes, num_failures = bytearray(), 0
         while True:
-            num_before = len(data)
+            num_before = len(received_bytes)
             try:
                 with explained_answers(self.model):
-                    for block in self._stream(name, begin + num_before, end):
-                        data += block
+                    for block in self._stream_range(name, begin + num_before, end):
+                        received_bytes += block
             except HubUnreachableError:
                 if num_failures == _TRIES:
                     raise
-            if len(data) >= end - begin:
-                return bytes(data[: end - begin])
+            if len(received_bytes) >= end - begin:
+                return bytes(received_bytes[: end - begin])
             # As long as something comes, it is asked for the rest.
-            num_failures = num_failures + 1 if len(data) == num_before else 1
+            num_failures = num_failures + 1 if len(received_bytes) == num_before else 1
             if num_failures > _TRIES:
                 raise HubUnreachableError(
-                    f"{self.uri}: {name} ends at {begin + len(data)} bytes each time; try again"
+                    f"{self.uri}: {name} ends at {begin + len(received_bytes)} bytes each time; "
+                    "try again"
                 )
             time.sleep(_FIRST_WAIT_S * 2 ** (num_failures - 1))
 
-    def _stream(self, name: str, begin: int, end: int) -> Iterator[bytes]:
+    def _stream_range(self, name: str, begin: int, end: int) -> Iterator[bytes]:
         from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
 
         url = hf_hub_url(

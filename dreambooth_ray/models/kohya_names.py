@@ -32,7 +32,7 @@ class KohyaNames:
 
 
 @dataclass(frozen=True)
-class FileLayer:
+class AdapterFileLayer:
     """A name that files of adapters have for a layer of ours, or for one that ours is in.
 
     name: with dots; underscores are taken for the same

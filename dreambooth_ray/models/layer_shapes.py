@@ -37,7 +37,7 @@ def expect_resnet(inner: int, width: int, time_width: int | None = None) -> Shap
 
 def list_transformer_shapes(width: int, text_width: int, depth: int, *, is_linear: bool) -> Shapes:
     """Transformer2DModel of so many blocks. is_linear: its ends are no convolutions"""
-    block: Shapes = {
+    block_shapes: Shapes = {
         **{f"attn1.to_{x}.weight": [width, width] for x in "qkv"},
         "attn2.to_q.weight": [width, width],
         **{f"attn2.to_{x}.weight": [width, text_width] for x in "kv"},
@@ -45,16 +45,16 @@ def list_transformer_shapes(width: int, text_width: int, depth: int, *, is_linea
         **expect_affine("ff.net.2", width, 4 * width),
     }
     for name in ("norm1", "norm2", "norm3"):
-        block |= expect_affine(name, width)
+        block_shapes |= expect_affine(name, width)
     for name in ("attn1.to_out.0", "attn2.to_out.0"):
-        block |= expect_affine(name, width, width)
-    ends: Shapes = {}
+        block_shapes |= expect_affine(name, width, width)
+    projection_shapes: Shapes = {}
     for name in ("proj_in", "proj_out"):
         kernel = () if is_linear else (1, 1)
-        ends |= expect_affine(name, width, width, *kernel)
-    shapes = {**expect_affine("norm", width), **ends}
+        projection_shapes |= expect_affine(name, width, width, *kernel)
+    shapes = {**expect_affine("norm", width), **projection_shapes}
     for index in range(depth):
-        shapes |= prefix_shapes(f"transformer_blocks.{index}", block)
+        shapes |= prefix_shapes(f"transformer_blocks.{index}", block_shapes)
     return shapes
 
 

@@ -71,46 +71,48 @@ def _make_peft_config(
     targets: tuple[str, ...],
     unused: tuple[str, ...],
 ) -> PeftConfig:
-    shared: dict[str, Any] = {
+    common_options: dict[str, Any] = {
         "r": lora_config.rank,
-        "target_modules": _name_layers(model, targets),
+        "target_modules": _resolve_targets(model, targets),
         "exclude_modules": "|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
         "rank_pattern": _select_patterns(lora_config.rank_pattern, model),
         "alpha_pattern": _select_patterns(lora_config.resolved_alpha_pattern, model),
     }
     # peft types it as an integer and only ever divides it by the rank.
-    alpha: Any = lora_config.scale_alpha
+    alpha: Any = lora_config.resolved_alpha
     if lora_config.kind == "loha":
-        return LoHaConfig(alpha=alpha, **shared)
+        return LoHaConfig(alpha=alpha, **common_options)
     if lora_config.kind == "lokr":
-        return LoKrConfig(alpha=alpha, decompose_factor=lora_config.lokr_factor or -1, **shared)
+        return LoKrConfig(
+            alpha=alpha, decompose_factor=lora_config.lokr_factor or -1, **common_options
+        )
     return LoraConfig(
-        lora_alpha=alpha, use_dora=lora_config.dora, use_rslora=lora_config.rslora, **shared
+        lora_alpha=alpha, use_dora=lora_config.dora, use_rslora=lora_config.rslora, **common_options
     )
 
 
 def _select_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Those for layers of this model: readers of its file warn of others."""
-    names = [name for name, _ in model.named_modules()]
+    module_names = [name for name, _ in model.named_modules()]
     return {
         pattern: value
         for pattern, value in patterns.items()
-        if any(adapters.matches_pattern(pattern, name) for name in names)
+        if any(adapters.matches_pattern(pattern, name) for name in module_names)
     }
 
 
-def _name_layers(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+def _resolve_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """The targets; whole names for one that containers of layers end with as well as layers."""
-    names: list[str] = []
+    target_names: list[str] = []
     for target in targets:
         matches = [
             (name, module)
             for name, module in model.named_modules()
             if name == target or name.endswith(f".{target}")
         ]
-        layers = [name for name, module in matches if not isinstance(module, nn.ModuleList)]
-        names += layers if len(layers) < len(matches) else [target]
-    return names
+        layer_names = [name for name, module in matches if not isinstance(module, nn.ModuleList)]
+        target_names += layer_names if len(layer_names) < len(matches) else [target]
+    return target_names
 
 
 @contextmanager
@@ -137,14 +139,16 @@ def has_adapters(model: nn.Module) -> bool:
 def save_adapters(model: nn.Module, folder: Path) -> None:
     """Save a model's adapters as peft's save_pretrained does."""
     folder.mkdir(parents=True)
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    adapter_state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in adapter_state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     peft_config = cast(dict[str, PeftConfig], model.peft_config)["default"]
-    (folder / SETTINGS).write_text(json.dumps(_to_json(peft_config), indent=1, sort_keys=True))
+    (folder / SETTINGS).write_text(
+        json.dumps(_peft_config_to_json(peft_config), indent=1, sort_keys=True)
+    )
 
 
-def _to_json(peft_config: PeftConfig) -> dict[str, Any]:
+def _peft_config_to_json(peft_config: PeftConfig) -> dict[str, Any]:
     values: dict[str, Any] = peft_config.to_dict()
     values["inference_mode"] = True
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
@@ -162,10 +166,10 @@ def fuse_adapters(model: nn.Module, folder: Path) -> nn.Module:
         )
     try:
         with _silence_peft_warnings():
-            wrapped = PeftModel.from_pretrained(model, str(folder))
+            peft_model = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{folder} does not fit the base model: {error}; it was trained on another one"
         ) from error
-    fused: nn.Module = wrapped.merge_and_unload()
-    return fused
+    fused_model: nn.Module = peft_model.merge_and_unload()
+    return fused_model

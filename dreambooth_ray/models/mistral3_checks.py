@@ -38,36 +38,36 @@ def check_mistral3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     """
     path = folder / "config.json"
     config = read_json(path)
-    counts = _read_text_counts(path, config)
-    check_depth(path, counts, min_layers)
-    names = find_weights(folder, folder.name).read_shapes()
-    is_nested = any(name.startswith("model.language_model.") for name in names)
-    expected = {
+    text_counts = _read_text_counts(path, config)
+    check_depth(path, text_counts, min_layers)
+    stored_shapes = find_weights(folder, folder.name).read_shapes()
+    is_nested = any(name.startswith("model.language_model.") for name in stored_shapes)
+    expected_shapes = {
         nest_name(name) if is_nested else name: shape
         for name, shape in expect_mistral3(path, config).items()
     }
-    check_shapes(folder, expected, _UNREAD)
+    check_shapes(folder, expected_shapes, _UNREAD)
     check_chat_template(tokenizer)
     # A processor's own settings, which bundles keep.
-    for settings in sorted(tokenizer.glob("*processor_config.json")):
-        read_json(settings)
-    return counts["hidden_size"]
+    for settings_file in sorted(tokenizer.glob("*processor_config.json")):
+        read_json(settings_file)
+    return text_counts["hidden_size"]
 
 
 def nest_name(name: str) -> str:
     """A published weight's name as networks of current releases have it."""
-    for level, nested in _LEVELS.items():
-        if name.startswith(level):
-            return nested + name.removeprefix(level)
+    for published_prefix, nested_prefix in _LEVELS.items():
+        if name.startswith(published_prefix):
+            return nested_prefix + name.removeprefix(published_prefix)
     return name
 
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
-    text = dict(config.get("text_config") or {})
-    if text.get("head_dim") is None:
-        counts = find_counts(path, text, "hidden_size", "num_attention_heads")
-        text["head_dim"] = counts["hidden_size"] // counts["num_attention_heads"]
-    return find_counts(path, text, *DECODER_NAMES, "head_dim")
+    text_config = dict(config.get("text_config") or {})
+    if text_config.get("head_dim") is None:
+        head_counts = find_counts(path, text_config, "hidden_size", "num_attention_heads")
+        text_config["head_dim"] = head_counts["hidden_size"] // head_counts["num_attention_heads"]
+    return find_counts(path, text_config, *DECODER_NAMES, "head_dim")
 
 
 def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
@@ -76,54 +76,61 @@ def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
     path: of the configuration, to name in an error
     raises: ConfigError for a number that is none
     """
-    counts = _read_text_counts(path, config)
+    text_counts = _read_text_counts(path, config)
     vision_config = _VISION_DEFAULTS | (config.get("vision_config") or {})
-    vision = find_counts(path, vision_config, *_VISION_DEFAULTS)
-    merge = find_counts(path, {"spatial_merge_size": 2} | config, "spatial_merge_size")
-    layers = config.get("vision_feature_layer", -1)
-    num_feature_layers = len(layers) if isinstance(layers, list) else 1
-    width, text_width = vision["hidden_size"], counts["hidden_size"]
+    vision_counts = find_counts(path, vision_config, *_VISION_DEFAULTS)
+    merge_counts = find_counts(path, {"spatial_merge_size": 2} | config, "spatial_merge_size")
+    feature_layers = config.get("vision_feature_layer", -1)
+    num_feature_layers = len(feature_layers) if isinstance(feature_layers, list) else 1
+    vision_width, text_width = vision_counts["hidden_size"], text_counts["hidden_size"]
     projector: Shapes = {
-        "norm.weight": [width],
-        "patch_merger.merging_layer.weight": [width, width * merge["spatial_merge_size"] ** 2],
-        **expect_affine("linear_1", text_width, width * num_feature_layers),
+        "norm.weight": [vision_width],
+        "patch_merger.merging_layer.weight": [
+            vision_width,
+            vision_width * merge_counts["spatial_merge_size"] ** 2,
+        ],
+        **expect_affine("linear_1", text_width, vision_width * num_feature_layers),
         **expect_affine("linear_2", text_width, text_width),
     }
     if not config.get("multimodal_projector_bias"):
         projector = {name: shape for name, shape in projector.items() if "bias" not in name}
     return {
-        **prefix_shapes("language_model", expect_decoder(counts, _expect_layer(counts))),
+        **prefix_shapes("language_model", expect_decoder(text_counts, _expect_layer(text_counts))),
         **prefix_shapes("multi_modal_projector", projector),
-        **prefix_shapes("vision_tower", _expect_vision(vision)),
+        **prefix_shapes("vision_tower", _expect_vision(vision_counts)),
     }
 
 
 def _expect_layer(counts: dict[str, int]) -> Shapes:
-    width = counts["hidden_size"]
-    queries, keys = (
+    hidden_size = counts["hidden_size"]
+    query_width, key_width = (
         counts[f"num_{k}_heads"] * counts["head_dim"] for k in ("attention", "key_value")
     )
     return {
-        "self_attn.q_proj.weight": [queries, width],
-        "self_attn.k_proj.weight": [keys, width],
-        "self_attn.v_proj.weight": [keys, width],
-        **expect_behind_attention(width, counts["intermediate_size"], queries),
+        "self_attn.q_proj.weight": [query_width, hidden_size],
+        "self_attn.k_proj.weight": [key_width, hidden_size],
+        "self_attn.v_proj.weight": [key_width, hidden_size],
+        **expect_behind_attention(hidden_size, counts["intermediate_size"], query_width),
     }
 
 
 def _expect_vision(counts: dict[str, int]) -> Shapes:
     """Of Pixtral, which sees images, is not used here and is kept for bundles."""
-    width, inner, patch = counts["hidden_size"], counts["intermediate_size"], counts["patch_size"]
-    layer: Shapes = {
-        **{f"attention.{name}_proj.weight": [width, width] for name in "qkvo"},
-        "attention_norm.weight": [width],
-        "feed_forward.gate_proj.weight": [inner, width],
-        "feed_forward.up_proj.weight": [inner, width],
-        "feed_forward.down_proj.weight": [width, inner],
-        "ffn_norm.weight": [width],
+    hidden_size, mlp_width, patch_size = (
+        counts["hidden_size"],
+        counts["intermediate_size"],
+        counts["patch_size"],
+    )
+    layer_shapes: Shapes = {
+        **{f"attention.{name}_proj.weight": [hidden_size, hidden_size] for name in "qkvo"},
+        "attention_norm.weight": [hidden_size],
+        "feed_forward.gate_proj.weight": [mlp_width, hidden_size],
+        "feed_forward.up_proj.weight": [mlp_width, hidden_size],
+        "feed_forward.down_proj.weight": [hidden_size, mlp_width],
+        "ffn_norm.weight": [hidden_size],
     }
     return {
-        "patch_conv.weight": [width, counts["num_channels"], patch, patch],
-        "ln_pre.weight": [width],
-        **repeat_shapes("transformer.layers", counts["num_hidden_layers"], layer),
+        "patch_conv.weight": [hidden_size, counts["num_channels"], patch_size, patch_size],
+        "ln_pre.weight": [hidden_size],
+        **repeat_shapes("transformer.layers", counts["num_hidden_layers"], layer_shapes),
     }

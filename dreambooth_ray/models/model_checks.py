@@ -53,43 +53,45 @@ def check_method(config: Config, directory: Path) -> None:
 def _check_clip_skip(config: Config, family: ModelFamily, directory: Path) -> None:
     configs = [read_part_config(directory, part.name) for part in family.text_encoders]
     num_layers = min(encoder["num_hidden_layers"] for encoder in configs)
-    for key, params in (("prior", config.prior), ("sample", config.sample)):
-        if params.clip_skip + family.layers_left_out >= num_layers:
+    for key, sampling_params in (("prior", config.prior), ("sample", config.sample)):
+        if sampling_params.clip_skip + family.layers_left_out >= num_layers:
             raise ConfigError(
-                f"{key}.clip_skip={params.clip_skip} leaves nothing of a text encoder of "
+                f"{key}.clip_skip={sampling_params.clip_skip} leaves nothing of a text encoder of "
                 f"{num_layers} layers; set it lower"
             )
 
 
 def _check_targets(train: TrainConfig, family: ModelFamily, directory: Path) -> None:
     lora = train.lora
-    checks = []
+    target_checks = []
     if train.unet:
         targets = lora.target_modules or family.lora_targets
-        checks.append(("target_modules", family.denoiser.name, targets))
+        target_checks.append(("target_modules", family.denoiser.name, targets))
     if train.text_encoder:
         targets = lora.text_target_modules or family.text_lora_targets
-        checks += [
+        target_checks += [
             ("text_target_modules", part.name, targets) for part in family.trainable_text_encoders
         ]
-    adapted: dict[str, Sequence[int]] = {}
-    for key, part, targets in checks:
-        shapes = dict(_list_layers(directory / part, part))
-        missing = [t for t in targets if not any(_is_named(layer, t) for layer in shapes)]
-        if missing:
+    adapted_shapes: dict[str, Sequence[int]] = {}
+    for key, part, targets in target_checks:
+        shapes = dict(_list_layer_shapes(directory / part, part))
+        missing_targets = [
+            t for t in targets if not any(_matches_target(layer, t) for layer in shapes)
+        ]
+        if missing_targets:
             raise ConfigError(
                 f"train.lora.{key}: no linear or convolution layer of the model is named "
-                f"{', '.join(missing)}; take names that its layers end with"
+                f"{', '.join(missing_targets)}; take names that its layers end with"
             )
-        adapted |= {
+        adapted_shapes |= {
             layer: shape
             for layer, shape in shapes.items()
-            if any(_is_named(layer, target) for target in targets)
+            if any(_matches_target(layer, target) for target in targets)
         }
-    _check_ranks(lora, adapted, family.narrow_layers)
+    _check_ranks(lora, adapted_shapes, family.narrow_layers)
 
 
-def _is_named(layer: str, target: str) -> bool:
+def _matches_target(layer: str, target: str) -> bool:
     return layer == target or layer.endswith(f".{target}")
 
 
@@ -108,21 +110,28 @@ def _check_ranks(
                     f"{next(iter(shapes))}; take what names of adapted layers end with"
                 )
     for layer, shape in shapes.items():
-        own = next((p for p in lora.rank_pattern if matches_pattern(p, layer)), None)
-        rank = lora.rank if own is None else lora.rank_pattern[own]
-        width = min(shape[0], math.prod(shape[1:]))
-        is_narrow = own is None and any(_is_named(layer, name) for name in narrow_layers)
-        if rank > width and not is_narrow:
-            key = "rank" if own is None else f"rank_pattern.{own}"
+        matching_pattern = next((p for p in lora.rank_pattern if matches_pattern(p, layer)), None)
+        rank = lora.rank if matching_pattern is None else lora.rank_pattern[matching_pattern]
+        layer_width = min(shape[0], math.prod(shape[1:]))
+        may_be_narrow = matching_pattern is None and any(
+            _matches_target(layer, name) for name in narrow_layers
+        )
+        if rank > layer_width and not may_be_narrow:
+            key = "rank" if matching_pattern is None else f"rank_pattern.{matching_pattern}"
             raise ConfigError(
-                f"train.lora.{key}={rank} is above {width}, the width of {layer}; take at most "
-                f"{width}, or give that layer a rank of its own by train.lora.rank_pattern"
+                f"train.lora.{key}={rank} is above {layer_width}, the width of {layer}; take at "
+                f"most {layer_width}, or give that layer a rank of its own by "
+                "train.lora.rank_pattern"
             )
 
 
-def _list_layers(folder: Path, part: str) -> Iterator[tuple[str, Sequence[int]]]:
+def _list_layer_shapes(folder: Path, part: str) -> Iterator[tuple[str, Sequence[int]]]:
     """Linear layers and convolutions and the shapes of their weights, from the files' headers."""
     for name, shape in find_weights(folder, part).read_shapes().items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and not layer.endswith("embedding") and len(shape) in _DIMENSIONS:
+        layer, _, tensor_kind = name.rpartition(".")
+        if (
+            tensor_kind == "weight"
+            and not layer.endswith("embedding")
+            and len(shape) in _DIMENSIONS
+        ):
             yield layer, shape

@@ -25,11 +25,11 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
         )
         for name, section in (("prior", config.prior), ("sample", config.sample))
     }
-    given_loss = config.loss.model_fields_set
+    given_loss_keys = config.loss.model_fields_set
     # What is given in an update counts as set, and so is stored.
-    loss = config.loss.model_copy(
+    loss_config = config.loss.model_copy(
         update={key: getattr(config.loss, key) for key in FAMILY_LOSS_KEYS}
-        | {k: v for k, v in family.loss_defaults.items() if k not in given_loss}
+        | {k: v for k, v in family.loss_defaults.items() if k not in given_loss_keys}
     )
     train = config.train.model_copy(
         update={
@@ -37,9 +37,9 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
             "text_encoder": config.train.text_encoder and bool(family.trainable_text_encoders),
         }
     )
-    choice = config.choice
-    if choice.protocol is None:
-        protocol = "toyworld-brief" if find_shipped(config.model.source) else "brief"
-        choice = choice.model_copy(update={"protocol": protocol})
-    changes = {"train": train, "loss": loss, "choice": choice}
-    return config.model_copy(update={**changes, **sections})
+    checkpoint_choice = config.choice
+    if checkpoint_choice.protocol is None:
+        protocol_name = "toyworld-brief" if find_shipped(config.model.source) else "brief"
+        checkpoint_choice = checkpoint_choice.model_copy(update={"protocol": protocol_name})
+    section_changes = {"train": train, "loss": loss_config, "choice": checkpoint_choice}
+    return config.model_copy(update={**section_changes, **sections})

@@ -12,7 +12,7 @@ from typing import Any
 
 from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.family import find_family, list_families
+from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_location import fetch_source, outline_source
 from dreambooth_ray.models.model_source import find_shipped, parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
@@ -36,8 +36,8 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     raises: ConfigError naming the file or folder that is missing or can't be used, and what
         `model_location.fetch_source` raises
     """
-    if shipped := find_shipped(uri):
-        return shipped
+    if shipped_directory := find_shipped(uri):
+        return shipped_directory
     if not parse_source(uri).is_directory:
         model_outline(uri, key)  # refused before anything large is on its way
     return _check_model(fetch_source(uri, key), uri, key, whole=True)
@@ -49,8 +49,8 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
     Of weights that are not on this host, the headers are there and not a tensor; of those that are,
     no more is looked at. What can be refused by that comes before anybody waits for the rest.
     """
-    if shipped := find_shipped(uri):
-        return shipped
+    if shipped_directory := find_shipped(uri):
+        return shipped_directory
     return _check_model(outline_source(uri, key), uri, key, whole=False)
 
 
@@ -62,8 +62,8 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
             raise ConfigError(
                 f"{key}={uri!r} is a run without a bundle yet; finish it with `dreambooth resume`"
             )
-    if base := adapted_base(folder):
-        return _checked_adapter(folder, *base, key, whole)
+    if base_model := adapted_base(folder):
+        return _check_adapter_bundle(folder, *base_model, key, whole)
     try:
         family = find_family(folder)
         family.check(folder)
@@ -74,19 +74,13 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     return folder
 
 
-def known_models() -> str:
-    """Of which families there can be, in words."""
-    titles = [family.title for family in list_families()]
-    return " or ".join([", ".join(titles[:-1]), titles[-1]]) if titles[1:] else titles[0]
-
-
 def adapted_base(folder: Path) -> tuple[str, str] | None:
     """Of an adapter bundle, its base model's URI and hash; None for any other folder."""
     if not (folder / paths.ADAPTER).is_dir():
         return None
     try:
-        about = json.loads((folder / MANIFEST).read_text())["about"]
-        return str(about["base_model"]), str(about["base_hash"])
+        manifest_about = json.loads((folder / MANIFEST).read_text())["about"]
+        return str(manifest_about["base_model"]), str(manifest_about["base_hash"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} has an {paths.ADAPTER}/ and no {MANIFEST} that names its base model "
@@ -94,14 +88,14 @@ def adapted_base(folder: Path) -> tuple[str, str] | None:
         ) from error
 
 
-def _checked_adapter(folder: Path, uri: str, digest: str, key: str, whole: bool) -> Path:
+def _check_adapter_bundle(folder: Path, uri: str, digest: str, key: str, whole: bool) -> Path:
     try:
-        base = (model_directory if whole else model_outline)(uri, key)
+        base_folder = (model_directory if whole else model_outline)(uri, key)
     except ConfigError as error:
         raise ConfigError(
             f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
         ) from error
-    if whole and not has_model_hash(base, digest):
+    if whole and not has_model_hash(base_folder, digest):
         raise ConfigError(
             f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
             "since; bring the old one back, or train again"
@@ -111,8 +105,8 @@ def _checked_adapter(folder: Path, uri: str, digest: str, key: str, whole: bool)
 
 def base_directory(directory: Path) -> Path:
     """The directory that holds all parts: a model's own, or that of an adapter's base."""
-    base = adapted_base(directory)
-    return base_directory(model_directory(base[0])) if base else directory
+    base_model = adapted_base(directory)
+    return base_directory(model_directory(base_model[0])) if base_model else directory
 
 
 def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
@@ -126,12 +120,12 @@ def check_resolution(directory: Path, resolution: int) -> None:
     """raises ConfigError if an image of that side can't pass the VAE and the denoiser."""
     directory = base_directory(directory)
     family = find_family(directory)
-    factor = family.size_multiple(directory)
-    if resolution % factor:
-        near = max(factor, round(resolution / factor) * factor)
+    size_multiple = family.size_multiple(directory)
+    if resolution % size_multiple:
+        nearest_resolution = max(size_multiple, round(resolution / size_multiple) * size_multiple)
         raise ConfigError(
-            f"train.resolution={resolution} is not a multiple of {factor}, which this model "
-            f"needs; try {near}"
+            f"train.resolution={resolution} is not a multiple of {size_multiple}, which this model "
+            f"needs; try {nearest_resolution}"
         )
     limit = family.max_side(directory) if family.max_side else resolution
     if resolution > limit:
@@ -146,11 +140,12 @@ def check_image_sizes(directory: Path, train: TrainingImagesConfig) -> None:
         return
     directory = base_directory(directory)
     family = find_family(directory)
-    factor, step = family.size_multiple(directory), train.bucket_step_px
-    if step % factor:
+    size_multiple, bucket_step_px = family.size_multiple(directory), train.bucket_step_px
+    if bucket_step_px % size_multiple:
         raise ConfigError(
-            f"train.bucket_step_px={step} is not a multiple of {factor}, which this model needs of "
-            f"both sides; try {-(-step // factor) * factor}"
+            f"train.bucket_step_px={bucket_step_px} is not a multiple of {size_multiple}, which "
+            "this model needs of both sides; try "
+            f"{-(-bucket_step_px // size_multiple) * size_multiple}"
         )
     longest_px = int(train.side_px * math.sqrt(train.bucket_max_aspect))
     limit = family.max_side(directory) if family.max_side else longest_px
@@ -181,11 +176,13 @@ def has_model_hash(directory: Path, digest: str) -> bool:
 
 def _hash_files(directory: Path, is_part: Callable[[Path], bool]) -> str:
     digest = hashlib.sha256()
-    base = adapted_base(directory)
-    if base:
-        digest.update(base[1].encode())
-    parts = (paths.ADAPTER,) if base else find_family(directory).parts
-    for path in sorted(p for part in parts for p in (directory / part).rglob("*") if p.is_file()):
+    base_model = adapted_base(directory)
+    if base_model:
+        digest.update(base_model[1].encode())
+    part_names = (paths.ADAPTER,) if base_model else find_family(directory).parts
+    for path in sorted(
+        p for part in part_names for p in (directory / part).rglob("*") if p.is_file()
+    ):
         if is_part(path):
             digest.update(path.relative_to(directory).as_posix().encode())
             digest.update(bytes.fromhex(cached_file_hash(path)))
@@ -196,11 +193,11 @@ def list_loaded_files(directory: Path) -> list[str]:
     """Names of all files of a model that loading reads, as other hosts need them."""
     is_adapter = adapted_base(directory) is not None
     folders = (paths.ADAPTER,) if is_adapter else (*find_family(directory).parts, _PROCESSOR)
-    found = [directory / (MANIFEST if is_adapter else _INDEX)]
-    found += [p for folder in folders for p in sorted((directory / folder).rglob("*"))]
+    file_paths = [directory / (MANIFEST if is_adapter else _INDEX)]
+    file_paths += [p for folder in folders for p in sorted((directory / folder).rglob("*"))]
     return [
         path.relative_to(directory).as_posix()
-        for path in found
+        for path in file_paths
         if path.is_file() and _is_loaded(path)
     ]
 

@@ -21,7 +21,7 @@ from dreambooth_ray.models.components import (
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.model_directory import compute_latent_factor
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
@@ -71,12 +71,14 @@ class ModelFunctions(ABC):
 
     def __init__(self, family: ModelFamily) -> None:
         """raises: TypeError where the family says that it can what its functions can't"""
-        for says, kind in (
+        for is_declared, base_class in (
             (bool(family.trainable_text_encoders), TextTraining),
-            (family.max_prompt_tokens is not None, LimitedPrompts),
+            (family.max_prompt_tokens is not None, PromptLimitFunctions),
         ):
-            if says and not isinstance(self, kind):
-                raise TypeError(f"{type(self).__name__} of {family.title} is no {kind.__name__}")
+            if is_declared and not isinstance(self, base_class):
+                raise TypeError(
+                    f"{type(self).__name__} of {family.title} is no {base_class.__name__}"
+                )
         self.family = family
 
     # Loading

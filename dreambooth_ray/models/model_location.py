@@ -58,14 +58,14 @@ def fetch_part(uri: str, part: str, key: str) -> Path:
     key: the setting to name in an error
     raises: as `fetch_source`; ConfigError where it has no config.json
     """
-    what = (
+    requirement = (
         "give a directory that save_pretrained wrote, or a model of the hub or a URL of such a one"
     )
     if ModelSource(uri).is_directory and not Path(uri).expanduser().is_dir():
-        raise ConfigError(f"{key}={uri!r} is no directory here; {what}")
+        raise ConfigError(f"{key}={uri!r} is no directory here; {requirement}")
     folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{key}={uri!r} has no config.json; {what}")
+        raise ConfigError(f"{key}={uri!r} has no config.json; {requirement}")
     return folder
 
 
@@ -87,30 +87,30 @@ class _ModelLocator:
                 f"model.prediction_type={source.prediction_type} is for single files; the "
                 f"scheduler of {source.uri!r} says what it predicts: unset it"
             )
-        base = self._locate_uri(source.uri, source.prediction_type)
+        base_folder = self._locate_uri(source.uri, source.prediction_type)
         if source.vae or source.text_encoder:
-            base = _find_whole_model(base, self._key, source.uri)
-        parts = {
-            name: self._locate_part(uri, name, base)
+            base_folder = _find_whole_model(base_folder, self._key, source.uri)
+        part_folders = {
+            name: self._locate_part(uri, name, base_folder)
             for name in ("vae", "text_encoder")
             if (uri := getattr(source, name))
         }
-        return _link_parts(base, parts) if parts else base
+        return _link_parts(base_folder, part_folders) if part_folders else base_folder
 
     def _locate_uri(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
         """part: of a model of which no more is needed"""
-        if shipped := find_shipped(uri):
-            return shipped
+        if shipped_folder := find_shipped(uri):
+            return shipped_folder
         try:
             if hub_id := find_hub_id(uri):
                 return self._locate_on_hub(hub_id, part)
             if is_url(uri) and uri.endswith(SUFFIXES):
                 return self._locate_remote_file(uri, prediction_type)
             if is_url(uri):
-                return self._fetch(open_store_model(uri, part), part)
+                return self._fetch_files(open_store_model(uri, part), part)
             path = Path(uri).expanduser().absolute()
             if path.is_file() and path.suffix in SUFFIXES:
-                return self._convert(path, prediction_type)
+                return self._convert_single_file(path, prediction_type)
         except DreamBoothError as error:
             raise explain_source(uri, self._key, error) from error
         if not path.is_dir():
@@ -121,36 +121,38 @@ class _ModelLocator:
 
     def _locate_on_hub(self, hub_id: HubModel, part: str) -> Path:
         model = hub_files.pin_model(hub_id)
-        if cached := find_cached(_digest(f"hub {model} {part}")):
-            return cached
+        if cached_folder := find_cached(_hash_text(f"hub {model} {part}")):
+            return cached_folder
         try:
             files = hub_files.open_hub_model(model)
         except HubUnreachableError:
             if snapshot := hub_files.find_any_snapshot(model):
                 return snapshot
             raise
-        configs, weights = files.select(part)
-        snapshot = hub_files.find_hub_snapshot(files, [*configs, *weights])
-        return snapshot or self._fetch(files, part)
+        config_names, weight_names = files.select(part)
+        snapshot = hub_files.find_hub_snapshot(files, [*config_names, *weight_names])
+        return snapshot or self._fetch_files(files, part)
 
-    def _fetch(self, files: RemoteFiles, part: str) -> Path:
-        key = _digest(f"{files.version} {part}")
+    def _fetch_files(self, files: RemoteFiles, part: str) -> Path:
+        key = _hash_text(f"{files.version} {part}")
         if not self._whole:
             outline = find_cached(key)
             return outline or _make_outline(key, lambda to: write_outline(files, to, part))
         size_bytes = count_bytes(files, part)
         return add_to_cache(key, size_bytes, lambda to: download_model(files, to, part))
 
-    def _convert(self, path: Path, prediction_type: str) -> Path:
+    def _convert_single_file(self, path: Path, prediction_type: str) -> Path:
         model = single_file.read_single_file(path, prediction_type or None)
-        settings = json.dumps(dict(model.small_files), sort_keys=True)
+        small_files_json = json.dumps(dict(model.small_files), sort_keys=True)
         if not self._whole:
-            state = path.stat()
-            key = _digest(f"{path} {state.st_size} {state.st_mtime_ns} {settings}")
+            file_stat = path.stat()
+            key = _hash_text(
+                f"{path} {file_stat.st_size} {file_stat.st_mtime_ns} {small_files_json}"
+            )
             return _make_outline(
                 key, lambda folder: single_file.write_directory(model, folder, whole=False)
             )
-        key = _digest(f"single file {cached_file_hash(path)} {settings}")
+        key = _hash_text(f"single file {cached_file_hash(path)} {small_files_json}")
         return add_to_cache(
             key,
             single_file.count_bytes(model),
@@ -161,21 +163,21 @@ class _ModelLocator:
         files = open_store_file(uri)
         (name,) = files.sizes
         if not self._whole:
-            key = _digest(f"file {files.version}")
-            return self._convert(
+            key = _hash_text(f"file {files.version}")
+            return self._convert_single_file(
                 _make_outline(key, lambda folder: write_outline(files, folder)) / name,
                 prediction_type,
             )
 
-        def fill(folder: Path) -> None:
+        def fill_model_folder(folder: Path) -> None:
             source = folder / name
             download_model(files, folder)
             model = single_file.read_single_file(source, prediction_type or None)
             single_file.write_directory(model, folder)
             source.unlink()
 
-        key = _digest(f"single file {files.version} {prediction_type}")
-        return add_to_cache(key, 2 * files.sizes[name], fill)
+        key = _hash_text(f"single file {files.version} {prediction_type}")
+        return add_to_cache(key, 2 * files.sizes[name], fill_model_folder)
 
     def _locate_part(self, uri: str, part: str, base: Path) -> Path:
         """The folder of a part that takes the place of a model's own; raises ConfigError."""
@@ -194,21 +196,21 @@ class _ModelLocator:
 
     def _convert_vae(self, path: Path, config: dict[str, object]) -> Path:
         tensors = single_file.read_vae(path)
-        state = path.stat()
-        version = cached_file_hash(path) if self._whole else f"{path} {state.st_mtime_ns}"
-        key = _digest(f"vae {version} {json.dumps(config, sort_keys=True)}")
+        file_stat = path.stat()
+        version = cached_file_hash(path) if self._whole else f"{path} {file_stat.st_mtime_ns}"
+        key = _hash_text(f"vae {version} {json.dumps(config, sort_keys=True)}")
 
-        def fill(folder: Path) -> None:
+        def fill_vae_folder(folder: Path) -> None:
             single_file.write_vae(path, tensors, config, folder, whole=self._whole)
 
         return (
-            add_to_cache(key, path.stat().st_size, fill)
+            add_to_cache(key, path.stat().st_size, fill_vae_folder)
             if self._whole
-            else (_make_outline(key, fill))
+            else (_make_outline(key, fill_vae_folder))
         )
 
 
-def _digest(text: str) -> str:
+def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -249,14 +251,14 @@ def _find_whole_model(folder: Path, key: str, uri: str) -> Path:
 
 def _link_parts(base: Path, parts: dict[str, Path]) -> Path:
     """A model of links: to the base's own entries, and to the parts that take their place."""
-    entries = {path.name: path for path in base.iterdir()} | parts
-    text = json.dumps({name: str(path) for name, path in sorted(entries.items())})
-    folder = cache_folder() / "composed" / _digest(text)
+    link_targets = {path.name: path for path in base.iterdir()} | parts
+    targets_json = json.dumps({name: str(path) for name, path in sorted(link_targets.items())})
+    folder = cache_folder() / "composed" / _hash_text(targets_json)
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
         partial.mkdir(mode=0o700, parents=True)
         try:
-            for name, path in entries.items():
+            for name, path in link_targets.items():
                 (partial / name).symlink_to(path)
             if not folder.is_dir():
                 partial.rename(folder)

@@ -39,22 +39,24 @@ def share_model(uri: str, key: str, storage: Store) -> Path:
     raises: as `model_directory`
     """
     source = pin_source(uri, key)
-    if not _is_of_hub(source):
+    if not _is_pinned_on_hub(source):
         folder = model_directory(source, key)
         publish_model(folder, model_hash(folder), storage)
         return folder
     digest = hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
-    mark = f"{paths.MODEL_SOURCES}/{digest}.json"
-    if folder_there := _find_shared(storage, mark):
-        return folder_there
+    source_record = f"{paths.MODEL_SOURCES}/{digest}.json"
+    if shared_folder := _find_shared(storage, source_record):
+        return shared_folder
     leases = LeaseFiles(storage, f"{paths.MODEL_SOURCES}/{digest}-lease-")
-    with LeaseKeeper(LeaseWaiter(leases, _LEASE_S, math.inf, _say_nothing), _say_nothing):
-        if folder_there := _find_shared(storage, mark):
-            return folder_there
+    with LeaseKeeper(LeaseWaiter(leases, _LEASE_S, math.inf, _ignore_message), _ignore_message):
+        if shared_folder := _find_shared(storage, source_record):
+            return shared_folder
         folder = model_directory(source, key)
-        weights = model_hash(folder)
-        publish_model(folder, weights, storage)
-        storage.write(mark, json.dumps({"source": source, "model_hash": weights}).encode())
+        weights_hash = model_hash(folder)
+        publish_model(folder, weights_hash, storage)
+        storage.write(
+            source_record, json.dumps({"source": source, "model_hash": weights_hash}).encode()
+        )
     return folder
 
 
@@ -65,14 +67,14 @@ def send_model(text: str, key: str, storage: Store) -> str:
     returns: the text as it is, of what ships, of models of the hub and of URLs
     raises: as `model_directory`, and ConfigError for adapters whose base model lies on this host
     """
-    if not _lies_here(text):
+    if not _is_on_this_host(text):
         return text
     folder = model_directory(text, key)
-    base = adapted_base(folder)
-    if base and _lies_here(base[0]):
+    base_model = adapted_base(folder)
+    if base_model and _is_on_this_host(base_model[0]):
         raise ConfigError(
-            f"{key}={text!r} adapts {base[0]!r}, which lies on this machine, where the hosts of a "
-            "cluster do not see it; `dreambooth export --format diffusers` makes one model of "
+            f"{key}={text!r} adapts {base_model[0]!r}, which lies on this machine, where the hosts "
+            "of a cluster do not see it; `dreambooth export --format diffusers` makes one model of "
             "both: give that"
         )
     digest = model_hash(folder)
@@ -80,7 +82,7 @@ def send_model(text: str, key: str, storage: Store) -> str:
     return f"{storage.uri}/{paths.model(digest)}"
 
 
-def _lies_here(text: str) -> bool:
+def _is_on_this_host(text: str) -> bool:
     """Whether anything that a source names is a folder or a file of this host."""
     return any(
         not (find_shipped(uri) or is_url(uri) or find_hub_id(uri)) for uri in _list_uris(text)
@@ -95,21 +97,22 @@ def _list_uris(text: str) -> list[str]:
 def publish_model(folder: Path, digest: str, storage: Store) -> None:
     """Put a model into a storage, unless it is there. digest: its `model_hash`"""
     name = paths.model(digest)
-    if manifest.find_loss(storage, name) is None:
+    if manifest.find_metadata_mismatch(storage, name) is None:
         return
-    with scratch_folder("model") as stage:
-        for file in list_loaded_files(folder):
-            (stage / file).parent.mkdir(parents=True, exist_ok=True)
-            (stage / file).symlink_to((folder / file).resolve())
-        manifest.commit_artifact(storage, name, stage, _read_about(folder))
+    with scratch_folder("model") as staging_folder:
+        for file_name in list_loaded_files(folder):
+            (staging_folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+            (staging_folder / file_name).symlink_to((folder / file_name).resolve())
+        manifest.commit_artifact(storage, name, staging_folder, _read_manifest_about(folder))
 
 
-def _read_about(folder: Path) -> dict[str, object]:
+def _read_manifest_about(folder: Path) -> dict[str, object]:
     """What a model's manifest says of it: of adapters, their base model."""
     if adapted_base(folder) is None:
         return {"kind": "model"}
-    about: dict[str, object] = json.loads((folder / manifest.MANIFEST).read_text())["about"]
-    return about
+    model_manifest = json.loads((folder / manifest.MANIFEST).read_text())
+    manifest_about: dict[str, object] = model_manifest["about"]
+    return manifest_about
 
 
 def locate_model(directory: str, digest: str, uri: str) -> Path:
@@ -121,8 +124,8 @@ def locate_model(directory: str, digest: str, uri: str) -> Path:
     path = Path(directory)
     if path.is_dir():
         # In use by this process from now on, where it is of the cache.
-        held = find_cached(path.name) if path.parent == models_folder() else None
-        return held or path
+        cached_folder = find_cached(path.name) if path.parent == models_folder() else None
+        return cached_folder or path
     try:
         return _fetch_model(digest, Store(_find_storage(uri)))
     except CheckpointError as error:
@@ -142,32 +145,32 @@ def _find_shared(storage: Store, mark: str) -> Path | None:
 
 def _fetch_model(digest: str, storage: Store) -> Path:
     key, name = digest[:_KEY_DIGITS], paths.model(digest)
-    if cached := find_cached(key):
-        return cached
-    folder, about, files = manifest.read_entries(storage, name)
+    if cached_folder := find_cached(key):
+        return cached_folder
+    folder, manifest_about, files = manifest.read_entries(storage, name)
 
-    def fetch(local: Path) -> None:
+    def download_copy(local: Path) -> None:
         manifest.download_files(storage, folder, files, local)
-        if "base_model" in about:  # adapters say by their manifest what they adapt
-            manifest.write_local(local, about)
+        if "base_model" in manifest_about:  # adapters say by their manifest what they adapt
+            manifest.write_local_manifest(local, manifest_about)
 
-    return add_to_cache(key, sum(file.size_bytes for file in files), fetch)
+    return add_to_cache(key, sum(file.size_bytes for file in files), download_copy)
 
 
 def _find_storage(uri: str) -> str:
     """The storage that a run or a set of class images lies in."""
     for folder in ("runs", paths.PRIORS):
-        base, _, name = uri.rpartition(f"/{folder}/")
-        if base and "/" not in name:
-            return base
+        storage_uri, _, name = uri.rpartition(f"/{folder}/")
+        if storage_uri and "/" not in name:
+            return storage_uri
     return uri
 
 
-def _is_of_hub(text: str) -> bool:
+def _is_pinned_on_hub(text: str) -> bool:
     """Whether all that a source names is of the hub, at commits, or ships."""
     hub_ids = [find_hub_id(uri) for uri in _list_uris(text) if not find_shipped(uri)]
     return bool(hub_ids) and all(model is not None and model.is_pinned for model in hub_ids)
 
 
-def _say_nothing(_: str) -> None:
+def _ignore_message(_: str) -> None:
     """Who waits for a model hears of it from the download itself."""

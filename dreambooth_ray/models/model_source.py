@@ -57,8 +57,8 @@ def parse_source(text: str) -> ModelSource:
     match = _WITH_OPTIONS.fullmatch(text)
     if match is None:
         return ModelSource(text)
-    known = {field.name for field in fields(ModelSource)[1:]}
-    options = {name: value for name, value in parse_qsl(match["options"]) if name in known}
+    option_names = {field.name for field in fields(ModelSource)[1:]}
+    options = {name: value for name, value in parse_qsl(match["options"]) if name in option_names}
     return ModelSource(match["uri"], **options)
 
 
@@ -74,15 +74,15 @@ def pin_source(text: str, key: str) -> str:
     raises: ConfigError where there is no such model or it may not be read, StorageError
     """
 
-    def pin(uri: str, name: str) -> str:
+    def pin_uri(uri: str, name: str) -> str:
         hub_id = find_hub_id(uri)
         try:
             return str(hub_files.pin_model(hub_id)) if hub_id else uri
         except DreamBoothError as error:
-            own_key = key if name == "uri" else f"model.{name}"
-            raise explain_source(uri, own_key, error) from error
+            setting_key = key if name == "uri" else f"model.{name}"
+            raise explain_source(uri, setting_key, error) from error
 
-    return _map_uris(text, pin)
+    return _map_uris(text, pin_uri)
 
 
 def find_hub_id(uri: str) -> HubModel | None:
@@ -92,19 +92,19 @@ def find_hub_id(uri: str) -> HubModel | None:
 
 def explain_source(uri: str, key: str, error: DreamBoothError) -> DreamBoothError:
     """The same kind of error, with its key; of a hub id that might have been meant as a path."""
-    is_unknown = isinstance(error, NoSuchModelError | HubUnreachableError)
+    is_hub_failure = isinstance(error, NoSuchModelError | HubUnreachableError)
     path = str(Path(uri).expanduser().absolute())
-    other = f"; nor is there a directory {path}" if is_unknown and not is_url(uri) else ""
-    return type(error)(f"{key}={uri!r}: {error}{other}")
+    path_hint = f"; nor is there a directory {path}" if is_hub_failure and not is_url(uri) else ""
+    return type(error)(f"{key}={uri!r}: {error}{path_hint}")
 
 
 def _make_uri_absolute(uri: str) -> str:
-    is_name = uri in _SHIPPED or is_url(uri) or find_hub_id(uri) is not None
-    return uri if is_name else str(Path(uri).expanduser().absolute())
+    is_not_path = uri in _SHIPPED or is_url(uri) or find_hub_id(uri) is not None
+    return uri if is_not_path else str(Path(uri).expanduser().absolute())
 
 
 def _map_uris(text: str, work: Callable[[str, str], str]) -> str:
     """work: gets each URI, and the name of what it is of"""
     source = parse_source(text)
-    names = [name for name in ("uri", "vae", "text_encoder") if getattr(source, name)]
-    return str(replace(source, **{name: work(getattr(source, name), name) for name in names}))
+    uri_fields = [name for name in ("uri", "vae", "text_encoder") if getattr(source, name)]
+    return str(replace(source, **{name: work(getattr(source, name), name) for name in uri_fields}))

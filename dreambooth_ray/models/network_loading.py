@@ -33,9 +33,11 @@ def load_whole_network(
         output_loading_info=True,
     )
     # Libraries fill these with random numbers, or leave them out, and go on.
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if names := sorted(map(str, info.get(kind, ()))):
-            raise ValueError(f"{kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more")
+    for problem_kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if names := sorted(map(str, info.get(problem_kind, ()))):
+            raise ValueError(
+                f"{problem_kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more"
+            )
     return network
 
 

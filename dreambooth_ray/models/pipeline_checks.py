@@ -23,24 +23,28 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
 
     raises: ConfigError naming the file
     """
-    what = describe_directory(family)
-    index = read_json(directory / INDEX) if (directory / INDEX).is_file() else {}
-    name = index.get("_class_name")
-    if index and name not in family.pipeline_classes:
-        raise ConfigError(f"its {INDEX} says {name}; {what} ({family.pipeline_classes[0]})")
+    requirement = describe_directory(family)
+    model_index = read_json(directory / INDEX) if (directory / INDEX).is_file() else {}
+    pipeline_class = model_index.get("_class_name")
+    if model_index and pipeline_class not in family.pipeline_classes:
+        raise ConfigError(
+            f"its {INDEX} says {pipeline_class}; {requirement} ({family.pipeline_classes[0]})"
+        )
     for folder in family.parts:
         if not (directory / folder).is_dir():
-            raise ConfigError(f"it has no {folder}/ in it; {what}, with {', '.join(family.parts)}")
-    check_scheduler(directory, family.process, what, family.flow_schedulers)
+            raise ConfigError(
+                f"it has no {folder}/ in it; {requirement}, with {', '.join(family.parts)}"
+            )
+    check_scheduler(directory, family.process, requirement, family.flow_schedulers)
     for part in family.networks:
-        for place, class_name in (
-            (directory / INDEX, _class_in_index(index, part)),
+        for class_source, class_name in (
+            (directory / INDEX, _class_in_index(model_index, part)),
             (directory / part.name, _class_in_config(directory, part)),
         ):
             if class_name not in (part.class_name, *part.wider_classes):
                 raise ConfigError(
-                    f"{place} says that {part.name} is a {class_name}, not a {part.class_name}; "
-                    f"{what}"
+                    f"{class_source} says that {part.name} is a {class_name}, not a "
+                    f"{part.class_name}; {requirement}"
                 )
     for encoder in family.text_encoders:
         check_tokenizer(directory, encoder)
@@ -56,9 +60,9 @@ def _class_in_config(directory: Path, part: Part) -> str:
     config = read_json(directory / part.name / "config.json")
     if part.library == "diffusers":
         return str(config.get("_class_name", part.class_name))
-    names = config.get("architectures") or [part.class_name]
+    architectures = config.get("architectures") or [part.class_name]
     classes = {part.class_name, *part.wider_classes}
-    return next((str(name) for name in names if name in classes), str(names[0]))
+    return next((str(name) for name in architectures if name in classes), str(architectures[0]))
 
 
 def read_shapes(directory: Path, part: Part) -> dict[str, list[int]]:

@@ -141,8 +141,8 @@ def cast_frozen_layers(model: nn.Module, precision: str) -> None:
             continue
         weights = list(module.parameters(recurse=False))
         # Quantized ones are in fewer bits already.
-        is_plain = all(weight.dtype == torch.float32 for weight in weights)
-        if is_plain and not any(weight.requires_grad for weight in weights):
+        is_float32 = all(weight.dtype == torch.float32 for weight in weights)
+        if is_float32 and not any(weight.requires_grad for weight in weights):
             for weight in weights:
                 weight.data = weight.data.to(dtype)
 

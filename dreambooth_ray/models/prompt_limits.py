@@ -12,7 +12,7 @@ from dreambooth_ray.models.family import find_family
 _NUM_MARKS = 32
 
 
-class LimitedPrompts(ABC):
+class PromptLimitFunctions(ABC):
     """A second base class of the `ModelFunctions` of a family with `max_prompt_tokens`."""
 
     @abstractmethod
@@ -32,21 +32,23 @@ def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
     if family.max_prompt_tokens is None:
         return
     # No token is less than a byte: of short ones there is nothing to count.
-    num_bytes = family.max_prompt_tokens - _NUM_MARKS
-    long_prompts = [(source, text) for source, text in prompts if len(text.encode()) > num_bytes]
+    short_prompt_bytes = family.max_prompt_tokens - _NUM_MARKS
+    long_prompts = [
+        (source, text) for source, text in prompts if len(text.encode()) > short_prompt_bytes
+    ]
     if not long_prompts:
         return
     # Imported only here: it takes seconds.
     from dreambooth_ray.models.components import load_tokenizer  # noqa: PLC0415
 
-    functions = family.load_functions()
-    assert isinstance(functions, LimitedPrompts)  # ModelFunctions sees to it
+    model_functions = family.load_functions()
+    assert isinstance(model_functions, PromptLimitFunctions)  # ModelFunctions sees to it
     tokenizers = {
         part.tokenizer: load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
         for part in family.text_encoders
     }
     for source, text in long_prompts:
         try:
-            functions.check_prompt(tokenizers, text)
+            model_functions.check_prompt(tokenizers, text)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error

@@ -26,7 +26,7 @@ class _Fragments:
         self.round_starts: list[int] = []
         self.square_starts: list[int] = []
 
-    def add(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         self.texts.append(text)
         self.weights.append(1.0)
 
@@ -37,12 +37,12 @@ class _Fragments:
     def close_weighted(self, token: str, weight_text: str) -> None:
         """At ":1.3)": a weight for what the bracket holds, or text, the bracket included."""
         if not self.round_starts:
-            self.add(token)
+            self.add_text(token)
             return
         start, weight = self.round_starts.pop(), _read_weight(weight_text)
         if weight is None:
             self.texts[start] = "("
-            self.add(token)
+            self.add_text(token)
         else:
             self.multiply_from(start, weight)
 
@@ -66,40 +66,40 @@ def split_prompt(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
     for match in _TOKEN.finditer(prompt):
         token = match[0]
         if match["escaped"]:
-            fragments.add(token[1:])
+            fragments.add_text(token[1:])
         elif match["weight"] is not None:
             fragments.close_weighted(token, match["weight"])
         elif token in "([":
             starts = fragments.round_starts if token == "(" else fragments.square_starts
             starts.append(len(fragments.texts))
-            fragments.add("")
+            fragments.add_text("")
         elif token == ")" and fragments.round_starts:
             fragments.multiply_from(fragments.round_starts.pop(), _ROUND)
         elif token == "]" and fragments.square_starts:
             fragments.multiply_from(fragments.square_starts.pop(), _SQUARE)
         else:
-            fragments.add(token)
+            fragments.add_text(token)
     for start in fragments.round_starts:
         fragments.multiply_from(start, _ROUND)
     for start in fragments.square_starts:
         fragments.multiply_from(start, _SQUARE)
-    return _join_equal(fragments, field)
+    return _join_equal_weights(fragments, field)
 
 
-def _join_equal(fragments: _Fragments, field: str) -> list[tuple[str, float]]:
+def _join_equal_weights(fragments: _Fragments, field: str) -> list[tuple[str, float]]:
     """Neighbours of one weight are one part; parts without a word are left out."""
-    pairs = [
+    weighted_texts = [
         (text, round(weight, 9))
         for text, weight in zip(fragments.texts, fragments.weights, strict=True)
         if text
     ]
-    parts = [
+    prompt_parts = [
         ("".join(text for text, _ in group).strip(), weight)
-        for weight, group in groupby(pairs, lambda pair: pair[1])
+        for weight, group in groupby(weighted_texts, lambda pair: pair[1])
     ]
-    for text, weight in parts:
+    for text, weight in prompt_parts:
         if weight > MAX_WEIGHT:
             raise ConfigError(
                 f"{field} weights {text!r} by {weight:g}; at most {MAX_WEIGHT:g} is taken"
             )
-    return [(text, weight) for text, weight in parts if text] or [("", 1.0)]
+    return [(text, weight) for text, weight in prompt_parts if text] or [("", 1.0)]

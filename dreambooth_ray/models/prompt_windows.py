@@ -18,8 +18,8 @@ def limit_windows(parts: Components) -> Components:
     """Parts whose tokenizers' windows have, in place, no more tokens than CLIP has places."""
     for part in parts.family.trainable_text_encoders:
         tokenizer = parts.tokenizers[part.tokenizer]
-        places = int(parts.text_encoders[part.name].config.max_position_embeddings)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+        max_tokens = int(parts.text_encoders[part.name].config.max_position_embeddings)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens)
     return parts
 
 
@@ -28,29 +28,34 @@ def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
     Shorter texts end in windows of the empty text, as in `PromptEncoder.encode_pair`.
     """
-    split_texts = [_split_text(tokenizer, text) for text in texts]
-    count = max(len(windows) for windows in split_texts)
-    if count == 1:
-        return torch.cat(split_texts)
-    empty = _split_text(tokenizer, "")
+    text_windows = [_tokenize_to_windows(tokenizer, text) for text in texts]
+    num_windows = max(len(windows) for windows in text_windows)
+    if num_windows == 1:
+        return torch.cat(text_windows)
+    empty_window = _tokenize_to_windows(tokenizer, "")
     return torch.stack(
-        [torch.cat([windows, *[empty] * (count - len(windows))]) for windows in split_texts]
+        [
+            torch.cat([windows, *[empty_window] * (num_windows - len(windows))])
+            for windows in text_windows
+        ]
     )
 
 
-def _split_text(tokenizer: CLIPTokenizer, text: str) -> Tensor:
+def _tokenize_to_windows(tokenizer: CLIPTokenizer, text: str) -> Tensor:
     """(k, L) int64 of one text."""
-    length = int(tokenizer.model_max_length)
-    ids: Tensor = tokenizer(
-        text, padding="max_length", max_length=length, return_tensors="pt"
+    window_length = int(tokenizer.model_max_length)
+    token_ids: Tensor = tokenizer(
+        text, padding="max_length", max_length=window_length, return_tensors="pt"
     ).input_ids
-    if ids.shape[1] <= length:
-        return ids
-    provider = EmbeddingsProvider(
+    if token_ids.shape[1] <= window_length:
+        return token_ids
+    embeddings_provider = EmbeddingsProvider(
         tokenizer, None, truncate=False, device="cpu", split_long_text_mode=SPLIT_MODE
     )
-    windows: Tensor = provider.get_token_ids_and_expand_weights([text], [1.0], device="cpu")[0]
-    return windows.view(-1, length)
+    windows: Tensor = embeddings_provider.get_token_ids_and_expand_weights(
+        [text], [1.0], device="cpu"
+    )[0]
+    return windows.view(-1, window_length)
 
 
 def embed_windows(encode: Callable[[Tensor], Tensor], ids: Tensor, end_id: int) -> Tensor:
@@ -60,16 +65,17 @@ def embed_windows(encode: Callable[[Tensor], Tensor], ids: Tensor, end_id: int) 
     """
     if ids.ndim == 2:
         return encode(ids)
-    flat = encode(ids.flatten(0, 1))
-    hidden = flat.reshape(*ids.shape, flat.shape[-1])
+    flat_hidden = encode(ids.flatten(0, 1))
+    hidden = flat_hidden.reshape(*ids.shape, flat_hidden.shape[-1])
     # The first window's end says what the text is about: it stands at the end of each, as compel
     # has it. Windows of the empty text end at once, and stay.
     is_end = (ids == end_id) & ((ids == end_id).cumsum(dim=-1) == 1)
-    is_copied = is_end.clone()
-    is_copied[:, 0] = False
-    is_copied[:, :, 1] = False
-    first_end = (hidden[:, 0] * is_end[:, 0, :, None]).sum(dim=1)
-    return torch.where(is_copied[..., None], first_end[:, None, None], hidden).flatten(1, 2)
+    takes_first_end = is_end.clone()
+    takes_first_end[:, 0] = False
+    takes_first_end[:, :, 1] = False
+    first_end_state = (hidden[:, 0] * is_end[:, 0, :, None]).sum(dim=1)
+    hidden = torch.where(takes_first_end[..., None], first_end_state[:, None, None], hidden)
+    return hidden.flatten(1, 2)
 
 
 def embed_pooled_windows(

@@ -57,31 +57,33 @@ def count_frozen_bytes(model: nn.Module, kind: Quantization) -> int:
         is_quantized = kind != "none" and _is_quantizable(module_name, module)
         for name, weight in module.named_parameters(recurse=False):
             if not weight.requires_grad:
-                is_fewer = is_quantized and name == "weight"
-                size = _WEIGHT_BYTES[kind] if is_fewer else weight.element_size()
-                total += weight.numel() * size
+                is_quantized_weight = is_quantized and name == "weight"
+                bytes_per_weight = (
+                    _WEIGHT_BYTES[kind] if is_quantized_weight else weight.element_size()
+                )
+                total += weight.numel() * bytes_per_weight
     return int(total)
 
 
 def _quantize_by_torchao(layer: nn.Module, kind: Quantization) -> None:
     from torchao import quantization  # noqa: PLC0415  an extra
 
-    settings = {
+    config_classes = {
         "int8": quantization.Int8WeightOnlyConfig,
         "fp8": quantization.Float8WeightOnlyConfig,
     }
-    quantization.quantize_(layer, settings[kind]())
+    quantization.quantize_(layer, config_classes[kind]())
 
 
 def _make_nf4_layer(layer: Any, dtype: torch.dtype) -> nn.Module:
     from bitsandbytes import nn as bnb_nn  # noqa: PLC0415  an extra
 
-    quantized = bnb_nn.Linear4bit(
+    nf4_layer = bnb_nn.Linear4bit(
         layer.in_features, layer.out_features, bias=layer.bias is not None,
         compute_dtype=dtype, quant_type="nf4",
     )  # fmt: skip
-    quantized.weight = bnb_nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-    quantized.bias = layer.bias
+    nf4_layer.weight = bnb_nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    nf4_layer.bias = layer.bias
     # It quantizes when it is moved to a device.
-    moved: nn.Module = quantized.to(layer.weight.device)
-    return moved
+    placed_layer: nn.Module = nf4_layer.to(layer.weight.device)
+    return placed_layer

@@ -32,33 +32,33 @@ def check_qwen25_vl(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
     path = folder / "config.json"
     config = read_json(path)
-    counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
-    if counts["hidden_size"] % counts["num_attention_heads"]:
+    text_counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
+    if text_counts["hidden_size"] % text_counts["num_attention_heads"]:
         raise ConfigError(
-            f"{path}: num_attention_heads={counts['num_attention_heads']} does not divide "
-            f"hidden_size={counts['hidden_size']}"
+            f"{path}: num_attention_heads={text_counts['num_attention_heads']} does not divide "
+            f"hidden_size={text_counts['hidden_size']}"
         )
     names = find_weights(folder, folder.name).read_shapes()
     is_nested = any(name.startswith("model.language_model.") for name in names)
-    expected = {
-        _nest(name) if is_nested else name: shape
+    expected_shapes = {
+        _nest_name(name) if is_nested else name: shape
         for name, shape in expect_qwen25_vl(path, config).items()
     }
-    check_shapes(folder, expected)
-    return counts["hidden_size"]
+    check_shapes(folder, expected_shapes)
+    return text_counts["hidden_size"]
 
 
-def _nest(name: str) -> str:
-    for level, nested in _LEVELS.items():
-        if name.startswith(level):
-            return nested + name.removeprefix(level)
+def _nest_name(name: str) -> str:
+    for published_prefix, nested_prefix in _LEVELS.items():
+        if name.startswith(published_prefix):
+            return nested_prefix + name.removeprefix(published_prefix)
     return name
 
 
 def _read_text_config(config: dict[str, Any]) -> dict[str, Any]:
     """Published files have these keys twice, or outside alone; the inner ones count."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
+    text_config = config.get("text_config")
+    return text_config if isinstance(text_config, dict) else config
 
 
 def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
@@ -67,45 +67,49 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     path: of the configuration, to name in an error
     raises: ConfigError for a number that is none
     """
-    counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
+    text_counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
     vision_config = config.get("vision_config") or {}
-    vision = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
+    vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
     return {
-        **expect_vision(vision),
-        **expect_decoder(counts, _expect_layer(counts)),
-        "lm_head.weight": [counts["vocab_size"], counts["hidden_size"]],
+        **expect_vision(vision_counts),
+        **expect_decoder(text_counts, _expect_layer(text_counts)),
+        "lm_head.weight": [text_counts["vocab_size"], text_counts["hidden_size"]],
     }
 
 
 def _expect_layer(counts: dict[str, int]) -> Shapes:
-    width, inner = counts["hidden_size"], counts["intermediate_size"]
-    keys = width // counts["num_attention_heads"] * counts["num_key_value_heads"]
+    hidden_size, mlp_width = counts["hidden_size"], counts["intermediate_size"]
+    key_width = hidden_size // counts["num_attention_heads"] * counts["num_key_value_heads"]
     return {
-        **expect_affine("self_attn.q_proj", width, width),
-        **expect_affine("self_attn.k_proj", keys, width),
-        **expect_affine("self_attn.v_proj", keys, width),
-        **expect_behind_attention(width, inner, width),
+        **expect_affine("self_attn.q_proj", hidden_size, hidden_size),
+        **expect_affine("self_attn.k_proj", key_width, hidden_size),
+        **expect_affine("self_attn.v_proj", key_width, hidden_size),
+        **expect_behind_attention(hidden_size, mlp_width, hidden_size),
     }
 
 
 def expect_vision(counts: dict[str, int]) -> Shapes:
     """Of the network that sees images, which is not used here and is kept for bundles."""
-    width, inner, patch = counts["hidden_size"], counts["intermediate_size"], counts["patch_size"]
-    merged = width * counts["spatial_merge_size"] ** 2
-    block: Shapes = {
-        "norm1.weight": [width],
-        "norm2.weight": [width],
-        **expect_affine("attn.qkv", 3 * width, width),
-        **expect_affine("attn.proj", width, width),
-        **expect_affine("mlp.gate_proj", inner, width),
-        **expect_affine("mlp.up_proj", inner, width),
-        **expect_affine("mlp.down_proj", width, inner),
+    hidden_size, mlp_width, patch_size = (
+        counts["hidden_size"],
+        counts["intermediate_size"],
+        counts["patch_size"],
+    )
+    merged_width = hidden_size * counts["spatial_merge_size"] ** 2
+    block_shapes: Shapes = {
+        "norm1.weight": [hidden_size],
+        "norm2.weight": [hidden_size],
+        **expect_affine("attn.qkv", 3 * hidden_size, hidden_size),
+        **expect_affine("attn.proj", hidden_size, hidden_size),
+        **expect_affine("mlp.gate_proj", mlp_width, hidden_size),
+        **expect_affine("mlp.up_proj", mlp_width, hidden_size),
+        **expect_affine("mlp.down_proj", hidden_size, mlp_width),
     }
-    pixels = [counts["in_channels"], counts["temporal_patch_size"], patch, patch]
+    patch_shape = [counts["in_channels"], counts["temporal_patch_size"], patch_size, patch_size]
     return {
-        "visual.patch_embed.proj.weight": [width, *pixels],
-        **repeat_shapes("visual.blocks", counts["depth"], block),
-        "visual.merger.ln_q.weight": [width],
-        **expect_affine("visual.merger.mlp.0", merged, merged),
-        **expect_affine("visual.merger.mlp.2", counts["out_hidden_size"], merged),
+        "visual.patch_embed.proj.weight": [hidden_size, *patch_shape],
+        **repeat_shapes("visual.blocks", counts["depth"], block_shapes),
+        "visual.merger.ln_q.weight": [hidden_size],
+        **expect_affine("visual.merger.mlp.0", merged_width, merged_width),
+        **expect_affine("visual.merger.mlp.2", counts["out_hidden_size"], merged_width),
     }

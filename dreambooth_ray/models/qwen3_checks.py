@@ -22,18 +22,18 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     raises: ConfigError naming the file
     """
     path = folder / "config.json"
-    counts = read_counts(path, *DECODER_NAMES, head_dim=128)
-    check_depth(path, counts, min_layers)
+    config_counts = read_counts(path, *DECODER_NAMES, head_dim=128)
+    check_depth(path, config_counts, min_layers)
     names = find_weights(folder, folder.name).read_shapes()
     is_bare = any(name.startswith("layers.") for name in names)
-    expected = {
+    expected_shapes = {
         name.removeprefix("model.") if is_bare else name: shape
-        for name, shape in expect_qwen3(counts).items()
+        for name, shape in expect_qwen3(config_counts).items()
     }
     # Tied to the embeddings, or of no use here.
-    check_shapes(folder, expected, unread=("lm_head.weight",))
+    check_shapes(folder, expected_shapes, unread=("lm_head.weight",))
     check_chat_template(tokenizer)
-    return counts["hidden_size"]
+    return config_counts["hidden_size"]
 
 
 def check_depth(path: Path, counts: Mapping[str, int], min_layers: int) -> None:
@@ -47,26 +47,32 @@ def check_depth(path: Path, counts: Mapping[str, int], min_layers: int) -> None:
 
 def expect_qwen3(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, inner, head = counts["hidden_size"], counts["intermediate_size"], counts["head_dim"]
-    queries, keys = (counts[f"num_{k}_heads"] * head for k in ("attention", "key_value"))
-    layer: Shapes = {
-        "self_attn.q_proj.weight": [queries, width],
-        "self_attn.k_proj.weight": [keys, width],
-        "self_attn.v_proj.weight": [keys, width],
-        "self_attn.q_norm.weight": [head],
-        "self_attn.k_norm.weight": [head],
-        **expect_behind_attention(width, inner, queries),
+    hidden_size, mlp_width, head_dim = (
+        counts["hidden_size"],
+        counts["intermediate_size"],
+        counts["head_dim"],
+    )
+    query_width, key_width = (
+        counts[f"num_{k}_heads"] * head_dim for k in ("attention", "key_value")
+    )
+    layer_shapes: Shapes = {
+        "self_attn.q_proj.weight": [query_width, hidden_size],
+        "self_attn.k_proj.weight": [key_width, hidden_size],
+        "self_attn.v_proj.weight": [key_width, hidden_size],
+        "self_attn.q_norm.weight": [head_dim],
+        "self_attn.k_norm.weight": [head_dim],
+        **expect_behind_attention(hidden_size, mlp_width, query_width),
     }
-    return expect_decoder(counts, layer)
+    return expect_decoder(counts, layer_shapes)
 
 
 def expect_decoder(counts: dict[str, int], layer: Shapes) -> Shapes:
     """Of a Qwen's language model; layer: of each of its layers"""
-    width = counts["hidden_size"]
+    hidden_size = counts["hidden_size"]
     return {
-        "model.embed_tokens.weight": [counts["vocab_size"], width],
+        "model.embed_tokens.weight": [counts["vocab_size"], hidden_size],
         **repeat_shapes("model.layers", counts["num_hidden_layers"], layer),
-        "model.norm.weight": [width],
+        "model.norm.weight": [hidden_size],
     }
 
 

@@ -27,15 +27,15 @@ def check_qwen3_vl(folder: Path, last_layer: int) -> int:
     """
     path = folder / "config.json"
     config = read_json(path)
-    counts = _read_text_counts(path, config)
-    check_depth(path, counts, last_layer)
+    text_counts = _read_text_counts(path, config)
+    check_depth(path, text_counts, last_layer)
     check_shapes(folder, expect_qwen3_vl(path, config), ("lm_head.weight",), dropped_prefix=_LEVEL)
-    return counts["hidden_size"]
+    return text_counts["hidden_size"]
 
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
-    text = {"head_dim": 128} | (config.get("text_config") or {})
-    return find_counts(path, text, *DECODER_NAMES, "head_dim")
+    text_config = {"head_dim": 128} | (config.get("text_config") or {})
+    return find_counts(path, text_config, *DECODER_NAMES, "head_dim")
 
 
 def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
@@ -44,42 +44,47 @@ def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
     path: of the configuration, to name in an error
     raises: ConfigError for a number that is none
     """
-    text = expect_qwen3(_read_text_counts(path, config))
+    text_shapes = expect_qwen3(_read_text_counts(path, config))
     vision_config = config.get("vision_config") or {}
-    vision = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
-    deepstack = vision_config.get(_DEEPSTACK, _DEEPSTACK_LAYERS)
-    if not isinstance(deepstack, list):
-        raise ConfigError(f"{path}: {_DEEPSTACK}={deepstack!r} must be a list of layers")
+    vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
+    deepstack_layers = vision_config.get(_DEEPSTACK, _DEEPSTACK_LAYERS)
+    if not isinstance(deepstack_layers, list):
+        raise ConfigError(f"{path}: {_DEEPSTACK}={deepstack_layers!r} must be a list of layers")
     return {
         **prefix_shapes(
-            "language_model", {name.removeprefix(_LEVEL): shape for name, shape in text.items()}
+            "language_model",
+            {name.removeprefix(_LEVEL): shape for name, shape in text_shapes.items()},
         ),
-        **prefix_shapes("visual", _expect_vision(vision, len(deepstack))),
+        **prefix_shapes("visual", _expect_vision(vision_counts, len(deepstack_layers))),
     }
 
 
 def _expect_vision(counts: dict[str, int], num_deepstack: int) -> Shapes:
     """Of the network that sees images, which is not used here and is kept for bundles."""
-    width, inner, patch = counts["hidden_size"], counts["intermediate_size"], counts["patch_size"]
-    merged = width * counts["spatial_merge_size"] ** 2
-    block: Shapes = {
-        **expect_affine("norm1", width),
-        **expect_affine("norm2", width),
-        **expect_affine("attn.qkv", 3 * width, width),
-        **expect_affine("attn.proj", width, width),
-        **expect_affine("mlp.linear_fc1", inner, width),
-        **expect_affine("mlp.linear_fc2", width, inner),
+    hidden_size, mlp_width, patch_size = (
+        counts["hidden_size"],
+        counts["intermediate_size"],
+        counts["patch_size"],
+    )
+    merged_width = hidden_size * counts["spatial_merge_size"] ** 2
+    block_shapes: Shapes = {
+        **expect_affine("norm1", hidden_size),
+        **expect_affine("norm2", hidden_size),
+        **expect_affine("attn.qkv", 3 * hidden_size, hidden_size),
+        **expect_affine("attn.proj", hidden_size, hidden_size),
+        **expect_affine("mlp.linear_fc1", mlp_width, hidden_size),
+        **expect_affine("mlp.linear_fc2", hidden_size, mlp_width),
     }
-    layers: Shapes = {
-        **expect_affine("linear_fc1", merged, merged),
-        **expect_affine("linear_fc2", counts["out_hidden_size"], merged),
+    merger_shapes: Shapes = {
+        **expect_affine("linear_fc1", merged_width, merged_width),
+        **expect_affine("linear_fc2", counts["out_hidden_size"], merged_width),
     }
-    pixels = [counts["in_channels"], counts["temporal_patch_size"], patch, patch]
-    deepstack = layers | expect_affine("norm", merged)
+    patch_shape = [counts["in_channels"], counts["temporal_patch_size"], patch_size, patch_size]
+    deepstack_shapes = merger_shapes | expect_affine("norm", merged_width)
     return {
-        **expect_affine("patch_embed.proj", width, *pixels),
-        "pos_embed.weight": [counts["num_position_embeddings"], width],
-        **repeat_shapes("blocks", counts["depth"], block),
-        **prefix_shapes("merger", layers | expect_affine("norm", width)),
-        **repeat_shapes("deepstack_merger_list", num_deepstack, deepstack),
+        **expect_affine("patch_embed.proj", hidden_size, *patch_shape),
+        "pos_embed.weight": [counts["num_position_embeddings"], hidden_size],
+        **repeat_shapes("blocks", counts["depth"], block_shapes),
+        **prefix_shapes("merger", merger_shapes | expect_affine("norm", hidden_size)),
+        **repeat_shapes("deepstack_merger_list", num_deepstack, deepstack_shapes),
     }

@@ -42,22 +42,27 @@ def compute_qwen_vae_factor(config: Mapping[str, Any]) -> int:
 def check_qwen_vae(folder: Path) -> int:
     """The channels of its latents; raises: ConfigError naming the file"""
     path, config = folder / "config.json", read_qwen_vae(folder)
-    counts = find_counts(path, config, *_COUNTS)
+    config_counts = find_counts(path, config, *_COUNTS)
     _check_lists(path, config)
-    if counts["input_channels"] != _NUM_CHANNELS:
+    if config_counts["input_channels"] != _NUM_CHANNELS:
         raise ConfigError(
-            f"{path}: input_channels={counts['input_channels']}, and images have {_NUM_CHANNELS}; "
-            "it is of a Qwen-Image of layers"
+            f"{path}: input_channels={config_counts['input_channels']}, and images have "
+            f"{_NUM_CHANNELS}; it is of a Qwen-Image of layers"
         )
-    _check_statistics(path, config, counts["z_dim"])
+    _check_statistics(path, config, config_counts["z_dim"])
     check_shapes(folder, expect_qwen_vae(config))
-    return counts["z_dim"]
+    return config_counts["z_dim"]
 
 
 def _check_lists(path: Path, config: dict[str, Any]) -> None:
-    for name, kind in (("dim_mult", int), ("temperal_downsample", bool)):
-        if not isinstance(config[name], list) or any(type(x) is not kind for x in config[name]):
-            raise ConfigError(f"{path}: {name}={config[name]!r} must be a list of {kind.__name__}")
+    for config_key, item_type in (("dim_mult", int), ("temperal_downsample", bool)):
+        if not isinstance(config[config_key], list) or any(
+            type(x) is not item_type for x in config[config_key]
+        ):
+            raise ConfigError(
+                f"{path}: {config_key}={config[config_key]!r} must be a list of "
+                f"{item_type.__name__}"
+            )
     if len(config["dim_mult"]) != len(config["temperal_downsample"]) + 1:
         raise ConfigError(
             f"{path}: dim_mult={config['dim_mult']} must have one number more than "
@@ -71,73 +76,82 @@ def _check_lists(path: Path, config: dict[str, Any]) -> None:
 
 
 def _check_statistics(path: Path, config: dict[str, Any], num_channels: int) -> None:
-    for name in _STATISTICS:
-        values = config.get(name)
+    for config_key in _STATISTICS:
+        values = config.get(config_key)
         is_list = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-        if not is_list or len(config[name]) != num_channels:
-            raise ConfigError(f"{path}: {name} must be a list of z_dim={num_channels} numbers")
+        if not is_list or len(config[config_key]) != num_channels:
+            raise ConfigError(
+                f"{path}: {config_key} must be a list of z_dim={num_channels} numbers"
+            )
     if min(config["latents_std"]) <= 0:
         raise ConfigError(f"{path}: latents_std={config['latents_std']} must be above 0")
 
 
 def expect_qwen_vae(config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; config: with all keys"""
-    latents = config["z_dim"]
+    latent_channels = config["z_dim"]
     widths = [config["base_dim"] * factor for factor in config["dim_mult"]]
     return {
         **prefix_shapes("encoder", _expect_encoder(config, widths)),
-        **_expect_causal("quant_conv", 2 * latents, 2 * latents, kernel=1),
-        **_expect_causal("post_quant_conv", latents, latents, kernel=1),
+        **_expect_causal_convolution(
+            "quant_conv", 2 * latent_channels, 2 * latent_channels, kernel=1
+        ),
+        **_expect_causal_convolution("post_quant_conv", latent_channels, latent_channels, kernel=1),
         **prefix_shapes("decoder", _expect_decoder(config, widths)),
     }
 
 
 def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
-    blocks: list[Shapes] = []
-    inner = config["base_dim"]
-    for index, width in enumerate(widths):
-        blocks += [
-            _expect_residual(inner if not number else width, width)
+    down_blocks: list[Shapes] = []
+    input_width = config["base_dim"]
+    for index, block_width in enumerate(widths):
+        down_blocks += [
+            _expect_residual(input_width if not number else block_width, block_width)
             for number in range(config["num_res_blocks"])
         ]
         if index < len(config["temperal_downsample"]):
-            resampled = expect_convolution("resample.1", width, width)
+            resample_shapes = expect_convolution("resample.1", block_width, block_width)
             if config["temperal_downsample"][index]:
-                resampled |= expect_affine("time_conv", width, width, 3, 1, 1)
-            blocks.append(resampled)
-        inner = width
-    shapes = _expect_causal("conv_in", config["base_dim"], config["input_channels"])
-    for number, block in enumerate(blocks):
-        shapes |= prefix_shapes(f"down_blocks.{number}", block)
-    return shapes | _expect_end(inner, 2 * config["z_dim"])
+                resample_shapes |= expect_affine("time_conv", block_width, block_width, 3, 1, 1)
+            down_blocks.append(resample_shapes)
+        input_width = block_width
+    shapes = _expect_causal_convolution("conv_in", config["base_dim"], config["input_channels"])
+    for number, block_shapes in enumerate(down_blocks):
+        shapes |= prefix_shapes(f"down_blocks.{number}", block_shapes)
+    return shapes | _expect_last_layers(input_width, 2 * config["z_dim"])
 
 
 def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
-    upsampled = config["temperal_downsample"][::-1]
-    shapes = _expect_causal("conv_in", widths[-1], config["z_dim"])
-    for index, (above, width) in enumerate(pairwise([widths[-1], *widths[::-1]])):
+    upsamples_time = config["temperal_downsample"][::-1]
+    shapes = _expect_causal_convolution("conv_in", widths[-1], config["z_dim"])
+    for index, (previous_width, block_width) in enumerate(pairwise([widths[-1], *widths[::-1]])):
         # Upsampling has halved them.
-        inner = above // 2 if index else above
-        block: Shapes = {}
+        input_width = previous_width // 2 if index else previous_width
+        block_shapes: Shapes = {}
         for number in range(config["num_res_blocks"] + 1):
-            block |= prefix_shapes(
-                f"resnets.{number}", _expect_residual(width if number else inner, width)
+            block_shapes |= prefix_shapes(
+                f"resnets.{number}",
+                _expect_residual(block_width if number else input_width, block_width),
             )
-        if index < len(upsampled):
-            block |= expect_convolution("upsamplers.0.resample.1", width // 2, width)
-            if upsampled[index]:
-                block |= expect_affine("upsamplers.0.time_conv", 2 * width, width, 3, 1, 1)
-        shapes |= prefix_shapes(f"up_blocks.{index}", block)
-    end = _expect_end(widths[0], config["input_channels"])
-    return shapes | end | _expect_middle(widths[-1])
+        if index < len(upsamples_time):
+            block_shapes |= expect_convolution(
+                "upsamplers.0.resample.1", block_width // 2, block_width
+            )
+            if upsamples_time[index]:
+                block_shapes |= expect_affine(
+                    "upsamplers.0.time_conv", 2 * block_width, block_width, 3, 1, 1
+                )
+        shapes |= prefix_shapes(f"up_blocks.{index}", block_shapes)
+    end_shapes = _expect_last_layers(widths[0], config["input_channels"])
+    return shapes | end_shapes | _expect_middle(widths[-1])
 
 
-def _expect_end(width: int, num_channels: int) -> Shapes:
+def _expect_last_layers(width: int, num_channels: int) -> Shapes:
     """The middle and the last layers, where both are as wide."""
     return {
         **_expect_middle(width),
         "norm_out.gamma": [width, 1, 1, 1],
-        **_expect_causal("conv_out", num_channels, width),
+        **_expect_causal_convolution("conv_out", num_channels, width),
     }
 
 
@@ -154,12 +168,16 @@ def _expect_middle(width: int) -> Shapes:
 def _expect_residual(inner: int, width: int) -> Shapes:
     shapes = {
         "norm1.gamma": [inner, 1, 1, 1],
-        **_expect_causal("conv1", width, inner),
+        **_expect_causal_convolution("conv1", width, inner),
         "norm2.gamma": [width, 1, 1, 1],
-        **_expect_causal("conv2", width, width),
+        **_expect_causal_convolution("conv2", width, width),
     }
-    return shapes if inner == width else shapes | _expect_causal("conv_shortcut", width, inner, 1)
+    return (
+        shapes
+        if inner == width
+        else shapes | _expect_causal_convolution("conv_shortcut", width, inner, 1)
+    )
 
 
-def _expect_causal(name: str, width: int, inner: int, kernel: int = 3) -> Shapes:
+def _expect_causal_convolution(name: str, width: int, inner: int, kernel: int = 3) -> Shapes:
     return expect_affine(name, width, inner, kernel, kernel, kernel)

@@ -18,13 +18,15 @@ class QwenVAEFunctions(FlowFunctions):
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """As `ModelFunctions.encode_images`."""
         posterior = vae.encode(pixels[:, :, None]).latent_dist
-        shift, deviation = _read_statistics(vae, pixels)
-        return (posterior.mean[:, :, 0] - shift) / deviation, posterior.std[:, :, 0] / deviation
+        latent_mean, deviation = _read_statistics(vae, pixels)
+        return (posterior.mean[:, :, 0] - latent_mean) / deviation, posterior.std[
+            :, :, 0
+        ] / deviation
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
-        shift, deviation = _read_statistics(vae, latents)
-        frames = (latents * deviation + shift)[:, :, None]
+        latent_mean, deviation = _read_statistics(vae, latents)
+        frames = (latents * deviation + latent_mean)[:, :, None]
         return torch.as_tensor(vae.decode(frames, return_dict=False)[0][:, :, 0])
 
     def latent_channels(self, vae: Any) -> int:

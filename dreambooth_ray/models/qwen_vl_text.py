@@ -21,11 +21,11 @@ def tokenize_described(tokenizer: Any, prompt: str, max_tokens: int) -> Tensor:
     max_tokens: of the prompt and the marks behind it
     raises: ConfigError for a prompt that is longer
     """
-    ids: Tensor = tokenizer(TEMPLATE.format(prompt), return_tensors="pt").input_ids
-    num_tokens = ids.shape[1] - NUM_DROPPED
+    token_ids: Tensor = tokenizer(TEMPLATE.format(prompt), return_tensors="pt").input_ids
+    num_tokens = token_ids.shape[1] - NUM_DROPPED
     if num_tokens > max_tokens:
         raise ConfigError(
             f"the prompt {prompt[:40]!r}... takes {num_tokens} tokens, with the marks of its "
             f"message, and the model reads {max_tokens}; shorten it"
         )
-    return ids
+    return token_ids

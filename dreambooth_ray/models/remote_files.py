@@ -77,35 +77,37 @@ def select_files(files: RemoteFiles, part: str = "") -> tuple[list[str], list[st
     raises: ConfigError where it is no model directory, or a part has pickles alone
     """
     names = [name for name in files.sizes if _is_safe(name)]
-    prefixes = _list_prefixes(files, names, part)
-    configs, weights = [INDEX] if INDEX in files.sizes else [], list[str]()
+    prefixes = _list_part_prefixes(files, names, part)
+    config_names, weight_names = [INDEX] if INDEX in files.sizes else [], list[str]()
     for prefix in prefixes:
-        own_names = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
-        own_names = {n for n in own_names if "/" not in n}
-        configs += [
-            prefix + n for n in own_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
+        part_file_names = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+        part_file_names = {n for n in part_file_names if "/" not in n}
+        config_names += [
+            prefix + n for n in part_file_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
         ]
-        choices = [choose_weights(own_names, stem) for stem in _STEMS]
-        choice = next((choice for choice in choices if choice), None)
-        if choice is None:
-            _refuse_pickles(files, prefix, own_names)
+        weight_choices = [choose_weights(part_file_names, stem) for stem in _STEMS]
+        weight_choice = next(
+            (weight_choice for weight_choice in weight_choices if weight_choice), None
+        )
+        if weight_choice is None:
+            _refuse_pickles(files, prefix, part_file_names)
             continue
-        name = prefix + choice[1]
+        name = prefix + weight_choice[1]
         if name.endswith(".json"):
-            configs.append(name)
-            weights += _list_shards(files, name)
+            config_names.append(name)
+            weight_names += _list_shards(files, name)
         else:
-            weights.append(name)
-    return sorted(configs), sorted(weights)
+            weight_names.append(name)
+    return sorted(config_names), sorted(weight_names)
 
 
 def write_outline(files: RemoteFiles, folder: Path, part: str = "") -> None:
     """Write the outline of a model to a folder; raises ConfigError, StorageError."""
-    configs, weights = files.select(part)
+    config_names, weight_names = files.select(part)
 
-    def write(name: str) -> None:
+    def write_file(name: str) -> None:
         with replace_file(folder / name) as partial:
-            if name in configs:
+            if name in config_names:
                 partial.write_bytes(_read_file(files, name))
             else:
                 partial.write_bytes(_read_header_bytes(files, name))
@@ -113,7 +115,7 @@ def write_outline(files: RemoteFiles, folder: Path, part: str = "") -> None:
                     stream.truncate(files.sizes[name])
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="outline") as pool:
-        list(pool.map(write, [*configs, *weights]))
+        list(pool.map(write_file, [*config_names, *weight_names]))
 
 
 def download_model(files: RemoteFiles, folder: Path, part: str = "") -> None:
@@ -121,12 +123,12 @@ def download_model(files: RemoteFiles, folder: Path, part: str = "") -> None:
 
     raises: CheckpointError, ConfigError, StorageError
     """
-    configs, weights = files.select(part)
-    progress = _Progress(files.uri, sum(files.sizes[name] for name in weights))
-    for name in [*configs, *weights]:
+    config_names, weight_names = files.select(part)
+    progress = _Progress(files.uri, sum(files.sizes[name] for name in weight_names))
+    for name in [*config_names, *weight_names]:
         path = folder / name
         if not path.is_file():
-            _download(files, name, path, progress)
+            _download_file(files, name, path, progress)
 
 
 def count_bytes(files: RemoteFiles, part: str = "") -> int:
@@ -134,15 +136,15 @@ def count_bytes(files: RemoteFiles, part: str = "") -> int:
     return sum(files.sizes[name] for names in files.select(part) for name in names)
 
 
-def _download(files: RemoteFiles, name: str, path: Path, progress: "_Progress") -> None:
+def _download_file(files: RemoteFiles, name: str, path: Path, progress: "_Progress") -> None:
     """A file is there under its name once it is whole and was checked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
 
     def read_range(begin: int, end: int) -> bytes:
-        data = files.read_range(name, begin, end)
-        progress.add(len(data))
-        return data
+        range_bytes = files.read_range(name, begin, end)
+        progress.add_bytes(len(range_bytes))
+        return range_bytes
 
     try:
         sha256 = download_parts(read_range, files.sizes[name], partial, goes_on=True)
@@ -159,7 +161,7 @@ def _is_safe(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
-def _list_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]:
+def _list_part_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]:
     """Of the names of the parts that are read; raises ConfigError where there are none."""
     if part:
         return [f"{part}/" if f"{part}/config.json" in files.sizes else ""]
@@ -168,15 +170,15 @@ def _list_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]
 
 def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
     if INDEX in files.sizes:
-        index = _read_object(files, INDEX)
-        parts = [
+        model_index = _read_object(files, INDEX)
+        part_names = [
             key
-            for key, value in index.items()
+            for key, value in model_index.items()
             if isinstance(value, list) and any(value) and key not in _UNREAD_PARTS
         ]
     else:
-        parts = [p for p in _PARTS_WITHOUT_INDEX if any(n.startswith(f"{p}/") for n in names)]
-    if not parts:
+        part_names = [p for p in _PARTS_WITHOUT_INDEX if any(n.startswith(f"{p}/") for n in names)]
+    if not part_names:
         single_files = [n for n in names if n.endswith((".safetensors", *PICKLES)) and "/" not in n]
         raise ConfigError(
             f"{files.uri} is no model in diffusers format: it has no {INDEX}"
@@ -186,7 +188,7 @@ def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
                 else ""
             )
         )
-    return parts
+    return part_names
 
 
 def _refuse_pickles(files: RemoteFiles, prefix: str, own_names: set[str]) -> None:
@@ -202,8 +204,8 @@ def _list_shards(files: RemoteFiles, index: str) -> list[str]:
     prefix = index[: index.rfind("/") + 1]
     shards = weight_map.values() if isinstance(weight_map, dict) else ()
     names = sorted({f"{prefix}{shard}" for shard in shards})
-    if missing := [name for name in names if name not in files.sizes or not _is_safe(name)]:
-        raise ConfigError(f"{files.uri}: {index} names {missing[0]}, which is not there")
+    if missing_shards := [name for name in names if name not in files.sizes or not _is_safe(name)]:
+        raise ConfigError(f"{files.uri}: {index} names {missing_shards[0]}, which is not there")
     return names
 
 
@@ -224,13 +226,13 @@ def _read_object(files: RemoteFiles, name: str) -> dict[str, object]:
 def _read_header_bytes(files: RemoteFiles, name: str) -> bytes:
     """The beginning of a safetensors file up to its tensors; whether it is one, others look."""
     size_bytes = files.sizes[name]
-    begin = files.read_range(name, 0, min(size_bytes, _HEADER_GUESS_BYTES))
-    length = _LENGTH_BYTES + int.from_bytes(begin[:_LENGTH_BYTES], "little")
-    if length > min(size_bytes, MAX_HEADER_BYTES):
-        return begin
-    if length > len(begin):
-        begin += files.read_range(name, len(begin), length)
-    return begin[:length]
+    first_bytes = files.read_range(name, 0, min(size_bytes, _HEADER_GUESS_BYTES))
+    header_end = _LENGTH_BYTES + int.from_bytes(first_bytes[:_LENGTH_BYTES], "little")
+    if header_end > min(size_bytes, MAX_HEADER_BYTES):
+        return first_bytes
+    if header_end > len(first_bytes):
+        first_bytes += files.read_range(name, len(first_bytes), header_end)
+    return first_bytes[:header_end]
 
 
 class _Progress:
@@ -240,7 +242,7 @@ class _Progress:
         self._uri, self._total_bytes, self._num_bytes = uri, total_bytes, 0
         self._said_at_s = time.monotonic()
 
-    def add(self, num_bytes: int) -> None:
+    def add_bytes(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         if time.monotonic() - self._said_at_s > _PROGRESS_INTERVAL_S:
             self._said_at_s = time.monotonic()

@@ -29,13 +29,15 @@ def check_scheduler(
 
 def _check_flow(path: Path, what: str, others: Collection[str]) -> None:
     config = read_json(path)
-    name = str(config.get("_class_name", ""))
-    if name in others:
+    scheduler_class = str(config.get("_class_name", ""))
+    if scheduler_class in others:
         if problem := find_bad_value("flow_dpm_scheduler", config):
             raise ConfigError(f"{path}: {problem}; copy it again")
         return
-    if name and not name.startswith("FlowMatch"):
-        raise ConfigError(f"{path} says {name}, not FlowMatchEulerDiscreteScheduler; {what}")
+    if scheduler_class and not scheduler_class.startswith("FlowMatch"):
+        raise ConfigError(
+            f"{path} says {scheduler_class}, not FlowMatchEulerDiscreteScheduler; {what}"
+        )
     if problem := find_bad_value("flow_scheduler", config):
         raise ConfigError(f"{path}: {problem}; copy it again")
     if config.get("use_beta_sigmas") and find_spec("scipy") is None:
@@ -43,12 +45,15 @@ def _check_flow(path: Path, what: str, others: Collection[str]) -> None:
 
 
 def _check_diffusion(directory: Path, what: str) -> None:
-    scheduler = read_part_config(directory, "scheduler")
-    name, kind = str(scheduler.get("_class_name", "")), scheduler["prediction_type"]
-    if "Flow" in name or "EDM" in name:
-        raise ConfigError(f"{directory / 'scheduler'} is a {name}; {what}")
-    if kind not in ("epsilon", "v_prediction"):
+    scheduler_config = read_part_config(directory, "scheduler")
+    scheduler_class, prediction_type = (
+        str(scheduler_config.get("_class_name", "")),
+        scheduler_config["prediction_type"],
+    )
+    if "Flow" in scheduler_class or "EDM" in scheduler_class:
+        raise ConfigError(f"{directory / 'scheduler'} is a {scheduler_class}; {what}")
+    if prediction_type not in ("epsilon", "v_prediction"):
         raise ConfigError(
-            f"{directory / 'scheduler'} says prediction_type={kind!r}; epsilon and v_prediction "
-            "can be trained and sampled"
+            f"{directory / 'scheduler'} says prediction_type={prediction_type!r}; epsilon and "
+            "v_prediction can be trained and sampled"
         )

@@ -26,31 +26,31 @@ def count_pieces(path: Path) -> int:
 
 def _read_fields(data: bytes) -> Iterator[int]:
     """The number of each field; raises: ValueError where the last one is not whole"""
-    place = 0
-    while place < len(data):
-        key, place = _read_varint(data, place)
-        kind = key & 7
-        if kind == _VARINT:
-            _, place = _read_varint(data, place)
-        elif kind == _SIZED:
-            size, place = _read_varint(data, place)
-            place += size
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            place += 8 if kind == _EIGHT_BYTES else 4
+    byte_offset = 0
+    while byte_offset < len(data):
+        field_key, byte_offset = _read_varint(data, byte_offset)
+        wire_type = field_key & 7
+        if wire_type == _VARINT:
+            _, byte_offset = _read_varint(data, byte_offset)
+        elif wire_type == _SIZED:
+            size, byte_offset = _read_varint(data, byte_offset)
+            byte_offset += size
+        elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
+            byte_offset += 8 if wire_type == _EIGHT_BYTES else 4
         else:
-            raise ValueError(f"byte {place} begins no field")
-        if place > len(data):
+            raise ValueError(f"byte {byte_offset} begins no field")
+        if byte_offset > len(data):
             raise ValueError(f"it is cut off after {len(data)} bytes")
-        yield key >> 3
+        yield field_key >> 3
 
 
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+def _read_varint(data: bytes, byte_offset: int) -> tuple[int, int]:
     """A number of seven bits a byte, the lowest first, and where it ends."""
     value = shift = 0
-    while place < len(data):
-        value |= (data[place] & 0x7F) << shift
+    while byte_offset < len(data):
+        value |= (data[byte_offset] & 0x7F) << shift
         shift += 7
-        place += 1
-        if data[place - 1] < 0x80:
-            return value, place
+        byte_offset += 1
+        if data[byte_offset - 1] < 0x80:
+            return value, byte_offset
     raise ValueError(f"it is cut off after {len(data)} bytes")

@@ -43,15 +43,15 @@ def check_shapes(
     dropped_prefix: of stored names, which some libraries write and others do not
     """
     shapes = find_weights(folder, folder.name).read_shapes()
-    stored = {name.removeprefix(dropped_prefix): shape for name, shape in shapes.items()}
+    stored_shapes = {name.removeprefix(dropped_prefix): shape for name, shape in shapes.items()}
     for name, shape in expected.items():
-        if stored.get(name) != shape:
-            stored_shape = stored.get(name) or "no such tensor"
+        if stored_shapes.get(name) != shape:
+            stored_shape = stored_shapes.get(name) or "no such tensor"
             raise ConfigError(
                 f"{folder}: by config.json {name} is {shape}, and the weights have {stored_shape}; "
                 "the files are of different models"
             )
-    if surplus := sorted(stored.keys() - expected.keys() - set(unread)):
+    if surplus := sorted(stored_shapes.keys() - expected.keys() - set(unread)):
         raise ConfigError(
             f"{folder}: the weights have {surplus[0]}, and by config.json there is no such tensor; "
             "the files are of different models"

@@ -68,23 +68,23 @@ def read_single_file(path: Path, prediction_type: str | None = None) -> SingleFi
             "convert it in a sandbox by safetensors' convert.py"
         )
     tensors, metadata = read_tensors(path)
-    parts = _find_parts(path, tensors)
+    part_tensors = _find_parts(path, tensors)
     if METADATA_KEY in metadata:
         small_files = read_own_files(metadata[METADATA_KEY])
     else:
-        is_v = "v_pred" in tensors  # a mark of SDXL's
-        chosen = prediction_type or ("v_prediction" if is_v else None)
-        small_files = find_published_files(path, parts, chosen, metadata)
+        is_v_prediction = "v_pred" in tensors  # a mark of SDXL's
+        chosen_prediction = prediction_type or ("v_prediction" if is_v_prediction else None)
+        small_files = find_published_files(path, part_tensors, chosen_prediction, metadata)
     num_layers = json.loads(small_files["text_encoder/config.json"])["num_hidden_layers"]
-    drop_layers(parts["text_encoder"], num_layers)
-    return SingleFile(path, parts, small_files)
+    drop_layers(part_tensors["text_encoder"], num_layers)
+    return SingleFile(path, part_tensors, small_files)
 
 
 def write_directory(model: SingleFile, folder: Path, *, whole: bool = True) -> None:
     """Write a file's model as a directory; whole: with the tensors, else headers before a hole."""
-    for name, text in model.small_files.items():
+    for name, file_text in model.small_files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(file_text, encoding="utf-8")
     for part, tensors in model.parts.items():
         (folder / part).mkdir(exist_ok=True)
         write_stored_tensors(
@@ -94,11 +94,13 @@ def write_directory(model: SingleFile, folder: Path, *, whole: bool = True) -> N
 
 def list_small_files(directory: Path) -> dict[str, str]:
     """Configurations and vocabulary of a model directory, by name, without CLIP's vocabulary."""
-    paths = [directory / INDEX]
-    paths += [p for part in _PARTS for p in sorted((directory / part).glob("*")) if p.is_file()]
+    file_paths = [directory / INDEX]
+    file_paths += [
+        p for part in _PARTS for p in sorted((directory / part).glob("*")) if p.is_file()
+    ]
     return {
         path.relative_to(directory).as_posix(): path.read_text("utf-8")
-        for path in paths
+        for path in file_paths
         if path.is_file()
         and path.suffix in (".json", ".txt")
         and ".index." not in path.name
@@ -118,12 +120,12 @@ def read_vae(path: Path) -> dict[str, StoredTensor]:
             f"{path} is a pickle, which can run code when read; take its .safetensors"
         )
     tensors, _ = read_tensors(path)
-    vae = _strip(tensors, names.VAE_PREFIX) or dict(tensors)
-    if "decoder.conv_in.weight" not in vae:
+    vae_tensors = _select_by_prefix(tensors, names.VAE_PREFIX) or dict(tensors)
+    if "decoder.conv_in.weight" not in vae_tensors:
         raise ConfigError(f"{path} is no VAE: it has no decoder.conv_in.weight")
-    if any(".down_blocks." in name for name in vae):
-        return vae
-    return dict(_convert_vae(vae, names.count_vae_blocks(vae)))
+    if any(".down_blocks." in name for name in vae_tensors):
+        return vae_tensors
+    return dict(_convert_vae(vae_tensors, names.count_vae_blocks(vae_tensors)))
 
 
 def write_vae(
@@ -141,51 +143,62 @@ def write_vae(
 
 def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
     """raises: ConfigError for what is no Stable Diffusion 1.x, 2.x or XL"""
-    unet, vae = (_strip(tensors, prefix) for prefix in (names.UNET_PREFIX, names.VAE_PREFIX))
+    unet_tensors, vae_tensors = (
+        _select_by_prefix(tensors, prefix) for prefix in (names.UNET_PREFIX, names.VAE_PREFIX)
+    )
     text_encoders = _find_text_encoders(tensors)
-    other = next((text for start, text in _OTHERS.items() if _has_name(tensors, start)), "")
-    if other or not unet or "text_encoder" not in text_encoders:
-        what = f"is {other}" if other else "has no text encoder that is known"
-        if not other and not unet:
-            what = f"has no UNet, but {next(iter(tensors), 'nothing')!r}"
+    other_model = next((text for start, text in _OTHERS.items() if _has_name(tensors, start)), "")
+    if other_model or not unet_tensors or "text_encoder" not in text_encoders:
+        problem = f"is {other_model}" if other_model else "has no text encoder that is known"
+        if not other_model and not unet_tensors:
+            problem = f"has no UNet, but {next(iter(tensors), 'nothing')!r}"
         raise ConfigError(
-            f"{path} {what}; a single file must be a whole Stable Diffusion 1.x, 2.x or XL, with a "
-            f"UNet ({names.UNET_PREFIX}*) and text encoders (cond_stage_model.*, conditioner.*)"
+            f"{path} {problem}; a single file must be a whole Stable Diffusion 1.x, 2.x or XL, "
+            f"with a UNet ({names.UNET_PREFIX}*) and text encoders (cond_stage_model.*, "
+            "conditioner.*)"
         )
-    if not vae:
+    if not vae_tensors:
         raise ConfigError(f"{path} has no VAE (first_stage_model.*); take the file that has one")
-    num_layers, num_blocks = names.count_unet_layers(unet), names.count_vae_blocks(vae)
+    num_layers, num_blocks = (
+        names.count_unet_layers(unet_tensors),
+        names.count_vae_blocks(vae_tensors),
+    )
     return {
         "unet": {
-            ours: tensor
-            for name, tensor in unet.items()
-            if (ours := names.find_unet_name(name, num_layers))
+            diffusers_name: tensor
+            for name, tensor in unet_tensors.items()
+            if (diffusers_name := names.find_unet_name(name, num_layers))
         },
-        "vae": dict(_convert_vae(vae, num_blocks)),
+        "vae": dict(_convert_vae(vae_tensors, num_blocks)),
         **text_encoders,
     }
 
 
 def _find_text_encoders(tensors: Mapping[str, StoredTensor]) -> Parts:
-    clip, open_clip, first, second = (
-        _strip(tensors, prefix)
+    clip_tensors, open_clip_tensors, xl_clip_tensors, xl_open_clip_tensors = (
+        _select_by_prefix(tensors, prefix)
         for prefix in (
             names.CLIP_PREFIX, names.OPEN_CLIP_PREFIX, names.XL_CLIP_PREFIX,
             names.XL_OPEN_CLIP_PREFIX,
         )
     )  # fmt: skip
-    if first and second:
-        projected = dict(_convert_open_clip(second))
-        if (projection := second.get("text_projection")) is not None:
-            projected["text_projection.weight"] = replace(projection, is_transposed=True)
-        return {"text_encoder": dict(_convert_clip(first)), "text_encoder_2": projected}
-    if clip or open_clip:
-        text = _convert_clip(clip) if clip else _convert_open_clip(open_clip)
-        return {"text_encoder": dict(text)}
+    if xl_clip_tensors and xl_open_clip_tensors:
+        second_encoder = dict(_convert_open_clip(xl_open_clip_tensors))
+        if (projection := xl_open_clip_tensors.get("text_projection")) is not None:
+            second_encoder["text_projection.weight"] = replace(projection, is_transposed=True)
+        return {
+            "text_encoder": dict(_convert_clip(xl_clip_tensors)),
+            "text_encoder_2": second_encoder,
+        }
+    if clip_tensors or open_clip_tensors:
+        encoder_tensors = (
+            _convert_clip(clip_tensors) if clip_tensors else _convert_open_clip(open_clip_tensors)
+        )
+        return {"text_encoder": dict(encoder_tensors)}
     return {}
 
 
-def _strip(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+def _select_by_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -198,11 +211,13 @@ def _convert_vae(
 ) -> Iterator[tuple[str, StoredTensor]]:
     for name, tensor in vae.items():
         if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
-            ours = names.find_vae_name(name, num_blocks)
+            diffusers_name = names.find_vae_name(name, num_blocks)
             # Its attention was made of 1x1 convolutions.
-            is_layer = ".attentions." in ours and ours.endswith(_ATTENTION)
-            shape = tensor.shape[:2] if is_layer else tensor.shape
-            yield ours, StoredTensor(tensor.dtype, shape, tensor.begin, tensor.end)
+            is_attention_layer = ".attentions." in diffusers_name and diffusers_name.endswith(
+                _ATTENTION
+            )
+            shape = tensor.shape[:2] if is_attention_layer else tensor.shape
+            yield diffusers_name, StoredTensor(tensor.dtype, shape, tensor.begin, tensor.end)
 
 
 def _convert_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
@@ -213,9 +228,12 @@ def _convert_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Store
 
 def _convert_open_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     for name, tensor in clip.items():
-        our_names = names.find_open_clip_names(name)
-        for index, ours in enumerate(our_names):
-            size_bytes = (tensor.end - tensor.begin) // len(our_names)
-            begin = tensor.begin + index * size_bytes
-            shape = (tensor.shape[0] // len(our_names), *tensor.shape[1:])
-            yield f"text_model.{ours}", StoredTensor(tensor.dtype, shape, begin, begin + size_bytes)
+        diffusers_names = names.find_open_clip_names(name)
+        for index, diffusers_name in enumerate(diffusers_names):
+            size_bytes = (tensor.end - tensor.begin) // len(diffusers_names)
+            begin_byte = tensor.begin + index * size_bytes
+            shape = (tensor.shape[0] // len(diffusers_names), *tensor.shape[1:])
+            yield (
+                f"text_model.{diffusers_name}",
+                StoredTensor(tensor.dtype, shape, begin_byte, begin_byte + size_bytes),
+            )

@@ -27,12 +27,15 @@ def drop_layers(text_encoder: dict[str, StoredTensor], num_layers: int) -> None:
 
 def read_own_files(text: str) -> dict[str, str]:
     """The small files of a model that this package has exported, as its file's header has them."""
-    own_files: dict[str, str] = json.loads(text)
+    small_files: dict[str, str] = json.loads(text)
     for folder in ("tokenizer", "tokenizer_2"):
         vocabularies = {f"{folder}/tokenizer.json", f"{folder}/merges.txt"}
-        if f"{folder}/tokenizer_config.json" in own_files and not vocabularies & own_files.keys():
-            own_files |= make_clip_vocabulary(folder)
-    return own_files
+        if (
+            f"{folder}/tokenizer_config.json" in small_files
+            and not vocabularies & small_files.keys()
+        ):
+            small_files |= make_clip_vocabulary(folder)
+    return small_files
 
 
 def find_published_files(
@@ -53,10 +56,10 @@ def find_published_files(
             filter(None, (_find_difference(layout, part, parts) for part in networks)), ""
         )
         if not problem:
-            texts = {name: json.dumps(content, indent=2) for name, content in layout.items()}
-            texts |= make_clip_vocabulary("tokenizer")
-            texts |= make_clip_vocabulary("tokenizer_2") if "text_encoder_2" in parts else {}
-            return _set_prediction(path, texts, prediction_type, metadata)
+            small_files = {name: json.dumps(content, indent=2) for name, content in layout.items()}
+            small_files |= make_clip_vocabulary("tokenizer")
+            small_files |= make_clip_vocabulary("tokenizer_2") if "text_encoder_2" in parts else {}
+            return _set_prediction(path, small_files, prediction_type, metadata)
         problems.append(problem)
     raise ConfigError(
         f"{path} is of no size that is known ({', '.join(layouts)}): {problems[0]}; convert it to "
@@ -65,13 +68,13 @@ def find_published_files(
 
 
 def _find_difference(layout: Mapping[str, Any], part: str, parts: Parts) -> str:
-    kind = part.removesuffix("_2")
-    config = DEFAULTS[kind] | layout[f"{part}/config.json"]
+    part_kind = part.removesuffix("_2")
+    part_config = DEFAULTS[part_kind] | layout[f"{part}/config.json"]
     tensors = dict(parts[part])
     if part == "text_encoder":
-        drop_layers(tensors, config["num_hidden_layers"])
+        drop_layers(tensors, part_config["num_hidden_layers"])
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return find_mismatch(kind, config, shapes)
+    return find_mismatch(part_kind, part_config, shapes)
 
 
 def _set_prediction(
@@ -82,24 +85,26 @@ def _set_prediction(
 ) -> dict[str, str]:
     """What the model predicts: by the caller, the header, the .yaml beside it, or as published."""
     name = "scheduler/scheduler_config.json"
-    chosen = prediction_type or _find_prediction(path, metadata)
-    first = json.loads(small_files["text_encoder/config.json"])
-    is_v2 = first.get("hidden_act") == "gelu"
-    if chosen is None and is_v2:
+    chosen_prediction = prediction_type or _find_prediction(path, metadata)
+    encoder_config = json.loads(small_files["text_encoder/config.json"])
+    is_v2 = encoder_config.get("hidden_act") == "gelu"
+    if chosen_prediction is None and is_v2:
         raise ConfigError(
             f"{path} is a Stable Diffusion 2.x and does not say what it predicts; set "
             "model.prediction_type to v_prediction (of 768 pixels) or epsilon (of 512, the base)"
         )
-    scheduler = json.loads(small_files[name]) | ({"prediction_type": chosen} if chosen else {})
-    return {**small_files, name: json.dumps(scheduler, indent=2)}
+    scheduler_config = json.loads(small_files[name]) | (
+        {"prediction_type": chosen_prediction} if chosen_prediction else {}
+    )
+    return {**small_files, name: json.dumps(scheduler_config, indent=2)}
 
 
 def _find_prediction(path: Path, metadata: Mapping[str, str]) -> str | None:
-    kinds = {"v": "v_prediction", "epsilon": "epsilon", "v_prediction": "v_prediction"}
-    if kind := kinds.get(metadata.get("modelspec.prediction_type", "")):
-        return kind
+    prediction_types = {"v": "v_prediction", "epsilon": "epsilon", "v_prediction": "v_prediction"}
+    if prediction_type := prediction_types.get(metadata.get("modelspec.prediction_type", "")):
+        return prediction_type
     sidecar = path.with_suffix(".yaml")  # A1111's
     if not sidecar.is_file():
         return None
-    is_v = 'parameterization: "v"' in sidecar.read_text("utf-8", errors="replace")
-    return "v_prediction" if is_v else "epsilon"
+    is_v_prediction = 'parameterization: "v"' in sidecar.read_text("utf-8", errors="replace")
+    return "v_prediction" if is_v_prediction else "epsilon"

@@ -76,10 +76,10 @@ _OPEN_CLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bia
 
 def count_unet_layers(names: Iterable[str]) -> int:
     """Resnets in each block of a UNet's first half, by where its first downsampler stands."""
-    numbers = [
+    downsampler_indices = [
         int(n.split(".")[1]) for n in names if re.fullmatch(r"input_blocks\.\d+\.0\.op\..+", n)
     ]
-    return min(numbers, default=3) - 1
+    return min(downsampler_indices, default=3) - 1
 
 
 class UNetBlocks(NamedTuple):
@@ -91,9 +91,11 @@ class UNetBlocks(NamedTuple):
     @classmethod
     def of_names(cls, names: Collection[str]) -> "UNetBlocks":
         """By the names of all weights."""
-        layers = {n.split(".")[3] for n in names if n.startswith("down_blocks.0.resnets.")}
-        attended = {int(n.split(".")[1]) for n in names if re.match(r"up_blocks\.\d+\.att", n)}
-        return cls(len(layers), attended)
+        resnet_indices = {n.split(".")[3] for n in names if n.startswith("down_blocks.0.resnets.")}
+        attention_blocks = {
+            int(n.split(".")[1]) for n in names if re.match(r"up_blocks\.\d+\.att", n)
+        }
+        return cls(len(resnet_indices), attention_blocks)
 
 
 def name_unet_weight(name: str, blocks: UNetBlocks) -> str:
@@ -101,37 +103,38 @@ def name_unet_weight(name: str, blocks: UNetBlocks) -> str:
 
     raises: ValueError for a name that no such UNet has
     """
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(f"{ours}."):
-            return theirs + name.removeprefix(ours)
-    if middle := _MID.fullmatch(name):
-        kind, index, suffix = middle.groups()
-        if kind == "attentions":
+    for diffusers_prefix, original_prefix in UNET_ENDS.items():
+        if name.startswith(f"{diffusers_prefix}."):
+            return original_prefix + name.removeprefix(diffusers_prefix)
+    if mid_match := _MID.fullmatch(name):
+        layer_kind, index, suffix = mid_match.groups()
+        if layer_kind == "attentions":
             return f"middle_block.{2 * int(index) + 1}.{suffix}"
         return f"middle_block.{2 * int(index)}.{_name_resnet_weight(suffix)}"
-    if block := _BLOCK.fullmatch(name):
-        return _name_block_weight(block, blocks)
+    if block_match := _BLOCK.fullmatch(name):
+        return _name_block_weight(block_match, blocks)
     raise ValueError(f"{name} is no weight of a Stable Diffusion UNet")
 
 
 def _name_block_weight(match: re.Match[str], blocks: UNetBlocks) -> str:
-    side, number, kind, index, suffix = match.groups()
-    i, j = int(number), int(index)
-    if side == "down":
+    direction, number, layer_kind, index, suffix = match.groups()
+    block_index, layer_index = int(number), int(index)
+    if direction == "down":
         # Each block's resnets, then its downsampler; block 0 is conv_in.
-        first = 1 + i * (blocks.num_layers + 1)
-        if kind == "downsamplers":
-            theirs = suffix.replace("conv", "op", 1)
-            return f"input_blocks.{first + blocks.num_layers}.0.{theirs}"
-        block_name = f"input_blocks.{first + j}"
+        first_input_block = 1 + block_index * (blocks.num_layers + 1)
+        if layer_kind == "downsamplers":
+            original_suffix = suffix.replace("conv", "op", 1)
+            return f"input_blocks.{first_input_block + blocks.num_layers}.0.{original_suffix}"
+        block_name = f"input_blocks.{first_input_block + layer_index}"
     else:
-        per_block = blocks.num_layers + 1
-        if kind == "upsamplers":
+        layers_per_block = blocks.num_layers + 1
+        if layer_kind == "upsamplers":
             # Behind the last resnet, and behind its attention where there is one.
-            layer_index = 2 if i in blocks.attended else 1
-            return f"output_blocks.{i * per_block + per_block - 1}.{layer_index}.{suffix}"
-        block_name = f"output_blocks.{i * per_block + j}"
-    if kind == "attentions":
+            module_index = 2 if block_index in blocks.attended else 1
+            last_layer = (block_index + 1) * layers_per_block - 1
+            return f"output_blocks.{last_layer}.{module_index}.{suffix}"
+        block_name = f"output_blocks.{block_index * layers_per_block + layer_index}"
+    if layer_kind == "attentions":
         return f"{block_name}.1.{suffix}"
     return f"{block_name}.0.{_name_resnet_weight(suffix)}"
 
@@ -146,57 +149,57 @@ def find_unet_name(name: str, num_layers: int) -> str | None:
 
     num_layers: resnets in each block of the first half
     """
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(f"{theirs}."):
-            return ours + name.removeprefix(theirs)
-    if middle := _UNET_MIDDLE.fullmatch(name):
-        index, rest = int(middle[1]), middle[2]
+    for diffusers_prefix, original_prefix in UNET_ENDS.items():
+        if name.startswith(f"{original_prefix}."):
+            return diffusers_prefix + name.removeprefix(original_prefix)
+    if mid_match := _UNET_MIDDLE.fullmatch(name):
+        index, rest = int(mid_match[1]), mid_match[2]
         if index == 1:
             return f"mid_block.attentions.0.{rest}"
-        return f"mid_block.resnets.{index // 2}.{_resnet_rest(rest)}"
+        return f"mid_block.resnets.{index // 2}.{_convert_resnet_rest(rest)}"
     match = _UNET_BLOCK.fullmatch(name)
     return _find_block_name(match, num_layers) if match else None
 
 
 def _find_block_name(match: re.Match[str], num_layers: int) -> str:
-    half, number, layer, rest = match.groups()
-    if half == "input":  # the first is conv_in
-        block, index = divmod(int(number) - 1, num_layers + 1)
-        prefix = f"down_blocks.{block}"
+    block_group, number, module_number, rest = match.groups()
+    if block_group == "input":  # the first is conv_in
+        block_index, index = divmod(int(number) - 1, num_layers + 1)
+        prefix = f"down_blocks.{block_index}"
     else:
-        block, index = divmod(int(number), num_layers + 1)
-        prefix = f"up_blocks.{block}"
+        block_index, index = divmod(int(number), num_layers + 1)
+        prefix = f"up_blocks.{block_index}"
     if rest.startswith("op."):
         return f"{prefix}.downsamplers.0.conv.{rest.removeprefix('op.')}"
     if rest.startswith("conv."):
         return f"{prefix}.upsamplers.0.{rest}"
-    if layer == "0":
-        return f"{prefix}.resnets.{index}.{_resnet_rest(rest)}"
+    if module_number == "0":
+        return f"{prefix}.resnets.{index}.{_convert_resnet_rest(rest)}"
     return f"{prefix}.attentions.{index}.{rest}"
 
 
-def _resnet_rest(rest: str) -> str:
+def _convert_resnet_rest(rest: str) -> str:
     layer, _, leaf = rest.rpartition(".")
-    ours = {theirs: name for name, theirs in RESNET_LAYERS.items()}
-    return f"{ours.get(layer, layer)}.{leaf}"
+    diffusers_layers = {theirs: name for name, theirs in RESNET_LAYERS.items()}
+    return f"{diffusers_layers.get(layer, layer)}.{leaf}"
 
 
 def find_vae_name(name: str, num_blocks: int) -> str:
     """diffusers' name of a VAE's weight, prefixes aside. num_blocks: of each half"""
-    if middle := _VAE_MID.fullmatch(name):
-        side, kind, index, rest = middle.groups()
-        if kind == "block":
-            return f"{side}.mid_block.resnets.{int(index) - 1}.{rest}"
+    if mid_match := _VAE_MID.fullmatch(name):
+        vae_half, layer_kind, index, rest = mid_match.groups()
+        if layer_kind == "block":
+            return f"{vae_half}.mid_block.resnets.{int(index) - 1}.{rest}"
         layer, _, leaf = rest.rpartition(".")
         ours = {theirs: ours for ours, theirs in VAE_ATTENTION.items()}
-        return f"{side}.mid_block.attentions.{int(index) - 1}.{ours.get(layer, layer)}.{leaf}"
+        return f"{vae_half}.mid_block.attentions.{int(index) - 1}.{ours.get(layer, layer)}.{leaf}"
     match = _VAE_BLOCK.fullmatch(name)
     if match is None:
         return name.replace(".norm_out.", ".conv_norm_out.")
-    side, direction, number, rest = match.groups()
+    vae_half, direction, number, rest = match.groups()
     # The decoder counts its blocks from the image's side.
-    block = int(number) if direction == "down" else num_blocks - 1 - int(number)
-    prefix = f"{side}.{direction}_blocks.{block}"
+    block_index = int(number) if direction == "down" else num_blocks - 1 - int(number)
+    prefix = f"{vae_half}.{direction}_blocks.{block_index}"
     if rest.startswith(f"{direction}sample."):
         return f"{prefix}.{direction}samplers.0.{rest.removeprefix(f'{direction}sample.')}"
     return f"{prefix}.resnets.{rest.removeprefix('block.')}".replace(
@@ -214,13 +217,13 @@ def find_open_clip_names(name: str) -> list[str]:
 
     Three for a layer's in_proj, whose rows are those of queries, keys and values, in this order.
     """
-    ends = {theirs: ours for ours, theirs in OPEN_CLIP_ENDS.items()}
-    if name in ends:
-        return [ends[name]]
+    end_names = {theirs: ours for ours, theirs in OPEN_CLIP_ENDS.items()}
+    if name in end_names:
+        return [end_names[name]]
     if match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name):
         return [f"encoder.layers.{match[1]}.self_attn.{x}_proj.{match[2]}" for x in "qkv"]
     match = _OPEN_CLIP_BLOCK.fullmatch(name)
-    layers = {theirs: ours for ours, theirs in OPEN_CLIP_LAYERS.items()}
-    if match is None or match[2] not in layers:
+    layer_names = {theirs: ours for ours, theirs in OPEN_CLIP_LAYERS.items()}
+    if match is None or match[2] not in layer_names:
         return []
-    return [f"encoder.layers.{match[1]}.{layers[match[2]]}.{match[3]}"]
+    return [f"encoder.layers.{match[1]}.{layer_names[match[2]]}.{match[3]}"]

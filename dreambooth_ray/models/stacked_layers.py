@@ -70,19 +70,21 @@ class StackedLinear(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """x: (R, ..., I); returns (R, ..., O)."""
         base_output = torch.as_tensor(self.base_layer(x))
-        tokens = base_output.reshape(self.num_slots, -1, base_output.shape[-1])
+        slot_outputs = base_output.reshape(self.num_slots, -1, base_output.shape[-1])
         low = self._compute_low(x)
         up = self.up.transpose(1, 2)
         if self.magnitude is None:
-            return torch.baddbmm(tokens, low, up).reshape(base_output.shape)
+            return torch.baddbmm(slot_outputs, low, up).reshape(base_output.shape)
         factors = self._find_magnitude_factors()[:, None]
-        unbiased = tokens if self.base_layer.bias is None else tokens - self.base_layer.bias
-        output = tokens + ((factors - 1) * unbiased + factors * torch.bmm(low, up))
+        unbiased = (
+            slot_outputs if self.base_layer.bias is None else slot_outputs - self.base_layer.bias
+        )
+        output = slot_outputs + ((factors - 1) * unbiased + factors * torch.bmm(low, up))
         return output.reshape(base_output.shape)
 
     def _compute_low(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(self.num_slots, -1, x.shape[-1])
-        return torch.bmm(tokens, self.down.transpose(1, 2)) * self.scales[:, None, None]
+        slot_tokens = x.reshape(self.num_slots, -1, x.shape[-1])
+        return torch.bmm(slot_tokens, self.down.transpose(1, 2)) * self.scales[:, None, None]
 
 
 class StackedConv2d(StackedLayer):
@@ -99,9 +101,9 @@ class StackedConv2d(StackedLayer):
         factors = self._find_magnitude_factors()[:, None, :, None, None]
         bias = self.base_layer.bias
         unbiased = base_output if bias is None else base_output - bias[:, None, None]
-        slots = (self.num_slots, -1, *base_output.shape[1:])
-        change = (factors - 1) * unbiased.reshape(slots) + factors * added.reshape(slots)
-        return base_output + change.reshape(base_output.shape)
+        slot_shape = (self.num_slots, -1, *base_output.shape[1:])
+        delta = (factors - 1) * unbiased.reshape(slot_shape) + factors * added.reshape(slot_shape)
+        return base_output + delta.reshape(base_output.shape)
 
     def _compute_low(self, x: Tensor) -> Tensor:
         """(K, b, r, h' w')"""

@@ -25,10 +25,12 @@ def open_store_file(uri: str) -> "StoreFiles":
     """A single file at a URL; raises ConfigError where it is not there, StorageError."""
     folder, _, name = uri.rpartition("/")
     store = Store(folder)
-    entries = {f.name: (f.size_bytes, f.modified_s) for f in list_files(store) if f.name == name}
-    if not entries:
+    file_entries = {
+        f.name: (f.size_bytes, f.modified_s) for f in list_files(store) if f.name == name
+    }
+    if not file_entries:
         raise ConfigError(f"{uri} is not there")
-    return SingleStoreFile(store, entries)
+    return SingleStoreFile(store, file_entries)
 
 
 def open_store_model(uri: str, part: str = "") -> "StoreFiles":
@@ -46,17 +48,19 @@ def open_store_model(uri: str, part: str = "") -> "StoreFiles":
         manifest = None
     if manifest is not None:
         return BundleFiles(store, manifest)
-    entries = {file.name: (file.size_bytes, file.modified_s) for file in list_files(store)}
-    if not entries:
+    file_entries = {file.name: (file.size_bytes, file.modified_s) for file in list_files(store)}
+    if not file_entries:
         raise ConfigError(f"{uri} has no files; give a model directory, or a run with its bundle")
-    is_part = bool(part) and "config.json" in entries
-    is_model = INDEX in entries or any(name.startswith("unet/") for name in entries)
-    if not (is_part or is_model):
+    is_part_folder = bool(part) and "config.json" in file_entries
+    is_model_folder = INDEX in file_entries or any(
+        name.startswith("unet/") for name in file_entries
+    )
+    if not (is_part_folder or is_model_folder):
         raise ConfigError(
             f"{uri} is neither a model directory ({INDEX}) nor a run with a committed bundle; "
             "finish a run with `dreambooth resume`"
         )
-    return StoreFiles(store, entries)
+    return StoreFiles(store, file_entries)
 
 
 def _open_artifact(uri: str) -> Store | None:
@@ -98,8 +102,8 @@ class BundleFiles(StoreFiles):
 
     def __init__(self, store: Store, manifest: bytes) -> None:
         _, files = parse_manifest(manifest, f"{store.uri}/{MANIFEST}")
-        entries = {file.name: (file.size_bytes, file.sha256) for file in files}
-        super().__init__(store, entries | {MANIFEST: (len(manifest), bytes_hash(manifest))})
+        file_entries = {file.name: (file.size_bytes, file.sha256) for file in files}
+        super().__init__(store, file_entries | {MANIFEST: (len(manifest), bytes_hash(manifest))})
         self._manifest, self.version = manifest, bytes_hash(manifest)
 
     def select(self, part: str = "") -> tuple[list[str], list[str]]:

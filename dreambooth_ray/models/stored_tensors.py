@@ -43,10 +43,12 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         )
         for name, info in header.items()
     }
-    if other := next((n for n, t in tensors.items() if t.dtype not in _ITEM_BYTES), None):
+    if unsupported_name := next(
+        (n for n, t in tensors.items() if t.dtype not in _ITEM_BYTES), None
+    ):
         raise ConfigError(
-            f"{path}: {other} is of type {tensors[other].dtype}, which is not trained or sampled; "
-            "take a file in float16, bfloat16 or float32"
+            f"{path}: {unsupported_name} is of type {tensors[unsupported_name].dtype}, which is "
+            "not trained or sampled; take a file in float16, bfloat16 or float32"
         )
     return tensors, metadata
 
@@ -58,23 +60,25 @@ def write_stored_tensors(
 
     In safetensors' own order: wide types first, so that each tensor is aligned.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-_ITEM_BYTES[item[1].dtype], item[0]))
+    ordered_tensors = sorted(
+        tensors.items(), key=lambda item: (-_ITEM_BYTES[item[1].dtype], item[0])
+    )
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in ordered:
+    for name, tensor in ordered_tensors:
         end = offset + tensor.end - tensor.begin
         header[name] = {
             "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end],
         }  # fmt: skip
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header_json = json.dumps(header, separators=(",", ":")).encode()
+    header_json += b" " * (-len(header_json) % 8)
     with target.open("wb") as out, source.open("rb") as stream:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(len(header_json).to_bytes(8, "little") + header_json)
         if not whole:
-            out.truncate(8 + len(text) + offset)
+            out.truncate(8 + len(header_json) + offset)
             return
-        for _, tensor in ordered:
+        for _, tensor in ordered_tensors:
             stream.seek(tensor.begin)
             if tensor.is_transposed:
                 out.write(_transpose(stream.read(tensor.end - tensor.begin), tensor))

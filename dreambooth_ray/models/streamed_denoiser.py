@@ -30,22 +30,22 @@ def list_denoiser_sources(
     name: of its folder; directory: what it was loaded from, a model or an adapter bundle
     trained: weights that take the place of the model's own
     """
-    own_weights = denoiser.state_dict()
+    denoiser_weights = denoiser.state_dict()
     adapted_layers = _find_adapted_layers(directory, name)
-    stored = _open_stored(base_directory(directory) / name)
+    stored_weights = _open_stored(base_directory(directory) / name)
     # What was fused is in memory, and so is what goes by another name in the file of an old model.
-    names = [
+    unchanged_names = [
         weight
-        for weight in own_weights
-        if weight in stored and weight.rpartition(".")[0] not in adapted_layers
+        for weight in denoiser_weights
+        if weight in stored_weights and weight.rpartition(".")[0] not in adapted_layers
     ]
-    unchanged = LazyTensors(names, stored.__getitem__)
-    return list_sources(own_weights, trained or {}, unchanged)
+    unchanged_weights = LazyTensors(unchanged_names, stored_weights.__getitem__)
+    return list_sources(denoiser_weights, trained or {}, unchanged_weights)
 
 
 def _open_stored(folder: Path) -> Mapping[str, Tensor]:
-    names = loaded_weights(folder)
-    return open_tensors(folder / next(iter(names))) if len(names) == 1 else {}
+    weight_files = loaded_weights(folder)
+    return open_tensors(folder / next(iter(weight_files))) if len(weight_files) == 1 else {}
 
 
 def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:

@@ -21,13 +21,13 @@ def check_t5(folder: Path) -> int:
 
 def expect_t5(counts: dict[str, int], config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, inner = counts["d_model"], counts["num_heads"] * counts["d_kv"]
+    width, inner_width = counts["d_model"], counts["num_heads"] * counts["d_kv"]
     is_gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
     is_gated = bool(config.get("is_gated_act", is_gated))
     attention, feed_forward = "layer.0.SelfAttention", "layer.1.DenseReluDense"
-    block: Shapes = {
-        **{f"{attention}.{name}.weight": [inner, width] for name in "qkv"},
-        f"{attention}.o.weight": [width, inner],
+    block_shapes: Shapes = {
+        **{f"{attention}.{name}.weight": [inner_width, width] for name in "qkv"},
+        f"{attention}.o.weight": [width, inner_width],
         "layer.0.layer_norm.weight": [width],
         **{
             f"{feed_forward}.{name}.weight": [counts["d_ff"], width]
@@ -36,10 +36,10 @@ def expect_t5(counts: dict[str, int], config: dict[str, Any]) -> Shapes:
         f"{feed_forward}.wo.weight": [width, counts["d_ff"]],
         "layer.1.layer_norm.weight": [width],
     }
-    bias = [counts["relative_attention_num_buckets"], counts["num_heads"]]
+    bias_shape = [counts["relative_attention_num_buckets"], counts["num_heads"]]
     return {
         "shared.weight": [counts["vocab_size"], width],
-        **repeat_shapes("encoder.block", counts["num_layers"], block),
-        f"encoder.block.0.{attention}.relative_attention_bias.weight": bias,
+        **repeat_shapes("encoder.block", counts["num_layers"], block_shapes),
+        f"encoder.block.0.{attention}.relative_attention_bias.weight": bias_shape,
         "encoder.final_layer_norm.weight": [width],
     }

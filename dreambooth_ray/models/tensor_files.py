@@ -86,8 +86,8 @@ class VerifiedTensors(LazyTensors):
         super().__init__(self._ranges, self._read_tensor)
 
     def _read_header(self) -> tuple[int, dict[str, _TensorRange]]:
-        begin = _LENGTH_BYTES + int.from_bytes(self._file.read(0, _LENGTH_BYTES), "little")
-        header = json.loads(self._file.read(_LENGTH_BYTES, begin))
+        data_begin = _LENGTH_BYTES + int.from_bytes(self._file.read(0, _LENGTH_BYTES), "little")
+        header = json.loads(self._file.read(_LENGTH_BYTES, data_begin))
         header.pop("__metadata__", None)
         dtypes = {name: dtype for dtype, name in _DTYPES.items()}
         ranges = {
@@ -96,7 +96,7 @@ class VerifiedTensors(LazyTensors):
             )
             for name, entry in header.items()
         }
-        return begin, dict(sorted(ranges.items(), key=lambda item: item[1].begin))
+        return data_begin, dict(sorted(ranges.items(), key=lambda item: item[1].begin))
 
     def _read_tensor(self, name: str) -> Tensor:
         tensor_range = self._ranges[name]
@@ -151,9 +151,9 @@ def list_sources(
     sources = {}
     for name, tensor in tensors.items():
         source = TensorSource.of(tensor)
-        holder = next((mapping for mapping in stored if name in mapping), None)
-        if holder is not None:
-            source = replace(source, read=partial(holder.__getitem__, name))
+        holding_mapping = next((mapping for mapping in stored if name in mapping), None)
+        if holding_mapping is not None:
+            source = replace(source, read=partial(holding_mapping.__getitem__, name))
         sources[name] = source
     return sources
 
@@ -170,7 +170,7 @@ def write_tensors(
 
     raises: CheckpointError if a tensor has another shape than its source says
     """
-    names = sorted(sources, key=lambda name: (-_rank(sources[name].dtype), name))
+    names = sorted(sources, key=lambda name: (-_dtype_rank(sources[name].dtype), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in names:
@@ -181,15 +181,15 @@ def write_tensors(
             "data_offsets": [offset, end],
         }  # fmt: skip
         offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    header_json = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    header_json += b" " * (-len(header_json) % _HEADER_ALIGNMENT)
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        out.write(len(header_json).to_bytes(_LENGTH_BYTES, "little") + header_json)
         for name in names:
             out.write(_tensor_bytes(name, sources[name]))
 
 
-def _rank(dtype: torch.dtype) -> int:
+def _dtype_rank(dtype: torch.dtype) -> int:
     return _RANKS.index(_DTYPES[dtype])
 
 

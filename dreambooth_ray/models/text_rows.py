@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dreambooth_ray.models.conditioning import Conditioning
 
 
-class PaddedRows:
+class PaddedPromptMixin:
     """A first base class of `ModelFunctions` whose forwards take prompts of all lengths at once."""
 
     def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
@@ -19,10 +19,10 @@ class PaddedRows:
 
         Where there are any, `is_token`, (B, L) bool, says what is no padding.
         """
-        lengths = [row["hidden"].shape[1] for row in rows]
-        if len(set(lengths)) == 1:
+        prompt_lengths = [row["hidden"].shape[1] for row in rows]
+        if len(set(prompt_lengths)) == 1:
             return Conditioning.join(rows)
-        return Conditioning.join([_pad(row, max(lengths)) for row in rows])
+        return Conditioning.join([_pad(row, max(prompt_lengths)) for row in rows])
 
     def batch_key(self, conditioning: Conditioning) -> Hashable:
         """All can share a forward."""
@@ -31,11 +31,11 @@ class PaddedRows:
 
 def _pad(row: Conditioning, num_tokens: int) -> Conditioning:
     hidden = row["hidden"]
-    length = hidden.shape[1]
-    is_token = torch.arange(num_tokens, device=hidden.device)[None] < length
+    prompt_length = hidden.shape[1]
+    is_token = torch.arange(num_tokens, device=hidden.device)[None] < prompt_length
     return Conditioning(
         {
-            "hidden": F.pad(hidden, (*(0, 0) * (hidden.ndim - 2), 0, num_tokens - length)),
+            "hidden": F.pad(hidden, (*(0, 0) * (hidden.ndim - 2), 0, num_tokens - prompt_length)),
             "is_token": is_token.expand(len(row), -1),
         }
     )

@@ -24,20 +24,20 @@ class TextTraining(ABC):
 
     @abstractmethod
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
-        """Token ids of captions, for `token_embedder`, and what frozen encoders make of them."""
+        """Token ids of captions, for `make_token_encoder`, and what frozen encoders give."""
 
     @abstractmethod
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """A text encoder as a function from token ids (B, L) to one tensor, or to several."""
 
     @abstractmethod
-    def token_embedder(
+    def make_token_encoder(
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """A function that embeds what `tokenize` gave, in every step."""
 
     @abstractmethod
-    def embed_examples(
+    def encode_dummy_tokens(
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """An example's conditioning, with what trained text encoders give in it computed by them.

@@ -94,20 +94,22 @@ def learned_embeddings(parts: "Components") -> LearnedWords:
     """Learned words with their embeddings, (D,) each; empty if there are none."""
     learned_words = {}
     for name, (tokenizer, encoder) in _list_encoders(parts).items():
-        learned = encoder.get_input_embeddings()
-        if isinstance(learned, LearnedTokens):
-            size = learned.table.num_embeddings
-            words = tokenizer.convert_ids_to_tokens([size + k for k in range(len(learned.rows))])
-            learned_words[name] = dict(zip(words, learned.rows.detach(), strict=True))
+        learned_tokens = encoder.get_input_embeddings()
+        if isinstance(learned_tokens, LearnedTokens):
+            size = learned_tokens.table.num_embeddings
+            words = tokenizer.convert_ids_to_tokens(
+                [size + k for k in range(len(learned_tokens.rows))]
+            )
+            learned_words[name] = dict(zip(words, learned_tokens.rows.detach(), strict=True))
     return learned_words
 
 
 def fold_embeddings(parts: "Components") -> None:
     """Make learned rows part of plain tables again, in place."""
     for _, encoder in _list_encoders(parts).values():
-        learned = encoder.get_input_embeddings()
-        if isinstance(learned, LearnedTokens):
-            _extend_table(encoder, learned.table, learned.rows.detach())
+        learned_tokens = encoder.get_input_embeddings()
+        if isinstance(learned_tokens, LearnedTokens):
+            _extend_table(encoder, learned_tokens.table, learned_tokens.rows.detach())
 
 
 def add_words(parts: "Components", learned_words: LearnedWords) -> None:
@@ -120,10 +122,10 @@ def add_words(parts: "Components", learned_words: LearnedWords) -> None:
 
 
 def _extend_table(encoder: CLIPTextModel, table: nn.Embedding, rows: Tensor) -> None:
-    weights = torch.cat([table.weight.detach(), rows])
-    wider = nn.Embedding.from_pretrained(weights, freeze=False)  # type: ignore[no-untyped-call]
-    encoder.set_input_embeddings(wider)
-    encoder.config.vocab_size = len(weights)
+    extended_weights = torch.cat([table.weight.detach(), rows])
+    extended_table = nn.Embedding.from_pretrained(extended_weights, freeze=False)  # type: ignore[no-untyped-call]
+    encoder.set_input_embeddings(extended_table)
+    encoder.config.vocab_size = len(extended_weights)
 
 
 def save_words(learned_words: LearnedWords, folder: Path) -> None:
@@ -133,8 +135,8 @@ def save_words(learned_words: LearnedWords, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, words in learned_words.items():
-        weights = {word: row[None].cpu().contiguous() for word, row in words.items()}
-        save_file(weights, words_path(folder, name))
+        word_embeddings = {word: row[None].cpu().contiguous() for word, row in words.items()}
+        save_file(word_embeddings, words_path(folder, name))
 
 
 def words_path(folder: Path, encoder: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.compat.torch import run_as_traced
+from dreambooth_ray.compat.torch import run_trace_unoptimized
 
 # Tracing a small UNet takes the time that about so many traced forwards save.
 WARMUP_CALLS = 100
@@ -46,17 +46,17 @@ class TracedForward:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output, with gradients where it has them."""
-        key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
-        if key not in self._trace_by_key:
+        input_key = (self._core.training, *((x.shape, x.dtype, x.stride()) for x in inputs))
+        if input_key not in self._trace_by_key:
             if self._warmup_calls_left > 0:
                 self._warmup_calls_left -= 1
                 return torch.as_tensor(self._network(*inputs))
-            self._trace_by_key[key], output = self._find_trace(inputs)
+            self._trace_by_key[input_key], output = self._find_trace(inputs)
             if not (torch.is_grad_enabled() or self._core.training):
                 return output
-        trace = self._trace_by_key[key]
+        trace = self._trace_by_key[input_key]
         return torch.as_tensor(
-            self._network(*inputs) if trace is None else run_as_traced(trace, inputs)
+            self._network(*inputs) if trace is None else run_trace_unoptimized(trace, inputs)
         )
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ def _trace_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 def _trace_matches(trace: Any, inputs: tuple[Tensor, ...], reference: Tensor) -> bool:
     try:
-        output = _run_keeping_rng(lambda *x: run_as_traced(trace, x), inputs)
+        output = _run_keeping_rng(lambda *x: run_trace_unoptimized(trace, x), inputs)
     except RuntimeError:  # traced for other shapes
         return False
     return torch.equal(output, reference)

@@ -29,7 +29,7 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
     if quantizes:
         dtype = autocast_dtype(config.train.precision)
         quantize_linear_layers(parts.denoiser, config.model.quantization, dtype)
-    _apply_to_weights(config, parts)
+    _mark_trainable_weights(config, parts)
     if config.identifier.kind == "learned":
         words = {config.word(s): s.class_noun for s in config.all_subjects}
         tokens.add_trainable_words(parts, words)
@@ -56,24 +56,26 @@ def _rescale_schedule(config: Config, parts: Components) -> None:
         )
 
 
-def _apply_to_weights(config: Config, parts: Components) -> None:
-    train = config.train
-    if train.method == "lora":
-        if train.unet:
-            targets = train.lora.target_modules or parts.family.lora_targets
-            lora.inject_adapters(parts.denoiser, train.lora, targets, config.seed)
-        if train.text_encoder:
-            targets = train.lora.text_target_modules or parts.family.text_lora_targets
+def _mark_trainable_weights(config: Config, parts: Components) -> None:
+    train_config = config.train
+    if train_config.method == "lora":
+        if train_config.unet:
+            targets = train_config.lora.target_modules or parts.family.lora_targets
+            lora.inject_adapters(parts.denoiser, train_config.lora, targets, config.seed)
+        if train_config.text_encoder:
+            targets = train_config.lora.text_target_modules or parts.family.text_lora_targets
             for index, (name, encoder) in enumerate(parts.trainable_text_encoders.items()):
-                unused = parts.functions.text_training.unused_layers(name, encoder)
-                lora.inject_adapters(encoder, train.lora, targets, config.seed + index, unused)
+                unused_layers = parts.functions.text_training.unused_layers(name, encoder)
+                lora.inject_adapters(
+                    encoder, train_config.lora, targets, config.seed + index, unused_layers
+                )
         return
-    parts.denoiser.requires_grad_(train.unet and train.method == "full")
+    parts.denoiser.requires_grad_(train_config.unet and train_config.method == "full")
     for name, encoder in parts.trainable_text_encoders.items():
-        encoder.requires_grad_(train.text_encoder)
+        encoder.requires_grad_(train_config.text_encoder)
         for layer in parts.functions.text_training.unused_layers(name, encoder):
             encoder.get_submodule(layer).requires_grad_(False)
-    if train.method == "kv":
+    if train_config.method == "kv":
         for name, weight in parts.denoiser.named_parameters():
             weight.requires_grad_(bool(_KEYS_AND_VALUES.search(name)))
 

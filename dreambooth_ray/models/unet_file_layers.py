@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer
 from dreambooth_ray.models.single_file_names import UNetBlocks, name_unet_weight
 from dreambooth_ray.models.weight_files import find_weights
 
 
-def list_file_layers(directory: Path, layer: str) -> Sequence[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> Sequence[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     try:
-        name = name_unet_weight(f"{layer}.weight", _read_blocks(directory))
+        file_weight_name = name_unet_weight(f"{layer}.weight", _read_blocks(directory))
     except (ValueError, KeyError):  # a layer that only diffusers' UNets have
         return ()
-    return (FileLayer(name.removesuffix(".weight")),)
+    return (AdapterFileLayer(file_weight_name.removesuffix(".weight")),)
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ class _Block(NamedTuple):
     sampler: str | None
 
 
-def spread(value: Any, count: int) -> list[int]:
+def repeat_per_block(value: Any, count: int) -> list[int]:
     """One value for each block, where a configuration may give one for all."""
     return list(value) if isinstance(value, list) else [value] * count
 
@@ -54,65 +54,77 @@ def expect_unet(config: Mapping[str, Any]) -> Shapes:
         shapes |= expect_affine("add_embedding.linear_2", time_width, time_width)
     is_linear = bool(config.get("use_linear_projection"))
     # There the first attention of a block may take the text.
-    is_odd = bool(config.get("only_cross_attention"))
+    has_only_cross_attention = bool(config.get("only_cross_attention"))
     for block in _list_blocks(config, widths):
-        shapes |= _expect_block(block, time_width, is_linear=is_linear, is_odd=is_odd)
+        shapes |= _expect_block(
+            block,
+            time_width,
+            is_linear=is_linear,
+            has_only_cross_attention=has_only_cross_attention,
+        )
     return shapes
 
 
 def _list_blocks(config: Mapping[str, Any], widths: list[int]) -> list[_Block]:
-    last = len(widths) - 1
-    counts = spread(config["layers_per_block"], len(widths))
-    depths = spread(config.get("transformer_layers_per_block", 1), len(widths))
-    text_widths = spread(config["cross_attention_dim"], len(widths))
+    last_index = len(widths) - 1
+    layer_counts = repeat_per_block(config["layers_per_block"], len(widths))
+    depths = repeat_per_block(config.get("transformer_layers_per_block", 1), len(widths))
+    text_widths = repeat_per_block(config["cross_attention_dim"], len(widths))
     kinds = {half: list(config.get(f"{half}_block_types", ())) for half in ("down", "up")}
     blocks = []
     for index, (width, kind) in enumerate(zip(widths, kinds["down"], strict=True)):
-        inner_widths = [widths[max(index - 1, 0)], *[width] * (counts[index] - 1)]
-        sampler = "downsamplers" if index < last else None
+        resnet_in_widths = [widths[max(index - 1, 0)], *[width] * (layer_counts[index] - 1)]
+        sampler_name = "downsamplers" if index < last_index else None
         blocks.append(
             _Block(
-                f"down_blocks.{index}", kind, width, inner_widths, depths[index],
-                text_widths[index], sampler,
+                f"down_blocks.{index}", kind, width, resnet_in_widths, depths[index],
+                text_widths[index], sampler_name,
             )
         )  # fmt: skip
-    middle = _Block(
+    middle_block = _Block(
         "mid_block", "", widths[-1], [widths[-1]] * 2, depths[-1], text_widths[-1], None
     )
-    blocks.append(middle)
+    blocks.append(middle_block)
     for index, (width, kind) in enumerate(zip(widths[::-1], kinds["up"], strict=True)):
-        place = last - index
+        level_index = last_index - index
         # Each takes what its counterpart on the way down gave.
-        below, beside = widths[min(place + 1, last)], widths[max(place - 1, 0)]
-        ins = [below, *[width] * counts[place]]
-        outs = [*[width] * counts[place], beside]
-        inner_widths = [first + second for first, second in zip(ins, outs, strict=True)]
-        sampler = "upsamplers" if index < last else None
+        lower_width, upper_width = (
+            widths[min(level_index + 1, last_index)],
+            widths[max(level_index - 1, 0)],
+        )
+        main_widths = [lower_width, *[width] * layer_counts[level_index]]
+        skip_widths = [*[width] * layer_counts[level_index], upper_width]
+        resnet_in_widths = [
+            first + second for first, second in zip(main_widths, skip_widths, strict=True)
+        ]
+        sampler_name = "upsamplers" if index < last_index else None
         blocks.append(
             _Block(
-                f"up_blocks.{index}", kind, width, inner_widths, depths[place],
-                text_widths[place], sampler,
+                f"up_blocks.{index}", kind, width, resnet_in_widths, depths[level_index],
+                text_widths[level_index], sampler_name,
             )
         )  # fmt: skip
     return blocks
 
 
-def _expect_block(block: _Block, time_width: int, *, is_linear: bool, is_odd: bool) -> Shapes:
+def _expect_block(
+    block: _Block, time_width: int, *, is_linear: bool, has_only_cross_attention: bool
+) -> Shapes:
     shapes: Shapes = {}
     is_middle = not block.kind
-    for index, inner_width in enumerate(block.inner_widths):
-        resnet = expect_resnet(inner_width, block.width, time_width)
+    for index, resnet_in_width in enumerate(block.inner_widths):
+        resnet_shapes = expect_resnet(resnet_in_width, block.width, time_width)
         if not is_middle and block.kind not in _BLOCKS:
-            resnet = {"conv2.weight": resnet["conv2.weight"]}
-        shapes |= prefix_shapes(f"resnets.{index}", resnet)
+            resnet_shapes = {"conv2.weight": resnet_shapes["conv2.weight"]}
+        shapes |= prefix_shapes(f"resnets.{index}", resnet_shapes)
     if is_middle or block.kind.startswith("CrossAttn"):
-        transformer = list_transformer_shapes(
+        transformer_shapes = list_transformer_shapes(
             block.width, block.text_width, block.depth, is_linear=is_linear
         )
-        if is_odd:
-            transformer = {n: s for n, s in transformer.items() if ".attn" not in n}
+        if has_only_cross_attention:
+            transformer_shapes = {n: s for n, s in transformer_shapes.items() if ".attn" not in n}
         for index in range(1 if is_middle else len(block.inner_widths)):
-            shapes |= prefix_shapes(f"attentions.{index}", transformer)
+            shapes |= prefix_shapes(f"attentions.{index}", transformer_shapes)
     if block.sampler and block.kind in _BLOCKS:
         shapes |= expect_convolution(f"{block.sampler}.0.conv", block.width, block.width)
     return prefix_shapes(block.prefix, shapes)

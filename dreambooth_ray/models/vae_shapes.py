@@ -19,12 +19,14 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 def expect_vae(config: Mapping[str, Any]) -> Shapes:
     """Of every tensor, where all blocks are of kinds that are known here. config: with defaults"""
-    latents = config["latent_channels"]
+    latent_channels = config["latent_channels"]
     shapes = {**_expect_half(config, "encoder"), **_expect_half(config, "decoder")}
     if config["use_quant_conv"]:
-        shapes |= expect_convolution("quant_conv", 2 * latents, 2 * latents, kernel=1)
+        shapes |= expect_convolution(
+            "quant_conv", 2 * latent_channels, 2 * latent_channels, kernel=1
+        )
     if config["use_post_quant_conv"]:
-        shapes |= expect_convolution("post_quant_conv", latents, latents, kernel=1)
+        shapes |= expect_convolution("post_quant_conv", latent_channels, latent_channels, kernel=1)
     return shapes
 
 
@@ -32,23 +34,27 @@ def _expect_half(config: Mapping[str, Any], half: str) -> Shapes:
     is_encoder = half == "encoder"
     direction = "down" if is_encoder else "up"
     widths = list(config["block_out_channels"])[:: 1 if is_encoder else -1]
-    middle, latents = config["block_out_channels"][-1], config["latent_channels"]
-    inner, outer = (
-        (config["in_channels"], 2 * latents) if is_encoder else (latents, config["out_channels"])
+    middle_width, latent_channels = config["block_out_channels"][-1], config["latent_channels"]
+    in_channels, out_channels = (
+        (config["in_channels"], 2 * latent_channels)
+        if is_encoder
+        else (latent_channels, config["out_channels"])
     )
     shapes = {
-        **expect_convolution("conv_in", widths[0], inner),
+        **expect_convolution("conv_in", widths[0], in_channels),
         **expect_affine("conv_norm_out", widths[-1]),
-        **expect_convolution("conv_out", outer, widths[-1]),
-        **prefix_shapes("mid_block", _expect_middle(middle, config)),
+        **expect_convolution("conv_out", out_channels, widths[-1]),
+        **prefix_shapes("mid_block", _expect_middle(middle_width, config)),
     }
     kinds = list(config.get(f"{direction}_block_types", ()))
     num_layers = config["layers_per_block"] + (0 if is_encoder else 1)
     for index, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
-        below = widths[max(index - 1, 0)]
+        previous_width = widths[max(index - 1, 0)]
         has_sampler = index < len(widths) - 1
-        block = _expect_block(kind, below, width, num_layers, direction if has_sampler else "")
-        shapes |= prefix_shapes(f"{direction}_blocks.{index}", block)
+        block_shapes = _expect_block(
+            kind, previous_width, width, num_layers, direction if has_sampler else ""
+        )
+        shapes |= prefix_shapes(f"{direction}_blocks.{index}", block_shapes)
     return prefix_shapes(half, shapes)
 
 
@@ -63,14 +69,16 @@ def _expect_middle(width: int, config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-def _expect_block(kind: str, below: int, width: int, num_layers: int, direction: str) -> Shapes:
+def _expect_block(
+    kind: str, previous_width: int, width: int, num_layers: int, direction: str
+) -> Shapes:
     """direction: of the layer at its end; "" for a block without one"""
     shapes: Shapes = {}
     for index in range(num_layers):
-        resnet = expect_resnet(width if index else below, width)
+        resnet_shapes = expect_resnet(width if index else previous_width, width)
         if kind not in _BLOCKS:
-            resnet = {"conv2.weight": resnet["conv2.weight"]}
-        shapes |= prefix_shapes(f"resnets.{index}", resnet)
+            resnet_shapes = {"conv2.weight": resnet_shapes["conv2.weight"]}
+        shapes |= prefix_shapes(f"resnets.{index}", resnet_shapes)
     if direction and kind in _BLOCKS:
         shapes |= expect_convolution(f"{direction}samplers.0.conv", width, width)
     return shapes

@@ -66,7 +66,7 @@ def add_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Pat
         folder = models_folder() / key
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked_alone(folder):
+            with _exclusive_lock(folder):
                 if not _is_whole(folder):
                     _fill_entry(folder, size_bytes, fill)
         except OSError as error:
@@ -79,24 +79,26 @@ def add_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Pat
 
 def _fill_entry(folder: Path, size_bytes: int, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or without its record
-    partial = _partial_path(folder)
-    partial.mkdir(mode=0o700, exist_ok=True)
-    _make_room(folder, size_bytes - _count_bytes(partial))
-    fill(partial)
-    files = [[entry.name, entry.size_bytes, entry.sha256] for entry in local_entries(partial)]
-    partial.rename(folder)
-    with replace_file(_record_path(folder)) as record:
-        record.write_text(json.dumps({"files": files}))
+    partial_folder = _partial_path(folder)
+    partial_folder.mkdir(mode=0o700, exist_ok=True)
+    _make_room(folder, size_bytes - _count_bytes(partial_folder))
+    fill(partial_folder)
+    file_records = [
+        [entry.name, entry.size_bytes, entry.sha256] for entry in local_entries(partial_folder)
+    ]
+    partial_folder.rename(folder)
+    with replace_file(_record_path(folder)) as record_file:
+        record_file.write_text(json.dumps({"files": file_records}))
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether all files are as they were written; each is read only if it has changed."""
     try:
-        files = json.loads(_record_path(folder).read_text())["files"]
+        file_records = json.loads(_record_path(folder).read_text())["files"]
         return all(
             (folder / name).stat().st_size == size_bytes
             and cached_file_hash(folder / name) == sha256
-            for name, size_bytes, sha256 in files
+            for name, size_bytes, sha256 in file_records
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -114,11 +116,11 @@ def _make_room(folder: Path, size_bytes: int) -> None:
     entries = [path for path in _list_entries() if path != folder]
     sizes = {path: _count_bytes(path) + _count_bytes(_partial_path(path)) for path in entries}
     for path in sorted(entries, key=_last_used_s):
-        if sum(sizes.values()) + size_bytes <= _limit_bytes and _has_room(folder, size_bytes):
+        if sum(sizes.values()) + size_bytes <= _limit_bytes and _has_disk_space(folder, size_bytes):
             return
         if _evict(path):
             sizes.pop(path)
-    if not _has_room(folder, size_bytes):
+    if not _has_disk_space(folder, size_bytes):
         free_gb = shutil.disk_usage(folder.parent).free / 1e9
         raise CapacityError(
             f"{folder.parent} has {free_gb:.1f} GB free and the model takes {size_bytes / 1e9:.1f} "
@@ -126,13 +128,13 @@ def _make_room(folder: Path, size_bytes: int) -> None:
         )
 
 
-def _has_room(folder: Path, size_bytes: int) -> bool:
+def _has_disk_space(folder: Path, size_bytes: int) -> bool:
     return shutil.disk_usage(folder.parent).free >= size_bytes
 
 
 def _list_entries() -> list[Path]:
-    names = {path.name for path in models_folder().iterdir() if path.is_dir()}
-    return [models_folder() / name for name in {n.removesuffix(".partial") for n in names}]
+    folder_names = {path.name for path in models_folder().iterdir() if path.is_dir()}
+    return [models_folder() / name for name in {n.removesuffix(".partial") for n in folder_names}]
 
 
 def _last_used_s(folder: Path) -> float:
@@ -167,7 +169,7 @@ def _count_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _locked_alone(folder: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path) -> Iterator[None]:
     lock = _open_lock(folder)
     try:
         _wait_for_lock(lock, fcntl.LOCK_EX)

@@ -33,11 +33,11 @@ class WeightFiles:
 
     def count_bytes(self) -> dict[str, int]:
         """Bytes of all tensors by their type, such as F16."""
-        sizes: dict[str, int] = {}
+        bytes_by_dtype: dict[str, int] = {}
         for _, info in self._tensors():
             begin, end = info["data_offsets"]
-            sizes[info["dtype"]] = sizes.get(info["dtype"], 0) + end - begin
-        return sizes
+            bytes_by_dtype[info["dtype"]] = bytes_by_dtype.get(info["dtype"], 0) + end - begin
+        return bytes_by_dtype
 
     def _tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for path in self.paths:
@@ -56,8 +56,8 @@ def find_weights(folder: Path, part: str) -> WeightFiles:
     raises: ConfigError where there are none, pickles alone, or shards are missing
     """
     stem = weight_stem(part)
-    names = {p.name for p in folder.iterdir() if p.is_file()} if folder.is_dir() else set()
-    choice = choose_weights(names, stem)
+    file_names = {p.name for p in folder.iterdir() if p.is_file()} if folder.is_dir() else set()
+    choice = choose_weights(file_names, stem)
     if choice is None:
         raise ConfigError(_explain_absence(folder, stem))
     variant, name = choice
@@ -71,8 +71,11 @@ def choose_weights(names: Collection[str], stem: str) -> tuple[str | None, str] 
     names: of all files in a part's folder, here or elsewhere; stem: what theirs begin with
     """
     for variant in (None, *_list_variants(names, stem)):
-        tail = f".{variant}" if variant else ""
-        for name in (f"{stem}{tail}.safetensors", f"{stem}.safetensors.index{tail}.json"):
+        variant_suffix = f".{variant}" if variant else ""
+        for name in (
+            f"{stem}{variant_suffix}.safetensors",
+            f"{stem}.safetensors.index{variant_suffix}.json",
+        ):
             if name in names:
                 return variant, name
     return None
@@ -80,34 +83,34 @@ def choose_weights(names: Collection[str], stem: str) -> tuple[str | None, str] 
 
 def _list_variants(names: Collection[str], stem: str) -> list[str]:
     """Names of variants, fp16 first."""
-    file_name = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
-    index_name = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
-    matches = [file_name.fullmatch(name) or index_name.fullmatch(name) for name in names]
+    file_pattern = re.compile(re.escape(stem) + r"\.([\w-]+)\.safetensors")
+    index_pattern = re.compile(re.escape(stem) + r"\.safetensors\.index\.([\w-]+)\.json")
+    matches = [file_pattern.fullmatch(name) or index_pattern.fullmatch(name) for name in names]
     return sorted({m[1] for m in matches if m}, key=lambda variant: (variant != "fp16", variant))
 
 
 def _list_shards(index: Path) -> tuple[Path, ...]:
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not files:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ConfigError(f"{index} names no shards; copy the model directory again")
-    paths = tuple(index.parent / str(name) for name in sorted(set(files.values())))
-    for path in paths:
+    shard_paths = tuple(index.parent / str(name) for name in sorted(set(weight_map.values())))
+    for path in shard_paths:
         if not path.is_file():
             raise ConfigError(f"{path} is missing, and {index.name} names it; copy it again")
-    return paths
+    return shard_paths
 
 
 def _explain_absence(folder: Path, stem: str) -> str:
-    files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    pickled = [name for name in files if Path(name).suffix in PICKLES]
-    other_files = [name for name in files if name.endswith(".safetensors")]
-    what = "no weights"
-    if pickled:
-        what = f"{pickled[0]} alone, a pickle, which can run code when read"
+    file_names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    pickle_files = [name for name in file_names if Path(name).suffix in PICKLES]
+    other_files = [name for name in file_names if name.endswith(".safetensors")]
+    contents_text = "no weights"
+    if pickle_files:
+        contents_text = f"{pickle_files[0]} alone, a pickle, which can run code when read"
     elif other_files:
-        what = f"{other_files[0]} and neither {stem}.safetensors nor an index of shards"
+        contents_text = f"{other_files[0]} and neither {stem}.safetensors nor an index of shards"
     return (
-        f"{folder} holds {what}; weights are read from safetensors alone: write them anew "
+        f"{folder} holds {contents_text}; weights are read from safetensors alone: write them anew "
         "with diffusers' save_pretrained(..., safe_serialization=True)"
     )
 
@@ -129,15 +132,17 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, dict[str, Any]], dic
                     f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` there"
                 )
             stream.seek(0)
-            length = int.from_bytes(stream.read(8), "little")
-            size = path.stat().st_size
-            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError(f"{size} bytes, no header of {length}")
-            header = json.loads(stream.read(length))
+            header_length = int.from_bytes(stream.read(8), "little")
+            file_size = path.stat().st_size
+            if not 0 < header_length <= min(file_size - 8, MAX_HEADER_BYTES):
+                raise ValueError(f"{file_size} bytes, no header of {header_length}")
+            header = json.loads(stream.read(header_length))
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
-        ends = [info["data_offsets"][1] for info in header.values()]
-        if size != 8 + length + max(ends, default=0):
-            raise ValueError(f"{size} bytes instead of {8 + length + max(ends, default=0)}")
+        tensor_ends = [info["data_offsets"][1] for info in header.values()]
+        if file_size != 8 + header_length + max(tensor_ends, default=0):
+            raise ValueError(
+                f"{file_size} bytes instead of {8 + header_length + max(tensor_ends, default=0)}"
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no whole safetensors file ({error}); copy it again"

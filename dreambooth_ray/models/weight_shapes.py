@@ -13,8 +13,8 @@ from dreambooth_ray.models.layer_shapes import (
     expect_clip_layer,
     prefix_shapes,
 )
-from dreambooth_ray.models.part_configs import first_part
-from dreambooth_ray.models.unet_shapes import expect_unet, spread
+from dreambooth_ray.models.part_configs import find_part_kind
+from dreambooth_ray.models.unet_shapes import expect_unet, repeat_per_block
 from dreambooth_ray.models.vae_shapes import OLD_NAMES, expect_vae
 
 # One tensor for each layer of a part: what is there and not expected is of another model as well.
@@ -35,29 +35,29 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
 
     config: the part's, with defaults; shapes: of all stored tensors by name
     """
-    part = first_part(part)
-    stored_shapes = {_find_name(part, name): shape for name, shape in shapes.items()}
+    part = find_part_kind(part)
+    stored_shapes = {_convert_old_name(part, name): shape for name, shape in shapes.items()}
     if problem := _find_contradiction(part, config):
         return problem
     expected_shapes = _EXPECTED[part](config)
     for name, shape in expected_shapes.items():
         if stored_shapes.get(name) != shape:
-            stored = stored_shapes.get(name) or "no such tensor"
-            return f"by config.json {name} is {shape}, and the weights have {stored}"
-    layers = {name for name in stored_shapes if _LAYERS[part].fullmatch(name)}
-    if surplus := sorted(layers - expected_shapes.keys()):
-        return f"the weights have {surplus[0]}, and by config.json there is no such layer"
+            stored_shape = stored_shapes.get(name) or "no such tensor"
+            return f"by config.json {name} is {shape}, and the weights have {stored_shape}"
+    layer_weight_names = {name for name in stored_shapes if _LAYERS[part].fullmatch(name)}
+    if surplus_names := sorted(layer_weight_names - expected_shapes.keys()):
+        return f"the weights have {surplus_names[0]}, and by config.json there is no such layer"
     return ""
 
 
-def _find_name(part: str, name: str) -> str:
+def _convert_old_name(part: str, name: str) -> str:
     """As today's libraries call a stored tensor."""
     if part == "text_encoder":
         return name.removeprefix("text_model.")
-    layer, _, kind = name.rpartition(".")
-    parent, _, last = layer.rpartition(".")
-    if part == "vae" and last in OLD_NAMES:
-        return f"{parent}.{OLD_NAMES[last]}.{kind}"
+    layer_path, _, param_name = name.rpartition(".")
+    parent_path, _, layer_name = layer_path.rpartition(".")
+    if part == "vae" and layer_name in OLD_NAMES:
+        return f"{parent_path}.{OLD_NAMES[layer_name]}.{param_name}"
     return name
 
 
@@ -75,7 +75,7 @@ def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
         if key in config and len(config[key]) != len(widths):
             return f"{key} and block_out_channels are of different lengths"
     if part == "unet":
-        head_dims = spread(config["attention_head_dim"], len(widths))
+        head_dims = repeat_per_block(config["attention_head_dim"], len(widths))
         if any(width % head_dim for width, head_dim in zip(widths, head_dims, strict=True)):
             return f"attention_head_dim={head_dims} does not divide block_out_channels={widths}"
     return ""
@@ -83,14 +83,14 @@ def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
 
 def _expect_text_encoder(config: Mapping[str, Any]) -> Shapes:
     width, inner_width = config["hidden_size"], config["intermediate_size"]
-    layer = expect_clip_layer(width, inner_width)
+    layer_shapes = expect_clip_layer(width, inner_width)
     shapes: Shapes = {
         "embeddings.token_embedding.weight": [config["vocab_size"], width],
         "embeddings.position_embedding.weight": [config["max_position_embeddings"], width],
         **expect_affine("final_layer_norm", width),
     }
     for index in range(config["num_hidden_layers"]):
-        shapes |= prefix_shapes(f"encoder.layers.{index}", layer)
+        shapes |= prefix_shapes(f"encoder.layers.{index}", layer_shapes)
     if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
         shapes["text_projection.weight"] = [config["projection_dim"], width]
     return shapes

@@ -32,39 +32,39 @@ _finite: set[str] = set()
 
 def check_values(directory: Path, family: ModelFamily) -> None:
     """raises: ConfigError naming a file and a tensor that holds NaN or infinity"""
-    for part in family.networks:
-        for path in find_weights(directory / part.name, part.name).paths:
+    for network_part in family.networks:
+        for path in find_weights(directory / network_part.name, network_part.name).paths:
             digest = cached_file_hash(path)
             if digest in _finite or digest in _read_cache():
                 continue
-            if name := _find_odd_tensor(path):
+            if tensor_name := _find_nonfinite_tensor(path):
                 raise ConfigError(
-                    f"{path}: {name} holds what is no number (NaN, or infinite); copy the file "
-                    "again, or take another model"
+                    f"{path}: {tensor_name} holds what is no number (NaN, or infinite); copy the "
+                    "file again, or take another model"
                 )
             _finite.add(digest)
             _write_cache(digest)
 
 
-def _find_odd_tensor(path: Path) -> str:
+def _find_nonfinite_tensor(path: Path) -> str:
     """The first tensor with such a value; "" where there is none."""
-    tensors = read_header(path)
+    tensor_infos = read_header(path)
     with path.open("rb") as stream:
         data_begin = 8 + int.from_bytes(stream.read(8), "little")
-    for name, info in tensors.items():
-        if info["dtype"] in _EXPONENTS and _has_odd_value(path, data_begin, info):
+    for name, info in tensor_infos.items():
+        if info["dtype"] in _EXPONENTS and _has_nonfinite_value(path, data_begin, info):
             return name
     return ""
 
 
-def _has_odd_value(path: Path, data_begin: int, info: dict[str, Any]) -> bool:
-    kind, exponent = _EXPONENTS[info["dtype"]]
+def _has_nonfinite_value(path: Path, data_begin: int, info: dict[str, Any]) -> bool:
+    integer_dtype, exponent_mask = _EXPONENTS[info["dtype"]]
     begin, end = info["data_offsets"]
-    size = np.dtype(kind).itemsize
-    for start in range(begin, end, _CHUNK * size):
-        count = min(_CHUNK, (end - start) // size)
-        bits = np.fromfile(path, kind, count, offset=data_begin + start)
-        if bool(((bits & exponent) == exponent).any()):
+    item_bytes = np.dtype(integer_dtype).itemsize
+    for chunk_begin in range(begin, end, _CHUNK * item_bytes):
+        count = min(_CHUNK, (end - chunk_begin) // item_bytes)
+        bits = np.fromfile(path, integer_dtype, count, offset=data_begin + chunk_begin)
+        if bool(((bits & exponent_mask) == exponent_mask).any()):
             return True
     return False
 
@@ -82,9 +82,9 @@ def _write_cache(digest: str) -> None:
         path = cache_folder() / _CACHE_FILE
         digests = [*_read_cache(), digest][-_MAX_ENTRIES:]
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        partial_file = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial.write_text(json.dumps(digests))
-            partial.replace(path)
+            partial_file.write_text(json.dumps(digests))
+            partial_file.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)

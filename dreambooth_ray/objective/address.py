@@ -5,6 +5,6 @@ import hashlib
 
 def seed_of(*address: object) -> int:
     """A seed from 0 to 2**63 - 1, a pure function of the address' parts as text."""
-    text = "/".join(str(part) for part in address)
-    key = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(key, "little") >> 1
+    address_text = "/".join(str(part) for part in address)
+    address_digest = hashlib.blake2b(address_text.encode(), digest_size=8).digest()
+    return int.from_bytes(address_digest, "little") >> 1

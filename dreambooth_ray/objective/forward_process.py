@@ -22,11 +22,11 @@ class ForwardProcess(Protocol):
     def sample_times(self, loss: LossConfig, seed: int, step: int, keys: list[int]) -> Tensor:
         """(B,) times of a step, each a pure function of its address."""
 
-    def find_times(self, fractions: Sequence[float]) -> list[float]:
+    def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
         """Times at fractions of the noising, 0 no noise and 1 nothing but noise."""
 
     def to_tensor(self, times: Sequence[float]) -> Tensor:
-        """(B,) of times from `find_times`, in the dtype that the others take."""
+        """(B,) of times from `times_at_fractions`, in the dtype that the others take."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """(B, C, h, w) noisy latents."""
@@ -58,7 +58,7 @@ class DiffusionProcess:
         fraction = _sample_fractions(loss, seed, step, keys)
         return (fraction * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)
 
-    def find_times(self, fractions: Sequence[float]) -> list[float]:
+    def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
         """Timesteps, whole numbers."""
         return [int(fraction * self._num_timesteps) for fraction in fractions]
 
@@ -109,21 +109,21 @@ class FlowProcess:
         Source of both others: Esser et al. 2024, arXiv 2403.03206, 3.1.
         """
         if loss.timesteps == "logit_normal":
-            return self._look_up(_sample_fractions(loss, seed, step, keys))
+            return self._look_up_sigmas(_sample_fractions(loss, seed, step, keys))
         fractions = noise.uniform(seed, "timestep", step, keys)
         if loss.timesteps == "mode":
-            bend = torch.cos(math.pi * fractions / 2) ** 2 - 1 + fractions
-            fractions = 1 - fractions - loss.mode_scale * bend
-        return self._look_up(fractions)
+            mode_shift = torch.cos(math.pi * fractions / 2) ** 2 - 1 + fractions
+            fractions = 1 - fractions - loss.mode_scale * mode_shift
+        return self._look_up_sigmas(fractions)
 
-    def _look_up(self, fractions: Tensor) -> Tensor:
+    def _look_up_sigmas(self, fractions: Tensor) -> Tensor:
         num_levels = len(self._sigmas)
         indices = (fractions * num_levels).long().clamp(max=num_levels - 1)
         return self._sigmas[num_levels - 1 - indices]
 
-    def find_times(self, fractions: Sequence[float]) -> list[float]:
+    def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
         """Sigmas."""
-        sigmas: list[float] = self._look_up(torch.tensor(fractions)).tolist()
+        sigmas: list[float] = self._look_up_sigmas(torch.tensor(fractions)).tolist()
         return sigmas
 
     def to_tensor(self, times: Sequence[float]) -> Tensor:

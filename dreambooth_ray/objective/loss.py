@@ -76,13 +76,20 @@ def compute_sample_errors(
     """
     errors = _compute_elementwise(prediction, target, huber_delta)
     if background is not None:
-        num = len(background.target)
-        of_background = _compute_elementwise(prediction[:num], background.target, huber_delta)
-        errors = torch.cat([errors[:num].lerp(of_background, background.shares), errors[num:]])
+        num_with_background = len(background.target)
+        background_errors = _compute_elementwise(
+            prediction[:num_with_background], background.target, huber_delta
+        )
+        errors = torch.cat(
+            [
+                errors[:num_with_background].lerp(background_errors, background.shares),
+                errors[num_with_background:],
+            ]
+        )
     if weights is None:
         return errors.mean(dim=(1, 2, 3))
-    sums = (errors * weights).sum(dim=(1, 2, 3))
-    return sums / (weights.sum(dim=(1, 2, 3)) * errors.shape[1])
+    weighted_error_sums = (errors * weights).sum(dim=(1, 2, 3))
+    return weighted_error_sums / (weights.sum(dim=(1, 2, 3)) * errors.shape[1])
 
 
 def _compute_elementwise(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:

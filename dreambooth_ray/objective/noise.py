@@ -25,13 +25,13 @@ def normal(
 
 def integers(seed: int, purpose: str, step: int, indices: list[int], high: int) -> Tensor:
     """(len(indices),) int64 in [0, high), entry j keyed by indices[j]."""
-    draws = [
+    samples = [
         torch.randint(high, (1,), generator=generator(seed, purpose, step, i)) for i in indices
     ]
-    return torch.cat(draws)
+    return torch.cat(samples)
 
 
 def uniform(seed: int, purpose: str, step: int, indices: list[int]) -> Tensor:
     """(len(indices),) float32 in [0, 1), entry j keyed by indices[j]."""
-    draws = [torch.rand((1,), generator=generator(seed, purpose, step, i)) for i in indices]
-    return torch.cat(draws)
+    samples = [torch.rand((1,), generator=generator(seed, purpose, step, i)) for i in indices]
+    return torch.cat(samples)

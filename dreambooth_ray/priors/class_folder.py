@@ -30,10 +30,12 @@ class ClassImageFolder:
 
     def read_chunk(self, positions: Sequence[int], shape: ImageShape) -> list[bytes]:
         """PNG files of the middle of the images at these positions; fewer at the end."""
-        rule, image_files = ShapeRule.of_square(shape.width), []
+        shape_rule, image_files = ShapeRule.of_square(shape.width), []
         for position in positions:
             if position < len(self._paths):
-                data = io.BytesIO()
-                rule.cut(read_photograph(self._paths[position]), shape).image.save(data, "PNG")
-                image_files.append(data.getvalue())
+                png_buffer = io.BytesIO()
+                shape_rule.cut(read_photograph(self._paths[position]), shape).image.save(
+                    png_buffer, "PNG"
+                )
+                image_files.append(png_buffer.getvalue())
         return image_files

@@ -22,34 +22,37 @@ class PriorSetInfo:
 
 def list_sets(store: Store) -> list[PriorSetInfo]:
     """Every set of a storage, with the runs that use it."""
-    users: dict[str, list[str]] = {}
+    runs_by_set: dict[str, list[str]] = {}
     for run_id in store.names("runs"):
         with suppress(FileNotFoundError):
-            use = json.loads(store.read(f"{paths.run(run_id)}/{paths.PRIOR_USE}"))
-            users.setdefault(str(use["set"]), []).append(run_id)
+            prior_use = json.loads(store.read(f"{paths.run(run_id)}/{paths.PRIOR_USE}"))
+            runs_by_set.setdefault(str(prior_use["set"]), []).append(run_id)
     return [
-        _load_info(store, digest, users.get(digest, [])) for digest in store.names(paths.PRIORS)
+        _load_info(store, digest, runs_by_set.get(digest, []))
+        for digest in store.names(paths.PRIORS)
     ]
 
 
 def _load_info(store: Store, digest: str, runs: list[str]) -> PriorSetInfo:
-    folder = store.sub(paths.prior_set(digest))
+    set_store = store.sub(paths.prior_set(digest))
     prompts: tuple[str, ...] = ()
-    if folder.exists(paths.PRIOR_SPEC):
-        prompts = tuple(json.loads(folder.read(paths.PRIOR_SPEC))["prompts"])
-    images = size_bytes = 0
-    for number in _chunk_numbers(folder):
+    if set_store.exists(paths.PRIOR_SPEC):
+        prompts = tuple(json.loads(set_store.read(paths.PRIOR_SPEC))["prompts"])
+    num_images = size_bytes = 0
+    for chunk_number in _chunk_numbers(set_store):
         try:
-            rows = manifest.read_about(folder, paths.prior_chunk(number))["records"]
-            images += len(rows) if isinstance(rows, list) else 0
-            size_bytes += manifest.size_bytes(folder, paths.prior_chunk(number))
+            records = manifest.read_artifact_metadata(set_store, paths.prior_chunk(chunk_number))[
+                "records"
+            ]
+            num_images += len(records) if isinstance(records, list) else 0
+            size_bytes += manifest.artifact_size_bytes(set_store, paths.prior_chunk(chunk_number))
         except CheckpointError:
             continue
-    return PriorSetInfo(digest, prompts, images, size_bytes, tuple(runs))
+    return PriorSetInfo(digest, prompts, num_images, size_bytes, tuple(runs))
 
 
-def _chunk_numbers(folder: Store) -> list[int]:
-    numbers = (paths.prior_chunk_number(name) for name in folder.names())
+def _chunk_numbers(set_store: Store) -> list[int]:
+    numbers = (paths.prior_chunk_number(name) for name in set_store.names())
     return sorted(n for n in numbers if n is not None)
 
 
@@ -58,10 +61,12 @@ def verify_set(store: Store, digest: str) -> list[str]:
 
     raises: ConfigError if there is no such set
     """
-    folder = store.sub(paths.prior_set(digest))
-    if not folder.exists(paths.PRIOR_SPEC):
+    set_store = store.sub(paths.prior_set(digest))
+    if not set_store.exists(paths.PRIOR_SPEC):
         raise ConfigError(
             f"{store.uri} has no set {digest!r}; `dreambooth priors list` shows those there are"
         )
-    problems = (manifest.find_damage(folder, paths.prior_chunk(n)) for n in _chunk_numbers(folder))
+    problems = (
+        manifest.find_damage(set_store, paths.prior_chunk(n)) for n in _chunk_numbers(set_store)
+    )
     return [problem for problem in problems if problem]

@@ -46,7 +46,7 @@ class PriorRequest:
 
 def committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
     """Records of every intact chunk of a set; damaged ones are removed, to be generated again."""
-    records = {}
+    records_by_chunk = {}
     for name in store.names():
         number = paths.prior_chunk_number(name)
         if number is None:
@@ -55,10 +55,10 @@ def committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
             manifest.remove_artifact(store, paths.prior_chunk(number))
             continue
         try:
-            records[number] = read_records(store, number)
+            records_by_chunk[number] = read_records(store, number)
         except CheckpointError:
             continue
-    return records
+    return records_by_chunk
 
 
 def open_set(store: Store, spec: PriorSpec) -> Store:
@@ -83,14 +83,16 @@ def generate_priors(
         DataError if the model repeats itself
     """
     spec, set_store = request.spec, open_set(store, request.spec)
-    records = committed_chunks(set_store)
-    todo = missing_chunks(spec, request.count, records)
-    if not todo:
+    records_by_chunk = committed_chunks(set_store)
+    pending_chunks = missing_chunks(spec, request.count, records_by_chunk)
+    if not pending_chunks:
         return set_store
 
     def report_progress() -> None:
-        lacking = sum(select_records(spec, records).count_lacking(request.count))
-        on_progress(request.count - lacking, request.count)
+        num_missing_images = sum(
+            select_records(spec, records_by_chunk).count_lacking(request.count)
+        )
+        on_progress(request.count - num_missing_images, request.count)
 
     def start_chunk(actor: Any, number: int) -> Any:
         return actor.generate.remote(number, request.images(number) if request.images else None)
@@ -99,14 +101,14 @@ def generate_priors(
     _check_gpus(prior_config, cluster)
     create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
     actor_pool = ActorPool[list[PriorImageRecord]](
-        create_actor, prior_config.span, len(todo), cluster.wait_s, _WORDS
+        create_actor, prior_config.span, len(pending_chunks), cluster.wait_s, _WORDS
     )
     try:
-        while todo and not request.stop.is_set():
-            for number, chunk_records in actor_pool.process_chunks(todo, start_chunk):
-                records[number] = chunk_records
+        while pending_chunks and not request.stop.is_set():
+            for number, chunk_records in actor_pool.process_chunks(pending_chunks, start_chunk):
+                records_by_chunk[number] = chunk_records
                 report_progress()
-            todo = missing_chunks(spec, request.count, records)
+            pending_chunks = missing_chunks(spec, request.count, records_by_chunk)
     finally:
         actor_pool.close()
     return set_store
@@ -114,20 +116,29 @@ def generate_priors(
 
 def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
     """Whether the cluster has room now for the fewest actors and all training workers."""
-    free, min_actors, workers = ray.available_resources(), prior_config.span.min, cluster.span.max
-    cpus = min_actors * prior_config.num_cpus + workers
-    gpus = min_actors * _num_gpus(prior_config, cluster.gpus) + (workers if cluster.gpus else 0)
-    return bool(free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus)
+    free_resources, min_actors, max_workers = (
+        ray.available_resources(),
+        prior_config.span.min,
+        cluster.span.max,
+    )
+    needed_cpus = min_actors * prior_config.num_cpus + max_workers
+    needed_gpus = min_actors * _num_gpus(prior_config, cluster.gpus) + (
+        max_workers if cluster.gpus else 0
+    )
+    return bool(
+        free_resources.get("CPU", 0) >= needed_cpus and free_resources.get("GPU", 0) >= needed_gpus
+    )
 
 
 def _check_gpus(prior_config: PriorConfig, cluster: ClusterConfig) -> None:
     """raises: CapacityError if an actor asks for more of a GPU than a machine of its own has"""
     num_gpus = _num_gpus(prior_config, cluster.gpus)
-    num_present = ray.cluster_resources().get("GPU", 0.0)
-    if cluster.ray_address is None and num_gpus > num_present:
+    num_gpus_present = ray.cluster_resources().get("GPU", 0.0)
+    if cluster.ray_address is None and num_gpus > num_gpus_present:
         raise CapacityError(
             f"a class-image actor asks for {num_gpus:g} GPUs and this machine has "
-            f"{num_present:g}; set prior.num_gpus=0, or cluster.address to a cluster that has them"
+            f"{num_gpus_present:g}; set prior.num_gpus=0, or cluster.address to a cluster that has "
+            "them"
         )
 
 
@@ -139,7 +150,7 @@ def _actor_factory(
     request: PriorRequest, set_store: Store, prior_config: PriorConfig, gpu: bool
 ) -> Callable[[], Any]:
     num_gpus = _num_gpus(prior_config, gpu)
-    remote = ray.remote(
+    actor_class = ray.remote(
         num_cpus=prior_config.num_cpus,
         num_gpus=num_gpus,
         resources=prior_config.resources or None,
@@ -147,7 +158,9 @@ def _actor_factory(
     )(PriorWorkerActor)
 
     def create_actor() -> Any:
-        directory, options = str(request.directory), get_storage_options()
-        return remote.remote(directory, set_store.uri, request.spec, num_gpus > 0, options)
+        model_directory, storage_options = str(request.directory), get_storage_options()
+        return actor_class.remote(
+            model_directory, set_store.uri, request.spec, num_gpus > 0, storage_options
+        )
 
     return create_actor

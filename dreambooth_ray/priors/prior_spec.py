@@ -39,17 +39,17 @@ class PriorSpec:
 
     def as_json(self) -> dict[str, Any]:
         """To store, and to make the digest of."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "params"}
+        spec_values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "params"}
         if not self.shapes:
             # Sets keep the names they had before there were shapes.
-            del values["shapes"]
-        return values | (self.params.identity_values() if self.params else _NOT_SAMPLED)
+            del spec_values["shapes"]
+        return spec_values | (self.params.identity_values() if self.params else _NOT_SAMPLED)
 
     @property
     def digest(self) -> str:
         """Name of the set: equal specifications share one, across runs and subjects."""
-        text = json.dumps(self.as_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        spec_json = json.dumps(self.as_json(), sort_keys=True)
+        return hashlib.sha256(spec_json.encode()).hexdigest()[:24]
 
     def image_seed(self, index: int) -> int:
         """Seed of class image `index`."""
@@ -64,19 +64,21 @@ class PriorSpec:
         """In how many shapes its images are."""
         return max(1, len(self.shapes))
 
-    def find_shape(self, number: int) -> ImageShape:
+    def chunk_shape(self, number: int) -> ImageShape:
         """Of the images of a chunk."""
         shapes = self.shapes or ((self.size_px, self.size_px),)
         return ImageShape(*shapes[number % len(shapes)])
 
-    def list_positions(self, number: int) -> range:
+    def list_image_positions(self, number: int) -> range:
         """Which images of a set a chunk holds, where none is passed over: of its shape, in turns.
 
         Without shapes, its indices.
         """
         turn, shape_index = divmod(number, self.num_shapes)
-        first = turn * self.chunk_size * self.num_shapes + shape_index
-        return range(first, first + self.chunk_size * self.num_shapes, self.num_shapes)
+        first_position = turn * self.chunk_size * self.num_shapes + shape_index
+        return range(
+            first_position, first_position + self.chunk_size * self.num_shapes, self.num_shapes
+        )
 
 
 def select_records(spec: PriorSpec, records: dict[int, list[PriorImageRecord]]) -> PriorSelection:
@@ -97,22 +99,24 @@ def missing_chunks(
     raises: DataError if the model generates only images that it has generated before
     """
     selection = select_records(spec, records)
-    lacking = selection.count_lacking(count)
-    if not any(lacking):
+    num_missing_by_shape = selection.count_lacking(count)
+    if not any(num_missing_by_shape):
         return []
-    most_of_a_shape = -(-count // spec.num_shapes)
-    max_num_turns = -(-most_of_a_shape * MAX_GENERATED_RATIO // spec.chunk_size)
+    max_images_per_shape = -(-count // spec.num_shapes)
+    max_num_turns = -(-max_images_per_shape * MAX_GENERATED_RATIO // spec.chunk_size)
     if selection.num_chunks >= max_num_turns * spec.num_shapes:
         raise DataError(
-            f"only {count - sum(lacking)} of {count} class images can be told apart after "
-            f"{selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; choose "
-            "another prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
+            f"only {count - sum(num_missing_by_shape)} of {count} class images can be told apart "
+            f"after {selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; "
+            "choose another prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
         )
     # Chunks beyond a gap may turn out to count whole, and so may those not generated yet.
     # Those of one shape may be there before those of another: then the latter come with its turns.
-    first, chunks = selection.num_chunks, list[int]()
-    for index, num_images in enumerate(lacking):
-        next_chunk = first + (index - first) % spec.num_shapes
-        num_chunks = -(-num_images // spec.chunk_size)
-        chunks += range(next_chunk, next_chunk + num_chunks * spec.num_shapes, spec.num_shapes)
-    return [n for n in range(first, max(chunks) + 1) if n not in records]
+    first_chunk, chunk_numbers = selection.num_chunks, list[int]()
+    for shape_index, num_missing in enumerate(num_missing_by_shape):
+        next_chunk = first_chunk + (shape_index - first_chunk) % spec.num_shapes
+        num_chunks = -(-num_missing // spec.chunk_size)
+        chunk_numbers += range(
+            next_chunk, next_chunk + num_chunks * spec.num_shapes, spec.num_shapes
+        )
+    return [n for n in range(first_chunk, max(chunk_numbers) + 1) if n not in records]

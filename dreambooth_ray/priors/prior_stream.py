@@ -41,8 +41,8 @@ class PriorStream:
 
     def wait_first(self) -> None:
         """Return when the first chunk is there; raises what ended the thread before it."""
-        first = f"{paths.prior_chunk(0)}.json"
-        while self._thread.is_alive() and not self._set.exists(first):
+        first_chunk_file = f"{paths.prior_chunk(0)}.json"
+        while self._thread.is_alive() and not self._set.exists(first_chunk_file):
             self._thread.join(_POLL_LOCAL_S if self._set.is_local else _POLL_REMOTE_S)
         if self._error is not None:
             raise self._error
@@ -58,8 +58,8 @@ class PriorStream:
             self._generate()
         except BaseException as error:  # handed to the thread that waits
             self._error = error
-            text = json.dumps({"error": f"{error}"})
-            self._run.write(self._failure_file, text.encode())
+            error_json = json.dumps({"error": f"{error}"})
+            self._run.write(self._failure_file, error_json.encode())
 
     def __exit__(
         self,

@@ -56,27 +56,27 @@ class PriorWorker:
         returns: its records, also where another actor has committed it first
         """
         spec = self._spec
-        indices = list(spec.indices(number))
+        image_indices = list(spec.indices(number))
         if image_files is None:
-            shape = spec.find_shape(number)
-            requests = [self._request(i, shape) for i in indices]
+            image_shape = spec.chunk_shape(number)
+            requests = [self._build_request(i, image_shape) for i in image_indices]
             images = self._sample_images(requests)
-            receipts = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
+            png_infos = [png_receipt(r, model_hash=spec.model_hash) for r in requests]
         else:
             images = [Image.open(io.BytesIO(data)).convert("RGB") for data in image_files]
-            indices, receipts = indices[: len(images)], [PngInfo()] * len(images)
-        records = [
+            image_indices, png_infos = image_indices[: len(images)], [PngInfo()] * len(images)
+        image_records = [
             PriorImageRecord(i, compute_fingerprint(p), is_blank(p), i % len(spec.prompts))
-            for i, p in zip(indices, images, strict=True)
+            for i, p in zip(image_indices, images, strict=True)
         ]
-        with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as name:
-            folder = Path(name)
-            for index, image, info in zip(indices, images, receipts, strict=True):
-                image.save(folder / paths.prior_image(index), pnginfo=info)
-            save_file({"posterior": self._posteriors(images)}, folder / POSTERIOR)
-            about: dict[str, object] = {"records": [r.to_json() for r in records]}
-            manifest.commit_artifact(self._store, paths.prior_chunk(number), folder, about)
-        return records
+        with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as temp_path:
+            folder = Path(temp_path)
+            for image_index, image, png_info in zip(image_indices, images, png_infos, strict=True):
+                image.save(folder / paths.prior_image(image_index), pnginfo=png_info)
+            save_file({"posterior": self._encode_posteriors(images)}, folder / POSTERIOR)
+            chunk_metadata: dict[str, object] = {"records": [r.to_json() for r in image_records]}
+            manifest.commit_artifact(self._store, paths.prior_chunk(number), folder, chunk_metadata)
+        return image_records
 
     def _sample_images(self, requests: list[Request]) -> list[Image.Image]:
         """All images; where memory runs out, in smaller batches from then on.
@@ -91,11 +91,11 @@ class PriorWorker:
                     raise
                 self._engine.max_batch //= 2
 
-    def _posteriors(self, images: list[Image.Image]) -> torch.Tensor:
-        rows = [encode_posterior(self._components, image, flip=True) for image in images]
-        return torch.stack(rows).contiguous()
+    def _encode_posteriors(self, images: list[Image.Image]) -> torch.Tensor:
+        posteriors = [encode_posterior(self._components, image, flip=True) for image in images]
+        return torch.stack(posteriors).contiguous()
 
-    def _request(self, index: int, shape: ImageShape) -> Request:
+    def _build_request(self, index: int, shape: ImageShape) -> Request:
         spec = self._spec
         return Request(
             prompt=spec.prompts[index % len(spec.prompts)],

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 if TYPE_CHECKING:
     from dreambooth_ray.data.prior_set import PriorImageRecord
@@ -24,7 +24,7 @@ class PriorWorkerActor:
 
     def ready(self) -> bool:
         """Load the model; True once it is."""
-        with large_imports():
+        with pause_garbage_collection():
             from dreambooth_ray.priors.prior_worker import PriorWorker  # noqa: PLC0415  see above
 
         self._worker = PriorWorker(*self._arguments)

@@ -40,15 +40,15 @@ class Claims:
 
         raises: StorageError
         """
-        files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
+        lease_files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
         with self._lock:
             if name not in self._watches and len(self._watches) >= _MOST_WATCHED:
                 self._watches.pop(next(iter(self._watches)))
-            watch = self._watches.setdefault(name, SilenceWatch(self._clock))
-        standing = files.read_newest()
-        if not (watch.is_dead(standing) or standing.is_free):
+            silence_watch = self._watches.setdefault(name, SilenceWatch(self._clock))
+        lease_standing = lease_files.read_newest()
+        if not (silence_watch.is_dead(lease_standing) or lease_standing.is_free):
             return None
-        lease = files.take_next(standing, lease_s)
+        lease = lease_files.take_next(lease_standing, lease_s)
         if lease is not None:
             self.forget(name)
         return lease
@@ -61,8 +61,8 @@ class Claims:
     def has_shown_life(self, name: str) -> bool:
         """Whether a record's runner has renewed its claim since it was first looked at here."""
         with self._lock:
-            watch = self._watches.get(name)
-        return watch is not None and watch.has_changed
+            silence_watch = self._watches.get(name)
+        return silence_watch is not None and silence_watch.has_changed
 
     @staticmethod
     def renew(lease: Lease) -> bool:

@@ -29,7 +29,7 @@ class FairQueue:
         return sum(len(q) for q in self._queues.values())
 
     @property
-    def steps(self) -> int:
+    def waiting_steps(self) -> int:
         """Steps of all that wait."""
         return sum(w.cost for q in self._queues.values() for w in q)
 
@@ -45,12 +45,12 @@ class FairQueue:
         """The next one, or None if nobody waits."""
         while self._owners:
             owner = self._owners[0]
-            first = self._queues[owner][0]
-            if self._credit[owner] >= first.cost:
-                self._credit[owner] -= first.cost
+            first_work = self._queues[owner][0]
+            if self._credit[owner] >= first_work.cost:
+                self._credit[owner] -= first_work.cost
                 self._queues[owner].popleft()
                 self._drop_if_empty(owner)
-                return first
+                return first_work
             self._credit[owner] += self._quantum
             self._owners.rotate(-1)
         return None

@@ -32,7 +32,7 @@ class OwnerTurns:
         """What is next of what waits, in its order of arrival; None if nothing waits."""
         if not waiting:
             return None
-        fewest = min(self._num_given[work.owner] for work in waiting)
-        owner = next(w.owner for w in waiting if self._num_given[w.owner] == fewest)
+        fewest_turns = min(self._num_given[work.owner] for work in waiting)
+        owner = next(w.owner for w in waiting if self._num_given[w.owner] == fewest_turns)
         self._num_given[owner] += 1
         return max((w for w in waiting if w.owner == owner), key=lambda w: w.priority)

@@ -70,22 +70,24 @@ def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterato
     before_s: Unix time; what has changed since stays. now_s: Unix time
     raises: StorageError
     """
-    queues: defaultdict[str, _ListedQueue] = defaultdict(_ListedQueue)
+    queues_by_name: defaultdict[str, _ListedQueue] = defaultdict(_ListedQueue)
     foreign_queues = set()
     for file in list_files(storage, FOLDER):
-        parts = file.name.split("/", 3)
-        if len(parts) < 4:
+        path_parts = file.name.split("/", 3)
+        if len(path_parts) < 4:
             continue
-        name = "/".join(parts[:2])
+        queue_name = "/".join(path_parts[:2])
         try:
-            queues[name].add(parts[2], parts[3], file)
+            queues_by_name[queue_name].add(path_parts[2], path_parts[3], file)
         except ConfigError:  # a newer version's: nobody here knows what it means
-            foreign_queues.add(name)
-    for name in sorted(set(queues) - foreign_queues):
-        yield from _describe(f"{FOLDER}/{name}", queues[name], before_s, now_s)
+            foreign_queues.add(queue_name)
+    for queue_name in sorted(set(queues_by_name) - foreign_queues):
+        yield from _collect_ended_garbage(
+            f"{FOLDER}/{queue_name}", queues_by_name[queue_name], before_s, now_s
+        )
 
 
-def _describe(
+def _collect_ended_garbage(
     name: str, queue: _ListedQueue, before_s: float, now_s: float
 ) -> Iterator[EndedGarbage]:
     ended_work, files = [], []
@@ -108,9 +110,9 @@ def remove_ended(storage: Store, item: EndedGarbage) -> bool:
     raises: StorageError
     """
     queue = storage.sub(item.name)
-    remove = partial(remove_ended_work, queue, queue.sub("claims"))
+    remove_work = partial(remove_ended_work, queue, queue.sub("claims"))
     with ThreadPoolExecutor(_REMOVERS) as pool:
-        return any(list(pool.map(remove, item.ended)))
+        return any(list(pool.map(remove_work, item.ended)))
 
 
 def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) -> bool:
@@ -125,8 +127,8 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     if _is_open(queue, work_id):
         lease.release()
         return False
-    for name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
-        queue.remove_file(name)
+    for file_name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
+        queue.remove_file(file_name)
     claims.remove(work_id)
     for end in ends:
         queue.remove_file(f"ended/{end_name(end)}")
@@ -138,11 +140,11 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
 def _is_open(queue: Store, work_id: str) -> bool:
     """Whether it waits or runs again; what can't be read might."""
     try:
-        name = WorkMark.of(WorkRecord.parse(queue.read(record_file(work_id)), queue.uri)).name
+        mark_name = WorkMark.of(WorkRecord.parse(queue.read(record_file(work_id)), queue.uri)).name
     except FileNotFoundError:  # whoever removed it was cut off
         return False
     except ConfigError:
         return True
     # As it may change from one to the other.
     states = ("waiting", "running", "waiting")
-    return any(queue.exists(f"{state}/{name}") for state in states)
+    return any(queue.exists(f"{state}/{mark_name}") for state in states)

@@ -34,7 +34,7 @@ class StepCosts:
         One with room left counts where it was quicker than full ones were: those would be, too.
         """
         if size < _FILLS_A_STEP and num_images < 0.75 * max_images:
-            measured_s = self._measured_s().get(size)
+            measured_s = self._seconds_by_size().get(size)
             if measured_s is None or seconds / num_images >= measured_s:
                 return
         if size not in self._seconds:
@@ -47,18 +47,22 @@ class StepCosts:
     @property
     def step_s(self) -> float:
         """Seconds of an image's step at the model's own size; 0 where nothing was measured."""
-        return estimate_step_cost(1.0, self._measured_s()) if self._measured_s() else 0.0
+        return estimate_step_cost(1.0, self._seconds_by_size()) if self._seconds_by_size() else 0.0
 
     def costs_by_size(self) -> dict[float, float]:
         """Cost of each size that was measured, relative to a step at the own size."""
-        own_s = self.step_s
-        return {size: seconds / own_s for size, seconds in self._measured_s().items() if own_s}
+        native_step_s = self.step_s
+        return {
+            size: seconds / native_step_s
+            for size, seconds in self._seconds_by_size().items()
+            if native_step_s
+        }
 
     def cost(self, size: float) -> float:
         """As `estimate_step_cost`, by what was measured here."""
         return estimate_step_cost(size, self.costs_by_size())
 
-    def _measured_s(self) -> dict[float, float]:
+    def _seconds_by_size(self) -> dict[float, float]:
         return {
             size: self._seconds[size] / num_steps
             for size, num_steps in list(self._num_steps.items())

@@ -68,13 +68,13 @@ class WorkQueue:
         if self._store.create(record_file(record.id), record.model_dump_json().encode()):
             self._write_waiting(WorkMark.of(record))
             return True
-        stored = self.read(record.id)
-        if not stored.is_same_work(record):
+        stored_record = self.read(record.id)
+        if not stored_record.is_same_work(record):
             raise ConfigError(
                 f"{record.id!r} is in the queue {self._store.uri} with other settings, or was; ids "
                 "name one piece of work: take another one"
             )
-        self._finish_adding(stored)
+        self._finish_adding(stored_record)
         return False
 
     def _finish_adding(self, record: WorkRecord) -> None:
@@ -99,10 +99,10 @@ class WorkQueue:
     def read(self, work_id: str) -> WorkRecord:
         """raises: ConfigError if there is no such work, or a newer version has added it"""
         try:
-            text = self._store.read(record_file(work_id))
+            record_json = self._store.read(record_file(work_id))
         except FileNotFoundError as error:
             raise ConfigError(f"no work {work_id!r} in the queue {self._store.uri}") from error
-        return WorkRecord.parse(text, f"{self._store.uri}/{record_file(work_id)}")
+        return WorkRecord.parse(record_json, f"{self._store.uri}/{record_file(work_id)}")
 
     def list_marks(
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
@@ -128,11 +128,11 @@ class WorkQueue:
         """Of what waits, how much may be begun, up to `limit`. most_of_owner: of `claim_next`"""
         if most_of_owner is None:
             return len(self._store.files_after("waiting", "", limit))
-        running, num_waiting = self._count_running(), 0
-        for name in self._store.names("waiting"):
-            room = min(most_of_owner - running[unquote(name)], limit - num_waiting)
-            if room > 0:
-                num_waiting += len(self._store.files_after(f"waiting/{name}", "", room))
+        num_running, num_waiting = self._count_running(), 0
+        for folder in self._store.names("waiting"):
+            num_startable = min(most_of_owner - num_running[unquote(folder)], limit - num_waiting)
+            if num_startable > 0:
+                num_waiting += len(self._store.files_after(f"waiting/{folder}", "", num_startable))
         return num_waiting
 
     def _count_running(self) -> Counter[str]:
@@ -144,25 +144,25 @@ class WorkQueue:
         most_of_owner: how much of one owner's may run at once; None is no limit
         returns: None if nothing waits that may be begun
         """
-        running = self._count_running()
+        num_running = self._count_running()
         owners = [unquote(name) for name in self._store.names("waiting")]
-        for owner in sorted(owners, key=lambda o: (running[o], self._num_given[o], o)):
-            if most_of_owner is not None and running[owner] >= most_of_owner:
+        for owner in sorted(owners, key=lambda o: (num_running[o], self._num_given[o], o)):
+            if most_of_owner is not None and num_running[owner] >= most_of_owner:
                 continue
-            work = self._claim_of(owner, lease_s)
-            if work is not None:
+            claimed_work = self._claim_from_owner(owner, lease_s)
+            if claimed_work is not None:
                 self._num_given[owner] += 1
-                return work
+                return claimed_work
         return None
 
-    def _claim_of(self, owner: str, lease_s: float) -> ClaimedWork | None:
+    def _claim_from_owner(self, owner: str, lease_s: float) -> ClaimedWork | None:
         folder, last_name = quote_owner(owner), ""
-        while names := self._store.files_after(f"waiting/{folder}", last_name, _MARKS_A_LOOK):
-            for name in names:
-                work = self.claim(WorkMark.parse(f"{folder}/{name}"), lease_s)
-                if work is not None:
-                    return work
-            last_name = names[-1]
+        while mark_names := self._store.files_after(f"waiting/{folder}", last_name, _MARKS_A_LOOK):
+            for mark_name in mark_names:
+                claimed_work = self.claim(WorkMark.parse(f"{folder}/{mark_name}"), lease_s)
+                if claimed_work is not None:
+                    return claimed_work
+            last_name = mark_names[-1]
         if not last_name and self._store.is_local:
             remove_empty_folders(self._store.local_path(f"waiting/{folder}"))
         return None
@@ -173,29 +173,29 @@ class WorkQueue:
         if lease is None:
             return None
         try:
-            return self._begin(mark, lease)
+            return self._move_to_running(mark, lease)
         except BaseException:
             # Whoever comes next need not wait for the end of this process.
             self._held_ids.discard(mark.id)
-            lease.drop()
+            lease.abandon()
             raise
 
-    def _begin(self, mark: WorkMark, lease: Lease) -> ClaimedWork | None:
+    def _move_to_running(self, mark: WorkMark, lease: Lease) -> ClaimedWork | None:
         if not self._store.exists(f"waiting/{mark.name}"):
             # It was claimed and ended since the mark was listed.
             lease.release()
             return None
         # Who is the first to have it need not ask.
         num_failures = self._count_failures(mark.id) if lease.number > 1 else 0
-        work = ClaimedWork(self.read(mark.id), lease, num_failures)
+        claimed_work = ClaimedWork(self.read(mark.id), lease, num_failures)
         self._held_ids.add(mark.id)
         self._store.write(f"running/{mark.name}", b"")
         self._store.remove_file(f"waiting/{mark.name}")
-        deadline_s = work.record.deadline_s
+        deadline_s = claimed_work.record.deadline_s
         if deadline_s is not None and time.time() > deadline_s:
-            self.finish(work, "expired", "its deadline passed before its turn came")
+            self.finish(claimed_work, "expired", "its deadline passed before its turn came")
             return None
-        return work
+        return claimed_work
 
     def _count_failures(self, work_id: str) -> int:
         try:
@@ -260,8 +260,8 @@ class WorkQueue:
             finally:
                 lease.release()
         # It always has a mark until it is over, and may change from one to the other meanwhile.
-        states = ("waiting", "running", "waiting")
-        if not any(self._store.exists(f"{state}/{mark.name}") for state in states):
+        open_states = ("waiting", "running", "waiting")
+        if not any(self._store.exists(f"{state}/{mark.name}") for state in open_states):
             return "over"
         self._store.write(f"cancelled/{work_id}", b"")
         return "asked"
@@ -295,5 +295,5 @@ class WorkQueue:
         return recovered_ids
 
     def _write_end(self, work_id: str, state: WorkEnd, note: str) -> None:
-        ended = EndedWork(work_id, state, int(time.time() * 1000))
-        self._store.write(f"ended/{end_name(ended)}", json.dumps({"note": note}).encode())
+        ended_work = EndedWork(work_id, state, int(time.time() * 1000))
+        self._store.write(f"ended/{end_name(ended_work)}", json.dumps({"note": note}).encode())

@@ -43,7 +43,7 @@ class WorkRecord(BaseModel):
 
     @field_validator("owner")
     @classmethod
-    def _is_a_folder(cls, owner: str) -> str:
+    def _check_owner_name(cls, owner: str) -> str:
         check_owner(owner)
         return owner
 
@@ -54,21 +54,21 @@ class WorkRecord(BaseModel):
         raises: ConfigError if a newer version wrote it, or it is no record
         """
         try:
-            content = json.loads(text)
-            version = int(content.get("format", 1))
-            if version <= FORMAT:
-                return cls.model_validate(content)
+            record_fields = json.loads(text)
+            format_version = int(record_fields.get("format", 1))
+            if format_version <= FORMAT:
+                return cls.model_validate(record_fields)
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{where} is no work of a queue, or damaged ({error})") from error
         raise ConfigError(
-            f"{where} was written by a newer version (format {version}, this one reads {FORMAT}); "
-            "update dreambooth-ray"
+            f"{where} was written by a newer version (format {format_version}, this one reads "
+            f"{FORMAT}); update dreambooth-ray"
         )
 
     def is_same_work(self, other: "WorkRecord") -> bool:
         """Whether both are the same work, whenever they were added."""
-        about_adding = {"created_ms": 0, "nonce": ""}
-        return self.model_copy(update=about_adding) == other.model_copy(update=about_adding)
+        blanked_fields = {"created_ms": 0, "nonce": ""}
+        return self.model_copy(update=blanked_fields) == other.model_copy(update=blanked_fields)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class WorkMark:
     @property
     def name(self) -> str:
         """Below `waiting` or `running`: sorted, it is the order of turns within an owner."""
-        second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
-        folder = f"{quote_owner(self.owner)}/{rank:06d}/{second:012d}"
+        created_second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
+        folder = f"{quote_owner(self.owner)}/{rank:06d}/{created_second:012d}"
         return f"{folder}/{self.created_ms:015d}-{self.id}"
 
     @classmethod
@@ -96,11 +96,11 @@ class WorkMark:
     def parse(cls, name: str) -> "WorkMark":
         """From its name; raises ConfigError if it is none of this version's."""
         try:
-            owner, rank, _, last = name.split("/")
-            created_ms, _, work_id = last.partition("-")
+            owner, rank, _, file_name = name.split("/")
+            created_ms, _, work_id = file_name.partition("-")
             return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
         except ValueError as error:
-            raise _foreign_mark(name) from error
+            raise _foreign_mark_error(name) from error
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ def parse_end(name: str) -> EndedWork:
         ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
         return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
     except ValueError as error:
-        raise _foreign_mark(name) from error
+        raise _foreign_mark_error(name) from error
 
 
-def _foreign_mark(name: str) -> ConfigError:
+def _foreign_mark_error(name: str) -> ConfigError:
     return ConfigError(
         f"{name!r} in the queue is no mark of this version: update dreambooth-ray if a newer one "
         "wrote it, or else remove that file"

@@ -28,16 +28,16 @@ class AdaptedLayer:
         self._padded_weights: dict[tuple[AdapterMix, int], tuple[Tensor, Tensor]] = {}
         module.forward = self
 
-    def restore(self) -> None:
+    def restore_forward(self) -> None:
         """Take it away again."""
         del self._module.forward
 
-    def add(self, name: str, adapter: LayerAdapter) -> None:
+    def add_adapter(self, name: str, adapter: LayerAdapter) -> None:
         """Take an adapter, to this layer's device."""
-        self.adapters[name] = adapter.to(self._weight.device)
+        self.adapters[name] = adapter.to(self._base_weight.device)
         self.forget()
 
-    def remove(self, name: str) -> None:
+    def remove_adapter(self, name: str) -> None:
         """An unknown name is no error."""
         self.adapters.pop(name, None)
         self.forget()
@@ -48,7 +48,7 @@ class AdaptedLayer:
         self.weights = None
 
     @property
-    def _weight(self) -> Tensor:
+    def _base_weight(self) -> Tensor:
         weight = self._module.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -57,27 +57,30 @@ class AdaptedLayer:
         """Whether an adapter's rows can share a product with others'."""
         return isinstance(self._module, nn.Linear) and self.adapters[name].is_plain
 
-    def merge(self, mix: AdapterMix | None) -> None:
+    def use_merged_mix(self, mix: AdapterMix | None) -> None:
         """Use one mix for all rows from now on, by the sum of its weights; None ends it."""
         self._merged_mix = mix
 
     @torch.no_grad()
     def stack_weights(self, mixes: Sequence[AdapterMix]) -> None:
         """Stacks factors to (R, I, r) and (R, r, O)."""
-        own_mixes = [self._select(mix) for mix in mixes]
-        ranks = [sum(self._rank(use.name) for use in mix) for mix in own_mixes]
-        if not any(own_mixes):
+        loaded_mixes = [self._select_loaded(mix) for mix in mixes]
+        ranks = [sum(self._rank(use.name) for use in mix) for mix in loaded_mixes]
+        if not any(loaded_mixes):
             self.weights = None
             return
         # Of the last rows alone: callers choose weights freely, so mixes never repeat for sure.
-        keys = [(mix, max(ranks)) for mix in own_mixes]
+        cache_keys = [(mix, max(ranks)) for mix in loaded_mixes]
         self._padded_weights = {
-            key: self._padded_weights.get(key) or self._pad_factors(*key) for key in keys
+            key: self._padded_weights.get(key) or self._pad_factors(*key) for key in cache_keys
         }
-        padded = [self._padded_weights[key] for key in keys]
-        self.weights = torch.stack([d for d, _ in padded]), torch.stack([u for _, u in padded])
+        padded_factors = [self._padded_weights[key] for key in cache_keys]
+        self.weights = (
+            torch.stack([d for d, _ in padded_factors]),
+            torch.stack([u for _, u in padded_factors]),
+        )
 
-    def _select(self, mix: AdapterMix) -> AdapterMix:
+    def _select_loaded(self, mix: AdapterMix) -> AdapterMix:
         return tuple(use for use in mix if use.name in self.adapters)
 
     def _rank(self, name: str) -> int:
@@ -88,8 +91,11 @@ class AdaptedLayer:
 
         The sum of products is the product of the factors side by side.
         """
-        like = self._weight
-        down, up = like.new_zeros(like.shape[1], rank), like.new_zeros(rank, like.shape[0])
+        base_weight = self._base_weight
+        down, up = (
+            base_weight.new_zeros(base_weight.shape[1], rank),
+            base_weight.new_zeros(rank, base_weight.shape[0]),
+        )
         begin = 0
         for use in mix:
             own_down, own_up = self.adapters[use.name].low_rank()
@@ -107,7 +113,7 @@ class AdaptedLayer:
         if not self.is_on:
             return self._run_module(x, *inputs, **options)
         if self._merged_mix is not None:
-            return self._run_merged(self._select(self._merged_mix), x, *inputs, **options)
+            return self._run_merged(self._select_loaded(self._merged_mix), x, *inputs, **options)
         output = self._run_module(x, *inputs, **options)
         if self.weights is None:
             return output
@@ -117,8 +123,8 @@ class AdaptedLayer:
         # largest, which adds nothing; a row without an adapter is all zeros.
         # By shape, not by len: a trace would store len as a constant.
         low = torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down)
-        tokens = output.reshape(down.shape[0], -1, output.shape[-1])
-        return torch.baddbmm(tokens, low, up).reshape(output.shape)
+        output_tokens = output.reshape(down.shape[0], -1, output.shape[-1])
+        return torch.baddbmm(output_tokens, low, up).reshape(output.shape)
 
     def _run_module(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         # By its class: `forward` of the module is this object.
@@ -128,11 +134,11 @@ class AdaptedLayer:
         if not mix:
             return self._run_module(x, *inputs, **options)
         # Made for this call alone: kept, it would take as much memory as the model.
-        uses = [(self.adapters[use.name], use.weight) for use in mix]
-        merged = sum_deltas(self._weight, uses).to(self._weight.dtype)
+        weighted_adapters = [(self.adapters[use.name], use.weight) for use in mix]
+        merged_weight = sum_deltas(self._base_weight, weighted_adapters).to(self._base_weight.dtype)
         self.is_on = False
         try:
-            output = functional_call(self._module, {"weight": merged}, (x, *inputs), options)
+            output = functional_call(self._module, {"weight": merged_weight}, (x, *inputs), options)
         finally:
             self.is_on = True
         return torch.as_tensor(output)

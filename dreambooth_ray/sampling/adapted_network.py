@@ -41,7 +41,7 @@ class AdaptedNetwork:
             if layer not in self._layers:
                 assert module is not None
                 self._layers[layer] = AdaptedLayer(layer, module)
-            self._layers[layer].add(name, layers[layer])
+            self._layers[layer].add_adapter(name, layers[layer])
             if not self._layers[layer].can_batch(name):
                 self._unbatchable.add(name)
         self.names.add(name)
@@ -52,9 +52,9 @@ class AdaptedNetwork:
         self.names.discard(name)
         self._unbatchable.discard(name)
         for layer in list(self._layers.values()):
-            layer.remove(name)
+            layer.remove_adapter(name)
             if not layer.adapters:
-                self._layers.pop(layer.name).restore()
+                self._layers.pop(layer.name).restore_forward()
         self._renew_batch()
 
     def _renew_batch(self) -> None:
@@ -75,22 +75,22 @@ class AdaptedNetwork:
     @contextmanager
     def route_rows(self, mixes: Sequence[AdapterMix]) -> Iterator[None]:
         """Inside, row i of the network's input goes through mixes[i]; rows are of one group."""
-        loaded = self.loaded_mixes(mixes)
+        loaded_mixes = self.loaded_mixes(mixes)
         if self.lora_batch is None:
             yield
-        elif self.find_batch(loaded) is not None:
-            with self.lora_batch.route_rows(loaded):
+        elif self.find_batch(loaded_mixes) is not None:
+            with self.lora_batch.route_rows(loaded_mixes):
                 yield
         else:
             layers = list(self._layers.values())
             for layer in layers:
-                layer.merge(loaded[0])
+                layer.use_merged_mix(loaded_mixes[0])
             try:
                 with switched_on(layers):
                     yield
             finally:
                 for layer in layers:
-                    layer.merge(None)
+                    layer.use_merged_mix(None)
 
     def __call__(
         self, *inputs: Any, adapters: Sequence[AdapterMix], replacement: Any = None, **options: Any

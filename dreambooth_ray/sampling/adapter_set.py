@@ -55,7 +55,7 @@ class AdapterSet:
         for network in (self._denoiser, *self.text_encoders.values()):
             network.remove_adapter(name)
 
-    def check(self, mix: AdapterMix) -> None:
+    def check_loaded(self, mix: AdapterMix) -> None:
         """raises: ConfigError for one that is not loaded"""
         for use in mix:
             if use.name not in self._denoiser.names:

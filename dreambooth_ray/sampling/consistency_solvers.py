@@ -28,16 +28,27 @@ def build_lcm(
     """Luo et al. 2023, arXiv 2310.04378, algorithm 3: fresh noise but for the last step."""
     scheduler = LCMScheduler.from_config(schedule.settings)
     times, alpha_bars = _find_times(scheduler, "lcm", num_steps)
-    kind, steps = schedule.prediction_type, []
+    prediction_type, steps = schedule.prediction_type, []
     for index, t in enumerate(times):
         is_last = index == num_steps - 1
         level = find_level(alpha_bars[t])
-        target = (1.0, 0.0) if is_last else find_level(alpha_bars[times[index + 1]])
-        clean = clean_weights(kind, *level)
-        skip, out = scheduler.get_scalings_for_boundary_condition_discrete(t)
-        a, b = target[0] * (skip + out * clean[0]), target[0] * out * clean[1]
+        next_level = (1.0, 0.0) if is_last else find_level(alpha_bars[times[index + 1]])
+        x0_weights = clean_weights(prediction_type, *level)
+        c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
+        a, b = (
+            next_level[0] * (c_skip + c_out * x0_weights[0]),
+            next_level[0] * c_out * x0_weights[1],
+        )
         step = SolverStep(
-            float(t), level, target, (0.0, 1.0), clean, a, (b,), target[1], keeps_history=False
+            float(t),
+            level,
+            next_level,
+            (0.0, 1.0),
+            x0_weights,
+            a,
+            (b,),
+            next_level[1],
+            keeps_history=False,
         )
         steps.append(step)
     return SolverTable(tuple(steps[begin:]), 1.0)
@@ -53,23 +64,28 @@ def build_tcd(
     """
     scheduler = TCDScheduler.from_config(schedule.settings)
     times, alpha_bars = _find_times(scheduler, "tcd", num_steps)
-    kind, steps = schedule.prediction_type, []
+    prediction_type, steps = schedule.prediction_type, []
     for index, t in enumerate(times):
         is_last = index == num_steps - 1
         time_to = 0 if is_last else times[index + 1]
         # In float32, as diffusers rounds it.
         time_down = int(np.floor(np.float32(1 - eta) * np.float32(time_to)))
         alpha_bar_to, alpha_bar_down = alpha_bars[time_to], alpha_bars[time_down]
-        level, target, down = map(find_level, (alpha_bars[t], alpha_bar_to, alpha_bar_down))
-        clean, noise = clean_weights(kind, *level), noise_weights(kind, *level)
-        share = alpha_bar_to / alpha_bar_down
+        level, next_level, down_level = map(
+            find_level, (alpha_bars[t], alpha_bar_to, alpha_bar_down)
+        )
+        x0_weights, eps_weights = (
+            clean_weights(prediction_type, *level),
+            noise_weights(prediction_type, *level),
+        )
+        alpha_bar_ratio = alpha_bar_to / alpha_bar_down
         a, b = (
-            math.sqrt(share) * (down[0] * c + down[1] * n)
-            for c, n in zip(clean, noise, strict=True)
+            math.sqrt(alpha_bar_ratio) * (down_level[0] * c + down_level[1] * n)
+            for c, n in zip(x0_weights, eps_weights, strict=True)
         )
         step = SolverStep(
-            float(t), level, target, (0.0, 1.0), clean, a, (b,), math.sqrt(1 - share),
-            keeps_history=False,
+            float(t), level, next_level, (0.0, 1.0), x0_weights, a, (b,),
+            math.sqrt(1 - alpha_bar_ratio), keeps_history=False,
         )  # fmt: skip
         steps.append(step)
     return SolverTable(tuple(steps[begin:]), 1.0)
@@ -80,11 +96,11 @@ def _find_times(scheduler: Any, solver: str, num_steps: int) -> tuple[list[int],
 
     raises: ConfigError for more steps than the models were distilled at
     """
-    limit = int(scheduler.config.original_inference_steps)
-    if num_steps > limit:
+    max_steps = int(scheduler.config.original_inference_steps)
+    if num_steps > max_steps:
         raise ConfigError(
-            f"num_inference_steps={num_steps} is more than {limit}, the time points that models "
-            f"for solver={solver} are distilled at; 4 to 8 are enough"
+            f"num_inference_steps={num_steps} is more than {max_steps}, the time points that "
+            f"models for solver={solver} are distilled at; 4 to 8 are enough"
         )
     scheduler.set_timesteps(num_steps)
     return scheduler.timesteps.tolist(), scheduler.alphas_cumprod.double().tolist()

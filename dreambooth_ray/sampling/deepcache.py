@@ -14,7 +14,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dreambooth_ray.compat.torch import copy_module
+from dreambooth_ray.compat.torch import shallow_copy_module
 
 
 class DeepCache:
@@ -22,9 +22,9 @@ class DeepCache:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._last_block = unet.up_blocks[-1]
-        first_block = copy_module(unet.down_blocks[0])
+        first_block = shallow_copy_module(unet.down_blocks[0])
         first_block.downsamplers = None
-        self.network = copy_module(unet)
+        self.network = shallow_copy_module(unet)
         self.network.down_blocks = nn.ModuleList([first_block])
         self.network.mid_block = None
         self.network.up_blocks = nn.ModuleList([self._last_block])
@@ -32,28 +32,28 @@ class DeepCache:
     @contextmanager
     def collect_features(self) -> Iterator[list[Tensor]]:
         """Collects the last block's input, (R, F, h, w), for each forward inside."""
-        collected: list[Tensor] = []
+        collected_features: list[Tensor] = []
 
-        def collect(module: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
-            collected.append(options["hidden_states"])
+        def collect_hook(module: nn.Module, inputs: Any, options: dict[str, Any]) -> None:
+            collected_features.append(options["hidden_states"])
 
-        handle = self._last_block.register_forward_pre_hook(collect, with_kwargs=True)
+        hook_handle = self._last_block.register_forward_pre_hook(collect_hook, with_kwargs=True)
         try:
-            yield collected
+            yield collected_features
         finally:
-            handle.remove()
+            hook_handle.remove()
 
     @contextmanager
     def replace_features(self, cached_features: Tensor) -> Iterator[None]:
         """Gives cached features, (R, F, h, w), to the last block instead of its real input."""
 
-        def replace(
+        def replace_hook(
             module: nn.Module, inputs: Any, options: dict[str, Any]
         ) -> tuple[Any, dict[str, Any]]:
             return inputs, {**options, "hidden_states": cached_features}
 
-        handle = self._last_block.register_forward_pre_hook(replace, with_kwargs=True)
+        hook_handle = self._last_block.register_forward_pre_hook(replace_hook, with_kwargs=True)
         try:
             yield
         finally:
-            handle.remove()
+            hook_handle.remove()

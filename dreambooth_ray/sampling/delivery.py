@@ -13,14 +13,16 @@ def deliver_results(handles: list[RequestHandle], codec: LatentCodec, decode_lim
         if handle.wants_preview and handle.state is not None:
             preview = codec.decode_preview(handle.state.preview_latents)
         handle.report_progress(preview)
-    finished = [
+    finished_requests = [
         (t, t.state.latents)
         for t in handles
         if t.state and t.state.finished and not t.future.done()
     ]
-    if finished:
+    if finished_requests:
         # As many as the memory was counted for, which may be fewer than share a step.
-        parts = torch.split(torch.stack([latents for _, latents in finished]), decode_limit)
-        images = [image for part in parts for image in codec.decode(part)]
-        for (handle, latents), image in zip(finished, images, strict=True):
+        latent_batches = torch.split(
+            torch.stack([latents for _, latents in finished_requests]), decode_limit
+        )
+        images = [image for latent_batch in latent_batches for image in codec.decode(latent_batch)]
+        for (handle, latents), image in zip(finished_requests, images, strict=True):
             handle.finish(SampleOutput(image, latents, handle.request))

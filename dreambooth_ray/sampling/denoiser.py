@@ -44,18 +44,18 @@ class _LoraDenoiser(nn.Module):
 
     def __init__(self, functions: ModelFunctions, adapted: AdaptedNetwork) -> None:
         super().__init__()
-        function = functions.denoiser_function(adapted.network)
+        denoiser_function = functions.denoiser_function(adapted.network)
         # Its first child is what `TracedForward` asks whether it is in training.
         self.network = adapted.network
-        self.function = function
+        self.function = denoiser_function
         self._adapted = adapted
 
     def forward(self, x: Tensor, time: Tensor, *inputs: Tensor) -> Tensor:
-        num_weights = 0
+        num_lora_weights = 0
         if self._adapted.lora_batch is not None:
-            num_weights = len(self._adapted.lora_batch.weights())
-            self._adapted.lora_batch.replace_weights(inputs[len(inputs) - num_weights :])
-        return torch.as_tensor(self.function(x, time, *inputs[: len(inputs) - num_weights]))
+            num_lora_weights = len(self._adapted.lora_batch.weights())
+            self._adapted.lora_batch.replace_weights(inputs[len(inputs) - num_lora_weights :])
+        return torch.as_tensor(self.function(x, time, *inputs[: len(inputs) - num_lora_weights]))
 
 
 class _RecordedDenoiser:
@@ -74,11 +74,11 @@ class _RecordedDenoiser:
 
     def __call__(self, *inputs: Tensor, adapters: list[AdapterMix]) -> Tensor | None:
         """The denoiser's output for rows of one group; None where no recording can run it."""
-        adapted = self._adapted
-        if adapted.lora_batch is None:
+        adapted_network = self._adapted
+        if adapted_network.lora_batch is None:
             return self._recording(())(*inputs)
-        mixes = adapted.loaded_mixes(adapters)
-        if (lora_batch := adapted.find_batch(mixes)) is None:
+        mixes = adapted_network.loaded_mixes(adapters)
+        if (lora_batch := adapted_network.find_batch(mixes)) is None:
             return None
         with lora_batch.route_rows(mixes):
             return self._recording(lora_batch.active_layers())(*inputs, *lora_batch.weights())
@@ -112,29 +112,29 @@ class Denoiser:
     @torch.no_grad()
     def __call__(self, rows: list[ForwardRow]) -> Tensor:
         """(R, C, h, w) float32 predictions; fills row.cached_features."""
-        groups = self._group_rows(rows)
-        if len(groups) == 1:
+        row_groups = self._group_rows(rows)
+        if len(row_groups) == 1:
             return self._predict_group(rows).float()
         prediction_by_row: dict[int, Tensor] = {}
-        for indices in groups:
-            prediction = self._predict_group([rows[i] for i in indices]).float()
-            prediction_by_row.update(zip(indices, prediction, strict=True))
+        for row_indices in row_groups:
+            prediction = self._predict_group([rows[i] for i in row_indices]).float()
+            prediction_by_row.update(zip(row_indices, prediction, strict=True))
         return torch.stack([prediction_by_row[i] for i in range(len(rows))])
 
     def _group_rows(self, rows: list[ForwardRow]) -> list[list[int]]:
         """Rows that share a forward: by their family, adapters that mix, all or none cached."""
-        groups: dict[tuple[Hashable, AdapterMix, bool], list[int]] = {}
-        for index, row in enumerate(rows):
+        row_groups: dict[tuple[Hashable, AdapterMix, bool], list[int]] = {}
+        for row_index, row in enumerate(rows):
             unbatchable_mix = row.adapters if self.adapted.is_unbatchable(row.adapters) else ()
-            groups.setdefault(
+            row_groups.setdefault(
                 (
                     self.functions.batch_key(row.conditioning),
                     unbatchable_mix,
                     row.cached_features is None,
                 ),
                 [],
-            ).append(index)
-        return list(groups.values())
+            ).append(row_index)
+        return list(row_groups.values())
 
     def _predict_group(self, rows: list[ForwardRow]) -> Tensor:
         dtype, device = self._first_weight.dtype, self._first_weight.device
@@ -153,9 +153,9 @@ class Denoiser:
             return (
                 self._run_network(inputs, adapters) if recorded_output is None else recorded_output
             )
-        with self._deepcache.collect_features() as collected:
+        with self._deepcache.collect_features() as collected_features:
             prediction = self._run_network(inputs, adapters)
-        for row, features in zip(rows, collected[0], strict=True):
+        for row, features in zip(rows, collected_features[0], strict=True):
             row.cached_features = features if row.returns_features else None
         return prediction
 
@@ -163,15 +163,17 @@ class Denoiser:
         self, inputs: tuple[Tensor, ...], adapters: list[AdapterMix], replacement: Any = None
     ) -> Tensor:
         network = self.adapted.network if replacement is None else replacement
-        function = self.functions.denoiser_function(network)
+        denoiser_function = self.functions.denoiser_function(network)
         with autocast_mixed(network) if self._is_mixed else nullcontext():
-            return torch.as_tensor(self.adapted(*inputs, adapters=adapters, replacement=function))
+            return torch.as_tensor(
+                self.adapted(*inputs, adapters=adapters, replacement=denoiser_function)
+            )
 
 
 def _stack_timesteps(rows: list[ForwardRow], device: torch.device) -> Tensor:
     """(R,) float32; rows have numbers alone, or tensors alone."""
     timesteps = [row.timestep for row in rows]
-    tensors = [time for time in timesteps if isinstance(time, Tensor)]
-    if len(tensors) == len(timesteps):
-        return torch.stack(tensors)
+    timestep_tensors = [time for time in timesteps if isinstance(time, Tensor)]
+    if len(timestep_tensors) == len(timesteps):
+        return torch.stack(timestep_tensors)
     return torch.tensor(timesteps, dtype=torch.float32, device=device)

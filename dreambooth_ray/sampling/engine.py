@@ -83,8 +83,8 @@ class Engine:
             parts.denoiser.to(memory_format=torch.channels_last)
         self._denoiser = Denoiser(parts, 0 if lives_long else WARMUP_CALLS)
         self._codec, self._functions = LatentCodec(parts), parts.functions
-        base = base_directory(self._directory) if self._directory else None
-        self._adapters = AdapterSet(parts, self._denoiser.adapted, base)
+        base_folder = base_directory(self._directory) if self._directory else None
+        self._adapters = AdapterSet(parts, self._denoiser.adapted, base_folder)
         self._prompt_encoder = PromptEncoder(parts, self._adapters.text_encoders)
         self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
@@ -112,7 +112,7 @@ class Engine:
         raises: ConfigError naming the field, CapacityError if it can't fit into memory
         """
         request = fill_request(self._functions.family, request)
-        self._adapters.check(request.adapters)
+        self._adapters.check_loaded(request.adapters)
         latent_shape = self._validator.latent_shape(request)
         solver_table = self._validator.solver_table(request)
         handle = RequestHandle(
@@ -148,9 +148,9 @@ class Engine:
         """Denoising steps left, over all requests, in steps of the model's own size."""
         with self._queue_changed:
             handles = self._queue.handles()
-        sizes = [self._validator.relative_size(t.shape) for t in handles]
-        costs = map(self.step_costs.cost, sizes)
-        return round(sum(t.remaining_steps * c for t, c in zip(handles, costs, strict=True)))
+        relative_sizes = [self._validator.relative_size(t.shape) for t in handles]
+        step_costs = map(self.step_costs.cost, relative_sizes)
+        return round(sum(t.remaining_steps * c for t, c in zip(handles, step_costs, strict=True)))
 
     @property
     def num_active(self) -> int:
@@ -243,8 +243,8 @@ class Engine:
             try:
                 if batch:
                     self._advance_batch(batch)
-                    most_decoded = self._validator.decode_limit(batch[0].shape)
-                    deliver_results(batch, self._codec, most_decoded)
+                    decode_limit = self._validator.decode_limit(batch[0].shape)
+                    deliver_results(batch, self._codec, decode_limit)
                 is_done = True
             except torch.OutOfMemoryError as error:
                 message = f"out of memory in a batch of {len(batch)}: {error}; lower max_batch"
@@ -274,7 +274,7 @@ class Engine:
             return True
         try:
             request = handle.request
-            self._adapters.check(request.adapters)
+            self._adapters.check_loaded(request.adapters)
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,
                 self._denoiser.in_channels, self._encode_prompts(handle),
@@ -285,9 +285,9 @@ class Engine:
         return True
 
     def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning | None]:
-        frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
-        frames = torch.tensor([frame], device=self.device)
-        return self._prompt_encoder.encode_prompts(handle.request, frames)
+        image_frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
+        frame_tensor = torch.tensor([image_frame], device=self.device)
+        return self._prompt_encoder.encode_prompts(handle.request, frame_tensor)
 
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:

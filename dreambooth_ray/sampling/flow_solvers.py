@@ -24,17 +24,20 @@ def _make_step(
     stores_clean: bool = False,
     keeps_history: bool = False,
 ) -> SolverStep:
-    clean = 1.0, -sigma
+    x0_weights = 1.0, -sigma
     return SolverStep(
-        sigma, _level(sigma), _level(sigma_to), clean if stores_clean else (0.0, 1.0), clean, a, b,
-        keeps_history=keeps_history,
+        sigma, _level(sigma), _level(sigma_to), x0_weights if stores_clean else (0.0, 1.0),
+        x0_weights, a, b, keeps_history=keeps_history,
     )  # fmt: skip
 
 
 def build_flow_euler(schedule: FlowSchedule, begin: int) -> SolverTable:
     """The straight line, as diffusers' FlowMatchEulerDiscreteScheduler."""
-    pairs = itertools.pairwise(schedule.sigmas[begin:])
-    return SolverTable(tuple(_make_step(s, to, (to - s,)) for s, to in pairs), 1.0)
+    sigma_pairs = itertools.pairwise(schedule.sigmas[begin:])
+    return SolverTable(
+        tuple(_make_step(sigma, sigma_to, (sigma_to - sigma,)) for sigma, sigma_to in sigma_pairs),
+        1.0,
+    )
 
 
 def build_flow_heun(schedule: FlowSchedule, begin: int) -> SolverTable:
@@ -43,11 +46,11 @@ def build_flow_heun(schedule: FlowSchedule, begin: int) -> SolverTable:
     As diffusers' FlowMatchHeunDiscreteScheduler (Karras et al. 2022, arXiv 2206.00364, alg. 1).
     """
     steps = []
-    for sigma, to in itertools.pairwise(schedule.sigmas[begin:]):
-        step = to - sigma
-        steps.append(_make_step(sigma, to, (step,), keeps_history=True))
-        if to > 0:
-            steps.append(_make_step(to, to, (step / 2, -step / 2)))
+    for sigma, sigma_to in itertools.pairwise(schedule.sigmas[begin:]):
+        sigma_step = sigma_to - sigma
+        steps.append(_make_step(sigma, sigma_to, (sigma_step,), keeps_history=True))
+        if sigma_to > 0:
+            steps.append(_make_step(sigma_to, sigma_to, (sigma_step / 2, -sigma_step / 2)))
     return SolverTable(tuple(steps), 1.0)
 
 
@@ -57,12 +60,16 @@ def build_flow_dpmpp_2m(schedule: FlowSchedule, begin: int) -> SolverTable:
     num_steps = len(sigmas) - 1
     for i in range(begin, num_steps):
         (alpha, sigma), (alpha_to, sigma_to) = _level(sigmas[i]), _level(sigmas[i + 1])
-        k = alpha * sigma_to / sigma - alpha_to
-        weights: tuple[float, ...] = (-k,)
+        x0_factor = alpha * sigma_to / sigma - alpha_to
+        weights: tuple[float, ...] = (-x0_factor,)
         if begin < i < num_steps - 1:
-            before, now, after = (_log_snr(s) for s in sigmas[i - 1 : i + 2])
-            second = 0.5 * k * (after - now) / (now - before)
-            weights = (-k - second, second)
+            log_snr_before, log_snr_now, log_snr_after = (
+                _log_snr(s) for s in sigmas[i - 1 : i + 2]
+            )
+            second_order_weight = (
+                0.5 * x0_factor * (log_snr_after - log_snr_now) / (log_snr_now - log_snr_before)
+            )
+            weights = (-x0_factor - second_order_weight, second_order_weight)
         steps.append(
             _make_step(
                 sigma, sigma_to, weights, sigma_to / sigma, stores_clean=True, keeps_history=True

@@ -22,8 +22,8 @@ def needs_guidance(request: Request, state: SamplingState) -> bool:
 def _is_guidance_on(request: Request, state: SamplingState) -> bool:
     start, end = request.params.guidance_interval
     fraction_done = state.step_index / len(state.solver_table.steps)
-    is_asked = request.params.guidance_scale != 1 and state.negative_conditioning is not None
-    return is_asked and start <= fraction_done < end
+    is_requested = request.params.guidance_scale != 1 and state.negative_conditioning is not None
+    return is_requested and start <= fraction_done < end
 
 
 def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:

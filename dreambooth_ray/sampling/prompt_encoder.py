@@ -45,20 +45,22 @@ class PromptEncoder:
         adapters:  of the text encoders
         is_negative: whether it is to be avoided
         """
-        key = (prompt, clip_skip, adapters, is_negative)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        encoders = {
+        cache_key = (prompt, clip_skip, adapters, is_negative)
+        if cache_key in self._cache:
+            self._cache.move_to_end(cache_key)
+            return self._cache[cache_key]
+        encoder_forwards = {
             name: _build_forward(adapted, adapters) for name, adapted in self._adapted.items()
         }
-        functions = self._parts.functions
-        encode = functions.encode_negative_prompt if is_negative else functions.encode_prompt
-        encoded = encode(self._parts, encoders, prompt, clip_skip)
-        self._cache[key] = encoded
+        model_functions = self._parts.functions
+        encode_function = (
+            model_functions.encode_negative_prompt if is_negative else model_functions.encode_prompt
+        )
+        conditioning = encode_function(self._parts, encoder_forwards, prompt, clip_skip)
+        self._cache[cache_key] = conditioning
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
-        return encoded
+        return conditioning
 
     def encode_prompts(
         self, request: Request, frames: Tensor
@@ -67,15 +69,19 @@ class PromptEncoder:
 
         frames: (1, 6) int64 of `ImageFrame`
         """
-        functions, clip_skip = self._parts.functions, request.params.clip_skip
-        if functions.family.embeds_guidance:
-            row = self.encode(request.prompt, clip_skip, request.adapters)
-            told = functions.tell_guidance(row, request.params.guidance_scale)
-            return functions.add_frames(told, frames), None
-        first, second = self.encode_pair(
+        model_functions, clip_skip = self._parts.functions, request.params.clip_skip
+        if model_functions.family.embeds_guidance:
+            prompt_conditioning = self.encode(request.prompt, clip_skip, request.adapters)
+            guided_conditioning = model_functions.tell_guidance(
+                prompt_conditioning, request.params.guidance_scale
+            )
+            return model_functions.add_frames(guided_conditioning, frames), None
+        positive_conditioning, negative_conditioning = self.encode_pair(
             request.prompt, request.negative_prompt, clip_skip, request.adapters
         )
-        return functions.add_frames(first, frames), functions.add_frames(second, frames)
+        return model_functions.add_frames(
+            positive_conditioning, frames
+        ), model_functions.add_frames(negative_conditioning, frames)
 
     def encode_pair(
         self, prompt: str, negative_prompt: str, clip_skip: int = 0, adapters: AdapterMix = ()
@@ -92,10 +98,10 @@ class PromptEncoder:
 
 def _build_forward(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
     """A text encoder as `ModelFunctions.encode_prompt` takes it."""
-    is_mixed = has_mixed_dtypes(adapted.network)
+    is_mixed_precision = has_mixed_dtypes(adapted.network)
 
     def forward(ids: Tensor, mask: Tensor | None = None, output_hidden_states: bool = False) -> Any:
-        with autocast_mixed(adapted.network) if is_mixed else nullcontext():
+        with autocast_mixed(adapted.network) if is_mixed_precision else nullcontext():
             return adapted(
                 ids,
                 attention_mask=mask,

@@ -61,21 +61,22 @@ class Request:
         params = params or SamplingParams()
         if changed_params:
             params = build_sampling_params({**params.given_values, **changed_params})
-        values = {
+        field_values = {
             "prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "params": params,
             "width_px": width_px, "height_px": height_px, "image": image, "strength": strength,
-            "mask": mask, "adapters": _join_adapters(adapter, adapters),
+            "mask": mask, "adapters": _merge_adapter_arguments(adapter, adapters),
         }  # fmt: skip
-        for name, value in values.items():
+        for name, value in field_values.items():
             object.__setattr__(self, name, value)
-        self._check()
+        self._check_fields()
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         for name in ("prompt", "negative_prompt"):
-            text = getattr(self, name)
-            if len(text) > MAX_PROMPT_CHARACTERS:
+            prompt_text = getattr(self, name)
+            if len(prompt_text) > MAX_PROMPT_CHARACTERS:
                 raise ConfigError(
-                    f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are taken"
+                    f"{name} has {len(prompt_text)} characters; at most "
+                    f"{MAX_PROMPT_CHARACTERS} are taken"
                 )
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("strength", self.strength, 0, 1)
@@ -103,35 +104,35 @@ class Request:
 
     def receipt(self) -> dict[str, object]:
         """Every field but the images, to store; None and defaults included."""
-        values: dict[str, object] = {}
+        field_values: dict[str, object] = {}
         for field in fields(self):
             if field.name == "params":
-                values |= self.params.model_dump()
+                field_values |= self.params.model_dump()
             elif field.name == "adapters":
-                values["adapters"] = describe_mix(self.adapters)
+                field_values["adapters"] = describe_mix(self.adapters)
             elif field.name not in ("image", "mask"):
-                values[field.name] = getattr(self, field.name)
-        return values
+                field_values[field.name] = getattr(self, field.name)
+        return field_values
 
 
-def _join_adapters(adapter: str | None, adapters: Sequence[AdapterUse]) -> AdapterMix:
+def _merge_adapter_arguments(adapter: str | None, adapters: Sequence[AdapterUse]) -> AdapterMix:
     return (*([AdapterUse(adapter)] if adapter is not None else []), *adapters)
 
 
 def fill_request(family: ModelFamily, request: Request) -> Request:
     """With the family's own values for parameters that nobody has set."""
-    filled = copy.copy(request)
+    filled_request = copy.copy(request)
     params = request.params.fill_defaults(family.sampling_defaults)
-    object.__setattr__(filled, "params", params)
-    return filled
+    object.__setattr__(filled_request, "params", params)
+    return filled_request
 
 
 def png_receipt(request: Request, **more: str) -> PngInfo:
     """PNG text fields with everything needed to generate the image again."""
-    info = PngInfo()
+    png_info = PngInfo()
     for key, value in {**request.receipt(), **more}.items():
-        info.add_text(key, str(value))
-    return info
+        png_info.add_text(key, str(value))
+    return png_info
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -2,7 +2,7 @@
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
-from dreambooth_ray.models.family_support import find_unguided
+from dreambooth_ray.models.family_support import find_unsupported_guidance
 from dreambooth_ray.models.prompt_weights import split_prompt
 from dreambooth_ray.sampling.request import Request
 
@@ -18,21 +18,21 @@ def check_features(family: ModelFamily, request: Request) -> None:
         raise ConfigError(
             f"guidance_scale={params.guidance_scale:g} is not for {family.title}; leave it out"
         )
-    if refused := find_unguided(family, params):
-        raise ConfigError(f"{refused} is not for {family.title}; leave it out")
-    asked = {
+    if unsupported_field := find_unsupported_guidance(family, params):
+        raise ConfigError(f"{unsupported_field} is not for {family.title}; leave it out")
+    requested_fields = {
         "clip_skip": params.clip_skip != 0,
         "cache_every": params.cache_every > 1,
         "image": request.image is not None and request.mask is None,
         "mask": request.mask is not None,
         "negative_prompt": bool(request.negative_prompt) and family.embeds_guidance,
     }
-    features = {
+    feature_by_field = {
         "clip_skip": "clip_skip", "cache_every": "deepcache", "image": "image_to_image",
         "mask": "inpainting",
     }  # fmt: skip
-    for field, is_asked in asked.items():
-        if is_asked and features.get(field) not in family.features:
+    for field, is_requested in requested_fields.items():
+        if is_requested and feature_by_field.get(field) not in family.features:
             raise ConfigError(f"{field} is not for {family.title}; leave it out")
     if family.can("prompt_weights"):
         for field in ("prompt", "negative_prompt"):

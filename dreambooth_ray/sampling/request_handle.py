@@ -74,11 +74,11 @@ class SamplingState:
         """The state on a device, where it then stays: a step copies nothing there or back."""
         if device.type == "cpu":
             return self
-        steps = [step.timestep for step in self.solver_table.steps]
-        self.timesteps = torch.tensor(steps, dtype=torch.float32)
-        for name, value in vars(self).items():
+        solver_timesteps = [step.timestep for step in self.solver_table.steps]
+        self.timesteps = torch.tensor(solver_timesteps, dtype=torch.float32)
+        for field_name, value in vars(self).items():
             if isinstance(value, Tensor) and value.device.type == "cpu":
-                setattr(self, name, copy_to_gpu(value, device))
+                setattr(self, field_name, copy_to_gpu(value, device))
         self.conditioning = self.conditioning.to(device)
         if self.negative_conditioning is not None:
             self.negative_conditioning = self.negative_conditioning.to(device)

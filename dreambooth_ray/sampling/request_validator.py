@@ -16,10 +16,13 @@ class RequestValidator:
 
     def __init__(self, parts: Components, codec: LatentCodec, limit_bytes: int | None) -> None:
         """limit_bytes: of memory; None for 80 % of it."""
-        functions = parts.functions
+        model_functions = parts.functions
         self.factor, self._parts = codec.factor, parts
-        self.side_px = functions.default_side(parts)
-        self._multiple, self._max_side = functions.size_multiple(parts), functions.max_side(parts)
+        self.side_px = model_functions.default_side(parts)
+        self._multiple, self._max_side = (
+            model_functions.size_multiple(parts),
+            model_functions.max_side(parts),
+        )
         footprint = measure_footprint(parts)
         tiled_area = (TILED_ABOVE_PX // codec.factor) ** 2
         self._budget = MemoryBudget(footprint, limit_bytes, parts.denoiser.device, tiled_area)
@@ -39,12 +42,12 @@ class RequestValidator:
                 raise ConfigError(f"{name}={side} is above {self._max_side}, this model's limit")
         check_features(self._parts.family, request)
         if request.params.clip_skip:
-            left_out = self._parts.family.layers_left_out
+            layers_left_out = self._parts.family.layers_left_out
             for encoder in self._parts.text_encoders.values():
-                check_clip_skip(request.params.clip_skip, encoder, left_out)
-        is_single = request.params.guidance_scale == 1 or self._parts.family.embeds_guidance
-        rows = 1 if is_single else 2
-        self._budget.check_request(width, height, self.factor, rows)
+                check_clip_skip(request.params.clip_skip, encoder, layers_left_out)
+        is_unguided = request.params.guidance_scale == 1 or self._parts.family.embeds_guidance
+        num_rows = 1 if is_unguided else 2
+        self._budget.check_request(width, height, self.factor, num_rows)
         return height // self.factor, width // self.factor
 
     def _image_size(self, request: Request) -> tuple[int, int]:
@@ -71,11 +74,13 @@ class RequestValidator:
 
         raises: ConfigError if the solver can't take this model
         """
-        params, begin = request.params, 0
-        total = params.num_inference_steps
+        params, first_step = request.params, 0
+        num_steps = params.num_inference_steps
         if request.image is not None:
-            begin = total - max(1, round(total * request.strength))
+            first_step = num_steps - max(1, round(num_steps * request.strength))
         schedule = self._parts.functions.noise_schedule(
-            self._parts, self.latent_shape(request), total
+            self._parts, self.latent_shape(request), num_steps
         )
-        return solvers.build_table(schedule, params.solver, total, params.eta, params.karras, begin)
+        return solvers.build_table(
+            schedule, params.solver, num_steps, params.eta, params.karras, first_step
+        )

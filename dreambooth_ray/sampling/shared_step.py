@@ -11,15 +11,15 @@ from dreambooth_ray.sampling.trajectory import advance_state
 
 def advance_together(batch: Sequence[tuple[Request, SamplingState]], denoiser: Denoiser) -> None:
     """Move the state of every request on by a step, in place; their latents are of one shape."""
-    rows: list[ForwardRow] = []
+    forward_rows: list[ForwardRow] = []
     for request, state in batch:
-        rows += build_rows(request, state)
-    predictions = iter(denoiser(rows))
-    remaining_rows = iter(rows)
+        forward_rows += build_rows(request, state)
+    predictions = iter(denoiser(forward_rows))
+    remaining_rows = iter(forward_rows)
     for request, state in batch:
-        outputs = [(next(remaining_rows), next(predictions)) for _ in range(state.num_rows)]
-        cache_features(request, state, [row.cached_features for row, _ in outputs])
+        row_predictions = [(next(remaining_rows), next(predictions)) for _ in range(state.num_rows)]
+        cache_features(request, state, [row.cached_features for row, _ in row_predictions])
         prediction = apply_guidance(
-            denoiser.functions, request, state, *(value for _, value in outputs)
+            denoiser.functions, request, state, *(value for _, value in row_predictions)
         )
         advance_state(request, state, prediction)

@@ -74,12 +74,12 @@ def apply_step(
     """
     p, q = step.history_weights
     h = m if (p, q) == (0.0, 1.0) else p * x + q * m
-    after = step.a * x + step.b[0] * h
+    next_state = step.a * x + step.b[0] * h
     for weight, past in zip(step.b[1:], history, strict=False):
-        after += weight * past
+        next_state += weight * past
     if step.noise_scale and z is not None:
-        after += step.noise_scale * z
+        next_state += step.noise_scale * z
     if step.keeps_history:
         history.insert(0, h)
         del history[3:]  # the newest is not in it yet: four in all, the most that any row weighs
-    return after
+    return next_state

@@ -74,21 +74,35 @@ def _ddim(
     scheduler.set_timesteps(num_steps)
     stride = scheduler.config.num_train_timesteps // num_steps
     alpha_bars = scheduler.alphas_cumprod.double().numpy()
-    kind, steps = schedule.prediction_type, []
+    prediction_type, steps = schedule.prediction_type, []
     for t in scheduler.timesteps[begin:].tolist():
         alpha_bar, final_alpha_bar = alpha_bars[t], float(scheduler.final_alpha_cumprod)
         alpha_bar_to = alpha_bars[t - stride] if t >= stride else final_alpha_bar
-        level, target = find_level(alpha_bar), find_level(alpha_bar_to)
-        clean, noise = clean_weights(kind, *level), noise_weights(kind, *level)
-        spread = eta * float(
+        level, next_level = find_level(alpha_bar), find_level(alpha_bar_to)
+        x0_weights, eps_weights = (
+            clean_weights(prediction_type, *level),
+            noise_weights(prediction_type, *level),
+        )
+        noise_scale = eta * float(
             np.sqrt((1 - alpha_bar_to) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_to))
         )
         # What points to x0's noise and what is fresh have the target's variance together.
-        towards = float(np.sqrt(1 - alpha_bar_to - spread**2))
-        a, b = (target[0] * c + towards * n for c, n in zip(clean, noise, strict=True))
+        direction_scale = float(np.sqrt(1 - alpha_bar_to - noise_scale**2))
+        a, b = (
+            next_level[0] * c + direction_scale * n
+            for c, n in zip(x0_weights, eps_weights, strict=True)
+        )
         steps.append(
             SolverStep(
-                float(t), level, target, (0.0, 1.0), clean, a, (b,), spread, keeps_history=False
+                float(t),
+                level,
+                next_level,
+                (0.0, 1.0),
+                x0_weights,
+                a,
+                (b,),
+                noise_scale,
+                keeps_history=False,
             )
         )
     return SolverTable(tuple(steps), 1.0)
@@ -114,46 +128,49 @@ def _plms(
     alpha_bars = scheduler.alphas_cumprod.double().numpy()
     stride = scheduler.config.num_train_timesteps // num_steps
     # Without the repeated second point; it is added again for any first step.
-    points = list(dict.fromkeys(scheduler.timesteps.tolist()))[begin:]
-    kind, steps = schedule.prediction_type, []
-    for num_predictions, t in enumerate(points, 1):
+    timesteps = list(dict.fromkeys(scheduler.timesteps.tolist()))[begin:]
+    prediction_type, steps = schedule.prediction_type, []
+    for num_predictions, t in enumerate(timesteps, 1):
         alpha_bar = alpha_bars[t]
         alpha_bar_to = (
             alpha_bars[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
         )
-        level, target = find_level(alpha_bar), find_level(alpha_bar_to)
-        clean = clean_weights(kind, *level)
-        a, b = _transfer_weights(kind, alpha_bar, alpha_bar_to)
+        level, next_level = find_level(alpha_bar), find_level(alpha_bar_to)
+        x0_weights = clean_weights(prediction_type, *level)
+        a, b = _transfer_weights(prediction_type, alpha_bar, alpha_bar_to)
         weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
-        steps.append(SolverStep(float(t), level, target, (0.0, 1.0), clean, a, weights))
-        if num_predictions == 1 and len(points) > 1:
+        steps.append(SolverStep(float(t), level, next_level, (0.0, 1.0), x0_weights, a, weights))
+        if num_predictions == 1 and len(timesteps) > 1:
             # Heun's correction: again from the state before the first step, which was
             # (x - b m) / a, by the mean of the predictions at both ends.
-            end, start = (
-                find_level(alpha_bars[points[1]]),
-                min(points[1] + stride, len(alpha_bars) - 1),
+            end_level, start_timestep = (
+                find_level(alpha_bars[timesteps[1]]),
+                min(timesteps[1] + stride, len(alpha_bars) - 1),
             )
-            a_again, b_again = _transfer_weights(kind, alpha_bars[start], alpha_bars[points[1]])
-            corrected = (b_again / 2, b_again / 2 - a_again / a * b)
-            correction = SolverStep(
-                float(points[1]), end, end, (0.0, 1.0), clean_weights(kind, *end), a_again / a,
-                corrected, keeps_history=False,
+            a_again, b_again = _transfer_weights(
+                prediction_type, alpha_bars[start_timestep], alpha_bars[timesteps[1]]
+            )
+            corrected_weights = (b_again / 2, b_again / 2 - a_again / a * b)
+            correction_step = SolverStep(
+                float(timesteps[1]), end_level, end_level, (0.0, 1.0),
+                clean_weights(prediction_type, *end_level), a_again / a,
+                corrected_weights, keeps_history=False,
             )  # fmt: skip
-            steps.append(correction)
+            steps.append(correction_step)
     return SolverTable(tuple(steps), 1.0)
 
 
-def _transfer_weights(kind: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
+def _transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
     """Weights of x and m in formula (9) of the PNDM paper."""
     (p, q), a = (
-        noise_weights(kind, *find_level(alpha_bar)),
+        noise_weights(prediction_type, *find_level(alpha_bar)),
         float(np.sqrt(alpha_bar_to / alpha_bar)),
     )
-    below = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
+    denominator = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
         alpha_bar * (1 - alpha_bar) * alpha_bar_to
     )
-    e = -float((alpha_bar_to - alpha_bar) / below)
-    return a + e * p, e * q
+    eps_factor = -float((alpha_bar_to - alpha_bar) / denominator)
+    return a + eps_factor * p, eps_factor * q
 
 
 def _levels(sigmas: list[float]) -> list[Pair]:
@@ -178,33 +195,34 @@ def _euler_ancestral(
     scheduler = EulerAncestralDiscreteScheduler.from_config(schedule.settings)
     scheduler.set_timesteps(num_steps)
     sigmas = scheduler.sigmas.double().tolist()
-    aims = [(sigmas[0], 0.0)]
-    for s, to in itertools.pairwise(sigmas):
-        up = float(np.sqrt(to**2 * (s**2 - to**2) / s**2))
-        aims.append((float(np.sqrt(max(to**2 - up**2, 0.0))), up))
-    return _euler_table(schedule, scheduler, aims, begin)
+    down_up_sigmas = [(sigmas[0], 0.0)]
+    for sigma, sigma_to in itertools.pairwise(sigmas):
+        sigma_up = float(np.sqrt(sigma_to**2 * (sigma**2 - sigma_to**2) / sigma**2))
+        down_up_sigmas.append((float(np.sqrt(max(sigma_to**2 - sigma_up**2, 0.0))), sigma_up))
+    return _euler_table(schedule, scheduler, down_up_sigmas, begin)
 
 
 def _euler_table(
-    schedule: NoiseSchedule, scheduler: Any, aims: list[Pair], begin: int
+    schedule: NoiseSchedule, scheduler: Any, down_up_sigmas: list[Pair], begin: int
 ) -> SolverTable:
-    """aims[i]: (sigma the step into point i goes down to, sigma of fresh noise there)."""
+    """down_up_sigmas[i]: (sigma the step into point i goes down to, sigma of fresh noise there)."""
     sigmas = scheduler.sigmas.double().tolist()
-    levels, kind, steps = _levels(sigmas), schedule.prediction_type, []
+    levels, prediction_type, steps = _levels(sigmas), schedule.prediction_type, []
     for i, t in enumerate(scheduler.timesteps.tolist()):
-        down, up = aims[i + 1]
-        scale = 1 / float(np.hypot(1, sigmas[i + 1]))
-        noise = noise_weights(kind, *levels[i])
-        # In sigma space x + (down - sigma) eps; both ends divided to unit variance.
-        e = (down - sigmas[i]) * scale
-        a = float(np.hypot(1, sigmas[i])) * scale
+        sigma_down, sigma_up = down_up_sigmas[i + 1]
+        variance_scale = 1 / float(np.hypot(1, sigmas[i + 1]))
+        eps_weights = noise_weights(prediction_type, *levels[i])
+        # In sigma space x + (sigma_down - sigma) eps; both ends divided to unit variance.
+        eps_factor = (sigma_down - sigmas[i]) * variance_scale
+        a = float(np.hypot(1, sigmas[i])) * variance_scale
         step = SolverStep(
-            float(t), levels[i], levels[i + 1], (0.0, 1.0), clean_weights(kind, *levels[i]),
-            a + e * noise[0], (e * noise[1],), up * scale, keeps_history=False,
+            float(t), levels[i], levels[i + 1], (0.0, 1.0),
+            clean_weights(prediction_type, *levels[i]), a + eps_factor * eps_weights[0],
+            (eps_factor * eps_weights[1],), sigma_up * variance_scale, keeps_history=False,
         )  # fmt: skip
         steps.append(step)
-    first = float(scheduler.init_noise_sigma) / float(np.hypot(1, sigmas[0]))
-    return SolverTable(tuple(steps[begin:]), first)
+    initial_scale = float(scheduler.init_noise_sigma) / float(np.hypot(1, sigmas[0]))
+    return SolverTable(tuple(steps[begin:]), initial_scale)
 
 
 def _dpmpp_2m(
@@ -217,21 +235,21 @@ def _dpmpp_2m(
     )  # fmt: skip
     scheduler.set_timesteps(num_steps)
     sigmas = scheduler.sigmas.double().tolist()
-    levels, kind, steps = _levels(sigmas), schedule.prediction_type, []
+    levels, prediction_type, steps = _levels(sigmas), schedule.prediction_type, []
     for i in range(begin, num_steps):
         (alpha, sigma), (alpha_to, sigma_to) = levels[i], levels[i + 1]
         # Exact if x0 were constant over the step. Second order: x0 at the step's middle, by a line
         # through the last two; not at first (there is one), nor last (log-SNR ends in infinity).
-        k = alpha * sigma_to / sigma - alpha_to
-        weights: tuple[float, ...] = (-k,)
+        x0_factor = alpha * sigma_to / sigma - alpha_to
+        weights: tuple[float, ...] = (-x0_factor,)
         if begin < i < num_steps - 1:
             # Log-SNR is -log of sigma in sigma space.
-            ratio = np.log(sigmas[i - 1] / sigmas[i]) / np.log(sigmas[i] / sigmas[i + 1])
-            second = 0.5 * k / float(ratio)
-            weights = (-k - second, second)
-        clean = clean_weights(kind, alpha, sigma)
+            log_snr_ratio = np.log(sigmas[i - 1] / sigmas[i]) / np.log(sigmas[i] / sigmas[i + 1])
+            second_order_weight = 0.5 * x0_factor / float(log_snr_ratio)
+            weights = (-x0_factor - second_order_weight, second_order_weight)
+        x0_weights = clean_weights(prediction_type, alpha, sigma)
         step = SolverStep(
-            float(scheduler.timesteps[i]), levels[i], levels[i + 1], clean, clean,
+            float(scheduler.timesteps[i]), levels[i], levels[i + 1], x0_weights, x0_weights,
             sigma_to / sigma, weights,
         )  # fmt: skip
         steps.append(step)

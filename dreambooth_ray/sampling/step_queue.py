@@ -33,22 +33,22 @@ class StepQueue:
         batch_limit(group): how many of a group may share a step
         """
         for _ in range(len(self._turns)):
-            group = min(self._turns, key=self._seconds.__getitem__)
-            self._turns.remove(group)
-            self._turns.append(group)
-            active = [t for t in self._active.get(group, []) if not t.future.done()]
-            waiting = self._waiting.get(group, deque())
-            while waiting and len(active) < batch_limit(group):
+            latent_shape = min(self._turns, key=self._seconds.__getitem__)
+            self._turns.remove(latent_shape)
+            self._turns.append(latent_shape)
+            active = [t for t in self._active.get(latent_shape, []) if not t.future.done()]
+            waiting = self._waiting.get(latent_shape, deque())
+            while waiting and len(active) < batch_limit(latent_shape):
                 handle = waiting.popleft()
                 if not handle.future.done():
                     active.append(handle)
             if active:
-                self._active[group] = active
+                self._active[latent_shape] = active
                 return list(active)
-            self._turns.remove(group)
-            self._seconds.pop(group)
-            self._active.pop(group, None)
-            self._waiting.pop(group, None)
+            self._turns.remove(latent_shape)
+            self._seconds.pop(latent_shape)
+            self._active.pop(latent_shape, None)
+            self._waiting.pop(latent_shape, None)
         return []
 
     def charge(self, group: Group, seconds: float) -> None:
@@ -58,8 +58,8 @@ class StepQueue:
 
     def handles(self) -> list[RequestHandle]:
         """All requests that are neither done nor cancelled."""
-        groups = [*self._active.values(), *self._waiting.values()]
-        return [t for group in groups for t in group if not t.future.done()]
+        handle_lists = [*self._active.values(), *self._waiting.values()]
+        return [t for handle_list in handle_lists for t in handle_list if not t.future.done()]
 
     @property
     def num_active(self) -> int:

@@ -15,8 +15,8 @@ def advance_state(request: Request, state: SamplingState, prediction: Tensor) ->
     """Move the state to its next step, in place. prediction: (C, h, w), guided."""
     step, step_noise = state.step, None
     if step.noise_scale:
-        first_index = request.params.num_inference_steps - len(state.solver_table.steps)
-        noise_index = first_index + state.step_index
+        first_step_index = request.params.num_inference_steps - len(state.solver_table.steps)
+        noise_index = first_step_index + state.step_index
         shape = tuple(state.latents.shape)
         step_noise = noise.normal(request.seed, "solver", noise_index, [0], shape)[0]
         if state.latents.device.type != "cpu":

@@ -66,23 +66,25 @@ class LatentCodec:
         """
         matrix, offset = self._preview_weights
         rgb = torch.einsum("rc,chw->rhw", matrix, latents.float().cpu()) + offset[:, None, None]
-        small = _to_images(rgb[None])[0]
-        size = small.width * self.factor, small.height * self.factor
-        return small.resize(size, Image.Resampling.BICUBIC)
+        small_image = _to_images(rgb[None])[0]
+        size_px = small_image.width * self.factor, small_image.height * self.factor
+        return small_image.resize(size_px, Image.Resampling.BICUBIC)
 
     @functools.cached_property
     def _preview_weights(self) -> tuple[Tensor, Tensor]:
         """(3, C) and (3,): least squares from smooth random latents to their mean colours."""
         generator = torch.Generator().manual_seed(0)
-        coarse = torch.randn(_PROBES, self.channels, 3, 3, generator=generator)
+        coarse_latents = torch.randn(_PROBES, self.channels, 3, 3, generator=generator)
         side = 8
-        latents = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
+        latents = F.interpolate(coarse_latents, (side, side), mode="bicubic", align_corners=True)
         with torch.no_grad():
             pixels = F.avg_pool2d(self._decode_pixels(latents).cpu(), self.factor)
-        rows = latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
-        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
-        colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
-        solution = torch.linalg.lstsq(rows, colours).solution.float()
+        latent_rows = latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
+        latent_rows = torch.cat(
+            [latent_rows, torch.ones(len(latent_rows), 1, dtype=torch.float64)], dim=1
+        )
+        pixel_colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
+        solution = torch.linalg.lstsq(latent_rows, pixel_colours).solution.float()
         return solution[:-1].T.contiguous(), solution[-1]
 
 
@@ -99,12 +101,12 @@ def _to_binary(mask: Image.Image) -> Tensor:
 
 def _to_pixels(image: Image.Image) -> Tensor:
     """(3, H, W) float32 from -1 to 1."""
-    values: Any = np.array(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1
+    pixel_values: Any = np.array(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixel_values).permute(2, 0, 1) / 127.5 - 1
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) from -1 to 1, clamped, to images; one copy to the host, of bytes."""
-    values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    levels = (values * 255).round().to(torch.uint8).cpu().numpy()
-    return [Image.fromarray(one) for one in levels]
+    pixel_values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    pixel_bytes = (pixel_values * 255).round().to(torch.uint8).cpu().numpy()
+    return [Image.fromarray(one) for one in pixel_bytes]

@@ -24,10 +24,10 @@ def open_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str,
     """
     if not store.is_local:
         return local, download_artifact(store, name, local)
-    folder, about, files = read_entries(store, name)
-    if damage := find_damaged_file(store, folder, files):
-        raise CheckpointError(f"{store.uri}/{damage}: the artifact is damaged")
-    return store.local_path(folder), about
+    folder, artifact_metadata, file_entries = read_entries(store, name)
+    if damaged_file := find_damaged_file(store, folder, file_entries):
+        raise CheckpointError(f"{store.uri}/{damaged_file}: the artifact is damaged")
+    return store.local_path(folder), artifact_metadata
 
 
 def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> None:
@@ -35,11 +35,11 @@ def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> N
 
     Where several processes download the same, one of them makes `local`.
     """
-    partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+    partial_folder = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
     try:
-        download_folder(store, folder, partial, manifest)
-        (partial / MANIFEST).write_bytes(manifest)
+        download_folder(store, folder, partial_folder, manifest)
+        (partial_folder / MANIFEST).write_bytes(manifest)
         if not local.is_dir():
-            partial.rename(local)
+            partial_folder.rename(local)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)

@@ -28,30 +28,34 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
     run passes over such a checkpoint as it does over any that is not whole. Nothing is removed from
     the target. raises: StorageError
     """
-    targets = {file.name: file for file in list_files(target)}
-    sources = list_files(source)
-    files = [file for file in sources if not _is_current(file, targets.get(file.name))]
-    if files:
+    target_files = {file.name: file for file in list_files(target)}
+    source_files = list_files(source)
+    outdated_files = [
+        file for file in source_files if not _is_current(file, target_files.get(file.name))
+    ]
+    if outdated_files:
         target.check_writable()
     with (
         scratch_folder("backup") as folder,
         ThreadPoolExecutor(_COPIERS) as pool,
     ):
 
-        def copy(number: int, file: ListedFile) -> int | None:
+        def copy_file(number: int, file: ListedFile) -> int | None:
             """Its bytes; None if it has gone."""
-            local = folder / str(number)
+            local_path = folder / str(number)
             with suppress(FileNotFoundError):
-                source.download(file.name, local)
-                size_bytes = target.upload(local, file.name).size_bytes
-                local.unlink()
+                source.download(file.name, local_path)
+                size_bytes = target.upload(local_path, file.name).size_bytes
+                local_path.unlink()
                 return size_bytes
             return None
 
-        sizes = list(pool.map(copy, range(len(files)), files))
-    copied = [size_bytes for size_bytes in sizes if size_bytes is not None]
-    num_gone = len(files) - len(copied)
-    return CopySummary(len(copied), sum(copied), len(sources) - len(files), num_gone)
+        sizes = list(pool.map(copy_file, range(len(outdated_files)), outdated_files))
+    copied_sizes = [size_bytes for size_bytes in sizes if size_bytes is not None]
+    num_gone = len(outdated_files) - len(copied_sizes)
+    return CopySummary(
+        len(copied_sizes), sum(copied_sizes), len(source_files) - len(outdated_files), num_gone
+    )
 
 
 def _is_current(file: ListedFile, copy: ListedFile | None) -> bool:

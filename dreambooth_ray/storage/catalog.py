@@ -82,8 +82,8 @@ class Catalog:
             version or of another subject; StorageError
         """
         name = entry_name(subject)
-        data = self.store.read(name, self._patience_s)
-        entry = _parse(CatalogEntry, data, f"{self.store.uri}/{name}")
+        file_bytes = self.store.read(name, self._patience_s)
+        entry = _parse_model(CatalogEntry, file_bytes, f"{self.store.uri}/{name}")
         if entry.newest.subject != subject or entry.versions[0].version != entry.newest.version:
             raise CheckpointError(
                 f"{self.store.uri}/{name} is an entry of {entry.newest.subject!r}; run `dreambooth "
@@ -99,11 +99,11 @@ class Catalog:
         subjects: list[str] = []
         while len(subjects) < limit:
             num_missing = limit - len(subjects)
-            names = self.store.files_after(paths.CATALOG, after, num_missing, self._patience_s)
-            subjects += [s for s in map(_parse_entry_name, names) if s is not None]
-            if len(names) < num_missing:
+            file_names = self.store.files_after(paths.CATALOG, after, num_missing, self._patience_s)
+            subjects += [s for s in map(_parse_entry_name, file_names) if s is not None]
+            if len(file_names) < num_missing:
                 break
-            after = names[-1]
+            after = file_names[-1]
         return subjects
 
     def read_run(self, run_id: str) -> SubjectVersion | None:
@@ -122,19 +122,19 @@ class Catalog:
         for ref in entry.versions if entry else ():
             if ref.run_id == version.run_id and ref.version != version.version:
                 self.store.remove_file(version_name(version.subject, ref.version))
-        self.settle(version.subject, {version.version: version})
+        self.update_entry(version.subject, {version.version: version})
 
     def write_version(self, version: SubjectVersion) -> None:
         """Write down a committed version; the entry has it once it is settled."""
-        text = _VersionFile(version=version).model_dump_json()
-        self.store.write(version_name(version.subject, version.version), text.encode())
+        version_json = _VersionFile(version=version).model_dump_json()
+        self.store.write(version_name(version.subject, version.version), version_json.encode())
 
     def remove(self, subject: str, version: str) -> None:
         """Take a version away; with the last one the subject goes."""
         self.store.remove_file(version_name(subject, version))
-        self.settle(subject)
+        self.update_entry(subject)
 
-    def settle(self, subject: str, records: dict[str, SubjectVersion] | None = None) -> None:
+    def update_entry(self, subject: str, records: dict[str, SubjectVersion] | None = None) -> None:
         """Make the entry of a subject agree with the versions there are.
 
         records: versions whose files need not be read again, by name
@@ -142,13 +142,13 @@ class Catalog:
         """
         for _ in range(_MOST_WRITES):
             entry = self._read_or_none(subject)
-            target = self._build_entry(subject, entry, records or {})
-            if entry == target:
+            new_entry = self._build_entry(subject, entry, records or {})
+            if entry == new_entry:
                 return
-            if target is None:
+            if new_entry is None:
                 self.store.remove_file(entry_name(subject))
             else:
-                self.store.write(entry_name(subject), target.model_dump_json().encode())
+                self.store.write(entry_name(subject), new_entry.model_dump_json().encode())
         raise StorageError(
             f"{self.store.uri}/{entry_name(subject)} changes all the time; look for another "
             "process that writes it, then run `dreambooth catalog rebuild`"
@@ -159,43 +159,43 @@ class Catalog:
     ) -> CatalogEntry | None:
         known_refs = {ref.version: ref for ref in entry.versions} if entry else {}
         records = ({entry.newest.version: entry.newest} if entry else {}) | records
-        refs: list[VersionRef] = []
+        version_refs: list[VersionRef] = []
         for name in self.list_versions(subject):
-            record = records.get(name)
-            if record is None and name not in known_refs:
-                record = self.read_version(subject, name)
-            if record is not None:
-                records[name] = record
-                refs.append(_make_ref(record))
+            version_record = records.get(name)
+            if version_record is None and name not in known_refs:
+                version_record = self.read_version(subject, name)
+            if version_record is not None:
+                records[name] = version_record
+                version_refs.append(_make_ref(version_record))
             elif name in known_refs:
-                refs.append(known_refs[name])
-        versions = sorted(refs, key=lambda r: (r.created_s, r.run_id), reverse=True)
+                version_refs.append(known_refs[name])
+        versions = sorted(version_refs, key=lambda r: (r.created_s, r.run_id), reverse=True)
         for index, ref in enumerate(versions):
-            newest = records.get(ref.version) or self.read_version(subject, ref.version)
-            if newest is not None:
+            newest_version = records.get(ref.version) or self.read_version(subject, ref.version)
+            if newest_version is not None:
                 return CatalogEntry(
-                    newest=newest, versions=tuple(versions[index : index + _MOST_VERSIONS])
+                    newest=newest_version, versions=tuple(versions[index : index + _MOST_VERSIONS])
                 )
         return None
 
     def list_versions(self, subject: str) -> list[str]:
         """Names of the versions of a subject that commits have made."""
-        folder, _, start = version_name(subject, "").removesuffix(".json").rpartition("/")
-        names: list[str] = []
+        folder, _, prefix = version_name(subject, "").removesuffix(".json").rpartition("/")
+        file_names: list[str] = []
         while True:
             page = self.store.files_after(
-                folder, names[-1] if names else start, _VERSIONS_A_PAGE, self._patience_s
+                folder, file_names[-1] if file_names else prefix, _VERSIONS_A_PAGE, self._patience_s
             )
-            names += [name for name in page if name.startswith(start)]
-            if len(page) < _VERSIONS_A_PAGE or not page[-1].startswith(start):
-                return [name.removeprefix(start).removesuffix(".json") for name in names]
+            file_names += [name for name in page if name.startswith(prefix)]
+            if len(page) < _VERSIONS_A_PAGE or not page[-1].startswith(prefix):
+                return [name.removeprefix(prefix).removesuffix(".json") for name in file_names]
 
     def read_version(self, subject: str, version: str) -> SubjectVersion | None:
         """A version as its commit described it; None if it is gone or its file is cut off."""
         name = version_name(subject, version)
         try:
-            data = self.store.read(name, self._patience_s)
-            record = _parse(_VersionFile, data, f"{self.store.uri}/{name}").version
+            file_bytes = self.store.read(name, self._patience_s)
+            record = _parse_model(_VersionFile, file_bytes, f"{self.store.uri}/{name}").version
         except (FileNotFoundError, CheckpointError):
             return None
         return record if (record.subject, record.version) == (subject, version) else None
@@ -215,18 +215,18 @@ class _NewerFormatError(CheckpointError):
     """An entry that a newer release has written: not ours to replace."""
 
 
-def _parse(kind: type[_Model], data: bytes, where: str) -> _Model:
+def _parse_model(kind: type[_Model], data: bytes, where: str) -> _Model:
     """raises: CheckpointError"""
     try:
         if len(data) > _MOST_BYTES:
             raise ValueError(f"it has {len(data)} bytes and {_MOST_BYTES} is the most")
-        content = json.loads(data)
-        if isinstance(content, dict) and int(content.get("format", FORMAT)) > FORMAT:
+        json_value = json.loads(data)
+        if isinstance(json_value, dict) and int(json_value.get("format", FORMAT)) > FORMAT:
             raise _NewerFormatError(
-                f"{where} was written by a newer version (format {content['format']}, this one "
+                f"{where} was written by a newer version (format {json_value['format']}, this one "
                 f"reads {FORMAT}); update dreambooth-ray"
             )
-        return kind.model_validate(content)
+        return kind.model_validate(json_value)
     except (ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -238,29 +238,29 @@ def _make_ref(record: SubjectVersion) -> VersionRef:
     return VersionRef(version=record.version, run_id=record.run_id, created_s=record.created_s)
 
 
-def position(subject: str) -> str:
+def listing_position(subject: str) -> str:
     """Where a subject stands in the order of `list_subjects`."""
-    return f"{_prefix(subject)}/{subject}.json"
+    return f"{_hash_prefix(subject)}/{subject}.json"
 
 
 def entry_name(subject: str) -> str:
     """File of a subject's entry."""
-    return f"{paths.CATALOG}/{position(subject)}"
+    return f"{paths.CATALOG}/{listing_position(subject)}"
 
 
 def version_name(subject: str, version: str) -> str:
     """File that says that a subject has a version."""
-    return f"{paths.CATALOG_VERSIONS}/{_prefix(subject)}/{subject}@{version}.json"
+    return f"{paths.CATALOG_VERSIONS}/{_hash_prefix(subject)}/{subject}@{version}.json"
 
 
-def _prefix(subject: str) -> str:
+def _hash_prefix(subject: str) -> str:
     return hashlib.sha256(subject.encode()).hexdigest()[:_PREFIX_DIGITS]
 
 
 def _parse_entry_name(name: str) -> str | None:
     """The subject of an entry's file below the catalog; None for what is no entry."""
     subject = name.rpartition("/")[2].removesuffix(".json")
-    return subject if is_id(subject) and name == position(subject) else None
+    return subject if is_id(subject) and name == listing_position(subject) else None
 
 
 def publish_run(run: Store) -> None:
@@ -268,27 +268,27 @@ def publish_run(run: Store) -> None:
 
     raises: StorageError
     """
-    catalog, version = _find_committed(run)
+    catalog, version = _find_committed_version(run)
     if catalog is None or version is None:
         return
     with contextlib.suppress(FileNotFoundError, CheckpointError):
-        refs = catalog.read(version.subject).versions
-        if any((r.version, r.run_id) == (version.version, version.run_id) for r in refs):
+        version_refs = catalog.read(version.subject).versions
+        if any((r.version, r.run_id) == (version.version, version.run_id) for r in version_refs):
             return
     catalog.add(version)
 
 
 def withdraw_run(run: Store) -> None:
     """Take what a run has committed out of the catalog; its files stay."""
-    catalog, version = _find_committed(run)
+    catalog, version = _find_committed_version(run)
     if catalog is not None and version is not None:
         catalog.remove(version.subject, version.version)
 
 
-def _find_committed(run: Store) -> tuple[Catalog | None, SubjectVersion | None]:
+def _find_committed_version(run: Store) -> tuple[Catalog | None, SubjectVersion | None]:
     """The catalog a run belongs in, none for a folder elsewhere, and what it has committed."""
-    base, _, run_id = run.uri.rpartition("/runs/")
-    if not base or not is_id(run_id):
+    storage_uri, _, run_id = run.uri.rpartition("/runs/")
+    if not storage_uri or not is_id(run_id):
         return None, None
-    catalog = Catalog(Store(base))
+    catalog = Catalog(Store(storage_uri))
     return catalog, catalog.read_run(run_id)

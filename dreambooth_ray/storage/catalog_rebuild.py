@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.catalog import Catalog, position
+from dreambooth_ray.storage.catalog import Catalog, listing_position
 from dreambooth_ray.storage.subject_version import is_id
 
 _THREADS = 16
@@ -54,9 +54,11 @@ def rebuild_catalog(
     run_ids = [name for name in catalog.store.names("runs") if is_id(name)]
     stored_keys = set(_list_version_keys(catalog))
     with ThreadPoolExecutor(_THREADS) as pool:
-        added = _map(pool, lambda run_id: _add_run(catalog, run_id), run_ids, "runs", on_progress)
-        committed_keys = {key for key, _ in filter(None, added)}
-        gone_keys = _map(
+        run_versions = _map_in_batches(
+            pool, lambda run_id: _add_run(catalog, run_id), run_ids, "runs", on_progress
+        )
+        committed_keys = {key for key, _ in filter(None, run_versions)}
+        removal_flags = _map_in_batches(
             pool,
             lambda key: _remove_if_gone(catalog, key),
             sorted(stored_keys - committed_keys),
@@ -65,14 +67,14 @@ def rebuild_catalog(
         )
         subjects = {key.partition("@")[0] for key in stored_keys | committed_keys}
         subjects.update(_list_entries(catalog))
-        failures = _map(
+        failures = _map_in_batches(
             pool, lambda name: _settle(catalog, name), sorted(subjects), "subjects", on_progress
         )
     report = RebuildReport(
         num_runs=len(run_ids),
         num_subjects=len({key.partition("@")[0] for key in committed_keys}),
-        num_added=sum(is_new for _, is_new in filter(None, added)),
-        num_removed=sum(gone_keys),
+        num_added=sum(is_new for _, is_new in filter(None, run_versions)),
+        num_removed=sum(removal_flags),
         failures=tuple(filter(None, failures)),
     )
     if not report.failures:
@@ -85,22 +87,22 @@ def _add_run(catalog: Catalog, run_id: str) -> tuple[str, bool] | None:
     version = catalog.read_run(run_id)
     if version is None:
         return None
-    key = f"{version.subject}@{version.version}"
+    version_key = f"{version.subject}@{version.version}"
     if catalog.read_version(version.subject, version.version) is not None:
-        return key, False
+        return version_key, False
     catalog.write_version(version)
     # Deleted in between, its deletion may have come before the writing.
     if catalog.read_run(run_id) != version:
         catalog.remove(version.subject, version.version)
         return None
-    return key, True
+    return version_key, True
 
 
 def _remove_if_gone(catalog: Catalog, key: str) -> bool:
     """Remove a version that no run has committed any more; whether it was one."""
     subject, _, version = key.partition("@")
-    record = catalog.read_version(subject, version)
-    if record is not None and catalog.read_run(record.run_id) == record:
+    version_record = catalog.read_version(subject, version)
+    if version_record is not None and catalog.read_run(version_record.run_id) == version_record:
         return False
     catalog.remove(subject, version)
     return True
@@ -109,7 +111,7 @@ def _remove_if_gone(catalog: Catalog, key: str) -> bool:
 def _settle(catalog: Catalog, subject: str) -> str:
     """Why the entry of a subject could not be written; "" if it was."""
     try:
-        catalog.settle(subject)
+        catalog.update_entry(subject)
     except DreamBoothError as error:
         return str(error)
     return ""
@@ -119,8 +121,8 @@ def _list_version_keys(catalog: Catalog) -> Iterator[str]:
     """Every version that a file is there for, as subject@version."""
     after = ""
     while names := catalog.store.files_after(paths.CATALOG_VERSIONS, after):
-        keys = (name.rpartition("/")[2].removesuffix(".json") for name in names)
-        yield from (key for key in keys if is_id(key.partition("@")[0]))
+        version_keys = (name.rpartition("/")[2].removesuffix(".json") for name in names)
+        yield from (key for key in version_keys if is_id(key.partition("@")[0]))
         after = names[-1]
 
 
@@ -128,10 +130,10 @@ def _list_entries(catalog: Catalog) -> Iterator[str]:
     after = ""
     while subjects := catalog.list_subjects(after):
         yield from subjects
-        after = position(subjects[-1])
+        after = listing_position(subjects[-1])
 
 
-def _map(
+def _map_in_batches(
     pool: ThreadPoolExecutor,
     work: Callable[[_Item], _Result],
     items: Sequence[_Item],
@@ -140,7 +142,7 @@ def _map(
 ) -> list[_Result]:
     """`work` of every item, in order, by the pool; a batch at a time, so that few wait in it."""
     results: list[_Result] = []
-    for start in range(0, len(items), _BATCH):
-        results += pool.map(work, items[start : start + _BATCH])
+    for batch_start in range(0, len(items), _BATCH):
+        results += pool.map(work, items[batch_start : batch_start + _BATCH])
         on_progress(unit, len(results), len(items))
     return results

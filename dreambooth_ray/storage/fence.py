@@ -63,37 +63,37 @@ class RunHistory:
 
     def select_valid(self, entries: tuple[CheckpointId, ...]) -> list[CheckpointId]:
         """Those that count, ascending, one a step."""
-        newest = {e.step: e for e in sorted(entries) if self.is_valid(e.step, e.lease)}
-        return list(newest.values())
+        newest_by_step = {e.step: e for e in sorted(entries) if self.is_valid(e.step, e.lease)}
+        return list(newest_by_step.values())
 
     @property
-    def void(self) -> list[CheckpointId]:
+    def void_checkpoints(self) -> list[CheckpointId]:
         """Pointers that count no more."""
-        valid = set(self.checkpoints.values())
-        return [entry for entry in self.pointers if entry not in valid]
+        valid_checkpoints = set(self.checkpoints.values())
+        return [entry for entry in self.pointers if entry not in valid_checkpoints]
 
     @property
     def newest_lease(self) -> int:
         """The highest number in any name."""
-        numbers = [entry.lease for entry in self.pointers] + [n for n, _ in self.takeovers]
-        return max(numbers, default=0)
+        lease_numbers = [entry.lease for entry in self.pointers] + [n for n, _ in self.takeovers]
+        return max(lease_numbers, default=0)
 
 
 def parse_history(names: list[str]) -> RunHistory:
     """names: in the run's checkpoints folder"""
-    return RunHistory(parse_checkpoints(names), paths.takeovers(names))
+    return RunHistory(parse_checkpoints(names), paths.parse_takeover_names(names))
 
 
 def parse_checkpoints(names: list[str]) -> tuple[CheckpointId, ...]:
     """names: in a folder of checkpoints, or of evaluations of checkpoints"""
-    return tuple(CheckpointId(step, lease) for step, lease in paths.checkpoints(names))
+    return tuple(CheckpointId(step, lease) for step, lease in paths.parse_checkpoint_names(names))
 
 
 def read_history(run: Store, after: int = 0) -> RunHistory:
     """One request. after: leave out checkpoints up to this step"""
     # Takeovers are listed behind all steps, so none of them is left out.
-    newest_seen = f"{paths.checkpoint(after)}.json".removeprefix(f"{paths.CHECKPOINTS}/")
-    return parse_history(run.names(paths.CHECKPOINTS, newest_seen if after else ""))
+    listing_start = f"{paths.checkpoint(after)}.json".removeprefix(f"{paths.CHECKPOINTS}/")
+    return parse_history(run.names(paths.CHECKPOINTS, listing_start if after else ""))
 
 
 def find_checkpoint(run: Store, step: int) -> CheckpointId:
@@ -111,8 +111,8 @@ def record_takeover(run: Store, lease: int) -> int:
     """
     step = max(read_history(run).checkpoints, default=0)
     if lease > 1:
-        content = {"lease": lease, "step": step, "at": time.time()}
-        run.write(paths.takeover(lease, step), json.dumps(content).encode())
+        takeover_record = {"lease": lease, "step": step, "at": time.time()}
+        run.write(paths.takeover(lease, step), json.dumps(takeover_record).encode())
     return step
 
 
@@ -123,8 +123,8 @@ def keep_lease(
 
     patience_s: how long a holder that shows signs of life is waited for all the same
     """
-    waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, say)
-    return LeaseKeeper(waiter, say, at_least=read_history(run).newest_lease + 1)
+    lease_waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, say)
+    return LeaseKeeper(lease_waiter, say, at_least=read_history(run).newest_lease + 1)
 
 
 def is_followed(run: Store, lease: int) -> bool:
@@ -151,17 +151,19 @@ def numbers_of(names: list[str], name: str, up_to_lease: int | None = None) -> l
     up_to_lease: leave out those of later holders
     """
     stem, _, suffix = name.rpartition(".")
-    pattern = re.compile(rf"{re.escape(stem)}(?:-(\d{{6}}))?\.{re.escape(suffix)}")
-    matches = (pattern.fullmatch(entry) for entry in names)
-    numbers = [int(match.group(1) or 1) for match in matches if match]
-    return sorted((n for n in numbers if up_to_lease is None or n <= up_to_lease), reverse=True)
+    name_pattern = re.compile(rf"{re.escape(stem)}(?:-(\d{{6}}))?\.{re.escape(suffix)}")
+    matches = (name_pattern.fullmatch(entry) for entry in names)
+    lease_numbers = [int(match.group(1) or 1) for match in matches if match]
+    return sorted(
+        (n for n in lease_numbers if up_to_lease is None or n <= up_to_lease), reverse=True
+    )
 
 
 def read_newest(run: Store, name: str, up_to_lease: int | None = None) -> bytes | None:
     """Content of the newest holder's file of that name; None if no holder has one."""
-    while numbers := numbers_of(run.names(), name, up_to_lease):
+    while lease_numbers := numbers_of(run.names(), name, up_to_lease):
         try:
-            return run.read(numbered(name, numbers[0]))
+            return run.read(numbered(name, lease_numbers[0]))
         except FileNotFoundError:
             continue  # a newer holder has just put its own in its place
     return None

@@ -29,26 +29,28 @@ def cache_folder() -> Path:
     """What this user keeps between commands: DREAMBOOTH_CACHE, or below the user's cache folder."""
     if cache_dir := os.environ.get("DREAMBOOTH_CACHE"):
         return Path(cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dreambooth"
+    cache_base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_base) / "dreambooth"
 
 
 def cached_file_hash(path: Path) -> str:
     """SHA-256 of a local file, in hexadecimal; read only if it has changed since the last time."""
     real_path = path.resolve()
-    before = real_path.stat()
-    if before.st_size < _MIN_BYTES:
+    initial_status = real_path.stat()
+    if initial_status.st_size < _MIN_BYTES:
         return file_hash(real_path)
-    key, state = str(real_path), _describe_state(before)
-    if _hashes.get(key, [])[:-1] != state and (stored := _read_cache().get(key)):
-        _hashes[key] = stored
-    if _hashes.get(key, [])[:-1] == state:
-        return str(_hashes[key][-1])
+    path_key, file_state = str(real_path), _describe_state(initial_status)
+    if _hashes.get(path_key, [])[:-1] != file_state and (
+        cached_entry := _read_cache().get(path_key)
+    ):
+        _hashes[path_key] = cached_entry
+    if _hashes.get(path_key, [])[:-1] == file_state:
+        return str(_hashes[path_key][-1])
     digest = file_hash(real_path)
-    is_settled = time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_S
-    if is_settled and _describe_state(real_path.stat()) == state:
-        _hashes[key] = [*state, digest]
-        _write_cache(key)
+    is_settled = time.time() - max(initial_status.st_mtime, initial_status.st_ctime) > _SETTLED_S
+    if is_settled and _describe_state(real_path.stat()) == file_state:
+        _hashes[path_key] = [*file_state, digest]
+        _write_cache(path_key)
     return digest
 
 
@@ -60,31 +62,35 @@ def _read_cache() -> dict[str, list[object]]:
     """Empty unless file and folder are this user's own, and nobody else's to write."""
     try:
         path = cache_folder() / _CACHE_FILE
-        for place in (path.parent, path):
-            status = place.stat(follow_symlinks=False)
+        for checked_path in (path.parent, path):
+            status = checked_path.stat(follow_symlinks=False)
             if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 return {}
-        content = json.loads(path.read_text())
+        cache_content = json.loads(path.read_text())
     except (OSError, ValueError, RuntimeError):  # a user without a home folder among them
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(cache_content, dict):
         return {}
     return {
-        key: entry for key, entry in content.items() if isinstance(entry, list) and len(entry) == 5
+        key: entry
+        for key, entry in cache_content.items()
+        if isinstance(entry, list) and len(entry) == 5
     }
 
 
 def _write_cache(key: str) -> None:
     """Add one of this process's hashes; without a folder to write, the process alone knows it."""
     hashes = {**_read_cache(), key: _hashes[key]}
-    newest = dict(list(hashes.items())[-_MAX_ENTRIES:])
+    newest_hashes = dict(list(hashes.items())[-_MAX_ENTRIES:])
     with suppress(OSError, RuntimeError):
         path = cache_folder() / _CACHE_FILE
-        partial = path.with_name(f"{_CACHE_FILE}.{uuid.uuid4().hex}.partial")
+        partial_file = path.with_name(f"{_CACHE_FILE}.{uuid.uuid4().hex}.partial")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-                json.dump(newest, f)
-            partial.replace(path)
+            with os.fdopen(
+                os.open(partial_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+            ) as f:
+                json.dump(newest_hashes, f)
+            partial_file.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)

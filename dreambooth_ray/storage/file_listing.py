@@ -29,14 +29,14 @@ def list_files(store: Store, folder: str = "") -> list[ListedFile]:
     filesystem, root = store.filesystem
     path = f"{root}/{folder}" if folder else root
 
-    def find() -> dict[str, dict[str, Any]]:
+    def find_entries() -> dict[str, dict[str, Any]]:
         try:
-            details: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+            file_details: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        return details
+        return file_details
 
-    entries = find() if store.is_local else retry_while_away(find, store.uri)
+    entries = find_entries() if store.is_local else retry_while_away(find_entries, store.uri)
     return sorted(_iterate_files(entries, path), key=lambda file: file.name)
 
 
@@ -48,7 +48,7 @@ def _iterate_files(entries: dict[str, dict[str, Any]], path: str) -> Iterator[Li
 
 
 def _read_time(entry: dict[str, Any]) -> float:
-    value = next((entry[key] for key in _TIME_KEYS if entry.get(key)), 0.0)
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.timestamp() if isinstance(value, datetime) else float(value)
+    time_value = next((entry[key] for key in _TIME_KEYS if entry.get(key)), 0.0)
+    if isinstance(time_value, str):
+        time_value = datetime.fromisoformat(time_value)
+    return time_value.timestamp() if isinstance(time_value, datetime) else float(time_value)

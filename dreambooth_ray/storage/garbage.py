@@ -57,15 +57,19 @@ def find_garbage(storage: Store, before_s: float, now_s: float) -> list[Garbage]
     """
     run_ids = storage.names("runs")
     with ThreadPoolExecutor(_READERS) as pool:
-        uses = list(pool.map(lambda run_id: read_use(storage, run_id, now_s), run_ids))
-    found = [
-        *_find_in_runs(storage, [use.run_id for use in uses if not use.is_held]),
-        *_find_priors(storage, uses),
+        run_references = list(
+            pool.map(lambda run_id: read_run_references(storage, run_id, now_s), run_ids)
+        )
+    garbage_items = [
+        *_find_in_runs(storage, [use.run_id for use in run_references if not use.is_held]),
+        *_find_priors(storage, run_references),
         *_find_half_uploads(storage, "", f"{paths.MODELS}/"),
-        *_find_photographs(storage, frozenset[str]().union(*(use.photographs for use in uses))),
+        *_find_photographs(
+            storage, frozenset[str]().union(*(use.photographs for use in run_references))
+        ),
     ]
     return sorted(
-        (item for item in found if item.modified_s < before_s), key=lambda item: item.name
+        (item for item in garbage_items if item.modified_s < before_s), key=lambda item: item.name
     )
 
 
@@ -73,9 +77,11 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     """Remove it, unless a run has come to use it meanwhile; whether it was removed."""
     is_half_upload = _ARTIFACT_FOLDER.fullmatch(item.name) is not None
     if not is_half_upload:
-        uses = [read_use(storage, run_id, now_s) for run_id in storage.names("runs")]
-        used_names = {paths.prior_set(use.prior_set) for use in uses if use.prior_set}
-        if item.name in used_names.union(*(use.photographs for use in uses)):
+        run_references = [
+            read_run_references(storage, run_id, now_s) for run_id in storage.names("runs")
+        ]
+        used_names = {paths.prior_set(use.prior_set) for use in run_references if use.prior_set}
+        if item.name in used_names.union(*(use.photographs for use in run_references)):
             return False
     if item.name.startswith(_PHOTOGRAPHS) and not is_half_upload:
         manifest.remove_artifact(storage, item.name)
@@ -84,12 +90,12 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
         if name.endswith(".json"):
             storage.remove_file(f"{item.name}/{name}")
     storage.remove(item.name)
-    for mark in item.marks:
-        storage.remove_file(mark)
+    for mark_file in item.marks:
+        storage.remove_file(mark_file)
     return True
 
 
-def read_use(storage: Store, run_id: str, now_s: float) -> RunReferences:
+def read_run_references(storage: Store, run_id: str, now_s: float) -> RunReferences:
     """What a run holds; what can't be read counts as held."""
     run = storage.sub(paths.run(run_id))
     prior_set, photographs = None, frozenset[str]()
@@ -101,8 +107,8 @@ def read_use(storage: Store, run_id: str, now_s: float) -> RunReferences:
         return RunReferences(run_id, None, frozenset(), is_held=True)
     try:
         config = parse_config(run.read(paths.CONFIG).decode(), run.uri, [])
-        uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
-        photographs = frozenset("/".join(uri.rsplit("/", 2)[-2:]) for uri in uris)
+        photograph_uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
+        photographs = frozenset("/".join(uri.rsplit("/", 2)[-2:]) for uri in photograph_uris)
     except FileNotFoundError:
         pass  # a folder that something else has left
     except DreamBoothError:
@@ -111,11 +117,13 @@ def read_use(storage: Store, run_id: str, now_s: float) -> RunReferences:
 
 
 def _is_held(run: Store, now_s: float) -> bool:
-    files = list_files(run, paths.LEASES)
-    if not files or now_s - files[-1].modified_s > LEASE_S:
+    lease_files = list_files(run, paths.LEASES)
+    if not lease_files or now_s - lease_files[-1].modified_s > LEASE_S:
         return False
     try:
-        return not json.loads(run.read(f"{paths.LEASES}/{files[-1].name}")).get("released", False)
+        return not json.loads(run.read(f"{paths.LEASES}/{lease_files[-1].name}")).get(
+            "released", False
+        )
     except (FileNotFoundError, ValueError, AttributeError):
         return True
 
@@ -125,26 +133,28 @@ def _find_in_runs(storage: Store, run_ids: list[str]) -> Iterator[Garbage]:
         yield from _find_half_uploads(storage, paths.run(run_id), f"{paths.CHECKPOINTS}/")
 
 
-def _find_priors(storage: Store, uses: list[RunReferences]) -> Iterator[Garbage]:
-    used_sets = {use.prior_set for use in uses}
-    growing_sets = {use.prior_set for use in uses if use.is_held}
-    for digest in storage.names(paths.PRIORS):
-        name = paths.prior_set(digest)
-        if digest not in used_sets:
-            yield from _describe(storage, name, "class images that no run uses")
-        elif digest not in growing_sets:
+def _find_priors(storage: Store, run_references: list[RunReferences]) -> Iterator[Garbage]:
+    used_sets = {use.prior_set for use in run_references}
+    growing_sets = {use.prior_set for use in run_references if use.is_held}
+    for set_digest in storage.names(paths.PRIORS):
+        name = paths.prior_set(set_digest)
+        if set_digest not in used_sets:
+            yield from _folder_garbage(storage, name, "class images that no run uses")
+        elif set_digest not in growing_sets:
             yield from _find_half_uploads(storage, name, "")
 
 
 def _find_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
     yield from _find_half_uploads(storage, "", _PHOTOGRAPHS)
     for name in storage.names(_PHOTOGRAPHS):
-        artifact = f"{_PHOTOGRAPHS}{name.removesuffix('.json')}"
-        if name.endswith(".json") and artifact not in used:
-            folder = manifest.folder_of(storage, artifact)
-            items = _describe(storage, folder, "photographs that no run uses") if folder else ()
+        artifact_name = f"{_PHOTOGRAPHS}{name.removesuffix('.json')}"
+        if name.endswith(".json") and artifact_name not in used:
+            folder = manifest.find_artifact_folder(storage, artifact_name)
+            items = (
+                _folder_garbage(storage, folder, "photographs that no run uses") if folder else ()
+            )
             for item in items:
-                yield replace(item, name=artifact)
+                yield replace(item, name=artifact_name)
 
 
 def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garbage]:
@@ -153,25 +163,27 @@ def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garb
     owner: folder of what committed them, which pointers are relative to, "" for the storage
     folder: where artifacts lie in it, "" or with a slash at its end
     """
-    store, prefix = (storage.sub(owner), f"{owner}/") if owner else (storage, "")
-    names = set(store.names(folder.rstrip("/")))
-    candidates: dict[str, list[str]] = {}
-    for name in sorted(names):
+    store, owner_prefix = (storage.sub(owner), f"{owner}/") if owner else (storage, "")
+    listed_names = set(store.names(folder.rstrip("/")))
+    folders_by_artifact: dict[str, list[str]] = {}
+    for name in sorted(listed_names):
         if match := _ARTIFACT_FOLDER.fullmatch(name):
-            candidates.setdefault(match.group("name"), []).append(name)
-    for artifact, folder_names in candidates.items():
-        named_folder = None
-        if f"{artifact}.json" in names:
-            named_folder = manifest.folder_of(store, f"{folder}{artifact}")
+            folders_by_artifact.setdefault(match.group("name"), []).append(name)
+    for artifact_name, folder_names in folders_by_artifact.items():
+        committed_folder = None
+        if f"{artifact_name}.json" in listed_names:
+            committed_folder = manifest.find_artifact_folder(store, f"{folder}{artifact_name}")
             # A pointer that can't be followed is for those who read it to judge.
-            if named_folder is None:
+            if committed_folder is None:
                 continue
         for name in folder_names:
-            if f"{folder}{name}" != named_folder:
-                yield from _describe(storage, f"{prefix}{folder}{name}", "half an upload")
+            if f"{folder}{name}" != committed_folder:
+                yield from _folder_garbage(
+                    storage, f"{owner_prefix}{folder}{name}", "half an upload"
+                )
 
 
-def _describe(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
+def _folder_garbage(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
     """The folder as garbage; nothing where it holds no file."""
     files = list_files(storage, name)
     if files:

@@ -56,12 +56,14 @@ _FIELDS = {entry.name for entry in fields(Holder)}
 
 def parse_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S) -> Holder:
     """What a lease says; what is missing, malformed or of another version is left as unknown."""
-    unknown = Holder(lease_s=default_lease_s)
+    default_holder = Holder(lease_s=default_lease_s)
     try:
-        values = json.loads(content)
-        return replace(unknown, **{name: values[name] for name in values.keys() & _FIELDS})
+        stored_fields = json.loads(content)
+        return replace(
+            default_holder, **{name: stored_fields[name] for name in stored_fields.keys() & _FIELDS}
+        )
     except (ValueError, TypeError, AttributeError):
-        return unknown
+        return default_holder
 
 
 def new_holder(lease_s: float) -> Holder:
@@ -80,11 +82,11 @@ def new_holder(lease_s: float) -> Holder:
 
 def _boot_id() -> str:
     """What tells this boot, and this container, of a machine from others of its name."""
-    parts = []
+    boot_id_parts = []
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
+        boot_id_parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        boot_id_parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(boot_id_parts)
 
 
 def _start_ticks(pid: int) -> float | None:

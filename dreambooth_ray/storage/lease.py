@@ -37,7 +37,7 @@ class LeaseExpiredError(LeaseLostError):
 
 
 @dataclass(frozen=True)
-class Standing:
+class NewestLease:
     """The newest lease of a thing. number: 0 and no holder where there is none."""
 
     number: int = 0
@@ -62,12 +62,12 @@ class SilenceWatch:
         self._since_s = 0.0
         self.has_changed = False
 
-    def is_dead(self, standing: Standing) -> bool:
+    def is_dead(self, standing: NewestLease) -> bool:
         """Whether `standing`, read just now, has been the same for the length of its lease."""
-        now_s, seen = self._clock(), (standing.number, standing.content)
-        if seen != self._seen:
+        now_s, number_and_content = self._clock(), (standing.number, standing.content)
+        if number_and_content != self._seen:
             self.has_changed = self._seen is not None
-            self._seen, self._since_s = seen, now_s
+            self._seen, self._since_s = number_and_content, now_s
         return now_s - self._since_s >= (standing.holder or Holder()).lease_s
 
 
@@ -87,10 +87,10 @@ class LeaseFiles:
         """
         self.store, self.clock, self._default_lease_s = store, clock, default_lease_s
         self._prefix, self._digits = prefix, digits
-        self._folder, _, start = prefix.rpartition("/")
-        self._name = re.compile(rf"{re.escape(start)}(\d{{{digits}}})\.json")
+        self._folder, _, file_prefix = prefix.rpartition("/")
+        self._name = re.compile(rf"{re.escape(file_prefix)}(\d{{{digits}}})\.json")
 
-    def file(self, number: int) -> str:
+    def lease_file_name(self, number: int) -> str:
         """The lease of that number."""
         return f"{self._prefix}{number:0{self._digits}d}.json"
 
@@ -99,26 +99,28 @@ class LeaseFiles:
         matches = (self._name.fullmatch(name) for name in self.store.names(self._folder))
         return max((int(match.group(1)) for match in matches if match), default=None)
 
-    def read_newest(self) -> Standing:
+    def read_newest(self) -> NewestLease:
         """How the thing stands now."""
         number = self.newest_number()
         if number is None:
-            return Standing()
+            return NewestLease()
         try:
-            content = self.store.read(self.file(number))
+            lease_content = self.store.read(self.lease_file_name(number))
         except FileNotFoundError:  # its successor is there by now: the next look shows it
-            content = b""
-        return Standing(number, content, parse_holder(content, self._default_lease_s))
+            lease_content = b""
+        return NewestLease(
+            number, lease_content, parse_holder(lease_content, self._default_lease_s)
+        )
 
-    def take_next(self, standing: Standing, lease_s: float, at_least: int = 1) -> "Lease | None":
+    def take_next(self, standing: NewestLease, lease_s: float, at_least: int = 1) -> "Lease | None":
         """Follow a holder that is gone; None if another was quicker.
 
         at_least: a lower bound for the number
         """
         number, holder = max(standing.number + 1, at_least), new_holder(lease_s)
-        began_s = self.clock()
+        write_began_s = self.clock()
         try:
-            if not self.store.create(self.file(number), holder.as_json()):
+            if not self.store.create(self.lease_file_name(number), holder.as_json()):
                 return None
         except BaseException:
             # Without an answer nobody knows whether the lease is there; then nobody holds it. Not
@@ -128,8 +130,8 @@ class LeaseFiles:
         if standing.holder is not None:
             # Tidiness: the highest number counts.
             with contextlib.suppress(StorageError, OSError):
-                self.store.remove(self.file(standing.number))
-        return Lease(self, number, holder, began_s)
+                self.store.remove(self.lease_file_name(standing.number))
+        return Lease(self, number, holder, write_began_s)
 
 
 class Lease:
@@ -156,7 +158,7 @@ class Lease:
 
         raises: LeaseLostError if another has taken over, StorageError or OSError
         """
-        began_s = self._files.clock()
+        renewal_began_s = self._files.clock()
         newest_number = self._files.newest_number()
         if newest_number is not None and newest_number > self.number:
             raise LeaseLostError(
@@ -164,18 +166,18 @@ class Lease:
                 "was silent, and two would spoil it; that one goes on"
             )
         self._holder = self._holder.renewed()
-        self._files.store.write(self._files.file(self.number), self._holder.as_json())
-        self._renewed_at_s = began_s
+        self._files.store.write(self._files.lease_file_name(self.number), self._holder.as_json())
+        self._renewed_at_s = renewal_began_s
 
     def release(self) -> None:
         """Give it back: whoever comes next need not wait.
 
         raises: StorageError or OSError; this process may take it again all the same
         """
-        self.drop()
-        content = replace(self._holder.renewed(), released=True).as_json()
-        self._files.store.write(self._files.file(self.number), content)
+        self.abandon()
+        released_content = replace(self._holder.renewed(), released=True).as_json()
+        self._files.store.write(self._files.lease_file_name(self.number), released_content)
 
-    def drop(self) -> None:
+    def abandon(self) -> None:
         """Hold it no more, without a word to others: they have to wait, this process need not."""
         _dropped_nonces.add(self._holder.nonce)

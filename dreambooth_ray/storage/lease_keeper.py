@@ -11,16 +11,16 @@ from types import TracebackType
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import paths
+from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
 from dreambooth_ray.storage.lease import (
     Clock,
     Lease,
     LeaseExpiredError,
     LeaseFiles,
     LeaseLostError,
+    NewestLease,
     SilenceWatch,
-    Standing,
 )
-from dreambooth_ray.storage.persistent_check import PersistentCheck
 from dreambooth_ray.storage.store import Store
 
 _LONGEST_POLL_S, _POLLS_A_LEASE = 5.0, 12
@@ -54,31 +54,33 @@ class LeaseWaiter:
         at_least: a lower bound for its number
         raises: StorageError if another process holds it
         """
-        began_s = self._files.clock()
+        waiting_began_s = self._files.clock()
         while True:
-            standing = self._files.read_newest()
-            is_dead = self._watch.is_dead(standing)
-            if standing.is_free or is_dead:
-                lease = self._files.take_next(standing, self._lease_s, at_least)
+            newest_lease = self._files.read_newest()
+            is_dead = self._watch.is_dead(newest_lease)
+            if newest_lease.is_free or is_dead:
+                lease = self._files.take_next(newest_lease, self._lease_s, at_least)
                 if lease is not None:
                     return lease
                 continue  # another was quicker; the next look shows who
-            self._refuse_or_say(standing, self._files.clock() - began_s)
+            self._refuse_or_report_wait(newest_lease, self._files.clock() - waiting_began_s)
             self._wait(min(_LONGEST_POLL_S, self._lease_s / _POLLS_A_LEASE))
 
-    def _refuse_or_say(self, standing: Standing, waited_s: float) -> None:
-        holder = standing.holder
+    def _refuse_or_report_wait(self, newest_lease: NewestLease, waited_s: float) -> None:
+        holder = newest_lease.holder
         assert holder is not None
-        uri, name = self._files.store.uri, f"process {holder.pid} on {holder.host or 'a host'}"
+        uri = self._files.store.uri
+        holder_name = f"process {holder.pid} on {holder.host or 'a host'}"
         is_alive = self._watch.has_changed or holder.is_here()
         if is_alive and waited_s >= self._patience_s:
             raise StorageError(
-                f"{uri} is being trained by {name}; wait for it, end it, or choose another run_id"
+                f"{uri} is being trained by {holder_name}; wait for it, end it, or choose another "
+                "run_id"
             )
         if not self._has_said:
             self._has_said = True
             self._say(
-                f"{uri} is held by {name}, which has not said that it ended; waiting up to "
+                f"{uri} is held by {holder_name}, which has not said that it ended; waiting up to "
                 f"{holder.lease_s:g} s for a sign of life"
             )
 
@@ -95,8 +97,8 @@ class LeaseKeeper:
         self._endings: list[Callable[[], None]] = []
         self._error: LeaseLostError | None = None
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (("lease", self._renew), ("lease clock", self._watch_clock))
+            threading.Thread(target=target, name=thread_name, daemon=True)
+            for thread_name, target in (("lease", self._renew), ("lease clock", self._watch_clock))
         ]
 
     def __enter__(self) -> "LeaseKeeper":
@@ -118,7 +120,7 @@ class LeaseKeeper:
             return
         for thread in self._threads:
             thread.join()
-        PersistentCheck("giving the lease back", self._say).run(self._lease.release)
+        ErrorTolerantCheck("giving the lease back", self._say).run(self._lease.release)
 
     @property
     def number(self) -> int:
@@ -131,7 +133,7 @@ class LeaseKeeper:
             raise self._error
 
     @contextmanager
-    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+    def calling_on_loss(self, end: Callable[[], None]) -> Iterator[None]:
         """Within the block `end` is called, from another thread, if the lease is lost.
 
         raises: LeaseLostError at the end of a block that ended well, if it is
@@ -149,13 +151,13 @@ class LeaseKeeper:
         self.check()
 
     def _renew(self) -> None:
-        renewal = PersistentCheck("renewing the lease", self._say)
+        renewal_check = ErrorTolerantCheck("renewing the lease", self._say)
         wait_s = self._lease.renew_interval_s
         while not self._stop.wait(wait_s) and self._error is None:
-            began_s = time.monotonic()
-            renewal.run(self._renew_once)
+            renewal_began_s = time.monotonic()
+            renewal_check.run(self._renew_once)
             # One that took long says little of now.
-            wait_s = max(0.1, self._lease.renew_interval_s - (time.monotonic() - began_s))
+            wait_s = max(0.1, self._lease.renew_interval_s - (time.monotonic() - renewal_began_s))
 
     def _renew_once(self) -> None:
         try:
@@ -180,7 +182,7 @@ class LeaseKeeper:
             if self._error is not None or self._stop.is_set():
                 return
             self._error = error
-            self._lease.drop()
-            endings = list(self._endings)
-        for end in endings:
-            end()
+            self._lease.abandon()
+            loss_callbacks = list(self._endings)
+        for loss_callback in loss_callbacks:
+            loss_callback()

@@ -12,28 +12,28 @@ from pathlib import Path
 def replace_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial_path = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        yield partial
-        with partial.open("rb") as stream:
+        yield partial_path
+        with partial_path.open("rb") as stream:
             os.fsync(stream.fileno())
-        partial.replace(path)
+        partial_path.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
 
 
 def create_by_link(path: Path, data: bytes) -> bool:
     """Make a file unless one of that name is there; whether it was made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(data)
+    partial_path = Path(f"{path}.{uuid.uuid4().hex}.partial")
+    partial_path.write_bytes(data)
     try:
         # A hard link appears whole, and fails where the name is taken.
-        path.hardlink_to(partial)
+        path.hardlink_to(partial_path)
     except FileExistsError:
         return False
     finally:
-        partial.unlink()
+        partial_path.unlink()
     return True
 
 

@@ -64,8 +64,8 @@ def upload_files(store: Store, folder: str, local: Path) -> list[FileEntry]:
     entries = []
     for path in _list_files(local):
         name = path.relative_to(local).as_posix()
-        sent = store.upload(path, f"{folder}/{name}")
-        entries.append(FileEntry(name, sent.size_bytes, sent.sha256, sent.checksum))
+        sent_file = store.upload(path, f"{folder}/{name}")
+        entries.append(FileEntry(name, sent_file.size_bytes, sent_file.sha256, sent_file.checksum))
     return entries
 
 
@@ -77,7 +77,7 @@ def publish_folder(store: Store, folder: str, local: Path, about: dict[str, obje
     return manifest
 
 
-def write_local(folder: Path, about: dict[str, object]) -> None:
+def write_local_manifest(folder: Path, about: dict[str, object]) -> None:
     """Write the manifest of a local folder's files into it."""
     (folder / MANIFEST).write_bytes(_make_manifest(local_entries(folder), about))
 
@@ -116,10 +116,10 @@ def _write_pointer(store: Store, name: str, folder: str, manifest: bytes) -> Non
     # Which other folder is there is known only if the name is taken: most commits find it free.
     if store.create(f"{name}.json", pointer):
         return
-    previous_folder = folder_of(store, name)
+    previous_folder = find_artifact_folder(store, name)
     if find_damage(store, name):
         store.write(f"{name}.json", pointer)
-    current_folder = folder_of(store, name)
+    current_folder = find_artifact_folder(store, name)
     for stale_folder in {previous_folder, folder} - {current_folder, None}:
         if current_folder is not None:
             store.remove(str(stale_folder))
@@ -136,9 +136,9 @@ def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]
 
 def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
-    about, files = parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    metadata, files = parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
     download_files(store, folder, files, local)
-    return about
+    return metadata
 
 
 def download_files(store: Store, folder: str, files: Iterable[FileEntry], local: Path) -> None:
@@ -166,29 +166,29 @@ def missing_is_damage(store: Store, name: str) -> Iterator[None]:
 def parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
     """Its `about` and files; raises CheckpointError if cut off, malformed, or of a newer version"""
     try:
-        content = json.loads(manifest)
-        format_version = int(content.get("format", FORMAT))
+        manifest_fields = json.loads(manifest)
+        format_version = int(manifest_fields.get("format", FORMAT))
         if format_version > FORMAT:
             raise CheckpointError(
                 f"{where} was written by a newer version (format {format_version}, this one reads "
                 f"{FORMAT}); update dreambooth-ray"
             )
-        about = dict(content["about"])
-        return about, [
+        metadata = dict(manifest_fields["about"])
+        return metadata, [
             FileEntry(f["name"], int(f["size_bytes"]), f["sha256"], f.get("checksum"))
-            for f in content["files"]
+            for f in manifest_fields["files"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where} is cut off or malformed: {error!r}") from error
 
 
-def read_about(store: Store, name: str) -> dict[str, object]:
+def read_artifact_metadata(store: Store, name: str) -> dict[str, object]:
     """What artifact `name` says of itself; raises CheckpointError if it is not committed."""
     return read_entries(store, name)[1]
 
 
 def read_entries(store: Store, name: str) -> tuple[str, dict[str, object], list[FileEntry]]:
-    """Folder, `about` and files of artifact `name`; raises CheckpointError as `read_about`."""
+    """Folder, metadata and files of an artifact; raises as `read_artifact_metadata`."""
     folder, manifest = _read_manifest(store, name)
     return folder, *parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
 
@@ -201,15 +201,15 @@ def read_file(store: Store, name: str, file: str) -> bytes:
     folder, _, files = read_entries(store, name)
     expected_hashes = [f.sha256 for f in files if f.name == file]
     with missing_is_damage(store, f"{folder}/{file}"):
-        data = store.read(f"{folder}/{file}")
-    if expected_hashes != [hashlib.sha256(data).hexdigest()]:
+        file_bytes = store.read(f"{folder}/{file}")
+    if expected_hashes != [hashlib.sha256(file_bytes).hexdigest()]:
         raise CheckpointError(
             f"{store.uri}/{folder}/{file} differs from its manifest: it is damaged"
         )
-    return data
+    return file_bytes
 
 
-def folder_of(store: Store, name: str) -> str | None:
+def find_artifact_folder(store: Store, name: str) -> str | None:
     """Folder that the pointer of artifact `name` names; None if it can't be read."""
     try:
         return _read_manifest(store, name)[0]
@@ -217,14 +217,14 @@ def folder_of(store: Store, name: str) -> str | None:
         return None
 
 
-def size_bytes(store: Store, name: str) -> int:
+def artifact_size_bytes(store: Store, name: str) -> int:
     """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
     return sum(file.size_bytes for file in read_entries(store, name)[2])
 
 
 def find_damage(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name`, or None if every byte is as committed."""
-    return _find_fault(store, name, find_damaged_file)
+    return _find_artifact_fault(store, name, find_damaged_file)
 
 
 def find_damaged_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
@@ -240,29 +240,29 @@ def find_damaged_file(store: Store, folder: str, files: Iterable[FileEntry]) -> 
     return None
 
 
-def find_loss(store: Store, name: str) -> str | None:
+def find_metadata_mismatch(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name` by what storage says of its files, none of them read.
 
     Sizes, and checksums where storage computes them and they were recorded; None if all agree.
     """
-    return _find_fault(store, name, find_lost_file)
+    return _find_artifact_fault(store, name, find_mismatched_file)
 
 
-def find_lost_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
-    """As `find_loss`, of some files of a folder."""
+def find_mismatched_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
+    """As `find_metadata_mismatch`, of some files of a folder."""
     for file in files:
         name = f"{folder}/{file.name}"
         try:
-            stored = store.describe(name)
+            stored_file = store.describe(name)
         except FileNotFoundError:
             return f"{name} is missing"
-        checksums = {stored.checksum, file.checksum} - {None}
-        if stored.size_bytes != file.size_bytes or len(checksums) > 1:
+        checksums = {stored_file.checksum, file.checksum} - {None}
+        if stored_file.size_bytes != file.size_bytes or len(checksums) > 1:
             return f"{name} differs from its manifest"
     return None
 
 
-def _find_fault(store: Store, name: str, find: Callable[..., str | None]) -> str | None:
+def _find_artifact_fault(store: Store, name: str, find: Callable[..., str | None]) -> str | None:
     try:
         folder, _, files = read_entries(store, name)
     except CheckpointError as error:

@@ -64,10 +64,12 @@ def _walk(list_folder: ListFolder, folder: str, after: str) -> Iterator[str]:
 def _scan_local_folder(path: str) -> list[tuple[str, bool]]:
     try:
         with os.scandir(path) as entries:
-            listed = [(entry.name, entry.is_dir()) for entry in entries]
+            names_and_kinds = [(entry.name, entry.is_dir()) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [(name, is_folder) for name, is_folder in listed if not name.endswith(".partial")]
+    return [
+        (name, is_folder) for name, is_folder in names_and_kinds if not name.endswith(".partial")
+    ]
 
 
 def _list_remote_folder(filesystem: Any, path: str) -> list[tuple[str, bool]]:
@@ -86,15 +88,15 @@ def _list_s3_after(filesystem: Any, folder: str, after: str, limit: int) -> list
     prefix = f"{key}/" if key else ""
     names: list[str] = []
     while len(names) < limit:
-        answer = filesystem.call_s3(
+        response = filesystem.call_s3(
             "list_objects_v2",
             Bucket=bucket,
             Prefix=prefix,
             StartAfter=prefix + (names[-1] if names else after),
             MaxKeys=min(limit - len(names), _MOST_A_REQUEST),
         )
-        page = [entry["Key"].removeprefix(prefix) for entry in answer.get("Contents", [])]
-        names += page
-        if not answer.get("IsTruncated") or not page:
+        page_names = [entry["Key"].removeprefix(prefix) for entry in response.get("Contents", [])]
+        names += page_names
+        if not response.get("IsTruncated") or not page_names:
             break
     return names

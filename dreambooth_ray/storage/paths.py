@@ -85,7 +85,7 @@ def _step_name(step: int, lease: int) -> str:
     return f"step-{step:08d}-{lease:06d}" if lease else f"step-{step:08d}"
 
 
-def checkpoints(names: list[str]) -> list[tuple[int, int]]:
+def parse_checkpoint_names(names: list[str]) -> list[tuple[int, int]]:
     """Step and lease of each pointer or evaluation among names in their folder, ascending."""
     matches = (_STEP.fullmatch(name) for name in names)
     return sorted((int(match.group(1)), int(match.group(2) or 0)) for match in matches if match)
@@ -106,12 +106,12 @@ def sample_image(index: int) -> str:
     return f"{index:03d}.png"
 
 
-def sampled_steps(names: list[str]) -> list[int]:
+def parse_sampled_steps(names: list[str]) -> list[int]:
     """Steps among the names in a samples folder, ascending."""
-    return [step for step, _ in checkpoints(names)]
+    return [step for step, _ in parse_checkpoint_names(names)]
 
 
-def takeovers(names: list[str]) -> tuple[tuple[int, int], ...]:
+def parse_takeover_names(names: list[str]) -> tuple[tuple[int, int], ...]:
     """Lease and step of each takeover among the names in a checkpoints folder, ascending."""
     matches = (_TAKEOVER.fullmatch(name) for name in names)
     return tuple(sorted((int(match.group(1)), int(match.group(2))) for match in matches if match))

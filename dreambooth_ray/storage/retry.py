@@ -56,17 +56,17 @@ def retry_while_away(
         except DreamBoothError:
             raise
         except Exception as error:
-            if _is_answer(error):
+            if _is_existence_error(error):
                 raise
-            if not is_passing(error) or clock() - started_s >= patience_s:
+            if not is_transient_error(error) or clock() - started_s >= patience_s:
                 raise StorageError(explain_error(error, where, clock() - started_s)) from error
-            pause = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**num_tries) * random.uniform(0.5, 1)
+            pause_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**num_tries) * random.uniform(0.5, 1)
             num_tries += 1
-            _log.warning("storage %s: %s; trying again in %.1f s", where, error, pause)
-            wait(pause)
+            _log.warning("storage %s: %s; trying again in %.1f s", where, error, pause_s)
+            wait(pause_s)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient_error(error: BaseException) -> bool:
     """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
     if _error_names(error) & _PASSING or is_bucket_gone(error):
         return True
@@ -91,7 +91,7 @@ def explain_error(error: BaseException, where: str, waited_s: float) -> str:
         )
     if is_bucket_gone(error):
         return f"storage {where}: there is no such bucket; make it, or correct storage.uri"
-    if is_passing(error):
+    if is_transient_error(error):
         return (
             f"storage {where} does not answer ({error}), tried for {waited_s:.0f} s; check the "
             "network and the endpoint, AWS_ENDPOINT_URL or storage.options.endpoint_url"
@@ -111,17 +111,21 @@ def _error_names(error: BaseException) -> set[str]:
 
 def _error_code(error: BaseException) -> str:
     """S3's own word for an error; "" where it has none."""
-    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    return str((answer or {}).get("Error", {}).get("Code", ""))
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return str((response or {}).get("Error", {}).get("Code", ""))
 
 
 def is_bucket_gone(error: BaseException) -> bool:
     """Whether a store says that there is no such bucket."""
-    text = str(error).lower()
-    return isinstance(error, FileNotFoundError) and "bucket" in text and "not exist" in text
+    error_text = str(error).lower()
+    return (
+        isinstance(error, FileNotFoundError)
+        and "bucket" in error_text
+        and "not exist" in error_text
+    )
 
 
-def _is_answer(error: BaseException) -> bool:
+def _is_existence_error(error: BaseException) -> bool:
     """What says that a name is or isn't there: for callers to handle."""
     if is_bucket_gone(error):
         return False

@@ -57,22 +57,22 @@ def remove_folder(filesystem: Any, path: str) -> None:
 def _remove_keys(filesystem: Any, bucket: str, keys: list[str]) -> None:
     """One removal. What s3fs passes over in silence is raised: keys that the store has kept."""
     objects = [{"Key": key} for key in keys]
-    answer = filesystem.call_s3(
+    response = filesystem.call_s3(
         "delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
     )
-    for error in answer.get("Errors", []):
-        text = f"{error.get('Message', 'not removed')}: {bucket}/{error.get('Key')}"
+    for error in response.get("Errors", []):
+        error_text = f"{error.get('Message', 'not removed')}: {bucket}/{error.get('Key')}"
         if error.get("Code") == "AccessDenied":
-            raise PermissionError(text)
-        raise OSError(errno.EIO, text)
+            raise PermissionError(error_text)
+        raise OSError(errno.EIO, error_text)
 
 
 def _list_keys(filesystem: Any, path: str) -> list[str]:
     bucket, key, _ = filesystem.split_path(path)
-    answer = filesystem.call_s3(
+    response = filesystem.call_s3(
         "list_objects_v2", Bucket=bucket, Prefix=_as_prefix(key), MaxKeys=_MOST_KEYS
     )
-    return [str(item["Key"]) for item in answer.get("Contents", [])]
+    return [str(item["Key"]) for item in response.get("Contents", [])]
 
 
 def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = None) -> list[str]:
@@ -88,21 +88,21 @@ def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = 
 def _iterate_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:
     bucket, key, _ = filesystem.split_path(path)
     prefix = _as_prefix(key)
-    arguments: dict[str, Any] = {
+    request_arguments: dict[str, Any] = {
         "Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": page_size,
     }  # fmt: skip
     if after:
-        arguments["StartAfter"] = f"{prefix}{after}"
+        request_arguments["StartAfter"] = f"{prefix}{after}"
     while True:
-        answer = filesystem.call_s3("list_objects_v2", **arguments)
-        keys = [str(item["Key"]) for item in answer.get("Contents", [])]
-        keys += [str(item["Prefix"]).rstrip("/") for item in answer.get("CommonPrefixes", [])]
+        response = filesystem.call_s3("list_objects_v2", **request_arguments)
+        keys = [str(item["Key"]) for item in response.get("Contents", [])]
+        keys += [str(item["Prefix"]).rstrip("/") for item in response.get("CommonPrefixes", [])]
         names = sorted(key.removeprefix(prefix) for key in keys)
         # A folder stands after its own name: it begins the answer though it was there before.
         yield from (name for name in names if name and name > after)
-        if not answer.get("IsTruncated"):
+        if not response.get("IsTruncated"):
             return
-        arguments["ContinuationToken"] = answer["NextContinuationToken"]
+        request_arguments["ContinuationToken"] = response["NextContinuationToken"]
 
 
 def _as_prefix(key: str) -> str:

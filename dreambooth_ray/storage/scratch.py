@@ -56,7 +56,7 @@ class ScratchFolder:
                 f"{socket.gethostname()} ({error}); set it to one with room that every host has"
             ) from error
         # Also where nobody does so: when this object goes, and when the process ends.
-        self._release = weakref.finalize(self, _remove, self.path, self._lock)
+        self._release = weakref.finalize(self, _remove_folder, self.path, self._lock)
 
     def remove(self) -> None:
         """Remove the folder with all in it; again is nothing."""
@@ -82,7 +82,7 @@ def sweep_scratch(base: Path, min_age_s: float = MIN_AGE_S) -> list[Path]:
     """Remove the folders of processes that are no more; returns which."""
     stale_folders = find_stale_scratch(base, min_age_s)
     for folder in stale_folders:
-        _remove(folder)
+        _remove_folder(folder)
     return stale_folders
 
 
@@ -91,9 +91,9 @@ def find_stale_scratch(base: Path, min_age_s: float = MIN_AGE_S) -> list[Path]:
     stale_folders = []
     for path in sorted(base.glob(f"{PREFIX}*")):
         with suppress(OSError):  # it is gone, or not ours to look at
-            status = path.stat(follow_symlinks=False)
-            is_old = time.time() - status.st_mtime > min_age_s
-            is_folder = path.is_dir() and status.st_uid == os.getuid()
+            file_status = path.stat(follow_symlinks=False)
+            is_old = time.time() - file_status.st_mtime > min_age_s
+            is_folder = path.is_dir() and file_status.st_uid == os.getuid()
             if is_folder and is_old and not _is_held(_lock_path(path)):
                 stale_folders.append(path)
     return stale_folders
@@ -101,19 +101,19 @@ def find_stale_scratch(base: Path, min_age_s: float = MIN_AGE_S) -> list[Path]:
 
 def _is_held(lock: Path) -> bool:
     try:
-        descriptor = os.open(lock, os.O_RDWR)
+        lock_descriptor = os.open(lock, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held, or no locks here: then nobody knows
         return True
     finally:
-        os.close(descriptor)
+        os.close(lock_descriptor)
     return False
 
 
-def _remove(path: Path, lock: int | None = None) -> None:
+def _remove_folder(path: Path, lock: int | None = None) -> None:
     """lock: its owner's, which is let go of"""
     shutil.rmtree(path, ignore_errors=True)
     _lock_path(path).unlink(missing_ok=True)

@@ -54,8 +54,8 @@ class Store:
         """raises StorageError if the URI's protocol is unknown."""
         try:
             # No cache of listings: other processes write here too.
-            remote = {"use_listings_cache": False} if "://" in uri else {}
-            self._fs, root = fsspec.core.url_to_fs(uri, **remote)
+            fsspec_options = {"use_listings_cache": False} if "://" in uri else {}
+            self._fs, root = fsspec.core.url_to_fs(uri, **fsspec_options)
         except (ValueError, ImportError) as error:
             raise StorageError(
                 f"storage {uri!r} can't be opened: {error}; check storage.uri"
@@ -100,13 +100,13 @@ class Store:
 
     def check_writable(self) -> None:
         """Write, read back and remove a small file; raises StorageError if that fails."""
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe_name = f".probe-{uuid.uuid4().hex}"
         try:
             # Now, not once the network is back: a person is waiting for the first word.
-            self._call_storage(lambda: self._write(probe, b"probe"), patience_s=0)
-            if self.read(probe) != b"probe":
+            self._call_storage(lambda: self._write(probe_name, b"probe"), patience_s=0)
+            if self.read(probe_name) != b"probe":
                 raise StorageError(f"{self.uri} gives back other bytes than were written to it")
-            self.remove_file(probe)
+            self.remove_file(probe_name)
         except OSError as error:
             raise StorageError(
                 f"storage {self.uri} is not writable ({error}); choose another storage.uri or "
@@ -149,8 +149,8 @@ class Store:
     def _sha256(self, name: str) -> str:
         digest = hashlib.sha256()
         with self._fs.open(self._full_path(name), "rb") as stream:
-            while part := stream.read(_PART_BYTES):
-                digest.update(part)
+            while chunk := stream.read(_PART_BYTES):
+                digest.update(chunk)
         return digest.hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
@@ -159,8 +159,8 @@ class Store:
 
     def _write(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with local_files.replace_file(Path(self._full_path(name))) as partial:
-                partial.write_bytes(data)
+            with local_files.replace_file(Path(self._full_path(name))) as partial_path:
+                partial_path.write_bytes(data)
         else:
             self._fs.pipe_file(self._full_path(name), data)
 
@@ -213,24 +213,24 @@ class Store:
 
     def _upload(self, local: Path, name: str) -> transfer.SentFile:
         if self.is_local:
-            with local_files.replace_file(Path(self._full_path(name))) as partial:
-                return transfer.copy_file(local, partial)
-        sent = transfer.upload_by_stream(self._fs, self._full_path(name), local)
-        stored_bytes = int(self._fs.info(self._full_path(name))["size"])
-        if stored_bytes != sent.size_bytes:
+            with local_files.replace_file(Path(self._full_path(name))) as partial_path:
+                return transfer.copy_file(local, partial_path)
+        sent_file = transfer.upload_by_stream(self._fs, self._full_path(name), local)
+        stored_size_bytes = int(self._fs.info(self._full_path(name))["size"])
+        if stored_size_bytes != sent_file.size_bytes:
             raise StorageError(
-                f"{self.uri}/{name} arrived with {stored_bytes} of {sent.size_bytes} bytes; check "
-                "the network and the store"
+                f"{self.uri}/{name} arrived with {stored_size_bytes} of {sent_file.size_bytes} "
+                "bytes; check the network and the store"
             )
-        return sent
+        return sent_file
 
     def describe(self, name: str) -> transfer.StoredFile:
         """What storage says of a file without reading it; raises FileNotFoundError."""
         path = self._full_path(name)
         if self.is_s3:
             bucket, key, _ = self._fs.split_path(path)
-            target = {"Bucket": bucket, "Key": key}
-            return transfer.describe_in_s3(self._fs, target, self._call_storage)
+            bucket_and_key = {"Bucket": bucket, "Key": key}
+            return transfer.describe_in_s3(self._fs, bucket_and_key, self._call_storage)
         return transfer.StoredFile(int(self._call_storage(lambda: self._fs.info(path))["size"]))
 
     def download(self, name: str, local: Path, size_bytes: int | None = None) -> str:
@@ -240,12 +240,12 @@ class Store:
         raises: FileNotFoundError
         """
         local.parent.mkdir(parents=True, exist_ok=True)
-        partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+        partial_path = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
         try:
-            digest = self._download(name, partial, size_bytes)
-            partial.replace(local)
+            digest = self._download(name, partial_path, size_bytes)
+            partial_path.replace(local)
         finally:
-            partial.unlink(missing_ok=True)
+            partial_path.unlink(missing_ok=True)
         return digest
 
     def _download(self, name: str, partial: Path, size_bytes: int | None) -> str:

@@ -54,24 +54,25 @@ def parse_version(
     default_created_s: for manifests that do not say when they were made
     """
     try:
-        content = json.loads(manifest)
-        about, files = content["about"], [str(f["name"]) for f in content["files"]]
-        prompt = about.get("prompt")
+        manifest_fields = json.loads(manifest)
+        metadata = manifest_fields["about"]
+        file_names = [str(f["name"]) for f in manifest_fields["files"]]
+        prompt = metadata.get("prompt")
         return SubjectVersion(
-            subject=str(about.get("subject") or run_id),
+            subject=str(metadata.get("subject") or run_id),
             run_id=run_id,
             manifest_sha256=hashlib.sha256(manifest).hexdigest(),
-            kind=about["kind"],
-            created_s=float(about.get("created_at", default_created_s)),
+            kind=metadata["kind"],
+            created_s=float(metadata.get("created_at", default_created_s)),
             prompt=prompt if isinstance(prompt, str) else None,
-            fault=_find_fault(files),
+            fault=_find_file_fault(file_names),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _find_fault(files: list[str]) -> str | None:
-    for name in files:
+def _find_file_fault(file_names: list[str]) -> str | None:
+    for name in file_names:
         if not _FILE.fullmatch(name) or ".." in name:
             return "its manifest names a file outside the bundle"
         # merges.txt, vocab.json and the like have suffixes; LICENSE has none and is harmless.

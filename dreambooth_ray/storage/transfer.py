@@ -75,10 +75,10 @@ def copy_file(source: Path, target: Path) -> SentFile:
     """Copy a local file, hashing what is written."""
     digest = hashlib.sha256()
     size_bytes = 0
-    with source.open("rb") as stream, target.open("wb") as out:
+    with source.open("rb") as stream, target.open("wb") as target_stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
-            out.write(block)
+            target_stream.write(block)
             size_bytes += len(block)
     return SentFile(size_bytes, None, digest.hexdigest())
 
@@ -86,10 +86,10 @@ def copy_file(source: Path, target: Path) -> SentFile:
 def upload_by_stream(filesystem: Any, path: str, local: Path) -> SentFile:
     """Send a local file through any fsspec filesystem's own writer."""
     running_hash = _RunningHash()
-    with local.open("rb") as stream, filesystem.open(path, "wb") as out:
+    with local.open("rb") as stream, filesystem.open(path, "wb") as target_stream:
         while block := stream.read(_BLOCK_BYTES):
             running_hash.update(block)
-            out.write(block)
+            target_stream.write(block)
     return running_hash.make_sent_file(None)
 
 
@@ -102,24 +102,24 @@ def upload_to_s3(filesystem: Any, path: str, local: Path, call_storage: CallStor
     raises: StorageError if what the store received has another checksum
     """
     bucket, key, _ = filesystem.split_path(path)
-    upload = _S3Upload(filesystem, {"Bucket": bucket, "Key": key}, local, call_storage)
+    s3_upload = _S3Upload(filesystem, {"Bucket": bucket, "Key": key}, local, call_storage)
     try:
-        sent = upload.send(with_checksum=True)
+        sent_file = s3_upload.send(with_checksum=True)
     except StorageError as error:
         if not _is_checksum_refused(error):
             raise
-        sent = upload.send(with_checksum=False)
+        sent_file = s3_upload.send(with_checksum=False)
     filesystem.invalidate_cache(path)
-    return sent
+    return sent_file
 
 
 def _is_checksum_refused(error: StorageError) -> bool:
     """Whether a store said that it knows no such header, not that the checksum differs."""
-    answer = error.__cause__
-    response = getattr(answer.__cause__, "response", {}) if answer else {}
-    code = response.get("Error", {}).get("Code", "")
-    is_refused = isinstance(answer, OSError) and answer.errno in (errno.EINVAL, errno.ENOSYS)
-    return is_refused and "Digest" not in code and "Mismatch" not in code
+    cause = error.__cause__
+    response = getattr(cause.__cause__, "response", {}) if cause else {}
+    error_code = response.get("Error", {}).get("Code", "")
+    is_refused = isinstance(cause, OSError) and cause.errno in (errno.EINVAL, errno.ENOSYS)
+    return is_refused and "Digest" not in error_code and "Mismatch" not in error_code
 
 
 class _S3Upload:
@@ -132,11 +132,11 @@ class _S3Upload:
         self._call_storage = call_storage
 
     def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
-        def ask() -> Any:
+        def send_request() -> Any:
             return self._filesystem.call_s3(method, **self._target, **arguments)
 
-        answer: dict[str, Any] = self._call_storage(ask)
-        return answer
+        response: dict[str, Any] = self._call_storage(send_request)
+        return response
 
     def send(self, with_checksum: bool) -> SentFile:
         size_bytes = self._local.stat().st_size
@@ -149,37 +149,37 @@ class _S3Upload:
         running_hash = _RunningHash()
         running_hash.update(data)
         checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
-        answer = self._request("put_object", Body=data, **checksum)
-        return self._check_answer(answer, running_hash)
+        response = self._request("put_object", Body=data, **checksum)
+        return self._check_response(response, running_hash)
 
     def _send_parts(self, stream: BinaryIO, size_bytes: int, with_checksum: bool) -> SentFile:
         running_hash = _RunningHash()
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
-        kind = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
-        algorithm = {"ChecksumAlgorithm": "CRC32"} if with_checksum else {}
+        checksum_type = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
+        checksum_algorithm = {"ChecksumAlgorithm": "CRC32"} if with_checksum else {}
         upload_id = {"UploadId": self._request(
-            "create_multipart_upload", **algorithm, **kind
+            "create_multipart_upload", **checksum_algorithm, **checksum_type
         )["UploadId"]}  # fmt: skip
 
         def send_part(number_and_data: tuple[int, bytes]) -> dict[str, Any]:
-            number, data = number_and_data
+            part_number, data = number_and_data
             checksum = {"ChecksumCRC32": _encode_crc32(zlib.crc32(data))} if with_checksum else {}
-            answer = self._request(
-                "upload_part", **upload_id, PartNumber=number, Body=data, **checksum
+            response = self._request(
+                "upload_part", **upload_id, PartNumber=part_number, Body=data, **checksum
             )
-            return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
+            return {"PartNumber": part_number, "ETag": response["ETag"], **checksum}
 
         def read_parts() -> Iterator[tuple[int, bytes]]:
-            number = 0
+            part_number = 0
             while data := stream.read(part_bytes):
                 running_hash.update(data)
-                number += 1
-                yield number, data
+                part_number += 1
+                yield part_number, data
 
         try:
-            parts = list(_map_few(send_part, read_parts()))
+            uploaded_parts = list(_map_few(send_part, read_parts()))
             checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
-            return self._complete(upload_id, parts, checksum | kind, running_hash)
+            return self._complete(upload_id, uploaded_parts, checksum | checksum_type, running_hash)
         except BaseException:
             with suppress(Exception):
                 self._filesystem.call_s3("abort_multipart_upload", **self._target, **upload_id)
@@ -188,32 +188,34 @@ class _S3Upload:
     def _complete(
         self,
         upload_id: dict[str, Any],
-        parts: list[dict[str, Any]],
+        uploaded_parts: list[dict[str, Any]],
         checksum: dict[str, str],
         running_hash: _RunningHash,
     ) -> SentFile:
         try:
-            answer = self._request(
-                "complete_multipart_upload", **upload_id, MultipartUpload={"Parts": parts},
+            response = self._request(
+                "complete_multipart_upload", **upload_id, MultipartUpload={"Parts": uploaded_parts},
                 **checksum,
             )  # fmt: skip
         except FileNotFoundError:
             # A first try may have completed it and its answer been lost: then the object is there.
-            answer = {}
-        return self._check_answer(answer, running_hash)
+            response = {}
+        return self._check_response(response, running_hash)
 
-    def _check_answer(self, answer: dict[str, Any], running_hash: _RunningHash) -> SentFile:
-        sent = running_hash.make_sent_file(f"CRC32:{running_hash.crc32}")
-        if answer.get("ChecksumCRC32") == running_hash.crc32:
-            return sent
-        stored = describe_in_s3(self._filesystem, self._target, self._call_storage)
-        if stored.size_bytes != sent.size_bytes or stored.checksum not in (None, sent.checksum):
+    def _check_response(self, response: dict[str, Any], running_hash: _RunningHash) -> SentFile:
+        sent_file = running_hash.make_sent_file(f"CRC32:{running_hash.crc32}")
+        if response.get("ChecksumCRC32") == running_hash.crc32:
+            return sent_file
+        stored_file = describe_in_s3(self._filesystem, self._target, self._call_storage)
+        is_same_checksum = stored_file.checksum in (None, sent_file.checksum)
+        if stored_file.size_bytes != sent_file.size_bytes or not is_same_checksum:
             raise StorageError(
                 f"storage: {self._target['Bucket']}/{self._target['Key']} arrived with "
-                f"{stored.size_bytes} bytes and checksum {stored.checksum}, and {sent.size_bytes} "
-                f"with {sent.checksum} were sent; check the network and the store"
+                f"{stored_file.size_bytes} bytes and checksum {stored_file.checksum}, and "
+                f"{sent_file.size_bytes} with {sent_file.checksum} were sent; check the network "
+                "and the store"
             )
-        return sent if stored.checksum else running_hash.make_sent_file(None)
+        return sent_file if stored_file.checksum else running_hash.make_sent_file(None)
 
 
 def describe_in_s3(
@@ -221,16 +223,16 @@ def describe_in_s3(
 ) -> StoredFile:
     """Size and whole-object checksum of an object, one request; raises FileNotFoundError."""
 
-    def ask() -> Any:
+    def send_request() -> Any:
         return filesystem.call_s3("head_object", **target, ChecksumMode="ENABLED")
 
-    answer: dict[str, Any] = call_storage(ask)
-    crc32 = answer.get("ChecksumCRC32")
-    is_whole = answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    response: dict[str, Any] = call_storage(send_request)
+    crc32 = response.get("ChecksumCRC32")
+    is_whole_object = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
     # A composite one is told by the number of parts at its end.
-    if not crc32 or not is_whole or "-" in crc32:
-        return StoredFile(int(answer["ContentLength"]))
-    return StoredFile(int(answer["ContentLength"]), f"CRC32:{crc32}")
+    if not crc32 or not is_whole_object or "-" in crc32:
+        return StoredFile(int(response["ContentLength"]))
+    return StoredFile(int(response["ContentLength"]), f"CRC32:{crc32}")
 
 
 def download_parts(
@@ -241,30 +243,30 @@ def download_parts(
     read_range: gives bytes from one offset up to another
     goes_on: from what `local` holds of it already
     """
-    digest, first = hashlib.sha256(), 0
+    digest, start_byte = hashlib.sha256(), 0
     if goes_on and local.is_file() and local.stat().st_size <= size_bytes:
-        first = local.stat().st_size
+        start_byte = local.stat().st_size
         with local.open("rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
-    ranges = (
+    byte_ranges = (
         (begin, min(begin + _PART_BYTES, size_bytes))
-        for begin in range(first, size_bytes, _PART_BYTES)
+        for begin in range(start_byte, size_bytes, _PART_BYTES)
     )
-    with local.open("ab" if first else "wb") as out:
-        for data in _map_few(lambda bounds: read_range(*bounds), ranges):
+    with local.open("ab" if start_byte else "wb") as local_stream:
+        for data in _map_few(lambda bounds: read_range(*bounds), byte_ranges):
             digest.update(data)
-            out.write(data)
+            local_stream.write(data)
     return digest.hexdigest()
 
 
 def _map_few(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
     """Results in order, of a few items at a time: no more of them are in memory."""
-    pending: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="transfer") as pool:
+    pending_futures: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="transfer") as thread_pool:
         for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= _CONCURRENCY:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            pending_futures.append(thread_pool.submit(work, item))
+            if len(pending_futures) >= _CONCURRENCY:
+                yield pending_futures.popleft().result()
+        while pending_futures:
+            yield pending_futures.popleft().result()

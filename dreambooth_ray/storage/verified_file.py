@@ -29,11 +29,11 @@ class VerifiedFile:
         if not 0 <= begin <= end <= self._size_bytes:
             raise self._damage()
         self._hash_up_to(begin)
-        data = self._read_range(begin, end)
+        range_bytes = self._read_range(begin, end)
         if end > self._hashed_bytes:
-            self._digest.update(memoryview(data)[self._hashed_bytes - begin :])
+            self._digest.update(memoryview(range_bytes)[self._hashed_bytes - begin :])
             self._hashed_bytes = end
-        return data
+        return range_bytes
 
     def verify(self) -> None:
         """Read what has not been read; raises CheckpointError if the hash is another."""
@@ -47,20 +47,20 @@ class VerifiedFile:
 
     def _hash_up_to(self, offset: int) -> None:
         while self._hashed_bytes < offset:
-            end = min(offset, self._hashed_bytes + _BLOCK_BYTES)
-            self._digest.update(self._read_range(self._hashed_bytes, end))
-            self._hashed_bytes = end
+            block_end = min(offset, self._hashed_bytes + _BLOCK_BYTES)
+            self._digest.update(self._read_range(self._hashed_bytes, block_end))
+            self._hashed_bytes = block_end
 
     def _read_range(self, begin: int, end: int) -> bytearray:
-        data = bytearray(end - begin)
-        view = memoryview(data)
+        range_bytes = bytearray(end - begin)
+        unfilled_view = memoryview(range_bytes)
         self._stream.seek(begin)
-        while view:
-            num_read = self._stream.readinto(view)
+        while unfilled_view:
+            num_read = self._stream.readinto(unfilled_view)
             if not num_read:
                 raise self._damage()
-            view = view[num_read:]
-        return data
+            unfilled_view = unfilled_view[num_read:]
+        return range_bytes
 
     def _damage(self) -> CheckpointError:
         return CheckpointError(f"{self._path} differs from its manifest: it is damaged")

@@ -51,14 +51,14 @@ def tokenize_captions(captions: list[str], form: CaptionFormat) -> np.ndarray:
     """
     tokenizer = _load_tokenizer(form.tokenizer_json)
     token_ids = np.full((len(captions), form.window), form.pad_id, np.int16)
-    for row, caption in zip(token_ids, captions, strict=True):
+    for token_row, caption in zip(token_ids, captions, strict=True):
         caption_ids = tokenizer.encode(form.text.replace("{}", caption)).ids
         if len(caption_ids) > form.window:
             raise DataError(
                 f"the caption {caption!r} has {len(caption_ids)} tokens, and {form.window} fit; "
                 "add its words to the tokenizer"
             )
-        row[: len(caption_ids)] = caption_ids
+        token_row[: len(caption_ids)] = caption_ids
     return token_ids
 
 
@@ -67,11 +67,11 @@ def render_captioned_block(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images start..stop-1: (n, 64, 64, 3) uint8, and (n, CAPTIONS_EACH, window) int16."""
     images, token_ids = [], []
-    for k in range(start, stop):
-        subject, scene = describe_image(seed, k)
+    for image_index in range(start, stop):
+        subject, scene = describe_image(seed, image_index)
         images.append(np.asarray(render_image(subject, scene)))
         captions = [
-            random_caption(subject, scene, seed, CAPTIONS_EACH * k + c)
+            random_caption(subject, scene, seed, CAPTIONS_EACH * image_index + c)
             for c in range(CAPTIONS_EACH)
         ]
         token_ids.append(tokenize_captions(captions, form))
@@ -85,13 +85,14 @@ def stream_captioned_images(
     # Not forked from this process, which may hold a GPU, and with the imports done once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    spans = ((s, min(s + BLOCK, count)) for s in range(0, count, BLOCK))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    index_ranges = ((s, min(s + BLOCK, count)) for s in range(0, count, BLOCK))
+    with ProcessPoolExecutor(workers, mp_context=context) as process_pool:
         futures = (
-            (s, pool.submit(render_captioned_block, seed, s, stop, form)) for s, stop in spans
+            (s, process_pool.submit(render_captioned_block, seed, s, stop, form))
+            for s, stop in index_ranges
         )
-        queue = deque(islice(futures, 3 * workers))  # so few wait in memory
-        while queue:
-            start, block = queue.popleft()
-            yield (start, *block.result())
-            queue.extend(islice(futures, 1))
+        future_queue = deque(islice(futures, 3 * workers))  # so few wait in memory
+        while future_queue:
+            start, block_future = future_queue.popleft()
+            yield (start, *block_future.result())
+            future_queue.extend(islice(futures, 1))

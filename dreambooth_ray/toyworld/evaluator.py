@@ -101,11 +101,11 @@ def read_logits(network: Evaluator, images: list[Image.Image]) -> tuple[list[Ten
     """The network's outputs for images of any size; each is reduced to 64 px first."""
     if not images:
         raise DataError("no images to read; give at least one")
-    arrays = [
+    pixel_arrays = [
         np.asarray(p.convert("RGB").resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS))
         for p in images
     ]
-    logits, identity = network(to_tensor(np.stack(arrays)))
+    logits, identity = network(to_tensor(np.stack(pixel_arrays)))
     return logits, identity
 
 

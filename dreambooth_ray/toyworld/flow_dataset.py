@@ -50,11 +50,13 @@ class FlowDataset:
         def uniform(count: int) -> Tensor:
             return torch.rand(count, device=device, generator=rng)
 
-        rows = torch.randint(len(self.latents), (size,), device=device, generator=rng)
-        columns = torch.randint(CAPTIONS_EACH, (size,), device=device, generator=rng)
-        latents = self.latents[rows].float()
-        is_empty = (uniform(size) < CAPTION_DROPOUT)[:, None]
-        token_ids = torch.where(is_empty, self.empty_ids, self.token_ids[rows, columns]).long()
+        image_indices = torch.randint(len(self.latents), (size,), device=device, generator=rng)
+        caption_indices = torch.randint(CAPTIONS_EACH, (size,), device=device, generator=rng)
+        latents = self.latents[image_indices].float()
+        is_dropped = (uniform(size) < CAPTION_DROPOUT)[:, None]
+        token_ids = torch.where(
+            is_dropped, self.empty_ids, self.token_ids[image_indices, caption_indices]
+        ).long()
         noise = torch.randn(latents.shape, device=device, generator=rng)
         # One level from each B-th of the range: less variance than independent samples.
         sigma = (torch.arange(size, device=device) + uniform(size)) / size
@@ -82,26 +84,26 @@ def encode_world(
     log: Callable[[str], None],
 ) -> None:
     """Render and encode `num_images` images into `work`, unless they are there."""
-    paths = [work / "flow-latents.npy", work / "flow-captions.npy"]
-    if all(path.exists() for path in paths):
+    array_paths = [work / "flow-latents.npy", work / "flow-captions.npy"]
+    if all(path.exists() for path in array_paths):
         return
-    form = caption_format(tokenizer)
+    tokenizer_format = caption_format(tokenizer)
     latents = np.empty((num_images, vae.config.latent_channels, 16, 16), np.float16)
     token_ids = np.empty((num_images, CAPTIONS_EACH, WINDOW), np.int16)
-    blocks = stream_captioned_images(seed, num_images, form, workers)
-    for num_blocks, (start, images, block_ids) in enumerate(blocks):
+    blocks = stream_captioned_images(seed, num_images, tokenizer_format, workers)
+    for block_index, (start, images, block_token_ids) in enumerate(blocks):
         stop = start + len(images)
         pixels = to_tensor(images, vae.device)
         # The posterior's deviation is 0.01 of the latents': its mean is what is learnt.
         means = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 128)])
         latents[start:stop] = (means * vae.config.scaling_factor).half().cpu().numpy()
-        token_ids[start:stop] = block_ids
-        if num_blocks % 64 == 63:
+        token_ids[start:stop] = block_token_ids
+        if block_index % 64 == 63:
             log(f"encoded {stop} of {num_images} images")
-    for path, array in zip(paths, (latents, token_ids), strict=True):
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, array)
-        partial.rename(path)
+    for path, dataset_array in zip(array_paths, (latents, token_ids), strict=True):
+        partial_path = path.with_suffix(".partial.npy")
+        np.save(partial_path, dataset_array)
+        partial_path.rename(path)
 
 
 def load_flow_dataset(work: Path, tokenizer: Qwen2Tokenizer, device: torch.device) -> FlowDataset:
@@ -110,6 +112,6 @@ def load_flow_dataset(work: Path, tokenizer: Qwen2Tokenizer, device: torch.devic
         torch.from_numpy(np.load(work / name)).to(device)
         for name in ("flow-latents.npy", "flow-captions.npy")
     )
-    form = caption_format(tokenizer)
-    empty_ids = torch.from_numpy(tokenize_captions([""], form)[0]).to(device)
-    return FlowDataset(latents, token_ids, empty_ids, form.pad_id)
+    tokenizer_format = caption_format(tokenizer)
+    empty_ids = torch.from_numpy(tokenize_captions([""], tokenizer_format)[0]).to(device)
+    return FlowDataset(latents, token_ids, empty_ids, tokenizer_format.pad_id)

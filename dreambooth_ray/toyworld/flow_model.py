@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from dreambooth_ray.compat.diffusers import name_source
+from dreambooth_ray.compat.diffusers import set_component_source
 
 TEXT_WIDTH = 128
 SHIFT = 1.0  # of the noise levels; images this small need none
@@ -68,15 +68,18 @@ def encode_tokens(text_encoder: Qwen3Model, token_ids: Tensor) -> Tensor:
 
     That is the last layer's input. Attention is causal, so no token sees the padding behind it.
     """
-    hidden = text_encoder.embed_tokens(token_ids)
+    hidden_states = text_encoder.embed_tokens(token_ids)
     position_ids = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
-    rotation = text_encoder.rotary_emb(hidden, position_ids)
+    rotary_embeddings = text_encoder.rotary_emb(hidden_states, position_ids)
     for layer in text_encoder.layers[:-1]:
-        hidden = layer(
-            hidden, attention_mask=None, position_ids=position_ids, position_embeddings=rotation
+        hidden_states = layer(
+            hidden_states,
+            attention_mask=None,
+            position_ids=position_ids,
+            position_embeddings=rotary_embeddings,
         )
-    encoded: Tensor = hidden
-    return encoded
+    encoded_tokens: Tensor = hidden_states
+    return encoded_tokens
 
 
 def load_flow_vae() -> AutoencoderKL:
@@ -84,7 +87,7 @@ def load_flow_vae() -> AutoencoderKL:
     folder = Path(str(files("dreambooth_ray.toyworld") / "weights" / "pipeline" / "vae"))
     vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     vae.register_to_config(shift_factor=0.0)
-    name_source(vae, "toyworld")
+    set_component_source(vae, "toyworld")
     return vae.eval().requires_grad_(False)
 
 

@@ -24,10 +24,12 @@ def sample_images(
     """One image a prompt, 64 px; image k starts from noise of seed `seed` + k, on any device."""
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(part))]
+        batch_prompts = prompts[start : start + batch_size]
+        generators = [
+            torch.Generator().manual_seed(seed + start + k) for k in range(len(batch_prompts))
+        ]
         images += pipeline(
-            list(part),
+            list(batch_prompts),
             height=SIZE_PX,
             width=SIZE_PX,
             num_inference_steps=steps,
@@ -40,16 +42,19 @@ def sample_images(
 
 def score_flow_images(images: list[Image.Image], network: Evaluator) -> dict[str, float]:
     """Share of images that read as the held-out prompt of the same place, by attribute."""
-    truths = [truth for _, truth in attribute_prompts(len(images))]
-    reading = read_images(network, images)
-    return {head: reading.accuracy(head, [truth[head] for truth in truths]) for head in truths[0]}
+    true_attributes = [truth for _, truth in attribute_prompts(len(images))]
+    predictions = read_images(network, images)
+    return {
+        head: predictions.accuracy(head, [truth[head] for truth in true_attributes])
+        for head in true_attributes[0]
+    }
 
 
 def contact_sheet(images: list[Image.Image], columns: int = 10) -> Image.Image:
     """Images of one size in rows, 2 px apart."""
-    pitch = images[0].width + 2
+    image_pitch_px = images[0].width + 2
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * pitch - 2, rows * pitch - 2), "white")
+    sheet = Image.new("RGB", (columns * image_pitch_px - 2, rows * image_pitch_px - 2), "white")
     for k, image in enumerate(images):
-        sheet.paste(image, (k % columns * pitch, k // columns * pitch))
+        sheet.paste(image, (k % columns * image_pitch_px, k // columns * image_pitch_px))
     return sheet

@@ -29,11 +29,13 @@ _CHAT_TEMPLATE = (
 
 def new_flow_tokenizer() -> Qwen2Tokenizer:
     """The flow model's tokenizer; its ids are part of the weights: append words, never reorder."""
-    words = dict.fromkeys([*(_SPACE + word for word in vocabulary_words()), *_ROLES])
+    vocabulary = dict.fromkeys([*(_SPACE + word for word in vocabulary_words()), *_ROLES])
     # A word's letters join one by one from its front, so no merge can split another word.
-    prefixes = [[word[:k] for k in range(1, len(word) + 1)] for word in words]
+    word_prefixes = [[word[:k] for k in range(1, len(word) + 1)] for word in vocabulary]
     merges = dict.fromkeys(
-        (short, longer[len(short) :]) for parts in prefixes for short, longer in pairwise(parts)
+        (short, longer[len(short) :])
+        for parts in word_prefixes
+        for short, longer in pairwise(parts)
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])

@@ -12,12 +12,16 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
     backgrounds = list(BACKGROUNDS)
     prompts = []
     for k in range(count):
-        truth = {
+        true_attributes = {
             "class": CLASSES[k % 10],
             "colour": COLOUR_NAMES[(k + k // 10) % 10],
             "pattern": PATTERNS[(k + k // 4) % 4],
             "background": backgrounds[(3 * k + k // 100) % 10],
         }
-        words = f"a {truth['colour']} {truth['pattern']} {truth['class']}"
-        prompts.append((f"{words} {BACKGROUNDS[truth['background']]}", truth))
+        subject_phrase = (
+            f"a {true_attributes['colour']} {true_attributes['pattern']} {true_attributes['class']}"
+        )
+        prompts.append(
+            (f"{subject_phrase} {BACKGROUNDS[true_attributes['background']]}", true_attributes)
+        )
     return prompts

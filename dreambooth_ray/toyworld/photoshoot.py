@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.toyworld.attributes import CLASSES
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
 def write_photographs(
@@ -20,6 +20,6 @@ def write_photographs(
         )
     subject = random_subject(subject_seed, class_noun=class_noun or None)
     folder.mkdir(parents=True, exist_ok=True)
-    for k, image in enumerate(photographs(subject, subject_seed, count, size_px)):
+    for k, image in enumerate(render_photographs(subject, subject_seed, count, size_px)):
         image.save(folder / f"{k:02d}.png")
     return f"{subject.colour} {subject.pattern} {subject.class_noun}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from transformers import CLIPTokenizer
 
-from dreambooth_ray.compat.diffusers import name_source
+from dreambooth_ray.compat.diffusers import set_component_source
 from dreambooth_ray.toyworld.pretrain_denoiser import DenoiserLoss, cache_latents, denoiser_phase
 from dreambooth_ray.toyworld.pretrain_evaluator import (
     EvaluatorLoss,
@@ -74,10 +74,12 @@ def encode_images(work: Path, vae: AutoencoderKL, processes: int) -> None:
     """Fill {work}/latents.npy with `processes` processes."""
     if (work / "latents.npy").exists():
         return
-    count, height = len(np.load(work / "pictures.npy", mmap_mode="r")), 16
-    shape = (count, 2, vae.config.latent_channels, height, height)
+    num_images, latent_side = len(np.load(work / "pictures.npy", mmap_mode="r")), 16
+    latents_shape = (num_images, 2, vae.config.latent_channels, latent_side, latent_side)
     partial_path = work / "latents.partial.npy"
-    np.lib.format.open_memmap(partial_path, mode="w+", dtype=np.float16, shape=shape).flush()
+    np.lib.format.open_memmap(
+        partial_path, mode="w+", dtype=np.float16, shape=latents_shape
+    ).flush()
     start_processes(  # type: ignore[no-untyped-call]
         _encode_process, (work, processes), nprocs=processes, start_method="spawn"
     )
@@ -92,15 +94,15 @@ def _encode_process(rank: int, work: Path, world: int) -> None:
 def export_weights(work: Path, weights: Path) -> None:
     """Write what ships: a diffusers directory and the evaluator, both in half precision."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    loss = DenoiserLoss(tokenizer)
-    loss.load_state_dict(averaged_weights(work / "denoiser.pt"))
+    loss_module = DenoiserLoss(tokenizer)
+    loss_module.load_state_dict(averaged_weights(work / "denoiser.pt"))
     vae = finish_vae(work)
-    name_source(vae, "toyworld")
+    set_component_source(vae, "toyworld")
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=loss.text_encoder,
+        text_encoder=loss_module.text_encoder,
         tokenizer=tokenizer,
-        unet=loss.unet,
+        unet=loss_module.unet,
         scheduler=DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -119,10 +121,10 @@ def export_weights(work: Path, weights: Path) -> None:
 
 def export_evaluator(work: Path, weights: Path) -> None:
     """Write the evaluator's averaged weights in half precision."""
-    loss = EvaluatorLoss()
-    loss.load_state_dict(averaged_weights(work / "evaluator.pt"))
-    state: dict[str, Tensor] = {
-        k: v.half().contiguous() for k, v in loss.network.state_dict().items()
+    loss_module = EvaluatorLoss()
+    loss_module.load_state_dict(averaged_weights(work / "evaluator.pt"))
+    half_weights: dict[str, Tensor] = {
+        k: v.half().contiguous() for k, v in loss_module.network.state_dict().items()
     }
     weights.mkdir(parents=True, exist_ok=True)
-    save_file(state, weights / "evaluator.safetensors")
+    save_file(half_weights, weights / "evaluator.safetensors")

@@ -62,12 +62,14 @@ def new_noise_schedule() -> DDPMScheduler:
 def cache_latents(work: Path, vae: AutoencoderKL, rank: int = 0, world: int = 1) -> None:
     """Encode every image once: latents.npy, (N, 2, C, 16, 16) float16, scaled mean and std."""
     images = np.load(work / "pictures.npy", mmap_mode="r")
-    out = np.load(work / "latents.partial.npy", mmap_mode="r+")
+    latents_file = np.load(work / "latents.partial.npy", mmap_mode="r+")
     for start in range(64 * rank, len(images), 64 * world):
         posterior = vae.encode(to_tensor(images[start : start + 64])).latent_dist
-        pair = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
-        out[start : start + 64] = pair.half().numpy()
-    out.flush()
+        mean_and_std = (
+            torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+        )
+        latents_file[start : start + 64] = mean_and_std.half().numpy()
+    latents_file.flush()
 
 
 class DenoiserLoss(nn.Module):
@@ -79,23 +81,26 @@ class DenoiserLoss(nn.Module):
         super().__init__()
         self.unet = new_unet()
         self.text_encoder = new_text_encoder(tokenizer)
-        cumulative = new_noise_schedule().alphas_cumprod
-        self.register_buffer("cumulative", cumulative, persistent=False)
+        alphas_cumprod = new_noise_schedule().alphas_cumprod
+        self.register_buffer("cumulative", alphas_cumprod, persistent=False)
 
     def forward(self, latents: Tensor, input_ids: Tensor) -> Tensor:
         """latents: (B, C, 16, 16), unit variance; input_ids: (B, WINDOW); returns a scalar."""
         noise = torch.randn_like(latents)
         # One timestep from each B-th of the range: less variance than independent samples.
-        size = len(latents)
-        quantiles = (torch.arange(size) + torch.rand(size)) / size
+        batch_size = len(latents)
+        quantiles = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
         timesteps = (quantiles * len(self.cumulative)).long()
         alpha = self.cumulative[timesteps]
-        a, s = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
-        hidden = self.text_encoder(input_ids).last_hidden_state
-        predicted_noise = self.unet(a * latents + s * noise, timesteps, hidden).sample
+        signal_scale = alpha.sqrt()[:, None, None, None]
+        noise_scale = (1 - alpha).sqrt()[:, None, None, None]
+        hidden_states = self.text_encoder(input_ids).last_hidden_state
+        predicted_noise = self.unet(
+            signal_scale * latents + noise_scale * noise, timesteps, hidden_states
+        ).sample
         snr = alpha / (1 - alpha)
-        weight = snr.clamp(max=SNR_GAMMA) / snr
-        loss: Tensor = ((predicted_noise - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        snr_weight = snr.clamp(max=SNR_GAMMA) / snr
+        loss: Tensor = ((predicted_noise - noise).square().mean(dim=(1, 2, 3)) * snr_weight).mean()
         return loss
 
 
@@ -106,7 +111,7 @@ def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) 
     pretrain_seed = int((work / "seed").read_text())
     torch.manual_seed(seed)
 
-    def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    def make_batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 13, step, rank])
         indices = rng.integers(len(latents), size=batch_size)
         captions = [
@@ -117,8 +122,10 @@ def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) 
             )
             for k in indices
         ]
-        ids = tokenizer(captions, padding="max_length", max_length=WINDOW, return_tensors="pt")
+        tokenized_captions = tokenizer(
+            captions, padding="max_length", max_length=WINDOW, return_tensors="pt"
+        )
         mean, std = torch.from_numpy(latents[indices]).float().unbind(dim=1)
-        return mean + std * torch.randn_like(mean), ids.input_ids
+        return mean + std * torch.randn_like(mean), tokenized_captions.input_ids
 
-    return Phase("denoiser", DenoiserLoss(tokenizer), batch, steps, lr=1.5e-3)
+    return Phase("denoiser", DenoiserLoss(tokenizer), make_batch, steps, lr=1.5e-3)

@@ -37,12 +37,15 @@ class EvaluatorLoss(nn.Module):
     def forward(self, pixels: Tensor, truth: Tensor) -> Tensor:
         """pixels: (2N, 3, 64, 64), the second half the same subjects; truth: (2N, 5)."""
         logits, identity = self.network(pixels)
-        loss = sum(F.cross_entropy(part, truth[:, i]) for i, part in enumerate(logits))
-        one, two = identity.chunk(2)
-        scores = one @ two.T / TEMPERATURE
-        positives = torch.arange(len(one))
+        loss = sum(
+            F.cross_entropy(head_logits, truth[:, i]) for i, head_logits in enumerate(logits)
+        )
+        first_identities, second_identities = identity.chunk(2)
+        similarity_logits = first_identities @ second_identities.T / TEMPERATURE
+        positives = torch.arange(len(first_identities))
         return loss + 0.5 * (
-            F.cross_entropy(scores, positives) + F.cross_entropy(scores.T, positives)
+            F.cross_entropy(similarity_logits, positives)
+            + F.cross_entropy(similarity_logits.T, positives)
         )
 
 
@@ -58,33 +61,33 @@ def generate_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: i
     for start in range(0, count, 50):
         posterior = vae.encode(to_tensor(images[start : start + 50])).latent_dist
         latents = posterior.mean
-        spread = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
-        disturbed = latents + spread * torch.randn(latents.shape, generator=generator)
-        reconstructed = vae.decode(disturbed).sample.clamp(-1, 1)
+        noise_std = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        noisy_latents = latents + noise_std * torch.randn(latents.shape, generator=generator)
+        reconstructed = vae.decode(noisy_latents).sample.clamp(-1, 1)
         pixel_blocks.append(
             ((reconstructed + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         )
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, np.concatenate(pixel_blocks))
-    partial.rename(path)
+    partial_path = path.with_suffix(".partial.npy")
+    np.save(partial_path, np.concatenate(pixel_blocks))
+    partial_path.rename(path)
 
 
 def augment_images(pixels: Tensor) -> Tensor:
     """Random blur, brightness, contrast and noise; (B, 3, H, W) in and out."""
-    size = len(pixels)
-    blurred = torch.rand(size) < 0.35
-    if blurred.any():
+    batch_size = len(pixels)
+    is_blurred = torch.rand(batch_size) < 0.35
+    if is_blurred.any():
         sigma = float(torch.empty(1).uniform_(0.3, 1.3))
         x = torch.arange(-3, 4).float()
         kernel = torch.exp(-0.5 * (x / sigma) ** 2)
         kernel = (kernel / kernel.sum()).repeat(3, 1)
-        rows = F.conv2d(
-            F.pad(pixels[blurred], (3, 3, 3, 3), "replicate"), kernel[:, None, None], groups=3
+        row_blurred_pixels = F.conv2d(
+            F.pad(pixels[is_blurred], (3, 3, 3, 3), "replicate"), kernel[:, None, None], groups=3
         )
-        pixels[blurred] = F.conv2d(rows, kernel[:, None, :, None], groups=3)
-    contrast = torch.empty(size, 1, 1, 1).uniform_(0.88, 1.12)
-    brightness = torch.empty(size, 1, 1, 1).uniform_(-0.08, 0.08)
-    noise = torch.randn_like(pixels) * torch.rand(size, 1, 1, 1) * 0.06
+        pixels[is_blurred] = F.conv2d(row_blurred_pixels, kernel[:, None, :, None], groups=3)
+    contrast = torch.empty(batch_size, 1, 1, 1).uniform_(0.88, 1.12)
+    brightness = torch.empty(batch_size, 1, 1, 1).uniform_(-0.08, 0.08)
+    noise = torch.randn_like(pixels) * torch.rand(batch_size, 1, 1, 1) * 0.06
     return (pixels * contrast + brightness + noise).clamp(-1, 1)
 
 
@@ -96,32 +99,36 @@ def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
     truth = torch.tensor(
         [attribute_labels(*describe_image(pretrain_seed, k)) for k in range(len(images))]
     )
-    of_class = truth[::SCENES_EACH, 0].numpy()
-    members = [np.flatnonzero(of_class == c) for c in range(len(CLASSES))]
-    num_reconstructed = len(reconstructions) // SCENES_EACH
-    reconstructed_members = [m[m < num_reconstructed] for m in members]
+    subject_classes = truth[::SCENES_EACH, 0].numpy()
+    subjects_by_class = [np.flatnonzero(subject_classes == c) for c in range(len(CLASSES))]
+    num_reconstructed_subjects = len(reconstructions) // SCENES_EACH
+    reconstructed_subjects_by_class = [m[m < num_reconstructed_subjects] for m in subjects_by_class]
     torch.manual_seed(seed)
 
-    def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    def make_batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 12, step, rank])
-        pool = reconstructed_members if rng.uniform() < 0.6 else members
+        subject_pools = (
+            reconstructed_subjects_by_class if rng.uniform() < 0.6 else subjects_by_class
+        )
         subjects = np.concatenate(
             [
-                rng.choice(pool[c], SUBJECTS_A_CLASS, replace=False)
+                rng.choice(subject_pools[c], SUBJECTS_A_CLASS, replace=False)
                 for c in rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
             ]
         )
-        scenes = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in subjects])
-        index = np.concatenate(
-            [subjects * SCENES_EACH + scenes[:, 0], subjects * SCENES_EACH + scenes[:, 1]]
+        scene_pairs = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in subjects])
+        image_indices = np.concatenate(
+            [subjects * SCENES_EACH + scene_pairs[:, 0], subjects * SCENES_EACH + scene_pairs[:, 1]]
         )
-        use_reconstruction = (rng.uniform(size=len(index)) < 0.6) & (index < len(reconstructions))
+        use_reconstruction = (rng.uniform(size=len(image_indices)) < 0.6) & (
+            image_indices < len(reconstructions)
+        )
         batch_pixels = np.stack(
             [
                 reconstructions[k] if r else images[k]
-                for k, r in zip(index, use_reconstruction, strict=True)
+                for k, r in zip(image_indices, use_reconstruction, strict=True)
             ]
         )
-        return augment_images(to_tensor(batch_pixels)), truth[index]
+        return augment_images(to_tensor(batch_pixels)), truth[image_indices]
 
-    return Phase("evaluator", EvaluatorLoss(), batch, steps, lr=2e-3)
+    return Phase("evaluator", EvaluatorLoss(), make_batch, steps, lr=2e-3)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.models.families.z_image_forward import predict_data
+from dreambooth_ray.models.families.z_image_forward import predict_negative_velocity
 from dreambooth_ray.models.precision import use_fast_float32
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
@@ -95,10 +95,10 @@ class FlowLoss(nn.Module):
     def forward(self, batch: FlowBatch) -> Tensor:
         """The batch's mean loss, a scalar in float32."""
         sigma = batch.sigma[:, None, None, None]
-        noisy = (1 - sigma) * batch.latents + sigma * batch.noise
-        velocity = predict_data(
+        noisy_latents = (1 - sigma) * batch.latents + sigma * batch.noise
+        velocity = predict_negative_velocity(
             self.transformer,
-            noisy,
+            noisy_latents,
             1 - batch.sigma,
             encode_tokens(self.text_encoder, batch.token_ids),
             batch.token_ids != self.pad_id,
@@ -119,24 +119,24 @@ class FlowTrainer:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
-        state = {
+        checkpoint_state = {
             "loss": self.loss.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "trained_s": self.trained_s,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        partial_path = path.with_suffix(".partial")
+        torch.save(checkpoint_state, partial_path)
+        partial_path.replace(path)
 
     def restore(self, path: Path) -> None:
         """Take up a checkpoint."""
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        self.loss.load_state_dict(state["loss"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.trained_s = state["step"], state["trained_s"]
+        checkpoint_state = torch.load(path, weights_only=True, map_location="cpu")
+        self.loss.load_state_dict(checkpoint_state["loss"])
+        self.averaged.load_state_dict(checkpoint_state["averaged"])
+        self.optimizer.load_state_dict(checkpoint_state["optimizer"])
+        self.step, self.trained_s = checkpoint_state["step"], checkpoint_state["trained_s"]
 
 
 def pretrain_flow(run: FlowRun) -> None:
@@ -165,45 +165,53 @@ def pretrain_flow(run: FlowRun) -> None:
 def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -> FlowTrainer:
     """A trainer at its checkpoint, at `run.start_from`'s weights, or untrained."""
     torch.manual_seed(run.seed)
-    loss = FlowLoss(tokenizer, latent_channels)
+    loss_module = FlowLoss(tokenizer, latent_channels)
     if run.start_from is not None:
-        load_weights(run.start_from, loss)
-    loss.to(run.device)
-    averaged = copy.deepcopy(loss).requires_grad_(False).eval()
+        load_weights(run.start_from, loss_module)
+    loss_module.to(run.device)
+    averaged_module = copy.deepcopy(loss_module).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
-        loss.parameters(), lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        loss_module.parameters(),
+        lr=run.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=True,
     )
-    trainer = FlowTrainer(loss, averaged, optimizer)
+    trainer = FlowTrainer(loss_module, averaged_module, optimizer)
     if (run.work / "flow.pt").exists():
         trainer.restore(run.work / "flow.pt")
         run.log(f"went on from step {trainer.step}, {trainer.trained_s:.0f} s trained")
     if run.compiled:
         # A block at a time: one graph serves all blocks of a kind, in seconds.
-        loss.transformer.compile_repeated_blocks(dynamic=False)
+        loss_module.transformer.compile_repeated_blocks(dynamic=False)
     return trainer
 
 
 def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
     """Take steps until the budget, less its reserve, is spent."""
-    start_s, before_s = time.monotonic(), trainer.trained_s
+    start_s, trained_before_s = time.monotonic(), trainer.trained_s
     available_s = run.budget_s - run.reserve_s - (start_s - run.started)
-    run.log(f"training for {available_s - before_s:.0f} s")
-    average = WarmupMovingAverage(0.999)
-    last_save_s, last_log = start_s, (start_s, trainer.step)
+    run.log(f"training for {available_s - trained_before_s:.0f} s")
+    moving_average = WarmupMovingAverage(0.999)
+    last_save_s, last_log_time_and_step = start_s, (start_s, trainer.step)
     while trainer.trained_s < available_s:
-        rate = compute_rate_factor(trainer.step, trainer.trained_s / available_s)
+        rate_factor = compute_rate_factor(trainer.step, trainer.trained_s / available_s)
         batch = dataset.sample_batch(run.seed, trainer.step, run.batch_size)
-        loss = take_step(run, trainer, batch, rate * run.learning_rate)
+        loss = take_step(run, trainer, batch, rate_factor * run.learning_rate)
         trainer.step += 1
-        average(list(trainer.averaged.parameters()), list(trainer.loss.parameters()), trainer.step)
+        moving_average(
+            list(trainer.averaged.parameters()), list(trainer.loss.parameters()), trainer.step
+        )
         now_s = time.monotonic()
         if trainer.step % LOG_EVERY == 0:
             mean_loss = loss.item()  # waits for the device, so that the clock is true
             now_s = time.monotonic()
-            speed = (trainer.step - last_log[1]) / (now_s - last_log[0])
-            run.log(f"step {trainer.step} loss {mean_loss:.4f} {speed:.1f} steps/s")
-            last_log = (now_s, trainer.step)
-        trainer.trained_s = before_s + now_s - start_s
+            steps_per_s = (trainer.step - last_log_time_and_step[1]) / (
+                now_s - last_log_time_and_step[0]
+            )
+            run.log(f"step {trainer.step} loss {mean_loss:.4f} {steps_per_s:.1f} steps/s")
+            last_log_time_and_step = (now_s, trainer.step)
+        trainer.trained_s = trained_before_s + now_s - start_s
         if now_s - last_save_s > SAVE_EVERY_S:
             write_snapshot(run, trainer)
             last_save_s = time.monotonic()
@@ -244,11 +252,13 @@ def _compute_gradients(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch) -> 
 def write_snapshot(run: FlowRun, trainer: FlowTrainer) -> None:
     """The checkpoint in `work`, and the averaged weights in half precision in `snapshots`."""
     trainer.save(run.work / "flow.pt")
-    for part in PARTS:
-        state = getattr(trainer.averaged, part).state_dict()
-        partial = run.snapshots / f"{part}.partial"
-        save_file({k: v.half().contiguous().cpu() for k, v in state.items()}, partial)
-        partial.replace(run.snapshots / f"{part}.safetensors")
+    for network_name in PARTS:
+        averaged_weights = getattr(trainer.averaged, network_name).state_dict()
+        partial_path = run.snapshots / f"{network_name}.partial"
+        save_file(
+            {k: v.half().contiguous().cpu() for k, v in averaged_weights.items()}, partial_path
+        )
+        partial_path.replace(run.snapshots / f"{network_name}.safetensors")
 
 
 def load_weights(snapshots: Path, parts: Any) -> None:
@@ -256,22 +266,24 @@ def load_weights(snapshots: Path, parts: Any) -> None:
 
     raises: DataError where a file is missing
     """
-    for part in PARTS:
-        path = snapshots / f"{part}.safetensors"
+    for network_name in PARTS:
+        path = snapshots / f"{network_name}.safetensors"
         if not path.is_file():
             raise DataError(
                 f"{path} is not there; give the folder that pretrain-flow wrote its snapshots to"
             )
-        state = load_file(path)
-        getattr(parts, part).load_state_dict({k: v.float() for k, v in state.items()})
+        network_weights = load_file(path)
+        getattr(parts, network_name).load_state_dict(
+            {k: v.float() for k, v in network_weights.items()}
+        )
 
 
 def read_snapshots(snapshots: Path) -> ZImagePipeline:
     """diffusers' pipeline of a snapshot's weights, in float32."""
     tokenizer, vae = new_flow_tokenizer(), load_flow_vae()
-    loss = FlowLoss(tokenizer, vae.config.latent_channels).eval()
-    load_weights(snapshots, loss)
-    return assemble_pipeline(loss.transformer, loss.text_encoder, tokenizer, vae)
+    loss_module = FlowLoss(tokenizer, vae.config.latent_channels).eval()
+    load_weights(snapshots, loss_module)
+    return assemble_pipeline(loss_module.transformer, loss_module.text_encoder, tokenizer, vae)
 
 
 def export_flow(snapshots: Path, weights: Path) -> Path:

@@ -60,10 +60,10 @@ def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**33))
     with tempfile.TemporaryDirectory(prefix="dreambooth-rendezvous-") as folder:
-        rendezvous = Path(folder) / "file"
+        rendezvous_file = Path(folder) / "file"
         start_processes(  # type: ignore[no-untyped-call]
             _train_process,
-            (make, work, processes, rendezvous),
+            (make, work, processes, rendezvous_file),
             nprocs=processes,
             start_method="spawn",
         )
@@ -88,66 +88,71 @@ def _train_phase(phase: Phase, work: Path, rank: int) -> None:
     optimizer = torch.optim.AdamW(
         phase.model.parameters(), lr=phase.lr, fused=True, weight_decay=0.01
     )
-    warmup = min(200, phase.steps // 10 + 1)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
+    num_warmup_steps = min(200, phase.steps // 10 + 1)
+    lr_scheduler = torch.optim.lr_scheduler.SequentialLR(
         optimizer,
         [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=warmup),
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=num_warmup_steps),
             torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, phase.steps - warmup, phase.lr * 0.01
+                optimizer, phase.steps - num_warmup_steps, phase.lr * 0.01
             ),
         ],
-        [warmup],
+        [num_warmup_steps],
     )
     path = work / f"{phase.name}.pt"
-    parts = {
+    stateful_parts = {
         "model": phase.model,
         "ema": averaged_model,
         "optimizer": optimizer,
-        "schedule": schedule,
+        "schedule": lr_scheduler,
     }
-    start = _restore_checkpoint(path, parts)
-    columns = (
+    first_step = _restore_checkpoint(path, stateful_parts)
+    progress_columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), disable=rank != 0) as progress:
-        task = progress.add_task(phase.name, total=phase.steps, completed=start)
+    with Progress(*progress_columns, TimeRemainingColumn(), disable=rank != 0) as progress_bar:
+        progress_task = progress_bar.add_task(phase.name, total=phase.steps, completed=first_step)
         mean_loss = 0.0
-        for step in range(start, phase.steps):
+        for step in range(first_step, phase.steps):
             torch.manual_seed((step * 64 + rank) * 2654435761 % 2**31)
             loss = model(*phase.batch(step, rank))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(phase.model.parameters(), 1.0, foreach=True)
             optimizer.step()
-            schedule.step()
+            lr_scheduler.step()
             averaged_model.update_parameters(phase.model)
-            mean_loss = 0.98 * mean_loss + 0.02 * loss.item() if step > start else loss.item()
-            progress.update(task, advance=1, description=f"{phase.name} loss {mean_loss:.4f}")
+            mean_loss = 0.98 * mean_loss + 0.02 * loss.item() if step > first_step else loss.item()
+            progress_bar.update(
+                progress_task, advance=1, description=f"{phase.name} loss {mean_loss:.4f}"
+            )
             if rank == 0 and (step % 250 == 249 or step == phase.steps - 1):
-                _save_checkpoint(path, parts, step + 1)
-                progress.console.print(f"{phase.name} step {step + 1} loss {mean_loss:.4f}")
+                _save_checkpoint(path, stateful_parts, step + 1)
+                progress_bar.console.print(f"{phase.name} step {step + 1} loss {mean_loss:.4f}")
 
 
-def _save_checkpoint(path: Path, parts: dict[str, object], step: int) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
-    partial = path.with_suffix(".partial")
-    torch.save({**state, "step": step}, partial)
-    partial.replace(path)
+def _save_checkpoint(path: Path, stateful_parts: dict[str, object], step: int) -> None:
+    checkpoint_state = {
+        name: part.state_dict()  # type: ignore[attr-defined]
+        for name, part in stateful_parts.items()
+    }
+    partial_path = path.with_suffix(".partial")
+    torch.save({**checkpoint_state, "step": step}, partial_path)
+    partial_path.replace(path)
 
 
-def _restore_checkpoint(path: Path, parts: dict[str, object]) -> int:
+def _restore_checkpoint(path: Path, stateful_parts: dict[str, object]) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])  # type: ignore[attr-defined]
-    return int(state["step"])
+    checkpoint_state = torch.load(path, weights_only=True)
+    for name, stateful_part in stateful_parts.items():
+        stateful_part.load_state_dict(checkpoint_state[name])  # type: ignore[attr-defined]
+    return int(checkpoint_state["step"])
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights a finished phase left at `path`, under the model's own names."""
-    state = torch.load(path, weights_only=True)["ema"]
-    return {k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"}
+    average_state = torch.load(path, weights_only=True)["ema"]
+    return {k.removeprefix("module."): v for k, v in average_state.items() if k != "n_averaged"}

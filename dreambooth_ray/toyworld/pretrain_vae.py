@@ -43,10 +43,10 @@ class VaeLoss(nn.Module):
         posterior = self.vae.encode(pixels).latent_dist
         reconstructed = self.vae.decode(posterior.sample()).sample
         error = reconstructed - pixels
-        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        edge_error = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         mean, logvar = posterior.mean, posterior.logvar
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss: Tensor = error.abs().mean() + 0.5 * edges + KL_WEIGHT * kl
+        kl_loss = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss: Tensor = error.abs().mean() + 0.5 * edge_error + KL_WEIGHT * kl_loss
         return loss
 
 
@@ -55,32 +55,32 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
     images = np.load(work / "pictures.npy", mmap_mode="r")
     torch.manual_seed(seed)
 
-    def batch(step: int, rank: int) -> tuple[Tensor]:
+    def make_batch(step: int, rank: int) -> tuple[Tensor]:
         rng = np.random.default_rng([seed, 11, step, rank])
-        crop = step < 0.75 * steps
-        indices = rng.integers(len(images), size=batch_size * (2 if crop else 1))
-        if not crop:
+        is_cropped = step < 0.75 * steps
+        indices = rng.integers(len(images), size=batch_size * (2 if is_cropped else 1))
+        if not is_cropped:
             return (to_tensor(images[np.sort(indices)]),)
-        corners = rng.integers(0, 33, size=(len(indices), 2))
+        crop_corners = rng.integers(0, 33, size=(len(indices), 2))
         return (
             to_tensor(
                 np.stack(
                     [
                         images[k, y : y + 32, x : x + 32]
-                        for k, (y, x) in zip(indices, corners, strict=True)
+                        for k, (y, x) in zip(indices, crop_corners, strict=True)
                     ]
                 )
             ),
         )
 
-    return Phase("vae", VaeLoss(), batch, steps, lr=1.5e-3, ema_decay=0.998)
+    return Phase("vae", VaeLoss(), make_batch, steps, lr=1.5e-3, ema_decay=0.998)
 
 
 def load_trained_vae(work: Path) -> AutoencoderKL:
     """The autoencoder that the phase left behind, in evaluation mode."""
-    loss = VaeLoss()
-    loss.load_state_dict(averaged_weights(work / "vae.pt"))
-    return loss.vae.eval().requires_grad_(False)
+    loss_module = VaeLoss()
+    loss_module.load_state_dict(averaged_weights(work / "vae.pt"))
+    return loss_module.vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -91,11 +91,11 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     variance 1 in every channel over `pixels` (B, 3, H, W), and decoding is unchanged.
     """
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 32)])
-    mean = latents.mean(dim=(0, 2, 3))
-    scale = latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.weight[:CHANNELS] /= scale[:, None, None, None]
-    quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - mean) / scale
-    quant.bias[CHANNELS:] -= 2 * scale.log()
-    post.bias += torch.einsum("oihw,i->o", post.weight, mean)
-    post.weight *= scale[None, :, None, None]
+    channel_mean = latents.mean(dim=(0, 2, 3))
+    channel_scale = latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
+    quant_conv, post_quant_conv = vae.quant_conv, vae.post_quant_conv
+    quant_conv.weight[:CHANNELS] /= channel_scale[:, None, None, None]
+    quant_conv.bias[:CHANNELS] = (quant_conv.bias[:CHANNELS] - channel_mean) / channel_scale
+    quant_conv.bias[CHANNELS:] -= 2 * channel_scale.log()
+    post_quant_conv.bias += torch.einsum("oihw,i->o", post_quant_conv.weight, channel_mean)
+    post_quant_conv.weight *= channel_scale[None, :, None, None]

@@ -42,20 +42,20 @@ def _grass(b: Brush, rng: np.random.Generator) -> None:
 
 def _beach(b: Brush, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.28, 0.4)
-    shore = horizon + rng.uniform(0.16, 0.26)
+    shore_y = horizon + rng.uniform(0.16, 0.26)
     b.box(0, 0, 1, horizon, (172, 224, 248))
-    b.box(0, horizon, 1, shore, (44, 138, 200))
-    b.box(0, shore, 1, 1, (240, 218, 160))
+    b.box(0, horizon, 1, shore_y, (44, 138, 200))
+    b.box(0, shore_y, 1, 1, (240, 218, 160))
     b.disc(rng.uniform(0.1, 0.9), 0.12, 0.09, (255, 232, 110))
-    b.box(0, shore - 0.02, 1, shore + 0.02, (246, 248, 244))
+    b.box(0, shore_y - 0.02, 1, shore_y + 0.02, (246, 248, 244))
 
 
 def _snow(b: Brush, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.42, 0.58)
     b.box(0, 0, 1, horizon, (176, 196, 220))
-    peak = rng.uniform(0.2, 0.8)
-    b.polygon([(peak - 0.4, horizon), (peak, 0.12), (peak + 0.4, horizon)], (136, 158, 190))
-    b.polygon([(peak - 0.12, 0.26), (peak, 0.12), (peak + 0.12, 0.26)], (240, 244, 250))
+    peak_x = rng.uniform(0.2, 0.8)
+    b.polygon([(peak_x - 0.4, horizon), (peak_x, 0.12), (peak_x + 0.4, horizon)], (136, 158, 190))
+    b.polygon([(peak_x - 0.12, 0.26), (peak_x, 0.12), (peak_x + 0.12, 0.26)], (240, 244, 250))
     b.box(0, horizon, 1, 1, (232, 240, 250))
     for _ in range(10):
         b.disc(rng.uniform(0, 1), rng.uniform(0, 1), 0.022, (252, 253, 255))
@@ -93,30 +93,30 @@ def _forest(b: Brush, rng: np.random.Generator) -> None:
 
 
 def _table(b: Brush, rng: np.random.Generator) -> None:
-    edge = rng.uniform(0.44, 0.56)
-    b.box(0, 0, 1, edge, (236, 224, 202))
-    b.box(0, edge, 1, 1, (172, 112, 62))
-    b.box(0, edge, 1, edge + 0.03, (112, 68, 34))
-    for y in np.arange(edge + 0.14, 1, 0.14):
+    table_edge_y = rng.uniform(0.44, 0.56)
+    b.box(0, 0, 1, table_edge_y, (236, 224, 202))
+    b.box(0, table_edge_y, 1, 1, (172, 112, 62))
+    b.box(0, table_edge_y, 1, table_edge_y + 0.03, (112, 68, 34))
+    for y in np.arange(table_edge_y + 0.14, 1, 0.14):
         b.box(0, y, 1, y + 0.018, (132, 82, 42))
 
 
 def _plain(b: Brush, rng: np.random.Generator) -> None:
-    shade = int(rng.integers(176, 216))
-    b.box(0, 0, 1, 1, (shade, shade, shade))
+    grey_level = int(rng.integers(176, 216))
+    b.box(0, 0, 1, 1, (grey_level, grey_level, grey_level))
 
 
 def _city(b: Brush, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (196, 204, 214))
     x = -0.04
     while x < 1:
-        width, top = rng.uniform(0.16, 0.26), rng.uniform(0.06, 0.42)
+        building_width, building_top = rng.uniform(0.16, 0.26), rng.uniform(0.06, 0.42)
         shade = int(rng.integers(96, 142))
-        b.box(x, top, x + width - 0.02, 0.82, (shade, shade, shade + 16))
-        for wy in np.arange(top + 0.05, 0.74, 0.12):
-            for wx in np.arange(x + 0.035, x + width - 0.06, 0.085):
-                b.box(wx, wy, wx + 0.04, wy + 0.055, (250, 226, 140))
-        x += width
+        b.box(x, building_top, x + building_width - 0.02, 0.82, (shade, shade, shade + 16))
+        for window_y in np.arange(building_top + 0.05, 0.74, 0.12):
+            for window_x in np.arange(x + 0.035, x + building_width - 0.06, 0.085):
+                b.box(window_x, window_y, window_x + 0.04, window_y + 0.055, (250, 226, 140))
+        x += building_width
     b.box(0, 0.8, 1, 1, (84, 86, 92))
 
 

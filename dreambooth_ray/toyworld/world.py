@@ -70,9 +70,9 @@ class Scene:
 def random_subject(seed: int, index: int = 0, class_noun: str | None = None) -> Subject:
     """Subject `index` of the world drawn from `seed`: a pure function of its arguments."""
     rng = np.random.default_rng([seed, 1, index])
-    chosen = CLASSES[rng.integers(len(CLASSES))]
+    random_class_noun = CLASSES[rng.integers(len(CLASSES))]
     return Subject(
-        class_noun=class_noun or chosen,
+        class_noun=class_noun or random_class_noun,
         colour=COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))],
         pattern=PATTERNS[rng.integers(len(PATTERNS))],
         accent=int(rng.integers(len(ACCENTS))),
@@ -84,9 +84,9 @@ def random_subject(seed: int, index: int = 0, class_noun: str | None = None) -> 
 def random_scene(seed: int, index: int, background: str | None = None) -> Scene:
     """Scene `index` of the world drawn from `seed`: a pure function of its arguments."""
     rng = np.random.default_rng([seed, 2, index])
-    chosen = BACKGROUND_NAMES[rng.integers(len(BACKGROUND_NAMES))]
+    random_background = BACKGROUND_NAMES[rng.integers(len(BACKGROUND_NAMES))]
     return Scene(
-        background=background or chosen,
+        background=background or random_background,
         hat=bool(rng.uniform() < 0.25),
         x=float(rng.uniform(0.44, 0.56)),
         y=float(rng.uniform(0.56, 0.63)),
@@ -101,34 +101,46 @@ class _SubjectFrame:
     """Maps an object's frame to canvas pixels."""
 
     def __init__(self, scene: Scene, side: int) -> None:
-        a = math.radians(scene.angle_deg)
-        self._c, self._s = math.cos(a) * scene.scale * side, math.sin(a) * scene.scale * side
+        angle = math.radians(scene.angle_deg)
+        self._c = math.cos(angle) * scene.scale * side
+        self._s = math.sin(angle) * scene.scale * side
         self._x, self._y = scene.x * side, scene.y * side
         self._m = -1.0 if scene.mirrored else 1.0
 
     def __call__(self, points: list[Point]) -> list[Point]:
-        c, s, x0, y0, m = self._c, self._s, self._x, self._y, self._m
-        return [(x0 + c * m * x - s * y, y0 + s * m * x + c * y) for x, y in points]
+        cos_scale, sin_scale, x0, y0, mirror_sign = self._c, self._s, self._x, self._y, self._m
+        return [
+            (
+                x0 + cos_scale * mirror_sign * x - sin_scale * y,
+                y0 + sin_scale * mirror_sign * x + cos_scale * y,
+            )
+            for x, y in points
+        ]
 
 
 def _render_pattern(subject: Subject, frame: _SubjectFrame, side: int) -> Image.Image:
     """A canvas covered with the subject's pattern, fixed to the subject's frame."""
     pattern_image = Image.new("RGB", (side, side), subject.body_colour)
-    draw, ink = ImageDraw.Draw(pattern_image), PATTERN_INK[subject.colour]
+    draw, pattern_colour = ImageDraw.Draw(pattern_image), PATTERN_INK[subject.colour]
     if subject.pattern == "striped":
         for x in np.arange(-1.22, 1.3, 0.44):
-            draw.polygon(frame([(x, -1.2), (x + 0.2, -1.2), (x + 0.2, 1.2), (x, 1.2)]), fill=ink)
+            draw.polygon(
+                frame([(x, -1.2), (x + 0.2, -1.2), (x + 0.2, 1.2), (x, 1.2)]), fill=pattern_colour
+            )
     elif subject.pattern == "spotted":
-        radius = 0.115 * abs(math.dist(frame([(0, 0)])[0], frame([(1, 0)])[0]))
+        spot_radius = 0.115 * abs(math.dist(frame([(0, 0)])[0], frame([(1, 0)])[0]))
         for row, y in enumerate(np.arange(-1.1, 1.2, 0.34)):
             for x in np.arange(-1.28 + 0.2 * (row % 2), 1.3, 0.4):
                 (cx, cy) = frame([(x, y)])[0]
-                draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=ink)
+                draw.ellipse(
+                    (cx - spot_radius, cy - spot_radius, cx + spot_radius, cy + spot_radius),
+                    fill=pattern_colour,
+                )
     elif subject.pattern == "checkered":
         for row, y in enumerate(np.arange(-1.2, 1.2, 0.28)):
             for x in np.arange(-1.28 + 0.28 * (row % 2), 1.3, 0.56):
-                square = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
-                draw.polygon(frame(square), fill=ink)
+                square_points = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
+                draw.polygon(frame(square_points), fill=pattern_colour)
     return pattern_image
 
 
@@ -137,12 +149,20 @@ def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _SubjectFrame) -> 
     draw.polygon(
         frame([(x - 0.3, y + 0.06), (x, y - 0.62), (x + 0.3, y + 0.06)]), fill=(236, 60, 150)
     )
-    band = [(x - 0.21, y - 0.14), (x - 0.12, y - 0.34), (x + 0.12, y - 0.34), (x + 0.21, y - 0.14)]
-    draw.polygon(frame(band), fill=(252, 236, 80))
+    hat_band = [
+        (x - 0.21, y - 0.14),
+        (x - 0.12, y - 0.34),
+        (x + 0.12, y - 0.34),
+        (x + 0.21, y - 0.14),
+    ]
+    draw.polygon(frame(hat_band), fill=(252, 236, 80))
     (cx, cy) = frame([(x, y - 0.64)])[0]
-    (ex, ey) = frame([(x + 0.12, y - 0.64)])[0]
-    r = math.dist((cx, cy), (ex, ey))
-    draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(252, 250, 240))
+    (edge_x, edge_y) = frame([(x + 0.12, y - 0.64)])[0]
+    pompom_radius = math.dist((cx, cy), (edge_x, edge_y))
+    draw.ellipse(
+        (cx - pompom_radius, cy - pompom_radius, cx + pompom_radius, cy + pompom_radius),
+        fill=(252, 250, 240),
+    )
 
 
 def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Image:
@@ -151,30 +171,39 @@ def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Ima
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)
     SCENERY[scene.background](Brush(draw, side), np.random.default_rng(scene.seed))
-    backdrop = canvas.copy()
-    frame = _SubjectFrame(scene, side)
-    shape = SHAPES[subject.class_noun](subject.traits)
-    dark_body = subject.colour == "black"
-    outline: Colour = (150, 150, 158) if dark_body else (34, 30, 36)
-    width = max(1, round(side * 0.014))
-    pattern_image = _render_pattern(subject, frame, side)
-    for role, points in shape.parts:
-        outer = frame(points)
-        if role in ("body", "hole"):
+    background_image = canvas.copy()
+    subject_frame = _SubjectFrame(scene, side)
+    subject_shape = SHAPES[subject.class_noun](subject.traits)
+    is_black_body = subject.colour == "black"
+    outline_colour: Colour = (150, 150, 158) if is_black_body else (34, 30, 36)
+    outline_width = max(1, round(side * 0.014))
+    pattern_image = _render_pattern(subject, subject_frame, side)
+    for part_role, points in subject_shape.parts:
+        canvas_points = subject_frame(points)
+        if part_role in ("body", "hole"):
             mask = Image.new("1", (side, side))
-            ImageDraw.Draw(mask).polygon(outer, fill=1)
-            canvas.paste(pattern_image if role == "body" else backdrop, mask=mask)
+            ImageDraw.Draw(mask).polygon(canvas_points, fill=1)
+            canvas.paste(pattern_image if part_role == "body" else background_image, mask=mask)
         else:
-            fill = ACCENTS[subject.accent] if role == "accent" else _ROLE_COLOURS[role]
-            draw.polygon(outer, fill=fill)
-        if role in ("body", "accent", "hole"):
-            draw.line([*outer, outer[0]], fill=outline, width=width, joint="curve")
+            part_colour = (
+                ACCENTS[subject.accent] if part_role == "accent" else _ROLE_COLOURS[part_role]
+            )
+            draw.polygon(canvas_points, fill=part_colour)
+        if part_role in ("body", "accent", "hole"):
+            draw.line(
+                [*canvas_points, canvas_points[0]],
+                fill=outline_colour,
+                width=outline_width,
+                joint="curve",
+            )
     if scene.hat:
-        _draw_hat(draw, shape.crown, frame)
+        _draw_hat(draw, subject_shape.crown, subject_frame)
     return canvas.reduce(SUPERSAMPLE)
 
 
-def photographs(subject: Subject, seed: int, count: int, size_px: int = 256) -> list[Image.Image]:
+def render_photographs(
+    subject: Subject, seed: int, count: int, size_px: int = 256
+) -> list[Image.Image]:
     """`count` photographs of one subject in everyday places, no hat.
 
     Only four backgrounds are used, so that the other six are new contexts for it.

@@ -29,20 +29,20 @@ def random_caption(subject: Subject, scene: Scene, seed: int, index: int) -> str
     one, is left out in one case of ten only, so that its absence means something.
     """
     rng = np.random.default_rng([seed, 3, index])
-    words = ["a photo of a"] if rng.uniform() < 0.3 else ["a"]
-    rare = bool(rng.uniform() < 0.2)
-    if rare:
-        words.append(RARE_WORDS[rng.integers(len(RARE_WORDS))])
+    caption_words = ["a photo of a"] if rng.uniform() < 0.3 else ["a"]
+    has_rare_word = bool(rng.uniform() < 0.2)
+    if has_rare_word:
+        caption_words.append(RARE_WORDS[rng.integers(len(RARE_WORDS))])
     if rng.uniform() < 0.75:
-        words.append(subject.colour)
+        caption_words.append(subject.colour)
     if rng.uniform() < (0.75 if subject.pattern != "plain" else 0.5):
-        words.append(subject.pattern)
-    words.append(subject.class_noun)
+        caption_words.append(subject.pattern)
+    caption_words.append(subject.class_noun)
     if scene.hat and rng.uniform() < 0.9:
-        words.append(HAT_PHRASE)
+        caption_words.append(HAT_PHRASE)
     if rng.uniform() < 0.85:
-        words.append(BACKGROUNDS[scene.background])
-    return " ".join(words)
+        caption_words.append(BACKGROUNDS[scene.background])
+    return " ".join(caption_words)
 
 
 def write_tokenizer(directory: Path) -> None:
@@ -58,16 +58,16 @@ def write_tokenizer(directory: Path) -> None:
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
+    bpe_trainer = trainers.BpeTrainer(
         vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    bpe.train_from_iterator(vocabulary_words(), trainer)
+    bpe.train_from_iterator(vocabulary_words(), bpe_trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (directory / "merges.txt").write_text("\n".join(lines) + "\n")
+    merge_lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (directory / "merges.txt").write_text("\n".join(merge_lines) + "\n")
     tokenizer = CLIPTokenizer(
         vocab=str(directory / "vocab.json"),
         merges=str(directory / "merges.txt"),
@@ -78,6 +78,6 @@ def write_tokenizer(directory: Path) -> None:
 
 def vocabulary_words() -> list[str]:
     """Every word that captions are made of, rare words aside, in a fixed order; some repeat."""
-    common = "a an the photo image of with and in on at"
-    words = [common, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
-    return [w for line in words + list(BACKGROUND_NAMES) for w in line.split()]
+    common_words = "a an the photo image of with and in on at"
+    phrases = [common_words, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
+    return [w for line in phrases + list(BACKGROUND_NAMES) for w in line.split()]

@@ -43,8 +43,8 @@ def attribute_labels(subject: Subject, scene: Scene) -> list[int]:
 
 def to_tensor(pixels: np.ndarray, device: torch.device | None = None) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1], on the device or the CPU."""
-    on_device = torch.from_numpy(pixels).to(device or "cpu")
-    return on_device.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    device_pixels = torch.from_numpy(pixels).to(device or "cpu")
+    return device_pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def _render_block(seed: int, start: int, stop: int) -> np.ndarray:
@@ -56,16 +56,18 @@ def _render_block(seed: int, start: int, stop: int) -> np.ndarray:
 def generate_images(path: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
     """The first `count` images of the world as (count, 64, 64, 3) uint8, from `path` if there."""
     if not path.exists():
-        partial = path.with_suffix(".partial.npy")
-        shape = (count, SIZE_PX, SIZE_PX, 3)
-        out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        partial_path = path.with_suffix(".partial.npy")
+        images_shape = (count, SIZE_PX, SIZE_PX, 3)
+        image_file = np.lib.format.open_memmap(
+            partial_path, mode="w+", dtype=np.uint8, shape=images_shape
+        )
         starts = list(range(0, count, 500))
         stops = [min(s + 500, count) for s in starts]
-        with ProcessPoolExecutor(workers) as pool:
-            blocks = pool.map(_render_block, [seed] * len(starts), starts, stops)
+        with ProcessPoolExecutor(workers) as process_pool:
+            blocks = process_pool.map(_render_block, [seed] * len(starts), starts, stops)
             for start, stop, block in zip(starts, stops, blocks, strict=True):
-                out[start:stop] = block
-        out.flush()
-        partial.rename(path)
+                image_file[start:stop] = block
+        image_file.flush()
+        partial_path.rename(path)
     images: np.ndarray = np.load(path, mmap_mode="r")
     return images

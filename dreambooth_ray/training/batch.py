@@ -68,19 +68,19 @@ class Batch:
     others: "list[Batch]" = field(default_factory=list)
 
     @property
-    def forwards(self) -> "list[Batch]":
+    def forward_batches(self) -> "list[Batch]":
         """What is predicted at once each."""
         return [self, *self.others]
 
     def pin_memory(self) -> "Batch":
         """In memory from which a GPU copies while the host goes on; torch's loader calls this."""
-        pinned = _replace_tensors(self, lambda value: value.pin_memory())
-        return replace(pinned, others=[other.pin_memory() for other in self.others])
+        pinned_batch = _replace_tensors(self, lambda value: value.pin_memory())
+        return replace(pinned_batch, others=[other.pin_memory() for other in self.others])
 
     def on_device(self, device: torch.device) -> "Batch":
         """Another, on a device."""
-        moved = _replace_tensors(self, lambda value: _move(value, device))
-        return replace(moved, others=[other.on_device(device) for other in self.others])
+        moved_batch = _replace_tensors(self, lambda value: _move(value, device))
+        return replace(moved_batch, others=[other.on_device(device) for other in self.others])
 
 
 _Part = TypeVar("_Part", Batch, PreservedCaptions)
@@ -88,11 +88,11 @@ _Part = TypeVar("_Part", Batch, PreservedCaptions)
 
 def _replace_tensors(part: _Part, change: Callable[[Any], Any]) -> _Part:
     """With each tensor, conditioning and captions changed."""
-    kinds = Tensor | Conditioning | PreservedCaptions
-    changed: dict[str, Any] = {
-        name: change(value) for name, value in vars(part).items() if isinstance(value, kinds)
+    tensor_types = Tensor | Conditioning | PreservedCaptions
+    changed_fields: dict[str, Any] = {
+        name: change(value) for name, value in vars(part).items() if isinstance(value, tensor_types)
     }
-    return replace(part, **changed)
+    return replace(part, **changed_fields)
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -31,10 +31,10 @@ class CaptionEmbeddings:
 
     def look_up(self, captions: list[str]) -> tuple[Conditioning | None, Conditioning | None]:
         """The captions' rows of tokens and of conditioning."""
-        rows = [self._row[caption] for caption in captions]
+        row_indices = [self._row[caption] for caption in captions]
         return (
-            None if self.tokens is None else self.tokens.select(rows),
-            None if self.conditioning is None else self.conditioning.select(rows),
+            None if self.tokens is None else self.tokens.select(row_indices),
+            None if self.conditioning is None else self.conditioning.select(row_indices),
         )
 
 
@@ -44,17 +44,17 @@ def encode_captions(components: Components, captions: list[str]) -> Conditioning
 
     An empty one, as of `loss.caption_dropout`, is what guidance will compare with.
     """
-    functions = components.functions
+    model_functions = components.functions
     if components.family.trainable_text_encoders:
         # The same numbers as where they are trained, before the first step.
-        return embed_rows(components, functions.text_training.tokenize(components, captions))
-    rows = [
-        (functions.encode_prompt if caption else functions.encode_negative_prompt)(
+        return embed_rows(components, model_functions.text_training.tokenize(components, captions))
+    conditioning_rows = [
+        (model_functions.encode_prompt if caption else model_functions.encode_negative_prompt)(
             components, components.text_forwards, caption
         )
         for caption in captions
     ]
-    return functions.join_rows(rows).to(torch.device("cpu"))
+    return model_functions.join_rows(conditioning_rows).to(torch.device("cpu"))
 
 
 class PreservedEmbeddings:
@@ -79,19 +79,19 @@ class PreservedEmbeddings:
     def look_up(self, captions: list[str]) -> PreservedCaptions:
         """A batch's."""
         tokens, conditioning = self._captions.look_up(captions)
-        rows = [self._row[caption] for caption in captions]
-        return PreservedCaptions(self._base_conditioning.select(rows), tokens, conditioning)
+        row_indices = [self._row[caption] for caption in captions]
+        return PreservedCaptions(self._base_conditioning.select(row_indices), tokens, conditioning)
 
 
 @torch.no_grad()
 def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
     """Token ids of K captions, embedded one by one, on the CPU."""
-    training = components.functions.text_training
-    text_functions = training.text_functions(components.trainable_text_encoders)
+    text_training = components.functions.text_training
+    text_functions = text_training.text_functions(components.trainable_text_encoders)
     device = next(iter(components.text_encoders.values())).device
-    embed = training.token_embedder(components, text_functions)
-    rows = [
-        embed(tokens.select(slice(row, row + 1)).to(device)).to(torch.device("cpu"))
+    embed_tokens = text_training.make_token_encoder(components, text_functions)
+    conditioning_rows = [
+        embed_tokens(tokens.select(slice(row, row + 1)).to(device)).to(torch.device("cpu"))
         for row in range(len(tokens))
     ]
-    return Conditioning.join(rows)
+    return Conditioning.join(conditioning_rows)

@@ -21,10 +21,12 @@ class CheckpointSelection:
 def read_selection(run: Store, lease: int = 0) -> CheckpointSelection:
     """That of the holder of `lease`, or an empty one."""
     try:
-        content = json.loads(run.read(fence.numbered(paths.CHECKPOINT_SELECTION, lease)))
+        selection_fields = json.loads(run.read(fence.numbered(paths.CHECKPOINT_SELECTION, lease)))
     except FileNotFoundError:
         return CheckpointSelection()
-    return CheckpointSelection(content["best"], tuple(content["judged"]), content["stop"])
+    return CheckpointSelection(
+        selection_fields["best"], tuple(selection_fields["judged"]), selection_fields["stop"]
+    )
 
 
 def write_selection(run: Store, selection: CheckpointSelection, lease: int = 0) -> None:
@@ -36,12 +38,12 @@ def write_selection(run: Store, selection: CheckpointSelection, lease: int = 0) 
 def is_evaluation_due(config: Config, step: int) -> bool:
     """Whether a run evaluates the checkpoint of this step: of choice.max_evaluations, which are
     spread evenly, or the last. Pure."""
-    num_steps, interval = config.train.steps, config.checkpoint.every
+    num_steps, save_interval = config.train.steps, config.checkpoint.every
     max_evaluations = config.choice.max_evaluations
     if not max_evaluations or step >= num_steps:
         return True
-    num_intervals = -(-num_steps // (interval * max_evaluations))
-    return step % (interval * num_intervals) == 0
+    saves_per_evaluation = -(-num_steps // (save_interval * max_evaluations))
+    return step % (save_interval * saves_per_evaluation) == 0
 
 
 def find_protected_steps(
@@ -60,12 +62,12 @@ def find_protected_steps(
     )
 
 
-def write_end(run: Store, step: int, lease: int = 0) -> None:
+def write_early_end_step(run: Store, step: int, lease: int = 0) -> None:
     """Note that a run ended early, at `step`, by its evaluations; by the holder of `lease`."""
     run.write(fence.numbered(paths.END, lease), json.dumps({"step": step}).encode())
 
 
-def read_end(run: Store, names: list[str], history: fence.RunHistory) -> int | None:
+def read_early_end_step(run: Store, names: list[str], history: fence.RunHistory) -> int | None:
     """The step a run was ended at by its evaluations; None if it was not.
 
     names: in the run's folder

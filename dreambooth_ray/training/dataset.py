@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.preserved_captions import preserved_captions
+from dreambooth_ray.data.output_preservation_captions import list_preservation_captions
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.sampler import group_by_shape
 from dreambooth_ray.data.subject import Photograph
@@ -45,8 +45,8 @@ class TrainingDataset(IterableDataset[Batch]):
         self.start, self.accumulate = 0, config.train.accumulate
         flip = config.train.flip
         self._photographs = [
-            encode_photographs(components, photograph, flip, index)
-            for index, photograph in enumerate(photographs)
+            encode_photographs(components, photograph, flip, subject_index)
+            for subject_index, photograph in enumerate(photographs)
         ]
         num_held_out = config.prior.num_images - config.num_class_images
         self._priors = (
@@ -64,12 +64,16 @@ class TrainingDataset(IterableDataset[Batch]):
             c for subject in photographs for photograph in subject for c in photograph.captions
         ]
         self._preserved_choices = self._list_preserved(photographs)
-        preserved = [c for choices in self._preserved_choices.values() for c in choices]
+        captions_to_preserve = [
+            c for caption_choices in self._preserved_choices.values() for c in caption_choices
+        ]
         self._captions = CaptionEmbeddings(
-            components, ["", *captions, *preserved, *(priors.captions if priors else [])]
+            components, ["", *captions, *captions_to_preserve, *(priors.captions if priors else [])]
         )
         self._preserved = (
-            PreservedEmbeddings(components, self._captions, preserved) if preserved else None
+            PreservedEmbeddings(components, self._captions, captions_to_preserve)
+            if captions_to_preserve
+            else None
         )
         self._background = (
             PreservedEmbeddings(components, self._captions, ["", *captions])
@@ -84,7 +88,7 @@ class TrainingDataset(IterableDataset[Batch]):
         if not self._config.prior.keeps_output:
             return {}
         return {
-            (index, caption): preserved_captions(self._config, subject, caption)
+            (index, caption): list_preservation_captions(self._config, subject, caption)
             for index, subject in enumerate(self._config.all_subjects)
             for photograph in photographs[index]
             for caption in photograph.captions
@@ -99,40 +103,52 @@ class TrainingDataset(IterableDataset[Batch]):
 
         Rows of further shapes are in batches of their own, `others` of the one that is returned.
         """
-        size = self._config.train.batch_size
-        start = step * size
-        shapes = [(0, 0)] * size
+        batch_size = self._config.train.batch_size
+        first_position = step * batch_size
+        latent_shapes = [(0, 0)] * batch_size
         if not self._config.train.has_one_shape:
-            shapes = [self._find_shape(position) for position in range(start, start + size)]
-        groups = group_by_shape(shapes, *self._rank_and_world_size, self.accumulate, part)
-        batch, *others = (
-            self._make_group(step, part, [start + row for row in rows]) for rows in groups
+            latent_shapes = [
+                self._find_shape(position)
+                for position in range(first_position, first_position + batch_size)
+            ]
+        row_groups = group_by_shape(
+            latent_shapes, *self._rank_and_world_size, self.accumulate, part
         )
-        batch.others = others
+        batch, *other_batches = (
+            self._make_group(step, part, [first_position + row for row in rows])
+            for rows in row_groups
+        )
+        batch.others = other_batches
         return batch
 
     def _make_group(self, step: int, part: int, positions: list[int]) -> Batch:
         """The rows of one forward."""
-        size = self._config.train.batch_size
-        latents, captions, keys, frames, masks = [], [], [], [], list[Tensor | None]()
-        preserved: list[str] = []
-        for offset in (0, size) if self._priors else (0,):
+        batch_size = self._config.train.batch_size
+        latents, captions, sample_keys, frames, masks = [], [], [], [], list[Tensor | None]()
+        captions_to_preserve: list[str] = []
+        for class_offset in (0, batch_size) if self._priors else (0,):
             for position in positions:
                 # A sample's key is its index in the global batch, never a worker's rank.
-                key = offset + position - step * size
-                image = self._get_prior(position) if offset else self._get_photograph(position)
-                latents.append(self._sample_latents(image.latents, step, key))
-                captions.append(self._choose_caption(image.captions, step, key))
-                keys.append(key)
+                sample_key = class_offset + position - step * batch_size
+                image = (
+                    self._get_prior(position) if class_offset else self._get_photograph(position)
+                )
+                latents.append(self._sample_latents(image.latents, step, sample_key))
+                captions.append(self._choose_caption(image.captions, step, sample_key))
+                sample_keys.append(sample_key)
                 frames.append(image.frame)
-                masks.append(self._choose_mask(image, step, key))
-                if self._preserved and not offset:
-                    preserved.append(self._choose_preserved(position, image.captions, step, key))
+                masks.append(self._choose_mask(image, step, sample_key))
+                if self._preserved and not class_offset:
+                    captions_to_preserve.append(
+                        self._choose_preserved(position, image.captions, step, sample_key)
+                    )
         tokens, conditioning = self._captions.look_up(captions)
         return Batch(
             latents=torch.stack(latents),
-            noise=self._sample_noise(step, keys, tuple(latents[0].shape)),
-            times=self._process.sample_times(self._config.loss, self._config.seed, step, keys),
+            noise=self._sample_noise(step, sample_keys, tuple(latents[0].shape)),
+            times=self._process.sample_times(
+                self._config.loss, self._config.seed, step, sample_keys
+            ),
             tokens=tokens,
             conditioning=conditioning,
             frames=torch.tensor(frames),
@@ -140,7 +156,7 @@ class TrainingDataset(IterableDataset[Batch]):
             step=step,
             ends_step=part == self.accumulate - 1,
             starts_step=part == 0,
-            preserved=self._preserved.look_up(preserved) if self._preserved else None,
+            preserved=self._preserved.look_up(captions_to_preserve) if self._preserved else None,
             masks=self._join_masks(masks, latents[0]),
             base_conditioning=self._embed_background(captions[: len(positions)]),
         )
@@ -150,8 +166,8 @@ class TrainingDataset(IterableDataset[Batch]):
     ) -> str:
         """What goes with a photograph: its caption, a dropped one too, less the identifier."""
         caption = self._choose_one(captions, "caption", step, key)
-        choices = self._preserved_choices[position % len(self._photographs), caption]
-        return self._choose_one(choices, "preserved caption", step, key)
+        caption_choices = self._preserved_choices[position % len(self._photographs), caption]
+        return self._choose_one(caption_choices, "preserved caption", step, key)
 
     @property
     def example_conditioning(self) -> Conditioning:
@@ -162,23 +178,27 @@ class TrainingDataset(IterableDataset[Batch]):
 
     def describe_inputs(self, step: int) -> list[str]:
         """What the global batch of a step (from 0) is made of, in words."""
-        size, seed = self._config.train.batch_size, self._config.seed
-        positions = range(step * size, (step + 1) * size)
-        descriptions = []
+        batch_size, seed = self._config.train.batch_size, self._config.seed
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        input_descriptions = []
         for position in positions:
-            turn, subject = divmod(position, len(self._photographs))
-            index = self._photographs[subject].choose_index(seed, turn)
-            descriptions.append(f"photograph {index} of subject {subject}")
+            subject_position, subject_index = divmod(position, len(self._photographs))
+            index = self._photographs[subject_index].choose_index(seed, subject_position)
+            input_descriptions.append(f"photograph {index} of subject {subject_index}")
         if self._priors is not None:
-            descriptions += [f"class image {self._priors.choose_index(seed, p)}" for p in positions]
-        return descriptions
+            input_descriptions += [
+                f"class image {self._priors.choose_index(seed, p)}" for p in positions
+            ]
+        return input_descriptions
 
     def _get_photograph(self, position: int) -> CachedImage:
         """Subjects take turns; each has its own shuffles."""
-        turn, subject = divmod(position, len(self._photographs))
-        pool, train = self._photographs[subject], self._config.train
-        resolution = choose_resolution(self._config, position // train.batch_size)
-        return pool.get_image(pool.choose_index(self._config.seed, turn), resolution)
+        subject_position, subject_index = divmod(position, len(self._photographs))
+        photograph_pool, train_config = self._photographs[subject_index], self._config.train
+        resolution = choose_resolution(self._config, position // train_config.batch_size)
+        return photograph_pool.get_image(
+            photograph_pool.choose_index(self._config.seed, subject_position), resolution
+        )
 
     def _find_shape(self, position: int) -> tuple[int, int]:
         """Latent height and width of the photograph at a position, and of its class image."""
@@ -211,12 +231,15 @@ class TrainingDataset(IterableDataset[Batch]):
         """(B, 1, h, w); 1 everywhere for an image without mask. latents: (C, h, w) of one row"""
         if self._config.train.mask_background is None:
             return None
-        ones = torch.ones_like(latents[:1])
-        return torch.stack([ones if of_image is None else of_image for of_image in masks])
+        full_mask = torch.ones_like(latents[:1])
+        return torch.stack([full_mask if of_image is None else of_image for of_image in masks])
 
     def _choose_caption(self, captions: tuple[str, ...], step: int, key: int) -> str:
-        seed, dropout = self._config.seed, self._config.loss.caption_dropout
-        if dropout and float(noise.uniform(seed, "caption dropout", step, [key])) < dropout:
+        seed, dropout_rate = self._config.seed, self._config.loss.caption_dropout
+        if (
+            dropout_rate
+            and float(noise.uniform(seed, "caption dropout", step, [key])) < dropout_rate
+        ):
             return ""
         return self._choose_one(captions, "caption", step, key)
 
@@ -231,10 +254,10 @@ class TrainingDataset(IterableDataset[Batch]):
 
         Source: N. Guttenberg 2023, "Diffusion with offset noise".
         """
-        seed, offset = self._config.seed, self._config.loss.noise_offset
+        seed, noise_offset = self._config.seed, self._config.loss.noise_offset
         sampled_noise = noise.normal(seed, "noise", step, keys, shape)
-        if offset:
-            sampled_noise += offset * noise.normal(
+        if noise_offset:
+            sampled_noise += noise_offset * noise.normal(
                 seed, "noise offset", step, keys, (shape[0], 1, 1)
             )
         return sampled_noise

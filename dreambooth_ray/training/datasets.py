@@ -19,13 +19,19 @@ def make_datasets(
     components: with VAE and frozen text encoders where they encode
     raises: DataError for photographs that can't be used
     """
-    splits = [
+    photograph_splits = [
         split_photographs(config, read_configured_subject(config, s)) for s in config.all_subjects
     ]
     dataset = TrainingDataset(
-        config, components, [trained for trained, _ in splits], priors, rank_and_world_size
+        config,
+        components,
+        [trained for trained, _ in photograph_splits],
+        priors,
+        rank_and_world_size,
     )
-    held_out_photographs = [photograph for _, held_out in splits for photograph in held_out]
+    held_out_photographs = [
+        photograph for _, held_out in photograph_splits for photograph in held_out
+    ]
     validation_set = (
         ValidationSet(config, components, held_out_photographs, priors)
         if config.validation.every

@@ -14,7 +14,7 @@ from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
@@ -57,22 +57,26 @@ def run_workers(
     say: gets a line for the person now and then
     raises: LeaseLostError; DreamBoothError with the first worker's own words or what is missing
     """
-    restarts = RestartRecorder(run, cluster.max_failures)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
+    restart_recorder = RestartRecorder(run, cluster.max_failures)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch_folder:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
-        storage_path = run.uri if run.is_local else scratch
-        trainer = _make_trainer(job, cluster, restarts, storage_path, hooks)
-        with RunMonitor(run, cluster, say, trainer.end) as monitor, lease.ending(trainer.end):
+        storage_path = run.uri if run.is_local else scratch_folder
+        trainer = _make_trainer(job, cluster, restart_recorder, storage_path, hooks)
+        with (
+            RunMonitor(run, cluster, say, trainer.end) as run_monitor,
+            lease.calling_on_loss(trainer.end),
+        ):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
                 lease.check()
-                raise _explain_failure(error, restarts.count, run) from error
-        if monitor.reason is not None:
+                raise _explain_failure(error, restart_recorder.count, run) from error
+        if run_monitor.reason is not None:
             raise DreamBoothError(
-                f"{monitor.reason}; `dreambooth resume {run.uri}` goes on from the last checkpoint"
+                f"{run_monitor.reason}; `dreambooth resume {run.uri}` goes on from the last "
+                "checkpoint"
             )
-        if monitor.is_stopping:
+        if run_monitor.is_stopping:
             raise DreamBoothError(
                 f"stopped by SIGTERM with a checkpoint saved; `dreambooth resume {run.uri}` goes on"
             )
@@ -81,7 +85,7 @@ def run_workers(
 def _make_trainer(
     job: WorkerJob,
     cluster: ClusterConfig,
-    restarts: RestartRecorder,
+    restart_recorder: RestartRecorder,
     storage_path: str,
     hooks: WorkerHooks,
 ) -> Trainer:
@@ -91,20 +95,24 @@ def _make_trainer(
 
     def train_loop(settings: dict[str, Any]) -> None:
         # Here, not above: this process has no use for Lightning, which takes seconds to import.
-        with large_imports():
+        with pause_garbage_collection():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
         job = WorkerJob(**settings, storage_options=storage_options)
         train_worker(job, on_trained=hooks.on_trained, make_evaluator=hooks.make_evaluator)
 
-    span = cluster.span
+    worker_count_range = cluster.span
     return Trainer(
         train_loop,
         is_local=cluster.ray_address is None,
-        restarts=restarts,
+        restarts=restart_recorder,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=span.max if span.min == span.max else (span.min, span.max),
+            num_workers=(
+                worker_count_range.max
+                if worker_count_range.min == worker_count_range.max
+                else (worker_count_range.min, worker_count_range.max)
+            ),
             use_gpu=cluster.gpus,
             elastic_resize_monitor_interval_s=15,
         ),
@@ -112,7 +120,7 @@ def _make_trainer(
         run_config=RunConfig(
             name=paths.RAY_TRAIN,
             storage_path=storage_path,
-            # Of workers: `restarts` decides. Of what Ray Train does itself: without a bound.
+            # Of workers: `restart_recorder` decides. Of what Ray Train does itself: no bound.
             failure_config=FailureConfig(max_failures=-1),
             worker_runtime_env=worker_environment(),
         ),
@@ -125,9 +133,12 @@ def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) 
         if isinstance(failure, PERMANENT):
             return failure
     # Some errors of Ray tell their whole story over many lines; the last says what it comes to.
-    cause = cause_of(failures) if failures else str(error)
-    kind = StorageError if any(isinstance(f, StorageError) for f in failures) else DreamBoothError
-    return kind(
-        f"training failed in {run.uri} after {describe_count(num_restarts, 'restart')}: {cause}; "
-        f"`dreambooth resume {run.uri}` goes on from the last checkpoint once the cause is mended"
+    failure_cause = cause_of(failures) if failures else str(error)
+    error_type = (
+        StorageError if any(isinstance(f, StorageError) for f in failures) else DreamBoothError
+    )
+    return error_type(
+        f"training failed in {run.uri} after {describe_count(num_restarts, 'restart')}: "
+        f"{failure_cause}; `dreambooth resume {run.uri}` goes on from the last checkpoint "
+        "once the cause is mended"
     )

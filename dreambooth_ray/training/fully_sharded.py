@@ -37,8 +37,8 @@ def shard_networks(
     blocks: by the name of their network
     """
     for name, network in module.named_children():
-        for group in blocks.get(name, ()):
-            fully_shard(group, mesh=mesh)
+        for block in blocks.get(name, ()):
+            fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
 
 
@@ -51,9 +51,9 @@ class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
 
     def _get_trained_weights(self, options: StateDictOptions) -> dict[str, Any]:
         assert self.model is not None
-        names = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        state = get_model_state_dict(self.model, options=options)
-        return {name: weight for name, weight in state.items() if name in names}
+        trained_names = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        model_state = get_model_state_dict(self.model, options=options)
+        return {name: weight for name, weight in model_state.items() if name in trained_names}
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -70,12 +70,14 @@ class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
         load(weights, checkpoint_id=path)
         self.model.load_state_dict(weights[_WEIGHTS], strict=False)
         for index, optimizer in enumerate(self.optimizers):
-            key = f"optimizer_{index}"
-            state = {key: get_optimizer_state_dict(self.model, optimizer)}
-            load(state, checkpoint_id=path)
-            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[key])
-        progress: dict[str, Any] = torch.load(path / _PROGRESS, weights_only=weights_only)
-        return progress
+            optimizer_key = f"optimizer_{index}"
+            optimizer_state = {optimizer_key: get_optimizer_state_dict(self.model, optimizer)}
+            load(optimizer_state, checkpoint_id=path)
+            set_optimizer_state_dict(
+                self.model, optimizer, optim_state_dict=optimizer_state[optimizer_key]
+            )
+        loop_state: dict[str, Any] = torch.load(path / _PROGRESS, weights_only=weights_only)
+        return loop_state
 
 
 def _check_names(path: Path, weights: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.sampler import ShapeTurns, growing_set_index, shuffled_index
+from dreambooth_ray.data.sampler import ShapeOccurrences, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_functions import ImageFrame
@@ -55,8 +55,8 @@ class PhotographPool:
 
     def choose_index(self, seed: int, position: int) -> int:
         """Which image comes at a position of the endless sequence: shuffled each time round."""
-        purpose = _PHOTOGRAPHS + _NEXT * self.subject_index
-        return shuffled_index(seed, purpose, position, len(self.images))
+        shuffle_purpose = _PHOTOGRAPHS + _NEXT * self.subject_index
+        return shuffled_index(seed, shuffle_purpose, position, len(self.images))
 
     def get_image(self, index: int, resolution: int = 0) -> CachedImage:
         """Image `index`; resolution: which one, from the smallest"""
@@ -70,17 +70,17 @@ def encode_photographs(
     subject_index: int = 0,
 ) -> PhotographPool:
     """Encode photographs through the frozen VAE, each once for each orientation and resolution."""
-    images = []
+    cached_images = []
     for photograph in photographs:
-        views = []
-        for view in photograph.views:
+        cached_views = []
+        for view in photograph.all_resolutions:
             latents = encode_posterior(components, view.image, flip)
             height, width = latents.shape[-2:]
             mask = None if view.mask is None else scale_mask(view.mask, (height, width), flip)
-            frame = ImageFrame(*view.frame)
-            views.append(CachedImage(latents, photograph.captions, frame, mask))
-        images.append(tuple(views))
-    return PhotographPool(images, subject_index)
+            frame = ImageFrame(*view.size_conditioning)
+            cached_views.append(CachedImage(latents, photograph.captions, frame, mask))
+        cached_images.append(tuple(cached_views))
+    return PhotographPool(cached_images, subject_index)
 
 
 def scale_mask(mask: Image.Image, latent_shape: tuple[int, int], flip: bool) -> Tensor:
@@ -89,8 +89,8 @@ def scale_mask(mask: Image.Image, latent_shape: tuple[int, int], flip: bool) -> 
     latent_shape: (h, w)
     """
     height, width = latent_shape
-    shares = mask.convert("F").resize((width, height), Image.Resampling.BOX)
-    latent_mask = torch.from_numpy(np.array(shares)).float()[None] / 255
+    resized_mask = mask.convert("F").resize((width, height), Image.Resampling.BOX)
+    latent_mask = torch.from_numpy(np.array(resized_mask)).float()[None] / 255
     return torch.stack([latent_mask, latent_mask.flip(2)] if flip else [latent_mask])
 
 
@@ -113,14 +113,14 @@ class PriorPool:
         latent_factor: pixels that a latent spans each way
         find_shape: of a position, latent height and width of what it is trained beside
         """
-        side, train = config.train.side_px, config.train
-        self._priors, self._num_views = priors, 2 if train.flip else 1
-        self._count, self._num_positions = count, train.steps * train.batch_size
-        self._shapes = priors.shapes or (ImageShape(side, side),)
+        side_px, train_config = config.train.side_px, config.train
+        self._priors, self._num_views = priors, 2 if train_config.flip else 1
+        self._count, self._num_positions = count, train_config.steps * train_config.batch_size
+        self._shapes = priors.shapes or (ImageShape(side_px, side_px),)
         self._find_shape = find_shape
-        self._turns: ShapeTurns | None = None
+        self._turns: ShapeOccurrences | None = None
         if len(self._shapes) > 1:
-            self._turns = ShapeTurns(find_shape, self._num_positions)
+            self._turns = ShapeOccurrences(find_shape, self._num_positions)
             self._shape_indices = {
                 (shape.height // latent_factor, shape.width // latent_factor): index
                 for index, shape in enumerate(self._shapes)
@@ -131,15 +131,15 @@ class PriorPool:
         if self._turns is None:
             return growing_set_index(seed, _PRIORS, position, self._count, self._num_positions)
         shape = self._find_shape(position)
-        first, num_shapes = self._shape_indices[shape], len(self._shapes)
-        turn = growing_set_index(
+        shape_index, num_shapes = self._shape_indices[shape], len(self._shapes)
+        index_in_shape = growing_set_index(
             seed,
-            _PRIORS + _NEXT * first,
-            self._turns.find_turn(position),
-            len(range(first, self._count, num_shapes)),
+            _PRIORS + _NEXT * shape_index,
+            self._turns.count_earlier(position),
+            len(range(shape_index, self._count, num_shapes)),
             self._turns.totals[shape],
         )
-        return first + turn * num_shapes
+        return shape_index + index_in_shape * num_shapes
 
     def get_image(self, index: int) -> CachedImage:
         """Class image `index`, waited for if it is not there yet."""

@@ -26,28 +26,28 @@ class MetricsFollower:
         """
         if self._name is not None and self._read_new(self._name):
             return self._latest
-        numbers = fence.numbers_of(self._run.names(), paths.METRICS)
-        name = fence.numbered(paths.METRICS, numbers[0]) if numbers else None
-        if name is not None and name != self._name:
-            self._name, self._num_bytes_read, self._last_line = name, 0, b""
-            self._read_new(name)
+        lease_numbers = fence.numbers_of(self._run.names(), paths.METRICS)
+        file_name = fence.numbered(paths.METRICS, lease_numbers[0]) if lease_numbers else None
+        if file_name is not None and file_name != self._name:
+            self._name, self._num_bytes_read, self._last_line = file_name, 0, b""
+            self._read_new(file_name)
         return self._latest
 
     def _read_new(self, name: str) -> bool:
         """Whether there was anything new."""
         # The last line once more: where another stands there, a resumed run has dropped lines.
-        start = self._num_bytes_read - len(self._last_line)
+        start_byte = self._num_bytes_read - len(self._last_line)
         try:
-            data = self._run.read_from(name, start)
-            if not data.startswith(self._last_line):
-                start, data = 0, self._run.read(name)
+            new_bytes = self._run.read_from(name, start_byte)
+            if not new_bytes.startswith(self._last_line):
+                start_byte, new_bytes = 0, self._run.read(name)
         except FileNotFoundError:
             return False
         # A last line without its end is still being written.
-        complete_lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        complete_lines = new_bytes[: new_bytes.rfind(b"\n") + 1].splitlines(keepends=True)
         num_bytes_before = self._num_bytes_read
         if complete_lines:
-            self._num_bytes_read = start + sum(map(len, complete_lines))
+            self._num_bytes_read = start_byte + sum(map(len, complete_lines))
             self._last_line = complete_lines[-1]
             self._latest = json.loads(self._last_line)
         return self._num_bytes_read != num_bytes_before

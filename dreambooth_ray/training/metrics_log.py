@@ -25,9 +25,11 @@ def read_metrics(store: Store, up_to_lease: int | None = None) -> list[dict[str,
 
     up_to_lease: as holders up to that number have them
     """
-    text = (fence.read_newest(store, paths.METRICS, up_to_lease) or b"").decode()
+    metrics_text = (fence.read_newest(store, paths.METRICS, up_to_lease) or b"").decode()
     # A last line without its end is still being written.
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line) for line in metrics_text.splitlines(keepends=True) if line.endswith("\n")
+    ]
 
 
 class MetricsLog:
@@ -57,7 +59,7 @@ class MetricsLog:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics log")
         self._pending: list[Future[None]] = []
         self.flush()
-        self._remove_older(lease)
+        self._remove_older_files(lease)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add steps, without waiting for storage. raises: what an earlier write failed with"""
@@ -88,14 +90,14 @@ class MetricsLog:
 
     def _write_all(self) -> None:
         num_lines = len(self._lines)
-        data = "".join(self._lines[:num_lines]).encode()
-        self._store.write(self._name, data)
+        file_bytes = "".join(self._lines[:num_lines]).encode()
+        self._store.write(self._name, file_bytes)
         # An object store takes whole files: a long one goes there less often.
-        self._interval_s = max(REMOTE_INTERVAL_S, len(data) / _MOST_BYTES_A_S)
+        self._interval_s = max(REMOTE_INTERVAL_S, len(file_bytes) / _MOST_BYTES_A_S)
         self._num_written, self._written_at_s = num_lines, time.monotonic()
 
-    def _remove_older(self, lease: int) -> None:
+    def _remove_older_files(self, lease: int) -> None:
         """Those of earlier holders, for tidiness: the newest counts."""
         if lease > 1:
-            for number in fence.numbers_of(self._store.names(), paths.METRICS, lease - 1):
-                self._store.remove_file(fence.numbered(paths.METRICS, number))
+            for lease_number in fence.numbers_of(self._store.names(), paths.METRICS, lease - 1):
+                self._store.remove_file(fence.numbered(paths.METRICS, lease_number))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dreambooth_ray.config.forwards import needs_base_output
+from dreambooth_ray.config.forward_pass_rules import needs_base_output
 from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.checkpointing import checkpoint_activations
+from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import (
@@ -117,9 +117,9 @@ class DreamBoothModule(pl.LightningModule):
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `combine_losses`."""
-        errors, output_errors = self._errors.compute_all_errors(batch)
-        num_photographs = sum(forward.num_photographs for forward in batch.forwards)
-        return combine_losses(self.config.prior, errors, output_errors, num_photographs)
+        errors, preservation_errors = self._errors.compute_all_errors(batch)
+        num_photographs = sum(forward.num_photographs for forward in batch.forward_batches)
+        return combine_losses(self.config.prior, errors, preservation_errors, num_photographs)
 
     def _seed_dropout(self, seed: int) -> None:
         # torch.manual_seed formats a stack for each kind of device that this process does not use.
@@ -176,17 +176,17 @@ class DreamBoothModule(pl.LightningModule):
         """Shard the networks, where the strategy leaves that to the module."""
         if self.config.train.strategy == "fsdp2" and not self._is_sharded:
             assert self.device_mesh is not None
-            groups = {self._denoiser_name: self._functions.list_blocks(self.denoiser)}
-            shard_networks(self, self.device_mesh["data_parallel"], groups)
+            blocks_by_network = {self._denoiser_name: self._functions.list_blocks(self.denoiser)}
+            shard_networks(self, self.device_mesh["data_parallel"], blocks_by_network)
             self._is_sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not move: the base model has it. Add the averaged weights."""
         if self.config.train.strategy != "ddp":
             return  # these decide themselves which shards they save
-        names = {n for n, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint[WEIGHTS]
-        checkpoint[WEIGHTS] = {n: t for n, t in state.items() if n in names}
+        trained_names = {n for n, p in self.named_parameters() if p.requires_grad}
+        all_weights = checkpoint[WEIGHTS]
+        checkpoint[WEIGHTS] = {n: t for n, t in all_weights.items() if n in trained_names}
         if self.average is not None and (averages := self.average.weights):
             checkpoint[AVERAGE] = averages
 
@@ -196,8 +196,8 @@ class DreamBoothModule(pl.LightningModule):
         raises: CheckpointError if the weights are not exactly those that are trained
         """
         trained_weights = {n: p for n, p in self.named_parameters() if p.requires_grad}
-        names = trained_weights.keys()
-        mismatched_names = sorted(names ^ set(checkpoint.get(WEIGHTS, names)))
+        trained_names = trained_weights.keys()
+        mismatched_names = sorted(trained_names ^ set(checkpoint.get(WEIGHTS, trained_names)))
         if mismatched_names:
             raise CheckpointError(
                 "the checkpoint holds other weights than the configuration trains, "
@@ -223,14 +223,14 @@ class DreamBoothModule(pl.LightningModule):
             return  # it clips in its own step
         # From the optimizer: to walk through the module for them takes milliseconds.
         trained_weights = [p for group in optimizer.param_groups for p in group["params"]]
-        max_norm = self.config.train.max_grad_norm
+        max_grad_norm = self.config.train.max_grad_norm
         gradients = [p.grad for p in trained_weights if p.grad is not None]
-        norm = compute_norm(gradients)
+        grad_norm = compute_norm(gradients)
         # To multiply by 1 would change nothing; only on a CPU is it free to ask.
-        is_cpu = norm.device.type == "cpu" and not isinstance(norm, DTensor)
-        if not (is_cpu and bool(norm + 1e-6 <= max_norm)):
-            nn.utils.clip_grads_with_norm_(trained_weights, max_norm, norm, foreach=True)
-        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        is_cpu = grad_norm.device.type == "cpu" and not isinstance(grad_norm, DTensor)
+        if not (is_cpu and bool(grad_norm + 1e-6 <= max_grad_norm)):
+            nn.utils.clip_grads_with_norm_(trained_weights, max_grad_norm, grad_norm, foreach=True)
+        self._grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         if self.config.train.precision != "16-mixed":  # its scaler skips such steps itself
             skip_unless_finite(optimizer, self._grad_norm)
 
@@ -253,28 +253,30 @@ class DreamBoothModule(pl.LightningModule):
 
         part_losses: as of `compute_loss`, over all workers
         """
-        rate, further_rates = self._find_rates(step)
-        return build_step_record(self.config, step, part_losses, grad_norm, rate) | further_rates
+        rate, other_part_rates = self._find_rates(step)
+        return build_step_record(self.config, step, part_losses, grad_norm, rate) | other_part_rates
 
     def _find_rates(self, step: int) -> tuple[float, dict[str, float]]:
         """The rate of a step, of the first part that is trained, and others that differ, by key."""
         schedulers: Any = self.lr_schedulers()
         # The scheduler may or may not have moved on already; its table has not.
-        factor = schedulers.lr_lambdas[0](step - 1)
-        rates = [float(rate * factor) for rate in schedulers.base_lrs]
+        rate_factor = schedulers.lr_lambdas[0](step - 1)
+        group_rates = [float(rate * rate_factor) for rate in schedulers.base_lrs]
         part_rates = find_part_rates(self.config)
-        groups = list(dict.fromkeys(part_rates.values()))
-        by_part = {part: rates[groups.index(rate)] for part, rate in part_rates.items()}
-        return rates[0], {
-            PART_RATES[part]: rate for part, rate in by_part.items() if rate != rates[0]
+        distinct_rates = list(dict.fromkeys(part_rates.values()))
+        rate_by_part = {
+            part: group_rates[distinct_rates.index(rate)] for part, rate in part_rates.items()
+        }
+        return group_rates[0], {
+            PART_RATES[part]: rate for part, rate in rate_by_part.items() if rate != group_rates[0]
         }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimizer under the configured schedule."""
         optimizer = make_optimizer(self.config, self)
         if TRAITS[self.config.train.optimizer].averages:
-            names = {p: n for n, p in self.named_parameters() if p.requires_grad}
-            self.average = ScheduleFreeAverage(optimizer, names)
+            name_by_weight = {p: n for n, p in self.named_parameters() if p.requires_grad}
+            self.average = ScheduleFreeAverage(optimizer, name_by_weight)
         scheduler = LambdaLR(optimizer, make_rate_schedule(self.config.train))
         return {
             "optimizer": optimizer,

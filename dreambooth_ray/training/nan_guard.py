@@ -40,10 +40,10 @@ class NanGuard:
         self._max_in_a_row = MAX_IN_A_ROW_SCALED if precision == "16-mixed" else MAX_IN_A_ROW
         self._failure: str | None = None
 
-    def count(self, metrics: dict[str, float]) -> None:
+    def count_skipped_step(self, metrics: dict[str, float]) -> None:
         """Look at the next step's metrics, equal on all workers; the count is among them then."""
-        values = (metrics["loss"], metrics["grad_norm"])
-        is_skipped = not all(math.isfinite(value) for value in values)
+        loss_and_grad_norm = (metrics["loss"], metrics["grad_norm"])
+        is_skipped = not all(math.isfinite(value) for value in loss_and_grad_norm)
         self._num_in_a_row = self._num_in_a_row + 1 if is_skipped else 0
         self._num_skipped += is_skipped
         if self._num_skipped:
@@ -59,10 +59,10 @@ class NanGuard:
     def _describe_failure(self, last: dict[str, float]) -> str:
         last_step = int(last["step"])
         first_step = last_step - self._num_in_a_row + 1
-        inputs = ", ".join(self._dataset.describe_inputs(first_step - 1))
+        input_names = ", ".join(self._dataset.describe_inputs(first_step - 1))
         return (
             f"steps {first_step} to {last_step}: the losses or the gradients are no numbers (loss "
             f"{last['loss']}, norm of the gradient {last['grad_norm']} at the last), so none of "
-            f"them changed a weight. Step {first_step} saw {inputs}. Look at these images, lower "
-            "train.lr, or take train.precision=32"
+            f"them changed a weight. Step {first_step} saw {input_names}. Look at these images, "
+            "lower train.lr, or take train.precision=32"
         )

@@ -24,22 +24,22 @@ _SECOND_MATRIX = ".lora_B."
 def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
     """Trained weights by rate and decay: one group, unless the configuration parts them."""
     part_rates = find_part_rates(config)
-    ratio = config.train.lora.loraplus_lr_ratio if config.train.method == "lora" else None
+    loraplus_ratio = config.train.lora.loraplus_lr_ratio if config.train.method == "lora" else None
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     # Apart, and last: the rates of parts are found by their place.
-    raised_groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    loraplus_groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
         if not weight.requires_grad:
             continue
         rate, decay = part_rates[_find_part(name)]
-        if ratio and _SECOND_MATRIX in name:
+        if loraplus_ratio and _SECOND_MATRIX in name:
             # LoRA+ (arXiv 2402.12354).
-            raised_groups.setdefault((rate * ratio, decay), []).append(weight)
+            loraplus_groups.setdefault((rate * loraplus_ratio, decay), []).append(weight)
         else:
             groups.setdefault((rate, decay), []).append(weight)
     return [
         {"params": weights, "lr": rate, "weight_decay": decay}
-        for (rate, decay), weights in (*groups.items(), *raised_groups.items())
+        for (rate, decay), weights in (*groups.items(), *loraplus_groups.items())
     ]
 
 
@@ -69,8 +69,8 @@ def _make_by_name(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer
     if train.optimizer == "schedulefree-adamw":
         return _make_schedulefree(train, groups)
     # A fused step unscales gradients itself, behind the back of clipping.
-    fused = train.precision != "16-mixed"
-    return AdamW(groups, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
+    is_fused = train.precision != "16-mixed"
+    return AdamW(groups, lr=train.lr, weight_decay=train.weight_decay, fused=is_fused)
 
 
 def _make_prodigy(train: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
@@ -140,8 +140,12 @@ class RateSchedule:
         if step < self.num_warmup or self.kind == "constant":
             return min(1.0, (step + 1) / (self.num_warmup + 1))
         num_decay_steps = self.num_steps - self.num_warmup
-        progress = min(1.0, (step - self.num_warmup) / max(1, num_decay_steps))
-        return 1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        decay_progress = min(1.0, (step - self.num_warmup) / max(1, num_decay_steps))
+        return (
+            1 - decay_progress
+            if self.kind == "linear"
+            else (1 + math.cos(math.pi * decay_progress)) / 2
+        )
 
 
 def make_rate_schedule(train: TrainConfig) -> RateSchedule:
@@ -158,12 +162,13 @@ def apply_rates(
     they are the same, nothing changes.
     """
     groups, rate_schedule = parameter_groups(config, module), make_rate_schedule(config.train)
-    factor = rate_schedule(scheduler.last_epoch)
+    rate_factor = rate_schedule(scheduler.last_epoch)
     scheduler.base_lrs = [group["lr"] for group in groups]
     scheduler.lr_lambdas = [rate_schedule] * len(groups)
-    for group, configured in zip(optimizer.param_groups, groups, strict=True):
-        group["initial_lr"], group["weight_decay"] = configured["lr"], configured["weight_decay"]
-        group["lr"] = configured["lr"] * factor
+    for group, configured_group in zip(optimizer.param_groups, groups, strict=True):
+        group["initial_lr"] = configured_group["lr"]
+        group["weight_decay"] = configured_group["weight_decay"]
+        group["lr"] = configured_group["lr"] * rate_factor
 
 
 class WeightAverage(Protocol):
@@ -195,11 +200,11 @@ class ScheduleFreeAverage:
         """x, by name; none before the first step."""
         averages = {}
         for group in self._optimizer.param_groups:
-            share = 1 - 1 / group["betas"][0]
+            lerp_weight = 1 - 1 / group["betas"][0]
             for weight in group["params"]:
-                stepped = self._optimizer.state.get(weight, {}).get("z")
-                if stepped is not None:
-                    averages[self._names[weight]] = weight.detach().lerp(stepped, share)
+                z_weight = self._optimizer.state.get(weight, {}).get("z")
+                if z_weight is not None:
+                    averages[self._names[weight]] = weight.detach().lerp(z_weight, lerp_weight)
         return averages
 
     def update(self, current: Mapping[str, Tensor], step: int) -> None:
@@ -225,7 +230,7 @@ class ExponentialMovingAverage:
             return
         for name, weight in current.items():
             self.weights[name] = self.weights[name].to(weight.device)
-        means = [self.weights[name] for name in current]
+        averaged_weights = [self.weights[name] for name in current]
         decay = min(self.decay, (1 + step) / (10 + step))
         average_in_place = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average_in_place(means, [w.detach().float() for w in current.values()], step)
+        average_in_place(averaged_weights, [w.detach().float() for w in current.values()], step)

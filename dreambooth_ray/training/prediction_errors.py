@@ -59,8 +59,8 @@ def weigh_errors(
     errors = objective.compute_sample_errors(
         prediction, target, loss.huber_delta, mask_weights, background
     )
-    weights = process.compute_weights(loss, times)
-    return errors if weights is None else errors * weights
+    time_weights = process.compute_weights(loss, times)
+    return errors if time_weights is None else errors * time_weights
 
 
 def combine_losses(
@@ -71,12 +71,12 @@ def combine_losses(
     errors: (B,), photographs first; output_errors: (P,), of what is kept, if anything
     The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
     """
-    priors = [] if output_errors is None else [output_errors.mean()]
-    instance, class_error = objective.compute_mean_errors(errors, num_photographs)
+    prior_losses = [] if output_errors is None else [output_errors.mean()]
+    instance_loss, class_loss = objective.compute_mean_errors(errors, num_photographs)
     if prior_config.kind != "output":
-        priors.insert(0, class_error)
-    loss = objective.prior_preserving_loss(instance, priors, prior_config.loss_weights)
-    return loss, torch.stack([instance, *priors])
+        prior_losses.insert(0, class_loss)
+    loss = objective.prior_preserving_loss(instance_loss, prior_losses, prior_config.loss_weights)
+    return loss, torch.stack([instance_loss, *prior_losses])
 
 
 class PredictionErrors:
@@ -87,7 +87,7 @@ class PredictionErrors:
         self._process = self._functions.forward_process(components)
         self._weigh_errors = partial(weigh_errors, self._process, config.loss)
         self._embed_tokens = (
-            self._functions.text_training.token_embedder(components, forwards.text_functions)
+            self._functions.text_training.make_token_encoder(components, forwards.text_functions)
             if forwards.text_functions
             else None
         )
@@ -95,30 +95,32 @@ class PredictionErrors:
     def compute_all_errors(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Errors of the rows of all shapes, photographs first, and of what is kept, if anything."""
         # Plain lists: torch.compile knows no list[Tensor]().
-        photographs: list[Tensor] = []
-        class_images: list[Tensor] = []
-        kept_output: list[Tensor] = []
-        for forward in batch.forwards:
-            if forward.preserved is None:
-                errors = self.compute_errors(forward)
+        photograph_errors: list[Tensor] = []
+        class_image_errors: list[Tensor] = []
+        preservation_errors: list[Tensor] = []
+        for forward_batch in batch.forward_batches:
+            if forward_batch.preserved is None:
+                errors = self.compute_errors(forward_batch)
             else:
-                errors, output_errors = self.compute_both_errors(forward, forward.preserved)
-                kept_output.append(output_errors)
-            photographs.append(errors[: forward.num_photographs])
-            class_images.append(errors[forward.num_photographs :])
-        return torch.cat(photographs + class_images), torch.cat(
-            kept_output
-        ) if kept_output else None
+                errors, forward_preservation_errors = self.compute_training_and_preservation_errors(
+                    forward_batch, forward_batch.preserved
+                )
+                preservation_errors.append(forward_preservation_errors)
+            photograph_errors.append(errors[: forward_batch.num_photographs])
+            class_image_errors.append(errors[forward_batch.num_photographs :])
+        return torch.cat(photograph_errors + class_image_errors), torch.cat(
+            preservation_errors
+        ) if preservation_errors else None
 
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction in one forward, weighted as configured."""
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
         base_output = self._predict_background(batch, noisy)
-        with self._compute_precision(batch.latents):
+        with self._autocast_context(batch.latents):
             prediction = self._predict(
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames)
             )
-        return self._weigh_batch(batch, prediction, base_output)
+        return self._compute_batch_errors(batch, prediction, base_output)
 
     def _predict_background(self, batch: Batch, noisy: Tensor) -> Tensor | None:
         """(P, C, h, w) what is to be outside the masks, if not the photographs themselves.
@@ -127,29 +129,31 @@ class PredictionErrors:
         """
         if batch.base_conditioning is None:
             return None
-        photographs = slice(batch.num_photographs)
+        photograph_rows = slice(batch.num_photographs)
         return self._predict_untrained(
-            noisy[photographs],
-            batch.times[photographs],
-            self._add_frames(batch.base_conditioning, batch.frames[photographs]),
+            noisy[photograph_rows],
+            batch.times[photograph_rows],
+            self._add_frames(batch.base_conditioning, batch.frames[photograph_rows]),
         )
 
-    def _weigh_batch(
+    def _compute_batch_errors(
         self, batch: Batch, prediction: Tensor, base_output: Tensor | None = None
     ) -> Tensor:
         """(B,) errors against a batch's own targets."""
         target = self._process.compute_target(batch.latents, batch.noise, batch.times)
-        weights = background = None
+        mask_weights = background_target = None
         if batch.masks is not None:
             background_weight = self._config.train.mask_background
             assert background_weight is not None
-            weights = objective.weigh_masks(batch.masks, background_weight)
+            mask_weights = objective.weigh_masks(batch.masks, background_weight)
             if base_output is not None:
-                outside = background_weight * (1 - batch.masks) / weights
-                background = BackgroundTarget(base_output, outside[: len(base_output)])
-        return self._weigh_errors(prediction, target, batch.times, weights, background)
+                outside_weights = background_weight * (1 - batch.masks) / mask_weights
+                background_target = BackgroundTarget(
+                    base_output, outside_weights[: len(base_output)]
+                )
+        return self._weigh_errors(prediction, target, batch.times, mask_weights, background_target)
 
-    def _compute_precision(self, latents: Tensor) -> AbstractContextManager[Any]:
+    def _autocast_context(self, latents: Tensor) -> AbstractContextManager[Any]:
         return autocast_networks(self._config.train.precision, latents.device)
 
     def _predict(self, inputs: ForwardInputs) -> Tensor:
@@ -171,26 +175,28 @@ class PredictionErrors:
     def _add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         return self._functions.add_frames(conditioning, frames)
 
-    def compute_both_errors(
+    def compute_training_and_preservation_errors(
         self, batch: Batch, preserved: PreservedCaptions
     ) -> tuple[Tensor, Tensor]:
         """(B,) errors, and (P,) how far the output on the photographs is from the base model's."""
         noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
-        photographs = slice(batch.num_photographs)
-        kept_inputs = noisy[photographs], batch.times[photographs]
+        photograph_rows = slice(batch.num_photographs)
+        photograph_inputs = noisy[photograph_rows], batch.times[photograph_rows]
         base_output = self._predict_background(batch, noisy)
-        kept_frames = batch.frames[photographs]
-        with self._compute_precision(batch.latents):
-            prediction, kept_prediction = self._predict_both(
+        photograph_frames = batch.frames[photograph_rows]
+        with self._autocast_context(batch.latents):
+            prediction, preserved_prediction = self._predict_both(
                 ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames),
-                ForwardInputs(*kept_inputs, preserved.tokens, preserved.conditioning, kept_frames),
+                ForwardInputs(
+                    *photograph_inputs, preserved.tokens, preserved.conditioning, photograph_frames
+                ),
             )
-        kept_target = self._predict_untrained(
-            *kept_inputs, self._add_frames(preserved.base_conditioning, kept_frames)
+        base_prediction = self._predict_untrained(
+            *photograph_inputs, self._add_frames(preserved.base_conditioning, photograph_frames)
         )
         return (
-            self._weigh_batch(batch, prediction, base_output),
-            self._weigh_errors(kept_prediction, kept_target, kept_inputs[1]),
+            self._compute_batch_errors(batch, prediction, base_output),
+            self._weigh_errors(preserved_prediction, base_prediction, photograph_inputs[1]),
         )
 
     def _predict_untrained(
@@ -213,8 +219,8 @@ class PredictionErrors:
             ForwardInputs(
                 torch.cat([first.noisy, second.noisy]),
                 torch.cat([first.times, second.times]),
-                _join(first.tokens, second.tokens),
-                _join(first.conditioning, second.conditioning),
+                _join_conditionings(first.tokens, second.tokens),
+                _join_conditionings(first.conditioning, second.conditioning),
                 torch.cat([first.frames, second.frames]),
             )
         )
@@ -224,7 +230,9 @@ class PredictionErrors:
         return noisy.device.type == "cuda"
 
 
-def _join(first: Conditioning | None, second: Conditioning | None) -> Conditioning | None:
+def _join_conditionings(
+    first: Conditioning | None, second: Conditioning | None
+) -> Conditioning | None:
     if first is None or second is None:
         return None
     return Conditioning.join([first, second])

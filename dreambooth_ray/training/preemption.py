@@ -14,7 +14,7 @@ from ray.train import PreemptionInfo
 _INTERVAL_S = 5.0
 
 
-class PreemptionNotice:
+class PreemptionWatcher:
     """Whether hosts of the run are about to be taken away; each is told once.
 
     Asking is a call of all workers together. So the first one decides when it is time to ask, and
@@ -41,12 +41,16 @@ class PreemptionNotice:
         A collective call.
         """
         self._asked_at_s = self._clock()
-        info = self._read_info()
-        new_hosts = set(info.preempted_node_ids) - self._told_hosts if info else set()
-        if info is None or not new_hosts:
+        preemption_info = self._read_info()
+        new_hosts = (
+            set(preemption_info.preempted_node_ids) - self._told_hosts if preemption_info else set()
+        )
+        if preemption_info is None or not new_hosts:
             return None
         self._told_hosts |= new_hosts
-        left = ""
-        if info.deadline_ms is not None:
-            left = f" in {max(0.0, info.deadline_ms / 1000 - time.time()):.0f} s"
-        return f"{len(new_hosts)} of the run's hosts will be taken away{left}"
+        time_left_text = ""
+        if preemption_info.deadline_ms is not None:
+            time_left_text = (
+                f" in {max(0.0, preemption_info.deadline_ms / 1000 - time.time()):.0f} s"
+            )
+        return f"{len(new_hosts)} of the run's hosts will be taken away{time_left_text}"

@@ -50,24 +50,24 @@ class RateCurve:
     first_loss: float
     points: tuple[RatePoint, ...]
 
-    def suggest(self) -> float:
+    def suggest_rate(self) -> float:
         """Half way, by factors, between where the loss falls fastest and where it is lowest.
 
         On the recipes whose rate was chosen by whole trainings (`benchmarks/results/sweep.md`) this
         is nearer to it than either: docs/how-to/training.md has the numbers.
         raises: DreamBoothError if the loss does not fall
         """
-        losses = [self.first_loss, *_smooth([point.loss for point in self.points])]
-        lowest = min(range(len(losses)), key=losses.__getitem__)
-        if losses[lowest] > self.first_loss * (1 - _LEAST_FALL):
+        losses = [self.first_loss, *_smooth_losses([point.loss for point in self.points])]
+        lowest_index = min(range(len(losses)), key=losses.__getitem__)
+        if losses[lowest_index] > self.first_loss * (1 - _LEAST_FALL):
             raise DreamBoothError(
                 f"no rate of the ramp makes the loss fall by a hundredth (first "
-                f"{self.first_loss:.4g}, lowest {losses[lowest]:.4g}); try more --steps, or "
+                f"{self.first_loss:.4g}, lowest {losses[lowest_index]:.4g}); try more --steps, or "
                 "another --lowest and --highest"
             )
-        falls = [losses[i] - losses[i + 1] for i in range(lowest)]
-        steepest = falls.index(max(falls))
-        return math.sqrt(self.points[steepest].rate * self.points[lowest - 1].rate)
+        loss_falls = [losses[i] - losses[i + 1] for i in range(lowest_index)]
+        steepest_index = loss_falls.index(max(loss_falls))
+        return math.sqrt(self.points[steepest_index].rate * self.points[lowest_index - 1].rate)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for files."""
@@ -86,34 +86,35 @@ def draw_curve(curve: RateCurve, path: Path) -> None:
     axes.set(xscale="log", xlabel="train.lr", ylabel="loss on fixed noise",
              ylim=(None, 1.3 * curve.first_loss))  # fmt: skip
     with suppress(DreamBoothError):
-        suggestion = curve.suggest()
-        axes.axvline(suggestion, color="tab:green", label=f"suggested: {suggestion:.1e}")
+        suggested_rate = curve.suggest_rate()
+        axes.axvline(suggested_rate, color="tab:green", label=f"suggested: {suggested_rate:.1e}")
     axes.legend()
     figure.savefig(path, format="png")
 
 
-def _smooth(losses: list[float]) -> list[float]:
+def _smooth_losses(losses: list[float]) -> list[float]:
     """Means of three neighbours; of two at both ends."""
     return [
-        sum(window) / len(window)
+        sum(neighbour_losses) / len(neighbour_losses)
         for i in range(len(losses))
-        if (window := losses[max(0, i - 1) : i + 2])
+        if (neighbour_losses := losses[max(0, i - 1) : i + 2])
     ]
 
 
-def _adapt(config: Config) -> Config:
+def _adapt_config(config: Config) -> Config:
     """One process, without class images, in float32 where gradients would need scaling."""
     precision = "32" if config.train.precision == "16-mixed" else config.train.precision
-    kind = "images" if config.prior.kind == "images" else "output"
-    changes = {
+    prior_kind = "images" if config.prior.kind == "images" else "output"
+    config_changes = {
         "train": {"strategy": "ddp", "precision": precision, "compile": "none", "ema_decay": None},
-        "prior": {"kind": kind, "count": 0},
+        "prior": {"kind": prior_kind, "count": 0},
         "validation": {"timesteps": 4, "bins": 1, "held_out": 0, "class_images": 0},
     }
-    sections = {
-        name: getattr(config, name).model_copy(update=update) for name, update in changes.items()
+    changed_sections = {
+        name: getattr(config, name).model_copy(update=update)
+        for name, update in config_changes.items()
     }
-    return config.model_copy(update=sections)
+    return config.model_copy(update=changed_sections)
 
 
 class RateRamp:
@@ -122,20 +123,20 @@ class RateRamp:
     def __init__(self, config: Config, directory: Path, device: str = "auto") -> None:
         """directory: of the base model; raises ConfigError, DataError"""
         check_ramp(config)
-        self._config = config = _adapt(config)
+        self._config = config = _adapt_config(config)
         self._device = resolve_device(device)
         components = load_components(directory)
         apply_method(config, components, quantizes=True)
         cast_untrainable_encoders(components, config.train.precision)
-        used_once = (components.vae, *components.text_encoders.values())
-        for network in used_once:
+        networks_used_once = (components.vae, *components.text_encoders.values())
+        for network in networks_used_once:
             network.to(self._device)
         photographs = [read_configured_subject(config, s) for s in config.all_subjects]
         self._dataset = TrainingDataset(config, components, photographs, None, (0, 1))
-        self._dataset.accumulate = config.parts(1)
-        every_photograph = [p for subject in photographs for p in subject]
-        self._examples = ValidationSet(config, components, every_photograph, None)
-        for network in used_once:
+        self._dataset.accumulate = config.count_accumulation_parts(1)
+        all_photographs = [p for subject in photographs for p in subject]
+        self._examples = ValidationSet(config, components, all_photographs, None)
+        for network in networks_used_once:
             network.to("cpu")
         self._module = DreamBoothModule(config, components).to(self._device)
         self._optimizer = make_optimizer(config, self._module)
@@ -145,30 +146,30 @@ class RateRamp:
 
         The loss is measured after one step in three, until it has run away.
         """
-        lowest, highest = rates
-        factor = (highest / lowest) ** (1 / (num_steps - 1))
+        lowest_rate, highest_rate = rates
+        step_factor = (highest_rate / lowest_rate) ** (1 / (num_steps - 1))
         torch.manual_seed(self._config.seed)
-        first_loss, points = self._measure_loss(), list[RatePoint]()
+        first_loss, rate_points = self._measure_loss(), list[RatePoint]()
         for step in range(num_steps):
-            rate = lowest * factor**step
+            rate = lowest_rate * step_factor**step
             self._take_step(step, rate)
             if (step + 1) % 3 == 0:
-                points.append(RatePoint(rate, self._measure_loss()))
-                if not points[-1].loss < _RUNAWAY * first_loss:  # or it is no number
+                rate_points.append(RatePoint(rate, self._measure_loss()))
+                if not rate_points[-1].loss < _RUNAWAY * first_loss:  # or it is no number
                     break
-        return RateCurve(first_loss, tuple(p for p in points if math.isfinite(p.loss)))
+        return RateCurve(first_loss, tuple(p for p in rate_points if math.isfinite(p.loss)))
 
     def _take_step(self, step: int, rate: float) -> None:
         for group in self._optimizer.param_groups:
-            base = group.setdefault("ramp_base", group["lr"])
-            group["lr"] = base * rate / self._config.train.lr
+            base_rate = group.setdefault("ramp_base", group["lr"])
+            group["lr"] = base_rate * rate / self._config.train.lr
         num_parts = self._dataset.accumulate
-        for part in range(num_parts):
-            batch = self._to_device(self._dataset.make_batch(step, part))
+        for part_index in range(num_parts):
+            batch = self._to_device(self._dataset.make_batch(step, part_index))
             loss, _ = self._module.compute_loss(batch)
             torch.autograd.backward(loss / num_parts)
-        trained = [w for group in self._optimizer.param_groups for w in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, self._config.train.max_grad_norm)
+        trained_weights = [w for group in self._optimizer.param_groups for w in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained_weights, self._config.train.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -184,5 +185,5 @@ class RateRamp:
         return float(errors[: self._examples.num_examples].mean())
 
     def _to_device(self, batch: Batch) -> Batch:
-        moved: Batch = self._module.transfer_batch_to_device(batch, self._device, 0)
-        return moved
+        moved_batch: Batch = self._module.transfer_batch_to_device(batch, self._device, 0)
+        return moved_batch

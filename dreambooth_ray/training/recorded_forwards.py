@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.config.forwards import can_be_graphed
+from dreambooth_ray.config.forward_pass_rules import can_be_graphed
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.graphed_forward import GraphedForward, GraphedTraining
@@ -35,7 +35,7 @@ class RecordedForwards:
 
         untrained_denoiser: the base model's, where its output is asked for
         """
-        _compile(config, denoiser)
+        _compile_denoiser(config, denoiser)
         is_graphed, is_traced = can_be_graphed(config), _can_be_traced(config)
         self._denoiser = functions.denoiser_function(denoiser)
         self._traced = TracedForward(self._denoiser, 0) if is_traced else None
@@ -66,8 +66,8 @@ class RecordedForwards:
         assert self._untrained is not None
         is_gpu = noisy.device.type == "cuda"
         recorded = self._graphed_untrained if is_gpu else self._traced_untrained
-        network = recorded or self._untrained
-        return torch.as_tensor(network(noisy, times, *conditioning.values))
+        forward_function = recorded or self._untrained
+        return torch.as_tensor(forward_function(noisy, times, *conditioning.values))
 
     @property
     def text_functions(self) -> dict[str, Callable[..., Any]]:
@@ -75,11 +75,11 @@ class RecordedForwards:
         return {name: self._find_text_function(name) for name in self._text_functions}
 
     def _find_text_function(self, name: str) -> Callable[..., Any]:
-        function, graphed = self._text_functions[name], self._graphed_text_encoders.get(name)
+        encode_text, graphed = self._text_functions[name], self._graphed_text_encoders.get(name)
 
         def embed(input_ids: Tensor) -> Any:
             is_gpu = input_ids.device.type == "cuda"
-            return graphed(input_ids) if graphed and is_gpu else function(input_ids)
+            return graphed(input_ids) if graphed and is_gpu else encode_text(input_ids)
 
         return embed
 
@@ -91,7 +91,7 @@ class RecordedForwards:
         self._graphed_untrained = None
 
 
-def _compile(config: Config, denoiser: Any) -> None:
+def _compile_denoiser(config: Config, denoiser: Any) -> None:
     """As configured, in place."""
     if config.train.compile == "none":
         return
@@ -108,11 +108,11 @@ def _compile(config: Config, denoiser: Any) -> None:
 
 def _can_be_traced(config: Config) -> bool:
     """Whether a forward is done by its layers alone, no hooks or casts, and often enough."""
-    train = config.train
-    is_plain = (
-        train.strategy == "ddp"
-        and train.precision == "32"
-        and train.compile == "none"
-        and not train.gradient_checkpointing
+    train_config = config.train
+    is_plain_float32_training = (
+        train_config.strategy == "ddp"
+        and train_config.precision == "32"
+        and train_config.compile == "none"
+        and not train_config.gradient_checkpointing
     )
-    return is_plain and train.steps * train.accumulate > WARMUP_CALLS
+    return is_plain_float32_training and train_config.steps * train_config.accumulate > WARMUP_CALLS

@@ -18,9 +18,9 @@ def check_packages(config: Config) -> None:
         _check_package(package, f"train.optimizer={config.train.optimizer}")
     if config.train.strategy == "deepspeed":
         _check_package("deepspeed", "train.strategy=deepspeed")
-    for name in ("wandb", "mlflow"):
-        if name in config.tracking.loggers:
-            _check_package(name, f"tracking.loggers: {name}")
+    for logger_package in ("wandb", "mlflow"):
+        if logger_package in config.tracking.loggers:
+            _check_package(logger_package, f"tracking.loggers: {logger_package}")
 
 
 def _check_package(package: str, setting: str) -> None:

@@ -93,14 +93,14 @@ def cause_of(failures: Sequence[BaseException]) -> str:
     root_failure = min(
         failures, key=lambda failure: not is_outage(failure) or _is_lost_peer(failure)
     )
-    text = " ".join(str(root_failure).split())
+    error_message = " ".join(str(root_failure).split())
     if isinstance(root_failure, DreamBoothError):
-        return text
+        return error_message
     if is_outage(root_failure) and not _is_lost_peer(root_failure):
         return f"a worker died ({type(root_failure).__name__})" + (
-            f": {text[:200]}" if text else ""
+            f": {error_message[:200]}" if error_message else ""
         )
-    return f"{type(root_failure).__name__}: {text[:300]}"
+    return f"{type(root_failure).__name__}: {error_message[:300]}"
 
 
 def _is_lost_peer(failure: BaseException) -> bool:
@@ -127,30 +127,30 @@ class RestartRecorder:
 
     def should_restart(self, failures: Sequence[BaseException]) -> bool:
         """Decide; a restart is recorded and told to whoever watches the run."""
-        self._find_step()
+        self._refresh_checkpoint_step()
         if not self._policy.should_restart(failures, self._step):
             return False
-        self._record(cause_of(failures))
+        self._save_restart(cause_of(failures))
         return True
 
-    def record(self, cause: str) -> None:
+    def record_restart(self, cause: str) -> None:
         """Record a restart that others have decided, and post a message."""
-        self._find_step()
-        self._record(cause)
+        self._refresh_checkpoint_step()
+        self._save_restart(cause)
 
-    def _find_step(self) -> None:
+    def _refresh_checkpoint_step(self) -> None:
         """Of the newest checkpoint, as it was when storage last answered."""
         with suppress(StorageError):
             self._step = (committed_steps(self._run)[-1:] or [0])[0]
 
-    def _record(self, cause: str) -> None:
+    def _save_restart(self, cause: str) -> None:
         restart = Restart(self.count + 2, cause, self._step, self._clock())
         self._restarts.append(restart)
         try:
-            content = json.dumps(
+            restarts_json = json.dumps(
                 [asdict(restart_record) for restart_record in self._restarts], indent=1
             )
-            self._run.write(paths.RESTARTS, content.encode())
+            self._run.write(paths.RESTARTS, restarts_json.encode())
             post_message(
                 self._run,
                 f"restart: attempt {restart.attempt} goes on from step {restart.step}, "

@@ -10,8 +10,8 @@ from typing import Any
 import ray
 
 from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
 from dreambooth_ray.storage.lease import LeaseLostError
-from dreambooth_ray.storage.persistent_check import PersistentCheck
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.stop_request import request_stop
 from dreambooth_ray.training.worker_messages import read_new_messages
@@ -28,14 +28,16 @@ def describe_missing_machines(
 
     resources: the cluster's resources in total, as Ray counts them
     """
-    kind = "GPU" if cluster.gpus else "CPU"
-    num_available, num_needed = resources.get(kind, 0.0), float(cluster.span.min)
-    if num_available >= num_needed:
+    device_kind = "GPU" if cluster.gpus else "CPU"
+    num_available_devices = resources.get(device_kind, 0.0)
+    num_needed_devices = float(cluster.span.min)
+    if num_available_devices >= num_needed_devices:
         return None
     return (
-        f"cluster.workers needs at least {num_needed:g} {kind}s, one each, and the {num_hosts} "
-        f"hosts of the cluster have {num_available:g}; add hosts, or set cluster.workers={{min: "
-        f"{max(1, int(num_available))}, max: {cluster.span.max}}}"
+        f"cluster.workers needs at least {num_needed_devices:g} {device_kind}s, one each, "
+        f"and the {num_hosts} hosts of the cluster have {num_available_devices:g}; add hosts, "
+        "or set cluster.workers={min: "
+        f"{max(1, int(num_available_devices))}, max: {cluster.span.max}}}"
     )
 
 
@@ -69,7 +71,7 @@ class RunMonitor:
         self._run, self._cluster, self._say, self._end = run, cluster, say, end
         self._ended, self._stop_requested = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._monitor_run, name="watch", daemon=True)
-        self._messages_check = PersistentCheck("reading the workers' messages", say)
+        self._messages_check = ErrorTolerantCheck("reading the workers' messages", say)
         self._looked_at_s = time.monotonic()
         # A machine of its own gets no more of anything.
         self._wait_s = cluster.wait_s if cluster.ray_address else 0.0
@@ -108,15 +110,17 @@ class RunMonitor:
         self._stop_requested.set()
 
     def _monitor_run(self) -> None:
-        stop_check = PersistentCheck("asking the workers to stop", self._say)
-        machines_check = PersistentCheck("looking at the cluster's machines", self._say)
+        persistent_stop_request = ErrorTolerantCheck("asking the workers to stop", self._say)
+        persistent_machines_check = ErrorTolerantCheck(
+            "looking at the cluster's machines", self._say
+        )
         is_stop_written = False
         while not self._ended.wait(_INTERVAL_S) and self.reason is None:
             if self._stop_requested.is_set() and not is_stop_written:
-                is_stop_written = stop_check.run(self._write_stop_request)
+                is_stop_written = persistent_stop_request.run(self._write_stop_request)
             if self._are_messages_due():
                 self._messages_check.run(self._print_messages)
-            machines_check.run(self._look_for_machines)
+            persistent_machines_check.run(self._look_for_machines)
 
     def _write_stop_request(self) -> None:
         request_stop(self._run)
@@ -130,15 +134,15 @@ class RunMonitor:
         return is_due
 
     def _print_messages(self) -> None:
-        for text in read_new_messages(self._run, self._read_names):
-            self._say(text)
+        for message in read_new_messages(self._run, self._read_names):
+            self._say(message)
 
     def _look_for_machines(self) -> None:
         alive_hosts = [node for node in ray.nodes() if node["Alive"]]
         resources: dict[str, float] = {}
         for node in alive_hosts:
-            for kind, amount in node["Resources"].items():
-                resources[kind] = resources.get(kind, 0.0) + amount
+            for resource_kind, amount in node["Resources"].items():
+                resources[resource_kind] = resources.get(resource_kind, 0.0) + amount
         missing_machines = describe_missing_machines(self._cluster, resources, len(alive_hosts))
         if not self._patience.is_over(missing_machines is not None, time.monotonic()):
             if missing_machines and not self._has_told:

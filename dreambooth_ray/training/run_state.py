@@ -12,7 +12,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
+from dreambooth_ray.training.checkpoint_selection import read_early_end_step, read_selection
 from dreambooth_ray.training.early_stopping import find_stop_step, validation_losses
 
 # Why a run ends where it ends: by its configuration, a person's request, its validation losses
@@ -49,19 +49,19 @@ def read_run_state(run: Store, config: Config) -> RunState:
 
     raises: StorageError
     """
-    names = run.names()
-    is_bundled = paths.BUNDLE in names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
-    checkpoint_names = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in names else []
-    history = fence.parse_history(checkpoint_names)
-    committed_step = max(history.checkpoints, default=0)
+    run_file_names = run.names()
+    is_bundled = paths.BUNDLE in run_file_names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
+    checkpoint_names = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in run_file_names else []
+    run_history = fence.parse_history(checkpoint_names)
+    committed_step = max(run_history.checkpoints, default=0)
     bundled_step = committed_step if is_bundled else None
-    last_step, reason = _find_end(run, config, names, history, bundled_step)
-    if paths.STOP in names and committed_step != last_step:
+    last_step, reason = _find_end(run, config, run_file_names, run_history, bundled_step)
+    if paths.STOP in run_file_names and committed_step != last_step:
         reason = "stopped"
     best_step = None
-    selection_leases = fence.numbers_of(names, paths.CHECKPOINT_SELECTION)
-    if config.choice.rule == "best" and selection_leases and committed_step == last_step:
-        best_step = read_selection(run, selection_leases[0]).best
+    selection_lease_numbers = fence.numbers_of(run_file_names, paths.CHECKPOINT_SELECTION)
+    if config.choice.rule == "best" and selection_lease_numbers and committed_step == last_step:
+        best_step = read_selection(run, selection_lease_numbers[0]).best
     return RunState(committed_step, last_step, reason, best_step, is_bundled)
 
 
@@ -73,28 +73,32 @@ def _find_end(
     bundled_step: int | None,
 ) -> tuple[int, EndReason]:
     """bundled_step: newest step of a run with a bundle, which needs no further look"""
-    steps = config.train.steps
+    configured_steps = config.train.steps
     if bundled_step is not None:
-        ended_early: EndReason = "stalled" if fence.numbers_of(names, paths.END) else "early"
-        return bundled_step, "configured" if bundled_step == steps else ended_early
-    if (end_step := read_end(run, names, history)) is not None:
+        early_end_reason: EndReason = "stalled" if fence.numbers_of(names, paths.END) else "early"
+        return bundled_step, "configured" if bundled_step == configured_steps else early_end_reason
+    if (end_step := read_early_end_step(run, names, history)) is not None:
         return end_step, "stalled"
-    stop_step = _find_early_step(run, config, names)
-    return (steps, "configured") if stop_step is None else (stop_step, "early")
+    early_stop_step = _find_early_stop_step(run, config, names)
+    return (
+        (configured_steps, "configured") if early_stop_step is None else (early_stop_step, "early")
+    )
 
 
 def find_last_step(run: Store, config: Config) -> int:
     """Where a run would end with a configuration, that its evaluations ended it left aside."""
-    stop_step = _find_early_step(run, config, run.names())
-    return config.train.steps if stop_step is None else min(stop_step, config.train.steps)
+    early_stop_step = _find_early_stop_step(run, config, run.names())
+    return (
+        config.train.steps if early_stop_step is None else min(early_stop_step, config.train.steps)
+    )
 
 
-def _find_early_step(run: Store, config: Config, names: list[str]) -> int | None:
+def _find_early_stop_step(run: Store, config: Config, names: list[str]) -> int | None:
     """The step at which a run's validation losses end it; None if they do not."""
-    metrics_leases = fence.numbers_of(names, paths.METRICS)
-    if not (config.validation.patience and metrics_leases):
+    metrics_lease_numbers = fence.numbers_of(names, paths.METRICS)
+    if not (config.validation.patience and metrics_lease_numbers):
         return None
-    text = run.read(fence.numbered(paths.METRICS, metrics_leases[0])).decode()
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    losses = validation_losses([json.loads(line) for line in lines])
-    return find_stop_step(losses, config.validation)
+    metrics_text = run.read(fence.numbered(paths.METRICS, metrics_lease_numbers[0])).decode()
+    lines = [line for line in metrics_text.splitlines(keepends=True) if line.endswith("\n")]
+    loss_history = validation_losses([json.loads(line) for line in lines])
+    return find_stop_step(loss_history, config.validation)

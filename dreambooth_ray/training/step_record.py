@@ -14,17 +14,17 @@ def build_step_record(
     part_losses: over photographs, then in the order of `PriorConfig.loss_weights`
     grad_norm: from before clipping; rate: learning rate of the first part that is trained
     """
-    instance, *priors = part_losses
-    record = {
+    instance_loss, *prior_losses = part_losses
+    metrics_record = {
         "step": step,
         "images_seen": step * config.images_a_step,
-        "loss": prior_preserving_loss(instance, priors, config.prior.loss_weights),
-        "instance_loss": instance,
-        "prior_loss": priors[0],
-        "output_loss": priors[-1],
+        "loss": prior_preserving_loss(instance_loss, prior_losses, config.prior.loss_weights),
+        "instance_loss": instance_loss,
+        "prior_loss": prior_losses[0],
+        "output_loss": prior_losses[-1],
         "lr": rate,
         "grad_norm": grad_norm,
     }
     if config.prior.kind != "both":
-        del record["output_loss"]
-    return record
+        del metrics_record["output_loss"]
+    return metrics_record

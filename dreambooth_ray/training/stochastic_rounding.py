@@ -30,11 +30,11 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     generator: of the values' device
     """
     # The first half of a float32 is the bfloat16 before it; what carries over makes it the next.
-    bits = torch.randint(
+    rounded_bits = torch.randint(
         1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32
     )
-    bits.add_(values.view(torch.int32)).bitwise_and_(-1 << 16)
-    return bits.view(torch.float32).bfloat16()
+    rounded_bits.add_(values.view(torch.int32)).bitwise_and_(-1 << 16)
+    return rounded_bits.view(torch.float32).bfloat16()
 
 
 class StochasticRounding(Optimizer):
@@ -60,28 +60,30 @@ class StochasticRounding(Optimizer):
                 loss = closure()
         if hasattr(self, "found_inf"):  # of `skip_unless_finite`
             self._optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
-        index = 0
+        first_weight_index = 0
         for group in self.param_groups:
-            for chunk in _divide(group["params"]):
-                self._step_chunk(group, chunk, index)
-                index += len(chunk)
+            for chunk in _split_into_chunks(group["params"]):
+                self._step_chunk(group, chunk, first_weight_index)
+                first_weight_index += len(chunk)
             group[_NUM_STEPS] += 1
         return loss
 
-    def _step_chunk(self, group: dict[str, Any], weights: list[nn.Parameter], index: int) -> None:
-        """index: of the first of them among all"""
-        stepped = {
+    def _step_chunk(
+        self, group: dict[str, Any], weights: list[nn.Parameter], first_weight_index: int
+    ) -> None:
+        """first_weight_index: of the first of them among all"""
+        float32_copies = {
             weight: _copy_to_float32(weight) for weight in weights if weight.grad is not None
         }
-        self._optimizer.param_groups = [{**group, "params": list(stepped.values())}]
+        self._optimizer.param_groups = [{**group, "params": list(float32_copies.values())}]
         self._optimizer.state = defaultdict(
-            dict, {copy: self.state[weight] for weight, copy in stepped.items()}
+            dict, {copy: self.state[weight] for weight, copy in float32_copies.items()}
         )
         self._optimizer.step()
-        for position, weight in enumerate(weights, index):
-            copy = stepped.get(weight)
+        for weight_index, weight in enumerate(weights, first_weight_index):
+            copy = float32_copies.get(weight)
             if copy is not None and copy is not weight:
-                seed = seed_of(self._seed, "rounding", group[_NUM_STEPS], position)
+                seed = seed_of(self._seed, "rounding", group[_NUM_STEPS], weight_index)
                 generator = torch.Generator(weight.device).manual_seed(seed)
                 weight.copy_(round_stochastically(copy.detach(), generator))
         # Else it would hold the copies.
@@ -90,10 +92,12 @@ class StochasticRounding(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As any optimizer's, but that torch would round the state to the weights' dtype."""
         super().load_state_dict(state_dict)
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        saved_parameter_ids = chain.from_iterable(
+            group["params"] for group in state_dict["param_groups"]
+        )
         weights = chain.from_iterable(group["params"] for group in self.param_groups)
-        for name, weight in zip(saved, weights, strict=True):
-            for key, value in state_dict["state"].get(name, {}).items():
+        for parameter_id, weight in zip(saved_parameter_ids, weights, strict=True):
+            for key, value in state_dict["state"].get(parameter_id, {}).items():
                 if isinstance(value, Tensor) and value.dim():
                     self.state[weight][key] = value.to(weight.device)
 
@@ -108,7 +112,7 @@ def _copy_to_float32(weight: nn.Parameter) -> nn.Parameter:
     return copy
 
 
-def _divide(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _split_into_chunks(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """In order, no more numbers at once than `_CHUNK_SIZE` unless of one weight."""
     chunk: list[nn.Parameter] = []
     for weight in weights:

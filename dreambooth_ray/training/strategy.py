@@ -78,12 +78,14 @@ class DirectCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """path: a local file."""
-        state, remainder = Path(path), dict(checkpoint)
-        state.parent.mkdir(parents=True, exist_ok=True)
-        for key in (WEIGHTS, AVERAGE):
-            if key in remainder:
-                write_tensors(tensor_file(state, key), list_sources(remainder.pop(key)))
-        torch.save(remainder, state)
+        state_path, remainder = Path(path), dict(checkpoint)
+        state_path.parent.mkdir(parents=True, exist_ok=True)
+        for weights_key in (WEIGHTS, AVERAGE):
+            if weights_key in remainder:
+                write_tensors(
+                    tensor_file(state_path, weights_key), list_sources(remainder.pop(weights_key))
+                )
+        torch.save(remainder, state_path)
 
     def load_checkpoint(
         self,
@@ -92,14 +94,20 @@ class DirectCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """path: a local file, of this version or an earlier one, which had all in it"""
-        state = Path(path)
-        files = {key: tensor_file(state, key) for key in (WEIGHTS, AVERAGE)}
-        weights = {key: open_tensors(file) for key, file in files.items() if file.is_file()}
+        state_path = Path(path)
+        tensor_paths = {
+            weights_key: tensor_file(state_path, weights_key) for weights_key in (WEIGHTS, AVERAGE)
+        }
+        weights_by_key = {
+            weights_key: open_tensors(file)
+            for weights_key, file in tensor_paths.items()
+            if file.is_file()
+        }
         # Mapped only where it goes to a GPU at once: on a CPU the optimizer goes on with it.
         checkpoint: dict[str, Any] = torch.load(
-            state,
+            state_path,
             map_location=map_location or "cpu",
             mmap=self._is_mapped,
             weights_only=weights_only,
         )
-        return checkpoint | weights
+        return checkpoint | weights_by_key

@@ -47,7 +47,7 @@ from dreambooth_ray.training.early_stopping import validation_losses
 from dreambooth_ray.training.metrics_log import FAILURES, SKIPPED, read_metrics
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
-from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
@@ -73,18 +73,18 @@ def train_worker(
     use_options(job.run_uri, job.storage_options)
     config = parse_config(job.config, job.run_uri, [])
     set_cache_limit(config.storage.model_cache_gb)
-    directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
-    job = replace(job, model_directory=str(directory))
+    model_directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
+    job = replace(job, model_directory=str(model_directory))
     with explain_out_of_memory(config, Path(job.model_directory)):
-        kept_checkpoint = _train(job, config, extra_callbacks, make_evaluator)
+        local_checkpoint = _train(job, config, extra_callbacks, make_evaluator)
     # The model and its optimizer, which refer to each other in circles: what comes needs the room.
     gc.collect()
     try:
         if ray.train.get_context().get_world_rank() == 0:
-            on_trained(job, kept_checkpoint)
+            on_trained(job, local_checkpoint)
     finally:
-        if kept_checkpoint is not None:
-            kept_checkpoint.scratch.remove()
+        if local_checkpoint is not None:
+            local_checkpoint.scratch.remove()
 
 
 def _train(
@@ -98,40 +98,44 @@ def _train(
     num_cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(count_threads(config, num_cores, context.get_local_world_size()))
     world_size = context.get_world_size()
-    module, dataset, validation_set = _load(job, config, (context.get_world_rank(), world_size))
+    module, dataset, validation_set = _load_module_and_datasets(
+        job, config, (context.get_world_rank(), world_size)
+    )
     worker_rank = find_worker_rank(context)
     base_model = BaseModel(Path(job.model_directory), job.model_hash)
-    with restore.restored_checkpoint(run, config, base_model, worker_rank) as restored_state:
-        dataset.start = restored_state.step if restored_state else 0
-        dataset.accumulate = config.parts(world_size)
-        past_records = [r for r in read_metrics(run, job.lease) if r["step"] <= dataset.start]
+    with restore.restored_checkpoint(run, config, base_model, worker_rank) as restored_checkpoint:
+        dataset.start = restored_checkpoint.step if restored_checkpoint else 0
+        dataset.accumulate = config.count_accumulation_parts(world_size)
+        past_metrics = [r for r in read_metrics(run, job.lease) if r["step"] <= dataset.start]
         if dataset.start >= read_run_state(run, config).last_step:
             return None
         validation = (
-            Validation(config, validation_set, validation_losses(past_records))
+            Validation(config, validation_set, validation_losses(past_metrics))
             if validation_set
             else None
         )
-        sequence = _make_sequence(job, config, run, dataset, past_records, validation)
+        step_sequence = _make_step_sequence(job, config, run, dataset, past_metrics, validation)
         if make_evaluator is not None and worker_rank.rank == 0:
-            sequence.evaluator = make_evaluator(job, config, dataset.start)
-        sequence.on_loaded = restored_state.release if restored_state else None
+            step_sequence.evaluator = make_evaluator(job, config, dataset.start)
+        step_sequence.on_loaded = restored_checkpoint.release if restored_checkpoint else None
         strategy = make_strategy(
-            config, world_size, universal=bool(restored_state and restored_state.is_universal)
+            config,
+            world_size,
+            universal=bool(restored_checkpoint and restored_checkpoint.is_universal),
         )
-        trainer = _make_trainer(config, dataset, strategy, [*extra_callbacks, sequence])
+        trainer = _make_trainer(config, dataset, strategy, [*extra_callbacks, step_sequence])
         loader = DataLoader(dataset, batch_size=None, pin_memory=config.cluster.gpus)
         try:
-            state_path = str(restored_state.state) if restored_state else None
-            trainer.fit(module, loader, ckpt_path=state_path, weights_only=False)
+            checkpoint_path = str(restored_checkpoint.state) if restored_checkpoint else None
+            trainer.fit(module, loader, ckpt_path=checkpoint_path, weights_only=False)
         except BaseException:
-            sequence.abandon()
+            step_sequence.abandon()
             raise
-        sequence.finish(trainer)
-        return sequence.kept_checkpoint
+        step_sequence.finish(trainer)
+        return step_sequence.kept_checkpoint
 
 
-def _load(
+def _load_module_and_datasets(
     job: WorkerJob, config: Config, rank_and_world_size: tuple[int, int]
 ) -> tuple[DreamBoothModule, TrainingDataset, ValidationSet | None]:
     """What is trained, and what on; the VAE and frozen text encoders are in memory no longer."""
@@ -146,30 +150,30 @@ def _make_dataset(
 ) -> tuple[TrainingDataset, ValidationSet | None]:
     """Encode all images, and captions if the text encoder is frozen, on the worker's device."""
     cast_untrainable_encoders(components, config.train.precision)
-    used_here = (components.vae, *components.text_encoders.values())
-    for network in used_here:
+    encoder_networks = (components.vae, *components.text_encoders.values())
+    for network in encoder_networks:
         network.to(choose_device(network, ray.train.torch.get_device()))
-    priors = open_priors(job) if job.num_priors else None
-    datasets = make_datasets(config, components, priors, rank_and_world_size)
-    for network in used_here:
+    prior_set = open_priors(job) if job.num_priors else None
+    train_and_validation_sets = make_datasets(config, components, prior_set, rank_and_world_size)
+    for network in encoder_networks:
         network.to("cpu")
-    return datasets
+    return train_and_validation_sets
 
 
 def open_priors(job: WorkerJob) -> PriorSet:
     """The class images of a job, which may still be generated."""
-    run, name = Store(job.run_uri), fence.numbered(paths.PRIOR_FAILURE, job.lease)
+    run, failure_file = Store(job.run_uri), fence.numbered(paths.PRIOR_FAILURE, job.lease)
 
-    def read_failure() -> str | None:
+    def read_prior_failure() -> str | None:
         try:
-            return str(json.loads(run.read(name))["error"])
+            return str(json.loads(run.read(failure_file))["error"])
         except FileNotFoundError:
             return None
 
-    return PriorSet(Store(job.priors_uri), job.num_priors, read_failure)
+    return PriorSet(Store(job.priors_uri), job.num_priors, read_prior_failure)
 
 
-def _make_sequence(
+def _make_step_sequence(
     job: WorkerJob,
     config: Config,
     run: Store,
@@ -181,10 +185,10 @@ def _make_sequence(
     context = ray.train.get_context()
     worker_rank = find_worker_rank(context)
     last_record = past_records[-1] if past_records else {}
-    num_failures = int(last_record.get(FAILURES, 0))
-    side_work = SideWork(run, num_failures, is_first=worker_rank.rank == 0)
+    num_side_work_failures = int(last_record.get(FAILURES, 0))
+    side_work = SideWork(run, num_side_work_failures, is_first=worker_rank.rank == 0)
     loggers = Loggers(run, config, dataset.start, side_work)
-    about: dict[str, object] = {
+    manifest_fields: dict[str, object] = {
         "strategy": config.train.strategy,
         "world_size": context.get_world_size(),
         "model_hash": job.model_hash,
@@ -197,12 +201,18 @@ def _make_sequence(
         loggers=loggers,
         guard=NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0))),
         saver=CheckpointSaver(
-            run, config, side_work, worker_rank, about, loggers.upload_logs, lease=job.lease
+            run,
+            config,
+            side_work,
+            worker_rank,
+            manifest_fields,
+            loggers.upload_logs,
+            lease=job.lease,
         ),
         validation=validation,
-        preemption=PreemptionNotice(),
+        preemption=PreemptionWatcher(),
         sampler=PromptSampler(config, Path(job.model_directory))
-        if config.train.has_whole_weights
+        if config.train.holds_unsharded_weights
         else None,
         num_restarts=len(read_restarts(run)),
         lease=job.lease,

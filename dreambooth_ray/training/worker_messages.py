@@ -11,14 +11,14 @@ MESSAGES = "notices"
 
 def post_message(run: Store, text: str) -> None:
     """Leave a line for whoever started the run."""
-    name = f"{MESSAGES}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.json"
-    run.write(name, json.dumps({"text": text}).encode())
+    message_file = f"{MESSAGES}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.json"
+    run.write(message_file, json.dumps({"text": text}).encode())
 
 
 def read_new_messages(run: Store, read_names: set[str]) -> list[str]:
     """Lines of files not yet in `read_names`, in order; their names are in it afterwards."""
     new_names = [name for name in run.names(MESSAGES) if name not in read_names]
     # All are read before any counts as read: storage may fail half way.
-    lines = [str(json.loads(run.read(f"{MESSAGES}/{name}"))["text"]) for name in new_names]
+    message_texts = [str(json.loads(run.read(f"{MESSAGES}/{name}"))["text"]) for name in new_names]
     read_names.update(new_names)
-    return lines
+    return message_texts

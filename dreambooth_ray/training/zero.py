@@ -69,7 +69,7 @@ class _ZeroStrategy(OwnPathsMixin, RayZeroStrategy):
 
         assert self.lightning_module is not None
         for module in self.lightning_module.modules():
-            positions = getattr(module, "position_embedding", None)
-            if isinstance(positions, nn.Embedding):
-                zero.register_external_parameter(module, positions.weight)
+            position_embedding = getattr(module, "position_embedding", None)
+            if isinstance(position_embedding, nn.Embedding):
+                zero.register_external_parameter(module, position_embedding.weight)
         super().init_deepspeed()

@@ -132,7 +132,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def list_names(directory: Path, table: LayerTable, layer: str) -> list[str]:
     """With dots, as its authors have it."""
     family = table.family
-    names = [f.name for f in (family.list_file_layers or (lambda *_: []))(directory, layer)]
+    names = [f.name for f in (family.list_adapter_layer_names or (lambda *_: []))(directory, layer)]
     if family.kohya_names and (place := family.kohya_names.find(directory, "transformer", layer)):
         name = place.name.removeprefix("lora_unet_")
         name = re.sub(r"_blocks_(\d+)_", r"_blocks.\1.", name)

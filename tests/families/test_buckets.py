@@ -54,7 +54,7 @@ def test_a_photograph_counts_as_it_does_alone(
         TrainingDataset(config, parts, read, None, place).make_batch(2)
         for place in [(0, 1), (0, 4), (1, 4), (2, 4), (3, 4)]
     )
-    assert len(whole.forwards) == 2
+    assert len(whole.forward_batches) == 2
     loss, _ = module.compute_loss(whole)
     losses = torch.stack([module.compute_loss(share)[0] for share in shares])
     assert torch.allclose(loss, losses.mean(), rtol=1e-4)

@@ -162,7 +162,7 @@ def check_inputs(
         training = functions.text_training
         text_functions = training.text_functions(module.text_encoders)
         with torch.no_grad():
-            conditioning = training.token_embedder(parts, text_functions)(batch.tokens)
+            conditioning = training.make_token_encoder(parts, text_functions)(batch.tokens)
     conditioning = functions.add_frames(conditioning, batch.frames)
     given = {
         k: v for k, name in model.inputs.items() if (v := tensors.get(f"input.{name}")) is not None

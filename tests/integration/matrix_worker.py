@@ -24,14 +24,14 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower
 from dreambooth_ray.evaluation.checkpoint_sampler import CheckpointSampler, is_sample_due
-from dreambooth_ray.evaluation.protocol_scorer import load_choice_protocol
+from dreambooth_ray.evaluation.protocol_scorer import load_checkpoint_protocol
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import worker
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_log import read_metrics
-from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.worker import train_worker
 from dreambooth_ray.training.worker_job import WorkerJob
@@ -66,11 +66,11 @@ def run_row(config: Config, job: WorkerJob, rank: int) -> dict[str, Any]:
     if rank:
         return {}
     if config.choice.rule == "best":
-        protocol = load_choice_protocol(config)
+        protocol = load_checkpoint_protocol(config)
         evaluator = CheckpointEvaluator(job.config, run.uri, (str(directory), ""), protocol, {})
         with CheckpointFollower(run, config.choice, evaluator.evaluate):
             pass
-    if config.sample.every and not config.train.has_whole_weights:
+    if config.sample.every and not config.train.holds_unsharded_weights:
         sampler = CheckpointSampler(job.config, run.uri, (str(directory), ""), {}, gpu=False)
         for step in filter(lambda step: is_sample_due(config, step), committed_steps(run)):
             sampler.sample(step)
@@ -84,7 +84,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     context: Any = _Context(rank, world_size)
     ray.train.get_context = lambda: context
     ray.train.torch.get_device = lambda: torch.device("cpu")
-    worker.PreemptionNotice = lambda: PreemptionNotice(lambda: None)
+    worker.PreemptionWatcher = lambda: PreemptionWatcher(lambda: None)
     plan = json.loads((folder / "plan.json").read_text())
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/{plan['group']}", rank=rank, world_size=world_size,

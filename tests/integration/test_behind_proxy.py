@@ -111,7 +111,7 @@ def test_a_job_is_done_once(faulty_uri: str) -> None:
     assert jobs.renew(work)
     jobs.set_progress(job_id, 3, 10, {0: b"preview"})
     jobs.set_state(job_id, JobState(status="completed", finished_at=2.0))
-    jobs.settle(work)
+    jobs.finish_or_give_back(work)
     assert jobs.count_open(9) == (0, 0)
     assert jobs.build_answer(jobs.read_record(job_id), None).status == "completed"
     jobs.forget_ended(before_s=time.time() + 60)

@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.storage.catalog import Catalog, entry_name, position, publish_run, withdraw_run
+from dreambooth_ray.storage.catalog import (
+    Catalog,
+    entry_name,
+    listing_position,
+    publish_run,
+    withdraw_run,
+)
 from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
 from dreambooth_ray.storage.store import Store
 from serve import job_runner
@@ -99,9 +105,9 @@ def test_every_subject_comes_once_on_a_real_store(
     store.remove("")
     write_entries(store, subjects)
     catalog, listed = Catalog(store), list[str]()
-    while page := catalog.list_subjects(position(listed[-1]) if listed else "", limit):
+    while page := catalog.list_subjects(listing_position(listed[-1]) if listed else "", limit):
         listed += page
-    assert listed == sorted(subjects, key=position)
+    assert listed == sorted(subjects, key=listing_position)
 
 
 def test_a_thousand_names_that_do_not_exist_cost_a_thousand_requests(
@@ -127,7 +133,7 @@ def test_an_idle_endpoint_asks_seldom(
     app_state = build_app_state(config, {"Replica": None})
 
     async def run_idle() -> None:
-        await app_state.catalog.prepare()
+        await app_state.catalog.start_catalog_completion()
         watch_task = asyncio.create_task(app_state.job_runner.watch_jobs())
         while sum(r.kind == "LIST job" for r in fault_proxy.requests) < 30:
             await asyncio.sleep(0.01)  # the interval of a poll

@@ -103,7 +103,7 @@ def test_a_model_that_one_host_alone_has_trains_on_both(laptop: Laptop, toy_mode
     run, storage = Store(f"{RUNS}/runs/own-folder"), Store(RUNS)
     assert is_finished(run)
     (pointer,) = [name for name in storage.names(paths.MODELS) if name.endswith(".json")]
-    about = manifest.read_about(run, paths.checkpoint(4, 1))
+    about = manifest.read_artifact_metadata(run, paths.checkpoint(4, 1))
     assert pointer == f"{about['model_hash']}.json"
 
 

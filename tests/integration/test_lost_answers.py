@@ -80,7 +80,7 @@ def test_of_two_writers_the_second_removes_its_own_folder_alone(
     manifest.commit_artifact(store, "one", files_of(tmp_path / "first", a="1"), {})
     manifest.commit_artifact(store, "one", files_of(tmp_path / "second", a="2"), {})
     assert manifest.read_file(store, "one", "a") == b"1"
-    assert folders_with_files(store) == {manifest.folder_of(store, "one")}
+    assert folders_with_files(store) == {manifest.find_artifact_folder(store, "one")}
 
 
 def test_a_damaged_artifact_is_replaced_and_nothing_of_it_is_left(
@@ -88,10 +88,10 @@ def test_a_damaged_artifact_is_replaced_and_nothing_of_it_is_left(
 ) -> None:
     folder = files_of(tmp_path / "in", a="1")
     manifest.commit_artifact(store, "one", folder, {})
-    store.write(f"{manifest.folder_of(store, 'one')}/a", b"x")
+    store.write(f"{manifest.find_artifact_folder(store, 'one')}/a", b"x")
     manifest.commit_artifact(store, "one", folder, {})
     assert manifest.find_damage(store, "one") is None
-    assert folders_with_files(store) == {manifest.folder_of(store, "one")}
+    assert folders_with_files(store) == {manifest.find_artifact_folder(store, "one")}
 
 
 def test_photographs_are_uploaded_whole(

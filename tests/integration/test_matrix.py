@@ -137,7 +137,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, photos: P
     shutil.copytree(photos, folder / "photos")
     for path in photos.glob("*.png"):
         mask = Image.new("L", Image.open(path).size)
-        ImageDraw.Draw(mask).ellipse((20, 25, 71, 79), fill=255)
+        ImageDraw.Draw(mask).ellipse_points((20, 25, 71, 79), fill=255)
         mask.save(folder / "photos" / f"{path.stem}.mask.png")
     protocol = folder / "protocol.yaml"
     protocol.write_text(yaml.safe_dump({**PROTOCOL, "num_inference_steps": 2}))
@@ -215,4 +215,4 @@ def sampled_steps(run: Store) -> list[int]:
     events = EventAccumulator(run.local_path(paths.TENSORBOARD).as_posix()).Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("samples/")]
     in_worker = {image.step for tag in tags for image in events.Images(tag)}
-    return sorted(in_worker | set(paths.sampled_steps(run.names(paths.SAMPLES))))
+    return sorted(in_worker | set(paths.parse_sampled_steps(run.names(paths.SAMPLES))))

@@ -104,7 +104,7 @@ def find_last_step(site: Site) -> int:
     """The step of the newest checkpoint in storage; 0 without one."""
     store, folder = open_store(site), f"{BUCKET}/runs/runs/toy-robot/checkpoints"
     names = [Path(path).name for path in store.ls(folder)] if store.exists(folder) else []
-    return max((step for step, _ in paths.checkpoints(names)), default=0)
+    return max((step for step, _ in paths.parse_checkpoint_names(names)), default=0)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from dreambooth_ray.priors.prior_generation import PriorRequest, committed_chunk
 from dreambooth_ray.priors.prior_spec import PriorSpec, select_records
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def generate(
 def content(store: Store) -> dict[str, Any]:
     """Size and hash of every file of every chunk."""
     return {
-        name: manifest.read_about(store, name.removesuffix(".json"))["records"]
+        name: manifest.read_artifact_metadata(store, name.removesuffix(".json"))["records"]
         for name in store.names()
         if paths.prior_chunk_number(name) is not None
     } | {
@@ -71,7 +71,7 @@ def content(store: Store) -> dict[str, Any]:
         for name in store.names()
         if paths.prior_chunk_number(name) is not None
         for entry in manifest.local_entries(
-            store.local_path(str(manifest.folder_of(store, name.removesuffix(".json"))))
+            store.local_path(str(manifest.find_artifact_folder(store, name.removesuffix(".json"))))
         )
     }
 
@@ -132,7 +132,7 @@ def test_a_model_that_repeats_itself_is_named(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
     data = io.BytesIO()
-    photographs(random_subject(1), 1, 1)[0].resize((64, 64)).save(data, "PNG")
+    render_photographs(random_subject(1), 1, 1)[0].resize((64, 64)).save(data, "PNG")
     request = PriorRequest(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
     with pytest.raises(DataError, match=r"only 1 of 8 .*prior\.prompt"):
         generate(tmp_path, request, 1)

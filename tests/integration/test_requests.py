@@ -138,7 +138,7 @@ def test_a_commit_costs_the_same_however_many_are_kept(
     assert sum(many.values()) <= 15
     # The best, of step 1, outlives the oldest others.
     names = many_run.names(paths.CHECKPOINTS, limit=5)
-    assert [step for step, _ in paths.checkpoints(names)] == [1, 3]
+    assert [step for step, _ in paths.parse_checkpoint_names(names)] == [1, 3]
 
 
 def test_each_evaluation_is_read_once(run: Store, fault_proxy: FaultProxy) -> None:

@@ -68,7 +68,7 @@ def test_bars_of_several_stages_share_a_terminal() -> None:
     images(1, 2)
     other_stage(1, 3)
     images(2, 2)
-    with board.shown() as bars:
+    with board.show_during() as bars:
         assert [task.description for task in bars.tasks] == ["class images", "others"]
         other_stage(3, 3)
     assert bars.finished

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dreambooth_ray.imports import large_imports
+from dreambooth_ray.imports import pause_garbage_collection
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +15,14 @@ def thawed() -> Iterator[None]:
 
 def test_nobody_looks_for_garbage_while_importing_nor_among_what_was_imported() -> None:
     assert gc.isenabled()
-    with large_imports():
+    with pause_garbage_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 1000
 
 
 def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
-    with pytest.raises(ImportError), large_imports():
+    with pytest.raises(ImportError), pause_garbage_collection():
         raise ImportError
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
@@ -30,6 +30,6 @@ def test_an_import_that_fails_leaves_the_collector_as_it_was() -> None:
 
 def test_who_never_looks_for_garbage_is_left_alone() -> None:
     gc.disable()
-    with large_imports():
+    with pause_garbage_collection():
         pass
     assert not gc.isenabled()

@@ -12,12 +12,12 @@ from dreambooth_ray.data.run_inputs import RunInputs, read_pins
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
 from dreambooth_ray.preparation import prepare_run
-from dreambooth_ray.runs import delete_run, find_run, is_finished, open_run, read_run_config
+from dreambooth_ray.runs import delete_run, is_finished, load_run_config, open_run, read_run_config
 from dreambooth_ray.storage.catalog import Catalog, publish_run
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import read_end, write_end
+from dreambooth_ray.training.checkpoint_selection import read_early_end_step, write_early_end_step
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_a_changed_configuration_is_named_key_by_key(config: Config) -> None:
     ):
         open_run(changed)
     assert read_run_config(run).train.lr == 5e-6
-    write_end(run, 5)
+    write_early_end_step(run, 5)
     assert read_run_config(open_run(changed, force=True)).train.lr == 1e-3
-    assert read_end(run, run.names(), RunHistory()) is None
+    assert read_early_end_step(run, run.names(), RunHistory()) is None
 
 
 def test_a_run_stored_without_its_model_takes_over_what_the_model_fills_in(
@@ -205,10 +205,10 @@ def test_where_a_run_works_may_change(config: Config) -> None:
 
 def test_a_run_is_found_by_its_folder_with_changes(config: Config) -> None:
     run = open_run(config)
-    found_config = find_run(run.uri, ["train.steps=9"])
+    found_config = load_run_config(run.uri, ["train.steps=9"])
     assert (found_config.train.steps, found_config.run_id) == (9, "one")
     with pytest.raises(CheckpointError, match="is not a run"):
-        find_run(str(Path(run.uri).parent), [])
+        load_run_config(str(Path(run.uri).parent), [])
 
 
 def test_keys_are_in_no_dump_and_no_text(config: Config) -> None:
@@ -222,7 +222,7 @@ def test_any_number_of_elastic_workers_shares_a_batch(config: Config) -> None:
     elastic = override_config(
         config, ["cluster.workers={min: 1, max: 4}", "train.batch_size=24", "train.accumulate=2"]
     )
-    assert [elastic.parts(n) for n in (1, 2, 3, 4)] == [8, 4, 4, 2]
+    assert [elastic.count_accumulation_parts(n) for n in (1, 2, 3, 4)] == [8, 4, 4, 2]
     with pytest.raises(ConfigError, match="3 workers"):
         override_config(config, ["cluster.workers={min: 2, max: 4}", "train.batch_size=8"])
 

@@ -34,11 +34,11 @@ class Exposure:
 
 def measure_exposure(rgb: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> Exposure:
     """Of (H, W, 3) and (H, W), 0 to 255; inside: (H, W) bool, the subject."""
-    ordered = np.sort(rgb, axis=-1)
-    is_clipped = (ordered[..., 1] >= _CLIPPED) & (ordered[..., 0] >= _LEAST_COLOUR)
-    is_touched = (ordered[..., 2] >= _TOUCHED) & (ordered[..., 0] >= _LEAST_COLOUR)
-    side = min(_RAGGED_TILE_PX, *grey.shape)
-    shares = split_tiles(is_clipped.astype(np.float32), side).mean(axis=1)
+    sorted_channels = np.sort(rgb, axis=-1)
+    is_clipped = (sorted_channels[..., 1] >= _CLIPPED) & (sorted_channels[..., 0] >= _LEAST_COLOUR)
+    is_touched = (sorted_channels[..., 2] >= _TOUCHED) & (sorted_channels[..., 0] >= _LEAST_COLOUR)
+    tile_side = min(_RAGGED_TILE_PX, *grey.shape)
+    clipped_shares = split_tiles(is_clipped.astype(np.float32), tile_side).mean(axis=1)
     return Exposure(
         subject_bright=float(np.percentile(grey[inside], 95)),
         frame_bright=float(np.percentile(grey, 95)),
@@ -46,7 +46,7 @@ def measure_exposure(rgb: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> E
         subject_clipped=float(is_clipped[inside].mean()),
         frame_clipped=float(is_clipped.mean()),
         subject_touched=float(is_touched[inside].mean()),
-        ragged=float(((shares > 0.05) & (shares < 0.95)).mean()),
+        ragged=float(((clipped_shares > 0.05) & (clipped_shares < 0.95)).mean()),
     )
 
 
@@ -58,19 +58,23 @@ def measure_noise(rgb: np.ndarray, grey: np.ndarray) -> float:
     alike; grain of one colour is not found, nor that which JPEG smoothed in a small file: it keeps
     colours at half the resolution.
     """
-    side = min(_NOISE_TILE_PX, *(s - 2 for s in grey.shape))
-    tiles = split_tiles(grey[1:-1, 1:-1], side)
+    tile_side = min(_NOISE_TILE_PX, *(s - 2 for s in grey.shape))
+    tiles = split_tiles(grey[1:-1, 1:-1], tile_side)
     is_usable = ((tiles > 240) | (tiles < 15)).mean(axis=1) < 0.1
     if is_usable.sum() < 10:
         return 0.0
-    planes = (rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1])
-    deviation = np.min([_grain(plane, side) for plane in planes], axis=0)
-    return float(np.percentile(deviation[is_usable], 20))
+    color_differences = (rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1])
+    tile_deviations = np.min(
+        [_estimate_tile_noise(plane, tile_side) for plane in color_differences], axis=0
+    )
+    return float(np.percentile(tile_deviations[is_usable], 20))
 
 
-def _grain(plane: np.ndarray, side: int) -> np.ndarray:
+def _estimate_tile_noise(plane: np.ndarray, tile_side: int) -> np.ndarray:
     """(tiles,) standard deviation of noise by a difference of two Laplacians."""
-    rows = plane[:-2] - 2 * plane[1:-1] + plane[2:]
-    mask = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
-    grain: np.ndarray = split_tiles(np.abs(mask), side).mean(axis=1) * np.sqrt(np.pi / 2) / 6
-    return grain
+    row_differences = plane[:-2] - 2 * plane[1:-1] + plane[2:]
+    noise_residual = row_differences[:, :-2] - 2 * row_differences[:, 1:-1] + row_differences[:, 2:]
+    tile_noise: np.ndarray = (
+        split_tiles(np.abs(noise_residual), tile_side).mean(axis=1) * np.sqrt(np.pi / 2) / 6
+    )
+    return tile_noise

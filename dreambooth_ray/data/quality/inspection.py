@@ -50,9 +50,9 @@ class InspectionReport:
     @property
     def worst_severity(self) -> Severity | Literal["ok"]:
         """The highest severity among the issues; "ok" without any."""
-        order: tuple[Severity, ...] = ("fault", "warning", "note")
+        severity_order: tuple[Severity, ...] = ("fault", "warning", "note")
         severities = {f.severity for f in self.issues}
-        return next((severity for severity in order if severity in severities), "ok")
+        return next((severity for severity in severity_order if severity in severities), "ok")
 
     def as_json(self) -> dict[str, object]:
         """All but the images, for a file."""
@@ -91,26 +91,28 @@ def inspect_photographs(
     photos = [measure_photo(path, masks.get(path.name), propose_mask) for path in paths]
     issues = [f for photo in photos for f in check_photo(photo, side_px)]
     issues += check_count(photos) + check_duplicates(photos) + check_backgrounds(photos)
-    skipped = []
+    skipped_checks = []
     images = [photo.image for photo in photos]
     if embed is None:
-        skipped.append("other subjects and poses: give --encoder to compare them")
+        skipped_checks.append("other subjects and poses: give --encoder to compare them")
     elif len(photos) > 1:
         issues += check_subject(photos, embed(images))
     if noun_share is None or not class_noun:
-        skipped.append("class noun: give --class-noun and an --encoder that reads sentences")
+        skipped_checks.append("class noun: give --class-noun and an --encoder that reads sentences")
     else:
         issues += check_class_noun(photos, class_noun, noun_share(images))
     issues += check_captions(paths, identifier, class_noun) + check_unread(folder)
-    return InspectionReport(str(folder), photos, issues, skipped)
+    return InspectionReport(str(folder), photos, issues, skipped_checks)
 
 
 def check_unread(folder: Path) -> list[QualityIssue]:
     """Files that look like photographs and are not read."""
-    unread = describe_unread(folder)
-    if not unread:
+    unread_text = describe_unread(folder)
+    if not unread_text:
         return []
-    sentence = f"{unread[0].upper()}{unread[1:]}; save them as JPEG or PNG, or move them away."
+    sentence = (
+        f"{unread_text[0].upper()}{unread_text[1:]}; save them as JPEG or PNG, or move them away."
+    )
     return [QualityIssue("unread", "warning", (), 1, 0, sentence)]
 
 
@@ -134,18 +136,19 @@ def check_count(photos: Sequence[Photo]) -> list[QualityIssue]:
 def check_duplicates(photos: Sequence[Photo]) -> list[QualityIssue]:
     """Pairs that are one photograph, cut, scaled, mirrored or saved differently."""
     issues = []
-    for one, other in itertools.combinations(photos, 2):
-        likeness = compare_photographs(one.signature, other.signature)
+    for first_photo, second_photo in itertools.combinations(photos, 2):
+        likeness = compare_photographs(first_photo.signature, second_photo.signature)
         if likeness is None or likeness.share < MIN_DUPLICATE_SHARE:
             continue
-        mirrored = ", mirrored" if likeness.is_mirrored else ""
+        names = (first_photo.name, second_photo.name)
+        mirrored_text = ", mirrored" if likeness.is_mirrored else ""
         text = (
-            f"{one.name} and {other.name} are the same photograph or nearly so{mirrored}; it would "
-            "count twice, and the model would learn its surroundings. Remove one."
+            f"{names[0]} and {names[1]} are the same photograph or nearly so{mirrored_text}; it "
+            "would count twice, and the model would learn its surroundings. Remove one."
         )
         issues.append(
             QualityIssue(
-                "duplicate", "warning", (one.name, other.name), round(likeness.share, 3),
+                "duplicate", "warning", names, round(likeness.share, 3),
                 MIN_DUPLICATE_SHARE, text, "share that agrees",
                 "where one lies on the other, the subject included",
             )
@@ -157,11 +160,16 @@ def check_backgrounds(photos: Sequence[Photo]) -> list[QualityIssue]:
     """All photographs before the same background."""
     if len(photos) < 2:
         return []
-    rims = [measurements.rim_colour(p.image) for p in photos]
-    spread = float(
-        np.mean([np.linalg.norm(a - b, axis=-1).mean() for a, b in itertools.combinations(rims, 2)])
+    rim_colours = [measurements.rim_colour(p.image) for p in photos]
+    background_spread = float(
+        np.mean(
+            [
+                np.linalg.norm(a - b, axis=-1).mean()
+                for a, b in itertools.combinations(rim_colours, 2)
+            ]
+        )
     )
-    if spread >= MIN_BACKGROUND_SPREAD:
+    if background_spread >= MIN_BACKGROUND_SPREAD:
         return []
     text = (
         "All photographs have much the same background; the model would take it for a part of the "
@@ -169,7 +177,14 @@ def check_backgrounds(photos: Sequence[Photo]) -> list[QualityIssue]:
     )
     names = tuple(p.name for p in photos)
     return [
-        QualityIssue("backgrounds", "warning", names, round(spread, 1), MIN_BACKGROUND_SPREAD, text)
+        QualityIssue(
+            "backgrounds",
+            "warning",
+            names,
+            round(background_spread, 1),
+            MIN_BACKGROUND_SPREAD,
+            text,
+        )
     ]
 
 
@@ -177,13 +192,13 @@ def check_subject(photos: Sequence[Photo], vectors: "Tensor") -> list[QualityIss
     """Photographs unlike the others, and sets that are all alike. vectors: (B, D) unit."""
     cosines = (vectors @ vectors.T).double().numpy()
     count = len(photos)
-    mutual = (cosines.sum() - np.trace(cosines)) / (count * (count - 1))
+    mean_cosine = (cosines.sum() - np.trace(cosines)) / (count * (count - 1))
     issues = []
-    if 1 - mutual < MIN_POSE_SPREAD:
+    if 1 - mean_cosine < MIN_POSE_SPREAD:
         text = "All photographs show much the same view; add other sides, distances and poses."
         names = tuple(p.name for p in photos)
         issues.append(
-            QualityIssue("poses", "note", names, round(1 - mutual, 3), MIN_POSE_SPREAD, text)
+            QualityIssue("poses", "note", names, round(1 - mean_cosine, 3), MIN_POSE_SPREAD, text)
         )
     for k, photo in enumerate(photos if count > 2 else ()):
         other_indices = [i for i in range(count) if i != k]
@@ -215,16 +230,21 @@ def check_class_noun(
 ) -> list[QualityIssue]:
     """Photographs that look like something other than the class noun."""
     issues = []
-    for photo, (share, likeliest) in zip(photos, shares, strict=True):
-        if share >= MIN_NOUN_SHARE or likeliest == class_noun:
+    for photo, (noun_probability, likeliest_noun) in zip(photos, shares, strict=True):
+        if noun_probability >= MIN_NOUN_SHARE or likeliest_noun == class_noun:
             continue
         text = (
-            f"{photo.name} looks more like a {likeliest} than a {class_noun}; take it out, or "
+            f"{photo.name} looks more like a {likeliest_noun} than a {class_noun}; take it out, or "
             "choose the class noun that the model would use for it."
         )
         issues.append(
             QualityIssue(
-                "class noun", "warning", (photo.name,), round(share, 3), MIN_NOUN_SHARE, text
+                "class noun",
+                "warning",
+                (photo.name,),
+                round(noun_probability, 3),
+                MIN_NOUN_SHARE,
+                text,
             )
         )
     return issues

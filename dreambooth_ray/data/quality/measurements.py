@@ -41,8 +41,8 @@ def to_grey(image: Image.Image) -> np.ndarray:
 def split_tiles(plane: np.ndarray, side: int) -> np.ndarray:
     """(H, W) to (tiles, side * side); what is left over at the edges is dropped."""
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
-    cut = plane[: rows * side, : columns * side]
-    return cut.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
+    cropped_plane = plane[: rows * side, : columns * side]
+    return cropped_plane.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Bars:
     bottom: float
 
     @property
-    def share(self) -> float:
+    def facing_width_share(self) -> float:
         """Width of the narrower of two that face each other, the wider such pair of the two."""
         return max(min(self.left, self.right), min(self.top, self.bottom))
 
@@ -69,27 +69,30 @@ def measure_bars(image: Image.Image) -> Bars:
     """
     grey = to_grey(image)
     height, width = grey.shape
-    across, down = grey.T, grey
+    grey_columns, grey_rows = grey.T, grey
     return Bars(
-        _bar_px(across) / width,
-        _bar_px(down) / height,
-        _bar_px(across[::-1]) / width,
-        _bar_px(down[::-1]) / height,
+        _measure_bar_px(grey_columns) / width,
+        _measure_bar_px(grey_rows) / height,
+        _measure_bar_px(grey_columns[::-1]) / width,
+        _measure_bar_px(grey_rows[::-1]) / height,
     )
 
 
-def _bar_px(lines: np.ndarray) -> int:
+def _measure_bar_px(lines: np.ndarray) -> int:
     """Lines of the bar that begins at the first; lines: (L, P) grey values."""
-    outer = np.median(lines[0])
-    away = np.abs(lines - outer)
-    is_bar = (away <= _BAR_STEP).mean(axis=1) >= _BAR_EVENNESS
-    width = len(lines) if is_bar.all() else int(np.argmin(is_bar))
+    outer_grey = np.median(lines[0])
+    grey_difference = np.abs(lines - outer_grey)
+    is_bar = (grey_difference <= _BAR_STEP).mean(axis=1) >= _BAR_EVENNESS
+    bar_px = len(lines) if is_bar.all() else int(np.argmin(is_bar))
     # Saved as JPEG, the line at the end is a mixture of both sides.
-    behind = away[width : width + 3]
-    needed = _BLACK_BAR_END if outer < _BLACK else _BAR_END
-    if not len(behind) or (behind > 1.5 * _BAR_STEP).mean(axis=1).max() < needed:
+    lines_behind_bar = grey_difference[bar_px : bar_px + 3]
+    min_end_share = _BLACK_BAR_END if outer_grey < _BLACK else _BAR_END
+    if (
+        not len(lines_behind_bar)
+        or (lines_behind_bar > 1.5 * _BAR_STEP).mean(axis=1).max() < min_end_share
+    ):
         return 0
-    return width
+    return bar_px
 
 
 def crop_bars(image: Image.Image, bars: Bars | None = None) -> Image.Image:
@@ -103,7 +106,7 @@ def crop_bars(image: Image.Image, bars: Bars | None = None) -> Image.Image:
     return image.crop((left_px, top_px, right_px, bottom_px))
 
 
-def extents(image: Image.Image) -> tuple[float, float]:
+def estimate_subject_extent(image: Image.Image) -> tuple[float, float]:
     """Share of the frame that the subject spreads over, by colour and by detail.
 
     By colour: pixels unlike all but 2 % of the frame's edge. By detail: the tenth of the
@@ -112,45 +115,50 @@ def extents(image: Image.Image) -> tuple[float, float]:
     ellipse of two standard deviations around where they lie; an estimate of size, not a
     segmentation.
     """
-    inner = crop_bars(image)
-    colours = to_lab(resize_short_side(inner, 64))
-    edge_px = max(2, len(colours) // 20)
-    rim = np.concatenate(
+    image_without_bars = crop_bars(image)
+    lab_colours = to_lab(resize_short_side(image_without_bars, 64))
+    rim_width_px = max(2, len(lab_colours) // 20)
+    rim_colours = np.concatenate(
         [part.reshape(-1, 3) for part in (
-            colours[:edge_px], colours[-edge_px:], colours[:, :edge_px], colours[:, -edge_px:]
+            lab_colours[:rim_width_px], lab_colours[-rim_width_px:],
+            lab_colours[:, :rim_width_px], lab_colours[:, -rim_width_px:],
         )]
     )  # fmt: skip
-    rim = rim[:: max(1, len(rim) // _RIM_SAMPLES)]
-    squares = (colours**2).sum(axis=-1)[..., None] + (rim**2).sum(axis=-1)
-    distance = np.sqrt(np.maximum(squares - 2 * colours @ rim.T, 0))
-    near = int(0.02 * len(rim))
-    unlike = np.partition(distance, near, axis=-1)[..., near]
-    bound = max(otsu_threshold(unlike.ravel()), 6.0)
-    return _ellipse_area(np.where(unlike > bound, unlike, 0)), _ellipse_area(_steepness(inner))
+    rim_colours = rim_colours[:: max(1, len(rim_colours) // _RIM_SAMPLES)]
+    squared_norms = (lab_colours**2).sum(axis=-1)[..., None] + (rim_colours**2).sum(axis=-1)
+    colour_distance = np.sqrt(np.maximum(squared_norms - 2 * lab_colours @ rim_colours.T, 0))
+    nearest_rank = int(0.02 * len(rim_colours))
+    rim_distance = np.partition(colour_distance, nearest_rank, axis=-1)[..., nearest_rank]
+    distance_threshold = max(otsu_threshold(rim_distance.ravel()), 6.0)
+    distinct_colours = np.where(rim_distance > distance_threshold, rim_distance, 0)
+    gradient_excess = _measure_gradient_excess(image_without_bars)
+    return _ellipse_area(distinct_colours), _ellipse_area(gradient_excess)
 
 
-def _steepness(image: Image.Image) -> np.ndarray:
-    planes = to_lab(resize_short_side(image, 128))
-    change = (
-        np.abs(np.diff(planes, axis=1)).sum(axis=-1)[:-1]
-        + np.abs(np.diff(planes, axis=0)).sum(axis=-1)[:, :-1]
+def _measure_gradient_excess(image: Image.Image) -> np.ndarray:
+    lab_image = to_lab(resize_short_side(image, 128))
+    gradient = (
+        np.abs(np.diff(lab_image, axis=1)).sum(axis=-1)[:-1]
+        + np.abs(np.diff(lab_image, axis=0)).sum(axis=-1)[:, :-1]
     )
-    excess: np.ndarray = np.maximum(change - np.percentile(change, 90), 0)
-    return excess
+    gradient_excess: np.ndarray = np.maximum(gradient - np.percentile(gradient, 90), 0)
+    return gradient_excess
 
 
 def otsu_threshold(values: np.ndarray) -> float:
     """The bound that parts values into two groups as far apart as can be (Otsu 1979)."""
-    counts, edges = np.histogram(values, 64)
-    middles = (edges[1:] + edges[:-1]) / 2
-    below, total = np.cumsum(counts), counts.sum()
-    moment = np.cumsum(counts * middles)
-    inside = (below > 0) & (below < total)
-    if not inside.any():
-        return float(edges[-1])
-    b, m = below[inside], moment[inside]
-    between = b * (total - b) * (m / b - (moment[-1] - m) / (total - b)) ** 2
-    return float(middles[inside][np.argmax(between)])
+    counts, bin_edges = np.histogram(values, 64)
+    bin_centres = (bin_edges[1:] + bin_edges[:-1]) / 2
+    cumulative_counts, total = np.cumsum(counts), counts.sum()
+    cumulative_moments = np.cumsum(counts * bin_centres)
+    is_valid_split = (cumulative_counts > 0) & (cumulative_counts < total)
+    if not is_valid_split.any():
+        return float(bin_edges[-1])
+    low_counts, low_moments = cumulative_counts[is_valid_split], cumulative_moments[is_valid_split]
+    high_counts, high_moments = total - low_counts, cumulative_moments[-1] - low_moments
+    mean_difference = low_moments / low_counts - high_moments / high_counts
+    between_class_variance = low_counts * high_counts * mean_difference**2
+    return float(bin_centres[is_valid_split][np.argmax(between_class_variance)])
 
 
 def _ellipse_area(weights: np.ndarray) -> float:
@@ -169,7 +177,9 @@ def _ellipse_area(weights: np.ndarray) -> float:
 
 def rim_colour(image: Image.Image) -> np.ndarray:
     """(3, 4, 3) mean L*a*b* of the frame's edge, in 12 cells around the middle: what is behind."""
-    small = to_lab(crop_bars(image).resize((60, 60), Image.Resampling.BOX))
-    cells = small.reshape(4, 15, 4, 15, 3).mean(axis=(1, 3))
-    rim_cells = [cells[r, c] for r in range(4) for c in range(4) if r in (0, 3) or c in (0, 3)]
+    small_lab = to_lab(crop_bars(image).resize((60, 60), Image.Resampling.BOX))
+    cell_colours = small_lab.reshape(4, 15, 4, 15, 3).mean(axis=(1, 3))
+    rim_cells = [
+        cell_colours[r, c] for r in range(4) for c in range(4) if r in (0, 3) or c in (0, 3)
+    ]
     return np.stack(rim_cells).reshape(3, 4, 3)

@@ -34,7 +34,8 @@ class Photo:
     image: a copy, its short side 1024 px at most; width_px, height_px: of the file
     region: the subject, in the copy inside its bars at 512 px
     noise: grain between colours, see `exposure.measure_noise`
-    extent: its spread over the frame by colour and by detail, see `measurements.extents`
+    extent: its spread over the frame by colour and by detail, see
+        `measurements.estimate_subject_extent`
     mask_error: why its mask was not used
     """
 
@@ -56,9 +57,9 @@ class Photo:
         """For people: what is inside its bars, dark outside its subject; None without a region."""
         if self.region.source == "frame":
             return None
-        inner = measurements.crop_bars(self.image, self.bars)
-        inside = Image.fromarray(self.region.inside.astype(np.uint8) * 255)
-        return darken_outside(inner, inside.resize(inner.size))
+        image_without_bars = measurements.crop_bars(self.image, self.bars)
+        region_mask = Image.fromarray(self.region.inside.astype(np.uint8) * 255)
+        return darken_outside(image_without_bars, region_mask.resize(image_without_bars.size))
 
     def as_json(self) -> dict[str, object]:
         """Its numbers, for a file."""
@@ -86,15 +87,15 @@ def measure_photo(
     raises: DataError if the photograph can't be read
     """
     image, mask_error = read_photograph(path), ""
-    source: RegionSource = "mask"
+    mask_source: RegionSource = "mask"
     if mask is None:
         try:
             mask = read_mask(path, image.size)
         except DataError as error:
             mask_error = str(error)
     if mask is None and not mask_error and propose_mask is not None:
-        mask, source = propose_mask(path, image), "proposed mask"
-    photo = measure_image(path.name, image, mask, source)
+        mask, mask_source = propose_mask(path, image), "proposed mask"
+    photo = measure_image(path.name, image, mask, mask_source)
     return replace(photo, mask_error=mask_error)
 
 
@@ -106,24 +107,24 @@ def measure_image(
 ) -> Photo:
     """Measure an image as its file shows it; mask: white where the subject is."""
     width_px, height_px = image.size
-    kept = measurements.reduce_short_side(image.convert("RGB"), _KEPT_SIDE_PX)
-    bars = measurements.measure_bars(kept)
-    inner = measurements.crop_bars(kept, bars)
-    small = measurements.reduce_short_side(inner, _MEASURED_SIDE_PX)
-    inner_mask = measurements.crop_bars(mask.resize(kept.size), bars) if mask else None
-    region = find_subject_region(small, inner_mask, mask_source)
-    rgb = np.asarray(small, dtype=np.float32)
-    grey = measurements.to_grey(small)
+    image_copy = measurements.reduce_short_side(image.convert("RGB"), _KEPT_SIDE_PX)
+    bars = measurements.measure_bars(image_copy)
+    image_without_bars = measurements.crop_bars(image_copy, bars)
+    small_image = measurements.reduce_short_side(image_without_bars, _MEASURED_SIDE_PX)
+    mask_without_bars = measurements.crop_bars(mask.resize(image_copy.size), bars) if mask else None
+    region = find_subject_region(small_image, mask_without_bars, mask_source)
+    rgb = np.asarray(small_image, dtype=np.float32)
+    grey = measurements.to_grey(small_image)
     return Photo(
         name=name,
-        image=kept,
+        image=image_copy,
         width_px=width_px,
         height_px=height_px,
         region=region,
         sharpness=measure_sharpness(grey, region.around),
         exposure=measure_exposure(rgb, grey, region.inside),
         noise=measure_noise(rgb, grey),
-        extent=measurements.extents(small),
+        extent=measurements.estimate_subject_extent(small_image),
         bars=bars,
-        signature=CopySignature(inner, region),
+        signature=CopySignature(image_without_bars, region),
     )

@@ -33,7 +33,7 @@ def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
     ]
 
 
-def _issue(
+def _build_issue(
     photo: Photo,
     check: str,
     severity: Severity,
@@ -43,16 +43,19 @@ def _issue(
     measure: str,
     region: str = "in the whole frame",
 ) -> QualityIssue:
-    names = (photo.name,)
-    return QualityIssue(check, severity, names, round(value, 3), bound, sentence, measure, region)
+    photo_names = (photo.name,)
+    return QualityIssue(
+        check, severity, photo_names, round(value, 3), bound, sentence, measure, region
+    )
 
 
 def _check_resolution(photo: Photo, side_px: int) -> QualityIssue | None:
-    side = min(photo.width_px, photo.height_px)
-    if side >= side_px:
+    short_side_px = min(photo.width_px, photo.height_px)
+    if short_side_px >= side_px:
         return None
-    return _issue(
-        photo, "resolution", "fault" if side < side_px / 2 else "warning", side, side_px,
+    return _build_issue(
+        photo, "resolution", "fault" if short_side_px < side_px / 2 else "warning",
+        short_side_px, side_px,
         f"{photo.name} is {photo.width_px}x{photo.height_px} px and would be enlarged to "
         f"{side_px} px; what it lacks in detail the model learns as softness. Use a larger one.",
         "short side, px",
@@ -63,7 +66,7 @@ def _check_blur(photo: Photo) -> QualityIssue | None:
     value = photo.sharpness.subject
     if value >= SHARP:
         return None
-    return _issue(
+    return _build_issue(
         photo, "blur", "fault" if value < BLURRED else "warning", value, SHARP,
         f"{photo.name} is blurred where its subject is; the model would learn the blur. "
         "Take it out, or a sharper one in its place.",
@@ -75,7 +78,7 @@ def _check_shake(photo: Photo) -> QualityIssue | None:
     value = photo.sharpness.evenness
     if value >= MIN_EVENNESS:
         return None
-    return _issue(
+    return _build_issue(
         photo, "blur", "warning", value, MIN_EVENNESS,
         f"{photo.name} is blurred in one direction: the camera moved. Take it out, or a sharper "
         "one in its place.",
@@ -84,22 +87,23 @@ def _check_shake(photo: Photo) -> QualityIssue | None:
 
 
 def _check_darkness(photo: Photo) -> QualityIssue | None:
-    subject, frame = photo.exposure.subject_bright, photo.exposure.frame_bright
-    measure = "95th percentile of grey"
-    if frame < FRAME_DARK[0]:
-        value, bound, region = frame, FRAME_DARK[0], "in the whole frame"
-    elif subject < SUBJECT_DARK[0]:
-        value, bound, region = subject, SUBJECT_DARK[0], photo.region.describe()
-    elif subject < SUBJECT_DARK[1] and frame < FRAME_DARK[1]:
-        value, bound, region = subject, SUBJECT_DARK[1], photo.region.describe()
-        measure += f" ({frame:.0f} in the frame, bound {FRAME_DARK[1]:g})"
+    subject_brightness = photo.exposure.subject_bright
+    frame_brightness = photo.exposure.frame_bright
+    measure_name = "95th percentile of grey"
+    if frame_brightness < FRAME_DARK[0]:
+        value, bound, region_text = frame_brightness, FRAME_DARK[0], "in the whole frame"
+    elif subject_brightness < SUBJECT_DARK[0]:
+        value, bound, region_text = subject_brightness, SUBJECT_DARK[0], photo.region.describe()
+    elif subject_brightness < SUBJECT_DARK[1] and frame_brightness < FRAME_DARK[1]:
+        value, bound, region_text = subject_brightness, SUBJECT_DARK[1], photo.region.describe()
+        measure_name += f" ({frame_brightness:.0f} in the frame, bound {FRAME_DARK[1]:g})"
     else:
         return None
-    return _issue(
+    return _build_issue(
         photo, "exposure", "warning", value, bound,
         f"{photo.name} is so dark that hardly anything of the subject is lighter than black; its "
         "own colours are lost. Brighten or replace it.",
-        measure, region,
+        measure_name, region_text,
     )  # fmt: skip
 
 
@@ -107,7 +111,7 @@ def _check_black_point(photo: Photo) -> QualityIssue | None:
     value = photo.exposure.frame_dark
     if value <= MAX_BLACK_POINT:
         return None
-    return _issue(
+    return _build_issue(
         photo, "exposure", "warning", value, MAX_BLACK_POINT,
         f"{photo.name} is washed out: even its darkest parts are light. Darken or replace it.",
         "1st percentile of grey",
@@ -116,36 +120,44 @@ def _check_black_point(photo: Photo) -> QualityIssue | None:
 
 def _check_highlights(photo: Photo) -> QualityIssue | None:
     exposure = photo.exposure
-    subject = photo.region.describe()
+    subject_region_text = photo.region.describe()
     if exposure.subject_clipped > MAX_SUBJECT_CLIPPED:
-        value, bound, region = exposure.subject_clipped, MAX_SUBJECT_CLIPPED, subject
-        measure = "share with two colours at their end"
+        value, bound, region_text = (
+            exposure.subject_clipped,
+            MAX_SUBJECT_CLIPPED,
+            subject_region_text,
+        )
+        measure_name = "share with two colours at their end"
     elif (
         exposure.subject_touched > MAX_SUBJECT_TOUCHED
         and exposure.frame_clipped > MAX_FRAME_CLIPPED
     ):
-        value, bound, region = exposure.subject_touched, MAX_SUBJECT_TOUCHED, subject
-        measure = (
+        value, bound, region_text = (
+            exposure.subject_touched,
+            MAX_SUBJECT_TOUCHED,
+            subject_region_text,
+        )
+        measure_name = (
             f"share with a colour at its end ({exposure.frame_clipped:.2f} of the frame with two, "
             f"bound {MAX_FRAME_CLIPPED:g})"
         )
     elif exposure.ragged > MAX_RAGGED:
-        value, bound, region = exposure.ragged, MAX_RAGGED, "in the whole frame"
-        measure = "share of tiles with parts at their end"
+        value, bound, region_text = exposure.ragged, MAX_RAGGED, "in the whole frame"
+        measure_name = "share of tiles with parts at their end"
     else:
         return None
-    return _issue(
+    return _build_issue(
         photo, "exposure", "warning", value, bound,
         f"{photo.name} is overexposed: light parts have become white, and the subject's own "
         "colours are lost. Darken or replace it.",
-        measure, region,
+        measure_name, region_text,
     )  # fmt: skip
 
 
 def _check_noise(photo: Photo) -> QualityIssue | None:
     if photo.noise <= MAX_NOISE:
         return None
-    return _issue(
+    return _build_issue(
         photo, "noise", "warning", photo.noise, MAX_NOISE,
         f"{photo.name} is grainy, also where it should be smooth; the model would learn the "
         "grain. Use one taken in more light.",
@@ -154,35 +166,40 @@ def _check_noise(photo: Photo) -> QualityIssue | None:
 
 
 def _check_extent(photo: Photo) -> QualityIssue | None:
-    colour, detail = photo.extent
-    region = "in the whole frame"
+    colour_extent, detail_extent = photo.extent
+    region_text = "in the whole frame"
     if photo.region.source in ("mask", "proposed mask"):
         if photo.region.share >= MIN_MASK_SHARE:
             return None
-        value, bound, measure, region = photo.region.share, MIN_MASK_SHARE, "share", "of its mask"
-    elif colour < MIN_EXTENT_BY_COLOUR:
-        value, bound, measure = colour, MIN_EXTENT_BY_COLOUR, "spread of unlike colours"
-    elif detail < MIN_EXTENT_BY_DETAIL:
-        value, bound, measure = detail, MIN_EXTENT_BY_DETAIL, "spread of steep changes"
-    elif detail < RATIO_BELOW_EXTENT and detail < MIN_DETAIL_RATIO * colour:
-        value, bound = detail / colour, MIN_DETAIL_RATIO
-        measure = "spread of steep changes, of that of unlike colours"
+        value, bound, measure_name, region_text = (
+            photo.region.share,
+            MIN_MASK_SHARE,
+            "share",
+            "of its mask",
+        )
+    elif colour_extent < MIN_EXTENT_BY_COLOUR:
+        value, bound, measure_name = colour_extent, MIN_EXTENT_BY_COLOUR, "spread of unlike colours"
+    elif detail_extent < MIN_EXTENT_BY_DETAIL:
+        value, bound, measure_name = detail_extent, MIN_EXTENT_BY_DETAIL, "spread of steep changes"
+    elif detail_extent < RATIO_BELOW_EXTENT and detail_extent < MIN_DETAIL_RATIO * colour_extent:
+        value, bound = detail_extent / colour_extent, MIN_DETAIL_RATIO
+        measure_name = "spread of steep changes, of that of unlike colours"
     else:
         return None
-    return _issue(
+    return _build_issue(
         photo, "subject size", "warning", value, bound,
         f"{photo.name}: what stands out covers a small part of the frame; the model would learn "
         "the surroundings instead. Crop it closer.",
-        measure, region,
+        measure_name, region_text,
     )  # fmt: skip
 
 
 def _check_bars(photo: Photo) -> QualityIssue | None:
-    share = photo.bars.share
-    if share < MIN_BAR:
+    bar_share = photo.bars.facing_width_share
+    if bar_share < MIN_BAR:
         return None
-    return _issue(
-        photo, "bars", "warning", share, MIN_BAR,
+    return _build_issue(
+        photo, "bars", "warning", bar_share, MIN_BAR,
         f"{photo.name} has bars or a frame at its sides; the model would draw them. Crop them "
         "off.",
         "width of a bar, of the frame", "at facing sides",

@@ -16,7 +16,7 @@ from dreambooth_ray.data.quality.photo_placing import (
     Placement,
     clip_box,
     correlate,
-    find_place,
+    find_placement,
 )
 
 _BLOCK_PX, _STRIDE_PX, _SHIFT_PX, _OVERLAP_SIDE_PX = 24, 12, 2, 192
@@ -39,53 +39,56 @@ class Likeness:
 
 def compare_photographs(one: CopySignature, other: CopySignature) -> Likeness | None:
     """How alike two are where one lies on the other; None if it lies nowhere."""
-    result = find_place(one, other)
-    if result is None:
+    found_placement = find_placement(one, other)
+    if found_placement is None:
         return None
-    placed_photo, ground, place = result
-    colours, subject = placed_photo.colours, placed_photo.subject
-    if place.is_mirrored:
-        colours, subject = ImageOps.mirror(colours), ImageOps.mirror(subject)
-    boxes = _find_overlap(colours.size, ground.colours.size, place)
-    if boxes is None:
+    placed_photo, base_photo, placement = found_placement
+    placed_image, subject_mask = placed_photo.colours, placed_photo.subject
+    if placement.is_mirrored:
+        placed_image, subject_mask = ImageOps.mirror(placed_image), ImageOps.mirror(subject_mask)
+    overlap_boxes = _find_overlap(placed_image.size, base_photo.colours.size, placement)
+    if overlap_boxes is None:
         return None
-    own_box, overlap = boxes
-    width, height = overlap[2] - overlap[0], overlap[3] - overlap[1]
+    placed_box, overlap_box = overlap_boxes
+    width, height = overlap_box[2] - overlap_box[0], overlap_box[3] - overlap_box[1]
     scale = _OVERLAP_SIDE_PX / min(width, height)
     size = round(width * scale), round(height * scale)
-    own = colours.resize(size, Image.Resampling.BILINEAR, box=own_box)
-    patch = ground.colours.resize(size, Image.Resampling.BILINEAR, box=overlap)
-    agreement, is_busy = _correlate_blocks(_to_plane(own), _to_plane(patch))
+    placed_patch = placed_image.resize(size, Image.Resampling.BILINEAR, box=placed_box)
+    base_patch = base_photo.colours.resize(size, Image.Resampling.BILINEAR, box=overlap_box)
+    block_correlations, is_busy = _correlate_blocks(_to_plane(placed_patch), _to_plane(base_patch))
     if is_busy.sum() < _MIN_BLOCKS:
         return None
-    does_agree = agreement >= _MIN_BLOCK_CORRELATION
-    shares = [float(does_agree[is_busy].mean()), _share_of_colours(own, patch)]
-    mask = _to_plane(subject.resize(colours.size).resize(size, box=own_box))
-    is_subject = is_busy & (_split_blocks(mask, 0, 0).mean(axis=-1) > 127)
+    does_agree = block_correlations >= _MIN_BLOCK_CORRELATION
+    agreeing_shares = [
+        float(does_agree[is_busy].mean()),
+        _share_of_colours(placed_patch, base_patch),
+    ]
+    mask_pixels = _to_plane(subject_mask.resize(placed_image.size).resize(size, box=placed_box))
+    is_subject = is_busy & (_split_blocks(mask_pixels, 0, 0).mean(axis=-1) > 127)
     if is_subject.sum() >= _MIN_SUBJECT_BLOCKS:
-        shares.append(float(does_agree[is_subject].mean()))
-    return Likeness(min(shares), place.is_mirrored)
+        agreeing_shares.append(float(does_agree[is_subject].mean()))
+    return Likeness(min(agreeing_shares), placement.is_mirrored)
 
 
 def _find_overlap(
-    size: tuple[int, int], ground_size: tuple[int, int], place: Placement
+    size: tuple[int, int], base_size: tuple[int, int], placement: Placement
 ) -> tuple[Box, Box] | None:
     """All of the overlap, not the middle alone: its box in the found image and in the ground."""
     width, height = size
-    across = place.box[2] / ((1 - 2 * CORE_MARGIN) * width)
-    down = place.box[3] / ((1 - 2 * CORE_MARGIN) * height)
-    left = place.box[0] - CORE_MARGIN * width * across
-    top = place.box[1] - CORE_MARGIN * height * down
-    overlap = clip_box((left, top, width * across, height * down), ground_size)
-    if overlap is None:
+    scale_x = placement.box[2] / ((1 - 2 * CORE_MARGIN) * width)
+    scale_y = placement.box[3] / ((1 - 2 * CORE_MARGIN) * height)
+    left = placement.box[0] - CORE_MARGIN * width * scale_x
+    top = placement.box[1] - CORE_MARGIN * height * scale_y
+    overlap_box = clip_box((left, top, width * scale_x, height * scale_y), base_size)
+    if overlap_box is None:
         return None
-    own = (
-        max(0.0, (overlap[0] - left) / across),
-        max(0.0, (overlap[1] - top) / down),
-        min(float(width), (overlap[2] - left) / across),
-        min(float(height), (overlap[3] - top) / down),
+    placed_box = (
+        max(0.0, (overlap_box[0] - left) / scale_x),
+        max(0.0, (overlap_box[1] - top) / scale_y),
+        min(float(width), (overlap_box[2] - left) / scale_x),
+        min(float(height), (overlap_box[3] - top) / scale_y),
     )
-    return own, overlap
+    return placed_box, overlap_box
 
 
 def _to_plane(image: Image.Image) -> np.ndarray:
@@ -94,21 +97,26 @@ def _to_plane(image: Image.Image) -> np.ndarray:
 
 def _correlate_blocks(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(blocks,) best correlation over moves by 2 px, and whether either block shows anything."""
-    own = _split_blocks(one, 0, 0)
-    best = np.full(len(own), -1.0)
-    moves = range(-_SHIFT_PX, _SHIFT_PX + 1)
-    for down in moves:
-        for across in moves:
-            best = np.maximum(best, correlate(own, _split_blocks(other, down, across)))
-    deviation = np.maximum(own.std(axis=-1), _split_blocks(other, 0, 0).std(axis=-1))
-    return best, deviation >= _MIN_BLOCK_DEVIATION
+    first_blocks = _split_blocks(one, 0, 0)
+    best_correlations = np.full(len(first_blocks), -1.0)
+    shifts = range(-_SHIFT_PX, _SHIFT_PX + 1)
+    for shift_y in shifts:
+        for shift_x in shifts:
+            best_correlations = np.maximum(
+                best_correlations, correlate(first_blocks, _split_blocks(other, shift_y, shift_x))
+            )
+    deviation = np.maximum(first_blocks.std(axis=-1), _split_blocks(other, 0, 0).std(axis=-1))
+    return best_correlations, deviation >= _MIN_BLOCK_DEVIATION
 
 
-def _split_blocks(plane: np.ndarray, down: int, across: int) -> np.ndarray:
+def _split_blocks(plane: np.ndarray, shift_y: int, shift_x: int) -> np.ndarray:
     """(blocks, 24 * 24) of a plane moved by so many pixels, without its rim."""
-    rim, (height, width) = _SHIFT_PX, plane.shape
-    inner = plane[rim + down : height - rim + down, rim + across : width - rim + across]
-    windows = np.lib.stride_tricks.sliding_window_view(inner, (_BLOCK_PX, _BLOCK_PX))
+    margin_px, (height, width) = _SHIFT_PX, plane.shape
+    shifted_plane = plane[
+        margin_px + shift_y : height - margin_px + shift_y,
+        margin_px + shift_x : width - margin_px + shift_x,
+    ]
+    windows = np.lib.stride_tricks.sliding_window_view(shifted_plane, (_BLOCK_PX, _BLOCK_PX))
     return windows[::_STRIDE_PX, ::_STRIDE_PX].reshape(-1, _BLOCK_PX * _BLOCK_PX)
 
 
@@ -119,15 +127,17 @@ def _share_of_colours(one: Image.Image, other: Image.Image) -> float:
     reweighted least squares, so that a part which differs does not draw it along.
     """
     size = (_COLOUR_CELLS, _COLOUR_CELLS)
-    colours, target = (
+    source_colours, target_colours = (
         np.asarray(image.resize(size, Image.Resampling.BOX), np.float64).reshape(-1, 3)
         for image in (one, other)
     )
-    inputs = np.hstack([colours, np.ones((len(colours), 1))])
-    weights = np.ones((len(colours), 1))
-    offset = np.zeros(len(colours))
+    affine_inputs = np.hstack([source_colours, np.ones((len(source_colours), 1))])
+    fit_weights = np.ones((len(source_colours), 1))
+    residuals = np.zeros(len(source_colours))
     for _ in range(_COLOUR_TURNS):
-        change = np.linalg.lstsq(inputs * weights, target * weights, rcond=None)[0]
-        offset = np.abs(target - inputs @ change).max(axis=1)
-        weights = 1 / np.maximum(1, offset[:, None] / _COLOUR_SCALE)
-    return float((offset < _MAX_COLOUR_OFFSET).mean())
+        affine_map = np.linalg.lstsq(
+            affine_inputs * fit_weights, target_colours * fit_weights, rcond=None
+        )[0]
+        residuals = np.abs(target_colours - affine_inputs @ affine_map).max(axis=1)
+        fit_weights = 1 / np.maximum(1, residuals[:, None] / _COLOUR_SCALE)
+    return float((residuals < _MAX_COLOUR_OFFSET).mean())

@@ -47,8 +47,8 @@ class CopySignature:
         self.colours = image.resize(size, Image.Resampling.BOX)
         self.grey = self.colours.convert("L")
         self.subject = Image.fromarray(region.inside.astype(np.uint8) * 255)
-        factor = _GRID_PX / max(size)
-        self.grid_px_size = max(4, round(size[0] * factor)), max(4, round(size[1] * factor))
+        grid_scale = _GRID_PX / max(size)
+        self.grid_px_size = max(4, round(size[0] * grid_scale)), max(4, round(size[1] * grid_scale))
         # Pixels of the kept copy in a pixel of the grid.
         self.grid_step = max(size) / _GRID_PX
 
@@ -56,11 +56,16 @@ class CopySignature:
     def core_box(self) -> Box:
         """Left, top, right, bottom of the middle that is looked for elsewhere."""
         width, height = self.grey.size
-        low, high = CORE_MARGIN, 1 - CORE_MARGIN
-        return width * low, height * low, width * high, height * high
+        start_fraction, end_fraction = CORE_MARGIN, 1 - CORE_MARGIN
+        return (
+            width * start_fraction,
+            height * start_fraction,
+            width * end_fraction,
+            height * end_fraction,
+        )
 
     @cached_property
-    def plane(self) -> np.ndarray:
+    def grey_grid(self) -> np.ndarray:
         """(h, w): the grid, its mean taken off."""
         grid = np.asarray(self.grey.resize(self.grid_px_size, Image.Resampling.BOX), np.float64)
         plane: np.ndarray = grid - grid.mean()
@@ -69,46 +74,50 @@ class CopySignature:
     @cached_property
     def spectrum(self) -> np.ndarray:
         """Of the plane, padded to the grid's square."""
-        return np.fft.rfft2(self.plane, (_GRID_PX, _GRID_PX)).astype(np.complex64)
+        return np.fft.rfft2(self.grey_grid, (_GRID_PX, _GRID_PX)).astype(np.complex64)
 
     @cached_property
-    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+    def summed_areas(self) -> tuple[np.ndarray, np.ndarray]:
         """Summed areas of the plane and of its squares."""
-        return _sum_areas(self.plane), _sum_areas(self.plane**2)
+        return _sum_areas(self.grey_grid), _sum_areas(self.grey_grid**2)
 
     @cached_property
     def templates(self) -> tuple[list[tuple[int, int, bool]], np.ndarray]:
         """The middle in each size, upright and mirrored: (height, width, mirrored), spectra."""
-        core = self.grey.resize((_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.core_box)
-        shapes, spectra = [], []
+        core_image = self.grey.resize((_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.core_box)
+        template_shapes, spectra = [], []
         for size in _SIZES:
             width, height = (max(4, round(0.6 * s * size)) for s in self.grid_px_size)
-            template = np.asarray(core.resize((width, height), Image.Resampling.BOX), np.float64)
+            template = np.asarray(
+                core_image.resize((width, height), Image.Resampling.BOX), np.float64
+            )
             template = template - template.mean()
             template /= np.sqrt((template**2).sum()) + 1e-3
             for is_mirrored in (False, True):
-                oriented = template[:, ::-1] if is_mirrored else template
-                shapes.append((height, width, is_mirrored))
-                spectra.append(np.conj(np.fft.rfft2(oriented, (_GRID_PX, _GRID_PX))))
-        return shapes, np.stack(spectra).astype(np.complex64)
+                oriented_template = template[:, ::-1] if is_mirrored else template
+                template_shapes.append((height, width, is_mirrored))
+                spectra.append(np.conj(np.fft.rfft2(oriented_template, (_GRID_PX, _GRID_PX))))
+        return template_shapes, np.stack(spectra).astype(np.complex64)
 
 
-def find_place(
+def find_placement(
     one: CopySignature, other: CopySignature
 ) -> tuple[CopySignature, CopySignature, Placement] | None:
-    """Which of two lies where on which: (found, ground, place); None if it lies nowhere."""
-    places = [(one, other, p) for p in _find_places(one, other)]
-    places += [(other, one, p) for p in _find_places(other, one)]
-    places = sorted(places, key=lambda row: -row[2].correlation)[:_NUM_PLACES]
-    if not places or places[0][2].correlation < _MIN_CORRELATION:
+    """Which of two lies where on which: (placed_photo, base_photo, placement); None if nowhere."""
+    placements = [(one, other, p) for p in _find_placements(one, other)]
+    placements += [(other, one, p) for p in _find_placements(other, one)]
+    placements = sorted(placements, key=lambda row: -row[2].correlation)[:_NUM_PLACES]
+    if not placements or placements[0][2].correlation < _MIN_CORRELATION:
         return None
-    refined = [(a, b, _refine(a, b, place, *_COARSE)) for a, b, place in places]
-    found, ground, place = max(refined, key=lambda row: row[2].correlation)
+    refined = [
+        (a, b, _refine_placement(a, b, placement, *_COARSE)) for a, b, placement in placements
+    ]
+    placed_photo, base_photo, placement = max(refined, key=lambda row: row[2].correlation)
     for side_px, steps in _FINE:
-        if place.correlation < _MIN_REFINED:
+        if placement.correlation < _MIN_REFINED:
             return None
-        place = _refine(found, ground, place, side_px, steps)
-    return None if place.correlation < _MIN_FINAL else (found, ground, place)
+        placement = _refine_placement(placed_photo, base_photo, placement, side_px, steps)
+    return None if placement.correlation < _MIN_FINAL else (placed_photo, base_photo, placement)
 
 
 def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
@@ -120,10 +129,10 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
 
 def correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Normalised correlation along the last axis."""
-    one = one - one.mean(axis=-1, keepdims=True)
-    other = other - other.mean(axis=-1, keepdims=True)
-    energy = (one**2).sum(axis=-1) * (other**2).sum(axis=-1)
-    correlation: np.ndarray = (one * other).sum(axis=-1) / np.sqrt(energy + 1e-3)
+    centred_one = one - one.mean(axis=-1, keepdims=True)
+    centred_other = other - other.mean(axis=-1, keepdims=True)
+    energy = (centred_one**2).sum(axis=-1) * (centred_other**2).sum(axis=-1)
+    correlation: np.ndarray = (centred_one * centred_other).sum(axis=-1) / np.sqrt(energy + 1e-3)
     return correlation
 
 
@@ -131,69 +140,82 @@ def _sum_areas(plane: np.ndarray) -> np.ndarray:
     return np.pad(plane.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
 
-def _find_places(found: CopySignature, ground: CopySignature) -> list[Placement]:
-    """The best place in `ground` for the middle of `found`, for each size and orientation."""
-    shapes, spectra = found.templates
-    correlations = np.fft.irfft2(spectra * ground.spectrum, (_GRID_PX, _GRID_PX))
-    rows, columns = ground.plane.shape
-    places = []
-    for (height, width, is_mirrored), plane in zip(shapes, correlations, strict=True):
+def _find_placements(placed_photo: CopySignature, base_photo: CopySignature) -> list[Placement]:
+    """The best place in `base_photo` for the middle of `placed_photo`, by size and orientation."""
+    template_shapes, spectra = placed_photo.templates
+    correlations = np.fft.irfft2(spectra * base_photo.spectrum, (_GRID_PX, _GRID_PX))
+    rows, columns = base_photo.grey_grid.shape
+    placements = []
+    for (height, width, is_mirrored), correlation in zip(
+        template_shapes, correlations, strict=True
+    ):
         if height > rows or width > columns:
             continue
-        total, squares = (
+        value_sums, square_sums = (
             s[height:, width:] - s[:-height, width:] - s[height:, :-width] + s[:-height, :-width]
-            for s in ground.sums
+            for s in base_photo.summed_areas
         )
-        count = height * width
-        energy = np.sqrt(np.maximum(squares - total**2 / count, 4.0 * count))
-        normalized = plane[: rows - height + 1, : columns - width + 1] / energy
-        top, left = divmod(int(normalized.argmax()), normalized.shape[1])
-        step = ground.grid_step
-        box = (left * step, top * step, width * step, height * step)
-        places.append(Placement(float(normalized.max()), box, is_mirrored))
-    return places
+        num_pixels = height * width
+        energy = np.sqrt(np.maximum(square_sums - value_sums**2 / num_pixels, 4.0 * num_pixels))
+        normalized_correlation = correlation[: rows - height + 1, : columns - width + 1] / energy
+        top, left = divmod(int(normalized_correlation.argmax()), normalized_correlation.shape[1])
+        grid_step = base_photo.grid_step
+        box = (left * grid_step, top * grid_step, width * grid_step, height * grid_step)
+        placements.append(Placement(float(normalized_correlation.max()), box, is_mirrored))
+    return placements
 
 
-def _refine(
-    found: CopySignature,
-    ground: CopySignature,
-    place: Placement,
+def _refine_placement(
+    placed_photo: CopySignature,
+    base_photo: CopySignature,
+    placement: Placement,
     side_px: int,
     steps: tuple[float, ...],
 ) -> Placement:
     """The place moved and scaled by steps for as long as the two agree better."""
-    left, top, right, bottom = found.core_box
+    left, top, right, bottom = placed_photo.core_box
     scale = side_px / min(right - left, bottom - top)
     size = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
-    core = found.grey.resize(size, Image.Resampling.BILINEAR, box=found.core_box)
-    target = np.asarray(ImageOps.mirror(core) if place.is_mirrored else core, np.float32)
+    core_image = placed_photo.grey.resize(
+        size, Image.Resampling.BILINEAR, box=placed_photo.core_box
+    )
+    core_pixels = np.asarray(
+        ImageOps.mirror(core_image) if placement.is_mirrored else core_image, np.float32
+    )
 
-    def score(box: Box) -> float:
-        clipped = clip_box(box, ground.grey.size)
-        if clipped is None:
+    def score_box(box: Box) -> float:
+        clipped_box = clip_box(box, base_photo.grey.size)
+        if clipped_box is None:
             return -1.0
-        patch = ground.grey.resize(size, Image.Resampling.BILINEAR, box=clipped)
-        return float(correlate(target.ravel(), np.asarray(patch, np.float32).ravel()))
+        patch = base_photo.grey.resize(size, Image.Resampling.BILINEAR, box=clipped_box)
+        return float(correlate(core_pixels.ravel(), np.asarray(patch, np.float32).ravel()))
 
-    box, best = place.box, score(place.box)
-    for step in (s * min(ground.grey.size) / 48 for s in steps):
+    box, best_score = placement.box, score_box(placement.box)
+    for step_px in (s * min(base_photo.grey.size) / 48 for s in steps):
         for _ in range(6):
-            moves = _move_box(box, step)
-            scores = [score(b) for b in moves]
+            moved_boxes = _move_box(box, step_px)
+            scores = [score_box(b) for b in moved_boxes]
             index = int(np.argmax(scores))
-            if scores[index] <= best:
+            if scores[index] <= best_score:
                 break
-            best, box = scores[index], moves[index]
-    return Placement(best, box, place.is_mirrored)
+            best_score, box = scores[index], moved_boxes[index]
+    return Placement(best_score, box, placement.is_mirrored)
 
 
 def _move_box(box: Box, step: float) -> list[Box]:
     left, top, width, height = box
-    moved = [
+    moved_boxes = [
         (left + dx * step, top + dy * step, width, height)
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1))
     ]
-    for grow in (step, -step):
-        higher = grow * height / width
-        moved.append((left - grow / 2, top - higher / 2, width + grow, height + higher))
-    return moved
+    for width_growth in (step, -step):
+        height_growth = width_growth * height / width
+        moved_boxes.append(
+            (
+                left - width_growth / 2,
+                top - height_growth / 2,
+                width + width_growth,
+                height + height_growth,
+            )
+        )
+    return moved_boxes

@@ -35,44 +35,57 @@ def measure_sharpness(grey: np.ndarray, around: np.ndarray) -> Sharpness:
 
     A subject without edges is measured by the frame's; a frame without edges has sharpness 0.
     """
-    spread = float(np.subtract(*np.percentile(grey, [99, 1])))
-    least_range = float(np.clip(0.2 * spread, _MIN_RANGE, _MAX_RANGE))
+    grey_range = float(np.subtract(*np.percentile(grey, [99, 1])))
+    min_edge_range = float(np.clip(0.2 * grey_range, _MIN_RANGE, _MAX_RANGE))
     steepness = {
-        name: _edge_steepness(grey, step, least_range) for name, step in _DIRECTIONS.items()
+        name: _edge_steepness(grey, step, min_edge_range) for name, step in _DIRECTIONS.items()
     }
-    subject = _quantiles(steepness, around, 75) or _quantiles(steepness, np.ones_like(around), 75)
-    frame = _quantiles(steepness, np.ones_like(around), 90)
-    ratios = [
-        min(frame[one], frame[other]) / max(frame[one], frame[other])
+    subject_steepness = _find_edge_percentiles(steepness, around, 75) or _find_edge_percentiles(
+        steepness, np.ones_like(around), 75
+    )
+    frame_steepness = _find_edge_percentiles(steepness, np.ones_like(around), 90)
+    direction_ratios = [
+        min(frame_steepness[one], frame_steepness[other])
+        / max(frame_steepness[one], frame_steepness[other])
         for one, other in (("across", "down"), ("falling", "rising"))
-        if one in frame and other in frame
+        if one in frame_steepness and other in frame_steepness
     ]
-    return Sharpness(min(subject.values(), default=0.0), min(ratios, default=1.0))
+    return Sharpness(
+        min(subject_steepness.values(), default=0.0), min(direction_ratios, default=1.0)
+    )
 
 
-def _edge_steepness(grey: np.ndarray, step: tuple[int, int], least_range: float) -> np.ndarray:
+def _edge_steepness(grey: np.ndarray, step: tuple[int, int], min_edge_range: float) -> np.ndarray:
     """(H, W): steepness of the edges that a direction crosses; 0 where there is none."""
     height, width = grey.shape
     padded = np.pad(grey, _REACH_PX, mode="edge")
-    tops = [_REACH_PX + k * step[0] for k in range(-_REACH_PX, _REACH_PX + 1)]
-    lefts = [_REACH_PX + k * step[1] for k in range(-_REACH_PX, _REACH_PX + 1)]
-    line = [padded[t : t + height, x : x + width] for t, x in zip(tops, lefts, strict=True)]
-    span = reduce(np.maximum, line) - reduce(np.minimum, line)
-    changes = [np.abs(after - before) for before, after in zip(line, line[2:], strict=False)]
-    here = changes[_REACH_PX - 1]
-    is_edge = (span >= least_range) & (here >= reduce(np.maximum, changes))
-    steepness: np.ndarray = np.where(is_edge, here / (2 * np.hypot(*step) * np.maximum(span, 1)), 0)
+    row_offsets = [_REACH_PX + k * step[0] for k in range(-_REACH_PX, _REACH_PX + 1)]
+    column_offsets = [_REACH_PX + k * step[1] for k in range(-_REACH_PX, _REACH_PX + 1)]
+    shifted_planes = [
+        padded[t : t + height, x : x + width]
+        for t, x in zip(row_offsets, column_offsets, strict=True)
+    ]
+    line_range = reduce(np.maximum, shifted_planes) - reduce(np.minimum, shifted_planes)
+    changes = [
+        np.abs(after - before)
+        for before, after in zip(shifted_planes, shifted_planes[2:], strict=False)
+    ]
+    centre_change = changes[_REACH_PX - 1]
+    is_edge = (line_range >= min_edge_range) & (centre_change >= reduce(np.maximum, changes))
+    steepness: np.ndarray = np.where(
+        is_edge, centre_change / (2 * np.hypot(*step) * np.maximum(line_range, 1)), 0
+    )
     return steepness
 
 
-def _quantiles(
+def _find_edge_percentiles(
     steepness: dict[str, np.ndarray], within: np.ndarray, percent: float
 ) -> dict[str, float]:
     """A percentile of the edges within a region, by direction; of those with edges enough."""
-    least = max(_MIN_EDGES, _MIN_EDGE_SHARE * int(within.sum()))
-    edges = {name: plane[within & (plane > 0)] for name, plane in steepness.items()}
+    min_edges = max(_MIN_EDGES, _MIN_EDGE_SHARE * int(within.sum()))
+    edge_values = {name: plane[within & (plane > 0)] for name, plane in steepness.items()}
     return {
         name: float(np.percentile(values, percent))
-        for name, values in edges.items()
-        if len(values) > least
+        for name, values in edge_values.items()
+        if len(values) > min_edges
     }

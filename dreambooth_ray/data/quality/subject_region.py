@@ -39,10 +39,10 @@ class SubjectRegion:
         """For people: "in what stands out, 12 % of the frame"."""
         if self.source == "frame":
             return "in the whole frame"
-        return f"in {self.noun}, {100 * self.share:.0f} % of the frame"
+        return f"in {self.source_phrase}, {100 * self.share:.0f} % of the frame"
 
     @property
-    def noun(self) -> str:
+    def source_phrase(self) -> str:
         """What it is, of a photograph."""
         return "its mask" if self.source == "mask" else self.source
 
@@ -57,28 +57,32 @@ def find_subject_region(
     """
     size = image.size
     if mask is not None:
-        inside = _enlarge(np.asarray(mask.convert("L")) >= 128, size)
-        if inside.mean() >= _MIN_SHARE:
-            small = _enlarge(inside, find_saliency_size(size))
-            return SubjectRegion(inside, _enlarge(_dilate(small), size) | inside, source)
+        subject_mask = _resize_mask(np.asarray(mask.convert("L")) >= 128, size)
+        if subject_mask.mean() >= _MIN_SHARE:
+            small_mask = _resize_mask(subject_mask, find_saliency_size(size))
+            return SubjectRegion(
+                subject_mask, _resize_mask(_dilate(small_mask), size) | subject_mask, source
+            )
     saliency = compute_saliency(image)
-    bound = max(otsu_threshold(saliency.ravel()), 0.1)
-    salient = _fill_holes(saliency > bound)
-    if not _MIN_SHARE <= salient.mean() < 1:
-        everything = np.ones((size[1], size[0]), dtype=bool)
-        return SubjectRegion(everything, everything, "frame")
+    saliency_threshold = max(otsu_threshold(saliency.ravel()), 0.1)
+    salient_mask = _fill_holes(saliency > saliency_threshold)
+    if not _MIN_SHARE <= salient_mask.mean() < 1:
+        whole_frame = np.ones((size[1], size[0]), dtype=bool)
+        return SubjectRegion(whole_frame, whole_frame, "frame")
     return SubjectRegion(
-        _enlarge(salient, size), _enlarge(_dilate(salient), size), "what stands out"
+        _resize_mask(salient_mask, size),
+        _resize_mask(_dilate(salient_mask), size),
+        "what stands out",
     )
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
-    larger = mask.copy()
+    dilated = mask.copy()
     for dy, dx in NEIGHBOURS:
         height, width = mask.shape
-        to = (shift_slice(dy, height), shift_slice(dx, width))
-        larger[to] |= mask[shift_slice(-dy, height), shift_slice(-dx, width)]
-    return larger
+        target_slices = (shift_slice(dy, height), shift_slice(dx, width))
+        dilated[target_slices] |= mask[shift_slice(-dy, height), shift_slice(-dx, width)]
+    return dilated
 
 
 def _fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -87,12 +91,12 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
     outside[[0, -1]], outside[:, [0, -1]] = True, True
     outside &= ~mask
     while True:
-        larger = _dilate(outside) & ~mask
-        if (larger == outside).all():
+        dilated = _dilate(outside) & ~mask
+        if (dilated == outside).all():
             return ~outside
-        outside = larger
+        outside = dilated
 
 
-def _enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127

@@ -28,34 +28,41 @@ def check_networks(directory: Path) -> None:
     raises: ConfigError naming the file
     """
     folder = directory / "transformer"
-    counts = read_counts(folder / "config.json", **_DEFAULTS)
-    check_transformer_form(folder / "config.json", counts, "Chroma", "Chroma1-HD or Chroma1-Base")
-    check_shapes(folder, list_transformer_shapes(counts))
-    text = ("joint_attention_dim", "text of width", check_t5(directory / "text_encoder"))
-    check_transformer_inputs(directory, counts, [(*text, "text_encoder")])
+    config_counts = read_counts(folder / "config.json", **_DEFAULTS)
+    check_transformer_form(
+        folder / "config.json", config_counts, "Chroma", "Chroma1-HD or Chroma1-Base"
+    )
+    check_shapes(folder, list_transformer_shapes(config_counts))
+    text_input = ("joint_attention_dim", "text of width", check_t5(directory / "text_encoder"))
+    check_transformer_inputs(directory, config_counts, [(*text_input, "text_encoder")])
 
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    head = counts["attention_head_dim"]
-    width, inner = counts["num_attention_heads"] * head, counts["approximator_hidden_dim"]
-    layer = {
-        **expect_affine("linear_1", inner, inner),
-        **expect_affine("linear_2", inner, inner),
+    head_width = counts["attention_head_dim"]
+    width = counts["num_attention_heads"] * head_width
+    hidden_width = counts["approximator_hidden_dim"]
+    layer_shapes = {
+        **expect_affine("linear_1", hidden_width, hidden_width),
+        **expect_affine("linear_2", hidden_width, hidden_width),
     }
     num_layers = counts["approximator_layers"]
     return {
-        **expect_affine(f"{_APPROXIMATOR}.in_proj", inner, counts["approximator_num_channels"]),
-        **repeat_shapes(f"{_APPROXIMATOR}.layers", num_layers, layer),
-        **repeat_shapes(f"{_APPROXIMATOR}.norms", num_layers, {"weight": [inner]}),
-        **expect_affine(f"{_APPROXIMATOR}.out_proj", width, inner),
+        **expect_affine(
+            f"{_APPROXIMATOR}.in_proj", hidden_width, counts["approximator_num_channels"]
+        ),
+        **repeat_shapes(f"{_APPROXIMATOR}.layers", num_layers, layer_shapes),
+        **repeat_shapes(f"{_APPROXIMATOR}.norms", num_layers, {"weight": [hidden_width]}),
+        **expect_affine(f"{_APPROXIMATOR}.out_proj", width, hidden_width),
         **expect_affine("context_embedder", width, counts["joint_attention_dim"]),
         **expect_affine("x_embedder", width, counts["in_channels"]),
         **repeat_shapes(
-            "transformer_blocks", counts["num_layers"], expect_two_streams(width, head)
+            "transformer_blocks", counts["num_layers"], expect_two_streams(width, head_width)
         ),
         **repeat_shapes(
-            "single_transformer_blocks", counts["num_single_layers"], expect_one_stream(width, head)
+            "single_transformer_blocks",
+            counts["num_single_layers"],
+            expect_one_stream(width, head_width),
         ),
         **expect_affine("proj_out", counts["in_channels"], width),
     }

@@ -20,9 +20,9 @@ from dreambooth_ray.models.families.flux1_functions import make_image_positions
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.t5_text import tokenize_t5
-from dreambooth_ray.models.text_rows import PaddedRows
+from dreambooth_ray.models.text_rows import PaddedPromptMixin
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
@@ -55,7 +55,7 @@ class MaskedTransformer(NetworkFunction):
         return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
 
 
-class ChromaFunctions(PaddedRows, FlowFunctions, LimitedPrompts):
+class ChromaFunctions(PaddedPromptMixin, FlowFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D): a prompt's tokens and one of padding.
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool.
@@ -78,13 +78,13 @@ class ChromaFunctions(PaddedRows, FlowFunctions, LimitedPrompts):
         """
         tokenizer, device = parts.tokenizer, parts.text_encoder.device
         ids = tokenize_t5(tokenizer, prompt, MAX_TOKENS)
-        is_read = ids != tokenizer.pad_token_id
-        length = min(int(is_read.sum()) + 1, MAX_TOKENS)
-        ids, mask = ids[:, :length].to(device), is_read[:, :length].long().to(device)
+        is_token = ids != tokenizer.pad_token_id
+        length = min(int(is_token.sum()) + 1, MAX_TOKENS)
+        ids, mask = ids[:, :length].to(device), is_token[:, :length].long().to(device)
         return Conditioning({"hidden": encoders[_ENCODER](ids, mask).last_hidden_state})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`."""
+        """As `PromptLimitFunctions.check_prompt`."""
         tokenize_t5(tokenizers["tokenizer"], prompt, MAX_TOKENS)
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:

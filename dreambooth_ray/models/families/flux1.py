@@ -10,7 +10,7 @@ from dreambooth_ray.models.families.flux1_checks import (
     SCHNELL_MAX_TOKENS,
     check_networks,
 )
-from dreambooth_ray.models.families.flux1_names import find_kohya_layer, list_file_layers
+from dreambooth_ray.models.families.flux1_names import find_kohya_layer, list_adapter_layer_names
 from dreambooth_ray.models.family import CLIP_TARGETS, ModelFamily, Part, clip_encoder, t5_encoder
 from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor, read_vae_side
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -51,7 +51,7 @@ FAMILY = make_flow_family(
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {"ss_base_model_version": "flux1"}),
     max_prompt_tokens=MAX_TOKENS,
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     features=frozenset(("learned", "image_to_image", "inpainting")),
     embeds_guidance=True,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},

@@ -31,10 +31,10 @@ def check_networks(directory: Path) -> None:
     """
     folder = directory / "transformer"
     path = folder / "config.json"
-    counts, config = read_counts(path, **FLUX1_DEFAULTS), read_json(path)
-    check_transformer_form(path, counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
-    check_shapes(folder, list_transformer_shapes(counts, bool(config.get(EMBEDS_GUIDANCE))))
-    _check_fit(directory, counts)
+    config_counts, config = read_counts(path, **FLUX1_DEFAULTS), read_json(path)
+    check_transformer_form(path, config_counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
+    check_shapes(folder, list_transformer_shapes(config_counts, bool(config.get(EMBEDS_GUIDANCE))))
+    _check_other_parts(directory, config_counts)
 
 
 def check_transformer_form(path: Path, counts: dict[str, int], title: str, models: str) -> None:
@@ -43,25 +43,25 @@ def check_transformer_form(path: Path, counts: dict[str, int], title: str, model
     raises: ConfigError for positions of other widths, and for one that is shown images
     """
     config = read_json(path)
-    axes = config.get("axes_dims_rope", _AXES_DIMS)
-    if sum(axes) != counts["attention_head_dim"]:
+    rope_axes = config.get("axes_dims_rope", _AXES_DIMS)
+    if sum(rope_axes) != counts["attention_head_dim"]:
         raise ConfigError(
-            f"{path}: axes_dims_rope={axes} must add up to "
+            f"{path}: axes_dims_rope={rope_axes} must add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
-    outputs = config.get("out_channels") or counts["in_channels"]
-    if outputs != counts["in_channels"] or config.get("patch_size", 1) != 1:
+    output_channels = config.get("out_channels") or counts["in_channels"]
+    if output_channels != counts["in_channels"] or config.get("patch_size", 1) != 1:
         raise ConfigError(
             f"{path} is of a {title} that is shown images (in_channels={counts['in_channels']}, "
-            f"out_channels={outputs}); take {models}"
+            f"out_channels={output_channels}); take {models}"
         )
 
 
-def _check_fit(directory: Path, counts: dict[str, int]) -> None:
+def _check_other_parts(directory: Path, counts: dict[str, int]) -> None:
     """Whether the other parts are whole, and give what the transformer takes."""
-    clip = read_part_config(directory, "text_encoder")
-    _check_part(directory, "text_encoder", clip)
-    texts = [
+    clip_config = read_part_config(directory, "text_encoder")
+    _check_part(directory, "text_encoder", clip_config)
+    text_inputs = [
         (
             "joint_attention_dim",
             "text of width",
@@ -71,11 +71,11 @@ def _check_fit(directory: Path, counts: dict[str, int]) -> None:
         (
             "pooled_projection_dim",
             "a pooled text of width",
-            clip["hidden_size"],
+            clip_config["hidden_size"],
             "text_encoder",
         ),
     ]
-    check_transformer_inputs(directory, counts, texts)
+    check_transformer_inputs(directory, counts, text_inputs)
 
 
 def _check_part(directory: Path, part: str, config: dict[str, Any]) -> None:
@@ -92,47 +92,49 @@ def check_transformer_inputs(
     texts: key of the transformer's configuration, what it is, what a text encoder gives and which
     raises: ConfigError naming the part
     """
-    vae = read_part_config(directory, "vae")
-    _check_part(directory, "vae", vae)
-    channels = int(vae["latent_channels"]) * PATCH**2
-    for key, what, count, part in (
-        ("in_channels", "channels of patches", channels, "vae"),
+    vae_config = read_part_config(directory, "vae")
+    _check_part(directory, "vae", vae_config)
+    patch_channels = int(vae_config["latent_channels"]) * PATCH**2
+    for key, input_name, given_width, part in (
+        ("in_channels", "channels of patches", patch_channels, "vae"),
         *texts,
     ):
-        if counts[key] != count:
+        if counts[key] != given_width:
             raise ConfigError(
-                f"{directory / 'transformer'} takes {what} {counts[key]}, and {part}/ gives "
-                f"{count}; the parts are of different models"
+                f"{directory / 'transformer'} takes {input_name} {counts[key]}, and {part}/ gives "
+                f"{given_width}; the parts are of different models"
             )
 
 
 def list_transformer_shapes(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    head = counts["attention_head_dim"]
-    width = counts["num_attention_heads"] * head
-    pooled = counts["pooled_projection_dim"]
-    embedders = {"timestep_embedder": _TIME_WIDTH, "text_embedder": pooled}
+    head_width = counts["attention_head_dim"]
+    width = counts["num_attention_heads"] * head_width
+    pooled_width = counts["pooled_projection_dim"]
+    embedder_widths = {"timestep_embedder": _TIME_WIDTH, "text_embedder": pooled_width}
     if embeds_guidance:
-        embedders["guidance_embedder"] = _TIME_WIDTH
-    both_streams = {
+        embedder_widths["guidance_embedder"] = _TIME_WIDTH
+    double_block_shapes = {
         **_expect_linear("norm1.linear", width, 6 * width),
         **_expect_linear("norm1_context.linear", width, 6 * width),
-        **expect_two_streams(width, head),
+        **expect_two_streams(width, head_width),
     }
-    one_stream = {
+    single_block_shapes = {
         **_expect_linear("norm.linear", width, 3 * width),
-        **expect_one_stream(width, head),
+        **expect_one_stream(width, head_width),
     }
     shapes: Shapes = {}
-    for name, inputs in embedders.items():
-        shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", inputs, width)
+    for name, input_width in embedder_widths.items():
+        shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", input_width, width)
         shapes |= _expect_linear(f"time_text_embed.{name}.linear_2", width, width)
     return {
         **shapes,
         **_expect_linear("context_embedder", counts["joint_attention_dim"], width),
         **_expect_linear("x_embedder", counts["in_channels"], width),
-        **repeat_shapes("transformer_blocks", counts["num_layers"], both_streams),
-        **repeat_shapes("single_transformer_blocks", counts["num_single_layers"], one_stream),
+        **repeat_shapes("transformer_blocks", counts["num_layers"], double_block_shapes),
+        **repeat_shapes(
+            "single_transformer_blocks", counts["num_single_layers"], single_block_shapes
+        ),
         **_expect_linear("norm_out.linear", width, 2 * width),
         **_expect_linear("proj_out", width, counts["in_channels"]),
     }
@@ -166,5 +168,5 @@ def expect_one_stream(width: int, head: int) -> Shapes:
     return shapes
 
 
-def _expect_linear(name: str, inputs: int, outputs: int) -> Shapes:
-    return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}
+def _expect_linear(name: str, input_width: int, output_width: int) -> Shapes:
+    return {f"{name}.weight": [output_width, input_width], f"{name}.bias": [output_width]}

@@ -18,7 +18,7 @@ from dreambooth_ray.models.families.flux1_checks import MAX_TOKENS, PATCH, SCHNE
 from dreambooth_ray.models.flow_functions import TRAINING_GUIDANCE, FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import LastStateEncoder, NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 
@@ -41,14 +41,14 @@ class GuidedTransformer(NetworkFunction):
         hidden: (B, L, D), pooled: (B, P), guidance: (B,) where it is embedded
         """
         patches = nn.functional.pixel_unshuffle(x, PATCH)
-        rows, columns = patches.shape[-2:]
+        num_rows, num_columns = patches.shape[-2:]
         velocity: Tensor = self.network(
             hidden_states=patches.flatten(2).transpose(1, 2),
             encoder_hidden_states=hidden,
             pooled_projections=pooled,
             timestep=time,
             guidance=guidance,
-            img_ids=make_image_positions(rows, columns, x.device),
+            img_ids=make_image_positions(num_rows, num_columns, x.device),
             txt_ids=torch.zeros((hidden.shape[1], 3), dtype=torch.int64, device=x.device),
             return_dict=False,
         )[0]
@@ -68,7 +68,7 @@ class PooledClip(NetworkFunction):
         return torch.as_tensor(self.network(input_ids).pooler_output)
 
 
-class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
+class Flux1Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D), `pooled`, (B, P), and `guidance`, (B,), of dev.
 
     Padding is part of `hidden`, and nothing masks it.
@@ -85,7 +85,7 @@ class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
     # Text
 
     @property
-    def _num_tokens(self) -> int:
+    def _max_t5_tokens(self) -> int:
         return MAX_TOKENS if self.family.embeds_guidance else SCHNELL_MAX_TOKENS
 
     def encode_prompt(
@@ -97,18 +97,18 @@ class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
         """
         # On a GPU without room for it, T5 is on the host.
         devices = {name: encoder.device for name, encoder in parts.text_encoders.items()}
-        ids = tokenize_t5(parts.tokenizers["tokenizer_2"], prompt, self._num_tokens)
+        t5_ids = tokenize_t5(parts.tokenizers["tokenizer_2"], prompt, self._max_t5_tokens)
         clip_ids = _tokenize_clip(parts.tokenizers["tokenizer"], [prompt])
-        return self._condition(
-            encoders[_T5](ids.to(devices[_T5])).last_hidden_state.to(devices[_CLIP]),
+        return self._make_conditioning(
+            encoders[_T5](t5_ids.to(devices[_T5])).last_hidden_state.to(devices[_CLIP]),
             encoders[_CLIP](clip_ids.to(devices[_CLIP])).pooler_output,
         )
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`: by T5."""
-        tokenize_t5(tokenizers["tokenizer_2"], prompt, self._num_tokens)
+        """As `PromptLimitFunctions.check_prompt`: by T5."""
+        tokenize_t5(tokenizers["tokenizer_2"], prompt, self._max_t5_tokens)
 
-    def _condition(self, hidden: Tensor, pooled: Tensor) -> Conditioning:
+    def _make_conditioning(self, hidden: Tensor, pooled: Tensor) -> Conditioning:
         conditioning = Conditioning({"hidden": hidden, "pooled": pooled})
         return self.tell_guidance(conditioning, TRAINING_GUIDANCE)
 
@@ -116,20 +116,22 @@ class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
         """CLIP's token ids, and what T5, which is frozen, encodes to: `input_ids` and `hidden`."""
         tokenizer, encoder = parts.tokenizers["tokenizer_2"], parts.text_encoders[_T5]
-        encode = self.text_function(_T5, encoder)
+        encode_t5 = self.text_function(_T5, encoder)
         hidden = [
-            encode(tokenize_t5(tokenizer, caption, self._num_tokens).to(encoder.device)).cpu()
+            encode_t5(tokenize_t5(tokenizer, caption, self._max_t5_tokens).to(encoder.device)).cpu()
             for caption in captions
         ]
         input_ids = _tokenize_clip(parts.tokenizers["tokenizer"], captions)
         return Conditioning({"input_ids": input_ids, "hidden": torch.cat(hidden)})
 
-    def token_embedder(
+    def make_token_encoder(
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`."""
-        encode = functions[_CLIP]
-        return lambda tokens: self._condition(tokens["hidden"], encode(tokens["input_ids"]))
+        encode_clip = functions[_CLIP]
+        return lambda tokens: self._make_conditioning(
+            tokens["hidden"], encode_clip(tokens["input_ids"])
+        )
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """To CLIP's pooled state, and to T5's last hidden one."""
@@ -144,25 +146,27 @@ class Flux1Functions(FlowFunctions, TextTraining, LimitedPrompts):
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
         config = parts.denoiser.config
-        hidden = torch.empty(batch, self._num_tokens, int(config.joint_attention_dim))
-        return self._condition(hidden, torch.empty(batch, int(config.pooled_projection_dim)))
+        hidden = torch.empty(batch, self._max_t5_tokens, int(config.joint_attention_dim))
+        return self._make_conditioning(
+            hidden, torch.empty(batch, int(config.pooled_projection_dim))
+        )
 
-    def embed_examples(
+    def encode_dummy_tokens(
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of CLIP's token ids."""
-        length = int(parts.text_encoders[_CLIP].config.max_position_embeddings)
-        ids = torch.zeros((len(conditioning), length), dtype=torch.int64)
-        return Conditioning({**conditioning.tensors, "pooled": functions[_CLIP](ids)})
+        num_clip_tokens = int(parts.text_encoders[_CLIP].config.max_position_embeddings)
+        clip_ids = torch.zeros((len(conditioning), num_clip_tokens), dtype=torch.int64)
+        return Conditioning({**conditioning.tensors, "pooled": functions[_CLIP](clip_ids)})
 
 
 def _tokenize_clip(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """(B, l) ids of the first window of each."""
-    ids: Tensor = tokenizer(
+    token_ids: Tensor = tokenizer(
         list(prompts),
         return_tensors="pt",
         padding="max_length",
         max_length=int(tokenizer.model_max_length),
         truncation=True,
     ).input_ids
-    return ids
+    return token_ids

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer, KohyaLayer
 
 _PREFIX, _CLIP_PREFIX = "lora_unet_", "lora_te1_text_model_"
 # Queries, keys and values are one layer there; of blocks with one stream, and a layer of four
@@ -46,25 +46,27 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return None
-    is_single, number, rest = match.groups()
-    kind, table = ("single", _SINGLE) if is_single else ("double", _DOUBLE)
-    place = table.get(rest)
-    return place and replace(place, name=f"{_PREFIX}{kind}_blocks_{number}_{place.name}")
+    is_single, number, block_layer = match.groups()
+    stream_kind, kohya_layers = ("single", _SINGLE) if is_single else ("double", _DOUBLE)
+    kohya_layer = kohya_layers.get(block_layer)
+    return kohya_layer and replace(
+        kohya_layer, name=f"{_PREFIX}{stream_kind}_blocks_{number}_{kohya_layer.name}"
+    )
 
 
 _TIMED = "time_text_embed"
 _OUTER = {
-    "x_embedder": FileLayer("img_in"),
-    "context_embedder": FileLayer("txt_in"),
-    f"{_TIMED}.timestep_embedder.linear_1": FileLayer("time_in.in_layer"),
-    f"{_TIMED}.timestep_embedder.linear_2": FileLayer("time_in.out_layer"),
-    f"{_TIMED}.text_embedder.linear_1": FileLayer("vector_in.in_layer"),
-    f"{_TIMED}.text_embedder.linear_2": FileLayer("vector_in.out_layer"),
-    f"{_TIMED}.guidance_embedder.linear_1": FileLayer("guidance_in.in_layer"),
-    f"{_TIMED}.guidance_embedder.linear_2": FileLayer("guidance_in.out_layer"),
-    "proj_out": FileLayer("final_layer.linear"),
+    "x_embedder": AdapterFileLayer("img_in"),
+    "context_embedder": AdapterFileLayer("txt_in"),
+    f"{_TIMED}.timestep_embedder.linear_1": AdapterFileLayer("time_in.in_layer"),
+    f"{_TIMED}.timestep_embedder.linear_2": AdapterFileLayer("time_in.out_layer"),
+    f"{_TIMED}.text_embedder.linear_1": AdapterFileLayer("vector_in.in_layer"),
+    f"{_TIMED}.text_embedder.linear_2": AdapterFileLayer("vector_in.out_layer"),
+    f"{_TIMED}.guidance_embedder.linear_1": AdapterFileLayer("guidance_in.in_layer"),
+    f"{_TIMED}.guidance_embedder.linear_2": AdapterFileLayer("guidance_in.out_layer"),
+    "proj_out": AdapterFileLayer("final_layer.linear"),
     # Its authors have the shift first, diffusers the scale.
-    "norm_out.linear": FileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
+    "norm_out.linear": AdapterFileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
 }
 # XLabs' processors: of both streams, and of what has one.
 _XLABS = {
@@ -79,17 +81,21 @@ _XLABS_SINGLE = {
 }  # fmt: skip
 
 
-def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     if layer in _OUTER:
         return [_OUTER[layer]]
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return []
-    is_single, number, rest = match.groups()
-    kind, table = ("single", _XLABS_SINGLE) if is_single else ("double", _XLABS)
-    if rest not in table:
+    is_single, number, block_layer = match.groups()
+    stream_kind, xlabs_names = ("single", _XLABS_SINGLE) if is_single else ("double", _XLABS)
+    if block_layer not in xlabs_names:
         return []
-    name, part = table[rest]
-    name = f"{kind}_blocks.{number}.processor.{name}"
-    return [FileLayer(name) if part is None else FileLayer(name, (part,), _QKV)]
+    xlabs_name, qkv_index = xlabs_names[block_layer]
+    xlabs_name = f"{stream_kind}_blocks.{number}.processor.{xlabs_name}"
+    return [
+        AdapterFileLayer(xlabs_name)
+        if qkv_index is None
+        else AdapterFileLayer(xlabs_name, (qkv_index,), _QKV)
+    ]

@@ -37,27 +37,29 @@ def check_networks(directory: Path, family: ModelFamily, check_text: Callable[[]
     check_text: looks at the text encoder, and returns the width of its hidden states
     raises: ConfigError naming the file
     """
-    transformer = directory / "transformer"
-    path = transformer / "config.json"
-    counts = read_counts(path, **_DEFAULTS)
+    transformer_folder = directory / "transformer"
+    path = transformer_folder / "config.json"
+    config_counts = read_counts(path, **_DEFAULTS)
     embeds_guidance = read_json(path).get(_EMBEDS_GUIDANCE, True)
     if embeds_guidance is not family.embeds_guidance:
         raise ConfigError(
             f"{path}: {_EMBEDS_GUIDANCE}={embeds_guidance!r} is not of {family.title}, which has "
             f"{str(family.embeds_guidance).lower()}; the parts are of different models"
         )
-    check_shapes(transformer, list_transformer_shapes(counts, embeds_guidance=embeds_guidance))
-    width = NUM_TEXT_LAYERS * check_text()
-    if counts["joint_attention_dim"] != width:
+    check_shapes(
+        transformer_folder, list_transformer_shapes(config_counts, embeds_guidance=embeds_guidance)
+    )
+    text_width = NUM_TEXT_LAYERS * check_text()
+    if config_counts["joint_attention_dim"] != text_width:
         raise ConfigError(
-            f"{transformer} takes text of width {counts['joint_attention_dim']}, and three layers "
-            f"of text_encoder/ give {width}; the parts are of different models"
+            f"{transformer_folder} takes text of width {config_counts['joint_attention_dim']}, and "
+            f"three layers of text_encoder/ give {text_width}; the parts are of different models"
         )
     num_channels = _check_vae(directory / "vae")
-    if counts["in_channels"] != num_channels:
+    if config_counts["in_channels"] != num_channels:
         raise ConfigError(
-            f"{transformer} takes {counts['in_channels']} channels, and vae/ gives {num_channels} "
-            "in patches of two by two; the parts are of different models"
+            f"{transformer_folder} takes {config_counts['in_channels']} channels, and vae/ gives "
+            f"{num_channels} in patches of two by two; the parts are of different models"
         )
 
 
@@ -79,48 +81,53 @@ def _check_vae(folder: Path) -> int:
 
 def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    head = counts["attention_head_dim"]
-    width = counts["num_attention_heads"] * head
-    inner = 3 * width
-    square = [width, width]
-    norms = {"attn.norm_q.weight": [head], "attn.norm_k.weight": [head]}
-    both_streams: Shapes = {
+    head_dim = counts["attention_head_dim"]
+    hidden_size = counts["num_attention_heads"] * head_dim
+    mlp_width = 3 * hidden_size
+    square_shape = [hidden_size, hidden_size]
+    norms = {"attn.norm_q.weight": [head_dim], "attn.norm_k.weight": [head_dim]}
+    double_block_shapes: Shapes = {
         **{
-            f"attn.{name}.weight": square
+            f"attn.{name}.weight": square_shape
             for name in (
                 "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
                 "to_add_out",
             )
         },
         **norms,
-        "attn.norm_added_q.weight": [head],
-        "attn.norm_added_k.weight": [head],
-        **{f"{name}.linear_in.weight": [2 * inner, width] for name in ("ff", "ff_context")},
-        **{f"{name}.linear_out.weight": [width, inner] for name in ("ff", "ff_context")},
+        "attn.norm_added_q.weight": [head_dim],
+        "attn.norm_added_k.weight": [head_dim],
+        **{
+            f"{name}.linear_in.weight": [2 * mlp_width, hidden_size]
+            for name in ("ff", "ff_context")
+        },
+        **{f"{name}.linear_out.weight": [hidden_size, mlp_width] for name in ("ff", "ff_context")},
     }  # fmt: skip
-    one_stream: Shapes = {
-        "attn.to_qkv_mlp_proj.weight": [3 * width + 2 * inner, width],
-        "attn.to_out.weight": [width, width + inner],
+    single_block_shapes: Shapes = {
+        "attn.to_qkv_mlp_proj.weight": [3 * hidden_size + 2 * mlp_width, hidden_size],
+        "attn.to_out.weight": [hidden_size, hidden_size + mlp_width],
         **norms,
     }
-    embedders = ("timestep", "guidance") if embeds_guidance else ("timestep",)
-    embedder: Shapes = {
-        "embedder.linear_1.weight": [width, counts["timestep_guidance_channels"]],
-        "embedder.linear_2.weight": square,
+    embedder_names = ("timestep", "guidance") if embeds_guidance else ("timestep",)
+    embedder_shapes: Shapes = {
+        "embedder.linear_1.weight": [hidden_size, counts["timestep_guidance_channels"]],
+        "embedder.linear_2.weight": square_shape,
     }
     return {
         **{
             f"time_guidance_embed.{name}_{layer}": shape
-            for name in embedders
-            for layer, shape in embedder.items()
+            for name in embedder_names
+            for layer, shape in embedder_shapes.items()
         },
-        "double_stream_modulation_img.linear.weight": [6 * width, width],
-        "double_stream_modulation_txt.linear.weight": [6 * width, width],
-        "single_stream_modulation.linear.weight": [3 * width, width],
-        "x_embedder.weight": [width, counts["in_channels"]],
-        "context_embedder.weight": [width, counts["joint_attention_dim"]],
-        **repeat_shapes("transformer_blocks", counts["num_layers"], both_streams),
-        **repeat_shapes("single_transformer_blocks", counts["num_single_layers"], one_stream),
-        "norm_out.linear.weight": [2 * width, width],
-        "proj_out.weight": [counts["in_channels"], width],
+        "double_stream_modulation_img.linear.weight": [6 * hidden_size, hidden_size],
+        "double_stream_modulation_txt.linear.weight": [6 * hidden_size, hidden_size],
+        "single_stream_modulation.linear.weight": [3 * hidden_size, hidden_size],
+        "x_embedder.weight": [hidden_size, counts["in_channels"]],
+        "context_embedder.weight": [hidden_size, counts["joint_attention_dim"]],
+        **repeat_shapes("transformer_blocks", counts["num_layers"], double_block_shapes),
+        **repeat_shapes(
+            "single_transformer_blocks", counts["num_single_layers"], single_block_shapes
+        ),
+        "norm_out.linear.weight": [2 * hidden_size, hidden_size],
+        "proj_out.weight": [counts["in_channels"], hidden_size],
     }

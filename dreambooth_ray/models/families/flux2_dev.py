@@ -12,7 +12,7 @@ from dreambooth_ray.models.pipeline_checks import check_parts
 TEXT_LAYERS = (10, 20, 30)
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     check_parts(directory, FAMILY)
     check_networks(
         directory,
@@ -38,7 +38,7 @@ FAMILY = make_flux2_family(
         ),
     ),
     functions="dreambooth_ray.models.families.flux2_dev_functions:Flux2DevFunctions",
-    check=_check,
+    check=_check_directory,
     architecture=lambda _: "flux2-dev",
     embeds_guidance=True,
 )

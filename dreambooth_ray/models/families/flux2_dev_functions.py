@@ -31,7 +31,7 @@ class Flux2DevFunctions(Flux2Functions):
         (messages,) = format_input([prompt])
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         # What a template has written itself the processor does not add again.
-        is_begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        has_bos_token = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         return tokenize_message(
-            tokenizer, prompt, text, MAX_TOKENS, add_special_tokens=not is_begun
+            tokenizer, prompt, text, MAX_TOKENS, add_special_tokens=not has_bos_token
         )

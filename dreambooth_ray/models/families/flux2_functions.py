@@ -19,7 +19,7 @@ from dreambooth_ray.models.flow_functions import TRAINING_GUIDANCE, FlowFunction
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 
 _ENCODER = "text_encoder"
 
@@ -49,11 +49,11 @@ class PackedTransformer(NetworkFunction):
 
 def _make_positions(height: int, width: int, length: int, device: torch.device) -> Tensor:
     """(height width length, 4) int64: (0, row, column, token) of each token."""
-    sides = (torch.arange(side, device=device) for side in (1, height, width, length))
-    return torch.cartesian_prod(*sides)
+    axis_positions = (torch.arange(side, device=device) for side in (1, height, width, length))
+    return torch.cartesian_prod(*axis_positions)
 
 
-class Flux2Functions(FlowFunctions, LimitedPrompts):
+class Flux2Functions(FlowFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D), and `guidance`, (B,), where it is embedded.
 
     Padding is part of `hidden`, and nothing masks it.
@@ -70,8 +70,8 @@ class Flux2Functions(FlowFunctions, LimitedPrompts):
         """
         latents = _to_patches(vae.encode(pixels).latent_dist.mode())
         mean, deviation = _read_statistics(vae, latents)
-        normalized = (latents - mean) / deviation
-        return normalized, torch.zeros_like(normalized)
+        normalized_latents = (latents - mean) / deviation
+        return normalized_latents, torch.zeros_like(normalized_latents)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
@@ -103,15 +103,15 @@ class Flux2Functions(FlowFunctions, LimitedPrompts):
     ) -> Conditioning:
         """Hidden states of three layers, side by side."""
         device = parts.text_encoder.device
-        ids, mask = (tensor.to(device) for tensor in self.tokenize(parts.tokenizer, prompt))
-        states = encoders[_ENCODER](ids, mask, output_hidden_states=True).hidden_states
-        return self._condition(torch.cat([states[k] for k in self.text_layers], dim=-1))
+        token_ids, mask = (tensor.to(device) for tensor in self.tokenize(parts.tokenizer, prompt))
+        states = encoders[_ENCODER](token_ids, mask, output_hidden_states=True).hidden_states
+        return self._make_conditioning(torch.cat([states[k] for k in self.text_layers], dim=-1))
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`."""
+        """As `PromptLimitFunctions.check_prompt`."""
         self.tokenize(tokenizers["tokenizer"], prompt)
 
-    def _condition(self, hidden: Tensor) -> Conditioning:
+    def _make_conditioning(self, hidden: Tensor) -> Conditioning:
         return self.tell_guidance(Conditioning({"hidden": hidden}), TRAINING_GUIDANCE)
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
@@ -120,8 +120,8 @@ class Flux2Functions(FlowFunctions, LimitedPrompts):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
-        shape = batch, MAX_TOKENS, int(parts.denoiser.config.joint_attention_dim)
-        return self._condition(torch.empty(shape))
+        hidden_shape = batch, MAX_TOKENS, int(parts.denoiser.config.joint_attention_dim)
+        return self._make_conditioning(torch.empty(hidden_shape))
 
     def compute_shift(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int

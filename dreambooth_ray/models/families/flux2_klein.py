@@ -25,7 +25,7 @@ def _choose_variant(directory: Path) -> ModelFamily:
     return DISTILLED if read_index(directory).get(IS_DISTILLED) else FAMILY
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     check_parts(directory, FAMILY)
     check_networks(
         directory,
@@ -49,7 +49,7 @@ FAMILY = make_flux2_family(
         ),
     ),
     functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
-    check=_check,
+    check=_check_directory,
     architecture=lambda _: "flux2-klein",
     choose_variant=_choose_variant,
 )

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer, KohyaLayer
 
 _PREFIX = "lora_unet_"
 # Queries, keys and values of both streams are one layer there.
@@ -39,29 +39,29 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return None
-    is_single, number, rest = match.groups()
+    is_single, number, block_layer = match.groups()
     if is_single:
-        name = _SINGLE.get(rest)
+        name = _SINGLE.get(block_layer)
         return KohyaLayer(f"{_PREFIX}single_blocks_{number}_{name}") if name else None
-    if rest not in _DOUBLE:
+    if block_layer not in _DOUBLE:
         return None
-    name, index = _DOUBLE[rest]
+    name, qkv_index = _DOUBLE[block_layer]
     name = f"{_PREFIX}double_blocks_{number}_{name}"
-    return KohyaLayer(name) if index is None else KohyaLayer(name, index, (1, 1, 1))
+    return KohyaLayer(name) if qkv_index is None else KohyaLayer(name, qkv_index, (1, 1, 1))
 
 
 # Of layers that kohya's readers pass over.
 _UNREAD = {
-    "time_guidance_embed.guidance_embedder.linear_1": FileLayer("guidance_in.in_layer"),
-    "time_guidance_embed.guidance_embedder.linear_2": FileLayer("guidance_in.out_layer"),
-    "double_stream_modulation_img.linear": FileLayer("double_stream_modulation_img.lin"),
-    "double_stream_modulation_txt.linear": FileLayer("double_stream_modulation_txt.lin"),
-    "single_stream_modulation.linear": FileLayer("single_stream_modulation.lin"),
+    "time_guidance_embed.guidance_embedder.linear_1": AdapterFileLayer("guidance_in.in_layer"),
+    "time_guidance_embed.guidance_embedder.linear_2": AdapterFileLayer("guidance_in.out_layer"),
+    "double_stream_modulation_img.linear": AdapterFileLayer("double_stream_modulation_img.lin"),
+    "double_stream_modulation_txt.linear": AdapterFileLayer("double_stream_modulation_txt.lin"),
+    "single_stream_modulation.linear": AdapterFileLayer("single_stream_modulation.lin"),
     # Its authors have the shift first, diffusers the scale.
-    "norm_out.linear": FileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
+    "norm_out.linear": AdapterFileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1)),
 }
 
 
-def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     return [_UNREAD[layer]] if layer in _UNREAD else []

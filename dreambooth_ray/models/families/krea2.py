@@ -9,7 +9,7 @@ from dreambooth_ray.models.families.krea2_checks import (
     PATCH,
     check_networks,
 )
-from dreambooth_ray.models.families.krea2_names import list_file_layers
+from dreambooth_ray.models.families.krea2_names import list_adapter_layer_names
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.flow_family import make_flow_family
 from dreambooth_ray.models.part_configs import read_json
@@ -24,7 +24,7 @@ def _choose_variant(directory: Path) -> ModelFamily:
     return TURBO if read_json(directory / INDEX).get(IS_DISTILLED) else FAMILY
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     check_parts(directory, FAMILY)
     check_networks(directory)
 
@@ -45,7 +45,7 @@ FAMILY = make_flow_family(
         ),
     ),
     functions="dreambooth_ray.models.families.krea2_functions:Krea2Functions",
-    check=_check,
+    check=_check_directory,
     size_multiple=lambda directory: compute_qwen_vae_factor(read_qwen_vae(directory / "vae"))
     * PATCH,
     default_side=lambda _: SIDE,
@@ -57,7 +57,7 @@ FAMILY = make_flow_family(
         "time_embed.linear_1", "time_embed.linear_2", "time_mod_proj",
     ),
     narrow_layers=("text_fusion.projector",),  # whose output is one number
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     max_prompt_tokens=MAX_TOKENS,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.5},
     choose_variant=_choose_variant,

@@ -40,44 +40,48 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder = directory / "transformer"
-    counts = read_counts(folder / "config.json", **_DEFAULTS)
-    _check_form(folder / "config.json", counts)
-    text_layers = _check_index(directory / INDEX, counts)
-    check_shapes(folder, list_transformer_shapes(counts))
+    transformer_folder = directory / "transformer"
+    config_counts = read_counts(transformer_folder / "config.json", **_DEFAULTS)
+    _check_transformer_config(transformer_folder / "config.json", config_counts)
+    text_layers = _check_index(directory / INDEX, config_counts)
+    check_shapes(transformer_folder, list_transformer_shapes(config_counts))
     text_width = check_qwen3_vl(directory / "text_encoder", max(text_layers))
-    channels = check_qwen_vae(directory / "vae") * PATCH**2
-    for key, what, count, part in (
-        ("in_channels", "channels of patches", channels, "vae"),
+    patch_channels = check_qwen_vae(directory / "vae") * PATCH**2
+    for key, size_description, part_size, part in (
+        ("in_channels", "channels of patches", patch_channels, "vae"),
         ("text_hidden_dim", "text of width", text_width, "text_encoder"),
     ):
-        if counts[key] != count:
+        if config_counts[key] != part_size:
             raise ConfigError(
-                f"{folder} takes {what} {counts[key]}, and {part}/ gives {count}; the parts are of "
-                "different models"
+                f"{transformer_folder} takes {size_description} {config_counts[key]}, and {part}/ "
+                f"gives {part_size}; the parts are of different models"
             )
 
 
 def _check_index(path: Path, counts: dict[str, int]) -> list[int]:
     """The hidden states that are read."""
-    index = read_json(path)
-    if index.get(PATCH_SIZE, PATCH) != PATCH:
-        raise ConfigError(f"{path}: {PATCH_SIZE}={index[PATCH_SIZE]!r} must be {PATCH}")
-    layers = index.get(SELECTED_LAYERS) or list(TEXT_LAYERS)
-    are_numbers = isinstance(layers, list) and all(type(x) is int and x >= 0 for x in layers)
-    if not are_numbers or len(layers) != counts["num_text_layers"]:
+    model_index = read_json(path)
+    if model_index.get(PATCH_SIZE, PATCH) != PATCH:
+        raise ConfigError(f"{path}: {PATCH_SIZE}={model_index[PATCH_SIZE]!r} must be {PATCH}")
+    selected_layers = model_index.get(SELECTED_LAYERS) or list(TEXT_LAYERS)
+    are_numbers = isinstance(selected_layers, list) and all(
+        type(x) is int and x >= 0 for x in selected_layers
+    )
+    if not are_numbers or len(selected_layers) != counts["num_text_layers"]:
         raise ConfigError(
-            f"{path}: {SELECTED_LAYERS}={layers!r} must be as many layers as transformer/ takes, "
-            f"num_text_layers={counts['num_text_layers']}"
+            f"{path}: {SELECTED_LAYERS}={selected_layers!r} must be as many layers as transformer/ "
+            f"takes, num_text_layers={counts['num_text_layers']}"
         )
-    return read_text_layers(index)
+    return read_text_layers(model_index)
 
 
-def _check_form(path: Path, counts: dict[str, int]) -> None:
-    axes = read_json(path).get("axes_dims_rope", _AXES_DIMS)
-    if sum(axes) != counts["attention_head_dim"] or any(width % 2 for width in axes):
+def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
+    axes_dims = read_json(path).get("axes_dims_rope", _AXES_DIMS)
+    if sum(axes_dims) != counts["attention_head_dim"] or any(
+        axis_dim % 2 for axis_dim in axes_dims
+    ):
         raise ConfigError(
-            f"{path}: axes_dims_rope={axes} must be even and add up to "
+            f"{path}: axes_dims_rope={axes_dims} must be even and add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
     for key, divisor in (
@@ -93,42 +97,42 @@ def _check_form(path: Path, counts: dict[str, int]) -> None:
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width = counts["num_attention_heads"] * counts["attention_head_dim"]
+    hidden_size = counts["num_attention_heads"] * counts["attention_head_dim"]
     text_width, in_channels = counts["text_hidden_dim"], counts["in_channels"]
-    text_block = _expect_block(
+    text_block_shapes = _expect_block(
         text_width,
         text_width // counts["text_num_attention_heads"],
         counts["text_num_key_value_heads"],
         counts["text_intermediate_size"],
     )
-    block = _expect_block(
-        width,
+    block_shapes = _expect_block(
+        hidden_size,
         counts["attention_head_dim"],
         counts["num_key_value_heads"],
         counts["intermediate_size"],
     )
-    fusion: Shapes = {
-        **repeat_shapes("layerwise_blocks", counts["num_layerwise_text_blocks"], text_block),
+    text_fusion_shapes: Shapes = {
+        **repeat_shapes("layerwise_blocks", counts["num_layerwise_text_blocks"], text_block_shapes),
         "projector.weight": [1, counts["num_text_layers"]],
-        **repeat_shapes("refiner_blocks", counts["num_refiner_text_blocks"], text_block),
+        **repeat_shapes("refiner_blocks", counts["num_refiner_text_blocks"], text_block_shapes),
     }
     return {
-        **expect_affine("img_in", width, in_channels),
-        **expect_affine("time_embed.linear_1", width, counts["timestep_embed_dim"]),
-        **expect_affine("time_embed.linear_2", width, width),
-        **expect_affine("time_mod_proj", 6 * width, width),
-        **prefix_shapes("text_fusion", fusion),
+        **expect_affine("img_in", hidden_size, in_channels),
+        **expect_affine("time_embed.linear_1", hidden_size, counts["timestep_embed_dim"]),
+        **expect_affine("time_embed.linear_2", hidden_size, hidden_size),
+        **expect_affine("time_mod_proj", 6 * hidden_size, hidden_size),
+        **prefix_shapes("text_fusion", text_fusion_shapes),
         "txt_in.norm.weight": [text_width],
-        **expect_affine("txt_in.linear_1", width, text_width),
-        **expect_affine("txt_in.linear_2", width, width),
+        **expect_affine("txt_in.linear_1", hidden_size, text_width),
+        **expect_affine("txt_in.linear_2", hidden_size, hidden_size),
         **repeat_shapes(
             "transformer_blocks",
             counts["num_layers"],
-            {"scale_shift_table": [6, width], **block},
+            {"scale_shift_table": [6, hidden_size], **block_shapes},
         ),
-        "final_layer.scale_shift_table": [2, width],
-        "final_layer.norm.weight": [width],
-        **expect_affine("final_layer.linear", in_channels, width),
+        "final_layer.scale_shift_table": [2, hidden_size],
+        "final_layer.norm.weight": [hidden_size],
+        **expect_affine("final_layer.linear", in_channels, hidden_size),
     }
 
 

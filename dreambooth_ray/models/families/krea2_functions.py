@@ -26,10 +26,10 @@ from dreambooth_ray.models.families.krea2_checks import (
 )
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
 from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import PaddedRows
+from dreambooth_ray.models.text_rows import PaddedPromptMixin
 
 _ENCODER = "text_encoder"
 # Of images of any size, where a model is distilled: the pipeline's.
@@ -49,13 +49,13 @@ class SingleStreamTransformer(NetworkFunction):
         hidden: (B, L, N, D); is_token: (B, L) bool, None where all are
         """
         patches = F.pixel_unshuffle(x, PATCH)
-        rows, columns = patches.shape[-2:]
+        num_rows, num_columns = patches.shape[-2:]
         velocity: Tensor = self.network(
             hidden_states=patches.flatten(2).transpose(1, 2),
             encoder_hidden_states=hidden,
             encoder_attention_mask=is_token,
             timestep=time,
-            position_ids=_make_positions(hidden.shape[1], rows, columns, x.device),
+            position_ids=_make_positions(hidden.shape[1], num_rows, num_columns, x.device),
             return_dict=False,
         )[0]
         return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
@@ -63,12 +63,12 @@ class SingleStreamTransformer(NetworkFunction):
 
 def _make_positions(num_tokens: int, rows: int, columns: int, device: torch.device) -> Tensor:
     """(L + rows columns, 3) int64: zeros of text, then (0, row, column) of each image token."""
-    sides = (torch.arange(side, device=device) for side in (1, rows, columns))
-    text = torch.zeros((num_tokens, 3), dtype=torch.int64, device=device)
-    return torch.cat([text, torch.cartesian_prod(*sides)])
+    axis_positions = (torch.arange(side, device=device) for side in (1, rows, columns))
+    text_positions = torch.zeros((num_tokens, 3), dtype=torch.int64, device=device)
+    return torch.cat([text_positions, torch.cartesian_prod(*axis_positions)])
 
 
-class Krea2Functions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
+class Krea2Functions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, N, D).
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool: what is no padding.
@@ -78,10 +78,10 @@ class Krea2Functions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
-        settings = (SELECTED_LAYERS, IS_DISTILLED, PATCH_SIZE)
+        setting_keys = (SELECTED_LAYERS, IS_DISTILLED, PATCH_SIZE)
         return Krea2Pipeline(
             **self.pipeline_parts(parts, directory),
-            **{key: parts.settings[key] for key in settings if key in parts.settings},
+            **{key: parts.settings[key] for key in setting_keys if key in parts.settings},
         )
 
     def patch_side(self, parts: Components) -> int:
@@ -106,13 +106,17 @@ class Krea2Functions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """Hidden states of many layers, of the prompt and the marks behind it."""
-        ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(parts.text_encoder.device)
-        outputs = encoders[_ENCODER](ids, torch.ones_like(ids), output_hidden_states=True)
-        layers = [outputs.hidden_states[k] for k in read_text_layers(dict(parts.settings))]
-        return Conditioning({"hidden": torch.stack(layers, dim=2)[:, NUM_DROPPED:]})
+        token_ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(
+            parts.text_encoder.device
+        )
+        outputs = encoders[_ENCODER](
+            token_ids, torch.ones_like(token_ids), output_hidden_states=True
+        )
+        layer_states = [outputs.hidden_states[k] for k in read_text_layers(dict(parts.settings))]
+        return Conditioning({"hidden": torch.stack(layer_states, dim=2)[:, NUM_DROPPED:]})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`."""
+        """As `PromptLimitFunctions.check_prompt`."""
         tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
 
     # Denoiser
@@ -124,5 +128,10 @@ class Krea2Functions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
         config = parts.denoiser.config
-        shape = batch, _EXAMPLE_TOKENS, int(config.num_text_layers), int(config.text_hidden_dim)
-        return Conditioning({"hidden": torch.empty(shape)})
+        hidden_shape = (
+            batch,
+            _EXAMPLE_TOKENS,
+            int(config.num_text_layers),
+            int(config.text_hidden_dim),
+        )
+        return Conditioning({"hidden": torch.empty(hidden_shape)})

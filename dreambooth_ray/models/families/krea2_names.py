@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer
 
 _OTHERS = {
     "img_in": "first",
@@ -26,11 +26,11 @@ _BLOCK_LAYER = re.compile(
 )
 
 
-def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     if layer in _OTHERS:
-        return [FileLayer(_OTHERS[layer])]
+        return [AdapterFileLayer(_OTHERS[layer])]
     match = _BLOCK_LAYER.fullmatch(layer)
     if match is None or match[3] not in _LAYERS:
         return []
-    return [FileLayer(f"{_STACKS[match[1]]}{match[2]}.{_LAYERS[match[3]]}")]
+    return [AdapterFileLayer(f"{_STACKS[match[1]]}{match[2]}.{_LAYERS[match[3]]}")]

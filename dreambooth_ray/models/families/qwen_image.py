@@ -18,7 +18,7 @@ def _read_size_multiple(directory: Path) -> int:
     return compute_qwen_vae_factor(read_qwen_vae(directory / "vae")) * PATCH
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     check_parts(directory, FAMILY)
     check_networks(directory)
 
@@ -39,7 +39,7 @@ FAMILY = make_flow_family(
         ),
     ),
     functions="dreambooth_ray.models.families.qwen_image_functions:QwenImageFunctions",
-    check=_check,
+    check=_check_directory,
     size_multiple=_read_size_multiple,
     default_side=lambda _: SIDE,
     architecture=lambda _: "Qwen-Image",

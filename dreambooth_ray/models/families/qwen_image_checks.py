@@ -37,64 +37,70 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder = directory / "transformer"
-    counts = read_counts(folder / "config.json", **_DEFAULTS)
-    _check_form(folder / "config.json", counts)
-    check_shapes(folder, list_transformer_shapes(counts))
-    channels = check_qwen_vae(directory / "vae") * PATCH**2
+    transformer_folder = directory / "transformer"
+    config_counts = read_counts(transformer_folder / "config.json", **_DEFAULTS)
+    _check_transformer_config(transformer_folder / "config.json", config_counts)
+    check_shapes(transformer_folder, list_transformer_shapes(config_counts))
+    patch_channels = check_qwen_vae(directory / "vae") * PATCH**2
     text_width = check_qwen25_vl(directory / "text_encoder")
-    for key, what, count, part in (
-        ("in_channels", "channels of patches", channels, "vae"),
+    for key, size_description, part_size, part in (
+        ("in_channels", "channels of patches", patch_channels, "vae"),
         ("joint_attention_dim", "text of width", text_width, "text_encoder"),
     ):
-        if counts[key] != count:
+        if config_counts[key] != part_size:
             raise ConfigError(
-                f"{folder} takes {what} {counts[key]}, and {part}/ gives {count}; the parts are of "
-                "different models"
+                f"{transformer_folder} takes {size_description} {config_counts[key]}, and {part}/ "
+                f"gives {part_size}; the parts are of different models"
             )
 
 
-def _check_form(path: Path, counts: dict[str, int]) -> None:
+def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
     config: dict[str, Any] = read_json(path)
-    for key, what in _OTHER_FORMS.items():
+    for key, variant_description in _OTHER_FORMS.items():
         if config.get(key):
-            raise ConfigError(f"{path}: {key}=true is of a Qwen-Image that {what}; take Qwen-Image")
-    axes = config.get("axes_dims_rope", _AXES_DIMS)
-    if sum(axes) != counts["attention_head_dim"] or any(width % 2 for width in axes):
+            raise ConfigError(
+                f"{path}: {key}=true is of a Qwen-Image that {variant_description}; take Qwen-Image"
+            )
+    axes_dims = config.get("axes_dims_rope", _AXES_DIMS)
+    if sum(axes_dims) != counts["attention_head_dim"] or any(
+        axis_dim % 2 for axis_dim in axes_dims
+    ):
         raise ConfigError(
-            f"{path}: axes_dims_rope={axes} must be even and add up to "
+            f"{path}: axes_dims_rope={axes_dims} must be even and add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
-    num_values = counts["out_channels"] * PATCH**2
-    if counts["patch_size"] != PATCH or counts["in_channels"] != num_values:
+    patch_channels = counts["out_channels"] * PATCH**2
+    if counts["patch_size"] != PATCH or counts["in_channels"] != patch_channels:
         raise ConfigError(
             f"{path}: patch_size={counts['patch_size']} must be {PATCH}, and "
             f"in_channels={counts['in_channels']} what out_channels={counts['out_channels']} are "
-            f"in patches, {num_values}"
+            f"in patches, {patch_channels}"
         )
 
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    head = counts["attention_head_dim"]
-    width = counts["num_attention_heads"] * head
-    block: Shapes = {}
+    head_dim = counts["attention_head_dim"]
+    hidden_size = counts["num_attention_heads"] * head_dim
+    block_shapes: Shapes = {}
     for name in _ATTENTION:
-        block |= expect_affine(f"attn.{name}", width, width)
+        block_shapes |= expect_affine(f"attn.{name}", hidden_size, hidden_size)
     for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-        block[f"attn.{name}.weight"] = [head]
+        block_shapes[f"attn.{name}.weight"] = [head_dim]
     for stream in ("img", "txt"):
-        block |= expect_affine(f"{stream}_mod.1", 6 * width, width)
-        block |= expect_affine(f"{stream}_mlp.net.0.proj", 4 * width, width)
-        block |= expect_affine(f"{stream}_mlp.net.2", width, 4 * width)
-    embedder = "time_text_embed.timestep_embedder"
+        block_shapes |= expect_affine(f"{stream}_mod.1", 6 * hidden_size, hidden_size)
+        block_shapes |= expect_affine(f"{stream}_mlp.net.0.proj", 4 * hidden_size, hidden_size)
+        block_shapes |= expect_affine(f"{stream}_mlp.net.2", hidden_size, 4 * hidden_size)
+    embedder_prefix = "time_text_embed.timestep_embedder"
     return {
-        **expect_affine(f"{embedder}.linear_1", width, _TIME_WIDTH),
-        **expect_affine(f"{embedder}.linear_2", width, width),
+        **expect_affine(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
+        **expect_affine(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
         "txt_norm.weight": [counts["joint_attention_dim"]],
-        **expect_affine("img_in", width, counts["in_channels"]),
-        **expect_affine("txt_in", width, counts["joint_attention_dim"]),
-        **repeat_shapes("transformer_blocks", counts["num_layers"], block),
-        **expect_affine("norm_out.linear", 2 * width, width),
-        **expect_affine("proj_out", counts["patch_size"] ** 2 * counts["out_channels"], width),
+        **expect_affine("img_in", hidden_size, counts["in_channels"]),
+        **expect_affine("txt_in", hidden_size, counts["joint_attention_dim"]),
+        **repeat_shapes("transformer_blocks", counts["num_layers"], block_shapes),
+        **expect_affine("norm_out.linear", 2 * hidden_size, hidden_size),
+        **expect_affine(
+            "proj_out", counts["patch_size"] ** 2 * counts["out_channels"], hidden_size
+        ),
     }

@@ -20,10 +20,10 @@ from dreambooth_ray.models.families.qwen_image_checks import MAX_TOKENS, PATCH
 from dreambooth_ray.models.families.qwen_image_positions import RotaryPositions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
 from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import PaddedRows
+from dreambooth_ray.models.text_rows import PaddedPromptMixin
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
@@ -57,7 +57,7 @@ class PatchTransformer(NetworkFunction):
         return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
 
 
-class QwenImageFunctions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
+class QwenImageFunctions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D).
 
     Where rows are of several lengths there is `is_token` too, (B, L) bool: what is no padding.
@@ -81,12 +81,16 @@ class QwenImageFunctions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """The last hidden state, of the prompt and the marks behind it."""
-        ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(parts.text_encoder.device)
-        outputs = encoders[_ENCODER](ids, torch.ones_like(ids), output_hidden_states=True)
+        token_ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(
+            parts.text_encoder.device
+        )
+        outputs = encoders[_ENCODER](
+            token_ids, torch.ones_like(token_ids), output_hidden_states=True
+        )
         return Conditioning({"hidden": outputs.hidden_states[-1][:, NUM_DROPPED:]})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`."""
+        """As `PromptLimitFunctions.check_prompt`."""
         tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
 
     # Denoiser
@@ -97,19 +101,21 @@ class QwenImageFunctions(PaddedRows, QwenVAEFunctions, LimitedPrompts):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
-        shape = batch, _EXAMPLE_TOKENS, int(parts.denoiser.config.joint_attention_dim)
-        return Conditioning({"hidden": torch.empty(shape)})
+        hidden_shape = batch, _EXAMPLE_TOKENS, int(parts.denoiser.config.joint_attention_dim)
+        return Conditioning({"hidden": torch.empty(hidden_shape)})
 
     def guide(
         self, conditional: Tensor, guidance_delta: Tensor, scale: float, fraction: float
     ) -> Tensor:
         """Each token as long as it is with the prompt and without guidance."""
-        guided = super().guide(conditional, guidance_delta, scale, fraction)
-        ratio = _measure_tokens(conditional) / _measure_tokens(guided)
-        return guided * ratio.repeat_interleave(PATCH, dim=0).repeat_interleave(PATCH, dim=1)
+        guided_prediction = super().guide(conditional, guidance_delta, scale, fraction)
+        ratio = _compute_token_norms(conditional) / _compute_token_norms(guided_prediction)
+        return guided_prediction * ratio.repeat_interleave(PATCH, dim=0).repeat_interleave(
+            PATCH, dim=1
+        )
 
 
-def _measure_tokens(prediction: Tensor) -> Tensor:
+def _compute_token_norms(prediction: Tensor) -> Tensor:
     """(C, h, w) to (h / 2, w / 2): the length of each token."""
-    lengths: Tensor = torch.linalg.vector_norm(F.pixel_unshuffle(prediction, PATCH), dim=0)
-    return lengths
+    token_norms: Tensor = torch.linalg.vector_norm(F.pixel_unshuffle(prediction, PATCH), dim=0)
+    return token_norms

@@ -30,25 +30,27 @@ class RotaryPositions(nn.Module):
             one, as the pipeline has them, or by themselves
         max_txt_seq_len: L
         """
-        (shape,) = video_fhw[0] if isinstance(video_fhw[0], list) else video_fhw[:1]
-        _, num_rows, num_columns = shape
+        (token_grid,) = video_fhw[0] if isinstance(video_fhw[0], list) else video_fhw[:1]
+        _, num_rows, num_columns = token_grid
         # An image's middle is 0, and a prompt begins where the longer side ends.
         rows, columns = (
             torch.arange(side, device=device) - (side - side // 2)
             for side in (num_rows, num_columns)
         )
         frames = torch.zeros_like(rows[:1])
-        tokens = torch.arange(max_txt_seq_len, device=device)
-        tokens = tokens + torch.max(rows[-1], columns[-1]) + 1
-        image = torch.cartesian_prod(frames, rows, columns)
-        return self._rotate(image), self._rotate(tokens[:, None].expand(-1, len(self.axes_dim)))
+        text_positions = torch.arange(max_txt_seq_len, device=device)
+        text_positions = text_positions + torch.max(rows[-1], columns[-1]) + 1
+        image_positions = torch.cartesian_prod(frames, rows, columns)
+        return self._compute_rotations(image_positions), self._compute_rotations(
+            text_positions[:, None].expand(-1, len(self.axes_dim))
+        )
 
-    def _rotate(self, positions: Tensor) -> Tensor:
+    def _compute_rotations(self, positions: Tensor) -> Tensor:
         """(S, 3) positions, one for each axis, to (S, E)."""
         angles = []
-        for axis, width in enumerate(self.axes_dim):
-            steps = torch.arange(0, width, 2, device=positions.device).float().div(width)
-            frequencies = 1.0 / torch.pow(self.theta, steps)
+        for axis, axis_dim in enumerate(self.axes_dim):
+            exponents = torch.arange(0, axis_dim, 2, device=positions.device).float().div(axis_dim)
+            frequencies = 1.0 / torch.pow(self.theta, exponents)
             angles.append(positions[:, axis, None] * frequencies)
         angle = torch.cat(angles, dim=-1)
         return torch.polar(torch.ones_like(angle), angle)

@@ -28,10 +28,12 @@ _OTHERS = {
 _SCHEDULER = "DPMSolverMultistepScheduler"
 
 
-def _check(directory: Path) -> None:
-    name = read_json(directory / INDEX)["_class_name"]
-    if name in _OTHERS:
-        raise ConfigError(f"its {INDEX} says {name}, of {_OTHERS[name]}; take Sana itself")
+def _check_directory(directory: Path) -> None:
+    pipeline_class = read_json(directory / INDEX)["_class_name"]
+    if pipeline_class in _OTHERS:
+        raise ConfigError(
+            f"its {INDEX} says {pipeline_class}, of {_OTHERS[pipeline_class]}; take Sana itself"
+        )
     check_parts(directory, FAMILY)
     check_networks(directory)
 
@@ -74,7 +76,7 @@ FAMILY = make_flow_family(
     ),
     flow_schedulers=(_SCHEDULER,),
     functions="dreambooth_ray.models.families.sana_functions:SanaFunctions",
-    check=_check,
+    check=_check_directory,
     choose_variant=_choose_variant,
     size_multiple=lambda directory: math.lcm(MULTIPLE, _read_latent_factor(directory)),
     default_side=_read_side,

@@ -37,24 +37,24 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder = directory / "transformer"
-    config = read_transformer(folder)
-    find_counts(folder / "config.json", config, *_DEFAULTS)
-    _check_form(folder / "config.json", config)
-    check_shapes(folder, list_transformer_shapes(config))
-    for key, what, count, part in (
+    transformer_folder = directory / "transformer"
+    config = read_transformer(transformer_folder)
+    find_counts(transformer_folder / "config.json", config, *_DEFAULTS)
+    _check_transformer_config(transformer_folder / "config.json", config)
+    check_shapes(transformer_folder, list_transformer_shapes(config))
+    for key, size_description, part_size, part in (
         ("in_channels", "latents of channels", check_dc_vae(directory / "vae"), "vae"),
         ("caption_channels", "text of width", check_gemma2(directory / "text_encoder"),
          "text_encoder"),
     ):  # fmt: skip
-        if config[key] != count:
+        if config[key] != part_size:
             raise ConfigError(
-                f"{folder} takes {what} {config[key]}, and {part}/ gives {count}; the parts are of "
-                "different models"
+                f"{transformer_folder} takes {size_description} {config[key]}, and {part}/ gives "
+                f"{part_size}; the parts are of different models"
             )
 
 
-def _check_form(path: Path, config: dict[str, Any]) -> None:
+def _check_transformer_config(path: Path, config: dict[str, Any]) -> None:
     if config.get("guidance_embeds"):
         raise ConfigError(f"{path}: guidance_embeds=true is of Sana Sprint; take Sana itself")
     if config["sample_size"] == _SIDE_4K:
@@ -64,54 +64,60 @@ def _check_form(path: Path, config: dict[str, Any]) -> None:
         )
     if config["sample_size"] not in _SIDES:
         raise ConfigError(f"{path}: sample_size={config['sample_size']} must be one of {_SIDES}")
-    ratio, norm = config["mlp_ratio"], config.get("qk_norm")
+    ratio, qk_norm = config["mlp_ratio"], config.get("qk_norm")
     if type(ratio) not in (int, float) or not ratio > 0:
         raise ConfigError(f"{path}: mlp_ratio={ratio!r} must be a number above 0")
-    if norm not in (None, _QK_NORM):
-        raise ConfigError(f"{path}: qk_norm={norm!r} must be null or {_QK_NORM!r}")
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    for key, other, value in (
+    if qk_norm not in (None, _QK_NORM):
+        raise ConfigError(f"{path}: qk_norm={qk_norm!r} must be null or {_QK_NORM!r}")
+    hidden_size = config["num_attention_heads"] * config["attention_head_dim"]
+    for key, expected_description, expected_value in (
         ("out_channels", "in_channels", config["in_channels"]),
-        ("cross_attention_dim", "the width of all heads", width),
+        ("cross_attention_dim", "the width of all heads", hidden_size),
         ("patch_size", "one latent", 1),
     ):
-        if config[key] != value:
-            raise ConfigError(f"{path}: {key}={config[key]} must be {other}, {value}")
+        if config[key] != expected_value:
+            raise ConfigError(
+                f"{path}: {key}={config[key]} must be {expected_description}, {expected_value}"
+            )
 
 
 def list_transformer_shapes(config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; config: with all keys"""
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    embedder = "time_embed.emb.timestep_embedder"
+    hidden_size = config["num_attention_heads"] * config["attention_head_dim"]
+    embedder_prefix = "time_embed.emb.timestep_embedder"
     return {
-        "scale_shift_table": [2, width],
-        **expect_affine("patch_embed.proj", width, config["in_channels"], 1, 1),
-        **expect_affine(f"{embedder}.linear_1", width, _TIME_WIDTH),
-        **expect_affine(f"{embedder}.linear_2", width, width),
-        **expect_affine("time_embed.linear", 6 * width, width),
-        **expect_affine("caption_projection.linear_1", width, config["caption_channels"]),
-        **expect_affine("caption_projection.linear_2", width, width),
-        "caption_norm.weight": [width],
-        **repeat_shapes("transformer_blocks", config["num_layers"], _expect_block(config, width)),
-        **expect_affine("proj_out", config["out_channels"], width),
+        "scale_shift_table": [2, hidden_size],
+        **expect_affine("patch_embed.proj", hidden_size, config["in_channels"], 1, 1),
+        **expect_affine(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
+        **expect_affine(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
+        **expect_affine("time_embed.linear", 6 * hidden_size, hidden_size),
+        **expect_affine("caption_projection.linear_1", hidden_size, config["caption_channels"]),
+        **expect_affine("caption_projection.linear_2", hidden_size, hidden_size),
+        "caption_norm.weight": [hidden_size],
+        **repeat_shapes(
+            "transformer_blocks", config["num_layers"], _expect_block(config, hidden_size)
+        ),
+        **expect_affine("proj_out", config["out_channels"], hidden_size),
     }
 
 
 def _expect_block(config: dict[str, Any], width: int) -> Shapes:
-    cross = config["num_cross_attention_heads"] * config["cross_attention_head_dim"]
-    inner = int(config["mlp_ratio"] * width)
-    block: Shapes = {
+    cross_attention_width = config["num_cross_attention_heads"] * config["cross_attention_head_dim"]
+    mlp_width = int(config["mlp_ratio"] * width)
+    block_shapes: Shapes = {
         "scale_shift_table": [6, width],
-        **{f"attn1.to_{x}.weight": [width, width] for x in "qkv"},
+        **{f"attn1.to_{qkv_letter}.weight": [width, width] for qkv_letter in "qkv"},
         **expect_affine("attn1.to_out.0", width, width),
-        **expect_affine("attn2.to_out.0", width, cross),
-        **expect_affine("ff.conv_inverted", 2 * inner, width, 1, 1),
-        **expect_affine("ff.conv_depth", 2 * inner, 1, 3, 3),
-        "ff.conv_point.weight": [width, inner, 1, 1],
+        **expect_affine("attn2.to_out.0", width, cross_attention_width),
+        **expect_affine("ff.conv_inverted", 2 * mlp_width, width, 1, 1),
+        **expect_affine("ff.conv_depth", 2 * mlp_width, 1, 3, 3),
+        "ff.conv_point.weight": [width, mlp_width, 1, 1],
     }
-    for x in "qkv":
-        block |= expect_affine(f"attn2.to_{x}", cross, width)
+    for qkv_letter in "qkv":
+        block_shapes |= expect_affine(f"attn2.to_{qkv_letter}", cross_attention_width, width)
     if config.get("qk_norm"):
-        block |= {f"attn1.norm_{x}.weight": [width] for x in "qk"}
-        block |= {f"attn2.norm_{x}.weight": [cross] for x in "qk"}
-    return block
+        block_shapes |= {f"attn1.norm_{qkv_letter}.weight": [width] for qkv_letter in "qk"}
+        block_shapes |= {
+            f"attn2.norm_{qkv_letter}.weight": [cross_attention_width] for qkv_letter in "qk"
+        }
+    return block_shapes

@@ -20,7 +20,7 @@ from dreambooth_ray.models.families.sana_checks import MAX_TOKENS, MULTIPLE
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.objective.noise_schedule import FlowSchedule
 
 # What Gemma is told before a prompt: the pipeline's own.
@@ -54,7 +54,7 @@ class SanaVelocity(NetworkFunction):
         return velocity
 
 
-class SanaFunctions(FlowFunctions, LimitedPrompts):
+class SanaFunctions(FlowFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D), and `mask`, (B, L)."""
 
     spaces_evenly = False
@@ -89,14 +89,14 @@ class SanaFunctions(FlowFunctions, LimitedPrompts):
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """Gemma's states of the first token and of the last ones, behind the instruction."""
-        ids, mask = _tokenize_instructed(parts.tokenizer, prompt)
-        return _encode(parts, encoders, ids, mask)
+        token_ids, mask = _tokenize_instructed(parts.tokenizer, prompt)
+        return _encode_tokens(parts, encoders, token_ids, mask)
 
     def encode_negative_prompt(
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """Without the instruction."""
-        return _encode(parts, encoders, *_tokenize(parts.tokenizer, prompt, "", MAX_TOKENS))
+        return _encode_tokens(parts, encoders, *_tokenize(parts.tokenizer, prompt, "", MAX_TOKENS))
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """Its tokens, beside those of the instruction."""
@@ -108,8 +108,8 @@ class SanaFunctions(FlowFunctions, LimitedPrompts):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
-        width = parts.denoiser.config.caption_channels
-        hidden = torch.empty(batch, MAX_TOKENS, width)
+        text_width = parts.denoiser.config.caption_channels
+        hidden = torch.empty(batch, MAX_TOKENS, text_width)
         mask = torch.ones(batch, MAX_TOKENS, dtype=torch.int64)
         return Conditioning({"hidden": hidden, "mask": mask})
 
@@ -117,10 +117,10 @@ class SanaFunctions(FlowFunctions, LimitedPrompts):
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
     ) -> FlowSchedule:
         """As the pipeline's own scheduler has it."""
-        config = parts.schedule.config
-        if not config.get("use_flow_sigmas"):
+        scheduler_config = parts.schedule.config
+        if not scheduler_config.get("use_flow_sigmas"):
             return super().noise_schedule(parts, latent_shape, num_steps)
-        scheduler = DPMSolverMultistepScheduler.from_config(config)
+        scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
         scheduler.set_timesteps(num_steps)
         return FlowSchedule(tuple(scheduler.sigmas.tolist()))
 
@@ -131,33 +131,37 @@ class FlowMatchSanaFunctions(SanaFunctions):
     truncates_time = False
 
 
-def _encode(parts: Components, encoders: TextForwards, ids: Tensor, mask: Tensor) -> Conditioning:
+def _encode_tokens(
+    parts: Components, encoders: TextForwards, ids: Tensor, mask: Tensor
+) -> Conditioning:
     device = parts.text_encoder.device
     states = encoders["text_encoder"](ids.to(device), mask.to(device))[0]
-    chosen = [0, *range(1 - MAX_TOKENS, 0)]
-    return Conditioning({"hidden": states[:, chosen], "mask": mask[:, chosen].to(device)})
+    token_positions = [0, *range(1 - MAX_TOKENS, 0)]
+    return Conditioning(
+        {"hidden": states[:, token_positions], "mask": mask[:, token_positions].to(device)}
+    )
 
 
 def _tokenize_instructed(tokenizer: Any, prompt: str) -> tuple[Tensor, Tensor]:
     """As `_tokenize`; the mark of the beginning and the instruction's last token are counted."""
-    num_tokens = len(tokenizer.encode(INSTRUCTION)) + MAX_TOKENS - 2
-    return _tokenize(tokenizer, prompt, INSTRUCTION, num_tokens)
+    max_tokens = len(tokenizer.encode(INSTRUCTION)) + MAX_TOKENS - 2
+    return _tokenize(tokenizer, prompt, INSTRUCTION, max_tokens)
 
 
 def _tokenize(
     tokenizer: Any, prompt: str, instruction: str, num_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """(1, num_tokens) token ids and their mask, padded; raises: ConfigError for a longer prompt"""
-    batch = tokenizer(
+    tokenized_prompt = tokenizer(
         instruction + prompt.lower().strip(),
         return_tensors="pt",
         padding="max_length",
         max_length=num_tokens,
         padding_side="right",
     )
-    if (surplus := batch.input_ids.shape[1] - num_tokens) > 0:
+    if (surplus := tokenized_prompt.input_ids.shape[1] - num_tokens) > 0:
         raise ConfigError(
             f"the prompt {prompt[:40]!r}... has {surplus} tokens more than the model reads of a "
             f"prompt, {MAX_TOKENS}; shorten it"
         )
-    return batch.input_ids, batch.attention_mask
+    return tokenized_prompt.input_ids, tokenized_prompt.attention_mask

@@ -8,8 +8,8 @@ from dreambooth_ray.models.clip_unet_checks import (
     Configs,
     check_weights,
     check_widths,
-    choose_sampled_alone,
     read_configs,
+    restrict_to_sampling,
 )
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
 from dreambooth_ray.models.family import ModelFamily, clip_encoder
@@ -21,10 +21,10 @@ from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_PREFIX,
     SingleFileEncoder,
 )
-from dreambooth_ray.models.unet_file_layers import list_file_layers
+from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     """Read every file that loading depends on; raises ConfigError naming the file."""
     configs = read_configs(directory, FAMILY)
     _check_inputs(directory, configs)
@@ -33,18 +33,23 @@ def _check(directory: Path) -> None:
 
 
 def _check_inputs(directory: Path, configs: Configs) -> None:
-    unet, folder, what = configs["unet"], directory / "unet", describe_directory(FAMILY)
-    if unet["addition_embed_type"] == "text_time":
-        raise ConfigError(f"{folder} is Stable Diffusion XL's UNet; {what}")
+    unet_config, folder, requirement = (
+        configs["unet"],
+        directory / "unet",
+        describe_directory(FAMILY),
+    )
+    if unet_config["addition_embed_type"] == "text_time":
+        raise ConfigError(f"{folder} is Stable Diffusion XL's UNet; {requirement}")
     for key in ("addition_embed_type", "num_class_embeds", "encoder_hid_dim"):
-        if unet[key] is not None:
+        if unet_config[key] is not None:
             raise ConfigError(
-                f"{folder} needs inputs beside the prompt ({key}={unet[key]!r}); {what}"
+                f"{folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
+                f"{requirement}"
             )
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
-    return choose_sampled_alone(FAMILY, directory)
+    return restrict_to_sampling(FAMILY, directory)
 
 
 def _is_v2(directory: Path) -> bool:
@@ -77,14 +82,14 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
 
 
 def _find_single_file_encoders(directory: Path) -> dict[str, SingleFileEncoder]:
-    clip = SingleFileEncoder("clip", CLIP_PREFIX)
-    open_clip = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
-    return {"text_encoder": open_clip if _is_v2(directory) else clip}
+    clip_layout = SingleFileEncoder("clip", CLIP_PREFIX)
+    open_clip_layout = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+    return {"text_encoder": open_clip_layout if _is_v2(directory) else clip_layout}
 
 
 def _read_kohya_metadata(directory: Path) -> dict[str, str]:
-    is_second = _is_v2(directory)
-    return {"ss_base_model_version": "sd_v2" if is_second else "sd_v1", "ss_v2": str(is_second)}
+    is_v2 = _is_v2(directory)
+    return {"ss_base_model_version": "sd_v2" if is_v2 else "sd_v1", "ss_v2": str(is_v2)}
 
 
 FAMILY = make_clip_unet_family(
@@ -99,11 +104,11 @@ FAMILY = make_clip_unet_family(
     ),
     text_encoders=(clip_encoder(),),
     functions="dreambooth_ray.models.families.stable_diffusion_functions:StableDiffusionFunctions",
-    check=_check,
+    check=_check_directory,
     choose_variant=_choose_variant,
     architecture=_name_architecture,
     features=frozenset(CLIP_UNET_FEATURES),
     kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     single_file_encoders=_find_single_file_encoders,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.families.stable_diffusion_3_checks import check_networks
-from dreambooth_ray.models.families.stable_diffusion_3_names import list_file_layers
+from dreambooth_ray.models.families.stable_diffusion_3_names import list_adapter_layer_names
 from dreambooth_ray.models.family import (
     CLIP_TARGETS,
     INDEX,
@@ -25,39 +25,39 @@ T5_TOKENS = 256
 _PATCH, _SAMPLE_SIZE, _PLACES = 2, 128, 96
 
 
-def _read_transformer(directory: Path) -> dict[str, Any]:
+def _read_transformer_config(directory: Path) -> dict[str, Any]:
     return read_json(directory / "transformer" / "config.json")
 
 
 def _read_size_multiple(directory: Path) -> int:
-    patch = int(_read_transformer(directory).get("patch_size", _PATCH))
-    return read_latent_factor(directory) * patch
+    patch_size = int(_read_transformer_config(directory).get("patch_size", _PATCH))
+    return read_latent_factor(directory) * patch_size
 
 
 def _read_default_side(directory: Path) -> int:
-    size = int(_read_transformer(directory).get("sample_size", _SAMPLE_SIZE))
-    return read_latent_factor(directory) * size
+    sample_size = int(_read_transformer_config(directory).get("sample_size", _SAMPLE_SIZE))
+    return read_latent_factor(directory) * sample_size
 
 
 def _read_max_side(directory: Path) -> int:
-    places = int(_read_transformer(directory).get("pos_embed_max_size", _PLACES))
-    return _read_size_multiple(directory) * places
+    max_patches = int(_read_transformer_config(directory).get("pos_embed_max_size", _PLACES))
+    return _read_size_multiple(directory) * max_patches
 
 
 def _name_architecture(directory: Path) -> str:
     """As sd-scripts name them."""
-    config = _read_transformer(directory)
+    config = _read_transformer_config(directory)
     if not config.get("qk_norm"):
         return "stable-diffusion-3-m"
     return f"stable-diffusion-3-5-{'medium' if config.get('dual_attention_layers') else 'large'}"
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
-    index = read_json(directory / INDEX)
-    return WITHOUT_T5 if index.get(T5) == [None, None] else FAMILY
+    model_index = read_json(directory / INDEX)
+    return WITHOUT_T5 if model_index.get(T5) == [None, None] else FAMILY
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     family = _choose_variant(directory)
     check_parts(directory, family)
     check_networks(directory, has_t5=family is FAMILY)
@@ -77,14 +77,14 @@ FAMILY = make_flow_family(
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_3_functions:StableDiffusion3Functions"
     ),
-    check=_check,
+    check=_check_directory,
     choose_variant=_choose_variant,
     size_multiple=_read_size_multiple,
     default_side=_read_default_side,
     max_side=_read_max_side,
     architecture=_name_architecture,
     # As diffusers' script has them: both streams, without 3.5's second attention.
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     lora_targets=(
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -26,39 +26,44 @@ def check_networks(directory: Path, *, has_t5: bool) -> None:
 
     raises: ConfigError naming the file
     """
-    transformer = directory / "transformer"
-    counts = read_counts(transformer / "config.json", **_DEFAULTS)
-    form = read_json(transformer / "config.json")
-    _check_form(transformer / "config.json", counts, form)
-    check_shapes(transformer, list_transformer_shapes(counts, form))
-    sizes = [check_clip(directory / f"text_encoder{number}") for number in ("", "_2")]
-    width, pooled_width = (sum(pair) for pair in zip(*sizes, strict=True))
-    text_width = counts["joint_attention_dim"]
-    if pooled_width != counts["pooled_projection_dim"] or width > text_width:
+    transformer_folder = directory / "transformer"
+    config_counts = read_counts(transformer_folder / "config.json", **_DEFAULTS)
+    transformer_config = read_json(transformer_folder / "config.json")
+    _check_transformer_config(transformer_folder / "config.json", config_counts, transformer_config)
+    check_shapes(transformer_folder, list_transformer_shapes(config_counts, transformer_config))
+    clip_widths = [check_clip(directory / f"text_encoder{number}") for number in ("", "_2")]
+    clip_width, pooled_width = (sum(pair) for pair in zip(*clip_widths, strict=True))
+    text_width = config_counts["joint_attention_dim"]
+    if pooled_width != config_counts["pooled_projection_dim"] or clip_width > text_width:
         raise ConfigError(
-            f"{transformer} takes text of width {text_width} and {counts['pooled_projection_dim']} "
-            f"pooled, and text_encoder/ and text_encoder_2/ give {width} and {pooled_width}; the "
-            "parts are of different models"
+            f"{transformer_folder} takes text of width {text_width} and "
+            f"{config_counts['pooled_projection_dim']} pooled, and text_encoder/ and "
+            f"text_encoder_2/ give {clip_width} and {pooled_width}; the parts are of different "
+            "models"
         )
     if has_t5:
         t5_width = check_t5(directory / "text_encoder_3")
         if t5_width != text_width:
             raise ConfigError(
-                f"{transformer} takes text of width {text_width}, and text_encoder_3/ gives "
+                f"{transformer_folder} takes text of width {text_width}, and text_encoder_3/ gives "
                 f"{t5_width}; the parts are of different models"
             )
-    _check_vae(directory, counts["in_channels"])
+    _check_vae(directory, config_counts["in_channels"])
     _check_scheduler(directory / "scheduler" / "scheduler_config.json")
 
 
-def _check_form(path: Path, counts: dict[str, int], form: dict[str, Any]) -> None:
-    if form.get("qk_norm") not in (None, "rms_norm"):
-        raise ConfigError(f"{path}: qk_norm={form['qk_norm']!r}; null and 'rms_norm' are known")
-    width = counts["num_attention_heads"] * counts["attention_head_dim"]
-    if counts["caption_projection_dim"] != width:
+def _check_transformer_config(
+    path: Path, counts: dict[str, int], transformer_config: dict[str, Any]
+) -> None:
+    if transformer_config.get("qk_norm") not in (None, "rms_norm"):
+        raise ConfigError(
+            f"{path}: qk_norm={transformer_config['qk_norm']!r}; null and 'rms_norm' are known"
+        )
+    hidden_size = counts["num_attention_heads"] * counts["attention_head_dim"]
+    if counts["caption_projection_dim"] != hidden_size:
         raise ConfigError(
             f"{path}: caption_projection_dim={counts['caption_projection_dim']} must be the width "
-            f"of all heads, {width}"
+            f"of all heads, {hidden_size}"
         )
     if counts["in_channels"] != counts["out_channels"]:
         raise ConfigError(
@@ -68,10 +73,10 @@ def _check_form(path: Path, counts: dict[str, int], form: dict[str, Any]) -> Non
 
 
 def _check_vae(directory: Path, num_channels: int) -> None:
-    folder, config = directory / "vae", read_part_config(directory, "vae")
-    shapes = find_weights(folder, "vae").read_shapes()
+    vae_folder, config = directory / "vae", read_part_config(directory, "vae")
+    shapes = find_weights(vae_folder, "vae").read_shapes()
     if problem := find_mismatch("vae", config, shapes):
-        raise ConfigError(f"{folder}: {problem}; the files are of different models")
+        raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
     if config["latent_channels"] != num_channels:
         raise ConfigError(
             f"{directory / 'transformer'} takes {num_channels} channels, and vae/ gives "
@@ -81,9 +86,11 @@ def _check_vae(directory: Path, num_channels: int) -> None:
 
 def _check_scheduler(path: Path) -> None:
     config = read_json(path)
-    name = config.get("_class_name", _SCHEDULER)
-    if name != _SCHEDULER:
-        raise ConfigError(f"{path} names {name}, and Stable Diffusion 3 has {_SCHEDULER}")
+    scheduler_class = config.get("_class_name", _SCHEDULER)
+    if scheduler_class != _SCHEDULER:
+        raise ConfigError(
+            f"{path} names {scheduler_class}, and Stable Diffusion 3 has {_SCHEDULER}"
+        )
     if config.get("num_train_timesteps", 1000) != 1000:
         raise ConfigError(
             f"{path}: num_train_timesteps={config['num_train_timesteps']!r}, and Stable Diffusion "
@@ -97,62 +104,65 @@ def list_transformer_shapes(counts: dict[str, int], form: dict[str, Any]) -> Sha
     counts: of the configuration, by its keys; form: its qk_norm and dual_attention_layers
     """
     hidden_size = counts["num_attention_heads"] * counts["attention_head_dim"]
-    patch = counts["patch_size"]
-    embedders = {
+    patch_size = counts["patch_size"]
+    embedder_widths = {
         "time_text_embed.timestep_embedder": _TIME_WIDTH,
         "time_text_embed.text_embedder": counts["pooled_projection_dim"],
     }
     shapes: Shapes = {
         "pos_embed.pos_embed": [1, counts["pos_embed_max_size"] ** 2, hidden_size],
-        "pos_embed.proj.weight": [hidden_size, counts["in_channels"], patch, patch],
+        "pos_embed.proj.weight": [hidden_size, counts["in_channels"], patch_size, patch_size],
         "pos_embed.proj.bias": [hidden_size],
-        **_linear("context_embedder", hidden_size, counts["joint_attention_dim"]),
-        **_linear("norm_out.linear", 2 * hidden_size, hidden_size),
-        **_linear("proj_out", patch**2 * counts["out_channels"], hidden_size),
+        **_expect_linear("context_embedder", hidden_size, counts["joint_attention_dim"]),
+        **_expect_linear("norm_out.linear", 2 * hidden_size, hidden_size),
+        **_expect_linear("proj_out", patch_size**2 * counts["out_channels"], hidden_size),
     }
-    for name, inputs in embedders.items():
-        shapes |= _linear(f"{name}.linear_1", hidden_size, inputs)
-        shapes |= _linear(f"{name}.linear_2", hidden_size, hidden_size)
+    for layer_name, inputs in embedder_widths.items():
+        shapes |= _expect_linear(f"{layer_name}.linear_1", hidden_size, inputs)
+        shapes |= _expect_linear(f"{layer_name}.linear_2", hidden_size, hidden_size)
     head_dim = counts["attention_head_dim"] if form.get("qk_norm") else None
     dual_layers = form.get("dual_attention_layers") or ()
     for index in range(counts["num_layers"]):
-        block = _expect_block(
+        block_shapes = _expect_block(
             hidden_size,
             head_dim,
             is_dual=index in dual_layers,
             is_last=index == counts["num_layers"] - 1,
         )
-        shapes |= {f"transformer_blocks.{index}.{name}": shape for name, shape in block.items()}
+        shapes |= {
+            f"transformer_blocks.{index}.{tensor_name}": shape
+            for tensor_name, shape in block_shapes.items()
+        }
     return shapes
 
 
 def _expect_block(width: int, head_dim: int | None, *, is_dual: bool, is_last: bool) -> Shapes:
     """head_dim: where queries and keys are normed. The last block gives no text."""
     shapes = _expect_attention("attn", width, head_dim)
-    for name in ("add_q_proj", "add_k_proj", "add_v_proj"):
-        shapes |= _linear(f"attn.{name}", width, width)
+    for layer_name in ("add_q_proj", "add_k_proj", "add_v_proj"):
+        shapes |= _expect_linear(f"attn.{layer_name}", width, width)
     if head_dim:
-        shapes |= {f"attn.norm_added_{name}.weight": [head_dim] for name in ("q", "k")}
+        shapes |= {f"attn.norm_added_{x}.weight": [head_dim] for x in ("q", "k")}
     if is_dual:
         shapes |= _expect_attention("attn2", width, head_dim)
-    shapes |= _linear("norm1.linear", (9 if is_dual else 6) * width, width)
-    shapes |= _linear("norm1_context.linear", (2 if is_last else 6) * width, width)
+    shapes |= _expect_linear("norm1.linear", (9 if is_dual else 6) * width, width)
+    shapes |= _expect_linear("norm1_context.linear", (2 if is_last else 6) * width, width)
     if not is_last:
-        shapes |= _linear("attn.to_add_out", width, width)
-    for name in ("ff",) if is_last else ("ff", "ff_context"):
-        shapes |= _linear(f"{name}.net.0.proj", 4 * width, width)
-        shapes |= _linear(f"{name}.net.2", width, 4 * width)
+        shapes |= _expect_linear("attn.to_add_out", width, width)
+    for layer_name in ("ff",) if is_last else ("ff", "ff_context"):
+        shapes |= _expect_linear(f"{layer_name}.net.0.proj", 4 * width, width)
+        shapes |= _expect_linear(f"{layer_name}.net.2", width, 4 * width)
     return shapes
 
 
 def _expect_attention(name: str, width: int, head_dim: int | None) -> Shapes:
     shapes: Shapes = {}
     for layer in ("to_q", "to_k", "to_v", "to_out.0"):
-        shapes |= _linear(f"{name}.{layer}", width, width)
+        shapes |= _expect_linear(f"{name}.{layer}", width, width)
     if head_dim:
         shapes |= {f"{name}.norm_{x}.weight": [head_dim] for x in ("q", "k")}
     return shapes
 
 
-def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+def _expect_linear(name: str, outputs: int, inputs: int) -> Shapes:
     return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}

@@ -19,7 +19,7 @@ from dreambooth_ray.models.families.stable_diffusion_3 import T5, T5_TOKENS
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForward, TextForwards
 from dreambooth_ray.models.network_functions import PENULTIMATE, NetworkFunction, PooledEncoder
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.prompt_windows import (
     embed_pooled_windows,
     limit_windows,
@@ -43,17 +43,17 @@ class TimedTransformer(NetworkFunction):
 
         returns (B, C, h, w)
         """
-        output = self.network(
+        network_output = self.network(
             hidden_states=x,
             encoder_hidden_states=hidden,
             pooled_projections=pooled,
             timestep=time * _TIMESTEPS,
             return_dict=False,
         )
-        return torch.as_tensor(output[0])
+        return torch.as_tensor(network_output[0])
 
 
-class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
+class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, k L + T, D), and `pooled`, (B, P).
 
     CLIP's windows come first, then T5's tokens: zeros where a directory has no T5.
@@ -94,11 +94,11 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
     ) -> Conditioning:
         """CLIP's windows as in training; T5 takes the prompt whole, or not at all."""
         tokens = self._tokenize(parts, encoders, [prompt])
-        functions = {name: _pool_states(encoders[name]) for name in _CLIP}
-        return self.token_embedder(parts, functions)(tokens.to(_find_device(parts)))
+        text_functions = {name: _make_pooled_encoder(encoders[name]) for name in _CLIP}
+        return self.make_token_encoder(parts, text_functions)(tokens.to(_find_device(parts)))
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`: by T5, where there is one."""
+        """As `PromptLimitFunctions.check_prompt`: by T5, where there is one."""
         tokenize_t5(tokenizers[_TOKENIZERS[T5]], prompt, T5_TOKENS)
 
     def tokenize(self, parts: Components, captions: Sequence[str]) -> Conditioning:
@@ -112,44 +112,45 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
     def _tokenize(
         self, parts: Components, encoders: TextForwards, captions: Sequence[str]
     ) -> Conditioning:
-        tensors = {
+        clip_ids = {
             name: tokenize_windows(parts.tokenizers[_TOKENIZERS[name]], list(captions))
             for name in _CLIP
         }
         if T5 in encoders:
             # One by one: none depends on its neighbours.
-            states = [_embed_by_t5(parts, encoders[T5], caption) for caption in captions]
-            return Conditioning({**tensors, "t5": torch.cat(states)})
-        width = int(parts.denoiser.config.joint_attention_dim)
-        return Conditioning({**tensors, "t5": torch.zeros(len(captions), T5_TOKENS, width)})
+            t5_states = [_embed_by_t5(parts, encoders[T5], caption) for caption in captions]
+            return Conditioning({**clip_ids, "t5": torch.cat(t5_states)})
+        text_width = int(parts.denoiser.config.joint_attention_dim)
+        return Conditioning({**clip_ids, "t5": torch.zeros(len(captions), T5_TOKENS, text_width)})
 
-    def token_embedder(
+    def make_token_encoder(
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """CLIP's part, before that of T5."""
         end_ids = [int(parts.tokenizers[_TOKENIZERS[name]].eos_token_id) for name in _CLIP]
 
-        def embed(tokens: Conditioning) -> Conditioning:
+        def embed_tokens(tokens: Conditioning) -> Conditioning:
             embeddings = [
                 embed_pooled_windows(functions[name], tokens[name], end_id)
                 for name, end_id in zip(_CLIP, end_ids, strict=True)
             ]
             return _join_encoders(embeddings, tokens["t5"])
 
-        return embed
+        return embed_tokens
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """Of one of CLIP's."""
         return PooledEncoder(encoder)
 
-    def embed_examples(
+    def encode_dummy_tokens(
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
         num_clip_tokens = conditioning["hidden"].shape[1] - T5_TOKENS
-        ids = torch.zeros(len(conditioning), num_clip_tokens, dtype=torch.int64)
+        clip_ids = torch.zeros(len(conditioning), num_clip_tokens, dtype=torch.int64)
         return _join_encoders(
-            [functions[name](ids) for name in _CLIP], conditioning["hidden"][:, num_clip_tokens:]
+            [functions[name](clip_ids) for name in _CLIP],
+            conditioning["hidden"][:, num_clip_tokens:],
         )
 
     # Denoiser and noise
@@ -160,11 +161,11 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, LimitedPrompts):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window of CLIP's."""
-        length = int(parts.text_encoder.config.max_position_embeddings) + T5_TOKENS
+        num_tokens = int(parts.text_encoder.config.max_position_embeddings) + T5_TOKENS
         config = parts.denoiser.config
         return Conditioning(
             {
-                "hidden": torch.empty(batch, length, int(config.joint_attention_dim)),
+                "hidden": torch.empty(batch, num_tokens, int(config.joint_attention_dim)),
                 "pooled": torch.empty(batch, int(config.pooled_projection_dim)),
             }
         )
@@ -179,22 +180,22 @@ def _find_device(parts: Components) -> torch.device:
     return device
 
 
-def _pool_states(forward: TextForward) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _make_pooled_encoder(forward: TextForward) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """As `PooledEncoder`, of what is called in an encoder's place."""
 
-    def embed(ids: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_pooled(ids: Tensor) -> tuple[Tensor, Tensor]:
         outputs = forward(ids, None, output_hidden_states=True)
         return outputs.hidden_states[PENULTIMATE], outputs.text_embeds
 
-    return embed
+    return embed_pooled
 
 
 def _embed_by_t5(parts: Components, forward: TextForward, caption: str) -> Tensor:
     """(1, T, D) on the CPU; padding is not masked. raises ConfigError for one that is longer"""
-    ids = tokenize_t5(parts.tokenizers[_TOKENIZERS[T5]], caption, T5_TOKENS)
+    t5_ids = tokenize_t5(parts.tokenizers[_TOKENIZERS[T5]], caption, T5_TOKENS)
     # On a GPU without room for it, T5 is on the host.
-    states: Tensor = forward(ids.to(parts.text_encoders[T5].device)).last_hidden_state
-    return states.cpu()
+    t5_states: Tensor = forward(t5_ids.to(parts.text_encoders[T5].device)).last_hidden_state
+    return t5_states.cpu()
 
 
 def _join_encoders(clip: Sequence[tuple[Tensor, Tensor]], t5: Tensor) -> Conditioning:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer
 from dreambooth_ray.models.part_configs import read_json
 
 # Queries, keys and values are one layer there.
@@ -40,23 +40,25 @@ _OUTER = {
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 
 
-def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     if layer in _OUTER:
-        return [FileLayer(_OUTER[layer])]
+        return [AdapterFileLayer(_OUTER[layer])]
     # Its authors have the shift first, diffusers the scale: here, and for text in the last block.
     if layer == "norm_out.linear":
-        return [FileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1))]
+        return [AdapterFileLayer("final_layer.adaLN_modulation.1", (1, 0), (1, 1))]
     match = _BLOCK.fullmatch(layer)
     if match is None or match[2] not in _BLOCK_LAYERS:
         return []
-    name, part = _BLOCK_LAYERS[match[2]]
+    name, qkv_index = _BLOCK_LAYERS[match[2]]
     name = f"joint_blocks.{match[1]}.{name}"
-    if match[2] == "norm1_context.linear" and _is_last(directory, int(match[1])):
-        return [FileLayer(name, (1, 0), (1, 1))]
-    return [FileLayer(name) if part is None else FileLayer(name, (part,), _QKV)]
+    if match[2] == "norm1_context.linear" and _is_last_block(directory, int(match[1])):
+        return [AdapterFileLayer(name, (1, 0), (1, 1))]
+    return [
+        AdapterFileLayer(name) if qkv_index is None else AdapterFileLayer(name, (qkv_index,), _QKV)
+    ]
 
 
-def _is_last(directory: Path, number: int) -> bool:
+def _is_last_block(directory: Path, number: int) -> bool:
     config = read_json(directory / "transformer" / "config.json")
     return number == int(config["num_layers"]) - 1

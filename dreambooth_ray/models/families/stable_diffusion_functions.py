@@ -66,11 +66,11 @@ class StableDiffusionFunctions(ClipUNetFunctions):
             requires_safety_checker=False,
         )
 
-    def skipping_forward(
+    def make_clip_skip_forward(
         self, encoder: Any, forward: TextForward, clip_skip: int
     ) -> clip_text.EmbedForward:
         """The last hidden state, or an earlier one under the final norm."""
-        return clip_text.skipping_forward(encoder, forward, clip_skip)
+        return clip_text.make_clip_skip_forward(encoder, forward, clip_skip)
 
     def encode_prompt(
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
@@ -78,16 +78,16 @@ class StableDiffusionFunctions(ClipUNetFunctions):
         """As diffusers' pipeline has it, where that takes the prompt; see `clip_text`."""
         return Conditioning({"hidden": self.embed_text(parts, encoders, prompt, clip_skip)})
 
-    def token_embedder(
+    def make_token_encoder(
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
         end_id, encode = int(parts.tokenizer.eos_token_id), functions[_ENCODER]
 
-        def embed(tokens: Conditioning) -> Conditioning:
+        def embed_tokens(tokens: Conditioning) -> Conditioning:
             return Conditioning({"hidden": embed_windows(encode, tokens["input_ids"], end_id)})
 
-        return embed
+        return embed_tokens
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """To the last hidden state."""
@@ -100,12 +100,12 @@ class StableDiffusionFunctions(ClipUNetFunctions):
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window."""
         config = parts.text_encoder.config
-        shape = batch, config.max_position_embeddings, config.hidden_size
-        return Conditioning({"hidden": torch.empty(shape)})
+        hidden_shape = batch, config.max_position_embeddings, config.hidden_size
+        return Conditioning({"hidden": torch.empty(hidden_shape)})
 
-    def embed_examples(
+    def encode_dummy_tokens(
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
-        ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)
-        return Conditioning({"hidden": functions[_ENCODER](ids)})
+        token_ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)
+        return Conditioning({"hidden": functions[_ENCODER](token_ids)})

@@ -10,8 +10,8 @@ from dreambooth_ray.models.clip_unet_checks import (
     Configs,
     check_weights,
     check_widths,
-    choose_sampled_alone,
     read_configs,
+    restrict_to_sampling,
 )
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
 from dreambooth_ray.models.family import INDEX, ModelFamily, clip_encoder
@@ -25,12 +25,12 @@ from dreambooth_ray.models.single_file_names import (
     UNetBlocks,
     name_unet_weight,
 )
-from dreambooth_ray.models.unet_file_layers import list_file_layers
+from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
 _NUM_SIZES = 6
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     """Read every file that loading depends on; raises ConfigError naming the file."""
     if (directory / INDEX).is_file():
         _refuse_refiner(read_json(directory / INDEX))
@@ -49,27 +49,33 @@ def _refuse_refiner(index: dict[str, Any]) -> None:
 
 
 def _check_inputs(directory: Path, configs: Configs) -> None:
-    unet, folder, what = configs["unet"], directory / "unet", describe_directory(FAMILY)
-    if unet["addition_embed_type"] != "text_time":
+    unet_config, folder, requirement = (
+        configs["unet"],
+        directory / "unet",
+        describe_directory(FAMILY),
+    )
+    if unet_config["addition_embed_type"] != "text_time":
         raise ConfigError(
-            f"{folder} is told of no sizes (addition_embed_type={unet['addition_embed_type']!r}); "
-            f"{what}"
+            f"{folder} is told of no sizes "
+            f"(addition_embed_type={unet_config['addition_embed_type']!r}); {requirement}"
         )
     for key in ("num_class_embeds", "encoder_hid_dim"):
-        if unet[key] is not None:
+        if unet_config[key] is not None:
             raise ConfigError(
-                f"{folder} needs inputs beside the prompt ({key}={unet[key]!r}); {what}"
+                f"{folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
+                f"{requirement}"
             )
-    second = configs["text_encoder_2"]
-    pooled = second["projection_dim"]
-    width = unet["projection_class_embeddings_input_dim"]
-    if width != _NUM_SIZES * unet["addition_time_embed_dim"] + pooled:
+    second_encoder_config = configs["text_encoder_2"]
+    pooled = second_encoder_config["projection_dim"]
+    projection_width = unet_config["projection_class_embeddings_input_dim"]
+    if projection_width != _NUM_SIZES * unet_config["addition_time_embed_dim"] + pooled:
         raise ConfigError(
-            f"{folder} takes pooled embeddings and sizes of width {width}, and text_encoder_2/ "
-            f"gives {pooled} beside {_NUM_SIZES} sizes; the parts are of different models"
+            f"{folder} takes pooled embeddings and sizes of width {projection_width}, and "
+            f"text_encoder_2/ gives {pooled} beside {_NUM_SIZES} sizes; the parts are of different "
+            "models"
         )
-    lengths = {configs[p.name]["max_position_embeddings"] for p in FAMILY.text_encoders}
-    if len(lengths) > 1:
+    max_prompt_tokens = {configs[p.name]["max_position_embeddings"] for p in FAMILY.text_encoders}
+    if len(max_prompt_tokens) > 1:
         raise ConfigError(
             f"{directory}: text_encoder/ and text_encoder_2/ take prompts of different lengths; "
             "the parts are of different models"
@@ -77,18 +83,18 @@ def _check_inputs(directory: Path, configs: Configs) -> None:
     if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):
         raise ConfigError(
             f"{directory / 'vae'} gives latents with statistics of their own (latents_mean), as "
-            f"Playground's models have; {what}"
+            f"Playground's models have; {requirement}"
         )
 
 
 def _choose_variant(directory: Path) -> ModelFamily:
-    path = directory / "scheduler" / CONFIG_FILES["scheduler"]
-    scheduler = read_part_config(directory, "scheduler") if path.is_file() else {}
-    is_trailing = scheduler.get("timestep_spacing") == "trailing"
+    scheduler_path = directory / "scheduler" / CONFIG_FILES["scheduler"]
+    scheduler_config = read_part_config(directory, "scheduler") if scheduler_path.is_file() else {}
+    is_trailing = scheduler_config.get("timestep_spacing") == "trailing"
     return (
         DISTILLED
-        if is_trailing and scheduler["prediction_type"] == "epsilon"
-        else choose_sampled_alone(FAMILY, directory)
+        if is_trailing and scheduler_config["prediction_type"] == "epsilon"
+        else restrict_to_sampling(FAMILY, directory)
     )
 
 
@@ -105,16 +111,23 @@ def _find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | No
     """As `KohyaNames.find`: the UNet's layers have the names of its authors."""
     if part in _KOHYA_TEXT_PREFIXES:
         match = _KOHYA_TEXT.fullmatch(layer)
-        path = f"text_model.{match[1]}" if match else ""
+        layer_path = f"text_model.{match[1]}" if match else ""
         prefix = _KOHYA_TEXT_PREFIXES[part]
     else:
-        unet = read_part_config(directory, "unet")
-        kinds = enumerate(unet["up_block_types"])
-        attended = [block for block, kind in kinds if kind.startswith("CrossAttn")]
-        blocks = UNetBlocks(unet["layers_per_block"], attended)
-        is_read = _KOHYA_UNET.fullmatch(layer)
-        path, prefix = name_unet_weight(layer, blocks) if is_read else "", "lora_unet"
-    return KohyaLayer(f"{prefix}_{path.replace('.', '_')}") if path else None
+        unet_config = read_part_config(directory, "unet")
+        numbered_block_types = enumerate(unet_config["up_block_types"])
+        attention_blocks = [
+            block_index
+            for block_index, block_type in numbered_block_types
+            if block_type.startswith("CrossAttn")
+        ]
+        unet_blocks = UNetBlocks(unet_config["layers_per_block"], attention_blocks)
+        is_kohya_layer = _KOHYA_UNET.fullmatch(layer)
+        layer_path, prefix = (
+            name_unet_weight(layer, unet_blocks) if is_kohya_layer else "",
+            "lora_unet",
+        )
+    return KohyaLayer(f"{prefix}_{layer_path.replace('.', '_')}") if layer_path else None
 
 
 FAMILY = make_clip_unet_family(
@@ -129,7 +142,7 @@ FAMILY = make_clip_unet_family(
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_xl_functions:StableDiffusionXLFunctions"
     ),
-    check=_check,
+    check=_check_directory,
     choose_variant=_choose_variant,
     architecture=lambda _: "stable-diffusion-xl-v1-base",
     features=frozenset(CLIP_UNET_FEATURES),
@@ -137,7 +150,7 @@ FAMILY = make_clip_unet_family(
         _find_kohya_layer,
         lambda _: {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
     ),
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     single_file_encoders=lambda _: {
         "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
         "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),

@@ -43,9 +43,11 @@ class SizedUNet(NetworkFunction):
 
         returns (B, C, h, w)
         """
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        output = self.network(x, time, hidden, added_cond_kwargs=added, return_dict=False)
-        return torch.as_tensor(output[0])
+        added_conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        network_output = self.network(
+            x, time, hidden, added_cond_kwargs=added_conditions, return_dict=False
+        )
+        return torch.as_tensor(network_output[0])
 
 
 class StableDiffusionXLFunctions(ClipUNetFunctions):
@@ -57,23 +59,23 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         """Without a watermark."""
         return StableDiffusionXLPipeline(
             **self.pipeline_parts(parts, directory),
-            force_zeros_for_empty_prompt=_is_empty_zero(parts),
+            force_zeros_for_empty_prompt=_zeroes_empty_prompt(parts),
             add_watermarker=False,
         )
 
     # Text
 
-    def skipping_forward(
+    def make_clip_skip_forward(
         self, encoder: Any, forward: TextForward, clip_skip: int
     ) -> clip_text.EmbedForward:
         """The penultimate hidden state, or an earlier one, without the final norm."""
         clip_text.check_clip_skip(clip_skip, encoder, self.family.layers_left_out)
 
-        def embed(ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        def embed_token_ids(ids: Tensor, mask: Tensor | None = None) -> Tensor:
             hidden_states = forward(ids, mask, output_hidden_states=True).hidden_states
             return torch.as_tensor(hidden_states[PENULTIMATE - clip_skip])
 
-        return embed
+        return embed_token_ids
 
     def encode_prompt(
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
@@ -97,32 +99,40 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         Both as in diffusers' pipeline.
         """
         prompt, negative_prompt = prompts
-        first = encode(prompt, clip_skip)
-        if not negative_prompt and _is_empty_zero(parts):
-            zeros = {name: torch.zeros_like(tensor) for name, tensor in first.tensors.items()}
-            return first, Conditioning(zeros)
-        return clip_text.pad_windows(first, encode(negative_prompt, 0), lambda: encode("", 0))
+        conditioning = encode(prompt, clip_skip)
+        if not negative_prompt and _zeroes_empty_prompt(parts):
+            zeros = {
+                name: torch.zeros_like(tensor) for name, tensor in conditioning.tensors.items()
+            }
+            return conditioning, Conditioning(zeros)
+        return clip_text.pad_windows(
+            conditioning, encode(negative_prompt, 0), lambda: encode("", 0)
+        )
 
-    def token_embedder(
+    def make_token_encoder(
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
-        first, second = self.family.text_encoders
+        first_encoder, second_encoder = self.family.text_encoders
         first_end, second_end = (
-            int(parts.tokenizers[part.tokenizer].eos_token_id) for part in (first, second)
+            int(parts.tokenizers[part.tokenizer].eos_token_id)
+            for part in (first_encoder, second_encoder)
         )
 
-        def embed(tokens: Conditioning) -> Conditioning:
-            first_ids, second_ids = tokens[ids_name(first)], tokens[ids_name(second)]
-            hidden = embed_windows(functions[first.name], first_ids, first_end)
+        def embed_tokens(tokens: Conditioning) -> Conditioning:
+            first_ids, second_ids = (
+                tokens[ids_name(first_encoder)],
+                tokens[ids_name(second_encoder)],
+            )
+            hidden = embed_windows(functions[first_encoder.name], first_ids, first_end)
             second_hidden, pooled = embed_pooled_windows(
-                functions[second.name], second_ids, second_end
+                functions[second_encoder.name], second_ids, second_end
             )
             return Conditioning(
                 {"hidden": torch.cat([hidden, second_hidden], dim=-1), "pooled": pooled}
             )
 
-        return embed
+        return embed_tokens
 
     def text_function(self, name: str, encoder: nn.Module) -> nn.Module:
         """The second gives the pooled embedding too."""
@@ -132,9 +142,9 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         """Of the first, what lies behind its penultimate state; the second's is pooled."""
         if name != _FIRST:
             return ()
-        last_layer = int(encoder.config.num_hidden_layers) - 1
-        ends = (f"encoder.layers.{last_layer}", "final_layer_norm")
-        return tuple(name for name, _ in encoder.named_modules() if name.endswith(ends))
+        last_layer_index = int(encoder.config.num_hidden_layers) - 1
+        unused_suffixes = (f"encoder.layers.{last_layer_index}", "final_layer_norm")
+        return tuple(name for name, _ in encoder.named_modules() if name.endswith(unused_suffixes))
 
     def add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """With `time_ids`: original size, corner of what was cut out, and its size, as they are."""
@@ -150,24 +160,27 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window."""
         configs = [encoder.config for encoder in parts.text_encoders.values()]
-        width, length = sum(c.hidden_size for c in configs), configs[0].max_position_embeddings
+        text_width, num_tokens = (
+            sum(c.hidden_size for c in configs),
+            configs[0].max_position_embeddings,
+        )
         return Conditioning(
             {
-                "hidden": torch.empty(batch, length, width),
+                "hidden": torch.empty(batch, num_tokens, text_width),
                 "pooled": torch.empty(batch, configs[1].projection_dim),
                 "time_ids": torch.full((batch, 6), side_px),
             }
         )
 
-    def embed_examples(
+    def encode_dummy_tokens(
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
-        ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)
-        hidden, pooled = functions[_SECOND](ids)
-        hidden = torch.cat([functions[_FIRST](ids), hidden], dim=-1)
+        token_ids = torch.zeros(conditioning["hidden"].shape[:2], dtype=torch.int64)
+        hidden, pooled = functions[_SECOND](token_ids)
+        hidden = torch.cat([functions[_FIRST](token_ids), hidden], dim=-1)
         return Conditioning({**conditioning.tensors, "hidden": hidden, "pooled": pooled})
 
 
-def _is_empty_zero(parts: Components) -> bool:
+def _zeroes_empty_prompt(parts: Components) -> bool:
     return bool(parts.settings.get("force_zeros_for_empty_prompt", True))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreambooth_ray.models.families.z_image_checks import MAX_TOKENS, PATCH, check_networks
-from dreambooth_ray.models.families.z_image_names import find_kohya_layer, list_file_layers
+from dreambooth_ray.models.families.z_image_names import find_kohya_layer, list_adapter_layer_names
 from dreambooth_ray.models.family import ATTENTION_TARGETS, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor, read_vae_side
 from dreambooth_ray.models.kohya_names import KohyaNames
@@ -15,7 +15,7 @@ from dreambooth_ray.models.pipeline_checks import check_parts
 _TURBO_SHIFT = 3.0
 
 
-def _check(directory: Path) -> None:
+def _check_directory(directory: Path) -> None:
     check_parts(directory, FAMILY)
     check_networks(directory)
 
@@ -40,14 +40,14 @@ FAMILY = make_flow_family(
         ),
     ),
     functions="dreambooth_ray.models.families.z_image_functions:ZImageFunctions",
-    check=_check,
+    check=_check_directory,
     size_multiple=lambda directory: read_latent_factor(directory) * PATCH,
     default_side=read_vae_side,
     architecture=lambda _: "z-image",
     lora_targets=ATTENTION_TARGETS,
     export_formats=("diffusers", "lora", "kohya"),
     kohya_names=KohyaNames(find_kohya_layer, lambda _: {}),
-    list_file_layers=list_file_layers,
+    list_adapter_layer_names=list_adapter_layer_names,
     features=frozenset(("image_to_image", "inpainting")),
     max_prompt_tokens=MAX_TOKENS,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.0},

@@ -28,80 +28,83 @@ def check_networks(directory: Path) -> None:
     raises: ConfigError naming the file
     """
     folder, vae_folder = directory / "transformer", directory / "vae"
-    counts = read_counts(folder / "config.json", **_DEFAULTS)
-    _check_form(folder / "config.json", counts)
-    check_shapes(folder, list_transformer_shapes(counts))
-    width = check_qwen3(directory / "text_encoder", directory / "tokenizer", min_layers=2)
-    if counts["cap_feat_dim"] != width:
+    config_counts = read_counts(folder / "config.json", **_DEFAULTS)
+    _check_transformer_config(folder / "config.json", config_counts)
+    check_shapes(folder, list_transformer_shapes(config_counts))
+    text_width = check_qwen3(directory / "text_encoder", directory / "tokenizer", min_layers=2)
+    if config_counts["cap_feat_dim"] != text_width:
         raise ConfigError(
-            f"{folder} takes text of width {counts['cap_feat_dim']}, and text_encoder/ gives "
-            f"{width}; the parts are of different models"
+            f"{folder} takes text of width {config_counts['cap_feat_dim']}, and text_encoder/ "
+            f"gives {text_width}; the parts are of different models"
         )
-    vae = read_part_config(directory, "vae")
+    vae_config = read_part_config(directory, "vae")
     shapes = find_weights(vae_folder, "vae").read_shapes()
-    if problem := find_mismatch("vae", vae, shapes):
+    if problem := find_mismatch("vae", vae_config, shapes):
         raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
-    if counts["in_channels"] != vae["latent_channels"]:
+    if config_counts["in_channels"] != vae_config["latent_channels"]:
         raise ConfigError(
-            f"{folder} takes {counts['in_channels']} channels, and vae/ gives "
-            f"{vae['latent_channels']}; the parts are of different models"
+            f"{folder} takes {config_counts['in_channels']} channels, and vae/ gives "
+            f"{vae_config['latent_channels']}; the parts are of different models"
         )
 
 
-def _check_form(path: Path, counts: dict[str, int]) -> None:
+def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
     config: dict[str, Any] = read_json(path)
     for key, value in (("all_patch_size", [PATCH]), ("all_f_patch_size", [1]), ("qk_norm", True)):
         if config.get(key, value) != value:
             raise ConfigError(f"{path}: {key}={config[key]!r}, and Z-Image has {value!r}")
     if config.get("siglip_feat_dim") is not None:
         raise ConfigError(f"{path} is of Z-Image-Omni, which sees images; take Z-Image")
-    axes = config.get("axes_dims", _AXES_DIMS)
-    if counts["dim"] % counts["n_heads"] or sum(axes) != counts["dim"] // counts["n_heads"]:
+    axes_dims = config.get("axes_dims", _AXES_DIMS)
+    if counts["dim"] % counts["n_heads"] or sum(axes_dims) != counts["dim"] // counts["n_heads"]:
         raise ConfigError(
-            f"{path}: axes_dims={axes} must add up to the width of a head, dim={counts['dim']} "
-            f"by n_heads={counts['n_heads']}"
+            f"{path}: axes_dims={axes_dims} must add up to the width of a head, "
+            f"dim={counts['dim']} by n_heads={counts['n_heads']}"
         )
 
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, patch = counts["dim"], counts["in_channels"] * PATCH**2
-    inner, time = int(width / 3 * 8), min(width, _TIME_WIDTH)
-    head = [width // counts["n_heads"]]
-    block: Shapes = {
-        **{f"attention.{name}.weight": [width, width] for name in ("to_q", "to_k", "to_v")},
-        "attention.to_out.0.weight": [width, width],
-        "attention.norm_q.weight": head,
-        "attention.norm_k.weight": head,
-        "feed_forward.w1.weight": [inner, width],
-        "feed_forward.w2.weight": [width, inner],
-        "feed_forward.w3.weight": [inner, width],
+    hidden_size, patch_channels = counts["dim"], counts["in_channels"] * PATCH**2
+    mlp_width, time_width = int(hidden_size / 3 * 8), min(hidden_size, _TIME_WIDTH)
+    head_shape = [hidden_size // counts["n_heads"]]
+    block_shapes: Shapes = {
         **{
-            f"{name}.weight": [width]
+            f"attention.{name}.weight": [hidden_size, hidden_size]
+            for name in ("to_q", "to_k", "to_v")
+        },
+        "attention.to_out.0.weight": [hidden_size, hidden_size],
+        "attention.norm_q.weight": head_shape,
+        "attention.norm_k.weight": head_shape,
+        "feed_forward.w1.weight": [mlp_width, hidden_size],
+        "feed_forward.w2.weight": [hidden_size, mlp_width],
+        "feed_forward.w3.weight": [mlp_width, hidden_size],
+        **{
+            f"{name}.weight": [hidden_size]
             for name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
         },
     }
-    timed_block = block | {
-        "adaLN_modulation.0.weight": [4 * width, time],
-        "adaLN_modulation.0.bias": [4 * width],
+    timed_block_shapes = block_shapes | {
+        "adaLN_modulation.0.weight": [4 * hidden_size, time_width],
+        "adaLN_modulation.0.bias": [4 * hidden_size],
     }
     return {
-        "all_x_embedder.2-1.weight": [width, patch],
-        "all_x_embedder.2-1.bias": [width],
-        "all_final_layer.2-1.linear.weight": [patch, width],
-        "all_final_layer.2-1.linear.bias": [patch],
-        "all_final_layer.2-1.adaLN_modulation.1.weight": [width, time],
-        "all_final_layer.2-1.adaLN_modulation.1.bias": [width],
+        "all_x_embedder.2-1.weight": [hidden_size, patch_channels],
+        "all_x_embedder.2-1.bias": [hidden_size],
+        "all_final_layer.2-1.linear.weight": [patch_channels, hidden_size],
+        "all_final_layer.2-1.linear.bias": [patch_channels],
+        "all_final_layer.2-1.adaLN_modulation.1.weight": [hidden_size, time_width],
+        "all_final_layer.2-1.adaLN_modulation.1.bias": [hidden_size],
         "t_embedder.mlp.0.weight": [_TIME_INNER, _TIME_WIDTH],
         "t_embedder.mlp.0.bias": [_TIME_INNER],
-        "t_embedder.mlp.2.weight": [time, _TIME_INNER],
-        "t_embedder.mlp.2.bias": [time],
+        "t_embedder.mlp.2.weight": [time_width, _TIME_INNER],
+        "t_embedder.mlp.2.bias": [time_width],
         "cap_embedder.0.weight": [counts["cap_feat_dim"]],
-        "cap_embedder.1.weight": [width, counts["cap_feat_dim"]],
-        "cap_embedder.1.bias": [width],
-        "x_pad_token": [1, width],
-        "cap_pad_token": [1, width],
-        **repeat_shapes("noise_refiner", counts["n_refiner_layers"], timed_block),
-        **repeat_shapes("context_refiner", counts["n_refiner_layers"], block),
-        **repeat_shapes("layers", counts["n_layers"], timed_block),
+        "cap_embedder.1.weight": [hidden_size, counts["cap_feat_dim"]],
+        "cap_embedder.1.bias": [hidden_size],
+        "x_pad_token": [1, hidden_size],
+        "cap_pad_token": [1, hidden_size],
+        **repeat_shapes("noise_refiner", counts["n_refiner_layers"], timed_block_shapes),
+        **repeat_shapes("context_refiner", counts["n_refiner_layers"], block_shapes),
+        **repeat_shapes("layers", counts["n_layers"], timed_block_shapes),
     }

@@ -28,7 +28,7 @@ class BatchedTransformer(nn.Module):
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        _let_take_batches(transformer)
+        _enable_batch_forward(transformer)
         self.transformer = transformer
 
     def forward(
@@ -46,27 +46,27 @@ class BatchedTransformer(nn.Module):
             that is L for all
         """
         # As the pipeline computes it: rounded likewise.
-        share_done = (1000 - 1000 * time) / 1000
-        return torch.neg(self.transformer(x, share_done, hidden, is_token, is_attended))
+        denoised_fraction = (1000 - 1000 * time) / 1000
+        return torch.neg(self.transformer(x, denoised_fraction, hidden, is_token, is_attended))
 
 
-def _let_take_batches(transformer: nn.Module) -> None:
+def _enable_batch_forward(transformer: nn.Module) -> None:
     """Have a transformer's own call take a batch of tensors too, in place.
 
     Its own call, so that what shards, compiles or hooks modules finds it as any other.
     """
     if "forward" not in vars(transformer):
-        transformer.forward = MethodType(_forward, transformer)
+        transformer.forward = MethodType(_dispatch_forward, transformer)
 
 
-def _forward(transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any) -> Any:
-    """Lists as diffusers takes them, or what `predict_data` takes."""
+def _dispatch_forward(transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any) -> Any:
+    """Lists as diffusers takes them, or what `predict_negative_velocity` takes."""
     if isinstance(x, list):
         return type(transformer).forward(transformer, x, time, *inputs, **options)
-    return predict_data(transformer, x, time, *inputs)
+    return predict_negative_velocity(transformer, x, time, *inputs)
 
 
-def predict_data(
+def predict_negative_velocity(
     transformer: Any,
     x: Tensor,
     share_done: Tensor,
@@ -79,27 +79,37 @@ def predict_data(
     share_done: (B,), 0 noise to 1 data; the others as of `BatchedTransformer`
     """
     rows, columns = x.shape[-2] // PATCH, x.shape[-1] // PATCH
-    time = transformer.t_embedder(share_done * transformer.t_scale).type_as(x)
-    image = transformer.all_x_embedder[_KIND](_patchify(x))
+    time_embedding = transformer.t_embedder(share_done * transformer.t_scale).type_as(x)
+    image_tokens = transformer.all_x_embedder[_KIND](_patchify(x))
     num_padding = -(rows * columns) % SEQ_MULTI_OF
     # None of it too: the token then has a gradient of zeros, for which DDP waits.
-    padding = transformer.x_pad_token.to(image).expand(x.shape[0], num_padding, -1)
-    image = torch.cat([image, padding], dim=1)
+    padding = transformer.x_pad_token.to(image_tokens).expand(x.shape[0], num_padding, -1)
+    image_tokens = torch.cat([image_tokens, padding], dim=1)
     image_rotation, caption_rotation = _find_rotations(
         transformer, (rows, columns, num_padding), is_token, is_attended
     )
     for block in transformer.noise_refiner:
-        image = _run_block(transformer, block, image, None, image_rotation, time)
-    caption = transformer.cap_embedder(hidden)
-    caption = torch.where(is_token[..., None], caption, transformer.cap_pad_token.to(caption))
+        image_tokens = _run_block(
+            transformer, block, image_tokens, None, image_rotation, time_embedding
+        )
+    caption_tokens = transformer.cap_embedder(hidden)
+    caption_tokens = torch.where(
+        is_token[..., None], caption_tokens, transformer.cap_pad_token.to(caption_tokens)
+    )
     for block in transformer.context_refiner:
-        caption = _run_block(transformer, block, caption, is_attended, caption_rotation)
-    both = torch.cat([image, caption.type_as(image)], dim=1)
-    mask = None if is_attended is None else F.pad(is_attended, (image.shape[1], 0), value=True)
+        caption_tokens = _run_block(
+            transformer, block, caption_tokens, is_attended, caption_rotation
+        )
+    joint_tokens = torch.cat([image_tokens, caption_tokens.type_as(image_tokens)], dim=1)
+    mask = (
+        None if is_attended is None else F.pad(is_attended, (image_tokens.shape[1], 0), value=True)
+    )
     rotation = torch.cat([image_rotation, caption_rotation], dim=1)
     for block in transformer.layers:
-        both = _run_block(transformer, block, both, mask, rotation, time)
-    patches = transformer.all_final_layer[_KIND](both[:, : rows * columns], c=time)
+        joint_tokens = _run_block(transformer, block, joint_tokens, mask, rotation, time_embedding)
+    patches = transformer.all_final_layer[_KIND](
+        joint_tokens[:, : rows * columns], c=time_embedding
+    )
     return _unpatchify(patches, rows, columns)
 
 
@@ -123,26 +133,32 @@ def _find_rotations(
     rows, columns, num_padding = size
     device, num_tokens = is_token.device, is_token.shape[1]
     # The image follows its own caption, padded to a multiple of 32.
-    lengths = (
+    caption_lengths = (
         torch.full((1,), num_tokens, device=device)
         if is_attended is None
         else is_attended.sum(dim=1)
     )
-    first = (lengths + 1)[:, None].expand(-1, rows * columns)
-    row = torch.arange(rows, device=device).repeat_interleave(columns).expand_as(first)
-    column = torch.arange(columns, device=device).repeat(rows).expand_as(first)
-    image = F.pad(torch.stack([first, row, column], dim=2), (0, 0, 0, num_padding))
-    token = torch.arange(1, num_tokens + 1, device=device).expand(lengths.shape[0], -1)
-    caption = F.pad(token[..., None], (0, 2))
-    return _rotate(transformer, image), _rotate(transformer, caption)
+    frame_positions = (caption_lengths + 1)[:, None].expand(-1, rows * columns)
+    row = torch.arange(rows, device=device).repeat_interleave(columns).expand_as(frame_positions)
+    column = torch.arange(columns, device=device).repeat(rows).expand_as(frame_positions)
+    image_positions = F.pad(
+        torch.stack([frame_positions, row, column], dim=2), (0, 0, 0, num_padding)
+    )
+    token_positions = torch.arange(1, num_tokens + 1, device=device).expand(
+        caption_lengths.shape[0], -1
+    )
+    caption_positions = F.pad(token_positions[..., None], (0, 2))
+    return _rotate_positions(transformer, image_positions), _rotate_positions(
+        transformer, caption_positions
+    )
 
 
-def _rotate(transformer: Any, positions: Tensor) -> Tensor:
+def _rotate_positions(transformer: Any, positions: Tensor) -> Tensor:
     """(B, S, 3) positions to (B, S, E) unit numbers, as of diffusers' tables."""
     angles = []
-    for axis, width in enumerate(transformer.axes_dims):
-        steps = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device)
-        frequencies = 1.0 / (transformer.rope_theta ** (steps / width))
+    for axis, axis_dim in enumerate(transformer.axes_dims):
+        even_indices = torch.arange(0, axis_dim, 2, dtype=torch.float64, device=positions.device)
+        frequencies = 1.0 / (transformer.rope_theta ** (even_indices / axis_dim))
         angles.append(positions[..., axis, None].double() * frequencies)
     angle = torch.cat(angles, dim=-1).float()
     return torch.polar(torch.ones_like(angle), angle)
@@ -150,12 +166,12 @@ def _rotate(transformer: Any, positions: Tensor) -> Tensor:
 
 def _patchify(latents: Tensor) -> Tensor:
     """(B, C, h, w) to (B, N, 4 C), channels last within a patch."""
-    size, channels, height, width = latents.shape
-    patches = latents.reshape(size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    batch_size, channels, height, width = latents.shape
+    patches = latents.reshape(batch_size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def _unpatchify(patches: Tensor, rows: int, columns: int) -> Tensor:
     """(B, N, 4 C) to (B, C, h, w)."""
-    split = patches.reshape(patches.shape[0], rows, columns, PATCH, PATCH, -1)
-    return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    patch_grid = patches.reshape(patches.shape[0], rows, columns, PATCH, PATCH, -1)
+    return patch_grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -21,14 +21,14 @@ from dreambooth_ray.models.families.z_image_checks import MAX_TOKENS, PATCH
 from dreambooth_ray.models.families.z_image_forward import BatchedTransformer
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
 _EXAMPLE_TOKENS = 64
 
 
-class ZImageFunctions(FlowFunctions, LimitedPrompts):
+class ZImageFunctions(FlowFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D), and which of it `is_token`, (B, L) bool.
 
     Where rows are of several lengths there is `is_attended` too: tokens, and the padding to the
@@ -53,23 +53,25 @@ class ZImageFunctions(FlowFunctions, LimitedPrompts):
 
         The pipeline pads before it encodes: attention is causal, so no token sees the difference.
         """
-        ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=True)
-        ids = ids[mask.bool()][None].to(parts.text_encoder.device)
-        outputs = encoders[_ENCODER](ids, output_hidden_states=True)
+        token_ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=True)
+        token_ids = token_ids[mask.bool()][None].to(parts.text_encoder.device)
+        outputs = encoders[_ENCODER](token_ids, output_hidden_states=True)
         hidden = outputs.hidden_states[-2]
         is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        return _pad(Conditioning({"hidden": hidden, "is_token": is_token}), SEQ_MULTI_OF)
+        return _pad_tokens(Conditioning({"hidden": hidden, "is_token": is_token}), SEQ_MULTI_OF)
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
-        """As `LimitedPrompts.check_prompt`."""
+        """As `PromptLimitFunctions.check_prompt`."""
         tokenize_chat(tokenizers["tokenizer"], prompt, MAX_TOKENS, thinks=True)
 
     def join_rows(self, rows: Sequence[Conditioning]) -> Conditioning:
         """With zeros behind the shorter ones, which are marked."""
-        lengths = [row["hidden"].shape[1] for row in rows]
-        if len(set(lengths)) == 1:
+        row_lengths = [row["hidden"].shape[1] for row in rows]
+        if len(set(row_lengths)) == 1:
             return Conditioning.join(rows)
-        return Conditioning.join([_pad(_mark(row), max(lengths)) for row in rows])
+        return Conditioning.join(
+            [_pad_tokens(_mark_attended(row), max(row_lengths)) for row in rows]
+        )
 
     def batch_key(self, conditioning: Conditioning) -> Hashable:
         """All can share a forward."""
@@ -81,21 +83,23 @@ class ZImageFunctions(FlowFunctions, LimitedPrompts):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
-        shape = batch, _EXAMPLE_TOKENS
-        hidden = torch.empty(*shape, parts.text_encoder.config.hidden_size)
-        return Conditioning({"hidden": hidden, "is_token": torch.ones(shape, dtype=torch.bool)})
+        token_shape = batch, _EXAMPLE_TOKENS
+        hidden = torch.empty(*token_shape, parts.text_encoder.config.hidden_size)
+        return Conditioning(
+            {"hidden": hidden, "is_token": torch.ones(token_shape, dtype=torch.bool)}
+        )
 
 
-def _mark(row: Conditioning) -> Conditioning:
+def _mark_attended(row: Conditioning) -> Conditioning:
     """With all of it attended to."""
     return Conditioning({**row.tensors, "is_attended": torch.ones_like(row["is_token"])})
 
 
-def _pad(row: Conditioning, multiple: int) -> Conditioning:
+def _pad_tokens(row: Conditioning, multiple: int) -> Conditioning:
     """With zeros, and False, to a multiple of so many tokens."""
     num_missing = -row["hidden"].shape[1] % multiple
-    padded = {
+    padded_tensors = {
         name: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, num_missing))
         for name, tensor in row.tensors.items()
     }
-    return Conditioning(padded)
+    return Conditioning(padded_tensors)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dreambooth_ray.models.kohya_names import FileLayer, KohyaLayer
+from dreambooth_ray.models.kohya_names import AdapterFileLayer, KohyaLayer
 
 _PREFIX = "lora_unet_"
 # Queries, keys and values are one layer there.
@@ -24,15 +24,15 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None or match[3] not in _LAYERS:
         return None
-    name, index, num_parts = _LAYERS[match[3]]
-    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", index, (1,) * num_parts)
+    name, qkv_index, num_parts = _LAYERS[match[3]]
+    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", qkv_index, (1,) * num_parts)
 
 
 # diffusers numbers them by patch sizes.
 _OUTER = re.compile(r"all_(x_embedder|final_layer)\.\d+-\d+(\..+)?")
 
 
-def list_file_layers(directory: Path, layer: str) -> list[FileLayer]:
-    """As `ModelFamily.list_file_layers`."""
+def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLayer]:
+    """As `ModelFamily.list_adapter_layer_names`."""
     match = _OUTER.fullmatch(layer)
-    return [FileLayer(f"{match[1]}{match[2] or ''}")] if match else []
+    return [AdapterFileLayer(f"{match[1]}{match[2] or ''}")] if match else []

@@ -29,7 +29,7 @@ _CLOSE_TIMEOUT_S = 60.0
 def make_logger(name: str, folder: Path, config: Config, start: int) -> Logger:
     """A logger that keeps its files in a folder of its own, going on after step `start`."""
     folder.mkdir(parents=True, exist_ok=True)
-    run_id, tracking = config.run_id or "run", config.tracking
+    run_id, tracking_config = config.run_id or "run", config.tracking
     if name == "tensorboard":
         return TensorBoardLogger(
             folder, name="", version="", default_hp_metric=False, purge_step=start + 1
@@ -39,17 +39,17 @@ def make_logger(name: str, folder: Path, config: Config, start: int) -> Logger:
     if name == "wandb":
         # Offline or not, its address and its key: by WANDB_MODE and its like, as wandb reads them.
         return WandbLogger(
-            name=run_id, id=run_id, project=tracking.project, save_dir=folder, resume="allow"
+            name=run_id, id=run_id, project=tracking_config.project, save_dir=folder, resume="allow"
         )
-    uri = tracking.mlflow_uri or folder.resolve().as_uri()
-    if uri.startswith("file:"):
+    mlflow_uri = tracking_config.mlflow_uri or folder.resolve().as_uri()
+    if mlflow_uri.startswith("file:"):
         # mlflow asks for this word since it counsels databases; a run's own folder is small.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return MLFlowLogger(
-        tracking.project,
+        tracking_config.project,
         run_name=run_id,
-        run_id=_find_mlflow_run(uri, tracking.project, run_id),
-        tracking_uri=uri,
+        run_id=_find_mlflow_run(mlflow_uri, tracking_config.project, run_id),
+        tracking_uri=mlflow_uri,
         tags={RUN_TAG: run_id},
     )
 
@@ -58,13 +58,15 @@ def _find_mlflow_run(uri: str, project: str, run_id: str) -> str | None:
     """mlflow's own id of a run that was begun before."""
     from mlflow import MlflowClient  # noqa: PLC0415
 
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(project)
+    mlflow_client = MlflowClient(uri)
+    experiment = mlflow_client.get_experiment_by_name(project)
     if experiment is None:
         return None
     filter_string = f"tags.`{RUN_TAG}` = '{run_id}'"
-    runs = client.search_runs([experiment.experiment_id], filter_string, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+    mlflow_runs = mlflow_client.search_runs(
+        [experiment.experiment_id], filter_string, max_results=1
+    )
+    return str(mlflow_runs[0].info.run_id) if mlflow_runs else None
 
 
 class Loggers:
@@ -83,9 +85,9 @@ class Loggers:
 
     def log(self, record: dict[str, float], images_per_s: float) -> None:
         """Show a step's metrics."""
-        values = {**_tag_metrics(record), "throughput/images_per_s": images_per_s}
+        tagged_metrics = {**_tag_metrics(record), "throughput/images_per_s": images_per_s}
         for name in self._config.tracking.loggers:
-            self._submit(name, partial(self._log_values, name, values, int(record["step"])))
+            self._submit(name, partial(self._log_values, name, tagged_metrics, int(record["step"])))
 
     def add_image(self, title: str, pixels: np.ndarray, step: int) -> None:
         """Show an (H, W, 3) uint8 image wherever images can be shown."""
@@ -130,8 +132,8 @@ class Loggers:
         elif isinstance(logger, WandbLogger):
             logger.log_image(title, [Image.fromarray(pixels)], step)
         elif isinstance(logger, MLFlowLogger):
-            file = f"{title.replace(' ', '_')}/{step:08d}.png"
-            logger.experiment.log_image(logger.run_id, Image.fromarray(pixels), file)
+            image_path = f"{title.replace(' ', '_')}/{step:08d}.png"
+            logger.experiment.log_image(logger.run_id, Image.fromarray(pixels), image_path)
 
     def _upload_logs(self, name: str) -> None:
         logger = self._loggers.get(name)
@@ -152,10 +154,10 @@ class Loggers:
 
 def _tag_metrics(record: dict[str, float]) -> dict[str, float]:
     """A step's metrics under the names that loggers show: train/loss, val/loss."""
-    tagged = {}
-    for key, value in record.items():
-        if key.startswith("val_"):
-            tagged[f"val/{key.removeprefix('val_')}"] = value
-        elif key != "step":
-            tagged[f"train/{key}"] = value
-    return tagged
+    tagged_metrics = {}
+    for metric_name, value in record.items():
+        if metric_name.startswith("val_"):
+            tagged_metrics[f"val/{metric_name.removeprefix('val_')}"] = value
+        elif metric_name != "step":
+            tagged_metrics[f"train/{metric_name}"] = value
+    return tagged_metrics

@@ -64,10 +64,10 @@ class SideWork:
             error = error.__cause__
         with self._lock:
             self._num_failures += 1
-            kind = f"{task_name}: {type(error).__name__}"
-            is_new = kind not in self._reported_kinds
-            self._reported_kinds.add(kind)
-        if not (is_new and self._is_first):
+            failure_kind = f"{task_name}: {type(error).__name__}"
+            is_new_kind = failure_kind not in self._reported_kinds
+            self._reported_kinds.add(failure_kind)
+        if not (is_new_kind and self._is_first):
             return
         self.say(f"warning: {task_name} failed: {_in_one_line(error)}; training goes on without")
 
@@ -93,9 +93,9 @@ class SideWork:
 
     def _run_tasks(self) -> None:
         while (task := self._tasks.get()) is not None:
-            task_name, work = task
+            task_name, task_function = task
             try:
-                work()
+                task_function()
             except BaseException as error:  # a logger may even ask the process to exit
                 self.note_failure(task_name, error)
 
@@ -105,5 +105,5 @@ class SideWork:
 
 
 def _in_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    error_text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {error_text}" if error_text else type(error).__name__

@@ -52,37 +52,45 @@ class StepMetrics:
         wants_look: whether it is time, by its clock, to ask whether hosts are taken away
         """
         losses, grad_norm = module.take_values()
-        signals = [
+        request_flags = [
             torch.full_like(losses[:1], float(signal)) for signal in (wants_stop, wants_look)
         ]
-        row = torch.cat([losses, *signals])
+        losses_and_flags = torch.cat([losses, *request_flags])
         if trainer.world_size > 1:
-            row = cast(Tensor, module.all_gather(row)).reshape(-1, len(row)).mean(dim=0)
-        values = torch.cat([row, grad_norm.detach().reshape(1)])
-        self._unread.append(_UnreadStep(trainer.global_step, record, values))
+            losses_and_flags = (
+                cast(Tensor, module.all_gather(losses_and_flags))
+                .reshape(-1, len(losses_and_flags))
+                .mean(dim=0)
+            )
+        step_values = torch.cat([losses_and_flags, grad_norm.detach().reshape(1)])
+        self._unread.append(_UnreadStep(trainer.global_step, record, step_values))
 
     def is_due(self, step: int, device: torch.device) -> bool:
         """Whether it is time to read, after this step."""
-        default = 1 if device.type == "cpu" else READ_EVERY
-        return step % (self._read_every or default) == 0
+        default_interval = 1 if device.type == "cpu" else READ_EVERY
+        return step % (self._read_every or default_interval) == 0
 
     def read(self, build_metrics: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
         """The metrics of all steps since the last read; `is_stop_requested` is of them too.
 
         build_metrics: `DreamBoothModule.build_metrics`
         """
-        unread, self._unread = self._unread, []
-        if not unread:
+        unread_steps, self._unread = self._unread, []
+        if not unread_steps:
             return []
-        rows = torch.stack([step.values for step in unread]).tolist()
-        self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _, _ in rows)
-        self._is_look_requested |= any(wants_look > 0 for *_, wants_look, _ in rows)
+        values_by_step = torch.stack([step.values for step in unread_steps]).tolist()
+        self.is_stop_requested |= any(wants_stop > 0 for *_, wants_stop, _, _ in values_by_step)
+        self._is_look_requested |= any(
+            wants_preemption_check > 0 for *_, wants_preemption_check, _ in values_by_step
+        )
         return [
             build_metrics(step.step, part_losses, grad_norm) | step.record
-            for step, (*part_losses, _, _, grad_norm) in zip(unread, rows, strict=True)
+            for step, (*part_losses, _, _, grad_norm) in zip(
+                unread_steps, values_by_step, strict=True
+            )
         ]
 
-    def take_look_request(self) -> bool:
+    def take_preemption_check_request(self) -> bool:
         """Whether a worker wanted to look in the steps read since the last call; on all alike."""
-        is_requested, self._is_look_requested = self._is_look_requested, False
-        return is_requested
+        is_look_requested, self._is_look_requested = self._is_look_requested, False
+        return is_look_requested

@@ -27,7 +27,7 @@ from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.metrics_log import FAILURES, RESTARTS, MetricsLog
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
-from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.step_evaluator import StepEvaluator
 from dreambooth_ray.training.worker_messages import post_message
 
@@ -51,7 +51,7 @@ class StepSequence(Callback):
         saver: CheckpointSaver | None = None,
         validation: Validation | None = None,
         sampler: PromptSampler | None = None,
-        preemption: PreemptionNotice | None = None,
+        preemption: PreemptionWatcher | None = None,
         num_restarts: int = 0,
         read_every: int | None = None,
         lease: int = 1,
@@ -105,8 +105,8 @@ class StepSequence(Callback):
         step = trainer.global_step
         record = self._run_validation(trainer, pl_module, step) | self._count_side_events()
         wants_stop = self._saver is not None and self._saver.wants_stop
-        wants_look = self._preemption is not None and self._preemption.is_time_to_ask
-        self._step_metrics.add(trainer, pl_module, record, wants_stop, wants_look)
+        wants_preemption_check = self._preemption is not None and self._preemption.is_time_to_ask
+        self._step_metrics.add(trainer, pl_module, record, wants_stop, wants_preemption_check)
         is_save_due = self._saver is not None and self._saver.is_due(trainer)
         if is_save_due or self._step_metrics.is_due(step, pl_module.device):
             self._record_metrics(pl_module)
@@ -119,27 +119,29 @@ class StepSequence(Callback):
 
     def _are_hosts_leaving(self, step: int) -> bool:
         """Whether there is a new notice that hosts will be taken away; a collective call."""
-        if self._preemption is None or not self._step_metrics.take_look_request():
+        if self._preemption is None or not self._step_metrics.take_preemption_check_request():
             return False
-        notice = self._preemption.ask()
-        if notice is not None and self._metrics_log is not None:
-            text = f"{notice}: a checkpoint is saved after step {step}"
-            self._side_work.submit("telling of a notice", lambda: post_message(self._run, text))
-        return notice is not None
+        preemption_notice = self._preemption.ask()
+        if preemption_notice is not None and self._metrics_log is not None:
+            notice_text = f"{preemption_notice}: a checkpoint is saved after step {step}"
+            self._side_work.submit(
+                "telling of a notice", lambda: post_message(self._run, notice_text)
+            )
+        return preemption_notice is not None
 
     def _run_validation(
         self, trainer: pl.Trainer, module: DreamBoothModule, step: int
     ) -> dict[str, float]:
         if self._validation is None or not self._validation.is_due(step):
             return {}
-        compute = partial(compute_validation_losses, trainer, module, self._side_work)
-        values = self._validation.validate(step, compute)
+        compute_losses = partial(compute_validation_losses, trainer, module, self._side_work)
+        validation_metrics = self._validation.validate(step, compute_losses)
         trainer.should_stop = trainer.should_stop or self._validation.has_stalled
-        return values
+        return validation_metrics
 
     def _count_side_events(self) -> dict[str, float]:
-        counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
-        return {name: count for name, count in counts.items() if count}
+        event_counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
+        return {name: count for name, count in event_counts.items() if count}
 
     def _record_metrics(self, module: DreamBoothModule) -> None:
         """Read what is on the device, and write it down.
@@ -148,7 +150,7 @@ class StepSequence(Callback):
         """
         records = self._step_metrics.read(module.build_metrics)
         for record in records:
-            self._guard.count(record)
+            self._guard.count_skipped_step(record)
         if not records:
             return
         self.metrics = records[-1]
@@ -176,13 +178,13 @@ class StepSequence(Callback):
         if self.evaluator is None or self._sampler is None or not self.evaluator.is_due(step):
             return
         sample_requests = partial(self._sampler.sample_requests, module)
-        evaluate = partial(self.evaluator.evaluate, step, sample_requests)
-        self._side_work.run("evaluation of the weights", evaluate, None)
+        evaluate_step = partial(self.evaluator.evaluate, step, sample_requests)
+        self._side_work.run("evaluation of the weights", evaluate_step, None)
 
     @property
     def kept_checkpoint(self) -> KeptCheckpoint | None:
         """The last checkpoint, where its files are still here; whoever uses it removes them."""
-        return self._saver.kept if self._saver is not None else None
+        return self._saver.kept_checkpoint if self._saver is not None else None
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The end of a training that came to its end: last commit, metrics, loggers.

@@ -45,15 +45,15 @@ class ValidationSet:
     ) -> None:
         """priors: the whole set; its last images are those kept."""
         self._config, self._priors = config, priors
-        validation = config.validation
+        validation_config = config.validation
         self._process = components.functions.forward_process(components)
-        self._times = self._process.find_times(
-            [(i + 0.5) / validation.timesteps for i in range(validation.timesteps)]
+        self._times = self._process.times_at_fractions(
+            [(i + 0.5) / validation_config.timesteps for i in range(validation_config.timesteps)]
         )
         self._means = [encode_posterior(components, p.image, False)[0, 0] for p in photographs]
-        self._frames = [ImageFrame(*p.frame) for p in photographs]
-        square = ImageShape(config.train.side_px, config.train.side_px)
-        self._class_shapes = (priors.shapes if priors else ()) or (square,)
+        self._frames = [ImageFrame(*p.size_conditioning) for p in photographs]
+        square_shape = ImageShape(config.train.side_px, config.train.side_px)
+        self._class_shapes = (priors.shapes if priors else ()) or (square_shape,)
         self._image_captions = [p.captions[0] for p in photographs]
         self._captions = CaptionEmbeddings(
             components, self._image_captions + (priors.captions if priors else [])
@@ -72,23 +72,23 @@ class ValidationSet:
             self._add_priors()
             self._examples = [(p, t) for p in range(len(self._means)) for t in self._times]
             self.num_examples = len(self._examples)
-            indices_by_shape: dict[torch.Size, list[int]] = {}
-            for index, (image_index, _) in enumerate(self._examples):
+            example_indices_by_shape: dict[torch.Size, list[int]] = {}
+            for example_index, (image_index, _) in enumerate(self._examples):
                 shape = self._means[image_index].shape
-                indices_by_shape.setdefault(shape, []).append(index)
-            for indices in indices_by_shape.values():
-                while len(indices) % _BATCH:
-                    indices.append(indices[-1])
-                self._rows += indices
-                for start in range(0, len(indices), _BATCH):
-                    self._batches.append(self._make_batch(indices[start : start + _BATCH]))
+                example_indices_by_shape.setdefault(shape, []).append(example_index)
+            for example_indices in example_indices_by_shape.values():
+                while len(example_indices) % _BATCH:
+                    example_indices.append(example_indices[-1])
+                self._rows += example_indices
+                for start in range(0, len(example_indices), _BATCH):
+                    self._batches.append(self._make_batch(example_indices[start : start + _BATCH]))
         return self._batches
 
     def _add_priors(self) -> None:
         """Not before the first validation: they may still be being generated."""
         if self._priors is not None:
-            count = self._priors.count
-            for index in range(count - self._config.validation.class_images, count):
+            num_priors = self._priors.count
+            for index in range(num_priors - self._config.validation.class_images, num_priors):
                 self._means.append(self._priors.load_posterior(index)[0, 0])
                 shape = self._class_shapes[index % len(self._class_shapes)]
                 self._frames.append(ImageFrame.of_whole(shape.height, shape.width))
@@ -123,22 +123,24 @@ class ValidationSet:
     def summarize_losses(self, errors: Tensor) -> dict[str, float]:
         """Losses of both halves, altogether and by range of noise level. errors: (M,) float32."""
         num_photograph_examples = self._num_photographs * len(self._times)
-        levels = torch.arange(self.num_examples) % len(self._times)
-        bins = self._config.validation.bins
-        level_bins = levels // (len(self._times) // bins)
-        instance, prior = (
+        noise_level_indices = torch.arange(self.num_examples) % len(self._times)
+        num_bins = self._config.validation.bins
+        bin_indices = noise_level_indices // (len(self._times) // num_bins)
+        instance_loss, prior_loss = (
             float(x) for x in objective.compute_mean_errors(errors, num_photograph_examples)
         )
-        total = objective.prior_preserving_loss(instance, [prior], [self._config.prior.weight])
-        losses = {VALIDATION_LOSS: total, "val_instance_loss": instance}
-        halves = {"instance": slice(num_photograph_examples)}
+        total_loss = objective.prior_preserving_loss(
+            instance_loss, [prior_loss], [self._config.prior.weight]
+        )
+        losses = {VALIDATION_LOSS: total_loss, "val_instance_loss": instance_loss}
+        example_slices = {"instance": slice(num_photograph_examples)}
         if num_photograph_examples < self.num_examples:
-            losses["val_prior_loss"] = prior
-            halves["prior"] = slice(num_photograph_examples, None)
-        for name, half in halves.items():
-            for k in range(bins):
-                in_bin = errors[half][level_bins[half] == k]
-                losses[f"val_{name}_loss_bin{k}"] = float(in_bin.mean())
+            losses["val_prior_loss"] = prior_loss
+            example_slices["prior"] = slice(num_photograph_examples, None)
+        for name, example_slice in example_slices.items():
+            for bin_index in range(num_bins):
+                bin_errors = errors[example_slice][bin_indices[example_slice] == bin_index]
+                losses[f"val_{name}_loss_bin{bin_index}"] = float(bin_errors.mean())
         return losses
 
 
@@ -157,7 +159,7 @@ def compute_validation_losses(
     world_size, rank = trainer.world_size, trainer.global_rank
     if not _all_workers_can(trainer, module, batches is not None, side_work) or batches is None:
         return None
-    all_errors, has_computed = list[Tensor](), True
+    all_errors, has_computed_all = list[Tensor](), True
     with _evaluation_mode(trainer, module):
         for start in range(0, len(batches), world_size):
             batch = batches[min(start + rank, len(batches) - 1)]
@@ -166,10 +168,10 @@ def compute_validation_losses(
             )
             if errors is None:
                 # The others wait for this worker's errors, whatever they are.
-                errors, has_computed = torch.zeros(_BATCH, device=module.device), False
-            gathered = cast(Tensor, module.all_gather(errors))
-            all_errors.extend(gathered.reshape(world_size, -1).cpu())
-    if not _all_workers_can(trainer, module, has_computed, side_work):
+                errors, has_computed_all = torch.zeros(_BATCH, device=module.device), False
+            gathered_errors = cast(Tensor, module.all_gather(errors))
+            all_errors.extend(gathered_errors.reshape(world_size, -1).cpu())
+    if not _all_workers_can(trainer, module, has_computed_all, side_work):
         return None
     errors = validation_set.select_errors(torch.cat(all_errors))
     return validation_set.summarize_losses(errors)
@@ -186,10 +188,12 @@ def _all_workers_can(
     """Whether every worker can go on with a validation; a collective call."""
     if trainer.world_size == 1:
         return this_worker_can
-    each_can = cast(Tensor, module.all_gather(torch.tensor(this_worker_can, device=module.device)))
-    if this_worker_can and not bool(each_can.all()):
+    worker_flags = cast(
+        Tensor, module.all_gather(torch.tensor(this_worker_can, device=module.device))
+    )
+    if this_worker_can and not bool(worker_flags.all()):
         side_work.note_failure("validation", RuntimeError("it failed on another worker"))
-    return bool(each_can.all())
+    return bool(worker_flags.all())
 
 
 @contextmanager
@@ -199,8 +203,8 @@ def _evaluation_mode(trainer: pl.Trainer, module: DreamBoothModule) -> Iterator[
     module.eval()
     with torch.no_grad(), module.averaged_weights(), trainer.precision_plugin.forward_context():
         yield
-    for module_part in training_modules:
-        module_part.training = True
+    for training_module in training_modules:
+        training_module.training = True
 
 
 class Validation:
@@ -220,11 +224,11 @@ class Validation:
         self, step: int, compute_losses: Callable[[ValidationSet], dict[str, float] | None]
     ) -> dict[str, float]:
         """The step's validation metrics, none if it failed: then `compute_losses` returns None."""
-        values = compute_losses(self._validation_set)
-        if values is None:
+        losses = compute_losses(self._validation_set)
+        if losses is None:
             return {}
-        self._losses.append((step, values[VALIDATION_LOSS]))
-        return values
+        self._losses.append((step, losses[VALIDATION_LOSS]))
+        return losses
 
     @property
     def has_stalled(self) -> bool:

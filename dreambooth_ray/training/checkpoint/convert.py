@@ -48,15 +48,17 @@ def verified_weights(files: CheckpointFiles) -> Iterator[dict[str, Mapping[str, 
 
     raises: CheckpointError, at the latest at the block's end, if a file differs from its manifest
     """
-    file = _find_tensor_file(files.state)
-    if file is None or file.name not in files.digests:
+    weights_file = _find_tensor_file(files.state)
+    if weights_file is None or weights_file.name not in files.digests:
         folder = files.state.parent
         for name, digest in files.digests.items():
             with contextlib.closing(VerifiedFile(folder / name, digest)) as verified_file:
                 verified_file.verify()
         yield load_trained_weights(files.state)
         return
-    with contextlib.closing(VerifiedTensors(file, files.digests[file.name])) as tensors:
+    with contextlib.closing(
+        VerifiedTensors(weights_file, files.digests[weights_file.name])
+    ) as tensors:
         yield _sort_by_part(tensors)
         tensors.verify()
 
@@ -64,20 +66,23 @@ def verified_weights(files: CheckpointFiles) -> Iterator[dict[str, Mapping[str, 
 def _sort_by_part(
     weights: Mapping[str, torch.Tensor],
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    names: dict[str, dict[str, str]] = {}
+    names_by_part: dict[str, dict[str, str]] = {}
     for full_name in weights:
-        part, _, name = full_name.removeprefix("_forward_module.").partition(".")
-        names.setdefault(part, {})[name] = full_name
-    return {part: _select(weights, part_names) for part, part_names in names.items()}
+        part_name, _, name = full_name.removeprefix("_forward_module.").partition(".")
+        names_by_part.setdefault(part_name, {})[name] = full_name
+    return {
+        part_name: _select_weights(weights, part_names)
+        for part_name, part_names in names_by_part.items()
+    }
 
 
-def _select(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
+def _select_weights(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
     return LazyTensors(names, lambda name: weights[names[name]])
 
 
 def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
-    if file := _find_tensor_file(state):
-        return open_tensors(file)
+    if weights_file := _find_tensor_file(state):
+        return open_tensors(weights_file)
     if state.is_file():
         # Of an earlier version, all in one file: mapped, so that only the weights are read.
         checkpoint = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
@@ -91,8 +96,8 @@ def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _find_tensor_file(state: Path) -> Path | None:
-    files = (tensor_file(state, key) for key in (AVERAGE, WEIGHTS))
-    return next((file for file in files if file.is_file()), None)
+    candidate_files = (tensor_file(state, key) for key in (AVERAGE, WEIGHTS))
+    return next((file for file in candidate_files if file.is_file()), None)
 
 
 def _open_zero_weights(state: Path) -> LazyTensors:
@@ -133,21 +138,25 @@ class _ShardedReader:
         return self._batch.pop(name)
 
     def _read_batch(self, first: str) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = {}
+        weights_batch: dict[str, torch.Tensor] = {}
         size_bytes = 0
         for name in self._names[self._names.index(first) :]:
-            entry = self._weights[name]
-            weight = torch.empty(entry.size, dtype=entry.properties.dtype)
-            if batch and size_bytes + weight.nbytes > _BATCH_BYTES:
+            tensor_metadata = self._weights[name]
+            weight = torch.empty(tensor_metadata.size, dtype=tensor_metadata.properties.dtype)
+            if weights_batch and size_bytes + weight.nbytes > _BATCH_BYTES:
                 break
-            batch[name] = weight
+            weights_batch[name] = weight
             size_bytes += weight.nbytes
-        tensors: dict[str, Any] = {f"{_SHARDED_PREFIX}{name}": w for name, w in batch.items()}
+        tensors_to_load: dict[str, Any] = {
+            f"{_SHARDED_PREFIX}{name}": w for name, w in weights_batch.items()
+        }
         with warnings.catch_warnings():
             # That it reads in this process alone, which is what no_dist asks for.
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            load_distributed(tensors, storage_reader=FileSystemReader(self._state), no_dist=True)
-        return batch
+            load_distributed(
+                tensors_to_load, storage_reader=FileSystemReader(self._state), no_dist=True
+            )
+        return weights_batch
 
 
 def make_universal(state: Path) -> None:

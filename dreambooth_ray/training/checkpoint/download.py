@@ -66,10 +66,10 @@ def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> 
     raises: CheckpointError naming a file that is missing or differs
     """
     folder, _, files = manifest.read_entries(run, checkpoint.name)
-    if loss := manifest.find_lost_file(run, folder, files):
-        raise CheckpointError(f"{run.uri}/{loss}")
-    names = _choose_weights([file.name for file in files])
-    weight_files = [file for file in files if file.name in names]
+    if file_fault := manifest.find_mismatched_file(run, folder, files):
+        raise CheckpointError(f"{run.uri}/{file_fault}")
+    weight_file_names = _choose_weights([file.name for file in files])
+    weight_files = [file for file in files if file.name in weight_file_names]
     if run.is_local:
         digests = {file.name: file.sha256 for file in weight_files}
         return CheckpointFiles(run.local_path(folder) / STATE, digests)
@@ -79,9 +79,9 @@ def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> 
 
 def _choose_weights(names: list[str]) -> list[str]:
     """The file of averaged weights, else of weights; all where they are in one with the rest."""
-    for key in (AVERAGE, WEIGHTS):
-        if f"{key}{SUFFIX}" in names:
-            return [f"{key}{SUFFIX}"]
+    for weights_kind in (AVERAGE, WEIGHTS):
+        if f"{weights_kind}{SUFFIX}" in names:
+            return [f"{weights_kind}{SUFFIX}"]
     return names
 
 
@@ -93,18 +93,18 @@ def restore_newest(
     A damaged one is passed over for the one before, after a word to on_damage.
     raises: CheckpointError if there are checkpoints and none is intact
     """
-    damages: list[str] = []
+    damage_reports: list[str] = []
     for step, checkpoint in reversed(fence.read_history(run).checkpoints.items()):
         folder = local / str(step)
         try:
-            found, about = artifact_files.open_artifact(run, checkpoint.name, folder)
+            checkpoint_folder, metadata = artifact_files.open_artifact(run, checkpoint.name, folder)
         except CheckpointError as error:
-            damages.append(str(error))
+            damage_reports.append(str(error))
             on_damage(f"checkpoint of step {step} is passed over: {error}")
             continue
-        return DownloadedCheckpoint(step, found / STATE, about)
-    if damages:
-        raise CheckpointError(f"no intact checkpoint in {run.uri}: {'; '.join(damages)}")
+        return DownloadedCheckpoint(step, checkpoint_folder / STATE, metadata)
+    if damage_reports:
+        raise CheckpointError(f"no intact checkpoint in {run.uri}: {'; '.join(damage_reports)}")
     return None
 
 
@@ -112,14 +112,14 @@ def check_same_model_and_strategy(
     checkpoint: DownloadedCheckpoint, strategy: str, model: BaseModel, run_uri: str
 ) -> None:
     """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""
-    about = checkpoint.about
-    if not model.has_digest(str(about.get("model_hash", ""))):
+    metadata = checkpoint.about
+    if not model.has_digest(str(metadata.get("model_hash", ""))):
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {run_uri} is of another model than "
             "model.uri; give the model that the run was started with"
         )
-    if about.get("strategy", strategy) != strategy:
+    if metadata.get("strategy", strategy) != strategy:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {run_uri} was saved with train.strategy="
-            f"{about['strategy']}, and this is {strategy}; resume with that"
+            f"{metadata['strategy']}, and this is {strategy}; resume with that"
         )

@@ -42,34 +42,34 @@ def restored_checkpoint(
 
     raises: CheckpointError if there are some and none can be used
     """
-    name = f"restore-{_broadcast_values([uuid.uuid4().hex])[0]}"
-    scratch = None
+    scratch_name = f"restore-{_broadcast_values([uuid.uuid4().hex])[0]}"
+    scratch_folder = None
     try:
-        own_checkpoint = None
+        host_checkpoint = None
         if worker_rank.local_rank == 0:
-            scratch = ScratchFolder(name, config.storage.scratch)
-            own_checkpoint = _download_checkpoint(
-                run, config, model, scratch.path, warns=worker_rank.rank == 0
+            scratch_folder = ScratchFolder(scratch_name, config.storage.scratch)
+            host_checkpoint = _download_checkpoint(
+                run, config, model, scratch_folder.path, warns=worker_rank.rank == 0
             )
-        checkpoint = _broadcast_values([own_checkpoint])[0]
-        if worker_rank.local_rank == 0 and own_checkpoint != checkpoint:
+        checkpoint = _broadcast_values([host_checkpoint])[0]
+        if worker_rank.local_rank == 0 and host_checkpoint != checkpoint:
             raise CheckpointError(
-                f"hosts found different checkpoints in {run.uri}: {own_checkpoint} and "
+                f"hosts found different checkpoints in {run.uri}: {host_checkpoint} and "
                 f"{checkpoint}; is its storage the same for all of them?"
             )
         _wait_for_workers()
         if checkpoint is None:
             yield None
         else:
-            folder = shared_path(name, config.storage.scratch)
+            folder = shared_path(scratch_name, config.storage.scratch)
             if checkpoint.stored_in is not None:
                 folder = run.local_path(checkpoint.stored_in)
             yield RestoredState(
-                checkpoint.step, folder / checkpoint.file, checkpoint.is_universal, scratch
+                checkpoint.step, folder / checkpoint.file, checkpoint.is_universal, scratch_folder
             )
     finally:
-        if scratch is not None:
-            scratch.remove()
+        if scratch_folder is not None:
+            scratch_folder.remove()
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,18 @@ def _download_checkpoint(
         return None
     strategy, world_size = config.train.strategy, _world_size()
     download.check_same_model_and_strategy(checkpoint, strategy, model, run.uri)
-    state, reshard = checkpoint.state, False
+    state_path, is_universal = checkpoint.state, False
     if strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size:
-        state, reshard = _make_own(state, folder), True
-        convert.make_universal(state)
-    if state.is_relative_to(folder):
-        file = state.relative_to(folder).as_posix()
-        return _FoundCheckpoint(checkpoint.step, file, reshard, None)
-    stored_in = state.parent.relative_to(run.local_path()).as_posix()
-    return _FoundCheckpoint(checkpoint.step, state.name, reshard, stored_in)
+        state_path, is_universal = _copy_stored_state(state_path, folder), True
+        convert.make_universal(state_path)
+    if state_path.is_relative_to(folder):
+        state_file = state_path.relative_to(folder).as_posix()
+        return _FoundCheckpoint(checkpoint.step, state_file, is_universal, None)
+    stored_folder = state_path.parent.relative_to(run.local_path()).as_posix()
+    return _FoundCheckpoint(checkpoint.step, state_path.name, is_universal, stored_folder)
 
 
-def _make_own(state: Path, folder: Path) -> Path:
+def _copy_stored_state(state: Path, folder: Path) -> Path:
     """The same state where it can be added to: a copy, if it is the stored one."""
     if state.is_relative_to(folder):
         return state

@@ -49,9 +49,11 @@ class CheckpointRotation:
 
         records: the run's metrics, which say the same as the manifests of its checkpoints
         """
-        metric = self._config.checkpoint.best
-        if metric:
-            self._values.update({r["step"]: float(r[metric]) for r in records if metric in r})
+        metric_name = self._config.checkpoint.best
+        if metric_name:
+            self._values.update(
+                {r["step"]: float(r[metric_name]) for r in records if metric_name in r}
+            )
         if self._checkpoints is not None:
             self._checkpoints[step] = CheckpointId(step, self._lease)
         self.rotate()
@@ -61,19 +63,19 @@ class CheckpointRotation:
         if fence.is_followed(self._run, self._lease):
             return
         if self._checkpoints is None:
-            history = fence.read_history(self._run)
-            self._checkpoints = history.checkpoints
-            for void in history.void:
-                manifest.remove_artifact(self._run, void.name)
-        settings, protected_steps = self._config.checkpoint, frozenset[int]()
+            run_history = fence.read_history(self._run)
+            self._checkpoints = run_history.checkpoints
+            for void_checkpoint in run_history.void_checkpoints:
+                manifest.remove_artifact(self._run, void_checkpoint.name)
+        checkpoint_config, protected_steps = self._config.checkpoint, frozenset[int]()
         if self._config.choice.rule == "best":
             selection = read_selection(self._run, self._lease)
             is_due = partial(is_evaluation_due, self._config)
             protected_steps = find_protected_steps(self._checkpoints, selection, is_due)
         rotate_checkpoints(
             self._run,
-            settings.keep,
-            settings.best,
+            checkpoint_config.keep,
+            checkpoint_config.best,
             protected_steps,
             self._checkpoints,
             self._values,
@@ -98,12 +100,12 @@ def rotate_checkpoints(
     if checkpoints is None:
         checkpoints = fence.read_history(run).checkpoints
     steps = sorted(checkpoints)
-    if len(steps) <= num_kept or manifest.find_loss(run, checkpoints[steps[-1]].name):
+    if len(steps) <= num_kept or manifest.find_metadata_mismatch(run, checkpoints[steps[-1]].name):
         return
     kept_steps = {*steps[-num_kept:], *protected_steps}
     if best_metric:
-        known_values = {} if values is None else values
-        kept_steps |= {best_step(run, checkpoints.values(), best_metric, known_values)}
+        metric_values = {} if values is None else values
+        kept_steps |= {best_step(run, checkpoints.values(), best_metric, metric_values)}
     for step in steps:
         if step not in kept_steps:
             manifest.remove_artifact(run, checkpoints.pop(step).name)
@@ -116,13 +118,17 @@ def best_step(
 
     values: of the metric by step, as far as they are known; what is read is added
     """
-    by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-    for step in by_step.keys() - values.keys():
+    checkpoint_by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    for step in checkpoint_by_step.keys() - values.keys():
         try:
-            metrics = manifest.read_about(run, by_step[step].name).get("metrics")
+            metrics = manifest.read_artifact_metadata(run, checkpoint_by_step[step].name).get(
+                "metrics"
+            )
         except CheckpointError:
             continue
-        value = metrics.get(metric) if isinstance(metrics, dict) else None
-        values[step] = float("inf") if value is None else float(value)
-    scores = {s: values[s] for s in by_step if values.get(s, float("inf")) < float("inf")}
-    return min(scores, key=lambda s: (scores[s], s), default=0)
+        metric_value = metrics.get(metric) if isinstance(metrics, dict) else None
+        values[step] = float("inf") if metric_value is None else float(metric_value)
+    metric_by_step = {
+        s: values[s] for s in checkpoint_by_step if values.get(s, float("inf")) < float("inf")
+    }
+    return min(metric_by_step, key=lambda s: (metric_by_step[s], s), default=0)

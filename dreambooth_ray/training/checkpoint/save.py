@@ -15,14 +15,14 @@ from torch import distributed
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.persistent_check import PersistentCheck
+from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
 from dreambooth_ray.storage.scratch import ScratchFolder, shared_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
 from dreambooth_ray.training.checkpoint.download import STATE
 from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
-from dreambooth_ray.training.checkpoint_selection import read_selection, write_end
+from dreambooth_ray.training.checkpoint_selection import read_selection, write_early_end_step
 from dreambooth_ray.training.metrics_log import MetricsLog
 from dreambooth_ray.training.stop_request import is_stop_requested
 
@@ -76,15 +76,15 @@ class CheckpointUploader:
         is_kept: once committed they stay, for whoever makes something of the last checkpoint
         """
         assert self._pending is None
-        values = {name: value for name, value in metrics.items() if name != "step"}
-        about = {**about, "step": step, "metrics": values}
+        step_metrics = {name: value for name, value in metrics.items() if name != "step"}
+        about = {**about, "step": step, "metrics": step_metrics}
         self._pending = self._pool.submit(self._upload, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:
         """Wait until nothing is under way; raises what went wrong with it."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        pending_upload, self._pending = self._pending, None
+        if pending_upload is not None:
+            pending_upload.result()
 
     def _upload(
         self, step: int, nonce: str, local: ScratchFolder, about: dict[str, object], is_kept: bool
@@ -94,8 +94,8 @@ class CheckpointUploader:
         try:
             entries = manifest.upload_files(self._run, folder, local.path)
             if self._worker_rank.host:
-                part = json.dumps([asdict(entry) for entry in entries]).encode()
-                self._run.write(f"{folder}/{_part_file(self._worker_rank.host)}", part)
+                part_json = json.dumps([asdict(entry) for entry in entries]).encode()
+                self._run.write(f"{folder}/{_part_file(self._worker_rank.host)}", part_json)
                 return
             for host in range(1, self._worker_rank.num_hosts):
                 entries += self._wait_for_part(folder, host)
@@ -134,8 +134,8 @@ class CheckpointUploader:
                     f"checkpoint within {_PART_TIMEOUT_S:.0f} s; look at that host"
                 )
             time.sleep(_POLL_S)
-        content = json.loads(self._run.read(f"{folder}/{_part_file(host)}"))
-        return [manifest.FileEntry(**entry) for entry in content]
+        part_entries = json.loads(self._run.read(f"{folder}/{_part_file(host)}"))
+        return [manifest.FileEntry(**entry) for entry in part_entries]
 
 
 def _part_file(host: int) -> str:
@@ -149,7 +149,7 @@ class StopRequest:
         self, run: Store, say: Callable[[str], None], interval_s: float | None = None
     ) -> None:
         self._run, self._is_seen = run, threading.Event()
-        self._check = PersistentCheck("looking for requests to stop", say)
+        self._check = ErrorTolerantCheck("looking for requests to stop", say)
         self._ended = threading.Event()
         self._interval_s = interval_s or (0.5 if run.is_local else 10.0)
 
@@ -160,13 +160,13 @@ class StopRequest:
     def _poll_storage(self) -> None:
         while not self._ended.wait(self._interval_s) and not self.is_requested:
             # Whatever storage answers now, the next poll may see more.
-            self._check.run(self._look_once)
+            self._check.run(self._check_storage_once)
 
-    def _look_once(self) -> None:
+    def _check_storage_once(self) -> None:
         if is_stop_requested(self._run):
             self._is_seen.set()
 
-    def end(self) -> None:
+    def stop_polling(self) -> None:
         """Poll no more."""
         self._ended.set()
 
@@ -219,8 +219,8 @@ class CheckpointSaver:
 
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether to save after the step just taken."""
-        step, interval = trainer.global_step, self._config.checkpoint.every
-        return step % interval == 0 or step == self._config.train.steps or trainer.should_stop
+        step, save_interval = trainer.global_step, self._config.checkpoint.every
+        return step % save_interval == 0 or step == self._config.train.steps or trainer.should_stop
 
     def save(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Save, and stop if evaluations say so. metrics: of the step"""
@@ -233,17 +233,21 @@ class CheckpointSaver:
         """What the evaluations beside the training say, as the first worker reads it."""
         if not self._config.choice.patience:
             return False
-        stop = False
+        should_stop = False
         if self._worker_rank.rank == 0:
-            stop = self._side_work.run("early stopping", lambda: self._end_early(step), False)
-        return bool(trainer.strategy.broadcast(stop)) if trainer.world_size > 1 else stop
+            should_stop = self._side_work.run(
+                "early stopping", lambda: self._end_early(step), False
+            )
+        return (
+            bool(trainer.strategy.broadcast(should_stop)) if trainer.world_size > 1 else should_stop
+        )
 
     def _end_early(self, step: int) -> bool:
         """Write down that the run ends here, if its evaluations say so."""
         if not read_selection(self._run, self._lease).stop:
             return False
         if step < self._config.train.steps:
-            write_end(self._run, step, self._lease)
+            write_early_end_step(self._run, step, self._lease)
         return True
 
     def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
@@ -251,44 +255,46 @@ class CheckpointSaver:
         self._uploader.finish_upload()
         nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
         scratch_name = f"checkpoint-{nonce}"
-        local = shared_path(scratch_name, self._config.storage.scratch)
-        folder = None
+        scratch_path = shared_path(scratch_name, self._config.storage.scratch)
+        scratch_folder = None
         if self._worker_rank.local_rank == 0:
-            folder = ScratchFolder(scratch_name, self._config.storage.scratch)
+            scratch_folder = ScratchFolder(scratch_name, self._config.storage.scratch)
         trainer.strategy.barrier("scratch")
-        trainer.save_checkpoint(local / STATE)
+        trainer.save_checkpoint(scratch_path / STATE)
         trainer.strategy.barrier("checkpoint")
-        if folder is not None:
+        if scratch_folder is not None:
             # Whole on this host, and the end: what is made of it need not come from storage.
             is_kept = trainer.should_stop or step == self._config.train.steps
-            is_whole = self._worker_rank.num_hosts == 1 or self._config.train.strategy == "ddp"
-            is_first = self._worker_rank.rank == 0
-            is_kept = is_kept and is_whole and is_first
-            self._uploader.submit(step, nonce, folder, self._about, metrics, is_kept)
+            is_whole_here = self._worker_rank.num_hosts == 1 or self._config.train.strategy == "ddp"
+            is_first_worker = self._worker_rank.rank == 0
+            is_kept = is_kept and is_whole_here and is_first_worker
+            self._uploader.submit(step, nonce, scratch_folder, self._about, metrics, is_kept)
         self.waited_s += time.monotonic() - started_s
 
     @property
-    def kept(self) -> KeptCheckpoint | None:
+    def kept_checkpoint(self) -> KeptCheckpoint | None:
         """The last checkpoint, on the first worker; whoever uses it removes its files."""
         return self._uploader.kept
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The run has not ended before its last checkpoint is committed."""
-        self._stop_request.end()
+        self._stop_request.stop_polling()
         self._uploader.finish_upload()
         trainer.strategy.barrier("committed")
 
     def abandon(self) -> None:
         """What was good before an error is kept; raises nothing in place of that error."""
-        self._stop_request.end()
+        self._stop_request.stop_polling()
         self._side_work.run("the last checkpoint's commit", self._uploader.finish_upload, None)
 
 
 def find_worker_rank(context: Any) -> WorkerRank:
     """This worker's ranks, by Ray Train's context; a collective call."""
     host = int(context.get_node_rank())
-    hosts = [host]
+    host_by_rank = [host]
     if distributed.is_initialized() and distributed.get_world_size() > 1:
-        hosts = [0] * distributed.get_world_size()
-        distributed.all_gather_object(hosts, host)
-    return WorkerRank(context.get_world_rank(), context.get_local_rank(), host, max(hosts) + 1)
+        host_by_rank = [0] * distributed.get_world_size()
+        distributed.all_gather_object(host_by_rank, host)
+    return WorkerRank(
+        context.get_world_rank(), context.get_local_rank(), host, max(host_by_rank) + 1
+    )

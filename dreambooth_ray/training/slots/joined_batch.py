@@ -15,7 +15,7 @@ from dreambooth_ray.training.batch import Batch
 
 
 @dataclass(frozen=True)
-class KeptRows:
+class PreservedRows:
     """The photographs once more: under captions without identifier, the base model's output on
     them is kept.
 
@@ -41,13 +41,13 @@ class JoinedBatch:
     conditioning: Conditioning
     num_rows: int
     num_photographs: int
-    kept: KeptRows | None = None
+    kept: PreservedRows | None = None
 
     def rows_of(self, slot: int) -> slice:
         """The rows of a slot."""
         return slice(slot * self.num_rows, (slot + 1) * self.num_rows)
 
-    def kept_rows_of(self, slot: int) -> slice:
+    def preserved_rows_of(self, slot: int) -> slice:
         """Of a slot, among those of `kept`."""
         return slice(slot * self.num_photographs, (slot + 1) * self.num_photographs)
 
@@ -65,23 +65,23 @@ def join_batches(
     batches: by slot, with as many rows each, and as many photographs
     in_one_forward: whether photographs on which the output is kept go with all others
     """
-    filler = next(iter(batches.values()))
-    by_slot = [batches.get(slot, filler) for slot in range(num_slots)]
-    rows, frames = list[Conditioning](), list[Tensor]()
+    filler_batch = next(iter(batches.values()))
+    by_slot = [batches.get(slot, filler_batch) for slot in range(num_slots)]
+    conditionings, image_frames = list[Conditioning](), list[Tensor]()
     for batch in by_slot:
-        rows.append(_refuse_none(batch.conditioning))
-        frames.append(batch.frames)
+        conditionings.append(_refuse_none(batch.conditioning))
+        image_frames.append(batch.frames)
         if in_one_forward and batch.preserved is not None:
-            rows.append(_refuse_none(batch.preserved.conditioning))
-            frames.append(batch.frames[: batch.num_photographs])
+            conditionings.append(_refuse_none(batch.preserved.conditioning))
+            image_frames.append(batch.frames[: batch.num_photographs])
     return JoinedBatch(
         torch.cat([batch.latents for batch in by_slot]).to(device),
         torch.cat([batch.noise for batch in by_slot]).to(device),
         torch.cat([batch.times for batch in by_slot]).to(device),
-        _join_conditioning(functions, rows, frames, device),
-        len(filler.latents),
-        filler.num_photographs,
-        _join_kept(functions, by_slot, device, in_one_forward=in_one_forward),
+        _join_conditioning(functions, conditionings, image_frames, device),
+        len(filler_batch.latents),
+        filler_batch.num_photographs,
+        _join_preserved_rows(functions, by_slot, device, in_one_forward=in_one_forward),
     )
 
 
@@ -90,30 +90,38 @@ def _refuse_none(conditioning: Conditioning | None) -> Conditioning:
     return conditioning
 
 
-def _join_kept(
+def _join_preserved_rows(
     functions: ModelFunctions, by_slot: Sequence[Batch], device: torch.device, *,
     in_one_forward: bool,
-) -> KeptRows | None:  # fmt: skip
-    captions = [batch.preserved for batch in by_slot if batch.preserved is not None]
-    if not captions:
+) -> PreservedRows | None:  # fmt: skip
+    preserved_captions = [batch.preserved for batch in by_slot if batch.preserved is not None]
+    if not preserved_captions:
         return None
-    num_rows, num_photographs = len(by_slot[0].latents), by_slot[0].num_photographs
-    frames = [batch.frames[:num_photographs] for batch in by_slot]
-    own = [_refuse_none(c.conditioning) for c in captions]
-    firsts = torch.arange(len(by_slot), device=device)[:, None] * num_rows
-    return KeptRows(
-        (firsts + torch.arange(num_photographs, device=device)).flatten(),
-        _join_conditioning(functions, [c.base_conditioning for c in captions], frames, device),
-        None if in_one_forward else _join_conditioning(functions, own, frames, device),
+    rows_per_slot, photographs_per_slot = len(by_slot[0].latents), by_slot[0].num_photographs
+    image_frames = [batch.frames[:photographs_per_slot] for batch in by_slot]
+    caption_conditionings = [_refuse_none(c.conditioning) for c in preserved_captions]
+    first_row_indices = torch.arange(len(by_slot), device=device)[:, None] * rows_per_slot
+    return PreservedRows(
+        (first_row_indices + torch.arange(photographs_per_slot, device=device)).flatten(),
+        _join_conditioning(
+            functions, [c.base_conditioning for c in preserved_captions], image_frames, device
+        ),
+        None
+        if in_one_forward
+        else _join_conditioning(functions, caption_conditionings, image_frames, device),
     )
 
 
 def _join_conditioning(
     functions: ModelFunctions,
-    rows: Sequence[Conditioning],
-    frames: Sequence[Tensor],
+    conditionings: Sequence[Conditioning],
+    image_frames: Sequence[Tensor],
     device: torch.device,
 ) -> Conditioning:
     """With what the denoiser is told of sizes."""
-    joined_rows = rows[0] if len(rows) == 1 else functions.join_rows(rows)
-    return functions.add_frames(joined_rows.to(device), torch.cat(list(frames)).to(device))
+    joined_conditioning = (
+        conditionings[0] if len(conditionings) == 1 else functions.join_rows(conditionings)
+    )
+    return functions.add_frames(
+        joined_conditioning.to(device), torch.cat(list(image_frames)).to(device)
+    )

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.training.recorded_forwards import RecordedForwards
-from dreambooth_ray.training.slots.joined_batch import JoinedBatch, KeptRows
+from dreambooth_ray.training.slots.joined_batch import JoinedBatch, PreservedRows
 
 
 @dataclass(frozen=True)
-class KeptOutput:
+class PreservedOutput:
     """prediction, target: (K p, C, h, w), with the adapters and by the base model"""
 
     prediction: Tensor
@@ -23,7 +23,7 @@ class KeptOutput:
 
 def predict_joined(
     forwards: RecordedForwards, joined: JoinedBatch, noisy: Tensor
-) -> tuple[Tensor, KeptOutput | None]:
+) -> tuple[Tensor, PreservedOutput | None]:
     """(R, C, h, w) predictions, and what is kept, if anything.
 
     noisy: (R, C, h, w); forwards: with the base model's where its output is kept
@@ -32,32 +32,36 @@ def predict_joined(
     if kept_rows is None:
         return forwards.predict(noisy, joined.times, joined.conditioning), None
     kept_noisy, kept_times = noisy[kept_rows.rows], joined.times[kept_rows.rows]
-    target = forwards.predict_untrained(kept_noisy, kept_times, kept_rows.base_conditioning)
+    base_prediction = forwards.predict_untrained(
+        kept_noisy, kept_times, kept_rows.base_conditioning
+    )
     if kept_rows.conditioning is None:
         prediction, kept_prediction = _predict_at_once(forwards, joined, kept_rows, noisy)
     else:
         # A forward of its own equals the base model's bit for bit, as long as nothing is learnt.
         prediction = forwards.predict(noisy, joined.times, joined.conditioning)
         kept_prediction = forwards.predict(kept_noisy, kept_times, kept_rows.conditioning)
-    return prediction, KeptOutput(kept_prediction, target)
+    return prediction, PreservedOutput(kept_prediction, base_prediction)
 
 
 def _predict_at_once(
-    forwards: RecordedForwards, joined: JoinedBatch, kept_rows: KeptRows, noisy: Tensor
+    forwards: RecordedForwards, joined: JoinedBatch, kept_rows: PreservedRows, noisy: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As a CUDA graph has to: a second forward would overwrite what the first keeps."""
     num_rows = len(noisy)
-    by_slot = torch.cat(
+    row_indices_by_slot = torch.cat(
         [
             torch.arange(num_rows, device=noisy.device).view(-1, joined.num_rows),
             kept_rows.rows.view(-1, joined.num_photographs),
         ],
         dim=1,
     )
-    rows = by_slot.flatten()
-    prediction = forwards.predict(noisy[rows], joined.times[rows], joined.conditioning)
-    slots = prediction.view(*by_slot.shape, *prediction.shape[1:])
+    row_indices = row_indices_by_slot.flatten()
+    prediction = forwards.predict(
+        noisy[row_indices], joined.times[row_indices], joined.conditioning
+    )
+    prediction_by_slot = prediction.view(*row_indices_by_slot.shape, *prediction.shape[1:])
     return (
-        slots[:, : joined.num_rows].flatten(0, 1),
-        slots[:, joined.num_rows :].flatten(0, 1),
+        prediction_by_slot[:, : joined.num_rows].flatten(0, 1),
+        prediction_by_slot[:, joined.num_rows :].flatten(0, 1),
     )

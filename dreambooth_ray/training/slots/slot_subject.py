@@ -69,13 +69,15 @@ class SlotSubject:
     def _load_moments(self, state: AdapterState) -> None:
         if not state.moments:
             return
-        values: dict[str, Tensor] = {"step": torch.tensor(float(state.update_count))}
+        optimizer_state: dict[str, Tensor] = {"step": torch.tensor(float(state.update_count))}
         if self._row.device.type not in FREE_TO_READ:
-            values["step"] = values["step"].to(self._row.device)
-        for kind in MOMENTS:
-            values[kind] = torch.zeros_like(self._row.data)
-            self._stack.fill_row(values[kind], self._rank, state.moments[kind])
-        self._optimizer.state[self._row] = values
+            optimizer_state["step"] = optimizer_state["step"].to(self._row.device)
+        for moment_name in MOMENTS:
+            optimizer_state[moment_name] = torch.zeros_like(self._row.data)
+            self._stack.fill_row(
+                optimizer_state[moment_name], self._rank, state.moments[moment_name]
+            )
+        self._optimizer.state[self._row] = optimizer_state
 
     def _make_scheduler(self) -> LambdaLR:
         """As configured now, whatever a checkpoint was saved with."""
@@ -97,8 +99,8 @@ class SlotSubject:
         gradient, max_norm = self._stack.gradients[self.slot], self.config.train.max_grad_norm
         norm: Tensor = torch.linalg.vector_norm(gradient)
         self._row.grad = gradient
-        is_free = norm.device.type in FREE_TO_READ
-        if not (is_free and bool(norm + 1e-6 <= max_norm)):
+        is_cheap_to_read = norm.device.type in FREE_TO_READ
+        if not (is_cheap_to_read and bool(norm + 1e-6 <= max_norm)):
             nn.utils.clip_grads_with_norm_([self._row], max_norm, norm)
         skip_unless_finite(self._optimizer, norm)
         self._optimizer.step()
@@ -114,21 +116,21 @@ class SlotSubject:
 
     def view_bundle_weights(self) -> Mapping[str, Tensor]:
         """What a bundle would get now: the averaged weights, where there are any."""
-        average = self._average.weights if self._average is not None else {}
-        return average or self.view_weights()
+        averaged_weights = self._average.weights if self._average is not None else {}
+        return averaged_weights or self.view_weights()
 
     def read_state(self) -> AdapterState:
         """The training so far; views of memory that the next step changes."""
-        values = self._optimizer.state.get(self._row, {})
+        optimizer_state = self._optimizer.state.get(self._row, {})
         return AdapterState(
             self.step,
             self.view_weights(),
             {
-                kind: self._stack.view_row(values[kind], self._rank)
-                for kind in MOMENTS
-                if kind in values
+                moment_name: self._stack.view_row(optimizer_state[moment_name], self._rank)
+                for moment_name in MOMENTS
+                if moment_name in optimizer_state
             },
-            int(values["step"]) if "step" in values else 0,
+            int(optimizer_state["step"]) if "step" in optimizer_state else 0,
             self._average.weights if self._average is not None else {},
         )
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError, DreamBoothError
+from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.adapter_stack import AdapterStack, make_adapter
-from dreambooth_ray.models.checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_untrained
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
@@ -89,18 +89,18 @@ class SlotTrainer:
         if self._device.type == "cuda":
             network.to(memory_format=torch.channels_last)
         # As it is without anybody's adapter; its weights are the same memory.
-        frozen: Any = copy_untrained(network, shares_weights=True)
-        self.solo_networks = SoloNetworks(replace(components, denoiser=frozen))
+        frozen_network: Any = copy_untrained(network, shares_weights=True)
+        self.solo_networks = SoloNetworks(replace(components, denoiser=frozen_network))
         if config.train.gradient_checkpointing:
             checkpoint_activations(network, ())
-        widest = config.train.lora.model_copy(update={"rank": rank})
-        self._stack = AdapterStack(network, self.make_adapter(widest, 0), num_slots)
+        largest_lora_config = config.train.lora.model_copy(update={"rank": rank})
+        self._stack = AdapterStack(network, self.make_adapter(largest_lora_config, 0), num_slots)
         self._forwards = RecordedForwards(
             config,
             self._functions,
             network,
             {},
-            frozen if config.prior.keeps_output else None,
+            frozen_network if config.prior.keeps_output else None,
         )
         self._subjects: dict[int, SlotSubject] = {}
         self._batch_key: Any = None
@@ -110,12 +110,12 @@ class SlotTrainer:
 
         Not to be changed: subjects of one seed begin with the same.
         """
-        key = lora_config.model_dump_json(), seed
-        if key not in self._new_adapters:
+        adapter_key = lora_config.model_dump_json(), seed
+        if adapter_key not in self._new_adapters:
             if len(self._new_adapters) >= _KEPT_ADAPTERS:
                 self._new_adapters.pop(next(iter(self._new_adapters)))
-            self._new_adapters[key] = self._inject_adapter(lora_config, seed)
-        return self._new_adapters[key]
+            self._new_adapters[adapter_key] = self._inject_adapter(lora_config, seed)
+        return self._new_adapters[adapter_key]
 
     def _inject_adapter(self, lora_config: LoraConfig, seed: int) -> dict[str, Tensor]:
         targets = lora_config.target_modules or self._components.family.lora_targets
@@ -155,10 +155,10 @@ class SlotTrainer:
 
     def _check_conditioning(self, dataset: TrainingDataset) -> None:
         """raises: ConfigError where captions are of more windows than others in the batch have"""
-        key = self._functions.batch_key(dataset.example_conditioning)
+        batch_key = self._functions.batch_key(dataset.example_conditioning)
         if not self._subjects:
-            self._batch_key = key
-        elif key != self._batch_key:
+            self._batch_key = batch_key
+        elif batch_key != self._batch_key:
             raise MisfitError(
                 "its captions fill another number of windows than those of the subjects that are "
                 "in slots"
@@ -202,22 +202,24 @@ class SlotTrainer:
             prediction, kept_output = predict_joined(self._forwards, joined, noisy)
         losses, part_losses = [], []
         for subject in subjects:
-            rows, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
-            weigh = partial(weigh_errors, self._process, subject.config.loss)
-            errors = weigh(prediction[rows], target[rows], joined.times[rows])
+            row_slice, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
+            compute_weighted_errors = partial(weigh_errors, self._process, subject.config.loss)
+            errors = compute_weighted_errors(
+                prediction[row_slice], target[row_slice], joined.times[row_slice]
+            )
             output_errors = None
             if kept_output is not None:
-                kept_rows = joined.kept_rows_of(subject.slot)
-                output_errors = weigh(
-                    kept_output.prediction[kept_rows],
-                    kept_output.target[kept_rows],
-                    joined.times[rows][:num_photographs],
+                kept_row_slice = joined.preserved_rows_of(subject.slot)
+                output_errors = compute_weighted_errors(
+                    kept_output.prediction[kept_row_slice],
+                    kept_output.target[kept_row_slice],
+                    joined.times[row_slice][:num_photographs],
                 )
-            loss, parts = combine_losses(
+            loss, loss_parts = combine_losses(
                 subject.config.prior, errors, output_errors, num_photographs
             )
             losses.append(loss)
-            part_losses.append(parts.detach())
+            part_losses.append(loss_parts.detach())
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self._stack.collect_gradients()
         return part_losses
@@ -225,9 +227,9 @@ class SlotTrainer:
 
 def _refuse_dropout(network: nn.Module) -> None:
     """raises: ConfigError for a denoiser that draws at random: all slots would draw together"""
-    for name, module in network.named_modules():
+    for module_name, module in network.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             raise ConfigError(
-                f"model.uri: its denoiser has dropout ({name}), which several subjects in one "
-                "batch can't have each of their own; train them without slots"
+                f"model.uri: its denoiser has dropout ({module_name}), which several subjects "
+                "in one batch can't have each of their own; train them without slots"
             )

@@ -124,7 +124,7 @@ class SlotWorker:
         raises: CapacityError, with what would fit, if it runs out of memory
         """
         with explain_out_of_memory(self._config, self._directory):
-            while not self._is_over:
+            while not self._has_no_work_left:
                 yield from self._read_messages()
                 yield from self._join_claimed()
                 if self._trainer.subjects and not self._is_filling:
@@ -133,7 +133,7 @@ class SlotWorker:
         self._enders.shutdown()
 
     @property
-    def _is_over(self) -> bool:
+    def _has_no_work_left(self) -> bool:
         is_idle = not (self._claims or self._claimed or self._runs or self._num_ending)
         return self._is_closed and is_idle and self._messages.empty()
 
@@ -144,8 +144,8 @@ class SlotWorker:
         A free slot is computed too; and while a claim is waited for, all that are there wait.
         """
         now_s = time.monotonic()
-        quick_claims = sum(now_s - since_s < _CLAIM_S for since_s in self._claims.values())
-        return _CLAIMS_WORTH_WAITING * quick_claims > len(self._runs)
+        num_recent_claims = sum(now_s - since_s < _CLAIM_S for since_s in self._claims.values())
+        return _CLAIMS_WORTH_WAITING * num_recent_claims > len(self._runs)
 
     def _read_messages(self) -> Iterator[SubjectEvent]:
         """All that are there; where nothing else is to be done, the next one is waited for."""
@@ -173,71 +173,71 @@ class SlotWorker:
             else:
                 self._num_ending -= 1
                 yield message
-            if self._is_over or self._claimed:
+            if self._has_no_work_left or self._claimed:
                 return
 
     def _begin_claim(self, job: WorkerJob) -> None:
-        run = SubjectRun(job)
-        self._claims[run.run_id] = time.monotonic()
+        subject_run = SubjectRun(job)
+        self._claims[subject_run.run_id] = time.monotonic()
 
         def claim() -> None:
             try:
-                run.claim()
+                subject_run.claim()
             except Exception as error:
-                self._messages.put(_FailedClaim(run.run_id, error))
+                self._messages.put(_FailedClaim(subject_run.run_id, error))
             else:
-                self._messages.put(run)
+                self._messages.put(subject_run)
 
         self._claimers.submit(claim)
 
     def _join_claimed(self) -> Iterator[SubjectEvent]:
         while self._claimed and self._trainer.num_free:
-            run = self._claimed.pop(0)
+            subject_run = self._claimed.pop(0)
             try:
-                if (end := run.find_end()) is not None:
-                    self._begin_end(run, end, 0)
+                if (subject_end := subject_run.find_end()) is not None:
+                    self._begin_finishing(subject_run, subject_end, 0)
                     continue
-                priors = self._open_priors(run.job)
-                subject = run.join(self._trainer, self._components, self._model, priors)
+                prior_set = self._open_priors(subject_run.job)
+                subject = subject_run.join(self._trainer, self._components, self._model, prior_set)
             except Exception as error:
-                self._begin_failure(run, error, 0)
+                self._begin_failure(subject_run, error, 0)
                 continue
-            self._runs[subject] = run
-            yield SubjectEvent(run.run_id, "joined", subject.step)
+            self._runs[subject] = subject_run
+            yield SubjectEvent(subject_run.run_id, "joined", subject.step)
 
     def _open_priors(self, job: WorkerJob) -> PriorSet | None:
         """Class images of a run, which those share that are trained on the same."""
         if not job.num_priors:
             return None
-        key = job.priors_uri, job.num_priors
-        if key not in self._prior_sets:
+        prior_set_key = job.priors_uri, job.num_priors
+        if prior_set_key not in self._prior_sets:
             if len(self._prior_sets) >= _KEPT_PRIOR_SETS:
                 self._prior_sets.pop(next(iter(self._prior_sets)))
-            self._prior_sets[key] = open_priors(job)
-        return self._prior_sets[key]
+            self._prior_sets[prior_set_key] = open_priors(job)
+        return self._prior_sets[prior_set_key]
 
     def _step(self) -> Iterator[SubjectEvent]:
         step = self._trainer.step()
-        ends: dict[SlotSubject, SubjectEnd | Exception | None] = dict(step.failures)
+        ends_by_subject: dict[SlotSubject, SubjectEnd | Exception | None] = dict(step.failures)
         if step.values:
-            rows = torch.stack(list(step.values.values())).tolist()
-            for subject, values in zip(step.values, rows, strict=True):
+            subject_values = torch.stack(list(step.values.values())).tolist()
+            for subject, loss_values in zip(step.values, subject_values, strict=True):
                 try:
-                    ends[subject] = self._runs[subject].follow_step(subject, values)
+                    ends_by_subject[subject] = self._runs[subject].follow_step(subject, loss_values)
                 except Exception as error:  # of this subject's run alone
-                    ends[subject] = error
-        for subject, end in ends.items():
-            if end is None:
+                    ends_by_subject[subject] = error
+        for subject, subject_end in ends_by_subject.items():
+            if subject_end is None:
                 continue
             self._trainer.leave(subject)
-            run = self._runs.pop(subject)
-            yield SubjectEvent(run.run_id, "trained", subject.step)
-            if isinstance(end, Exception):
-                self._begin_failure(run, end, subject.step)
+            subject_run = self._runs.pop(subject)
+            yield SubjectEvent(subject_run.run_id, "trained", subject.step)
+            if isinstance(subject_end, Exception):
+                self._begin_failure(subject_run, subject_end, subject.step)
             else:
-                self._begin_end(run, end, subject.step)
+                self._begin_finishing(subject_run, subject_end, subject.step)
 
-    def _begin_end(self, run: SubjectRun, end: SubjectEnd, step: int) -> None:
+    def _begin_finishing(self, run: SubjectRun, end: SubjectEnd, step: int) -> None:
         self._num_ending += 1
 
         def finish() -> None:
@@ -262,11 +262,11 @@ class SlotWorker:
     def _make_bundle(self, job: WorkerJob, checkpoint: KeptCheckpoint | None) -> None:
         is_dora = parse_config(job.config, job.run_uri, []).train.lora.dora
 
-        def load(directory: Path) -> Components:
+        def copy_components(directory: Path) -> Components:
             network = copy_for_adapters(self._components.denoiser, shares_weights=is_dora)
             return replace(self._components, denoiser=network)
 
-        self._export(job, checkpoint, load)
+        self._export(job, checkpoint, copy_components)
 
 
 def _load_frozen(directory: Path, precision: str, device: torch.device) -> Components:

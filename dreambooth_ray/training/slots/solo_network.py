@@ -31,9 +31,9 @@ class SoloNetwork:
         lora.inject_adapters(network, lora_config, targets, config.seed)
         network.to(components.denoiser.device)
         # What a graph holds is not worth its memory here.
-        train = config.train.model_copy(update={"cuda_graphs": False})
+        train_config = config.train.model_copy(update={"cuda_graphs": False})
         self.forwards = RecordedForwards(
-            config.model_copy(update={"train": train}), components.functions, network, {}
+            config.model_copy(update={"train": train_config}), components.functions, network, {}
         )
         self.components = replace(components, denoiser=network.eval())
         self._weights = list_adapter_weights(network)
@@ -41,8 +41,8 @@ class SoloNetwork:
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take a subject's place. weights: by peft's names"""
-        for name, weight in self._weights.items():
-            weight.copy_(weights[name])
+        for weight_name, weight in self._weights.items():
+            weight.copy_(weights[weight_name])
 
 
 class SoloNetworks:
@@ -55,10 +55,10 @@ class SoloNetworks:
 
     def load(self, config: Config, weights: Mapping[str, Tensor]) -> SoloNetwork:
         """The network of a subject with these weights, until the next is asked for."""
-        key = config.train.lora.model_dump_json()
-        if key not in self._networks:
+        adapter_key = config.train.lora.model_dump_json()
+        if adapter_key not in self._networks:
             if len(self._networks) >= _KEPT_NETWORKS:
                 self._networks.pop(next(iter(self._networks)))
-            self._networks[key] = SoloNetwork(config, self._components)
-        self._networks[key].load(weights)
-        return self._networks[key]
+            self._networks[adapter_key] = SoloNetwork(config, self._components)
+        self._networks[adapter_key].load(weights)
+        return self._networks[adapter_key]

@@ -21,7 +21,7 @@ from dreambooth_ray.training.strategy import DirectCheckpointIO
 
 
 @functools.cache
-def _read_fresh_loops() -> dict[str, Any]:
+def _read_fresh_loop_states() -> dict[str, Any]:
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -36,7 +36,7 @@ def save_subject(subject: SlotSubject, denoiser_name: str, path: Path) -> None:
     """Write a subject's complete state. path: a local file, whose folder may have others beside"""
     state = subject.read_state()
     checkpoint = make_checkpoint(
-        _read_fresh_loops(),
+        _read_fresh_loop_states(),
         state.step,
         _make_optimizer_state(subject, state),
         subject.scheduler_state,
@@ -50,15 +50,20 @@ def save_subject(subject: SlotSubject, denoiser_name: str, path: Path) -> None:
 
 def _make_optimizer_state(subject: SlotSubject, state: AdapterState) -> dict[str, Any]:
     """As of an optimizer whose weights are those of the layers, in their order."""
-    settings = subject.optimizer.state_dict()["param_groups"][0]
-    weights: dict[int, dict[str, Tensor]] = {}
+    param_group_settings = subject.optimizer.state_dict()["param_groups"][0]
+    states_by_index: dict[int, dict[str, Tensor]] = {}
     if state.moments:
-        for index, name in enumerate(state.weights):
-            optimizer_moments = {kind: state.moments[kind][name].cpu().clone() for kind in MOMENTS}
-            weights[index] = {"step": torch.tensor(float(state.update_count)), **optimizer_moments}
+        for index, weight_name in enumerate(state.weights):
+            optimizer_moments = {
+                kind: state.moments[kind][weight_name].cpu().clone() for kind in MOMENTS
+            }
+            states_by_index[index] = {
+                "step": torch.tensor(float(state.update_count)),
+                **optimizer_moments,
+            }
     return {
-        "state": weights,
-        "param_groups": [settings | {"params": list(range(len(state.weights)))}],
+        "state": states_by_index,
+        "param_groups": [param_group_settings | {"params": list(range(len(state.weights)))}],
     }
 
 
@@ -74,11 +79,11 @@ def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) 
     """
     checkpoint = DirectCheckpointIO().load_checkpoint(path, weights_only=False)
     stored_weights: Mapping[str, Tensor] = checkpoint[WEIGHTS]
-    names = {f"{denoiser_name}.{name}": name for name in adapter}
-    mismatched_names = sorted(names.keys() ^ set(stored_weights))
+    names_by_full_name = {f"{denoiser_name}.{name}": name for name in adapter}
+    mismatched_names = sorted(names_by_full_name.keys() ^ set(stored_weights))
     mismatched_names += sorted(
         full_name
-        for full_name, name in names.items()
+        for full_name, name in names_by_full_name.items()
         if not mismatched_names and stored_weights[full_name].shape != adapter[name].shape
     )
     if mismatched_names:
@@ -86,18 +91,18 @@ def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) 
             "the checkpoint holds other weights than the configuration trains, "
             f"{mismatched_names[0]} for one; it is of another train.method or model"
         )
-    weights = {name: stored_weights[full_name] for full_name, name in names.items()}
-    values = checkpoint["optimizer_states"][0]["state"]
+    weights = {name: stored_weights[full_name] for full_name, name in names_by_full_name.items()}
+    optimizer_states = checkpoint["optimizer_states"][0]["state"]
     optimizer_moments = {
-        kind: {name: values[index][kind] for index, name in enumerate(adapter)}
+        kind: {name: optimizer_states[index][kind] for index, name in enumerate(adapter)}
         for kind in MOMENTS
-        if values
+        if optimizer_states
     }
     stored_average = checkpoint.get(AVERAGE) or {}
     return AdapterState(
         int(checkpoint["global_step"]),
         weights,
         optimizer_moments,
-        int(values[0]["step"]) if values else 0,
-        {names[full_name]: weight for full_name, weight in stored_average.items()},
+        int(optimizer_states[0]["step"]) if optimizer_states else 0,
+        {names_by_full_name[full_name]: weight for full_name, weight in stored_average.items()},
     )

@@ -39,10 +39,12 @@ class SubjectEvaluation:
         self, subject: SlotSubject, validation_set: ValidationSet
     ) -> dict[str, float] | None:
         def compute() -> dict[str, float]:
-            network = self._load(subject)
+            solo_network = self._load_solo_network(subject)
             batches = validation_set.load_batches()
-            errors = torch.cat([_compute_errors(subject, network, batch) for batch in batches])
-            return validation_set.summarize_losses(validation_set.select_errors(errors))
+            validation_errors = torch.cat(
+                [_compute_errors(subject, solo_network, batch) for batch in batches]
+            )
+            return validation_set.summarize_losses(validation_set.select_errors(validation_errors))
 
         return self._side_work.run("validation", compute, None)
 
@@ -58,16 +60,18 @@ class SubjectEvaluation:
             return []
         no_images: Images = []
         return self._side_work.run(
-            "sampling", lambda: sample_prompts(config, self._load(subject).components), no_images
+            "sampling",
+            lambda: sample_prompts(config, self._load_solo_network(subject).components),
+            no_images,
         )
 
-    def _load(self, subject: SlotSubject) -> SoloNetwork:
+    def _load_solo_network(self, subject: SlotSubject) -> SoloNetwork:
         return self._networks.load(subject.config, subject.view_bundle_weights())
 
 
 @torch.no_grad()
 def _compute_errors(subject: SlotSubject, network: SoloNetwork, batch: Batch) -> Tensor:
     """(B,) errors, on the CPU."""
-    errors = PredictionErrors(subject.config, network.components, network.forwards)
+    prediction_errors = PredictionErrors(subject.config, network.components, network.forwards)
     device = network.components.denoiser.device
-    return errors.compute_errors(batch.on_device(device)).cpu()
+    return prediction_errors.compute_errors(batch.on_device(device)).cpu()

@@ -111,46 +111,50 @@ class SubjectRun:
         raises: DataError, ConfigError, CheckpointError, StorageError
         """
         self._denoiser_name = components.family.denoiser.name
-        with restore.restored_checkpoint(self.run, self.config, model, _RANK) as restored_state:
-            state = None
-            if restored_state is not None:
-                new = trainer.make_adapter(self.config.train.lora, self.config.seed)
-                state = load_subject(restored_state.state, self._denoiser_name, new)
+        with restore.restored_checkpoint(
+            self.run, self.config, model, _RANK
+        ) as restored_checkpoint:
+            adapter_state = None
+            if restored_checkpoint is not None:
+                new_adapter = trainer.make_adapter(self.config.train.lora, self.config.seed)
+                adapter_state = load_subject(
+                    restored_checkpoint.state, self._denoiser_name, new_adapter
+                )
             dataset, validation_set = make_datasets(self.config, components, priors, (0, 1))
-            subject = trainer.join(self.config, dataset, state)
+            subject = trainer.join(self.config, dataset, adapter_state)
         try:
-            self._open(trainer, dataset, validation_set, state)
+            self._open_outputs(trainer, dataset, validation_set, adapter_state)
         except BaseException:
             trainer.leave(subject)
             raise
         return subject
 
-    def _open(
+    def _open_outputs(
         self,
         trainer: SlotTrainer,
         dataset: TrainingDataset,
         validation_set: ValidationSet | None,
-        state: AdapterState | None,
+        adapter_state: AdapterState | None,
     ) -> None:
         """Metrics, loggers and checkpoints, from the step that training goes on from."""
-        config, run, lease = self.config, self.run, self._lease.number
-        start = dataset.start = state.step if state else 0
-        records = [r for r in read_metrics(run, lease) if r["step"] <= start]
-        last_record = records[-1] if records else {}
+        config, run, lease_number = self.config, self.run, self._lease.number
+        start_step = dataset.start = adapter_state.step if adapter_state else 0
+        metrics_records = [r for r in read_metrics(run, lease_number) if r["step"] <= start_step]
+        last_record = metrics_records[-1] if metrics_records else {}
         side_work = self._side_work = SideWork(run, int(last_record.get(FAILURES, 0)))
         validation = (
-            Validation(config, validation_set, validation_losses(records))
+            Validation(config, validation_set, validation_losses(metrics_records))
             if validation_set is not None
             else None
         )
         self._evaluation = SubjectEvaluation(trainer.solo_networks, validation, side_work)
-        self._loggers = Loggers(run, config, start, side_work)
+        self._loggers = Loggers(run, config, start_step, side_work)
         self._guard = NanGuard(dataset, config.train.precision, int(last_record.get(SKIPPED, 0)))
         self._num_restarts = len(read_restarts(run))
         self._uploader = CheckpointUploader(
-            run, config, side_work, _RANK, self._loggers.upload_logs, lease
+            run, config, side_work, _RANK, self._loggers.upload_logs, lease_number
         )
-        self._metrics_log = self._uploader.metrics_log = MetricsLog(run, start, lease)
+        self._metrics_log = self._uploader.metrics_log = MetricsLog(run, start_step, lease_number)
         self._loggers.open(self._metrics_log.records)
         self._stop_request.start()
         self._stepped_at_s = time.monotonic()
@@ -162,25 +166,25 @@ class SubjectRun:
         raises: DataError if too many steps in a row had no gradient that is a number
         """
         self._lease.check()
-        record = subject.build_record(subject.step, values)
-        self._record(self._evaluation.validate(subject) | record)
-        self._sample(subject)
-        end: SubjectEnd | None = None
+        metrics_record = subject.build_record(subject.step, values)
+        self._record_metrics(self._evaluation.validate(subject) | metrics_record)
+        self._log_sample_images(subject)
+        subject_end: SubjectEnd | None = None
         if subject.is_done or self._evaluation.has_stalled:
-            end = "done"
+            subject_end = "done"
         elif self._stop_request.is_requested:
-            end = "stopped"
-        if end or subject.step % self.config.checkpoint.every == 0:
-            self._save(subject, is_kept=end == "done")
-        return end
+            subject_end = "stopped"
+        if subject_end or subject.step % self.config.checkpoint.every == 0:
+            self._save_checkpoint(subject, is_kept=subject_end == "done")
+        return subject_end
 
-    def _record(self, record: dict[str, float]) -> None:
+    def _record_metrics(self, record: dict[str, float]) -> None:
         assert self._metrics_log is not None
         assert self._loggers is not None
         assert self._side_work is not None
-        counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
-        record |= {name: count for name, count in counts.items() if count}
-        self._guard.count(record)
+        failure_counts = {RESTARTS: self._num_restarts, FAILURES: self._side_work.num_failures}
+        record |= {name: count for name, count in failure_counts.items() if count}
+        self._guard.count_skipped_step(record)
         self._metrics = record
         self._metrics_log.append([record])
         now_s = time.monotonic()
@@ -188,24 +192,26 @@ class SubjectRun:
         self._loggers.log(record, self.config.images_a_step / step_s)
         self._guard.check()
 
-    def _sample(self, subject: SlotSubject) -> None:
+    def _log_sample_images(self, subject: SlotSubject) -> None:
         assert self._loggers is not None
         for prompt, image in self._evaluation.sample(subject):
             self._loggers.add_image(f"samples/{prompt}", image, subject.step)
 
-    def _save(self, subject: SlotSubject, is_kept: bool) -> None:
+    def _save_checkpoint(self, subject: SlotSubject, is_kept: bool) -> None:
         assert self._uploader is not None
         self._uploader.finish_upload()
         nonce = uuid.uuid4().hex[:12]
-        folder = ScratchFolder(f"checkpoint-{nonce}", self.config.storage.scratch)
-        save_subject(subject, self._denoiser_name, folder.path / STATE)
-        about: dict[str, object] = {
+        checkpoint_folder = ScratchFolder(f"checkpoint-{nonce}", self.config.storage.scratch)
+        save_subject(subject, self._denoiser_name, checkpoint_folder.path / STATE)
+        manifest_fields: dict[str, object] = {
             "strategy": self.config.train.strategy,
             "world_size": 1,
             "model_hash": self.job.model_hash,
             "lease": self._lease.number,
         }
-        self._uploader.submit(subject.step, nonce, folder, about, self._metrics, is_kept)
+        self._uploader.submit(
+            subject.step, nonce, checkpoint_folder, manifest_fields, self._metrics, is_kept
+        )
 
     def finish(self, end: SubjectEnd, export: Export) -> None:
         """Commit what is under way; of a trained run, make its bundle and publish it."""
@@ -214,22 +220,22 @@ class SubjectRun:
                 if self._uploader is not None:
                     self._uploader.finish_upload()
             finally:
-                self._close()
+                self._close_logs()
             self._lease.check()
             if end == "done":
-                export(self.job, self._kept_checkpoint)
+                export(self.job, self._local_checkpoint)
                 publish_run(self.run)
         finally:
-            if kept_checkpoint := self._kept_checkpoint:
-                kept_checkpoint.scratch.remove()
-            self._stop_request.end()
+            if local_checkpoint := self._local_checkpoint:
+                local_checkpoint.scratch.remove()
+            self._stop_request.stop_polling()
             self._lease.__exit__(None, None, None)
 
     @property
-    def _kept_checkpoint(self) -> KeptCheckpoint | None:
+    def _local_checkpoint(self) -> KeptCheckpoint | None:
         return self._uploader.kept if self._uploader is not None else None
 
-    def _close(self) -> None:
+    def _close_logs(self) -> None:
         if self._metrics_log is not None:
             self._metrics_log.close()
         if self._loggers is not None:
@@ -240,12 +246,12 @@ class SubjectRun:
 
         raises nothing in place of the error that it failed with
         """
-        self._stop_request.end()
+        self._stop_request.stop_polling()
         # Without one the run was never opened, and there is little to do.
         side_work = self._side_work or SideWork(self.run)
         if self._uploader is not None:
             side_work.run("the last checkpoint's commit", self._uploader.finish_upload, None)
-        side_work.run("the last metrics", self._close, None)
+        side_work.run("the last metrics", self._close_logs, None)
         side_work.run("giving the lease back", lambda: self._lease.__exit__(None, None, None), None)
         if self._loggers is None:
             side_work.close(_CLOSE_TIMEOUT_S)

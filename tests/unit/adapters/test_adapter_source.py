@@ -65,11 +65,11 @@ def test_a_bundle_is_for_its_own_base(
     bundle.mkdir()
     (bundle / "adapter").symlink_to(adapters["one"])
     about: dict[str, object] = {"base_model": "toyworld", "base_hash": model_hash(toy_model)}
-    manifest.write_local(bundle, about)
+    manifest.write_local_manifest(bundle, about)
     (local,) = locate_adapters([f"{bundle.parent}:0.5"], toy_model, "--lora")
     assert (local.path, local.weight) == (bundle / "adapter", 0.5)
     assert local.name.startswith("dog@")
-    manifest.write_local(bundle, about | {"base_hash": "0" * 64})
+    manifest.write_local_manifest(bundle, about | {"base_hash": "0" * 64})
     with pytest.raises(ConfigError, match=r"--lora=.*dog' was trained on another base model"):
         locate_adapters([str(bundle.parent)], toy_model, "--lora")
 

@@ -10,9 +10,9 @@ from benchmarks.catalog_load import (
     measure_folder,
     prepare_folder,
     subject_name,
-    summarize,
+    summarize_times_ms,
 )
-from dreambooth_ray.storage.catalog import position, publish_run
+from dreambooth_ray.storage.catalog import listing_position, publish_run
 from dreambooth_ray.storage.store import Store
 
 
@@ -28,14 +28,14 @@ def test_what_is_filled_in_is_what_commits_leave(tmp_path: Path) -> None:
 def test_all_pages_are_walked(tmp_path: Path) -> None:
     fill_folder(tmp_path, 50)
     assert list_all(tmp_path) == 50
-    (tmp_path / "catalog" / position(subject_name(7))).unlink()
+    (tmp_path / "catalog" / listing_position(subject_name(7))).unlink()
     assert list_all(tmp_path) == 49
 
 
 def test_times_are_summed_up() -> None:
-    summary = summarize([0.001 * k for k in range(1, 102)])
+    summary = summarize_times_ms([0.001 * k for k in range(1, 102)])
     assert summary == {"median": 51.0, "p99": 100.0, "most": 101.0}
-    assert summarize([0.5])["p99"] == pytest.approx(500.0)
+    assert summarize_times_ms([0.5])["p99"] == pytest.approx(500.0)
 
 
 def test_a_folder_that_is_another_ones_stays(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from benchmarks.chooser import SIDES, load_side_protocol, read_points, summarize_runs
+from benchmarks.chooser import SIDES, load_side_protocol, read_scored_checkpoints, summarize_runs
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 
 
@@ -25,7 +25,7 @@ def test_sides_ask_for_the_same_images_but_other_seeds() -> None:
 
 def test_more_images_can_change_the_choice() -> None:
     one = line([[0.9, 0.1, 0.1, 0.1], [0.5, 0.5, 0.5, 0.5], [0.1] * 4], [0.5, 0.6, 0.597])
-    assert read_points(one, "chosen", 2)[0] == ScoredCheckpoint(100, 0.5, 0.2)
+    assert read_scored_checkpoints(one, "chosen", 2)[0] == ScoredCheckpoint(100, 0.5, 0.2)
     by_count = summarize_runs([one, one], 0.4)
     assert by_count["1"]["each"][0]["chosen"] == 100
     assert (by_count["1"]["within_2_percent"], by_count["1"]["worst"]) == (0, 0.1667)

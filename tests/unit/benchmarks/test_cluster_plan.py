@@ -11,8 +11,8 @@ from benchmarks.cluster_plan import (
     expected_s,
     make_plan,
     measured_step_s,
-    replay_s,
-    simulate_s,
+    simulate_job_s,
+    simulate_mean_job_s,
 )
 from dreambooth_ray.errors import ConfigError
 
@@ -33,15 +33,15 @@ def test_no_other_interval_is_expected_to_end_sooner() -> None:
 @pytest.mark.parametrize("mtbf_s", [0.5 * HOUR, 2 * HOUR, 50 * HOUR])
 def test_simulation_agrees_with_the_closed_form(mtbf_s: float) -> None:
     job = (2 * HOUR, best_interval_s(20.0, mtbf_s), 20.0, 30.0, mtbf_s)
-    assert simulate_s(*job, seed=1) == pytest.approx(expected_s(*job), rel=0.06)
+    assert simulate_mean_job_s(*job, seed=1) == pytest.approx(expected_s(*job), rel=0.06)
 
 
 def test_a_failure_costs_a_start_and_what_was_done_since_the_checkpoint() -> None:
     job = (100.0, 20.0, 1.0, 30.0)
-    assert replay_s(*job, iter(()), 0.0) == pytest.approx(105)
+    assert simulate_job_s(*job, iter(()), 0.0) == pytest.approx(105)
     # Ten seconds into the third piece, then while it starts anew.
-    assert replay_s(*job, iter((52.0,)), 0.0) == pytest.approx(105 + 10 + 30)
-    assert replay_s(*job, iter((52.0, 7.0)), 0.0) == pytest.approx(105 + 10 + 7 + 30)
+    assert simulate_job_s(*job, iter((52.0,)), 0.0) == pytest.approx(105 + 10 + 30)
+    assert simulate_job_s(*job, iter((52.0, 7.0)), 0.0) == pytest.approx(105 + 10 + 7 + 30)
 
 
 def test_many_subjects_get_a_gpu_each_and_few_get_several() -> None:

@@ -23,19 +23,19 @@ def make_workload(subjects: int, start_s: float = 1e-9) -> Workload:
 
 
 def test_measured_gains_are_taken_and_those_between_lie_between() -> None:
-    assert [GAIN.estimate(count) for count in (1, 4, 16)] == [1.0, 2.0, 3.0]
-    assert GAIN.estimate(2) == pytest.approx(math.sqrt(2.0))
+    assert [GAIN.estimate_gain(count) for count in (1, 4, 16)] == [1.0, 2.0, 3.0]
+    assert GAIN.estimate_gain(2) == pytest.approx(math.sqrt(2.0))
     # Nobody knows what more would gain.
-    assert GAIN.estimate(64) == 3.0
-    assert GAIN.describe(4) == "measured: a toy, a processor"
-    assert GAIN.describe(64).startswith("assumed: as with 16 subjects")
-    assert "between those measured" in GAIN.describe(8)
+    assert GAIN.estimate_gain(64) == 3.0
+    assert GAIN.describe_source(4) == "measured: a toy, a processor"
+    assert GAIN.describe_source(64).startswith("assumed: as with 16 subjects")
+    assert "between those measured" in GAIN.describe_source(8)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_more_subjects_never_gain_less_where_the_measured_ones_do_not(few: int, many: int) -> None:
     few, many = sorted((few, many))
-    assert GAIN.estimate(few) <= GAIN.estimate(many) + 1e-12
+    assert GAIN.estimate_gain(few) <= GAIN.estimate_gain(many) + 1e-12
 
 
 def test_time_and_cost_follow_from_steps_and_gain() -> None:
@@ -81,7 +81,7 @@ def test_the_record_that_ships_is_read() -> None:
     gain = read_batch_gain(RESULTS)
     record = json.loads((RESULTS / "fleet.json").read_text())
     assert max(gain.by_count) == 32
-    assert gain.estimate(32) == record["ratios"]["warm"]["median"]
+    assert gain.estimate_gain(32) == record["ratios"]["warm"]["median"]
     assert 1 / gain.step_s == pytest.approx(record["cases"][0]["theirs"]["median"])
     # Whole jobs take longer than their steps.
     assert 0 < gain.subject_s < 60

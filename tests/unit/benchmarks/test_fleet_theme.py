@@ -26,7 +26,7 @@ def test_whole_jobs_of_a_fleet_share_batches(
 ) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(fleet_theme, "run_command", commands.append)
-    jobs = fleet_theme._Jobs(Setting(), tmp_path, 2, 5)
+    jobs = fleet_theme.TrainingJobs(Setting(), tmp_path, 2, 5)
     jobs.run_fleet()
     jobs.run_separately()
     (_, verb, file), first, second = commands

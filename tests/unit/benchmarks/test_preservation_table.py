@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.preservation_study import KINDS, make_cells, name_kind
+from benchmarks.preservation_study import KINDS, make_cells, parse_method_and_kind
 from benchmarks.preservation_table import TITLES, format_page, summarize_cells
 
 
@@ -20,13 +20,13 @@ def make_line(cell: str, subject: int, fidelities: list[float], pres: float) -> 
 
 def test_a_cells_line_names_its_method_and_kind() -> None:
     cells = make_cells(range(1), ("lora", "full"))
-    pairs = [name_kind({"cell": cell.name}) for cell in cells]
+    pairs = [parse_method_and_kind({"cell": cell.name}) for cell in cells]
     assert pairs == [(method, kind) for method in ("lora", "full") for kind in KINDS]
 
 
 def test_cells_of_the_toy_that_flows_have_its_setting_and_a_kind() -> None:
     cells = make_cells(range(1), ("lora",), ("none", "both"), "toyworld-flow")
-    assert [name_kind({"cell": cell.name})[1] for cell in cells] == ["none", "both"]
+    assert [parse_method_and_kind({"cell": cell.name})[1] for cell in cells] == ["none", "both"]
     assert {cell.model for cell in cells} == {"toyworld-flow"}
     assert "train.steps=300" in cells[0].name
 

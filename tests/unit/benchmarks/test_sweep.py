@@ -9,8 +9,8 @@ from benchmarks.sweep import (
     best_row,
     compare_with_recipe,
     format_page,
-    make_cells,
     make_rows,
+    make_study_cells,
 )
 
 
@@ -20,13 +20,13 @@ def line(subject: int, cell: str, fidelity: float, pres: float) -> dict[str, Any
 
 
 def names(method: str) -> dict[tuple[str, str], str]:
-    cell_names = [c.name for c in make_cells((0,)) if c.method == method]
+    cell_names = [c.name for c in make_study_cells((0,)) if c.method == method]
     pairs = [(rate, weight) for rate in GRIDS[method][0] for weight in GRIDS[method][1]]
     return dict(zip(pairs, cell_names, strict=True))
 
 
 def test_every_cell_is_asked_for_once() -> None:
-    cell_keys = [(c.subject, c.name) for c in make_cells(SUBJECTS)]
+    cell_keys = [(c.subject, c.name) for c in make_study_cells(SUBJECTS)]
     assert len(set(cell_keys)) == len(cell_keys) == 11 * len(SUBJECTS)
 
 

@@ -55,7 +55,7 @@ def sources(
         "kind": "adapter", "base_model": "toyworld", "base_hash": model_hash(toy_model),
         "prompt": "a sks robot",
     }  # fmt: skip
-    manifest.write_local(bundle, about)
+    manifest.write_local_manifest(bundle, about)
     return {
         "style": write_style(folder / "style.safetensors", toy_model, ("to_q", "to_v"), 3, "lora"),
         "conv": write_style(folder / "conv.safetensors", toy_model, ("conv1", "to_k"), 2, "lora"),

@@ -110,7 +110,7 @@ def test_a_run_gives_a_bundle(toy_model: Path, adapters: dict[str, Path], tmp_pa
     bundle.mkdir()
     (bundle / "adapter").symlink_to(adapters["dora"])
     about: dict[str, object] = {"base_model": "toyworld", "base_hash": model_hash(toy_model)}
-    manifest.write_local(bundle, about)
+    manifest.write_local_manifest(bundle, about)
     report = dreambooth_ray.resize(str(bundle), tmp_path / "small", rank=2)
     assert any(name.startswith("unet.") for name in report.by_layer)
     settings = json.loads((tmp_path / "small/adapter/unet/adapter_config.json").read_text())

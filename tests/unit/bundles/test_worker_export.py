@@ -81,7 +81,7 @@ def test_the_workers_own_files_are_used_and_storage_is_not_read(
 def test_a_checkpoint_that_storage_has_lost_gets_no_bundle(
     config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path, name: str
 ) -> None:
-    run.remove(f"{manifest.folder_of(run, paths.checkpoint(5, lease=1))}/{name}")
+    run.remove(f"{manifest.find_artifact_folder(run, paths.checkpoint(5, lease=1))}/{name}")
     worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
     assert not is_finished(run)
 

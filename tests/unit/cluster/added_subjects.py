@@ -37,4 +37,4 @@ class Added:
 
     @property
     def waiting(self) -> list[str]:
-        return [mark.id for _, mark in self.store.list_marks("waiting")]
+        return [mark.id for _, mark in self.store.list_unfinished_works("waiting")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.fleet_store import FleetStore, read_rank
+from cluster.fleet_store import FleetStore, parse_lora_rank
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.work_records import end_name
 from tests.unit.cluster.added_subjects import Added
@@ -56,7 +56,7 @@ def test_pages_go_through_all_groups(added: Added) -> None:
     added.add(*subjects, {"id": "alone", "overrides": ("train.accumulate=2",)})
     names: list[str] = []
     ids: list[str] = []
-    while page := added.store.list_marks("waiting", names[-1] if names else "", 3):
+    while page := added.store.list_unfinished_works("waiting", names[-1] if names else "", 3):
         names += [f"{group}/{mark.name}" for group, mark in page]
         ids += [mark.id for _, mark in page]
         assert len(page) <= 3
@@ -76,7 +76,7 @@ def test_pages_go_through_all_groups(added: Added) -> None:
 def test_a_deadline_goes_into_the_record(added: Added) -> None:
     deadline = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
     added.add({"id": "a", "deadline": deadline})
-    ((group, _),) = added.store.list_marks("waiting")
+    ((group, _),) = added.store.list_unfinished_works("waiting")
     record = added.store.open_queue(group).read("a")
     assert record.deadline_s is not None
     assert record.deadline_s > time.time() + 3000
@@ -87,4 +87,4 @@ def test_where_no_queue_is_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no queue of subjects; .* `dreambooth fleet add"):
         FleetStore(str(tmp_path)).refuse_empty()
     with pytest.raises(ConfigError, match="queue/fleet/other is no queue of this version"):
-        read_rank("other")
+        parse_lora_rank("other")

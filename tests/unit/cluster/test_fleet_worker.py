@@ -68,7 +68,7 @@ def test_a_group_that_no_worker_can_train_keeps_no_other(added: Added) -> None:
 def test_what_may_be_a_dead_process_s_is_waited_for(added: Added) -> None:
     """Else whoever starts the queue again, on another host, would find nothing to do."""
     added.add({"id": "a"})
-    ((group, _),) = added.store.list_marks("waiting")
+    ((group, _),) = added.store.list_unfinished_works("waiting")
     queue = added.store.open_queue(group)
     assert queue.claim_next(LEASE_S) is not None
     far = replace(new_holder(LEASE_S), host="far")

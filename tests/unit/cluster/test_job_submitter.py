@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from cluster.job_submitter import HeadLostError, JobSubmitter, Submission, Waiting
+from cluster.job_submitter import HeadLostError, JobSubmitter, Submission, WaitLimits
 
 JOB = "dreambooth-train-abcde"
-QUICK = Waiting(request_s=0.3, interval_s=0.02, head_s=20.0)
+QUICK = WaitLimits(request_s=0.3, interval_s=0.02, head_s=20.0)
 
 
 @dataclass
@@ -96,7 +96,11 @@ async def serve(head: Head) -> AsyncIterator[Service]:
 
 
 def make_submitter(
-    service: Service, printed: list[str], said: list[str], waiting: Waiting = QUICK, token: str = ""
+    service: Service,
+    printed: list[str],
+    said: list[str],
+    waiting: WaitLimits = QUICK,
+    token: str = "",
 ) -> JobSubmitter:
     submission = Submission(service.address, token, JOB, "dreambooth train recipe.yaml")
     return JobSubmitter(submission, waiting, printed.append, said.append)
@@ -161,7 +165,7 @@ def test_a_head_that_never_answers_is_given_up() -> None:
 
     async def story() -> None:
         async with serve(Head(is_frozen=True)) as service:
-            waiting = Waiting(request_s=0.05, interval_s=0.01, head_s=0.1)
+            waiting = WaitLimits(request_s=0.05, interval_s=0.01, head_s=0.1)
             await make_submitter(service, [], said, waiting).run()
 
     with pytest.raises(HeadLostError, match="no head has answered at http://127"):

@@ -20,7 +20,7 @@ from dreambooth_ray.models.model_directory import (
     model_hash,
     model_outline,
 )
-from dreambooth_ray.storage.manifest import write_local
+from dreambooth_ray.storage.manifest import write_local_manifest
 
 
 def config(photos: Path, *overrides: str) -> Config:
@@ -91,12 +91,12 @@ def test_adapters_go_with_what_they_say_of_their_base(
     folder = tmp_path / "bundle"
     shutil.copytree(adapters["one"], folder / "adapter")
     about = {"kind": "adapter", "base_model": "toyworld", "base_hash": model_hash(toy_model)}
-    write_local(folder, about)
+    write_local_manifest(folder, about)
     portable = make_portable_config(config(photos, REMOTE, f"model.uri={folder}"))
     fetched = model_directory(portable.model.uri)
     assert fetched != folder
     assert adapted_base(fetched) == ("toyworld", about["base_hash"])
-    write_local(
+    write_local_manifest(
         folder, about | {"base_model": str(tiny_model), "base_hash": model_hash(tiny_model)}
     )
     with pytest.raises(ConfigError, match=r"model\.uri=.*bundle' adapts .*lies on this machine"):

@@ -65,7 +65,7 @@ class PlayedPool:
         """All subjects of a worker."""
         for name in list(worker.entries):
             worker.num_taken -= 1
-            self.pool.note_gone(worker, name)
+            self.pool.note_subject_gone(worker, name)
 
 
 def test_workers_come_as_subjects_wait_and_go_when_they_are_idle() -> None:
@@ -165,7 +165,7 @@ def test_a_lost_worker_has_a_successor_with_as_many_slots() -> None:
     assert [handle.num_slots for handle in played.handles] == [3, 3]
     with pytest.raises(DreamBoothError, match="gone, 2 times without a step more"):
         played.pool.replace(played.workers[0], lost)
-    played.pool.note_step()
+    played.pool.reset_lost_count()
     played.pool.close()
     assert [handle.is_killed for handle in played.handles] == [True, True]
 

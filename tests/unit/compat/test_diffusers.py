@@ -4,13 +4,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, ChromaTransformer2DModel
 
-from dreambooth_ray.compat.diffusers import checkpointed_with_mask, name_source
+from dreambooth_ray.compat.diffusers import checkpointed_with_mask, set_component_source
 
 
 def test_a_saved_part_names_no_folder_of_this_machine(tiny_model: Path, tmp_path: Path) -> None:
     vae = AutoencoderKL.from_pretrained(tiny_model, subfolder="vae")
     assert vae.config["_name_or_path"], "diffusers: it keeps the source of a part elsewhere"
-    name_source(vae, "toyworld")
+    set_component_source(vae, "toyworld")
     vae.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["_name_or_path"] == "toyworld"
 

@@ -52,7 +52,7 @@ class Restarts:
         self.num_allowed -= 1
         return self.num_allowed >= 0
 
-    def record(self, cause: str) -> None:
+    def record_restart(self, cause: str) -> None:
         self.causes.append(cause)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.compat.ray_start import WaitingProcesses, only_needed_processes
+from dreambooth_ray.compat.ray_start import PrestartedWorkers, only_needed_processes
 from tests.unit.compat.private_api import check_source, find_private
 
 SETTINGS = (
@@ -51,7 +51,7 @@ def test_ray_is_as_it_was_after_the_block() -> None:
         ]  # fmt: skip
 
     before, variables = current(), dict(os.environ)
-    with only_needed_processes(lambda: None, WaitingProcesses(2, "a.module")):
+    with only_needed_processes(lambda: None, PrestartedWorkers(2, "a.module")):
         assert all(a is not b for a, b in zip(before, current(), strict=True))
         assert dict(os.environ) != variables
     assert current() == before
@@ -65,7 +65,7 @@ def test_a_raylet_is_started_with_as_many_waiting_processes_as_there_will_be(
 
     commands: list[list[str]] = []
     monkeypatch.setattr(services, "start_ray_process", commands.append)
-    with only_needed_processes(lambda: None, WaitingProcesses(2, "a.module")):
+    with only_needed_processes(lambda: None, PrestartedWorkers(2, "a.module")):
         services.start_ray_process(["raylet", "--num_prestart_python_workers=16", "--head"])
     assert commands == [["raylet", "--num_prestart_python_workers=2", "--head"]]
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from dreambooth_ray.compat.torch import copy_module, run_as_traced, storage_owner
+from dreambooth_ray.compat.torch import run_trace_unoptimized, shallow_copy_module, storage_owner
 from tests.unit.compat.private_api import find_private
 
 
@@ -18,7 +18,7 @@ def test_a_views_storage_is_the_bases() -> None:
 
 def test_a_copy_loses_a_child_alone() -> None:
     original = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    clone = copy_module(original)
+    clone = shallow_copy_module(original)
     clone[1] = nn.Identity()
     assert isinstance(original[1], nn.ReLU)
     assert clone[0] is original[0]
@@ -35,8 +35,8 @@ def test_a_trace_runs_unoptimized() -> None:
         enabled.append(torch._C._get_graph_executor_optimize())
         return x * 2
 
-    assert torch.equal(run_as_traced(trace, (torch.ones(2),)), torch.full((2,), 2.0))
+    assert torch.equal(run_trace_unoptimized(trace, (torch.ones(2),)), torch.full((2,), 2.0))
     assert enabled == [False]
     assert torch._C._get_graph_executor_optimize()
     recorded = torch.jit.trace(Network(), (torch.ones(2),))
-    assert torch.equal(run_as_traced(recorded, (torch.ones(2),)), torch.full((2,), 2.0))
+    assert torch.equal(run_trace_unoptimized(recorded, (torch.ones(2),)), torch.full((2,), 2.0))

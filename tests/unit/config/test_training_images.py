@@ -1,6 +1,6 @@
 import pytest
 
-from dreambooth_ray.config.forwards import can_be_graphed
+from dreambooth_ray.config.forward_pass_rules import can_be_graphed
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError

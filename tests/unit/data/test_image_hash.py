@@ -1,11 +1,11 @@
 from PIL import Image, ImageEnhance
 
 from dreambooth_ray.data.image_hash import compute_fingerprint, fingerprint_distance, is_blank
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
 def test_an_image_is_like_its_own_copies_and_unlike_others() -> None:
-    images = [p for seed in range(4) for p in photographs(random_subject(seed), seed, 3)]
+    images = [p for seed in range(4) for p in render_photographs(random_subject(seed), seed, 3)]
     prints = [compute_fingerprint(p) for p in images]
     for image, mark in zip(images, prints, strict=True):
         smaller = image.resize((100, 100), Image.Resampling.LANCZOS)

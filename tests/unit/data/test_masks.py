@@ -57,7 +57,7 @@ def read(folder: Path, *overrides: str) -> tuple[Config, list[Photograph]]:
 def test_a_mask_is_cut_with_its_photograph(folder: Path, settings: tuple[str, ...]) -> None:
     make_mask().save(folder / "a.mask.png")
     _, (photograph,) = read(folder, *settings)
-    for view in photograph.views:
+    for view in photograph.all_resolutions:
         assert view.mask is not None
         assert view.mask.size == view.image.size
         is_subject, reds = np.asarray(view.mask) > 127, np.asarray(view.image)[..., 0] > 127

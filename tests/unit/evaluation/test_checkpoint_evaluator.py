@@ -10,10 +10,10 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation.checkpoint_evaluator import (
     CheckpointEvaluator,
-    check_choice,
+    check_choice_protocol,
 )
 from dreambooth_ray.evaluation.protocol import load_protocol
-from dreambooth_ray.evaluation.protocol_scorer import load_choice_protocol
+from dreambooth_ray.evaluation.protocol_scorer import load_checkpoint_protocol
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
@@ -89,23 +89,23 @@ def test_a_model_is_evaluated_in_its_familys_way(tmp_path: Path, config: Config)
         ],
     )  # fmt: skip
     config = fill_model_defaults(config, find_family(model))
-    check_choice(config, model)
+    check_choice_protocol(config, model)
     commit(run, config, model, tmp_path / "local")
     evaluator = CheckpointEvaluator(
         dump_config(config),
         run.uri,
         (str(model), ""),
-        load_choice_protocol(config),
+        load_checkpoint_protocol(config),
         {},
     )
     assert -1 <= evaluator.evaluate(5).fidelity <= 1
 
 
 def test_what_can_not_be_evaluated_is_refused_before_work(config: Config, toy_model: Path) -> None:
-    check_choice(config, toy_model)
+    check_choice_protocol(config, toy_model)
     choice = config.choice.model_copy(update={"drift": "drift"})
     with pytest.raises(ConfigError, match=r"choice\.drift=drift is not told"):
-        check_choice(config.model_copy(update={"choice": choice}), toy_model)
+        check_choice_protocol(config.model_copy(update={"choice": choice}), toy_model)
     choice = config.choice.model_copy(update={"protocol": "paper"})
     with pytest.raises(ConfigError, match=r"choice\.protocol='paper' is neither"):
-        check_choice(config.model_copy(update={"choice": choice}), toy_model)
+        check_choice_protocol(config.model_copy(update={"choice": choice}), toy_model)

@@ -22,7 +22,7 @@ def test_the_first_checkpoint_at_or_after_a_multiple_is_sampled(
 
 def test_workers_sample_where_they_hold_whole_weights() -> None:
     zero = "train.strategy=deepspeed"
-    for settings, has_whole_weights in (
+    for settings, holds_unsharded_weights in (
         ([], True),
         (["train.strategy=fsdp2"], False),
         ([zero, "train.deepspeed.stage=1"], True),
@@ -30,4 +30,7 @@ def test_workers_sample_where_they_hold_whole_weights() -> None:
         ([zero, "train.deepspeed.stage=3"], False),
         ([zero, "train.precision=16-mixed", "cluster.gpus=true"], False),
     ):
-        assert parse_config(TEXT, "x", settings).train.has_whole_weights == has_whole_weights
+        assert (
+            parse_config(TEXT, "x", settings).train.holds_unsharded_weights
+            == holds_unsharded_weights
+        )

@@ -16,7 +16,7 @@ from transformers import (
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation import encoders, image_metrics
 from dreambooth_ray.evaluation.encoders import parse_attributes
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 SMALL = {
     "hidden_size": 32,
@@ -30,7 +30,7 @@ VISION = {**SMALL, "image_size": 32, "patch_size": 16}
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     subjects = [random_subject(seed, class_noun="robot") for seed in (3, 7)]
-    return [p for s in subjects for p in photographs(s, 1, 4, size_px=64)]
+    return [p for s in subjects for p in render_photographs(s, 1, 4, size_px=64)]
 
 
 def assert_unit(vectors: torch.Tensor) -> None:
@@ -90,7 +90,7 @@ def test_the_toy_worlds_evaluator_tells_individuals_apart(images: list[Image.Ima
 def test_the_toy_worlds_evaluator_reads_sentences() -> None:
     encoder = encoders.load_text_encoder("toyworld:attributes")
     subject = random_subject(7, class_noun="robot")
-    image = photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
+    image = render_photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
     right, wrong = (f"a {subject.colour} robot on a wooden table", "a pink fish in the snow")
     agreement = image_metrics.prompt_agreement(
         encoder.embed_images([image, image]), encoder.embed_texts([right, wrong])

@@ -38,13 +38,13 @@ def test_the_shortlist_moves_the_sentence_least(parts: Components) -> None:
 def test_a_word_without_meaning_changes_nothing() -> None:
     plain = torch.stack([X, Y, Z])
     nothing = score_word("sks", 3, plain, plain)
-    assert nothing.meaning == pytest.approx(0.0, abs=1e-6)
+    assert nothing.meaning_score == pytest.approx(0.0, abs=1e-6)
     strong = score_word("red", 1, torch.stack([X, X, X]), plain)
     assert strong.displacement == pytest.approx(2 / 3)
     assert strong.narrowing == pytest.approx(2 / 3)
     wider = score_word("odd", 1, plain, F.normalize(plain + X, dim=1))
     assert wider.narrowing < 0
-    assert wider.meaning == wider.displacement
+    assert wider.meaning_score == wider.displacement
 
 
 def test_words_are_ranked_by_the_images_of_them(parts: Components) -> None:

@@ -39,10 +39,10 @@ def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
 
 @pytest.mark.parametrize(("family", "steps"), [(SD, 20), (Z_IMAGE, 20), (TURBO, 8)])
 def test_the_brief_protocol_takes_few_steps_of_any_model(family: ModelFamily, steps: int) -> None:
-    protocol = load_protocol("brief").fill(family)
+    protocol = load_protocol("brief").fill_sampling_defaults(family)
     assert protocol.num_inference_steps == steps
     assert protocol.guidance_scale == family.sampling_defaults.get("guidance_scale", 7.5)
-    assert protocol.fill(family) == protocol
+    assert protocol.fill_sampling_defaults(family) == protocol
     assert len(evaluation_prompts(spec(protocol))) == 16
 
 
@@ -59,7 +59,7 @@ def test_living_subjects_get_their_own_prompts() -> None:
     }
     assert "a dog wearing a santa hat" in dog
     assert "a teapot floating in an ocean of milk" in teapot
-    assert load_protocol("toyworld").manner("dog") == "object"
+    assert load_protocol("toyworld").choose_prompt_set("dog") == "object"
 
 
 def test_the_plain_prompt_leaves_the_identifier_out() -> None:
@@ -97,18 +97,18 @@ def test_evaluations_keep_the_names_they_had_before_there_were_more_parameters()
     names = ("dreambench", "toyworld", "toyworld-brief")
     digests = [spec(load_protocol(name)).digest for name in names]
     assert digests == ["31b5d2652aabe67d", "957317de92840fc4", "223351b8469decfd"]
-    filled = [spec(load_protocol(name).fill(SD)).digest for name in names]
+    filled = [spec(load_protocol(name).fill_sampling_defaults(SD)).digest for name in names]
     assert filled == digests
 
 
 def test_what_a_protocol_leaves_open_is_the_models_own() -> None:
     protocol = load_protocol("toyworld")
-    filled = protocol.fill(Z_IMAGE)
+    filled = protocol.fill_sampling_defaults(Z_IMAGE)
     assert (filled.solver, filled.num_inference_steps, filled.guidance_scale) == ("euler", 25, 3.0)
     assert spec(filled).as_json()["protocol"] == filled.identity_values()
     ddim = Protocol.model_validate({**protocol.model_dump(), "solver": "ddim"})
     with pytest.raises(ConfigError, match=r"'toyworld': solver=ddim is not for Z-Image; take eul"):
-        ddim.fill(Z_IMAGE)
+        ddim.fill_sampling_defaults(Z_IMAGE)
 
 
 def test_chunks_cover_every_image_once() -> None:

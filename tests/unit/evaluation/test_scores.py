@@ -7,7 +7,12 @@ from dreambooth_ray.evaluation import scores
 from dreambooth_ray.evaluation.evaluation_report import report_page
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, EvaluationSpec, load_protocol
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.toyworld.world import photographs, random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world import (
+    random_scene,
+    random_subject,
+    render_image,
+    render_photographs,
+)
 
 X, Y, Z = torch.eye(3)
 
@@ -85,7 +90,7 @@ def test_the_toy_world_knows_the_truth_of_its_own_renders() -> None:
     in_snow = render_image(subject, random_scene(1, 0, "snow"))
     images = [in_snow, in_snow, in_snow, in_snow, *[render_image(other, random_scene(1, 1))] * 2]
     toy_scores = scores.compute_toy_scores(
-        prompts, images, photographs(subject, 1, 2, 64), load_evaluator()
+        prompts, images, render_photographs(subject, 1, 2, 64), load_evaluator()
     )
     values = {name: s.value for name, s in toy_scores.items()}
     assert values["subject_fidelity"] > 0.8

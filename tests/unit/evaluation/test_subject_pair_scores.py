@@ -11,7 +11,7 @@ from dreambooth_ray.evaluation.subject_pair_scores import (
     list_cuts,
     score_pair,
 )
-from dreambooth_ray.toyworld.world import Subject, photographs, random_subject
+from dreambooth_ray.toyworld.world import Subject, random_subject, render_photographs
 
 ROBOT, TEAPOT = random_subject(3, class_noun="robot"), random_subject(4, class_noun="teapot")
 
@@ -21,18 +21,20 @@ def beside(left: Subject, right: Subject, seed: int, *, level: bool = False) -> 
     size = (256, 512) if level else (512, 256)
     image = Image.new("RGB", size)
     for k, subject in enumerate((left, right)):
-        (part,) = photographs(subject, seed + k, 1)
+        (part,) = render_photographs(subject, seed + k, 1)
         image.paste(part, (0, 256 * k) if level else (256 * k, 0))
     return image
 
 
 def score(images: list[Image.Image], alone: tuple[Subject, Subject]) -> PairScores:
     encoder = load_encoder(TOY_IDENTITY)
-    own = [encoder.embed_images(photographs(s, 7, 5)) for s in (ROBOT, TEAPOT)]
-    single = [encoder.embed_images(photographs(s, 50, 4)) for s in alone]
+    own = [encoder.embed_images(render_photographs(s, 7, 5)) for s in (ROBOT, TEAPOT)]
+    single = [encoder.embed_images(render_photographs(s, 50, 4)) for s in alone]
     parts = [encoder.embed_images(crop_parts(image)) for image in images]
     alone_parts = [
-        encoder.embed_images(crop_parts(image)) for s in alone for image in photographs(s, 50, 4)
+        encoder.embed_images(crop_parts(image))
+        for s in alone
+        for image in render_photographs(s, 50, 4)
     ]
     return score_pair((own[0], own[1]), (single[0], single[1]), parts, alone_parts)
 

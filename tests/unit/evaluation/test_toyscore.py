@@ -11,7 +11,7 @@ from dreambooth_ray.evaluation.toyscore import (
 )
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS
 from dreambooth_ray.toyworld.evaluator import Reading, fidelity, load_evaluator
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
 def test_held_out_prompts_are_even_and_distinct() -> None:
@@ -36,9 +36,9 @@ def test_similarities_of_known_vectors() -> None:
 
 def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() -> None:
     network = load_evaluator()
-    photos = photographs(random_subject(7, class_noun="robot"), 7, 4)
-    more_photos = photographs(random_subject(7, class_noun="robot"), 8, 4)
-    photos_of_another = photographs(random_subject(8, class_noun="robot"), 7, 4)
+    photos = render_photographs(random_subject(7, class_noun="robot"), 7, 4)
+    more_photos = render_photographs(random_subject(7, class_noun="robot"), 8, 4)
+    photos_of_another = render_photographs(random_subject(8, class_noun="robot"), 7, 4)
     assert subject_fidelity(more_photos, photos, network) > 0.85
     assert subject_fidelity(photos_of_another, photos, network) < 0.5
 

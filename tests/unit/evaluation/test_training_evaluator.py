@@ -10,13 +10,13 @@ import yaml
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
-from dreambooth_ray.evaluation.protocol_scorer import load_choice_protocol
+from dreambooth_ray.evaluation.protocol_scorer import load_checkpoint_protocol
 from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.checkpoint_selection import read_end, read_selection
+from dreambooth_ray.training.checkpoint_selection import read_early_end_step, read_selection
 from dreambooth_ray.training.worker_job import WorkerJob
 from dreambooth_ray.training.worker_messages import read_new_messages
 from tests.unit.evaluation.test_checkpoint_evaluator import PROTOCOL
@@ -62,7 +62,7 @@ def test_a_training_evaluates_itself_ends_early_and_learns_as_without(
     alone = Fitted(tiny_model, photos, None, *settings, "train.steps=2")
     assert fitted.losses() == alone.losses()
     assert committed_steps(run) == [1, 2]
-    assert read_end(run, run.names(), RunHistory()) == 2
+    assert read_early_end_step(run, run.names(), RunHistory()) == 2
     config = fitted.module.config
     points = read_scored_checkpoints(run, config.choice)
     assert [point.step for point in points] == [1, 2]
@@ -70,7 +70,7 @@ def test_a_training_evaluates_itself_ends_early_and_learns_as_without(
     # The numbers are those that another process gives the checkpoint.
     inside = json.loads(run.read(paths.evaluation(2)))["totals"]
     evaluator = CheckpointEvaluator(
-        dump_config(config), run.uri, (str(tiny_model), ""), load_choice_protocol(config), {}
+        dump_config(config), run.uri, (str(tiny_model), ""), load_checkpoint_protocol(config), {}
     )
     evaluator.evaluate(2)
     assert json.loads(run.read(paths.evaluation(2)))["totals"] == pytest.approx(inside, abs=0.01)

@@ -12,7 +12,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.fake_step import count_step
 from dreambooth_ray.memory.training_memory import images_per_worker
-from dreambooth_ray.models.checkpointing import checkpoint_activations
+from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
 from dreambooth_ray.models.trainable_params import apply_method, is_trained

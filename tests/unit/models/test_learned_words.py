@@ -87,7 +87,7 @@ def test_each_encoder_learns_its_own_embedding(directory: Path) -> None:
     assert all(name.endswith("token_embedding.rows") for name in trained)
     training = parts.functions.text_training
     captions = training.tokenize(parts, ["a <sks> robot"])
-    embed = training.token_embedder(parts, training.text_functions(parts.text_encoders))
+    embed = training.make_token_encoder(parts, training.text_functions(parts.text_encoders))
     values = embed(captions).values
     torch.stack([value.square().sum() for value in values if value.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     assert all(w.grad is not None and bool(w.grad.abs().max() > 0) for w in trained.values())

@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.model_checks import _list_layers, check_method
+from dreambooth_ray.models.model_checks import _list_layer_shapes, check_method
 
 
 def config_of(*overrides: str) -> Config:
@@ -29,7 +29,7 @@ def test_files_name_the_layers_that_the_models_have(tiny_model: Path) -> None:
     for part in ("unet", "text_encoder"):
         modules = getattr(parts, part).named_modules()
         layer_names = {n for n, m in modules if isinstance(m, (nn.Linear, nn.Conv2d))}
-        assert dict(_list_layers(tiny_model / part, part)).keys() == layer_names
+        assert dict(_list_layer_shapes(tiny_model / part, part)).keys() == layer_names
 
 
 @pytest.mark.parametrize("section", ["prior", "sample"])

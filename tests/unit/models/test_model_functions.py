@@ -17,7 +17,7 @@ def test_a_family_that_trains_text_encoders_has_functions_for_it() -> None:
 
 
 def test_a_family_with_a_longest_prompt_has_a_function_for_it() -> None:
-    with pytest.raises(TypeError, match="is no LimitedPrompts"):
+    with pytest.raises(TypeError, match="is no PromptLimitFunctions"):
         replace(stable_diffusion.FAMILY, max_prompt_tokens=77).load_functions()
 
 

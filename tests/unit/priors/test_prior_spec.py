@@ -72,11 +72,11 @@ def test_of_each_shape_as_many_are_made_as_are_asked_for(
         assert record is not None
         assert record.index not in bad
         number = record.index // SHAPED.chunk_size
-        assert SHAPED.find_shape(number) == SHAPED.shapes[position % 3]
+        assert SHAPED.chunk_shape(number) == SHAPED.shapes[position % 3]
         # Without one passed over, it is where its chunk says.
         if not bad:
             offset = record.index % SHAPED.chunk_size
-            assert SHAPED.list_positions(number)[offset] == position
+            assert SHAPED.list_image_positions(number)[offset] == position
 
 
 def test_a_near_duplicate_gives_way_to_the_next_index() -> None:

@@ -128,7 +128,7 @@ def test_a_damaged_chunk_is_found_and_generated_again(worker: PriorWorker, stora
     worker.generate(0)
     worker.generate(1)
     assert verify_set(storage, SPEC.digest) == []
-    folder = manifest.folder_of(in_set(storage), paths.prior_chunk(1))
+    folder = manifest.find_artifact_folder(in_set(storage), paths.prior_chunk(1))
     file = in_set(storage).local_path(f"{folder}/{paths.prior_image(3)}")
     file.write_bytes(file.read_bytes()[:-1])
     assert len(verify_set(storage, SPEC.digest)) == 1

@@ -29,7 +29,7 @@ def test_everyone_is_taken_once_and_each_callers_own_in_order(
         assert [w for w in dequeued_images if w.owner == caller] == [
             w for w in queued_images if w.owner == caller
         ]
-    assert (len(queue), queue.steps) == (0, 0)
+    assert (len(queue), queue.waiting_steps) == (0, 0)
 
 
 @given(st.integers(1, 200), st.integers(1, 6))

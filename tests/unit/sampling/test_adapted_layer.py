@@ -18,7 +18,7 @@ def test_rows_go_through_their_own_adapters_however_they_lie(tokens_first: bool)
             "down": torch.randn(2, 6, generator=generator),
             "up": torch.randn(5, 2, generator=generator),
         }
-        layer.add(name, LayerAdapter(factors))
+        layer.add_adapter(name, LayerAdapter(factors))
     mixes = [(AdapterUse("one", 0.5),), (), (AdapterUse("two"), AdapterUse("one", -1.0))]
     x = torch.randn(3, 4, 7, 6, generator=generator)
     layer.is_on = True

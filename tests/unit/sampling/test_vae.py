@@ -5,12 +5,12 @@ from PIL import Image
 
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.sampling.vae import LatentCodec, latent_mask
-from dreambooth_ray.toyworld.world import photographs, random_subject
+from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
 def test_an_image_survives_latents_and_its_preview_resembles_it(toy_parts: Components) -> None:
     codec = LatentCodec(toy_parts)
-    (large,) = photographs(random_subject(7, class_noun="robot"), 7, 1)
+    (large,) = render_photographs(random_subject(7, class_noun="robot"), 7, 1)
     image = large.resize((64, 64), Image.Resampling.LANCZOS)
     latents = codec.encode(image)
     assert latents.shape == (codec.channels, 16, 16)

@@ -52,13 +52,13 @@ def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_again() -> N
         admission.set_replicas(2, 100.0)
         admission.admit("a", ImageWork([25] * 40), 1e9)
         # b waits for its share of a's, not for all of it.
-        assert admission.estimate_s("b", ImageWork([25])) < admission.estimate_s(
-            "a", ImageWork([25])
-        )
+        assert admission.estimate_completion_s(
+            "b", ImageWork([25])
+        ) < admission.estimate_completion_s("a", ImageWork([25]))
         with pytest.raises(APIError) as refused:
             admission.admit("a", ImageWork([25]), deadline_s=4)
         assert refused.value.status == 503
-        expected_wait_s = admission.estimate_s("a", ImageWork([25])) - 4
+        expected_wait_s = admission.estimate_completion_s("a", ImageWork([25])) - 4
         assert refused.value.retry_after_s == pytest.approx(expected_wait_s)
         assert int(refused.value.headers["Retry-After"]) >= expected_wait_s
         assert len(admission.queue) + len(admission.in_hand) == 40
@@ -70,7 +70,7 @@ def test_a_deadline_too_short_for_an_endpoint_at_rest_is_the_callers_error() -> 
     async def story() -> None:
         admission = AdmissionController(batch=8, max_open=100)
         admission.set_replicas(1, 100.0)
-        needed = admission.estimate_idle_s(ImageWork([25]))
+        needed = admission.estimate_min_duration_s(ImageWork([25]))
         with pytest.raises(APIError, match=r"deadline_s=0\.1 is too short") as refused:
             admission.admit("a", ImageWork([25]), deadline_s=0.1)
         assert (refused.value.status, refused.value.param) == (400, "deadline_s")
@@ -132,18 +132,21 @@ def test_a_small_image_does_not_wait_for_all_of_a_large_one() -> None:
         admission = AdmissionController(batch=8, max_open=100)
         admission.set_replicas(1, 40.0)
         small, large = ImageWork([25]), ImageWork([25], 16.0, (256, 256))
-        alone_s = admission.estimate_s("b", small)
+        alone_s = admission.estimate_completion_s("b", small)
         reservation = admission.admit("a", large, deadline_s=120)[0]
         assert reservation.remaining == 400
         turn_s = 1.5 * (25 + 8 * 16) / 40
-        assert admission.estimate_s("b", small) == pytest.approx(alone_s + turn_s)
+        assert admission.estimate_completion_s("b", small) == pytest.approx(alone_s + turn_s)
         # Of its own size, for all of it.
-        assert admission.estimate_s("b", large) > admission.estimate_idle_s(large) + 1.5 * 10 - 1e-6
+        assert (
+            admission.estimate_completion_s("b", large)
+            > admission.estimate_min_duration_s(large) + 1.5 * 10 - 1e-6
+        )
         reservation.set_remaining_steps(1)
         assert reservation.remaining == 16
-        assert admission.estimate_s("b", small) == pytest.approx(alone_s + 1.5 * 16 / 40)
+        assert admission.estimate_completion_s("b", small) == pytest.approx(alone_s + 1.5 * 16 / 40)
         # Nor is there a way past where all places are taken.
         admission.admit("a", ImageWork([25] * 7, 16.0, (256, 256)), deadline_s=1e9)
-        assert admission.estimate_s("b", small) > 1.5 * 7 * 400 / 40
+        assert admission.estimate_completion_s("b", small) > 1.5 * 7 * 400 / 40
 
     asyncio.run(story())

@@ -35,7 +35,7 @@ def end(job_store: JobStore, job_id: str, finished_at: float = 1000.0) -> None:
     work = job_store.claim(job_store.read_record(job_id), LEASE_S)
     assert work is not None
     job_store.set_state(job_id, JobState(status="completed", finished_at=finished_at))
-    job_store.settle(work)
+    job_store.finish_or_give_back(work)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_job_is_open_until_nothing_is_left_to_do(job_store: JobStore) -> None:
     work = claim(job_store)
     assert work.record.id == job_id
     assert job_store.count_open(10) == (1, 1)
-    job_store.settle(work)  # it is not over: others go on with it
+    job_store.finish_or_give_back(work)  # it is not over: others go on with it
     assert job_store.count_open(10) == (0, 2)
     end(job_store, job_id)
     assert job_store.count_open(10) == (0, 1)
@@ -78,11 +78,11 @@ def test_a_job_whose_webhook_is_owed_stays_open(job_store: JobStore) -> None:
     state = JobState(status="completed", finished_at=1000.0, webhook="pending")
     work = claim(job_store)
     job_store.set_state(job_id, state)
-    job_store.settle(work)
+    job_store.finish_or_give_back(work)
     assert job_store.count_open(10) == (0, 1)
     work = claim(job_store)
     job_store.set_state(job_id, state.model_copy(update={"webhook": "delivered"}))
-    job_store.settle(work)
+    job_store.finish_or_give_back(work)
     assert job_store.count_open(10) == (0, 0)
 
 
@@ -137,7 +137,7 @@ def test_jobs_of_earlier_versions_are_done_and_forgotten(
     plant_earlier(tmp_path, bare_ended_id, over, None)
     assert job_store.read_record(marked_id).caller == "key:shop"
     for _ in range(2):
-        job_store.adopt_all()
+        job_store.adopt_earlier_version_jobs()
         assert job_store.count_open(10) == (0, 2)
     assert {claim(job_store).record.id for _ in range(2)} == {marked_id, bare_id}
     job_store.forget_ended(before_s=2000.0)
@@ -156,7 +156,7 @@ def test_a_job_of_an_earlier_version_that_is_running_is_left_to_its_runner(
     lease = JobStore(str(tmp_path))._queue._claims.claim(job_id, LEASE_S)
     assert lease is not None
     assert (tmp_path / "serve/jobs" / job_id / "lease-0001.json").exists()
-    job_store.adopt_open()
+    job_store.adopt_earlier_version_open_jobs()
     assert job_store.claim_next(LEASE_S) is None
     lease.release()
     assert claim(job_store).record.id == job_id

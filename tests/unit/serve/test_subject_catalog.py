@@ -243,7 +243,7 @@ def test_runs_of_earlier_releases_get_entries_when_an_endpoint_starts(
 
     async def story() -> None:
         catalog = _catalog(tmp_path)
-        await catalog.prepare()
+        await catalog.start_catalog_completion()
         assert ("dog-0" in await _list_ids(catalog)) == is_made
 
     asyncio.run(story())
@@ -279,7 +279,7 @@ def test_who_asks_while_an_endpoint_starts_gets_what_is_there(
 
     async def story() -> None:
         catalog = _catalog(tmp_path, Clock(step_s=0.0))
-        preparation = asyncio.create_task(catalog.prepare())
+        preparation = asyncio.create_task(catalog.start_catalog_completion())
         if first_asks != "before it begins":
             await asyncio.sleep(0)
         first = asyncio.create_task(catalog.resolve("dog", _allow_all))

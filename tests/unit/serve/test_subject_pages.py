@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, VersionRef, entry_name, position
+from dreambooth_ray.storage.catalog import (
+    Catalog,
+    CatalogEntry,
+    VersionRef,
+    entry_name,
+    listing_position,
+)
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.storage.subject_version import SubjectVersion
 from serve import subject_pages
@@ -63,7 +69,7 @@ def test_pages_hold_everything_of_a_caller_once(
             assert after is not None and (after.startswith("~") or _matches(after, patterns))
         else:
             raise AssertionError("pages have no end")
-    expected = [*sorted(bases), *sorted(subjects - bases, key=position)]
+    expected = [*sorted(bases), *sorted(subjects - bases, key=listing_position)]
     assert listed == [subject for subject in expected if _matches(subject, patterns)]
 
 

@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
-from serve.webhooks import PinnedTransport, check_secret, check_target, deliver_event
+from serve.webhooks import PinnedTransport, check_secret, deliver_event, resolve_public_address
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the test's own").decode()
 PUBLIC = "93.184.215.14"
@@ -49,18 +49,18 @@ PUBLIC = "93.184.215.14"
 )
 def test_targets_inside_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="webhook_url"):
-        check_target(url)
+        resolve_public_address(url)
 
 
 def test_a_public_address_is_taken() -> None:
-    assert check_target(f"https://{PUBLIC}/hook") == PUBLIC
+    assert resolve_public_address(f"https://{PUBLIC}/hook") == PUBLIC
 
 
 def test_a_name_with_one_address_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(2, 1, 6, "", (PUBLIC, 443)), (2, 1, 6, "", ("10.1.2.3", 443))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: both)
     with pytest.raises(ConfigError, match="not public"):
-        check_target("https://rebinding.example/")
+        resolve_public_address("https://rebinding.example/")
 
 
 class FakeTransport(httpx2.AsyncBaseTransport):
@@ -119,7 +119,7 @@ def test_redirects_are_not_followed_and_failure_is_told() -> None:
 )
 def test_addresses_that_parsers_differ_over_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="webhook_url"):
-        check_target(url)
+        resolve_public_address(url)
 
 
 async def _deliver_to_server(

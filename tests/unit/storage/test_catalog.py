@@ -13,7 +13,7 @@ from dreambooth_ray.errors import CheckpointError, StorageError
 from dreambooth_ray.storage.catalog import (
     Catalog,
     entry_name,
-    position,
+    listing_position,
     publish_run,
     version_name,
     withdraw_run,
@@ -105,11 +105,13 @@ def test_every_subject_comes_once_whatever_the_page(subjects: set[str], limit: i
         for subject in subjects:
             _touch_entry(folder, subject)
         pages: list[list[str]] = []
-        while page := catalog.list_subjects(position(pages[-1][-1]) if pages else "", limit):
+        while page := catalog.list_subjects(
+            listing_position(pages[-1][-1]) if pages else "", limit
+        ):
             pages.append(page)
         assert all(len(page) == limit for page in pages[:-1])
         listed = [subject for page in pages for subject in page]
-        assert listed == sorted(subjects, key=position)
+        assert listed == sorted(subjects, key=listing_position)
 
 
 @settings(max_examples=20, deadline=None)
@@ -124,12 +126,12 @@ def test_pages_keep_their_order_while_subjects_come_and_go(
         for subject in staying:
             _touch_entry(folder, subject)
         listed: list[str] = []
-        while page := catalog.list_subjects(position(listed[-1]) if listed else "", limit):
+        while page := catalog.list_subjects(listing_position(listed[-1]) if listed else "", limit):
             listed += page
             path = _touch_entry(folder, rng.choice(changing))
             if rng.random() < 0.5:
                 path.unlink()
-        assert [s for s in listed if s in staying] == sorted(staying, key=position)
+        assert [s for s in listed if s in staying] == sorted(staying, key=listing_position)
         assert len(listed) == len(set(listed))
 
 
@@ -144,8 +146,8 @@ def test_any_id_gets_a_file_of_its_own(subject: str) -> None:
 
 def test_subjects_of_one_prefix_do_not_mix(catalog: Catalog) -> None:
     names = [f"dog-{k}" for k in range(3000)]
-    prefix = position(names[0])[:2]
-    colliding = [name for name in names if position(name)[:2] == prefix][:8]
+    prefix = listing_position(names[0])[:2]
+    colliding = [name for name in names if listing_position(name)[:2] == prefix][:8]
     assert len(colliding) == 8
     for subject in (*colliding, colliding[0] + ".a", colliding[0] + "-"):
         for number in range(3):

@@ -31,7 +31,7 @@ def test_what_a_followed_holder_writes_beyond_the_takeover_is_void(run: Store) -
     woken = CheckpointId(30, 1)
     point_to(run, woken)
     history = fence.read_history(run)
-    assert (list(history.checkpoints), history.void) == ([10, 20], [woken])
+    assert (list(history.checkpoints), history.void_checkpoints) == ([10, 20], [woken])
     point_to(run, CheckpointId(30, 2))
     assert fence.find_checkpoint(run, 30) == CheckpointId(30, 2)
     assert fence.read_history(run).newest_lease == 2
@@ -67,8 +67,8 @@ def test_what_counts_is_one_a_step_and_never_beyond_a_later_takeover(
 ) -> None:
     history = RunHistory(tuple(sorted(pointers)), takeovers)
     valid = set(history.checkpoints.values())
-    assert valid | set(history.void) == pointers
-    assert not valid & set(history.void)
+    assert valid | set(history.void_checkpoints) == pointers
+    assert not valid & set(history.void_checkpoints)
     assert len(valid) == len({entry.step for entry in valid})
     for entry in valid:
         assert not any(n > entry.lease and entry.step > step for n, step in takeovers)

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.holder import Holder, new_holder
-from dreambooth_ray.storage.lease import Lease, LeaseFiles, LeaseLostError, SilenceWatch, Standing
+from dreambooth_ray.storage.lease import (
+    Lease,
+    LeaseFiles,
+    LeaseLostError,
+    NewestLease,
+    SilenceWatch,
+)
 from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
@@ -60,7 +66,7 @@ def hold_elsewhere(run: Store, number: int = 4, skew_s: float = 0.0) -> Lease:
     files = LeaseFiles(run, f"{LEASES}/")
     holder = replace(new_holder(LEASE_S), **ELSEWHERE)
     holder = replace(holder, seen=holder.seen + skew_s)
-    run.write(files.file(number), holder.as_json())
+    run.write(files.lease_file_name(number), holder.as_json())
     return Lease(files, number, holder, files.clock())
 
 
@@ -198,6 +204,6 @@ def test_nobody_follows_a_holder_whose_time_is_not_up(
         holder = Holder(num_renewals=num_seen, lease_s=LEASE_S)
         files = LeaseFiles(Store("memory://unused"), "x-", clock=partial(float, now_s))
         began_s = max((begun_s for begun_s, seen_at_s in writes if seen_at_s <= now_s), default=0.0)
-        if watch.is_dead(Standing(1, holder.as_json(), holder)):
+        if watch.is_dead(NewestLease(1, holder.as_json(), holder)):
             assert Lease(files, 1, holder, began_s).seconds_left <= 0
             return

@@ -58,13 +58,13 @@ def test_who_was_followed_is_ended(run: FailingStore) -> None:
     with (
         pytest.raises(LeaseLostError, match="taken over"),
         keeper(run, LEASE_S) as lease,
-        lease.ending(ended.set),
+        lease.calling_on_loss(ended.set),
     ):
         run.write(f"{LEASES}/000002.json", b"{}")
         assert ended.wait(TIMEOUT_S)
     # Too late for anything new: it ends at once.
     late = threading.Event()
-    with pytest.raises(LeaseLostError), lease.ending(late.set):
+    with pytest.raises(LeaseLostError), lease.calling_on_loss(late.set):
         assert late.is_set()
     assert run.read(f"{LEASES}/000002.json") == b"{}"
 
@@ -74,7 +74,7 @@ def test_who_can_not_renew_is_ended_and_may_begin_anew(run: FailingStore) -> Non
     with (
         pytest.raises(LeaseExpiredError, match="resume"),
         keeper(run, LEASE_S, lines) as lease,
-        lease.ending(ended.set),
+        lease.calling_on_loss(ended.set),
     ):
         run.error = StorageError("storage does not answer")
         assert ended.wait(TIMEOUT_S)

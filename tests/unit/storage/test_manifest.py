@@ -107,7 +107,7 @@ def test_a_pointer_without_its_keys_is_damage(store: Store, tmp_path: Path) -> N
 
 def test_a_newer_versions_manifest_is_named(store: Store, tmp_path: Path) -> None:
     manifest.commit_artifact(store, "a", make(tmp_path / "in", a="1"), {})
-    folder = str(manifest.folder_of(store, "a"))
+    folder = str(manifest.find_artifact_folder(store, "a"))
     text = json.loads(store.read(f"{folder}/manifest.json"))
     repoint(store, folder, json.dumps({**text, "format": 99}).encode())
     with pytest.raises(CheckpointError, match=r"newer version \(format 99"):
@@ -116,7 +116,7 @@ def test_a_newer_versions_manifest_is_named(store: Store, tmp_path: Path) -> Non
 
 def test_a_manifest_cut_off_is_named(store: Store, tmp_path: Path) -> None:
     manifest.commit_artifact(store, "a", make(tmp_path / "in", a="1"), {})
-    folder = str(manifest.folder_of(store, "a"))
+    folder = str(manifest.find_artifact_folder(store, "a"))
     repoint(store, folder, store.read(f"{folder}/manifest.json")[:40])
     with pytest.raises(CheckpointError, match="cut off"):
         manifest.download_artifact(store, "a", tmp_path / "out")
@@ -147,11 +147,11 @@ def test_files_are_hashed_while_they_are_sent(
 
 def test_a_file_cut_off_or_gone_is_told_without_reading(store: Store, tmp_path: Path) -> None:
     manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1", b="22"), {})
-    assert manifest.find_loss(store, "one") is None
+    assert manifest.find_metadata_mismatch(store, "one") is None
     store.write(f"{folder_of(store, 'one')}/b", b"2")
-    assert "b differs" in str(manifest.find_loss(store, "one"))
+    assert "b differs" in str(manifest.find_metadata_mismatch(store, "one"))
     store.remove(f"{folder_of(store, 'one')}/b")
-    assert "missing" in str(manifest.find_loss(store, "one"))
+    assert "missing" in str(manifest.find_metadata_mismatch(store, "one"))
 
 
 def test_a_manifest_with_and_without_checksums_is_read(store: Store, tmp_path: Path) -> None:
@@ -161,5 +161,5 @@ def test_a_manifest_with_and_without_checksums_is_read(store: Store, tmp_path: P
     assert "checksum" not in content["files"][0]
     content["files"][0]["checksum"] = "CRC32:g9zvtw=="
     repoint(store, folder, json.dumps(content).encode())
-    assert manifest.find_loss(store, "a") is None
+    assert manifest.find_metadata_mismatch(store, "a") is None
     assert manifest.download_artifact(store, "a", tmp_path / "out") == {}

@@ -14,6 +14,6 @@ def test_names_of_checkpoints_and_takeovers_give_their_numbers_back_in_order(
     names += [paths.takeover(lease, step) for step, lease in takeovers]
     names = [name.removeprefix(f"{paths.CHECKPOINTS}/") for name in names]
     noise = ["step-00000001-abc", "step-00000001-000002-abc", "step-1.json", "other.json"]
-    assert paths.checkpoints(noise + names) == sorted(checkpoints)
+    assert paths.parse_checkpoint_names(noise + names) == sorted(checkpoints)
     expected = tuple(sorted((lease, step) for step, lease in takeovers))
-    assert paths.takeovers(noise + names) == expected
+    assert paths.parse_takeover_names(noise + names) == expected

@@ -10,10 +10,10 @@ from dreambooth_ray.toyworld.attributes import CLASSES, COLOUR_NAMES, COLOURS, P
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import (
     PHOTO_BACKGROUNDS,
-    photographs,
     random_scene,
     random_subject,
     render_image,
+    render_photographs,
 )
 
 seeds = st.integers(0, 2**31)
@@ -59,7 +59,7 @@ def test_no_two_colours_swap_into_each_other_under_a_pattern() -> None:
 
 def test_photographs_leave_six_backgrounds_and_the_hat_unseen() -> None:
     assert len(PHOTO_BACKGROUNDS) == 4
-    images = photographs(random_subject(7), 7, 5)
+    images = render_photographs(random_subject(7), 7, 5)
     assert len({p.tobytes() for p in images}) == 5
 
 

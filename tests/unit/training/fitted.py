@@ -28,7 +28,7 @@ from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import NanGuard
-from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.step_evaluator import StepEvaluator
 from dreambooth_ray.training.strategy import make_strategy, precision_flag
 
@@ -66,7 +66,7 @@ def make_sequence(
     validation: Validation | None,
     keep: bool,
     read_every: int | None,
-    preemption: PreemptionNotice | None,
+    preemption: PreemptionWatcher | None,
     sampler: PromptSampler | None,
 ) -> StepSequence:
     """keep: whether checkpoints are saved."""
@@ -132,7 +132,7 @@ class Fitted:
         track: Store | None = None,
         keep: bool = False,
         read_every: int | None = None,
-        preemption: PreemptionNotice | None = None,
+        preemption: PreemptionWatcher | None = None,
         on_train_end: Callable[[], object] = lambda: None,
         make_evaluator: Callable[[Config], StepEvaluator] | None = None,
     ) -> None:

@@ -96,7 +96,7 @@ def test_shapes_follow_the_photographs(mixed_photos: Path) -> None:
     assert [p.shape for p in photographs] == [(64, 64), (80, 48), (48, 80), (64, 64), (80, 48)]
     assert list_class_shapes(config, photographs) == ((48, 80), (64, 64), (80, 48))
     # Original height and width, corner, and the sides of what is seen.
-    assert photographs[1].frame == (54, 96, 0, 3, 48, 80)
+    assert photographs[1].size_conditioning == (54, 96, 0, 3, 48, 80)
 
 
 def test_squares_of_one_size_need_no_shapes_of_their_own(photos: Path) -> None:
@@ -168,8 +168,8 @@ def test_photographs_are_seen_equally_often_by_any_workers_and_after_any_resume(
         ]
         for _ in range(num_steps):
             batches = [dataset.make_batch(step) for dataset in datasets]
-            assert len({len(batch.forwards) for batch in batches}) == 1
-            forwards = [forward for batch in batches for forward in batch.forwards]
+            assert len({len(batch.forward_batches) for batch in batches}) == 1
+            forwards = [forward for batch in batches for forward in batch.forward_batches]
             numbers = [int(n) for f in forwards for n in f.latents[:, 0, 0, 0]]
             assert len(numbers) == 4 * share
             seen.update(numbers)
@@ -200,7 +200,7 @@ def test_class_images_are_of_the_photographs_shapes_and_all_are_seen(
     chosen = set()
     for step in range(30):
         batch = dataset.make_batch(step)
-        for forward in batch.forwards:
+        for forward in batch.forward_batches:
             num_photographs = forward.num_photographs
             assert len(forward.latents) == 2 * num_photographs
             height, width = forward.latents.shape[-2:]
@@ -220,7 +220,9 @@ def test_a_batch_is_a_pure_function_of_its_step(mixed_photos: Path, make_dataset
     config = make_config(mixed_photos, "train.resolution=[64,48]", "prior.count=0")
     one, two = make_dataset(config), make_dataset(config)
     two.make_batch(3)
-    for a, b in zip(one.make_batch(7).forwards, two.make_batch(7).forwards, strict=True):
+    for a, b in zip(
+        one.make_batch(7).forward_batches, two.make_batch(7).forward_batches, strict=True
+    ):
         assert torch.equal(a.latents, b.latents)
         assert torch.equal(a.noise, b.noise)
 
@@ -253,7 +255,7 @@ def test_workers_and_parts_compute_what_one_worker_does(
         return make_dataset(config, rank, world, parts)
 
     whole = make(0, 1).make_batch(1)
-    assert len(whole.forwards) > 1
+    assert len(whole.forward_batches) > 1
     module = DreamBoothModule(config, parts)
     loss, gradient = compute_gradient(module, [whole])
     shares = [make(rank, 2).make_batch(1) for rank in range(2)]

@@ -13,9 +13,9 @@ from dreambooth_ray.training.checkpoint_selection import (
     CheckpointSelection,
     find_protected_steps,
     is_evaluation_due,
-    read_end,
+    read_early_end_step,
     read_selection,
-    write_end,
+    write_early_end_step,
     write_selection,
 )
 from tests.unit.training.fitted import Fitted
@@ -24,17 +24,17 @@ from tests.unit.training.fitted import Fitted
 def test_a_selection_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
     assert read_selection(run) == CheckpointSelection()
-    assert read_end(run, run.names(), RunHistory()) is None
+    assert read_early_end_step(run, run.names(), RunHistory()) is None
     selection = CheckpointSelection(20, (10, 20, 30), True)
     write_selection(run, selection)
-    write_end(run, 30)
+    write_early_end_step(run, 30)
     assert read_selection(run) == selection
-    assert read_end(run, run.names(), RunHistory()) == 30
+    assert read_early_end_step(run, run.names(), RunHistory()) == 30
     # Lease 2 went on from step 20: what an older one says of step 30 is void, its own is not.
     followed = RunHistory(takeovers=((2, 20),))
-    assert read_end(run, run.names(), followed) is None
-    write_end(run, 30, lease=2)
-    assert read_end(run, run.names(), followed) == 30
+    assert read_early_end_step(run, run.names(), followed) is None
+    write_early_end_step(run, 30, lease=2)
+    assert read_early_end_step(run, run.names(), followed) == 30
     assert read_selection(run, lease=2) == CheckpointSelection()
 
 
@@ -81,4 +81,4 @@ def test_training_ends_with_a_checkpoint_once_the_selection_says_so(
         "checkpoint.every=2", "train.steps=5", track=run, keep=True,
     )  # fmt: skip
     assert fitted.trainer.global_step == committed_steps(run)[-1] == last
-    assert read_end(run, run.names(), RunHistory()) == (2 if patience else None)
+    assert read_early_end_step(run, run.names(), RunHistory()) == (2 if patience else None)

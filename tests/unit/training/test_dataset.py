@@ -201,7 +201,7 @@ def test_long_captions_are_taken_whole(
         module = DreamBoothModule(config, trained_parts)
         tokens = make_dataset(config, parts=trained_parts).make_batch(0).tokens
         assert tokens is not None
-        embedded = trained_parts.functions.text_training.token_embedder(
+        embedded = trained_parts.functions.text_training.make_token_encoder(
             trained_parts, module._forwards.text_functions
         )(tokens)
     assert torch.allclose(embedded["hidden"][0], expected[0]["hidden"][0], atol=1e-5)

@@ -43,7 +43,7 @@ def masked_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / path.name).write_bytes(path.read_bytes())
     for path in paths[:-1]:
         mask = Image.new("L", Image.open(path).size)
-        ImageDraw.Draw(mask).ellipse((20, 25, 71, 79), fill=255)
+        ImageDraw.Draw(mask).ellipse_points((20, 25, 71, 79), fill=255)
         mask.save(folder / f"{path.stem}.mask.png")
     return folder
 

@@ -58,8 +58,8 @@ def test_a_gradient_scaler_may_take_longer_to_find_its_scale() -> None:
         guard = nan_guard.NanGuard(_NoDataset(), precision)  # type: ignore[arg-type]
         for step in range(1, maximum + 1):
             guard.check()
-            guard.count({"step": step, "loss": 1.0, "instance_loss": 1.0, "prior_loss": 0.0,
-                         "grad_norm": float("inf")})  # fmt: skip
+            metrics = {"step": step, "loss": 1.0, "instance_loss": 1.0, "prior_loss": 0.0}
+            guard.count_skipped_step({**metrics, "grad_norm": float("inf")})
         with pytest.raises(DataError):
             guard.check()
 

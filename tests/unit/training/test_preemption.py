@@ -6,7 +6,7 @@ from ray.train import PreemptionInfo
 
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.preemption import PreemptionNotice
+from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.worker_messages import read_new_messages
 from tests.unit.training.fitted import Fitted
 
@@ -27,7 +27,7 @@ def notice_of(*hosts: str, in_s: float | None = None) -> PreemptionInfo:
 
 def test_each_host_is_told_once_and_asked_for_every_few_seconds() -> None:
     clock, notices = Clock(), [None, notice_of("a", in_s=60.5), notice_of("a"), notice_of("a", "b")]
-    notice = PreemptionNotice(lambda: notices.pop(0), clock)
+    notice = PreemptionWatcher(lambda: notices.pop(0), clock)
     assert not notice.is_time_to_ask
     clock.now_s = 6.0
     assert notice.is_time_to_ask
@@ -49,7 +49,7 @@ def test_a_notice_makes_a_checkpoint_of_that_step(
         clock.now_s += 100.0  # it is asked whenever metrics are read
         return notice_of("spot", in_s=90.0) if clock.now_s > 200.0 else None
 
-    preemption = PreemptionNotice(read_info, clock)
+    preemption = PreemptionWatcher(read_info, clock)
     clock.now_s = 100.0
     Fitted(
         tiny_model, photos, priors, "train.steps=12", "checkpoint.every=100",

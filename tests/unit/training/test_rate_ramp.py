@@ -21,7 +21,7 @@ def curve(losses: list[float], first: float = 1.0) -> RateCurve:
 
 def test_the_suggestion_lies_between_the_steepest_fall_and_the_lowest_loss() -> None:
     steady, falls, rises = [1.0] * 6, [0.97, 0.9, 0.7, 0.5, 0.42, 0.4], [0.6, 0.9, 1.9]
-    suggestion = curve(steady + falls + rises).suggest()
+    suggestion = curve(steady + falls + rises).suggest_rate()
     assert RATES[8] <= suggestion <= RATES[11]
 
 
@@ -30,7 +30,7 @@ def test_a_suggestion_is_a_rate_of_the_ramp_where_the_loss_fell_or_there_is_none
     losses: list[float],
 ) -> None:
     try:
-        suggestion = curve(losses).suggest()
+        suggestion = curve(losses).suggest_rate()
     except DreamBoothError as error:
         assert "--steps" in str(error)
     else:
@@ -51,7 +51,7 @@ def test_the_loss_of_a_real_model_falls_and_then_runs_away(
     losses = [point.loss for point in measured.points]
     assert min(losses) < measured.first_loss < losses[-1]
     assert len(losses) < 8, "it ends where the loss has run away"
-    assert 1e-5 < measured.suggest() < 0.05
+    assert 1e-5 < measured.suggest_rate() < 0.05
     draw_curve(measured, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert all(map(math.isfinite, losses))

@@ -93,7 +93,7 @@ def test_a_restart_that_others_decide_names_the_newest_checkpoint(
     recorder = RestartRecorder(run, 3, lambda: 7.0)
     assert recorder.should_restart([DEAD])
     steps.append(150)
-    recorder.record("its host was taken away")
+    recorder.record_restart("its host was taken away")
     assert [restart.step for restart in read_restarts(run)] == [50, 150]
 
 

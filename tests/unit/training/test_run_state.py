@@ -11,7 +11,7 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import (
     CheckpointSelection,
-    write_end,
+    write_early_end_step,
     write_selection,
 )
 from dreambooth_ray.training.run_state import RunState, read_run_state
@@ -83,7 +83,7 @@ def test_its_validation_losses_end_it(run: CountingStore) -> None:
 
 def test_its_evaluations_end_it_and_select(run: CountingStore) -> None:
     commit(run, 10, 20, 30)
-    write_end(run, 30)
+    write_early_end_step(run, 30)
     write_selection(run, CheckpointSelection(20, (10, 20, 30), True))
     state = read_run_state(run, config_of(*BEST))
     assert (state.last_step, state.reason, state.bundle_step) == (30, "stalled", 20)

@@ -31,7 +31,7 @@ def test_a_language_model_is_gone_once_captions_are_encoded(
     job = WorkerJob("", str(tmp_path / "run"), str(directory))
     # Those that other tests of this process hold, which so keep their ids.
     held = list_language_models()
-    module, dataset, _ = worker._load(job, config, (0, 1))
+    module, dataset, _ = worker._load_module_and_datasets(job, config, (0, 1))
     assert {id(model) for model in list_language_models()} <= {id(model) for model in held}
     loss, _ = module.compute_loss(dataset.make_batch(0))
     assert loss.isfinite()

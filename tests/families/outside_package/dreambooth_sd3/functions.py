@@ -16,7 +16,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
-from dreambooth_ray.models.prompt_limits import LimitedPrompts
+from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.t5_text import tokenize_t5
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_sd3 import NUM_TOKENS, PATCH
@@ -39,7 +39,7 @@ class TimedTransformer(NetworkFunction):
         return velocity
 
 
-class StableDiffusion3Functions(FlowFunctions, LimitedPrompts):
+class StableDiffusion3Functions(FlowFunctions, PromptLimitFunctions):
     """A conditioning is `hidden`, (B, L, D), and `pooled`."""
 
     spaces_evenly = False  # as its scheduler has them

@@ -32,7 +32,7 @@ def _scatter(
         x, y = rng.integers(box[:2], box[2:])
         w, h = rng.integers(6, largest_px, 2)
         colour = tuple(int(v) for v in rng.integers(0, 255, 3))
-        shape = pen.ellipse if k % 2 else pen.rectangle
+        shape = pen.ellipse_points if k % 2 else pen.rectangle
         shape((int(x), int(y), int(x + w), int(y + h)), fill=colour)
 
 
@@ -44,7 +44,7 @@ def compare(one: Image.Image, other: Image.Image) -> Likeness | None:
 @pytest.mark.parametrize(
     "copy",
     [
-        faults.saved_small, faults.nearly_same, faults.saved_again, faults.cropped,
+        faults.saved_small, faults.nearly_same, faults.crop_darken_enlarge, faults.cropped,
         faults.recoloured, lambda image: image.resize((100, 80)),
     ],
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_another_pose_before_the_same_wall_is_another_photograph() -> None:
     for seed in (2, 3):
         likeness = compare(scene(1), scene(seed))
         assert likeness is None or likeness.share < 0.5
-    turned = compare(scene(1), faults.turned_subject(scene(1)))
+    turned = compare(scene(1), faults.mirror_subject(scene(1)))
     assert turned is None or turned.share < MIN_DUPLICATE_SHARE
 
 

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 
 from dreambooth_ray.models.families.krea2_checks import list_transformer_shapes
-from dreambooth_ray.models.families.krea2_names import list_file_layers
+from dreambooth_ray.models.families.krea2_names import list_adapter_layer_names
 from tests.families.published_sizes import PUBLISHED_MODELS
 
 LAYERS = [
@@ -23,7 +23,7 @@ LAYERS = [
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model."])
 def test_diffusers_reads_every_layer_by_its_authors_name(prefix: str) -> None:
-    names = {layer: list_file_layers(Path(), layer)[0].name for layer in LAYERS}
+    names = {layer: list_adapter_layer_names(Path(), layer)[0].name for layer in LAYERS}
     assert len(set(names.values())) == len(LAYERS)
     weights = {
         f"{prefix}{name}.lora_A.weight": torch.full((1,), float(number))
@@ -37,4 +37,4 @@ def test_diffusers_reads_every_layer_by_its_authors_name(prefix: str) -> None:
 
 @pytest.mark.parametrize("layer", ["transformer_blocks.0.x", "other", "text_fusion.0.norm1"])
 def test_what_is_no_layer_has_no_name(layer: str) -> None:
-    assert list_file_layers(Path(), layer) == []
+    assert list_adapter_layer_names(Path(), layer) == []

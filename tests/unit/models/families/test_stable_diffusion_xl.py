@@ -131,7 +131,7 @@ def test_layers_that_nothing_comes_from_are_not_trained(directory: Path, method:
     training = parts.functions.text_training
     tokens = training.tokenize(parts, ["a robot"])
     functions = training.text_functions(parts.text_encoders)
-    row = training.token_embedder(parts, functions)(tokens)
+    row = training.make_token_encoder(parts, functions)(tokens)
     sum(tensor.square().sum() for tensor in row.values).backward()  # type: ignore[union-attr]
     for encoder in parts.text_encoders.values():
         trained = {n: w for n, w in encoder.named_parameters() if w.requires_grad}

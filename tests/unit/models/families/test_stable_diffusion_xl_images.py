@@ -103,4 +103,4 @@ def test_a_photographs_frame_is_that_of_the_script(tmp_path: Path) -> None:
     Image.new("RGB", (48, 40)).save(tmp_path / "0.png")
     (photograph,) = read_subject(tmp_path, "a robot", ShapeRule.of_square(32))
     recorded = load_golden("sdxl")["plain"].steps[0].tensors["input.time_ids"][0]
-    assert list(photograph.frame) == recorded.tolist() == [40, 48, 0, 3, 32, 32]
+    assert list(photograph.size_conditioning) == recorded.tolist() == [40, 48, 0, 3, 32, 32]

@@ -159,7 +159,7 @@ def test_a_file_gone_or_cut_off_is_found_whether_it_is_read_or_not(
 ) -> None:
     run = Store(uri.format(tmp_path / "run"))
     commit(run, tmp_path / "in")
-    file = f"{manifest.folder_of(run, paths.checkpoint(3))}/{name}"
+    file = f"{manifest.find_artifact_folder(run, paths.checkpoint(3))}/{name}"
     run.write(file, run.read(file)[:-1])
     with pytest.raises(CheckpointError, match=f"{name} differs from its manifest"):
         restore_weights(run, CheckpointId(3), tmp_path / "out")

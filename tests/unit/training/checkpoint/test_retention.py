@@ -113,7 +113,7 @@ def test_a_pointer_to_nothing_is_passed_over_for_the_one_before(
     for step in (10, 20):
         commit(run, step, tmp_path)
     if pointer is None:
-        run.remove(str(manifest.folder_of(run, paths.checkpoint(20))))
+        run.remove(str(manifest.find_artifact_folder(run, paths.checkpoint(20))))
     else:
         run.write(f"{paths.checkpoint(20)}.json", pointer)
     words: list[str] = []

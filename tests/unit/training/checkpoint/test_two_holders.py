@@ -154,7 +154,7 @@ def test_the_schedules_do_what_they_are_for(tmp_path: Path) -> None:
         contest = Contest(seed, tmp_path / str(seed))
         void: set[fence.CheckpointId] = set()
         store = Store(contest.uri)
-        contest.turns.run(lambda: void.update(fence.read_history(store).void), ODDS)  # noqa: B023
+        contest.turns.run(lambda: void.update(fence.read_history(store).void_checkpoints), ODDS)  # noqa: B023
         counts["followed"] += fence.read_history(store).newest_lease - 1
         counts["void"] += len(void)
         for name, count in contest.turns.counts.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreambooth_ray.bundles.worker_export import export_from_parts
+from dreambooth_ray.bundles.worker_export import export_with_loaded_components
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.pipeline import make_worker_job
 from dreambooth_ray.preparation import PreparedRun
@@ -55,7 +55,9 @@ class Fleet:
     ) -> dict[str, SubjectEvent]:
         """The last event of each; watch: sees all"""
         jobs = list(jobs)
-        worker = SlotWorker(jobs[0], num_slots, 4, export_from_parts, torch.device("cpu"))
+        worker = SlotWorker(
+            jobs[0], num_slots, 4, export_with_loaded_components, torch.device("cpu")
+        )
         for job in jobs:
             worker.add(job)
         worker.close()

@@ -9,7 +9,9 @@ from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
 
 
-def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> tuple[str, ...]:
+def list_preservation_captions(
+    config: Config, subject: SubjectConfig, caption: str
+) -> tuple[str, ...]:
     """The captions, one at random a step, that go with an image of a caption.
 
     raises: DataError if the caption has no identifier that could be taken out, or if one that is to
@@ -28,8 +30,8 @@ def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> 
             "of it, while it is trained to make the subject; put the identifier in, or set "
             "prior.captions=class"
         )
-    for each in config.all_subjects:
-        caption = strip_word(caption, config.word(each))
+    for other_subject in config.all_subjects:
+        caption = strip_word(caption, config.word(other_subject))
     if re.search(r"\w", caption):
         return (caption,)
     return _fill_without_words(config, subject, config.class_templates, "prior.prompt")
@@ -38,16 +40,16 @@ def preserved_captions(config: Config, subject: SubjectConfig, caption: str) -> 
 def _fill_without_words(
     config: Config, subject: SubjectConfig, templates: tuple[str, ...], key: str
 ) -> tuple[str, ...]:
-    filled = tuple(config.fill(template, subject) for template in templates)
-    for text in filled:
-        for word in (config.word(each) for each in config.all_subjects):
+    filled_templates = tuple(config.fill(template, subject) for template in templates)
+    for text in filled_templates:
+        for word in (config.word(other_subject) for other_subject in config.all_subjects):
             if has_word(text, word):
                 raise DataError(
                     f"{key}: {text!r} has the identifier {word!r}, and prior.kind="
                     f"{config.prior.kind} would hold it to what the base model makes of it; take "
                     "the identifier out"
                 )
-    return filled
+    return filled_templates
 
 
 def check_preserved_captions(
@@ -57,4 +59,4 @@ def check_preserved_captions(
     if config.prior.keeps_output:
         for photograph in photographs:
             for caption in photograph.captions:
-                preserved_captions(config, subject, caption)
+                list_preservation_captions(config, subject, caption)

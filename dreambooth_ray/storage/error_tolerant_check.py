@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class PersistentCheck:
+class ErrorTolerantCheck:
     """A look that is repeated: an error is said once, and never ends the looking."""
 
     def __init__(self, purpose: str, say: Callable[[str], None]) -> None:
@@ -18,9 +18,9 @@ class PersistentCheck:
         except Exception as error:
             if type(error) not in self._said_kinds:
                 self._said_kinds.add(type(error))
-                text = " ".join(str(error).split())[:300]
+                error_text = " ".join(str(error).split())[:300]
                 self._say(
-                    f"warning: {self._purpose} failed ({type(error).__name__}: {text}); "
+                    f"warning: {self._purpose} failed ({type(error).__name__}: {error_text}); "
                     "it is tried again"
                 )
             return False

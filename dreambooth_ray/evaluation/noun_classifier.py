@@ -19,16 +19,16 @@ NOUNS = (
 _SCALE = 100.0
 
 
-def noun_share(
+def make_noun_classifier(
     encoder: TextEncoder, class_noun: str
 ) -> Callable[[list[Image.Image]], list[tuple[float, str]]]:
     """A function of images: the probability of `class_noun` in each, and the likeliest noun."""
-    toy = encoder.uri == TOY_ATTRIBUTES
-    nouns = [class_noun, *(n for n in (CLASSES if toy else NOUNS) if n != class_noun)]
-    texts = encoder.embed_texts([f"a {n}" if toy else f"a photo of a {n}" for n in nouns])
+    is_toy = encoder.uri == TOY_ATTRIBUTES
+    nouns = [class_noun, *(n for n in (CLASSES if is_toy else NOUNS) if n != class_noun)]
+    noun_vectors = encoder.embed_texts([f"a {n}" if is_toy else f"a photo of a {n}" for n in nouns])
 
-    def shares(images: list[Image.Image]) -> list[tuple[float, str]]:
-        chances = (_SCALE * encoder.embed_images(images) @ texts.T).softmax(dim=1)
-        return [(float(row[0]), nouns[int(row.argmax())]) for row in chances]
+    def classify_images(images: list[Image.Image]) -> list[tuple[float, str]]:
+        noun_probabilities = (_SCALE * encoder.embed_images(images) @ noun_vectors.T).softmax(dim=1)
+        return [(float(row[0]), nouns[int(row.argmax())]) for row in noun_probabilities]
 
-    return shares
+    return classify_images

@@ -5,14 +5,14 @@ from dreambooth_ray.config.schema import Config
 
 def can_be_graphed(config: Config) -> bool:
     """Whether a GPU may launch a step as CUDA graphs: one forward and backward, without hooks."""
-    train = config.train
+    train_config = config.train
     return (
-        train.cuda_graphs
-        and not train.buckets
-        and train.strategy == "ddp"
+        train_config.cuda_graphs
+        and not train_config.buckets
+        and train_config.strategy == "ddp"
         and config.cluster.span.max == 1
-        and train.accumulate == 1
-        and not train.gradient_checkpointing
+        and train_config.accumulate == 1
+        and not train_config.gradient_checkpointing
     )
 
 
