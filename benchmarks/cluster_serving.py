@@ -145,10 +145,11 @@ def _run_phases(
             if replica_count.now == count:
                 return
             run_phase(phase, share)
-        raise CapacityError(
-            f"after {MAX_PHASES} phases of {seconds} s there are {replica_count.now} replicas, not "
-            f"{count}; is there room for them on the cluster?"
-        )
+        if replica_count.now != count:
+            raise CapacityError(
+                f"after {MAX_PHASES} phases of {seconds} s there are {replica_count.now} replicas, "
+                f"not {count}; is there room for them on the cluster?"
+            )
 
     run_phase("one replica", LITTLE)
     run_until(most, "load rises", max(2.0, MUCH * most))

@@ -159,5 +159,6 @@ def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) ->
         yield GatedRun(gate_actor, run_store)
     except ray.exceptions.RayActorError as error:
         raise failures[0] if failures else error from error
-    gate_actor.end.remote()
-    thread.join(60)
+    finally:  # or the run waits at its gate for ever
+        gate_actor.end.remote()
+        thread.join(60)

@@ -225,13 +225,15 @@ def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
     if not entry.image:
         return
     registry, _, repository_and_tag = entry.image.partition("/")
-    repository, _, tag = repository_and_tag.rpartition(":")
+    # NAME:TAG, NAME@sha256:DIGEST, or both; the digest decides.
+    name, _, digest = repository_and_tag.partition("@")
+    repository, _, tag = name.rpartition(":") if ":" in name else (name, "", "latest")
     if not repository or not ({".", ":"} & set(registry)):
         return  # a short name is the hosts' own business
     scheme = "http" if registry.startswith(("127.", "localhost")) else "https"
     try:
         response = requests.head(
-            f"{scheme}://{registry}/v2/{repository}/manifests/{tag}", timeout=TIMEOUT_S
+            f"{scheme}://{registry}/v2/{repository}/manifests/{digest or tag}", timeout=TIMEOUT_S
         )
     except requests.RequestException as error:
         finding_text = (

@@ -33,5 +33,6 @@ class ActiveJob:
         """Steps done, steps in total, and the previews that are not in storage yet."""
         previews, self.previews, self.has_unsaved_progress = self.previews, {}, False
         steps_done = sum(s for s, _ in self.steps.values())
-        total = sum(self.record.request.num_inference_steps for _ in self.steps)
-        return steps_done, total, previews
+        # By the sampler's count: an edit leaves steps out, some solvers take more.
+        total_steps = sum(total for _, total in self.steps.values())
+        return steps_done, total_steps, previews

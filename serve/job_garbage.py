@@ -44,9 +44,10 @@ def _find_reason(storage: Store, job_id: str, names: set[str], now_s: float) -> 
     if not record_files & names or f"{job_id}/state.json" not in names:
         return "half a job"
     try:
-        finished_at = json.loads(storage.read(f"{FOLDER}/{job_id}/state.json")).get("finished_at")
-    except (FileNotFoundError, ValueError, AttributeError):
+        state = json.loads(storage.read(f"{FOLDER}/{job_id}/state.json"))
+        finished_s = float(state["finished_at"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    if finished_at is None or now_s - float(finished_at) < ENDED_S:
+    if now_s - finished_s < ENDED_S:
         return None
     return "a job that ended long ago"

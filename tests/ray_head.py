@@ -38,7 +38,9 @@ class Head(BaseHTTPRequestHandler):
             self._answer(200, {"data": {"pythonVersion": self.server.python}})
 
     def do_HEAD(self) -> None:
-        self._answer(200 if self.path == "/v2/dreambooth/manifests/1" else 404, None)
+        versions = ("1", f"sha256:{'0' * 64}")
+        known_paths = {f"/v2/dreambooth/manifests/{version}" for version in versions}
+        self._answer(200 if self.path in known_paths else 404, None)
 
     def _answer(self, status: int, content: Any) -> None:
         self.send_response(status)

@@ -19,7 +19,7 @@ def build_model_spec(directory: Path, adapter: bool) -> dict[str, str]:
         f"{bundle_metadata.get('identifier', '')} {bundle_metadata.get('class_noun', '')}".strip()
     )
     modelspec = {
-        "modelspec.saibuild_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora" if adapter else architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title or directory.name,

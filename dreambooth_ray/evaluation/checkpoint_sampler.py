@@ -4,7 +4,6 @@ Where weights are sharded every worker would have to join each forward. So the p
 the run follows its checkpoints, as for evaluations.
 """
 
-import io
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -161,21 +160,23 @@ class SampleFollower:
     def _show_images(self, step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as temporary_folder:
             is_local = self._run.is_local
-            folder = self._run.local_path(paths.TENSORBOARD) if is_local else Path(temporary_folder)
+            events_folder, samples_folder = (
+                Path(temporary_folder) / n for n in ("events", "samples")
+            )
+            folder = self._run.local_path(paths.TENSORBOARD) if is_local else events_folder
+            manifest.download_artifact(self._run, paths.samples(step), samples_folder)
             with SummaryWriter(str(folder), filename_suffix=f".samples-{step}") as writer:
                 for index, prompt in enumerate(self._config.sample_prompts):
-                    image = _read_image(self._run, step, index)
+                    image = _read_image(samples_folder / paths.sample_image(index))
                     writer.add_image(f"samples/{prompt}", image, step, dataformats="HWC")
             for path in [] if is_local else folder.iterdir():
                 self._run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
 
 
-def _read_image(run: Store, step: int, index: int) -> np.ndarray:
-    """(H, W, 3) uint8; raises CheckpointError if it is damaged"""
-    with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as folder:
-        manifest.download_artifact(run, paths.samples(step), Path(folder))
-        png_bytes = (Path(folder) / paths.sample_image(index)).read_bytes()
-    return np.asarray(Image.open(io.BytesIO(png_bytes)))
+def _read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8"""
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Which GPUs this machine has, and how much of their memory a training may use."""
 
 import os
+import re
 import shutil
 import subprocess
 
 # CUDA and its libraries hold some hundred MiB that no allocator counts. Assumed, not measured.
 RESERVED_BYTES = 600 * 2**20
 _TIMEOUT_S = 30.0
+# A line of `nvidia-smi -L`: "  MIG 3g.20gb     Device  0: (UUID: MIG-c7384736-...)".
+_GPU_INSTANCE = re.compile(r"MIG \d+g\.(\d+)gb\S*\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 
 
 def read_gpu_memory() -> list[int]:
@@ -14,25 +17,15 @@ def read_gpu_memory() -> list[int]:
 
     The driver's own tool is asked: torch would take memory of the GPU to tell how much there is.
     """
-    nvidia_smi = shutil.which("nvidia-smi")
-    if nvidia_smi is None:
-        return []
-    query_command = [
-        nvidia_smi,
-        "--query-gpu=index,uuid,memory.total",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        result = subprocess.run(
-            query_command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines()]
     visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible_names = (
         None if visible_devices is None else [name.strip() for name in visible_devices.split(",")]
     )
+    instance_names = [name for name in visible_names or [] if name.startswith("MIG-")]
+    if instance_names:
+        return _read_instance_memory(instance_names)
+    output = _run_nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [
         int(mebibytes) * 2**20
         for index, uuid, mebibytes in (row for row in rows if len(row) == 3)
@@ -41,6 +34,28 @@ def read_gpu_memory() -> list[int]:
         and (
             visible_names is None or index in visible_names or _is_uuid_visible(uuid, visible_names)
         )
+    ]
+
+
+def _run_nvidia_smi(*options: str) -> str:
+    """What it prints; nothing where there is none, or it fails."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
+        return ""
+    try:
+        return subprocess.run(
+            [nvidia_smi, *options], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _read_instance_memory(visible_names: list[str]) -> list[int]:
+    """Of parts of a GPU (MIG): their profile names GB, `3g.20gb`, and they have no less."""
+    return [
+        int(gigabytes) * 10**9
+        for gigabytes, uuid in _GPU_INSTANCE.findall(_run_nvidia_smi("-L"))
+        if any(uuid.startswith(name) for name in visible_names)
     ]
 
 

@@ -12,7 +12,13 @@ from dreambooth_ray.models.qwen3_checks import (
     expect_behind_attention,
     expect_decoder,
 )
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    find_counts,
+    read_section,
+    repeat_shapes,
+)
 from dreambooth_ray.models.weight_files import find_weights
 
 # Levels of names as published and as networks of transformers' current releases have them.
@@ -63,7 +69,7 @@ def nest_name(name: str) -> str:
 
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
-    text_config = dict(config.get("text_config") or {})
+    text_config = dict(read_section(path, config, "text_config"))
     if text_config.get("head_dim") is None:
         head_counts = find_counts(path, text_config, "hidden_size", "num_attention_heads")
         text_config["head_dim"] = head_counts["hidden_size"] // head_counts["num_attention_heads"]
@@ -77,7 +83,7 @@ def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
     raises: ConfigError for a number that is none
     """
     text_counts = _read_text_counts(path, config)
-    vision_config = _VISION_DEFAULTS | (config.get("vision_config") or {})
+    vision_config = _VISION_DEFAULTS | read_section(path, config, "vision_config")
     vision_counts = find_counts(path, vision_config, *_VISION_DEFAULTS)
     merge_counts = find_counts(path, {"spatial_merge_size": 2} | config, "spatial_merge_size")
     feature_layers = config.get("vision_feature_layer", -1)

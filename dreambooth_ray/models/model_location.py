@@ -218,15 +218,23 @@ def _make_outline(key: str, write: Callable[[Path], None]) -> Path:
     outline = cache_folder() / "outlines" / key
     if not outline.is_dir():
         _remove_old_outlines(outline.parent)
-        partial = outline.with_name(f"{key}.{uuid.uuid4().hex}.partial")
-        partial.mkdir(mode=0o700, parents=True)
-        try:
-            write(partial)
-            if not outline.is_dir():
-                partial.rename(outline)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        _make_folder(outline, write)
     return outline
+
+
+def _make_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """A folder that is there once it is whole; of several processes the first one's stays."""
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(mode=0o700, parents=True)
+    try:
+        write(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_old_outlines(folder: Path) -> None:
@@ -254,14 +262,11 @@ def _link_parts(base: Path, parts: dict[str, Path]) -> Path:
     link_targets = {path.name: path for path in base.iterdir()} | parts
     targets_json = json.dumps({name: str(path) for name, path in sorted(link_targets.items())})
     folder = cache_folder() / "composed" / _hash_text(targets_json)
+
+    def link_entries(partial: Path) -> None:
+        for name, path in link_targets.items():
+            (partial / name).symlink_to(path)
+
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-        partial.mkdir(mode=0o700, parents=True)
-        try:
-            for name, path in link_targets.items():
-                (partial / name).symlink_to(path)
-            if not folder.is_dir():
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        _make_folder(folder, link_entries)
     return folder

@@ -15,6 +15,7 @@ from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
     find_counts,
+    read_section,
     repeat_shapes,
 )
 from dreambooth_ray.models.weight_files import find_weights
@@ -68,7 +69,7 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     raises: ConfigError for a number that is none
     """
     text_counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
-    vision_config = config.get("vision_config") or {}
+    vision_config = read_section(path, config, "vision_config")
     vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
     return {
         **expect_vision(vision_counts),

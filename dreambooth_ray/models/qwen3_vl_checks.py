@@ -7,7 +7,13 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_checks import DECODER_NAMES, check_depth, expect_qwen3
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    find_counts,
+    read_section,
+    repeat_shapes,
+)
 
 _LEVEL = "model."  # of names, of files with the whole language model
 # Of Qwen3VLVisionConfig, where a configuration names none.
@@ -34,7 +40,7 @@ def check_qwen3_vl(folder: Path, last_layer: int) -> int:
 
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
-    text_config = {"head_dim": 128} | (config.get("text_config") or {})
+    text_config = {"head_dim": 128} | read_section(path, config, "text_config")
     return find_counts(path, text_config, *DECODER_NAMES, "head_dim")
 
 
@@ -45,7 +51,7 @@ def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
     raises: ConfigError for a number that is none
     """
     text_shapes = expect_qwen3(_read_text_counts(path, config))
-    vision_config = config.get("vision_config") or {}
+    vision_config = read_section(path, config, "vision_config")
     vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
     deepstack_layers = vision_config.get(_DEEPSTACK, _DEEPSTACK_LAYERS)
     if not isinstance(deepstack_layers, list):

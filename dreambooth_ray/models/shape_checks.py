@@ -1,6 +1,6 @@
 """Stored weights against those that a part's configuration demands, by the files' headers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,24 @@ def find_counts(path: Path, config: Mapping[str, Any], *names: str) -> dict[str,
                 "model directory again"
             )
     return {name: config[name] for name in names}
+
+
+def read_count_list(
+    path: Path, config: Mapping[str, Any], name: str, default: Sequence[int]
+) -> list[int]:
+    """A key that is a list of whole numbers, none below 0; raises ConfigError naming it."""
+    counts = config.get(name, list(default))
+    if not isinstance(counts, list) or not all(type(x) is int and x >= 0 for x in counts):
+        raise ConfigError(f"{path}: {name}={counts!r} must be a list of whole numbers")
+    return counts
+
+
+def read_section(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A key that is an object, empty where it is not there; raises ConfigError naming it."""
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: {name}={section!r} must be an object of settings")
+    return section
 
 
 def check_shapes(

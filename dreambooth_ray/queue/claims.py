@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dreambooth_ray.errors import StorageError
@@ -9,6 +11,8 @@ from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostError, SilenceWatch
 from dreambooth_ray.storage.store import Store
 
+# Purpose of a claim that writes a mark which may be missing, and is given back once it is there.
+ADDING = "adding"
 _PREFIX, _DIGITS = "lease-", 4
 # Records that are watched, the newest: of one that ended elsewhere nobody here is told.
 _MOST_WATCHED = 10_000
@@ -35,9 +39,10 @@ class Claims:
         self._watches: dict[str, SilenceWatch] = {}
         self._lock = threading.Lock()
 
-    def claim(self, name: str, lease_s: float) -> Lease | None:
+    def claim(self, name: str, lease_s: float, purpose: str = "") -> Lease | None:
         """Become the record's runner, if it has none that may live; one of several callers wins.
 
+        purpose: of `Holder`
         raises: StorageError
         """
         lease_files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
@@ -45,10 +50,10 @@ class Claims:
             if name not in self._watches and len(self._watches) >= _MOST_WATCHED:
                 self._watches.pop(next(iter(self._watches)))
             silence_watch = self._watches.setdefault(name, SilenceWatch(self._clock))
-        lease_standing = lease_files.read_newest()
-        if not (silence_watch.is_dead(lease_standing) or lease_standing.is_free):
+        newest_lease = lease_files.read_newest()
+        if not (silence_watch.is_dead(newest_lease) or newest_lease.is_free):
             return None
-        lease = lease_files.take_next(lease_standing, lease_s)
+        lease = lease_files.take_next(newest_lease, lease_s, purpose=purpose)
         if lease is not None:
             self.forget(name)
         return lease
@@ -74,3 +79,22 @@ class Claims:
         except (StorageError, OSError):
             return lease.seconds_left > 0
         return True
+
+
+def may_lack_mark(lease: Lease) -> bool:
+    """Whether the work's mark may never have been written: nobody had it, or died adding it."""
+    previous_holder = lease.previous_holder
+    return previous_holder is None or (
+        previous_holder.purpose == ADDING and not previous_holder.released
+    )
+
+
+@contextmanager
+def released_at_end(lease: Lease) -> Iterator[None]:
+    """Give a lease back after the block, and leave it as it is where the block fails."""
+    try:
+        yield
+        lease.release()
+    except BaseException:
+        lease.abandon()
+        raise

@@ -24,7 +24,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.claims import ClaimedWork, Claims
+from dreambooth_ray.queue.claims import ADDING, ClaimedWork, Claims, may_lack_mark, released_at_end
 from dreambooth_ray.queue.work_records import (
     EndedWork,
     WorkEnd,
@@ -79,12 +79,12 @@ class WorkQueue:
 
     def _finish_adding(self, record: WorkRecord) -> None:
         """Who added it may have died before its mark was written."""
-        lease = self._claims.claim(record.id, _CANCEL_LEASE_S)
+        lease = self._claims.claim(record.id, _CANCEL_LEASE_S, ADDING)
         if lease is None:
             return
-        if lease.number == 1:  # nobody has ever had it
-            self._write_waiting(WorkMark.of(record))
-        lease.release()
+        with released_at_end(lease):
+            if may_lack_mark(lease):
+                self._write_waiting(WorkMark.of(record))
 
     def _write_waiting(self, mark: WorkMark) -> None:
         while True:
@@ -253,7 +253,7 @@ class WorkQueue:
         lease = self._claims.claim(work_id, _CANCEL_LEASE_S)
         if lease is not None:
             try:
-                if self._store.exists(f"waiting/{mark.name}"):
+                if self._store.exists(f"waiting/{mark.name}") or may_lack_mark(lease):
                     self._write_end(work_id, "cancelled", "")
                     self._store.remove_file(f"waiting/{mark.name}")
                     return "cancelled"

@@ -21,6 +21,7 @@ class Holder:
     boot: this boot and process namespace of `host`; seen: Unix seconds, for people alone
     nonce: of this attempt, tells our own lease from another's of the same process
     num_renewals: changes while the holder lives; lease_s: silence after which it is dead
+    purpose: what it is held for, where those who come next have to know
     """
 
     host: str = ""
@@ -32,6 +33,7 @@ class Holder:
     nonce: str = ""
     num_renewals: int = 0
     lease_s: float = DEFAULT_LEASE_S
+    purpose: str = ""
 
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine that can be looked up."""
@@ -66,7 +68,7 @@ def parse_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S) -> Ho
         return default_holder
 
 
-def new_holder(lease_s: float) -> Holder:
+def new_holder(lease_s: float, purpose: str = "") -> Holder:
     """This process, in a new attempt to hold something."""
     pid = os.getpid()
     return Holder(
@@ -77,6 +79,7 @@ def new_holder(lease_s: float) -> Holder:
         time.time(),
         nonce=uuid.uuid4().hex,
         lease_s=lease_s,
+        purpose=purpose,
     )
 
 

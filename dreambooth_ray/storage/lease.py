@@ -62,13 +62,13 @@ class SilenceWatch:
         self._since_s = 0.0
         self.has_changed = False
 
-    def is_dead(self, standing: NewestLease) -> bool:
-        """Whether `standing`, read just now, has been the same for the length of its lease."""
-        now_s, number_and_content = self._clock(), (standing.number, standing.content)
+    def is_dead(self, newest_lease: NewestLease) -> bool:
+        """Whether it, read just now, has been the same for its length."""
+        now_s, number_and_content = self._clock(), (newest_lease.number, newest_lease.content)
         if number_and_content != self._seen:
             self.has_changed = self._seen is not None
             self._seen, self._since_s = number_and_content, now_s
-        return now_s - self._since_s >= (standing.holder or Holder()).lease_s
+        return now_s - self._since_s >= (newest_lease.holder or Holder()).lease_s
 
 
 class LeaseFiles:
@@ -112,12 +112,15 @@ class LeaseFiles:
             number, lease_content, parse_holder(lease_content, self._default_lease_s)
         )
 
-    def take_next(self, standing: NewestLease, lease_s: float, at_least: int = 1) -> "Lease | None":
+    def take_next(
+        self, newest_lease: NewestLease, lease_s: float, at_least: int = 1, purpose: str = ""
+    ) -> "Lease | None":
         """Follow a holder that is gone; None if another was quicker.
 
-        at_least: a lower bound for the number
+        at_least: a lower bound for the number; purpose: of `Holder`
         """
-        number, holder = max(standing.number + 1, at_least), new_holder(lease_s)
+        number = max(newest_lease.number + 1, at_least)
+        holder = new_holder(lease_s, purpose)
         write_began_s = self.clock()
         try:
             if not self.store.create(self.lease_file_name(number), holder.as_json()):
@@ -127,19 +130,28 @@ class LeaseFiles:
             # said before, or another thread of this process would take a lease just made for free.
             _dropped_nonces.add(holder.nonce)
             raise
-        if standing.holder is not None:
+        if newest_lease.holder is not None:
             # Tidiness: the highest number counts.
             with contextlib.suppress(StorageError, OSError):
-                self.store.remove(self.lease_file_name(standing.number))
-        return Lease(self, number, holder, write_began_s)
+                self.store.remove(self.lease_file_name(newest_lease.number))
+        return Lease(self, number, holder, write_began_s, newest_lease.holder)
 
 
 class Lease:
     """A thing held by this process, as long as it renews. Starts no thread."""
 
-    def __init__(self, files: LeaseFiles, number: int, holder: Holder, renewed_at_s: float) -> None:
-        """renewed_at_s: when its first write began, by the clock of `files`"""
-        self.number = number
+    def __init__(
+        self,
+        files: LeaseFiles,
+        number: int,
+        holder: Holder,
+        renewed_at_s: float,
+        previous_holder: Holder | None = None,
+    ) -> None:
+        """renewed_at_s: when its first write began, by the clock of `files`
+        previous_holder: of the lease before; None if there was none
+        """
+        self.number, self.previous_holder = number, previous_holder
         self._files, self._holder, self._renewed_at_s = files, holder, renewed_at_s
 
     @property

@@ -5,7 +5,13 @@ from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json, read_part_config
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    read_count_list,
+    read_counts,
+    repeat_shapes,
+)
 from dreambooth_ray.models.t5_checks import check_t5
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
@@ -43,7 +49,7 @@ def check_transformer_form(path: Path, counts: dict[str, int], title: str, model
     raises: ConfigError for positions of other widths, and for one that is shown images
     """
     config = read_json(path)
-    rope_axes = config.get("axes_dims_rope", _AXES_DIMS)
+    rope_axes = read_count_list(path, config, "axes_dims_rope", _AXES_DIMS)
     if sum(rope_axes) != counts["attention_head_dim"]:
         raise ConfigError(
             f"{path}: axes_dims_rope={rope_axes} must add up to "

@@ -9,7 +9,13 @@ from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_vl_checks import check_qwen3_vl
 from dreambooth_ray.models.qwen_vae_checks import check_qwen_vae
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    read_count_list,
+    read_counts,
+    repeat_shapes,
+)
 
 # Latents that the transformer takes as one token, each way.
 PATCH = 2
@@ -76,7 +82,7 @@ def _check_index(path: Path, counts: dict[str, int]) -> list[int]:
 
 
 def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
-    axes_dims = read_json(path).get("axes_dims_rope", _AXES_DIMS)
+    axes_dims = read_count_list(path, read_json(path), "axes_dims_rope", _AXES_DIMS)
     if sum(axes_dims) != counts["attention_head_dim"] or any(
         axis_dim % 2 for axis_dim in axes_dims
     ):

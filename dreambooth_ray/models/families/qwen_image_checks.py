@@ -8,7 +8,13 @@ from dreambooth_ray.models.layer_shapes import expect_affine
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen25_vl_checks import check_qwen25_vl
 from dreambooth_ray.models.qwen_vae_checks import check_qwen_vae
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    read_count_list,
+    read_counts,
+    repeat_shapes,
+)
 
 # Latents that the transformer takes as one token, each way.
 PATCH = 2
@@ -61,7 +67,7 @@ def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
             raise ConfigError(
                 f"{path}: {key}=true is of a Qwen-Image that {variant_description}; take Qwen-Image"
             )
-    axes_dims = config.get("axes_dims_rope", _AXES_DIMS)
+    axes_dims = read_count_list(path, config, "axes_dims_rope", _AXES_DIMS)
     if sum(axes_dims) != counts["attention_head_dim"] or any(
         axis_dim % 2 for axis_dim in axes_dims
     ):

@@ -6,7 +6,7 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_checks import check_clip
 from dreambooth_ray.models.part_configs import read_json, read_part_config
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts
+from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_count_list, read_counts
 from dreambooth_ray.models.t5_checks import check_t5
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
@@ -18,6 +18,7 @@ _DEFAULTS = {
     "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 96,
 }  # fmt: skip
 _TIME_WIDTH = 256
+_DUAL_LAYERS = "dual_attention_layers"
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -59,6 +60,8 @@ def _check_transformer_config(
         raise ConfigError(
             f"{path}: qk_norm={transformer_config['qk_norm']!r}; null and 'rms_norm' are known"
         )
+    if transformer_config.get(_DUAL_LAYERS) is not None:
+        read_count_list(path, transformer_config, _DUAL_LAYERS, ())
     hidden_size = counts["num_attention_heads"] * counts["attention_head_dim"]
     if counts["caption_projection_dim"] != hidden_size:
         raise ConfigError(
@@ -121,7 +124,7 @@ def list_transformer_shapes(counts: dict[str, int], form: dict[str, Any]) -> Sha
         shapes |= _expect_linear(f"{layer_name}.linear_1", hidden_size, inputs)
         shapes |= _expect_linear(f"{layer_name}.linear_2", hidden_size, hidden_size)
     head_dim = counts["attention_head_dim"] if form.get("qk_norm") else None
-    dual_layers = form.get("dual_attention_layers") or ()
+    dual_layers = form.get(_DUAL_LAYERS) or ()
     for index in range(counts["num_layers"]):
         block_shapes = _expect_block(
             hidden_size,

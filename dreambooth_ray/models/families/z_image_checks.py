@@ -6,7 +6,13 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json, read_part_config
 from dreambooth_ray.models.qwen3_checks import check_qwen3
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    read_count_list,
+    read_counts,
+    repeat_shapes,
+)
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
@@ -55,7 +61,7 @@ def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
             raise ConfigError(f"{path}: {key}={config[key]!r}, and Z-Image has {value!r}")
     if config.get("siglip_feat_dim") is not None:
         raise ConfigError(f"{path} is of Z-Image-Omni, which sees images; take Z-Image")
-    axes_dims = config.get("axes_dims", _AXES_DIMS)
+    axes_dims = read_count_list(path, config, "axes_dims", _AXES_DIMS)
     if counts["dim"] % counts["n_heads"] or sum(axes_dims) != counts["dim"] // counts["n_heads"]:
         raise ConfigError(
             f"{path}: axes_dims={axes_dims} must add up to the width of a head, "

@@ -91,6 +91,8 @@ def test_diffusers_reads_adapters_of_both_namings(
     half = export_run(str(bundle), kind, tmp_path / "half.safetensors", half=True)
     assert half.stat().st_size < 0.8 * out.stat().st_size
     about = metadata(out)
+    # The key by which readers know that the others are there.
+    assert about["modelspec.sai_model_spec"] == "1.0.0"
     assert about["modelspec.architecture"] == "stable-diffusion-v1/lora"
     if kind == "kohya":
         assert (about["ss_network_dim"], about["ss_network_module"]) == ("8", "networks.lora")

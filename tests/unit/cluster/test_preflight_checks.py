@@ -297,4 +297,10 @@ def test_a_missing_image_is_found(config: Config, head: Server) -> None:
     missing = make_entry(head, code="image", image=f"{registry}/dreambooth:2")
     assert fatal_keys(run_preflight(config, present)) == []
     assert fatal_keys(run_preflight(config, missing)) == ["image"]
+    digest = f"sha256:{'0' * 64}"
+    for name in (f"dreambooth@{digest}", f"dreambooth:1@{digest}"):
+        pinned = make_entry(head, code="image", image=f"{registry}/{name}")
+        assert fatal_keys(run_preflight(config, pinned)) == []
+    other = make_entry(head, code="image", image=f"{registry}/dreambooth@sha256:{'1' * 64}")
+    assert fatal_keys(run_preflight(config, other)) == ["image"]
     assert fatal_keys(run_preflight(config, make_entry(head, code="image"))) == ["image"]

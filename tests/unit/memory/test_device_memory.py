@@ -28,6 +28,26 @@ def test_cards_that_are_hidden_do_not_count(
     assert read_gpu_memory() == [size * MIB for size in mebibytes]
 
 
+# `nvidia-smi -L` on a card that is cut into instances, after NVIDIA's guide to MIG.
+INSTANCES = (
+    "GPU 0: A100-SXM4-40GB (UUID: GPU-e86cb44c)",
+    "  MIG 3g.20gb     Device  0: (UUID: MIG-c7384736)",
+    "  MIG 1g.5gb+me   Device  1: (UUID: MIG-a28ad590)",
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "gigabytes"),
+    [("MIG-c7384736", [20]), ("MIG-a28ad590", [5]), ("MIG-c,MIG-a", [20, 5]), ("MIG-0", [])],
+)
+def test_an_instance_of_a_card_has_the_memory_of_its_profile(
+    visible: str, gigabytes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_nvidia_smi(tmp_path / "bin", monkeypatch, *INSTANCES)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert read_gpu_memory() == [size * 10**9 for size in gigabytes]
+
+
 def test_no_tool_and_a_tool_that_fails_are_no_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from dreambooth_ray.bundles import ldm
 from dreambooth_ray.bundles.formats import export_run
 from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models import weight_cache
+from dreambooth_ray.models import model_location, weight_cache
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
 from dreambooth_ray.models.model_source import ModelSource, make_absolute, parse_source
@@ -146,3 +146,16 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_fetched(
         model_directory("toyworld?vae=empty")
     with pytest.raises(ConfigError, match=r"model\.uri='empty' has no parts of its own"):
         model_directory("empty?vae=toyworld")
+
+
+def test_of_two_that_make_a_folder_at_once_the_first_ones_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "outlines" / "key"
+
+    def write_as_the_later(partial: Path) -> None:
+        (partial / "config.json").write_text("later")
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("first")
+
+    model_location._make_folder(folder, write_as_the_later)
+    assert (folder / "config.json").read_text() == "first"
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_ray.errors import StorageError
 from dreambooth_ray.queue import work_queue
 from dreambooth_ray.queue.claims import Claims
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
 from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
 from tests.unit.queue.queued import (
     LEASE_S,
@@ -45,6 +47,41 @@ def test_adding_that_was_cut_off_is_finished_by_the_next(queue: WorkQueue, store
     record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
     assert not WorkQueue(store).add(record)
     assert drain(queue) == ["one"]
+
+
+def test_adding_that_is_cut_off_again_and_again_is_finished_once(
+    queue: WorkQueue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(queue, "one")
+    (mark,) = queue.list_marks("waiting")
+    store.remove_file(f"waiting/{mark.name}")
+    record = WorkRecord(id="one", owner="ann", payload="of one", created_ms=5)
+
+    def cut_off(*_: object) -> None:
+        raise StorageError("gone")
+
+    for written in (False, True, False):
+        adder = WorkQueue(store)
+        with monkeypatch.context() as patch, pytest.raises(StorageError):
+            if written:  # the mark is there, and its claim is not given back
+                patch.setattr(Lease, "release", cut_off)
+            else:
+                patch.setattr(adder, "_write_waiting", cut_off)
+            adder.add(record)
+    assert not WorkQueue(store).add(record)
+    assert drain(queue) == ["one"]
+    assert not WorkQueue(store).add(record)
+    assert drain(queue) == []
+
+
+def test_work_without_a_mark_is_cancelled_for_good(queue: WorkQueue, store: Store) -> None:
+    add(queue, "one")
+    (mark,) = queue.list_marks("waiting")
+    store.remove_file(f"waiting/{mark.name}")
+    assert queue.cancel("one") == "cancelled"
+    add(queue, "one")
+    assert drain(queue) == []
+    assert [(work.id, work.state) for work in queue.list_ended()] == [("one", "cancelled")]
 
 
 def test_of_many_processes_each_piece_of_work_has_one(store: Store) -> None:

@@ -38,6 +38,15 @@ def test_jobs_that_ended_long_ago_and_halves_are_garbage(tmp_path: Path) -> None
     assert list(find_job_garbage(storage, now_s, now_s)) == []
     with pytest.raises(APIError):
         JobStore(storage.uri).read_record(old)
+
     left = [path.name for path in tmp_path.rglob("*")]
     assert not [name for name in left if old in name or half in name]
     assert all(JobStore(storage.uri).read_record(job_id).id == job_id for job_id in kept)
+
+
+@pytest.mark.parametrize("state", ["[]", '{"finished_at": "soon"}', '{"finished_at": [1]}', "x"])
+def test_a_damaged_state_ends_no_search(tmp_path: Path, state: str) -> None:
+    storage, now_s = Store(str(tmp_path)), time.time() + 60
+    damaged, old = add_job(storage, 1.0), add_job(storage, now_s - 2 * ENDED_S)
+    storage.write(f"{FOLDER}/{damaged}/state.json", state.encode())
+    assert [item.name for item in find_job_garbage(storage, now_s, now_s)] == [f"{FOLDER}/{old}"]
